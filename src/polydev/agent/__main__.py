@@ -1,0 +1,33 @@
+"""`python3 -m polydev.agent`: listen first, tell systemd, then look around.
+
+In the guest, polydev-agent.service calls `main` without `-m`, to do without `runpy`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import start_new_thread
+
+from polydev.agent.health import health_of_guest
+from polydev.agent.routes import Routes
+from polydev.agent.server import Server, listening_socket, log
+from polydev.agent.settings import settings_from_arguments
+from polydev.agent.systemd import inherited_socket, notify
+from polydev.agent.watch import watch
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until the process is ended."""
+    settings = settings_from_arguments(arguments)
+    inherited = inherited_socket(os.environ, os.getpid())
+    listener = listening_socket(settings.listen_address, settings.listen_port, inherited)
+    address, port = listener.getsockname()
+    notify(os.environ, f"READY=1\nSTATUS=answers on {address}:{port}")
+    health = health_of_guest(settings)
+    start_new_thread(watch, (health, settings, log))
+    Server(listener, Routes(health, settings), settings).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

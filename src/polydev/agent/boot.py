@@ -1,0 +1,69 @@
+"""What the kernel tells of this VM: who it is, how long it runs, how far its boot is."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polydev.agent.messages import Stage
+
+IMAGE_WORD = "polydev.image="
+VM_WORD = "polydev.vm="
+ROUTE_UP = 0x1
+ANYWHERE = "00000000"
+
+
+class Facts:
+    """One reading of /proc; every field may change when a VM is resumed as a clone."""
+
+    def __init__(self, proc: str) -> None:
+        command_line = read_text(f"{proc}/cmdline")
+        self.image_digest = value_of(command_line, IMAGE_WORD)
+        self.vm_id = value_of(command_line, VM_WORD)
+        self.uptime_seconds = uptime_seconds(read_text(f"{proc}/uptime"))
+        self.boot_id = read_text(f"{proc}/sys/kernel/random/boot_id").strip()
+        self.has_route = has_default_route(read_text(f"{proc}/net/route"))
+
+
+def read_text(path: str) -> str:
+    """The text of a file of /proc; empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def value_of(command_line: str, prefix: str) -> str | None:
+    """The last value given to a word of the kernel command line."""
+    values = [word[len(prefix) :] for word in command_line.split() if word.startswith(prefix)]
+    return values[-1] if values and values[-1] else None
+
+
+def uptime_seconds(text: str) -> float:
+    return float(text.split()[0]) if text.strip() else 0.0
+
+
+def has_default_route(text: str) -> bool:
+    """Does /proc/net/route (addresses in hex) hold a way out that is up?"""
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return any(
+        len(row) > 7 and row[1] == row[7] == ANYWHERE and int(row[3], 16) & ROUTE_UP for row in rows
+    )
+
+
+def boot_stage(*, is_ready: bool, has_route: bool) -> Stage:
+    """The stage under way. An agent that runs is past "kernel" and "init"."""
+    if is_ready:
+        return "ready"
+    return "services" if has_route else "network"
+
+
+def announce(console: str, line: str) -> None:
+    """Write a line where the host reads along: the guest's console."""
+    descriptor = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""The agent's replies, as the host reads them (for instance with pydantic's TypeAdapter).
+
+Inside the guest this module is only ever seen by the type checker: `typing` would cost more
+start-up time than the rest of the agent together.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # pydantic takes no other TypedDict before Python 3.12
+    from typing_extensions import TypedDict
+
+Status = Literal["ready", "starting", "failed"]
+Stage = Literal["kernel", "init", "network", "services", "ready"]
+
+
+class ComponentState(TypedDict):
+    """Does this part of the desktop do its work, and if not, what is seen instead?"""
+
+    ok: bool
+    detail: str
+
+
+class ServiceState(TypedDict):
+    """A systemd unit in systemd's words; "unknown" where systemctl did not tell."""
+
+    active: str
+    sub: str
+    result: str
+    restarts: int
+
+
+class HealthReply(TypedDict):
+    """Body of `GET /health`: 200 when the status is "ready", 503 with the same shape when not."""
+
+    status: Status
+    stage: Stage
+    components: dict[str, ComponentState]
+    failing: list[str]
+    services: dict[str, ServiceState]
+    failed_units: list[str]
+    image_digest: str | None
+    vm_id: str | None
+    uptime_seconds: float
+    boot_id: str
+    agent_version: str
+
+
+class IndexReply(TypedDict):
+    """Body of `GET /`."""
+
+    name: str
+    agent_version: str
+    paths: dict[str, str]
+
+
+class Problem(TypedDict):
+    """Body of every refusal (RFC 9457, application/problem+json)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str

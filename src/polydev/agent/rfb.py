@@ -1,0 +1,67 @@
+"""The opening of an RFB (VNC) connection, up to the server's word that we may come in.
+
+Why not stop after the greeting: TigerVNC counts every connection from an address as a failed
+login until one succeeds, and after five turns all from that address away. Probes that only
+read greetings would thus lock out the viewers that come over noVNC, whose address they share.
+It then greets with version 003.003 and a refusal, which a look at the greeting takes for
+health. No ClientInit is sent: the server need not set anything up, nobody is disconnected.
+"""
+
+from __future__ import annotations
+
+from polydev.agent.errors import CheckFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polydev.agent.net import ByteStream
+
+GREETING_BYTES = 12
+MAX_REASON_BYTES = 300
+NO_PASSWORD = 1
+
+
+def open_rfb(stream: ByteStream) -> str:
+    """Shake hands and return the server's version, such as "RFB 003.008"."""
+    greeting = stream.read_exactly(GREETING_BYTES, "an RFB greeting")
+    if not is_greeting(greeting):
+        raise CheckFailed(f"{stream.name} says {greeting!r}, which is no RFB greeting")
+    version = greeting.decode().strip()
+    if version >= "RFB 003.007":
+        _choose_security(stream, version)
+    else:
+        stream.send(b"RFB 003.003\n")
+        if _number(stream) == 0:
+            raise CheckFailed(_refusal(stream))
+    return version
+
+
+def is_greeting(data: bytes) -> bool:
+    """Is this `RFB 003.00x` and a newline?"""
+    return (
+        len(data) == GREETING_BYTES
+        and data.startswith(b"RFB 003.00")
+        and data[10:11].isdigit()
+        and data.endswith(b"\n")
+    )
+
+
+def _choose_security(stream: ByteStream, version: str) -> None:
+    stream.send(b"RFB 003.007\n" if version == "RFB 003.007" else b"RFB 003.008\n")
+    count = stream.read_exactly(1, "its RFB security types")[0]
+    if count == 0:
+        raise CheckFailed(_refusal(stream))
+    if NO_PASSWORD not in stream.read_exactly(count, "its RFB security types"):
+        return  # it wants a password: whoever asks that is awake
+    stream.send(bytes([NO_PASSWORD]))
+    if version != "RFB 003.007" and _number(stream) != 0:
+        raise CheckFailed(_refusal(stream))
+
+
+def _refusal(stream: ByteStream) -> str:
+    length = min(_number(stream), MAX_REASON_BYTES)
+    reason = stream.read_exactly(length, "its reason for a refusal").decode("ascii", "replace")
+    return f"{stream.name} turns viewers away: {reason}"
+
+
+def _number(stream: ByteStream) -> int:
+    return int.from_bytes(stream.read_exactly(4, "the next step of RFB"), "big")

@@ -1,0 +1,50 @@
+"""Everything that ties the agent to its machine, with the guest's values as defaults.
+
+Tests give others, as `Settings(vnc_port=1234)` or on the command line as `--vnc-port=1234`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # importing this name from typing would cost more than this module
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Settings:
+    listen_address: str = "0.0.0.0"  # noqa: S104 - the host asks from outside
+    listen_port: int = 8080
+    max_connections: int = 32
+    request_timeout_seconds: float = 5.0
+    reply_timeout_seconds: float = 5.0
+
+    service_address: str = "127.0.0.1"
+    vnc_port: int = 5901
+    novnc_port: int = 6080
+    x_socket: str = "/tmp/.X11-unix/X1"  # noqa: S108 - where X servers put it
+    systemctl: str = "systemctl"
+    proc: str = "/proc"
+    console: str = "/dev/console"
+    python_packages: str = "/usr/lib/python3/dist-packages"  # left out of sys.path by -S
+
+    check_timeout_seconds: float = 4.0
+    keep_seconds: float = 1.0  # age up to which a good answer is given again
+    watch_pause_seconds: float = 1.0
+
+    def __init__(self, **values: str | int | float) -> None:
+        for name, value in values.items():
+            if name.startswith("_") or not hasattr(Settings, name):
+                raise ValueError(f"there is no setting named {name}")
+            setattr(self, name, value)
+
+
+def settings_from_arguments(arguments: Iterable[str]) -> Settings:
+    """Read `--name=value` words; each value gets the type of the setting's default."""
+    values: dict[str, str | int | float] = {}
+    for argument in arguments:
+        option, equals, text = argument.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        default = getattr(Settings, name, None)
+        if not (option.startswith("--") and equals and isinstance(default, str | int | float)):
+            raise ValueError(f"{argument} is not of the form --setting=value")
+        values[name] = type(default)(text)
+    return Settings(**values)

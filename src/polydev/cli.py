@@ -1,0 +1,69 @@
+"""What every verb shares: options, output for people or programs, and errors at the edge."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from polydev.errors import Error
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+stdout = Console(soft_wrap=True, highlight=False, markup=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def edge(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn an Error into one message on stderr and exit status 1.
+
+    With `json` among the verb's arguments the error goes to stdout as JSON too.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        logging.basicConfig(level=os.environ.get("POLYDEV_LOG", "WARNING").upper())
+        # A build that is told to end cleans up as after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return function(*args, **kwargs)
+        except Error as error:
+            fail(error, as_json=bool(kwargs.get("json")))
+        except KeyboardInterrupt:
+            stderr.print("interrupted; nothing is left half-made, run it again to go on")
+            raise SystemExit(130) from None
+
+    return wrapper
+
+
+def fail(error: Error, *, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps(error.as_dict()))
+    stderr.print(f"error: {error.message}")
+    if error.hint:
+        stderr.print(f"next:  {error.hint}")
+    raise SystemExit(1)
+
+
+def answer(value: BaseModel | dict[str, Any] | list[Any], *, as_json: bool, text: str) -> None:
+    """Print a verb's answer: as JSON for programs, else as text for people."""
+    if not as_json:
+        stdout.print(text)
+        return
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    json.dump(value, sys.stdout, indent=1, default=str)
+    print()
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,94 @@
+"""The error tree.
+
+    Error
+    ├── ConfigError             a recipe, inventory or setting is wrong (file and key path)
+    ├── CommandError            a process ended with a status other than 0
+    │   └── CommandTimeout      a process did not end in time
+    ├── ImageError              the image store refuses
+    │   ├── BuildError          a layer or the root filesystem could not be made
+    │   ├── BootError           a VM did not get as far as it had to
+    │   └── SpecError           a booted image does not keep its specs
+    └── VmError                 a virtual machine could not be started, asked or stopped
+
+Every error says what failed and on what; the hint gives the next command. They are turned
+into text or a reply at the edges only: tasks.py (exit status 1, no traceback) and, for
+services, one handler each.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+STDERR_TAIL_LINES = 20
+
+
+class Error(Exception):
+    """Base of everything that this project raises on purpose."""
+
+    code = "error"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, object]:
+        """Fields for `--json`: `error` (stable code), `message`, `hint`."""
+        return {"error": self.code, "message": self.message, "hint": self.hint}
+
+
+class ConfigError(Error):
+    code = "config"
+
+    def __init__(
+        self, message: str, hint: str | None = None, *, file: Path | None = None, key: str = ""
+    ) -> None:
+        place = ": ".join(part for part in (str(file) if file else "", key) if part)
+        super().__init__(f"{place}: {message}" if place else message, hint)
+        self.file = file
+        self.key = key
+
+
+class CommandError(Error):
+    code = "command"
+
+    def __init__(
+        self, argv: Sequence[str], status: int, stderr: str, hint: str | None = None
+    ) -> None:
+        tail = "\n".join(stderr.strip().splitlines()[-STDERR_TAIL_LINES:])
+        how = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
+        super().__init__(f"{shlex.join(argv)} {how}" + (f":\n{tail}" if tail else ""), hint)
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr_tail = tail
+
+
+class CommandTimeout(CommandError):
+    code = "command-timeout"
+
+    def __init__(self, argv: Sequence[str], timeout_seconds: float, stderr: str) -> None:
+        super().__init__(argv, -9, stderr)
+        self.message = f"{shlex.join(argv)} did not end within {timeout_seconds:g} s"
+        self.args = (self.message,)
+
+
+class ImageError(Error):
+    code = "image"
+
+
+class BuildError(ImageError):
+    code = "build"
+
+
+class BootError(ImageError):
+    code = "boot"
+
+
+class SpecError(ImageError):
+    code = "spec"
+
+
+class VmError(Error):
+    code = "vm"

@@ -1,0 +1,1 @@
+"""Recipe → layers → image → booted VM → spec report → golden image."""

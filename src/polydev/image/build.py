@@ -1,0 +1,296 @@
+"""golden.build: a recipe becomes an image in the store.
+
+Layers that the cache lacks are made, those that do not depend on each other at the same time;
+the root filesystem is made from all of them; the image gets its name from what it holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from polydev import __version__
+from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.image import tree
+from polydev.image.apt import ESSENTIAL, Archive, recipe_archive
+from polydev.image.layercache import BuiltLayer, LayerCache
+from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
+from polydev.image.recipe import Recipe
+from polydev.image.record import (
+    BOOT_FILES,
+    CMDLINE,
+    INITRD,
+    KERNEL,
+    RECORD,
+    ROOTFS,
+    SBOM,
+    TREE,
+    FileEntry,
+    ImageRecord,
+    LayerEntry,
+    manifest_digest,
+)
+from polydev.image.rootfs import make_rootfs
+from polydev.image.store import ImageStore
+from polydev.progress import Steps
+from polydev.run import run
+from polydev.settings import Settings
+
+TOOLS = ("mmdebstrap", "e2fsprogs", "cpio")
+WORKERS = 4
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """`no_cache` makes every layer afresh; `offline` asks no package index."""
+
+    no_cache: bool = False
+    refresh: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The image, whether this build made it, and how long that took."""
+
+    record: ImageRecord
+    changed: bool
+    seconds: float
+
+
+def build(
+    recipe: Recipe, settings: Settings, store: ImageStore, steps: Steps, options: BuildOptions
+) -> BuildResult:
+    """Build the image of `recipe`, or find that it is there already.
+
+    Raises ConfigError, BuildError.
+    """
+    started = time.monotonic()
+    if os.geteuid() != 0:
+        raise ConfigError(
+            "golden.build makes users, devices and mounts and must run as root",
+            "run it again with sudo",
+        )
+    with _space_errors(settings.cache), _build_lock(settings.cache, steps):
+        builder = _Builder(recipe, settings, store, steps, options)
+        record, changed = builder.run()
+    return BuildResult(record, changed, time.monotonic() - started)
+
+
+class _Builder:
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Settings,
+        store: ImageStore,
+        steps: Steps,
+        options: BuildOptions,
+    ) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.steps = steps
+        self.options = options
+        self.archive: Archive = recipe_archive(settings.cache / "apt", recipe)
+        self.layers = LayerCache(settings.cache / "layers", self.archive, recipe)
+        self.scratch = settings.cache / "building"
+        self.assemblies = settings.cache / "assemblies"
+
+    def run(self) -> tuple[ImageRecord, bool]:
+        tools = tool_versions()
+        if not self.options.offline:
+            self.archive.refresh(force=self.options.refresh)
+        elif not self.archive.sources.exists():
+            raise BuildError(
+                "--offline needs the package lists of an earlier build",
+                "run ./inv golden.build once with a network",
+            )
+        plans = plan_layers(self.recipe, self.archive, tools)
+        assembly = self._assembly_id(plans)
+        known = self._known_image(assembly)
+        if known is not None and not self.options.no_cache:
+            return known, False
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        built = self._build_layers(plans)
+        record = self._assemble(built, tools)
+        self.assemblies.mkdir(exist_ok=True)
+        _write_atomically(self.assemblies / assembly, record.digest)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return record, True
+
+    def _assembly_id(self, plans: Sequence[LayerPlan]) -> str:
+        parts = [
+            f"{FORMAT}",
+            *(plan.id for plan in plans),
+            str(self.recipe.free_space_mib),
+            *self.recipe.kernel.cmdline,
+        ]
+        return manifest_digest({"\n".join(parts): "assembly"})
+
+    def _known_image(self, assembly: str) -> ImageRecord | None:
+        try:
+            digest = (self.assemblies / assembly).read_text()
+        except FileNotFoundError:
+            return None
+        return self.store.record(digest) if digest in self.store.digests() else None
+
+    def _build_layers(self, plans: Sequence[LayerPlan]) -> list[BuiltLayer]:
+        """All layers, lowest first; those that can be are made side by side."""
+        missing = [plan for plan in plans if self.options.no_cache or not self.layers.find(plan)]
+        if self.options.no_cache:
+            for plan in plans:
+                shutil.rmtree(self.layers.path(plan), ignore_errors=True)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            fetched = pool.submit(self._fetch, missing)
+            futures: dict[str, Future[BuiltLayer]] = {}
+            for plan in missing:
+                futures[plan.id] = pool.submit(self._build_layer, plan, fetched, dict(futures))
+            made = {plan_id: future.result() for plan_id, future in futures.items()}
+        found = [made.get(plan.id) or self.layers.find(plan) for plan in plans]
+        return [layer for layer in found if layer is not None]
+
+    def _fetch(self, missing: Sequence[LayerPlan]) -> None:
+        debs = [deb for plan in missing for deb in (*plan.debs, *plan.unpacked)]
+        if all(self.archive.path(deb).exists() for deb in debs):
+            return
+        with self.steps.step("packages") as step:
+            packages = [name for layer in self.recipe.layers for name in layer.packages]
+            unpacked = [deb for plan in missing for deb in plan.unpacked]
+            self.archive.fetch_only(unpacked, step.say)
+            self.archive.fetch([ESSENTIAL, *packages], step.say)
+
+    def _build_layer(
+        self, plan: LayerPlan, fetched: Future[None], before: dict[str, Future[BuiltLayer]]
+    ) -> BuiltLayer:
+        if plan.debs or plan.unpacked:
+            fetched.result()
+        for below in plan.below:
+            if below.id in before:
+                before[below.id].result()
+        with self.steps.step(f"layer {plan.name}") as step:
+            return self.layers.build(plan, self.scratch / plan.id[:16], step)
+
+    def _assemble(self, layers: Sequence[BuiltLayer], tools: dict[str, str]) -> ImageRecord:
+        kernel_folder = next(built.folder for built in layers if built.plan.name == KERNEL_LAYER)
+        listing = tree.merge_listings(tree.read_listing(built.folder / TREE) for built in layers)
+        epoch = self.recipe.source_date_epoch
+        with self.store.new_incoming() as incoming, ThreadPoolExecutor(2) as pool:
+            with self.steps.step("root filesystem") as step:
+                step.say(f"{len(listing)} files")
+                written = pool.submit(tree.write_listing, listing, incoming / TREE)
+                make_rootfs(
+                    incoming / ROOTFS,
+                    [built.tree for built in layers],
+                    listing,
+                    self.recipe.free_space_mib,
+                    epoch,
+                    self.scratch / "rootfs",
+                )
+                written.result()
+            with self.steps.step("image"):
+                for name in (KERNEL, INITRD):
+                    shutil.copyfile(kernel_folder / name, incoming / name)
+                (incoming / CMDLINE).write_text(" ".join(self.recipe.kernel.cmdline) + "\n")
+                record = self._record(incoming, layers, listing, tools)
+                (incoming / RECORD).write_text(record.model_dump_json(indent=1))
+                # Here, since reading CycloneDX's models costs what a build of nothing may not.
+                from polydev.image.sbom import sbom_json
+
+                (incoming / SBOM).write_text(sbom_json(record, self.recipe.suite))
+                return self.store.add(incoming, record)
+
+    def _record(
+        self,
+        incoming: Path,
+        layers: Sequence[BuiltLayer],
+        listing: Sequence[tree.Entry],
+        tools: dict[str, str],
+    ) -> ImageRecord:
+        files = {name: file_entry(incoming / name) for name in BOOT_FILES}
+        packages = {package for built in layers for package in built.packages}
+        kernel = next(built for built in layers if built.plan.name == KERNEL_LAYER)
+        return ImageRecord(
+            digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
+            recipe=self.recipe.name,
+            created_at=datetime.now(timezone.utc),
+            source_date_epoch=self.recipe.source_date_epoch,
+            kernel_version=kernel.plan.unpacked[0].version,
+            files=files,
+            content_bytes=sum(entry["size"] for entry in listing),
+            layers=[
+                LayerEntry(name=built.plan.name, id=built.plan.id, seconds=built.seconds)
+                for built in layers
+            ],
+            packages=sorted(packages, key=lambda package: (package.kind, package.name)),
+            builder={"polydev": __version__, **tools},
+        )
+
+
+def file_entry(path: Path) -> FileEntry:
+    return FileEntry(
+        sha256=tree.file_sha256(path),
+        size_bytes=path.stat().st_size,
+        allocated_bytes=tree.allocated_bytes(path),
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the programs whose output becomes part of an image."""
+    shown = run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *TOOLS]).stdout
+    return dict(line.split(" ", 1) for line in shown.splitlines())
+
+
+@contextmanager
+def _build_lock(cache: Path, steps: Steps) -> Iterator[None]:
+    """One build at a time on one cache; a second one waits and says so."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "build.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            steps.note(f"another build is running ({lock.read().strip()}); waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _space_errors(cache: Path) -> Iterator[None]:
+    """A full disk is told as such, wherever it shows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _no_space(cache) from error
+    except (BuildError, CommandError) as error:
+        if "No space left on device" not in error.message:
+            raise
+        raise _no_space(cache) from error
+
+
+def _no_space(cache: Path) -> BuildError:
+    free = shutil.disk_usage(cache).free // (1 << 20)
+    return BuildError(
+        f"no space left while building below {cache} ({free} MiB free now; a build needs 8 GiB)",
+        "free some (./inv golden.prune), or set POLYDEV_CACHE and POLYDEV_STORE to another disk",
+    )
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".new")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+

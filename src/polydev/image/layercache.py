@@ -1,0 +1,254 @@
+"""Layers on disk: `layers/<id>/{tree,layer.json,tree.jsonl.gz}` and, for the kernel, its files.
+
+A layer is made in a folder of its own and gets its name by one rename when it is whole, so a
+build that ends half-way leaves every finished layer and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.errors import BuildError, CommandError
+from polydev.image import kernel, npm, tree
+from polydev.image.apt import Archive, Deb
+from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
+from polydev.image.recipe import Recipe
+from polydev.image.record import INITRD, KERNEL, TREE, Package
+from polydev.image.sandbox import Overlay, in_overlay_argv
+from polydev.progress import Step
+from polydev.run import run, run_lines
+
+META = "layer.json"
+APT_STATUS = ("pmstatus:", "dlstatus:")
+CHROOT_ENVIRONMENT = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """A whole layer; `seconds` is None where the cache had it."""
+
+    plan: LayerPlan
+    folder: Path
+    packages: tuple[Package, ...]
+    seconds: float | None
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+
+class LayerCache:
+    """Builds layers below `folder` and finds them again."""
+
+    def __init__(self, folder: Path, archive: Archive, recipe: Recipe) -> None:
+        self.folder = folder
+        self.archive = archive
+        self.recipe = recipe
+
+    def path(self, plan: LayerPlan) -> Path:
+        return self.folder / plan.id
+
+    def log_file(self, plan: LayerPlan) -> Path:
+        """What the commands that make the layer said, the last time."""
+        return self.folder.parent / "logs" / f"layer-{plan.name}.log"
+
+    def find(self, plan: LayerPlan) -> BuiltLayer | None:
+        try:
+            meta = json.loads((self.path(plan) / META).read_text())
+        except FileNotFoundError:
+            return None
+        packages = tuple(Package(**package) for package in meta["packages"])
+        return BuiltLayer(plan, self.path(plan), packages, None)
+
+    def build(self, plan: LayerPlan, scratch: Path, step: Step) -> BuiltLayer:
+        """Make the layer in `scratch`, then give it its name.
+
+        Raises BuildError naming the layer and what its commands said last.
+        """
+        started = time.monotonic()
+        made = scratch / "layer"
+        root = made / "tree"
+        root.mkdir(parents=True)
+        self.log_file(plan).parent.mkdir(exist_ok=True)
+        self.log_file(plan).unlink(missing_ok=True)
+        try:
+            self._make(plan, made, scratch, step)
+        except CommandError as error:
+            raise BuildError(
+                f"layer {plan.name} could not be built: {Path(error.argv[0]).name} exited with "
+                f"status {error.status}:\n{error.stderr_tail}",
+                f"all that was said is in {self.log_file(plan)}; mend what it names, then run "
+                "the same command again: finished layers are kept",
+            ) from error
+        step.say("making it reproducible")
+        tree.scrub(root)
+        tree.clamp_times(root, self.recipe.source_date_epoch)
+        tree.write_listing(tree.list_tree(root), made / TREE)
+        packages = [deb_package(deb) for deb in (*plan.debs, *plan.unpacked)]
+        if plan.layer and plan.layer.npm:
+            packages += npm.installed_packages(root / plan.layer.npm.to.lstrip("/"))
+        meta = {
+            "name": plan.name,
+            "seconds": time.monotonic() - started,
+            "packages": [package.model_dump() for package in packages],
+        }
+        (made / META).write_text(json.dumps(meta, indent=1))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.rename(made, self.path(plan))
+        return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
+
+    def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:
+        root = made / "tree"
+        if plan.name == KERNEL_LAYER:
+            self._make_kernel(plan, made, scratch, step)
+            return
+        layer = plan.layer
+        assert layer is not None
+        bootstraps = bool(layer.packages) and not plan.below
+        if bootstraps:
+            self._bootstrap(plan, root, step)
+        staging = scratch / "staging" if layer.needs_chroot else root
+        write_staging(staging, plan.files)
+        for deb in plan.unpacked:
+            run(["dpkg-deb", "-x", self.archive.path(deb), staging])
+        if layer.npm:
+            to = staging / layer.npm.to.lstrip("/")
+            npm.install(layer.folder / layer.npm.folder, to, step)
+            drop_matches(to, layer.npm.omit)
+        if layer.needs_chroot:
+            self._run_inside(plan, root, staging, scratch, step, with_packages=not bootstraps)
+
+    def _bootstrap(self, plan: LayerPlan, root: Path, step: Step) -> None:
+        """The first layer: a minimal Debian and its packages, from files already fetched."""
+        lists, debs = shlex.quote(str(self.archive.lists)), shlex.quote(str(self.archive.debs))
+        names = " ".join(shlex.quote(deb.file) for deb in plan.debs)
+        hook = (
+            f'cp -a {lists}/. "$1/var/lib/apt/lists/"; mkdir -p "$1/var/cache/apt/archives"; '
+            f'cd {debs} && cp -l {names} "$1/var/cache/apt/archives/"'
+        )
+        assert plan.layer is not None
+        excludes = [f"path-exclude={glob}" for glob in self.recipe.exclude]
+        includes = [f"path-include={glob}" for glob in self.recipe.include]
+        argv = [
+            *("mmdebstrap", "--mode=root", "--variant=essential", "--format=directory"),
+            f"--architectures={self.recipe.architecture}",
+            "--skip=update,download/empty,essential/unlink",
+            f"--setup-hook={hook}",
+            *(f"--dpkgopt={option}" for option in ("force-unsafe-io", *excludes, *includes)),
+            '--aptopt=APT::Install-Recommends "false"',
+            f"--include={','.join(plan.layer.packages)}",
+            *(self.recipe.suite, str(root)),
+            *self.archive.sources.read_text().splitlines(),
+        ]
+        environment = {"SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch)}
+        run_lines(
+            argv,
+            lambda line: step.say(line.removeprefix("I: ")),
+            env=environment,
+            log_file=self.log_file(plan),
+        )
+
+    def _run_inside(
+        self,
+        plan: LayerPlan,
+        root: Path,
+        staging: Path,
+        scratch: Path,
+        step: Step,
+        *,
+        with_packages: bool,
+    ) -> None:
+        layer = plan.layer
+        assert layer is not None
+        if plan.below:
+            at, work = scratch / "merged", scratch / "work"
+            at.mkdir()
+            work.mkdir()
+            lower = tuple(self.path(below) / "tree" for below in plan.below)
+            overlay = Overlay(lower, at, root, work)
+        else:
+            at = root
+            overlay = Overlay((), root)
+        packages = layer.packages if with_packages else []
+        install = self._install_argv(at, packages) if packages else []
+        script = chroot_script(layer, install)
+        command = ["sh", "-eu", "-c", script, "layer", str(at), str(staging)]
+        environment = {
+            **CHROOT_ENVIRONMENT,
+            "SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch),
+        }
+        (root / "var/cache/apt/archives").mkdir(parents=True, exist_ok=True)
+        argv = in_overlay_argv(overlay, command, self.archive.debs)
+        run_lines(
+            argv,
+            lambda line: _say_apt_status(step, line),
+            env=environment,
+            noise=APT_STATUS,
+            log_file=self.log_file(plan),
+        )
+
+    def _install_argv(self, at: Path, packages: list[str]) -> list[str]:
+        """The machine's own apt, working on the tree at `at`."""
+        inside = {
+            "Dir::State::status": at / "var/lib/dpkg/status",
+            "Dir::State::extended_states": at / "var/lib/apt/extended_states",
+            "Dir::Cache::archives": at / "var/cache/apt/archives",
+            "DPkg::Chroot-Directory": at,
+            "APT::Status-Fd": 3,
+            "Dpkg::Use-Pty": "false",
+        }
+        options = [word for key, value in inside.items() for word in ("-o", f"{key}={value}")]
+        return ["apt-get", *self.archive.options(), *options, "-q", "-y", "install", *packages]
+
+    def _make_kernel(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:
+        """Modules into the tree; vmlinux and initrd beside it."""
+        unpacked = scratch / "kernel"
+        for deb in plan.unpacked:
+            step.say(f"unpacking {deb.name}")
+            run(["dpkg-deb", "-x", self.archive.path(deb), unpacked])
+        images = sorted(unpacked.glob("boot/vmlinuz-*"))
+        if not images:
+            raise BuildError(f"package {plan.unpacked[0].name} brings no kernel")
+        release = images[0].name.removeprefix("vmlinuz-")
+        step.say("unpacking the kernel image")
+        (made / KERNEL).write_bytes(kernel.extract_vmlinux(images[0].read_bytes()))
+        modules = made / "tree/usr/lib/modules" / release
+        modules.parent.mkdir(parents=True)
+        shutil.copytree(unpacked / "lib/modules" / release, modules, symlinks=True)
+        run(["depmod", "-b", modules.parents[2], release])
+        table = kernel.parse_modules_dep((modules / "modules.dep").read_text())
+        wanted = self.recipe.kernel
+        root_needs = kernel.load_order(table, wanted.initrd_modules)
+        kernel.write_initrd(
+            made / INITRD,
+            scratch / "initrd",
+            unpacked / kernel.TINY_INIT,
+            modules,
+            root_needs,
+            self.recipe.source_date_epoch,
+        )
+        kept = kernel.load_order(table, [*wanted.initrd_modules, *wanted.modules])
+        kernel.keep_modules(modules, kept)
+
+
+def deb_package(deb: Deb) -> Package:
+    return Package(kind="deb", name=deb.name, version=deb.version)
+
+
+def _say_apt_status(step: Step, line: str) -> None:
+    """apt's status lines: `pmstatus:package:percent:text`."""
+    kind, _, rest = line.partition(":")
+    if kind == "pmstatus" and rest.count(":") >= 2:
+        _, percent, text = rest.split(":", 2)
+        step.say(text, float(percent) / 100)

@@ -1,0 +1,235 @@
+"""From a recipe to layers on disk.
+
+`plan_layers` says, without building anything, which layers there are and what each is made
+from; a layer's id is the SHA-256 of exactly that. `LayerCache.build` makes what is missing.
+A layer that is made inside the layers below depends on their ids; one that only brings files
+does not, and is made at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from polydev.errors import ConfigError
+from polydev.image.apt import ESSENTIAL, Archive, Deb
+from polydev.image.recipe import Layer, Recipe
+
+# Goes up when the builder itself makes something else of the same inputs.
+FORMAT = 1
+KERNEL_LAYER = "kernel"
+TINY_INITRAMFS = "tiny-initramfs-core"
+TEMPLATE_SUFFIX = ".j2"
+
+
+@dataclass(frozen=True)
+class GuestFile:
+    """A file or symlink that a layer brings; `path` has no leading slash."""
+
+    path: str
+    mode: int
+    content: bytes = b""
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer before it is built. `below` are the plans that it is made inside of."""
+
+    name: str
+    id: str
+    layer: Layer | None
+    debs: tuple[Deb, ...]
+    unpacked: tuple[Deb, ...]
+    files: tuple[GuestFile, ...]
+    below: tuple[LayerPlan, ...]
+
+
+def plan_layers(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> list[LayerPlan]:
+    """The layers of an image, lowest first; the kernel's comes right above the first.
+
+    `tools` are the versions of the programs whose output becomes part of a layer.
+    """
+    plans: list[LayerPlan] = []
+    chain: list[LayerPlan] = []
+    packages: list[str] = [ESSENTIAL]
+    known: set[Deb] = set()
+    for layer in recipe.layers:
+        debs: list[Deb] = []
+        if layer.packages:
+            packages += layer.packages
+            debs = [deb for deb in archive.resolve(packages) if deb not in known]
+            known.update(debs)
+        unpacked = tuple(archive.locate(layer.unpack))
+        files = tuple(guest_files(layer, recipe.variables()))
+        below = tuple(chain) if layer.needs_chroot else ()
+        made_from = {
+            "format": FORMAT,
+            "name": layer.name,
+            "below": [plan.id for plan in below],
+            "debs": sorted(f"{deb.name}={deb.version} {deb.sha256}" for deb in debs),
+            "unpack": [deb.sha256 for deb in unpacked],
+            "files": [file_fingerprint(file) for file in files],
+            "npm": _npm_inputs(layer),
+            "mask": layer.mask,
+            "run": layer.run,
+            "enable": layer.enable,
+            "disable": layer.disable,
+            "remove": layer.remove,
+            "exclude": [recipe.exclude, recipe.include],
+            "epoch": recipe.source_date_epoch,
+            "tools": dict(tools),
+        }
+        plan = LayerPlan(
+            layer.name, _digest(made_from), layer, tuple(debs), unpacked, files, below
+        )
+        plans.append(plan)
+        if layer.needs_chroot:
+            chain.append(plan)
+        if len(plans) == 1:
+            plans.append(_plan_kernel(recipe, archive, tools))
+    return plans
+
+
+def _plan_kernel(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> LayerPlan:
+    wanted = recipe.kernel.package
+    debs = archive.resolve([ESSENTIAL, wanted])
+    # A meta package stands for the newest kernel; the kernel itself is what it pulls in.
+    kernels = [deb for deb in debs if deb.name.startswith("linux-image-") and deb.name != wanted]
+    kernels = kernels or [deb for deb in debs if deb.name == wanted]
+    unpacked = (*kernels[:1], *archive.locate([TINY_INITRAMFS]))
+    made_from = {
+        "format": FORMAT,
+        "name": KERNEL_LAYER,
+        "unpack": [deb.sha256 for deb in unpacked],
+        "modules": recipe.kernel.modules,
+        "initrd_modules": recipe.kernel.initrd_modules,
+        "epoch": recipe.source_date_epoch,
+        "tools": dict(tools),
+    }
+    return LayerPlan(KERNEL_LAYER, _digest(made_from), None, (), unpacked, (), ())
+
+
+def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFile]:
+    """The files a layer brings, in order of path; `*.j2` are filled in.
+
+    Modes are 755 or 644 by the owner's execute bit: a checkout keeps no others.
+    """
+    found: dict[str, GuestFile] = {}
+    if layer.files:
+        root = layer.folder / layer.files
+        for path in _files_below(root):
+            file = _guest_file(path, str(path.relative_to(root)), variables)
+            found[file.path] = file
+    for copy in layer.copies:
+        root = layer.folder / copy.source
+        for path in sorted(root.glob(copy.glob)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                target = str(Path(copy.to.lstrip("/")) / path.relative_to(root))
+                found[target] = GuestFile(target, _mode(path), path.read_bytes())
+    for unit in layer.mask:
+        path_name = f"etc/systemd/system/{unit}"
+        found[path_name] = GuestFile(path_name, 0o777, target="/dev/null")
+    yield from (found[path] for path in sorted(found))
+
+
+def _guest_file(path: Path, name: str, variables: Mapping[str, Any]) -> GuestFile:
+    if path.is_symlink():
+        return GuestFile(name, 0o777, target=os.readlink(path))
+    if not name.endswith(TEMPLATE_SUFFIX):
+        return GuestFile(name, _mode(path), path.read_bytes())
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
+    try:
+        text = environment.from_string(path.read_text()).render(variables)
+    except TemplateError as error:
+        raise ConfigError(f"cannot be filled in: {error}", file=path) from error
+    return GuestFile(name.removesuffix(TEMPLATE_SUFFIX), _mode(path), text.encode())
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted([*files, *links]):
+            yield Path(folder, name)
+
+
+def _mode(path: Path) -> int:
+    return 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+
+
+def file_fingerprint(file: GuestFile) -> str:
+    content = hashlib.sha256(file.content).hexdigest()
+    return f"{file.path} {file.mode:o} {file.target or content}"
+
+
+def _npm_inputs(layer: Layer) -> list[str]:
+    if not layer.npm:
+        return []
+    folder = layer.folder / layer.npm.folder
+    names = ("package.json", "package-lock.json")
+    return [layer.npm.to, *layer.npm.omit, *((folder / name).read_text() for name in names)]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
+    """Lay the files out below `folder` as they will lie in the guest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.target is not None:
+            path.symlink_to(file.target)
+        else:
+            path.write_bytes(file.content)
+            path.chmod(file.mode)
+    for made, _, _ in os.walk(folder):
+        os.chmod(made, 0o755)
+
+
+def drop_matches(folder: Path, globs: Sequence[str]) -> None:
+    for pattern in globs:
+        for path in sorted(folder.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def chroot_script(layer: Layer, install: Sequence[str]) -> str:
+    """What is done inside the tree ($1), with the layer's own files lying at $2.
+
+    `install` is the apt-get command for the layer's packages, empty where it has none.
+    """
+    lines = ["root=$1", "staging=$2"]
+    if install:
+        lines += [
+            # Nothing that is installed may start anything.
+            r"printf '#!/bin/sh\nexit 101\n' > \"$root/usr/sbin/policy-rc.d\"".replace('\\"', '"'),
+            'chmod 755 "$root/usr/sbin/policy-rc.d"',
+            # apt hides its status descriptor from package scripts, so it cannot be 2.
+            f"{shlex.join(install)} 3>&2",
+            'rm "$root/usr/sbin/policy-rc.d"',
+        ]
+    lines.append(
+        'tar -C "$staging" -c . | tar -C "$root" -x --keep-directory-symlink --no-overwrite-dir'
+    )
+    lines += [f'chroot "$root" sh -eu -c {shlex.quote(command)}' for command in layer.run]
+    for verb, units in (("enable", layer.enable), ("disable", layer.disable)):
+        if units:
+            lines.append(f'chroot "$root" systemctl --quiet {verb} {shlex.join(units)}')
+    lines += [f'rm -rf "$root"{shlex.quote(path)}' for path in layer.remove]
+    return "\n".join(lines) + "\n"

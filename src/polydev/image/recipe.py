@@ -1,0 +1,210 @@
+"""The recipe: which layers an image is made of. YAML in, checked values out.
+
+A recipe may extend another one: it then leaves out some of its layers (`without`), adds its
+own above them and replaces single values. Paths in a recipe are relative to its own folder.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from polydev.errors import ConfigError
+
+PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+LayerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+UnitName = Annotated[str, StringConstraints(pattern=r"^[\w@.\\-]+\.[a-z]+$")]
+GuestPath = Annotated[str, StringConstraints(pattern=r"^/")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Network(Model):
+    """The guest's static network: the same in every VM."""
+
+    address: IPv4Interface
+    gateway: IPv4Address
+    dns: list[IPv4Address] = Field(min_length=1, max_length=3)
+
+
+class Kernel(Model):
+    """A Debian kernel: `modules` stay in the image, `initrd_modules` find the root.
+
+    Both name modules without what they depend on; `cmdline` is what every boot gets.
+    """
+
+    package: PackageName
+    modules: list[str]
+    initrd_modules: list[str]
+    cmdline: list[str]
+
+
+class Copy(Model):
+    """Files from beside the recipe, by glob, into a folder of the guest."""
+
+    source: Path
+    glob: str = "**/*"
+    to: GuestPath
+
+
+class Npm(Model):
+    """npm packages by their lock file, installed into a folder of the guest.
+
+    `omit` are globs below that folder: what the packages bring and no VM needs.
+    """
+
+    folder: Path
+    to: GuestPath
+    omit: list[str] = []
+
+
+class Layer(Model):
+    """One layer; see golden/README.md for what each key does."""
+
+    name: LayerName
+    folder: Path = Path()
+    packages: list[PackageName] = []
+    unpack: list[PackageName] = []
+    npm: Npm | None = None
+    files: Path | None = None
+    copies: list[Copy] = Field(default=[], alias="copy")
+    run: list[str] = []
+    enable: list[UnitName] = []
+    disable: list[UnitName] = []
+    mask: list[UnitName] = []
+    remove: list[GuestPath] = []
+
+    @property
+    def needs_chroot(self) -> bool:
+        """Whether it is made inside the layers below it, and so depends on them."""
+        return bool(self.packages or self.run or self.enable or self.disable or self.remove)
+
+
+class Recipe(Model):
+    name: LayerName
+    suite: str
+    architecture: str = "amd64"
+    source_date_epoch: int = Field(gt=0)
+    free_space_mib: int = Field(ge=0)
+    network: Network
+    kernel: Kernel
+    exclude: list[GuestPath] = []
+    include: list[GuestPath] = []
+    layers: list[Layer] = Field(min_length=1)
+
+    def variables(self) -> dict[str, Any]:
+        """What the guest's `*.j2` files may use."""
+        return {"name": self.name, "network": self.network.model_dump(mode="json")}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises ConfigError naming the file and the key path of every fault.
+    """
+    data = _merged(path, seen=())
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        faults = [
+            f"{path}: {_key_path(fault['loc'])}: {_plain(fault['type'], fault['msg'])}"
+            for fault in error.errors()
+        ]
+        raise ConfigError(
+            "\n".join(faults), "the keys of a recipe are described in golden/README.md"
+        ) from error
+    _check_layers(path, recipe)
+    return recipe
+
+
+def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError("extends itself", file=path, key="extends")
+    data = _read_yaml(path)
+    layers = data.get("layers")
+    for layer in layers if isinstance(layers, list) else []:
+        if isinstance(layer, dict):
+            layer["folder"] = path.parent.resolve()
+    base_name = data.pop("extends", None)
+    without = data.pop("without", [])
+    if base_name is None:
+        if without:
+            raise ConfigError("only goes with `extends`", file=path, key="without")
+        return data
+    base = _merged(path.parent / str(base_name), (*seen, path.resolve()))
+    known = [layer.get("name") for layer in base.get("layers", []) if isinstance(layer, dict)]
+    for name in without:
+        if name not in known:
+            raise ConfigError(
+                f"no layer named {name} in {base_name}",
+                f"its layers: {', '.join(map(str, known))}",
+                file=path,
+                key="without",
+            )
+    kept = [layer for layer in base["layers"] if layer.get("name") not in without]
+    own = data.pop("layers", [])
+    return {**_deep_merge(base, data), "layers": [*kept, *own]}
+
+
+def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _deep_merge(merged[key], value) if both_maps else value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", "name a recipe with --recipe", file=path
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"is not YAML: {error}", file=path, key=where) from error
+    if not isinstance(data, dict):
+        raise ConfigError("must be a mapping of keys", file=path)
+    return data
+
+
+def _check_layers(path: Path, recipe: Recipe) -> None:
+    names = [layer.name for layer in recipe.layers]
+    for index, layer in enumerate(recipe.layers):
+        key = f"layers[{index}] ({layer.name})"
+        if layer.name in names[:index] or layer.name == "kernel":
+            raise ConfigError("this name is taken", file=path, key=f"{key}.name")
+        wanted: list[tuple[str, Path]] = [
+            (f"copy[{n}].source", copy.source) for n, copy in enumerate(layer.copies)
+        ]
+        wanted += [("files", layer.files)] if layer.files else []
+        if layer.npm:
+            wanted += [("npm.folder", layer.npm.folder / "package-lock.json")]
+        for name, relative in wanted:
+            if not (layer.folder / relative).exists():
+                raise ConfigError(
+                    f"no such file or folder: {layer.folder / relative}",
+                    file=path,
+                    key=f"{key}.{name}",
+                )
+    if not recipe.layers[0].packages:
+        raise ConfigError("the first layer must have packages", file=path, key="layers[0].packages")
+
+
+def _key_path(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _plain(kind: str, message: str) -> str:
+    return {"extra_forbidden": "unknown key", "missing": "is missing"}.get(kind, message)

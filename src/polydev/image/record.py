@@ -1,0 +1,95 @@
+"""What is known of an image: `record.json` beside it.
+
+An image is named by its digest: the SHA-256 of its manifest, the sorted `sha256  name` lines
+of the files that a VM boots from. Everything else in the record describes; nothing
+else in it changes the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+ROOTFS = "rootfs.ext4"
+KERNEL = "vmlinux"
+INITRD = "initrd.img"
+CMDLINE = "cmdline"
+RECORD = "record.json"
+SBOM = "sbom.cdx.json"
+TREE = "tree.jsonl.gz"
+BOOT_FILES = (ROOTFS, KERNEL, INITRD, CMDLINE)
+
+State = Literal["built", "failed", "verified", "promoted", "retired"]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Model):
+    """One file of an image; sizes in bytes, `allocated_bytes` without the holes."""
+
+    sha256: str
+    size_bytes: int
+    allocated_bytes: int
+
+
+class Package(Model):
+    """One thing installed; `kind` is the package manager it came from."""
+
+    kind: Literal["deb", "npm"]
+    name: str
+    version: str
+
+
+class LayerEntry(Model):
+    """One layer as it was used; `seconds` is None where it came from the cache."""
+
+    name: str
+    id: str
+    seconds: float | None
+
+
+class SpecResult(Model):
+    name: str
+    outcome: Literal["passed", "failed", "skipped"]
+    seconds: float
+    message: str = ""
+
+
+class Verification(Model):
+    """The last cold boot of exactly this image and what the specs said of it."""
+
+    at: datetime
+    passed: bool
+    cause: str | None
+    hypervisor: str
+    accelerator: Literal["kvm", "tcg"]
+    stage_reached: str
+    boot_timings_seconds: dict[str, float]
+    specs: list[SpecResult]
+    seconds: float
+
+
+class ImageRecord(Model):
+    digest: str
+    recipe: str
+    created_at: datetime
+    source_date_epoch: int
+    kernel_version: str
+    files: dict[str, FileEntry]
+    content_bytes: int
+    layers: list[LayerEntry]
+    packages: list[Package]
+    builder: dict[str, str]
+    verification: Verification | None = None
+
+
+def manifest_digest(sha256_by_name: Mapping[str, str]) -> str:
+    """The image's name: SHA-256, in hex, over its sorted `sha256  name` lines."""
+    lines = "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
+    return hashlib.sha256(lines.encode()).hexdigest()

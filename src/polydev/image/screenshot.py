@@ -1,0 +1,27 @@
+"""The guest's screen as a picture, taken as a viewer would: over VNC."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import asyncvnc
+from PIL import Image
+
+from polydev.vm.config import Ports
+
+TIMEOUT_SECONDS = 20.0
+
+
+def take_screenshot(ports: Ports, file: Path) -> bool:
+    """Write the screen to `file` (PNG); whether there was one to see."""
+    try:
+        asyncio.run(asyncio.wait_for(_capture(ports, file), TIMEOUT_SECONDS))
+    except (OSError, EOFError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+        return False
+    return True
+
+
+async def _capture(ports: Ports, file: Path) -> None:
+    async with asyncvnc.connect(ports.host, ports.vnc) as client:
+        Image.fromarray(await client.screenshot()).convert("RGB").save(file)

@@ -1,0 +1,115 @@
+"""A pytest plugin for specs of images: the `console://` backend and what specs need besides.
+
+    pytest -p polydev.image.specs tests/spec/image --hosts=console:///path/console.sock
+        --guest-ports=127.0.0.1:18080,15901,16080 --spec-report=report.json
+
+`--hosts=chroot:///path` runs the specs of an image at rest instead. A spec says by its marker
+what it needs: `offline` (a tree), `booted` (a console), `outside` (the ports).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import testinfra.backend
+from testinfra.backend.base import BaseBackend, CommandResult
+
+from polydev.image.console import Console
+from polydev.vm.config import Ports
+
+SHELL_TIMEOUT_SECONDS = 60.0
+# testinfra puts the host into each test's name: noise here, where there is one host.
+_HOST_PARAMETER = re.compile(r"(?:chroot|console)://[^\]]*/[\w.]+-?")
+PHASES = ("offline", "booted", "outside")
+
+
+class ConsoleBackend(BaseBackend):
+    """testinfra over a VM's test console: --hosts=console:///path/console.sock"""
+
+    NAME = "console"
+
+    def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(name, *args, **kwargs)
+        self.path = Path(name)
+        self._console: Console | None = None
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
+        if self._console is None:
+            self._console = Console(self.path)
+            self._console.open_shell(SHELL_TIMEOUT_SECONDS)
+        line = self.get_command(command, *args)
+        answer = self._console.run(line)
+        return self.result(answer.status, self.encode(line), answer.stdout, answer.stderr)
+
+
+testinfra.backend.BACKENDS["console"] = f"{__name__}.ConsoleBackend"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("polydev")
+    group.addoption("--guest-ports", help="HOST:AGENT,VNC,NOVNC of the VM under test")
+    group.addoption("--spec-report", help="write the outcome of each spec to this file (JSON)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for phase in PHASES:
+        config.addinivalue_line("markers", f"{phase}: needs {phase} access to the image")
+    # testinfra takes the host part of a URL only; these backends need its path.
+    url = urlparse(config.getoption("hosts", None) or "")
+    if url.scheme in ("console", "chroot") and not url.netloc:
+        config.option.hosts, config.option.connection = url.path, url.scheme
+    config.pluginmanager.register(_Report(config.getoption("--spec-report")), "polydev-spec-report")
+
+
+@pytest.fixture(scope="session")
+def guest(request: pytest.FixtureRequest) -> Ports:
+    """Where the VM's ports are reached from outside."""
+    given = request.config.getoption("--guest-ports")
+    if not given:
+        pytest.skip("needs --guest-ports")
+    host, _, numbers = given.rpartition(":")
+    agent, vnc, novnc = (int(number) for number in numbers.split(","))
+    return Ports(agent, vnc, novnc, host or "127.0.0.1")
+
+
+class _Report:
+    """Collects outcomes for golden.verify, which reads them from a file."""
+
+    def __init__(self, file: str | None) -> None:
+        self.file = file
+        self.results: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.outcome == "passed":
+            return
+        self.results.append(
+            {
+                "name": _spec_name(report.nodeid),
+                "outcome": report.outcome,
+                "seconds": round(report.duration, 3),
+                "message": _reason(report),
+            }
+        )
+
+    def pytest_sessionfinish(self) -> None:
+        if self.file:
+            Path(self.file).write_text(json.dumps(self.results))
+
+
+def _spec_name(node: str) -> str:
+    return _HOST_PARAMETER.sub("", node.split("::", 1)[-1]).removesuffix("[]")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if report.outcome == "passed":
+        return ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr)
+    return " ".join(str(text).split("\n\n")[0].split("\n +")[0].split())[:600]
+
+

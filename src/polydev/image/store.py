@@ -1,0 +1,455 @@
+"""The image store: whole images by digest, the golden one among them, the uses of each.
+
+    images/<digest>/         a whole image; it appears and disappears by one rename
+    incoming/                images being made, and images being deleted (.trash-…)
+    promotions/, golden-rootfs.ext4, .lock      see polydev.image.promotion
+
+The kernel, not a file's text, knows who uses what: whoever makes, verifies or runs an image
+holds a shared flock on its `in-use.lock`, which ends with the last process that inherited it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from errno import EEXIST, ENOTEMPTY
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from polydev.errors import ImageError
+from polydev.image import promotion
+from polydev.image.promotion import GoldenChange, sync, write_durably
+from polydev.image.record import (
+    BOOT_FILES,
+    RECORD,
+    ROOTFS,
+    ImageRecord,
+    Model,
+    State,
+    manifest_digest,
+)
+from polydev.image.tree import file_sha256
+
+log = logging.getLogger(__name__)
+
+IN_USE = "in-use.lock"
+INCOMING = "incoming"
+TRASH = ".trash-"
+LIST_HINT = "./inv golden.list shows every image"
+WRITE_HINT = "run it as the user who owns the store, usually root"
+
+
+class ListedImage(Model):
+    """One line of the list; sizes in bytes. `cause` says why the verification failed."""
+
+    digest: str
+    state: State
+    is_previous: bool
+    in_use: bool
+    created_at: datetime
+    recipe: str
+    kernel_version: str
+    content_bytes: int
+    rootfs_allocated_bytes: int
+    cause: str | None
+
+
+class Kept(Model):
+    digest: str
+    reason: Literal["golden", "previous", "in use", "recent"]
+
+
+class Pruned(Model):
+    """What a prune removed, or would remove; `leftovers` are folders of dead builds."""
+
+    removed: list[str]
+    kept: list[Kept]
+    leftovers: list[str]
+    freed_bytes: int
+    dry_run: bool
+
+
+Hold = io.FileIO
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """The images under `root`. Methods raise ImageError for all that the store refuses."""
+
+    root: Path
+
+    @property
+    def golden_link(self) -> Path:
+        """The link to the golden root filesystem; it exists once something was promoted."""
+        return self.root / promotion.GOLDEN
+
+    def golden(self) -> str | None:
+        """The golden image's digest, or None before the first promotion."""
+        entry = promotion.golden_entry(self.root)
+        return entry.digest if entry else None
+
+    def path(self, digest: str) -> Path:
+        """The folder of an image, whether it exists or not."""
+        return self.root / promotion.IMAGES / digest
+
+    def digests(self) -> list[str]:
+        """Every image in the store, by name."""
+        folder = self.root / promotion.IMAGES
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(name for name in names if re.fullmatch(r"[0-9a-f]{64}", name))
+
+    def record(self, digest: str) -> ImageRecord:
+        """What is known of an image."""
+        if not self.path(digest).is_dir():
+            raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT)
+        return _read_record(self.path(digest))
+
+    def write_record(self, record: ImageRecord) -> None:
+        """Replace an image's record in one step, as a verification does."""
+        if not self.path(record.digest).is_dir():
+            raise ImageError(f"no image {record.digest[:12]} in {self.root}", LIST_HINT)
+        write_durably(self.path(record.digest) / RECORD, _record_text(record))
+
+    def images(self) -> list[ListedImage]:
+        """Every image, newest first."""
+        promoted = [entry.digest for entry in promotion.history(self.root)]
+        listed = []
+        for record in self._records():
+            verification = record.verification
+            state: State = "built"
+            if record.digest in promoted:
+                state = "promoted" if record.digest == promoted[0] else "retired"
+            elif verification is not None:
+                state = "verified" if verification.passed else "failed"
+            listed.append(
+                ListedImage(
+                    digest=record.digest,
+                    state=state,
+                    is_previous=promoted[1:2] == [record.digest],
+                    in_use=self.in_use(record.digest),
+                    created_at=record.created_at,
+                    recipe=record.recipe,
+                    kernel_version=record.kernel_version,
+                    content_bytes=record.content_bytes,
+                    rootfs_allocated_bytes=record.files[ROOTFS].allocated_bytes,
+                    cause=verification.cause if verification else None,
+                )
+            )
+        return listed
+
+    def _records(self) -> list[ImageRecord]:
+        found = [self._record_unless_pruned(digest) for digest in self.digests()]
+        records = [record for record in found if record is not None]
+        return sorted(records, key=lambda record: (record.created_at, record.digest), reverse=True)
+
+    def _record_unless_pruned(self, digest: str) -> ImageRecord | None:
+        try:
+            return _read_record(self.path(digest))
+        except ImageError:
+            if self.path(digest).is_dir():
+                raise
+            return None
+
+    def resolve(self, name: str) -> str:
+        """The digest that a name means: `golden`, `previous`, `latest`, or 6 or more hex digits.
+
+        Raises ImageError when it means none or several.
+        """
+        if name == "latest":
+            records = self._records()
+            if not records:
+                raise ImageError(f"no image in {self.root}", "./inv golden.build makes one")
+            return records[0].digest
+        if name in ("golden", "previous"):
+            entries = promotion.history(self.root)[: 1 if name == "golden" else 2]
+            if len(entries) < (1 if name == "golden" else 2):
+                raise ImageError(f"there is no {name} image in {self.root}", LIST_HINT)
+            found = [entries[-1].digest] if self.path(entries[-1].digest).is_dir() else []
+        else:
+            wanted = name.lower() if re.fullmatch(r"[0-9a-fA-F]{6,64}", name) else None
+            found = [each for each in self.digests() if wanted and each.startswith(wanted)]
+        if len(found) > 1:
+            candidates = ", ".join(each[:16] for each in found)
+            raise ImageError(f"{name} could be any of {candidates}", "give more of the digest")
+        if not found:
+            known = ", ".join(each[:12] for each in self.digests()) or "none"
+            raise ImageError(f"no image {name} in {self.root}", f"{LIST_HINT}; known: {known}")
+        return found[0]
+
+    def hold(self, digest: str) -> Hold:
+        """Use an image: it is not pruned while the answer is open in any process.
+
+        Give its `fileno()` to a child as one of `pass_fds` and the child holds by living.
+        """
+        try:
+            return _hold(self.path(digest))
+        except FileNotFoundError as error:
+            raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT) from error
+
+    def in_use(self, digest: str) -> bool:
+        """Whether any process holds the image now."""
+        try:
+            with _unless_held(self.path(digest)) as free:
+                return not free
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def new_incoming(self) -> Iterator[Path]:
+        """A fresh folder to make an image in; gone at the end unless `add` took it."""
+        folder, hold = self._fresh_incoming()
+        try:
+            with hold:
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _fresh_incoming(self) -> tuple[Path, Hold]:
+        parent = self.root / INCOMING
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                folder = parent / secrets.token_hex(8)
+                folder.mkdir()
+                # A prune may take the folder in the moment before it is held.
+                with suppress(FileNotFoundError):
+                    return folder, _hold(folder)
+        except PermissionError as error:
+            raise ImageError(f"cannot write to {parent}", WRITE_HINT) from error
+
+    def add(self, incoming: Path, record: ImageRecord) -> ImageRecord:
+        """Make a finished folder of `new_incoming` an image, and return its record.
+
+        An image that is there already stays, with its record and verification; only what is
+        damaged or missing in it is taken from the new one, which must be the same.
+        """
+        _check_complete(incoming, record)
+        write_durably(incoming / RECORD, _record_text(record))
+        for path in sorted(incoming.rglob("*")):
+            # The boot files are large; promote brings them to the disk before the link moves.
+            if not path.is_symlink() and path.name not in BOOT_FILES:
+                sync(path)
+        sync(incoming)
+        target = self.path(record.digest)
+        target.parent.mkdir(exist_ok=True)
+        while True:
+            try:
+                incoming.rename(target)
+                sync(target.parent)
+                return record
+            except OSError as error:
+                if error.errno not in (EEXIST, ENOTEMPTY):
+                    raise
+            try:
+                hold = _hold(target)
+            except FileNotFoundError:  # pruned just now, so there is room for the new one
+                continue
+            with hold:
+                _repair(target, incoming, record)
+                shutil.rmtree(incoming)
+                return _read_record(target)
+
+    def promote(self, digest: str) -> GoldenChange:
+        """Make a verified image golden, after reading its files to check their sums."""
+        with promotion.store_lock(self.root, f"promote {digest[:12]}"):
+            golden = promotion.golden_entry(self.root)
+            self._require_promotable(digest)
+            was = golden.digest if golden else None
+            if golden is not None and was == digest:
+                return GoldenChange(number=golden.number, digest=digest, was=was, changed=False)
+            entry = promotion.write_entry(self.root, digest, golden.number if golden else None)
+            promotion.point_golden(self.root, entry.number)
+            log.info("image %s is golden, promotion %d", digest[:12], entry.number)
+            return GoldenChange(number=entry.number, digest=digest, was=was, changed=True)
+
+    def rollback(self) -> GoldenChange:
+        """Make the image golden that was before the golden one, after checking its sums."""
+        with promotion.store_lock(self.root, "rollback"):
+            history = promotion.history(self.root)
+            if len(history) < 2:
+                raise ImageError("there is no previous image to roll back to", LIST_HINT)
+            golden, previous = history[:2]
+            try:
+                self._require_promotable(previous.digest)
+            except ImageError as error:
+                hint = self._instead_of(golden.digest, history[2:])
+                raise ImageError(f"cannot roll back: {error.message}", hint) from error
+            promotion.point_golden(self.root, previous.number)
+            log.info("image %s is golden again", previous.digest[:12])
+            return GoldenChange(
+                number=previous.number, digest=previous.digest, was=golden.digest, changed=True
+            )
+
+    def _require_promotable(self, digest: str) -> None:
+        promotion.require_promotable(self.path(digest), self.record(digest))
+
+    def _instead_of(self, golden: str, older: list[promotion.Entry]) -> str:
+        for entry in older:
+            with suppress(ImageError):
+                if entry.digest != golden:
+                    self._require_promotable(entry.digest)
+                    return f"./inv golden.promote {entry.digest[:12]} is the next older sound one"
+        return LIST_HINT
+
+    def prune(self, keep: int = 2, *, dry_run: bool = False) -> Pruned:
+        """Remove images that nothing needs, and what killed builds and prunes left.
+
+        The golden image, the previous one, those in use and the `keep` newest others stay.
+        """
+        with promotion.store_lock(self.root, "prune"):
+            if not dry_run:
+                promotion.remove_dead_entries(self.root)
+            leftovers, freed_bytes = self._sweep_incoming(dry_run)
+            history = promotion.history(self.root)
+            kept = [Kept(digest=entry.digest, reason="golden") for entry in history[:1]]
+            kept += [Kept(digest=entry.digest, reason="previous") for entry in history[1:2]]
+            removed: list[str] = []
+            needed = {each.digest for each in kept}
+            others = [each.digest for each in self._records() if each.digest not in needed]
+            for digest in others:
+                if self.in_use(digest):
+                    kept.append(Kept(digest=digest, reason="in use"))
+                elif sum(each.reason == "recent" for each in kept) < keep:
+                    kept.append(Kept(digest=digest, reason="recent"))
+                elif (size := self._remove(self.path(digest), dry_run)) is None:
+                    kept.append(Kept(digest=digest, reason="in use"))
+                else:
+                    removed.append(digest)
+                    freed_bytes += size
+            return Pruned(
+                removed=removed,
+                kept=kept,
+                leftovers=leftovers,
+                freed_bytes=freed_bytes,
+                dry_run=dry_run,
+            )
+
+    def _sweep_incoming(self, dry_run: bool) -> tuple[list[str], int]:
+        swept: dict[str, int] = {}
+        for folder in sorted(path for path in (self.root / INCOMING).glob("*") if path.is_dir()):
+            with suppress(FileNotFoundError):  # its owner has just removed or added it
+                size = self._remove(folder, dry_run)
+                if size is not None:
+                    swept[folder.name] = size
+        return list(swept), sum(swept.values())
+
+    def _remove(self, folder: Path, dry_run: bool) -> int | None:
+        """Bytes that this frees; None, and nothing done, when the folder is held."""
+        trash = self.root / INCOMING / f"{TRASH}{folder.name.removeprefix(TRASH)}"
+        with _unless_held(folder) as free:
+            if not free:
+                return None
+            size_bytes = _freed_bytes(folder)
+            if dry_run:
+                return size_bytes
+            trash.parent.mkdir(exist_ok=True)
+            folder.rename(trash)
+            sync(folder.parent)
+        try:
+            shutil.rmtree(trash)
+        except OSError as error:
+            raise ImageError(f"cannot remove {error.filename}: {error.strerror}") from error
+        return size_bytes
+
+
+def _open_lock(folder: Path) -> io.FileIO:
+    return io.FileIO(
+        folder / IN_USE, "r", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o644)
+    )
+
+
+def _hold(folder: Path) -> Hold:
+    """Raises FileNotFoundError when a prune took the folder first."""
+    hold = _open_lock(folder)
+    try:
+        fcntl.flock(hold, fcntl.LOCK_SH)
+        if not os.path.samestat(os.fstat(hold.fileno()), (folder / IN_USE).stat()):
+            raise FileNotFoundError(folder)
+    except BaseException:
+        hold.close()
+        raise
+    return hold
+
+
+@contextmanager
+def _unless_held(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds the folder; if so, nobody can before this ends.
+
+    Raises FileNotFoundError.
+    """
+    # Whoever asks locks too. They queue on the folder, so as not to take each other for a use.
+    queue = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        with _open_lock(folder) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+    finally:
+        os.close(queue)
+
+
+def _freed_bytes(folder: Path) -> int:
+    """Bytes allocated in a folder; a file that has another name elsewhere frees none."""
+    states = [path.lstat() for path in folder.rglob("*")]
+    return sum(state.st_blocks * 512 for state in states if state.st_nlink == 1)
+
+
+def _read_record(folder: Path) -> ImageRecord:
+    path = folder / RECORD
+    hint = f"./inv golden.build writes it anew for the same recipe; or remove {folder}"
+    try:
+        record = ImageRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ImageError(f"cannot read the record {path}: {error}", hint) from error
+    if record.digest != folder.name:
+        raise ImageError(f"{path} is the record of another image, {record.digest[:12]}", hint)
+    return record
+
+
+def _record_text(record: ImageRecord) -> str:
+    return f"{record.model_dump_json(indent=2)}\n"
+
+
+def _check_complete(folder: Path, record: ImageRecord) -> None:
+    for name in BOOT_FILES:
+        path, entry = folder / name, record.files.get(name)
+        if entry is None or not path.is_file() or path.stat().st_size != entry.size_bytes:
+            raise ImageError(f"cannot add an unfinished image: {path} is not what its record says")
+    named = manifest_digest({name: record.files[name].sha256 for name in BOOT_FILES})
+    if named != record.digest:
+        raise ImageError(f"cannot add image {record.digest[:12]}: its files make it {named[:12]}")
+
+
+def _repair(target: Path, incoming: Path, record: ImageRecord) -> None:
+    """Take from `incoming` what is damaged or missing in an image of the same digest.
+
+    File by file: a golden image stays in its place, and every step leaves it less damaged.
+    """
+    for path in sorted(incoming.iterdir()):
+        old = target / path.name
+        expected = record.files[path.name].sha256 if path.name in BOOT_FILES else None
+        intact = old.exists() and (expected is None or file_sha256(old) == expected)
+        if not intact and (expected is None or file_sha256(path) == expected):
+            log.warning("image %s: %s was damaged or missing", target.name[:12], path.name)
+            path.replace(old)
+    try:
+        _read_record(target)
+    except ImageError as error:
+        log.warning("image %s: %s", target.name[:12], error.message)
+        (incoming / RECORD).replace(target / RECORD)
+    sync(target)

@@ -1,0 +1,164 @@
+"""A layer's tree on disk: made reproducible, listed, and the listings of layers merged."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
+
+WHITEOUT = "whiteout"
+OPAQUE_XATTR = "trusted.overlay.opaque"
+HASH_CHUNK_BYTES = 1 << 20
+
+# What package scripts write about the moment or the machine they ran on.
+SCRUBBED = (
+    "etc/.pwd.lock",
+    "etc/group-",
+    "etc/gshadow-",
+    "etc/passwd-",
+    "etc/shadow-",
+    "etc/subgid-",
+    "etc/subuid-",
+    "run/*",
+    "tmp/*",
+    "var/cache/apt/*",
+    "var/cache/debconf/*-old",
+    "var/cache/fontconfig/*",
+    "var/cache/ldconfig/aux-cache",
+    "var/lib/apt/lists/*",
+    "var/lib/apt/extended_states",
+    "var/lib/dpkg/*-old",
+    "var/lib/dpkg/lock*",
+    "var/lib/dpkg/triggers/Lock",
+    "var/lib/systemd/catalog/database",
+    "var/lib/systemd/random-seed",
+    "var/lib/dbus/machine-id",
+    "var/log/*.log",
+    "var/log/apt/*",
+    "var/log/[bw]tmp",
+    "var/log/faillog",
+    "var/log/lastlog",
+)
+
+
+def scrub(tree: Path) -> None:
+    """Remove what would differ between two builds of the same inputs."""
+    for pattern in SCRUBBED:
+        for path in tree.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def clamp_times(tree: Path, epoch: int) -> None:
+    """Give everything newer than `epoch` (seconds) that time."""
+    for path in [tree, *_walk(tree)]:
+        if os.lstat(path).st_mtime > epoch:
+            os.utime(path, (epoch, epoch), follow_symlinks=False)
+
+
+def list_tree(tree: Path) -> Iterator[Entry]:
+    """One entry for everything below `tree`, sorted by path within each folder.
+
+    Keys: path (from "/"), type (file, dir, symlink, whiteout, other), mode, uid, gid, mtime
+    (seconds), size (bytes); sha256 of files, target of symlinks, opaque for folders that hide
+    the layers below. Hard links to one file are read once.
+    """
+    hashes: dict[tuple[int, int], str] = {}
+    for path in _walk(tree):
+        info = os.lstat(path)
+        entry: Entry = {
+            "path": "/" + str(path.relative_to(tree)),
+            "type": _type(info),
+            "mode": stat.S_IMODE(info.st_mode),
+            "uid": info.st_uid,
+            "gid": info.st_gid,
+            "mtime": int(info.st_mtime),
+            "size": info.st_size if stat.S_ISREG(info.st_mode) else 0,
+        }
+        if stat.S_ISREG(info.st_mode):
+            key = (info.st_dev, info.st_ino)
+            if key not in hashes:
+                hashes[key] = file_sha256(path)
+            entry["sha256"] = hashes[key]
+        elif stat.S_ISLNK(info.st_mode):
+            entry["target"] = os.readlink(path)
+        elif stat.S_ISDIR(info.st_mode) and _is_opaque(path):
+            entry["opaque"] = True
+        yield entry
+
+
+def merge_listings(layers: Iterable[Iterable[Entry]]) -> list[Entry]:
+    """What the stacked layers (lowest first) show as one tree, sorted by path."""
+    merged: dict[str, Entry] = {}
+    for layer in layers:
+        for entry in layer:
+            path = entry["path"]
+            hides = entry["type"] == WHITEOUT or entry.get("opaque")
+            replaces = path in merged and merged[path]["type"] == "dir" != entry["type"]
+            if hides or replaces:
+                below = path + "/"
+                for old in [known for known in merged if known == path or known.startswith(below)]:
+                    del merged[old]
+            if entry["type"] != WHITEOUT:
+                merged[path] = {key: entry[key] for key in entry if key != "opaque"}
+    return [merged[path] for path in sorted(merged)]
+
+
+def write_listing(entries: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """JSON lines, gzip without a time stamp: the same entries give the same bytes."""
+    with file.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
+        for entry in entries:
+            packed.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+
+
+def read_listing(file: Path) -> list[Entry]:
+    with gzip.open(file, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def allocated_bytes(path: Path) -> int:
+    """Disk space that a file takes, without its holes."""
+    return path.stat().st_blocks * 512
+
+
+def _walk(tree: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(tree):
+        folders.sort()
+        for name in sorted([*folders, *files]):
+            yield Path(folder, name)
+
+
+def _type(info: os.stat_result) -> str:
+    mode = info.st_mode
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "dir"
+    if stat.S_ISLNK(mode):
+        return "symlink"
+    return WHITEOUT if stat.S_ISCHR(mode) and info.st_rdev == 0 else "other"
+
+
+def _is_opaque(path: Path) -> bool:
+    try:
+        return os.getxattr(path, OPAQUE_XATTR, follow_symlinks=False) == b"y"
+    except OSError:
+        return False

@@ -1,0 +1,233 @@
+"""golden.verify: exactly this image is booted and looked at, and its record says what was seen.
+
+Side by side: the stored files are read and compared with their sums, the specs of the image
+at rest run on the very filesystem, mounted read-only, and the image boots cold on an overlay.
+Once it is ready, the specs of the running guest follow, inside over the test console and
+outside over its ports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from polydev.errors import BootError, ConfigError, ImageError, SpecError, VmError
+from polydev.image.boot import Boot, follow
+from polydev.image.record import (
+    BOOT_FILES,
+    CMDLINE,
+    INITRD,
+    KERNEL,
+    ROOTFS,
+    ImageRecord,
+    SpecResult,
+    Verification,
+)
+from polydev.image.screenshot import take_screenshot
+from polydev.image.store import ImageStore
+from polydev.image.tree import file_sha256
+from polydev.progress import Steps
+from polydev.run import run
+from polydev.settings import Settings
+from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.config import Ports, VmConfig
+from polydev.vm.machine import Machine, start
+from polydev.vm.stages import last_lines
+
+log = logging.getLogger(__name__)
+
+DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
+SPEC_TIMEOUT_SECONDS = 300.0
+SERIAL_LOG = "serial.log"
+SCREENSHOT = "screenshot.png"
+
+_MOUNT_ROOTFS = 'mount -o ro,loop,noload "$1" "$2"; shift 2; exec "$@"'
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """`deadline_seconds` None: by accelerator."""
+
+    deadline_seconds: float | None = None
+    cpus: int = 2
+    memory_mib: int = 2048
+
+
+def verify(
+    digest: str,
+    settings: Settings,
+    store: ImageStore,
+    specs: Path,
+    steps: Steps,
+    options: VerifyOptions,
+) -> ImageRecord:
+    """Verify an image and return its record with the verification in it.
+
+    Raises SpecError, BootError or ImageError, each naming the cause. The record of a failed
+    verification is kept all the same; serial log and screenshot lie below `settings.state`.
+    """
+    if not specs.is_dir():
+        raise ConfigError(f"no specs at {specs}", "run this in a whole checkout")
+    record = store.record(digest)
+    evidence = settings.state / "verify" / digest[:12]
+    shutil.rmtree(evidence, ignore_errors=True)
+    evidence.mkdir(parents=True)
+    image = store.path(digest)
+    accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
+    started = time.monotonic()
+    with store.hold(digest) as hold, tempfile.TemporaryDirectory(prefix="polydev-vm-") as folder:
+        config = VmConfig(
+            vm_id=f"verify-{digest[:8]}",
+            folder=Path(folder),
+            kernel=image / KERNEL,
+            initrd=image / INITRD,
+            cmdline=(image / CMDLINE).read_text(),
+            rootfs=image / ROOTFS,
+            image_digest=digest,
+            ports=Ports(0, 0, 0),
+            accelerator=accelerator,
+            cpus=options.cpus,
+            memory_mib=options.memory_mib,
+            test_console=True,
+        )
+        attempt = _Attempt(record, image, specs, evidence, steps)
+        deadline = options.deadline_seconds or DEADLINE_SECONDS[accelerator]
+        attempt.run(config, hold.fileno(), deadline)
+    verification = Verification(
+        at=datetime.now(timezone.utc),
+        passed=attempt.fault is None,
+        cause=attempt.fault.message if attempt.fault else None,
+        hypervisor=qemu_version(),
+        accelerator=accelerator,
+        stage_reached=attempt.boot.stage if attempt.boot else "none",
+        boot_timings_seconds=attempt.boot.timings if attempt.boot else {},
+        specs=attempt.results,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    verified = record.model_copy(update={"verification": verification})
+    store.write_record(verified)
+    if attempt.fault is not None:
+        attempt.fault.hint = attempt.fault.hint or f"what was seen is kept in {evidence}"
+        raise attempt.fault
+    return verified
+
+
+class _Attempt:
+    """One verification under way: what it found so far, and the first fault."""
+
+    def __init__(
+        self, record: ImageRecord, image: Path, specs: Path, evidence: Path, steps: Steps
+    ) -> None:
+        self.record = record
+        self.image = image
+        self.specs = specs
+        self.evidence = evidence
+        self.steps = steps
+        self.results: list[SpecResult] = []
+        self.boot: Boot | None = None
+        self.fault: ImageError | None = None
+
+    def run(self, config: VmConfig, hold: int, deadline_seconds: float) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            sums = pool.submit(self._check_sums)
+            at_rest = pool.submit(self._run_offline, config.folder)
+            try:
+                self._run_booted(config, hold, deadline_seconds)
+            except (ImageError, VmError) as error:
+                self.fault = error if isinstance(error, ImageError) else BootError(error.message)
+            for finished in (at_rest, sums):
+                try:
+                    finished.result()
+                except ImageError as error:
+                    # Damaged bytes or a wrong tree explain what a boot of them then did.
+                    self.fault = error
+
+    def _check_sums(self) -> None:
+        """Raises ImageError for the first file that is not what the record says."""
+        for name in BOOT_FILES:
+            found, expected = file_sha256(self.image / name), self.record.files[name].sha256
+            if found != expected:
+                raise ImageError(
+                    f"{name} is damaged: its SHA-256 is {found[:12]}…, not {expected[:12]}…",
+                    "./inv golden.build puts the damaged file right",
+                )
+
+    def _run_offline(self, folder: Path) -> None:
+        at = folder / "rootfs"
+        at.mkdir()
+        # In a mount namespace of its own, so that the mount ends with the specs.
+        mounted = ["unshare", "--mount", "--propagation", "private", "sh", "-eu", "-c"]
+        mounted += [_MOUNT_ROOTFS, "mount", str(self.image / ROOTFS), str(at)]
+        self._specs("offline", [f"--hosts=chroot://{at}"], mounted)
+
+    def _run_booted(self, config: VmConfig, hold: int, deadline_seconds: float) -> None:
+        with self.steps.step(f"boot ({config.accelerator})") as step:
+            machine = start(config, pass_fds=(hold,))
+            self.boot = Boot(machine)
+            try:
+                follow(
+                    self.boot,
+                    deadline_seconds,
+                    lambda stage: step.say(f"stage {stage} after {self.boot_seconds()} s"),
+                )
+            except BootError as error:
+                self._keep(machine)
+                tail = "\n  ".join(last_lines(machine.serial()))
+                self.fault = error
+                self.steps.note(f"the serial console's last lines:\n  {tail}")
+                machine.stop()
+                return
+        try:
+            with self.steps.step("specs of the running guest"):
+                ports = machine.config.ports
+                self._specs(
+                    "booted or outside",
+                    [
+                        f"--hosts=console://{machine.config.console_socket}",
+                        f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}",
+                    ],
+                )
+        finally:
+            self._keep(machine)
+            machine.stop()
+
+    def boot_seconds(self) -> float:
+        return round(self.boot.elapsed(), 1) if self.boot else 0.0
+
+    def _keep(self, machine: Machine) -> None:
+        """Keep what the console said and what the screen shows, whatever comes next."""
+        (self.evidence / SERIAL_LOG).write_text(machine.serial())
+        if machine.alive():
+            take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
+
+    def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
+        """Run the specs of a phase in a pytest of their own. Raises SpecError."""
+        report = self.evidence / f"specs-{phase.split()[0]}.json"
+        argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "polydev.image.specs"]
+        argv += ["-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={self.specs}"]
+        argv += ["-m", phase, f"--spec-report={report}", *options, str(self.specs)]
+        done = run(argv, timeout_seconds=SPEC_TIMEOUT_SECONDS, check=False)
+        if not report.exists():
+            raise SpecError(f"the {phase} specs could not run: {(done.stderr or done.stdout)[-800:]}")
+        results = [SpecResult(**result) for result in json.loads(report.read_text())]
+        self.results += results
+        failed = [result for result in results if result.outcome == "failed"]
+        if failed:
+            shown = "; ".join(f"{result.name}: {result.message}" for result in failed[:3])
+            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+            raise SpecError(f"{len(failed)} specs failed: {shown}{more}")
+        if done.status != 0 or not results:
+            raise SpecError(f"the {phase} specs ended with status {done.status}: {done.stdout[-800:]}")
+
+
+def qemu_version() -> str:
+    return run(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]

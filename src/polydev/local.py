@@ -1,0 +1,135 @@
+"""The VM that `up` keeps running on this machine, found again by later calls.
+
+What it is lies in `vm.json`; whether it runs is asked of the kernel, never remembered.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from polydev.errors import BootError, VmError
+from polydev.image.boot import Boot, follow
+from polydev.image.record import CMDLINE, INITRD, KERNEL, ROOTFS
+from polydev.image.store import ImageStore
+from polydev.image.verify import DEADLINE_SECONDS
+from polydev.settings import Settings
+from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.config import Ports, VmConfig
+from polydev.vm.health import agent_health
+from polydev.vm.machine import Machine, start
+from polydev.vm.stages import Stage, last_lines
+
+VM_ID = "local"
+VM_FILE = "vm.json"
+
+
+class LocalVm(BaseModel):
+    """A VM of the golden image on this machine and where it is reached."""
+
+    model_config = ConfigDict(frozen=True)
+
+    vm_id: str
+    image_digest: str
+    pid: int
+    config: VmConfig
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.config, self.pid)
+
+    def addresses(self) -> dict[str, str]:
+        """Where each of its ports is, as `where --json` says it."""
+        ports = self.config.ports
+        return {
+            "viewer": ports.viewer_url,
+            "novnc": ports.novnc_url,
+            "vnc": f"{ports.host}:{ports.vnc}",
+            "agent": ports.agent_url,
+            "serialLog": str(self.config.serial_log),
+        }
+
+
+def find(settings: Settings) -> LocalVm | None:
+    """The VM that runs now, or None."""
+    try:
+        vm = LocalVm.model_validate_json(_vm_file(settings).read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return vm if vm.machine.alive() else None
+
+
+def bring_up(
+    digest: str,
+    settings: Settings,
+    store: ImageStore,
+    on_stage: Callable[[Stage], None],
+    *,
+    outbound: bool = False,
+) -> tuple[LocalVm, bool]:
+    """A running, ready VM of the image and whether it was started now.
+
+    One that runs another image, or that no longer answers, is replaced. Raises BootError.
+    """
+    running = find(settings)
+    if running is not None:
+        if (
+            running.image_digest == digest
+            and running.config.outbound == outbound
+            and _healthy(running)
+        ):
+            return running, False
+        take_down(settings)
+    folder = settings.state / "local"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    image = store.path(digest)
+    accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
+    config = VmConfig(
+        vm_id=VM_ID,
+        folder=folder,
+        kernel=image / KERNEL,
+        initrd=image / INITRD,
+        cmdline=(image / CMDLINE).read_text(),
+        rootfs=image / ROOTFS,
+        image_digest=digest,
+        ports=Ports(0, 0, 0),
+        accelerator=accelerator,
+        outbound=outbound,
+    )
+    with store.hold(digest) as hold:
+        machine = start(config, pass_fds=(hold.fileno(),))
+    vm = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)
+    _vm_file(settings).write_text(vm.model_dump_json(indent=1))
+    try:
+        follow(Boot(machine), DEADLINE_SECONDS[accelerator], on_stage)
+    except BaseException as error:
+        machine.stop()
+        if isinstance(error, BootError):
+            tail = "\n  ".join(last_lines(machine.serial()))
+            error.hint = f"its console is in {config.serial_log}; the last lines:\n  {tail}"
+        raise
+    return vm, True
+
+
+def take_down(settings: Settings) -> bool:
+    """End the VM and remove what it wrote; whether there was one."""
+    vm = find(settings)
+    if vm is not None:
+        vm.machine.stop()
+    shutil.rmtree(settings.state / "local", ignore_errors=True)
+    return vm is not None
+
+
+def _healthy(vm: LocalVm) -> bool:
+    try:
+        return agent_health(vm.config.ports)[0] == 200
+    except VmError:
+        return False
+
+
+def _vm_file(settings: Settings) -> Path:
+    return settings.state / "local" / VM_FILE

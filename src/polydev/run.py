@@ -1,0 +1,173 @@
+"""The only place that starts processes.
+
+`run` waits for one and returns what it said; `spawn` starts one that goes on. Every process
+gets a session of its own, so that a time-out or an interrupt ends all of its children too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
+
+log = logging.getLogger(__name__)
+
+Argument = str | Path
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a process that ended left behind; `seconds` is wall-clock time."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def run(
+    argv: Sequence[Argument],
+    *,
+    timeout_seconds: float | None = None,
+    input: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    hint: str | None = None,
+) -> Completed:
+    """Run a program to its end. `env` is added to this process's environment.
+
+    Raises CommandError (status other than 0, unless `check` is false), CommandTimeout, or
+    ConfigError when the program is not installed.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run %s", shlex.join(words))
+    started = time.monotonic()
+    process = spawn(
+        words,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = process.communicate(
+            None if input is None else input.encode(), timeout=timeout_seconds
+        )
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        _, err = process.communicate()
+        raise CommandTimeout(words, timeout_seconds or 0, err.decode(errors="replace")) from None
+    except BaseException:
+        end_group(process)
+        process.communicate()
+        raise
+    stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
+    if check and process.returncode != 0:
+        raise CommandError(words, process.returncode, stderr or stdout, hint)
+    return Completed(tuple(words), process.returncode, stdout, stderr, time.monotonic() - started)
+
+
+def run_lines(
+    argv: Sequence[Argument],
+    on_line: Callable[[str], None],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    noise: tuple[str, ...] = (),
+    log_file: Path | None = None,
+) -> None:
+    """Run a program to its end and hand over each line of its output as it comes.
+
+    Lines that start with one of `noise` are left out of the error and of `log_file`, which
+    gets all others. Raises CommandError with the last lines, or ConfigError when it is not
+    installed.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run %s", shlex.join(words))
+    process = spawn(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
+    try:
+        assert process.stdout is not None
+        with log_file.open("a") if log_file else nullcontext() as kept:
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                on_line(line)
+                if not (noise and line.startswith(noise)):
+                    tail.append(line)
+                    if kept:
+                        kept.write(line + "\n")
+        status = process.wait()
+    except BaseException:
+        end_group(process)
+        raise
+    if status != 0:
+        raise CommandError(words, status, "\n".join(tail))
+
+
+def call(argv: Sequence[Argument], *, cwd: Path | None = None) -> int:
+    """Run a program that talks to the terminal itself; its exit status."""
+    process = spawn(argv, cwd=cwd)
+    try:
+        return process.wait()
+    except BaseException:
+        end_group(process)
+        raise
+
+
+def spawn(
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own and return at once."""
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env={**os.environ, **env} if env is not None else None,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise ConfigError(f"no such folder: {cwd}") from error
+        raise ConfigError(
+            f"program not found: {words[0]}", "run ./inv once: it installs what is missing"
+        ) from error
+
+
+def end_group(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
+    """End a process made by `spawn` and all of its children: TERM, then KILL."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            continue
+        break

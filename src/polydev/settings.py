@@ -1,0 +1,30 @@
+"""Where things lie on this machine: one frozen value, made once from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders.
+
+    store   images and the golden link      POLYDEV_STORE
+    cache   layers, packages, build scratch POLYDEV_CACHE
+    state   running VMs of `up`, their logs POLYDEV_STATE
+    """
+
+    store: Path
+    cache: Path
+    state: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        return cls(
+            store=Path(environ.get("POLYDEV_STORE", "/var/lib/firecracker/snapshots/base")),
+            cache=Path(environ.get("POLYDEV_CACHE", "/var/cache/polydev")),
+            state=Path(environ.get("POLYDEV_STATE", "/var/lib/polydev")),
+        )

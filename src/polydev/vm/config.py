@@ -1,0 +1,79 @@
+"""What a VM is made of: one frozen value, from which everything else follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Accelerator = Literal["kvm", "tcg"]
+
+# The VM contract: the same address, gateway and ports in every guest.
+GUEST_ADDRESS = "172.16.0.2"
+GUEST_GATEWAY = "172.16.0.1"
+GUEST_NETWORK = "172.16.0.0/24"
+AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a VM's ports are reached on this machine's loopback; 0 where not yet known."""
+
+    agent: int
+    vnc: int
+    novnc: int
+    host: str = "127.0.0.1"
+
+    @property
+    def agent_url(self) -> str:
+        return f"http://{self.host}:{self.agent}"
+
+    @property
+    def novnc_url(self) -> str:
+        return f"http://{self.host}:{self.novnc}"
+
+    @property
+    def viewer_url(self) -> str:
+        """The page that shows the desktop at once."""
+        return f"{self.novnc_url}/vnc.html?autoconnect=true&resize=scale&reconnect=true"
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """One VM. `folder` holds its disk, sockets and logs; sizes as their names say.
+
+    test_console    a root shell on a second serial port: for boots that test, never in use
+    outbound        whether the guest reaches beyond its own network (user-mode NAT, through
+                    which it reaches this machine's loopback services too)
+    """
+
+    vm_id: str
+    folder: Path
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    rootfs: Path
+    image_digest: str
+    ports: Ports
+    accelerator: Accelerator = "tcg"
+    cpus: int = 2
+    memory_mib: int = 2048
+    mac: str = "52:54:00:16:00:02"
+    test_console: bool = False
+    outbound: bool = False
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.qcow2"
+
+    @property
+    def serial_log(self) -> Path:
+        return self.folder / "serial.log"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.folder / "qmp.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.folder / "console.sock"

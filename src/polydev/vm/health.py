@@ -1,0 +1,26 @@
+"""What a VM's agent says, seen from outside."""
+
+from __future__ import annotations
+
+import httpx
+
+from polydev.errors import VmError
+from polydev.vm.config import Ports
+
+TIMEOUT_SECONDS = 10.0
+
+
+def agent_health(ports: Ports, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[int, dict[str, object]]:
+    """HTTP status and body of the agent's /health; the body is empty where it is no JSON.
+
+    Raises VmError when nothing answers.
+    """
+    try:
+        answer = httpx.get(f"{ports.agent_url}/health", timeout=timeout_seconds, trust_env=False)
+    except httpx.HTTPError as error:
+        raise VmError(f"the agent does not answer on {ports.agent_url}: {error}") from error
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    return answer.status_code, body if isinstance(body, dict) else {}

@@ -1,0 +1,329 @@
+"""The verbs. Each parses, calls polydev and prints; `./inv --list` shows them all.
+
+Where a verb answers something, `--json` prints it on stdout with stable fields; progress goes
+to stderr. An error ends with status 1 and one message that says what to do next.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from invoke import Collection, Context, task
+
+from polydev.cli import answer, edge, megabytes
+from polydev.errors import ConfigError
+from polydev.settings import Settings
+
+ROOT = Path(__file__).resolve().parent
+RECIPE = ROOT / "golden" / "recipe.yaml"
+SPECS = ROOT / "tests" / "spec" / "image"
+TEST_KINDS = ("unit", "integration", "e2e", "bench")
+
+RECIPE_HELP = f"recipe to build (default: {RECIPE.relative_to(ROOT)})"
+IMAGE_HELP = "an image's digest or the start of it, or: golden, previous, latest"
+JSON_HELP = "answer as JSON on stdout"
+
+
+def _store() -> Any:
+    from polydev.image.store import ImageStore
+
+    return ImageStore(Settings.from_environment().store)
+
+
+def _image_line(image: Any) -> str:
+    notes = [note for note, said in (("previous", image.is_previous), ("in use", image.in_use)) if said]
+    shown = f"{image.digest[:12]}  {image.created_at:%Y-%m-%d %H:%M}  {image.state:<9}"
+    shown += f"{megabytes(image.rootfs_allocated_bytes):>9}  {image.recipe}  {', '.join(notes)}"
+    return shown.rstrip() + (f"\n              {image.cause}" if image.cause else "")
+
+
+@task(
+    help={
+        "recipe": RECIPE_HELP,
+        "no_cache": "make every layer afresh",
+        "refresh": "ask the package archive for news even if it was asked within the hour",
+        "offline": "use the package lists of the last build, ask nobody",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def build(
+    context: Context,
+    recipe: str = str(RECIPE),
+    no_cache: bool = False,
+    refresh: bool = False,
+    offline: bool = False,
+    json: bool = False,
+) -> None:
+    """Build the image of a recipe; what is unchanged is not built again."""
+    from polydev.image.build import BuildOptions, build
+    from polydev.image.recipe import load_recipe
+    from polydev.progress import Steps
+
+    result = build(
+        load_recipe(Path(recipe)),
+        Settings.from_environment(),
+        _store(),
+        Steps(),
+        BuildOptions(no_cache=no_cache, refresh=refresh, offline=offline),
+    )
+    record = result.record
+    size = megabytes(record.files["rootfs.ext4"].allocated_bytes)
+    what = "built" if result.changed else "unchanged:"
+    answer(
+        {
+            "digest": record.digest,
+            "changed": result.changed,
+            "seconds": round(result.seconds, 3),
+            "rootfsSha256": record.files["rootfs.ext4"].sha256,
+            "rootfsBytes": record.files["rootfs.ext4"].allocated_bytes,
+            "layers": [layer.model_dump() for layer in record.layers],
+        },
+        as_json=json,
+        text=f"{what} image {record.digest[:12]}, {size}, {result.seconds:.1f} s",
+    )
+
+
+@task(
+    positional=["image"],
+    help={
+        "image": IMAGE_HELP + " (default: latest)",
+        "deadline": "seconds until a boot that is not ready counts as failed (default: 60 or, "
+        "without KVM, 240)",
+        "json": JSON_HELP,
+    },
+)
+@edge
+def verify(context: Context, image: str = "latest", deadline: float = 0.0, json: bool = False) -> None:
+    """Boot exactly this image and run all specs against it; only then can it be promoted."""
+    from polydev.image.verify import VerifyOptions, verify
+    from polydev.progress import Steps
+
+    store = _store()
+    record = verify(
+        store.resolve(image),
+        Settings.from_environment(),
+        store,
+        SPECS,
+        Steps(),
+        VerifyOptions(deadline_seconds=deadline or None),
+    )
+    seen = record.verification
+    passed = sum(result.outcome == "passed" for result in seen.specs)
+    answer(
+        {"digest": record.digest, **seen.model_dump(mode="json")},
+        as_json=json,
+        text=f"verified image {record.digest[:12]}: {passed} specs passed, ready after "
+        f"{seen.boot_timings_seconds['ready']:.1f} s under {seen.accelerator}, {seen.seconds:.1f} s in all",
+    )
+
+
+@task(positional=["image"], help={"image": IMAGE_HELP + " (default: latest)", "json": JSON_HELP})
+@edge
+def promote(context: Context, image: str = "latest", json: bool = False) -> None:
+    """Make a verified image the golden one."""
+    store = _store()
+    change = store.promote(store.resolve(image))
+    was = f", before it {change.was[:12]}" if change.was and change.changed else ""
+    done = "is golden now" if change.changed else "is golden already"
+    answer(change, as_json=json, text=f"image {change.digest[:12]} {done}{was}")
+
+
+@task(help={"json": JSON_HELP})
+@edge
+def rollback(context: Context, json: bool = False) -> None:
+    """Make the image golden that was golden before."""
+    change = _store().rollback()
+    answer(
+        change,
+        as_json=json,
+        text=f"image {change.digest[:12]} is golden again, instead of {(change.was or '')[:12]}",
+    )
+
+
+@task(name="list", help={"json": JSON_HELP})
+@edge
+def list_images(context: Context, json: bool = False) -> None:
+    """All images in the store, newest first."""
+    images = _store().images()
+    answer(
+        [image.model_dump(mode="json") for image in images],
+        as_json=json,
+        text="\n".join(map(_image_line, images)) or "no images yet: ./inv golden.build",
+    )
+
+
+@task(positional=["image"], help={"image": IMAGE_HELP + " (default: golden)", "json": JSON_HELP})
+@edge
+def show(context: Context, image: str = "golden", json: bool = False) -> None:
+    """Everything known of one image: layers, packages, sizes, specs, boot timings."""
+    store = _store()
+    record = store.record(store.resolve(image))
+    seen = record.verification
+    lines = [f"image {record.digest}", f"recipe {record.recipe}, kernel {record.kernel_version}"]
+    lines += [f"  layer {layer.name:<10} {layer.id[:12]}" for layer in record.layers]
+    lines += [
+        f"  {name:<12} {megabytes(entry.allocated_bytes):>9}  sha256 {entry.sha256[:12]}"
+        for name, entry in record.files.items()
+    ]
+    lines.append(f"{len(record.packages)} packages (--json lists them)")
+    if seen is None:
+        lines.append("never verified")
+    else:
+        result = "passed" if seen.passed else f"failed: {seen.cause}"
+        lines.append(f"verified {seen.at:%Y-%m-%d %H:%M} under {seen.accelerator}: {result}")
+        stages = ", ".join(f"{name} {s:.1f} s" for name, s in seen.boot_timings_seconds.items())
+        lines.append(f"boot: {stages}")
+    answer(record, as_json=json, text="\n".join(lines))
+
+
+@task(positional=["old", "new"], help={"old": IMAGE_HELP, "new": IMAGE_HELP, "json": JSON_HELP})
+@edge
+def diff(context: Context, old: str, new: str, json: bool = False) -> None:
+    """What one image has that another has not: packages, files, size."""
+    from polydev.image.diff import diff, tree_diff
+
+    store = _store()
+    before, after = store.resolve(old), store.resolve(new)
+    files = tree_diff(store.path(before), store.path(after))
+    found = diff(store.record(before), store.record(after), files)
+    answer(found, as_json=json, text=found.as_text())
+
+
+@task(
+    help={
+        "keep": "how many of the newest other images stay (default: 2)",
+        "dry_run": "only say what would go",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = False) -> None:
+    """Remove images that are not golden, not previous, not in use and not among the newest."""
+    pruned = _store().prune(keep, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {digest[:12]}" for digest in pruned.removed]
+    lines += [f"kept {image.digest[:12]}: {image.reason}" for image in pruned.kept]
+    lines.append(f"{megabytes(pruned.freed_bytes)} {'to be ' if dry_run else ''}freed")
+    answer(pruned, as_json=json, text="\n".join(lines))
+
+
+@task(
+    help={
+        "recipe": RECIPE_HELP,
+        "internet": "let the VM's browser out; it then reaches this machine's loopback too",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def up(context: Context, recipe: str = str(RECIPE), internet: bool = False, json: bool = False) -> None:
+    """From nothing to a VM of a verified golden image, its desktop open to a web browser."""
+    from polydev.image.build import BuildOptions, build
+    from polydev.image.recipe import load_recipe
+    from polydev.image.verify import VerifyOptions, verify
+    from polydev.local import bring_up
+    from polydev.progress import Steps
+
+    settings, store, steps = Settings.from_environment(), _store(), Steps()
+    built = build(load_recipe(Path(recipe)), settings, store, steps, BuildOptions())
+    record = built.record
+    if record.verification is None or not record.verification.passed:
+        record = verify(record.digest, settings, store, SPECS, steps, VerifyOptions())
+    promoted = store.golden() != record.digest
+    if promoted:
+        with steps.step("promotion"):
+            store.promote(record.digest)
+    with steps.step("VM of the golden image") as step:
+        vm, started = bring_up(
+            record.digest,
+            settings,
+            store,
+            lambda stage: step.say(f"boot stage {stage}"),
+            outbound=internet,
+        )
+    answer(
+        {
+            "image": record.digest,
+            "built": built.changed,
+            "promoted": promoted,
+            "started": started,
+            "vmId": vm.vm_id,
+            **vm.addresses(),
+        },
+        as_json=json,
+        text=f"image {record.digest[:12]} runs; open its desktop in a web browser:\n"
+        f"  {vm.config.ports.viewer_url}\nend it with ./inv down",
+    )
+
+
+@task(help={"json": JSON_HELP})
+@edge
+def down(context: Context, json: bool = False) -> None:
+    """End what up started; images stay."""
+    from polydev.local import take_down
+
+    ended = take_down(Settings.from_environment())
+    answer({"ended": ended}, as_json=json, text="ended" if ended else "nothing was running")
+
+
+@task(help={"json": JSON_HELP})
+@edge
+def where(context: Context, json: bool = False) -> None:
+    """Where what is running can be reached."""
+    from polydev.local import find
+
+    vm = find(Settings.from_environment())
+    found: dict[str, Any] = {"running": vm is not None}
+    if vm is not None:
+        found |= {"vmId": vm.vm_id, "image": vm.image_digest, **vm.addresses()}
+    text = "\n".join(f"{name:<10}{value}" for name, value in found.items())
+    answer(found, as_json=json, text=text if vm else "nothing is running: ./inv up")
+
+
+@task(help={"fix": "let ruff mend and format what it can first"})
+@edge
+def check(context: Context, fix: bool = False) -> None:
+    """Formatting, lint, types and import contracts."""
+    from polydev.run import run_lines
+
+    tools = Path(sys.executable).parent
+    commands = [["ruff", "format", "."], ["ruff", "check", "--fix", "."]] if fix else []
+    commands += [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]]
+    commands.append(["lint-imports"])
+    for name, *words in commands:
+        print(f"{name} {' '.join(words)}", flush=True)
+        run_lines([tools / name, *words], lambda line: print(" ", line, flush=True), cwd=ROOT)
+
+
+@task(
+    help={
+        "only": f"run a part: {', '.join(TEST_KINDS)}, spec; several with commas",
+        "k": "run only tests whose name matches (pytest's -k)",
+    }
+)
+@edge
+def test(context: Context, only: str = "", k: str = "") -> None:
+    """Run the tests, the quickest kind first; all of them unless told otherwise."""
+    kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
+    unknown = [kind for kind in kinds if kind not in (*TEST_KINDS, "spec")]
+    if unknown:
+        raise ConfigError(
+            f"no such kind of test: {', '.join(unknown)}", f"one of {', '.join(TEST_KINDS)}, spec"
+        )
+    if not kinds:
+        check(context)
+    if "spec" in kinds:
+        verify(context)
+    folders = [f"tests/{kind}" for kind in (kinds or TEST_KINDS) if kind != "spec"]
+    if folders:
+        from polydev.run import call
+
+        words = [sys.executable, "-m", "pytest", *folders, *(["-k", k] if k else [])]
+        raise SystemExit(call(words, cwd=ROOT))
+
+
+namespace = Collection(up, down, where, check, test)
+golden = Collection("golden", build, verify, promote, rollback, list_images, show, diff, prune)
+namespace.add_collection(golden)

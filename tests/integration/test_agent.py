@@ -1,0 +1,686 @@
+"""The agent as a real process, in front of a desktop whose parts are fakes on loopback sockets.
+
+Waiting is done on what the agent itself says: its READY=1 on a notify socket, its lines on a
+console that is a FIFO, its replies. The times that appear only end a test that hangs.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import os
+import select
+import shlex
+import shutil
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from polydev.agent.health import UNIT_OF
+from polydev.agent.messages import HealthReply, IndexReply, Problem
+
+ROOT = Path(__file__).parents[2]
+AGENT = ROOT / "src/polydev/agent"
+UNIT_FILE = ROOT / "golden/agent/files/etc/systemd/system/polydev-agent.service"
+HANGS_AFTER_SECONDS = 60
+REPLY = TypeAdapter(HealthReply)
+
+Talk = Callable[[socket.socket], None]
+
+
+class FakeServer:
+    """Accepts on a loopback port (or a Unix path) and gives each connection to `talk`."""
+
+    def __init__(self, talk: Talk, path: Path | None = None) -> None:
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with contextlib.suppress(OSError, EOFError):
+                    talk(self.request)
+
+        class Tcp(socketserver.ThreadingTCPServer):
+            block_on_close = False
+            daemon_threads = True
+
+        class Unix(socketserver.ThreadingUnixStreamServer):
+            block_on_close = False
+            daemon_threads = True
+
+        self._server = Unix(str(path), Handler) if path else Tcp(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.socket.getsockname()[1])
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def exactly(client: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = client.recv(count - len(data))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return data
+
+
+def through_empty_line(client: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        data += exactly(client, 1)
+    return data
+
+
+def vnc(client: socket.socket) -> None:
+    """A VNC server without a password."""
+    client.sendall(b"RFB 003.008\n")
+    assert exactly(client, 12) == b"RFB 003.008\n"
+    client.sendall(b"\x01\x01")
+    assert exactly(client, 1) == b"\x01"
+    client.sendall(bytes(4))
+    client.recv(1)
+
+
+def locked_vnc(client: socket.socket) -> None:
+    """TigerVNC once an address has failed to log in too often."""
+    reason = b"Too many security failures"
+    client.sendall(b"RFB 003.003\n" + bytes(4) + struct.pack(">I", len(reason)) + reason)
+    client.recv(12)
+
+
+def ssh(client: socket.socket) -> None:
+    client.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+    client.recv(1)
+
+
+def display(client: socket.socket) -> None:
+    assert exactly(client, 12)[:1] == b"l"
+    client.sendall(b"\x01\0\x0b\0" + bytes(4))
+    client.recv(1)
+
+
+def deaf(client: socket.socket) -> None:
+    """Accepts, reads and says nothing until the other side goes."""
+    while client.recv(4096):
+        pass
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def websockify(target_port: Callable[[], int]) -> Talk:
+    """A relay like websockify: serves the page, upgrades, and wraps a TCP port in frames."""
+
+    def talk(client: socket.socket) -> None:
+        head = through_empty_line(client)
+        if head.startswith(b"GET /vnc.html "):
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n<!DOCTYPE html><html>noVNC</html>")
+            return
+        key = head.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+        accept = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        client.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + base64.b64encode(accept) + b"\r\n\r\n"
+        )
+        try:
+            target = socket.create_connection(("127.0.0.1", target_port()))
+        except OSError:
+            client.sendall(
+                b"\x88\x28" + (1011).to_bytes(2, "big") + b"Failed to connect to downstream server"
+            )
+            return
+        with target:
+            relay(client, target)
+
+    return talk
+
+
+def relay(client: socket.socket, target: socket.socket) -> None:
+    while True:
+        readable, _, _ = select.select([client, target], [], [])
+        if target in readable:
+            data = target.recv(100)
+            client.sendall(b"\x82" + bytes([len(data)]) + data if data else b"\x88\x00")
+            if not data:
+                return
+        if client in readable:
+            opcode, length = exactly(client, 2)
+            assert length & 0x80, "clients mask their frames"
+            mask, payload = exactly(client, 4), exactly(client, length & 0x7F)
+            if opcode & 0x0F == 8:
+                return
+            target.sendall(bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)))
+
+
+class Desktop:
+    """The guest around the agent. Parts are replaced or closed by the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.x_socket = folder / "X1"
+        self.show = folder / "systemctl-show"
+        self.programs = folder / "bin"
+        self.proc = folder / "proc"
+        self.console = folder / "console"
+        self.programs.mkdir()
+        self._write_proc()
+        os.mkfifo(self.console)
+        self.systemctl(f"cat {shlex.quote(str(self.show))}")
+        self.units()
+        self.vnc = FakeServer(vnc)
+        self.novnc = FakeServer(websockify(lambda: self.vnc.port))
+        self.display = FakeServer(display, self.x_socket)
+
+    def _write_proc(self) -> None:
+        (self.proc / "net").mkdir(parents=True)
+        (self.proc / "sys/kernel/random").mkdir(parents=True)
+        (self.proc / "cmdline").write_text("quiet polydev.image=0a1b polydev.vm=vm-7\n")
+        (self.proc / "uptime").write_text("12.34 20.00\n")
+        (self.proc / "net/route").write_text(
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
+            "eth0\t00000000\t010010AC\t0003\t0\t0\t0\t00000000\n"
+        )
+        (self.proc / "sys/kernel/random/boot_id").write_text("b007\n")
+        (self.proc / "meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\n")
+        (self.proc / "loadavg").write_text("0.50 0.25 0.10 1/99 1234\n")
+
+    def systemctl(self, script: str) -> None:
+        program = self.programs / "systemctl.new"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        program.replace(self.programs / "systemctl")
+
+    def units(self, **states: str) -> None:
+        """Let systemctl say these states, by component; "active/running" for the rest."""
+        blocks = []
+        for component, unit in UNIT_OF.items():
+            active, sub = states.get(component, "active/running").split("/")
+            blocks.append(
+                f"Id={unit}\nActiveState={active}\nSubState={sub}\nResult=success\nNRestarts=0\n"
+            )
+        new = self.show.with_suffix(".new")
+        new.write_text("\n".join(blocks))
+        new.replace(self.show)
+
+    def close(self) -> None:
+        for server in (self.vnc, self.novnc, self.display):
+            server.close()
+
+    def replace_vnc(self, talk: Talk) -> None:
+        self.vnc.close()
+        self.vnc = FakeServer(talk)
+
+    def replace_novnc(self, talk: Talk) -> None:
+        self.novnc.close()
+        self.novnc = FakeServer(talk)
+
+    def replace_display(self, talk: Talk) -> None:
+        self.display.close()
+        self.x_socket.unlink()
+        self.display = FakeServer(talk, self.x_socket)
+
+
+class Agent:
+    """A running agent; made by `start_agent`, which also ends it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path, tty: int) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+        self._tty = tty
+        self._console = b""
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, HANGS_AFTER_SECONDS)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+
+    def health(self) -> tuple[int, HealthReply]:
+        status, body, _ = self.ask("/health")
+        return status, REPLY.validate_json(body, strict=True)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), HANGS_AFTER_SECONDS)
+
+    def say(self, data: bytes) -> bytes:
+        """Send raw bytes and nothing more; return all that comes back."""
+        with self.connect() as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: client.recv(4096), b""))
+
+    def console_through(self, words: str) -> list[str]:
+        """The console's lines once one has these words."""
+        while words.encode() not in self._console or not self._console.endswith(b"\n"):
+            assert select.select([self._tty], [], [], HANGS_AFTER_SECONDS)[0], self._console
+            self._console += os.read(self._tty, 4096)
+        return self._console.decode().splitlines()
+
+    def console_after_end(self) -> list[str]:
+        """All of the console's lines; ends the agent."""
+        self.end()
+        while select.select([self._tty], [], [], 0)[0]:
+            self._console += os.read(self._tty, 4096)
+        return self._console.decode().splitlines()
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(HANGS_AFTER_SECONDS)
+
+
+StartAgent = Callable[..., Agent]
+
+
+@pytest.fixture
+def desktop(tmp_path: Path) -> Iterator[Desktop]:
+    desktop = Desktop(tmp_path)
+    yield desktop
+    desktop.close()
+
+
+@pytest.fixture
+def start_agent(desktop: Desktop) -> Iterator[StartAgent]:
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            *settings: str,
+            command: tuple[str, ...] = (sys.executable, "-m", "polydev.agent"),
+            **popen: object,
+        ) -> Agent:
+            return stack.enter_context(running_agent(desktop, settings, command, popen))
+
+        yield start
+
+
+@contextlib.contextmanager
+def running_agent(
+    desktop: Desktop,
+    settings: tuple[str, ...],
+    command: tuple[str, ...],
+    popen: dict[str, object],
+) -> Iterator[Agent]:
+    notify = desktop.folder / "notify"
+    log = desktop.folder / "agent.log"
+    tty = os.open(desktop.console, os.O_RDWR)  # both ways, so that no writer's leaving ends it
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+        log.open("wb") as stderr,
+    ):
+        notified.bind(str(notify))
+        notified.settimeout(HANGS_AFTER_SECONDS)
+        process = subprocess.Popen(
+            [
+                *command,
+                "--listen-address=127.0.0.1",
+                "--listen-port=0",
+                f"--vnc-port={desktop.vnc.port}",
+                f"--novnc-port={desktop.novnc.port}",
+                f"--x-socket={desktop.x_socket}",
+                f"--proc={desktop.proc}",
+                f"--console={desktop.console}",
+                "--watch-pause-seconds=0.05",
+                *settings,
+            ],
+            env={
+                "PATH": f"{desktop.programs}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT / "src"),
+                "NOTIFY_SOCKET": str(notify),
+            },
+            stderr=stderr,
+            **popen,  # type: ignore[call-overload]
+        )
+        try:
+            told = notified.recv(4096).decode()
+            assert told.startswith("READY=1\nSTATUS=answers on ")
+            yield Agent(process, int(told.rpartition(":")[2]), log, tty)
+            assert process.poll() in (None, -15), f"the agent died:\n{log.read_text()}"
+        finally:
+            process.terminate()
+            process.wait(HANGS_AFTER_SECONDS)
+            os.close(tty)
+            notify.unlink()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_desktop_that_works_is_ready(start_agent: StartAgent, desktop: Desktop) -> None:
+    agent = start_agent()
+    status, health = agent.health()
+    assert status == 200
+    assert (health["status"], health["stage"], health["failing"]) == ("ready", "ready", [])
+    assert (health["image_digest"], health["vm_id"], health["boot_id"]) == ("0a1b", "vm-7", "b007")
+    assert health["uptime_seconds"] == 12.34
+    relay_name = f"ws://127.0.0.1:{desktop.novnc.port}/websockify"
+    assert {name: state["detail"] for name, state in health["components"].items()} == {
+        "desktop": f"X server answers on {desktop.x_socket}",
+        "vnc": f"RFB 003.008 on 127.0.0.1:{desktop.vnc.port}",
+        "novnc": f"RFB 003.008 over {relay_name}",
+        "browser": "polydev-browser.service is active/running",
+    }
+
+
+def test_without_vnc_the_cause_and_the_unit_are_named(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    port = closed_port()
+    desktop.units(vnc="failed/failed")
+    status, health = start_agent(f"--vnc-port={port}").health()
+    assert (status, health["status"], health["stage"]) == (503, "failed", "services")
+    assert health["failing"] == ["vnc"]
+    assert health["components"]["vnc"]["detail"] == (
+        f"connection refused on 127.0.0.1:{port} (polydev-vnc.service is failed/failed)"
+    )
+    assert health["failed_units"] == ["polydev-vnc.service"]
+
+
+def test_a_vnc_server_that_turns_viewers_away_is_not_well(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    desktop.replace_vnc(locked_vnc)
+    status, health = start_agent().health()
+    assert (status, health["failing"]) == (503, ["vnc", "novnc"])
+    assert "Too many security failures" in health["components"]["vnc"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("target", "detail"),
+    [(None, "1011 Failed to connect to downstream server"), (ssh, "SSH-2.0-Open")],
+    ids=["nothing-there", "another-service"],
+)
+def test_novnc_that_points_to_a_wrong_port_is_named(
+    start_agent: StartAgent, desktop: Desktop, target: Talk | None, detail: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        wrong = closed_port()
+        if target:
+            server = FakeServer(target)
+            stack.callback(server.close)
+            wrong = server.port
+        desktop.replace_novnc(websockify(lambda: wrong))
+        status, health = start_agent().health()
+    assert (status, health["failing"]) == (503, ["novnc"])
+    assert detail in health["components"]["novnc"]["detail"]
+
+
+def test_novnc_without_its_page_is_named(start_agent: StartAgent, desktop: Desktop) -> None:
+    def no_page(client: socket.socket) -> None:
+        through_empty_line(client)
+        client.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+
+    desktop.replace_novnc(no_page)
+    status, health = start_agent().health()
+    assert (status, health["failing"]) == (503, ["novnc"])
+    assert "GET /vnc.html" in health["components"]["novnc"]["detail"]
+    assert "404" in health["components"]["novnc"]["detail"]
+
+
+def test_a_browser_without_its_window_is_still_starting(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    desktop.units(browser="activating/start-post")
+    status, health = start_agent().health()
+    assert (status, health["status"], health["failing"]) == (503, "starting", ["browser"])
+    assert health["components"]["browser"]["detail"] == (
+        "polydev-browser.service is activating/start-post"
+    )
+
+
+def test_readiness_that_goes_is_seen(start_agent: StartAgent, desktop: Desktop) -> None:
+    agent = start_agent("--keep-seconds=0")
+    assert agent.health()[0] == 200
+    desktop.units(browser="failed/failed")
+    assert agent.health()[1]["status"] == "failed"
+    desktop.units()
+    assert agent.health()[0] == 200
+    desktop.display.close()
+    desktop.x_socket.unlink()
+    status, health = agent.health()
+    assert (status, health["failing"]) == (503, ["desktop"])
+    assert f"there is no {desktop.x_socket}" in health["components"]["desktop"]["detail"]
+
+
+@pytest.mark.parametrize("part", ["display", "vnc", "novnc"])
+def test_a_part_that_accepts_but_never_answers_is_named(
+    start_agent: StartAgent, desktop: Desktop, part: str
+) -> None:
+    getattr(desktop, f"replace_{part}")(deaf)
+    status, health = start_agent("--check-timeout-seconds=0.2").health()
+    name = {"display": "desktop"}.get(part, part)
+    assert status == 503
+    assert name in health["failing"]
+    assert "within 0.2 s" in health["components"][name]["detail"]
+
+
+def test_a_systemctl_that_hangs_is_ended_with_all_it_started(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    alive = desktop.folder / "alive"
+    os.mkfifo(alive)
+    held = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    desktop.systemctl(f"exec 9>{shlex.quote(str(alive))}; echo x >&9; sleep 1000; true")
+    agent = start_agent("--check-timeout-seconds=0.5", "--keep-seconds=1000")
+    status, health = agent.health()
+    assert (status, health["failing"]) == (503, ["desktop", "browser"])
+    assert health["components"]["browser"]["detail"] == "systemctl did not end within 0.5 s"
+    agent.end()  # or its watch could start another
+    poller = select.poll()
+    poller.register(held, 0)  # no event asked for but the one always told: all writers are gone
+    assert poller.poll(HANGS_AFTER_SECONDS * 1000)
+    os.close(held)
+
+
+def test_a_systemctl_that_fails_is_quoted(start_agent: StartAgent, desktop: Desktop) -> None:
+    desktop.systemctl("echo 'Failed to connect to bus' >&2; exit 1")
+    detail = start_agent().health()[1]["components"]["browser"]["detail"]
+    assert detail == "systemctl exited with status 1: Failed to connect to bus"
+
+
+def test_no_systemctl_at_all_is_said(start_agent: StartAgent) -> None:
+    detail = start_agent("--systemctl=no-such-systemctl").health()[1]["components"]["browser"]
+    assert detail == {
+        "ok": False,
+        "detail": "no-such-systemctl could not be started: No such file or directory",
+    }
+
+
+def test_other_requests_are_answered_while_a_check_waits(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow_vnc(client: socket.socket) -> None:
+        asked.set()
+        assert go_on.wait(HANGS_AFTER_SECONDS)
+        vnc(client)
+
+    desktop.replace_vnc(slow_vnc)
+    agent = start_agent(f"--check-timeout-seconds={HANGS_AFTER_SECONDS}")
+    with ThreadPoolExecutor() as pool:
+        reports = [pool.submit(agent.health) for _ in range(3)]
+        assert asked.wait(HANGS_AFTER_SECONDS)
+        assert agent.ask("/")[0] == 200
+        assert not any(report.done() for report in reports)
+        go_on.set()
+        assert [report.result()[0] for report in reports] == [200, 200, 200]
+
+
+def test_the_index_head_and_refusals(start_agent: StartAgent) -> None:
+    agent = start_agent()
+    status, body, headers = agent.ask("/")
+    assert (status, headers["Connection"]) == (200, "close")
+    assert "/health" in TypeAdapter(IndexReply).validate_json(body)["paths"]
+
+    status, nothing, head_headers = agent.ask("/", "HEAD")
+    assert (status, nothing) == (200, b"")
+    assert head_headers["Content-Length"] == headers["Content-Length"]
+
+    status, body, headers = agent.ask("/nothing")
+    assert (status, headers["Content-Type"]) == (404, "application/problem+json")
+    assert "/nothing" in TypeAdapter(Problem).validate_json(body)["detail"]
+
+    status, _, headers = agent.ask("/health", "POST")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+    assert "127.0.0.1 POST /health 405" in agent.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: vm\r\n", 400),
+        (b"\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000, 431),
+        (b"GET / HTTP/1.0\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ],
+    ids=["tls", "no-host", "cut-off", "empty", "long-target", "long-header", "http2"],
+)
+def test_what_is_no_request_gets_a_refusal(
+    start_agent: StartAgent, data: bytes, status: int
+) -> None:
+    agent = start_agent()
+    assert agent.say(data).startswith(b"HTTP/1.1 %d " % status)
+    assert agent.health()[0] == 200
+
+
+def test_a_request_that_does_not_arrive_times_out(start_agent: StartAgent) -> None:
+    agent = start_agent("--request-timeout-seconds=0.2")
+    with agent.connect() as silent, agent.connect() as slow:
+        slow.sendall(b"GET / HT")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+        assert silent.recv(4096) == b""
+
+
+def test_slow_clients_make_room_for_others(start_agent: StartAgent) -> None:
+    agent = start_agent(
+        "--max-connections=3", f"--request-timeout-seconds={HANGS_AFTER_SECONDS * 10}"
+    )
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(agent.connect()) for _ in range(5)]
+        for client in slow:
+            client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert agent.health()[0] == 200
+        assert agent.ask("/")[0] == 200
+        with contextlib.suppress(ConnectionResetError):
+            slow[0].recv(4096)  # ends: the oldest had to leave
+
+
+def test_when_nobody_can_leave_newcomers_are_told_to_come_back(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow_vnc(client: socket.socket) -> None:
+        asked.set()
+        assert go_on.wait(HANGS_AFTER_SECONDS)
+        vnc(client)
+
+    desktop.replace_vnc(slow_vnc)
+    agent = start_agent("--max-connections=1", f"--check-timeout-seconds={HANGS_AFTER_SECONDS}")
+    with ThreadPoolExecutor() as pool, agent.connect() as first:
+        first.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        report = pool.submit(first.recv, 4096)
+        assert asked.wait(HANGS_AFTER_SECONDS)
+        assert agent.say(b"").startswith(b"HTTP/1.1 503 ")
+        go_on.set()
+        assert report.result().startswith(b"HTTP/1.1 200 ")
+
+
+def test_clients_that_leave_early_do_no_harm(start_agent: StartAgent) -> None:
+    agent = start_agent()
+    for data in (b"", b"GET /he", b"GET /health HTTP/1.0\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n" * 99):
+        client = agent.connect()
+        client.sendall(data)
+        # Closing sends a reset at once, whatever is under way.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    assert agent.health()[0] == 200
+
+
+def test_readiness_is_announced_once_and_unasked(start_agent: StartAgent, desktop: Desktop) -> None:
+    desktop.units(browser="activating/start-post")
+    agent = start_agent("--keep-seconds=0")
+    assert agent.console_through("answers") == ["polydev: agent answers after 12.34 s"]
+    assert agent.health()[0] == 503
+    (desktop.proc / "uptime").write_text("45.67 80.00\n")
+    desktop.units()
+    both = ["polydev: agent answers after 12.34 s", "polydev: ready after 45.67 s"]
+    assert agent.console_through("ready") == both
+    assert agent.health()[0] == 200
+    desktop.units(browser="failed/failed")
+    assert agent.health()[0] == 503
+    desktop.units()
+    assert agent.health()[0] == 200
+    assert agent.console_after_end() == both
+
+
+def test_metrics_are_served(start_agent: StartAgent) -> None:
+    status, body, headers = start_agent().ask("/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b'polydev_image_info{digest="0a1b",vm="vm-7"} 1.0\n' in body
+
+
+def test_systemds_listening_socket_is_used(start_agent: StartAgent) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        listener.setblocking(False)
+        descriptor = listener.fileno()
+        script = f'exec 3<&{descriptor}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+        agent = start_agent(
+            command=("/bin/bash", "-c", script, "sh", sys.executable, "-m", "polydev.agent"),
+            pass_fds=(descriptor,),
+        )
+        assert agent.port == port
+        assert agent.health()[0] == 200
+
+
+@pytest.fixture
+def guest_folder(tmp_path: Path) -> Path:
+    """The agent as the image has it: sources and unchecked bytecode in a folder of their own."""
+    folder = tmp_path / "polydev-agent"
+    shutil.copytree(AGENT, folder / "polydev/agent", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(AGENT.parent / "__init__.py", folder / "polydev")
+    compiled = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    subprocess.run([*compiled, str(folder)], check=True)
+    return folder
+
+
+def test_the_units_command_starts_the_agent_without_costly_modules(
+    start_agent: StartAgent, guest_folder: Path
+) -> None:
+    text = UNIT_FILE.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("ExecStart="))
+    python, *arguments = shlex.split(line.removeprefix("ExecStart="))
+    assert python == "/usr/bin/python3"
+    arguments = [word.replace("/usr/lib/polydev-agent", str(guest_folder)) for word in arguments]
+    agent = start_agent(command=(sys.executable, "-X", "importtime", *arguments))
+    assert agent.health()[0] == 200
+    agent.end()
+    imported = {row.rpartition("|")[2].strip() for row in agent.log.read_text().splitlines()}
+    assert "polydev.agent.health" in imported
+    costly = {"typing", "json", "re", "enum", "socket", "threading", "subprocess", "contextlib"}
+    assert not imported & {*costly, "polydev.agent.messages", "polydev.agent.metrics", "runpy"}
+    assert len(imported) < 60

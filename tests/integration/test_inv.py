@@ -1,0 +1,232 @@
+"""./inv in a tree of its own: real bash, but apt, dpkg, Python and pip are fakes that log calls.
+
+Nothing here reaches a network or this machine's packages.
+"""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from polydev.run import Completed, run
+
+ROOT = Path(__file__).parents[2]
+REAL_TOOLS = (
+    *("bash", "cat", "comm", "cp", "env", "flock", "mkdir", "readlink"),
+    *("rm", "sed", "sha256sum", "sleep", "sort", "stat"),
+)
+FAKES = {
+    "id": 'echo "$FAKE_UID"',
+    "dpkg-query": """
+        echo "dpkg-query" >>"$FAKE_LOG"
+        while read -r name; do echo "installed $name"; done <"$DPKG_ADMINDIR/status"
+        """,
+    "apt-get": """
+        echo "apt-get $*" >>"$FAKE_LOG"
+        echo "apt-get says this on stdout"
+        [[ " $* " != *" install "* ]] || exit "$FAKE_APT_STATUS"
+        """,
+    "python3": """
+        case "$1 ${2:-}" in
+            "-m venv")
+                echo "venv" >>"$FAKE_LOG"
+                mkdir -p "$3/bin" "$3/lib/python3.11/site-packages"
+                cp "$0" "$3/bin/python"
+                cp "$FAKE_INVOKE" "$3/bin/inv" ;;
+            "-m pip")
+                echo "pip ${*:3}" >>"$FAKE_LOG"
+                sleep "$FAKE_PIP_SECONDS"
+                exit "$FAKE_PIP_STATUS" ;;
+        esac
+        """,
+    "old-python": "exit 1  # to the question for its version",
+    "invoke": 'printf "%s\\n" "$PWD" "$@"',
+}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A checkout with ./inv and small package lists, on a machine made of fakes."""
+
+    root: Path
+    fakes: Path
+
+    @property
+    def log(self) -> Path:
+        return self.fakes / "log"
+
+    @property
+    def dpkg_status(self) -> Path:
+        return self.fakes / "status"
+
+    def start(self, *words: str, program: Path | None = None, **changes: str) -> Completed:
+        env = {
+            "PATH": str(self.fakes),
+            "DPKG_ADMINDIR": str(self.fakes),
+            "POLYDEV_PYTHON": "",
+            "FAKE_LOG": str(self.log),
+            "FAKE_INVOKE": str(self.fakes / "invoke"),
+            "FAKE_UID": "0",
+            "FAKE_APT_STATUS": "0",
+            "FAKE_PIP_STATUS": "0",
+            "FAKE_PIP_SECONDS": "0",
+            **changes,
+        }
+        program = program or self.root / "inv"
+        return run([program, *words], env=env, cwd=self.fakes, check=False, timeout_seconds=60)
+
+    def calls(self) -> list[str]:
+        """What the fakes were asked since the last call of this."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    made = Tree(tmp_path / "checkout", tmp_path / "machine")
+    requirements = made.root / "requirements"
+    requirements.mkdir(parents=True)
+    made.fakes.mkdir()
+    shutil.copy(ROOT / "inv", made.root / "inv")
+    (requirements / "lock.txt").write_text("invoke==3\n")
+    (requirements / "apt.txt").write_text("# why\n\nqemu   # runs VMs\nmmdebstrap\n")
+    (requirements / "apt-test.txt").write_text("chromium # looks at them\n")
+    for name in REAL_TOOLS:
+        found = shutil.which(name)
+        assert found, name
+        (made.fakes / name).symlink_to(found)
+    for name, body in FAKES.items():
+        (made.fakes / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{body}\n")
+        (made.fakes / name).chmod(0o755)
+    made.dpkg_status.write_text("mmdebstrap\nqemu\n")
+    return made
+
+
+def test_first_start_sets_up_then_runs_the_verb_where_the_user_is(tree: Tree) -> None:
+    first = tree.start("golden.build", "--json")
+    assert first.status == 0, first.stderr
+    said = [str(tree.fakes), "--search-root", str(tree.root), "golden.build", "--json"]
+    assert first.stdout.splitlines() == said
+    query, venv, pip = tree.calls()
+    assert (query, venv) == ("dpkg-query", "venv")
+    assert "--require-hashes" in pip
+    assert pip.endswith(f"-r {tree.root}/requirements/lock.txt")
+    path_file = tree.root / ".venv/lib/python3.11/site-packages/polydev.pth"
+    assert path_file.read_text() == f"{tree.root}/src\n"
+
+
+def test_second_start_asks_nobody_and_says_nothing(tree: Tree) -> None:
+    tree.start("check")
+    tree.calls()
+    second = tree.start("check")
+    assert (second.status, second.stderr, tree.calls()) == (0, "", [])
+
+
+def test_without_a_verb_the_verbs_are_listed(tree: Tree) -> None:
+    assert tree.start().stdout.splitlines()[-1] == "--list"
+
+
+def test_a_link_to_inv_finds_the_checkout(tree: Tree) -> None:
+    link = tree.fakes / "link-to-inv"
+    link.symlink_to(tree.root / "inv")
+    assert str(tree.root) in tree.start("check", program=link).stdout.splitlines()
+
+
+def test_missing_packages_without_root_are_named(tree: Tree) -> None:
+    tree.dpkg_status.write_text("mmdebstrap\n")
+    refused = tree.start("check", FAKE_UID="1000")
+    assert (refused.status, refused.stdout) == (1, "")
+    missing, following = refused.stderr.splitlines()
+    assert missing == "inv: missing system packages: qemu"
+    assert following.endswith("apt-get install --no-install-recommends qemu")
+    assert tree.calls() == ["dpkg-query"]
+
+
+def test_root_installs_exactly_what_is_missing(tree: Tree) -> None:
+    tree.dpkg_status.write_text("mmdebstrap\n")
+    done = tree.start("check")
+    assert done.status == 0
+    assert "apt-get says" in done.stderr
+    assert "apt-get says" not in done.stdout
+    _, update, install, *_ = tree.calls()
+    assert update == "apt-get -q update"
+    assert install.endswith("--no-install-recommends qemu")
+
+
+def test_apt_that_fails_ends_with_the_next_step_and_is_tried_again(tree: Tree) -> None:
+    tree.dpkg_status.write_text("")
+    for _ in range(2):
+        failed = tree.start("check", FAKE_APT_STATUS="100")
+        assert (failed.status, failed.stdout) == (1, "")
+        last = failed.stderr.splitlines()[-1]
+        assert last.startswith("inv: apt-get failed")
+        assert last.endswith("--no-install-recommends mmdebstrap qemu")
+        assert sum(call.startswith("apt-get") for call in tree.calls()) == 2
+
+
+def test_only_the_verb_test_needs_the_packages_for_tests(tree: Tree) -> None:
+    tree.start("check")
+    assert not [call for call in tree.calls() if call.startswith("apt-get")]
+    tree.start("test")
+    assert tree.calls()[-1].endswith("--no-install-recommends chromium")
+
+
+def test_without_dpkg_the_supported_systems_are_named(tree: Tree) -> None:
+    (tree.fakes / "dpkg-query").unlink()
+    tree.dpkg_status.unlink()
+    refused = tree.start("check")
+    assert (refused.status, refused.stdout, tree.calls()) == (1, "", [])
+    assert "Debian 12 or Ubuntu 22.04" in refused.stderr
+
+
+@pytest.mark.parametrize("python", ["old-python", "no-such-python"])
+def test_an_unsuitable_python_is_refused_by_name(tree: Tree, python: str) -> None:
+    refused = tree.start("check", POLYDEV_PYTHON=python)
+    assert (refused.status, refused.stdout) == (1, "")
+    assert f"no Python 3.10 or newer with venv: tried {python}" in refused.stderr
+    assert not (tree.root / ".venv").exists()
+
+
+def test_a_half_made_venv_is_made_anew(tree: Tree) -> None:
+    failed = tree.start("check", FAKE_PIP_STATUS="1")
+    assert (failed.status, failed.stdout) == (1, "")
+    assert failed.stderr.splitlines()[-1].startswith("inv: could not make .venv")
+    leftover = tree.root / ".venv/leftover"
+    leftover.touch()
+    assert tree.start("check").status == 0
+    assert not leftover.exists()
+
+
+def test_another_lock_or_another_place_makes_the_venv_anew(tree: Tree) -> None:
+    tree.start("check")
+    (tree.root / "requirements/lock.txt").write_text("invoke==4\n")
+    tree.calls()
+    tree.start("check")
+    assert "venv" in tree.calls()
+    moved = Tree(tree.root.rename(tree.root.with_name("moved")), tree.fakes)
+    moved.start("check")
+    assert "venv" in moved.calls()
+
+
+def test_packages_that_come_or_go_are_noticed(tree: Tree) -> None:
+    tree.start("check")
+    tree.calls()
+    tree.dpkg_status.write_text("mmdebstrap\nqemu\nunrelated\n")
+    tree.start("check")
+    assert tree.calls() == ["dpkg-query"]
+
+
+def test_starts_at_the_same_time_set_up_once(tree: Tree) -> None:
+    def start(_: int) -> Completed:
+        return tree.start("check", FAKE_PIP_SECONDS="0.5")
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(start, range(3)))
+    assert [end.status for end in ends] == [0, 0, 0]
+    calls = tree.calls()
+    assert (calls.count("dpkg-query"), calls.count("venv")) == (1, 1)

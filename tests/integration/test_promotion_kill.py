@@ -1,0 +1,402 @@
+"""The image store under real processes: killed anywhere, two at once, holding an image.
+
+A child runs one verb of the store. An audit hook in it counts what it asks of the file system
+and, at a chosen one, kills or stops the process there, so that every moment can be reached
+without waiting for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+import polydev
+from polydev import run
+from polydev.image import promotion
+from polydev.image.record import (
+    BOOT_FILES,
+    RECORD,
+    ROOTFS,
+    FileEntry,
+    ImageRecord,
+    Verification,
+    manifest_digest,
+)
+from polydev.image.store import INCOMING, ImageStore
+
+pytestmark = pytest.mark.integration
+
+FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+SOURCE = str(Path(polydev.__file__).parent.parent)
+KEEP = 1
+
+CHILD = """
+import fcntl, json, os, shutil, signal, sys
+from pathlib import Path
+from polydev.errors import Error
+from polydev.image.record import ImageRecord
+from polydev.image.store import ImageStore
+
+root, verb, argument, sent, moment = sys.argv[1:]
+store = ImageStore(Path(root))
+seen = 0
+COUNTED = {
+    "child.fsync", "fcntl.flock", "os.mkdir", "os.remove", "os.rename", "os.rmdir",
+    "os.symlink", "os.truncate",
+}
+
+def observe(event, arguments):
+    global seen
+    if event == "open" and not isinstance(arguments[0], int):
+        name = os.fsdecode(arguments[0])
+        if moment == "hash" and name.endswith("/rootfs.ext4"):
+            os.kill(os.getpid(), int(sent))
+        if not name.startswith(root):
+            return
+    elif event not in COUNTED:
+        return
+    seen += 1
+    if str(seen) == moment:
+        os.kill(os.getpid(), int(sent))
+
+def fsync(descriptor, original=os.fsync):
+    sys.audit("child.fsync", descriptor)
+    original(descriptor)
+
+def add(folder):
+    with store.new_incoming() as incoming:
+        shutil.copytree(folder, incoming, dirs_exist_ok=True)
+        record = ImageRecord.model_validate_json((incoming / "record.json").read_bytes())
+        return store.add(incoming, record)
+
+def hold(digest):
+    with store.hold(digest):
+        print("held", flush=True)
+        sys.stdin.read()
+
+os.fsync = fsync
+verbs = {
+    "promote": store.promote,
+    "rollback": lambda _: store.rollback(),
+    "prune": lambda keep: store.prune(int(keep)),
+    "add": add,
+    "hold": hold,
+}
+sys.addaudithook(observe)
+try:
+    verbs[verb](argument)
+except Error as error:
+    print(json.dumps(error.as_dict()))
+    sys.exit(1)
+"""
+
+Argv = list[str | Path]
+
+
+def child_argv(
+    store: ImageStore, verb: str, argument: str | Path = "", sent: int = 0, moment: str = ""
+) -> Argv:
+    words = [store.root, verb, argument, int(sent), moment]
+    return [sys.executable, "-c", CHILD, *(str(word) for word in words)]
+
+
+@contextmanager
+def child(argv: Argv) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with pipes for its input and output, ended with the block."""
+    process = run.spawn(
+        argv, env={"PYTHONPATH": SOURCE}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def stopped_promotion(store: ImageStore, digest: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that promotes, stopped as it begins to read the root filesystem."""
+    with child(child_argv(store, "promote", digest, signal.SIGSTOP, "hash")) as process:
+        result = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert result is not None
+        assert result.si_code == os.CLD_STOPPED
+        yield process
+
+
+def image_folder(folder: Path, seed: str, age_minutes: int) -> ImageRecord:
+    """A finished image outside of any store, its record beside the boot files."""
+    folder.mkdir()
+    files = {}
+    for name in BOOT_FILES:
+        data = f"{name} of {seed}".encode()
+        (folder / name).write_bytes(data)
+        files[name] = FileEntry(
+            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
+        )
+    record = ImageRecord(
+        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
+        recipe="golden",
+        created_at=FIRST - timedelta(minutes=age_minutes),
+        source_date_epoch=0,
+        kernel_version="6.1.0",
+        files=files,
+        content_bytes=100,
+        layers=[],
+        packages=[],
+        builder={},
+        verification=Verification(
+            at=FIRST,
+            passed=True,
+            cause=None,
+            hypervisor="qemu",
+            accelerator="tcg",
+            stage_reached="ready",
+            boot_timings_seconds={},
+            specs=[],
+            seconds=1.0,
+        ),
+    )
+    (folder / RECORD).write_text(record.model_dump_json())
+    return record
+
+
+def add(store: ImageStore, folder: Path, seed: str, age_minutes: int = 0) -> str:
+    record = image_folder(folder, seed, age_minutes)
+    with store.new_incoming() as incoming:
+        shutil.copytree(folder, incoming, dirs_exist_ok=True)
+        return store.add(incoming, record).digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    """Images `old`, `golden` (promoted in this order), `next` and `spare`, all verified."""
+    store = ImageStore(tmp_path / "store")
+    for age_minutes, seed in enumerate(("next", "spare", "golden", "old")):
+        add(store, tmp_path / seed, seed, age_minutes)
+    for seed in ("old", "golden"):
+        store.promote(digest_of(tmp_path / seed))
+    return store
+
+
+def record_in(folder: Path) -> ImageRecord:
+    return ImageRecord.model_validate_json((folder / RECORD).read_bytes())
+
+
+def digest_of(folder: Path) -> str:
+    return record_in(folder).digest
+
+
+def copy_of(store: ImageStore, root: Path) -> ImageStore:
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(store.root, root, symlinks=True)
+    return ImageStore(root)
+
+
+def killed_everywhere(store: ImageStore, verb: str, argument: str | Path) -> Iterator[ImageStore]:
+    """The store as a kill left it, for each moment of the verb; the last one ran to its end."""
+    number = 0
+    status = -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        number += 1
+        left = copy_of(store, store.root.with_name("killed"))
+        argv = child_argv(left, verb, argument, signal.SIGKILL, str(number))
+        status = run.run(argv, env={"PYTHONPATH": SOURCE}, check=False).status
+        assert status in (0, -signal.SIGKILL)
+        yield left
+    assert number > 10, "the child was hardly ever killed: the hook does not see what it does"
+
+
+def golden(store: ImageStore) -> str:
+    """What the link names, once that is known to be a whole image that passed."""
+    folder = store.golden_link.resolve(strict=True).parent
+    assert store.golden_link.resolve() == store.path(folder.name) / ROOTFS
+    promotion.require_promotable(folder, store.record(folder.name))
+    return folder.name
+
+
+def assert_all_whole(store: ImageStore) -> None:
+    assert [path.name for path in (store.root / promotion.IMAGES).iterdir()]
+    for folder in (store.root / promotion.IMAGES).iterdir():
+        promotion.require_promotable(folder, store.record(folder.name))
+
+
+def test_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    old, before, after, spare = (
+        digest_of(tmp_path / seed) for seed in ("old", "golden", "next", "spare")
+    )
+    seen = []
+    for left in killed_everywhere(store, "promote", after):
+        seen.append(golden(left))
+        assert left.resolve("previous") == {before: old, after: before}[seen[-1]]
+        assert_all_whole(left)
+        assert left.promote(spare).was == seen[-1]
+        assert golden(left) == spare
+        assert left.rollback().digest == seen[-1]
+        assert left.promote(after).changed == (seen[-1] != after)
+        assert golden(left) == after
+    assert seen == sorted(seen, key=[before, after].index), "the link moved once, and forward"
+    assert set(seen) == {before, after}
+
+
+def test_first_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    after = digest_of(tmp_path / "next")
+    store.golden_link.unlink()
+    shutil.rmtree(store.root / promotion.PROMOTIONS)
+    for left in killed_everywhere(store, "promote", after):
+        assert not left.golden_link.is_symlink() or golden(left) == after
+        left.promote(after)
+        assert golden(left) == after
+
+
+def test_rollback_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    before, after, spare = (digest_of(tmp_path / seed) for seed in ("golden", "old", "spare"))
+    seen = []
+    for left in killed_everywhere(store, "rollback", ""):
+        seen.append(golden(left))
+        assert_all_whole(left)
+        assert left.promote(spare).was == seen[-1]
+        assert golden(left) == spare
+    assert seen == sorted(seen, key=[before, after].index)
+    assert set(seen) == {before, after}
+
+
+def test_add_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    fresh = image_folder(tmp_path / "fresh", "fresh", age_minutes=-1).digest
+    before = digest_of(tmp_path / "golden")
+    seen = []
+    for left in killed_everywhere(store, "add", tmp_path / "fresh"):
+        assert golden(left) == before
+        assert_all_whole(left)
+        seen.append(fresh in left.digests())
+        left.prune(keep=9)
+        assert list((left.root / INCOMING).iterdir()) == []
+        with left.new_incoming() as incoming:
+            shutil.copytree(tmp_path / "fresh", incoming, dirs_exist_ok=True)
+            assert left.add(incoming, record_in(tmp_path / "fresh")).digest == fresh
+        left.promote(fresh)
+        assert golden(left) == fresh
+    assert seen == sorted(seen)
+    assert set(seen) == {False, True}
+
+
+def test_repair_by_add_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    before = digest_of(tmp_path / "golden")
+    (store.path(before) / ROOTFS).write_bytes(b"flipped bits")
+    seen = []
+    for left in killed_everywhere(store, "add", tmp_path / "golden"):
+        rootfs = left.golden_link.resolve(strict=True).read_bytes()
+        seen.append(rootfs == (tmp_path / "golden" / ROOTFS).read_bytes())
+        assert seen[-1] or rootfs == b"flipped bits"
+    assert golden(left) == before
+    assert seen == sorted(seen)
+
+
+def test_prune_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
+    old, before, kept, spare = (
+        digest_of(tmp_path / seed) for seed in ("old", "golden", "next", "spare")
+    )
+    promotion.write_entry(store.root, spare, previous=2)
+    (store.root / INCOMING / "dead").mkdir()
+    (store.root / INCOMING / "dead" / ROOTFS).write_bytes(b"half")
+    seen = []
+    for left in killed_everywhere(store, "prune", str(KEEP)):
+        assert golden(left) == before
+        assert_all_whole(left)
+        assert {old, before, kept} <= set(left.digests())
+        seen.append(spare not in left.digests())
+        left.prune(keep=KEEP)
+        assert left.digests() == sorted([old, before, kept])
+        assert list((left.root / INCOMING).iterdir()) == []
+        assert left.promote(kept).number == 3
+        assert golden(left) == kept
+    assert seen == sorted(seen)
+    assert set(seen) == {False, True}
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_learns_why(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    first, second = digest_of(tmp_path / "next"), digest_of(tmp_path / "spare")
+    with stopped_promotion(store, first) as winner:
+        loser = run.run(
+            child_argv(store, "promote", second), env={"PYTHONPATH": SOURCE}, check=False
+        )
+        refusal = json.loads(loser.stdout)
+        assert (loser.status, refusal["error"]) == (1, "image")
+        assert f"busy: promote {first[:12]} by " in refusal["message"]
+        assert f"pid {winner.pid}, since" in refusal["message"]
+        assert refusal["hint"]
+        assert golden(store) == digest_of(tmp_path / "golden")
+        os.kill(winner.pid, signal.SIGCONT)
+        winner.communicate()
+        assert winner.returncode == 0
+    assert golden(store) == first
+    assert store.promote(second).was == first
+
+
+def test_lock_of_a_killed_promotion_is_free(store: ImageStore, tmp_path: Path) -> None:
+    with stopped_promotion(store, digest_of(tmp_path / "next")) as process:
+        process.kill()
+        process.wait()
+        store.promote(digest_of(tmp_path / "spare"))
+    assert golden(store) == digest_of(tmp_path / "spare")
+
+
+def test_list_and_hold_do_not_wait_for_a_promotion(store: ImageStore, tmp_path: Path) -> None:
+    with stopped_promotion(store, digest_of(tmp_path / "next")):
+        assert len(store.images()) == 4
+        with store.hold(digest_of(tmp_path / "next")):
+            assert store.in_use(digest_of(tmp_path / "next"))
+
+
+def test_image_held_by_another_process_stays_until_that_ends(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    held = digest_of(tmp_path / "spare")
+    with child(child_argv(store, "hold", held)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        pruned = store.prune(keep=0)
+        assert {each.digest: each.reason for each in pruned.kept}[held] == "in use"
+        assert pruned.removed == [digest_of(tmp_path / "next")]
+        process.kill()
+        process.wait()
+        assert store.prune(keep=0).removed == [held]
+
+
+def test_process_that_inherited_a_hold_keeps_the_image(store: ImageStore, tmp_path: Path) -> None:
+    held = digest_of(tmp_path / "spare")
+    with store.hold(held) as hold:
+        vm = run.spawn(["cat"], stdin=subprocess.PIPE, pass_fds=[hold.fileno()])
+    try:
+        assert store.prune(keep=0).removed == [digest_of(tmp_path / "next")]
+        assert store.in_use(held)
+    finally:
+        vm.communicate()
+    assert store.prune(keep=0).removed == [held]
+
+
+def test_folder_of_a_running_build_stays_and_of_a_dead_one_goes(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    fresh = image_folder(tmp_path / "fresh", "fresh", age_minutes=-1)
+    with child(child_argv(store, "add", tmp_path / "fresh", signal.SIGSTOP, "hash")) as process:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        (building,) = (store.root / INCOMING).iterdir()
+        assert store.prune(keep=9).leftovers == []
+        assert building.exists()
+        process.kill()
+        process.wait()
+        assert store.prune(keep=9).leftovers == [building.name]
+    assert fresh.digest not in store.digests()

@@ -1,0 +1,102 @@
+"""What the agent reads from /proc, and what it says on the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polydev.agent.boot import (
+    Facts,
+    announce,
+    boot_stage,
+    has_default_route,
+    uptime_seconds,
+    value_of,
+)
+from polydev.agent.settings import Settings, settings_from_arguments
+
+ROUTE_HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+DEFAULT_ROUTE = "eth0\t00000000\t010010AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+LINK_ROUTE = "eth0\t000010AC\t00000000\t0001\t0\t0\t0\tFCFFFFFF\t0\t0\t0\n"
+DOWN_ROUTE = "eth0\t00000000\t010010AC\t0002\t0\t0\t0\t00000000\t0\t0\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "vm"),
+    [
+        ("console=ttyS0 polydev.vm=vm-7 quiet\n", "vm-7"),
+        ("polydev.vm=first polydev.vm=second", "second"),
+        ("polydev.vm=", None),
+        ("xpolydev.vm=vm-7", None),
+        ("", None),
+    ],
+)
+def test_the_vm_id_comes_from_the_kernel_command_line(command_line: str, vm: str | None) -> None:
+    assert value_of(command_line, "polydev.vm=") == vm
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (ROUTE_HEAD + LINK_ROUTE + DEFAULT_ROUTE, True),
+        (ROUTE_HEAD + LINK_ROUTE, False),
+        (ROUTE_HEAD + DOWN_ROUTE, False),
+        (ROUTE_HEAD, False),
+        ("", False),
+    ],
+)
+def test_a_default_route_is_one_that_is_up(table: str, expected: bool) -> None:
+    assert has_default_route(table) is expected
+
+
+def test_stages_follow_the_route_then_the_components() -> None:
+    assert boot_stage(is_ready=False, has_route=False) == "network"
+    assert boot_stage(is_ready=False, has_route=True) == "services"
+    assert boot_stage(is_ready=True, has_route=True) == "ready"
+
+
+def test_facts_are_read_from_proc(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "cmdline").write_text("quiet polydev.image=abc polydev.vm=vm-7\n")
+    (tmp_path / "uptime").write_text("12.34 20.00\n")
+    (tmp_path / "net/route").write_text(ROUTE_HEAD + DEFAULT_ROUTE)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("0b0e\n")
+    facts = Facts(str(tmp_path))
+    assert (facts.image_digest, facts.vm_id, facts.boot_id) == ("abc", "vm-7", "0b0e")
+    assert facts.uptime_seconds == 12.34
+    assert facts.has_route
+
+
+def test_facts_that_cannot_be_read_are_empty(tmp_path: Path) -> None:
+    facts = Facts(str(tmp_path / "missing"))
+    assert (facts.image_digest, facts.vm_id, facts.boot_id) == (None, None, "")
+    assert facts.uptime_seconds == uptime_seconds("") == 0.0
+    assert not facts.has_route
+
+
+def test_announcing_adds_one_line(tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    console.write_text("before\n")
+    announce(str(console), "polydev: here")
+    assert console.read_text() == "before\npolydev: here\n"
+
+
+def test_settings_come_from_arguments_typed_as_their_defaults() -> None:
+    settings = settings_from_arguments(["--vnc-port=1234", "--keep-seconds=0", "--proc=/p"])
+    assert (settings.vnc_port, settings.keep_seconds, settings.proc) == (1234, 0.0, "/p")
+    assert settings.novnc_port == Settings.novnc_port
+
+
+@pytest.mark.parametrize(
+    "argument", ["--nonsense=1", "--vnc-port", "vnc-port=1", "--vnc-port=x", "--__init__=1", ""]
+)
+def test_other_arguments_are_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match=r"is not of the form|could not convert|invalid literal"):
+        settings_from_arguments([argument])
+
+
+def test_settings_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="vnc_prot"):
+        Settings(vnc_prot=1)

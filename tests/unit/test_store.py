@@ -1,0 +1,616 @@
+"""The image store on a real, temporary folder with images of a few bytes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polydev.errors import ImageError
+from polydev.image import promotion
+from polydev.image.promotion import store_lock
+from polydev.image.record import (
+    BOOT_FILES,
+    INITRD,
+    RECORD,
+    ROOTFS,
+    SBOM,
+    FileEntry,
+    ImageRecord,
+    Verification,
+    manifest_digest,
+)
+from polydev.image.store import IN_USE, INCOMING, ImageStore
+
+pytestmark = pytest.mark.unit
+
+FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+
+
+def verification(passed: bool = True) -> Verification:
+    return Verification(
+        at=FIRST,
+        passed=passed,
+        cause=None if passed else "nginx.service failed",
+        hypervisor="qemu",
+        accelerator="tcg",
+        stage_reached="ready",
+        boot_timings_seconds={"kernel": 1.5},
+        specs=[],
+        seconds=9.0,
+    )
+
+
+def contents(seed: str) -> dict[str, bytes]:
+    return {name: f"{name} of {seed}".encode() for name in BOOT_FILES}
+
+
+def record_of(seed: str, age_minutes: int = 0, verified: bool | None = None) -> ImageRecord:
+    files = {
+        name: FileEntry(
+            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
+        )
+        for name, data in contents(seed).items()
+    }
+    return ImageRecord(
+        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
+        recipe="golden",
+        created_at=FIRST - timedelta(minutes=age_minutes),
+        source_date_epoch=0,
+        kernel_version="6.1.0",
+        files=files,
+        content_bytes=100,
+        layers=[],
+        packages=[],
+        builder={},
+        verification=None if verified is None else verification(verified),
+    )
+
+
+def add(
+    store: ImageStore, seed: str, age_minutes: int = 0, verified: bool | None = None
+) -> ImageRecord:
+    with store.new_incoming() as incoming:
+        for name, data in contents(seed).items():
+            (incoming / name).write_bytes(data)
+        (incoming / SBOM).write_text("{}")
+        return store.add(incoming, record_of(seed, age_minutes, verified))
+
+
+def promoted(store: ImageStore, *seeds: str) -> list[str]:
+    """Digests of fresh, verified images that were promoted in this order."""
+    digests = [add(store, seed, verified=True).digest for seed in seeds]
+    for digest in digests:
+        store.promote(digest)
+    return digests
+
+
+def golden(store: ImageStore) -> str:
+    """The digest by way of the link alone."""
+    return store.golden_link.resolve(strict=True).parent.name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path / "store")
+
+
+def test_store_that_does_not_exist_is_empty(store: ImageStore) -> None:
+    assert store.images() == []
+    assert store.digests() == []
+    assert not store.root.exists()
+
+
+def test_added_image_is_whole_and_incoming_is_empty(store: ImageStore) -> None:
+    record = add(store, "a")
+    assert store.record(record.digest) == record
+    assert (store.path(record.digest) / ROOTFS).read_bytes() == contents("a")[ROOTFS]
+    assert list((store.root / INCOMING).iterdir()) == []
+
+
+def test_builder_holds_its_image_until_it_leaves_the_block(store: ImageStore) -> None:
+    with store.new_incoming() as incoming:
+        for name, data in contents("a").items():
+            (incoming / name).write_bytes(data)
+        digest = store.add(incoming, record_of("a")).digest
+        assert store.in_use(digest)
+        assert store.prune(keep=0).removed == []
+    assert not store.in_use(digest)
+
+
+def test_incoming_folder_goes_when_the_build_fails(store: ImageStore) -> None:
+    def build() -> None:
+        with store.new_incoming() as incoming:
+            (incoming / "part").mkdir()
+            (incoming / "part" / ROOTFS).write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        build()
+    assert list((store.root / INCOMING).iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "misnamed"])
+def test_unfinished_image_is_not_added(store: ImageStore, damage: str) -> None:
+    record = record_of("a")
+    with store.new_incoming() as incoming:
+        for name, data in contents("a").items():
+            (incoming / name).write_bytes(data)
+        if damage == "missing":
+            (incoming / INITRD).unlink()
+        elif damage == "short":
+            (incoming / INITRD).write_bytes(b"")
+        else:
+            record = record.model_copy(update={"digest": "0" * 64})
+        with pytest.raises(ImageError, match="cannot add"):
+            store.add(incoming, record)
+    assert store.digests() == []
+
+
+def test_adding_an_image_again_keeps_its_record(store: ImageStore) -> None:
+    old = add(store, "a", age_minutes=5, verified=True)
+    assert add(store, "a") == old
+    assert store.record(old.digest).verification is not None
+    assert list((store.root / INCOMING).iterdir()) == []
+
+
+def test_adding_an_image_again_repairs_it_in_its_place(store: ImageStore) -> None:
+    digest = add(store, "a", verified=True).digest
+    store.promote(digest)
+    (store.path(digest) / ROOTFS).write_bytes(b"flipped bits")
+    (store.path(digest) / SBOM).unlink()
+    add(store, "a")
+    assert (store.path(digest) / ROOTFS).read_bytes() == contents("a")[ROOTFS]
+    assert (store.path(digest) / SBOM).exists()
+    assert store.promote(digest).changed is False
+
+
+def test_adding_an_image_again_replaces_an_unreadable_record(store: ImageStore) -> None:
+    digest = add(store, "a", verified=True).digest
+    (store.path(digest) / RECORD).write_text("{")
+    assert add(store, "a").verification is None
+    assert store.record(digest).verification is None
+
+
+def test_add_starts_over_when_a_prune_takes_the_old_image(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(store, "a", age_minutes=5).digest
+    rename, pruned = Path.rename, []
+
+    def rename_then_prune(old: Path, new: Path) -> None:
+        try:
+            rename(old, new)
+        except OSError:
+            monkeypatch.setattr(Path, "rename", rename)
+            pruned.extend(store.prune(keep=0).removed)
+            raise
+
+    monkeypatch.setattr(Path, "rename", rename_then_prune)
+    assert add(store, "a").created_at == FIRST
+    assert pruned == [digest]
+
+
+def test_written_record_is_read_back(store: ImageStore) -> None:
+    record = add(store, "a")
+    checked = record.model_copy(update={"verification": verification()})
+    store.write_record(checked)
+    assert store.record(record.digest) == checked
+    assert store.images()[0].state == "verified"
+
+
+def test_record_of_no_image_is_not_written(store: ImageStore) -> None:
+    with pytest.raises(ImageError, match="no image"):
+        store.write_record(record_of("a"))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"digest": 1}'])
+def test_unreadable_record_is_named(store: ImageStore, text: str) -> None:
+    digest = add(store, "a").digest
+    path = store.path(digest) / RECORD
+    path.write_text(text)
+    for act in (lambda: store.record(digest), store.images, lambda: store.promote(digest)):
+        with pytest.raises(ImageError, match=str(path)):
+            act()
+
+
+def test_promotion_moves_the_link_and_is_recorded(store: ImageStore) -> None:
+    a, b = promoted(store, "a", "b")
+    assert golden(store) == b
+    assert store.golden_link.readlink() == Path(f"promotions/000002/{ROOTFS}")
+    entry = json.loads((store.root / "promotions/000002.json").read_text())
+    assert (entry["number"], entry["digest"], entry["previous"]) == (2, b, 1)
+    assert entry["by"]["pid"] == os.getpid()
+    assert datetime.fromisoformat(entry["at"].replace("Z", "+00:00")).utcoffset() == timedelta(0)
+    assert (store.root / "promotions/000001").readlink() == Path(f"../images/{a}")
+
+
+def test_promotion_says_what_changed(store: ImageStore) -> None:
+    (a,) = promoted(store, "a")
+    change = store.promote(add(store, "b", verified=True).digest)
+    assert (change.number, change.was, change.changed) == (2, a, True)
+
+
+def test_promoting_the_golden_image_changes_nothing(store: ImageStore) -> None:
+    (a,) = promoted(store, "a")
+    before = sorted(store.root.rglob("*"))
+    change = store.promote(a)
+    assert (change.changed, change.digest, change.was, change.number) == (False, a, a, 1)
+    assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("verified", "message"),
+    [(None, "was never verified"), (False, "failed its verification: nginx.service failed")],
+)
+def test_only_a_verified_image_is_promoted(
+    store: ImageStore, verified: bool | None, message: str
+) -> None:
+    digest = add(store, "b", verified=verified).digest
+    with pytest.raises(ImageError, match=message) as caught:
+        store.promote(digest)
+    assert caught.value.hint == f"./inv golden.verify {digest[:12]}"
+    assert not store.golden_link.is_symlink()
+
+
+@pytest.mark.parametrize("name", BOOT_FILES)
+def test_damaged_image_is_not_promoted(store: ImageStore, name: str) -> None:
+    (a,) = promoted(store, "a")
+    record = add(store, "b", verified=True)
+    damaged = store.path(record.digest) / name
+    damaged.write_bytes(b"other")
+    with pytest.raises(ImageError) as caught:
+        store.promote(record.digest)
+    assert str(damaged) in caught.value.message
+    assert record.files[name].sha256[:12] in caught.value.message
+    assert hashlib.sha256(b"other").hexdigest()[:12] in caught.value.message
+    assert "golden.build" in (caught.value.hint or "")
+    assert golden(store) == a
+    damaged.unlink()
+    with pytest.raises(ImageError, match="No such file"):
+        store.promote(record.digest)
+
+
+def test_record_changed_along_with_its_file_is_not_promoted(store: ImageStore) -> None:
+    record = add(store, "a", verified=True)
+    data = b"other"
+    (store.path(record.digest) / INITRD).write_bytes(data)
+    entry = FileEntry(
+        sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=0
+    )
+    store.write_record(record.model_copy(update={"files": {**record.files, INITRD: entry}}))
+    with pytest.raises(ImageError, match="are those of"):
+        store.promote(record.digest)
+
+
+def test_record_of_another_image_is_refused(store: ImageStore) -> None:
+    a, b = add(store, "a", verified=True), add(store, "b")
+    (store.path(b.digest) / RECORD).write_text(a.model_dump_json())
+    with pytest.raises(ImageError, match="record of another image"):
+        store.promote(b.digest)
+
+
+def test_unknown_image_is_not_promoted(store: ImageStore) -> None:
+    with pytest.raises(ImageError, match="no image"):
+        store.promote("0" * 64)
+
+
+@pytest.mark.parametrize("foreign", ["file", "link"])
+def test_golden_file_of_someone_else_is_left_alone(store: ImageStore, foreign: str) -> None:
+    digest = add(store, "a", verified=True).digest
+    if foreign == "file":
+        store.golden_link.write_bytes(b"precious")
+    else:
+        store.golden_link.symlink_to("/nowhere/rootfs.ext4")
+    with pytest.raises(ImageError, match="promotion") as caught:
+        store.promote(digest)
+    assert "out of the way" in (caught.value.hint or "")
+    assert os.path.lexists(store.golden_link)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"digest": "0" * 64}, {"number": 9}, {"previous": 2}, {"previous": 3}, {"by": "me"}],
+    ids=str,
+)
+def test_damaged_promotion_is_named(store: ImageStore, change: dict[str, object]) -> None:
+    promoted(store, "a", "b")
+    path = store.root / "promotions/000002.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ImageError, match=str(path)):
+        store.images()
+
+
+def test_rollback_needs_a_previous_image(store: ImageStore) -> None:
+    for _ in range(2):
+        with pytest.raises(ImageError, match="no previous image"):
+            store.rollback()
+        promoted(store, "a")
+
+
+def test_rollback_goes_back_step_by_step(store: ImageStore) -> None:
+    a, b, c = promoted(store, "a", "b", "c")
+    change = store.rollback()
+    assert (change.digest, change.was, change.number, change.changed) == (b, c, 2, True)
+    assert golden(store) == b
+    assert store.resolve("previous") == a
+    assert store.rollback().digest == a
+    with pytest.raises(ImageError, match="no previous image"):
+        store.rollback()
+
+
+def test_promotion_after_a_rollback_gets_a_fresh_number(store: ImageStore) -> None:
+    a, b = promoted(store, "a", "b")
+    store.rollback()
+    assert store.promote(b).number == 3
+    assert store.rollback().digest == a
+
+
+@pytest.mark.parametrize("damage", ["bytes", "gone"])
+def test_rollback_to_a_damaged_image_is_refused(store: ImageStore, damage: str) -> None:
+    a, b, c = promoted(store, "a", "b", "c")
+    if damage == "bytes":
+        (store.path(b) / ROOTFS).write_bytes(b"other")
+    else:
+        store.path(b).rename(store.root / "elsewhere")
+    with pytest.raises(ImageError, match=b[:12]) as caught:
+        store.rollback()
+    assert f"golden.promote {a[:12]}" in (caught.value.hint or "")
+    assert golden(store) == c
+
+
+def test_promotions_that_the_link_does_not_reach_do_not_count(store: ImageStore) -> None:
+    a, _ = promoted(store, "a", "b")
+    killed = promotion.write_entry(store.root, add(store, "c", verified=True).digest, previous=2)
+    store.rollback()
+    assert golden(store) == a
+    states = {each.digest: each.state for each in store.images()}
+    assert sorted(states.values()) == ["promoted", "verified", "verified"]
+    (store.root / "promotions/.000009.json.0123.new").touch()
+    (store.root / f".{promotion.GOLDEN}.new").touch()
+    assert killed.number == 3
+    store.prune()
+    assert sorted(path.name for path in (store.root / "promotions").iterdir()) == [
+        "000001",
+        "000001.json",
+    ]
+    assert not (store.root / f".{promotion.GOLDEN}.new").exists()
+
+
+def test_promotion_killed_between_its_two_halves_does_not_block_the_next(
+    store: ImageStore,
+) -> None:
+    _, b = promoted(store, "a", "b")
+    (store.root / "promotions/000003.json").write_text("{}")
+    (store.root / f".{promotion.GOLDEN}.new").symlink_to("anywhere")
+    change = store.promote(add(store, "c", verified=True).digest)
+    assert (change.number, change.was) == (4, b)
+
+
+def test_list_is_newest_first_with_the_state_of_each(store: ImageStore) -> None:
+    promoted(store, "a", "b", "c")
+    add(store, "built", age_minutes=-1)
+    add(store, "failed", age_minutes=-2, verified=False)
+    add(store, "verified", age_minutes=-3, verified=True)
+    listed = store.images()
+    assert [each.state for each in listed[:3]] == ["verified", "failed", "built"]
+    assert sorted(each.state for each in listed[3:]) == ["promoted", "retired", "retired"]
+    assert listed[1].cause == "nginx.service failed"
+    assert [each.digest for each in listed if each.is_previous] == [record_of("b").digest]
+    assert [each.digest for each in listed if each.state == "promoted"] == [golden(store)]
+    assert json.dumps([each.model_dump(mode="json") for each in listed])
+
+
+def test_list_says_what_is_in_use(store: ImageStore) -> None:
+    a, b = add(store, "a").digest, add(store, "b").digest
+    with store.hold(a):
+        assert {each.digest: each.in_use for each in store.images()} == {a: True, b: False}
+    assert not any(each.in_use for each in store.images())
+
+
+def test_names_of_an_image(store: ImageStore) -> None:
+    a, b = promoted(store, "a", "b")
+    latest = add(store, "c", age_minutes=-1).digest
+    names = {
+        "golden": b,
+        "previous": a,
+        "latest": latest,
+        a: a,
+        a[:6]: a,
+        a[:12].upper(): a,
+    }
+    assert {name: store.resolve(name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    "name", ["golden", "previous", "latest", "0" * 64, "abcdef", "abc", "../x"]
+)
+def test_name_of_nothing(store: ImageStore, name: str) -> None:
+    with pytest.raises(ImageError, match=r"^(there is )?no ") as caught:
+        store.resolve(name)
+    assert "golden." in (caught.value.hint or "")
+
+
+def test_unknown_name_is_answered_with_the_known_ones(store: ImageStore) -> None:
+    a, b = promoted(store, "a", "b")
+    for name in (a[:5], f"{a[:6]}zz"):
+        with pytest.raises(ImageError) as caught:
+            store.resolve(name)
+        assert a[:12] in (caught.value.hint or "")
+        assert b[:12] in (caught.value.hint or "")
+
+
+def test_ambiguous_name_is_answered_with_the_candidates(store: ImageStore) -> None:
+    for end in "01":
+        store.path(f"abcdef{end}".ljust(64, end)).mkdir(parents=True)
+    with pytest.raises(ImageError, match=r"could be any of abcdef0+, abcdef1+$"):
+        store.resolve("abcdef")
+    assert store.resolve("abcdef1") == f"abcdef{'1' * 58}"
+
+
+def test_prune_keeps_what_is_needed(store: ImageStore) -> None:
+    old, previous, current = promoted(store, "a", "b", "c")
+    ages = {f"n{age}": add(store, f"n{age}", age_minutes=age).digest for age in range(1, 5)}
+    with store.hold(ages["n4"]):
+        would = store.prune(keep=2, dry_run=True)
+        assert len(store.digests()) == 7
+        done = store.prune(keep=2)
+    assert would == done.model_copy(update={"dry_run": True})
+    assert {each.digest: each.reason for each in done.kept} == {
+        current: "golden",
+        previous: "previous",
+        ages["n4"]: "in use",
+        old: "recent",
+        ages["n1"]: "recent",
+    }
+    assert done.removed == [ages["n2"], ages["n3"]]
+    assert done.freed_bytes > 0
+    assert store.digests() == sorted(each.digest for each in done.kept)
+    assert list((store.root / INCOMING).iterdir()) == []
+    assert store.prune(keep=0).removed == [old, ages["n1"], ages["n4"]]
+    assert store.digests() == sorted([previous, current])
+
+
+def test_prune_frees_nothing_for_a_file_that_has_another_name(store: ImageStore) -> None:
+    digest = add(store, "a").digest
+    before = store.prune(keep=0, dry_run=True).freed_bytes
+    os.link(store.path(digest) / ROOTFS, store.root / "cached")
+    assert store.prune(keep=0).freed_bytes < before
+
+
+def test_prune_clears_what_dead_builds_and_prunes_left(store: ImageStore) -> None:
+    for name in ("dead", ".trash-half"):
+        (store.root / INCOMING / name).mkdir(parents=True)
+        (store.root / INCOMING / name / ROOTFS).write_bytes(b"x" * 5000)
+    with store.new_incoming() as alive:
+        assert store.prune(dry_run=True).leftovers == [".trash-half", "dead"]
+        pruned = store.prune()
+        assert pruned.leftovers == [".trash-half", "dead"]
+        assert pruned.freed_bytes >= 10000
+        assert [path.name for path in (store.root / INCOMING).iterdir()] == [alive.name]
+
+
+def test_old_image_whose_promotion_is_far_back_can_go_and_history_stays(store: ImageStore) -> None:
+    a, b, c = promoted(store, "a", "b", "c")
+    assert store.prune(keep=0).removed == [a]
+    assert store.rollback().digest == b
+    with pytest.raises(ImageError, match=f"no image {a[:12]}"):
+        store.rollback()
+    assert golden(store) == b
+    assert store.resolve(c[:12]) == c
+
+
+def test_hold_ends_when_it_is_closed(store: ImageStore) -> None:
+    digest = add(store, "a").digest
+    first, second = store.hold(digest), store.hold(digest)
+    first.close()
+    first.close()
+    assert store.in_use(digest)
+    second.close()
+    assert not store.in_use(digest)
+
+
+def test_image_that_is_gone_cannot_be_held(store: ImageStore) -> None:
+    with pytest.raises(ImageError, match="no image"):
+        store.hold("0" * 64)
+    assert not store.in_use("0" * 64)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "replaced"])
+def test_hold_notices_a_prune_that_was_faster(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    digest = add(store, "a").digest
+    flock = fcntl.flock
+
+    def prune_then_flock(descriptor: io.FileIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert store.prune(keep=0).removed == [digest]
+        if again:
+            add(store, "a")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", prune_then_flock)
+    with pytest.raises(ImageError, match="no image"):
+        store.hold(digest)
+
+
+def test_lock_file_lies_in_every_image(store: ImageStore) -> None:
+    digest = add(store, "a").digest
+    assert (store.path(digest) / IN_USE).stat().st_mode & 0o444 == 0o444
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [lambda store: store.promote("0" * 64), ImageStore.rollback, ImageStore.prune],
+    ids=["promote", "rollback", "prune"],
+)
+def test_refusal_names_the_holder(store: ImageStore, verb: Callable[[ImageStore], object]) -> None:
+    with store_lock(store.root, "promote 012345"):
+        said = (store.root / ".lock").read_text().strip()
+        with pytest.raises(ImageError, match="busy: promote 012345 by ") as caught:
+            verb(store)
+    assert f", pid {os.getpid()}, since 20" in said
+    assert said in caught.value.message
+    assert "run it again" in (caught.value.hint or "")
+    assert (store.root / ".lock").read_text() == ""
+
+
+def test_text_of_a_killed_holder_locks_nothing(store: ImageStore) -> None:
+    store.root.mkdir()
+    (store.root / ".lock").write_text("promote by root@gone, pid 999999999, since ever\n")
+    store.prune()
+
+
+def test_refusal_waits_for_the_holder_to_sign_rather_than_blame_a_dead_one(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.root.mkdir()
+    path = store.root / ".lock"
+    path.write_text("promote by root@gone, pid 999999999, since ever\n")
+    signed = f"rollback by root@here, pid {os.getpid()}, since now"
+    monkeypatch.setattr(time, "sleep", lambda _: path.write_text(signed))
+    with path.open() as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(ImageError, match=f"busy: {signed}$"):
+            store.prune()
+
+
+def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="cannot lock"):
+        ImageStore(tmp_path / "file").prune()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "c", "rollback", "prune"]), max_size=12))
+def test_golden_is_the_top_of_a_stack(steps: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = ImageStore(Path(folder))
+        digests = {seed: add(store, seed, verified=True).digest for seed in "abc"}
+        stack: list[str] = []
+        for step in steps:
+            if step == "prune":
+                store.prune(keep=3)
+            elif step == "rollback" and len(stack) < 2:
+                with pytest.raises(ImageError, match="no previous"):
+                    store.rollback()
+            elif step == "rollback":
+                stack.pop()
+                assert store.rollback().digest == stack[-1]
+            else:
+                assert store.promote(digests[step]).changed == (stack[-1:] != [digests[step]])
+                stack += [digests[step]] if stack[-1:] != [digests[step]] else []
+            assert [entry.digest for entry in promotion.history(store.root)] == stack[::-1]
+            assert not stack or golden(store) == stack[-1]
