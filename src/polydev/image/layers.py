@@ -24,6 +24,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 from polydev.errors import ConfigError
 from polydev.image.apt import ESSENTIAL, Archive, Deb
 from polydev.image.recipe import Layer, Recipe
+from polydev.image.tree import SCRUBBED
 
 # Goes up when the builder itself makes something else of the same inputs.
 FORMAT = 1
@@ -87,6 +88,7 @@ def plan_layers(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> l
             "disable": layer.disable,
             "remove": layer.remove,
             "exclude": [recipe.exclude, recipe.include],
+            "scrubbed": SCRUBBED,
             "epoch": recipe.source_date_epoch,
             "tools": dict(tools),
         }

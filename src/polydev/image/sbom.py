@@ -19,11 +19,13 @@ def sbom_json(record: ImageRecord, suite: str) -> str:
     image = Component(
         name=record.recipe, version=record.digest, type=ComponentType.OPERATING_SYSTEM
     )
+    components = [component(package, suite) for package in record.packages]
     bom = Bom(
         serial_number=uuid.uuid5(uuid.NAMESPACE_OID, record.digest),
         metadata=BomMetaData(timestamp=moment, component=image),
-        components=[component(package, suite) for package in record.packages],
+        components=components,
     )
+    bom.register_dependency(image, components)
     return JsonV1Dot6(bom).output_as_string(indent=1)
 
 

@@ -224,7 +224,8 @@ class _Attempt:
         if failed:
             shown = "; ".join(f"{result.name}: {result.message}" for result in failed[:3])
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise SpecError(f"{len(failed)} specs failed: {shown}{more}")
+            count = "1 spec" if len(failed) == 1 else f"{len(failed)} specs"
+            raise SpecError(f"{count} failed: {shown}{more}")
         if done.status != 0 or not results:
             raise SpecError(f"the {phase} specs ended with status {done.status}: {done.stdout[-800:]}")
 

@@ -88,7 +88,7 @@ def test_chromium_keeps_its_sandbox(processes):
 
 def test_renderers_are_in_namespaces_of_their_own(host):
     script = (
-        "for p in $(pgrep -f -- --type=renderer); do "
+        "for p in $(pgrep -f -- '[-]-type=renderer'); do "
         "[ $(readlink /proc/$p/ns/pid) != $(readlink /proc/1/ns/pid) ] || echo $p; done"
     )
     assert host.run(script).stdout == "", "renderers share the guest's PID namespace"
