@@ -89,14 +89,14 @@ def build(
 @task(
     positional=["image"],
     help={
-        "image": IMAGE_HELP + " (default: latest)",
+        "image": IMAGE_HELP,
         "deadline": "seconds until a boot that is not ready counts as failed (default: 60 or, "
         "without KVM, 240)",
         "json": JSON_HELP,
     },
 )
 @edge
-def verify(context: Context, image: str = "latest", deadline: float = 0.0, json: bool = False) -> None:
+def verify(context: Context, image: str, deadline: float = 0.0, json: bool = False) -> None:
     """Boot exactly this image and run all specs against it; only then can it be promoted."""
     from polydev.image.verify import VerifyOptions, verify
     from polydev.progress import Steps
@@ -120,9 +120,9 @@ def verify(context: Context, image: str = "latest", deadline: float = 0.0, json:
     )
 
 
-@task(positional=["image"], help={"image": IMAGE_HELP + " (default: latest)", "json": JSON_HELP})
+@task(positional=["image"], help={"image": IMAGE_HELP, "json": JSON_HELP})
 @edge
-def promote(context: Context, image: str = "latest", json: bool = False) -> None:
+def promote(context: Context, image: str, json: bool = False) -> None:
     """Make a verified image the golden one."""
     store = _store()
     change = store.promote(store.resolve(image))
@@ -155,9 +155,9 @@ def list_images(context: Context, json: bool = False) -> None:
     )
 
 
-@task(positional=["image"], help={"image": IMAGE_HELP + " (default: golden)", "json": JSON_HELP})
+@task(positional=["image"], help={"image": IMAGE_HELP, "json": JSON_HELP})
 @edge
-def show(context: Context, image: str = "golden", json: bool = False) -> None:
+def show(context: Context, image: str, json: bool = False) -> None:
     """Everything known of one image: layers, packages, sizes, specs, boot timings."""
     store = _store()
     record = store.record(store.resolve(image))
@@ -315,7 +315,7 @@ def test(context: Context, only: str = "", k: str = "") -> None:
     if not kinds:
         check(context)
     if "spec" in kinds:
-        verify(context)
+        verify(context, "latest")
     folders = [f"tests/{kind}" for kind in (kinds or TEST_KINDS) if kind != "spec"]
     if folders:
         from polydev.run import call

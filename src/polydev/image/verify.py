@@ -187,15 +187,14 @@ class _Attempt:
                 machine.stop()
                 return
         try:
-            with self.steps.step("specs of the running guest"):
+            with self.steps.step("specs of the running guest"), ThreadPoolExecutor(2) as pool:
                 ports = machine.config.ports
-                self._specs(
-                    "booted or outside",
-                    [
-                        f"--hosts=console://{machine.config.console_socket}",
-                        f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}",
-                    ],
-                )
+                console = f"--hosts=console://{machine.config.console_socket}"
+                guest = f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}"
+                inside = pool.submit(self._specs, "booted", [console])
+                outside = pool.submit(self._specs, "outside", [guest])
+                outside.result()
+                inside.result()
         finally:
             self._keep(machine)
             machine.stop()
@@ -211,7 +210,7 @@ class _Attempt:
 
     def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
         """Run the specs of a phase in a pytest of their own. Raises SpecError."""
-        report = self.evidence / f"specs-{phase.split()[0]}.json"
+        report = self.evidence / f"specs-{phase}.json"
         argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "polydev.image.specs"]
         argv += ["-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={self.specs}"]
         argv += ["-m", phase, f"--spec-report={report}", *options, str(self.specs)]

@@ -70,8 +70,12 @@ def start(config: VmConfig, pass_fds: tuple[int, ...] = ()) -> Machine:
     config.folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
         machine = _start_once(replace(config, ports=free_ports(config.ports)), pass_fds)
-        if _greets(machine):
-            return machine
+        try:
+            if _greets(machine):
+                return machine
+        except BaseException:
+            machine.stop()
+            raise
         port_was_taken = "Could not set up host forwarding rule" in machine.qemu_said()
         if not port_was_taken or attempt == START_ATTEMPTS:
             break
@@ -98,7 +102,9 @@ def _greets(machine: Machine) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(machine.config.qmp_socket))
-            return b"QMP" in client.recv(256)
+            # An early connection may be closed without a word: QEMU was not yet listening to it.
+            if b"QMP" in client.recv(256):
+                return True
         time.sleep(POLL_SECONDS)
     return False
 
