@@ -71,9 +71,10 @@ def keep_modules(release_folder: Path, paths: Iterable[str]) -> None:
     for module in sorted(release_folder.rglob("*.ko*")):
         if str(module.relative_to(release_folder)) not in kept:
             module.unlink()
-    for folder, _, _ in os.walk(release_folder, topdown=False):
-        if not os.listdir(folder):
-            os.rmdir(folder)
+    for name, _, _ in os.walk(release_folder, topdown=False):
+        folder = Path(name)
+        if not any(folder.iterdir()):
+            folder.rmdir()
     # depmod wants the folder above lib/modules; in a merged system that is usr.
     run(["depmod", "-b", release_folder.parents[2], release_folder.name])
 
@@ -92,12 +93,14 @@ def write_initrd(
         shutil.copy(release_folder / path, scratch / Path(path).name)
     (scratch / "modules").write_text("".join(f"{name}\n" for name in names))
     members = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
-    for path in [scratch, *scratch.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() or path.name == "init" else 0o644)
-        os.utime(path, (epoch, epoch))
+    for member in [scratch, *scratch.rglob("*")]:
+        member.chmod(0o755 if member.is_dir() or member.name == "init" else 0o644)
+        os.utime(member, (epoch, epoch))
     run(
-        ["cpio", "--create", "--quiet", "--format=newc", "--owner=0:0", "--reproducible"]
-        + [f"--file={file}"],
+        [
+            *("cpio", "--create", "--quiet", "--format=newc", "--owner=0:0", "--reproducible"),
+            f"--file={file}",
+        ],
         input="\n".join(members) + "\n",
         cwd=scratch,
     )

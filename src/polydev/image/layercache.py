@@ -105,7 +105,7 @@ class LayerCache:
         }
         (made / META).write_text(json.dumps(meta, indent=1))
         self.folder.mkdir(parents=True, exist_ok=True)
-        os.rename(made, self.path(plan))
+        made.rename(self.path(plan))
         return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
 
     def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:

@@ -92,9 +92,7 @@ def plan_layers(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> l
             "epoch": recipe.source_date_epoch,
             "tools": dict(tools),
         }
-        plan = LayerPlan(
-            layer.name, _digest(made_from), layer, tuple(debs), unpacked, files, below
-        )
+        plan = LayerPlan(layer.name, _digest(made_from), layer, tuple(debs), unpacked, files, below)
         plans.append(plan)
         if layer.needs_chroot:
             chain.append(plan)
@@ -199,7 +197,7 @@ def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
             path.write_bytes(file.content)
             path.chmod(file.mode)
     for made, _, _ in os.walk(folder):
-        os.chmod(made, 0o755)
+        Path(made).chmod(0o755)
 
 
 def drop_matches(folder: Path, globs: Sequence[str]) -> None:

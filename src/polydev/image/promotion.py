@@ -228,7 +228,8 @@ def _number(path: Path) -> int | None:
 def require_promotable(folder: Path, record: ImageRecord) -> None:
     """Return if this very image passed its verification and its files still are what it says.
 
-    Reads every boot file to its end and sees that it is on the disk. Raises ImageError with what is missing or damaged.
+    Reads every boot file to its end and sees that it is on the disk. Raises ImageError with
+    what is missing or damaged.
     """
     short = record.digest[:12]
     again = f"./inv golden.verify {short}"

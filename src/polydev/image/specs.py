@@ -28,7 +28,7 @@ _HOST_PARAMETER = re.compile(r"(?:chroot|console)://[^\]]*/[\w.]+-?")
 PHASES = ("offline", "booted", "outside")
 
 
-class ConsoleBackend(BaseBackend):
+class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
     """testinfra over a VM's test console: --hosts=console:///path/console.sock"""
 
     NAME = "console"
@@ -111,5 +111,3 @@ def _reason(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr)
     return " ".join(str(text).split("\n\n")[0].split("\n +")[0].split())[:600]
-
-

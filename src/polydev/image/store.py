@@ -10,10 +10,7 @@ holds a shared flock on its `in-use.lock`, which ends with the last process that
 
 from __future__ import annotations
 
-import fcntl
-import io
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -25,10 +22,11 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from polydev.errors import ImageError
+from polydev.image import folder as image_folder
 from polydev.image import promotion
+from polydev.image.folder import IN_USE as IN_USE  # part of the store's layout, see above
+from polydev.image.folder import Hold
 from polydev.image.promotion import GoldenChange, sync, write_durably
 from polydev.image.record import (
     BOOT_FILES,
@@ -37,13 +35,10 @@ from polydev.image.record import (
     ImageRecord,
     Model,
     State,
-    manifest_digest,
 )
-from polydev.image.tree import file_sha256
 
 log = logging.getLogger(__name__)
 
-IN_USE = "in-use.lock"
 INCOMING = "incoming"
 TRASH = ".trash-"
 LIST_HINT = "./inv golden.list shows every image"
@@ -80,9 +75,6 @@ class Pruned(Model):
     dry_run: bool
 
 
-Hold = io.FileIO
-
-
 @dataclass(frozen=True)
 class ImageStore:
     """The images under `root`. Methods raise ImageError for all that the store refuses."""
@@ -113,13 +105,13 @@ class ImageStore:
         """What is known of an image."""
         if not self.path(digest).is_dir():
             raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT)
-        return _read_record(self.path(digest))
+        return image_folder.read_record(self.path(digest))
 
     def write_record(self, record: ImageRecord) -> None:
         """Replace an image's record in one step, as a verification does."""
         if not self.path(record.digest).is_dir():
             raise ImageError(f"no image {record.digest[:12]} in {self.root}", LIST_HINT)
-        write_durably(self.path(record.digest) / RECORD, _record_text(record))
+        write_durably(self.path(record.digest) / RECORD, image_folder.record_text(record))
 
     def images(self) -> list[ListedImage]:
         """Every image, newest first."""
@@ -155,7 +147,7 @@ class ImageStore:
 
     def _record_unless_pruned(self, digest: str) -> ImageRecord | None:
         try:
-            return _read_record(self.path(digest))
+            return image_folder.read_record(self.path(digest))
         except ImageError:
             if self.path(digest).is_dir():
                 raise
@@ -193,14 +185,14 @@ class ImageStore:
         Give its `fileno()` to a child as one of `pass_fds` and the child holds by living.
         """
         try:
-            return _hold(self.path(digest))
+            return image_folder.hold(self.path(digest))
         except FileNotFoundError as error:
             raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT) from error
 
     def in_use(self, digest: str) -> bool:
         """Whether any process holds the image now."""
         try:
-            with _unless_held(self.path(digest)) as free:
+            with image_folder.unless_held(self.path(digest)) as free:
                 return not free
         except FileNotFoundError:
             return False
@@ -224,7 +216,7 @@ class ImageStore:
                 folder.mkdir()
                 # A prune may take the folder in the moment before it is held.
                 with suppress(FileNotFoundError):
-                    return folder, _hold(folder)
+                    return folder, image_folder.hold(folder)
         except PermissionError as error:
             raise ImageError(f"cannot write to {parent}", WRITE_HINT) from error
 
@@ -234,8 +226,8 @@ class ImageStore:
         An image that is there already stays, with its record and verification; only what is
         damaged or missing in it is taken from the new one, which must be the same.
         """
-        _check_complete(incoming, record)
-        write_durably(incoming / RECORD, _record_text(record))
+        image_folder.check_complete(incoming, record)
+        write_durably(incoming / RECORD, image_folder.record_text(record))
         for path in sorted(incoming.rglob("*")):
             # The boot files are large; promote brings them to the disk before the link moves.
             if not path.is_symlink() and path.name not in BOOT_FILES:
@@ -252,13 +244,13 @@ class ImageStore:
                 if error.errno not in (EEXIST, ENOTEMPTY):
                     raise
             try:
-                hold = _hold(target)
+                hold = image_folder.hold(target)
             except FileNotFoundError:  # pruned just now, so there is room for the new one
                 continue
             with hold:
-                _repair(target, incoming, record)
+                image_folder.repair(target, incoming, record)
                 shutil.rmtree(incoming)
-                return _read_record(target)
+                return image_folder.read_record(target)
 
     def promote(self, digest: str) -> GoldenChange:
         """Make a verified image golden, after reading its files to check their sums."""
@@ -347,10 +339,10 @@ class ImageStore:
     def _remove(self, folder: Path, dry_run: bool) -> int | None:
         """Bytes that this frees; None, and nothing done, when the folder is held."""
         trash = self.root / INCOMING / f"{TRASH}{folder.name.removeprefix(TRASH)}"
-        with _unless_held(folder) as free:
+        with image_folder.unless_held(folder) as free:
             if not free:
                 return None
-            size_bytes = _freed_bytes(folder)
+            size_bytes = image_folder.freed_bytes(folder)
             if dry_run:
                 return size_bytes
             trash.parent.mkdir(exist_ok=True)
@@ -361,95 +353,3 @@ class ImageStore:
         except OSError as error:
             raise ImageError(f"cannot remove {error.filename}: {error.strerror}") from error
         return size_bytes
-
-
-def _open_lock(folder: Path) -> io.FileIO:
-    return io.FileIO(
-        folder / IN_USE, "r", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o644)
-    )
-
-
-def _hold(folder: Path) -> Hold:
-    """Raises FileNotFoundError when a prune took the folder first."""
-    hold = _open_lock(folder)
-    try:
-        fcntl.flock(hold, fcntl.LOCK_SH)
-        if not os.path.samestat(os.fstat(hold.fileno()), (folder / IN_USE).stat()):
-            raise FileNotFoundError(folder)
-    except BaseException:
-        hold.close()
-        raise
-    return hold
-
-
-@contextmanager
-def _unless_held(folder: Path) -> Iterator[bool]:
-    """Whether nobody holds the folder; if so, nobody can before this ends.
-
-    Raises FileNotFoundError.
-    """
-    # Whoever asks locks too. They queue on the folder, so as not to take each other for a use.
-    queue = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        with _open_lock(folder) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-    finally:
-        os.close(queue)
-
-
-def _freed_bytes(folder: Path) -> int:
-    """Bytes allocated in a folder; a file that has another name elsewhere frees none."""
-    states = [path.lstat() for path in folder.rglob("*")]
-    return sum(state.st_blocks * 512 for state in states if state.st_nlink == 1)
-
-
-def _read_record(folder: Path) -> ImageRecord:
-    path = folder / RECORD
-    hint = f"./inv golden.build writes it anew for the same recipe; or remove {folder}"
-    try:
-        record = ImageRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ImageError(f"cannot read the record {path}: {error}", hint) from error
-    if record.digest != folder.name:
-        raise ImageError(f"{path} is the record of another image, {record.digest[:12]}", hint)
-    return record
-
-
-def _record_text(record: ImageRecord) -> str:
-    return f"{record.model_dump_json(indent=2)}\n"
-
-
-def _check_complete(folder: Path, record: ImageRecord) -> None:
-    for name in BOOT_FILES:
-        path, entry = folder / name, record.files.get(name)
-        if entry is None or not path.is_file() or path.stat().st_size != entry.size_bytes:
-            raise ImageError(f"cannot add an unfinished image: {path} is not what its record says")
-    named = manifest_digest({name: record.files[name].sha256 for name in BOOT_FILES})
-    if named != record.digest:
-        raise ImageError(f"cannot add image {record.digest[:12]}: its files make it {named[:12]}")
-
-
-def _repair(target: Path, incoming: Path, record: ImageRecord) -> None:
-    """Take from `incoming` what is damaged or missing in an image of the same digest.
-
-    File by file: a golden image stays in its place, and every step leaves it less damaged.
-    """
-    for path in sorted(incoming.iterdir()):
-        old = target / path.name
-        expected = record.files[path.name].sha256 if path.name in BOOT_FILES else None
-        intact = old.exists() and (expected is None or file_sha256(old) == expected)
-        if not intact and (expected is None or file_sha256(path) == expected):
-            log.warning("image %s: %s was damaged or missing", target.name[:12], path.name)
-            path.replace(old)
-    try:
-        _read_record(target)
-    except ImageError as error:
-        log.warning("image %s: %s", target.name[:12], error.message)
-        (incoming / RECORD).replace(target / RECORD)
-    sync(target)

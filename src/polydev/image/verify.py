@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.errors import BootError, ConfigError, ImageError, SpecError, VmError
+from polydev.errors import BootError, CommandError, ConfigError, ImageError, SpecError, VmError
 from polydev.image.boot import Boot, follow
 from polydev.image.record import (
     BOOT_FILES,
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
 SPEC_TIMEOUT_SECONDS = 300.0
+VNC_GREETING_SECONDS = 5.0
 SERIAL_LOG = "serial.log"
 SCREENSHOT = "screenshot.png"
 
@@ -101,11 +103,11 @@ def verify(
         )
         attempt = _Attempt(record, image, specs, evidence, steps)
         deadline = options.deadline_seconds or DEADLINE_SECONDS[accelerator]
-        attempt.run(config, hold.fileno(), deadline)
+        fault = attempt.run(config, hold.fileno(), deadline)
     verification = Verification(
         at=datetime.now(timezone.utc),
-        passed=attempt.fault is None,
-        cause=attempt.fault.message if attempt.fault else None,
+        passed=fault is None,
+        cause=fault.message if fault else None,
         hypervisor=qemu_version(),
         accelerator=accelerator,
         stage_reached=attempt.boot.stage if attempt.boot else "none",
@@ -115,14 +117,14 @@ def verify(
     )
     verified = record.model_copy(update={"verification": verification})
     store.write_record(verified)
-    if attempt.fault is not None:
-        attempt.fault.hint = attempt.fault.hint or f"what was seen is kept in {evidence}"
-        raise attempt.fault
+    if fault is not None:
+        fault.hint = fault.hint or f"what was seen is kept in {evidence}"
+        raise fault
     return verified
 
 
 class _Attempt:
-    """One verification under way: what it found so far, and the first fault."""
+    """One verification under way, and what it found so far."""
 
     def __init__(
         self, record: ImageRecord, image: Path, specs: Path, evidence: Path, steps: Steps
@@ -134,32 +136,29 @@ class _Attempt:
         self.steps = steps
         self.results: list[SpecResult] = []
         self.boot: Boot | None = None
-        self.fault: ImageError | None = None
+        self.damage: ImageError | None = None
 
-    def run(self, config: VmConfig, hold: int, deadline_seconds: float) -> None:
+    def run(self, config: VmConfig, hold: int, deadline_seconds: float) -> ImageError | None:
+        """Look at the image in every way; the fault that was found, or None."""
         with ThreadPoolExecutor(2) as pool:
             sums = pool.submit(self._check_sums)
-            at_rest = pool.submit(self._run_offline, config.folder)
-            try:
-                self._run_booted(config, hold, deadline_seconds)
-            except (ImageError, VmError) as error:
-                self.fault = error if isinstance(error, ImageError) else BootError(error.message)
-            for finished in (at_rest, sums):
-                try:
-                    finished.result()
-                except ImageError as error:
-                    # Damaged bytes or a wrong tree explain what a boot of them then did.
-                    self.fault = error
+            at_rest = pool.submit(_fault_of, lambda: self._run_offline(config.folder))
+            booted = _fault_of(lambda: self._run_booted(config, hold, deadline_seconds))
+            sums.result()
+            # Damaged bytes explain all that was seen of them. Otherwise what lies wrong at rest
+            # comes first: it is why the boot then went as it did.
+            return self.damage or _joined([at_rest.result(), booted])
 
     def _check_sums(self) -> None:
-        """Raises ImageError for the first file that is not what the record says."""
+        """Note the first file that is not what the record says."""
         for name in BOOT_FILES:
             found, expected = file_sha256(self.image / name), self.record.files[name].sha256
             if found != expected:
-                raise ImageError(
+                self.damage = ImageError(
                     f"{name} is damaged: its SHA-256 is {found[:12]}…, not {expected[:12]}…",
                     "./inv golden.build puts the damaged file right",
                 )
+                return
 
     def _run_offline(self, folder: Path) -> None:
         at = folder / "rootfs"
@@ -170,34 +169,34 @@ class _Attempt:
         self._specs("offline", [f"--hosts=chroot://{at}"], mounted)
 
     def _run_booted(self, config: VmConfig, hold: int, deadline_seconds: float) -> None:
-        with self.steps.step(f"boot ({config.accelerator})") as step:
-            machine = start(config, pass_fds=(hold,))
-            self.boot = Boot(machine)
-            try:
+        machine = start(config, pass_fds=(hold,))
+        self.boot = Boot(machine)
+        try:
+            with self.steps.step(f"boot ({config.accelerator})") as step:
                 follow(
                     self.boot,
                     deadline_seconds,
                     lambda stage: step.say(f"stage {stage} after {self.boot_seconds()} s"),
+                    lambda: self.damage.message if self.damage else None,
                 )
-            except BootError as error:
-                self._keep(machine)
-                tail = "\n  ".join(last_lines(machine.serial()))
-                self.fault = error
-                self.steps.note(f"the serial console's last lines:\n  {tail}")
-                machine.stop()
-                return
-        try:
-            with self.steps.step("specs of the running guest"), ThreadPoolExecutor(2) as pool:
+            with self.steps.step("specs of the running guest"):
                 ports = machine.config.ports
-                console = f"--hosts=console://{machine.config.console_socket}"
-                guest = f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}"
-                inside = pool.submit(self._specs, "booted", [console])
-                outside = pool.submit(self._specs, "outside", [guest])
-                outside.result()
-                inside.result()
+                self._specs(
+                    "booted or outside",
+                    [
+                        f"--hosts=console://{machine.config.console_socket}",
+                        f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}",
+                    ],
+                )
+        except BootError:
+            tail = "\n  ".join(last_lines(machine.serial()))
+            self.steps.note(f"the serial console's last lines:\n  {tail}")
+            raise
         finally:
-            self._keep(machine)
-            machine.stop()
+            try:
+                self._keep(machine)
+            finally:
+                machine.stop()
 
     def boot_seconds(self) -> float:
         return round(self.boot.elapsed(), 1) if self.boot else 0.0
@@ -205,7 +204,7 @@ class _Attempt:
     def _keep(self, machine: Machine) -> None:
         """Keep what the console said and what the screen shows, whatever comes next."""
         (self.evidence / SERIAL_LOG).write_text(machine.serial())
-        if machine.alive():
+        if machine.alive() and _vnc_greets(machine.config.ports):
             take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
 
     def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
@@ -216,7 +215,9 @@ class _Attempt:
         argv += ["-m", phase, f"--spec-report={report}", *options, str(self.specs)]
         done = run(argv, timeout_seconds=SPEC_TIMEOUT_SECONDS, check=False)
         if not report.exists():
-            raise SpecError(f"the {phase} specs could not run: {(done.stderr or done.stdout)[-800:]}")
+            raise SpecError(
+                f"the {phase} specs could not run: {(done.stderr or done.stdout)[-800:]}"
+            )
         results = [SpecResult(**result) for result in json.loads(report.read_text())]
         self.results += results
         failed = [result for result in results if result.outcome == "failed"]
@@ -226,7 +227,40 @@ class _Attempt:
             count = "1 spec" if len(failed) == 1 else f"{len(failed)} specs"
             raise SpecError(f"{count} failed: {shown}{more}")
         if done.status != 0 or not results:
-            raise SpecError(f"the {phase} specs ended with status {done.status}: {done.stdout[-800:]}")
+            raise SpecError(
+                f"the {phase} specs ended with status {done.status}: {done.stdout[-800:]}"
+            )
+
+
+def _fault_of(look: Callable[[], None]) -> ImageError | None:
+    """The fault that a look at the image ended with, if any."""
+    try:
+        look()
+    except ImageError as error:
+        return error
+    except CommandError as error:
+        return SpecError(error.message, error.hint)
+    except VmError as error:
+        return BootError(error.message, error.hint)
+    return None
+
+
+def _joined(faults: Sequence[ImageError | None]) -> ImageError | None:
+    """Several faults as one: all are named, the first gives its kind and its hint."""
+    found = [fault for fault in faults if fault is not None]
+    if found:
+        found[0].message = "; ".join(fault.message for fault in found)
+        found[0].args = (found[0].message,)
+    return found[0] if found else None
+
+
+def _vnc_greets(ports: Ports) -> bool:
+    """Whether there is a screen to take a picture of; QEMU accepts for a guest that is not there."""
+    try:
+        with socket.create_connection((ports.host, ports.vnc), VNC_GREETING_SECONDS) as client:
+            return bool(client.recv(12))
+    except OSError:
+        return False
 
 
 def qemu_version() -> str:

@@ -10,7 +10,9 @@ from polydev.vm.config import Ports
 TIMEOUT_SECONDS = 10.0
 
 
-def agent_health(ports: Ports, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[int, dict[str, object]]:
+def agent_health(
+    ports: Ports, timeout_seconds: float = TIMEOUT_SECONDS
+) -> tuple[int, dict[str, object]]:
     """HTTP status and body of the agent's /health; the body is empty where it is no JSON.
 
     Raises VmError when nothing answers.

@@ -33,10 +33,10 @@ class Machine:
 
     def alive(self) -> bool:
         """Whether QEMU still runs; a dead child of ours is reaped on the way."""
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(self.pid, os.WNOHANG)[0] == self.pid:
-                return False
-        return process_runs(self.pid, str(self.config.qmp_socket))
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
+        except ChildProcessError:
+            return process_runs(self.pid, str(self.config.qmp_socket))
 
     def serial(self) -> str:
         """All that the guest's serial console said so far."""
@@ -129,7 +129,10 @@ def free_ports(wanted: Ports) -> Ports:
 
 
 def process_runs(pid: int, mark: str) -> bool:
-    """Whether process `pid` is there and has `mark` in its command line: PIDs come again."""
+    """Whether process `pid` is there and has `mark` in its command line: PIDs come again.
+
+    Not for a process started this moment: its command line is empty until it has begun.
+    """
     try:
         return mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -76,5 +76,7 @@ def _netdev(config: VmConfig) -> str:
         f"host={GUEST_GATEWAY}",
         f"restrict={'off' if config.outbound else 'on'}",
     ]
-    options += [f"hostfwd=tcp:{ports.host}:{outer}-{GUEST_ADDRESS}:{inner}" for outer, inner in forwards]
+    options += [
+        f"hostfwd=tcp:{ports.host}:{outer}-{GUEST_ADDRESS}:{inner}" for outer, inner in forwards
+    ]
     return ",".join(options)

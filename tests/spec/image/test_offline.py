@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from testinfra.host import Host
 
 pytestmark = pytest.mark.offline
 
@@ -11,25 +12,25 @@ SERVICES += ["polydev-novnc", "polydev-browser"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_service_is_enabled(host, name):
+def test_service_is_enabled(host: Host, name: str) -> None:
     assert host.service(f"{name}.service").is_enabled, f"{name}.service is not enabled"
 
 
 @pytest.mark.parametrize("name", ["chromium", "tigervnc-standalone-server", "systemd", "python3"])
-def test_package_is_installed(host, name):
+def test_package_is_installed(host: Host, name: str) -> None:
     assert host.package(name).is_installed
 
 
-def test_no_ssh_daemon(host):
+def test_no_ssh_daemon(host: Host) -> None:
     assert not host.package("openssh-server").is_installed
     assert not host.file("/usr/sbin/sshd").exists
 
 
-def test_root_has_no_password(host):
+def test_root_has_no_password(host: Host) -> None:
     assert host.user("root").password[:1] in ("!", "*"), "root is not locked"
 
 
-def test_desktop_user_is_unprivileged(host):
+def test_desktop_user_is_unprivileged(host: Host) -> None:
     user = host.user("browser")
     assert user.exists
     assert user.uid == 1000
@@ -37,21 +38,22 @@ def test_desktop_user_is_unprivileged(host):
     assert not set(user.groups) & {"root", "sudo", "adm", "disk"}
 
 
-def test_network_is_static(host):
+def test_network_is_static(host: Host) -> None:
     text = host.file("/etc/systemd/network/10-eth0.network").content_string
     assert "Address=172.16.0.2/30" in text
     assert "Gateway=172.16.0.1" in text
     assert "DHCP=no" in text
 
 
-def test_resolvers_are_static(host):
+def test_resolvers_are_static(host: Host) -> None:
     file = host.file("/etc/resolv.conf")
-    assert file.is_file and not file.is_symlink, "/etc/resolv.conf is not a plain file"
+    assert file.is_file, "there is no /etc/resolv.conf"
+    assert not file.is_symlink, "/etc/resolv.conf is not a plain file"
     servers = [line.split()[1] for line in file.content_string.splitlines() if "nameserver" in line]
     assert servers == ["8.8.8.8", "8.8.4.4"]
 
 
-def test_image_has_no_identity_of_its_own(host):
+def test_image_has_no_identity_of_its_own(host: Host) -> None:
     assert host.file("/etc/machine-id").size == 0
     assert not host.file("/var/lib/systemd/random-seed").exists
     assert not host.file("/var/lib/dbus/machine-id").exists or (
@@ -60,12 +62,12 @@ def test_image_has_no_identity_of_its_own(host):
 
 
 @pytest.mark.parametrize("name", ["claude", "codex", "gemini", "node"])
-def test_provider_program_is_there(host, name):
+def test_provider_program_is_there(host: Host, name: str) -> None:
     assert host.file(f"/usr/local/bin/{name}").is_symlink
     assert host.run(f"test -x /usr/local/bin/{name}").rc == 0
 
 
-def test_agent_is_precompiled(host):
+def test_agent_is_precompiled(host: Host) -> None:
     folder = "/usr/lib/polydev-agent/polydev/agent"
     sources = host.run(f"find {folder} -maxdepth 1 -name '*.py'").stdout.split()
     compiled = host.run(f"find {folder}/__pycache__ -name '*.pyc'").stdout.split()
@@ -73,15 +75,15 @@ def test_agent_is_precompiled(host):
     assert len(sources) == len(compiled)
 
 
-def test_no_set_uid_program_that_gives_root_a_shell(host):
+def test_no_set_uid_program_that_gives_root_a_shell(host: Host) -> None:
     assert not host.package("sudo").is_installed
 
 
-def test_no_package_index_or_log_is_shipped(host):
+def test_no_package_index_or_log_is_shipped(host: Host) -> None:
     assert host.run("find /var/lib/apt/lists /var/log -type f").stdout.split() == []
 
 
-def test_modules_of_the_root_are_there(host):
+def test_modules_of_the_root_are_there(host: Host) -> None:
     found = host.run("find /usr/lib/modules -name '*.ko'").stdout
     for name in ("virtio_net.ko", "virtio_blk.ko", "ext4.ko"):
         assert name in found

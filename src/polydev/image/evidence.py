@@ -1,0 +1,233 @@
+"""What a running guest says of its own state, and what that means.
+
+`collect` asks over the test console, the rest is pure: an answer becomes Evidence, and
+Evidence becomes causes in words, those that bring others about first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from polydev.errors import VmError
+from polydev.image.console import Console
+from polydev.vm.config import GUEST_ADDRESS
+from polydev.vm.machine import Machine
+
+# A unit that is restarted forever never lets systemd be done.
+RESTARTS_THAT_TELL = 4
+ROOT_FULL_KIB = 1024
+LAST_WORDS_LENGTH = 300
+NETWORKD = "systemd-networkd.service"
+AGENT = "polydev-agent.service"
+UNITS = (
+    NETWORKD,
+    AGENT,
+    "polydev-vnc.service",
+    "polydev-desktop.service",
+    "polydev-novnc.service",
+    "polydev-browser.service",
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit as systemd shows it; `said` is the end of what its processes said."""
+
+    name: str
+    load: str = "loaded"
+    enabled: str = "enabled"
+    active: str = "active"
+    sub: str = "running"
+    result: str = "success"
+    restarts: int = 0
+    lost_process: str = ""
+    said: str = ""
+
+    @property
+    def is_well(self) -> bool:
+        return self.active == "active" and not self.restarts
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether it cannot become active any more, though its state may still say otherwise."""
+        return (
+            self.active == "failed"
+            or self.restarts >= RESTARTS_THAT_TELL
+            or bool(self.lost_process)
+        )
+
+    def __str__(self) -> str:
+        if self.load != "loaded":
+            return f"{self.name} is {self.load}"
+        if self.active == "inactive" and self.enabled == "disabled":
+            return f"{self.name} is not enabled"
+        details = [self.sub]
+        details += [self.result] if self.result not in ("success", "") else []
+        details += [self.lost_process] if self.lost_process else []
+        details += [f"restarted {self.restarts} times"] if self.restarts else []
+        said = f": {self.said}" if self.said else ""
+        return f"{self.name} is {self.active} ({', '.join(details)}){said}"
+
+
+@dataclass(frozen=True)
+class Job:
+    unit: str
+    kind: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the guest itself says of its state, over the test console."""
+
+    system: str
+    jobs: tuple[Job, ...]
+    units: tuple[Unit, ...]
+    failed: tuple[str, ...]
+    addresses: tuple[str, ...]
+    root_free_kib: int | None
+
+    def root_is_full(self) -> bool:
+        return self.root_free_kib is not None and self.root_free_kib < ROOT_FULL_KIB
+
+    def has_its_address(self) -> bool:
+        return any(address.startswith(f"{GUEST_ADDRESS}/") for address in self.addresses)
+
+    def settled(self) -> bool:
+        """Whether systemd has nothing left to do."""
+        return self.system in ("running", "degraded")
+
+    def hopeless(self) -> bool:
+        """Whether waiting longer, be it for the agent, can change nothing."""
+        if self.root_is_full() or any(unit.gave_up for unit in self.units):
+            return True
+        well = self.has_its_address() and all(unit.active == "active" for unit in self.units)
+        return self.settled() and not well
+
+
+_PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,NRestarts"
+_PROPERTIES += ",MainPID,ExecMainCode,ExecMainStatus"
+_MARK = "--8<--"
+# What the processes of units that are not well said last, each line led by the unit's name.
+_LAST_WORDS = (
+    f"for unit in {' '.join(UNITS)}; do "
+    "case $(systemctl is-active $unit)$(systemctl show -P NRestarts $unit) in active0) ;; "
+    '*) journalctl -b -q -o cat -n 2 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /" ;; '
+    "esac; done"
+)
+_EVIDENCE = (
+    "systemctl is-system-running",
+    "systemctl list-jobs --no-legend --plain",
+    f"systemctl show -p {_PROPERTIES} {' '.join(UNITS)}",
+    "systemctl list-units --state=failed --no-legend --plain",
+    "ip -json -4 address show dev eth0",
+    "df --output=avail -k /",
+    _LAST_WORDS,
+)
+
+
+def collect(machine: Machine, timeout_seconds: float) -> Evidence | None:
+    """Ask the guest over its console; None where no shell answers in time."""
+    script = f"; echo {_MARK}; ".join(_EVIDENCE)
+    until = time.monotonic() + timeout_seconds
+    try:
+        with Console(machine.config.console_socket, timeout_seconds) as console:
+            console.open_shell(timeout_seconds)
+            left = max(1.0, until - time.monotonic())
+            return read_evidence(console.run(script, left).text)
+    except VmError:
+        return None
+
+
+def read_evidence(text: str) -> Evidence:
+    """What the commands of the evidence said, one after the other."""
+    answers = [answer.strip() for answer in text.split(_MARK)]
+    system, jobs, units, failed, links, free, words = answers
+    said: dict[str, list[str]] = {}
+    for line in words.splitlines():
+        unit, _, rest = line.partition(" ")
+        said.setdefault(unit, []).append(rest.strip())
+    try:
+        interfaces = json.loads(links or "[]")
+    except ValueError:
+        interfaces = []
+    free_words = free.split()
+    return Evidence(
+        system=system,
+        jobs=tuple(
+            Job(*parts[1:4]) for line in jobs.splitlines() if len(parts := line.split()) == 4
+        ),
+        units=tuple(_unit(block, said) for block in units.split("\n\n") if block),
+        failed=tuple(line.split()[0] for line in failed.splitlines() if line),
+        addresses=tuple(
+            f"{entry['local']}/{entry['prefixlen']}"
+            for interface in interfaces
+            for entry in interface.get("addr_info", [])
+        ),
+        root_free_kib=int(free_words[-1]) if free_words and free_words[-1].isdigit() else None,
+    )
+
+
+def _unit(block: str, said: Mapping[str, list[str]]) -> Unit:
+    values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    name = values.get("Id", "?")
+    lost = ""
+    if values.get("SubState") == "start-post" and values.get("MainPID") == "0":
+        # systemd waits for what was to follow the start, which without it never comes.
+        how = "exited with status" if values.get("ExecMainCode") == "1" else "was ended by signal"
+        lost = f"its process {how} {values.get('ExecMainStatus', '?')}"
+    return Unit(
+        name=name,
+        load=values.get("LoadState", "?"),
+        enabled=values.get("UnitFileState", ""),
+        active=values.get("ActiveState", "?"),
+        sub=values.get("SubState", "?"),
+        result=values.get("Result", ""),
+        restarts=int(values.get("NRestarts", "0") or 0),
+        lost_process=lost,
+        said=" / ".join(said.get(name, []))[-LAST_WORDS_LENGTH:],
+    )
+
+
+def explain(evidence: Evidence, status: int | None, health: Mapping[str, object]) -> list[str]:
+    """What is wrong, causes before their consequences. Pure."""
+    causes: list[str] = []
+    if evidence.root_is_full():
+        causes.append(f"the root filesystem is full ({evidence.root_free_kib} KiB free)")
+    known = {unit.name for unit in evidence.units}
+    causes += [f"{name} failed" for name in evidence.failed if name not in known]
+    endless = [job.unit for job in evidence.jobs if job.state == "running"]
+    waiting = {job.unit for job in evidence.jobs if job.state == "waiting"}
+    causes += [f"{name} does not finish starting" for name in endless if name not in known]
+    unwell_units = [
+        unit for unit in evidence.units if not unit.is_well and unit.name not in waiting
+    ]
+    causes += [str(unit) for unit in unwell_units]
+    held = sorted(waiting & known)
+    causes += [f"{', '.join(held)} cannot start before that"] if held else []
+    if evidence.settled() and not evidence.has_its_address():
+        has = ", ".join(evidence.addresses) or "no address"
+        causes.append(f"network: eth0 has {has}, not {GUEST_ADDRESS}/30")
+        return causes
+    agent_is_well = not any(unit.name == AGENT for unit in unwell_units)
+    if status is None and evidence.settled() and agent_is_well:
+        causes.append("the agent does not answer")
+    if status is not None and status not in (200, 503):
+        causes.append(f"the agent answers {status} on /health")
+    named = {unit.name for unit in unwell_units} | waiting
+    return causes + [
+        cause for cause in unwell(health) if f"polydev-{cause.split(':')[0]}.service" not in named
+    ]
+
+
+def unwell(health: Mapping[str, object]) -> list[str]:
+    """The components that the agent finds at fault, each with its detail."""
+    components = health.get("components")
+    return [
+        f"{name}: {state.get('detail')}"
+        for name, state in (components.items() if isinstance(components, dict) else ())
+        if isinstance(state, dict) and not state.get("ok")
+    ]
