@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from invoke import Collection, Context, task
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
 
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 
+if TYPE_CHECKING:
+    from polydev.image.store import ImageStore, ListedImage
+
+# What a verb needs is imported inside it: starting to list the verbs must cost nothing.
 ROOT = Path(__file__).resolve().parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 SPECS = ROOT / "tests" / "spec" / "image"
@@ -26,14 +32,14 @@ IMAGE_HELP = "an image's digest or the start of it, or: golden, previous, latest
 JSON_HELP = "answer as JSON on stdout"
 
 
-def _store() -> Any:
+def _store() -> ImageStore:
     from polydev.image.store import ImageStore
 
     return ImageStore(Settings.from_environment().store)
 
 
-def _image_line(image: Any) -> str:
-    notes = [note for note, said in (("previous", image.is_previous), ("in use", image.in_use)) if said]
+def _image_line(image: ListedImage) -> str:
+    notes = ["previous"] * image.is_previous + ["in use"] * image.in_use
     shown = f"{image.digest[:12]}  {image.created_at:%Y-%m-%d %H:%M}  {image.state:<9}"
     shown += f"{megabytes(image.rootfs_allocated_bytes):>9}  {image.recipe}  {', '.join(notes)}"
     return shown.rstrip() + (f"\n              {image.cause}" if image.cause else "")
@@ -111,12 +117,14 @@ def verify(context: Context, image: str, deadline: float = 0.0, json: bool = Fal
         VerifyOptions(deadline_seconds=deadline or None),
     )
     seen = record.verification
+    assert seen is not None
     passed = sum(result.outcome == "passed" for result in seen.specs)
+    ready = seen.boot_timings_seconds["ready"]
     answer(
         {"digest": record.digest, **seen.model_dump(mode="json")},
         as_json=json,
         text=f"verified image {record.digest[:12]}: {passed} specs passed, ready after "
-        f"{seen.boot_timings_seconds['ready']:.1f} s under {seen.accelerator}, {seen.seconds:.1f} s in all",
+        f"{ready:.1f} s under {seen.accelerator}, {seen.seconds:.1f} s in all",
     )
 
 
@@ -201,13 +209,23 @@ def diff(context: Context, old: str, new: str, json: bool = False) -> None:
 )
 @edge
 def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = False) -> None:
-    """Remove images that are not golden, not previous, not in use and not among the newest."""
-    pruned = _store().prune(keep, dry_run=dry_run)
+    """Remove images that are not golden, not previous, not in use and not among the newest.
+
+    Cached layers that no image is made of any more go with them.
+    """
+    from polydev.image.build import prune_cache
+
+    store = _store()
+    pruned = store.prune(keep, dry_run=dry_run)
+    layers, layer_bytes = prune_cache(Settings.from_environment().cache, store, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
-    lines = [f"{verb} {digest[:12]}" for digest in pruned.removed]
+    lines = [f"{verb} image {digest[:12]}" for digest in pruned.removed]
     lines += [f"kept {image.digest[:12]}: {image.reason}" for image in pruned.kept]
-    lines.append(f"{megabytes(pruned.freed_bytes)} {'to be ' if dry_run else ''}freed")
-    answer(pruned, as_json=json, text="\n".join(lines))
+    lines += [f"{verb} layer {layer[:12]}" for layer in layers]
+    freed = pruned.freed_bytes + layer_bytes
+    lines.append(f"{megabytes(freed)} {'to be ' if dry_run else ''}freed")
+    found = pruned.model_dump(mode="json") | {"layers": layers, "freed_bytes": freed}
+    answer(found, as_json=json, text="\n".join(lines))
 
 
 @task(
@@ -218,7 +236,9 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     }
 )
 @edge
-def up(context: Context, recipe: str = str(RECIPE), internet: bool = False, json: bool = False) -> None:
+def up(
+    context: Context, recipe: str = str(RECIPE), internet: bool = False, json: bool = False
+) -> None:
     """From nothing to a VM of a verified golden image, its desktop open to a web browser."""
     from polydev.image.build import BuildOptions, build
     from polydev.image.recipe import load_recipe
@@ -304,7 +324,7 @@ def check(context: Context, fix: bool = False) -> None:
     }
 )
 @edge
-def test(context: Context, only: str = "", k: str = "") -> None:
+def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028  (a verb)
     """Run the tests, the quickest kind first; all of them unless told otherwise."""
     kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
     unknown = [kind for kind in kinds if kind not in (*TEST_KINDS, "spec")]

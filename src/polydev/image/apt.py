@@ -182,13 +182,9 @@ def package_sources(suite: str) -> str:
 def _mmdebstrap_sources(suite: str) -> str:
     """What mmdebstrap would write into a new system: it knows each suite's archive."""
     show = 'cat "$1/etc/apt/sources.list" >&2; exit 1'
-    skipped = ["--skip=check/empty,check/signed-by", f"--keyring={KEYRING}"]
-    done = run(
-        ["mmdebstrap", "--variant=custom", "--mode=root", *skipped]
-        + [f"--setup-hook={show}", suite, "/dev/null"],
-        check=False,
-        timeout_seconds=120,
-    )
+    argv = ["mmdebstrap", "--variant=custom", "--mode=root", "--skip=check/empty,check/signed-by"]
+    argv += [f"--keyring={KEYRING}", f"--setup-hook={show}", suite, "/dev/null"]
+    done = run(argv, check=False, timeout_seconds=120)
     lines = [
         line.replace("deb ", f"deb [signed-by={KEYRING}] ", 1)
         for line in done.stderr.splitlines()

@@ -22,7 +22,7 @@ from polydev import __version__
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, recipe_archive
-from polydev.image.layercache import BuiltLayer, LayerCache
+from polydev.image.layercache import BuiltLayer, LayerCache, layer_bytes, remove_layer
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
 from polydev.image.recipe import Recipe
 from polydev.image.record import (
@@ -145,9 +145,6 @@ class _Builder:
     def _build_layers(self, plans: Sequence[LayerPlan]) -> list[BuiltLayer]:
         """All layers, lowest first; those that can be are made side by side."""
         missing = [plan for plan in plans if self.options.no_cache or not self.layers.find(plan)]
-        if self.options.no_cache:
-            for plan in plans:
-                shutil.rmtree(self.layers.path(plan), ignore_errors=True)
         with ThreadPoolExecutor(WORKERS) as pool:
             fetched = pool.submit(self._fetch, missing)
             futures: dict[str, Future[BuiltLayer]] = {}
@@ -248,6 +245,30 @@ def tool_versions() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in shown.splitlines())
 
 
+def prune_cache(cache: Path, store: ImageStore, *, dry_run: bool = False) -> tuple[list[str], int]:
+    """Remove cached layers that no image of the store is made of: their ids and their bytes.
+
+    Raises BuildError while a build is running.
+    """
+    used = {layer.id for digest in store.digests() for layer in store.record(digest).layers}
+    folder = cache / "layers"
+    if not folder.is_dir():
+        return [], 0
+    with (cache / "build.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BuildError(
+                "a build is running, and what it uses cannot be told yet",
+                "prune again when it has ended",
+            ) from error
+        unused = sorted(path for path in folder.iterdir() if path.name not in used)
+        freed = sum(map(layer_bytes, unused))
+        for path in unused if not dry_run else ():
+            remove_layer(path)
+    return [path.name for path in unused], freed
+
+
 @contextmanager
 def _build_lock(cache: Path, steps: Steps) -> Iterator[None]:
     """One build at a time on one cache; a second one waits and says so."""
@@ -291,6 +312,4 @@ def _no_space(cache: Path) -> BuildError:
 def _write_atomically(path: Path, text: str) -> None:
     scratch = path.with_suffix(".new")
     scratch.write_text(text)
-    os.replace(scratch, path)
-
-
+    scratch.replace(path)

@@ -7,7 +7,6 @@ build that ends half-way leaves every finished layer and nothing else.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import time
@@ -105,6 +104,8 @@ class LayerCache:
         }
         (made / META).write_text(json.dumps(meta, indent=1))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path(plan).exists():
+            remove_layer(self.path(plan))
         made.rename(self.path(plan))
         return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
 
@@ -240,6 +241,19 @@ class LayerCache:
         )
         kept = kernel.load_order(table, [*wanted.initrd_modules, *wanted.modules])
         kernel.keep_modules(modules, kept)
+
+
+def remove_layer(folder: Path) -> None:
+    """Remove a layer: first out of sight, so that a kill never leaves part of one to be found."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def layer_bytes(folder: Path) -> int:
+    listing = folder / TREE
+    return sum(entry["size"] for entry in tree.read_listing(listing)) if listing.exists() else 0
 
 
 def deb_package(deb: Deb) -> Package:
