@@ -21,12 +21,12 @@ def active_units(host: Host) -> set[str]:
 
 @pytest.fixture(scope="module")
 def sockets(host: Host) -> str:
-    return host.run("ss -Hltn").stdout
+    return str(host.run("ss -Hltn").stdout)
 
 
 @pytest.fixture(scope="module")
 def processes(host: Host) -> str:
-    return host.run("ps -eo user:20,args --no-headers").stdout
+    return str(host.run("ps -eo user:20,args --no-headers").stdout)
 
 
 def test_no_unit_failed(host: Host) -> None:
