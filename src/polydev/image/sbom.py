@@ -17,7 +17,10 @@ def sbom_json(record: ImageRecord, suite: str) -> str:
     """Every package of the image with its package URL."""
     moment = datetime.fromtimestamp(record.source_date_epoch, tz=timezone.utc)
     image = Component(
-        name=record.recipe, version=record.digest, type=ComponentType.OPERATING_SYSTEM
+        name=record.recipe,
+        version=record.digest,
+        type=ComponentType.OPERATING_SYSTEM,
+        bom_ref=f"image-{record.digest}",
     )
     components = [component(package, suite) for package in record.packages]
     bom = Bom(

@@ -1,0 +1,131 @@
+"""What is read of apt's answers, with apt itself stood in for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import BuildError, CommandError
+from polydev.image import apt
+from polydev.image.apt import Archive, Deb
+from polydev.run import Completed
+
+SYSTEMD = (
+    "'http://archive.invalid/systemd_252.39-1_amd64.deb' systemd_252.39-1_amd64.deb 3 SHA256:ab"
+)
+LINES = {
+    SYSTEMD: Deb("systemd", "252.39-1", "systemd_252.39-1_amd64.deb", "ab", 3),
+    "'http://archive.invalid/x' tigervnc_1%3a1.12.0+dfsg-8_amd64.deb 70000000 SHA256:cd": Deb(
+        "tigervnc", "1:1.12.0+dfsg-8", "tigervnc_1%3a1.12.0+dfsg-8_amd64.deb", "cd", 70_000_000
+    ),
+    "'http://archive.invalid/x' libstdc++6_12.2.0-14+deb12u1_all.deb 1 SHA256:ef": Deb(
+        "libstdc++6", "12.2.0-14+deb12u1", "libstdc++6_12.2.0-14+deb12u1_all.deb", "ef", 1
+    ),
+}
+
+
+class CountingApt:
+    """Answers every question with one package, and remembers the questions."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[object]] = []
+
+    def __call__(self, argv: Sequence[object], **_: object) -> Completed:
+        self.asked.append(argv)
+        return Completed((), 0, f"Reading package lists...\n{SYSTEMD}\n", "", 0.0)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(tmp_path / "apt", "bookworm", "amd64")
+    archive.lists.mkdir(parents=True)
+    (archive.lists / "bookworm_InRelease").write_text("today")
+    return archive
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_line_of_print_uris(line: str) -> None:
+    assert Deb.from_print_uris(line) == LINES[line]
+
+
+def test_file_lies_among_the_archives(archive: Archive) -> None:
+    deb = LINES[SYSTEMD]
+    assert archive.path(deb) == archive.folder / "archives" / "systemd_252.39-1_amd64.deb"
+
+
+def test_same_question_is_asked_once(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apt, "run", counting := CountingApt())
+    assert archive.resolve(["systemd"]) == [LINES[SYSTEMD]] == archive.resolve(["systemd"])
+    assert len(counting.asked) == 1
+    archive.resolve(["systemd", "udev"])
+    assert len(counting.asked) == 2
+
+
+def test_new_lists_are_asked_again(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apt, "run", counting := CountingApt())
+    archive.resolve(["systemd"])
+    (archive.lists / "bookworm_InRelease").write_text("tomorrow")
+    archive.resolve(["systemd"])
+    assert len(counting.asked) == 2
+
+
+def test_to_locate_is_another_question_than_to_resolve(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "run", counting := CountingApt())
+    archive.resolve(["novnc"])
+    archive.locate(["novnc"])
+    assert [("install" in argv, "download" in argv) for argv in counting.asked] == [
+        (True, False),
+        (False, True),
+    ]
+    assert archive.locate([]) == []
+
+
+def test_package_that_apt_does_not_know_is_told(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(argv: Sequence[str], **_: object) -> Completed:
+        raise CommandError(["apt-get"], 100, "E: Unable to locate package chromuim")
+
+    monkeypatch.setattr(apt, "run", unable)
+    with pytest.raises(BuildError, match="chromuim") as caught:
+        archive.resolve(["chromuim"])
+    assert "apt-cache search" in str(caught.value.hint)
+
+
+def test_archive_that_cannot_be_reached_is_told(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(argv: Sequence[str], **_: object) -> Completed:
+        raise CommandError(["apt-get"], 100, "E: Failed to fetch")
+
+    monkeypatch.setattr(apt, "run", unreachable)
+    monkeypatch.setattr(apt, "package_sources", lambda suite: "")
+    with pytest.raises(BuildError, match="Failed to fetch") as caught:
+        archive.refresh()
+    assert "--offline" in str(caught.value.hint)
+    assert not (archive.folder / "bookworm.refreshed").exists()
+
+
+def test_lists_of_this_hour_are_left_alone(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "run", counting := CountingApt())
+    monkeypatch.setattr(apt, "package_sources", lambda suite: "")
+    archive.refresh()
+    archive.refresh()
+    assert len(counting.asked) == 1
+    archive.refresh(force=True)
+    assert len(counting.asked) == 2
+
+
+def test_machines_own_apt_settings_are_kept_out(archive: Archive) -> None:
+    words = archive.options()
+    assert words[::2] == ["-o"] * (len(words) // 2)
+    settings = dict(word.split("=", 1) for word in words[1::2])
+    assert settings["Dir::State::status"] == str(archive.folder / "status")
+    assert settings["Dir::Etc::sourceparts"] == "/dev/null"
+    assert settings["APT::Install-Recommends"] == "false"

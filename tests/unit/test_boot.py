@@ -1,0 +1,353 @@
+"""What a guest says of itself, what that means, and when following its boot ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import BootError, VmError
+from polydev.image.boot import Boot, follow
+from polydev.image.evidence import (
+    UNITS,
+    Evidence,
+    Job,
+    Unit,
+    explain,
+    read_evidence,
+    unwell,
+)
+from polydev.vm.config import Ports, VmConfig
+from polydev.vm.machine import Machine
+from polydev.vm.qemu import kernel_command_line, qemu_argv
+
+pytestmark = pytest.mark.unit
+
+NETWORKD, AGENT, VNC, DESKTOP, NOVNC, BROWSER = UNITS
+SOUND = Evidence(
+    system="running",
+    jobs=(),
+    units=tuple(Unit(name) for name in UNITS),
+    failed=(),
+    addresses=("172.16.0.2/30",),
+    root_free_kib=1052544,
+)
+LINKS = json.dumps(
+    [{"ifname": "eth0", "addr_info": [{"local": "172.16.0.2", "prefixlen": 30, "label": "eth0"}]}]
+)
+
+
+def with_unit(evidence: Evidence, unit: Unit) -> Evidence:
+    units = tuple(unit if each.name == unit.name else each for each in evidence.units)
+    return replace(evidence, units=units)
+
+
+def shown(name: str, **values: str | int) -> str:
+    """A unit as `systemctl show` prints it."""
+    properties = {
+        "MainPID": 104,
+        "Result": "success",
+        "NRestarts": 0,
+        "ExecMainCode": 0,
+        "ExecMainStatus": 0,
+        "Id": name,
+        "LoadState": "loaded",
+        "ActiveState": "active",
+        "SubState": "running",
+        "UnitFileState": "enabled",
+        **values,
+    }
+    return "\n".join(f"{key}={value}" for key, value in properties.items())
+
+
+def answers(
+    *units: str,
+    system: str = "running",
+    jobs: str = "",
+    failed: str = "",
+    links: str = LINKS,
+    free: str = "  Avail\n1052544",
+    said: str = "",
+) -> str:
+    parts = [system, jobs, "\n\n".join(units), failed, links, free, said]
+    return "\n=====next=====\n".join(parts)
+
+
+class TestReadEvidence:
+    def test_a_sound_guest(self) -> None:
+        assert read_evidence(answers(*map(shown, UNITS))) == SOUND
+
+    def test_jobs_and_failed_units(self) -> None:
+        evidence = read_evidence(
+            answers(
+                system="starting",
+                jobs="1  multi-user.target       start waiting\n38 endless.service start running",
+                failed="filler.service loaded failed failed Takes all the space there is",
+            )
+        )
+        assert evidence.jobs == (
+            Job("multi-user.target", "start", "waiting"),
+            Job("endless.service", "start", "running"),
+        )
+        assert evidence.failed == ("filler.service",)
+
+    @pytest.mark.parametrize(
+        ("code", "status", "lost"),
+        [
+            (1, 127, "its process exited with status 127"),
+            (2, 9, "its process was ended by signal 9"),
+            (3, 5, "its process was ended by signal 5"),
+        ],
+    )
+    def test_a_start_whose_process_is_gone(self, code: int, status: int, lost: str) -> None:
+        browser = shown(
+            BROWSER,
+            ActiveState="activating",
+            SubState="start-post",
+            MainPID=0,
+            ExecMainCode=code,
+            ExecMainStatus=status,
+        )
+        unit = read_evidence(answers(browser)).units[0]
+        assert unit.lost_process == lost
+        assert unit.gave_up
+
+    def test_last_words_go_to_their_unit(self) -> None:
+        said = (
+            f'{AGENT} File "<string>", line 1\n{AGENT} RuntimeError: the agent has a bug\n'
+            f"{VNC} (EE) Cannot open log file\n{VNC} (EE)\n{VNC}  \n"
+        )
+        agent, vnc, novnc = read_evidence(
+            answers(shown(AGENT), shown(VNC), shown(NOVNC), said=said)
+        ).units
+        assert (agent.said, vnc.said, novnc.said) == (
+            "RuntimeError: the agent has a bug",
+            "(EE) Cannot open log file",
+            "",
+        )
+
+    @pytest.mark.parametrize("links", ["", "[]", "[{}]", 'Device "eth0" does not exist.'])
+    def test_no_address(self, links: str) -> None:
+        assert read_evidence(answers(links=links)).addresses == ()
+
+    @pytest.mark.parametrize(
+        ("free", "kib"), [("  Avail\n0", 0), ("", None), ("df: cannot read table", None)]
+    )
+    def test_free_space(self, free: str, kib: int | None) -> None:
+        assert read_evidence(answers(free=free)).root_free_kib == kib
+
+    def test_an_account_cut_short(self) -> None:
+        with pytest.raises(VmError, match="cut short"):
+            read_evidence("starting")
+
+
+class TestExplain:
+    def test_nothing_is_wrong_with_a_sound_guest(self) -> None:
+        assert explain(SOUND, 200, {}) == []
+
+    @pytest.mark.parametrize(
+        ("unit", "cause"),
+        [
+            (
+                Unit(VNC, active="inactive", sub="dead", enabled="disabled"),
+                "polydev-vnc.service is not enabled",
+            ),
+            (Unit(VNC, load="masked", active="inactive"), "polydev-vnc.service is masked"),
+            (Unit(VNC, load="not-found", active="inactive"), "polydev-vnc.service is not-found"),
+            (
+                Unit(
+                    VNC,
+                    active="activating",
+                    sub="auto-restart",
+                    result="exit-code",
+                    restarts=7,
+                    said="(EE) no screens",
+                ),
+                "polydev-vnc.service is activating (auto-restart, exit-code, restarted 7 times): "
+                "(EE) no screens",
+            ),
+            (
+                Unit(VNC, active="failed", sub="failed", result="start-limit-hit"),
+                "polydev-vnc.service is failed (failed, start-limit-hit)",
+            ),
+        ],
+    )
+    def test_a_unit_that_is_not_well(self, unit: Unit, cause: str) -> None:
+        evidence = with_unit(SOUND, unit)
+        assert explain(evidence, 503, {}) == [cause]
+        assert evidence.hopeless()
+
+    def test_a_full_root_comes_first(self) -> None:
+        evidence = with_unit(
+            replace(SOUND, system="starting", root_free_kib=0),
+            Unit(BROWSER, active="failed", sub="failed", result="exit-code"),
+        )
+        first, *others = explain(evidence, None, {})
+        assert first == "the root filesystem is full (0 KiB free)"
+        assert others
+        assert evidence.hopeless()
+
+    def test_a_unit_that_never_finishes_and_what_waits_for_it(self) -> None:
+        jobs = (
+            Job("multi-user.target", "start", "waiting"),
+            Job("endless.service", "start", "running"),
+            Job(VNC, "start", "waiting"),
+            Job(BROWSER, "start", "waiting"),
+        )
+        evidence = replace(SOUND, system="starting", jobs=jobs)
+        for name in (VNC, BROWSER):
+            evidence = with_unit(evidence, Unit(name, active="inactive", sub="dead"))
+        assert explain(evidence, 503, {}) == [
+            "endless.service does not finish starting",
+            "polydev-browser.service, polydev-vnc.service cannot start before that",
+        ]
+        assert not evidence.hopeless()
+        assert not evidence.settled()
+
+    def test_a_unit_still_on_its_way_is_to_blame_only_alone(self) -> None:
+        starting = replace(SOUND, system="starting", jobs=(Job(BROWSER, "start", "running"),))
+        starting = with_unit(starting, Unit(BROWSER, active="activating", sub="start-post"))
+        assert explain(starting, 503, {}) == ["polydev-browser.service is activating (start-post)"]
+        crashed = with_unit(starting, Unit(AGENT, active="failed", sub="failed"))
+        assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
+
+    def test_a_unit_that_is_started_again_may_do_better(self) -> None:
+        again = Unit(BROWSER, active="activating", sub="auto-restart", restarts=1)
+        evidence = with_unit(replace(SOUND, system="degraded"), again)
+        assert not evidence.settled()
+        assert not evidence.hopeless()
+
+    @pytest.mark.parametrize(
+        ("addresses", "has"), [((), "no address"), (("172.16.0.6/30",), "172.16.0.6/30")]
+    )
+    def test_network(self, addresses: tuple[str, ...], has: str) -> None:
+        evidence = replace(SOUND, addresses=addresses)
+        assert explain(evidence, None, {}) == [f"network: eth0 has {has}, not 172.16.0.2/30"]
+        assert evidence.hopeless()
+
+    def test_an_address_may_still_come_while_the_guest_starts(self) -> None:
+        evidence = replace(SOUND, system="starting", addresses=())
+        assert explain(evidence, None, {}) == []
+        assert not evidence.hopeless()
+
+    def test_the_agent_alone_gets_a_second_chance(self) -> None:
+        assert explain(SOUND, 500, {}) == ["the agent answers 500 on /health"]
+        assert explain(SOUND, None, {}) == ["the agent does not answer"]
+        assert SOUND.settled()
+        assert not SOUND.hopeless()
+
+    def test_a_component_at_fault_and_its_unit_s_last_words(self) -> None:
+        said = "Failed to connect to 127.0.0.1:5999"
+        evidence = with_unit(SOUND, Unit(NOVNC, said=said))
+        health = {
+            "components": {
+                "vnc": {"ok": True, "detail": "RFB 003.008"},
+                "novnc": {"ok": False, "detail": "closed with 1011"},
+            }
+        }
+        assert explain(evidence, 503, health) == [f"novnc: closed with 1011: {said}"]
+
+    def test_a_component_is_not_named_beside_its_unit(self) -> None:
+        evidence = with_unit(SOUND, Unit(VNC, active="failed", sub="failed"))
+        health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
+        assert explain(evidence, 503, health) == ["polydev-vnc.service is failed (failed)"]
+
+    def test_a_relay_to_a_server_that_is_down_is_not_to_blame(self) -> None:
+        evidence = with_unit(SOUND, Unit(VNC, active="failed", sub="failed"))
+        health = {"components": {"novnc": {"ok": False, "detail": "closed with 1011"}}}
+        assert explain(evidence, 503, health) == ["polydev-vnc.service is failed (failed)"]
+
+    def test_a_unit_that_no_one_knows_failed(self) -> None:
+        evidence = replace(SOUND, system="degraded", failed=("filler.service",))
+        assert explain(evidence, 503, {}) == ["filler.service failed"]
+
+
+@pytest.mark.parametrize("health", [{}, {"components": None}, {"components": {"vnc": "bad"}}])
+def test_an_answer_that_is_none_of_ours_says_nothing(health: dict[str, object]) -> None:
+    assert unwell(health) == {}
+
+
+def config(*, test_console: bool) -> VmConfig:
+    return VmConfig(
+        vm_id="vm-1",
+        folder=Path("/vm"),
+        kernel=Path("/image/vmlinux"),
+        initrd=Path("/image/initrd.img"),
+        cmdline="root=/dev/vda rw\n",
+        rootfs=Path("/image/rootfs.ext4"),
+        image_digest="d" * 64,
+        ports=Ports(1, 2, 3),
+        test_console=test_console,
+    )
+
+
+def test_each_stage_is_timed_when_it_is_seen_first() -> None:
+    boot = Boot(Machine(config(test_console=False), pid=0))
+    assert boot.reached("kernel")
+    assert boot.reached("kernel", "init", "services")
+    services_at = boot.timings["services"]
+    assert not boot.reached("kernel", "init", "network", "services")
+    assert boot.stage == "services"
+    assert set(boot.timings) == {"kernel", "init", "network", "services"}
+    assert boot.timings["services"] == services_at
+    assert not boot.reached()
+
+
+def test_only_a_boot_that_tests_has_a_console() -> None:
+    in_use, under_test = config(test_console=False), config(test_console=True)
+    assert kernel_command_line(in_use) == (
+        f"root=/dev/vda rw polydev.image={'d' * 64} polydev.vm=vm-1"
+    )
+    assert qemu_argv(in_use).count("-serial") == 1
+    assert "console.sock" not in " ".join(qemu_argv(in_use))
+    assert "systemd.debug_shell=ttyS1" in kernel_command_line(under_test)
+    assert qemu_argv(under_test).count("-serial") == 2
+    assert "console.sock" in " ".join(qemu_argv(under_test))
+
+
+class DeadVm(Machine):
+    """A VM whose QEMU has ended and left these words."""
+
+    def __init__(self, serial: str = "", said: str = "") -> None:
+        super().__init__(config(test_console=False), pid=0)
+        self._serial, self._said = serial, said
+
+    def alive(self) -> bool:
+        return False
+
+    def serial(self) -> str:
+        return self._serial
+
+    def qemu_said(self) -> str:
+        return self._said
+
+
+@pytest.mark.parametrize(
+    ("vm", "cause"),
+    [
+        (DeadVm(), "the VM ended by itself"),
+        (DeadVm(said="cannot set up guest memory"), "ended by itself: cannot set up guest memory"),
+        (DeadVm("Kernel panic - not syncing: Fatal exception"), "kernel panic: Fatal exception"),
+        (
+            DeadVm("Linux version 6.1\ninitramfs: Waiting for /dev/vdz to appear...\n"),
+            "cannot find its root filesystem: /dev/vdz does not appear",
+        ),
+    ],
+)
+def test_a_boot_ends_with_its_vm(vm: Machine, cause: str) -> None:
+    with pytest.raises(BootError, match=cause):
+        follow(Boot(vm), 60, lambda stage: None)
+
+
+def test_a_boot_ends_when_it_is_refused_from_elsewhere() -> None:
+    with pytest.raises(BootError, match=r"^rootfs\.ext4 is damaged$"):
+        follow(Boot(DeadVm()), 60, lambda stage: None, lambda: "rootfs.ext4 is damaged")
+
+
+def test_stages_are_told_as_they_come() -> None:
+    told: list[str] = []
+    with pytest.raises(BootError):
+        follow(Boot(DeadVm("Linux version 6.1\nWelcome to Debian")), 60, told.append)
+    assert told == ["init"]

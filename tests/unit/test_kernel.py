@@ -1,0 +1,83 @@
+"""The kernel's parts that need no kernel: finding the ELF, reading and ordering modules."""
+
+from __future__ import annotations
+
+import lzma
+
+import pytest
+
+from polydev.errors import BuildError
+from polydev.image.kernel import XZ_MAGIC, extract_vmlinux, load_order, parse_modules_dep
+
+ELF = b"\x7fELF" + bytes(range(256)) * 8
+SETUP_CODE = b"MZ" + b"\x90" * 510
+
+MODULES_DEP = """\
+kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/mbcache.ko kernel/fs/jbd2/jbd2.ko
+kernel/fs/jbd2/jbd2.ko:
+kernel/fs/mbcache.ko:
+kernel/lib/crc16.ko:
+kernel/drivers/char/hw_random/virtio-rng.ko: kernel/drivers/char/hw_random/rng-core.ko
+kernel/drivers/char/hw_random/rng-core.ko:
+kernel/drivers/net/packed.ko.xz:
+"""
+
+
+def bz_image(*parts: bytes) -> bytes:
+    """What a kernel image looks like: code that unpacks, what is packed, more code."""
+    return SETUP_CODE + b"".join(parts) + b"\0" * 64
+
+
+def test_kernel_is_unpacked() -> None:
+    assert extract_vmlinux(bz_image(lzma.compress(ELF))) == ELF
+
+
+def test_other_xz_data_before_the_kernel_is_passed_over() -> None:
+    image = bz_image(XZ_MAGIC, b"no xz at all", lzma.compress(b"no ELF"), lzma.compress(ELF))
+    assert extract_vmlinux(image) == ELF
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        bz_image(ELF),
+        bz_image(lzma.compress(b"no ELF")),
+        bz_image(lzma.compress(ELF, format=lzma.FORMAT_ALONE)),
+    ],
+)
+def test_image_without_a_packed_kernel_is_refused(image: bytes) -> None:
+    with pytest.raises(BuildError, match="no xz-packed ELF kernel"):
+        extract_vmlinux(image)
+
+
+def test_modules_have_the_names_that_modprobe_knows() -> None:
+    table = parse_modules_dep(MODULES_DEP)
+    assert table["virtio_rng"] == (
+        "kernel/drivers/char/hw_random/virtio-rng.ko",
+        ["kernel/drivers/char/hw_random/rng-core.ko"],
+    )
+    assert "packed" in table
+    assert table["crc16"][1] == []
+
+
+@pytest.mark.parametrize("name", ["virtio-rng", "virtio_rng"])
+def test_dashes_and_underscores_are_one(name: str) -> None:
+    loaded = load_order(parse_modules_dep(MODULES_DEP), [name])
+    assert [path.rpartition("/")[2] for path in loaded] == ["rng-core.ko", "virtio-rng.ko"]
+
+
+def test_module_comes_after_what_it_needs_and_once() -> None:
+    loaded = load_order(parse_modules_dep(MODULES_DEP), ["jbd2", "ext4", "crc16", "ext4"])
+    assert [path.rpartition("/")[2] for path in loaded] == [
+        "jbd2.ko",
+        "mbcache.ko",
+        "crc16.ko",
+        "ext4.ko",
+    ]
+
+
+def test_unknown_module_is_named() -> None:
+    with pytest.raises(BuildError, match="no module virtio_disk") as caught:
+        load_order(parse_modules_dep(MODULES_DEP), ["ext4", "virtio_disk"])
+    assert "kernel.initrd_modules" in str(caught.value.hint)

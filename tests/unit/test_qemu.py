@@ -1,0 +1,109 @@
+"""A VM's value and the words that QEMU and its kernel get for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.vm.config import Ports, VmConfig
+from polydev.vm.qemu import kernel_command_line, overlay_argv, qemu_argv
+
+CONFIG = VmConfig(
+    vm_id="seven",
+    folder=Path("/run/seven"),
+    kernel=Path("/images/vmlinux"),
+    initrd=Path("/images/initrd.img"),
+    cmdline="root=/dev/vda console=ttyS0\n",
+    rootfs=Path("/images/rootfs.ext4"),
+    image_digest="d1ge57",
+    ports=Ports(agent=18080, vnc=15901, novnc=16080),
+)
+
+
+def values(argv: list[str], name: str) -> list[str]:
+    return [argv[place + 1] for place, word in enumerate(argv) if word == name]
+
+
+def value(argv: list[str], name: str) -> str:
+    (only,) = values(argv, name)
+    return only
+
+
+def netdev(config: VmConfig) -> list[str]:
+    return value(qemu_argv(config), "-netdev").split(",")
+
+
+def test_kernel_learns_which_image_and_vm_it_is() -> None:
+    assert kernel_command_line(CONFIG) == (
+        "root=/dev/vda console=ttyS0 polydev.image=d1ge57 polydev.vm=seven"
+    )
+
+
+def test_boot_in_use_has_no_test_console() -> None:
+    argv = qemu_argv(CONFIG)
+    assert values(argv, "-serial") == ["file:/run/seven/serial.log"]
+    assert values(argv, "-chardev") == []
+    assert "debug_shell" not in " ".join(argv)
+
+
+def test_boot_that_tests_has_a_shell_on_the_second_port() -> None:
+    argv = qemu_argv(replace(CONFIG, test_console=True))
+    # The order of the ports is their number in the guest.
+    assert values(argv, "-serial") == ["file:/run/seven/serial.log", "chardev:console"]
+    assert "path=/run/seven/console.sock" in value(argv, "-chardev").split(",")
+    assert value(argv, "-append").endswith(" systemd.debug_shell=ttyS1")
+
+
+def test_accelerators() -> None:
+    tcg, kvm = qemu_argv(CONFIG), qemu_argv(replace(CONFIG, accelerator="kvm"))
+    assert (value(kvm, "-accel"), value(kvm, "-cpu")) == ("kvm", "host")
+    assert value(tcg, "-accel").split(",")[:2] == ["tcg", "thread=multi"]
+    assert value(tcg, "-cpu") == "max"
+
+
+def test_ports_are_forwarded_from_loopback_to_the_guest() -> None:
+    forwards = [word for word in netdev(CONFIG) if word.startswith("hostfwd=")]
+    assert forwards == [
+        "hostfwd=tcp:127.0.0.1:18080-172.16.0.2:8080",
+        "hostfwd=tcp:127.0.0.1:15901-172.16.0.2:5901",
+        "hostfwd=tcp:127.0.0.1:16080-172.16.0.2:6080",
+    ]
+
+
+@pytest.mark.parametrize(("outbound", "word"), [(False, "restrict=on"), (True, "restrict=off")])
+def test_guest_reaches_out_only_when_allowed(outbound: bool, word: str) -> None:
+    assert word in netdev(replace(CONFIG, outbound=outbound))
+
+
+def test_network_is_that_of_the_contract() -> None:
+    assert {"net=172.16.0.0/24", "host=172.16.0.1"} <= set(netdev(CONFIG))
+    device = next(word for word in values(qemu_argv(CONFIG), "-device") if "net" in word)
+    assert f"mac={CONFIG.mac}" in device
+
+
+def test_vm_boots_its_own_disk_with_the_images_kernel() -> None:
+    argv = qemu_argv(replace(CONFIG, cpus=3, memory_mib=512))
+    assert value(argv, "-kernel") == "/images/vmlinux"
+    assert value(argv, "-initrd") == "/images/initrd.img"
+    assert "file=/run/seven/disk.qcow2" in value(argv, "-drive")
+    assert "/images/rootfs.ext4" not in " ".join(argv)
+    assert (value(argv, "-smp"), value(argv, "-m")) == ("3", "512")
+
+
+def test_what_a_vm_writes_lies_above_the_image() -> None:
+    argv = overlay_argv(CONFIG)
+    assert value(argv, "-b") == "/images/rootfs.ext4"
+    assert value(argv, "-F") == "raw"
+    assert argv[-1] == "/run/seven/disk.qcow2"
+
+
+def test_nothing_is_added_to_the_machine_unasked() -> None:
+    argv = qemu_argv(CONFIG)
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
+    assert value(argv, "-display") == "none"
+
+
+def test_page_of_the_viewer() -> None:
+    assert CONFIG.ports.viewer_url.startswith("http://127.0.0.1:16080/vnc.html?autoconnect=true")

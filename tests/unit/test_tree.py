@@ -1,0 +1,176 @@
+"""A layer's tree on a temporary folder: scrubbed, listed; listings merged as overlayfs would."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.image.tree import (
+    OPAQUE_XATTR,
+    clamp_times,
+    list_tree,
+    merge_listings,
+    read_listing,
+    scrub,
+    write_listing,
+)
+
+EPOCH = 1_000_000_000
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes a device and a trusted attribute")
+
+
+def fill(tree: Path, *names: str) -> Path:
+    for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    return tree
+
+
+def entry(path: str, kind: str = "file", **more: Any) -> dict[str, Any]:
+    return {"path": path, "type": kind, "size": 1, **more}
+
+
+def paths(*layers: list[dict[str, Any]]) -> list[str]:
+    return [each["path"] for each in merge_listings(layers)]
+
+
+def test_scrub_removes_what_tells_of_moment_or_machine(tmp_path: Path) -> None:
+    kept = ["etc/passwd", "var/lib/dpkg/status", "var/log/journal/keep", "usr/lib/tmp/keep"]
+    gone = ["etc/passwd-", "run/lock/a", "tmp/.hidden", "var/lib/apt/lists/a", "var/log/dpkg.log"]
+    gone += ["var/log/wtmp", "var/lib/dpkg/status-old", "var/lib/systemd/random-seed"]
+    fill(tmp_path, *kept, *gone)
+    (tmp_path / "tmp/link").symlink_to("/etc")
+    scrub(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(kept)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_nothing_stays_newer_than_the_epoch(tmp_path: Path) -> None:
+    fill(tmp_path, "new", "old", "folder/new")
+    (tmp_path / "link").symlink_to("gone")
+    os.utime(tmp_path / "old", (5, 5))
+    clamp_times(tmp_path, EPOCH)
+    times = {path.name: os.lstat(path).st_mtime for path in [tmp_path, *tmp_path.rglob("*")]}
+    assert times.pop("old") == 5
+    assert set(times.values()) == {EPOCH}
+
+
+def test_listing_says_all_that_an_image_keeps_of_a_file(tmp_path: Path) -> None:
+    fill(tmp_path, "etc/tool")
+    (tmp_path / "etc/tool").chmod(0o4755)
+    (tmp_path / "etc").chmod(0o751)
+    (tmp_path / "etc/link").symlink_to("tool")
+    clamp_times(tmp_path, EPOCH)
+    owner = {"uid": os.getuid(), "gid": os.getgid(), "mtime": EPOCH}
+    digest = hashlib.sha256(b"etc/tool").hexdigest()
+    assert list(list_tree(tmp_path)) == [
+        {"path": "/etc", "type": "dir", "mode": 0o751, "size": 0, **owner},
+        {
+            "path": "/etc/link",
+            "type": "symlink",
+            "mode": 0o777,
+            "size": 0,
+            "target": "tool",
+            **owner,
+        },
+        {
+            "path": "/etc/tool",
+            "type": "file",
+            "mode": 0o4755,
+            "size": 8,
+            "sha256": digest,
+            **owner,
+        },
+    ]
+
+
+def test_hard_links_are_listed_as_files_of_one_content(tmp_path: Path) -> None:
+    fill(tmp_path, "a")
+    os.link(tmp_path / "a", tmp_path / "b")
+    first, second = list_tree(tmp_path)
+    assert first["sha256"] == second["sha256"]
+
+
+@needs_root
+def test_overlay_marks_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    try:
+        os.mknod(tmp_path / "gone", 0o020644, os.makedev(0, 0))
+        os.setxattr(tmp_path / "folder", OPAQUE_XATTR, b"y")
+    except OSError as error:
+        pytest.skip(f"this file system or container does not allow it: {error}")
+    listed = {each["path"]: each for each in list_tree(tmp_path)}
+    assert listed["/gone"]["type"] == "whiteout"
+    assert listed["/folder"]["opaque"] is True
+
+
+def test_listing_has_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> None:
+    entries = [entry("/a", mode=1), entry("/b")]
+    write_listing(entries, tmp_path / "one")
+    # The order of keys is no content either.
+    write_listing([dict(reversed(each.items())) for each in entries], tmp_path / "two.gz")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two.gz").read_bytes()
+    assert read_listing(tmp_path / "one") == entries
+
+
+def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / os.fsdecode(b"caf\xe9")).touch()
+    listed = list(list_tree(tree))
+    write_listing(listed, tmp_path / "listing")
+    assert read_listing(tmp_path / "listing") == listed
+
+
+def test_upper_layers_add_and_replace() -> None:
+    lower = [entry("/etc", "dir"), entry("/etc/a", size=1), entry("/etc/b", size=1)]
+    upper = [entry("/etc", "dir", mode=0o700), entry("/etc/a", size=2), entry("/etc/c", size=3)]
+    merged = merge_listings([lower, upper])
+    assert [(each["path"], each["size"]) for each in merged] == [
+        ("/etc", 1),
+        ("/etc/a", 2),
+        ("/etc/b", 1),
+        ("/etc/c", 3),
+    ]
+    assert merged[0]["mode"] == 0o700
+
+
+def test_whiteout_hides_a_file_and_a_whole_folder() -> None:
+    lower = [entry("/a"), entry("/d", "dir"), entry("/d/x", "dir"), entry("/d/x/y"), entry("/d.e")]
+    assert paths(lower, [entry("/a", "whiteout")]) == ["/d", "/d.e", "/d/x", "/d/x/y"]
+    assert paths(lower, [entry("/d", "whiteout")]) == ["/a", "/d.e"]
+
+
+def test_whiteout_of_nothing_shows_nothing() -> None:
+    assert paths([entry("/a")], [entry("/b", "whiteout")]) == ["/a"]
+
+
+def test_file_comes_back_above_its_whiteout() -> None:
+    assert paths([entry("/a")], [entry("/a", "whiteout")], [entry("/a")]) == ["/a"]
+
+
+def test_opaque_folder_hides_what_lies_below_but_not_its_own() -> None:
+    lower = [entry("/d", "dir"), entry("/d/old"), entry("/dd")]
+    upper = [entry("/d", "dir", opaque=True), entry("/d/new")]
+    merged = merge_listings([lower, upper])
+    assert [each["path"] for each in merged] == ["/d", "/d/new", "/dd"]
+    assert all("opaque" not in each for each in merged)
+
+
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_folder_that_becomes_something_else_takes_its_files_along(kind: str) -> None:
+    assert paths([entry("/d", "dir"), entry("/d/x")], [entry("/d", kind)]) == ["/d"]
+
+
+def test_file_that_becomes_a_folder() -> None:
+    assert paths([entry("/d")], [entry("/d", "dir"), entry("/d/x")]) == ["/d", "/d/x"]
+
+
+def test_merged_listing_is_in_the_order_of_its_paths() -> None:
+    lower = [entry("/a", "dir"), entry("/a-b"), entry("/a/c")]
+    assert paths(lower) == ["/a", "/a-b", "/a/c"]
