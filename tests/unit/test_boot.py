@@ -229,7 +229,11 @@ class TestExplain:
 
     def test_an_address_may_still_come_while_the_guest_starts(self) -> None:
         evidence = replace(SOUND, system="starting", addresses=())
-        assert explain(evidence, None, {}) == []
+        starting = replace(evidence, jobs=(Job(NETWORKD, "start", "running"),))
+        assert explain(starting, None, {}) == []
+        crashed = with_unit(evidence, Unit(AGENT, active="failed", sub="failed"))
+        assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
+        assert explain(evidence, None, {}) == ["network: eth0 has no address, not 172.16.0.2/30"]
         assert not evidence.hopeless()
 
     def test_the_agent_alone_gets_a_second_chance(self) -> None:

@@ -1,0 +1,271 @@
+"""Processes really started: what they say, and that none outlives its time or an interrupt.
+
+A process is seen to have ended by the pipe that it held open: its reader gets to the end.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
+from polydev.run import call, end_group, run, run_lines, spawn
+
+pytestmark = pytest.mark.integration
+
+# A shell and a child of it, both with the pipe $1 open; both wait for what never comes on $2.
+FAMILY = 'exec 3>"$1"; echo begun >&3; cat "$2" & echo line; cat "$2"'
+TIMEOUT_SECONDS = 1.0
+
+
+class Pipe:
+    """A named pipe read from this end; `ended` once no process holds the other one."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def ended(self, within_seconds: float = 10.0) -> bool:
+        """Whether the writers have come and all go; a dying process may need a moment."""
+        waiting = select.poll()
+        waiting.register(self.descriptor, 0)  # the end is always told
+        return bool(waiting.poll(within_seconds * 1000)) and (
+            os.read(self.descriptor, 100) == b"begun\n"
+        )
+
+    def wait_for_writer(self) -> None:
+        """Wait until a process has written, without taking what it wrote."""
+        waiting = select.poll()
+        waiting.register(self.descriptor, select.POLLIN)
+        assert waiting.poll(60_000)
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Whoever runs the tests in the background has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Pipe]:
+    pipe = Pipe(tmp_path / "held")
+    yield pipe
+    os.close(pipe.descriptor)
+
+
+@pytest.fixture
+def never(tmp_path: Path) -> Iterator[Path]:
+    """A named pipe that is open for writing and on which nothing ever comes."""
+    path = tmp_path / "never"
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR)
+    yield path
+    os.close(descriptor)
+
+
+def family(pipe: Pipe, never: Path, script: str = FAMILY) -> list[str | Path]:
+    return ["sh", "-c", script, "sh", pipe.path, never]
+
+
+def test_what_a_program_said_and_how_it_ended() -> None:
+    done = run(["sh", "-c", "cat; echo oops >&2; exit 3"], input="hello", check=False)
+    assert (done.status, done.stdout, done.stderr) == (3, "hello", "oops\n")
+    assert done.argv[0] == "sh"
+    assert done.seconds > 0
+
+
+def test_failure_has_command_status_and_the_end_of_what_was_said() -> None:
+    script = "for n in $(seq 50); do echo line $n >&2; done; exit 7"
+    with pytest.raises(CommandError) as caught:
+        run(["sh", "-c", script], hint="do this")
+    error = caught.value
+    assert (error.status, error.hint) == (7, "do this")
+    assert "exited with status 7" in error.message
+    assert error.stderr_tail.splitlines()[-1] == "line 50"
+    assert len(error.stderr_tail.splitlines()) == STDERR_TAIL_LINES
+
+
+def test_signal_that_ended_a_program_is_named() -> None:
+    with pytest.raises(CommandError, match="was ended by signal 9"):
+        run(["sh", "-c", "kill -9 $$"])
+
+
+def test_output_that_is_no_text_is_no_fault() -> None:
+    assert run(["printf", "caf\\351"]).stdout == "caf\ufffd"
+
+
+def test_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "1")
+    assert run(["sh", "-c", "echo $OURS$ADDED"], env={"ADDED": "2"}).stdout == "12\n"
+
+
+def test_folder_to_run_in(tmp_path: Path) -> None:
+    assert run(["pwd", "-P"], cwd=tmp_path).stdout == f"{tmp_path.resolve()}\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [run, call, spawn, lambda argv: run_lines(argv, print)],
+    ids=["run", "call", "spawn", "run_lines"],
+)
+def test_program_that_is_not_installed_is_named(start: Callable[[list[str]], object]) -> None:
+    with pytest.raises(ConfigError, match="program not found: no-such-program") as caught:
+        start(["no-such-program"])
+    assert "./inv" in str(caught.value.hint)
+
+
+def test_folder_that_is_not_there_is_not_taken_for_a_missing_program(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        run(["true"], cwd=tmp_path / "gone")
+
+
+def test_time_out_ends_children_too(pipe: Pipe, never: Path) -> None:
+    with pytest.raises(CommandTimeout, match="did not end within 1 s"):
+        run(family(pipe, never), timeout_seconds=TIMEOUT_SECONDS)
+    assert pipe.ended()
+
+
+def test_interrupt_ends_children_too(pipe: Pipe, never: Path) -> None:
+    # What it reads comes only once it is waited for.
+    script = FAMILY.replace("echo line", "read go; kill -INT $PPID")
+    with pytest.raises(KeyboardInterrupt):
+        run(family(pipe, never, script), input="go\n")
+    assert pipe.ended()
+
+
+def test_interrupt_between_lines_ends_children_too(pipe: Pipe, never: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_lines(family(pipe, never), lambda line: signal.raise_signal(signal.SIGINT))
+    assert pipe.ended()
+
+
+def test_fault_of_the_one_who_reads_lines_ends_the_program(pipe: Pipe, never: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_lines(family(pipe, never), lambda line: print(1 / 0))
+    assert pipe.ended()
+
+
+def test_interrupt_of_a_call_ends_children_too(
+    pipe: Pipe, never: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        pipe.wait_for_writer()
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(family(pipe, never))
+    assert pipe.ended()
+
+
+def test_program_that_ignores_the_polite_signal_is_killed(pipe: Pipe, never: Path) -> None:
+    process = spawn(family(pipe, never, f"trap '' TERM; {FAMILY}"), stdout=subprocess.DEVNULL)
+    pipe.wait_for_writer()
+    end_group(process, grace_seconds=0.1)
+    assert process.returncode == -signal.SIGKILL
+    assert pipe.ended()
+
+
+@pytest.mark.xfail(
+    reason="end_group leaves a child that ignores TERM alone once its parent has ended", strict=True
+)
+def test_child_that_ignores_the_polite_signal_is_killed_with_its_parent(
+    pipe: Pipe, never: Path
+) -> None:
+    script = 'exec 3>"$1"; (trap "" TERM; echo begun >&3; read line <"$2") & wait'
+    process = spawn(family(pipe, never, script))
+    try:
+        pipe.wait_for_writer()
+        end_group(process, grace_seconds=0.1)
+        assert pipe.ended(within_seconds=1)
+    finally:
+        # What the product left behind is not left by the test.
+        with pytest.raises(ProcessLookupError):
+            while True:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ending_what_has_ended_is_no_fault() -> None:
+    process = spawn(["true"])
+    process.wait()
+    end_group(process)
+    assert process.returncode == 0
+
+
+def test_lines_come_one_by_one() -> None:
+    seen: list[str] = []
+    run_lines(["sh", "-c", "echo one; echo two >&2; printf three"], seen.append)
+    assert seen == ["one", "two", "three"]
+
+
+def test_lines_are_handed_over_as_they_come(tmp_path: Path) -> None:
+    """The program goes on only once its first line has been seen."""
+    answer = tmp_path / "answer"
+    os.mkfifo(answer)
+    seen: list[str] = []
+
+    def on_line(line: str) -> None:
+        seen.append(line)
+        if line == "question":
+            answer.write_text("seen\n")
+
+    run_lines(["sh", "-c", 'echo question; cat "$1"', "sh", answer], on_line)
+    assert seen == ["question", "seen"]
+
+
+def test_noise_is_seen_but_is_kept_nowhere(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    seen: list[str] = []
+    script = "echo status:10; echo started; echo status:20; echo failed >&2; exit 2"
+    with pytest.raises(CommandError) as caught:
+        run_lines(["sh", "-c", script], seen.append, noise=("status:",), log_file=log)
+    assert seen == ["status:10", "started", "status:20", "failed"]
+    assert log.read_text() == "before\nstarted\nfailed\n"
+    assert caught.value.stderr_tail == "started\nfailed"
+    assert caught.value.status == 2
+
+
+def test_error_has_the_last_lines_only() -> None:
+    with pytest.raises(CommandError) as caught:
+        run_lines(["sh", "-c", "seq 1000; exit 1"], lambda line: None)
+    assert caught.value.stderr_tail.splitlines() == [
+        str(number) for number in range(1001 - STDERR_TAIL_LINES, 1001)
+    ]
+
+
+def test_called_program_has_the_terminal_and_its_status_is_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert call(["sh", "-c", "echo out; echo err >&2; exit 5"]) == 5
+    assert capfd.readouterr() == ("out\n", "err\n")
+
+
+def test_spawned_program_lives_in_a_session_of_its_own() -> None:
+    process = spawn(["cat"], stdin=subprocess.PIPE)
+    try:
+        assert os.getsid(process.pid) == process.pid
+    finally:
+        process.communicate()
+
+
+def test_only_what_is_named_is_inherited(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("w") as kept, (tmp_path / "b").open("w") as not_kept:
+        os.set_inheritable(not_kept.fileno(), True)
+        process = spawn(
+            ["sh", "-c", "ls /proc/self/fd"], stdout=subprocess.PIPE, pass_fds=[kept.fileno()]
+        )
+        out, _ = process.communicate()
+        numbers = out.decode().split()
+        assert str(kept.fileno()) in numbers
+        assert str(not_kept.fileno()) not in numbers
