@@ -47,7 +47,7 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
 
 def fail(error: Error, *, as_json: bool) -> NoReturn:
     if as_json:
-        print(json.dumps(error.as_dict()))
+        sys.stdout.write(json.dumps(error.as_dict()) + "\n")
     stderr.print(f"error: {error.message}")
     if error.hint:
         stderr.print(f"next:  {error.hint}")
@@ -61,8 +61,7 @@ def answer(value: BaseModel | dict[str, Any] | list[Any], *, as_json: bool, text
         return
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    json.dump(value, sys.stdout, indent=1, default=str)
-    print()
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def megabytes(size: int) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,9 @@ from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, Conf
 log = logging.getLogger(__name__)
 
 Argument = str | Path
+
+# Processes that some thread waits for; whoever ends the work as a whole ends them too.
+_waited_for: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    _waited_for.add(process)
     try:
         out, err = process.communicate(
             None if input is None else input.encode(), timeout=timeout_seconds
@@ -75,6 +79,8 @@ def run(
         end_group(process)
         process.communicate()
         raise
+    finally:
+        _waited_for.discard(process)
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
     if check and process.returncode != 0:
         raise CommandError(words, process.returncode, stderr or stdout, hint)
@@ -100,6 +106,7 @@ def run_lines(
     log.debug("run %s", shlex.join(words))
     process = spawn(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
+    _waited_for.add(process)
     try:
         assert process.stdout is not None
         with log_file.open("a") if log_file else nullcontext() as kept:
@@ -114,6 +121,8 @@ def run_lines(
     except BaseException:
         end_group(process)
         raise
+    finally:
+        _waited_for.discard(process)
     if status != 0:
         raise CommandError(words, status, "\n".join(tail))
 
@@ -159,15 +168,19 @@ def spawn(
         ) from error
 
 
+def end_waited_for() -> None:
+    """End every process that `run` or `run_lines` waits for, in whatever thread."""
+    for process in list(_waited_for):
+        end_group(process, grace_seconds=0.5)
+
+
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
     """End a process made by `spawn` and all of its children: TERM, then KILL."""
+    # KILL follows even where the first process ended: its children may not have.
     for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
         except ProcessLookupError:
             break
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
-            continue
-        break

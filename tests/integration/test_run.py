@@ -176,9 +176,6 @@ def test_program_that_ignores_the_polite_signal_is_killed(pipe: Pipe, never: Pat
     assert pipe.ended()
 
 
-@pytest.mark.xfail(
-    reason="end_group leaves a child that ignores TERM alone once its parent has ended", strict=True
-)
 def test_child_that_ignores_the_polite_signal_is_killed_with_its_parent(
     pipe: Pipe, never: Path
 ) -> None:

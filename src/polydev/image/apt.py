@@ -7,10 +7,14 @@ configured with; where it knows nothing of the suite, what mmdebstrap takes by d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +29,25 @@ log = logging.getLogger(__name__)
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 INDEX_AGE_SECONDS = 3600.0
+# Below this apt-get update does not fail but waits without an end.
+INDEX_FREE_BYTES = 256 << 20
 ESSENTIAL = "?essential"
+# Goes up when answers that are remembered are not to be believed any more.
+ANSWER = 2
+_UNKNOWN = re.compile(
+    r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"
+)
+
+
+class UnknownPackages(BuildError):
+    """The archive has none of these packages."""
+
+    def __init__(self, packages: Sequence[str], suite: str) -> None:
+        super().__init__(
+            f"Debian {suite} has no package {', '.join(packages)}",
+            "correct the package's name in the recipe; `apt-cache search WORD` finds names",
+        )
+        self.packages = tuple(packages)
 
 
 @dataclass(frozen=True)
@@ -87,15 +109,17 @@ class Archive:
         stamp = self.folder / f"{self.suite}.refreshed"
         if not force and stamp.exists() and time.time() - stamp.stat().st_mtime < INDEX_AGE_SECONDS:
             return
-        for made in (self.lists / "partial", self.debs / "partial"):
+        for made in (self.lists / "partial", self.debs / "partial", self.folder / "empty/partial"):
             made.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.lists).free < INDEX_FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.lists))
         (self.folder / "status").touch()
         self.sources.write_text(package_sources(self.suite))
         try:
             run(["apt-get", *self.options(), "--error-on=any", "-q", "update"], timeout_seconds=600)
         except CommandError as error:
             raise BuildError(
-                f"the Debian archive could not be reached: {error.stderr_tail}",
+                f"the Debian archive could not be reached: {error.stderr_tail or error.message}",
                 "check this machine's network and apt configuration (apt-get update); "
                 "with --offline the package lists of the last build are used",
             ) from error
@@ -114,17 +138,23 @@ class Archive:
         return self._ask(("download", *packages)) if packages else []
 
     def _ask(self, question: tuple[str, ...]) -> list[Deb]:
-        key = hashlib.sha256(repr((question, self.lists_digest())).encode()).hexdigest()
+        key = hashlib.sha256(repr((ANSWER, question, self.lists_digest())).encode()).hexdigest()
         answer = self.folder / "answers" / f"{key}.json"
         if answer.exists():
             return [Deb(**deb) for deb in json.loads(answer.read_text())]
         verb, *packages = question
         try:
-            done = run(["apt-get", *self.options(), "-qq", "--print-uris", verb, *packages])
+            # apt leaves out what lies in its archives, so it is shown an empty folder.
+            nothing = ["-o", f"Dir::Cache::archives={self.folder / 'empty'}"]
+            argv = ["apt-get", *self.options(), *nothing, "-qq", "--print-uris", verb, *packages]
+            done = run(argv)
         except CommandError as error:
+            unknown = [first or second for first, second in _UNKNOWN.findall(error.stderr_tail)]
+            if unknown:
+                raise UnknownPackages(unknown, self.suite) from error
             raise BuildError(
                 f"apt cannot install what the recipe names: {error.stderr_tail}",
-                "correct the package's name in the recipe; `apt-cache search WORD` finds names",
+                "see whether the packages of the recipe's layers exclude each other",
             ) from error
         debs = [Deb.from_print_uris(line) for line in done.stdout.splitlines() if line[:1] == "'"]
         answer.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +21,7 @@ from pathlib import Path
 from polydev import __version__
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
-from polydev.image.apt import ESSENTIAL, Archive, recipe_archive
+from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layercache import BuiltLayer, LayerCache, layer_bytes, remove_layer
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
 from polydev.image.recipe import Recipe
@@ -42,11 +42,13 @@ from polydev.image.record import (
 from polydev.image.rootfs import make_rootfs
 from polydev.image.store import ImageStore
 from polydev.progress import Steps
-from polydev.run import run
+from polydev.run import end_waited_for, run
 from polydev.settings import Settings
 
 TOOLS = ("mmdebstrap", "e2fsprogs", "cpio")
 WORKERS = 4
+# In the words of the C library (and npm), and of apt before a download.
+NO_SPACE = ("no space left on device", "you don't have enough free space")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class _Builder:
                 "--offline needs the package lists of an earlier build",
                 "run ./inv golden.build once with a network",
             )
-        plans = plan_layers(self.recipe, self.archive, tools)
+        plans = self._plan(tools)
         assembly = self._assembly_id(plans)
         known = self._known_image(assembly)
         if known is not None and not self.options.no_cache:
@@ -125,6 +127,14 @@ class _Builder:
         _write_atomically(self.assemblies / assembly, record.digest)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return record, True
+
+    def _plan(self, tools: dict[str, str]) -> list[LayerPlan]:
+        try:
+            return plan_layers(self.recipe, self.archive, tools)
+        except UnknownPackages as error:
+            places = [place for name in error.packages for place in self.recipe.places_of(name)]
+            where = ", ".join([f"recipe {self.recipe.name}", *dict.fromkeys(places)])
+            raise BuildError(f"{where}: {error.message}", error.hint) from error
 
     def _assembly_id(self, plans: Sequence[LayerPlan]) -> str:
         parts = [
@@ -140,7 +150,20 @@ class _Builder:
             digest = (self.assemblies / assembly).read_text()
         except FileNotFoundError:
             return None
-        return self.store.record(digest) if digest in self.store.digests() else None
+        if digest not in self.store.digests():
+            return None
+        record = self.store.record(digest)
+        # An image may have been refused for damage, which making it again puts right.
+        was_refused = record.verification is not None and not record.verification.passed
+        return None if was_refused and self._is_damaged(record) else record
+
+    def _is_damaged(self, record: ImageRecord) -> bool:
+        folder = self.store.path(record.digest)
+        return any(
+            not (folder / name).is_file()
+            or tree.file_sha256(folder / name) != record.files[name].sha256
+            for name in BOOT_FILES
+        )
 
     def _build_layers(self, plans: Sequence[LayerPlan]) -> list[BuiltLayer]:
         """All layers, lowest first; those that can be are made side by side."""
@@ -148,9 +171,17 @@ class _Builder:
         with ThreadPoolExecutor(WORKERS) as pool:
             fetched = pool.submit(self._fetch, missing)
             futures: dict[str, Future[BuiltLayer]] = {}
-            for plan in missing:
-                futures[plan.id] = pool.submit(self._build_layer, plan, fetched, dict(futures))
-            made = {plan_id: future.result() for plan_id, future in futures.items()}
+            try:
+                for plan in missing:
+                    futures[plan.id] = pool.submit(self._build_layer, plan, fetched, dict(futures))
+                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+                # Those that only lost their lower layers are later in the order.
+                made = {key: future.result() for key, future in futures.items() if future in ended}
+            except BaseException:
+                # What is wrong with one layer ends the others: nobody waits for them any more.
+                pool.shutdown(wait=False, cancel_futures=True)
+                end_waited_for()
+                raise
         found = [made.get(plan.id) or self.layers.find(plan) for plan in plans]
         return [layer for layer in found if layer is not None]
 
@@ -296,7 +327,7 @@ def _space_errors(cache: Path) -> Iterator[None]:
             raise
         raise _no_space(cache) from error
     except (BuildError, CommandError) as error:
-        if "No space left on device" not in error.message:
+        if not any(words in error.message.casefold() for words in NO_SPACE):
             raise
         raise _no_space(cache) from error
 

@@ -7,6 +7,7 @@ Evidence becomes causes in words, those that bring others about first.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ ROOT_FULL_KIB = 1024
 LAST_WORDS_LENGTH = 300
 NETWORKD = "systemd-networkd.service"
 AGENT = "polydev-agent.service"
+VNC = "polydev-vnc.service"
 UNITS = (
     NETWORKD,
     AGENT,
-    "polydev-vnc.service",
+    VNC,
     "polydev-desktop.service",
     "polydev-novnc.service",
     "polydev-browser.service",
@@ -97,8 +99,9 @@ class Evidence:
         return any(address.startswith(f"{GUEST_ADDRESS}/") for address in self.addresses)
 
     def settled(self) -> bool:
-        """Whether systemd has nothing left to do."""
-        return self.system in ("running", "degraded")
+        """Whether systemd has nothing left to do, be it to start a unit again."""
+        busy = any(unit.active in ("activating", "reloading") for unit in self.units)
+        return self.system in ("running", "degraded") and not busy
 
     def hopeless(self) -> bool:
         """Whether waiting longer, be it for the agent, can change nothing."""
@@ -110,13 +113,13 @@ class Evidence:
 
 _PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,NRestarts"
 _PROPERTIES += ",MainPID,ExecMainCode,ExecMainStatus"
-_MARK = "--8<--"
-# What the processes of units that are not well said last, each line led by the unit's name.
+_MARK = "=====next====="
+# X ends what it says with lines that say nothing.
+_WORDS = re.compile(r"[a-z]{3}")
+# What the processes of each unit said last, led by the unit's name.
 _LAST_WORDS = (
     f"for unit in {' '.join(UNITS)}; do "
-    "case $(systemctl is-active $unit)$(systemctl show -P NRestarts $unit) in active0) ;; "
-    '*) journalctl -b -q -o cat -n 2 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /" ;; '
-    "esac; done"
+    'journalctl -b -q -o cat -n 4 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /"; done'
 )
 _EVIDENCE = (
     "systemctl is-system-running",
@@ -143,13 +146,19 @@ def collect(machine: Machine, timeout_seconds: float) -> Evidence | None:
 
 
 def read_evidence(text: str) -> Evidence:
-    """What the commands of the evidence said, one after the other."""
+    """What the commands of the evidence said, one after the other.
+
+    Raises VmError when that is not all there.
+    """
     answers = [answer.strip() for answer in text.split(_MARK)]
+    if len(answers) != len(_EVIDENCE):
+        raise VmError("the guest's account of itself is cut short")
     system, jobs, units, failed, links, free, words = answers
     said: dict[str, list[str]] = {}
     for line in words.splitlines():
         unit, _, rest = line.partition(" ")
-        said.setdefault(unit, []).append(rest.strip())
+        if _WORDS.search(rest):
+            said.setdefault(unit, []).append(rest.strip())
     try:
         interfaces = json.loads(links or "[]")
     except ValueError:
@@ -188,7 +197,7 @@ def _unit(block: str, said: Mapping[str, list[str]]) -> Unit:
         result=values.get("Result", ""),
         restarts=int(values.get("NRestarts", "0") or 0),
         lost_process=lost,
-        said=" / ".join(said.get(name, []))[-LAST_WORDS_LENGTH:],
+        said=" ".join(said.get(name, [])[-1:])[:LAST_WORDS_LENGTH],
     )
 
 
@@ -199,16 +208,20 @@ def explain(evidence: Evidence, status: int | None, health: Mapping[str, object]
         causes.append(f"the root filesystem is full ({evidence.root_free_kib} KiB free)")
     known = {unit.name for unit in evidence.units}
     causes += [f"{name} failed" for name in evidence.failed if name not in known]
-    endless = [job.unit for job in evidence.jobs if job.state == "running"]
+    starting = {job.unit for job in evidence.jobs if job.state == "running"}
     waiting = {job.unit for job in evidence.jobs if job.state == "waiting"}
-    causes += [f"{name} does not finish starting" for name in endless if name not in known]
+    causes += [f"{name} does not finish starting" for name in sorted(starting - known)]
     unwell_units = [
         unit for unit in evidence.units if not unit.is_well and unit.name not in waiting
     ]
-    causes += [str(unit) for unit in unwell_units]
+    # A unit that is still on its way is to blame only where no other is.
+    over = [unit for unit in unwell_units if unit.gave_up or unit.name not in starting]
+    causes += [str(unit) for unit in over or unwell_units]
     held = sorted(waiting & known)
     causes += [f"{', '.join(held)} cannot start before that"] if held else []
-    if evidence.settled() and not evidence.has_its_address():
+    # Beside other faults it may be that the address has yet to come.
+    has_had_time = evidence.settled() or not (over or NETWORKD in starting | waiting)
+    if has_had_time and not evidence.has_its_address():
         has = ", ".join(evidence.addresses) or "no address"
         causes.append(f"network: eth0 has {has}, not {GUEST_ADDRESS}/30")
         return causes
@@ -218,16 +231,21 @@ def explain(evidence: Evidence, status: int | None, health: Mapping[str, object]
     if status is not None and status not in (200, 503):
         causes.append(f"the agent answers {status} on /health")
     named = {unit.name for unit in unwell_units} | waiting
-    return causes + [
-        cause for cause in unwell(health) if f"polydev-{cause.split(':')[0]}.service" not in named
-    ]
+    said = {unit.name: unit.said for unit in evidence.units}
+    for component, detail in unwell(health).items():
+        unit_name = f"polydev-{component}.service"
+        # The relay can be no better than the server that it leads to.
+        if unit_name not in named and not (component == "novnc" and VNC in named):
+            words = said.get(unit_name)
+            causes.append(f"{component}: {detail}" + (f": {words}" if words else ""))
+    return causes
 
 
-def unwell(health: Mapping[str, object]) -> list[str]:
+def unwell(health: Mapping[str, object]) -> dict[str, str]:
     """The components that the agent finds at fault, each with its detail."""
     components = health.get("components")
-    return [
-        f"{name}: {state.get('detail')}"
+    return {
+        name: str(state.get("detail"))
         for name, state in (components.items() if isinstance(components, dict) else ())
         if isinstance(state, dict) and not state.get("ok")
-    ]
+    }

@@ -19,7 +19,7 @@ from polydev.image.apt import Archive, Deb
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
 from polydev.image.recipe import Recipe
 from polydev.image.record import INITRD, KERNEL, TREE, Package
-from polydev.image.sandbox import Overlay, in_overlay_argv
+from polydev.image.sandbox import Overlay, contained_argv, in_overlay_argv
 from polydev.progress import Step
 from polydev.run import run, run_lines
 
@@ -154,7 +154,7 @@ class LayerCache:
         ]
         environment = {"SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch)}
         run_lines(
-            argv,
+            contained_argv(argv),
             lambda line: step.say(line.removeprefix("I: ")),
             env=environment,
             log_file=self.log_file(plan),

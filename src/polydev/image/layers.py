@@ -27,7 +27,7 @@ from polydev.image.recipe import Layer, Recipe
 from polydev.image.tree import SCRUBBED
 
 # Goes up when the builder itself makes something else of the same inputs.
-FORMAT = 1
+FORMAT = 2
 KERNEL_LAYER = "kernel"
 TINY_INITRAMFS = "tiny-initramfs-core"
 TEMPLATE_SUFFIX = ".j2"
@@ -150,8 +150,8 @@ def _guest_file(path: Path, name: str, variables: Mapping[str, Any]) -> GuestFil
         return GuestFile(name, _mode(path), path.read_bytes())
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
     try:
-        text = environment.from_string(path.read_text()).render(variables)
-    except TemplateError as error:
+        text = environment.from_string(path.read_text(encoding="utf-8")).render(variables)
+    except (TemplateError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be filled in: {error}", file=path) from error
     return GuestFile(name.removesuffix(TEMPLATE_SUFFIX), _mode(path), text.encode())
 

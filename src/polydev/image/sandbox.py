@@ -46,11 +46,17 @@ class Overlay:
         return f"lowerdir={lower},upperdir={self.upper},workdir={self.work},{OVERLAY_OPTIONS}"
 
 
+def contained_argv(command: Sequence[str]) -> list[str]:
+    """Run `command` so that none of its mounts and processes outlives the thread that waits."""
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
+        *("--mount-proc", *command),
+    ]
+
+
 def in_overlay_argv(overlay: Overlay, command: Sequence[str], archives: Path | None) -> list[str]:
     """Run `command` with the overlay mounted; with `archives` (packages) ready for chroots."""
-    return [
-        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
-        *("sh", "-eu", "-c", _MOUNT, "sandbox"),
-        *(overlay.mount_options(), str(overlay.at), str(archives or "")),
-        *command,
-    ]
+    mounted = ["sh", "-eu", "-c", _MOUNT, "sandbox"]
+    mounted += [overlay.mount_options(), str(overlay.at), str(archives or "")]
+    return contained_argv([*mounted, *command])

@@ -179,15 +179,15 @@ class _Attempt:
                     lambda stage: step.say(f"stage {stage} after {self.boot_seconds()} s"),
                     lambda: self.damage.message if self.damage else None,
                 )
-            with self.steps.step("specs of the running guest"):
+            with self.steps.step("specs of the running guest"), ThreadPoolExecutor(2) as pool:
                 ports = machine.config.ports
-                self._specs(
-                    "booted or outside",
-                    [
-                        f"--hosts=console://{machine.config.console_socket}",
-                        f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}",
-                    ],
-                )
+                console = f"--hosts=console://{machine.config.console_socket}"
+                guest = f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}"
+                inside = pool.submit(_fault_of, lambda: self._specs("booted", [console]))
+                outside = pool.submit(_fault_of, lambda: self._specs("outside", [guest]))
+                fault = _joined([inside.result(), outside.result()])
+                if fault is not None:
+                    raise fault
         except BootError:
             tail = "\n  ".join(last_lines(machine.serial()))
             self.steps.note(f"the serial console's last lines:\n  {tail}")
@@ -204,16 +204,21 @@ class _Attempt:
     def _keep(self, machine: Machine) -> None:
         """Keep what the console said and what the screen shows, whatever comes next."""
         (self.evidence / SERIAL_LOG).write_text(machine.serial())
-        if machine.alive() and _vnc_greets(machine.config.ports):
+        has_started = self.boot is not None and self.boot.stage not in ("none", "kernel")
+        if has_started and machine.alive() and _vnc_greets(machine.config.ports):
             take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
 
     def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
         """Run the specs of a phase in a pytest of their own. Raises SpecError."""
         report = self.evidence / f"specs-{phase}.json"
-        argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "polydev.image.specs"]
-        argv += ["-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={self.specs}"]
-        argv += ["-m", phase, f"--spec-report={report}", *options, str(self.specs)]
-        done = run(argv, timeout_seconds=SPEC_TIMEOUT_SECONDS, check=False)
+        argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        argv += ["-p", "testinfra.plugin", "-p", "polydev.image.specs"]
+        argv += ["-c", "/dev/null", f"--confcutdir={self.specs}", "-m", phase]
+        argv += [f"--spec-report={report}", *options]
+        argv += map(str, sorted(self.specs.glob(f"test_{phase}*.py")))
+        # Plugins that specs do not use would cost each of the three processes part of a second.
+        alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = run(argv, timeout_seconds=SPEC_TIMEOUT_SECONDS, env=alone, check=False)
         if not report.exists():
             raise SpecError(
                 f"the {phase} specs could not run: {(done.stderr or done.stdout)[-800:]}"
@@ -255,7 +260,7 @@ def _joined(faults: Sequence[ImageError | None]) -> ImageError | None:
 
 
 def _vnc_greets(ports: Ports) -> bool:
-    """Whether there is a screen to take a picture of; QEMU accepts for a guest that is not there."""
+    """Whether there is a screen to see; QEMU accepts for a guest that is not there."""
     try:
         with socket.create_connection((ports.host, ports.vnc), VNC_GREETING_SECONDS) as client:
             return bool(client.recv(12))

@@ -17,18 +17,23 @@ _MARKS: tuple[tuple[Stage, re.Pattern[str]], ...] = (
 )
 _BOOT_OVER = re.compile(r"Reached target multi-user\.target")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-_NO_ROOT = re.compile(r"Timeout while waiting for devices|initramfs: Waiting for (\S+) to appear")
-_FAILED_UNIT = re.compile(r"\[ ?FAILED ?\] Failed to start ([\w@.:\\-]+)")
+_ROOT_AWAITED = re.compile(r"initramfs: Waiting for (\S+) to appear")
+_ROOT_NEVER_CAME = re.compile(r"initramfs: Timeout while waiting for devices")
+_ROOT_NOT_MOUNTED = re.compile(r"initramfs: (Failed to mount root filesystem .*)")
+_ROOT_UNKNOWN = re.compile(r"VFS: (Unable to mount root fs on .*)")
+# systemd says it twice: in its list, where long names are cut, and to the kernel's log.
+_FAILED_UNIT = re.compile(r"Failed to start ([\w@.:\\-]+\.(?:service|socket|mount|target))\b")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bM|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def stages_seen(serial: str) -> list[Stage]:
+    """The stages of which the console shows a mark; some may come in another order."""
+    return [stage for stage, mark in _MARKS if mark.search(serial)]
 
 
 def boot_stage(serial: str) -> Stage:
     """The furthest stage of which the console shows a mark."""
-    reached: Stage = "none"
-    for stage, mark in _MARKS:
-        if mark.search(serial):
-            reached = stage
-    return reached
+    return (stages_seen(serial) or ["none"])[-1]
 
 
 def boot_is_over(serial: str) -> bool:
@@ -37,19 +42,27 @@ def boot_is_over(serial: str) -> bool:
 
 
 def kernel_panic(serial: str) -> str | None:
-    """Why the kernel gave up, in words, or None if it did not."""
+    """Why there will be no init, in words, or None: the kernel or its initrd gave up.
+
+    The initrd says so some seconds before it lets the kernel panic.
+    """
     panic = _PANIC.search(serial)
-    if panic is None:
-        return None
-    if _NO_ROOT.search(serial):
-        return f"the kernel cannot find its root filesystem (panic: {panic[1].strip()})"
-    return f"kernel panic: {panic[1].strip()}"
+    refused = _ROOT_NOT_MOUNTED.search(serial) or _ROOT_UNKNOWN.search(serial)
+    if refused:
+        return f"the kernel cannot mount its root filesystem: {_plain(refused[1])}"
+    if _ROOT_NEVER_CAME.search(serial) or (panic and missing_root(serial)):
+        return no_root(missing_root(serial) or "its device")
+    return f"kernel panic: {_plain(panic[1])}" if panic else None
 
 
 def missing_root(serial: str) -> str | None:
     """The device that the initrd waits for, while nothing after it has started."""
-    waits = re.search(r"initramfs: Waiting for (\S+) to appear", serial)
-    return waits[1] if waits and boot_stage(serial) in ("none", "kernel") else None
+    awaited = _ROOT_AWAITED.search(serial)
+    return awaited[1] if awaited and boot_stage(serial) in ("none", "kernel") else None
+
+
+def no_root(device: str) -> str:
+    return f"the kernel cannot find its root filesystem: {device} does not appear"
 
 
 def failed_units(serial: str) -> list[str]:
@@ -59,5 +72,9 @@ def failed_units(serial: str) -> list[str]:
 
 def last_lines(serial: str, count: int = 15) -> list[str]:
     """The end of the console's text, without colours and progress animation."""
-    plain = [_CONTROL.sub("", line).strip() for line in serial.splitlines()]
+    plain = [_plain(line) for line in serial.splitlines()]
     return [line for line in plain if line and "/start running (" not in line][-count:]
+
+
+def _plain(line: str) -> str:
+    return _CONTROL.sub("", line).strip()
