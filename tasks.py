@@ -224,7 +224,7 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     lines += [f"{verb} layer {layer[:12]}" for layer in layers]
     freed = pruned.freed_bytes + layer_bytes
     lines.append(f"{megabytes(freed)} {'to be ' if dry_run else ''}freed")
-    found = pruned.model_dump(mode="json") | {"layers": layers, "freed_bytes": freed}
+    found = pruned.model_dump(mode="json") | {"layers": layers, "freedBytes": freed}
     answer(found, as_json=json, text="\n".join(lines))
 
 

@@ -1,0 +1,120 @@
+"""Ratios within one run, never a bound on seconds; images and trees made once for all of them.
+
+Each result is printed and kept in a JSON file: POLYDEV_BENCH_REPORT, or .inv/bench.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from polydev.image.build import BuildOptions, BuildResult, build
+from polydev.image.recipe import Recipe, load_recipe
+from polydev.image.store import ImageStore
+from polydev.progress import Steps
+from polydev.settings import Settings
+from tests.bench.plain import PlainImage, make_plain_image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """`a` is ours, `b` what it is measured against."""
+
+    name: str
+    ratio: float
+    a: float
+    b: float
+    unit: str
+    limit: float
+
+
+class Ratios:
+    """Records a ratio, then asserts that it keeps its limit."""
+
+    def __init__(
+        self, file: Path, capture: pytest.CaptureFixture[str], results: list[Result]
+    ) -> None:
+        self.file = file
+        self.capture = capture
+        self.results = results
+
+    def __call__(self, name: str, a: float, b: float, *, limit: float, unit: str = "s") -> None:
+        result = Result(name, round(a / b, 4), round(a, 2), round(b, 2), unit, limit)
+        self.results.append(result)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps([asdict(each) for each in self.results], indent=1) + "\n")
+        line = (
+            f"bench {name} ratio={result.ratio:.4f} a={a:.2f}{unit} b={b:.2f}{unit} limit={limit}"
+        )
+        with self.capture.disabled():
+            print(f"\n{line}", flush=True)
+        assert result.ratio <= limit, line
+
+
+@pytest.fixture(scope="session")
+def results() -> list[Result]:
+    return []
+
+
+@pytest.fixture
+def ratio(capsys: pytest.CaptureFixture[str], results: list[Result]) -> Ratios:
+    default = ROOT / ".inv" / "bench.json"
+    return Ratios(Path(os.environ.get("POLYDEV_BENCH_REPORT", default)), capsys, results)
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """Recipe and agent as they were when the run began: others may be at work on them."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(self.root / "golden" / "recipe.yaml")
+
+    @property
+    def agent_file(self) -> Path:
+        return self.root / "src" / "polydev" / "agent" / "__init__.py"
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    leave = shutil.ignore_patterns("__pycache__", "node_modules")
+    shutil.copytree(ROOT / "golden", made.root / "golden", symlinks=True, ignore=leave)
+    package = made.root / "src" / "polydev"
+    shutil.copytree(ROOT / "src/polydev/agent", package / "agent", ignore=leave)
+    shutil.copy(ROOT / "src/polydev/__init__.py", package)
+    return made
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Everything fresh: no package, no layer and no image is there yet."""
+    own = tmp_path_factory.mktemp("polydev")
+    return Settings(store=own / "store", cache=own / "cache", state=own / "state")
+
+
+@pytest.fixture(scope="session")
+def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[BuildResult]:
+    """The first build on a machine that has nothing, npm's cache included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("npm_config_cache", str(settings.state / "npm"))
+        result = build(checkout.recipe, settings, store, Steps(), BuildOptions())
+    yield result
+    shutil.rmtree(settings.cache)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[PlainImage]:
+    folder = tmp_path_factory.mktemp("plain")
+    yield make_plain_image(checkout.recipe, folder)
+    shutil.rmtree(folder)

@@ -1,0 +1,109 @@
+"""What the golden image is measured against: the same things, made and left as Debian does it.
+
+One mmdebstrap run with Debian's own kernel and initramfs, the same npm packages, one mkfs with
+its defaults; nothing excluded, masked, disabled or trimmed. The desktop's and the agent's files,
+user and units are those of the recipe, so that the same services answer after a boot.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.image.apt import package_sources
+from polydev.image.layers import guest_files, write_staging
+from polydev.image.npm import npm_argv
+from polydev.image.recipe import Layer, Recipe
+from polydev.run import run
+
+CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
+# All of the base layer's files that are not tuning: who the guest is on its network.
+IDENTITY = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/systemd/network/")
+FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class PlainImage:
+    """`build_seconds` is what mmdebstrap, npm and mkfs took, and nothing else."""
+
+    rootfs: Path
+    kernel: Path
+    initrd: Path
+    build_seconds: float
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        started = time.monotonic()
+        work()
+        self.seconds += time.monotonic() - started
+
+
+def make_plain_image(recipe: Recipe, folder: Path) -> PlainImage:
+    tree, rootfs = folder / "tree", folder / "rootfs.ext4"
+    timed = _Stopwatch()
+    timed(lambda: run(_mmdebstrap_argv(recipe, tree)))
+    for layer in recipe.layers:
+        if layer.npm:
+            _add_manifests(layer, tree)
+            timed(lambda layer=layer: _install_npm(layer, tree, folder / "npm"))  # type: ignore[misc]
+    for number, layer in enumerate(recipe.layers):
+        _add_services(recipe, layer, tree, folder / "staging", only_identity=number == 0)
+    kernel, initrd = folder / "vmlinuz", folder / "initrd.img"
+    shutil.copy(next(tree.glob("boot/vmlinuz-*")), kernel)
+    shutil.copy(next(tree.glob("boot/initrd.img-*")), initrd)
+    size = int(run(["du", "-s", "-B1", tree]).stdout.split()[0]) * 11 // 10 + FREE_BYTES
+    timed(lambda: run(["mkfs.ext4", "-q", "-F", "-d", tree, rootfs, f"{size >> 10}k"]))
+    shutil.rmtree(tree)
+    return PlainImage(rootfs, kernel, initrd, timed.seconds)
+
+
+def _mmdebstrap_argv(recipe: Recipe, tree: Path) -> list[str | Path]:
+    packages = [recipe.kernel.package, "initramfs-tools"]
+    packages += [name for layer in recipe.layers for name in (*layer.packages, *layer.unpack)]
+    argv: list[str | Path] = [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+    ]
+    argv += [f"--architectures={recipe.architecture}", f"--include={','.join(packages)}"]
+    return [*argv, recipe.suite, tree, *package_sources(recipe.suite).splitlines()]
+
+
+def _add_manifests(layer: Layer, tree: Path) -> None:
+    assert layer.npm
+    to = tree / layer.npm.to.lstrip("/")
+    to.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(layer.folder / layer.npm.folder / name, to)
+
+
+def _install_npm(layer: Layer, tree: Path, cache: Path) -> None:
+    assert layer.npm
+    argv = [*npm_argv(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", f"--cache={cache}"]
+    run(argv, cwd=tree / layer.npm.to.lstrip("/"))
+
+
+def _add_services(
+    recipe: Recipe, layer: Layer, tree: Path, staging: Path, *, only_identity: bool
+) -> None:
+    """The layer's files, commands and units into the tree; no masks and nothing disabled."""
+    files = [file for file in guest_files(layer, recipe.variables()) if file.target != "/dev/null"]
+    commands = list(layer.run)
+    if only_identity:
+        files = [file for file in files if file.path.startswith(IDENTITY)]
+        # As an installed Debian has: an id, so that no boot is the first, and no open root.
+        commands = ["systemd-machine-id-setup", "passwd --quiet --lock root"]
+    write_staging(staging, files)
+    run(["cp", "-a", "--no-target-directory", staging, tree])
+    shutil.rmtree(staging)
+    commands += [f"systemctl --quiet enable {' '.join(layer.enable)}"] if layer.enable else []
+    for command in commands:
+        run(["chroot", tree, "sh", "-eu", "-c", command])

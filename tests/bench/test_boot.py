@@ -1,0 +1,76 @@
+"""The tuned image's boot against an untuned one's, and golden.verify against a bare boot.
+
+All three run under the same accelerator, with the same QEMU arguments but for kernel, initrd
+and kernel command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.image.build import BuildResult
+from polydev.image.record import CMDLINE, INITRD, KERNEL, ROOTFS
+from polydev.image.store import ImageStore
+from polydev.image.verify import VerifyOptions, verify
+from polydev.progress import Steps
+from polydev.settings import Settings
+from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.config import Ports, VmConfig
+from tests.bench import plain as untuned
+from tests.bench.answering import Answering, boot_seconds
+from tests.bench.conftest import ROOT, Ratios
+from tests.bench.plain import PlainImage
+
+SPECS = ROOT / "tests" / "spec" / "image"
+
+
+@pytest.fixture(scope="module")
+def golden(settings: Settings, store: ImageStore, cold: BuildResult) -> VmConfig:
+    image = store.path(cold.record.digest)
+    return VmConfig(
+        vm_id="bench",
+        folder=Path(),
+        kernel=image / KERNEL,
+        initrd=image / INITRD,
+        cmdline=(image / CMDLINE).read_text(),
+        rootfs=image / ROOTFS,
+        image_digest=cold.record.digest,
+        ports=Ports(0, 0, 0),
+        accelerator=choose_accelerator(image / KERNEL, settings.state / "accelerator.json"),
+    )
+
+
+@pytest.fixture(scope="module")
+def golden_boot(golden: VmConfig) -> Answering:
+    return boot_seconds(golden, until_ready=True)
+
+
+def test_the_tuned_image_boots_faster_than_an_untuned_one(
+    ratio: Ratios, golden: VmConfig, golden_boot: Answering, plain: PlainImage
+) -> None:
+    image = replace(
+        golden,
+        kernel=plain.kernel,
+        initrd=plain.initrd,
+        cmdline=untuned.CMDLINE,
+        rootfs=plain.rootfs,
+    )
+    theirs = boot_seconds(image, until_ready=False)
+    ratio("tuned-boot/untuned-boot", golden_boot.ports, theirs.ports, limit=0.6)
+
+
+def test_a_verification_takes_little_more_than_a_boot(
+    ratio: Ratios,
+    settings: Settings,
+    store: ImageStore,
+    cold: BuildResult,
+    golden_boot: Answering,
+) -> None:
+    record = verify(cold.record.digest, settings, store, SPECS, Steps(), VerifyOptions())
+    assert record.verification
+    assert record.verification.passed
+    assert golden_boot.ready
+    ratio("verify/bare-boot", record.verification.seconds, golden_boot.ready, limit=1.5)

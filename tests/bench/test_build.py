@@ -1,0 +1,69 @@
+"""golden.build: against a plain build of the same things, and against itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from polydev.image.build import BuildOptions, BuildResult, build
+from polydev.image.record import ROOTFS
+from polydev.image.store import ImageStore
+from polydev.progress import Steps
+from polydev.settings import Settings
+from tests.bench.conftest import Checkout, Ratios
+from tests.bench.plain import PlainImage
+
+MB = 1e6
+
+
+@pytest.fixture(scope="module")
+def touched(
+    settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
+) -> BuildResult:
+    """A build after one file of the agent changed; afterwards the file is as it was."""
+    before = checkout.agent_file.read_text()
+    checkout.agent_file.write_text(before + "# touched\n")
+    try:
+        return build(checkout.recipe, settings, store, Steps(), BuildOptions())
+    finally:
+        checkout.agent_file.write_text(before)
+
+
+def test_a_cold_build_takes_little_more_than_a_plain_one(
+    ratio: Ratios, cold: BuildResult, plain: PlainImage
+) -> None:
+    ratio("cold-build/plain-build", cold.seconds, plain.build_seconds, limit=1.25)
+
+
+def test_an_unchanged_recipe_costs_nothing(
+    ratio: Ratios, settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
+) -> None:
+    again = build(checkout.recipe, settings, store, Steps(), BuildOptions())
+    assert not again.changed
+    assert again.record.digest == cold.record.digest
+    ratio("unchanged-build/cold-build", again.seconds, cold.seconds, limit=0.02)
+
+
+def test_an_agent_that_changed_costs_its_layer_and_the_filesystem(
+    ratio: Ratios, cold: BuildResult, touched: BuildResult
+) -> None:
+    assert touched.changed
+    assert touched.record.digest != cold.record.digest
+    made = [layer.name for layer in touched.record.layers if layer.seconds is not None]
+    assert made == ["agent"]
+    ratio("agent-build/cold-build", touched.seconds, cold.seconds, limit=0.15)
+
+
+def test_a_build_from_scratch_gives_the_same_bytes(
+    settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
+) -> None:
+    afresh = build(checkout.recipe, settings, store, Steps(), BuildOptions(no_cache=True))
+    assert all(layer.seconds is not None for layer in afresh.record.layers)
+    assert afresh.record.files[ROOTFS].sha256 == cold.record.files[ROOTFS].sha256
+
+
+def test_the_image_is_smaller_than_a_plain_one(
+    ratio: Ratios, cold: BuildResult, plain: PlainImage
+) -> None:
+    ours = cold.record.files[ROOTFS].allocated_bytes
+    theirs = plain.rootfs.stat().st_blocks * 512
+    ratio("image-size/plain-size", ours / MB, theirs / MB, limit=1.0, unit="MB")

@@ -1,0 +1,153 @@
+"""The main job, as a user does it: ./inv up, the desktop in a web browser, ./inv down.
+
+The browser is a real Chromium; all that it knows of the guest is the picture in noVNC's canvas
+and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for a screenshot.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
+
+from tests.e2e.conftest import Inv
+
+CHROMIUM = "/usr/bin/chromium"
+SCREEN: ViewportSize = {"width": 1280, "height": 800}
+# The address bar of the guest's browser, on its screen of the same size.
+ADDRESS_BAR: Position = {"x": 640, "y": 63}
+CANVAS = "#noVNC_container canvas"
+# What noVNC itself lays over the guest's screen for the first seconds.
+NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
+START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
+MOST = 0.8
+# Until a guest without KVM and on a busy machine counts as dead.
+PATIENCE_MS = 180_000
+
+COLOUR_COVERS = """([selector, [red, green, blue], share]) => {
+    const canvas = document.querySelector(selector);
+    if (!canvas || !canvas.width) return false;
+    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const near = (at, wanted) => Math.abs(data[at] - wanted) <= 3;
+    let found = 0;
+    for (let at = 0; at < data.length; at += 4)
+        if (near(at, red) && near(at + 1, green) && near(at + 2, blue)) found++;
+    return found >= share * data.length / 4;
+}"""
+
+
+def wait_for_colour(page: Page, colour: tuple[int, int, int]) -> None:
+    """Wait until one colour covers most of the guest's screen."""
+    wanted = [CANVAS, colour, MOST]
+    page.wait_for_function(COLOUR_COVERS, arg=wanted, polling=250, timeout=PATIENCE_MS)
+
+
+def open_in_guest(page: Page, address: str) -> None:
+    """Click and type as somebody who sees the guest's browser."""
+    page.locator(CANVAS).click(position=ADDRESS_BAR)
+    page.keyboard.type(address)
+    page.keyboard.press("Enter")
+
+
+@pytest.fixture(scope="module")
+def up(inv: Inv) -> Iterator[dict[str, Any]]:
+    """What `./inv up` answered; its VM runs until the module is through."""
+    try:
+        yield inv.answer("up")
+    finally:
+        inv("down")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # As root Chromium has no sandbox; /dev/shm is small in containers.
+        options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def viewer(browser: Browser, up: dict[str, Any]) -> Iterator[Page]:
+    """The viewer's page, connected; an error in its scripts fails the test."""
+    context = browser.new_context(viewport=SCREEN)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(up["viewer"])
+    page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    yield page
+    context.close()
+    assert errors == []
+
+
+def test_up_shows_the_guests_browser_in_a_web_browser(
+    up: dict[str, Any], viewer: Page, tmp_path: Path
+) -> None:
+    assert (up["built"], up["promoted"], up["started"]) == (True, True, True)
+    wait_for_colour(viewer, START_PAGE)
+    viewer.wait_for_selector(NOVNC_BARS, state="detached")
+    picture = Path(os.environ.get("POLYDEV_E2E_SCREENSHOT", tmp_path / "desktop.png"))
+    viewer.screenshot(path=picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_keys_and_clicks_reach_the_guest(viewer: Page) -> None:
+    open_in_guest(viewer, "data:text/html,<body bgcolor=teal>")
+    wait_for_colour(viewer, TEAL)
+
+
+def test_the_desktop_outlives_its_viewer(viewer: Page) -> None:
+    open_in_guest(viewer, "data:text/html,<body bgcolor=purple>")
+    wait_for_colour(viewer, PURPLE)
+    viewer.reload()
+    wait_for_colour(viewer, PURPLE)
+
+
+def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> None:
+    second = viewer.context.new_page()
+    second.goto(up["viewer"])
+    second.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    open_in_guest(second, "data:text/html,<body bgcolor=teal>")
+    for page in (second, viewer):
+        wait_for_colour(page, TEAL)
+
+
+def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
+    where = inv.answer("where")
+    addresses = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
+    assert where == {"running": True, **{name: up[name] for name in addresses}}
+
+
+def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
+    machine = (inv.settings.state / "local/vm.json").read_text()
+    again = inv.answer("up")
+    assert again == {**up, "built": False, "promoted": False, "started": False}
+    assert (inv.settings.state / "local/vm.json").read_text() == machine
+
+
+# The last one: it ends the VM that the others look at.
+def test_down_ends_the_vm_and_keeps_the_image(inv: Inv, up: dict[str, Any]) -> None:
+    assert [inv.answer("down") for _ in range(2)] == [{"ended": True}, {"ended": False}]
+    assert inv.answer("where") == {"running": False}
+    assert not (inv.settings.state / "local").exists()
+    assert processes_with(str(inv.settings.state)) == []
+    assert inv.answer("golden.show", "golden")["digest"] == up["image"]
+
+
+def processes_with(word: str) -> list[str]:
+    """Command lines on this machine that have `word` in them."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if word in line:
+            found.append(line)
+    return found

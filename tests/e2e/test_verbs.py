@@ -1,0 +1,121 @@
+"""What goes wrong on purpose: real processes of ./inv, each ending with one clear message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from polydev.run import Completed
+from polydev.settings import Settings
+from tests.e2e.conftest import ROOT, Inv
+
+RECIPE = ROOT / "golden" / "recipe.yaml"
+# No rights of root's but to find .venv and its Python wherever they lie.
+AS_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+WITHOUT_NETWORK = ("unshare", "--net")
+
+
+def on_a_disk_of(mebibytes: int, folder: Path) -> Sequence[str]:
+    """A wrapper for a command that sees `folder` as a small disk of its own."""
+    mount = f'mount -t tmpfs -o size={mebibytes}m none "$0"; exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-ec", mount, str(folder)]
+
+
+def message(done: Completed) -> str:
+    """The one message of a verb that failed as it should, with what to do next."""
+    assert done.status == 1, done
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert done.stderr.count("\nnext:  ") == 1, done.stderr
+    shown = done.stderr[done.stderr.index("error: ") :]
+    text, hint = shown.removeprefix("error: ").split("\nnext:  ")
+    assert text.strip()
+    assert hint.strip()
+    return text
+
+
+@pytest.fixture
+def elsewhere(inv: Inv, tmp_path: Path) -> Inv:
+    """./inv on a machine that has built nothing yet."""
+    (tmp_path / "cache").mkdir()
+    return Inv(Settings(store=inv.settings.store, cache=tmp_path / "cache", state=tmp_path))
+
+
+def extended(folder: Path, more: str) -> Path:
+    """A recipe of one's own upon the browser VM's."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"extends: {RECIPE}\n{more}")
+    return recipe
+
+
+def test_every_unknown_key_is_named_with_its_place(inv: Inv, tmp_path: Path) -> None:
+    recipe = extended(tmp_path, "colour: red\nkernel: {speed: fast}\n")
+    lines = message(inv("golden.build", "--recipe", recipe)).splitlines()
+    assert sorted(lines) == [
+        f"{recipe}: colour: unknown key",
+        f"{recipe}: kernel.speed: unknown key",
+    ]
+
+
+def test_a_recipe_that_is_not_there_is_named(inv: Inv, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    assert str(missing) in message(inv("golden.build", "--recipe", missing))
+
+
+@pytest.mark.parametrize("key", ["packages", "unpack"])
+def test_a_package_that_does_not_exist_is_named_with_its_layer(
+    inv: Inv, tmp_path: Path, key: str
+) -> None:
+    layer = f"layers: [{{name: extras, {key}: [novnc, no-such-package]}}]\n"
+    text = message(inv("golden.build", "--recipe", extended(tmp_path, f"name: mine\n{layer}")))
+    assert text == "recipe mine, layer extras: Debian bookworm has no package no-such-package"
+
+
+@pytest.mark.parametrize("verb", ["golden.build", "up"])
+def test_who_is_not_root_is_told_so(inv: Inv, verb: str) -> None:
+    assert "must run as root" in message(inv(verb, wrapper=AS_NOBODY))
+
+
+def test_without_a_network_the_archive_is_named(elsewhere: Inv) -> None:
+    text = message(elsewhere("golden.build", wrapper=WITHOUT_NETWORK))
+    assert "the Debian archive could not be reached" in text
+    assert "deb.debian.org" in text
+
+
+@pytest.mark.parametrize("mebibytes", [16, 320], ids=["for-lists", "for-packages"])
+def test_a_full_disk_is_called_full(elsewhere: Inv, mebibytes: int) -> None:
+    cache = elsewhere.settings.cache
+    text = message(elsewhere("golden.build", wrapper=on_a_disk_of(mebibytes, cache)))
+    assert text.startswith(f"no space left while building below {cache}")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["golden.show", "nothing-like-it"],
+        ["golden.verify", "nothing-like-it"],
+        ["golden.promote", "0123456789ab"],
+        ["golden.diff", "nothing-like-it", "golden"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_unknown_image_is_named(inv: Inv, words: list[str]) -> None:
+    assert message(inv(*words)).startswith(f"no image {words[1]} in {inv.settings.store}")
+
+
+def test_an_error_is_json_on_stdout_where_json_was_asked_for(inv: Inv) -> None:
+    done = inv("golden.verify", "nothing-like-it", "--json")
+    told = json.loads(done.stdout)
+    assert set(told) == {"error", "message", "hint"}
+    assert (told["error"], told["message"]) == ("image", message(done).rstrip("\n"))
+
+
+def test_without_json_nothing_but_answers_goes_to_stdout(inv: Inv) -> None:
+    assert inv("golden.show", "nothing-like-it").stdout == ""

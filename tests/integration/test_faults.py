@@ -1,0 +1,192 @@
+"""Faulty images are refused: in time, with the cause named, and the golden link stays.
+
+Each fault is a recipe in tests/faults, a variant of sound.yaml there: the browser VM with
+stand-ins for its providers, so that nothing but the fault is wrong with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import BootError, ImageError, SpecError
+from polydev.image.build import BuildOptions, build
+from polydev.image.recipe import load_recipe
+from polydev.image.record import (
+    BOOT_FILES,
+    ROOTFS,
+    FileEntry,
+    ImageRecord,
+    Verification,
+    manifest_digest,
+)
+from polydev.image.store import ImageStore
+from polydev.image.tree import file_sha256
+from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
+from polydev.progress import Steps
+from polydev.settings import Settings
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
+
+TESTS = Path(__file__).resolve().parents[1]
+VARIANTS = TESTS / "faults"
+SPECS = TESTS / "spec" / "image"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A faulty recipe and what its refusal must say.
+
+    has_screen          whether VNC answers, so that there is a picture to keep
+    deadline_seconds    given where nothing but the deadline can tell
+    """
+
+    name: str
+    words: tuple[str, ...]
+    error: type[ImageError] = BootError
+    has_screen: bool = True
+    deadline_seconds: float | None = None
+
+
+FAULTS = (
+    Fault("vnc-not-enabled", ("polydev-vnc.service is not enabled",), SpecError),
+    Fault("novnc-wrong-port", ("novnc:", "ailed to connect to 127.0.0.1:5999")),
+    Fault("agent-crashes", ("polydev-agent.service", "RuntimeError: the agent has a bug")),
+    Fault("agent-answers-500", ("the agent answers 500 on /health",)),
+    Fault(
+        "networkd-disabled",
+        ("systemd-networkd.service is not enabled", "eth0 has no address"),
+        SpecError,
+        has_screen=False,
+    ),
+    Fault(
+        "wrong-address",
+        ("eth0 has 172.16.0.6/30, not 172.16.0.2/30",),
+        SpecError,
+        has_screen=False,
+    ),
+    Fault("dns-broken", ("DNS servers are ['192.0.2.53']",), SpecError),
+    Fault(
+        "root-not-found",
+        ("cannot find its root filesystem: /dev/vdz does not appear",),
+        has_screen=False,
+    ),
+    Fault(
+        "kernel-panics",
+        ("cannot mount its root filesystem", "from /dev/vda"),
+        has_screen=False,
+    ),
+    Fault(
+        "unit-never-finishes",
+        ("endless.service does not finish starting",),
+        has_screen=False,
+        deadline_seconds=45,
+    ),
+    Fault("root-full", ("the root filesystem is full (0 KiB free)",), has_screen=False),
+    Fault("browser-cannot-start", ("polydev-browser.service", "its process was ended by")),
+)
+
+
+@pytest.fixture(scope="module")
+def golden(store: ImageStore) -> str:
+    """A golden image of a few bytes: no refused image may take its place."""
+    contents = {name: f"{name} of the golden image".encode() for name in BOOT_FILES}
+    files = {
+        name: FileEntry(
+            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
+        )
+        for name, data in contents.items()
+    }
+    now = datetime.now(timezone.utc)
+    record = ImageRecord(
+        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
+        recipe="golden",
+        created_at=now,
+        source_date_epoch=0,
+        kernel_version="6.1",
+        files=files,
+        content_bytes=0,
+        layers=[],
+        packages=[],
+        builder={},
+        verification=Verification(
+            at=now,
+            passed=True,
+            cause=None,
+            hypervisor="none",
+            accelerator="tcg",
+            stage_reached="ready",
+            boot_timings_seconds={},
+            specs=[],
+            seconds=0,
+        ),
+    )
+    with store.new_incoming() as incoming:
+        for name, data in contents.items():
+            (incoming / name).write_bytes(data)
+        store.add(incoming, record)
+    store.promote(record.digest)
+    return record.digest
+
+
+def build_variant(name: str, settings: Settings, store: ImageStore) -> ImageRecord:
+    recipe = load_recipe(VARIANTS / f"{name}.yaml")
+    return build(recipe, settings, store, Steps(), BuildOptions()).record
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, golden: str) -> None:
+    link = store.golden_link.readlink()
+    digest = build_variant(fault.name, settings, store).digest
+    options = VerifyOptions(deadline_seconds=fault.deadline_seconds)
+    with pytest.raises(fault.error) as refusal:
+        verify(digest, settings, store, SPECS, Steps(), options)
+    cause = refusal.value.message
+    print(f"{fault.name}: {cause}")
+    assert [words for words in fault.words if words not in cause] == [], cause
+    assert ("not ready within" in cause) == (fault.deadline_seconds is not None)
+
+    verification = store.record(digest).verification
+    assert verification is not None
+    assert not verification.passed
+    assert verification.cause == cause
+
+    with pytest.raises(ImageError) as refused:
+        store.promote(digest)
+    assert cause in refused.value.message
+    assert store.golden() == golden
+    assert store.golden_link.readlink() == link
+
+    evidence = settings.state / "verify" / digest[:12]
+    assert "Linux version" in (evidence / SERIAL_LOG).read_text()
+    assert (evidence / SCREENSHOT).exists() == fault.has_screen
+
+
+def test_flipped_bit_is_refused_and_repaired(
+    settings: Settings, store: ImageStore, golden: str
+) -> None:
+    record = build_variant("sound", settings, store)
+    rootfs = store.path(record.digest) / ROOTFS
+    _flip_bit(rootfs, inside=b"This browser is ready")
+    with pytest.raises(ImageError, match="damaged: its SHA-256 is") as refusal:
+        verify(record.digest, settings, store, SPECS, Steps(), VerifyOptions())
+    assert refusal.value.message.startswith(f"{ROOTFS} is damaged")
+    with pytest.raises(ImageError, match="damaged"):
+        store.promote(record.digest)
+    assert store.golden() == golden
+
+    assert build_variant("sound", settings, store).digest == record.digest
+    assert file_sha256(rootfs) == record.files[ROOTFS].sha256
+
+
+def _flip_bit(file: Path, inside: bytes) -> None:
+    """Flip a bit in the middle of the first place that holds `inside`."""
+    with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
+        at = content.find(inside)
+        assert at > 0, f"{inside!r} is nowhere in {file}"
+        content[at + len(inside) // 2] ^= 0x10
