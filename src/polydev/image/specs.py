@@ -110,4 +110,6 @@ def _reason(report: pytest.TestReport) -> str:
         return ""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr)
-    return " ".join(str(text).split("\n\n")[0].split("\n +")[0].split())[:600]
+    # pytest's own account of the comparison follows on lines of its own.
+    said = str(text).split("\n\n")[0].split("\n +")[0].split("\nassert ")[0]
+    return " ".join(said.removeprefix("AssertionError: ").split())[:600]

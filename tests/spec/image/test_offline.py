@@ -42,7 +42,7 @@ def test_desktop_user_is_unprivileged(host: Host) -> None:
 
 def test_network_is_static(host: Host) -> None:
     text = host.file("/etc/systemd/network/10-eth0.network").content_string
-    assert "Address=172.16.0.2/30" in text
+    assert "Address=172.16.0.2/30" in text, "eth0's address is not 172.16.0.2/30"
     assert "Gateway=172.16.0.1" in text
     assert "DHCP=no" in text
 
@@ -52,7 +52,7 @@ def test_resolvers_are_static(host: Host) -> None:
     assert file.is_file, "there is no /etc/resolv.conf"
     assert not file.is_symlink, "/etc/resolv.conf is not a plain file"
     servers = [line.split()[1] for line in file.content_string.splitlines() if "nameserver" in line]
-    assert servers == ["8.8.8.8", "8.8.4.4"]
+    assert servers == ["8.8.8.8", "8.8.4.4"], f"DNS servers are {servers}"
 
 
 def test_image_has_no_identity_of_its_own(host: Host) -> None:
