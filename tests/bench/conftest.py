@@ -108,6 +108,7 @@ def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[
     """The first build on a machine that has nothing, npm's cache included."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("npm_config_cache", str(settings.state / "npm"))
+        os.sync()
         result = build(checkout.recipe, settings, store, Steps(), BuildOptions())
     yield result
     shutil.rmtree(settings.cache)
@@ -116,5 +117,6 @@ def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[PlainImage]:
     folder = tmp_path_factory.mktemp("plain")
+    os.sync()
     yield make_plain_image(checkout.recipe, folder)
     shutil.rmtree(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from polydev.image.build import BuildOptions, BuildResult, build
@@ -19,13 +21,21 @@ MB = 1e6
 def touched(
     settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
 ) -> BuildResult:
-    """A build after one file of the agent changed; afterwards the file is as it was."""
+    """A build after one file of the agent changed; afterwards the file is as it was.
+
+    The quicker of two: in a few seconds, most of them spent writing, what the tests before
+    left for the disk to do counts for more than what is measured.
+    """
     before = checkout.agent_file.read_text()
-    checkout.agent_file.write_text(before + "# touched\n")
+    results = []
     try:
-        return build(checkout.recipe, settings, store, Steps(), BuildOptions())
+        for number in range(2):
+            checkout.agent_file.write_text(f"{before}# touched: {number}\n")
+            os.sync()
+            results.append(build(checkout.recipe, settings, store, Steps(), BuildOptions()))
     finally:
         checkout.agent_file.write_text(before)
+    return min(results, key=lambda result: result.seconds)
 
 
 def test_a_cold_build_takes_little_more_than_a_plain_one(

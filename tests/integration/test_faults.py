@@ -88,7 +88,7 @@ FAULTS = (
         deadline_seconds=45,
     ),
     Fault("root-full", ("the root filesystem is full (0 KiB free)",), has_screen=False),
-    Fault("browser-cannot-start", ("polydev-browser.service", "its process was ended by")),
+    Fault("browser-cannot-start", ("polydev-browser.service", "ICU data")),
 )
 
 
