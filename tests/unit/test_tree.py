@@ -12,6 +12,7 @@ import pytest
 from polydev.image.tree import (
     OPAQUE_XATTR,
     clamp_times,
+    file_sha256,
     list_tree,
     merge_listings,
     read_listing,
@@ -174,3 +175,23 @@ def test_file_that_becomes_a_folder() -> None:
 def test_merged_listing_is_in_the_order_of_its_paths() -> None:
     lower = [entry("/a", "dir"), entry("/a-b"), entry("/a/c")]
     assert paths(lower) == ["/a", "/a-b", "/a/c"]
+
+
+@pytest.mark.parametrize(
+    ("size", "data"),
+    [
+        (0, {}),
+        (3, {0: b"abc"}),
+        (5_000_003, {}),
+        (5_000_003, {0: b"x" * 5000, 2_000_000: b"y" * 9}),
+    ],
+    ids=["empty", "short", "one hole", "data between holes"],
+)
+def test_holes_are_hashed_as_zeros(tmp_path: Path, size: int, data: dict[int, bytes]) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        stream.truncate(size)
+        for place, content in data.items():
+            stream.seek(place)
+            stream.write(content)
+    assert file_sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
