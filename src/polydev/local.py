@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polydev.errors import BootError, VmError
 from polydev.image.boot import Boot, follow
-from polydev.image.record import CMDLINE, INITRD, KERNEL, ROOTFS
+from polydev.image.folder import vm_config
+from polydev.image.record import KERNEL
 from polydev.image.store import ImageStore
 from polydev.image.verify import DEADLINE_SECONDS
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
-from polydev.vm.config import Ports, VmConfig
+from polydev.vm.config import VmConfig
 from polydev.vm.health import agent_health
 from polydev.vm.machine import Machine, start
 from polydev.vm.stages import Stage, last_lines
@@ -88,18 +90,7 @@ def bring_up(
     folder.mkdir(parents=True)
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
-    config = VmConfig(
-        vm_id=VM_ID,
-        folder=folder,
-        kernel=image / KERNEL,
-        initrd=image / INITRD,
-        cmdline=(image / CMDLINE).read_text(),
-        rootfs=image / ROOTFS,
-        image_digest=digest,
-        ports=Ports(0, 0, 0),
-        accelerator=accelerator,
-        outbound=outbound,
-    )
+    config = replace(vm_config(image, VM_ID, folder, accelerator), outbound=outbound)
     with store.hold(digest) as hold:
         machine = start(config, pass_fds=(hold.fileno(),))
     vm = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)

@@ -24,6 +24,7 @@ from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layercache import BuiltLayer, LayerCache, layer_bytes, remove_layer
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
+from polydev.image.promotion import write_durably
 from polydev.image.recipe import Recipe
 from polydev.image.record import (
     BOOT_FILES,
@@ -124,7 +125,7 @@ class _Builder:
         built = self._build_layers(plans)
         record = self._assemble(built, tools)
         self.assemblies.mkdir(exist_ok=True)
-        _write_atomically(self.assemblies / assembly, record.digest)
+        write_durably(self.assemblies / assembly, record.digest)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return record, True
 
@@ -338,9 +339,3 @@ def _no_space(cache: Path) -> BuildError:
         f"no space left while building below {cache} ({free} MiB free now; a build needs 8 GiB)",
         "free some (./inv golden.prune), or set POLYDEV_CACHE and POLYDEV_STORE to another disk",
     )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".new")
-    scratch.write_text(text)
-    scratch.replace(path)

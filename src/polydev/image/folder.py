@@ -17,8 +17,18 @@ from pydantic import ValidationError
 
 from polydev.errors import ImageError
 from polydev.image.promotion import sync
-from polydev.image.record import BOOT_FILES, RECORD, ImageRecord, manifest_digest
+from polydev.image.record import (
+    BOOT_FILES,
+    CMDLINE,
+    INITRD,
+    KERNEL,
+    RECORD,
+    ROOTFS,
+    ImageRecord,
+    manifest_digest,
+)
 from polydev.image.tree import file_sha256
+from polydev.vm.config import Accelerator, Ports, VmConfig
 
 log = logging.getLogger(__name__)
 
@@ -122,3 +132,18 @@ def repair(target: Path, incoming: Path, record: ImageRecord) -> None:
         log.warning("image %s: %s", target.name[:12], error.message)
         (incoming / RECORD).replace(target / RECORD)
     sync(target)
+
+
+def vm_config(image: Path, vm_id: str, folder: Path, accelerator: Accelerator) -> VmConfig:
+    """A VM of the image in the folder `image`, on ports that are chosen at its start."""
+    return VmConfig(
+        vm_id=vm_id,
+        folder=folder,
+        kernel=image / KERNEL,
+        initrd=image / INITRD,
+        cmdline=(image / CMDLINE).read_text(),
+        rootfs=image / ROOTFS,
+        image_digest=image.name,
+        ports=Ports(0, 0, 0),
+        accelerator=accelerator,
+    )

@@ -17,22 +17,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev.errors import BootError, CommandError, ConfigError, ImageError, SpecError, VmError
 from polydev.image.boot import Boot, follow
+from polydev.image.folder import vm_config
 from polydev.image.record import (
     BOOT_FILES,
-    CMDLINE,
-    INITRD,
     KERNEL,
     ROOTFS,
     ImageRecord,
     SpecResult,
     Verification,
 )
+from polydev.image.sandbox import contained_argv
 from polydev.image.screenshot import take_screenshot
 from polydev.image.store import ImageStore
 from polydev.image.tree import file_sha256
@@ -87,16 +87,8 @@ def verify(
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
     started = time.monotonic()
     with store.hold(digest) as hold, tempfile.TemporaryDirectory(prefix="polydev-vm-") as folder:
-        config = VmConfig(
-            vm_id=f"verify-{digest[:8]}",
-            folder=Path(folder),
-            kernel=image / KERNEL,
-            initrd=image / INITRD,
-            cmdline=(image / CMDLINE).read_text(),
-            rootfs=image / ROOTFS,
-            image_digest=digest,
-            ports=Ports(0, 0, 0),
-            accelerator=accelerator,
+        config = replace(
+            vm_config(image, f"verify-{digest[:8]}", Path(folder), accelerator),
             cpus=options.cpus,
             memory_mib=options.memory_mib,
             test_console=True,
@@ -164,9 +156,8 @@ class _Attempt:
         at = folder / "rootfs"
         at.mkdir()
         # In a mount namespace of its own, so that the mount ends with the specs.
-        mounted = ["unshare", "--mount", "--propagation", "private", "sh", "-eu", "-c"]
-        mounted += [_MOUNT_ROOTFS, "mount", str(self.image / ROOTFS), str(at)]
-        self._specs("offline", [f"--hosts=chroot://{at}"], mounted)
+        mounted = ["sh", "-eu", "-c", _MOUNT_ROOTFS, "mount", str(self.image / ROOTFS), str(at)]
+        self._specs("offline", [f"--hosts=chroot://{at}"], contained_argv(mounted))
 
     def _run_booted(self, config: VmConfig, hold: int, deadline_seconds: float) -> None:
         machine = start(config, pass_fds=(hold,))
