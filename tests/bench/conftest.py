@@ -104,6 +104,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="session")
+def store(settings: Settings) -> ImageStore:
+    return ImageStore(settings.store)
+
+
+@pytest.fixture(scope="session")
 def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[BuildResult]:
     """The first build on a machine that has nothing, npm's cache included."""
     with pytest.MonkeyPatch.context() as patch:

@@ -63,9 +63,13 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The image, whether this build made it, and how long that took."""
+    """The image, the layers that this build made, whether it made the image, how long it took.
+
+    The record is that of the first build of the image, so its layers may tell of another one.
+    """
 
     record: ImageRecord
+    made: tuple[str, ...]
     changed: bool
     seconds: float
 
@@ -85,8 +89,8 @@ def build(
         )
     with _space_errors(settings.cache), _build_lock(settings.cache, steps):
         builder = _Builder(recipe, settings, store, steps, options)
-        record, changed = builder.run()
-    return BuildResult(record, changed, time.monotonic() - started)
+        record, made = builder.run()
+    return BuildResult(record, made or (), made is not None, time.monotonic() - started)
 
 
 class _Builder:
@@ -107,7 +111,8 @@ class _Builder:
         self.scratch = settings.cache / "building"
         self.assemblies = settings.cache / "assemblies"
 
-    def run(self) -> tuple[ImageRecord, bool]:
+    def run(self) -> tuple[ImageRecord, tuple[str, ...] | None]:
+        """The image's record and the layers made for it; None where it was there already."""
         tools = tool_versions()
         if not self.options.offline:
             self.archive.refresh(force=self.options.refresh)
@@ -120,14 +125,14 @@ class _Builder:
         assembly = self._assembly_id(plans)
         known = self._known_image(assembly)
         if known is not None and not self.options.no_cache:
-            return known, False
+            return known, None
         shutil.rmtree(self.scratch, ignore_errors=True)
         built = self._build_layers(plans)
         record = self._assemble(built, tools)
         self.assemblies.mkdir(exist_ok=True)
         write_durably(self.assemblies / assembly, record.digest)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        return record, True
+        return record, tuple(layer.plan.name for layer in built if layer.seconds is not None)
 
     def _plan(self, tools: dict[str, str]) -> list[LayerPlan]:
         try:
