@@ -20,6 +20,9 @@ from polydev.settings import Settings
 
 if TYPE_CHECKING:
     from polydev.image.store import ImageStore, ListedImage
+    from polydev.lab import Lab
+    from polydev.release.applying import DescribedHost, Plan, Project
+    from polydev.release.records import Record
 
 # What a verb needs is imported inside it: starting to list the verbs must cost nothing.
 ROOT = Path(__file__).resolve().parent
@@ -30,6 +33,12 @@ TEST_KINDS = ("unit", "integration", "e2e", "bench")
 RECIPE_HELP = f"recipe to build (default: {RECIPE.relative_to(ROOT)})"
 IMAGE_HELP = "an image's digest or the start of it, or: golden, previous, latest"
 JSON_HELP = "answer as JSON on stdout"
+LAB_INVENTORY = "inventory/lab.py"
+LAB_HELP = "which lab (default: dev)"
+INVENTORY_HELP = f"inventory file (default: {LAB_INVENTORY})"
+HOST_HELP = "one host of an inventory that has several"
+TARGETS = ("all", "master-controller", "vm-agent")
+LOGS = ROOT / "logs"
 
 
 def _store() -> ImageStore:
@@ -302,6 +311,262 @@ def where(context: Context, json: bool = False) -> None:
     answer(found, as_json=json, text=text if vm else "nothing is running: ./inv up")
 
 
+# Hosts: deployments and the lab.
+
+
+@task(help={"name": LAB_HELP, "json": JSON_HELP})
+@edge
+def lab_up(context: Context, name: str = "dev", json: bool = False) -> None:
+    """Start a lab: a throw-away Debian host in a container, reached over SSH."""
+    from polydev.lab import up
+    from polydev.progress import Steps
+
+    made = up(name, Settings.from_environment(), Steps())
+    answer(
+        _lab_fields(made),
+        as_json=json,
+        text=f"lab {made.name} runs at {made.address}\n"
+        f"  ./inv deploy --inventory inventory/lab.py{_lab_choice(name)}\n"
+        f"  ./inv lab.shell{'' if name == 'dev' else f' --name {name}'}",
+    )
+
+
+def _lab_choice(name: str) -> str:
+    return "" if name == "dev" else f"  (with POLYDEV_LAB={name})"
+
+
+def _lab_fields(lab: Lab) -> dict[str, Any]:
+    return {
+        "name": lab.name,
+        "address": lab.address,
+        "sshPort": lab.ssh_port,
+        "user": lab.user,
+        "key": str(lab.key),
+        "knownHosts": str(lab.known_hosts),
+    }
+
+
+@task(help={"name": LAB_HELP, "json": JSON_HELP})
+@edge
+def lab_down(context: Context, name: str = "dev", json: bool = False) -> None:
+    """End a lab and remove all that it wrote."""
+    from polydev.lab import down
+
+    ended = down(name, Settings.from_environment())
+    answer({"ended": bool(ended)}, as_json=json, text="ended" if ended else f"no lab {name}")
+
+
+@task(help={"json": JSON_HELP})
+@edge
+def lab_list(context: Context, json: bool = False) -> None:
+    """The labs that run."""
+    from polydev.lab import labs
+
+    found = labs(Settings.from_environment())
+    answer(
+        [_lab_fields(lab) for lab in found],
+        as_json=json,
+        text="\n".join(f"{lab.name:<12}{lab.address}" for lab in found) or "none: ./inv lab.up",
+    )
+
+
+@task(help={"name": LAB_HELP})
+@edge
+def lab_shell(context: Context, name: str = "dev") -> None:
+    """A root shell in a lab, past SSH."""
+    from polydev.lab import shell
+    from polydev.run import call
+
+    raise SystemExit(call(shell(_lab(name))))
+
+
+@task(help={"name": LAB_HELP})
+@edge
+def lab_logs(context: Context, name: str = "dev") -> None:
+    """What a lab's journal and console say."""
+    from polydev.lab import logs
+
+    found = logs(_lab(name))
+    print(found.journal, found.console, sep="\n")
+
+
+def _lab(name: str) -> Lab:
+    from polydev.lab import find
+
+    lab = find(name, Settings.from_environment())
+    if lab is None:
+        raise ConfigError(f"no lab {name} runs", f"./inv lab.up --name {name}")
+    return lab
+
+
+def _host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
+    from polydev.release.applying import Project, describe
+
+    project = Project(ROOT, Path(inventory).resolve())
+    hosts = [each for each in describe(project) if host in ("", each.name)]
+    if len(hosts) != 1:
+        known = ", ".join(each.name for each in hosts) or "none of that name"
+        raise ConfigError(f"{inventory}: which host? {known}", "name it with --host")
+    return project, hosts[0]
+
+
+def _record_fields(record: Record) -> dict[str, Any]:
+    return record.model_dump(mode="json", by_alias=True)
+
+
+@task(
+    help={
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "target": "all, master-controller or vm-agent (the golden image that has it)",
+        "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
+        "plan": "only say what would change",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def deploy(
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    target: str = "all",
+    bootstrap: bool = False,
+    plan: bool = False,
+    json: bool = False,
+) -> None:
+    """Deploy to a host; whatever fails, it goes back to what it was."""
+    from polydev.progress import Steps
+    from polydev.release import transaction
+
+    if target not in TARGETS:
+        raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
+    project, described = _host(inventory, host)
+    options = transaction.DeployOptions(target=target, bootstrap=bootstrap)
+    if plan:
+        found = transaction.plan(project, described, options)
+        answer(_plan_fields(found), as_json=json, text=_plan_text(found))
+        return
+    record = transaction.deploy(project, described, options, Steps(), LOGS)
+    answer(
+        _record_fields(record),
+        as_json=json,
+        text=f"deployment {record.id} of {record.host} succeeded: {record.changes} changes",
+    )
+
+
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    changing = [
+        {"name": operation.name, "diff": list(operation.diff)} for operation in plan.changing
+    ]
+    return {"changes": len(changing), "operations": changing}
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = []
+    for operation in plan.changing:
+        lines += [operation.name, *(f"    {line}" for line in operation.diff)]
+    return "\n".join([*lines, f"{len(plan.changing)} of {len(plan.operations)} would change"])
+
+
+@task(
+    help={
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "to": "id of a deployment that succeeded (default: the one before the current)",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def rollback_host(
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    to: str = "",
+    json: bool = False,
+) -> None:
+    """Bring a host back to the state of an earlier deployment, its database too."""
+    from polydev.progress import Steps
+    from polydev.release import transaction
+
+    project, described = _host(inventory, host)
+    record = transaction.rollback(project, described, to or None, Steps(), LOGS)
+    answer(
+        _record_fields(record),
+        as_json=json,
+        text=f"{record.host} is back at deployment {record.state}",
+    )
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def backup(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Back up a host's configuration, database, release and golden link now."""
+    from polydev.progress import Steps
+    from polydev.release import transaction
+
+    project, described = _host(inventory, host)
+    record = transaction.back_up(project, described, Steps(), LOGS)
+    answer(_record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def deployments(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """What was deployed to a host, newest first, and how it ended."""
+    from polydev.release import transaction
+    from polydev.release.records import current_state, newest_first
+
+    _, described = _host(inventory, host)
+    with transaction.connected(described) as connection:
+        records = newest_first(transaction.records_of(connection))
+    current = current_state(records)
+    lines = [
+        f"{'*' if record.id == current else ' '} {record.id:<32} {record.kind:<9}"
+        f"{record.status:<16}{record.changes:>4} changes  {record.reason or ''}".rstrip()
+        for record in records
+    ]
+    answer(
+        [_record_fields(record) for record in records],
+        as_json=json,
+        text="\n".join(lines) or f"nothing was deployed to {described.name}: ./inv deploy",
+    )
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def drift(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """What on a host is not as declared: exit status 2 and each difference, or 0."""
+    from polydev.release import transaction
+
+    project, described = _host(inventory, host)
+    found = transaction.plan(project, described, transaction.DeployOptions())
+    answer(
+        _plan_fields(found),
+        as_json=json,
+        text=_plan_text(found) if found.changing else f"{described.name} is as declared",
+    )
+    raise SystemExit(2 if found.changing else 0)
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def unlock(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Break a host's deployment lock; the next deployment finishes what its holder left."""
+    from polydev.release import transaction
+
+    _, described = _host(inventory, host)
+    broken = transaction.unlock(described)
+    answer(broken, as_json=json, text=f"{described.name}: {broken}")
+
+
 @task(help={"fix": "let ruff mend and format what it can first"})
 @edge
 def check(context: Context, fix: bool = False) -> None:
@@ -344,6 +609,11 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
         raise SystemExit(call(words, cwd=ROOT))
 
 
-namespace = Collection(up, down, where, check, test)
+namespace = Collection(up, down, where, deploy, backup, deployments, drift, unlock, check, test)
+namespace.add_task(rollback_host, name="rollback")
 golden = Collection("golden", build, verify, promote, rollback, list_images, show, diff, prune)
 namespace.add_collection(golden)
+lab = Collection("lab")
+for each in (lab_up, lab_down, lab_list, lab_shell, lab_logs):
+    lab.add_task(each, name=each.__name__.removeprefix("lab_"))
+namespace.add_collection(lab)

@@ -8,7 +8,12 @@
     │   ├── BuildError          a layer or the root filesystem could not be made
     │   ├── BootError           a VM did not get as far as it had to
     │   └── SpecError           a booted image does not keep its specs
-    └── VmError                 a virtual machine could not be started, asked or stopped
+    ├── VmError                 a virtual machine could not be started, asked or stopped
+    ├── LabError                a lab could not be started, reached or ended
+    └── DeployError             a host could not be deployed to, or does not become as it should
+        ├── LockHeld            another deployment is at work on the host
+        ├── HealthGateFailed    what was deployed does not answer as it must
+        └── RollbackFailed      the state before could not be brought back
 
 Every error says what failed and on what; the hint gives the next command. They are turned
 into text or a reply at the edges only: tasks.py (exit status 1, no traceback) and, for
@@ -92,3 +97,23 @@ class SpecError(ImageError):
 
 class VmError(Error):
     code = "vm"
+
+
+class LabError(Error):
+    code = "lab"
+
+
+class DeployError(Error):
+    code = "deploy"
+
+
+class LockHeld(DeployError):
+    code = "lock-held"
+
+
+class HealthGateFailed(DeployError):
+    code = "health-gate"
+
+
+class RollbackFailed(DeployError):
+    code = "rollback-failed"

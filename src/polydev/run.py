@@ -24,6 +24,8 @@ from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, Conf
 log = logging.getLogger(__name__)
 
 Argument = str | Path
+Process = subprocess.Popen[bytes]
+PIPE = subprocess.PIPE
 
 # Processes that some thread waits for; whoever ends the work as a whole ends them too.
 _waited_for: set[subprocess.Popen[bytes]] = set()
@@ -166,6 +168,17 @@ def spawn(
         raise ConfigError(
             f"program not found: {words[0]}", "run ./inv once: it installs what is missing"
         ) from error
+
+
+def wait_or_end(process: Process, seconds: float) -> None:
+    """Let a process made by `spawn` come to its end, for so long; then end it."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    end_group(process)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(OSError):  # what was left to write finds nobody any more
+                pipe.close()
 
 
 def end_waited_for() -> None:

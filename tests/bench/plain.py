@@ -1,8 +1,9 @@
 """What the golden image is measured against: the same things, made and left as Debian does it.
 
 One mmdebstrap run with Debian's own kernel and initramfs, the same npm packages, one mkfs with
-its defaults; nothing excluded, masked, disabled or trimmed. The desktop's and the agent's files,
-user and units are those of the recipe, so that the same services answer after a boot.
+its defaults; nothing excluded, masked, disabled or trimmed. noVNC and websockify, which the recipe
+only unpacks, are installed with their dependencies, as apt would. The desktop's and the agent's
+files, user and units are those of the recipe, so that the same services answer after a boot.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from polydev.image.build import BuildResult
-from polydev.image.record import CMDLINE, INITRD, KERNEL, ROOTFS
+from polydev.image.folder import vm_config
+from polydev.image.record import KERNEL
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
 from polydev.progress import Steps
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
-from polydev.vm.config import Ports, VmConfig
+from polydev.vm.config import VmConfig
 from tests.bench import plain as untuned
 from tests.bench.answering import Answering, boot_seconds
 from tests.bench.conftest import ROOT, Ratios
@@ -30,17 +31,8 @@ SPECS = ROOT / "tests" / "spec" / "image"
 @pytest.fixture(scope="module")
 def golden(settings: Settings, store: ImageStore, cold: BuildResult) -> VmConfig:
     image = store.path(cold.record.digest)
-    return VmConfig(
-        vm_id="bench",
-        folder=Path(),
-        kernel=image / KERNEL,
-        initrd=image / INITRD,
-        cmdline=(image / CMDLINE).read_text(),
-        rootfs=image / ROOTFS,
-        image_digest=cold.record.digest,
-        ports=Ports(0, 0, 0),
-        accelerator=choose_accelerator(image / KERNEL, settings.state / "accelerator.json"),
-    )
+    accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
+    return vm_config(image, "bench", Path(), accelerator)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,10 @@
+"""pyinfra's entry: pyinfra inventory/lab.py deploy.py"""
+
+from __future__ import annotations
+
+from pyinfra.context import host
+
+from polydev.deploys.host import browser_host
+
+if "browser_hosts" in host.groups:
+    browser_host()

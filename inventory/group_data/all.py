@@ -1,0 +1,8 @@
+"""What holds for every host unless its own inventory says otherwise."""
+
+from __future__ import annotations
+
+slots = 8
+resolvers = ["8.8.8.8", "8.8.4.4"]
+upstream_resolvers = ["8.8.8.8", "8.8.4.4"]
+ssh_strict_host_key_checking = "yes"

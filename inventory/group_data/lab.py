@@ -1,0 +1,7 @@
+"""A lab is small."""
+
+from __future__ import annotations
+
+slots = 4
+journal_max_mib = 64
+deadman_seconds = 20

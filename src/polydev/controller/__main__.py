@@ -1,0 +1,108 @@
+"""`master-controller`: the controller's command line, on the host.
+
+What a verb answers goes to stdout, logs go to stderr. Each verb imports what it needs and no more:
+systemd waits for the start of `serve`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polydev
+from polydev.controller.release import release_id
+from polydev.errors import Error
+
+if TYPE_CHECKING:
+    from polydev.controller.settings import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    from polydev.controller.logs import configure_logs
+    from polydev.controller.settings import load_settings
+
+    try:
+        settings = load_settings(arguments.config)
+        configure_logs(settings.log_level, settings.log_format)
+        if arguments.verb == "serve":
+            return _serve(settings, only_if_healthy=arguments.only_if_healthy)
+        return _migrate(settings) if arguments.verb == "migrate" else _health(settings)
+    except Error as error:
+        print_error(error)
+        return 1
+
+
+def _serve(settings: Settings, *, only_if_healthy: bool) -> int:
+    from polydev.controller.server import serve
+
+    return serve(settings, only_if_healthy=only_if_healthy)
+
+
+def _migrate(settings: Settings) -> int:
+    from polydev.controller.migrate import migrate
+
+    before, after = asyncio.run(migrate(settings.database_url))
+    _print_json({"before": before, "after": after})
+    return 0
+
+
+def _health(settings: Settings) -> int:
+    from polydev.controller.app import create_app
+    from polydev.controller.inprocess import ask
+    from polydev.controller.middleware import HEALTH_PATH
+
+    async def report() -> tuple[int, bytes]:
+        app = create_app(settings)
+        async with app.router.lifespan_context(app):
+            return await ask(app, HEALTH_PATH)
+
+    status, body = asyncio.run(report())
+    _print_json(json.loads(body))
+    return 0 if status == 200 else 1
+
+
+def _print_json(answer: object) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def print_error(error: Error) -> None:
+    """The edge of the command line: what failed, and the next step."""
+    sys.stderr.write(f"error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"next:  {error.hint}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("master-controller", description="The controller of a host.")
+    release = release_id(None) or "no release"
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {polydev.__version__} ({release})"
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    helps = {
+        "serve": "serve the API until SIGTERM, on systemd's sockets or the configured address",
+        "migrate": "bring the database to this version's schema, all of it or nothing",
+        "health": "print the health report as JSON; exit status 1 if unhealthy",
+    }
+    for verb, text in helps.items():
+        added = verbs.add_parser(verb, help=text, description=f"{text}.")
+        added.add_argument(
+            "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)"
+        )
+        if verb == "serve":
+            added.add_argument(
+                "--only-if-healthy",
+                action="store_true",
+                help="accept nothing and exit with status 1 unless the own health is good",
+            )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The database: how connections are made, and which revision of the schema it has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+BUSY_TIMEOUT_MS = 5000
+# WAL: readers and the backup never wait for the writer. NORMAL is durable enough there: a power
+# cut may lose the last commits but damages nothing.
+SQLITE_PRAGMAS = (
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=NORMAL",
+    "PRAGMA foreign_keys=ON",
+)
+
+
+def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN") -> AsyncEngine:
+    """Make an engine; nothing connects yet. `begin` is how SQLite starts a transaction."""
+    engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        _set_up_sqlite(engine, begin)
+    return engine
+
+
+def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: object) -> None:
+        # The driver's own transactions start late and leave DDL out; ours start with BEGIN.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in SQLITE_PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+async def schema_revision(engine: AsyncEngine) -> str | None:
+    """The revision that the database is at; None if it was never migrated.
+
+    Raises SQLAlchemyError or OSError when the database cannot be reached.
+    """
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+        try:
+            found = await connection.execute(text("SELECT version_num FROM alembic_version"))
+        except (OperationalError, ProgrammingError):  # no such table
+            return None
+        return found.scalar_one_or_none()

@@ -1,0 +1,135 @@
+"""The health report: what the service depends on, each part with its state in words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+import polydev
+from polydev.controller.database import schema_revision
+from polydev.controller.migrations import HEAD
+
+DATABASE_TIMEOUT_SECONDS = 5
+GOLDEN_LINK = "golden-rootfs.ext4"
+
+State = Literal["healthy", "degraded", "unhealthy"]
+
+
+class Answer(BaseModel):
+    """JSON as the API speaks it."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Component(Answer):
+    status: State
+    detail: str
+
+
+class Database(Component):
+    revision: str | None = None
+    expected_revision: str = HEAD
+
+
+class ImageStore(Component):
+    golden: str | None = None
+
+
+class Components(Answer):
+    database: Database
+    image_store: ImageStore
+
+
+class HealthReport(Answer):
+    """`unhealthy` only if a component that matters is; `degraded` ones are told, no more."""
+
+    status: Literal["healthy", "unhealthy"]
+    release: str | None
+    version: str
+    uptime_seconds: float
+    components: Components
+
+
+@dataclass
+class Health:
+    """Asks the components; remembers if the database was ever at this code's revision."""
+
+    engine: AsyncEngine
+    image_store: Path
+    release: str | None
+    started: float
+    was_current: bool = False
+
+    async def report(self) -> HealthReport:
+        components = Components(
+            database=await self.database(), image_store=image_store_state(self.image_store)
+        )
+        parts: list[Component] = [components.database, components.image_store]
+        return HealthReport(
+            status="unhealthy" if any(p.status == "unhealthy" for p in parts) else "healthy",
+            release=self.release,
+            version=polydev.__version__,
+            uptime_seconds=self.uptime_seconds,
+            components=components,
+        )
+
+    @property
+    def uptime_seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+    async def database(self) -> Database:
+        try:
+            revision = await asyncio.wait_for(
+                schema_revision(self.engine), DATABASE_TIMEOUT_SECONDS
+            )
+        except asyncio.TimeoutError:
+            return Database(
+                status="unhealthy", detail=f"no answer within {DATABASE_TIMEOUT_SECONDS} s"
+            )
+        except (SQLAlchemyError, OSError) as error:
+            # Only the driver's own words: SQLAlchemy's would quote the statement.
+            cause = getattr(error, "orig", None) or error
+            return Database(status="unhealthy", detail=f"cannot be reached: {cause}")
+        self.was_current = self.was_current or revision == HEAD
+        return database_state(revision, was_current=self.was_current)
+
+
+def database_state(revision: str | None, *, was_current: bool) -> Database:
+    """What a database at `revision` means to this code.
+
+    A deployment migrates before it hands over, and a rollback restores before it does: the
+    process that serves meanwhile has seen its own revision, and goes on.
+    """
+    if revision == HEAD:
+        return Database(status="healthy", detail=f"at revision {HEAD}", revision=revision)
+    found = f"at revision {revision}" if revision else "never migrated"
+    detail = f"{found}, this release needs {HEAD}"
+    if was_current and revision:
+        return Database(
+            status="degraded", detail=f"{detail}: another is being deployed", revision=revision
+        )
+    return Database(
+        status="unhealthy", detail=f"{detail}: run master-controller migrate", revision=revision
+    )
+
+
+def image_store_state(store: Path) -> ImageStore:
+    """Is there a golden image to start VMs from?"""
+    link = store / GOLDEN_LINK
+    if not os.path.lexists(link):
+        return ImageStore(status="degraded", detail=f"no golden image: {link} is missing")
+    if not link.exists():
+        return ImageStore(
+            status="degraded", detail=f"golden image is missing: {link} points to nothing"
+        )
+    digest = link.resolve().parent.name
+    return ImageStore(status="healthy", detail=f"golden image {digest}", golden=digest)

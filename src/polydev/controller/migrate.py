@@ -1,0 +1,54 @@
+"""Brings the database to this code's revision; a failing migration leaves it as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from polydev.controller import migrations
+from polydev.controller.database import create_engine, schema_revision
+from polydev.errors import Error
+
+MIGRATIONS = Path(migrations.__file__).parent
+
+
+class MigrationError(Error):
+    code = "migration"
+
+
+async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | None, str | None]:
+    """Bring the database to the newest revision in `folder`: the revisions before and after.
+
+    Raises MigrationError; the database then is what it was.
+    """
+    # The write lock from the start: of two that migrate at once, the second finds all done.
+    engine = create_engine(database_url, begin="BEGIN IMMEDIATE")
+    try:
+        before = await schema_revision(engine)
+        async with engine.connect() as connection:
+            await connection.run_sync(_upgrade, folder)
+        return before, await schema_revision(engine)
+    except (SQLAlchemyError, CommandError, OSError) as error:
+        raise MigrationError(
+            f"the database could not be migrated: {_reason(error)}",
+            "nothing was changed; correct the migration or the database, then migrate again",
+        ) from error
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection, folder: Path) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    command.upgrade(config, "head")
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}"

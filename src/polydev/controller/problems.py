@@ -1,0 +1,109 @@
+"""Every failure as RFC 9457 problem details: the one place where errors become answers."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from polydev.errors import Error, VmError
+
+MEDIA_TYPE = "application/problem+json"
+# The status of each kind of Error; of its base where a kind is not named.
+STATUSES: dict[type[Error], HTTPStatus] = {
+    VmError: HTTPStatus.BAD_GATEWAY,
+    Error: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+EXAMPLE = {
+    "type": "about:blank",
+    "title": "Not Found",
+    "status": 404,
+    "detail": "nothing is at this address",
+    "instance": "/api/auth/nothing",
+    "requestId": "0f5c8f0e7b7b4c3f9d0c1a2b3c4d5e6f",
+}
+
+
+class InvalidInput(BaseModel):
+    """One value that was refused; `pointer` is where it stands in the request."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """`type` is urn:polydev:error:<code> for this project's own errors, else about:blank."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    hint: str | None = None
+    errors: list[InvalidInput] | None = None
+
+
+async def answer_problem(request: Request, error: Exception) -> JSONResponse:
+    """The handler of all errors."""
+    problem = problem_of(error, request.url.path, request.state.request_id)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return JSONResponse(
+        problem.model_dump(by_alias=True, exclude_none=True),
+        problem.status,
+        headers=dict(headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def problem_of(error: Exception, path: str, request_id: str) -> Problem:
+    """What the caller is told of `error`; nothing of what is unexpected but the request's id."""
+    status = _status_of(error)
+    told: dict[str, Any] = {"title": status.phrase, "status": status.value}
+    if isinstance(error, Error):
+        told |= {"type": f"urn:polydev:error:{error.code}", "detail": error.message}
+        told["hint"] = error.hint
+    elif isinstance(error, RequestValidationError):
+        told["detail"] = "the request is not valid"
+        told["errors"] = _refused_inputs(error)
+    elif isinstance(error, HTTPException):
+        told["detail"] = _http_detail(error, status)
+    else:
+        told["detail"] = "an unexpected error; the log has it under this request's id"
+    return Problem(instance=path, request_id=request_id, **told)
+
+
+def _status_of(error: Exception) -> HTTPStatus:
+    if isinstance(error, Error):
+        return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    if isinstance(error, RequestValidationError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    if isinstance(error, HTTPException):
+        return HTTPStatus(error.status_code)
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _http_detail(error: HTTPException, status: HTTPStatus) -> str:
+    if error.detail and error.detail != status.phrase:
+        return error.detail
+    if status == HTTPStatus.NOT_FOUND:
+        return "nothing is at this address"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return "this address does not take that method"
+    return status.phrase
+
+
+def _refused_inputs(error: RequestValidationError) -> list[InvalidInput]:
+    # Never the values themselves: they may be secrets.
+    return [
+        InvalidInput(pointer="/".join(str(part) for part in each["loc"]), detail=each["msg"])
+        for each in error.errors()
+    ]

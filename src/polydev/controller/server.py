@@ -1,0 +1,200 @@
+"""The server: uvicorn with systemd's sockets, a health gate before it and a lossless end.
+
+Two processes share one listening socket while a release hands over to the next. The new one
+accepts nothing before its own health is good; the old one, told to end, accepts nothing more and
+serves what it has. A connection that waits for its next request is kept open for a moment longer:
+its client may be sending just now. What still arrives is answered with `Connection: close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import signal
+import socket
+import struct
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from uvicorn import Config
+from uvicorn import Server as UvicornServer
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from polydev.controller.app import create_app
+from polydev.controller.inprocess import ask
+from polydev.controller.middleware import HEALTH_PATH
+from polydev.controller.settings import Settings
+from polydev.controller.systemd import feed_watchdog, inherited_sockets, notify
+from polydev.errors import ConfigError
+
+log = structlog.stdlib.get_logger(__name__)
+
+BACKLOG = 4096  # that of master-controller.socket: listening again would set another
+TICK_SECONDS = 1.0
+
+
+class State(ServerState):
+    """What all connections share; `draining_seconds` is set once the server is to end."""
+
+    draining_seconds: float | None = None
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 of uvicorn, with an end and with time-outs that lose no request."""
+
+    server_state: State
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.server_state.draining_seconds is not None:
+            self.shutdown()  # accepted before the end began
+        else:
+            self._await_request()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.server_state.draining_seconds is not None and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Begin the end of this connection: the next answer is its last."""
+        grace = self.server_state.draining_seconds
+        if grace is not None:
+            self.timeout_keep_alive = min(self.timeout_keep_alive, grace)  # type: ignore[assignment]
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_request()
+        elif not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def timeout_keep_alive_handler(self) -> None:
+        # A request that is here but not yet read will be served.
+        if not self.transport.is_closing() and not _unread_bytes(self.transport):
+            self.transport.close()
+
+    def _await_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    number = transport.get_extra_info("socket").fileno()
+    found: int = struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, bytes(4)))[0]
+    return found
+
+
+class Server(UvicornServer):
+    """`refused` says that the application's own health kept it from starting."""
+
+    server_state: State
+
+    def __init__(self, settings: Settings, app: FastAPI, *, only_if_healthy: bool) -> None:
+        super().__init__(_uvicorn_config(settings, app))
+        self.server_state = State()
+        self.app = app
+        self.only_if_healthy = only_if_healthy
+        self.refused = False
+        self._drain_keep_alive_seconds = settings.drain_keep_alive_seconds
+        self._stop = asyncio.Event()
+        self._watchdog: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit or not await self._may_serve():
+            self.should_exit = self.refused = True
+            await self.lifespan.shutdown()
+            return
+        loop = asyncio.get_running_loop()
+        connection = partial(
+            Protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self.servers = [
+            await loop.create_server(connection, sock=each, backlog=self.config.backlog)
+            for each in sockets or []
+        ]
+        self.started = True
+        self._watchdog = loop.create_task(feed_watchdog())
+        log.info("serving", addresses=[_address(each) for each in sockets or []])
+        notify("READY=1")
+
+    async def _may_serve(self) -> bool:
+        if not self.only_if_healthy:
+            return True
+        status, body = await ask(self.app, HEALTH_PATH)
+        if status != 200:
+            log.error("not healthy, so nothing is accepted", report=json.loads(body))
+        return status == 200
+
+    async def main_loop(self) -> None:
+        # on_tick renews the Date header; being told to end must not wait for it.
+        while not await self.on_tick(0):
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1")
+        log.info("ending", connections=len(self.server_state.connections))
+        self.server_state.draining_seconds = self._drain_keep_alive_seconds
+        await super().shutdown(sockets)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        log.info("ended", requests=self.server_state.total_requests)
+
+    def _end(self) -> None:
+        self.should_exit = True
+        self._stop.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal again at the end, and so never exits with 0.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        yield
+
+
+def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:
+    return Config(
+        app,
+        http=Protocol,
+        backlog=BACKLOG,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        ws_per_message_deflate=False,
+    )
+
+
+def serve(settings: Settings, *, only_if_healthy: bool) -> int:
+    """Serve until told to end; the exit status."""
+    server = Server(settings, create_app(settings), only_if_healthy=only_if_healthy)
+    server.run(sockets=inherited_sockets() or [_own_socket(settings.host, settings.port)])
+    return 1 if server.refused else 0
+
+
+def _own_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _address(listening: socket.socket) -> str:
+    name: Any = listening.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)

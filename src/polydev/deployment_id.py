@@ -1,0 +1,20 @@
+"""Names of deployments: when, and of which commit."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+from polydev.run import run
+
+PATTERN = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
+
+
+def new_deployment_id(root: Path = Path()) -> str:
+    """`YYYYMMDD_HHMMSS-<short commit>` in UTC; `-dirty` where the checkout has changes."""
+    commit = run(["git", "-C", root, "rev-parse", "--short=8", "HEAD"], check=False)
+    changes = run(["git", "-C", root, "status", "--porcelain"], check=False)
+    short = commit.stdout.strip() if commit.status == 0 else "0000"
+    dirty = "-dirty" if changes.stdout.strip() else ""
+    return f"{datetime.now(timezone.utc):%Y%m%d_%H%M%S}-{short}{dirty}"

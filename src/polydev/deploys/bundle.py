@@ -1,0 +1,292 @@
+"""The bundle: everything that a host needs of Python to run the controller, without an index.
+
+checkout --source_digest--> digest        checkout --make_bundle--> Bundle
+
+It is one wheel of ours, the same bytes for the same sources, and the wheels that
+requirements/controller.txt locks, for the host's Python. Both are kept in the cache by the hash
+of what they are made from, in folders that get their names when they are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.progress import Steps
+from polydev.run import Argument, run
+
+PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+LOCK = Path("requirements/controller.txt")
+PACKAGE = Path("src/polydev")
+# The controller and what the layers contract lets it import. A change elsewhere is no new release.
+RELEASED = ("__init__.py", "controller", "errors.py", "run.py", "settings.py", "vm")
+DISTRIBUTION = "polydev-controller"
+# A distribution of its own: it has one command, and what it depends on is all in the bundle's
+# requirements. The version names the sources, so no two wheels of one name differ on a host.
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{name}"
+version = "{version}"
+description = "The controller of a host of browser VMs"
+requires-python = ">=3.10"
+
+[project.scripts]
+master-controller = "polydev.controller.__main__:main"
+
+[tool.setuptools.packages.find]
+where = ["src"]
+"""
+BUILD_WHEEL = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+# Any fixed time does, so long as it is the same in every build.
+BUILD_ENVIRONMENT = {"SOURCE_DATE_EPOCH": "1577836800", "PYTHONDONTWRITEBYTECODE": "1"}
+# Debian 12 has glibc 2.36 and Ubuntu 22.04 has 2.35; wheels for older ones run there too.
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(35, 4, -1)),
+    *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
+)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel file in the cache."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a release is installed from.
+
+    `digest` names the sources. `requirements` installs exactly `wheels`, by
+    `pip install --no-index --find-links DIR --require-hashes -r requirements.txt`.
+    """
+
+    digest: str
+    python_version: str
+    wheels: tuple[Wheel, ...]
+    requirements: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One line of the lock: a package, its version, and the files that may be installed of it."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+    def line(self) -> str:
+        return " ".join([f"{self.name}=={self.version}", *(f"--hash={h}" for h in self.hashes)])
+
+
+def source_digest(root: Path) -> str:
+    """The hash of all that a release is made from, in the checkout at `root`; builds nothing.
+
+    Raises ConfigError where a file of it is missing.
+    """
+    total = hashlib.sha256(PYPROJECT.encode())
+    for file in _sources(root):
+        total.update(f"{hashlib.sha256(_content(root / file)).hexdigest()}  {file}\n".encode())
+    return total.hexdigest()
+
+
+def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> Bundle:
+    """The bundle of the checkout at `root`, for hosts with `python_version` ("3.11").
+
+    Raises ConfigError (that Python is not supported, the lock cannot be read) or BuildError.
+    """
+    if python_version not in PYTHON_VERSIONS:
+        raise ConfigError(
+            f"the controller does not run on Python {python_version}",
+            f"give the host one of {', '.join(PYTHON_VERSIONS)}",
+        )
+    pins = locked_pins(_content(root / LOCK).decode(), python_version, root / LOCK)
+    digest = source_digest(root)
+    version = f"{_package_version(root)}+{digest[:16]}"
+    ours = _own_wheel(root, cache / "controller" / "own", digest, version, steps)
+    theirs = _wheelhouse(cache / "controller" / "wheelhouse", pins, python_version, steps)
+    exact = [Pin(DISTRIBUTION, version, (f"sha256:{ours.sha256}",)), *_exact_pins(pins, theirs)]
+    return Bundle(digest, python_version, (ours, *theirs), requirements_text(exact))
+
+
+def locked_pins(lock: str, python_version: str, file: Path = LOCK) -> list[Pin]:
+    """What the lock holds for one Python on Linux. Raises ConfigError."""
+    lines = [line for line in lock.splitlines() if not line.lstrip().startswith("#")]
+    logical = re.sub(r"\\\n", " ", "\n".join(lines)).splitlines()
+    found = (_pin(line, python_version, file) for line in logical if line.strip())
+    return [pin for pin in found if pin is not None]
+
+
+def _pin(line: str, python_version: str, file: Path) -> Pin | None:
+    words, *hashes = re.split(r"\s+--hash=", line.strip())
+    try:
+        requirement = Requirement(words)
+    except InvalidRequirement as error:
+        raise ConfigError(f"cannot be read: {words}", file=file) from error
+    # pip itself would ask for the Python that it runs on, whatever --python-version says.
+    target = {
+        "python_version": python_version,
+        "python_full_version": f"{python_version}.0",
+        "implementation_name": "cpython",
+        "platform_machine": "x86_64",
+        "sys_platform": "linux",
+    }
+    if requirement.marker and not requirement.marker.evaluate(target):
+        return None
+    version = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))
+    if version is None or not hashes:
+        raise ConfigError("needs a version and its hashes", file=file, key=requirement.name)
+    return Pin(requirement.name, version[1], tuple(each.strip() for each in hashes))
+
+
+def requirements_text(pins: Iterable[Pin]) -> str:
+    return "".join(f"{pin.line()}\n" for pin in pins)
+
+
+def _exact_pins(pins: Iterable[Pin], wheels: Iterable[Wheel]) -> list[Pin]:
+    """The pins with the hash of the one file that each has in the bundle."""
+    by_name = {str(parse_wheel_filename(wheel.path.name)[0]): wheel for wheel in wheels}
+    return [
+        Pin(pin.name, pin.version, (f"sha256:{by_name[canonicalize_name(pin.name)].sha256}",))
+        for pin in pins
+    ]
+
+
+def _sources(root: Path) -> list[Path]:
+    package = root / PACKAGE
+    inside = [file for part in RELEASED for file in [package / part, *(package / part).rglob("*")]]
+    files = [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
+    return [*sorted(file.relative_to(root) for file in files), LOCK]
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=file) from error
+
+
+def _package_version(root: Path) -> str:
+    file = root / PACKAGE / "__init__.py"
+    found = re.search(r'^__version__ = "([^"]+)"$', _content(file).decode(), re.MULTILINE)
+    if found is None:
+        raise ConfigError("has no version", file=file, key="__version__")
+    return found[1]
+
+
+def _own_wheel(root: Path, folder: Path, digest: str, version: str, steps: Steps) -> Wheel:
+    made = folder / digest
+    if not made.is_dir():
+        with steps.step("controller's wheel"), _made_whole(made) as scratch:
+            _build_wheel(root, scratch, digest, version)
+    return _wheels_in(made)[0]
+
+
+def _build_wheel(root: Path, target: Path, digest: str, version: str) -> None:
+    with TemporaryDirectory(prefix="polydev-wheel-") as name:
+        copy = Path(name)
+        for file in _sources(root):
+            made = copy / file
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_bytes(_content(root / file))
+            made.chmod(0o644)  # modes get into the wheel; a checkout's depend on the umask
+        if source_digest(copy) != digest:
+            raise BuildError("the sources changed while they were read", "deploy again")
+        pyproject = PYPROJECT.format(name=DISTRIBUTION, version=version)
+        (copy / "pyproject.toml").write_text(pyproject)
+        _run_python(
+            ["-c", BUILD_WHEEL, target],
+            "the controller's wheel could not be built",
+            cwd=copy,
+            env=BUILD_ENVIRONMENT,
+        )
+
+
+def _wheelhouse(
+    folder: Path, pins: list[Pin], python_version: str, steps: Steps
+) -> tuple[Wheel, ...]:
+    text = requirements_text(pins)
+    house = folder / hashlib.sha256(f"{python_version}\n{text}".encode()).hexdigest()
+    if house.is_dir() and not _is_whole(house, pins):
+        shutil.rmtree(house)
+    if not house.is_dir():
+        label = f"controller's packages for Python {python_version}"
+        with steps.step(label) as step, _made_whole(house) as scratch:
+            step.say(f"{len(pins)} wheels")
+            _download(text, scratch, python_version)
+    return _wheels_in(house)
+
+
+def _is_whole(house: Path, pins: list[Pin]) -> bool:
+    wheels = {f"sha256:{wheel.sha256}" for wheel in _wheels_in(house)}
+    return len(wheels) == len(pins) and all(wheels & set(pin.hashes) for pin in pins)
+
+
+def _download(requirements: str, target: Path, python_version: str) -> None:
+    with TemporaryDirectory(prefix="polydev-wheels-") as name:
+        file = Path(name, "requirements.txt")
+        file.write_text(requirements)
+        _run_python(
+            pip_download_words(file, target, python_version),
+            f"the controller's packages for Python {python_version} could not be fetched",
+        )
+
+
+def pip_download_words(requirements: Path, target: Path, python_version: str) -> list[Argument]:
+    """What follows `python` to fetch wheels for another Python than this one."""
+    return [
+        *("-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"),
+        *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
+        *("--implementation", "cp", "--python-version", python_version),
+        *(word for platform in PLATFORMS for word in ("--platform", platform)),
+        *("--dest", target, "--requirement", requirements),
+    ]
+
+
+def _run_python(
+    words: list[Argument],
+    failure: str,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    try:
+        run([sys.executable, *words], cwd=cwd, env=env)
+    except CommandError as error:
+        raise BuildError(f"{failure}:\n{error.stderr_tail}") from error
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` at the end; another's that came first stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        yield scratch
+        if not folder.is_dir():
+            scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _wheels_in(folder: Path) -> tuple[Wheel, ...]:
+    return tuple(
+        Wheel(file, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted(folder.glob("*.whl"))
+    )

@@ -1,0 +1,142 @@
+"""The controller's release, its configuration and the handover to it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from pyinfra import logger
+from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.context import host
+from pyinfra.operations import files
+
+from polydev.deploys.accounts import CONTROLLER_USER
+from polydev.deploys.bundle import make_bundle, source_digest
+from polydev.deploys.data import HostData
+from polydev.deploys.facts import JsonFile, PythonVersion, Unit
+from polydev.deploys.operations import TOOL, directory, text_file, told, unit, unit_file
+from polydev.deploys.typed import Commands, concern, operation
+from polydev.errors import ConfigError
+from polydev.progress import Steps
+from polydev.run import run
+from polydev.ssh import SshTarget
+
+ROOT = "/opt/master-controller"
+CONFIG = "/etc/master-controller/config.yaml"
+SECRETS = "/etc/master-controller/secrets"
+SOCKET = "master-controller.socket"
+SERVICE = "master-controller.service"
+NEXT = "master-controller-next@.service"
+
+
+def config_text(site: HostData) -> str:
+    """The controller's configuration: the inventory's words over what the host needs."""
+    address, _, port = site.controller_listen.rpartition(":")
+    fixed = {
+        "host": address,
+        "port": int(port),
+        "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
+        "image_store": "/var/lib/firecracker/snapshots/base",
+    }
+    return yaml.safe_dump({**fixed, **site.controller}, sort_keys=True)
+
+
+def unit_values(site: HostData) -> dict[str, Any]:
+    return {
+        "listen": site.controller_listen,
+        "user": CONTROLLER_USER,
+        "config_file": CONFIG,
+        "credentials": {name: f"{SECRETS}/{name}" for name in sorted(site.secrets)},
+        "root": ROOT,
+    }
+
+
+def send_release(site: HostData, target: SshTarget, release: str, python: str) -> None:
+    """Wheels that the host lacks, and our own; nothing of what runs is touched."""
+    bundle = make_bundle(site.source.resolve(), site.cache, python, Steps())
+    common = ["rsync", "--times", "--checksum", "--rsync-path=sudo -n rsync"]
+    common.append(f"--rsh={target.rsync_shell()}")
+    with TemporaryDirectory(prefix="polydev-release-") as name:
+        requirements = Path(name, "requirements.txt")
+        requirements.write_text(bundle.requirements)
+        wheels = [str(wheel.path) for wheel in bundle.wheels]
+        run([*common, *wheels, f"{target.destination}:{ROOT}/wheels/"])
+        run([*common, str(requirements), f"{target.destination}:{ROOT}/incoming/{release}/"])
+    logger.info(f"release {release}: {len(bundle.wheels)} wheels")
+
+
+@operation
+def release(site: HostData, target: SshTarget, digest: str, release: str, commit: str) -> Commands:
+    """A release with this digest is there, made without any package index; not yet in use."""
+    now = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    if now.get("digest") == digest:
+        host.noop(f"release {now.get('id')} is the same")
+        return
+    told(f"- release {now.get('id')} ({str(now.get('digest'))[:12]})")
+    told(f"+ release {release} ({digest[:12]})")
+    python = host.get_fact(PythonVersion)
+    yield StringCommand(f"mkdir -p {ROOT}/incoming/{release}")
+    yield FunctionCommand(send_release, (site, target, release, python), {})
+    words = ["release", "create", "--id", release, "--digest", digest, "--commit", commit]
+    yield StringCommand(f"{TOOL} {shlex.join(words)}")
+    yield StringCommand(f"{TOOL} release migrate --id {release} --user {CONTROLLER_USER}")
+
+
+@operation
+def handover(digest: str, release: str, config: str) -> Commands:
+    """The service runs this release with this configuration; somebody always accepts."""
+    current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    running = host.get_fact(Unit, unit=SERVICE)
+    is_same = current.get("digest") == digest
+    if is_same and running.active and running.enabled and running.config == config:
+        host.noop(f"{SERVICE} runs release {current.get('id')}")
+        return
+    to = current["id"] if is_same else release
+    told(f"- {SERVICE}: release {current.get('id')}, configuration {running.config or 'unknown'}")
+    told(f"+ {SERVICE}: release {to}, configuration {config}")
+    yield StringCommand("systemctl daemon-reload")
+    if not running.enabled:
+        yield StringCommand(f"systemctl enable {SERVICE}")
+    yield StringCommand(f"{TOOL} handover --release {to}")
+
+
+def _secrets(site: HostData) -> list[str]:
+    directory(SECRETS, mode="700")
+    texts = []
+    for name, file in sorted(site.secrets.items()):
+        if not file.is_file():
+            raise ConfigError(f"inventory: secrets.{name}: no such file: {file}")
+        path = f"{SECRETS}/{name}"
+        files.put(name=path, src=str(file), dest=path, mode="600", user="root", group="root")
+        texts.append(f"{name}={file.read_text()}")
+    return texts
+
+
+@concern("Controller")
+def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
+    values = unit_values(site)
+    text = config_text(site)
+    text_file(CONFIG, text, mode="640", group=CONTROLLER_USER)
+    secrets = _secrets(site)
+    socket_config = unit_file(SOCKET, values)
+    unit_file(NEXT, values, text, *secrets)
+    config = unit_file(SERVICE, values, text, *secrets)
+    digest = source_digest(site.source.resolve())
+    commit = deployment_id.partition("-")[2]
+    release(
+        name="release",
+        site=site,
+        target=target,
+        digest=digest,
+        release=deployment_id,
+        commit=commit,
+    )
+    unit(name=SOCKET, unit=SOCKET, config=socket_config, stop_first=SERVICE)
+    handover(name="handover", digest=digest, release=deployment_id, config=config)
+
+
+def unit_names() -> list[str]:
+    return [SOCKET, SERVICE]

@@ -1,0 +1,106 @@
+"""What the inventory says of one host, checked: host.data → HostData."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from polydev.errors import ConfigError
+from polydev.settings import Settings
+
+Target = Literal["all", "master-controller", "vm-agent"]
+FIRST_SLOT = 2
+# What pyinfra itself, or a connector, reads from the same place.
+FOREIGN_PREFIXES = ("ssh_", "_", "sudo")
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Firecracker(Checked):
+    """Programs on the operator's machine, sent as they are once their checksums are right."""
+
+    file: Path
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    jailer_file: Path
+    jailer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class HostData(Checked):
+    """One host. Sizes and times as their names say.
+
+    slots               how many VMs it has room for
+    resolvers           what its VMs ask for names; what they address is translated to these
+    upstream_resolvers  what the host's own cache asks
+    reachable           private networks that VMs may reach all the same
+    image               digest of the image to run; None for the operator's golden one
+    store               where that image lies on the operator's machine
+    source              the checkout that the controller is made from
+    secrets             name → file on the operator's machine
+    """
+
+    target: Target = "all"
+    deployment_id: str | None = None
+    slots: Annotated[int, Field(ge=1, le=250)] = 8
+    bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
+    resolvers: tuple[IPv4Address, ...] = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
+    upstream_resolvers: tuple[IPv4Address, ...] = (
+        IPv4Address("8.8.8.8"),
+        IPv4Address("8.8.4.4"),
+    )
+    reachable: tuple[IPv4Network, ...] = ()
+    controller_listen: str = "0.0.0.0:4000"
+    controller: dict[str, Any] = {}
+    secrets: dict[str, Path] = {}
+    firecracker: Firecracker | None = None
+    image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    store: Path = Field(default_factory=lambda: Settings.from_environment().store)
+    cache: Path = Field(default_factory=lambda: Settings.from_environment().cache)
+    source: Path = Path()
+    journal_max_mib: Annotated[int, Field(ge=16)] = 512
+    deadman_seconds: Annotated[int, Field(ge=10)] = 90
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> Self:
+        room = self.bridge_address.network.num_addresses - 3
+        if self.slots > room:
+            raise ValueError(f"{self.slots} slots do not fit in {self.bridge_address.network}")
+        return self
+
+    @property
+    def slot_numbers(self) -> range:
+        return range(FIRST_SLOT, FIRST_SLOT + self.slots)
+
+    @property
+    def gateway(self) -> IPv4Address:
+        return self.bridge_address.ip
+
+    def slot_address(self, number: int) -> IPv4Address:
+        return self.bridge_address.network.network_address + number
+
+    @property
+    def controller_port(self) -> int:
+        return int(self.controller_listen.rpartition(":")[2])
+
+    def concerns(self, *targets: Target) -> bool:
+        """Whether a part that belongs to `targets` is to be deployed now."""
+        return self.target == "all" or self.target in targets
+
+
+def host_data(values: dict[str, Any], host: str) -> HostData:
+    """Check the values of one host. Raises ConfigError naming host and key."""
+    own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
+    try:
+        return HostData.model_validate(own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the host"
+        raise ConfigError(
+            f"inventory: {host}: {key}: {first['msg']}",
+            "inventory/production.example.py shows every key",
+        ) from error

@@ -1,0 +1,142 @@
+"""What a host says of itself, beyond pyinfra's own facts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra.api.facts import FactBase
+
+from polydev.deploys.render import STAMPS
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """`config` is what the unit was started with, as its own start wrote it down."""
+
+    active: bool = False
+    enabled: bool = False
+    config: str = ""
+    loaded: bool = False
+    result: str = ""
+
+
+class Unit(FactBase[UnitState]):
+    """One unit as systemd and the unit's stamp know it."""
+
+    def command(self, unit: str) -> str:
+        name = shlex.quote(unit)
+        return (
+            f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result; "
+            f"echo Config=$(cat {STAMPS}/{name} 2>/dev/null)"
+        )
+
+    @staticmethod
+    def default() -> UnitState:
+        return UnitState()
+
+    def process(self, output: Iterable[str]) -> UnitState:
+        found = dict(line.split("=", 1) for line in output if "=" in line)
+        return UnitState(
+            active=found.get("ActiveState") in ("active", "reloading"),
+            enabled=found.get("UnitFileState") in ("enabled", "static"),
+            config=found.get("Config", ""),
+            loaded=found.get("LoadState") == "loaded",
+            result=found.get("Result", ""),
+        )
+
+
+class ActiveUnits(FactBase[list[str]]):
+    """Names of the active units that match a pattern."""
+
+    def command(self, pattern: str) -> str:
+        return (
+            "systemctl list-units --plain --no-legend --state=active,activating,failed "
+            f"{shlex.quote(pattern)}"
+        )
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return sorted(line.split()[0] for line in output if line.strip())
+
+
+class JsonFact(FactBase[dict[str, Any]]):
+    """A fact that is a JSON object, {} where there is none."""
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {}
+
+    def process(self, output: Iterable[str]) -> dict[str, Any]:
+        try:
+            found = json.loads("\n".join(output))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+class JsonFile(JsonFact):
+    def command(self, path: str) -> str:
+        return f"cat {shlex.quote(path)} 2>/dev/null || true"
+
+
+class ImageStore(JsonFact):
+    """`images` (digests) and `golden` (a digest or null) of the host's store."""
+
+    def command(self, tool: str) -> str:
+        return f"test ! -x {tool} || {tool} image list || true"
+
+
+class Firewall(FactBase[str]):
+    """The table as the kernel has it, and as the file would make it: equal, or a diff of both.
+
+    The file is loaded in a network namespace of its own, which forgets it again.
+    """
+
+    def command(self, family: str, table: str, text: str) -> str:
+        listing = f"nft -s list table {family} {table}"
+        fresh = f"printf %s {shlex.quote(text)} | unshare -n sh -c 'nft -f - && {listing}'"
+        return (
+            f"d=$(mktemp -d); {listing} >$d/live 2>/dev/null || echo none >$d/live; "
+            f"{fresh} >$d/wanted 2>/dev/null; "
+            "diff -U2 --label live --label wanted $d/live $d/wanted; rm -rf $d"
+        )
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: Iterable[str]) -> str:
+        return "\n".join(output)
+
+
+class SysctlValue(FactBase[str]):
+    def command(self, key: str) -> str:
+        return f"sysctl -n {shlex.quote(key)} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: Iterable[str]) -> str:
+        return " ".join(" ".join(output).split())
+
+
+class PythonVersion(FactBase[str]):
+    """Major and minor, as in 3.11, of the Python that releases are made with."""
+
+    def command(self) -> str:
+        return "/usr/bin/python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: Iterable[str]) -> str:
+        return "".join(output).strip()

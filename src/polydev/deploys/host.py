@@ -1,0 +1,89 @@
+"""A whole host: every concern in its order, and what belongs to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from polydev.deployment_id import new_deployment_id
+from polydev.deploys import controller as controller_part
+from polydev.deploys.accounts import HOST_FILE, accounts
+from polydev.deploys.controller import controller
+from polydev.deploys.data import HostData, host_data
+from polydev.deploys.hypervisor import hypervisor
+from polydev.deploys.images import STORE, images
+from polydev.deploys.kernel import kernel
+from polydev.deploys.network import (
+    DNS_UNIT,
+    FIREWALL_UNIT,
+    NETWORK_UNIT,
+    SLOTS_TARGET,
+    bridge,
+    firewall,
+    names,
+    slot_units,
+    slots,
+)
+from polydev.deploys.operations import TOOL
+from polydev.deploys.packages import packages
+from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
+from polydev.deploys.render import template_paths
+from polydev.deploys.services import journal, ssh
+from polydev.deploys.tool import host_tool
+from polydev.deploys.typed import host_values
+from polydev.ssh import SshTarget
+
+
+def unit_order(site: HostData) -> list[str]:
+    """Every unit that must be active, in the order of its start."""
+    first = ["systemd-journald.service", "ssh.service", NETWORK_UNIT, FIREWALL_UNIT]
+    return [
+        *first,
+        *slot_units(site),
+        SLOTS_TARGET,
+        DNS_UNIT,
+        *controller_part.unit_names(),
+    ]
+
+
+def scope(site: HostData) -> dict[str, Any]:
+    """What a backup of this host holds: everything that a deploy may change, but packages."""
+    paths = {*template_paths(), HOST_FILE, STAMP, TOOL, controller_part.CONFIG}
+    paths |= {controller_part.SECRETS, "/etc/sysctl.d/60-polydev.conf"}
+    return {
+        "paths": sorted(paths),
+        "reach": [*REACH_FILES, STAMP],
+        "units": unit_order(site),
+        "controller": {
+            "root": controller_part.ROOT,
+            "database": "/var/lib/master-controller/controller.sqlite3",
+        },
+        "store": STORE,
+    }
+
+
+def browser_host() -> None:
+    """Deploy the host of pyinfra's context as its inventory describes it."""
+    name, values = host_values()
+    site = host_data(values, name)
+    target = SshTarget.from_data(name, values)
+    deployment_id = site.deployment_id or new_deployment_id()
+    host_tool()
+    if site.concerns():
+        packages()
+        accounts(site, unit_order(site))
+        kernel()
+        journal(site)
+        hypervisor(site)
+    if site.concerns("vm-agent"):
+        images(site, target)
+    if site.concerns():
+        before_reach(site, json.dumps(scope(site)), deployment_id)
+        ssh()
+        bridge(site)
+        firewall(site)
+        slots(site)
+        names(site)
+        after_reach(site, target)
+    if site.concerns("master-controller"):
+        controller(site, target, deployment_id)

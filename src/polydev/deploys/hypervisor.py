@@ -1,0 +1,39 @@
+"""Firecracker and its jailer from given files; QEMU comes with the packages."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from polydev.deploys.data import HostData
+from polydev.deploys.operations import program
+from polydev.deploys.typed import concern
+from polydev.errors import ConfigError
+
+
+def checked_bytes(file: Path, sha256: str) -> bytes:
+    """A program's bytes. Raises ConfigError where they are not what the inventory says."""
+    hint = "set the path and the sha256 of a release that you trust in the inventory"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"inventory: firecracker: {file}: {error.strerror}", hint) from error
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ConfigError(
+            f"inventory: firecracker: {file} has sha256 {found}, the inventory says {sha256}", hint
+        )
+    return data
+
+
+@concern("Hypervisor")
+def hypervisor(site: HostData) -> None:
+    if site.firecracker is None:
+        return
+    given = site.firecracker
+    for name, file, sha256 in (
+        ("firecracker", given.file, given.sha256),
+        ("jailer", given.jailer_file, given.jailer_sha256),
+    ):
+        data = checked_bytes(file, sha256)
+        path = f"/usr/local/bin/{name}"
+        program(name=path, path=path, data=data)

@@ -1,0 +1,89 @@
+"""The golden image in the host's store: sent once, then only what differs from one there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from pyinfra import logger
+from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.context import host
+
+from polydev.deploys.data import HostData
+from polydev.deploys.facts import ImageStore
+from polydev.deploys.operations import TOOL, told
+from polydev.deploys.typed import Commands, concern, operation
+from polydev.errors import ConfigError
+from polydev.run import run
+from polydev.ssh import SshTarget
+
+STORE = "/var/lib/firecracker/snapshots/base"
+GOLDEN = "golden-rootfs.ext4"
+
+
+def wanted_image(site: HostData) -> str:
+    """The image that the inventory names, or the operator's golden one.
+
+    Raises ConfigError where there is none, or one that was not verified.
+    """
+    build = "./inv up builds, verifies and promotes one"
+    if site.image is None and not (site.store / GOLDEN).exists():
+        raise ConfigError(f"no golden image in {site.store}", build)
+    digest = site.image or (site.store / GOLDEN).resolve().parent.name
+    try:
+        record = json.loads((site.store / "images" / digest / "record.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no image {digest[:12]} in {site.store}: {error}", build) from error
+    if not (record.get("verification") or {}).get("passed"):
+        raise ConfigError(
+            f"image {digest[:12]} was never booted and verified, so it is not sent anywhere",
+            f"./inv golden.verify {digest[:12]}",
+        )
+    return digest
+
+
+def rsync_argv(target: SshTarget, source: Path, digest: str, basis: str | None) -> list[str]:
+    """Send an image; of what `basis` has already, only that it has it."""
+    argv = ["rsync", "--archive", "--sparse", "--stats", "--compress", "--compress-choice=zstd"]
+    argv += ["--compress-level=1", "--no-owner", "--no-group", "--exclude=in-use.lock"]
+    argv += ["--rsync-path=sudo -n rsync", f"--rsh={target.rsync_shell()}"]
+    if basis:
+        argv.append(f"--copy-dest={STORE}/images/{basis}")
+    return [*argv, f"{source}/", f"{target.destination}:{STORE}/incoming/{digest}/"]
+
+
+def bytes_sent(stats: str) -> int:
+    """What went over the connection, from rsync's statistics; bytes."""
+    found = re.search(r"^Total bytes sent: ([\d,]+)", stats, re.MULTILINE)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None) -> None:
+    source = site.store / "images" / digest
+    done = run(rsync_argv(target, source, digest, basis))
+    size = sum(path.stat().st_blocks * 512 for path in source.iterdir())
+    against = f", against {basis[:12]}" if basis else ""
+    logger.info(f"image {digest[:12]}: sent {bytes_sent(done.stdout)} of {size} bytes{against}")
+
+
+@operation
+def golden_image(site: HostData, target: SshTarget, digest: str) -> Commands:
+    """This image is in the store, whole, and golden."""
+    there = host.get_fact(ImageStore, tool=TOOL)
+    images, golden = there.get("images", []), there.get("golden")
+    if digest not in images:
+        told(f"+ image {digest}")
+        basis = golden if golden in images else (images[-1] if images else None)
+        yield StringCommand(f"mkdir -p {STORE}/incoming/{digest}")
+        yield FunctionCommand(send_image, (site, target, digest, basis), {})
+        yield StringCommand(f"{TOOL} image add --digest {digest}")
+    if golden != digest:
+        told(f"- golden image {golden}\n+ golden image {digest}")
+        yield StringCommand(f"{TOOL} image golden --digest {digest}")
+
+
+@concern("Images")
+def images(site: HostData, target: SshTarget) -> None:
+    digest = wanted_image(site)
+    golden_image(name=f"golden image {digest[:12]}", site=site, target=target, digest=digest)

@@ -1,0 +1,37 @@
+"""Debian packages of a host, from its own sources."""
+
+from __future__ import annotations
+
+from pyinfra.context import host
+from pyinfra.facts.deb import DebPackages
+from pyinfra.operations import apt
+
+from polydev.deploys.typed import concern
+
+# What the host runs, without what the packages recommend.
+PACKAGES = (
+    "ca-certificates",
+    "dnsmasq-base",  # the program without its service: ours has its own unit
+    "iproute2",
+    "nftables",
+    "python3",
+    "python3-venv",  # releases of the controller
+    "qemu-system-x86",
+    "qemu-utils",
+    "rsync",  # images arrive by differences
+)
+
+
+@concern("Packages")
+def packages() -> None:
+    known = host.get_fact(DebPackages)
+    missing = [name for name in PACKAGES if name not in known]
+    if missing:
+        # Only then: asking for news on every deploy would count as a change.
+        apt.update(name="package lists", cache_time=3600)
+    apt.packages(
+        name="packages",
+        packages=list(PACKAGES),
+        no_recommends=True,
+        update=False,
+    )

@@ -1,0 +1,112 @@
+"""Changes that could shut the operator out: the host takes them back unless confirmed.
+
+Before the first of them the host gets a timer that restores what was; after the last the
+operator's machine comes back over a new connection and stops the timer.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+
+from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.context import host
+
+from polydev.deploys.data import HostData
+from polydev.deploys.facts import Firewall, JsonFile, Unit
+from polydev.deploys.network import TABLE, network_values
+from polydev.deploys.operations import TOOL, told
+from polydev.deploys.render import config_hash, render
+from polydev.deploys.services import SSHD_FILE
+from polydev.deploys.typed import Commands, concern, operation
+from polydev.errors import CommandError, DeployError
+from polydev.run import run
+from polydev.ssh import SshTarget
+
+STAMP = "/opt/polydev-ai/reach.json"
+TIMER = "polydev-deadman.timer"
+FIREWALL_FILE = "/etc/polydev/firewall.nft"
+REACH_FILES = (
+    SSHD_FILE,
+    "/etc/systemd/network/30-br-vm.netdev",
+    "/etc/systemd/network/30-br-vm.network",
+    "/etc/systemd/system/polydev-network.service",
+    "/etc/systemd/system/polydev-firewall.service",
+    "/etc/systemd/system/ssh.service.d/polydev.conf",
+    FIREWALL_FILE,
+)
+
+
+def reach_hash(site: HostData) -> str:
+    values = {**network_values(site), "config": "", "stamp": ""}
+    return config_hash(*(render(path, values) for path in REACH_FILES))
+
+
+@operation
+def arm(reach: str, firewall: str, scope: str, seconds: int, deployment_id: str) -> Commands:
+    """A timer on the host, if what follows will change how it is reached."""
+    confirmed = host.get_fact(JsonFile, path=STAMP).get("confirmed")
+    touched = host.get_fact(Firewall, family="inet", table=TABLE, text=firewall)
+    if confirmed == reach and not touched:
+        host.noop("the way to the host does not change")
+        return
+    told(f"- way to the host {confirmed}\n+ way to the host {reach}")
+    backup = f"/opt/polydev-ai/backups/{deployment_id}/backup.json"
+    document = shlex.quote(scope)
+    yield StringCommand(
+        f"test -e {backup} || printf %s {document} | {TOOL} backup create --id {deployment_id}"
+    )
+    yield StringCommand(f"{TOOL} deadman arm --seconds {seconds} --backup {deployment_id}")
+
+
+@operation
+def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
+    """Stop the timer over a connection that is made anew, if one was started."""
+    if not host.get_fact(Unit, unit=TIMER).active:
+        host.noop("nothing to confirm")
+        return
+    yield FunctionCommand(come_back, (target, seconds), {})
+    text = shlex.quote(json.dumps({"confirmed": reach}))
+    yield StringCommand(f"printf %s {text} >{STAMP}")
+
+
+def come_back(target: SshTarget, seconds: int) -> None:
+    """Confirm over a new connection. Raises DeployError when the host cannot be reached."""
+    deadline = time.monotonic() + seconds
+    argv = target.argv(TOOL, "deadman", "confirm", timeout_seconds=5)
+    while (said := _answer(argv)) is not None:
+        if time.monotonic() > deadline or "deadman-fired" in said:
+            raise DeployError(
+                f"{target.name} could not be reached over a new connection after a change of "
+                f"network, firewall or SSH, so it takes the change back: {said}",
+                "mend what shuts the operator out, then deploy again",
+            )
+        time.sleep(1)
+
+
+def _answer(argv: list[str]) -> str | None:
+    """What went wrong, or None."""
+    try:
+        run(argv, timeout_seconds=15)
+    except CommandError as error:
+        return error.message
+    return None
+
+
+@concern("Dead-man timer")
+def before_reach(site: HostData, scope: str, deployment_id: str) -> None:
+    firewall = render(FIREWALL_FILE, network_values(site))
+    arm(
+        name="armed",
+        reach=reach_hash(site),
+        firewall=firewall,
+        scope=scope,
+        seconds=site.deadman_seconds,
+        deployment_id=deployment_id,
+    )
+
+
+@concern("Dead-man timer")
+def after_reach(site: HostData, target: SshTarget) -> None:
+    confirm(name="confirmed", reach=reach_hash(site), target=target, seconds=site.deadman_seconds)

@@ -1,0 +1,61 @@
+"""Templates → text, and which unit was started with which configuration. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+TEMPLATES = Path("templates")
+SUFFIX = ".j2"
+STAMPS = "/run/polydev/config"
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    return Environment(  # noqa: S701  (configuration files, not pages)
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(path: str, values: dict[str, Any], root: Path = Path()) -> str:
+    """The file that belongs at `path` on the host."""
+    name = f"{path.lstrip('/')}{SUFFIX}"
+    return _environment((root / TEMPLATES).resolve()).get_template(name).render(values)
+
+
+def config_hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def stamp_command(config: str) -> str:
+    """What a unit runs as it starts, so that it can be asked what it was started with."""
+    return f"+/bin/sh -c 'mkdir -p {STAMPS} && echo {config} >{STAMPS}/%n'"
+
+
+def render_unit(
+    name: str, values: dict[str, Any], depends: Iterable[str] = (), root: Path = Path()
+) -> tuple[str, str]:
+    """A unit file and the hash of its configuration: the file itself and what it reads."""
+    path = f"/etc/systemd/system/{name}"
+    bare = render(path, {**values, "config": "", "stamp": ""}, root)
+    config = config_hash(bare, *depends)
+    text = render(path, {**values, "config": config, "stamp": stamp_command(config)}, root)
+    return text, config
+
+
+def template_paths(root: Path = Path()) -> list[str]:
+    """Every path on the host that a template describes."""
+    folder = root / TEMPLATES
+    return sorted(
+        "/" + path.relative_to(folder).as_posix().removesuffix(SUFFIX)
+        for path in folder.rglob(f"*{SUFFIX}")
+    )

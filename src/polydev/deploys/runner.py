@@ -1,0 +1,204 @@
+"""deploy.py run through pyinfra's API: plan with differences, then operations one by one."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pyinfra_cli  # noqa: F401  (its connections are greenlets: this must come first)
+from pyinfra.api.config import Config
+from pyinfra.api.connect import connect_all, disconnect_all
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import BaseStateCallback, State, StateStage
+from pyinfra.context import ctx_config, ctx_host, ctx_state
+from pyinfra_cli.inventory import make_inventory
+
+from polydev.deploys.data import host_data
+from polydev.errors import ConfigError, DeployError
+
+Emit = Callable[..., None]
+OPERATION = "--> Starting operation: "
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Runner:
+    """One inventory and one deploy file."""
+
+    def __init__(self, inventory: Path, deploy: Path, emit: Emit) -> None:
+        if not inventory.is_file():
+            raise ConfigError(
+                f"no inventory {inventory}", "./inv lab.up, or see inventory/production.example.py"
+            )
+        self.inventory = inventory
+        self.deploy = deploy
+        self.emit = emit
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every host with its checked values, its connection and what a backup of it holds."""
+        from polydev.deploys.host import scope
+
+        described = []
+        with ctx_state.use(State()):
+            inventory = self._load({})
+        for host in inventory:
+            values = dict(host.data.dict())
+            site = host_data(values, host.name)
+            connection = {key: str(value) for key, value in values.items() if key[:4] == "ssh_"}
+            described.append(
+                {
+                    "name": host.name,
+                    "connection": connection,
+                    "scope": scope(site),
+                    "deadmanSeconds": site.deadman_seconds,
+                }
+            )
+        return described
+
+    def apply(self, name: str | None, data: dict[str, Any], *, plan_only: bool) -> int:
+        """Plan one host and, if told to go on, make it so. 0, or 1 after a failure."""
+        config = Config(SUDO=True, DIFF=True)
+        state = State()
+        words = _Words(self.emit, state)
+        logger = logging.getLogger("pyinfra")
+        logger.handlers = [words]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        with ctx_state.use(state), ctx_config.use(config):
+            inventory = self._load(data)
+            hosts = [host for host in inventory if name in (None, host.name)]
+            state.init(inventory, config, initial_limit=hosts)
+            try:
+                return self._apply(state, words, plan_only=plan_only)
+            except PyinfraError as error:
+                # pyinfra's own words for it are fewer than those of the operation.
+                raise DeployError(words.why() or str(error)) from error
+            finally:
+                disconnect_all(state)
+
+    def _apply(self, state: State, words: _Words, *, plan_only: bool) -> int:
+        with redirect_stderr(io.StringIO()):  # pyinfra's spinner
+            state.set_stage(StateStage.Connect)
+            connect_all(state)
+            _send_at_once(state)
+            state.set_stage(StateStage.Prepare)
+            for host in state.inventory.get_active_hosts():
+                with ctx_host.use(host):
+                    runpy.run_path(str(self.deploy))
+            changes = self._plan(state, words)
+            if plan_only or not changes:
+                return 0
+            if sys.stdin.readline().strip() != "go":
+                return 0
+            state.add_callback_handler(_Events(self.emit))
+            state.set_stage(StateStage.Execute)
+            run_ops(state)
+        self.emit("done", changed=_changed(state))
+        return 0
+
+    def _plan(self, state: State, words: _Words) -> int:
+        operations = []
+        for op_hash in state.get_op_order():
+            for host, ops in state.ops.items():
+                if op_hash in ops:
+                    changes = bool(ops[op_hash].operation_meta.will_change)
+                    operations.append(
+                        {
+                            "host": host.name,
+                            "name": _name(state, op_hash),
+                            "changes": changes,
+                            "diff": words.said.pop(op_hash, []) if changes else [],
+                        }
+                    )
+        changing = sum(bool(operation["changes"]) for operation in operations)
+        self.emit("plan", changes=changing, operations=operations)
+        return changing
+
+    def _load(self, data: dict[str, Any]) -> Inventory:
+        loaded: Inventory = make_inventory(str(self.inventory), data, str(Path.cwd()))
+        return loaded
+
+
+def _send_at_once(state: State) -> None:
+    """Every command is a few small packets, each of which would wait for the one before it."""
+    for host in state.inventory.get_active_hosts():
+        transport = (
+            getattr(host.connector, "client", None) and host.connector.client.get_transport()
+        )
+        if transport is not None:
+            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _name(state: State, op_hash: str) -> str:
+    return ", ".join(sorted(state.get_op_meta(op_hash).names))
+
+
+def _changed(state: State) -> int:
+    return sum(
+        operation.operation_meta.did_change()
+        for ops in state.ops.values()
+        for operation in ops.values()
+    )
+
+
+class _Words(logging.Handler):
+    """What pyinfra logs: differences by the operation that they belong to, the rest as events."""
+
+    def __init__(self, emit: Emit, state: State) -> None:
+        super().__init__()
+        self.emit_event = emit
+        self.state = state
+        self.said: dict[str, list[str]] = {}
+        self.operation = "connection"
+        self.wrong: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = COLOURS.sub("", record.getMessage()).rstrip()
+        if not text:
+            return
+        if self.state.current_stage == StateStage.Prepare:
+            host = next(iter(self.state.inventory), None)
+            op_hash = host.current_op_hash if host else None
+            if op_hash:
+                self.said.setdefault(op_hash, []).append(text)
+            return
+        if record.levelno >= logging.WARNING:
+            self.wrong.append(text.partition("] ")[2] or text)
+        elif text.startswith(OPERATION):
+            self.operation, self.wrong = text.removeprefix(OPERATION), []
+        self.emit_event("log", level=record.levelname.lower(), text=text)
+
+    def why(self) -> str:
+        """The operation that failed and what the host said of it."""
+        said = dict.fromkeys(line for line in self.wrong if not line.startswith("Error: executed"))
+        return f"{self.operation}: " + "\n".join(list(said)[-15:])
+
+
+class _Events(BaseStateCallback):
+    """Operations as they begin and end."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+
+    def operation_host_start(self, state: State, host: Host, op_hash: str) -> None:  # type: ignore[override]
+        self.emit("start", host=host.name, name=_name(state, op_hash))
+
+    def operation_host_success(  # type: ignore[override]
+        self, state: State, host: Host, op_hash: str, retry_count: int = 0
+    ) -> None:
+        self.emit("end", host=host.name, name=_name(state, op_hash), ok=True)
+
+    def operation_host_error(  # type: ignore[override]
+        self, state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+    ) -> None:
+        self.emit("end", host=host.name, name=_name(state, op_hash), ok=False)

@@ -1,0 +1,35 @@
+"""Services that the host brings with it: its SSH daemon and its journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polydev.deploys.data import HostData
+from polydev.deploys.operations import UNITS, directory, template, unit, unit_file
+from polydev.deploys.typed import concern
+
+SSHD_FILE = "/etc/ssh/sshd_config.d/50-polydev.conf"
+SSHD_DROP_IN = "ssh.service.d/polydev.conf"
+JOURNAL_FILE = "/etc/systemd/journald.conf.d/50-polydev.conf"
+JOURNAL_DROP_IN = "systemd-journald.service.d/polydev.conf"
+
+
+def journal_values(site: HostData) -> dict[str, Any]:
+    return {"journal_max_mib": site.journal_max_mib}
+
+
+@concern("SSH")
+def ssh() -> None:
+    text = template(SSHD_FILE, {})
+    directory(f"{UNITS}/ssh.service.d")
+    config = unit_file(SSHD_DROP_IN, {}, text)
+    unit(name="ssh.service", unit="ssh.service", config=config)
+
+
+@concern("Journal")
+def journal(site: HostData) -> None:
+    directory("/etc/systemd/journald.conf.d")
+    text = template(JOURNAL_FILE, journal_values(site))
+    directory(f"{UNITS}/systemd-journald.service.d")
+    config = unit_file(JOURNAL_DROP_IN, {}, text)
+    unit(name="systemd-journald.service", unit="systemd-journald.service", config=config)

@@ -1,0 +1,209 @@
+"""scope → a finished backup, a list of them, fewer of them.
+
+A backup is made in a folder of another name, and finished by the rename of that folder: what a
+killed one leaves behind is no backup, and goes with the next that is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from polydev.hosttool.busy import alone
+from polydev.hosttool.database import AT_REST, content_sha256, copy_database
+from polydev.hosttool.durable import json_bytes, make_folder, read_json, sync, write_new
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.golden import golden_of
+from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.release import current_release, release_sum
+from polydev.hosttool.reserve import RESERVE_BYTES, keep_reserve
+from polydev.hosttool.saved import (
+    MANIFEST,
+    SUM,
+    Kept,
+    KeptDatabase,
+    Saved,
+    load,
+    manifest_of,
+    require_whole,
+)
+from polydev.hosttool.scope import Scope, require_restorable
+from polydev.hosttool.systemd import Systemd, UnitState
+from polydev.hosttool.tree import Entry, entries_below, entry_of, file_sha256
+from polydev.hosttool.units import known_units
+
+NEW, OLD = ".new-", ".old-"
+BLOCK_BYTES = 4096
+SLACK_BYTES = 1 << 20
+MIB = 1 << 20
+
+
+def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Saved:
+    """Save everything of the scope under this id; one that is there and whole is kept as it is.
+
+    Raises HostError: `no-space` before anything is written, `bad-scope`, `backup-exists`.
+    """
+    require_id(backup_id)
+    require_restorable(scope, paths)
+    with alone(paths, f"backup create {backup_id}"):
+        if (paths.backups / backup_id).exists():
+            return _existing(paths, backup_id, scope)
+        entries = entries_below(scope.paths)
+        _require_kinds(entries)
+        _require_space(paths, entries, scope)
+        make_folder(paths.backups, 0o700)
+        paths.backups.chmod(0o700)
+        _remove_leftovers(paths)
+        keep_reserve(paths)
+        fresh = paths.backups / f"{NEW}{backup_id}"
+        (fresh / "files").mkdir(parents=True, mode=0o700)
+        units = known_units(systemd, scope, (entry.path for entry in entries))
+        saved = _fill(fresh, backup_id, scope, entries, units)
+        _finish(fresh, saved)
+        fresh.rename(paths.backups / backup_id)
+        sync(paths.backups)
+        return load(paths, backup_id)
+
+
+def _existing(paths: Paths, backup_id: str, scope: Scope) -> Saved:
+    saved = load(paths, backup_id)
+    require_whole(saved, with_host=False)
+    if saved.scope != scope:
+        raise HostError(
+            "backup-exists", f"backup {backup_id} exists and has another scope", "take a new id"
+        )
+    return saved
+
+
+def _require_kinds(entries: list[Entry]) -> None:
+    odd = [entry for entry in entries if entry.kind not in ("file", "link", "folder", "absent")]
+    if odd:
+        names = ", ".join(f"{entry.path} ({entry.kind})" for entry in odd)
+        raise HostError("bad-scope", f"a backup cannot hold {names}", "take it out of the scope")
+
+
+def _require_space(paths: Paths, entries: list[Entry], scope: Scope) -> None:
+    sizes = [entry.size_bytes for entry in entries if entry.kind == "file"]
+    if scope.controller:
+        database = scope.controller.database
+        beside = (database, database.with_name(f"{database.name}-wal"))
+        sizes += [path.stat().st_size for path in beside if path.exists()]
+    needed = sum(size + BLOCK_BYTES for size in sizes) + SLACK_BYTES
+    if not paths.reserve.exists():
+        needed += RESERVE_BYTES
+    home = next(path for path in (paths.home, *paths.home.parents) if path.exists())
+    status = os.statvfs(home)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise HostError(
+            "no-space",
+            f"a backup needs {needed / MIB:.1f} MiB in {paths.backups}, {free / MIB:.1f} are free",
+            "make room on the host: `polydev-host backup prune --keep N` removes old backups",
+        )
+
+
+def _fill(
+    fresh: Path, backup_id: str, scope: Scope, entries: list[Entry], units: dict[str, UnitState]
+) -> Saved:
+    release = current_release(scope.controller) if scope.controller else None
+    return Saved(
+        id=backup_id,
+        folder=fresh,
+        created_at=datetime.now(timezone.utc).isoformat(),
+        scope=scope,
+        kept=tuple(_keep_all(fresh, entries)),
+        units=units,
+        release=release,
+        release_sum=release_sum(scope.controller, release)
+        if scope.controller and release
+        else None,
+        database=_keep_database(fresh, scope.controller.database) if scope.controller else None,
+        golden=golden_of(scope.store) if scope.store else None,
+    )
+
+
+def _keep_all(fresh: Path, entries: list[Entry]) -> Iterator[Kept]:
+    for number, entry in enumerate(entries, 1):
+        if entry.kind != "file":
+            yield Kept(entry)
+            continue
+        stored = fresh / "files" / f"{number:06d}"
+        data = entry.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise HostError(
+                "changing", f"{entry.path} changed while it was read", "make the backup again"
+            )
+        write_new(stored, data)
+        yield Kept(entry, stored)
+
+
+def _keep_database(fresh: Path, live: Path) -> KeptDatabase:
+    entry = entry_of(live)
+    if entry.kind == "absent":
+        return KeptDatabase(Kept(entry), "")
+    stored = fresh / "database"
+    copy_database(live, stored)
+    content = content_sha256(stored, AT_REST)
+    if content is None:
+        raise HostError("database-damaged", f"the copy of {live} cannot be read")
+    copied = Entry(
+        entry.path,
+        "file",
+        entry.mode,
+        entry.owner,
+        entry.group,
+        size_bytes=stored.stat().st_size,
+        sha256=file_sha256(stored),
+    )
+    return KeptDatabase(Kept(copied, stored), content)
+
+
+def _finish(fresh: Path, saved: Saved) -> None:
+    data = json_bytes(manifest_of(saved))
+    write_new(fresh / MANIFEST, data)
+    write_new(fresh / SUM, f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode())
+    sync(fresh / "files")
+    sync(fresh)
+
+
+def backups(paths: Paths) -> list[dict[str, object]]:
+    """All finished backups, newest first; a damaged manifest is said so."""
+    return [_listed(paths, backup_id) for backup_id in _ids(paths)]
+
+
+def _listed(paths: Paths, backup_id: str) -> dict[str, object]:
+    try:
+        return load(paths, backup_id).as_dict() | {"problem": None}
+    except HostError as error:
+        return {"id": backup_id, "problem": error.message}
+
+
+def prune(paths: Paths, keep: int) -> list[str]:
+    """Remove all but the newest `keep`, and never the one that an armed dead-man would use."""
+    with alone(paths, "backup prune"):
+        _remove_leftovers(paths)
+        deadman = read_json(paths.deadman) or {}
+        needed = deadman.get("backup") if deadman.get("armed") else None
+        old = [each for each in _ids(paths)[keep:] if each != needed]
+        for backup_id in old:
+            (paths.backups / backup_id).rename(paths.backups / f"{OLD}{backup_id}")
+        _remove_leftovers(paths)
+    return old
+
+
+def _ids(paths: Paths) -> list[str]:
+    if not paths.backups.is_dir():
+        return []
+    names = (path.name for path in paths.backups.iterdir())
+    return sorted((name for name in names if not name.startswith(".")), reverse=True)
+
+
+def _remove_leftovers(paths: Paths) -> None:
+    if paths.backups.is_dir():
+        for path in sorted(paths.backups.iterdir()):
+            if path.name.startswith((NEW, OLD)):
+                shutil.rmtree(path)

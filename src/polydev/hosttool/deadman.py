@@ -1,0 +1,102 @@
+"""The timer that takes a change back when the operator does not return to confirm it.
+
+deadman.json holds its state, and decides: a timer that goes off after the confirmation does
+nothing, and a confirmation that comes after the timer is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from polydev.hosttool.busy import alone
+from polydev.hosttool.durable import read_json, write_json
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.saved import load, require_whole
+from polydev.hosttool.systemd import ANSWER_SECONDS, Systemd
+
+NAME = "polydev-deadman"
+TIMER, SERVICE = f"{NAME}.timer", f"{NAME}.service"
+
+
+def arm(paths: Paths, systemd: Systemd, backup_id: str, seconds: int) -> dict[str, Any]:
+    """Start the timer, or start it anew with all its time. Raises HostError `backup-damaged`."""
+    require_whole(load(paths, backup_id), with_host=False)
+    with alone(paths, "deadman arm"):
+        now = datetime.now(timezone.utc)
+        state = {
+            "armed": True,
+            "fired": False,
+            "backup": backup_id,
+            "at": now.isoformat(),
+            "firesAt": (now + timedelta(seconds=seconds)).isoformat(),
+        }
+        write_json(paths.deadman, state)
+        _stop(systemd)
+        words = ["restore", "--id", backup_id, "--reach", "--because", "deadman"]
+        systemd.run_later(NAME, seconds, [str(paths.tool), *words])
+    return state
+
+
+def confirm(paths: Paths, systemd: Systemd) -> dict[str, Any]:
+    """Stop the timer for good. Raises HostError `deadman-fired`, `deadman-not-armed`."""
+    with alone(paths, "deadman confirm"):
+        state = _state(paths)
+        if state.get("fired"):
+            raise HostError(
+                "deadman-fired",
+                f"too late: the host went back to backup {state['backup']} at {state['at']}",
+                "mend what shut you out, then deploy again",
+            )
+        if not state:
+            raise HostError("deadman-not-armed", "no dead-man timer was armed")
+        if state["armed"]:
+            state |= {"armed": False, "confirmedAt": datetime.now(timezone.utc).isoformat()}
+            write_json(paths.deadman, state)
+        _stop(systemd)
+    return state
+
+
+def status(paths: Paths, systemd: Systemd) -> dict[str, Any]:
+    """The state, and whether systemd has the timer: a restart of the host loses it."""
+    waits = systemd.states([TIMER])[TIMER].is_running
+    return {"armed": False, "fired": False} | _state(paths) | {"timer": waits}
+
+
+def fire(paths: Paths, backup_id: str) -> bool:
+    """Note that the time is up; False if there is nothing to take back (any more)."""
+    state = _state(paths)
+    if state.get("backup") != backup_id or not (state["armed"] or _is_unfinished(state)):
+        return False
+    at = datetime.now(timezone.utc).isoformat()
+    write_json(paths.deadman, state | {"armed": False, "fired": True, "at": at})
+    return True
+
+
+def _is_unfinished(state: dict[str, Any]) -> bool:
+    return bool(state["fired"]) and "outcome" not in state
+
+
+def outcome_of(paths: Paths, restore: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """Run the restore and note how it ended."""
+    try:
+        done = restore()
+    except HostError as error:
+        write_json(paths.deadman, _state(paths) | {"outcome": error.as_dict()})
+        raise
+    write_json(paths.deadman, _state(paths) | {"outcome": done})
+    return done
+
+
+def _state(paths: Paths) -> dict[str, Any]:
+    return read_json(paths.deadman) or {}
+
+
+def _stop(systemd: Systemd) -> None:
+    # What is not loaded cannot be stopped or reset, which is just as well.
+    for verb, unit in (("stop", TIMER), ("reset-failed", SERVICE)):
+        with suppress(HostError):
+            systemd.act(verb, unit, timeout_seconds=ANSWER_SECONDS)

@@ -1,0 +1,118 @@
+"""Changes to the file system that happen as a whole or not at all, and that a power cut keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+UNFINISHED = ".polydev-new"
+
+
+def unfinished(path: Path) -> Path:
+    """Where the successor of `path` is made: the same name each time, so a kill leaves one."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+def sync(path: Path) -> None:
+    """Bring the contents of a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file that is not there yet, or is a leftover, through to the disk."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+
+
+def copy_new(source: Path, path: Path) -> None:
+    """Copy the content of a file to one that is not there yet, or is a leftover."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with source.open("rb") as content, os.fdopen(descriptor, "wb") as file:
+        shutil.copyfileobj(content, file)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file in one step."""
+    fresh = unfinished(path)
+    try:
+        write_new(fresh, data, mode)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_durably(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None if there is no such file, ValueError if it is no object."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+def point_link(link: Path, target: str) -> None:
+    """Let a symbolic link name `target`, in one step."""
+    fresh = unfinished(link)
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
+    sync(link.parent)
+
+
+def target_of(link: Path) -> str | None:
+    """What a symbolic link names; None if there is nothing, or no link."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return None
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """Make a folder and those above it, if they are missing."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode)
+    path.chmod(mode)
+    sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+    else:
+        return
+    sync(path.parent)

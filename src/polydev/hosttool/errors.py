@@ -1,0 +1,16 @@
+"""What the host tool refuses or fails at, in the form in which the operator's side gets it."""
+
+from __future__ import annotations
+
+
+class HostError(Exception):
+    """A verb did not do what it was asked; `code` is stable, `hint` gives the next command."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, object]:
+        return {"error": self.code, "message": self.message, "hint": self.hint}

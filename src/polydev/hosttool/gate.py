@@ -1,0 +1,133 @@
+"""The health gate: what must be true of a host before a deployment counts as done.
+
+The expectations are the host's own: what /etc/polydev/host.json says that it has, the release
+that `current` names, the image that is golden.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from polydev.hosttool import images, slots
+from polydev.hosttool.systemd import Systemd
+
+CURRENT = Path("/opt/master-controller/current")
+POLL_SECONDS = 0.25
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold; `detail` says what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def gate(systemd: Systemd, seconds: float) -> dict[str, object]:
+    """Check until all is well or time is up: `ok`, and every check with what it found."""
+    deadline = time.monotonic() + seconds
+    while True:
+        checks = look(systemd)
+        ok = all(check.ok for check in checks)
+        if ok or time.monotonic() >= deadline:
+            return {"ok": ok, "checks": [asdict(check) for check in checks]}
+        time.sleep(POLL_SECONDS)
+
+
+def look(systemd: Systemd) -> list[Check]:
+    if not slots.HOST_FILE.exists():
+        return [Check("deployed", True, "nothing is deployed on this host")]
+    host = slots.read_host()
+    known = [str(unit) for unit in _words(host.get("units"))]
+    checks = units_checks(systemd, known)
+    checks.append(slots_check(host))
+    if "polydev-dns.service" in known:
+        checks.append(_guarded("names", lambda: names_check(host)))
+    checks.append(image_check())
+    if CURRENT.exists():
+        port = host.get("controllerPort")
+        checks.append(_guarded("controller", lambda: controller_check(int(str(port)))))
+    return checks
+
+
+def _words(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
+
+
+def units_checks(systemd: Systemd, units: list[str]) -> list[Check]:
+    states = systemd.states(units)
+    wrong = {unit: state.active for unit, state in states.items() if state.active != "active"}
+    # Before the first release there is no controller, and nothing of it is missing.
+    if not CURRENT.exists():
+        wrong = {name: state for name, state in wrong.items() if "master-controller" not in name}
+    found = ", ".join(f"{unit} is {state}" for unit, state in wrong.items())
+    return [Check("units", not wrong, found or f"{len(states)} active")]
+
+
+def slots_check(host: dict[str, object]) -> Check:
+    wanted, there = _words(host.get("slots")), _words(slots.there()["slots"])
+    missing = [number for number in wanted if number not in there]
+    detail = f"missing: {', '.join(map(str, missing))}" if missing else f"{len(wanted)} there"
+    return Check("slots", not missing, detail)
+
+
+def image_check() -> Check:
+    golden = images.golden_digest(images.STORE)
+    if golden is None:
+        return Check("image", True, "no golden image yet")
+    there = (images.STORE / "images" / golden / "rootfs.ext4").is_file()
+    return Check("image", there, f"golden {golden[:12]}" + ("" if there else " is not there"))
+
+
+def names_check(host: dict[str, object]) -> Check:
+    """Ask the host's own cache for the name of its first VM."""
+    number = int(str(_words(host.get("slots"))[0]))
+    slot = slots.slot_of(number, host)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(ANSWER_SECONDS)
+        client.sendto(question(f"vm-{number}.vm.internal"), (slot.gateway, 53))
+        answer = client.recv(512)
+    found = socket.inet_ntoa(answer[-4:]) if answer[3] & 0x0F == 0 else "no address"
+    return Check("names", found == slot.address, f"vm-{number} is {found}")
+
+
+def question(name: str) -> bytes:
+    """A DNS query for an address (RFC 1035, section 4.1)."""
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    return struct.pack(">HHHHHH", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", 1, 1)
+
+
+def controller_check(port: int) -> Check:
+    """The controller answers 200, and it is the release that `current` names."""
+    wanted = Path(os.readlink(CURRENT)).name
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/api/auth/health")
+        answer = connection.getresponse()
+        said = answer.read(65536).decode(errors="replace")
+    finally:
+        connection.close()
+    try:
+        release = json.loads(said).get("release")
+    except (ValueError, AttributeError):
+        release = None
+    ok = answer.status == 200 and release == wanted
+    detail = f"{answer.status}, release {release}"
+    return Check("controller", ok, detail if ok else f"{detail}, wanted {wanted}: {said[:500]}")
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (OSError, http.client.HTTPException) as error:
+        return Check(name, False, f"no answer: {error}")

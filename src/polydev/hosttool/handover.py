@@ -1,0 +1,136 @@
+"""One release of the controller takes over from another; somebody accepts all the while.
+
+The listening socket is systemd's. The new release answers its own health check before it takes
+a request, beside the service; then the service itself changes, and the one beside it ends. Each
+ends only when it has finished what it had begun.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.hosttool.busy import alone
+from polydev.hosttool.durable import point_link, remove, target_of
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.release import PROGRAM
+from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET, next_unit
+
+JOURNAL_LINES = 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a unit may take to come up, and how long to finish what it has begun."""
+
+    start_seconds: float = 90.0
+    drain_seconds: float = 90.0
+
+    @property
+    def restart_seconds(self) -> float:
+        return self.start_seconds + self.drain_seconds
+
+
+def hand_over(paths: Paths, systemd: Systemd, release: str, limits: Limits) -> dict[str, object]:
+    """The verb: see `Handover.to`."""
+    with alone(paths, f"handover {release}"):
+        return Handover(systemd, paths.controller, limits).to(release)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """One change of the release that the service runs."""
+
+    systemd: Systemd
+    root: Path
+    limits: Limits
+
+    @property
+    def current(self) -> Path:
+        return self.root / "current"
+
+    def to(self, release: str) -> dict[str, object]:
+        """Let the service run `release`. Raises HostError `release-missing`, `handover-failed`.
+
+        After a failure the release that ran before runs, and `current` names it.
+        """
+        if not (self.root / "releases" / release / PROGRAM).exists():
+            raise HostError(
+                "release-missing", f"there is no release {release} in {self.root}", "deploy it"
+            )
+        former = target_of(self.current)
+        if self.systemd.states([MAIN])[MAIN].is_running:
+            self._beside_the_service(release, former)
+        else:
+            self._without_service(release, former)
+        self._stop_next()
+        return {"release": release, "was": Path(former).name if former else None}
+
+    def _beside_the_service(self, release: str, former: str | None) -> None:
+        unit = next_unit(release)
+        try:
+            # A restart: one that a killed handover left may have started with older files.
+            self._start(unit)
+        except HostError as error:
+            failure = self._failure(unit, error, "the former release was never stopped")
+            self._stop_next()
+            raise failure from error
+        self._point(f"releases/{release}")
+        try:
+            self._start(MAIN)
+        except HostError as error:
+            failure = self._failure(MAIN, error, self._went_back(former))
+            raise failure from error
+
+    def _went_back(self, former: str | None) -> str:
+        self._point(former)
+        try:
+            self._start(MAIN)
+        except HostError:
+            # Whoever passed its health check goes on serving: better than nobody.
+            return "the former release did not come up either, so the new one serves beside it"
+        self._stop_next()
+        return "the former release serves again"
+
+    def _without_service(self, release: str, former: str | None) -> None:
+        self.systemd.act("start", SOCKET, timeout_seconds=self.limits.start_seconds)
+        self._point(f"releases/{release}")
+        try:
+            self._start(MAIN)
+        except HostError as error:
+            failure = self._failure(MAIN, error, "no release ran before it")
+            with suppress(HostError):
+                self.systemd.act("stop", MAIN, timeout_seconds=self.limits.drain_seconds)
+            self._point(former)
+            raise failure from error
+
+    def _start(self, unit: str) -> None:
+        with suppress(HostError):
+            self.systemd.act("reset-failed", unit, timeout_seconds=self.limits.start_seconds)
+        self.systemd.act("restart", unit, timeout_seconds=self.limits.restart_seconds)
+        state = self.systemd.states([unit])[unit]
+        if state.active != "active":
+            raise HostError("unit-failed", f"{unit} is {state.active} after its start")
+
+    def _stop_next(self) -> None:
+        for unit in self.systemd.loaded(NEXT_PATTERN):
+            with suppress(HostError):
+                self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
+                self.systemd.act("reset-failed", unit, timeout_seconds=self.limits.start_seconds)
+
+    def _point(self, target: str | None) -> None:
+        if target is None:
+            remove(self.current)
+        elif target_of(self.current) != target:
+            point_link(self.current, target)
+
+    def _failure(self, unit: str, error: HostError, outcome: str) -> HostError:
+        lines = self.systemd.journal(unit, JOURNAL_LINES)
+        return HostError(
+            "handover-failed",
+            f"{unit} did not come up; {outcome}. {error.message}\nLast lines of {unit}:\n{lines}",
+            f"mend the release and deploy again; `journalctl -u {unit}` has all it said",
+        )

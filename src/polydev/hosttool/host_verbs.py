@@ -1,0 +1,88 @@
+"""Verbs about what the host has: its slots, images and releases, and whether all is well."""
+
+from __future__ import annotations
+
+from polydev.hosttool import gate, images, releases, slots
+from polydev.hosttool.verbs import ID, Call, Verb, argument, required
+
+SLOT = argument("number", type=int, help="number of the slot")
+DIGEST = required("--digest", help="digest of an image")
+
+
+def slot_up(call: Call) -> object:
+    return slots.up(call.arguments.number)
+
+
+def slot_down(call: Call) -> object:
+    return slots.down(call.arguments.number)
+
+
+def slot_list(call: Call) -> object:
+    return slots.there()
+
+
+def image_list(call: Call) -> object:
+    return images.listing()
+
+
+def image_add(call: Call) -> object:
+    return images.add(call.arguments.digest)
+
+
+def image_golden(call: Call) -> object:
+    return images.make_golden(call.arguments.digest)
+
+
+def release_create(call: Call) -> object:
+    arguments = call.arguments
+    return releases.create(arguments.id, arguments.digest, arguments.commit)
+
+
+def release_migrate(call: Call) -> object:
+    return releases.migrate(call.arguments.id, call.arguments.user)
+
+
+def release_prune(call: Call) -> object:
+    return releases.prune(call.arguments.keep, call.paths)
+
+
+def health(call: Call) -> object:
+    return gate.gate(call.systemd, call.arguments.seconds)
+
+
+HOST_VERBS = (
+    Verb("slot up", "Make the network of one VM", slot_up, (SLOT,)),
+    Verb("slot down", "Remove it", slot_down, (SLOT,)),
+    Verb("slot list", "The slots that exist now", slot_list),
+    Verb("image list", "Whole images, and the golden one", image_list),
+    Verb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
+    Verb("image golden", "Make an image golden", image_golden, (DIGEST,)),
+    Verb(
+        "release create",
+        "Make a release of the controller from what arrived for it",
+        release_create,
+        (
+            ID,
+            required("--digest", help="hash of its sources"),
+            required("--commit", help="the commit that it was made from"),
+        ),
+    ),
+    Verb(
+        "release migrate",
+        "Bring the database to what a release needs",
+        release_migrate,
+        (ID, required("--user", help="who owns the database")),
+    ),
+    Verb(
+        "release prune",
+        "Remove releases that nothing needs",
+        release_prune,
+        (required("--keep", type=int, help="how many of the newest stay in any case"),),
+    ),
+    Verb(
+        "health",
+        "The health gate: check until all is well, or time is up",
+        health,
+        (required("--seconds", type=float, help="time until what is wrong counts as wrong"),),
+    ),
+)

@@ -1,0 +1,112 @@
+"""The host's image store: what is there, what has just arrived, which one is golden.
+
+Its layout is the store's of the operator's machine: `images/<digest>/`, numbered promotions
+and the golden link, which names one of them and is replaced by one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+from polydev.hosttool.durable import make_folder, point_link, read_json, sync, write_json
+from polydev.hosttool.errors import HostError
+
+STORE = Path("/var/lib/firecracker/snapshots/base")
+GOLDEN = "golden-rootfs.ext4"
+BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
+BLOCK_BYTES = 1 << 20
+
+
+def golden_number(store: Path) -> int | None:
+    try:
+        target = os.readlink(store / GOLDEN)
+    except OSError:
+        return None
+    found = re.fullmatch(r"promotions/(\d+)/rootfs\.ext4", target)
+    return int(found[1]) if found else None
+
+
+def golden_digest(store: Path) -> str | None:
+    number = golden_number(store)
+    entry = read_json(store / "promotions" / f"{number:06d}.json") if number is not None else None
+    return str(entry["digest"]) if entry else None
+
+
+def listing(store: Path = STORE) -> dict[str, object]:
+    """`images`: whole ones, oldest first; `golden`: a digest or None."""
+    folders = [path for path in (store / "images").glob("*") if (path / "record.json").exists()]
+    folders.sort(key=lambda path: path.stat().st_mtime)
+    return {"images": [path.name for path in folders], "golden": golden_digest(store)}
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def add(digest: str, store: Path = STORE) -> dict[str, object]:
+    """Take what arrived in `incoming/<digest>` into the store, once its checksums are right.
+
+    Raises HostError `image-damaged`.
+    """
+    arrived, place = store / "incoming" / digest, store / "images" / digest
+    if place.exists() and not arrived.exists():
+        return {"digest": digest, "added": False}
+    try:
+        record = json.loads((arrived / "record.json").read_bytes())
+        wrong = [
+            name
+            for name in BOOT_FILES
+            if file_sha256(arrived / name) != record["files"][name]["sha256"]
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise HostError(
+            "image-damaged", f"image {digest[:12]} did not arrive whole: {error}"
+        ) from (error)
+    if wrong or record["digest"] != digest:
+        raise HostError(
+            "image-damaged",
+            f"image {digest[:12]} arrived damaged: {', '.join(wrong) or 'its record'}",
+            "deploy again: what is right is not sent a second time",
+        )
+    for name in BOOT_FILES:
+        sync(arrived / name)
+    (arrived / "in-use.lock").touch(0o644)
+    sync(arrived)
+    make_folder(place.parent)
+    arrived.rename(place)
+    sync(place.parent)
+    return {"digest": digest, "added": True}
+
+
+def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
+    """Let the golden link name this image. Raises HostError `no-image`."""
+    if not (store / "images" / digest / "record.json").exists():
+        raise HostError("no-image", f"no image {digest[:12]} in {store}")
+    was = golden_digest(store)
+    if was == digest:
+        return {"golden": digest, "was": was, "changed": False}
+    folder = store / "promotions"
+    make_folder(folder)
+    found = (re.match(r"\d+", path.name) for path in folder.iterdir())
+    number = max((int(name[0]) for name in found if name), default=0) + 1
+    entry = {
+        "number": number,
+        "digest": digest,
+        "previous": golden_number(store),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "by": {"user": "root", "host": socket.gethostname(), "pid": os.getpid()},
+    }
+    write_json(folder / f"{number:06d}.json", entry)
+    point_link(folder / f"{number:06d}", f"../images/{digest}")
+    point_link(store / GOLDEN, f"promotions/{number:06d}/rootfs.ext4")
+    return {"golden": digest, "was": was, "changed": True}

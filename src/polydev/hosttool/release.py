@@ -1,0 +1,69 @@
+"""Is a release on this host still what it was when it was installed?
+
+releases/<id>/files.jsonl    one line for each file: path (from the release's folder), mode,
+                             and sha256 or, for a symbolic link, target
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from polydev.hosttool.scope import Controller
+from polydev.hosttool.tree import file_sha256
+
+FILES = "files.jsonl"
+PROGRAM = Path("venv/bin/master-controller")
+SHOWN = 3
+
+
+def current_release(controller: Controller) -> str | None:
+    """The name of the release that `current` points at."""
+    current = controller.current
+    return Path(current.readlink()).name if current.is_symlink() else None
+
+
+def release_sum(controller: Controller, release: str) -> str | None:
+    """The checksum of a release's list of checksums; None if it has none."""
+    try:
+        return file_sha256(controller.release(release) / FILES)
+    except FileNotFoundError:
+        return None
+
+
+def release_damage(folder: Path, expected_sum: str | None) -> list[str]:
+    """What of the release is not as its list says, for a person; [] for a whole one."""
+    if not (folder / PROGRAM).exists():
+        return [f"release {folder.name} has no {PROGRAM}"]
+    if expected_sum is None:
+        return []
+    files = folder / FILES
+    if not files.is_file():
+        return [f"{files} is missing"]
+    if file_sha256(files) != expected_sum:
+        return [f"{files} is not the list that was there"]
+    damage = list(_differences(folder, files))
+    more = [f"and {len(damage) - SHOWN} more files of it"] if len(damage) > SHOWN else []
+    return damage[:SHOWN] + more
+
+
+def _differences(folder: Path, files: Path) -> Iterator[str]:
+    for line in files.read_bytes().splitlines():
+        wanted = json.loads(line)
+        path = folder / wanted["path"]
+        if "target" in wanted:
+            if not path.is_symlink() or str(path.readlink()) != wanted["target"]:
+                yield f"{path} is not the link that it was"
+            continue
+        try:
+            found = file_sha256(path)
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError as error:
+            yield f"{path}: {error.strerror}"
+            continue
+        if found != wanted["sha256"]:
+            yield f"{path} has sha256 {found[:12]}, not {wanted['sha256'][:12]}"
+        elif mode != int(wanted["mode"], 8):
+            yield f"{path} has mode {mode:04o}, not {wanted['mode']}"

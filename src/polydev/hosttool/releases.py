@@ -1,0 +1,109 @@
+"""Releases of the controller: a folder each, made from wheels that lie on the host.
+
+    incoming/<id>/      requirements.txt, as it arrived
+    wheels/             the wheels of all releases
+    releases/<id>/      venv/, requirements.txt, release.json, files.jsonl
+
+A release gets its name by one rename when it is whole. Nothing is fetched: pip is told to look
+in these folders only and to take nothing whose hash the requirements do not name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths, require_id
+
+ROOT = Path("/opt/master-controller")
+CONFIG = Path("/etc/master-controller/config.yaml")
+PYTHON = "/usr/bin/python3"
+
+
+def create(
+    release: str, digest: str, commit: str, root: Path = ROOT, python: str = PYTHON
+) -> dict[str, object]:
+    """Make a release from what arrived for it. Raises HostError `release-failed`."""
+    place, arrived = root / "releases" / require_id(release), root / "incoming" / release
+    remove(place)
+    # A venv has its own path in it, so it is made where it stays.
+    make_folder(place)
+    _run([python, "-m", "venv", str(place / "venv")])
+    pip = [str(place / "venv/bin/python"), "-I", "-m", "pip", "--isolated"]
+    pip += ["--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
+    pip += ["--require-hashes", "--find-links", str(root / "wheels")]
+    pip += ["-r", str(arrived / "requirements.txt")]
+    _run(pip)
+    shutil.copyfile(arrived / "requirements.txt", place / "requirements.txt")
+    _write_listing(place)
+    known: dict[str, object] = {
+        "id": release,
+        "digest": digest,
+        "commit": commit,
+        "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    # Last: a release without it was not finished.
+    write_new(place / "release.json", json_bytes(known), 0o644)
+    sync(place)
+    remove(arrived)
+    return known
+
+
+def _write_listing(place: Path) -> None:
+    lines = [json.dumps(entry) for entry in files_of(place / "venv")]
+    write_new(place / "files.jsonl", ("\n".join(lines) + "\n").encode(), 0o644)
+
+
+def files_of(venv: Path) -> Iterator[dict[str, object]]:
+    """Path below the release, mode and SHA-256 (or target) of everything in its venv."""
+    for path in sorted(venv.rglob("*")):
+        state = path.lstat()
+        entry: dict[str, object] = {"path": path.relative_to(venv.parent).as_posix()}
+        if stat.S_ISLNK(state.st_mode):
+            yield {**entry, "target": os.readlink(path)}
+        elif stat.S_ISREG(state.st_mode):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield {**entry, "mode": f"{stat.S_IMODE(state.st_mode):o}", "sha256": digest}
+
+
+def migrate(release: str, user: str, root: Path = ROOT) -> dict[str, object]:
+    """Bring the database to what the release needs. Raises HostError `migration-failed`."""
+    program = root / "releases" / require_id(release) / "venv/bin/master-controller"
+    argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    argv += ["--no-new-privs", "--reset-env", str(program), "migrate", "--config", str(CONFIG)]
+    try:
+        _run(argv)
+    except HostError as error:
+        raise HostError(
+            "migration-failed", f"release {release} cannot migrate the database: {error.message}"
+        ) from error
+    return {"release": release, "migrated": True}
+
+
+def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
+    """Remove releases that are neither current, nor in a backup, nor among the newest `keep`."""
+    saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
+    named = {str((each.get("controller") or {}).get("release")) for each in saved}
+    names = sorted(path.name for path in (root / "releases").glob("*"))
+    stay = {(root / "current").resolve().name, *named, *names[-keep:]}
+    gone = [name for name in names if name not in stay]
+    for name in gone:
+        remove(root / "releases" / name)
+    return {"removed": gone}
+
+
+def _run(argv: list[str]) -> None:
+    import subprocess
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise HostError("release-failed", f"{argv[0]} exited with {done.returncode}: {said}")

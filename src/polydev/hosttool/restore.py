@@ -1,0 +1,160 @@
+"""A backup → the host as it was: checked first, then step by step, each of which can be repeated.
+
+    units that were not there stop -> files -> database -> systemd reads its files anew
+    -> golden link -> units -> the controller's release
+
+Only what differs is touched. What was changed is written down beforehand (`pending`), so that
+after a kill the next restore still knows which units must learn of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polydev.hosttool import backup, deadman
+from polydev.hosttool.busy import alone
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.files import apply, remove_unfinished
+from polydev.hosttool.golden import LINK, point_golden
+from polydev.hosttool.handover import Limits
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.pending import Pending, read_pending
+from polydev.hosttool.plan import changes, with_later, within
+from polydev.hosttool.reserve import use_reserve
+from polydev.hosttool.restore_controller import ControllerRestore
+from polydev.hosttool.restore_units import UnitsRestore
+from polydev.hosttool.saved import Saved, load, require_whole
+from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.tree import entries_below, is_below
+from polydev.hosttool.units import MAIN, SOCKET, has_files_among
+
+
+@dataclass(frozen=True)
+class Options:
+    """`reach`: only what the way in to this host depends on."""
+
+    reach: bool = False
+    with_database: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+
+def restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
+    """Bring the host back to what a backup says; what was changed.
+
+    Raises HostError: `backup-missing`, `backup-damaged` (nothing is changed then),
+    `restore-incomplete` and `handover-failed` (everything else is done; run it again).
+    """
+    with alone(paths, f"restore {backup_id}"):
+        return _restore(paths, systemd, backup_id, options)
+
+
+def restore_for_deadman(
+    paths: Paths, systemd: Systemd, backup_id: str, options: Options
+) -> dict[str, object]:
+    """What the timer starts: nothing at all once the operator has confirmed."""
+    with alone(paths, f"restore {backup_id} for the dead-man timer"):
+        if not deadman.fire(paths, backup_id):
+            return {"id": backup_id, "skipped": "the dead-man timer is not armed with this backup"}
+        return deadman.outcome_of(paths, lambda: _restore(paths, systemd, backup_id, options))
+
+
+def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
+    own = load(paths, backup_id)
+    saved = with_later(own, _later(paths, own))
+    if options.reach:
+        saved = within(saved, own.scope.reach, _units_within_reach(paths, saved))
+    require_whole(own, saved, with_host=not options.reach)
+    use_reserve(paths)
+    return Restoration(paths, systemd, saved, options).run()
+
+
+def _later(paths: Paths, saved: Saved) -> list[Saved]:
+    """Every readable backup made after `saved`, oldest first."""
+    found = []
+    for document in reversed(backup.backups(paths)):
+        if not document["problem"]:
+            each = load(paths, str(document["id"]))
+            if each.created_at > saved.created_at:
+                found.append(each)
+    return sorted(found, key=lambda each: each.created_at)
+
+
+def _units_within_reach(paths: Paths, saved: Saved) -> list[str]:
+    reach = saved.scope.reach
+    return [
+        unit
+        for unit in saved.units
+        if unit not in (MAIN, SOCKET) and has_files_among(paths, unit, reach)
+    ]
+
+
+class Restoration:
+    """One restore under way."""
+
+    def __init__(self, paths: Paths, systemd: Systemd, saved: Saved, options: Options) -> None:
+        self.paths = paths
+        self.saved = saved
+        self.is_partial = options.reach
+        self.pending = read_pending(paths)
+        self.changes = changes(saved.kept, entries_below(saved.scope.paths))
+        self.units = UnitsRestore(paths, systemd, saved, self.pending, options.limits)
+        self.controller = ControllerRestore(
+            paths, systemd, saved, self.pending, options.limits, options.with_database
+        )
+
+    def run(self) -> dict[str, object]:
+        self._announce()
+        self.units.stop_newer()
+        remove_unfinished(self._places())
+        for change in self.changes:
+            apply(change)
+        database = self.controller.restore_database()
+        if self.pending.reload:
+            self.units.reload_systemd()
+        golden = self._restore_golden()
+        self.units.restore()
+        handover = self.controller.restore_release()
+        if self.units.problems:
+            raise HostError(
+                "restore-incomplete",
+                f"all but this is as backup {self.saved.id} says: {'; '.join(self.units.problems)}",
+                "look at the journal of these units, then run the restore again",
+            )
+        self._settle()
+        done = [*self.changes, *self.units.done, *filter(None, (database, golden, handover))]
+        return {
+            "id": self.saved.id,
+            "changes": len(done),
+            "changed": [change.as_dict() for change in self.changes],
+            "units": self.units.done,
+            "database": database,
+            "golden": golden,
+            "handover": handover,
+        }
+
+    def _announce(self) -> None:
+        self.pending.add(self.changes, self.paths.units)
+        self.pending.database |= self.controller.database_differs
+        self.pending.write(self.paths)
+
+    def _places(self) -> list[Path]:
+        controller, store = self.saved.scope.controller, self.saved.scope.store
+        places = [one.entry.path for one in self.saved.kept]
+        places += [controller.current, controller.database] if controller else []
+        return places + ([store / LINK] if store else [])
+
+    def _restore_golden(self) -> str | None:
+        store = self.saved.scope.store
+        if store is None or not point_golden(store, self.saved.golden):
+            return None
+        return self.saved.golden.image if self.saved.golden else "none"
+
+    def _settle(self) -> None:
+        """Forget what is pending; a restore of a part forgets that part."""
+        left = Pending()
+        if self.is_partial:
+            part = self.saved.scope.paths
+            left.paths = {path for path in self.pending.paths if not is_below(path, part)}
+            left.database = self.pending.database
+        left.write(self.paths)

@@ -1,0 +1,108 @@
+"""The part of a restore that brings the units back to what they were: enabled, running, current."""
+
+from __future__ import annotations
+
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.handover import Limits
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.pending import Pending
+from polydev.hosttool.saved import Saved
+from polydev.hosttool.systemd import Systemd, UnitState
+from polydev.hosttool.tree import is_below
+from polydev.hosttool.units import (
+    MAIN,
+    NEXT_PATTERN,
+    SOCKET,
+    forget_config,
+    instances,
+    is_outdated,
+    wanted_config,
+)
+
+SYSCTL_UNIT = "systemd-sysctl.service"
+
+
+class UnitsRestore:
+    """`done` lists what was done to which unit; `problems` what a unit would not do."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        systemd: Systemd,
+        saved: Saved,
+        pending: Pending,
+        limits: Limits,
+    ) -> None:
+        self.paths = paths
+        self.systemd = systemd
+        self.saved = saved
+        self.pending = pending
+        self.limits = limits
+        self.done: list[dict[str, str]] = []
+        self.problems: list[str] = []
+
+    def stop_newer(self) -> None:
+        """Stop and disable what did not exist yet, while systemd still has its files."""
+        newer = [unit for unit, state in self.saved.units.items() if not state.exists]
+        files = [one.entry.path for one in self.saved.kept]
+        newer += [each for each in instances(self.systemd, files) if each not in self.saved.units]
+        if self.saved.scope.controller and self.saved.release is None:
+            newer += self.systemd.loaded(NEXT_PATTERN)
+        states = self.systemd.states(newer)
+        for unit in reversed(newer):
+            if states[unit].is_running:
+                self._act("stop", unit)
+            if states[unit].is_enabled:
+                self._act("disable", unit)
+            forget_config(self.paths, unit)
+
+    def reload_systemd(self) -> None:
+        self.systemd.act("daemon-reload", timeout_seconds=self.limits.start_seconds)
+
+    def restore(self) -> None:
+        """Enable, stop, start and restart, in this order; the service itself is handed over."""
+        wanted = {unit: state for unit, state in self.saved.units.items() if state.exists}
+        now = self.systemd.states(list(wanted))
+        for unit, state in wanted.items():
+            if state.is_enabled != now[unit].is_enabled and now[unit].exists:
+                self._enable(unit, state, now[unit])
+        for unit in reversed(wanted):
+            if now[unit].is_running and not wanted[unit].is_running:
+                self._act("stop", unit)
+                forget_config(self.paths, unit)
+        for unit, state in wanted.items():
+            if state.is_running and unit != MAIN:
+                self._bring_up(unit, now[unit])
+        if any(is_below(path, [self.paths.sysctl]) for path in self.pending.paths):
+            self._act("restart", SYSCTL_UNIT)
+
+    def _enable(self, unit: str, wanted: UnitState, now: UnitState) -> None:
+        # Other words than these two ("static", "masked") come from the files, which are back.
+        if wanted.is_enabled:
+            self._act("enable", unit)
+        elif wanted.enabled == "disabled" and now.is_enabled:
+            self._act("disable", unit)
+
+    def _bring_up(self, unit: str, now: UnitState) -> None:
+        if not now.is_running:
+            self._act("reset-failed", unit, is_told=False)
+            self._act("start", unit)
+        elif is_outdated(self.paths, unit, self.pending.paths):
+            if unit == SOCKET:
+                # systemd refuses to restart a socket whose service runs; the handover starts it.
+                self._act("stop", MAIN, is_told=False)
+            # A target passes a restart on to all its parts; a start adds what it lacks.
+            verb = "start" if unit.endswith(".target") else "reload-or-restart"
+            self._act(verb, unit)
+            if wanted_config(self.paths, unit) is None:
+                forget_config(self.paths, unit)
+
+    def _act(self, verb: str, unit: str, *, is_told: bool = True) -> None:
+        try:
+            self.systemd.act(verb, unit, timeout_seconds=self.limits.restart_seconds)
+        except HostError as error:
+            if is_told:
+                self.problems.append(error.message)
+        else:
+            if is_told:
+                self.done.append({"unit": unit, "did": verb})

@@ -1,0 +1,182 @@
+"""A finished backup: a folder whose manifest has the checksum of everything in it.
+
+backups/<id>/backup.json          manifest
+backups/<id>/backup.json.sha256
+backups/<id>/files/000001         contents of files, in the manifest's order
+backups/<id>/database
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.golden import Golden, golden_damage
+from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.release import release_damage
+from polydev.hosttool.scope import Scope, scope_from
+from polydev.hosttool.systemd import UnitState
+from polydev.hosttool.tree import Entry, entry_from, file_sha256, gid_of, uid_of
+
+MANIFEST = "backup.json"
+SUM = "backup.json.sha256"
+SHOWN = 5
+NEXT_ONE = "choose another backup: `polydev-host backup list`"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An entry and, for a file, where its content is stored."""
+
+    entry: Entry
+    stored: Path | None = None
+
+
+@dataclass(frozen=True)
+class KeptDatabase:
+    """`content` is the hash of what it says (see `database`)."""
+
+    kept: Kept
+    content: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A backup as its manifest describes it; where nothing of the kind existed, None."""
+
+    id: str
+    folder: Path
+    created_at: str
+    scope: Scope
+    kept: tuple[Kept, ...]
+    units: dict[str, UnitState]
+    release: str | None
+    release_sum: str | None
+    database: KeptDatabase | None
+    golden: Golden | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For a list of backups."""
+        stored = [each.entry.size_bytes for each in self.kept if each.stored]
+        return {
+            "id": self.id,
+            "createdAt": self.created_at,
+            "files": len(stored),
+            "bytes": sum(stored),
+            "release": self.release,
+            "golden": self.golden.image if self.golden else None,
+        }
+
+
+def load(paths: Paths, backup_id: str) -> Saved:
+    """Read a backup's manifest. Raises HostError `backup-missing` or `backup-damaged`."""
+    folder = paths.backups / require_id(backup_id)
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        expected = (folder / SUM).read_text().split()[0]
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"{MANIFEST} does not have the checksum in {SUM}")
+        return _saved_from(folder, json.loads(data))
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise HostError("backup-missing", f"there is no backup {backup_id}", NEXT_ONE) from None
+        raise _damaged(backup_id, [f"{error.filename} is missing"]) from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _damaged(backup_id, [f"{type(error).__name__}: {error}"]) from error
+
+
+def require_whole(saved: Saved, parts: Saved | None = None, *, with_host: bool = True) -> None:
+    """Return if everything that a restore of `parts` (else all) needs is there and unharmed.
+
+    `with_host`: also the release and the image, which lie outside of the backup. Raises
+    HostError `backup-damaged`, naming what is not as it was.
+    """
+    parts = parts or saved
+    damage = [words for kept in parts.kept for words in _kept_damage(kept)]
+    if parts.database:
+        damage += _kept_damage(parts.database.kept)
+    controller, store = saved.scope.controller, saved.scope.store
+    if with_host and controller and saved.release:
+        damage += release_damage(controller.release(saved.release), saved.release_sum)
+    if with_host and store and saved.golden:
+        damage += golden_damage(store, saved.golden)
+    if damage:
+        raise _damaged(saved.id, damage)
+
+
+def _kept_damage(kept: Kept) -> list[str]:
+    entry = kept.entry
+    if entry.kind == "absent":
+        return []
+    try:
+        uid_of(entry.owner), gid_of(entry.group)
+    except KeyError:
+        return [f"{entry.path} belongs to {entry.owner}:{entry.group}, unknown on this host"]
+    if kept.stored is None:
+        return []
+    try:
+        found = file_sha256(kept.stored)
+    except OSError as error:
+        return [f"{kept.stored}, the content of {entry.path}: {error.strerror}"]
+    if found != entry.sha256:
+        return [f"{kept.stored}, the content of {entry.path}, is not what was stored"]
+    return []
+
+
+def _damaged(backup_id: str, damage: list[str]) -> HostError:
+    shown = "; ".join(damage[:SHOWN])
+    more = f"; and {len(damage) - SHOWN} more" if len(damage) > SHOWN else ""
+    return HostError("backup-damaged", f"backup {backup_id} is damaged: {shown}{more}", NEXT_ONE)
+
+
+def _saved_from(folder: Path, document: dict[str, Any]) -> Saved:
+    database, golden = document["database"], document["golden"]
+    return Saved(
+        id=folder.name,
+        folder=folder,
+        created_at=document["createdAt"],
+        scope=scope_from(document["scope"]),
+        kept=tuple(_kept_from(folder, each) for each in document["entries"]),
+        units={
+            each["unit"]: UnitState(each["exists"], each["active"], each["enabled"])
+            for each in document["units"]
+        },
+        release=document["release"],
+        release_sum=document["releaseSum"],
+        database=database and KeptDatabase(_kept_from(folder, database), database["content"]),
+        golden=golden and Golden(golden["target"], golden["image"]),
+    )
+
+
+def _kept_from(folder: Path, document: dict[str, Any]) -> Kept:
+    stored = document.get("stored")
+    return Kept(entry_from(document), folder / stored if stored else None)
+
+
+def manifest_of(saved: Saved) -> dict[str, object]:
+    """What `load` reads back."""
+    database, golden = saved.database, saved.golden
+    return {
+        "id": saved.id,
+        "createdAt": saved.created_at,
+        "scope": saved.scope.as_dict(),
+        "entries": [_kept_document(saved.folder, each) for each in saved.kept],
+        "units": [
+            {"unit": unit, "exists": state.exists, "active": state.active, "enabled": state.enabled}
+            for unit, state in saved.units.items()
+        ],
+        "release": saved.release,
+        "releaseSum": saved.release_sum,
+        "database": database
+        and _kept_document(saved.folder, database.kept) | {"content": database.content},
+        "golden": golden and {"target": golden.target, "image": golden.image},
+    }
+
+
+def _kept_document(folder: Path, kept: Kept) -> dict[str, object]:
+    stored = {"stored": str(kept.stored.relative_to(folder))} if kept.stored else {}
+    return kept.entry.as_dict() | stored

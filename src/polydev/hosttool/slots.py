@@ -1,0 +1,194 @@
+"""Slots: for each VM a network namespace with its TAP, joined to the bridge by a veth.
+
+    guest 172.16.0.2 -- tap0 [namespace slot-N] uplink -- vm-N [bridge br-vm] -- the host
+                             translates to 192.168.100.N
+
+Every guest believes to be 172.16.0.2. Its namespace lets nothing out that says otherwise, and
+gives it the slot's address. The bridge's ports are isolated, so no slot reaches another.
+The commands are values; only `up` and `down` run them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from polydev.hosttool.errors import HostError
+
+GUEST = "172.16.0.2"
+GUEST_GATEWAY = "172.16.0.1"
+TAP = "tap0"
+UPLINK = "uplink"
+GUEST_PORTS = (8080, 5901, 6080)
+HOST_FILE = Path("/etc/polydev/host.json")
+NAMESPACES = Path("/run/netns")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place for a VM. `resolver` is who its guest asks, whomever it addresses; or None."""
+
+    number: int
+    bridge: str
+    network: IPv4Interface
+    resolver: str | None
+
+    @property
+    def namespace(self) -> str:
+        return f"slot-{self.number}"
+
+    @property
+    def port(self) -> str:
+        """The veth's end in the bridge."""
+        return f"vm-{self.number}"
+
+    @property
+    def address(self) -> str:
+        return str(self.network.network.network_address + self.number)
+
+    @property
+    def gateway(self) -> str:
+        return str(self.network.ip)
+
+    @property
+    def prefix(self) -> int:
+        return self.network.network.prefixlen
+
+
+def slot_of(number: int, host: dict[str, object]) -> Slot:
+    """Slot `number` of a host. Raises HostError for one that the host does not have."""
+    numbers, bridge = host.get("slots"), host.get("bridge")
+    if not isinstance(numbers, list) or not isinstance(bridge, dict) or number not in numbers:
+        raise HostError("no-slot", f"this host has no slot {number}", f"see {HOST_FILE}")
+    resolvers = host.get("resolvers")
+    wanted = resolvers if isinstance(resolvers, list) and not host.get("publicResolvers") else []
+    return Slot(
+        number,
+        str(bridge["name"]),
+        IPv4Interface(bridge["address"]),
+        str(wanted[0]) if wanted else None,
+    )
+
+
+def links_of(slot: Slot) -> str:
+    """For `ip -batch`: the veth pair, one end in the bridge, the other in the namespace."""
+    return f"""\
+link add {slot.port} type veth peer name {UPLINK} netns {slot.namespace}
+link set {slot.port} master {slot.bridge} up
+link set {slot.port} type bridge_slave isolated on
+"""
+
+
+def inside_of(slot: Slot) -> str:
+    """For `ip -batch` in the namespace."""
+    return f"""\
+link set lo up
+addr add {slot.address}/{slot.prefix} dev {UPLINK}
+link set {UPLINK} up
+route add default via {slot.gateway}
+tuntap add dev {TAP} mode tap
+addr add {GUEST_GATEWAY}/30 dev {TAP}
+link set {TAP} up
+"""
+
+
+def rules_of(slot: Slot) -> str:
+    """For `nft -f` in the namespace."""
+    ports = ", ".join(map(str, GUEST_PORTS))
+    names = ""
+    if slot.resolver:
+        names = "".join(
+            f'\t\tiifname "{TAP}" {kind} dport 53 dnat to {slot.resolver}\n'
+            for kind in ("udp", "tcp")
+        )
+    return f"""\
+table ip slot {{
+\tchain input {{
+\t\ttype filter hook input priority filter; policy drop;
+\t\tct state established,related accept
+\t\tiifname "{TAP}" ip saddr {GUEST} icmp type echo-request accept
+\t\tiifname "{UPLINK}" icmp type echo-request accept
+\t}}
+\tchain forward {{
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tiifname "{TAP}" ip saddr != {GUEST} drop
+\t\tct state established,related accept
+\t\tiifname "{TAP}" oifname "{UPLINK}" accept
+\t\tiifname "{UPLINK}" oifname "{TAP}" ct status dnat accept
+\t}}
+\tchain to_guest {{
+\t\ttype nat hook prerouting priority dstnat;
+\t\tiifname "{UPLINK}" ip daddr {slot.address} tcp dport {{ {ports} }} dnat to {GUEST}
+{names}\t}}
+\tchain from_guest {{
+\t\ttype nat hook postrouting priority srcnat;
+\t\toifname "{UPLINK}" ip saddr {GUEST} snat to {slot.address}
+\t}}
+}}
+table arp slot {{
+\tchain input {{
+\t\ttype filter hook input priority filter; policy accept;
+\t\tiifname "{TAP}" arp saddr ip != {GUEST} drop
+\t}}
+}}
+"""
+
+
+def slot_commands(slot: Slot) -> list[tuple[list[str], str]]:
+    """What makes a slot: programs and what each reads."""
+    inside = ["ip", "netns", "exec", slot.namespace]
+    return [
+        (["ip", "netns", "add", slot.namespace], ""),
+        ([*inside, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], ""),
+        ([*inside, "nft", "-f", "-"], rules_of(slot)),
+        (["ip", "-batch", "-"], links_of(slot)),
+        (["ip", "-n", slot.namespace, "-batch", "-"], inside_of(slot)),
+    ]
+
+
+def read_host(path: Path = HOST_FILE) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HostError("no-host", f"cannot read {path}: {error}", "deploy this host") from error
+    return dict(found)
+
+
+def up(number: int) -> dict[str, object]:
+    """Make a slot; what is left of an earlier one goes first. Raises HostError `slot-failed`."""
+    slot = slot_of(number, read_host())
+    down(number)
+    try:
+        for argv, text in slot_commands(slot):
+            _run(argv, text)
+    except HostError:
+        down(number)
+        raise
+    return {"slot": number, "namespace": slot.namespace, "address": slot.address}
+
+
+def down(number: int) -> dict[str, object]:
+    """Remove a slot; its veth goes with its namespace."""
+    there = (NAMESPACES / f"slot-{number}").exists()
+    if there:
+        _run(["ip", "netns", "delete", f"slot-{number}"], "")
+    # A namespace ends some time after its name; the port in the bridge must be gone now.
+    if Path(f"/sys/class/net/vm-{number}").exists():
+        _run(["ip", "link", "delete", f"vm-{number}"], "", may_fail=True)
+    return {"slot": number, "removed": there}
+
+
+def there() -> dict[str, object]:
+    """The slots that exist now."""
+    names = sorted(path.name for path in NAMESPACES.glob("slot-*"))
+    return {"slots": sorted(int(name.removeprefix("slot-")) for name in names)}
+
+
+def _run(argv: list[str], text: str, *, may_fail: bool = False) -> None:
+    import subprocess
+
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0 and not may_fail:
+        raise HostError("slot-failed", f"{' '.join(argv)}: {done.stderr.strip()}")

@@ -1,0 +1,117 @@
+"""The host's systemd, seen through one small seam: tests put another one in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from polydev.hosttool.errors import HostError
+
+ANSWER_SECONDS = 30.0
+RUNNING = ("active", "activating", "reloading")
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """`active` and `enabled` are systemd's own words; `enabled` is empty where none applies."""
+
+    exists: bool
+    active: str = "inactive"
+    enabled: str = ""
+
+    @property
+    def is_running(self) -> bool:
+        return self.active in RUNNING
+
+    @property
+    def is_enabled(self) -> bool:
+        return self.enabled == "enabled"
+
+
+class Systemd(Protocol):
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+        """Each unit's state; one that systemd does not know has `exists=False`."""
+
+    def loaded(self, pattern: str) -> list[str]:
+        """Names of the units in memory that match a shell pattern."""
+
+    def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
+        """One verb of systemctl, to its end. Raises HostError `unit-failed`."""
+
+    def journal(self, unit: str, lines: int) -> str:
+        """The unit's last lines, for a person."""
+
+    def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
+        """Let systemd start `argv` by a timer of this name. Raises HostError `unit-failed`."""
+
+
+class RealSystemd:
+    """systemctl, systemd-run and journalctl of this host."""
+
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+        if not units:
+            return {}
+        properties = "LoadState,ActiveState,UnitFileState"
+        text = _output(["systemctl", "show", "--no-pager", "-p", properties, "--", *units])
+        return states_of_show(text, units)
+
+    def loaded(self, pattern: str) -> list[str]:
+        argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager"]
+        lines = _output([*argv, "--", pattern]).splitlines()
+        return [line.split()[0] for line in lines if line.strip()]
+
+    def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
+        _output(["systemctl", "--no-pager", verb, *units], timeout_seconds)
+
+    def journal(self, unit: str, lines: int) -> str:
+        argv = ["journalctl", "--no-pager", "-u", unit, "-n", str(lines), "-o", "cat"]
+        try:
+            return _output(argv).strip()
+        except HostError as error:
+            return error.message
+
+    def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
+        options = [f"--on-active={after_seconds}s", "--timer-property=AccuracySec=100ms"]
+        _output(["systemd-run", "--quiet", f"--unit={unit}", *options, "--", *argv])
+
+
+def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitState]:
+    """Read `systemctl show`: one block of Name=value for each unit, in the order asked."""
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in text.strip().split("\n\n")
+    ]
+    return {
+        unit: UnitState(
+            exists=block.get("LoadState", "not-found") != "not-found",
+            active=block.get("ActiveState", "unknown"),
+            enabled=block.get("UnitFileState", ""),
+        )
+        for unit, block in zip(units, blocks, strict=True)
+    }
+
+
+def _output(argv: Sequence[str], timeout_seconds: float = ANSWER_SECONDS) -> str:
+    # Not at the top: most verbs start no process, and this is the dearest import.
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        words = f"{' '.join(argv)} did not end within {timeout_seconds:g} s"
+        raise HostError("unit-failed", words) from error
+    except OSError as error:
+        raise HostError("unit-failed", f"{argv[0]} could not be started: {error}") from error
+    if done.returncode != 0:
+        words = f"{' '.join(argv)} exited with status {done.returncode}: {done.stderr.strip()}"
+        raise HostError("unit-failed", words)
+    return done.stdout

@@ -1,0 +1,96 @@
+"""Which units a deployment has, which files make them what they are, and whether they run so.
+
+A unit's file, or a file beside it in `<unit>.d`, says `X-Polydev-Config=<hash>`; as the unit
+starts or reloads, it writes the same hash to its stamp. Where the two differ, a restart is due.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.scope import Scope
+from polydev.hosttool.systemd import Systemd, UnitState
+from polydev.hosttool.tree import is_below
+
+MAIN = "master-controller.service"
+SOCKET = "master-controller.socket"
+NEXT = "master-controller-next@"
+NEXT_PATTERN = f"{NEXT}*.service"
+CONFIG_LINE = re.compile(r"^X-Polydev-Config=(\S+)", re.MULTILINE)
+
+
+def next_unit(release: str) -> str:
+    return f"{NEXT}{release}.service"
+
+
+def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[str, UnitState]:
+    """The states of the scope's units, the controller's, and all instances of its templates."""
+    names = [*scope.units]
+    if scope.controller:
+        names += [SOCKET, MAIN]
+    names += instances(systemd, files)
+    return systemd.states(list(dict.fromkeys(names)))
+
+
+def instances(systemd: Systemd, files: Iterable[Path]) -> list[str]:
+    """Units in memory that were made of a template among `files`."""
+    found: list[str] = []
+    for path in files:
+        stem, mark, suffix = path.name.partition("@.")
+        if mark and not path.name.startswith(NEXT):
+            found += systemd.loaded(f"{stem}@*.{suffix}")
+    return found
+
+
+def template_of(unit: str) -> str | None:
+    """`a@.service` for `a@b.service`; None for a unit that is no instance."""
+    stem, mark, rest = unit.partition("@")
+    return f"{stem}@.{rest.rpartition('.')[2]}" if mark else None
+
+
+def file_roots(paths: Paths, unit: str) -> list[Path]:
+    """Where a unit's own files lie, strongest last: its file, those that add to it."""
+    names = [name for name in (template_of(unit), unit) if name]
+    return [paths.units / f"{name}{suffix}" for suffix in ("", ".d") for name in names]
+
+
+def has_files_among(paths: Paths, unit: str, places: Iterable[Path]) -> bool:
+    """Do `places`, files or folders, hold one of the unit's own files, or lie among them?"""
+    roots = file_roots(paths, unit)
+    return any(
+        is_below(place, roots) or any(is_below(root, [place]) for root in roots) for place in places
+    )
+
+
+def wanted_config(paths: Paths, unit: str) -> str | None:
+    """The hash in the unit's files as they are now; the last word counts, as for systemd."""
+    found = None
+    for root in file_roots(paths, unit):
+        for path in sorted(root.glob("*.conf")) if root.is_dir() else [root]:
+            if path.is_file():
+                match = CONFIG_LINE.search(path.read_text("utf-8", "replace"))
+                found = match[1] if match else found
+    return found
+
+
+def started_config(paths: Paths, unit: str) -> str | None:
+    try:
+        return (paths.stamps / unit).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def forget_config(paths: Paths, unit: str) -> None:
+    """A stamp that nothing renews any more must not pass for current later."""
+    (paths.stamps / unit).unlink(missing_ok=True)
+
+
+def is_outdated(paths: Paths, unit: str, changed: Iterable[Path]) -> bool:
+    """Does the unit run with another configuration than its files say?"""
+    wanted, started = wanted_config(paths, unit), started_config(paths, unit)
+    if wanted is None or (started is None and not unit.endswith(".service")):
+        return has_files_among(paths, unit, changed)
+    return wanted != started

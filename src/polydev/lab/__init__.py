@@ -1,0 +1,21 @@
+"""The lab: a throw-away Debian host with a real systemd, in a container, reached over SSH."""
+
+from polydev.errors import LabError
+from polydev.lab.inside import Logs, logs, run_inside, shell, ssh_argv
+from polydev.lab.life import down, find, labs, restart, up
+from polydev.lab.model import Lab
+
+__all__ = [
+    "Lab",
+    "LabError",
+    "Logs",
+    "down",
+    "find",
+    "labs",
+    "logs",
+    "restart",
+    "run_inside",
+    "shell",
+    "ssh_argv",
+    "up",
+]

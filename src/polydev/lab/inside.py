@@ -1,0 +1,100 @@
+"""Ways into a running lab: SSH as `deploy`, or as root past SSH, through its namespaces."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polydev.errors import LabError
+from polydev.lab.container import init_pid
+from polydev.lab.model import Lab
+from polydev.run import Completed, run
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What a lab said: its journal, and its console since the lab was made."""
+
+    journal: str
+    console: str
+
+
+def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[str]:
+    """Run a command by SSH, with the lab's key and its known host key only."""
+    options = {
+        "IdentitiesOnly": "yes",
+        "BatchMode": "yes",
+        "ConnectTimeout": "5",
+        "StrictHostKeyChecking": "yes",
+        "UserKnownHostsFile": lab.known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+    }
+    return [
+        *("ssh", "-F", "none", "-i", str(lab.key), "-p", str(lab.ssh_port)),
+        *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
+        *(f"{user or lab.user}@{lab.address}", "--", shlex.join(command)),
+    ]
+
+
+def run_inside(
+    lab: Lab,
+    argv: Sequence[str],
+    *,
+    input: str | None = None,
+    timeout_seconds: float | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a command as root in the lab's namespaces, whatever its SSH and network do.
+
+    Raises LabError when the lab does not run, CommandError as `polydev.run.run` does.
+    """
+    words = [*inside_argv(_init(lab)), *argv]
+    return run(words, input=input, timeout_seconds=timeout_seconds, check=check)
+
+
+def shell(lab: Lab) -> list[str]:
+    """An interactive root shell in the lab, for `polydev.run.call`.
+
+    `script` gives it a terminal of the lab's own, so that job control works.
+    """
+    terminal = os.environ.get("TERM", "dumb")
+    return [
+        *inside_argv(_init(lab), terminal),
+        *("script", "--quiet", "--return", "--command", "exec bash --login", "/dev/null"),
+    ]
+
+
+def logs(lab: Lab) -> Logs:
+    """The journal of a running lab and the console of any."""
+    journal = ""
+    if lab.running():
+        journal = run_inside(lab, ["journalctl", "--no-pager", "--output=short-iso"]).stdout
+    console = lab.console_log.read_text(errors="replace") if lab.console_log.exists() else ""
+    return Logs(journal, console)
+
+
+def inside_argv(init: int, terminal: str = "dumb") -> list[str]:
+    """What goes before a command that is to run as root beside process `init`."""
+    return [
+        *("nsenter", "--target", str(init), "--all", "--"),
+        *(
+            "env",
+            "--chdir=/",
+            "-i",
+            f"PATH={PATH}",
+            "HOME=/root",
+            f"TERM={terminal}",
+            "LANG=C.UTF-8",
+        ),
+    ]
+
+
+def _init(lab: Lab) -> int:
+    init = init_pid(lab) if lab.running() else None
+    if init is None:
+        raise LabError(f"lab {lab.name} does not run", f"./inv lab.up --name {lab.name}")
+    return init

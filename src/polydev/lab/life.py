@@ -1,0 +1,215 @@
+"""A lab's life: made, started, found again, started anew, ended.
+
+What it is lies in its folder; whether it runs is asked of the kernel, never remembered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from polydev.errors import CommandTimeout, ConfigError, LabError
+from polydev.lab.addresses import allot, link_of, networks_in_use
+from polydev.lab.container import console_hint, kill, link_owner, power_off, start
+from polydev.lab.files import ARCHIVES, lay_folder, share_packages, write_lab_files
+from polydev.lab.inside import ssh_argv
+from polydev.lab.model import Lab, lab_folder, read_lab, recorded_labs
+from polydev.lab.root import ready_root
+from polydev.progress import Steps
+from polydev.run import run
+from polydev.settings import Settings
+
+LOGIN_SECONDS = 120.0
+# systemd gives a service 90 s to stop.
+POWER_OFF_SECONDS = 120.0
+POLL_SECONDS = 0.1
+PROGRAMS = ("systemd-nspawn", "slirp4netns", "mmdebstrap", "ssh", "nsenter", "unshare")
+# Held while addresses are chosen and links made or taken away: those are the machine's, whatever
+# folders the settings name.
+MACHINE_LOCK = Path("/run/polydev-labs.lock")
+
+
+def up(name: str, settings: Settings, steps: Steps) -> Lab:
+    """A running lab that SSH reaches; one that runs is returned as it is.
+
+    One that was powered off boots with the files that it had. Raises LabError, ConfigError.
+    """
+    folder = lab_folder(name, settings)
+    _check_programs()
+    with _lab_lock(folder):
+        made = read_lab(folder)
+        if made is not None and made.running():
+            _wait_login(made)
+            return made
+        if made is not None:
+            return _boot(made, settings, steps)
+        root = ready_root(settings, steps)
+        try:
+            return _boot(_make(name, folder, settings, root), settings, steps)
+        except BaseException:
+            _remove(folder, settings)
+            raise
+
+
+def down(name: str, settings: Settings) -> bool:
+    """End a lab and remove all that it wrote; whether there was one."""
+    folder = lab_folder(name, settings)
+    with _lab_lock(folder):
+        return _remove(folder, settings)
+
+
+def find(name: str, settings: Settings) -> Lab | None:
+    """The lab of this name that runs now, or None."""
+    lab = read_lab(lab_folder(name, settings))
+    return lab if lab is not None and lab.running() else None
+
+
+def labs(settings: Settings) -> list[Lab]:
+    """All labs by name; those that were powered off are not `running`."""
+    return recorded_labs(settings)
+
+
+def restart(name: str, settings: Settings, steps: Steps | None = None) -> Lab:
+    """Power a lab off and boot the same files again. Raises LabError."""
+    folder = lab_folder(name, settings)
+    with _lab_lock(folder):
+        lab = read_lab(folder)
+        if lab is None:
+            raise LabError(f"there is no lab {name}", f"./inv lab.up --name {name}")
+        if lab.running():
+            power_off(lab, POWER_OFF_SECONDS)
+        return _boot(lab, settings, steps or Steps())
+
+
+def _make(name: str, folder: Path, settings: Settings, root: Path) -> Lab:
+    """A lab's folder and files, with addresses of its own; nothing runs yet."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with _locked(MACHINE_LOCK):
+        recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
+        gateway, address = allot([*recorded, *networks_in_use()])
+        lab = Lab(name=name, folder=folder, root=root, address=str(address), gateway=str(gateway))
+        lab.upper.mkdir(mode=0o755)
+        write_lab_files(lab)
+        lab.write()
+    return lab
+
+
+def _remove(folder: Path, settings: Settings) -> bool:
+    if not folder.exists():
+        return False
+    lab = read_lab(folder)
+    if lab is not None:
+        with _locked(MACHINE_LOCK):
+            if _is_ours(lab):
+                kill(lab)
+        _collect_packages(lab, settings)
+    shutil.rmtree(folder)
+    return True
+
+
+def _boot(lab: Lab, settings: Settings, steps: Steps) -> Lab:
+    """Start a lab that does not run and wait until SSH lets `deploy` in."""
+    if not lab.root.is_dir():
+        raise LabError(
+            f"lab {lab.name} lies over {lab.root}, which is gone",
+            f"make it anew: ./inv lab.down --name {lab.name}, then lab.up",
+        )
+    for other in recorded_labs(settings):
+        _collect_packages(other, settings)
+    archives = lay_folder(lab, Path(ARCHIVES))
+    share_packages(_shared_packages(settings), archives)
+    with steps.step(f"lab {lab.name}") as step:
+        with _locked(MACHINE_LOCK):
+            _clear(lab)
+            started = start(lab)
+        step.say("waiting for SSH")
+        try:
+            _wait_login(started)
+        except BaseException:
+            kill(started)
+            raise
+    return started
+
+
+def _clear(lab: Lab) -> None:
+    """End what is left of a former run. Raises LabError where its name or link is taken."""
+    if not _is_ours(lab):
+        raise LabError(
+            f"another lab {lab.name} runs on this machine: {link_owner(lab)}",
+            "choose another name, or end that one",
+        )
+    kill(lab)
+    if any(link_of(lab.address).overlaps(each) for each in networks_in_use()):
+        raise LabError(
+            f"the addresses of lab {lab.name} ({link_of(lab.address)}) are in use by now",
+            f"make it anew: ./inv lab.down --name {lab.name}, then lab.up",
+        )
+
+
+def _wait_login(lab: Lab) -> None:
+    # Should we be killed, the attempt ends with us.
+    attempt = ["setpriv", "--pdeathsig", "KILL", *ssh_argv(lab, ["sudo", "-n", "true"])]
+    deadline = time.monotonic() + LOGIN_SECONDS
+    said = ""
+    while time.monotonic() < deadline:
+        if not lab.running():
+            raise LabError(f"lab {lab.name} ended while it booted", console_hint(lab))
+        try:
+            done = run(attempt, check=False, timeout_seconds=30)
+            said = done.stderr
+        except CommandTimeout as error:
+            said = error.message
+        else:
+            if done.status == 0:
+                return
+        time.sleep(POLL_SECONDS)
+    said = said.strip() or "nothing"
+    raise LabError(
+        f"SSH to lab {lab.name} ({lab.address}) lets nobody in after {LOGIN_SECONDS:.0f} s; "
+        f"it says: {said}",
+        console_hint(lab),
+    )
+
+
+def _is_ours(lab: Lab) -> bool:
+    return link_owner(lab) in (None, "", str(lab.folder))
+
+
+def _shared_packages(settings: Settings) -> Path:
+    return settings.cache / "lab" / "archives"
+
+
+def _collect_packages(lab: Lab, settings: Settings) -> None:
+    shared = _shared_packages(settings)
+    shared.mkdir(parents=True, exist_ok=True)
+    share_packages(lab.upper / ARCHIVES, shared)
+
+
+def _check_programs() -> None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise ConfigError(
+            f"a lab needs {', '.join(missing)}", "run ./inv once: it installs what is missing"
+        )
+
+
+def _lab_lock(folder: Path) -> AbstractContextManager[None]:
+    """Held by whoever makes, starts or ends the lab of this folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return _locked(folder.with_name(f"{folder.name}.lock"))
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    try:
+        lock = file.open("w")
+    except PermissionError as error:
+        raise ConfigError("labs are root's: containers and links need it", "use sudo") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

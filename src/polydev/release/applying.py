@@ -1,0 +1,173 @@
+"""The pyinfra process from outside: its plan, then its operations as they begin and end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from polydev.errors import ConfigError, DeployError, Error
+from polydev.release.connection import Unreachable
+from polydev.run import PIPE, Process, end_group, spawn, wait_or_end
+from polydev.ssh import SshTarget
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+Say = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class DescribedHost:
+    """One host of an inventory: how it is reached, and what a backup of it holds."""
+
+    name: str
+    target: SshTarget
+    scope: Mapping[str, Any]
+    deadman_seconds: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One planned operation; `diff` has its differences as lines, where it has any."""
+
+    name: str
+    changes: bool
+    diff: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    operations: tuple[Operation, ...]
+
+    @property
+    def changing(self) -> list[Operation]:
+        return [operation for operation in self.operations if operation.changes]
+
+
+@dataclass(frozen=True)
+class Project:
+    """What is deployed from: a checkout, one of its inventories."""
+
+    root: Path
+    inventory: Path
+
+    def argv(self, verb: str, *words: str) -> list[str]:
+        inventory = ["--inventory", str(self.inventory), "--deploy", str(self.root / "deploy.py")]
+        return [sys.executable, "-m", "polydev.deploys", verb, *inventory, *words]
+
+
+def describe(project: Project) -> list[DescribedHost]:
+    """The hosts of the inventory. Raises ConfigError."""
+    with _running(project.argv("describe"), project.root) as process:
+        event = _await(process, "hosts")
+    hosts = [
+        DescribedHost(
+            name=each["name"],
+            target=SshTarget.from_data(each["name"], each["connection"]),
+            scope=each["scope"],
+            deadman_seconds=each["deadmanSeconds"],
+        )
+        for each in event["hosts"]
+    ]
+    if not hosts:
+        raise ConfigError(
+            f"inventory {project.inventory} has no hosts",
+            "./inv lab.up starts a lab for inventory/lab.py",
+        )
+    return hosts
+
+
+@dataclass
+class Applying:
+    """A planned deployment of one host, ready to go on."""
+
+    process: Process
+    plan: Plan
+    log_file: IO[str]
+    done: list[str] = field(default_factory=list)
+
+    def go(self, say: Say) -> int:
+        """Run it to its end; how many operations changed something. Raises DeployError."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+        self.process.stdin.flush()
+        names = [operation.name for operation in self.plan.operations]
+        for event in _events(self.process):
+            self.log_file.write(json.dumps(event) + "\n")
+            self.log_file.flush()
+            if event["event"] == "start":
+                say(event["name"], len(self.done) / max(1, len(names)))
+            elif event["event"] == "end":
+                self.done.append(event["name"])
+                if not event["ok"]:
+                    say(f"failed: {event['name']}", None)
+            elif event["event"] == "done":
+                return int(event["changed"])
+            elif event["event"] == "error":
+                raise _error(event)
+        raise DeployError("pyinfra ended without a word", f"see {self.log_file.name}")
+
+
+@contextmanager
+def planned(
+    project: Project, host: str, data: Mapping[str, Any], log_file: IO[str], *, plan_only: bool
+) -> Iterator[Applying]:
+    """Plan one host; it ends with this, whatever it is doing. Raises DeployError, ConfigError."""
+    words = ["--host", host, "--data", json.dumps(dict(data))]
+    argv = project.argv("apply", *words, *(["--plan"] if plan_only else []))
+    with _running(argv, project.root) as process:
+        event = _await(process, "plan")
+        log_file.write(json.dumps(event) + "\n")
+        operations = tuple(
+            Operation(each["name"], each["changes"], tuple(each["diff"]))
+            for each in event["operations"]
+        )
+        yield Applying(process, Plan(operations), log_file)
+
+
+@contextmanager
+def _running(argv: list[str], root: Path) -> Iterator[Process]:
+    process = spawn(argv, cwd=root, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    try:
+        yield process
+    finally:
+        end_group(process)
+        wait_or_end(process, 0)
+
+
+def _await(process: Process, name: str) -> Event:
+    for event in _events(process):
+        if event["event"] == name:
+            return event
+        if event["event"] == "error":
+            raise _error(event)
+    process.wait()
+    assert process.stderr is not None
+    said = process.stderr.read().decode(errors="replace").strip().splitlines()[-5:]
+    raise DeployError("pyinfra ended without an answer: " + "\n".join(said))
+
+
+def _events(process: Process) -> Iterator[Event]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            log.warning("pyinfra: %s", line.decode(errors="replace").rstrip())
+            continue
+        yield event
+
+
+def _error(event: Event) -> Error:
+    message, hint = str(event["message"]), event.get("hint")
+    if event.get("error") == "config":
+        return ConfigError(message, hint)
+    if event.get("error") == "unreachable":
+        return Unreachable(message, hint)
+    return DeployError(message, hint)

@@ -1,0 +1,187 @@
+"""One host as the operator's machine reaches it: commands, the host tool, the lock."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import selectors
+import shlex
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from polydev import hosttool
+from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
+from polydev.hosttool.pack import zipapp_bytes
+from polydev.run import PIPE, Process, end_group, run, spawn, wait_or_end
+from polydev.ssh import SshTarget
+
+log = logging.getLogger(__name__)
+
+TOOL = "/opt/polydev-ai/bin/polydev-host"
+SSH_FAILED = 255
+ANSWER_SECONDS = 60.0
+LOCK_SECONDS = 120
+RENEW_SECONDS = 30.0
+
+
+class Unreachable(DeployError):
+    """The connection, not the command, failed."""
+
+
+class HostConnection:
+    """Runs the host tool. Several commands share one SSH connection, which ends with this."""
+
+    def __init__(self, target: SshTarget) -> None:
+        self.target = target
+        self._sockets = tempfile.TemporaryDirectory(prefix="polydev-ssh-")
+
+    def close(self) -> None:
+        run(self._argv("-O", "exit"), check=False, timeout_seconds=10)
+        self._sockets.cleanup()
+
+    def _argv(self, *words: str) -> list[str]:
+        shared = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30"]
+        shared += ["-o", f"ControlPath={self._sockets.name}/%C"]
+        return ["ssh", *self.target.options(), *shared, *words, self.target.destination]
+
+    def command(
+        self, text: str, *, input: str | None = None, timeout_seconds: float = ANSWER_SECONDS
+    ) -> str:
+        """Run a line of shell as root; what it wrote. Raises Unreachable, DeployError."""
+        argv = [*self._argv(), "--", f"sudo -n sh -c {shlex.quote(text)}"]
+        try:
+            done = run(argv, input=input, check=False, timeout_seconds=timeout_seconds)
+        except CommandTimeout as error:
+            raise Unreachable(f"{self.target.name} did not answer: {error.message}") from error
+        if done.status == SSH_FAILED:
+            raise Unreachable(
+                f"cannot reach {self.target.name} over SSH: {done.stderr.strip()}",
+                f"try: ssh {self.target.destination}",
+            )
+        if done.status != 0:
+            raise _tool_error(self.target.name, text, done.stdout, done.stderr)
+        return done.stdout
+
+    def tool(
+        self,
+        *words: str,
+        document: object = None,
+        timeout_seconds: float = ANSWER_SECONDS,
+    ) -> dict[str, Any]:
+        """One verb of the host tool; its answer. Raises Unreachable, DeployError."""
+        text = " ".join(shlex.quote(word) for word in (TOOL, *words))
+        input = None if document is None else json.dumps(document)
+        found = json.loads(self.command(text, input=input, timeout_seconds=timeout_seconds))
+        return found if isinstance(found, dict) else {"items": found}
+
+    def install_tool(self) -> None:
+        """Bring the host the tool that belongs to this checkout, unless it has it."""
+        wanted = zipapp_bytes(Path(hosttool.__file__).parent)
+        digest = hashlib.sha256(wanted).hexdigest()
+        there = self.command(f"sha256sum {TOOL} 2>/dev/null || true")
+        if there.startswith(digest):
+            return
+        self.command("command -v python3 >/dev/null || { echo no python3 >&2; exit 1; }")
+        self.command(
+            f"install -d -m 755 /opt/polydev-ai /opt/polydev-ai/bin && base64 -d >{TOOL}.new && "
+            f"chmod 755 {TOOL}.new && mv {TOOL}.new {TOOL}",
+            input=base64.b64encode(wanted).decode(),
+        )
+
+    def wait_until_back(self, seconds: float) -> None:
+        """Wait until the host answers again. Raises Unreachable when it does not in time."""
+        deadline = time.monotonic() + seconds
+        while (error := self._unreachable()) is not None:
+            if time.monotonic() > deadline:
+                raise error
+            time.sleep(1)
+
+    def _unreachable(self) -> Unreachable | None:
+        try:
+            self.command("true", timeout_seconds=15)
+        except Unreachable as error:
+            return error
+        return None
+
+
+def _tool_error(host: str, text: str, stdout: str, stderr: str) -> Error:
+    try:
+        said = json.loads(stdout.strip().splitlines()[-1]) if stdout.strip() else {}
+    except ValueError:
+        said = {}
+    if not isinstance(said, dict) or "message" not in said:
+        words = stderr.strip() or stdout.strip() or "without a word"
+        return DeployError(f"{host}: {text.split()[0]} failed: {words}")
+    error = LockHeld if said.get("error") == "lock-held" else HostRefused
+    return error(f"{host}: {said['message']}", said.get("hint"))
+
+
+class HostRefused(DeployError):
+    """The host tool said no, and why."""
+
+
+@contextmanager
+def deployment_lock(
+    connection: HostConnection, deployment_id: str, owner: str, purpose: str
+) -> Iterator[Mapping[str, Any] | None]:
+    """Hold the host's lock for as long as this lasts; the lock that was found dead, or None.
+
+    It lives and dies with a connection of its own: whatever ends this process lets go of it.
+    Raises LockHeld naming who has it.
+    """
+    words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
+    words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
+    process = spawn(
+        connection.target.argv(TOOL, *words),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    ended = threading.Event()
+    try:
+        answer = _first_line(process, connection.target.name)
+        renewing = threading.Thread(target=_renew, args=(process, ended), daemon=True)
+        renewing.start()
+        try:
+            yield answer.get("stale")
+        finally:
+            ended.set()
+            renewing.join()
+            _say(process, "release")
+    finally:
+        wait_or_end(process, ANSWER_SECONDS)
+
+
+def _first_line(process: Process, host: str) -> dict[str, Any]:
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        line = process.stdout.readline() if selector.select(ANSWER_SECONDS) else b""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        end_group(process)
+        stderr = process.stderr.read().decode(errors="replace") if process.stderr else ""
+        raise Unreachable(f"cannot lock {host}: {stderr.strip() or 'no answer'}") from None
+    if "lock" not in answer:
+        raise _tool_error(host, "lock", line.decode(), "")
+    return dict(answer)
+
+
+def _renew(process: Process, ended: threading.Event) -> None:
+    while not ended.wait(RENEW_SECONDS):
+        _say(process, "renew")
+
+
+def _say(process: Process, word: str) -> None:
+    with suppress(OSError, ValueError):
+        assert process.stdin is not None
+        process.stdin.write(f"{word}\n".encode())
+        process.stdin.flush()

@@ -1,0 +1,371 @@
+"""One change of one host, whole or undone: lock, backup, change, health gate, record.
+
+    deploy    plan → lock → backup → operations → gate → record
+    rollback  choose → lock → backup → restore → gate → record
+
+Whatever fails after the backup is followed by the way back and the same gate again; the record
+says both. A deployment that died without being able to do that is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+from polydev.deployment_id import new_deployment_id
+from polydev.errors import DeployError, Error, HealthGateFailed, RollbackFailed
+from polydev.progress import Steps
+from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
+from polydev.release.connection import (
+    TOOL,
+    HostConnection,
+    HostRefused,
+    deployment_lock,
+)
+from polydev.release.records import (
+    Record,
+    Status,
+    backup_of,
+    current_state,
+    next_state,
+    rollback_state,
+)
+
+log = logging.getLogger(__name__)
+
+GATE_SECONDS = 60
+RESTORE_SECONDS = 300.0
+BACKUP_SECONDS = 300.0
+KEPT_BACKUPS = 10
+KEPT_RELEASES = 5
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """`bootstrap` asks nothing of the health of a host that is being set up."""
+
+    target: str = "all"
+    bootstrap: bool = False
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def connected(host: DescribedHost) -> Iterator[HostConnection]:
+    connection = HostConnection(host.target)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
+    """What a deployment would change now; nothing is changed, and no lock is needed."""
+    data = {**options.data, "target": options.target}
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        planned(project, host.name, data, nowhere, plan_only=True) as applying,
+    ):
+        return applying.plan
+
+
+def records_of(connection: HostConnection) -> list[Record]:
+    """Every record that the host keeps; none where nothing was ever deployed."""
+    found = json.loads(connection.command(f"test ! -x {TOOL} || {TOOL} record list") or "{}")
+    # A record that cannot be read (status "unreadable") is none to go back to.
+    return [Record.model_validate(each) for each in found.get("records", []) if "startedAt" in each]
+
+
+def deploy(
+    project: Project, host: DescribedHost, options: DeployOptions, steps: Steps, logs: Path
+) -> Record:
+    """Deploy to one host. Raises DeployError (after the host went back), LockHeld."""
+    change = _new(project, host, options.target, "deploy")
+    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
+        with steps.step(f"{host.name}: connection"):
+            connection.install_tool()
+        data = {**options.data, "target": options.target, "deployment_id": change.id}
+        transaction = Transaction(connection, host, change, steps, log_file)
+        with (
+            transaction.locked("deploy"),
+            steps.step(f"{host.name}: plan") as step,
+            planned(project, host.name, data, log_file, plan_only=False) as applying,
+        ):
+            step.say(f"{len(applying.plan.changing)} changes")
+            return _apply(transaction, applying, options, steps)
+
+
+def _apply(
+    transaction: Transaction, applying: Applying, options: DeployOptions, steps: Steps
+) -> Record:
+    changing, all_of_them = applying.plan.changing, applying.plan.operations
+
+    def change() -> None:
+        what = f"{len(changing)} of {len(all_of_them)} operations"
+        with steps.step(f"{transaction.host.name}: {what}") as step:
+            transaction.record.changes = applying.go(step.say)
+            transaction.record.operations = [operation.name for operation in changing]
+
+    return transaction.run(change if changing else None, gate=not options.bootstrap)
+
+
+def rollback(
+    project: Project, host: DescribedHost, to: str | None, steps: Steps, logs: Path
+) -> Record:
+    """Bring a host back to the state of an earlier deployment.
+
+    Raises DeployError where that is not possible (nothing is changed then), RollbackFailed.
+    """
+    change = _new(project, host, "all", "rollback")
+    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
+        with steps.step(f"{host.name}: connection"):
+            connection.install_tool()
+        transaction = Transaction(connection, host, change, steps, log_file)
+        with transaction.locked("rollback"):
+            records = records_of(connection)
+            state = rollback_state(records, to)
+            backup = backup_of(state, records)
+            assert backup is not None
+            _require_sound(connection, backup, state, records)
+
+            def change_back() -> None:
+                with steps.step(f"{host.name}: back to {state}"):
+                    transaction.restore(backup)
+                    transaction.record.state = state
+                    transaction.record.changes = 1
+
+            return transaction.run(change_back, gate=True)
+
+
+def _require_sound(
+    connection: HostConnection, backup: str, state: str, records: list[Record]
+) -> None:
+    try:
+        connection.tool("backup", "verify", "--id", backup, timeout_seconds=BACKUP_SECONDS)
+    except HostRefused as error:
+        other = next_state(records, state)
+        hint = f"./inv rollback --to {other}" if other else "no older one has a backup"
+        raise HostRefused(f"cannot go back to {state}: {error.message}", hint) from error
+
+
+def back_up(project: Project, host: DescribedHost, steps: Steps, logs: Path) -> Record:
+    """A backup by hand, outside any deployment."""
+    change = _new(project, host, "all", "backup")
+    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
+        connection.install_tool()
+        transaction = Transaction(connection, host, change, steps, log_file)
+        with transaction.locked("backup"):
+            return transaction.run(lambda: None, gate=False)
+
+
+def unlock(host: DescribedHost) -> dict[str, Any]:
+    """Break the host's lock, whoever holds it; what was broken."""
+    with connected(host) as connection:
+        connection.install_tool()
+        return connection.tool("lock", "break")
+
+
+class Transaction:
+    """One change under way: its record, its backup, its way back."""
+
+    def __init__(
+        self,
+        connection: HostConnection,
+        host: DescribedHost,
+        record: Record,
+        steps: Steps,
+        log_file: IO[str],
+    ) -> None:
+        self.connection = connection
+        self.host = host
+        self.record = record
+        self.steps = steps
+        self.log_file = log_file
+
+    @contextmanager
+    def locked(self, purpose: str) -> Iterator[None]:
+        """Hold the host; first finish what a deployment that died there left behind."""
+        owner = self.record.who
+        with deployment_lock(self.connection, self.record.id, owner, purpose) as stale:
+            if stale and stale.get("id") != self.record.id:
+                self._recover(str(stale["id"]))
+            self.record.previous = current_state(records_of(self.connection))
+            self.record.state = self.record.previous
+            yield
+
+    def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
+        """Back up, change, gate, record; on any failure the way back. None changes nothing."""
+        try:
+            self._write("running")
+            if change is not None:
+                with self.steps.step(f"{self.host.name}: backup"):
+                    self._back_up()
+                if self.record.kind == "deploy":
+                    self.record.state = self.record.id
+                change()
+            if gate:
+                self._gate()
+        except (Error, OSError, KeyboardInterrupt) as error:
+            self._fail(error)
+        self._write("succeeded")
+        if change is not None:
+            self._tidy()
+        return self.record
+
+    def restore(self, backup: str) -> dict[str, Any]:
+        found = self.connection.tool("restore", "--id", backup, timeout_seconds=RESTORE_SECONDS)
+        self._log({"event": "restore", "backup": backup, "found": found})
+        return found
+
+    def _back_up(self) -> None:
+        words = ["backup", "create", "--id", self.record.id]
+        self.connection.tool(*words, document=dict(self.host.scope), timeout_seconds=BACKUP_SECONDS)
+        self.record.backup = True
+        self._write("running")
+
+    def _gate(self) -> None:
+        """Raises HealthGateFailed with what does not hold."""
+        with self.steps.step(f"{self.host.name}: health gate"):
+            words = ["health", "--seconds", str(GATE_SECONDS)]
+            found = self.connection.tool(*words, timeout_seconds=GATE_SECONDS + 60)
+            self._log({"event": "gate", **found})
+            self.record.gate = found
+            if not found["ok"]:
+                wrong = [
+                    f"{check['name']}: {check['detail']}"
+                    for check in found["checks"]
+                    if not check["ok"]
+                ]
+                raise HealthGateFailed(
+                    f"{self.host.name} is not as it should be: {'; '.join(wrong)}"
+                )
+
+    def _fail(self, error: BaseException) -> None:
+        """Undo what was changed, record both, and raise what was wrong in the first place."""
+        reason = error.message if isinstance(error, Error) else repr(error)
+        hint = error.hint if isinstance(error, Error) else None
+        self.record.reason = reason
+        self._log({"event": "failed", "reason": reason})
+        with _uninterrupted():
+            status, words = self._undo() if self.record.backup else ("failed", "nothing changed")
+            self.record.state = self.record.previous if status != "rollback-failed" else None
+            with suppress(Error, OSError):
+                self._write(status)
+        message = f"{self.record.kind} {self.record.id} of {self.host.name} failed: {reason}"
+        if status == "rollback-failed":
+            raise RollbackFailed(
+                f"{message}\nand the way back failed too: {words}",
+                f"log in to the host and see {TOOL} restore --id {self.record.id}",
+            ) from error
+        kind = type(error) if isinstance(error, DeployError) else DeployError
+        raise kind(f"{message}\n{words}", hint or f"see {self.log_file.name}") from error
+
+    def _undo(self) -> tuple[Status, str]:
+        with suppress(HealthGateFailed):
+            self.record.undone = {"reason": self.record.reason}
+        try:
+            with self.steps.step(f"{self.host.name}: way back"):
+                # The host may have to take back by itself what shut us out.
+                self.connection.wait_until_back(self.host.deadman_seconds + 60)
+                restored = self.restore(self.record.id)
+            failed_gate = self.record.gate
+            self._gate()
+            self.record.undone = {"restored": restored, "gate": self.record.gate}
+            self.record.gate = failed_gate
+        except (Error, OSError) as error:
+            words = error.message if isinstance(error, Error) else str(error)
+            self.record.undone = {"failed": words}
+            return "rollback-failed", words
+        return "rolled-back", f"the host is back at {self.record.previous or 'nothing of ours'}"
+
+    def _recover(self, stale_id: str) -> None:
+        """Finish what a deployment that died has left: the way back, the gate, its record."""
+        records = {record.id: record for record in records_of(self.connection)}
+        died = records.get(stale_id)
+        if died is None or died.status != "running":
+            return
+        with self.steps.step(f"{self.host.name}: recovery from {stale_id}, which died"):
+            if died.backup:
+                died.undone = {"restored": self.restore(stale_id)}
+        own, self.record = self.record, died
+        try:
+            self._gate()
+            died.undone = {**(died.undone or {}), "gate": died.gate}
+            died.gate = None
+        finally:
+            self.record = own
+        died.status, died.state = "interrupted", died.previous
+        died.reason = f"its operator's process ended; recovered by {self.record.id}"
+        died.finished_at = _now()
+        self._put(died)
+
+    def _tidy(self) -> None:
+        # What is kept too long is no reason for a deployment to fail.
+        with suppress(Error):
+            self.connection.tool("backup", "prune", "--keep", str(KEPT_BACKUPS))
+            self.connection.tool("release", "prune", "--keep", str(KEPT_RELEASES))
+
+    def _write(self, status: Status) -> None:
+        self.record.status = status
+        self.record.finished_at = None if status == "running" else _now()
+        self._put(self.record)
+
+    def _put(self, record: Record) -> None:
+        document = record.model_dump(mode="json", by_alias=True)
+        self._log({"event": "record", **document})
+        self.connection.tool("record", "write", document=document)
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        self.log_file.write(json.dumps(event) + "\n")
+        self.log_file.flush()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """The way back is gone to its end: a second Ctrl-C does not leave a host in between."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = (
+        signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    )
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def _new(project: Project, host: DescribedHost, target: str, kind: Any) -> Record:
+    deployment_id = new_deployment_id(project.root)
+    return Record(
+        id=deployment_id,
+        kind=kind,
+        target=target,
+        host=host.name,
+        started_at=_now(),
+        who=f"{getpass.getuser()}@{socket.gethostname()}",
+        commit=deployment_id.partition("-")[2],
+    )
+
+
+@contextmanager
+def _kept_log(logs: Path, deployment_id: str) -> Iterator[IO[str]]:
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"deployment-{deployment_id}.log").open("a") as file:
+        yield file
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -1,0 +1,310 @@
+"""Backup, mess, restore: the host is what it was, and whoever has to learn of it does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool import backup
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.restore import Options, restore
+from polydev.hosttool.units import MAIN, SOCKET
+from tests.unit.hosttool_host import (
+    FIREWALL,
+    FIRST,
+    FOREIGN_UNITS,
+    NETWORK,
+    NEW,
+    OLD,
+    SECOND,
+    SLOTS,
+    THIRD,
+    Host,
+    bare_host,
+    deploy,
+    put,
+)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host after its first deployment."""
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    return host
+
+
+def assert_second_restore_does_nothing(host: Host, backup_id: str = FIRST) -> None:
+    host.systemd.log.clear()
+    again = host.restore(backup_id)
+    assert (again["changes"], host.systemd.log, host.unfinished()) == (0, [], [])
+
+
+def test_everything_of_a_deployment_is_taken_back(host: Host) -> None:
+    before = host.seen()
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    assert host.seen() != before
+    done = host.restore()
+    assert host.seen() == before
+    assert done["database"] == "replaced"
+    assert done["handover"] == OLD
+    assert done["golden"] == "a" * 64
+    assert_second_restore_does_nothing(host)
+
+
+def test_a_first_deployment_is_taken_back_to_nothing(tmp_path: Path) -> None:
+    host = bare_host(tmp_path / "host")
+    before = host.seen()
+    host.backup()
+    deploy(host)
+    host.restore()
+    assert host.seen() == before
+    assert not os.path.lexists(host.controller.current)
+    assert not os.path.lexists(host.store / "golden-rootfs.ext4")
+    assert not host.controller.database.exists()
+    assert host.systemd.active.keys() == {*FOREIGN_UNITS}
+    assert "reload-or-restart ssh.service" in host.systemd.log
+    assert list(host.paths.stamps.iterdir()) == []
+    assert_second_restore_does_nothing(host)
+
+
+def test_units_stop_while_systemd_still_has_their_files(tmp_path: Path) -> None:
+    host = bare_host(tmp_path / "host")
+    host.backup()
+    deploy(host)
+    host.restore()
+    log = host.systemd.log
+    stopped = [line for line in log if line.startswith("stop")]
+    assert stopped == [
+        f"stop {unit}" for unit in (MAIN, SOCKET, f"{SLOTS}2.service", FIREWALL, NETWORK)
+    ]
+    assert max(map(log.index, stopped)) < log.index("daemon-reload")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "nothing"])
+@pytest.mark.parametrize("was", ["file", "folder", "link", "nothing"])
+def test_whatever_takes_the_place_of_something(host: Host, was: str, kind: str) -> None:
+    place = host.root / "etc" / "polydev" / "place"
+
+    def make(what: str) -> None:
+        if what == "file":
+            put(place, "text", 0o600)
+        elif what == "folder":
+            put(place / "within" / "file", "text")
+            place.chmod(0o750)
+        elif what == "link":
+            place.symlink_to("nowhere")
+
+    make(was)
+    before = host.seen()
+    host.backup()
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    make(kind)
+    host.restore()
+    assert host.seen() == before
+    assert_second_restore_does_nothing(host)
+
+
+def test_only_what_differs_is_touched(host: Host) -> None:
+    host.backup()
+    file = host.root / "etc" / "polydev" / "dns.conf"
+    unchanged = file.with_name("firewall.nft").stat()
+    file.chmod(0o666)
+    assert host.restore()["changed"] == [{"path": str(file), "how": "adjusted"}]
+    assert file.stat().st_mode & 0o7777 == 0o640
+    assert file.with_name("firewall.nft").stat() == unchanged
+    assert host.systemd.log == []
+
+
+def test_time_of_a_file_comes_back(host: Host) -> None:
+    file = host.root / "etc" / "polydev" / "dns.conf"
+    os.utime(file, ns=(1, 2_000_000_001))
+    host.backup()
+    file.write_text("other")
+    host.restore()
+    assert file.stat().st_mtime_ns == 2_000_000_001
+
+
+def test_a_unit_restarts_only_if_it_runs_with_another_configuration(host: Host) -> None:
+    host.backup()
+    host.unit(FIREWALL, "2")
+    host.unit(NETWORK, "2")
+    host.start(FIREWALL)
+    done = host.restore()
+    assert done["units"] == [{"unit": FIREWALL, "did": "reload-or-restart"}]
+    assert "daemon-reload" in host.systemd.log
+    assert done["handover"] is None
+
+
+def test_a_unit_that_was_off_goes_off_and_one_that_was_on_comes_back(host: Host) -> None:
+    host.systemd.active.pop(FIREWALL)
+    host.systemd.enabled.remove(FIREWALL)
+    host.backup()
+    host.start(FIREWALL)
+    host.systemd.enabled.add(FIREWALL)
+    host.systemd.active[NETWORK] = "failed"
+    host.systemd.enabled.remove(NETWORK)
+    host.restore()
+    assert host.systemd.log == [
+        f"enable {NETWORK}",
+        f"disable {FIREWALL}",
+        f"stop {FIREWALL}",
+        f"reset-failed {NETWORK}",
+        f"start {NETWORK}",
+    ]
+
+
+def test_more_and_fewer_instances_of_a_template(host: Host) -> None:
+    host.start(f"{SLOTS}3.service")
+    host.backup()
+    host.systemd.active.pop(f"{SLOTS}3.service")
+    host.start(f"{SLOTS}4.service")
+    host.restore()
+    assert host.systemd.active[f"{SLOTS}3.service"] == "active"
+    assert f"{SLOTS}4.service" not in host.systemd.active
+
+
+def test_sysctl_is_applied_when_its_file_changes(host: Host) -> None:
+    host.backup()
+    put(host.paths.sysctl / "60-polydev.conf", "net.ipv4.ip_forward=9\n")
+    host.restore()
+    assert host.systemd.log == ["restart systemd-sysctl.service"]
+
+
+def test_socket_restarts_only_while_its_service_is_down(host: Host) -> None:
+    host.backup()
+    host.unit(SOCKET, "2")
+    host.start(SOCKET)
+    host.restore()
+    log = host.systemd.log
+    assert log.index(f"stop {MAIN}") < log.index(f"reload-or-restart {SOCKET}")
+    assert log[-2:] == [f"reset-failed {MAIN}", f"restart {MAIN}"]
+
+
+def test_controller_learns_of_its_configuration(host: Host) -> None:
+    host.backup()
+    put(host.paths.controller_config / "config.yaml", "log_level: 2\n", 0o640)
+    assert host.restore()["handover"] == OLD
+    assert_second_restore_does_nothing(host)
+
+
+def test_unit_that_does_not_come_up_stops_nothing_else(host: Host) -> None:
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    host.systemd.fails = lambda verb, unit: unit == FIREWALL
+    with pytest.raises(HostError, match=FIREWALL) as refused:
+        host.restore()
+    assert refused.value.code == "restore-incomplete"
+    assert os.readlink(host.controller.current) == f"releases/{OLD}"
+    host.systemd.fails = lambda verb, unit: False
+    host.restore()
+    assert_second_restore_does_nothing(host)
+
+
+def test_what_only_a_later_release_knows_goes_too(host: Host) -> None:
+    before = host.seen()
+    host.backup()
+    newer = host.root / "etc" / "newer.d" / "newer.conf"
+    unit = "newer.service"
+    wider = replace(
+        host.scope,
+        paths=(*host.scope.paths, newer, host.paths.units / unit),
+        units=(*host.scope.units, unit),
+    )
+    backup.create(host.paths, host.systemd, SECOND, wider)
+    put(newer, "new")
+    host.unit(unit, "1")
+    host.start(unit)
+    backup.create(host.paths, host.systemd, THIRD, wider)
+    host.restore()
+    assert host.seen() == before
+    assert unit not in host.systemd.active
+
+
+class TestReach:
+    def test_only_the_way_in_is_restored(self, host: Host) -> None:
+        host.backup()
+        deploy(host, "2", NEW, "b" * 64)
+        done = host.restore(reach=True)
+        changed = {each["path"] for each in done["changed"]}  # type: ignore[attr-defined]
+        assert changed == {str(path) for path in host.scope.reach}
+        assert [each["unit"] for each in done["units"]] == ["ssh.service", NETWORK, FIREWALL]  # type: ignore[attr-defined]
+        assert os.readlink(host.controller.current) == f"releases/{NEW}"
+        assert host.rows() == ["written by 1", "written by 2"]
+        assert MAIN not in " ".join(host.systemd.log)
+
+    def test_the_rest_can_be_restored_after_it(self, host: Host) -> None:
+        before = host.seen()
+        host.backup()
+        deploy(host, "2", NEW, "b" * 64)
+        host.restore(reach=True)
+        host.restore()
+        assert host.seen() == before
+
+    def test_files_that_were_not_there_go_with_their_units(self, tmp_path: Path) -> None:
+        host = bare_host(tmp_path / "host")
+        host.backup()
+        deploy(host)
+        host.restore(reach=True)
+        assert not any(path.exists() for path in host.scope.reach)
+        rest = {SOCKET, MAIN, f"{SLOTS}2.service"}
+        assert host.systemd.active.keys() == {*FOREIGN_UNITS, *rest}
+
+
+class TestDatabase:
+    def test_left_alone_when_it_says_the_same(self, host: Host) -> None:
+        host.backup()
+        inode = host.controller.database.stat().st_ino
+        host.execute("VACUUM")
+        assert host.restore()["changes"] == 0
+        assert host.controller.database.stat().st_ino == inode
+
+    def test_left_alone_when_asked_to(self, host: Host) -> None:
+        host.backup()
+        host.execute("INSERT INTO notes VALUES ('later')")
+        restore(host.paths, host.systemd, FIRST, Options(with_database=False))
+        assert host.rows() == ["later", "written by 1"]
+
+    def test_backup_while_in_use_has_what_was_committed(self, host: Host) -> None:
+        with closing(sqlite3.connect(host.controller.database)) as connection:
+            connection.execute("INSERT INTO notes VALUES ('committed')")
+            connection.commit()
+            connection.execute("INSERT INTO notes VALUES ('not yet')")
+            host.backup()
+            connection.rollback()
+        host.execute("DELETE FROM notes")
+        host.restore()
+        assert host.rows() == ["committed", "written by 1"]
+
+    @pytest.mark.parametrize("damage", ["no database", "half"])
+    def test_damaged_one_is_replaced_while_nobody_uses_it(self, host: Host, damage: str) -> None:
+        host.backup()
+        data = host.controller.database.read_bytes()
+        broken = b"not a database" * 100 if damage == "no database" else data[: len(data) // 2]
+        host.controller.database.write_bytes(broken)
+        host.restore()
+        assert host.rows() == ["written by 1"]
+        assert host.systemd.log[0] == f"stop {MAIN}"
+        assert host.systemd.active[MAIN] == "active"
+
+    def test_one_with_another_journal_is_replaced_while_nobody_uses_it(self, host: Host) -> None:
+        host.backup()
+        host.execute("PRAGMA journal_mode=DELETE")
+        host.execute("INSERT INTO notes VALUES ('later')")
+        host.restore()
+        assert host.rows() == ["written by 1"]
+        assert host.systemd.log[0] == f"stop {MAIN}"
+
+    def test_mode_comes_back(self, host: Host) -> None:
+        host.controller.database.chmod(0o640)
+        host.backup()
+        host.controller.database.chmod(0o666)
+        assert host.restore()["database"] == "adjusted"
+        assert host.controller.database.stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,207 @@
+"""The lab's pure parts: names, addresses, what is laid over the root, command lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polydev.errors import ConfigError
+from polydev.lab import Lab, LabError, ssh_argv
+from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
+from polydev.lab.container import container_argv, innermost_pid, nspawn_argv
+from polydev.lab.files import lay, network_files, share_packages
+from polydev.lab.inside import inside_argv
+from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
+from polydev.lab.root import FILES, PRIVATE, mmdebstrap_argv, package_sources, root_id
+from polydev.settings import Settings
+
+INTERFACE_NAME_CHARACTERS = 15
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    folder, root = tmp_path / "labs" / "one", tmp_path / "root"
+    folder.mkdir(parents=True)
+    root.mkdir()
+    return Lab(name="one", folder=folder, root=root, address="198.51.100.2", gateway="198.51.100.1")
+
+
+@pytest.fixture
+def own_settings(tmp_path: Path) -> Settings:
+    return Settings(store=tmp_path / "store", cache=tmp_path / "cache", state=tmp_path)
+
+
+class TestName:
+    @pytest.mark.parametrize("name", ["a", "dev", "a1-b", "abcdefghijk"])
+    def test_accepted(self, name: str) -> None:
+        assert checked_name(name) == name
+
+    @pytest.mark.parametrize(
+        "name", ["", "A", "1a", "-a", "a-", "a_b", "a/b", "..", "abcdefghijkl", "a\n"]
+    )
+    def test_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="cannot be called"):
+            checked_name(name)
+
+    def test_longest_one_still_names_an_interface(self, lab: Lab) -> None:
+        longest = lab.model_copy(update={"name": checked_name("abcdefghijk")})
+        assert len(longest.veth) <= INTERFACE_NAME_CHARACTERS
+
+    def test_no_path_leads_out_of_the_folder_of_labs(self, own_settings: Settings) -> None:
+        with pytest.raises(ConfigError):
+            lab_folder("../x", own_settings)
+
+
+class TestAllot:
+    def test_first_link_of_an_unused_pool(self) -> None:
+        assert [str(end) for end in allot([])] == ["198.51.100.1", "198.51.100.2"]
+
+    @given(count=st.integers(0, 63))
+    def test_links_never_overlap(self, count: int) -> None:
+        taken: list[IPv4Network] = []
+        for _ in range(count):
+            ours, theirs = allot(taken)
+            link = link_of(str(theirs))
+            assert ours in link
+            assert link.subnet_of(POOL)
+            assert not any(link.overlaps(each) for each in taken)
+            taken.append(link)
+
+    def test_a_single_address_in_use_takes_its_link(self) -> None:
+        _, theirs = allot([IPv4Network("198.51.100.3/32")])
+        assert str(theirs) == "198.51.100.6"
+
+    def test_a_full_pool_is_told(self) -> None:
+        with pytest.raises(LabError, match="no addresses are left"):
+            allot([IPv4Network("198.51.0.0/16")])
+
+    def test_routes_of_the_machine(self) -> None:
+        routes = (
+            '[{"dst": "default", "gateway": "192.0.2.1"}, {"dst": "10.0.0.0/8"},'
+            ' {"type": "local", "dst": "10.1.2.3", "table": "local"}]'
+        )
+        assert routed_networks(routes) == [IPv4Network("10.0.0.0/8"), IPv4Network("10.1.2.3/32")]
+        assert routed_networks("") == []
+
+
+class TestRecord:
+    def test_read_back_as_written(self, lab: Lab, own_settings: Settings) -> None:
+        lab.write()
+        assert read_lab(lab.folder) == lab
+        assert recorded_labs(own_settings) == [lab]
+
+    def test_half_written_is_none(self, lab: Lab, own_settings: Settings) -> None:
+        (lab.folder / "lab.json").write_text('{"name": "one"')
+        assert read_lab(lab.folder) is None
+        assert recorded_labs(own_settings) == []
+
+    def test_no_folder_is_no_lab(self, own_settings: Settings) -> None:
+        assert recorded_labs(replace(own_settings, state=Path("/nowhere"))) == []
+
+    def test_never_started_does_not_run(self, lab: Lab) -> None:
+        assert not lab.running()
+
+
+class TestRoot:
+    TARGETS = (
+        "http://a.example/debian|bookworm|main|Debian\n"
+        "http://a.example/debian|bookworm|contrib|Debian\n"
+        "http://a.example/debian-security|bookworm-security|main|Debian\n"
+        "http://b.example/tools|bookworm|main|Somebody\n"
+        "http://a.example/debian|trixie|main|Debian\n"
+    )
+
+    def test_sources_are_debians_own_of_this_suite(self) -> None:
+        lines = package_sources(self.TARGETS)
+        assert [line.split(" ", 2)[2] for line in lines] == [
+            "http://a.example/debian bookworm main",
+            "http://a.example/debian-security bookworm-security main",
+        ]
+
+    def test_a_machine_that_knows_none_leaves_it_to_mmdebstrap(self) -> None:
+        assert package_sources("") == []
+        assert mmdebstrap_argv(Path("/t"), [])[-2:] == ["bookworm", "/t"]
+
+    def test_other_sources_make_another_root(self) -> None:
+        assert root_id([]) != root_id(["deb x"])
+        assert root_id(["deb x"]) == root_id(["deb x"])
+
+    def test_what_a_deploy_brings_is_not_there(self) -> None:
+        include = next(
+            word for word in mmdebstrap_argv(Path("/t"), []) if word.startswith("--include=")
+        )
+        packages = include.removeprefix("--include=").split(",")
+        assert not {"qemu-system-x86", "nftables", "dnsmasq", "dnsmasq-base"} & set(packages)
+
+    def test_private_files_are_among_the_files(self) -> None:
+        assert set(FILES) >= PRIVATE
+
+    def test_killed_it_leaves_no_mount(self) -> None:
+        words = mmdebstrap_argv(Path("/t"), [])
+        assert words.index("unshare") < words.index("mmdebstrap")
+        assert {"--mount", "--kill-child"} < set(words)
+
+
+class TestFiles:
+    def test_mode_and_owner_of_folders_are_the_roots(self, lab: Lab) -> None:
+        (lab.root / "home" / "deploy").mkdir(parents=True)
+        (lab.root / "home" / "deploy").chmod(0o750)
+        lab.upper.mkdir()
+        lay(lab, "home/deploy/.profile", "x", mode=0o600)
+        assert (lab.upper / "home/deploy").stat().st_mode & 0o777 == 0o750
+        assert (lab.upper / "home/deploy/.profile").stat().st_mode & 0o777 == 0o600
+
+    def test_network_is_this_labs(self, lab: Lab) -> None:
+        files = network_files(lab)
+        assert files["etc/hostname"] == "one\n"
+        host0 = files["etc/systemd/network/10-host0.network"]
+        assert f"Address=198.51.100.2/{LINK_PREFIX}\n" in host0
+
+    def test_packages_are_shared_once(self, tmp_path: Path) -> None:
+        source, target = tmp_path / "a", tmp_path / "b"
+        (source / "partial").mkdir(parents=True)
+        target.mkdir()
+        (source / "x_1_all.deb").write_bytes(b"new")
+        (source / "y_1_all.deb").write_bytes(b"theirs")
+        (source / "partial" / "z_1_all.deb").write_bytes(b"half")
+        (source / "lock").touch()
+        (target / "y_1_all.deb").write_bytes(b"ours")
+        share_packages(source, target)
+        assert {file.name: file.read_bytes() for file in target.iterdir()} == {
+            "x_1_all.deb": b"new",
+            "y_1_all.deb": b"ours",
+        }
+
+    def test_a_lab_that_downloaded_nothing_shares_nothing(self, tmp_path: Path) -> None:
+        share_packages(tmp_path / "nowhere", tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestArgv:
+    def test_ssh_knows_only_this_labs_keys(self, lab: Lab) -> None:
+        words = ssh_argv(lab, ["echo", "a b"])
+        assert words[-3:] == ["deploy@198.51.100.2", "--", "echo 'a b'"]
+        assert f"UserKnownHostsFile={lab.known_hosts}" in words
+        assert "StrictHostKeyChecking=yes" in words
+        assert ssh_argv(lab, ["true"], user="root")[-3] == "root@198.51.100.2"
+
+    def test_the_folder_marks_the_first_process(self, lab: Lab) -> None:
+        assert str(lab.folder) in container_argv(lab, Path("/cgroup"), kvm=False)
+
+    def test_kvm_only_where_there_is_one(self, lab: Lab) -> None:
+        assert not [word for word in nspawn_argv(lab, kvm=False) if word.endswith(":/dev/kvm")]
+        assert [word for word in nspawn_argv(lab, kvm=True) if word.endswith(":/dev/kvm")]
+
+    def test_the_machines_environment_stays_outside(self) -> None:
+        words = inside_argv(7)
+        assert words[words.index("--target") + 1] == "7"
+        assert words[words.index("env") :][:3] == ["env", "--chdir=/", "-i"]
+
+    def test_pid_in_its_own_namespace(self) -> None:
+        assert innermost_pid("Name:\tsystemd\nNSpid:\t4242\t9\t1\n") == 1
+        assert innermost_pid("NSpid:\t4242\n") == 4242
