@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pyinfra.context import host
+from pyinfra.context import config, host
 
 from polydev.deploys.host import browser_host
+
+config.SUDO = True
 
 if "browser_hosts" in host.groups:
     browser_host()

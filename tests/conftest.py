@@ -6,6 +6,8 @@ Images and boots are dear: each is made once and shared.
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,11 @@ from polydev.image.recipe import load_recipe
 from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
+from polydev.lab import Lab, down, up
 from polydev.progress import Steps
+from polydev.release.applying import Project
 from polydev.settings import Settings
+from tests.hosts import DeployedHost
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -57,3 +62,38 @@ def image(settings: Settings, store: ImageStore) -> ImageRecord:
 def verified_image(settings: Settings, store: ImageStore, image: ImageRecord) -> ImageRecord:
     """The same image after a cold boot and all specs."""
     return verify(image.digest, settings, store, SPECS, Steps(), VerifyOptions())
+
+
+@pytest.fixture(scope="session")
+def host_lab(settings: Settings) -> Iterator[Lab]:
+    """A bare host: nothing is deployed to it yet. It goes when the tests end."""
+    name = f"t-{secrets.token_hex(3)}"
+    lab = up(name, settings, Steps())
+    yield lab
+    down(name, settings)
+
+
+@pytest.fixture(scope="session")
+def bare_host(
+    host_lab: Lab,
+    settings: Settings,
+    store: ImageStore,
+    verified_image: ImageRecord,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[DeployedHost]:
+    """The bare host with what would be deployed to it."""
+    store.promote(verified_image.digest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDEV_LAB", host_lab.name)
+        patch.setenv("POLYDEV_STORE", str(settings.store))
+        patch.setenv("POLYDEV_CACHE", str(settings.cache))
+        patch.setenv("POLYDEV_STATE", str(settings.state))
+        project = Project(ROOT, ROOT / "inventory" / "lab.py")
+        yield DeployedHost(host_lab, project, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="session")
+def deployed(bare_host: DeployedHost) -> DeployedHost:
+    """The host after its first deployment; each test leaves it as declared."""
+    bare_host.deploy()
+    return bare_host

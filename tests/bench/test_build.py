@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
-
 from polydev.image.build import BuildOptions, BuildResult, build
 from polydev.image.record import ROOTFS
 from polydev.image.store import ImageStore
@@ -15,27 +11,6 @@ from tests.bench.conftest import Checkout, Ratios
 from tests.bench.plain import PlainImage
 
 MB = 1e6
-
-
-@pytest.fixture(scope="module")
-def touched(
-    settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
-) -> BuildResult:
-    """A build after one file of the agent changed; afterwards the file is as it was.
-
-    The quickest of three: in a few seconds, most of them spent writing, what the tests before
-    left for the disk to do counts for more than what is measured.
-    """
-    before = checkout.agent_file.read_text()
-    results = []
-    try:
-        for number in range(3):
-            checkout.agent_file.write_text(f"{before}# touched: {number}\n")
-            os.sync()
-            results.append(build(checkout.recipe, settings, store, Steps(), BuildOptions()))
-    finally:
-        checkout.agent_file.write_text(before)
-    return min(results, key=lambda result: result.seconds)
 
 
 def test_a_cold_build_takes_little_more_than_a_plain_one(

@@ -55,6 +55,7 @@ class ObedientSystemd:
     timers: dict[str, list[str]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     running: dict[str, str] = field(default_factory=dict)
+    falls_over: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.reload()
@@ -110,6 +111,8 @@ class ObedientSystemd:
             if not self.exists(unit):
                 raise HostError("unit-failed", f"Unit {unit} not found.")
             self.come_up(unit)
+            if unit in self.falls_over:
+                self.active[unit] = "activating"
 
     def come_up(self, unit: str) -> None:
         self.active[unit] = "active"
@@ -275,7 +278,7 @@ class Host:
 
     def unfinished(self) -> list[Path]:
         """What should not outlive a verb."""
-        names = (f"**/.*{UNFINISHED}", "**/.new-*", "**/.old-*", "**/.*.old-*")
+        names = (f"**/.*{UNFINISHED}", "**/.new-*", "**/.old-*")
         return [path for name in names for path in self.root.glob(name)]
 
     def execute(self, sql: str) -> None:

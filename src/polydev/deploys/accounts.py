@@ -36,6 +36,7 @@ def host_json(site: HostData, units: list[str]) -> str:
         "slots": list(site.slot_numbers),
         "resolvers": [str(each) for each in site.resolvers],
         "publicResolvers": all(each.is_global for each in site.resolvers),
+        "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
         "units": units,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from pyinfra import logger
-from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 from pyinfra.operations import files
 
@@ -17,7 +17,17 @@ from polydev.deploys.accounts import CONTROLLER_USER
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import JsonFile, PythonVersion, Unit
-from polydev.deploys.operations import TOOL, directory, text_file, told, unit, unit_file
+from polydev.deploys.operations import (
+    TOOL,
+    PlacedFile,
+    directory,
+    done_here,
+    text_file,
+    told,
+    touched_words,
+    unit,
+    unit_file,
+)
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
 from polydev.progress import Steps
@@ -79,23 +89,27 @@ def release(site: HostData, target: SshTarget, digest: str, release: str, commit
     told(f"+ release {release} ({digest[:12]})")
     python = host.get_fact(PythonVersion)
     yield StringCommand(f"mkdir -p {ROOT}/incoming/{release}")
-    yield FunctionCommand(send_release, (site, target, release, python), {})
+    yield done_here(send_release, site, target, release, python)
     words = ["release", "create", "--id", release, "--digest", digest, "--commit", commit]
     yield StringCommand(f"{TOOL} {shlex.join(words)}")
     yield StringCommand(f"{TOOL} release migrate --id {release} --user {CONTROLLER_USER}")
 
 
 @operation
-def handover(digest: str, release: str, config: str) -> Commands:
+def handover(
+    digest: str, release: str, config: str, files: tuple[tuple[str, str], ...] = ()
+) -> Commands:
     """The service runs this release with this configuration; somebody always accepts."""
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
-    running = host.get_fact(Unit, unit=SERVICE)
+    running = host.get_fact(Unit, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest
-    if is_same and running.active and running.enabled and running.config == config:
+    is_current = running.config == config and not running.touched
+    if is_same and running.active and running.enabled and is_current:
         host.noop(f"{SERVICE} runs release {current.get('id')}")
         return
     to = current["id"] if is_same else release
-    told(f"- {SERVICE}: release {current.get('id')}, configuration {running.config or 'unknown'}")
+    was = f"release {current.get('id')}, configuration {running.config or 'unknown'}"
+    told(f"- {SERVICE}: {was}{touched_words(running, config)}")
     told(f"+ {SERVICE}: release {to}, configuration {config}")
     yield StringCommand("systemctl daemon-reload")
     if not running.enabled:
@@ -103,27 +117,27 @@ def handover(digest: str, release: str, config: str) -> Commands:
     yield StringCommand(f"{TOOL} handover --release {to}")
 
 
-def _secrets(site: HostData) -> list[str]:
+def _secrets(site: HostData) -> list[PlacedFile]:
     directory(SECRETS, mode="700")
-    texts = []
+    placed = []
     for name, file in sorted(site.secrets.items()):
         if not file.is_file():
             raise ConfigError(f"inventory: secrets.{name}: no such file: {file}")
         path = f"{SECRETS}/{name}"
         files.put(name=path, src=str(file), dest=path, mode="600", user="root", group="root")
-        texts.append(f"{name}={file.read_text()}")
-    return texts
+        placed.append(PlacedFile(path, file.read_text()))
+    return placed
 
 
 @concern("Controller")
 def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
     values = unit_values(site)
-    text = config_text(site)
-    text_file(CONFIG, text, mode="640", group=CONTROLLER_USER)
+    settings = PlacedFile(CONFIG, config_text(site))
+    text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
     secrets = _secrets(site)
-    socket_config = unit_file(SOCKET, values)
-    unit_file(NEXT, values, text, *secrets)
-    config = unit_file(SERVICE, values, text, *secrets)
+    socket = unit_file(SOCKET, values)
+    unit_file(NEXT, values, settings, *secrets)
+    config = unit_file(SERVICE, values, settings, *secrets)
     digest = source_digest(site.source.resolve())
     commit = deployment_id.partition("-")[2]
     release(
@@ -134,8 +148,20 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         release=deployment_id,
         commit=commit,
     )
-    unit(name=SOCKET, unit=SOCKET, config=socket_config, stop_first=SERVICE)
-    handover(name="handover", digest=digest, release=deployment_id, config=config)
+    unit(
+        name=SOCKET,
+        unit=SOCKET,
+        config=socket.hash,
+        files=socket.files,
+        stop_first=SERVICE,
+    )
+    handover(
+        name="handover",
+        digest=digest,
+        release=deployment_id,
+        config=config.hash,
+        files=config.files,
+    )
 
 
 def unit_names() -> list[str]:

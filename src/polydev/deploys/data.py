@@ -13,6 +13,7 @@ from polydev.errors import ConfigError
 from polydev.settings import Settings
 
 Target = Literal["all", "master-controller", "vm-agent"]
+Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
 FIRST_SLOT = 2
 # What pyinfra itself, or a connector, reads from the same place.
 FOREIGN_PREFIXES = ("ssh_", "_", "sudo")
@@ -48,13 +49,10 @@ class HostData(Checked):
     deployment_id: str | None = None
     slots: Annotated[int, Field(ge=1, le=250)] = 8
     bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
-    resolvers: tuple[IPv4Address, ...] = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
-    upstream_resolvers: tuple[IPv4Address, ...] = (
-        IPv4Address("8.8.8.8"),
-        IPv4Address("8.8.4.4"),
-    )
+    resolvers: Resolvers = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
+    upstream_resolvers: Resolvers = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
     reachable: tuple[IPv4Network, ...] = ()
-    controller_listen: str = "0.0.0.0:4000"
+    controller_listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] = "0.0.0.0:4000"
     controller: dict[str, Any] = {}
     secrets: dict[str, Path] = {}
     firecracker: Firecracker | None = None
@@ -67,9 +65,12 @@ class HostData(Checked):
 
     @model_validator(mode="after")
     def _slots_fit(self) -> Self:
-        room = self.bridge_address.network.num_addresses - 3
-        if self.slots > room:
-            raise ValueError(f"{self.slots} slots do not fit in {self.bridge_address.network}")
+        network = self.bridge_address.network
+        if self.slots > network.num_addresses - 3:
+            raise ValueError(f"{self.slots} slots do not fit in {network}")
+        taken = [network.network_address, network.broadcast_address]
+        if self.gateway in [*taken, *map(self.slot_address, self.slot_numbers)]:
+            raise ValueError(f"bridge_address {self.gateway} is not free for the host")
         return self
 
     @property
@@ -86,6 +87,12 @@ class HostData(Checked):
     @property
     def controller_port(self) -> int:
         return int(self.controller_listen.rpartition(":")[2])
+
+    @property
+    def controller_address(self) -> str:
+        """Where the host itself reaches the controller."""
+        address = self.controller_listen.rpartition(":")[0]
+        return "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104
 
     def concerns(self, *targets: Target) -> bool:
         """Whether a part that belongs to `targets` is to be deployed now."""

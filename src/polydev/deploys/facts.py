@@ -15,24 +15,33 @@ from polydev.deploys.render import STAMPS
 
 @dataclass(frozen=True)
 class UnitState:
-    """`config` is what the unit was started with, as its own start wrote it down."""
+    """`config` is what the unit was started with, as its own start wrote it down.
+
+    `touched`: a file of the unit's is not what it should be, or was changed after that start.
+    """
 
     active: bool = False
     enabled: bool = False
     config: str = ""
     loaded: bool = False
     result: str = ""
+    touched: bool = False
 
 
 class Unit(FactBase[UnitState]):
-    """One unit as systemd and the unit's stamp know it."""
+    """One unit as systemd and the unit's stamp know it; `files` are paths and their SHA-256."""
 
-    def command(self, unit: str) -> str:
+    def command(self, unit: str, files: tuple[tuple[str, str], ...] = ()) -> str:
         name = shlex.quote(unit)
-        return (
-            f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result; "
-            f"echo Config=$(cat {STAMPS}/{name} 2>/dev/null)"
+        asked = (
+            f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result "
+            f"-p NeedDaemonReload; echo Config=$(cat {STAMPS}/{name} 2>/dev/null)"
         )
+        for path, sha256 in files:
+            sums = shlex.quote(f"{sha256}  {path}")
+            asked += f"; echo {sums} | sha256sum --check --status 2>/dev/null || echo Touched=yes"
+            asked += f"; test ! {shlex.quote(path)} -nt {STAMPS}/{name} || echo Touched=yes"
+        return asked
 
     @staticmethod
     def default() -> UnitState:
@@ -46,6 +55,7 @@ class Unit(FactBase[UnitState]):
             config=found.get("Config", ""),
             loaded=found.get("LoadState") == "loaded",
             result=found.get("Result", ""),
+            touched="yes" in (found.get("NeedDaemonReload"), found.get("Touched")),
         )
 
 

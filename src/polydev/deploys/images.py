@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 from pyinfra import logger
-from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import ImageStore
-from polydev.deploys.operations import TOOL, told
+from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
 from polydev.run import run
@@ -74,12 +74,14 @@ def golden_image(site: HostData, target: SshTarget, digest: str) -> Commands:
     images, golden = there.get("images", []), there.get("golden")
     if digest not in images:
         told(f"+ image {digest}")
-        basis = golden if golden in images else (images[-1] if images else None)
-        yield StringCommand(f"mkdir -p {STORE}/incoming/{digest}")
-        yield FunctionCommand(send_image, (site, target, digest, basis), {})
-        yield StringCommand(f"{TOOL} image add --digest {digest}")
     if golden != digest:
         told(f"- golden image {golden}\n+ golden image {digest}")
+    if digest not in images:
+        basis = golden if golden in images else (images[-1] if images else None)
+        yield StringCommand(f"mkdir -p {STORE}/incoming/{digest}")
+        yield done_here(send_image, site, target, digest, basis)
+        yield StringCommand(f"{TOOL} image add --digest {digest}")
+    if golden != digest:
         yield StringCommand(f"{TOOL} image golden --digest {digest}")
 
 

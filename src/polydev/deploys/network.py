@@ -62,29 +62,41 @@ def bridge(site: HostData) -> None:
     netdev = template("/etc/systemd/network/30-br-vm.netdev", values)
     network = template("/etc/systemd/network/30-br-vm.network", values)
     config = unit_file(NETWORK_UNIT, values, netdev, network)
-    unit(name=NETWORK_UNIT, unit=NETWORK_UNIT, config=config)
+    unit(name=NETWORK_UNIT, unit=NETWORK_UNIT, config=config.hash, files=config.files)
 
 
 @concern("Firewall")
 def firewall(site: HostData) -> None:
     path = "/etc/polydev/firewall.nft"
     values = network_values(site)
-    text = template(path, values)
-    config = unit_file(FIREWALL_UNIT, values, text)
-    unit(name=FIREWALL_UNIT, unit=FIREWALL_UNIT, config=config)
-    live_firewall(name=f"table {TABLE}", family="inet", table=TABLE, text=text, path=path)
+    rules = template(path, values)
+    config = unit_file(FIREWALL_UNIT, values, rules)
+    unit(name=FIREWALL_UNIT, unit=FIREWALL_UNIT, config=config.hash, files=config.files)
+    live_firewall(name=f"table {TABLE}", family="inet", table=TABLE, text=rules.text, path=path)
 
 
 @concern("Slots")
 def slots(site: HostData) -> None:
     values = network_values(site)
-    target_config = unit_file(SLOTS_TARGET, values)
-    config = unit_file(SLOT_UNIT, values, slot_code(), *map(str, values["private_resolvers"]))
+    target = unit_file(SLOTS_TARGET, values)
+    config = unit_file(SLOT_UNIT, values, slot_code(), *slot_words(site))
     wanted = slot_units(site)
     only_units(name="slots beyond the last", pattern="microvm-slot@*.service", wanted=wanted)
     for name in wanted:
-        unit(name=name, unit=name, config=config)
-    unit(name=SLOTS_TARGET, unit=SLOTS_TARGET, config=target_config, stamped=False)
+        unit(name=name, unit=name, config=config.hash, files=config.files)
+    unit(
+        name=SLOTS_TARGET,
+        unit=SLOTS_TARGET,
+        config=target.hash,
+        files=target.files,
+        stamped=False,
+    )
+
+
+def slot_words(site: HostData) -> list[str]:
+    """What of the inventory a slot is made of, which it reads as it starts."""
+    own = all(each.is_global for each in site.resolvers)
+    return [str(site.bridge_address), *([] if own else [str(site.resolvers[0])])]
 
 
 def slot_code() -> str:
@@ -98,6 +110,6 @@ def slot_code() -> str:
 @concern("Names")
 def names(site: HostData) -> None:
     values = network_values(site)
-    text = template("/etc/polydev/dns.conf", values)
-    config = unit_file(DNS_UNIT, values, text)
-    unit(name=DNS_UNIT, unit=DNS_UNIT, config=config)
+    settings = template("/etc/polydev/dns.conf", values)
+    config = unit_file(DNS_UNIT, values, settings)
+    unit(name=DNS_UNIT, unit=DNS_UNIT, config=config.hash, files=config.files)

@@ -5,21 +5,57 @@ from __future__ import annotations
 import hashlib
 import io
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import logger
-from pyinfra.api.command import FileUploadCommand, StringCommand
+from pyinfra.api.command import FileUploadCommand, FunctionCommand, StringCommand
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host, state
-from pyinfra.facts.files import File, Sha256File
+from pyinfra.facts.files import Directory, File, Sha256File
 from pyinfra.operations import files
 
-from polydev.deploys.facts import ActiveUnits, Firewall, SysctlValue, Unit
+from polydev.deploys.facts import ActiveUnits, Firewall, SysctlValue, Unit, UnitState
 from polydev.deploys.render import render, render_unit
 from polydev.deploys.typed import Commands, operation
+from polydev.errors import Error
 
 TOOL = "/opt/polydev-ai/bin/polydev-host"
 UNITS = "/etc/systemd/system"
+
+
+@dataclass(frozen=True)
+class PlacedFile:
+    """A file that the deploy puts in its place."""
+
+    path: str
+    text: str
+
+    @property
+    def sum(self) -> tuple[str, str]:
+        return self.path, hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class UnitConfig:
+    """What a unit is to be started with: the hash in its file, and its files' own."""
+
+    hash: str
+    files: tuple[tuple[str, str], ...]
+
+
+def done_here(function: Callable[..., None], *arguments: Any) -> FunctionCommand:
+    """Something that is done on the operator's machine; its errors are told in their own words."""
+
+    def run_it() -> None:
+        try:
+            function(*arguments)
+        except Error as error:
+            logger.error(error.message)
+            raise
+
+    return FunctionCommand(run_it, (), {})
 
 
 def told(difference: str) -> None:
@@ -68,41 +104,70 @@ def program(path: str, data: bytes) -> Commands:
         yield StringCommand(f"chown root:root {name} && chmod 755 {name}")
 
 
-def template(path: str, values: dict[str, Any], mode: str = "644", group: str = "root") -> str:
-    """Put a rendered template in its place; its text, for the hash of who reads it."""
+def template(
+    path: str, values: dict[str, Any], mode: str = "644", group: str = "root"
+) -> PlacedFile:
+    """Put a rendered template in its place."""
     text = render(path, values)
     text_file(path, text, mode=mode, group=group)
-    return text
+    return PlacedFile(path, text)
 
 
-def unit_file(name: str, values: dict[str, Any], *depends: str) -> str:
-    """Put a unit in its place; the hash of its configuration."""
-    text, config = render_unit(name, values, depends)
-    text_file(f"{UNITS}/{name}", text)
-    return config
+def unit_file(name: str, values: dict[str, Any], *depends: PlacedFile | str) -> UnitConfig:
+    """Put a unit in its place; what it is started with: that file, those and texts it reads."""
+    placed = [each for each in depends if isinstance(each, PlacedFile)]
+    texts = [each.text if isinstance(each, PlacedFile) else each for each in depends]
+    text, config = render_unit(name, values, texts)
+    own = PlacedFile(f"{UNITS}/{name}", text)
+    text_file(own.path, text)
+    return UnitConfig(config, tuple(each.sum for each in (own, *placed)))
 
 
 def directory(
     path: str, mode: str = "755", user: str = "root", group: str = "root"
 ) -> OperationMeta:
-    return files.directory(name=path, path=path, mode=mode, user=user, group=group)
+    return folder(name=path, path=path, mode=mode, user=user, group=group)
 
 
 @operation
-def unit(unit: str, config: str, stamped: bool = True, stop_first: str = "") -> Commands:
+def folder(path: str, mode: str, user: str, group: str) -> Commands:
+    """A folder with this mode and owner; files.directory does the same, but tells nothing."""
+    there: dict[str, Any] = dict(host.get_fact(Directory, path=path) or {})
+    now = (str(there.get("mode")), there.get("user"), there.get("group"))
+    if now == (mode, user, group):
+        host.noop(f"{path} is as it should be")
+        return
+    told(f"- {path}: " + (f"mode {now[0]}, {now[1]}:{now[2]}" if there else "not there"))
+    told(f"+ {path}: mode {mode}, {user}:{group}")
+    name = shlex.quote(path)
+    if not there:
+        yield StringCommand(f"mkdir -p {name}")
+    yield StringCommand(f"chmod {mode} {name} && chown {user}:{group} {name}")
+
+
+@operation
+def unit(
+    unit: str,
+    config: str,
+    files: tuple[tuple[str, str], ...] = (),
+    stamped: bool = True,
+    stop_first: str = "",
+) -> Commands:
     """A unit that is enabled and runs with exactly this configuration.
 
-    What it was started with decides, not whether a file has just changed: a deploy that broke
-    off between the two is mended by the next one. A target runs nothing, so it has no stamp.
-    `stop_first` must not run while this unit is restarted.
+    What it was started with decides, not whether this deploy changes a file: one that broke
+    off between the two is mended by the next one. `files` are paths with their SHA-256; what
+    somebody wrote there may be what the unit runs with, although the hash in its file is right.
+    A target runs nothing, so it has no stamp. `stop_first` must not run while this unit is
+    restarted.
     """
-    now = host.get_fact(Unit, unit=unit)
+    now = host.get_fact(Unit, unit=unit, files=files)
     name = shlex.quote(unit)
-    is_current = now.config == config or not stamped
+    is_current = not now.touched and (now.config == config or not stamped)
     if now.active and now.enabled and is_current:
         host.noop(f"{unit} runs as it should")
         return
-    told(f"- {unit}: {_state(now.active, now.enabled, now.config)}")
+    told(f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}")
     told(f"+ {unit}: {_state(True, True, config)}")
     yield StringCommand("systemctl daemon-reload")
     if not now.enabled:
@@ -110,9 +175,21 @@ def unit(unit: str, config: str, stamped: bool = True, stop_first: str = "") -> 
     if stop_first and not (now.active and is_current):
         yield StringCommand(f"systemctl stop {shlex.quote(stop_first)}")
     if not now.active:
-        yield StringCommand(f"systemctl restart {name}")
-    elif not is_current:
-        yield StringCommand(f"systemctl reload-or-restart {name}")
+        yield StringCommand(_or_why("restart", name))
+    elif stamped and not is_current:
+        yield StringCommand(_or_why("reload-or-restart", name))
+
+
+def touched_words(now: UnitState, config: str) -> str:
+    """What only the unit's files tell; where the hash is another one, that says it all."""
+    return ", files changed" if now.touched and now.config == config else ""
+
+
+def _or_why(verb: str, name: str) -> str:
+    """systemd says only that a unit failed; the unit itself may have said why."""
+    this_start = f"i=$(systemctl show -P InvocationID {name})"
+    journal = "journalctl -q --no-pager -n 15 -o cat _SYSTEMD_INVOCATION_ID=$i + INVOCATION_ID=$i"
+    return f"systemctl {verb} {name} || {{ {this_start}; {journal} >&2; exit 1; }}"
 
 
 def _state(active: bool, enabled: bool, config: str) -> str:
@@ -124,9 +201,11 @@ def _state(active: bool, enabled: bool, config: str) -> str:
 def only_units(pattern: str, wanted: list[str]) -> Commands:
     """No unit of the pattern is active but the wanted ones."""
     there: list[str] = host.get_fact(ActiveUnits, pattern=pattern)
-    for extra in sorted(set(there) - set(wanted)):
-        told(f"- {extra}: active")
-        yield StringCommand(f"systemctl stop {shlex.quote(extra)}")
+    extra = sorted(set(there) - set(wanted))
+    # All of them first: a plan asks for no more than the first command.
+    told("\n".join(f"- {name}: active" for name in extra))
+    for name in extra:
+        yield StringCommand(f"systemctl stop {shlex.quote(name)}")
 
 
 @operation

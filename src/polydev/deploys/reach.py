@@ -10,13 +10,13 @@ import json
 import shlex
 import time
 
-from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import Firewall, JsonFile, Unit
 from polydev.deploys.network import TABLE, network_values
-from polydev.deploys.operations import TOOL, told
+from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.services import SSHD_FILE
 from polydev.deploys.typed import Commands, concern, operation
@@ -66,7 +66,7 @@ def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
     if not host.get_fact(Unit, unit=TIMER).active:
         host.noop("nothing to confirm")
         return
-    yield FunctionCommand(come_back, (target, seconds), {})
+    yield done_here(come_back, target, seconds)
     text = shlex.quote(json.dumps({"confirmed": reach}))
     yield StringCommand(f"printf %s {text} >{STAMP}")
 

@@ -6,13 +6,13 @@ import io
 import logging
 import re
 import runpy
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pyinfra_cli  # noqa: F401  (its connections are greenlets: this must come first)
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -28,6 +28,7 @@ from polydev.deploys.data import host_data
 from polydev.errors import ConfigError, DeployError
 
 Emit = Callable[..., None]
+NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
 OPERATION = "--> Starting operation: "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -77,6 +78,8 @@ class Runner:
         with ctx_state.use(state), ctx_config.use(config):
             inventory = self._load(data)
             hosts = [host for host in inventory if name in (None, host.name)]
+            if not hosts:
+                raise ConfigError(f"inventory {self.inventory} has no host {name}")
             state.init(inventory, config, initial_limit=hosts)
             try:
                 return self._apply(state, words, plan_only=plan_only)
@@ -90,7 +93,6 @@ class Runner:
         with redirect_stderr(io.StringIO()):  # pyinfra's spinner
             state.set_stage(StateStage.Connect)
             connect_all(state)
-            _send_at_once(state)
             state.set_stage(StateStage.Prepare)
             for host in state.inventory.get_active_hosts():
                 with ctx_host.use(host):
@@ -98,7 +100,8 @@ class Runner:
             changes = self._plan(state, words)
             if plan_only or not changes:
                 return 0
-            if sys.stdin.readline().strip() != "go":
+            # In a thread: the connection is kept alive meanwhile.
+            if gevent.get_hub().threadpool.apply(sys.stdin.readline).strip() != "go":
                 return 0
             state.add_callback_handler(_Events(self.emit))
             state.set_stage(StateStage.Execute)
@@ -129,16 +132,6 @@ class Runner:
         return loaded
 
 
-def _send_at_once(state: State) -> None:
-    """Every command is a few small packets, each of which would wait for the one before it."""
-    for host in state.inventory.get_active_hosts():
-        transport = (
-            getattr(host.connector, "client", None) and host.connector.client.get_transport()
-        )
-        if transport is not None:
-            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 def _name(state: State, op_hash: str) -> str:
     return ", ".join(sorted(state.get_op_meta(op_hash).names))
 
@@ -167,7 +160,7 @@ class _Words(logging.Handler):
         if not text:
             return
         if self.state.current_stage == StateStage.Prepare:
-            host = next(iter(self.state.inventory), None)
+            host: Any = ctx_host.get()
             op_hash = host.current_op_hash if host else None
             if op_hash:
                 self.said.setdefault(op_hash, []).append(text)
@@ -179,8 +172,9 @@ class _Words(logging.Handler):
         self.emit_event("log", level=record.levelname.lower(), text=text)
 
     def why(self) -> str:
-        """The operation that failed and what the host said of it."""
-        said = dict.fromkeys(line for line in self.wrong if not line.startswith("Error: executed"))
+        """The operation that failed and what the host said of it, once."""
+        # The host tool says it twice: for programs, then in words.
+        said = dict.fromkeys(line for line in self.wrong if not line.startswith(NOT_WORDS))
         return f"{self.operation}: " + "\n".join(list(said)[-15:])
 
 

@@ -8,6 +8,8 @@ from polydev.deploys.data import HostData
 from polydev.deploys.operations import UNITS, directory, template, unit, unit_file
 from polydev.deploys.typed import concern
 
+SSH_UNIT = "ssh.service"
+JOURNAL_UNIT = "systemd-journald.service"
 SSHD_FILE = "/etc/ssh/sshd_config.d/50-polydev.conf"
 SSHD_DROP_IN = "ssh.service.d/polydev.conf"
 JOURNAL_FILE = "/etc/systemd/journald.conf.d/50-polydev.conf"
@@ -20,16 +22,16 @@ def journal_values(site: HostData) -> dict[str, Any]:
 
 @concern("SSH")
 def ssh() -> None:
-    text = template(SSHD_FILE, {})
+    settings = template(SSHD_FILE, {})
     directory(f"{UNITS}/ssh.service.d")
-    config = unit_file(SSHD_DROP_IN, {}, text)
-    unit(name="ssh.service", unit="ssh.service", config=config)
+    config = unit_file(SSHD_DROP_IN, {}, settings)
+    unit(name=SSH_UNIT, unit=SSH_UNIT, config=config.hash, files=config.files)
 
 
 @concern("Journal")
 def journal(site: HostData) -> None:
     directory("/etc/systemd/journald.conf.d")
-    text = template(JOURNAL_FILE, journal_values(site))
+    settings = template(JOURNAL_FILE, journal_values(site))
     directory(f"{UNITS}/systemd-journald.service.d")
-    config = unit_file(JOURNAL_DROP_IN, {}, text)
-    unit(name="systemd-journald.service", unit="systemd-journald.service", config=config)
+    config = unit_file(JOURNAL_DROP_IN, {}, settings)
+    unit(name=JOURNAL_UNIT, unit=JOURNAL_UNIT, config=config.hash, files=config.files)

@@ -1,16 +1,14 @@
 """The controller's SQLite database: copied while in use, compared, replaced under a process.
 
-A process that has the old file open keeps it, and its answers stay whole, until it ends. As it
-ends SQLite would remove the write-ahead log *by name*, which is the successor's by then; so the
-old file keeps a second name until nobody needs it, and is locked against that meanwhile.
+A process that has the old file open keeps it, with its log, until it ends: its answers stay
+whole, and what it still writes goes with it. SQLite sees that the file has moved, and so does
+not remove, as it otherwise would when it closes, the log that by then is the successor's.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,11 +24,7 @@ if TYPE_CHECKING:
 BESIDE = ("-wal", "-shm", "-journal")
 COMPARED_PRAGMAS = ("user_version", "application_id")
 LIVE, AT_REST = "mode=rw", "mode=ro&immutable=1"
-# SQLite's lock bytes: who reads a database has a shared lock on these.
-SHARED_FIRST, SHARED_BYTES = 0x40000002, 510
 WAL_VERSION, WAL_VERSION_AT = 2, 18
-GUARD_TRIES = 50
-GUARD_PAUSE_SECONDS = 0.1
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -93,9 +87,6 @@ def replace_database(live: Path, stored: Path, entry: Entry) -> None:
     os.chown(fresh, uid_of(entry.owner), gid_of(entry.group))
     fresh.chmod(entry.mode)
     if live.exists():
-        second_name = live.with_name(f".{live.name}.old-{live.stat().st_ino}")
-        second_name.unlink(missing_ok=True)
-        os.link(live, second_name)
         _checkpoint(live)
     # Logs go first: one that is left over would be played into the new file.
     _remove_beside(live)
@@ -107,41 +98,8 @@ def remove_database(live: Path) -> None:
     """For when nothing has it open."""
     # Last of all what says that there was something to remove.
     _remove_beside(live)
-    forget_old(live)
     live.unlink(missing_ok=True)
     sync(live.parent)
-
-
-def forget_old(live: Path) -> None:
-    """Remove the second names of replaced databases; their last users have ended."""
-    for path in _old(live):
-        path.unlink()
-
-
-@contextmanager
-def old_guarded(live: Path) -> Iterator[None]:
-    """While this holds, a process that ends does not take the new database's log with it."""
-    descriptors = [os.open(path, os.O_RDONLY) for path in _old(live)]
-    try:
-        for descriptor in descriptors:
-            _lock_shared(descriptor)
-        yield
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _lock_shared(descriptor: int) -> None:
-    # Somebody has it exclusively for a moment at most; if not, nobody else can end under us.
-    for _ in range(GUARD_TRIES):
-        with suppress(BlockingIOError, PermissionError):
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, SHARED_BYTES, SHARED_FIRST)
-            return
-        time.sleep(GUARD_PAUSE_SECONDS)
-
-
-def _old(live: Path) -> list[Path]:
-    return sorted(live.parent.glob(f".{live.name}.old-*"))
 
 
 def _checkpoint(live: Path) -> None:

@@ -102,8 +102,9 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(mode)
-    path.chmod(mode)
+    with suppress(FileExistsError):  # another process was faster
+        path.mkdir(mode)
+        path.chmod(mode)
     sync(path.parent)
 
 

@@ -22,6 +22,7 @@ from polydev.hosttool.systemd import Systemd
 CURRENT = Path("/opt/master-controller/current")
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
+HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def look(systemd: Systemd) -> list[Check]:
         checks.append(_guarded("names", lambda: names_check(host)))
     checks.append(image_check())
     if CURRENT.exists():
-        port = host.get("controllerPort")
-        checks.append(_guarded("controller", lambda: controller_check(int(str(port)))))
+        checks.append(_guarded("controller", lambda: controller_check(host)))
     return checks
 
 
@@ -97,7 +97,9 @@ def names_check(host: dict[str, object]) -> Check:
         client.settimeout(ANSWER_SECONDS)
         client.sendto(question(f"vm-{number}.vm.internal"), (slot.gateway, 53))
         answer = client.recv(512)
-    found = socket.inet_ntoa(answer[-4:]) if answer[3] & 0x0F == 0 else "no address"
+    if len(answer) < HEADER_BYTES + ADDRESS_BYTES:
+        raise OSError("it is cut short")
+    found = socket.inet_ntoa(answer[-ADDRESS_BYTES:]) if answer[3] & 0x0F == 0 else "no address"
     return Check("names", found == slot.address, f"vm-{number} is {found}")
 
 
@@ -107,10 +109,14 @@ def question(name: str) -> bytes:
     return struct.pack(">HHHHHH", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", 1, 1)
 
 
-def controller_check(port: int) -> Check:
+def controller_check(host: dict[str, object]) -> Check:
     """The controller answers 200, and it is the release that `current` names."""
     wanted = Path(os.readlink(CURRENT)).name
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    address, port = (
+        str(host.get("controllerAddress", "127.0.0.1")),
+        int(str(host["controllerPort"])),
+    )
+    connection = http.client.HTTPConnection(address, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/api/auth/health")
         answer = connection.getresponse()

@@ -33,6 +33,10 @@ def image_golden(call: Call) -> object:
     return images.make_golden(call.arguments.digest)
 
 
+def image_prune(call: Call) -> object:
+    return images.prune(call.paths)
+
+
 def release_create(call: Call) -> object:
     arguments = call.arguments
     return releases.create(arguments.id, arguments.digest, arguments.commit)
@@ -57,6 +61,7 @@ HOST_VERBS = (
     Verb("image list", "Whole images, and the golden one", image_list),
     Verb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
     Verb("image golden", "Make an image golden", image_golden, (DIGEST,)),
+    Verb("image prune", "Remove images that nothing needs", image_prune),
     Verb(
         "release create",
         "Make a release of the controller from what arrived for it",

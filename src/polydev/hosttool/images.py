@@ -6,6 +6,7 @@ and the golden link, which names one of them and is replaced by one rename.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,8 +15,16 @@ import socket
 import time
 from pathlib import Path
 
-from polydev.hosttool.durable import make_folder, point_link, read_json, sync, write_json
+from polydev.hosttool.durable import (
+    make_folder,
+    point_link,
+    read_json,
+    remove,
+    sync,
+    write_json,
+)
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
 
 STORE = Path("/var/lib/firecracker/snapshots/base")
 GOLDEN = "golden-rootfs.ext4"
@@ -110,3 +119,32 @@ def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
     point_link(folder / f"{number:06d}", f"../images/{digest}")
     point_link(store / GOLDEN, f"promotions/{number:06d}/rootfs.ext4")
     return {"golden": digest, "was": was, "changed": True}
+
+
+def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
+    """Remove images that are not golden, not in a backup and not in use; and what broke off."""
+    saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
+    needed = {golden_digest(store), *((each.get("golden") or {}).get("image") for each in saved)}
+    removed = []
+    for folder in sorted((store / "images").glob("*")):
+        if folder.name not in needed and _is_free(folder):
+            # Out of sight first, so that a kill leaves no part of an image to be found.
+            gone = store / "incoming" / f".gone-{folder.name}"
+            make_folder(gone.parent)
+            folder.rename(gone)
+            removed.append(folder.name)
+    for rest in (store / "incoming").glob("*"):
+        remove(rest)
+    return {"removed": removed}
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no process holds the image, as a VM that runs from it does."""
+    try:
+        with (folder / "in-use.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True

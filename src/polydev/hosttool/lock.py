@@ -21,7 +21,7 @@ from polydev.hosttool.paths import Paths, require_id
 
 TRIES = 100
 PAUSE_SECONDS = 0.02
-END_SECONDS = 5.0
+END_SECONDS = 2.0
 
 
 class Lock:

@@ -91,9 +91,9 @@ def migrate(release: str, user: str, root: Path = ROOT) -> dict[str, object]:
 def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
     """Remove releases that are neither current, nor in a backup, nor among the newest `keep`."""
     saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
-    named = {str((each.get("controller") or {}).get("release")) for each in saved}
+    named = {str(each.get("release")) for each in saved}
     names = sorted(path.name for path in (root / "releases").glob("*"))
-    stay = {(root / "current").resolve().name, *named, *names[-keep:]}
+    stay = {(root / "current").resolve().name, *named, *names[::-1][:keep]}
     gone = [name for name in names if name not in stay]
     for name in gone:
         remove(root / "releases" / name)

@@ -8,8 +8,6 @@ from pathlib import Path
 from polydev.hosttool.database import (
     can_be_replaced_in_use,
     content_sha256,
-    forget_old,
-    old_guarded,
     remove_database,
     replace_database,
 )
@@ -72,12 +70,6 @@ class ControllerRestore:
         controller, release = self.saved.scope.controller, self.saved.release
         if controller is None:
             return None
-        done = self._run(controller, release)
-        # By now nobody has a replaced database open.
-        forget_old(controller.database)
-        return done
-
-    def _run(self, controller: Controller, release: str | None) -> str | None:
         was = target_of(controller.current)
         if release is None:
             remove(controller.current)
@@ -85,8 +77,7 @@ class ControllerRestore:
         if self.saved.units[MAIN].is_running:
             if not self._is_handover_due(controller, release):
                 return None
-            with old_guarded(controller.database):
-                Handover(self.systemd, controller.root, self.limits).to(release)
+            Handover(self.systemd, controller.root, self.limits).to(release)
             return release
         target = f"releases/{release}"
         if was == target:

@@ -93,25 +93,32 @@ class Applying:
     done: list[str] = field(default_factory=list)
 
     def go(self, say: Say) -> int:
-        """Run it to its end; how many operations changed something. Raises DeployError."""
+        """Run it to its end; how many operations changed something. Raises DeployError.
+
+        However this ends, the process has ended too: nothing may change the host any more when
+        its way back begins.
+        """
+        try:
+            return self._go(say)
+        finally:
+            end_group(self.process)
+
+    def _go(self, say: Say) -> int:
         assert self.process.stdin is not None
         self.process.stdin.write(b"go\n")
         self.process.stdin.flush()
-        names = [operation.name for operation in self.plan.operations]
         for event in _events(self.process):
             self.log_file.write(json.dumps(event) + "\n")
             self.log_file.flush()
             if event["event"] == "start":
-                say(event["name"], len(self.done) / max(1, len(names)))
+                say(event["name"], len(self.done) / max(1, len(self.plan.operations)))
             elif event["event"] == "end":
                 self.done.append(event["name"])
-                if not event["ok"]:
-                    say(f"failed: {event['name']}", None)
             elif event["event"] == "done":
                 return int(event["changed"])
             elif event["event"] == "error":
                 raise _error(event)
-        raise DeployError("pyinfra ended without a word", f"see {self.log_file.name}")
+        raise _ended(self.process)
 
 
 @contextmanager
@@ -147,10 +154,15 @@ def _await(process: Process, name: str) -> Event:
             return event
         if event["event"] == "error":
             raise _error(event)
-    process.wait()
+    raise _ended(process)
+
+
+def _ended(process: Process) -> DeployError:
+    """It broke off; what Python said then is all that there is."""
+    end_group(process)
     assert process.stderr is not None
     said = process.stderr.read().decode(errors="replace").strip().splitlines()[-5:]
-    raise DeployError("pyinfra ended without an answer: " + "\n".join(said))
+    return DeployError("\n".join(["pyinfra ended without an answer", *said]))
 
 
 def _events(process: Process) -> Iterator[Event]:

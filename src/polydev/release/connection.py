@@ -11,8 +11,8 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,36 +127,47 @@ class HostRefused(DeployError):
     """The host tool said no, and why."""
 
 
-@contextmanager
-def deployment_lock(
-    connection: HostConnection, deployment_id: str, owner: str, purpose: str
-) -> Iterator[Mapping[str, Any] | None]:
-    """Hold the host's lock for as long as this lasts; the lock that was found dead, or None.
+class DeploymentLock:
+    """The host's lock, held by a connection of its own: whatever ends this process lets go of it.
 
-    It lives and dies with a connection of its own: whatever ends this process lets go of it.
-    Raises LockHeld naming who has it.
+    `stale` is the lock that was found dead, or None.
     """
-    words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
-    words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
-    process = spawn(
-        connection.target.argv(TOOL, *words),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    ended = threading.Event()
-    try:
-        answer = _first_line(process, connection.target.name)
-        renewing = threading.Thread(target=_renew, args=(process, ended), daemon=True)
-        renewing.start()
+
+    def __init__(self, target: SshTarget, deployment_id: str, owner: str, purpose: str) -> None:
+        """Raises LockHeld naming who has it, or Unreachable."""
+        words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
+        words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
+        argv = target.argv(TOOL, *words)
+        self._process = spawn(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         try:
-            yield answer.get("stale")
-        finally:
-            ended.set()
-            renewing.join()
-            _say(process, "release")
-    finally:
-        wait_or_end(process, ANSWER_SECONDS)
+            answer = _first_line(self._process, target.name)
+        except BaseException:
+            wait_or_end(self._process, 0)
+            raise
+        self.stale: Mapping[str, Any] | None = answer.get("stale")
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+        self._renewing.start()
+
+    @property
+    def is_held(self) -> bool:
+        return self._process.poll() is None
+
+    def release(self) -> None:
+        self._ended.set()
+        self._renewing.join()
+        self._say("release")
+        wait_or_end(self._process, ANSWER_SECONDS)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            self._say("renew")
+
+    def _say(self, word: str) -> None:
+        with suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{word}\n".encode())
+            self._process.stdin.flush()
 
 
 def _first_line(process: Process, host: str) -> dict[str, Any]:
@@ -173,15 +184,3 @@ def _first_line(process: Process, host: str) -> dict[str, Any]:
     if "lock" not in answer:
         raise _tool_error(host, "lock", line.decode(), "")
     return dict(answer)
-
-
-def _renew(process: Process, ended: threading.Event) -> None:
-    while not ended.wait(RENEW_SECONDS):
-        _say(process, "renew")
-
-
-def _say(process: Process, word: str) -> None:
-    with suppress(OSError, ValueError):
-        assert process.stdin is not None
-        process.stdin.write(f"{word}\n".encode())
-        process.stdin.flush()

@@ -53,24 +53,32 @@ def newest_first(records: Iterable[Record]) -> list[Record]:
 
 
 def current_state(records: Iterable[Record]) -> str | None:
-    """Id of the deployment whose result the host has; None before the first."""
-    for record in newest_first(records):
-        if record.status == "succeeded" and record.kind != "backup":
-            return record.state
-    return None
+    """Id of the deployment whose result the host has; None before the first.
+
+    None too where a way back failed: what the host has then is the result of no deployment.
+    """
+    last = last_settled(records)
+    return last.state if last else None
+
+
+def last_settled(records: Iterable[Record]) -> Record | None:
+    """The newest record that is not of a change that was undone."""
+    settled = ("succeeded", "rollback-failed")
+    return next((each for each in newest_first(records) if each.status in settled), None)
 
 
 def states(records: Sequence[Record]) -> list[str]:
     """States that a rollback may go back to, newest first: succeeded, and not the current one."""
     current = current_state(records)
-    found: dict[str, None] = {}
-    for record in newest_first(records):
-        if record.status == "succeeded" and record.kind == "deploy" and record.changes:
-            found.setdefault(record.id)
-    return [state for state in found if state != current and backup_of(state, records)]
+    succeeded = [
+        record.id
+        for record in newest_first(records)
+        if record.status == "succeeded" and record.kind == "deploy" and record.changes
+    ]
+    return [state for state in succeeded if state != current and backup_of(state, records)]
 
 
-def backup_of(state: str, records: Sequence[Record]) -> str | None:
+def backup_of(state: str, records: Iterable[Record]) -> str | None:
     """The newest backup that was made while the host was in that state."""
     for record in newest_first(records):
         if record.previous == state and record.backup:
@@ -78,22 +86,36 @@ def backup_of(state: str, records: Sequence[Record]) -> str | None:
     return None
 
 
-def rollback_state(records: Sequence[Record], to: str | None) -> str:
-    """The state to go back to: the one that is asked for, or the last one before the current.
+def previous_state(records: Sequence[Record]) -> str | None:
+    """What the host was before its last change, also where that change could not be undone."""
+    last = last_settled(records)
+    if last is None or last.state is None:
+        return last.previous if last else None
+    return state_before(last.state, records)
 
-    Raises DeployError where there is none, or the one asked for did not succeed.
+
+def state_before(state: str, records: Iterable[Record]) -> str | None:
+    """What the host was before the deployment that made this state of it."""
+    made = next((record for record in records if record.id == state), None)
+    return made.previous if made else None
+
+
+def rollback_state(records: Sequence[Record], to: str | None) -> str:
+    """The state to go back to: the one that is asked for, or the one before the current.
+
+    Before means what the current deployment found, not what happened to be deployed last: that
+    may have been rolled back from. Raises DeployError where there is none, or the one asked for
+    did not succeed.
     """
     possible = states(records)
     known = ", ".join(possible) or "none"
     if to is None:
-        current = current_state(records)
-        started = {record.id: record.started_at for record in records}
-        for state in possible:
-            if current is None or started[state] < started.get(current, started[state]):
-                return state
-        raise DeployError(
-            f"there is nothing to roll back to (succeeded deployments: {known})", LIST_HINT
-        )
+        before = previous_state(records)
+        if before is None or before not in possible:
+            raise DeployError(
+                f"there is nothing to roll back to (succeeded deployments: {known})", LIST_HINT
+            )
+        return before
     named = next((record for record in records if record.id == to), None)
     if named is None:
         raise DeployError(f"no deployment {to}", f"one of: {known}")
@@ -112,7 +134,6 @@ def rollback_state(records: Sequence[Record], to: str | None) -> str:
 
 
 def next_state(records: Sequence[Record], after: str) -> str | None:
-    """The next older state to offer where one turned out damaged."""
-    possible = states(records)
-    later = possible[possible.index(after) + 1 :] if after in possible else possible
-    return later[0] if later else None
+    """The state before that one, to offer where it turned out damaged."""
+    before = state_before(after, records)
+    return before if before in states(records) else None

@@ -29,9 +29,10 @@ from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
 from polydev.release.connection import (
     TOOL,
+    DeploymentLock,
     HostConnection,
     HostRefused,
-    deployment_lock,
+    Unreachable,
 )
 from polydev.release.records import (
     Record,
@@ -44,7 +45,7 @@ from polydev.release.records import (
 
 log = logging.getLogger(__name__)
 
-GATE_SECONDS = 60
+GATE_SECONDS = 30
 RESTORE_SECONDS = 300.0
 BACKUP_SECONDS = 300.0
 KEPT_BACKUPS = 10
@@ -195,13 +196,22 @@ class Transaction:
     @contextmanager
     def locked(self, purpose: str) -> Iterator[None]:
         """Hold the host; first finish what a deployment that died there left behind."""
-        owner = self.record.who
-        with deployment_lock(self.connection, self.record.id, owner, purpose) as stale:
-            if stale and stale.get("id") != self.record.id:
-                self._recover(str(stale["id"]))
+        self._lock = self._new_lock(purpose)
+        try:
+            if stale := self._lock.stale:
+                self.steps.note(f"{self.host.name}: {stale.get('id')} of {stale.get('owner')} died")
+            # Records say who died even where their lock was broken since.
+            for died in records_of(self.connection):
+                if died.status == "running":
+                    self._recover(died)
             self.record.previous = current_state(records_of(self.connection))
             self.record.state = self.record.previous
             yield
+        finally:
+            self._lock.release()
+
+    def _new_lock(self, purpose: str) -> DeploymentLock:
+        return DeploymentLock(self.host.target, self.record.id, self.record.who, purpose)
 
     def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
         """Back up, change, gate, record; on any failure the way back. None changes nothing."""
@@ -215,15 +225,18 @@ class Transaction:
                 change()
             if gate:
                 self._gate()
+            self._write("succeeded")
         except (Error, OSError, KeyboardInterrupt) as error:
             self._fail(error)
-        self._write("succeeded")
         if change is not None:
             self._tidy()
         return self.record
 
     def restore(self, backup: str) -> dict[str, Any]:
+        """Restore a backup on the host; what that changed."""
         found = self.connection.tool("restore", "--id", backup, timeout_seconds=RESTORE_SECONDS)
+        with suppress(HostRefused):  # no timer was armed, or it went off already
+            self.connection.tool("deadman", "confirm")
         self._log({"event": "restore", "backup": backup, "found": found})
         return found
 
@@ -271,12 +284,13 @@ class Transaction:
         raise kind(f"{message}\n{words}", hint or f"see {self.log_file.name}") from error
 
     def _undo(self) -> tuple[Status, str]:
-        with suppress(HealthGateFailed):
-            self.record.undone = {"reason": self.record.reason}
         try:
             with self.steps.step(f"{self.host.name}: way back"):
                 # The host may have to take back by itself what shut us out.
                 self.connection.wait_until_back(self.host.deadman_seconds + 60)
+                if not self._lock.is_held:
+                    self._lock.release()
+                    self._lock = self._new_lock("way back")
                 restored = self.restore(self.record.id)
             failed_gate = self.record.gate
             self._gate()
@@ -288,32 +302,42 @@ class Transaction:
             return "rollback-failed", words
         return "rolled-back", f"the host is back at {self.record.previous or 'nothing of ours'}"
 
-    def _recover(self, stale_id: str) -> None:
-        """Finish what a deployment that died has left: the way back, the gate, its record."""
-        records = {record.id: record for record in records_of(self.connection)}
-        died = records.get(stale_id)
-        if died is None or died.status != "running":
-            return
-        with self.steps.step(f"{self.host.name}: recovery from {stale_id}, which died"):
+    def _recover(self, died: Record) -> None:
+        """Finish what a deployment that died has left: the way back, the gate, its record.
+
+        Where that fails it goes on: the deployment that found this may put it right.
+        """
+        died.status, died.state, died.undone = "interrupted", died.previous, {}
+        with self.steps.step(f"{self.host.name}: recovery from {died.id}, which died"):
             if died.backup:
-                died.undone = {"restored": self.restore(stale_id)}
+                self._take_back(died)
         own, self.record = self.record, died
         try:
             self._gate()
-            died.undone = {**(died.undone or {}), "gate": died.gate}
-            died.gate = None
+        except HealthGateFailed:
+            died.status = "rollback-failed"
         finally:
             self.record = own
-        died.status, died.state = "interrupted", died.previous
+        died.undone, died.gate = {**died.undone, "gate": died.gate}, None
         died.reason = f"its operator's process ended; recovered by {self.record.id}"
         died.finished_at = _now()
         self._put(died)
+
+    def _take_back(self, died: Record) -> None:
+        try:
+            died.undone = {"restored": self.restore(died.id)}
+        except Unreachable:
+            raise
+        except DeployError as error:
+            died.undone = {"failed": error.message}
+            died.status, died.state = "rollback-failed", None
 
     def _tidy(self) -> None:
         # What is kept too long is no reason for a deployment to fail.
         with suppress(Error):
             self.connection.tool("backup", "prune", "--keep", str(KEPT_BACKUPS))
             self.connection.tool("release", "prune", "--keep", str(KEPT_RELEASES))
+            self.connection.tool("image", "prune")
 
     def _write(self, status: Status) -> None:
         self.record.status = status

@@ -1,0 +1,130 @@
+"""./inv deploy: a host as it should be against one from nothing, a new agent against an image."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from polydev.image.build import BuildResult
+from polydev.image.record import Verification
+from polydev.image.store import ImageStore
+from polydev.lab import Lab, down, up
+from polydev.progress import Steps
+from polydev.release.applying import Project
+from polydev.release.records import Record
+from polydev.settings import Settings
+from tests.bench.conftest import ROOT, Ratios
+from tests.hosts import DeployedHost
+
+MB = 1e6
+# What a deployment asks for; that the image boots is measured elsewhere.
+SAID_TO_BE_VERIFIED = Verification(
+    at=datetime.now(timezone.utc),
+    passed=True,
+    cause=None,
+    hypervisor="none",
+    accelerator="tcg",
+    stage_reached="none",
+    boot_timings_seconds={},
+    specs=[],
+    seconds=0,
+)
+
+
+@dataclass(frozen=True)
+class Timed:
+    record: Record
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def images(store: ImageStore, cold: BuildResult, touched: BuildResult) -> tuple[str, str]:
+    """Digests of an image and of one that differs from it in a file of the agent; the first is
+    golden."""
+    for result in (cold, touched):
+        store.write_record(result.record.model_copy(update={"verification": SAID_TO_BE_VERIFIED}))
+    store.promote(cold.record.digest)
+    return cold.record.digest, touched.record.digest
+
+
+@pytest.fixture(scope="module")
+def bare_lab(settings: Settings) -> Iterator[tuple[Lab, Settings]]:
+    """A bare host; its root and the controller's wheels come from the machine's cache."""
+    cache = Settings.from_environment().cache
+    own = Settings(store=settings.store, cache=cache, state=settings.state)
+    name = f"b-{secrets.token_hex(3)}"
+    lab = up(name, own, Steps())
+    yield lab, own
+    down(name, own)
+
+
+@pytest.fixture(scope="module")
+def host(
+    bare_lab: tuple[Lab, Settings],
+    images: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[DeployedHost]:
+    lab, own = bare_lab
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDEV_LAB", lab.name)
+        patch.setenv("POLYDEV_STORE", str(own.store))
+        patch.setenv("POLYDEV_CACHE", str(own.cache))
+        patch.setenv("POLYDEV_STATE", str(own.state))
+        project = Project(ROOT, ROOT / "inventory" / "lab.py")
+        yield DeployedHost(lab, project, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def first(host: DeployedHost) -> Timed:
+    return timed(host)
+
+
+def timed(host: DeployedHost) -> Timed:
+    started = time.monotonic()
+    record = host.deploy()
+    return Timed(record, time.monotonic() - started)
+
+
+def sent_bytes(log: Path) -> tuple[int, int]:
+    """What a deployment's log says of its image: bytes sent, bytes that it takes on the disk."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    texts = (str(event.get("text")) for event in events)
+    found = [re.search(r"sent (\d+) of (\d+) bytes", text) for text in texts]
+    (match,) = [each for each in found if each]
+    return int(match[1]), int(match[2])
+
+
+def log_of(host: DeployedHost, record: Record) -> Path:
+    return host.logs / f"deployment-{record.id}.log"
+
+
+def test_a_host_as_it_should_be_costs_a_look(
+    ratio: Ratios, host: DeployedHost, first: Timed
+) -> None:
+    assert first.record.changes > 0
+    again = min((timed(host) for _ in range(2)), key=lambda each: each.seconds)
+    assert again.record.changes == 0
+    ratio("no-op-deploy/first-deploy", again.seconds, first.seconds, limit=0.1)
+
+
+def test_an_image_is_sent_compressed(ratio: Ratios, host: DeployedHost, first: Timed) -> None:
+    sent, size = sent_bytes(log_of(host, first.record))
+    ratio("image-sent/image-size", sent / MB, size / MB, limit=0.7, unit="MB")
+
+
+def test_of_an_image_with_another_agent_only_that_is_sent(
+    ratio: Ratios, host: DeployedHost, first: Timed, images: tuple[str, str]
+) -> None:
+    changed = DeployedHost(host.lab, host.project, host.logs, {"image": images[1]})
+    record = changed.deploy(target="vm-agent")
+    assert record.changes == 1
+    sent, size = sent_bytes(log_of(host, record))
+    ratio("new-agent-sent/image-size", sent / MB, size / MB, limit=0.05, unit="MB")

@@ -1,0 +1,92 @@
+"""A lab that is deployed to, for all tests that need one: it is made once, and changed in turn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polydev.lab import Lab, run_inside
+from polydev.progress import Steps
+from polydev.release import transaction
+from polydev.release.applying import DescribedHost, Plan, Project, describe
+from polydev.release.records import Record, newest_first
+from polydev.release.transaction import DeployOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a deployment is made from.
+PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "pyproject.toml")
+TOOL = "/opt/polydev-ai/bin/polydev-host"
+
+
+@dataclass(frozen=True)
+class DeployedHost:
+    """A lab, and the checkout that is deployed to it."""
+
+    lab: Lab
+    project: Project
+    logs: Path
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def host(self) -> DescribedHost:
+        return describe(self.project)[0]
+
+    def deploy(self, **options: Any) -> Record:
+        chosen = DeployOptions(data=self.data, **options)
+        return transaction.deploy(self.project, self.host, chosen, Steps(), self.logs)
+
+    def plan(self, **options: Any) -> Plan:
+        return transaction.plan(self.project, self.host, DeployOptions(data=self.data, **options))
+
+    def rollback(self, to: str | None = None) -> Record:
+        return transaction.rollback(self.project, self.host, to, Steps(), self.logs)
+
+    def records(self) -> list[Record]:
+        """Newest first."""
+        with transaction.connected(self.host) as connection:
+            return newest_first(transaction.records_of(connection))
+
+    def inside(self, command: str, *, check: bool = True) -> str:
+        """What a line of shell says as root in the lab, past SSH and firewall."""
+        return run_inside(self.lab, ["sh", "-c", command], check=check).stdout.strip()
+
+    def gate(self) -> dict[str, Any]:
+        """What the health gate says now, without waiting."""
+        found: dict[str, Any] = json.loads(self.inside(f"{TOOL} health --seconds 0"))
+        return found
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Path, mode, owner and hash of all that a deployment may change, but records."""
+        document = json.dumps(dict(self.host.scope))
+        said = run_inside(self.lab, [TOOL, "listing"], input=document).stdout
+        found: list[dict[str, Any]] = json.loads(said)
+        return found
+
+    def release(self) -> str:
+        """Id of the release that `current` names."""
+        return self.inside("basename $(readlink /opt/master-controller/current)")
+
+    def ssh_address(self) -> str:
+        return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
+
+
+def variant(
+    base: DeployedHost, folder: Path, change: Callable[[Path], None] = lambda root: None
+) -> DeployedHost:
+    """The same lab deployed from a changed copy of the checkout."""
+    copy = folder / "checkout"
+    leave = shutil.ignore_patterns("__pycache__", "production.py")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, copy / part, ignore=leave)
+        else:
+            copy.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy / part)
+    change(copy)
+    project = Project(copy, copy / "inventory" / "lab.py")
+    return DeployedHost(base.lab, project, base.logs, base.data)

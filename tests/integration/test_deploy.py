@@ -1,0 +1,368 @@
+"""A host deployed from nothing: as declared, stays so, says where it does not, is mended."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from polydev.errors import ConfigError
+from polydev.lab import restart
+from polydev.release.applying import describe
+from polydev.release.records import Record
+from polydev.run import Completed, run
+from polydev.settings import Settings
+from tests.hosts import ROOT, TOOL, DeployedHost, variant
+
+PROGRAMS = Path(sys.executable).parent
+UNITS = "/etc/systemd/system"
+SSH_CONFIG = """\
+Host *
+  IdentityFile {lab.key}
+  IdentitiesOnly yes
+  UserKnownHostsFile {lab.known_hosts}
+  StrictHostKeyChecking yes
+  ControlPath {folder}/%C
+"""
+DIGEST = re.compile(r"(?<=golden image) [0-9a-f]{12}$")
+NOBODYS_LAB = "nobodys"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Something done to a host by hand; `operation` mends it and shows `difference`."""
+
+    command: str
+    operation: str
+    difference: tuple[str, ...]
+
+
+CONTROLLERS = (
+    Edit(
+        "sed -i s/^port:.*/port:\\ 4001/ /etc/master-controller/config.yaml && "
+        "systemctl restart master-controller.service",
+        "Controller | /etc/master-controller/config.yaml",
+        ("- port: 4001", "+ port: 4000"),
+    ),
+    Edit("", "Controller | handover", ("- master-controller.service: release",)),
+)
+IMAGES = (
+    Edit("rm /var/lib/firecracker/snapshots/base/golden-rootfs.ext4", "Images | golden image", ()),
+)
+FOLDER = Edit(
+    "chmod 777 /etc/polydev",
+    "Accounts and folders | /etc/polydev",
+    ("- /etc/polydev: mode 777", "+ /etc/polydev: mode 755"),
+)
+HOSTS = (
+    FOLDER,
+    Edit(
+        f"sed -i s/^RestartSec=1/RestartSec=7/ {UNITS}/polydev-dns.service && "
+        "systemctl daemon-reload && systemctl restart polydev-dns.service",
+        f"Names | {UNITS}/polydev-dns.service",
+        ("- RestartSec=7", "+ RestartSec=1"),
+    ),
+    Edit("", "Names | polydev-dns.service", ("files changed",)),
+    Edit(
+        "nft add rule inet polydev from_vm_to_host tcp dport 4000 accept",
+        "Firewall | table polydev",
+        ("-\t\ttcp dport 4000 accept",),
+    ),
+    Edit(
+        "nft -a list chain inet polydev from_vm | "
+        'sed -n \'s/.*oifname "br-vm" drop # handle/'
+        "nft delete rule inet polydev from_vm handle/p' | sh",
+        "Firewall | table polydev",
+        ('+\t\toifname "br-vm" drop',),
+    ),
+    Edit("", "Dead-man timer | armed", ("way to the host",)),
+    Edit(
+        "sysctl -q -w net.core.somaxconn=128",
+        "Kernel settings | sysctl net.core.somaxconn",
+        ("- net.core.somaxconn = 128", "+ net.core.somaxconn = 4096"),
+    ),
+    Edit(
+        "chmod 666 /etc/polydev/dns.conf",
+        "Names | /etc/polydev/dns.conf",
+        ("mode 666", "mode 644"),
+    ),
+    Edit(
+        "systemctl stop microvm-slot@3.service",
+        "Slots | microvm-slot@3.service",
+        ("- microvm-slot@3.service: not active", "+ microvm-slot@3.service: active"),
+    ),
+    Edit(
+        "systemctl disable polydev-network.service",
+        "Bridge | polydev-network.service",
+        ("active, not enabled", "active, enabled"),
+    ),
+)
+EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS)
+
+
+def verb(*words: str, **env: str) -> Completed:
+    """A verb as an operator runs it; its status is the caller's to judge."""
+    argv = [str(PROGRAMS / "inv"), "--search-root", str(ROOT), *words]
+    return run(argv, cwd=ROOT, env=env, check=False)
+
+
+def run_specs(deployed: DeployedHost) -> Completed:
+    """The specs by plain pytest, over SSH; one connection serves them all."""
+    # A socket's path is short, and those of the tests' own folders are not.
+    with TemporaryDirectory(prefix="specs-") as name:
+        config = Path(name, "ssh_config")
+        config.write_text(SSH_CONFIG.format(lab=deployed.lab, folder=name))
+        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spec/host"]
+        argv += [f"--hosts=ssh://{deployed.ssh_address()}", f"--ssh-config={config}", "--sudo"]
+        try:
+            return run(argv, cwd=ROOT, check=False)
+        finally:
+            words = ["-F", str(config), "-O", "exit", "-p", str(deployed.lab.ssh_port)]
+            run(["ssh", *words, f"{deployed.lab.user}@{deployed.lab.address}"], check=False)
+
+
+def require_passed(specs: Completed) -> None:
+    assert specs.status == 0, specs.stdout
+    assert "passed" in specs.stdout
+    assert "skipped" not in specs.stdout
+
+
+class TestFirstDeployment:
+    def test_its_record_says_that_it_succeeded(self, deployed: DeployedHost) -> None:
+        first = deployed.records()[-1]
+        assert (first.kind, first.status, first.target) == ("deploy", "succeeded", "all")
+        assert (first.previous, first.state) == (None, first.id)
+        assert first.backup
+        assert first.changes > 40
+        assert first.gate is not None
+        assert first.gate["ok"], first.gate
+
+    def test_its_backup_is_sound(self, deployed: DeployedHost) -> None:
+        first = deployed.records()[-1]
+        deployed.inside(f"{TOOL} backup verify --id {first.id}")
+
+    def test_gate_and_specs_pass(self, deployed: DeployedHost) -> None:
+        assert deployed.gate()["ok"]
+        require_passed(run_specs(deployed))
+
+
+class TestAsDeclared:
+    def test_second_deployment_changes_nothing(self, deployed: DeployedHost) -> None:
+        before = deployed.listing()
+        again = deployed.deploy()
+        assert (again.status, again.changes, again.operations) == ("succeeded", 0, [])
+        assert not again.backup, "there was nothing to go back from"
+        assert deployed.listing() == before
+
+    def test_drift_is_none(self, deployed: DeployedHost) -> None:
+        done = verb("drift")
+        assert done.status == 0, done.stdout + done.stderr
+        assert done.stdout == f"{deployed.host.name} is as declared\n"
+
+    def test_pyinfra_by_itself_plans_nothing(self, deployed: DeployedHost) -> None:
+        words = ["inventory/lab.py", "deploy.py", "--dry", "--diff"]
+        done = run([PROGRAMS / "pyinfra", *words], cwd=ROOT)
+        said = done.stdout + done.stderr
+        assert "Controller | handover" in said
+        planned = [line for line in said.splitlines() if f"1 ({deployed.host.name})" in line]
+        assert planned == []
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What was said of a host edited by hand, and what a deployment then did to it."""
+
+    drift: Completed
+    drift_json: Completed
+    plan_json: Completed
+    specs: Completed
+    is_left_alone: bool
+    record: Record
+    again: Record
+    is_restored: bool
+
+    @property
+    def differences(self) -> dict[str, list[str]]:
+        found = json.loads(self.drift_json.stdout)["operations"]
+        return {operation["name"]: operation["diff"] for operation in found}
+
+
+@pytest.fixture(scope="module")
+def mended(deployed: DeployedHost) -> Mended:
+    before = without_golden(deployed.listing())
+    edit(deployed, EVERYTHING)
+    edited, records = deployed.listing(), len(deployed.records())
+    drift, drift_json = verb("drift"), verb("drift", "--json")
+    plan_json = verb("deploy", "--plan", "--json")
+    is_left_alone = (deployed.listing(), len(deployed.records())) == (edited, records)
+    specs = run_specs(deployed)
+    record, again = deployed.deploy(), deployed.deploy()
+    return Mended(
+        drift=drift,
+        drift_json=drift_json,
+        plan_json=plan_json,
+        specs=specs,
+        is_left_alone=is_left_alone,
+        record=record,
+        again=again,
+        is_restored=without_golden(deployed.listing()) == before,
+    )
+
+
+def edit(deployed: DeployedHost, edits: tuple[Edit, ...]) -> None:
+    deployed.inside("set -e\n" + "\n".join(each.command for each in edits))
+
+
+def without_golden(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The golden link names one promotion more each time that it is made anew."""
+    return [entry for entry in listing if not str(entry["path"]).endswith("golden-rootfs.ext4")]
+
+
+def mending(edits: tuple[Edit, ...], names: list[str]) -> list[str]:
+    """Those of the operations that mend the edits."""
+    wanted = {edit.operation for edit in edits}
+    return [name for name in names if DIGEST.sub("", name) in wanted]
+
+
+class TestHandEdits:
+    def test_drift_exits_with_2(self, mended: Mended) -> None:
+        assert (mended.drift.status, mended.drift_json.status) == (2, 2)
+        assert json.loads(mended.drift_json.stdout)["changes"] == len(mended.differences)
+
+    @pytest.mark.parametrize("edit", EVERYTHING, ids=lambda edit: edit.operation)
+    def test_edit_is_named_with_its_difference(self, mended: Mended, edit: Edit) -> None:
+        (name,) = mending((edit,), list(mended.differences))
+        said = mended.differences[name]
+        assert said, "no difference is shown"
+        for difference in edit.difference:
+            assert any(difference in line for line in said), said
+        # Text for people has no tabs.
+        shown = [" ".join(line.split()) for line in mended.drift.stdout.splitlines()]
+        assert name in shown
+        assert {" ".join(line.split()) for line in said} <= set(shown)
+
+    def test_nothing_else_is_named(self, mended: Mended) -> None:
+        names = list(mended.differences)
+        assert mending(EVERYTHING, names) == names
+
+    def test_plan_says_the_same_and_changes_nothing(self, mended: Mended) -> None:
+        assert mended.plan_json.status == 0
+        assert json.loads(mended.plan_json.stdout) == json.loads(mended.drift_json.stdout)
+        assert mended.is_left_alone
+
+    def test_specs_fail_meanwhile(self, mended: Mended) -> None:
+        assert mended.specs.status == 1
+        for name in ("test_mode_and_owner", "test_units_are_active", "test_kernel_setting"):
+            assert name in mended.specs.stdout
+
+    def test_deployment_mends_exactly_these(self, mended: Mended) -> None:
+        assert mended.record.operations == list(mended.differences)
+        assert mended.record.status == "succeeded"
+        assert mended.is_restored
+
+    def test_then_nothing_is_to_be_done(self, mended: Mended) -> None:
+        assert (mended.again.changes, mended.again.operations) == (0, [])
+
+
+class TestTargets:
+    def test_each_mends_its_part_only(self, deployed: DeployedHost) -> None:
+        edit(deployed, (*CONTROLLERS, *IMAGES, FOLDER))
+        controller = deployed.deploy(target="master-controller")
+        images = deployed.deploy(target="vm-agent")
+        rest = deployed.deploy()
+        assert (controller.target, images.target) == ("master-controller", "vm-agent")
+        assert controller.operations == [each.operation for each in CONTROLLERS]
+        assert mending(IMAGES, images.operations) == images.operations != []
+        assert rest.operations == [FOLDER.operation]
+
+    def test_nothing_else_is_even_looked_at(self, deployed: DeployedHost) -> None:
+        parts = {
+            target: {
+                operation.name.partition(" | ")[0]
+                for operation in deployed.plan(target=target).operations
+            }
+            for target in ("master-controller", "vm-agent")
+        }
+        assert parts["master-controller"] == {"Host tool", "Controller"}
+        assert parts["vm-agent"] == {"Host tool", "Images"}
+
+
+class TestRestart:
+    def test_host_comes_back_whole_without_a_deployment(
+        self, deployed: DeployedHost, settings: Settings
+    ) -> None:
+        before = deployed.listing()
+        deployed.lab = restart(deployed.lab.name, settings)
+        gate = json.loads(deployed.inside(f"{TOOL} health --seconds 60"))
+        assert gate["ok"], gate
+        assert deployed.listing() == before
+        require_passed(run_specs(deployed))
+        assert deployed.plan().changing == []
+
+
+class TestWrongInventory:
+    @pytest.mark.parametrize(
+        ("line", "key"),
+        [
+            ("slots = 'many'", "slots"),
+            ("slotz = 4", "slotz"),
+            ("controller_listen = '4000'", "controller_listen"),
+        ],
+    )
+    def test_host_and_key_are_named(
+        self, deployed: DeployedHost, tmp_path: Path, line: str, key: str
+    ) -> None:
+        changed = variant(deployed, tmp_path, values(line))
+        with pytest.raises(ConfigError) as caught:
+            describe(changed.project)
+        assert f"inventory: lab-{deployed.lab.name}: " in caught.value.message
+        assert key in caught.value.message
+        assert caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("line", "key"),
+        [
+            ("secrets = {'jwt-secret': '/nowhere/jwt'}", "secrets.jwt-secret"),
+            (f"image = '{'0' * 64}'", "image"),
+        ],
+    )
+    def test_what_is_missing_here_is_found_before_anything_changes(
+        self, deployed: DeployedHost, tmp_path: Path, line: str, key: str
+    ) -> None:
+        changed = variant(deployed, tmp_path, values(line))
+        with pytest.raises(ConfigError) as caught:
+            changed.plan()
+        assert key in caught.value.message
+
+    def test_unknown_target(self, deployed: DeployedHost) -> None:
+        done = verb("deploy", "--target", "controller", "--json")
+        assert done.status == 1
+        said = json.loads(done.stdout)
+        assert said["message"] == "no such target: controller"
+        assert "master-controller" in said["hint"]
+
+    @pytest.mark.parametrize("name", ["deploy", "drift", "deployments"])
+    def test_no_lab(self, deployed: DeployedHost, name: str) -> None:
+        done = verb(name, "--json", POLYDEV_LAB=NOBODYS_LAB)
+        assert done.status == 1
+        said = json.loads(done.stdout)
+        assert "inventory/lab.py" in said["message"]
+        assert "./inv lab.up" in said["hint"]
+        assert "Traceback" not in done.stderr
+
+
+def values(lines: str) -> Callable[[Path], None]:
+    """A change that sets values for all hosts of a checkout's lab inventory."""
+
+    def write(root: Path) -> None:
+        with (root / "inventory/group_data/lab.py").open("a") as file:
+            file.write(f"{lines}\n")
+
+    return write

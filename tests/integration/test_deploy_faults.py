@@ -1,0 +1,304 @@
+"""What goes wrong in a deployment: the former release serves on, and the record says why.
+
+Each fault is a change of the checkout that is deployed from, or something done to the host or
+to the operator's process half-way. Afterwards the host is listed to be exactly as before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import DeployError
+from polydev.release.records import Record
+from polydev.run import Process, end_group, spawn
+from tests.hosts import ROOT, DeployedHost, variant
+
+AWAIT_SECONDS = 120.0
+SLOW_UNIT = "polydev-dns.service"
+
+
+def replaced(root: Path, path: str, old: str, new: str) -> None:
+    file = root / path
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def controller_that_exits(root: Path) -> None:
+    server = root / "src/polydev/controller/server.py"
+    server.write_text(
+        f"{server.read_text()}\n\ndef serve(*_: object, **__: object) -> int:\n"
+        '    raise SystemExit("the new release has a bug")\n'
+    )
+
+
+def controller_that_answers_503(root: Path) -> None:
+    replaced(root, "src/polydev/controller/health.py", "if any(", "if True or any(")
+
+
+def controller_that_falls_ill(root: Path) -> None:
+    """Well while it is looked at during the handover, ill once it serves alone."""
+    health = root / "src/polydev/controller/health.py"
+    replaced(root, "src/polydev/controller/health.py", "if any(", "if ALONE or any(")
+    health.write_text(
+        health.read_text().replace(
+            "import asyncio\n",
+            'import asyncio\nimport sys\n\nALONE = "--only-if-healthy" not in sys.argv\n',
+        )
+    )
+
+
+def failing_operation(root: Path) -> None:
+    dns = root / "templates/etc/polydev/dns.conf.j2"
+    dns.write_text(f"{dns.read_text()}no-such-option\n")
+
+
+def failing_migration(root: Path) -> None:
+    migrations = root / "src/polydev/controller/migrations"
+    (migrations / "versions/r0002_half.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n\n"
+        'revision = "0002"\ndown_revision = "0001"\n\n\n'
+        "def upgrade() -> None:\n"
+        '    op.create_table("half", sa.Column("id", sa.Text, primary_key=True))\n'
+        '    raise RuntimeError("half of the migration is done")\n'
+    )
+    replaced(root, "src/polydev/controller/migrations/__init__.py", '"0001"', '"0002"')
+
+
+def slow_operation(root: Path) -> None:
+    """One that never ends, after files, slots and firewall were changed."""
+    replaced(
+        root,
+        f"templates/etc/systemd/system/{SLOW_UNIT}.j2",
+        "ExecStartPre={{ stamp }}",
+        "ExecStartPre={{ stamp }}\nTimeoutStartSec=infinity\nExecStartPre=/bin/sleep infinity",
+    )
+    replaced(root, "inventory/group_data/lab.py", "slots = 4", "slots = 5")
+
+
+def shut_out(root: Path) -> None:
+    replaced(
+        root,
+        "templates/etc/polydev/firewall.nft.j2",
+        'iifname "{{ bridge }}" jump from_vm_to_host',
+        'tcp dport 22 ct state new drop\n\t\tiifname "{{ bridge }}" jump from_vm_to_host',
+    )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of the checkout, and what the failure must say."""
+
+    name: str
+    change: Callable[[Path], None]
+    words: tuple[str, ...]
+
+
+FAULTS = (
+    Fault("controller-exits", controller_that_exits, ("handover", "the new release has a bug")),
+    Fault("controller-answers-503", controller_that_answers_503, ("handover", "not healthy")),
+    Fault("controller-falls-ill", controller_that_falls_ill, ("not as it should be", "503")),
+    Fault("operation-fails", failing_operation, (SLOW_UNIT, "bad option at line")),
+    Fault("migration-fails", failing_migration, ("migrat", "half of the migration is done")),
+)
+
+
+@dataclass(frozen=True)
+class Former:
+    """What the host was."""
+
+    release: str
+    listing: list[dict[str, object]]
+
+
+@pytest.fixture
+def former(deployed: DeployedHost) -> Former:
+    return Former(deployed.release(), deployed.listing())
+
+
+def require_former(host: DeployedHost, former: Former, record: Record, status: str) -> None:
+    """The former release serves, the gate passes, and the record tells of both."""
+    assert record.status == status
+    assert record.undone
+    assert record.undone["gate"]["ok"]
+    assert host.release() == former.release
+    gate = host.gate()
+    assert gate["ok"], gate
+    assert host.listing() == former.listing
+    assert not host.plan().changing
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_host_goes_back(
+    fault: Fault, deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
+    with pytest.raises(DeployError) as failure:
+        variant(deployed, tmp_path, fault.change).deploy()
+    for word in fault.words:
+        assert word in failure.value.message
+    record = deployed.records()[0]
+    assert record.reason
+    assert record.reason in failure.value.message
+    require_former(deployed, former, record, "rolled-back")
+    log_file = deployed.logs / f"deployment-{record.id}.log"
+    events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
+    assert {"plan", "start", "failed", "restore", "gate", "record"} <= set(events)
+
+
+def test_the_host_lets_an_operator_in_again_who_shut_himself_out(
+    deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
+    other = replace(variant(deployed, tmp_path, shut_out), data={"deadman_seconds": 10})
+    with pytest.raises(DeployError, match="new connection"):
+        other.deploy()
+    fired = json.loads(deployed.inside("cat /opt/polydev-ai/deadman.json"))
+    assert fired["fired"]
+    require_former(deployed, former, deployed.records()[0], "rolled-back")
+
+
+@contextmanager
+def full(host: DeployedHost, folder: str) -> Iterator[None]:
+    """No room in a folder; what lies in it stays to be seen."""
+    host.inside(
+        f"mkdir -p /run/full && mount -t tmpfs -o size=2m,mode=755 tmpfs /run/full && "
+        f"mkdir /run/full/upper /run/full/work && mount -t overlay overlay "
+        f"-o lowerdir={folder},upperdir=/run/full/upper,workdir=/run/full/work {folder} && "
+        f"head -c 3M /dev/zero >{folder}/filler 2>/dev/null; true"
+    )
+    try:
+        yield
+    finally:
+        host.inside(f"umount {folder}; umount /run/full")
+
+
+@pytest.mark.parametrize(
+    ("folder", "status"),
+    [("/opt/master-controller/wheels", "rolled-back"), ("/opt/polydev-ai/backups", "failed")],
+    ids=["half-way", "before-anything"],
+)
+def test_a_full_disk(
+    folder: str, status: str, deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
+    def new_release(root: Path) -> None:
+        module = root / "src/polydev/controller/__init__.py"
+        module.write_text(f"{module.read_text()}# another release\n")
+
+    other = variant(deployed, tmp_path, new_release)
+    with full(deployed, folder), pytest.raises(DeployError) as failure:
+        other.deploy()
+    said = failure.value.message.lower()
+    assert "no space left" in said or "no-space" in said or "free" in said
+    record = deployed.records()[0]
+    assert record.status == status
+    assert deployed.release() == former.release
+    assert deployed.gate()["ok"]
+    assert deployed.listing() == former.listing
+
+
+OPERATOR = """\
+import sys
+from pathlib import Path
+from polydev.progress import Steps
+from polydev.release import transaction
+from polydev.release.applying import Project, describe
+root, logs = map(Path, sys.argv[1:])
+project = Project(root, root / "inventory/lab.py")
+options = transaction.DeployOptions()
+transaction.deploy(project, describe(project)[0], options, Steps(), logs)
+"""
+
+
+def operator(host: DeployedHost) -> Process:
+    """Somebody who deploys, in a process of their own."""
+    return spawn([sys.executable, "-c", OPERATOR, host.project.root, host.logs], cwd=ROOT)
+
+
+def await_slow_operation(host: DeployedHost) -> None:
+    deadline = time.monotonic() + AWAIT_SECONDS
+    question = (
+        f"systemctl show -P ActiveState {SLOW_UNIT}; systemctl show -P ControlPID {SLOW_UNIT}"
+    )
+    while True:
+        state, pid = host.inside(question).split()
+        if state == "activating" and pid != "0":
+            return
+        assert time.monotonic() < deadline, f"{SLOW_UNIT} is {state}"
+        time.sleep(0.2)
+
+
+def test_a_killed_operator_is_found_and_what_he_left_is_put_right(
+    deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
+    process = operator(variant(deployed, tmp_path, slow_operation))
+    try:
+        await_slow_operation(deployed)
+        died = deployed.records()[0]
+        assert died.status == "running"
+        with pytest.raises(DeployError, match=died.id):
+            deployed.deploy()  # while he lives, the lock is his
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        end_group(process)
+
+    record = deployed.deploy()
+
+    assert record.status == "succeeded"
+    assert record.changes == 0
+    recovered = next(each for each in deployed.records() if each.id == died.id)
+    assert recovered.reason
+    assert record.id in recovered.reason
+    require_former(deployed, former, recovered, "interrupted")
+
+
+KILL = "pkill -KILL -u deploy"
+# Nothing tells either side that nothing arrives any more.
+CUT = (
+    "nft 'table inet cut { chain input { type filter hook input priority -100; "
+    "tcp dport 22 drop; }; }'"
+)
+MEND = "nft delete table inet cut"
+
+
+@pytest.mark.parametrize(("lose", "mend"), [(KILL, "true"), (CUT, MEND)], ids=["closed", "cut"])
+def test_a_lost_connection(
+    lose: str, mend: str, deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
+    process = operator(variant(deployed, tmp_path, slow_operation))
+    try:
+        await_slow_operation(deployed)
+        log_file = max(deployed.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        deployed.inside(lose)
+        await_text(log_file, '"event": "failed"')
+        deployed.inside(mend)
+        assert process.wait(AWAIT_SECONDS) != 0
+    finally:
+        end_group(process)
+    require_former(deployed, former, deployed.records()[0], "rolled-back")
+
+
+def await_text(file: Path, text: str) -> None:
+    deadline = time.monotonic() + AWAIT_SECONDS
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()[-2000:]
+        time.sleep(0.2)
+
+
+def test_an_interrupt_is_a_failure(deployed: DeployedHost, former: Former, tmp_path: Path) -> None:
+    process = operator(variant(deployed, tmp_path, slow_operation))
+    try:
+        await_slow_operation(deployed)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(AWAIT_SECONDS) != 0
+    finally:
+        end_group(process)
+    require_former(deployed, former, deployed.records()[0], "rolled-back")

@@ -1,0 +1,292 @@
+"""The packed host tool under the system's Python, with real processes that die at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from polydev import hosttool, run
+from polydev.hosttool.database import content_sha256, copy_database, replace_database
+from polydev.hosttool.pack import zipapp_bytes
+from polydev.hosttool.tree import entry_of
+
+FIRST, SECOND = "20250130_120000-abcd0", "20250131_120000-abcd1"
+Argv = list[str | Path]
+PYTHON = "/usr/bin/python3"
+# Ends like a service: SQLite closes the database, its log with it.
+DATABASE_USER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA journal_mode=WAL")
+for line in sys.stdin:
+    rows = connection.execute(line).fetchall()
+    connection.commit()
+    print(rows, flush=True)
+connection.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tool") / "polydev-host"
+    file.write_bytes(zipapp_bytes(Path(hosttool.__file__).parent))
+    file.chmod(0o755)
+    return file
+
+
+def call(tool: Path, root: Path, *words: str, document: object = None) -> Any:
+    done = run.run(
+        [tool, "--root", root, *words],
+        input=None if document is None else json.dumps(document),
+        check=False,
+    )
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def started(*argv: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = run.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def holder(
+    tool: Path, root: Path, deployment: str = FIRST, seconds: int = 600
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """A process that holds the lock, and what it said when it had it."""
+    words = ["--id", deployment, "--owner", "ada@desk", "--purpose", "deploy"]
+    argv: Argv = [tool, "--root", root, "lock", "hold", *words, "--seconds", str(seconds)]
+    with started(*argv) as process:
+        yield process, json.loads(out(process).readline())
+
+
+def out(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def tell(process: subprocess.Popen[bytes], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n".encode())
+    process.stdin.flush()
+
+
+def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None:
+    assert tool.read_bytes().startswith(b"#!/usr/bin/python3 -I\n")
+    assert call(tool, tmp_path, "lock", "show") == {"lock": None, "held": False}
+
+
+def test_starts_without_what_only_some_verbs_need(tool: Path, tmp_path: Path) -> None:
+    argv: Argv = [PYTHON, "-I", "-X", "importtime", tool, "--root", tmp_path, "lock", "show"]
+    loaded = {line.rpartition("|")[2].strip() for line in run.run(argv).stderr.splitlines()}
+    assert "polydev.hosttool.lock" in loaded
+    assert not loaded & {"subprocess", "sqlite3", "asyncio", "tempfile", "typing_extensions"}
+
+
+def test_every_module_of_ours_is_loaded_before_anything_is_done(tool: Path) -> None:
+    """A restore may put another version of the tool in the place of the file that runs."""
+    program = (
+        "import sys, zipfile; sys.path.insert(0, sys.argv[1]); import polydev.hosttool.cli; "
+        "names = zipfile.ZipFile(sys.argv[1]).namelist(); "
+        "print([n for n in names if n[:-3].replace('/', '.') not in sys.modules])"
+    )
+    done = run.run([PYTHON, "-I", "-c", program, tool])
+    left = set(json.loads(done.stdout.replace("'", '"')))
+    apart = {"__init__", "__main__", "pack"}
+    assert {Path(name).stem for name in left} <= apart
+
+
+def test_backup_and_restore_from_the_command_line(tool: Path, tmp_path: Path) -> None:
+    place = tmp_path / "etc" / "polydev"
+    place.mkdir(parents=True)
+    (place / "dns.conf").write_text("cache-size=1\n")
+    scope = {"paths": [str(place)]}
+    before = call(tool, tmp_path, "listing", document=scope)
+    assert call(tool, tmp_path, "backup", "create", "--id", FIRST, document=scope)["files"] == 1
+    (place / "dns.conf").write_text("cache-size=2\n")
+    (place / "new").mkdir()
+    assert call(tool, tmp_path, "backup", "verify", "--id", FIRST)["whole"] is True
+    assert call(tool, tmp_path, "restore", "--id", FIRST)["changes"] == 2
+    assert call(tool, tmp_path, "restore", "--id", FIRST)["changes"] == 0
+    assert call(tool, tmp_path, "listing", document=scope) == before
+
+
+class TestLock:
+    def test_release_leaves_nothing(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path) as (process, said):
+            assert (said["lock"]["owner"], said["stale"]) == ("ada@desk", None)
+            assert call(tool, tmp_path, "lock", "show") == {"lock": said["lock"], "held": True}
+            tell(process, "release")
+            assert process.wait() == 0
+        assert call(tool, tmp_path, "lock", "show") == {"lock": None, "held": False}
+
+    def test_second_one_is_told_whose_it_is(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path), holder(tool, tmp_path, SECOND) as (second, said):
+            assert said["error"] == "lock-held"
+            assert "ada@desk" in said["message"]
+            assert second.wait() == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+    def test_signal_lets_go(self, tool: Path, tmp_path: Path, number: signal.Signals) -> None:
+        with holder(tool, tmp_path) as (process, said):
+            process.send_signal(number)
+            assert process.wait() == -number
+        with holder(tool, tmp_path, SECOND) as (_, heir):
+            assert heir["stale"] == said["lock"]
+
+    def test_end_of_the_operators_side_lets_go(self, tool: Path, tmp_path: Path) -> None:
+        """As over SSH: the operator's process is killed, and with it the pipe breaks."""
+        words = ["--id", FIRST, "--owner", "a", "--purpose", "p", "--seconds", "600"]
+        argv = [str(tool), "--root", str(tmp_path), "lock", "hold", *words]
+        operator = (
+            "import subprocess, sys, time; "
+            "p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE); "
+            "print(p.stdout.readline().decode(), flush=True); time.sleep(600)"
+        )
+        with started(sys.executable, "-c", operator, *argv) as process:
+            lock = json.loads(out(process).readline())["lock"]
+            with closing_descriptor(os.pidfd_open(lock["pid"])) as tool_process:
+                process.kill()
+                process.wait()
+                wait_for_end(tool_process)
+        assert call(tool, tmp_path, "lock", "show") == {"lock": lock, "held": False}
+        with holder(tool, tmp_path, SECOND) as (_, heir):
+            assert heir["stale"] == lock
+
+    def test_ignored_hangup_is_not_ignored(self, tool: Path, tmp_path: Path) -> None:
+        words = ["--id", FIRST, "--owner", "a", "--purpose", "p", "--seconds", "600"]
+        argv: Argv = ["nohup", tool, "--root", tmp_path, "lock", "hold", *words]
+        with started(*argv) as process:
+            out(process).readline()
+            process.send_signal(signal.SIGHUP)
+            assert process.wait() == -signal.SIGHUP
+
+    def test_nobody_renews(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path, seconds=1) as (process, said):
+            assert json.loads(out(process).readline())["error"] == "lock-expired"
+            assert process.wait() == 1
+        with holder(tool, tmp_path, SECOND) as (_, heir):
+            assert heir["stale"]["id"] == said["lock"]["id"]
+
+    def test_line_renews(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path) as (process, said):
+            tell(process, "still here")
+            deadline = time.monotonic() + 60
+            while call(tool, tmp_path, "lock", "show")["lock"] == said["lock"]:
+                assert time.monotonic() < deadline
+            renewed = call(tool, tmp_path, "lock", "show")["lock"]
+            assert renewed == {**said["lock"], "expires": renewed["expires"]}
+            assert renewed["expires"] > said["lock"]["expires"]
+
+    def test_break_ends_a_living_holder(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path) as (process, said):
+            assert call(tool, tmp_path, "lock", "break") == {
+                "broken": said["lock"],
+                "wasHeld": True,
+            }
+            assert process.wait() == -signal.SIGTERM
+        with holder(tool, tmp_path, SECOND) as (_, heir):
+            assert heir["stale"] is None
+
+    def test_break_ends_a_holder_that_is_stopped(self, tool: Path, tmp_path: Path) -> None:
+        with holder(tool, tmp_path) as (process, _):
+            process.send_signal(signal.SIGSTOP)
+            assert call(tool, tmp_path, "lock", "break")["wasHeld"]
+            assert process.wait() in (-signal.SIGTERM, -signal.SIGKILL)
+
+    def test_of_many_at_once_one_gets_it(self, tool: Path, tmp_path: Path) -> None:
+        words = ["--owner", "a", "--purpose", "p", "--seconds", "600"]
+        argv: Argv = [tool, "--root", tmp_path, "lock", "hold", "--id", FIRST, *words]
+        processes = [
+            run.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)
+        ]
+        try:
+            said = [json.loads(out(process).readline()) for process in processes]
+            assert sorted("lock" in each for each in said) == [False] * 5 + [True]
+            assert {each.get("error") for each in said} == {None, "lock-held"}
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def wait_for_end(process: int) -> None:
+    """Wait until the process behind a pidfd has ended."""
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    assert poller.poll(60_000), "it lives on"
+
+
+class TestDatabaseInUse:
+    """The old file stays with those who have it open; the new one is everybody else's."""
+
+    @pytest.fixture
+    def live(self, tmp_path: Path) -> Path:
+        live = tmp_path / "live.sqlite3"
+        with closing(sqlite3.connect(live)) as connection, connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE notes (text)")
+        copy_database(live, tmp_path / "stored")
+        return live
+
+    @staticmethod
+    def ask(process: subprocess.Popen[bytes], sql: str) -> str:
+        tell(process, sql)
+        return out(process).readline().decode().strip()
+
+    def replace(self, live: Path) -> None:
+        replace_database(live, live.with_name("stored"), entry_of(live))
+
+    def test_old_one_ends_and_takes_nothing_with_it(self, live: Path) -> None:
+        user: Argv = [sys.executable, "-c", DATABASE_USER, live]
+        with started(*user) as old:
+            self.ask(old, "INSERT INTO notes VALUES ('old')")
+            self.replace(live)
+            with started(*user) as new:
+                assert self.ask(old, "SELECT * FROM notes") == "[('old',)]"
+                self.ask(old, "INSERT INTO notes VALUES ('older')")
+                assert self.ask(new, "SELECT * FROM notes") == "[]"
+                self.ask(new, "INSERT INTO notes VALUES ('new')")
+                assert Path(f"{live}-wal").stat().st_size
+                old.communicate()
+                assert old.returncode == 0
+                assert Path(f"{live}-wal").stat().st_size
+                self.ask(new, "INSERT INTO notes VALUES ('newer')")
+                with started(*user) as newest:
+                    assert self.ask(newest, "SELECT * FROM notes") == "[('new',), ('newer',)]"
+                    self.ask(newest, "INSERT INTO notes VALUES ('newest')")
+                assert self.ask(new, "SELECT count(*) FROM notes") == "[(3,)]"
+
+    def test_log_of_the_old_one_is_not_played_into_the_new_one(self, live: Path) -> None:
+        wanted = content_sha256(live)
+        with started(sys.executable, "-c", DATABASE_USER, live) as killed:
+            self.ask(killed, "INSERT INTO notes VALUES ('old')")
+            killed.kill()
+            killed.wait()
+        assert Path(f"{live}-wal").stat().st_size
+        self.replace(live)
+        assert content_sha256(live) == wanted

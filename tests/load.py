@@ -1,0 +1,69 @@
+"""A steady load of requests, half on connections that stay open, and what became of each."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+PAUSE_SECONDS = 0.02
+PATH = "/api/auth/health"
+
+
+@dataclass
+class Load:
+    """What came of the requests so far: answers by release, and failures in words."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Answered requests a second."""
+        return sum(self.answers.values()) / self.seconds
+
+
+@contextmanager
+def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
+    """Requests from several clients for as long as this lasts."""
+    load, end = Load(), threading.Event()
+    threads = [
+        threading.Thread(target=_client, args=(host, port, number % 2 == 0, load, end))
+        for number in range(clients)
+    ]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+        load.seconds = time.monotonic() - started
+
+
+def _client(host: str, port: int, keeps_open: bool, load: Load, end: threading.Event) -> None:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    while not end.wait(PAUSE_SECONDS):
+        try:
+            # A connection whose last answer said that it ends is opened anew by http.client.
+            connection.request("GET", PATH)
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status == 200:
+                load.answers[json.loads(text)["release"]] += 1
+            else:
+                load.failures.append(f"{answer.status}: {text[:200]!r}")
+        except (OSError, http.client.HTTPException) as error:
+            load.failures.append(repr(error))
+            connection.close()
+        if not keeps_open:
+            connection.close()
+    connection.close()

@@ -1,0 +1,232 @@
+"""What an inventory says of a host: what is taken, and how what is wrong is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
+from polydev.deploys.hypervisor import checked_bytes, hypervisor
+from polydev.deploys.images import (
+    STORE,
+    bytes_sent,
+    rsync_argv,
+    wanted_image,
+)
+from polydev.errors import ConfigError
+from polydev.ssh import SshTarget
+from tests.unit.fake_host import fake_host
+
+DIGEST = "a" * 64
+
+
+class TestData:
+    def test_nothing_need_be_said(self) -> None:
+        site = host_data({}, "browsers")
+        assert site.slots == 8
+        assert site.resolvers == (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
+
+    def test_what_others_read_from_the_same_place_is_left_to_them(self) -> None:
+        host_data({"ssh_user": "deploy", "_sudo": True, "sudo_user": "x"}, "browsers")
+
+    @pytest.mark.parametrize(
+        ("values", "key"),
+        [
+            ({"slotz": 3}, "slotz"),
+            ({"slots": 0}, "slots"),
+            ({"slots": 251}, "slots"),
+            ({"slots": "many"}, "slots"),
+            ({"resolvers": ["8.8.8.8", "dns.example"]}, "resolvers.1"),
+            ({"reachable": ["10.0.0.1/8"]}, "reachable.0"),
+            ({"bridge_address": "192.168.100.1/99"}, "bridge_address"),
+            ({"image": "latest"}, "image"),
+            ({"target": "everything"}, "target"),
+            ({"journal_max_mib": 1}, "journal_max_mib"),
+            ({"deadman_seconds": 1}, "deadman_seconds"),
+            ({"firecracker": {"file": "fc", "sha256": "0"}}, "firecracker.sha256"),
+            ({"secrets": {"jwt-secret": 3}}, "secrets.jwt-secret"),
+            ({"bridge_address": "10.0.0.1/29", "slots": 6}, "the host"),
+            ({"bridge_address": "10.0.0.2/24"}, "the host"),  # the first VM's
+            ({"bridge_address": "10.0.0.9/24", "slots": 8}, "the host"),  # the last one's
+            ({"bridge_address": "10.0.0.0/24"}, "the host"),
+            ({"bridge_address": "10.0.0.255/24"}, "the host"),
+            ({"resolvers": []}, "resolvers"),
+            ({"controller_listen": "4000"}, "controller_listen"),
+            ({"controller_listen": "0.0.0.0:http"}, "controller_listen"),
+        ],
+    )
+    def test_what_is_wrong_is_named_with_its_host(self, values: dict[str, Any], key: str) -> None:
+        with pytest.raises(ConfigError) as told:
+            host_data(values, "browsers-7")
+        assert told.value.message.startswith(f"inventory: browsers-7: {key}: ")
+        assert "production.example" in str(told.value.hint)
+
+    def test_the_bridge_may_be_the_first_or_come_after_the_last_vm(self) -> None:
+        for address in ("10.0.0.1/24", "10.0.0.10/24", "10.0.0.254/24"):
+            assert host_data({"bridge_address": address, "slots": 8}, "x").slots == 8
+
+    @pytest.mark.parametrize(
+        ("listen", "address", "port"),
+        [("0.0.0.0:4000", "127.0.0.1", 4000), ("10.0.0.7:81", "10.0.0.7", 81)],
+    )
+    def test_where_the_host_itself_reaches_the_controller(
+        self, listen: str, address: str, port: int
+    ) -> None:
+        site = HostData(controller_listen=listen)
+        assert (site.controller_address, site.controller_port) == (address, port)
+
+    @pytest.mark.parametrize(
+        ("target", "mine"),
+        [("all", True), ("vm-agent", True), ("master-controller", False)],
+    )
+    def test_a_part_is_deployed_for_its_own_target_and_for_all(
+        self, target: Target, mine: bool
+    ) -> None:
+        assert HostData(target=target).concerns("vm-agent") is mine
+
+    @given(st.integers(20, 29), st.integers(1, 250))
+    def test_every_slot_has_an_address_of_its_own_in_the_network(
+        self, prefix: int, slots: int
+    ) -> None:
+        assume(slots <= 2 ** (32 - prefix) - 3)
+        site = host_data({"bridge_address": f"10.1.0.1/{prefix}", "slots": slots}, "x")
+        network = site.bridge_address.network
+        addresses = {site.slot_address(number) for number in site.slot_numbers}
+        assert len(addresses) == slots
+        assert site.slot_numbers[0] == FIRST_SLOT
+        assert addresses <= set(network.hosts()) - {site.gateway}
+
+
+class TestFirecracker:
+    @pytest.fixture
+    def program(self, tmp_path: Path) -> Path:
+        file = tmp_path / "firecracker"
+        file.write_bytes(b"\x7fELF")
+        return file
+
+    def test_the_right_bytes(self, program: Path) -> None:
+        assert checked_bytes(program, hashlib.sha256(b"\x7fELF").hexdigest()) == b"\x7fELF"
+
+    def test_others_are_refused_with_both_checksums(self, program: Path) -> None:
+        with pytest.raises(ConfigError) as told:
+            checked_bytes(program, DIGEST)
+        assert DIGEST in told.value.message
+        assert hashlib.sha256(b"\x7fELF").hexdigest() in told.value.message
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"nowhere: No such file"):
+            checked_bytes(tmp_path / "nowhere", DIGEST)
+
+    def test_nothing_is_sent_where_one_of_both_is_wrong(self, program: Path) -> None:
+        given_ = {
+            "file": program,
+            "sha256": hashlib.sha256(b"\x7fELF").hexdigest(),
+            "jailer_file": program,
+            "jailer_sha256": DIGEST,
+        }
+        site = host_data({"firecracker": given_}, "x")
+        with fake_host({}), pytest.raises(ConfigError, match="firecracker"):
+            hypervisor(site)
+
+    def test_both_programs_are_sent(self, program: Path) -> None:
+        digest = hashlib.sha256(b"\x7fELF").hexdigest()
+        given_ = {"file": program, "sha256": digest, "jailer_file": program}
+        site = host_data({"firecracker": {**given_, "jailer_sha256": digest}}, "x")
+        with fake_host({}) as host:
+            hypervisor(site)
+            assert list(host.planned) == [
+                "Hypervisor | /usr/local/bin/firecracker",
+                "Hypervisor | /usr/local/bin/jailer",
+            ]
+
+    def test_without_one_nothing_is(self) -> None:
+        with fake_host({}) as host:
+            hypervisor(HostData())
+            assert host.planned == {}
+
+
+class TestWantedImage:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Path:
+        return tmp_path / "store"
+
+    def put(self, store: Path, record: object, *, golden: bool = True) -> HostData:
+        folder = store / "images" / DIGEST
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "rootfs.ext4").touch()
+        if golden:
+            (store / "promotions").mkdir()
+            (store / "promotions" / "000001").symlink_to(f"../images/{DIGEST}")
+            (store / "golden-rootfs.ext4").symlink_to("promotions/000001/rootfs.ext4")
+        return HostData(store=store)
+
+    def test_the_golden_one(self, store: Path) -> None:
+        assert wanted_image(self.put(store, {"verification": {"passed": True}})) == DIGEST
+
+    def test_one_that_is_named_need_not_be_golden(self, store: Path) -> None:
+        site = self.put(store, {"verification": {"passed": True}}, golden=False)
+        assert wanted_image(site.model_copy(update={"image": DIGEST})) == DIGEST
+
+    def test_no_golden_one(self, store: Path) -> None:
+        with pytest.raises(ConfigError, match="no golden image") as told:
+            wanted_image(HostData(store=store))
+        assert "./inv up" in str(told.value.hint)
+
+    def test_one_that_is_not_there(self, store: Path) -> None:
+        with pytest.raises(ConfigError, match=f"no image {DIGEST[:12]} in"):
+            wanted_image(HostData(store=store, image=DIGEST))
+
+    @pytest.mark.parametrize("record", [{}, {"verification": None}, {"verification": {}}])
+    def test_one_that_was_never_verified_is_not_sent(self, store: Path, record: object) -> None:
+        with pytest.raises(ConfigError, match="never booted and verified") as told:
+            wanted_image(self.put(store, record))
+        assert told.value.hint == f"./inv golden.verify {DIGEST[:12]}"
+
+    def test_nor_one_that_failed(self, store: Path) -> None:
+        with pytest.raises(ConfigError, match="not sent anywhere"):
+            wanted_image(self.put(store, {"verification": {"passed": False}}))
+
+    def test_nor_one_whose_record_is_damaged(self, store: Path) -> None:
+        site = self.put(store, {})
+        (store / "images" / DIGEST / "record.json").write_text("{")
+        with pytest.raises(ConfigError, match="no image"):
+            wanted_image(site)
+
+
+class TestTransfer:
+    TARGET = SshTarget("browsers", "browsers.example", user="deploy", port=2222)
+
+    def test_it_goes_as_root_by_the_same_connection_into_incoming(self) -> None:
+        argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", None)
+        assert argv[-2:] == ["/store/images/x/", f"deploy@browsers.example:{STORE}/incoming/x/"]
+        assert "--rsync-path=sudo -n rsync" in argv
+        assert f"--rsh={self.TARGET.rsync_shell()}" in argv
+        assert not any(word.startswith("--copy-dest") for word in argv)
+
+    def test_only_what_differs_from_one_that_is_there(self) -> None:
+        argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", "y")
+        assert f"--copy-dest={STORE}/images/y" in argv
+        assert not {"--whole-file", "--inplace"} & set(argv)
+
+    def test_who_uses_it_here_is_no_part_of_it(self) -> None:
+        argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", None)
+        assert "--exclude=in-use.lock" in argv
+
+    @pytest.mark.parametrize(
+        ("stats", "count"),
+        [
+            ("x\nTotal bytes sent: 1,234,567\nTotal bytes received: 99\n", 1_234_567),
+            ("Total bytes sent: 12\n", 12),
+            ("", 0),
+        ],
+    )
+    def test_bytes_are_read_from_its_words(self, stats: str, count: int) -> None:
+        assert bytes_sent(stats) == count

@@ -1,0 +1,477 @@
+"""Operations on a host that is made up: what they run, and nothing where all is right."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from polydev.deploys import controller, images, reach
+from polydev.deploys.data import HostData
+from polydev.deploys.facts import (
+    ActiveUnits,
+    Firewall,
+    JsonFile,
+    PythonVersion,
+    SysctlValue,
+    Unit,
+    UnitState,
+)
+from polydev.deploys.operations import (
+    folder,
+    kernel_value,
+    live_firewall,
+    only_units,
+    program,
+    unit,
+)
+from polydev.ssh import SshTarget
+from tests.unit.fake_host import HERE, FakeHost, fake_host
+
+TARGET = SshTarget("browsers", "browsers.example")
+SITE = HostData()
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+Faked = Callable[..., FakeHost]
+
+
+@pytest.fixture
+def faked() -> Iterator[Faked]:
+    with ExitStack() as stack:
+        yield lambda answers=None: stack.enter_context(fake_host(answers or {}))
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The differences shown so far."""
+    caplog.set_level(logging.INFO, logger="pyinfra")
+    return lambda: [record.getMessage().strip() for record in caplog.records]
+
+
+def shown(*, active: str = "active", enabled: str = "enabled", config: str = "now") -> str:
+    return f"ActiveState={active}\nUnitFileState={enabled}\nLoadState=loaded\nConfig={config}"
+
+
+class TestFacts:
+    @pytest.mark.parametrize(
+        ("active", "is_active"),
+        [
+            ("active", True),
+            ("reloading", True),
+            ("activating", False),
+            ("failed", False),
+            ("inactive", False),
+        ],
+    )
+    def test_a_unit_is_active(self, active: str, is_active: bool) -> None:
+        assert Unit().process(shown(active=active).splitlines()).active is is_active
+
+    @pytest.mark.parametrize(
+        ("enabled", "is_enabled"),
+        [("enabled", True), ("static", True), ("disabled", False), ("masked", False), ("", False)],
+    )
+    def test_a_unit_is_enabled(self, enabled: str, is_enabled: bool) -> None:
+        assert Unit().process(shown(enabled=enabled).splitlines()).enabled is is_enabled
+
+    def test_a_unit_that_systemd_does_not_know(self) -> None:
+        lines = ["ActiveState=inactive", "UnitFileState=", "LoadState=not-found", "Config="]
+        assert Unit().process(lines) == UnitState() == Unit.default()
+
+    def test_a_stamp_with_equal_signs_is_whole(self) -> None:
+        assert Unit().process(["Config=a=b"]).config == "a=b"
+
+    def test_a_units_question_names_it_and_its_stamp(self) -> None:
+        asked = Unit().command("microvm-slot@2.service")
+        assert asked.startswith("systemctl show microvm-slot@2.service ")
+        assert "/run/polydev/config/microvm-slot@2.service" in asked
+
+    def test_a_units_files_are_checked_by_their_sums_and_by_when_it_started(self) -> None:
+        asked = Unit().command("x.service", files=(("/etc/it's", A),))
+        assert f"""echo '{A}  /etc/it'"'"'s' | sha256sum --check --status""" in asked
+        assert """test ! '/etc/it'"'"'s' -nt /run/polydev/config/x.service""" in asked
+
+    @pytest.mark.parametrize(
+        ("line", "touched"),
+        [("NeedDaemonReload=yes", True), ("NeedDaemonReload=no", False), ("Touched=yes", True)],
+    )
+    def test_a_unit_whose_files_were_changed(self, line: str, touched: bool) -> None:
+        assert Unit().process([*shown().splitlines(), line]).touched is touched
+
+    def test_active_units_are_names_in_order(self) -> None:
+        lines = [
+            "b@3.service loaded active exited Slot 3",
+            "",
+            "a@2.service loaded failed failed x",
+        ]
+        assert ActiveUnits().process(lines) == ["a@2.service", "b@3.service"]
+
+    def test_units_that_failed_or_start_count_as_there(self) -> None:
+        command = ActiveUnits().command("x@*.service")
+        assert "--state=active,activating,failed" in command
+        assert command.endswith("'x@*.service'")
+
+    @pytest.mark.parametrize("lines", [[], ["no json"], ["[1]"], ["null"]])
+    def test_what_is_no_object_is_an_empty_one(self, lines: list[str]) -> None:
+        assert JsonFile().process(lines) == {}
+
+    def test_an_object_over_several_lines(self) -> None:
+        assert JsonFile().process(["{", '"id": 1', "}"]) == {"id": 1}
+
+    def test_a_sysctl_of_several_numbers(self) -> None:
+        assert SysctlValue().process(["4096\t16384  4194304 "]) == "4096 16384 4194304"
+
+    def test_pythons_version(self) -> None:
+        assert PythonVersion().process(["3.11"]) == "3.11"
+
+    def test_the_firewalls_text_arrives_as_it_is(self) -> None:
+        command = Firewall().command("inet", "polydev", "a 'quoted' %s\n$(x)")
+        assert """printf %s 'a '"'"'quoted'"'"' %s\n$(x)'""" in command
+        assert "unshare -n" in command
+
+
+def verbs(commands: list[str]) -> list[str]:
+    """Commands without what they do when they fail."""
+    return [command.partition(" || ")[0] for command in commands]
+
+
+ALL_STATES = [
+    (active, enabled, config)
+    for active, enabled, config in itertools.product(
+        ("active", "failed"), ("enabled", "disabled"), ("now", "then", "")
+    )
+]
+
+
+class TestUnit:
+    @pytest.mark.parametrize(("active", "enabled", "config"), ALL_STATES)
+    def test_it_does_what_is_missing_and_no_more(
+        self, faked: Faked, active: str, enabled: str, config: str
+    ) -> None:
+        host = faked({"systemctl show": shown(active=active, enabled=enabled, config=config)})
+        wanted = []
+        if enabled != "enabled":
+            wanted.append("systemctl enable x.service")
+        if active != "active":
+            wanted.append("systemctl restart x.service")
+        elif config != "now":
+            wanted.append("systemctl reload-or-restart x.service")
+        found = host.commands(unit, unit="x.service", config="now")
+        assert verbs(found) == (["systemctl daemon-reload", *wanted] if wanted else [])
+
+    @pytest.mark.parametrize("sign", ["NeedDaemonReload=yes", "Touched=yes"])
+    def test_files_that_somebody_changed_count_as_another_configuration(
+        self, faked: Faked, told: Callable[[], list[str]], sign: str
+    ) -> None:
+        host = faked({"systemctl show": f"{shown()}\n{sign}"})
+        found = host.commands(unit, unit="x.service", config="now", files=(("/x", A),))
+        assert verbs(found) == ["systemctl daemon-reload", "systemctl reload-or-restart x.service"]
+        assert any(line.endswith("configuration now, files changed") for line in told())
+
+    def test_a_unit_that_does_not_start_says_why(self, faked: Faked) -> None:
+        host = faked({"systemctl show": shown(active="failed")})
+        restart = host.commands(unit, unit="x.service", config="now")[-1]
+        assert re.search(r"\|\| \{ .*journalctl .*>&2; exit 1; \}$", restart)
+
+    def test_a_target_is_loaded_again_where_only_its_file_changed(self, faked: Faked) -> None:
+        host = faked({"systemctl show": f"{shown()}\nNeedDaemonReload=yes"})
+        found = host.commands(unit, unit="x.target", config="now", stamped=False)
+        assert found == ["systemctl daemon-reload"]
+
+    def test_one_without_a_stamp_is_judged_by_the_rest(self, faked: Faked) -> None:
+        host = faked({"systemctl show": shown(config="")})
+        assert host.commands(unit, unit="x.target", config="now", stamped=False) == []
+
+    @pytest.mark.parametrize(("active", "config"), [("active", "then"), ("failed", "now")])
+    def test_who_must_not_run_meanwhile_stops_first(
+        self, faked: Faked, active: str, config: str
+    ) -> None:
+        host = faked({"systemctl show": shown(active=active, config=config)})
+        found = host.commands(unit, unit="x.socket", config="now", stop_first="x.service")
+        assert verbs(found)[1] == "systemctl stop x.service"
+        assert verbs(found)[2].endswith("x.socket")
+
+    def test_who_only_gets_enabled_stops_nobody(self, faked: Faked) -> None:
+        host = faked({"systemctl show": shown(enabled="disabled")})
+        found = host.commands(unit, unit="x.socket", config="now", stop_first="x.service")
+        assert found == ["systemctl daemon-reload", "systemctl enable x.socket"]
+
+    def test_the_difference_is_told(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+        faked({"systemctl show": shown(active="failed", enabled="disabled", config="")})
+        unit(name="it", unit="x.service", config="now")
+        assert told()[-2:] == [
+            "- x.service: not active, not enabled, configuration unknown",
+            "+ x.service: active, enabled, configuration now",
+        ]
+
+
+class TestOnlyUnits:
+    LISTED = "\n".join(f"slot@{number}.service loaded active exited x" for number in range(2, 6))
+
+    def test_those_beyond_the_wanted_stop(self, faked: Faked) -> None:
+        host = faked({"list-units": self.LISTED})
+        wanted = ["slot@2.service", "slot@3.service"]
+        found = host.commands(only_units, pattern="slot@*.service", wanted=wanted)
+        assert found == ["systemctl stop slot@4.service", "systemctl stop slot@5.service"]
+
+    def test_a_plan_names_all_of_them(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+        # It asks for no more than the first command.
+        faked({"list-units": self.LISTED})
+        only_units(name="it", pattern="slot@*.service", wanted=[])
+        assert len([line for line in told() if line.startswith("- slot@")]) == 4
+
+    @pytest.mark.parametrize("wanted", [[2, 3, 4, 5], [2, 3, 4, 5, 6]])
+    def test_nothing_where_none_is_too_many(self, faked: Faked, wanted: list[int]) -> None:
+        names = [f"slot@{number}.service" for number in wanted]
+        host = faked({"list-units": self.LISTED})
+        assert host.commands(only_units, pattern="slot@*.service", wanted=names) == []
+
+
+class TestKernelValue:
+    def test_another_value_is_set(self, faked: Faked) -> None:
+        host = faked({"sysctl -n": ["0"]})
+        found = host.commands(kernel_value, key="net.ipv4.ip_forward", value="1")
+        assert found == ["sysctl -q -w net.ipv4.ip_forward=1"]
+
+    def test_the_same_one_is_not(self, faked: Faked) -> None:
+        host = faked({"sysctl -n": ["1"]})
+        assert host.commands(kernel_value, key="net.ipv4.ip_forward", value="1") == []
+
+
+class TestLiveFirewall:
+    VALUES: ClassVar[dict[str, Any]] = {
+        "family": "inet",
+        "table": "polydev",
+        "text": "x",
+        "path": "/etc/f.nft",
+    }
+
+    def test_a_difference_loads_the_file(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+        host = faked({"unshare": ["--- live", "+++ wanted", "-drop", "+accept"]})
+        assert host.commands(live_firewall, **self.VALUES) == ["nft -f /etc/f.nft"]
+        assert told()[3:5] == ["-drop", "+accept"]
+
+    def test_none_does_nothing(self, faked: Faked) -> None:
+        assert faked().commands(live_firewall, **self.VALUES) == []
+
+
+def stat_line(mode: str = "-rwxr-xr-x", user: str = "root") -> str:
+    return f"user={user} group=root mode={mode} atime=1 mtime=1 ctime=1 size=4 '/bin/x'"
+
+
+class TestProgram:
+    DATA = b"\x00\xffprogram"
+    SUM = hashlib.sha256(DATA).hexdigest()
+
+    def run(self, faked: Faked, *, digest: str, stat: str) -> list[str]:
+        host = faked({"sha256sum": [f"{digest}  /bin/x"], "stat": [stat]})
+        return host.commands(program, path="/bin/x", data=self.DATA)
+
+    def test_the_same_one_stays(self, faked: Faked) -> None:
+        assert self.run(faked, digest=self.SUM, stat=stat_line()) == []
+
+    def test_another_one_is_replaced_by_one_rename(self, faked: Faked) -> None:
+        assert self.run(faked, digest=A, stat=stat_line()) == [
+            "upload /bin/x.new",
+            "chown root:root /bin/x.new && chmod 755 /bin/x.new",
+            "mv /bin/x.new /bin/x",
+        ]
+
+    @pytest.mark.parametrize("stat", [stat_line("-rw-r--r--"), stat_line(user="ada")])
+    def test_mode_and_owner_alone_are_mended_in_place(self, faked: Faked, stat: str) -> None:
+        found = self.run(faked, digest=self.SUM, stat=stat)
+        assert found == ["chown root:root /bin/x && chmod 755 /bin/x"]
+
+    def test_a_missing_one_is_sent(self, faked: Faked) -> None:
+        found = faked().commands(program, path="/bin/x", data=self.DATA)
+        assert found[0] == "upload /bin/x.new"
+
+
+class TestFolder:
+    def stat(self, mode: str = "drwxr-xr-x", user: str = "root") -> dict[str, object]:
+        line = f"user={user} group=root mode={mode} atime=1 mtime=1 ctime=1 size=4 '/x'"
+        return {"stat": [line]}
+
+    def run(self, host: FakeHost) -> list[str]:
+        return host.commands(folder, path="/x", mode="755", user="root", group="root")
+
+    def test_one_as_it_should_be(self, faked: Faked) -> None:
+        assert self.run(faked(self.stat())) == []
+
+    def test_one_that_is_missing(self, faked: Faked) -> None:
+        assert self.run(faked()) == ["mkdir -p /x", "chmod 755 /x && chown root:root /x"]
+
+    @pytest.mark.parametrize(("mode", "user"), [("drwxrwxrwx", "root"), ("drwxr-xr-x", "ada")])
+    def test_mode_and_owner_are_mended_and_told(
+        self, faked: Faked, told: Callable[[], list[str]], mode: str, user: str
+    ) -> None:
+        assert self.run(faked(self.stat(mode, user))) == ["chmod 755 /x && chown root:root /x"]
+        assert "+ /x: mode 755, root:root" in told()
+
+
+class TestGoldenImage:
+    def run(self, faked: Faked, there: object, digest: str = C) -> list[str]:
+        host = faked({"image list": [json.dumps(there)]})
+        return host.commands(images.golden_image, site=SITE, target=TARGET, digest=digest)
+
+    def test_nothing_where_it_is_golden(self, faked: Faked) -> None:
+        assert self.run(faked, {"images": [A, C], "golden": C}) == []
+
+    def test_one_that_is_there_only_becomes_golden(self, faked: Faked) -> None:
+        found = self.run(faked, {"images": [A, C], "golden": A})
+        assert found == [f"/opt/polydev-ai/bin/polydev-host image golden --digest {C}"]
+
+    @pytest.mark.parametrize(
+        "there", [{}, {"images": [], "golden": None}, {"images": [A, B], "golden": A}]
+    )
+    def test_one_that_is_missing_is_sent_added_and_made_golden(
+        self, faked: Faked, there: object
+    ) -> None:
+        assert self.run(faked, there) == [
+            f"mkdir -p {images.STORE}/incoming/{C}",
+            HERE,
+            f"/opt/polydev-ai/bin/polydev-host image add --digest {C}",
+            f"/opt/polydev-ai/bin/polydev-host image golden --digest {C}",
+        ]
+
+    @pytest.mark.parametrize(
+        ("there", "basis"),
+        [
+            ({}, None),
+            ({"images": [A, B], "golden": A}, A),
+            ({"images": [A, B], "golden": None}, B),  # the newest
+            ({"images": [A, B], "golden": "d" * 64}, B),  # the golden one is gone
+        ],
+    )
+    def test_it_is_sent_against_what_is_there(
+        self, faked: Faked, monkeypatch: pytest.MonkeyPatch, there: object, basis: str | None
+    ) -> None:
+        sent: list[object] = []
+        monkeypatch.setattr(images, "send_image", lambda *words: sent.append(words))
+        host = faked({"image list": [json.dumps(there)]})
+        images.golden_image(name="it", site=SITE, target=TARGET, digest=C)
+        (operation,) = host.state.ops[host.host].values()
+        list(operation.command_generator())[1].function()
+        assert sent == [(SITE, TARGET, C, basis)]
+
+    def test_a_plan_says_all_that_will_happen(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        faked({"image list": [json.dumps({"images": [A], "golden": A})]})
+        images.golden_image(name="it", site=SITE, target=TARGET, digest=C)
+        assert told()[-3:] == [f"+ image {C}", f"- golden image {A}", f"+ golden image {C}"]
+
+
+ID = "20250131_120000-abcd1234"
+TOOL = "/opt/polydev-ai/bin/polydev-host"
+
+
+class TestRelease:
+    def run(self, faked: Faked, now: object) -> list[str]:
+        host = faked({"current/release.json": [json.dumps(now)]})
+        return host.commands(
+            controller.release, site=SITE, target=TARGET, digest=A, release=ID, commit="abcd1234"
+        )
+
+    def test_nothing_where_the_current_one_is_the_same(self, faked: Faked) -> None:
+        assert self.run(faked, {"id": "20250101_000000-ffff", "digest": A}) == []
+
+    @pytest.mark.parametrize("now", [{}, {"id": "20250101_000000-ffff", "digest": B}])
+    def test_another_one_is_sent_made_and_migrates(self, faked: Faked, now: object) -> None:
+        assert self.run(faked, now) == [
+            f"mkdir -p /opt/master-controller/incoming/{ID}",
+            HERE,
+            f"{TOOL} release create --id {ID} --digest {A} --commit abcd1234",
+            f"{TOOL} release migrate --id {ID} --user polydev-controller",
+        ]
+
+
+class TestHandover:
+    OLD = "20250101_000000-ffff"
+
+    def run(self, faked: Faked, digest: str, state: str) -> list[str]:
+        known = json.dumps({"id": self.OLD, "digest": digest})
+        host = faked({"release.json": [known], "systemctl show": state})
+        return host.commands(controller.handover, digest=A, release=ID, config="now")
+
+    def test_nothing_where_it_runs(self, faked: Faked) -> None:
+        assert self.run(faked, A, shown()) == []
+
+    def test_a_new_release_takes_over(self, faked: Faked) -> None:
+        found = self.run(faked, B, shown())
+        assert found == ["systemctl daemon-reload", f"{TOOL} handover --release {ID}"]
+
+    @pytest.mark.parametrize(
+        "state", [shown(config="then"), shown(active="failed"), f"{shown()}\nTouched=yes"]
+    )
+    def test_a_new_configuration_hands_over_to_the_same_release(
+        self, faked: Faked, state: str
+    ) -> None:
+        found = self.run(faked, A, state)
+        assert found == ["systemctl daemon-reload", f"{TOOL} handover --release {self.OLD}"]
+
+    def test_one_that_is_not_enabled_gets_enabled(self, faked: Faked) -> None:
+        found = self.run(faked, A, shown(enabled="disabled"))
+        assert found[1] == "systemctl enable master-controller.service"
+
+    def test_the_first_one_of_all(self, faked: Faked) -> None:
+        host = faked()
+        found = host.commands(controller.handover, digest=A, release=ID, config="now")
+        assert found[-1] == f"{TOOL} handover --release {ID}"
+
+
+class TestReach:
+    VALUES: ClassVar[dict[str, Any]] = {
+        "reach": "h",
+        "firewall": "x",
+        "scope": '{"paths": ["it\'s"]}',
+        "seconds": 90,
+        "deployment_id": ID,
+    }
+
+    def arm(self, faked: Faked, confirmed: str | None, difference: list[str]) -> list[str]:
+        stamp = json.dumps({"confirmed": confirmed}) if confirmed else ""
+        host = faked({"reach.json": [stamp], "unshare": difference})
+        return host.commands(reach.arm, **self.VALUES)
+
+    def test_no_timer_where_the_way_stays(self, faked: Faked) -> None:
+        assert self.arm(faked, "h", []) == []
+
+    @pytest.mark.parametrize(("confirmed", "difference"), [(None, []), ("g", []), ("h", ["-x"])])
+    def test_a_change_has_a_backup_and_then_a_timer(
+        self, faked: Faked, confirmed: str | None, difference: list[str]
+    ) -> None:
+        backup, timer = self.arm(faked, confirmed, difference)
+        assert backup.startswith(f"test -e /opt/polydev-ai/backups/{ID}/backup.json || printf %s ")
+        assert """'{"paths": ["it'"'"'s"]}'""" in backup
+        assert timer == f"{TOOL} deadman arm --seconds 90 --backup {ID}"
+
+    def confirm(self, faked: Faked, active: str) -> list[str]:
+        host = faked({"systemctl show": shown(active=active)})
+        return host.commands(reach.confirm, reach="h", target=TARGET, seconds=90)
+
+    def test_a_timer_is_stopped_from_outside_and_then_remembered(self, faked: Faked) -> None:
+        assert self.confirm(faked, "active") == [
+            HERE,
+            f"""printf %s '{{"confirmed": "h"}}' >{reach.STAMP}""",
+        ]
+
+    def test_without_one_there_is_nothing_to_confirm(self, faked: Faked) -> None:
+        assert self.confirm(faked, "inactive") == []
+
+
+class TestSecrets:
+    def test_one_that_is_missing_is_named(self, faked: Faked, tmp_path: Path) -> None:
+        from polydev.errors import ConfigError
+
+        faked()
+        site = HostData(secrets={"jwt-secret": tmp_path / "none"}, deployment_id=ID)
+        with pytest.raises(ConfigError, match=r"secrets\.jwt-secret: no such file"):
+            controller.controller(site, TARGET, ID)

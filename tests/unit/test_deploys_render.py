@@ -1,0 +1,445 @@
+"""Every file of a whole host, as its inventory describes it: rendered, read back, compared."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polydev.deploys import network
+from polydev.deploys.accounts import HOST_FILE
+from polydev.deploys.data import HostData, host_data
+from polydev.deploys.host import browser_host, scope, unit_order
+from polydev.deploys.kernel import VALUES, sysctl_text
+from polydev.deploys.reach import REACH_FILES, reach_hash
+from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
+from tests.unit.fake_host import FakeHost, fake_host
+
+UNITS = "/etc/systemd/system/"
+DIGEST = "a" * 64
+DEBIAN = {"uname -s": "Linux", "useradd": "/usr/sbin/useradd"}
+ID = "20250131_120000-abcd1234"
+# Documentation and benchmarks are nobody's; some of the protocol assignments are somebody's.
+APART = [
+    *(IPv4Network(each) for each in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")),
+    *(IPv4Network(each) for each in ("198.18.0.0/15", "192.0.0.0/24")),
+]
+
+Site = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """An inventory's words for a host, with a verified image beside it."""
+    folder = tmp_path / "store" / "images" / DIGEST
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"verification": {"passed": true}}')
+    given_ = {
+        "store": str(tmp_path / "store"),
+        "image": DIGEST,
+        "deployment_id": ID,
+    }
+    return lambda **words: {**given_, **words}
+
+
+@contextmanager
+def deployed(values: dict[str, Any]) -> Iterator[FakeHost]:
+    """All that would be done to a host that has nothing."""
+    with fake_host(DEBIAN) as host, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", values))
+        browser_host()
+        yield host
+
+
+def files_of(values: dict[str, Any]) -> dict[str, str]:
+    with deployed(values) as host:
+        return host.uploads
+
+
+def plan_of(values: dict[str, Any]) -> dict[str, list[str]]:
+    with deployed(values) as host:
+        return host.planned
+
+
+def unit_of(text: str) -> configparser.ConfigParser:
+    """A unit file; of a key that stands more than once, the last one."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    return parser
+
+
+def configs(files: dict[str, str]) -> dict[str, str]:
+    """Each unit and the hash of what it was made from."""
+    found = {}
+    for path, text in files.items():
+        if match := re.search(r"^X-Polydev-Config=(.*)$", text, re.MULTILINE):
+            found[path.removeprefix(UNITS)] = match[1]
+    return found
+
+
+INVENTORIES: list[dict[str, Any]] = [
+    {},
+    {"slots": 1},
+    {"slots": 250, "bridge_address": "10.9.0.1/16"},
+    {"resolvers": ["10.0.0.53"], "reachable": ["10.0.0.0/24", "192.168.7.0/24"]},
+    {"controller_listen": "127.0.0.1:4001", "controller": {"log_level": "debug"}},
+]
+
+
+class TestWholeHost:
+    @pytest.mark.parametrize("words", INVENTORIES)
+    def test_every_template_is_used_and_says_something(
+        self, site: Site, words: dict[str, Any]
+    ) -> None:
+        files = files_of(site(**words))
+        assert set(template_paths()) <= set(files)
+        for path in template_paths():
+            assert files[path].endswith("\n")
+            assert "{{" not in files[path]
+            assert "None" not in files[path]
+
+    def test_a_backup_holds_every_file_that_a_deploy_writes(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "jwt"
+        secret.write_text("s")
+        values = site(secrets={"jwt-secret": str(secret)})
+        held = [Path(path) for path in scope(host_data(values, "x"))["paths"]]
+        for path in files_of(values):
+            assert [each for each in held if Path(path).is_relative_to(each)], path
+
+    def test_what_reaches_the_host_is_part_of_what_is_held(self) -> None:
+        made = scope(HostData())
+        assert set(made["reach"]) <= set(made["paths"])
+        assert set(REACH_FILES) <= set(template_paths())
+
+    @pytest.mark.parametrize("words", INVENTORIES)
+    def test_every_unit_that_must_be_active_is_seen_to_in_its_order(
+        self, site: Site, words: dict[str, Any]
+    ) -> None:
+        values = site(**words)
+        names = [name.partition(" | ")[2] for name in plan_of(values)]
+        order = unit_order(host_data(values, "x"))
+        # The service is started by the handover.
+        places = [names.index("handover" if n == "master-controller.service" else n) for n in order]
+        assert places == sorted(places)
+
+    def test_the_timer_runs_before_anything_shuts_out_and_until_all_is_done(
+        self, site: Site
+    ) -> None:
+        names = list(plan_of(site()))
+        armed = names.index("Dead-man timer | armed")
+        confirmed = names.index("Dead-man timer | confirmed")
+        for path in REACH_FILES:
+            (place,) = [at for at, name in enumerate(names) if name.endswith(f"| {path}")]
+            assert armed < place < confirmed, path
+
+    @pytest.mark.parametrize(
+        ("target", "concerns"),
+        [
+            ("master-controller", {"Host tool", "Controller"}),
+            ("vm-agent", {"Host tool", "Images"}),
+        ],
+    )
+    def test_a_target_is_its_own_part_only(
+        self, site: Site, target: str, concerns: set[str]
+    ) -> None:
+        names = plan_of(site(target=target))
+        assert {name.partition(" | ")[0] for name in names} == concerns
+
+    def test_secrets_go_where_only_root_reads_and_nowhere_else(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "jwt"
+        secret.write_text("the word of all words")
+        files = files_of(site(secrets={"jwt-secret": str(secret)}))
+        assert [path for path, text in files.items() if "the word of all words" in text] == [
+            "/etc/master-controller/secrets/jwt-secret"
+        ]
+        for name in ("master-controller.service", "master-controller-next@.service"):
+            line = "LoadCredential=jwt-secret:/etc/master-controller/secrets/jwt-secret\n"
+            assert line in files[UNITS + name]
+
+
+class TestUnits:
+    def test_each_carries_its_hash_and_writes_it_down_as_it_starts(self, site: Site) -> None:
+        files = files_of(site())
+        for name, config in configs(files).items():
+            unit = unit_of(files[UNITS + name])
+            assert re.fullmatch(r"[0-9a-f]{16}", config)
+            if name in ("polydev-slots.target", "master-controller-next@.service"):
+                continue  # a target runs nothing; the successor is never asked
+            section = "Socket" if name.endswith(".socket") else "Service"
+            assert f"ExecStartPre={stamp_command(config)}" in files[UNITS + name]
+            assert unit.has_section(section)
+
+    def test_a_reload_renews_the_stamp_too(self, site: Site) -> None:
+        files = files_of(site())
+        for name, config in configs(files).items():
+            text = files[UNITS + name]
+            if "ExecReload=" in text:
+                assert f"ExecReload={stamp_command(config)}" in text
+
+    CONTROLLER = frozenset({"master-controller.service", "master-controller-next@.service"})
+
+    @pytest.mark.parametrize(
+        ("before", "after", "changed"),
+        [
+            ({}, {}, set()),
+            (
+                {},
+                {"slots": 9},
+                {"polydev-firewall.service", "polydev-dns.service", "polydev-slots.target"},
+            ),
+            (
+                {},
+                {"bridge_address": "10.9.0.1/24"},
+                {
+                    "polydev-network.service",
+                    "polydev-firewall.service",
+                    "polydev-dns.service",
+                    "microvm-slot@.service",
+                },
+            ),
+            ({}, {"reachable": ["10.0.0.0/24"]}, {"polydev-firewall.service"}),
+            ({}, {"resolvers": ["1.1.1.1"]}, set()),
+            (
+                {},
+                {"resolvers": ["10.0.0.53"]},
+                {"polydev-firewall.service", "microvm-slot@.service"},
+            ),
+            (
+                {"resolvers": ["8.8.8.8", "10.0.0.53"]},
+                {"resolvers": ["1.1.1.1", "10.0.0.53"]},
+                {"microvm-slot@.service"},
+            ),
+            ({}, {"upstream_resolvers": ["1.1.1.1"]}, {"polydev-dns.service"}),
+            ({}, {"controller": {"log_level": "debug"}}, CONTROLLER),
+            (
+                {},
+                {"controller_listen": "127.0.0.1:4000"},
+                CONTROLLER | {"master-controller.socket"},
+            ),
+            ({}, {"journal_max_mib": 64}, {"systemd-journald.service.d/polydev.conf"}),
+            ({}, {"deadman_seconds": 30}, set()),
+            ({}, {"deployment_id": "20250201_120000-ffff"}, set()),
+        ],
+    )
+    def test_its_hash_changes_when_what_it_reads_does_and_only_then(
+        self, site: Site, before: dict[str, Any], after: dict[str, Any], changed: set[str]
+    ) -> None:
+        was, now = configs(files_of(site(**before))), configs(files_of(site(**before | after)))
+        assert {name for name in now if now[name] != was[name]} == changed
+
+    def test_a_secret_that_changes_restarts_who_reads_it(self, site: Site, tmp_path: Path) -> None:
+        secret = tmp_path / "jwt"
+        values = site(secrets={"jwt-secret": str(secret)})
+        secret.write_text("one")
+        was = configs(files_of(values))
+        secret.write_text("two")
+        now = configs(files_of(values))
+        assert {name for name in now if now[name] != was[name]} == self.CONTROLLER
+
+    def test_a_template_that_changes_does(self, tmp_path: Path) -> None:
+        def hash_of(text: str, *depends: str) -> str:
+            folder = tmp_path / text / "templates" / UNITS.lstrip("/")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "x.service.j2").write_text(f"[Unit]\nX={text}{{{{ config }}}}{{{{ stamp }}}}")
+            return render_unit("x.service", {}, depends, tmp_path / text)[1]
+
+        assert hash_of("a") == hash_of("a")
+        assert len({hash_of("a"), hash_of("b"), hash_of("a", ""), hash_of("a", "c")}) == 4
+
+    @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
+    def test_texts_have_one_hash_only_if_they_are_the_same(
+        self, one: list[str], other: list[str]
+    ) -> None:
+        if not any("\0" in text for text in one + other):
+            assert (config_hash("x", *one) == config_hash("x", *other)) == (one == other)
+
+    def test_none_runs_as_root_with_all_that_root_may(self, site: Site) -> None:
+        files = files_of(site())
+        for path in template_paths():
+            if path.startswith(UNITS) and path.endswith(".service"):
+                unit = unit_of(files[path])
+                assert "CapabilityBoundingSet" in unit["Service"], path
+                assert unit["Service"]["NoNewPrivileges"] == "yes", path
+
+    def test_the_successor_is_confined_as_the_service_is(self, site: Site) -> None:
+        files = files_of(site())
+        service, successor = (
+            dict(unit_of(files[f"{UNITS}master-controller{part}.service"])["Service"])
+            for part in ("", "-next@")
+        )
+        apart = {"ExecStartPre", "ExecStart", "Restart", "RestartSec", "Sockets"}
+        assert {k: v for k, v in service.items() if k not in apart} == {
+            k: v for k, v in successor.items() if k not in apart
+        }
+        assert successor["ExecStart"].endswith("--only-if-healthy")
+
+
+class TestFirewall:
+    def text(self, **words: Any) -> str:
+        values = network.network_values(host_data(words, "x"))
+        return render("/etc/polydev/firewall.nft", values)
+
+    def chain(self, text: str, name: str) -> list[str]:
+        found = re.search(rf"^\tchain {name} \{{\n(.*?)^\t\}}$", text, re.DOTALL | re.MULTILINE)
+        assert found
+        return [line.strip() for line in found[1].splitlines() if line.strip()]
+
+    def test_it_replaces_its_own_table_in_one_step_and_no_other(self) -> None:
+        text = self.text()
+        assert (
+            re.findall(r"^(?:table|delete table) (\S+ \S+)", text, re.MULTILINE)
+            == ["inet polydev"] * 3
+        )
+        assert "flush ruleset" not in text
+        assert text.count("{") == text.count("}")
+
+    def test_only_the_addresses_of_vms_may_speak(self) -> None:
+        text = self.text(slots=3)
+        line = "ip saddr != 192.168.100.2-192.168.100.4 drop"
+        assert self.chain(text, "from_vm_to_host")[1] == line
+        assert self.chain(text, "from_vm")[1] == line
+
+    def test_of_the_host_they_reach_its_names_only(self) -> None:
+        chain = self.chain(self.text(), "from_vm_to_host")
+        assert chain[2:] == [
+            "ip daddr 192.168.100.1 udp dport 53 accept",
+            "ip daddr 192.168.100.1 tcp dport 53 accept",
+            "drop",
+        ]
+
+    def test_no_vm_reaches_another_nor_is_reached(self) -> None:
+        text = self.text()
+        assert 'oifname "br-vm" drop' in self.chain(text, "from_vm")
+        assert self.chain(text, "to_vm") == ["ct state established,related accept", "drop"]
+
+    def test_the_closed_ranges_are_dropped_last(self) -> None:
+        text = self.text(resolvers=["10.0.0.53"], reachable=["10.1.0.0/16"])
+        assert self.chain(text, "from_vm")[-5:] == [
+            "ct state established,related accept",
+            "ip daddr @reachable accept",
+            "ip daddr 10.0.0.53 udp dport 53 accept",
+            "ip daddr 10.0.0.53 tcp dport 53 accept",
+            "ip daddr @closed drop",
+        ]
+        assert "elements = { 10.1.0.0/16 }" in text
+
+    def test_without_exceptions_there_are_none(self) -> None:
+        text = self.text(resolvers=["1.1.1.1"])
+        assert "reachable" not in text
+        assert "dport 53" not in " ".join(self.chain(text, "from_vm"))
+
+    def test_only_vms_are_translated(self) -> None:
+        assert self.chain(self.text(), "nat")[-1] == (
+            'ip saddr 192.168.100.0/24 oifname != "br-vm" masquerade'
+        )
+
+    @given(st.ip_addresses(v=4))
+    def test_what_is_not_the_internet_is_closed(self, address: IPv4Address) -> None:
+        is_closed = any(address in IPv4Network(each) for each in network.CLOSED)
+        if not any(address in each for each in APART):
+            assert is_closed == (address.is_multicast or not address.is_global)
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("169.254.169.254", "10.1.2.3", "172.31.255.255", "192.168.100.1", "127.0.0.1"),
+            *("100.64.0.1", "0.0.0.0", "255.255.255.255", "192.168.0.1", "224.0.0.251"),
+        ],
+    )
+    def test_those_that_matter_most_are_closed(self, address: str) -> None:
+        assert any(ip_address(address) in IPv4Network(each) for each in network.CLOSED)
+
+
+class TestNames:
+    def lines(self, **words: Any) -> list[str]:
+        values = network.network_values(host_data(words, "x"))
+        return render("/etc/polydev/dns.conf", values).splitlines()
+
+    def test_every_vm_has_its_name(self) -> None:
+        lines = self.lines(slots=3)
+        assert [line for line in lines if line.startswith("host-record=")] == [
+            "host-record=vm-2.vm.internal,192.168.100.2",
+            "host-record=vm-3.vm.internal,192.168.100.3",
+            "host-record=vm-4.vm.internal,192.168.100.4",
+        ]
+
+    def test_the_internets_names_come_from_the_upstream_ones_only(self) -> None:
+        lines = self.lines(resolvers=["10.0.0.53"], upstream_resolvers=["1.1.1.1", "9.9.9.9"])
+        servers = [line for line in lines if line.startswith("server=")]
+        assert servers == ["server=1.1.1.1", "server=9.9.9.9"]
+        assert {"no-resolv", "no-hosts", "stop-dns-rebind", "local=/vm.internal/"} <= set(lines)
+
+    def test_it_listens_on_the_bridge_only(self) -> None:
+        lines = self.lines(bridge_address="10.9.0.1/24")
+        assert {"listen-address=10.9.0.1", "bind-interfaces", "except-interface=lo"} <= set(lines)
+
+
+class TestOtherFiles:
+    def test_the_host_tool_knows_what_must_be_there(self, site: Site) -> None:
+        files = files_of(site(slots=2, resolvers=["10.0.0.53"], controller_listen="10.0.0.7:81"))
+        known = json.loads(files[HOST_FILE])
+        assert known["bridge"] == {"name": "br-vm", "address": "192.168.100.1/24"}
+        assert (known["slots"], known["resolvers"]) == ([2, 3], ["10.0.0.53"])
+        assert known["publicResolvers"] is False
+        assert (known["controllerAddress"], known["controllerPort"]) == ("10.0.0.7", 81)
+        assert "microvm-slot@3.service" in known["units"]
+
+    def test_slots_are_wanted_by_their_target(self, site: Site) -> None:
+        text = files_of(site(slots=2))[f"{UNITS}polydev-slots.target"]
+        assert re.findall("^Wants=(.*)$", text, re.MULTILINE) == [
+            "microvm-slot@2.service",
+            "microvm-slot@3.service",
+        ]
+
+    def test_the_controllers_configuration_is_the_inventorys_over_ours(self, site: Site) -> None:
+        words = {"controller": {"log_level": "debug", "drain_seconds": 5}}
+        text = files_of(site(**words))["/etc/master-controller/config.yaml"]
+        assert yaml.safe_load(text) == {
+            "host": "0.0.0.0",
+            "port": 4000,
+            "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
+            "image_store": "/var/lib/firecracker/snapshots/base",
+            "log_level": "debug",
+            "drain_seconds": 5,
+        }
+
+    def test_the_controller_takes_that_configuration(
+        self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from polydev.controller.settings import load_settings
+
+        file = tmp_path / "config.yaml"
+        file.write_text(files_of(site())["/etc/master-controller/config.yaml"])
+        assert load_settings(file).port == 4000
+
+    def test_kernel_values_are_kept_and_true_now(self, site: Site) -> None:
+        files = files_of(site())
+        assert files["/etc/sysctl.d/60-polydev.conf"] == sysctl_text(VALUES)
+        plan = plan_of(site())
+        for key, value in VALUES.items():
+            assert plan[f"Kernel settings | sysctl {key}"] == [f"sysctl -q -w {key}={value}"]
+
+    def test_nobody_logs_in_as_root_or_by_a_password(self, site: Site) -> None:
+        lines = files_of(site())["/etc/ssh/sshd_config.d/50-polydev.conf"].splitlines()
+        assert {"PermitRootLogin no", "PasswordAuthentication no"} <= set(lines)
+
+    def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
+        base = reach_hash(HostData())
+        assert reach_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
+        assert reach_hash(HostData(slots=9)) != base  # the firewall's range
+        assert reach_hash(host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base

@@ -1,0 +1,291 @@
+"""deploy.py through pyinfra's API, on hosts of its fake connector: plan, go, every event."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.deploys import __main__ as process
+from polydev.deploys.data import host_data
+from polydev.errors import ConfigError, DeployError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = """
+from polydev.deploys.operations import kernel_value
+
+kernel_value(name="forwarding", key="net.ipv4.ip_forward", value="1")
+kernel_value(name="backlog", key="net.core.somaxconn", value="4096")
+"""
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module, in a process whose threads stay threads; pyinfra's command line patches them."""
+    logger = logging.getLogger("pyinfra")
+    before = logger.handlers, logger.level, logger.propagate
+    with monkeypatch.context() as patch:
+        patch.setattr("gevent.monkey.patch_all", lambda: None)
+        module = importlib.import_module("polydev.deploys.runner")
+    yield module
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def events() -> Events:
+    return []
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(runner: Any, events: Events, tmp_path: Path) -> Make:
+    def made(*answers: dict[str, object]) -> Any:
+        hosts = [
+            (f"@fake/{number}", {"fake_responses": each, "fake_delay": 0, "fake_delay_jitter": 0})
+            for number, each in enumerate(answers)
+        ]
+        inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
+        inventory.write_text(f"hosts = {hosts!r}\n")
+        deploy.write_text(DEPLOY)
+        return runner.Runner(
+            inventory, deploy, lambda event, **fields: events.append({"event": event, **fields})
+        )
+
+    return made
+
+
+@pytest.fixture
+def told_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda word: monkeypatch.setattr(sys, "stdin", io.StringIO(word))
+
+
+def of(events: Events, name: str) -> Events:
+    return [each for each in events if each["event"] == name]
+
+
+RIGHT = {"somaxconn": "4096", "ip_forward": "1"}
+WRONG = {"somaxconn": "4096", "sysctl -n": "0"}
+REFUSING = {
+    "somaxconn": "4096",
+    "sysctl -n": "0",
+    "sysctl -q": {"success": False, "stderr": ["sysctl: permission denied", "really"]},
+}
+
+
+class TestPlan:
+    def test_each_operation_and_its_difference(self, make: Make, events: Events) -> None:
+        assert make(WRONG).apply(None, {}, plan_only=True) == 0
+        (plan,) = of(events, "plan")
+        assert plan["changes"] == 1
+        assert [(each["name"], each["changes"]) for each in plan["operations"]] == [
+            ("forwarding", True),
+            ("backlog", False),
+        ]
+        assert [line.strip() for line in plan["operations"][0]["diff"]] == [
+            "- net.ipv4.ip_forward = 0",
+            "+ net.ipv4.ip_forward = 1",
+        ]
+        assert plan["operations"][1]["diff"] == []
+
+    def test_of_several_hosts_the_one_that_is_named(self, make: Make, events: Events) -> None:
+        make(RIGHT, WRONG).apply("@fake/1", {}, plan_only=True)
+        (plan,) = of(events, "plan")
+        assert {each["host"] for each in plan["operations"]} == {"@fake/1"}
+        assert "ip_forward = 0" in "".join(plan["operations"][0]["diff"])
+
+    def test_a_plan_runs_nothing(
+        self, make: Make, events: Events, told_to: Callable[[str], None]
+    ) -> None:
+        told_to("go\n")
+        make(WRONG).apply(None, {}, plan_only=True)
+        assert not of(events, "start") + of(events, "done")
+
+    def test_a_host_that_is_not_there(self, make: Make) -> None:
+        with pytest.raises(ConfigError, match="has no host elsewhere"):
+            make(RIGHT).apply("elsewhere", {}, plan_only=True)
+
+
+class TestApply:
+    def test_what_it_does_is_told_as_it_happens(
+        self, make: Make, events: Events, told_to: Callable[[str], None]
+    ) -> None:
+        told_to("go\n")
+        assert make(WRONG).apply("@fake/0", {}, plan_only=False) == 0
+        said = [(each["event"], each.get("name"), each.get("ok")) for each in events]
+        assert [each for each in said if each[0] in ("plan", "start", "end", "done")] == [
+            ("plan", None, None),
+            ("start", "forwarding", None),
+            ("end", "forwarding", True),
+            ("start", "backlog", None),
+            ("end", "backlog", True),
+            ("done", None, None),
+        ]
+        assert events[-1] == {"event": "done", "changed": 1}
+
+    @pytest.mark.parametrize("word", ["", "stop\n", "g"])
+    def test_only_the_word_lets_it_go_on(
+        self, make: Make, events: Events, told_to: Callable[[str], None], word: str
+    ) -> None:
+        told_to(word)
+        assert make(WRONG).apply(None, {}, plan_only=False) == 0
+        assert not of(events, "start")
+
+    def test_nothing_to_do_asks_for_no_word(
+        self, make: Make, events: Events, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", None)
+        make(RIGHT).apply(None, {}, plan_only=False)
+        assert of(events, "plan")[0]["changes"] == 0
+
+    def test_a_failure_names_the_operation_and_what_the_host_said(
+        self, make: Make, events: Events, told_to: Callable[[str], None]
+    ) -> None:
+        told_to("go\n")
+        with pytest.raises(DeployError) as failure:
+            make(REFUSING).apply(None, {}, plan_only=False)
+        assert "forwarding: " in failure.value.message
+        assert "sysctl: permission denied\nreally" in failure.value.message
+        assert ("forwarding", False) in [(e["name"], e["ok"]) for e in of(events, "end")]
+        assert "backlog" not in [each["name"] for each in of(events, "start")]
+        assert not of(events, "done")
+
+    def test_what_pyinfra_says_becomes_events_without_colours(
+        self, make: Make, events: Events, told_to: Callable[[str], None]
+    ) -> None:
+        told_to("go\n")
+        make(WRONG).apply(None, {}, plan_only=False)
+        texts = [each["text"] for each in of(events, "log")]
+        assert any("Starting operation: forwarding" in text for text in texts)
+        assert not any("\x1b" in text for text in texts)
+
+
+class TestWords:
+    @pytest.fixture
+    def words(self, runner: Any) -> Any:
+        state = type("State", (), {"current_stage": runner.StateStage.Execute})()
+        return runner._Words(lambda event, **fields: None, state)
+
+    def say(self, words: Any, level: int, text: str) -> None:
+        words.emit(logging.LogRecord("pyinfra", level, "", 0, text, (), None))
+
+    def test_only_what_was_wrong_in_the_last_operation_counts(self, words: Any) -> None:
+        self.say(words, logging.INFO, "--> Starting operation: one")
+        self.say(words, logging.ERROR, "    [x] first")
+        self.say(words, logging.INFO, "--> Starting operation: two")
+        self.say(words, logging.INFO, "    [x] fine")
+        self.say(words, logging.ERROR, "\x1b[31m    [x] second\x1b[0m")
+        self.say(words, logging.ERROR, "    [x] Error: executed 0 commands")
+        assert words.why() == "two: second"
+
+    def test_what_is_said_twice_counts_once_and_the_end_counts_most(self, words: Any) -> None:
+        for number in range(40):
+            self.say(words, logging.WARNING, f"line {number // 2}")
+        assert words.why().splitlines() == [
+            "connection: line 5",
+            *(f"line {number}" for number in range(6, 20)),
+        ]
+
+
+class TestDescribe:
+    def test_the_inventory_of_a_real_host(self, runner: Any, monkeypatch: Any) -> None:
+        monkeypatch.chdir(ROOT)
+        made = runner.Runner(
+            ROOT / "inventory/production.example.py", ROOT / "deploy.py", lambda *_: None
+        )
+        (host,) = made.describe()
+        assert host["name"] == "browsers-1.example.com"
+        assert host["connection"]["ssh_user"] == "deploy"
+        assert host["connection"]["ssh_known_hosts_file"] == "~/.ssh/known_hosts"
+        assert host["deadmanSeconds"] == 90
+        assert "microvm-slot@17.service" in host["scope"]["units"]
+
+    def test_its_keys_are_all_known_and_those_commented_out_too(self) -> None:
+        ((name, values),) = runpy.run_path(str(ROOT / "inventory/production.example.py"))[
+            "browser_hosts"
+        ]
+        assert host_data(values, name).slots == 16
+        text = (ROOT / "inventory/production.example.py").read_text()
+        for key in ("secrets", "firecracker", "image"):
+            assert f'# "{key}": ' in text
+
+    def test_what_is_wrong_is_named(self, runner: Any, tmp_path: Path) -> None:
+        inventory = tmp_path / "inventory.py"
+        inventory.write_text("browser_hosts = [('browsers', {'slots': 0})]\n")
+        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
+        with pytest.raises(ConfigError, match="inventory: browsers: slots: "):
+            made.describe()
+
+    def test_an_inventory_that_is_not_there(self, runner: Any, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no inventory") as failure:
+            runner.Runner(tmp_path / "none.py", ROOT / "deploy.py", lambda *_: None)
+        assert "lab.up" in str(failure.value.hint)
+
+
+class TestProcess:
+    @pytest.fixture
+    def lines(self, runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+        """Run it as `python -m` would; what it says, line by line."""
+        asked: list[object] = []
+        monkeypatch.setattr("polydev.deploys.__main__.ctypes.CDLL", lambda _: Process(asked))
+
+        def run(*words: str) -> tuple[int, Events]:
+            status = process.main([*words])
+            assert asked == [(process.PR_SET_PDEATHSIG, signal.SIGKILL)]
+            return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+        return run
+
+    def test_it_dies_with_who_started_it_and_describes(self, lines: Any, tmp_path: Path) -> None:
+        inventory = tmp_path / "inventory.py"
+        inventory.write_text("browser_hosts = [('browsers', {})]\n")
+        status, said = lines("describe", "--inventory", str(inventory))
+        assert status == 0
+        assert [each["name"] for each in said[0]["hosts"]] == ["browsers"]
+
+    def test_an_error_is_an_event_too(self, lines: Any, tmp_path: Path) -> None:
+        status, said = lines("describe", "--inventory", str(tmp_path / "none.py"))
+        assert status == 1
+        assert (said[0]["event"], said[0]["error"]) == ("error", "config")
+        assert said[0]["hint"]
+
+    def test_what_is_applied(self, lines: Any, runner: Any, monkeypatch: Any) -> None:
+        seen = []
+
+        def apply(self: Any, name: str, data: dict[str, Any], *, plan_only: bool) -> int:
+            seen.append((str(self.inventory), str(self.deploy), name, data, plan_only))
+            return 0
+
+        monkeypatch.setattr(runner.Runner, "apply", apply)
+        words = ["apply", "--inventory", "inventory/lab.py", "--host", "x"]
+        lines(*words, "--data", '{"slots": 3}', "--plan")
+        assert seen == [("inventory/lab.py", "deploy.py", "x", {"slots": 3}, True)]
+
+    @pytest.mark.parametrize("words", [[], ["describe"], ["destroy", "--inventory", "x"]])
+    def test_words_that_it_does_not_know(self, words: list[str]) -> None:
+        with pytest.raises(SystemExit) as end:
+            process.main(words)
+        assert end.value.code == 2
+
+
+class Process:
+    """The C library, where the kernel is asked to end this process with its parent."""
+
+    def __init__(self, asked: list[object]) -> None:
+        self.asked = asked
+
+    def prctl(self, *words: object) -> int:
+        self.asked.append(words)
+        return 0

@@ -1,0 +1,285 @@
+"""The health gate: what it asks, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.hosttool import gate, images, slots
+from polydev.hosttool.gate import question
+from polydev.hosttool.systemd import RealSystemd, UnitState
+
+UNITS = ["polydev-network.service", "polydev-dns.service", "master-controller.service"]
+RELEASE = "20250131_120000-abcd"
+DIGEST = "a" * 64
+
+
+class Units(RealSystemd):
+    """Every unit is active but those that are named."""
+
+    def __init__(self, **states: str) -> None:
+        self.states_of = {name.replace("_", "-") + ".service": s for name, s in states.items()}
+        self.asked = 0
+
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+        self.asked += 1
+        return {unit: UnitState(True, self.states_of.get(unit, "active")) for unit in units}
+
+
+class Names:
+    """A server of names in the socket's place; it answers with these bytes."""
+
+    def __init__(self, answer: bytes | Exception) -> None:
+        self.answer = answer
+        self.sent: list[tuple[bytes, object]] = []
+
+    def __call__(self, family: int, kind: int) -> Names:
+        assert kind == socket.SOCK_DGRAM
+        return self
+
+    def __enter__(self) -> Names:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def sendto(self, data: bytes, address: object) -> None:
+        self.sent.append((data, address))
+
+    def recv(self, size: int) -> bytes:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Controller:
+    """A connection to a controller that says one thing."""
+
+    def __init__(self, status: int, body: str) -> None:
+        self.status, self.body = status, body
+        self.asked: list[tuple[str, int, str]] = []
+
+    def __call__(self, host: str, port: int, timeout: float) -> Controller:
+        self.asked.append((host, port, ""))
+        return self
+
+    def request(self, method: str, path: str) -> None:
+        if self.status == 0:
+            raise ConnectionRefusedError(111, "Connection refused")
+        self.asked[-1] = (*self.asked[-1][:2], f"{method} {path}")
+
+    def getresponse(self) -> Controller:
+        return self
+
+    def read(self, size: int) -> bytes:
+        return self.body.encode()
+
+    def close(self) -> None: ...
+
+
+class Host:
+    """What the gate looks at, as files in a folder."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root, self.patch = root, patch
+        self.file, self.store = root / "host.json", root / "store"
+        self.current, self.namespaces = root / "current", root / "netns"
+        self.known: dict[str, Any] = {
+            "bridge": {"name": "br-vm", "address": "192.168.100.1/24"},
+            "slots": [2, 3],
+            "units": UNITS,
+            "controllerAddress": "127.0.0.1",
+            "controllerPort": 4000,
+        }
+        self.names = Names(answer_of("192.168.100.2"))
+        self.controller = Controller(200, json.dumps({"release": RELEASE}))
+        self.systemd = Units()
+        self.write()
+        self.current.symlink_to(f"releases/{RELEASE}")
+        (root / "releases" / RELEASE).mkdir(parents=True)
+        self.namespaces.mkdir()
+        for number in (2, 3):
+            (self.namespaces / f"slot-{number}").touch()
+        self.image(DIGEST)
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps(self.known))
+
+    def image(self, digest: str) -> None:
+        folder = self.store / "images" / digest
+        folder.mkdir(parents=True)
+        (folder / "rootfs.ext4").touch()
+        (folder / "record.json").touch()
+        images.make_golden(digest, self.store)
+
+    def look(self) -> dict[str, str]:
+        """What is wrong, by the name of its check."""
+        patch = self.patch
+        patch.setattr(slots, "HOST_FILE", self.file)
+        patch.setattr(slots, "read_host", lambda: json.loads(self.file.read_bytes()))
+        patch.setattr(slots, "NAMESPACES", self.namespaces)
+        patch.setattr(images, "STORE", self.store)
+        patch.setattr(gate, "CURRENT", self.current)
+        patch.setattr("polydev.hosttool.gate.socket.socket", self.names)
+        patch.setattr("polydev.hosttool.gate.http.client.HTTPConnection", self.controller)
+        self.checks = gate.look(self.systemd)
+        return {check.name: check.detail for check in self.checks if not check.ok}
+
+
+def answer_of(address: str, code: int = 0) -> bytes:
+    return struct.pack(">HHHHHH", 1, 0x8180 | code, 1, 1, 0, 0) + b"x" + socket.inet_aton(address)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def test_all_is_well(host: Host) -> None:
+    assert host.look() == {}
+    names = [check.name for check in host.checks]
+    assert names == ["units", "slots", "names", "image", "controller"]
+    assert [check.detail for check in host.checks][:2] == ["3 active", "2 there"]
+
+
+def test_a_bare_host_has_nothing_to_be_wrong(host: Host) -> None:
+    host.file.unlink()
+    assert host.look() == {}
+    assert [check.name for check in host.checks] == ["deployed"]
+
+
+def test_units_that_are_not_active_are_named(host: Host) -> None:
+    host.systemd = Units(polydev_network="failed", master_controller="activating")
+    assert host.look()["units"] == (
+        "polydev-network.service is failed, master-controller.service is activating"
+    )
+
+
+def test_before_the_first_release_the_controller_is_not_missed(host: Host) -> None:
+    host.current.unlink()
+    host.systemd = Units(master_controller="inactive", polydev_network="failed")
+    assert host.look() == {"units": "polydev-network.service is failed"}
+    assert "controller" not in [check.name for check in host.checks]
+
+
+def test_missing_slots_are_named_and_others_do_not_matter(host: Host) -> None:
+    (host.namespaces / "slot-3").rename(host.namespaces / "slot-9")
+    assert host.look() == {"slots": "missing: 3"}
+
+
+class TestImage:
+    def test_without_a_golden_one_a_host_is_well(self, host: Host) -> None:
+        (host.store / "golden-rootfs.ext4").unlink()
+        assert host.look() == {}
+
+    def test_one_that_is_gone(self, host: Host) -> None:
+        (host.store / "images" / DIGEST / "rootfs.ext4").unlink()
+        assert host.look() == {"image": f"golden {DIGEST[:12]} is not there"}
+
+
+class TestNames:
+    def test_it_asks_the_hosts_own_cache_for_its_first_vm(self, host: Host) -> None:
+        host.look()
+        assert host.names.sent == [(question("vm-2.vm.internal"), ("192.168.100.1", 53))]
+
+    @pytest.mark.parametrize(
+        ("answer", "detail"),
+        [
+            (answer_of("192.168.100.3"), "vm-2 is 192.168.100.3"),
+            (answer_of("192.168.100.2", code=3), "vm-2 is no address"),
+            (answer_of("192.168.100.2", code=2), "vm-2 is no address"),
+            (TimeoutError("timed out"), "no answer: timed out"),
+            (b"", "no answer: it is cut short"),
+            (b"\0\1\x81", "no answer: it is cut short"),
+        ],
+    )
+    def test_every_other_answer_is_wrong(
+        self, host: Host, answer: bytes | Exception, detail: str
+    ) -> None:
+        host.names = Names(answer)
+        assert host.look() == {"names": detail}
+
+    def test_a_host_without_names_is_not_asked(self, host: Host) -> None:
+        host.known["units"] = ["polydev-network.service"]
+        host.write()
+        host.names = Names(TimeoutError("timed out"))
+        assert host.look() == {}
+
+    def test_a_question_is_as_the_standard_says(self) -> None:
+        assert question("vm-2.vm.internal") == (
+            b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+            b"\x04vm-2\x02vm\x08internal\x00"
+            b"\x00\x01\x00\x01"
+        )
+
+
+class TestController:
+    def test_it_is_asked_where_it_listens(self, host: Host) -> None:
+        host.known["controllerAddress"], host.known["controllerPort"] = "10.0.0.7", 81
+        host.write()
+        host.look()
+        assert host.controller.asked == [("10.0.0.7", 81, "GET /api/auth/health")]
+
+    @pytest.mark.parametrize(
+        ("status", "body", "words"),
+        [
+            (503, json.dumps({"release": RELEASE, "why": "x"}), "503, release 20250131"),
+            (200, json.dumps({"release": "old"}), f"200, release old, wanted {RELEASE}"),
+            (200, "no json", "200, release None"),
+            (200, "[]", "200, release None"),
+            (200, "null", "200, release None"),
+            (0, "", "no answer: .*Connection refused"),
+        ],
+    )
+    def test_anything_but_the_wanted_release_is_wrong(
+        self, host: Host, status: int, body: str, words: str
+    ) -> None:
+        host.controller = Controller(status, body)
+        (wrong,) = host.look().items()
+        assert wrong[0] == "controller"
+        with pytest.raises(ValueError, match=words):
+            raise ValueError(wrong[1])
+
+    def test_what_it_says_is_shown_to_a_point(self, host: Host) -> None:
+        host.controller = Controller(503, "x" * 60000)
+        assert len(host.look()["controller"]) < 1000
+
+
+class TestWaiting:
+    def seconds(self, patch: pytest.MonkeyPatch, looks: list[bool]) -> Callable[[], float]:
+        """A clock that goes on as somebody sleeps; each look finds the next of these."""
+        clock = [0.0]
+
+        def sleep(seconds: float) -> None:
+            clock[0] += seconds
+
+        patch.setattr("polydev.hosttool.gate.time.monotonic", lambda: clock[0])
+        patch.setattr("polydev.hosttool.gate.time.sleep", sleep)
+        rest = iter(looks)
+        patch.setattr(
+            gate, "look", lambda systemd: [gate.Check("x", next(rest, looks[-1]), "found")]
+        )
+        return lambda: clock[0]
+
+    def test_it_ends_as_soon_as_all_is_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = self.seconds(monkeypatch, [False, False, True])
+        found = gate.gate(Units(), 60)
+        assert found == {"ok": True, "checks": [{"name": "x", "ok": True, "detail": "found"}]}
+        assert clock() == 2 * gate.POLL_SECONDS
+
+    def test_it_ends_with_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = self.seconds(monkeypatch, [False])
+        assert gate.gate(Units(), 3)["ok"] is False
+        assert 3 <= clock() <= 3 + gate.POLL_SECONDS
+
+    def test_without_time_it_looks_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = self.seconds(monkeypatch, [False, True])
+        assert gate.gate(Units(), 0)["ok"] is False
+        assert clock() == 0

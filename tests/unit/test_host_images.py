@@ -1,0 +1,221 @@
+"""The host's image store: what arrives, what is golden, what may go."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool import images
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.golden import golden_of
+from polydev.hosttool.images import (
+    BOOT_FILES,
+    GOLDEN,
+    add,
+    golden_digest,
+    listing,
+    make_golden,
+    prune,
+)
+from polydev.hosttool.paths import Paths
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths.below(tmp_path)
+
+
+def arrive(store: Path, digest: str = A) -> Path:
+    folder = store / "incoming" / digest
+    folder.mkdir(parents=True)
+    for name in BOOT_FILES:
+        (folder / name).write_text(f"{name} of {digest}")
+    files = {
+        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        for name in BOOT_FILES
+    }
+    (folder / "record.json").write_text(json.dumps({"digest": digest, "files": files}))
+    return folder
+
+
+def have(store: Path, *digests: str) -> None:
+    for number, digest in enumerate(digests):
+        arrive(store, digest)
+        add(digest, store)
+        os.utime(store / "images" / digest, (number, number))
+
+
+class TestAdd:
+    def test_a_whole_image_gets_its_place_at_once(self, store: Path) -> None:
+        arrive(store)
+        assert add(A, store) == {"digest": A, "added": True}
+        assert (store / "images" / A / "rootfs.ext4").read_text() == f"rootfs.ext4 of {A}"
+        assert (store / "images" / A / "in-use.lock").exists()
+        assert list((store / "incoming").iterdir()) == []
+
+    def test_a_second_time_changes_nothing(self, store: Path) -> None:
+        have(store, A)
+        assert add(A, store) == {"digest": A, "added": False}
+
+    @pytest.mark.parametrize("name", BOOT_FILES)
+    def test_a_damaged_file_is_named_and_what_arrived_stays(self, store: Path, name: str) -> None:
+        folder = arrive(store)
+        (folder / name).write_text("else")
+        with pytest.raises(HostError, match=f"damaged: {name}$") as failure:
+            add(A, store)
+        assert failure.value.code == "image-damaged"
+        assert folder.exists()
+        assert not (store / "images").exists()
+
+    @pytest.mark.parametrize("name", [*BOOT_FILES, "record.json"])
+    def test_one_that_is_not_whole(self, store: Path, name: str) -> None:
+        (arrive(store) / name).unlink()
+        with pytest.raises(HostError, match="did not arrive whole"):
+            add(A, store)
+        assert not (store / "images").exists()
+
+    def test_another_ones_record(self, store: Path) -> None:
+        folder = arrive(store, A)
+        folder.rename(store / "incoming" / B)
+        with pytest.raises(HostError, match="its record"):
+            add(B, store)
+
+    @pytest.mark.parametrize("text", ["", "{", "{}", '{"files": {}}'])
+    def test_a_record_that_says_nothing(self, store: Path, text: str) -> None:
+        (arrive(store) / "record.json").write_text(text)
+        with pytest.raises(HostError, match="did not arrive whole"):
+            add(A, store)
+
+    def test_once_it_is_mended_it_is_taken(self, store: Path) -> None:
+        folder = arrive(store)
+        (folder / "vmlinux").write_text("else")
+        with pytest.raises(HostError):
+            add(A, store)
+        (folder / "vmlinux").write_text(f"vmlinux of {A}")
+        assert add(A, store)["added"]
+
+    def test_nothing_arrived(self, store: Path) -> None:
+        with pytest.raises(HostError) as failure:
+            add(A, store)
+        assert failure.value.code == "image-damaged"
+
+
+class TestGolden:
+    def test_the_first_one(self, store: Path) -> None:
+        have(store, A)
+        assert make_golden(A, store) == {"golden": A, "was": None, "changed": True}
+        assert os.readlink(store / GOLDEN) == "promotions/000001/rootfs.ext4"
+        assert (store / GOLDEN).read_text() == f"rootfs.ext4 of {A}"
+        assert golden_digest(store) == A
+
+    def test_the_next_one_knows_the_one_before(self, store: Path) -> None:
+        have(store, A, B)
+        make_golden(A, store)
+        assert make_golden(B, store)["was"] == A
+        entry = json.loads((store / "promotions" / "000002.json").read_text())
+        assert (entry["digest"], entry["previous"]) == (B, 1)
+
+    def test_a_second_time_changes_nothing(self, store: Path) -> None:
+        have(store, A)
+        make_golden(A, store)
+        assert make_golden(A, store) == {"golden": A, "was": A, "changed": False}
+        assert len(list((store / "promotions").iterdir())) == 2
+
+    def test_back_again_is_a_promotion_of_its_own(self, store: Path) -> None:
+        have(store, A, B)
+        for digest in (A, B, A):
+            make_golden(digest, store)
+        assert os.readlink(store / GOLDEN) == "promotions/000003/rootfs.ext4"
+
+    def test_what_a_kill_left_is_stepped_over(self, store: Path) -> None:
+        have(store, A, B)
+        make_golden(A, store)
+        (store / "promotions" / "000002.json").write_text('{"digest": "half"}')
+        (store / "promotions" / ".000003.json.polydev-new").write_text("{")
+        make_golden(B, store)
+        assert golden_digest(store) == B
+
+    def test_an_unknown_one_is_refused(self, store: Path) -> None:
+        with pytest.raises(HostError, match="no image") as failure:
+            make_golden(A, store)
+        assert failure.value.code == "no-image"
+        assert not (store / GOLDEN).is_symlink()
+
+    @pytest.mark.parametrize("target", ["elsewhere", "promotions/x/rootfs.ext4", "../rootfs.ext4"])
+    def test_a_link_that_is_not_ours_names_nothing(self, store: Path, target: str) -> None:
+        store.mkdir()
+        (store / GOLDEN).symlink_to(target)
+        assert golden_digest(store) is None
+
+    def test_a_backup_reads_the_same_from_it(self, store: Path) -> None:
+        have(store, A)
+        make_golden(A, store)
+        kept = golden_of(store)
+        assert kept
+        assert kept.image == A
+
+
+class TestListing:
+    def test_nothing(self, store: Path) -> None:
+        assert listing(store) == {"images": [], "golden": None}
+
+    def test_whole_ones_oldest_first(self, store: Path) -> None:
+        have(store, C, A, B)
+        (store / "images" / ("d" * 64)).mkdir()
+        arrive(store, "e" * 64)
+        make_golden(A, store)
+        assert listing(store) == {"images": [C, A, B], "golden": A}
+
+
+class TestPrune:
+    def test_what_nothing_needs_goes(self, store: Path, paths: Paths) -> None:
+        have(store, A, B)
+        make_golden(B, store)
+        assert prune(paths, store) == {"removed": [A]}
+        assert listing(store)["images"] == [B]
+        assert not list((store / "incoming").iterdir())
+
+    def test_what_a_backup_names_stays(self, store: Path, paths: Paths) -> None:
+        have(store, A, B)
+        make_golden(B, store)
+        manifest = paths.backups / "20250131_120000-abcd" / "backup.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"golden": {"target": "x", "image": A}}))
+        assert prune(paths, store) == {"removed": []}
+
+    def test_what_a_vm_runs_from_stays(self, store: Path, paths: Paths) -> None:
+        have(store, A, B)
+        make_golden(B, store)
+        with (store / "images" / A / "in-use.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            assert prune(paths, store) == {"removed": []}
+        assert prune(paths, store) == {"removed": [A]}
+
+    def test_what_broke_off_on_its_way_goes(self, store: Path, paths: Paths) -> None:
+        have(store, A)
+        make_golden(A, store)
+        arrive(store, B)
+        prune(paths, store)
+        assert not (store / "incoming" / B).exists()
+
+    def test_an_empty_store(self, store: Path, paths: Paths) -> None:
+        assert prune(paths, store) == {"removed": []}
+
+
+def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"x" * 100)
+    monkeypatch.setattr(images, "BLOCK_BYTES", 7)
+    assert images.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()

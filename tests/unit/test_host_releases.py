@@ -1,0 +1,192 @@
+"""Releases of the controller on the host: which stay, what is listed of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool import releases
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.release import FILES, release_damage
+from polydev.hosttool.releases import create, files_of, migrate, prune
+from polydev.hosttool.tree import file_sha256
+
+IDS = [f"2025013{day}_120000-abcd" for day in range(6)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "controller"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths.below(tmp_path)
+
+
+def install(root: Path, *names: str, current: str | None = None) -> None:
+    for name in names:
+        (root / "releases" / name).mkdir(parents=True)
+    if current:
+        (root / "current").symlink_to(f"releases/{current}")
+
+
+def back_up(paths: Paths, name: str, text: str) -> None:
+    folder = paths.backups / name
+    folder.mkdir(parents=True)
+    (folder / "backup.json").write_text(text)
+
+
+def there(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "releases").iterdir())
+
+
+class TestPrune:
+    def test_the_newest_stay(self, root: Path, paths: Paths) -> None:
+        install(root, *IDS, current=IDS[5])
+        assert prune(2, paths, root) == {"removed": IDS[:4]}
+        assert there(root) == IDS[4:]
+
+    def test_the_current_one_stays_however_old(self, root: Path, paths: Paths) -> None:
+        install(root, *IDS, current=IDS[0])
+        prune(1, paths, root)
+        assert there(root) == [IDS[0], IDS[5]]
+
+    def test_what_a_backup_needs_stays(self, root: Path, paths: Paths) -> None:
+        install(root, *IDS, current=IDS[5])
+        back_up(paths, IDS[3], json.dumps({"release": IDS[1]}))
+        back_up(paths, IDS[4], json.dumps({"release": None}))
+        prune(1, paths, root)
+        assert there(root) == [IDS[1], IDS[5]]
+
+    def test_to_keep_none_of_the_newest_keeps_what_is_needed(
+        self, root: Path, paths: Paths
+    ) -> None:
+        install(root, *IDS, current=IDS[2])
+        prune(0, paths, root)
+        assert there(root) == [IDS[2]]
+
+    def test_nothing_to_do(self, root: Path, paths: Paths) -> None:
+        install(root, *IDS[:2], current=IDS[1])
+        assert prune(5, paths, root) == {"removed": []}
+
+    def test_before_the_first(self, root: Path, paths: Paths) -> None:
+        assert prune(5, paths, root) == {"removed": []}
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    venv = tmp_path / "release" / "venv"
+    (venv / "bin").mkdir(parents=True)
+    program = venv / "bin" / "master-controller"
+    program.write_text("#!x\n")
+    program.chmod(0o755)
+    (venv / "bin" / "python3").symlink_to("/usr/bin/python3")
+    (venv / "lib").mkdir()
+    (venv / "lib" / "a.py").write_text("a = 1\n")
+    (venv / "lib" / "a.py").chmod(0o644)
+    return venv
+
+
+class TestListing:
+    def test_files_and_links_in_order_without_folders(self, venv: Path) -> None:
+        assert list(files_of(venv)) == [
+            {
+                "path": "venv/bin/master-controller",
+                "mode": "755",
+                "sha256": hashlib.sha256(b"#!x\n").hexdigest(),
+            },
+            {"path": "venv/bin/python3", "target": "/usr/bin/python3"},
+            {
+                "path": "venv/lib/a.py",
+                "mode": "644",
+                "sha256": hashlib.sha256(b"a = 1\n").hexdigest(),
+            },
+        ]
+
+    def test_who_checks_a_release_reads_it(self, venv: Path) -> None:
+        releases._write_listing(venv.parent)
+        listed = file_sha256(venv.parent / FILES)
+        assert release_damage(venv.parent, listed) == []
+        (venv / "lib" / "a.py").write_text("a = 2\n")
+        assert len(release_damage(venv.parent, listed)) == 1
+
+
+class Pip:
+    """What would be run, and the venv that it makes."""
+
+    def __init__(self, fails_at: str = "") -> None:
+        self.fails_at = fails_at
+        self.ran: list[list[str]] = []
+
+    def __call__(self, argv: list[str]) -> None:
+        self.ran.append(argv)
+        if self.fails_at and self.fails_at in argv:
+            raise HostError("release-failed", f"{argv[0]} exited with 1: no room")
+        if "venv" in argv:
+            program = Path(argv[-1]) / "bin" / "master-controller"
+            program.parent.mkdir(parents=True)
+            program.write_text("x")
+
+
+class TestCreate:
+    @pytest.fixture
+    def arrived(self, root: Path) -> Path:
+        folder = root / "incoming" / IDS[0]
+        folder.mkdir(parents=True)
+        (folder / "requirements.txt").write_text("a==1 --hash=sha256:0\n")
+        return folder
+
+    def test_it_is_made_of_what_lies_here_only(
+        self, root: Path, arrived: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pip = Pip()
+        monkeypatch.setattr(releases, "_run", pip)
+        known = create(IDS[0], "a" * 64, "abcd", root)
+        place = root / "releases" / IDS[0]
+        assert json.loads((place / "release.json").read_text()) == known
+        assert (known["id"], known["digest"], known["commit"]) == (IDS[0], "a" * 64, "abcd")
+        assert (place / "requirements.txt").read_text() == "a==1 --hash=sha256:0\n"
+        assert (place / FILES).exists()
+        assert not arrived.exists()
+        install_words = pip.ran[1]
+        assert {"--no-index", "--no-deps", "--require-hashes", "--isolated"} <= set(install_words)
+        assert install_words[install_words.index("--find-links") + 1] == str(root / "wheels")
+
+    @pytest.mark.parametrize("step", ["venv", "pip"])
+    def test_one_that_is_not_finished_does_not_say_it_is(
+        self, root: Path, arrived: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        monkeypatch.setattr(releases, "_run", Pip(fails_at=step))
+        with pytest.raises(HostError, match="no room"):
+            create(IDS[0], "a" * 64, "abcd", root)
+        assert not (root / "releases" / IDS[0] / "release.json").exists()
+        monkeypatch.setattr(releases, "_run", Pip())
+        assert create(IDS[0], "a" * 64, "abcd", root)["id"] == IDS[0]
+
+    def test_an_id_that_is_a_path_is_refused(self, root: Path) -> None:
+        with pytest.raises(HostError) as failure:
+            create("../../etc", "a" * 64, "abcd", root)
+        assert failure.value.code == "bad-id"
+
+
+class TestMigrate:
+    def test_as_the_databases_owner(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pip = Pip()
+        monkeypatch.setattr(releases, "_run", pip)
+        assert migrate(IDS[0], "ada", root) == {"release": IDS[0], "migrated": True}
+        (argv,) = pip.ran
+        assert argv[0] == "setpriv"
+        assert {"--reuid=ada", "--regid=ada", "--clear-groups", "--no-new-privs"} <= set(argv)
+        program = str(root / "releases" / IDS[0] / "venv/bin/master-controller")
+        assert argv[argv.index(program) :][:2] == [program, "migrate"]
+
+    def test_a_failure_says_whose(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(releases, "_run", Pip(fails_at="migrate"))
+        with pytest.raises(HostError, match=f"release {IDS[0]} cannot migrate") as failure:
+            migrate(IDS[0], "ada", root)
+        assert failure.value.code == "migration-failed"

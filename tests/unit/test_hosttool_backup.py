@@ -1,0 +1,313 @@
+"""What a backup holds, what it refuses, when it counts, and how damage to it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polydev.hosttool import backup, saved
+from polydev.hosttool.durable import read_json
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.reserve import RESERVE_BYTES
+from polydev.hosttool.scope import Scope, scope_from
+from polydev.hosttool.units import known_units
+from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, deploy, put
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    return host
+
+
+def refused(code: str, host: Host, backup_id: str = FIRST) -> str:
+    """The message of a restore that is refused and changes nothing."""
+    before, log = host.seen(), list(host.systemd.log)
+    with pytest.raises(HostError) as refusal:
+        host.restore(backup_id)
+    assert (refusal.value.code, host.seen(), host.systemd.log) == (code, before, log)
+    assert not host.paths.pending.exists()
+    return refusal.value.message
+
+
+def test_only_root_reads_backups(host: Host) -> None:
+    folder = host.backup().folder
+    modes = {path.stat().st_mode & 0o077 for path in (host.paths.backups, *folder.rglob("*"))}
+    assert modes == {0}
+
+
+def test_list_says_what_is_in_it(host: Host) -> None:
+    host.backup()
+    (listed,) = backup.backups(host.paths)
+    assert listed["id"] == FIRST
+    assert listed["release"] == OLD
+    assert listed["golden"] == "a" * 64
+    assert listed["problem"] is None
+
+
+def test_same_backup_again_is_the_one_that_is_there(host: Host) -> None:
+    first = host.backup()
+    put(host.root / "etc" / "polydev" / "dns.conf", "later")
+    assert host.backup() == first
+
+
+def test_another_scope_needs_another_id(host: Host) -> None:
+    host.backup()
+    other = replace(host.scope, units=())
+    with pytest.raises(HostError, match="another scope") as refusal:
+        backup.create(host.paths, host.systemd, FIRST, other)
+    assert refusal.value.code == "backup-exists"
+
+
+def test_too_little_room_is_said_in_figures_before_anything_is_written(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(f_bavail=10, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(HostError, match=r"needs 1\d\.\d MiB in .*, 0\.0 are free") as refusal:
+        host.backup()
+    assert refusal.value.code == "no-space"
+    assert not host.paths.backups.exists()
+
+
+def test_restore_gives_its_reserve_to_a_full_disk(host: Host) -> None:
+    host.backup()
+    assert host.paths.reserve.stat().st_size == RESERVE_BYTES
+    host.restore()
+    assert not host.paths.reserve.exists()
+
+
+def test_socket_cannot_be_kept(host: Host) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.open(host.root / "etc/polydev", os.O_RDONLY)
+        try:
+            listener.bind(f"/proc/self/fd/{here}/s")  # a path of any length
+        finally:
+            os.close(here)
+        with pytest.raises(HostError, match=r"etc/polydev/s \(socket\)") as refusal:
+            host.backup()
+    assert refusal.value.code == "bad-scope"
+
+
+def test_file_that_changes_meanwhile_is_no_backup(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = host.root / "etc" / "polydev" / "dns.conf"
+
+    def change_meanwhile(*arguments: object) -> object:
+        file.write_text("changed")
+        return known_units(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backup, "known_units", change_meanwhile)
+    with pytest.raises(HostError, match=r"dns\.conf changed while"):
+        host.backup()
+    assert backup.backups(host.paths) == []
+
+
+class TestDamage:
+    def test_content(self, host: Host) -> None:
+        kept = next(one for one in host.backup().kept if one.entry.path.name == "dns.conf")
+        assert kept.stored is not None
+        kept.stored.write_bytes(b"flipped")
+        assert str(kept.entry.path) in refused("backup-damaged", host)
+        assert backup.backups(host.paths)[0]["problem"] is None
+
+    def test_missing_content(self, host: Host) -> None:
+        (host.backup().folder / "database").unlink()
+        assert "controller.sqlite3: No such file" in refused("backup-damaged", host)
+
+    @pytest.mark.parametrize("name", [saved.MANIFEST, saved.SUM])
+    @pytest.mark.parametrize("data", [b"", b"{}\n", None])
+    def test_manifest(self, host: Host, name: str, data: bytes | None) -> None:
+        file = host.backup().folder / name
+        file.unlink()
+        if data is not None:
+            file.write_bytes(data)
+        assert FIRST in refused("backup-damaged", host)
+        (listed,) = backup.backups(host.paths)
+        assert listed["problem"]
+
+    def test_release(self, host: Host) -> None:
+        host.backup()
+        program = host.controller.release(OLD) / "venv/bin/master-controller"
+        program.write_bytes(b"flipped")
+        assert f"{program} has sha256" in refused("backup-damaged", host)
+
+    def test_mode_of_the_release(self, host: Host) -> None:
+        host.backup()
+        (host.controller.release(OLD) / "venv/bin/master-controller").chmod(0o4755)
+        assert "has mode 4755, not 755" in refused("backup-damaged", host)
+
+    def test_list_of_the_release(self, host: Host) -> None:
+        host.backup()
+        (host.controller.release(OLD) / "files.jsonl").write_text("")
+        assert "is not the list that was there" in refused("backup-damaged", host)
+
+    def test_link_of_the_release(self, host: Host) -> None:
+        host.backup()
+        link = host.controller.release(OLD) / "venv/bin/python3"
+        link.unlink()
+        link.symlink_to("/usr/bin/python9")
+        assert f"{link} is not the link" in refused("backup-damaged", host)
+
+    def test_release_that_is_gone(self, host: Host) -> None:
+        host.backup()
+        (host.controller.release(OLD) / "venv/bin/master-controller").unlink()
+        assert f"release {OLD} has no" in refused("backup-damaged", host)
+
+    def test_image_that_is_gone(self, host: Host) -> None:
+        host.backup()
+        (host.store / "images" / ("a" * 64) / "rootfs.ext4").unlink()
+        assert "leads to no image" in refused("backup-damaged", host)
+
+    def test_promotion_that_names_another_image(self, host: Host) -> None:
+        host.backup()
+        host.image(7, "c" * 64)
+        (host.store / "promotions" / "000001").unlink()
+        (host.store / "promotions" / "000007").rename(host.store / "promotions" / "000001")
+        assert "leads to cccc" in refused("backup-damaged", host)
+
+    def test_way_in_does_not_need_what_is_damaged_elsewhere(self, host: Host) -> None:
+        host.backup()
+        (host.store / "images" / ("a" * 64) / "rootfs.ext4").unlink()
+        (host.controller.release(OLD) / "files.jsonl").unlink()
+        host.restore(reach=True)
+
+    def test_missing_backup(self, host: Host) -> None:
+        assert SECOND in refused("backup-missing", host, SECOND)
+
+    def test_owner_that_this_host_does_not_know(self, host: Host) -> None:
+        kept = host.backup()
+        manifest = read_json(kept.folder / saved.MANIFEST)
+        assert manifest is not None
+        for entry in manifest["entries"]:
+            entry["owner"] = "nobody-of-this-name"
+        rewrite(kept, manifest)
+        assert "nobody-of-this-name" in refused("backup-damaged", host)
+
+
+def rewrite(kept: saved.Saved, manifest: object) -> None:
+    data = json.dumps(manifest).encode()
+    (kept.folder / saved.MANIFEST).write_bytes(data)
+    (kept.folder / saved.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  x\n")
+
+
+def test_prune_keeps_the_newest_and_what_the_dead_man_needs(host: Host) -> None:
+    for backup_id in (FIRST, SECOND, THIRD):
+        host.backup(backup_id)
+    put(host.paths.deadman, json.dumps({"armed": True, "backup": FIRST}))
+    assert backup.prune(host.paths, keep=1) == [SECOND]
+    put(host.paths.deadman, json.dumps({"armed": False, "backup": FIRST}))
+    assert backup.prune(host.paths, keep=1) == [FIRST]
+    assert [each["id"] for each in backup.backups(host.paths)] == [THIRD]
+
+
+class TestScope:
+    @pytest.mark.parametrize("path", ["/", "/etc", "etc/polydev", "/etc/x/../../shadow", ""])
+    def test_paths_that_nobody_should_restore(self, path: str) -> None:
+        with pytest.raises(HostError) as refusal:
+            scope_from({"paths": [path]})
+        assert refusal.value.code == "bad-scope"
+
+    @pytest.mark.parametrize(
+        "document",
+        [{}, {"paths": 3}, {"paths": [3]}, {"paths": [], "controller": {"root": "/a/b"}}],
+    )
+    def test_documents_that_are_none(self, document: dict[str, object]) -> None:
+        with pytest.raises(HostError) as refusal:
+            scope_from(document)
+        assert refusal.value.code == "bad-scope"
+
+    def test_reach_lies_within_the_paths(self) -> None:
+        scope_from({"paths": ["/etc/ssh"], "reach": ["/etc/ssh/sshd_config"]})
+        with pytest.raises(HostError, match="/etc/other"):
+            scope_from({"paths": ["/etc/ssh"], "reach": ["/etc/other"]})
+
+    def test_goes_there_and_back(self, host: Host) -> None:
+        assert scope_from(host.scope.as_dict()) == host.scope
+        small = Scope((Path("/etc/polydev"),))
+        assert scope_from(json.loads(json.dumps(small.as_dict()))) == small
+
+    @pytest.mark.parametrize("inside", ["", "backups", "backups/x", "..", "../../opt"])
+    def test_backups_cannot_be_within(self, host: Host, inside: str) -> None:
+        place = Path(os.path.normpath(host.paths.home / inside))
+        with pytest.raises(HostError, match="the backups themselves"):
+            backup.create(host.paths, host.systemd, FIRST, Scope((place,)))
+
+    def test_the_tool_itself_can_be_within(self, host: Host) -> None:
+        put(host.paths.tool, "tool", 0o755)
+        scope = replace(host.scope, paths=(*host.scope.paths, host.paths.tool))
+        backup.create(host.paths, host.systemd, FIRST, scope)
+        put(host.paths.tool, "new tool", 0o755)
+        host.restore()
+        assert host.paths.tool.read_text() == "tool"
+
+
+Mess = tuple[str, list[str], int]
+names = st.sampled_from(["a", "b", "c"])
+messes = st.lists(
+    st.tuples(
+        st.sampled_from(["file", "folder", "link", "remove", "mode", "bytes"]),
+        st.lists(names, min_size=1, max_size=3),
+        st.integers(0, 3),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=messes, after=messes)
+def test_listing_is_the_same_after_any_mess(
+    tmp_path_factory: pytest.TempPathFactory, before: list[Mess], after: list[Mess]
+) -> None:
+    host = bare_host(tmp_path_factory.mktemp("host"))
+    tree = host.root / "etc" / "polydev"
+    mess_up(tree, before)
+    seen = host.seen()
+    host.backup()
+    mess_up(tree, after)
+    host.restore()
+    assert host.seen() == seen
+    assert host.restore()["changes"] == 0
+
+
+def mess_up(tree: Path, messes: list[Mess]) -> None:
+    for what, parts, number in messes:
+        path = tree.joinpath(*parts)
+        with suppress(OSError):  # a file where a folder would have to be, or nothing at all
+            _mess(path, what, number)
+
+
+def _mess(path: Path, what: str, number: int) -> None:
+    if what == "file":
+        put(path, str(number), 0o600 + number)
+    elif what == "folder":
+        path.mkdir(parents=True, exist_ok=True)
+    elif what == "link":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(f"/nowhere/{number}")
+    elif what == "remove":
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    elif what == "mode":
+        path.chmod(0o700 + number)
+    elif path.is_file():
+        path.write_bytes(bytes([number]))
+
+
+def test_ids_have_one_form(tmp_path: Path) -> None:
+    for text in ("", "../x", "20250131_120000", f"{FIRST}/..", f"{FIRST}\n", "latest"):
+        with pytest.raises(HostError) as refusal:
+            saved.load(Paths.below(tmp_path), text)
+        assert refusal.value.code == "bad-id"

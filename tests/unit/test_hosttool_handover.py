@@ -1,0 +1,134 @@
+"""The handover of the controller from one release to another, and every way in which it fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.units import MAIN, SOCKET, next_unit
+from tests.unit.hosttool_host import NEW, OLD, Host, bare_host, deploy
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """The old release serves, the new one is installed."""
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    host.release(NEW)
+    return host
+
+
+def hand_over(host: Host, release: str = NEW) -> dict[str, object]:
+    return Handover(host.systemd, host.controller.root, Limits()).to(release)
+
+
+def current(host: Host) -> str:
+    return os.readlink(host.controller.current)
+
+
+def failed(host: Host) -> str:
+    with pytest.raises(HostError) as failure:
+        hand_over(host)
+    assert failure.value.code == "handover-failed"
+    return failure.value.message
+
+
+def test_next_serves_before_the_service_stops(host: Host) -> None:
+    assert hand_over(host) == {"release": NEW, "was": OLD}
+    assert host.systemd.log == [
+        f"reset-failed {next_unit(NEW)}",
+        f"restart {next_unit(NEW)}",
+        f"reset-failed {MAIN}",
+        f"restart {MAIN}",
+        f"stop {next_unit(NEW)}",
+        f"reset-failed {next_unit(NEW)}",
+    ]
+    assert current(host) == f"releases/{NEW}"
+
+
+def test_link_moves_between_the_two_starts(host: Host) -> None:
+    seen = {}
+
+    def look(verb: str, unit: str) -> bool:
+        if verb == "restart":
+            seen[unit] = current(host)
+        return False
+
+    host.systemd.fails = look
+    hand_over(host)
+    assert seen == {next_unit(NEW): f"releases/{OLD}", MAIN: f"releases/{NEW}"}
+
+
+def test_failing_next_changes_nothing(host: Host) -> None:
+    before = host.seen()
+    host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", next_unit(NEW))
+    message = failed(host)
+    assert "never stopped" in message
+    assert f"the last 30 lines of {next_unit(NEW)}" in message
+    assert host.seen() == before
+    assert not any(MAIN in line for line in host.systemd.log)
+    assert next_unit(NEW) not in host.systemd.active
+
+
+def test_service_that_does_not_come_up_goes_back(host: Host) -> None:
+    before = host.seen()
+    host.systemd.fails = lambda verb, unit: (
+        (verb, unit) == ("restart", MAIN) and current(host) == f"releases/{NEW}"
+    )
+    message = failed(host)
+    assert "the former release serves again" in message
+    assert f"the last 30 lines of {MAIN}" in message
+    assert host.seen() == before
+    assert next_unit(NEW) not in host.systemd.active
+
+
+def test_next_goes_on_where_nothing_else_comes_up(host: Host) -> None:
+    host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
+    assert "so the new one serves beside it" in failed(host)
+    assert current(host) == f"releases/{OLD}"
+    assert host.systemd.active[next_unit(NEW)] == "active"
+
+
+def test_unit_that_starts_and_falls_over_counts_as_failed(host: Host) -> None:
+    def fall_over(verb: str, unit: str) -> bool:
+        if verb == "restart" and unit != MAIN:
+            host.systemd.falls_over.add(unit)
+        return False
+
+    host.systemd.fails = fall_over
+    assert "is activating after its start" in failed(host)
+    assert current(host) == f"releases/{OLD}"
+
+
+def test_first_release_has_nobody_to_wait_for(host: Host) -> None:
+    for unit in (MAIN, SOCKET):
+        host.systemd.active.pop(unit)
+    host.controller.current.unlink()
+    assert hand_over(host) == {"release": NEW, "was": None}
+    assert host.systemd.log[0] == f"start {SOCKET}"
+    assert {MAIN, SOCKET} <= host.systemd.active.keys()
+
+
+def test_first_release_that_fails_leaves_no_link(host: Host) -> None:
+    host.systemd.active.pop(MAIN)
+    host.controller.current.unlink()
+    host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
+    assert "no release ran before it" in failed(host)
+    assert not os.path.lexists(host.controller.current)
+    assert host.systemd.active.get(MAIN) is None
+
+
+def test_release_that_is_not_installed(host: Host) -> None:
+    with pytest.raises(HostError) as refusal:
+        hand_over(host, "20250103_000000-cccc3")
+    assert refusal.value.code == "release-missing"
+    assert host.systemd.log == []
+
+
+def test_same_release_again_restarts_with_its_new_configuration(host: Host) -> None:
+    assert hand_over(host, OLD) == {"release": OLD, "was": OLD}
+    assert f"restart {MAIN}" in host.systemd.log

@@ -1,0 +1,350 @@
+"""Records, lock, dead-man, listing, the command line, the packed file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from polydev import hosttool
+from polydev.hosttool import cli, deadman, lock, records, restore
+from polydev.hosttool.durable import read_json
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.listing import listing
+from polydev.hosttool.lock import Lock
+from polydev.hosttool.pack import SHEBANG, zipapp_bytes
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.reserve import keep_reserve
+from polydev.hosttool.restore import Options
+from polydev.hosttool.systemd import UnitState, states_of_show
+from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
+from polydev.hosttool.verbs import VERBS
+from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, bare_host, deploy, put, unit_text
+
+WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths.below(tmp_path)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    return host
+
+
+class TestRecords:
+    def test_unknown_fields_stay_and_the_newest_comes_first(self, paths: Paths) -> None:
+        first = {"id": FIRST, "status": "succeeded", "mood": {"good": True}}
+        second = {"id": SECOND, "status": "running"}
+        for record in (first, second):
+            assert records.write(paths, record) == record
+        assert records.records(paths) == [second, first]
+        assert records.show(paths, FIRST) == first
+
+    @pytest.mark.parametrize(
+        ("record", "code"),
+        [
+            ({"status": "running"}, "bad-id"),
+            ({"id": "../x", "status": "running"}, "bad-id"),
+            ({"id": FIRST}, "bad-record"),
+            ({"id": FIRST, "status": "fine"}, "bad-record"),
+        ],
+    )
+    def test_others_are_refused(self, paths: Paths, record: dict[str, str], code: str) -> None:
+        with pytest.raises(HostError) as refusal:
+            records.write(paths, record)
+        assert refusal.value.code == code
+        assert records.records(paths) == []
+
+    def test_damaged_one_is_no_target(self, paths: Paths) -> None:
+        put(paths.records / f"{FIRST}.json", '{"status": "succ')
+        put(paths.records / f"{SECOND}.json", json.dumps({"id": FIRST, "status": "succeeded"}))
+        assert {record["status"] for record in records.records(paths)} == {"unreadable"}
+
+    def test_missing_one(self, paths: Paths) -> None:
+        with pytest.raises(HostError) as refusal:
+            records.show(paths, FIRST)
+        assert refusal.value.code == "record-missing"
+
+    def test_full_disk_gives_its_reserve(
+        self, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep_reserve(paths)
+        original = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            if paths.reserve.exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        records.write(paths, {"id": FIRST, "status": "failed"})
+        assert records.show(paths, FIRST)["status"] == "failed"
+
+
+class TestLock:
+    def test_second_one_learns_who_has_it(self, paths: Paths) -> None:
+        held = Lock(paths, 60, WHO)
+        assert held.stale is None
+        with pytest.raises(HostError) as refusal:
+            Lock(paths, 60, {**WHO, "id": SECOND})
+        assert refusal.value.code == "lock-held"
+        assert "ada@desk" in refusal.value.message
+        assert held.document["expires"] in refusal.value.message
+        assert refusal.value.hint is not None
+        assert "./inv unlock" in refusal.value.hint
+        assert lock.show(paths) == {"lock": held.document, "held": True}
+        held.let_go(is_done=True)
+        assert lock.show(paths) == {"lock": None, "held": False}
+
+    def test_lock_of_one_that_ended_without_a_word_is_stale(self, paths: Paths) -> None:
+        dead = Lock(paths, 60, WHO)
+        dead.let_go(is_done=False)
+        assert lock.show(paths) == {"lock": dead.document, "held": False}
+        heir = Lock(paths, 60, {**WHO, "id": SECOND})
+        assert heir.stale == dead.document
+        heir.let_go(is_done=True)
+
+    def test_renewal_moves_the_expiry(self, paths: Paths) -> None:
+        held = Lock(paths, 60, WHO)
+        before = held.document["expires"]
+        held.renew()
+        assert datetime.fromisoformat(held.document["expires"]) > datetime.fromisoformat(before)
+        assert read_json(paths.lock) == held.document
+        held.let_go(is_done=True)
+
+    def test_unreadable_lock_is_taken_over_and_shown(self, paths: Paths) -> None:
+        put(paths.lock, "{")
+        held = Lock(paths, 60, WHO)
+        assert held.stale is not None
+        assert "unreadable" in held.stale["purpose"]
+        held.let_go(is_done=True)
+
+    def test_break_of_a_stale_one(self, paths: Paths) -> None:
+        dead = Lock(paths, 60, WHO)
+        dead.let_go(is_done=False)
+        assert lock.break_lock(paths) == {"broken": dead.document, "wasHeld": False}
+        assert lock.break_lock(paths) == {"broken": None, "wasHeld": False}
+
+    def test_number_of_another_process_is_no_sign_of_life(self) -> None:
+        own = {"pid": os.getpid(), "pidStart": lock.started_ticks(os.getpid())}
+        assert lock.lives(own)
+        assert not lock.lives({**own, "pidStart": 1})
+        assert not lock.lives({})
+
+
+class TestDeadman:
+    def test_timer_starts_a_restore_of_the_way_in(self, host: Host) -> None:
+        host.backup()
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        assert host.systemd.timers == {
+            deadman.TIMER: [
+                *("90", str(host.paths.tool), "restore", "--id", FIRST),
+                *("--reach", "--because", "deadman"),
+            ]
+        }
+        status = deadman.status(host.paths, host.systemd)
+        assert (status["armed"], status["fired"], status["timer"]) == (True, False, True)
+
+    def test_backup_that_is_damaged_arms_nothing(self, host: Host) -> None:
+        kept = host.backup()
+        next((kept.folder / "files").iterdir()).write_bytes(b"flipped")
+        with pytest.raises(HostError) as refusal:
+            deadman.arm(host.paths, host.systemd, FIRST, 90)
+        assert refusal.value.code == "backup-damaged"
+        assert host.systemd.timers == {}
+
+    def test_arming_again_gives_all_the_time_anew(self, host: Host) -> None:
+        host.backup()
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        deadman.arm(host.paths, host.systemd, FIRST, 30)
+        assert host.systemd.timers[deadman.TIMER][0] == "30"
+        assert f"stop {deadman.TIMER}" in host.systemd.log
+
+    def test_confirmed_timer_does_nothing_any_more(self, host: Host) -> None:
+        host.backup()
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        assert not deadman.confirm(host.paths, host.systemd)["armed"]
+        deadman.confirm(host.paths, host.systemd)
+        assert host.systemd.timers == {}
+        deploy(host, "2", NEW, "b" * 64)
+        before = host.seen()
+        done = restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+        assert "skipped" in done
+        assert host.seen() == before
+
+    def test_confirmation_that_comes_too_late(self, host: Host) -> None:
+        host.backup()
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        put(host.root / "etc/polydev/firewall.nft", "nobody comes in")
+        restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+        state = deadman.status(host.paths, host.systemd)
+        assert (state["fired"], state["backup"], state["outcome"]["changes"]) == (True, FIRST, 1)
+        with pytest.raises(HostError, match=FIRST) as refusal:
+            deadman.confirm(host.paths, host.systemd)
+        assert refusal.value.code == "deadman-fired"
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        assert deadman.confirm(host.paths, host.systemd)["fired"] is False
+
+    def test_restore_that_fails_is_noted(self, host: Host) -> None:
+        kept = host.backup()
+        deadman.arm(host.paths, host.systemd, FIRST, 90)
+        (kept.folder / "backup.json").unlink()
+        with pytest.raises(HostError):
+            restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+        state = deadman.status(host.paths, host.systemd)
+        assert (state["fired"], state["outcome"]["error"]) == (True, "backup-damaged")
+
+    def test_nothing_armed(self, host: Host) -> None:
+        with pytest.raises(HostError) as refusal:
+            deadman.confirm(host.paths, host.systemd)
+        assert refusal.value.code == "deadman-not-armed"
+        assert not deadman.status(host.paths, host.systemd)["timer"]
+
+
+class TestUnits:
+    def test_show_is_read_in_the_order_asked(self) -> None:
+        text = (
+            "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\n\n"
+            "LoadState=not-found\nActiveState=inactive\nUnitFileState=\n"
+        )
+        assert states_of_show(text, ["b.service", "a.service"]) == {
+            "b.service": UnitState(True, "active", "enabled"),
+            "a.service": UnitState(False, "inactive", ""),
+        }
+
+    def test_template(self) -> None:
+        assert template_of("microvm-slot@2.service") == "microvm-slot@.service"
+        assert template_of("master-controller-next@20250101_0-a.b.service") == (
+            "master-controller-next@.service"
+        )
+        assert template_of("a.service") is None
+
+    def test_last_word_on_the_configuration_counts(self, paths: Paths) -> None:
+        put(paths.units / "a@.service", unit_text("template"))
+        assert wanted_config(paths, "a@1.service") == "template"
+        put(paths.units / "a@.service.d" / "x.conf", unit_text("beside"))
+        assert wanted_config(paths, "a@1.service") == "beside"
+        put(paths.units / "a@1.service.d" / "x.conf", "[Unit]\n")
+        assert wanted_config(paths, "a@1.service") == "beside"
+        assert wanted_config(paths, "b.service") is None
+
+    def test_files_of_a_unit(self, paths: Paths) -> None:
+        def has(place: str) -> bool:
+            return has_files_among(paths, "ssh.service", [paths.units / place])
+
+        assert has("ssh.service")
+        assert has("ssh.service.d/x.conf")
+        assert has("ssh.service.d")
+        assert not has("ssh.socket")
+
+    def test_outdated(self, paths: Paths) -> None:
+        put(paths.units / "a.service", unit_text("2"))
+        put(paths.units / "a.socket", unit_text("2"))
+        assert is_outdated(paths, "a.service", [])
+        assert not is_outdated(paths, "a.socket", []), "a socket need not write a stamp"
+        assert is_outdated(paths, "a.socket", [paths.units / "a.socket"])
+        put(paths.stamps / "a.service", "2\n")
+        assert not is_outdated(paths, "a.service", [paths.units / "a.service"])
+
+
+def test_listing_has_links_and_what_the_database_says(host: Host) -> None:
+    listed = {Path(str(each["path"])): each for each in listing(host.scope)}
+    assert list(listed) == sorted(listed)
+    assert listed[host.controller.current]["target"]
+    assert listed[host.store / "golden-rootfs.ext4"]["target"]
+    config = listed[host.paths.controller_config / "config.yaml"]
+    assert config["mode"] == "0640"
+    assert len(str(config["sha256"])) == 64
+    assert listed[host.paths.controller_config / "secrets"]["kind"] == "folder"
+    before = listed[host.controller.database]["sha256"]
+    host.execute("VACUUM")
+    assert listing(host.scope) == list(listed.values())
+    host.execute("DELETE FROM notes")
+    assert before not in [each.get("sha256") for each in listing(host.scope)]
+
+
+class TestCommandLine:
+    def call(
+        self, capsys: pytest.CaptureFixture[str], *words: str | Path
+    ) -> tuple[int, dict[str, object]]:
+        status = cli.main([str(word) for word in words])
+        return status, json.loads(capsys.readouterr().out)
+
+    def test_value_is_one_json_document(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert self.call(capsys, "--root", tmp_path, "lock", "show") == (
+            0,
+            {"lock": None, "held": False},
+        )
+
+    def test_refusal_is_one_too(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        status, document = self.call(capsys, "--root", tmp_path, "restore", "--id", FIRST)
+        assert status == 1
+        assert document.keys() == {"error", "message", "hint"}
+        assert document["error"] == "backup-missing"
+
+    @pytest.mark.parametrize(
+        "words", [[], ["nonsense"], ["lock"], ["lock", "nonsense"], ["restore"], ["restore", "-x"]]
+    )
+    def test_wrong_words(self, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+        status, document = self.call(capsys, *words)
+        assert (status, document["error"]) == (1, "usage")
+
+    def test_wrong_input(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for text in ("", "[]", "{"):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+            status, document = self.call(capsys, "--root", tmp_path, "record", "write")
+            assert (status, document["error"]) == (1, "bad-input")
+
+    def test_unforeseen_failure(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        put(tmp_path / "opt/polydev-ai/deadman.json", "[]")
+        status, document = self.call(capsys, "--root", tmp_path, "deadman", "confirm")
+        assert (status, document["error"]) == (1, "internal")
+        assert "deadman.json holds no JSON object" in str(document["message"])
+
+    def test_full_disk(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fsync(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        status, document = self.call(capsys, "--root", tmp_path, "lock", "break")
+        assert (status, document["error"]) == (1, "no-space")
+
+    def test_every_verb_has_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for verb in VERBS:
+            with pytest.raises(SystemExit) as end:
+                cli.main([*verb.words.split(), "--help"])
+            assert end.value.code == 0
+            assert verb.help.split()[0] in capsys.readouterr().out
+
+
+def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
+    source = Path(hosttool.__file__).parent
+    packed = zipapp_bytes(source)
+    assert packed.startswith(SHEBANG)
+    put(tmp_path / "hosttool" / "__pycache__" / "x.pyc", "no")
+    for path in sorted(source.glob("*.py"), reverse=True):
+        put(tmp_path / "hosttool" / path.name, path.read_text(), 0o600)
+    assert zipapp_bytes(tmp_path / "hosttool") == packed
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        listed = archive.namelist()
+    assert listed == sorted(listed)
+    assert {"__main__.py", "polydev/__init__.py", "polydev/hosttool/cli.py"} <= set(listed)
+    assert all(name.endswith(".py") for name in listed)

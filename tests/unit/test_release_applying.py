@@ -1,0 +1,242 @@
+"""pyinfra's process seen from outside: what its lines mean, and what its silence does."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from polydev.errors import ConfigError, DeployError, LockHeld
+from polydev.release import applying
+from polydev.release.applying import Applying, Operation, Plan, Project, describe, planned
+from polydev.release.connection import HostRefused, Unreachable, _tool_error
+
+PROJECT = Project(Path("/checkout"), Path("/checkout/inventory/lab.py"))
+
+
+class Told:
+    """A process that has said all that it will ever say."""
+
+    def __init__(self, *events: object, stderr: str = "") -> None:
+        lines = [each if isinstance(each, str) else json.dumps(each) for each in events]
+        self.stdout = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+        self.stderr = io.BytesIO(stderr.encode())
+        self.stdin = io.BytesIO()
+        self.has_ended = False
+        self.argv: list[str] = []
+
+    def wait(self) -> int:
+        self.has_ended = True
+        return 0
+
+
+def plan_of(*names: str) -> Plan:
+    return Plan(tuple(Operation(name, True, ()) for name in names))
+
+
+def applied(process: Any, *names: str) -> tuple[Applying, io.StringIO, list[tuple[str, Any]]]:
+    log = io.StringIO()
+    log.name = "logs/x.log"
+    return Applying(process, plan_of(*names), log), log, []
+
+
+def event(event: str, **fields: object) -> dict[str, object]:
+    return {"event": event, **fields}
+
+
+@pytest.fixture(autouse=True)
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The processes that were ended with all that they had started."""
+    found: list[object] = []
+    monkeypatch.setattr(applying, "end_group", found.append)
+    return found
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the next process be one that has said its words."""
+
+    def begin(process: Told) -> Told:
+        @contextmanager
+        def run(argv: list[str], root: Path) -> Iterator[Told]:
+            process.argv = argv
+            yield process
+            process.has_ended = True
+
+        monkeypatch.setattr(applying, "_running", run)
+        return process
+
+    return begin
+
+
+class TestGo:
+    def test_it_says_how_far_it_is_and_keeps_every_line(self) -> None:
+        events = [
+            event("start", name="a"),
+            event("log", text="x"),
+            event("end", name="a", ok=True),
+            event("start", name="b"),
+            event("end", name="b", ok=True),
+            event("done", changed=2),
+        ]
+        process = Told(*events)
+        change, log, said = applied(process, "a", "b", "c", "d")
+        assert change.go(lambda text, fraction: said.append((text, fraction))) == 2
+        assert process.stdin.getvalue() == b"go\n"
+        assert said == [("a", 0.0), ("b", 0.25)]
+        assert change.done == ["a", "b"]
+        assert [json.loads(line) for line in log.getvalue().splitlines()] == events
+
+    def test_an_operation_that_fails_is_named_and_its_reason_raised(self) -> None:
+        process = Told(
+            event("end", name="a", ok=False),
+            event("error", error="deploy", message="a: no room", hint="make some"),
+            event("done", changed=1),
+        )
+        change, log, said = applied(process, "a")
+        with pytest.raises(DeployError, match="a: no room") as failure:
+            change.go(lambda text, fraction: said.append((text, fraction)))
+        assert failure.value.hint == "make some"
+        assert said == []
+        assert len(log.getvalue().splitlines()) == 2
+
+    def test_however_it_ends_nothing_goes_on_behind_its_back(self, ended: list[object]) -> None:
+        for process in (Told(event("done", changed=0)), Told(event("error", message="no")), Told()):
+            change, _, _ = applied(process)
+            with suppress(DeployError):
+                change.go(lambda text, fraction: None)
+            assert ended[-1] is process
+
+    def test_a_process_that_ends_without_a_word_is_a_failure(self) -> None:
+        change, _, _ = applied(Told(event("start", name="a")), "a")
+        with pytest.raises(DeployError, match="without a word") as failure:
+            change.go(lambda text, fraction: None)
+        assert failure.value.hint == "see logs/x.log"
+
+    def test_a_line_that_is_no_event_is_passed_over_and_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING)
+        change, _, _ = applied(Told("Traceback: x", event("done", changed=0)))
+        assert change.go(lambda text, fraction: None) == 0
+        assert "Traceback: x" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("code", "kind"),
+        [
+            ("config", ConfigError),
+            ("unreachable", Unreachable),
+            ("deploy", DeployError),
+            ("command", DeployError),
+        ],
+    )
+    def test_an_error_is_of_its_kind(self, code: str, kind: type[Exception]) -> None:
+        change, _, _ = applied(Told(event("error", error=code, message="no")))
+        with pytest.raises(kind) as failure:
+            change.go(lambda text, fraction: None)
+        assert type(failure.value) is kind
+
+
+class TestPlanned:
+    PLAN: ClassVar[dict[str, object]] = event(
+        "plan",
+        changes=1,
+        operations=[
+            {"host": "x", "name": "a", "changes": True, "diff": ["+ a"]},
+            {"host": "x", "name": "b", "changes": False, "diff": []},
+        ],
+    )
+
+    def test_what_would_change(self, running: Any) -> None:
+        process = running(Told(event("log", text="x"), self.PLAN))
+        log = io.StringIO()
+        with planned(PROJECT, "x", {"slots": 3}, log, plan_only=True) as change:
+            assert [each.name for each in change.plan.operations] == ["a", "b"]
+            assert change.plan.changing == [Operation("a", True, ("+ a",))]
+            assert not process.has_ended
+        assert process.has_ended
+        assert json.loads(log.getvalue()) == self.PLAN
+        words = process.argv
+        assert words[:4] == [sys.executable, "-m", "polydev.deploys", "apply"]
+        assert words[words.index("--data") + 1] == '{"slots": 3}'
+        assert words[words.index("--host") + 1] == "x"
+        assert words[-1] == "--plan"
+
+    def test_one_that_is_to_be_applied_is_not_only_planned(self, running: Any) -> None:
+        process = running(Told(self.PLAN))
+        with planned(PROJECT, "x", {}, io.StringIO(), plan_only=False):
+            assert "--plan" not in process.argv
+
+    def test_silence_ends_with_its_last_words(self, running: Any) -> None:
+        running(Told(stderr="\n".join(f"line {number}" for number in range(9))))
+        with (
+            pytest.raises(DeployError, match=r"without an answer: line 4(.|\n)*line 8$"),
+            planned(PROJECT, "x", {}, io.StringIO(), plan_only=True),
+        ):
+            pass
+
+
+class TestDescribe:
+    HOST: ClassVar[dict[str, Any]] = {
+        "name": "browsers",
+        "connection": {"ssh_hostname": "198.51.100.2", "ssh_user": "deploy", "ssh_port": "2222"},
+        "scope": {"paths": ["/etc"]},
+        "deadmanSeconds": 90,
+    }
+
+    def test_each_host(self, running: Any) -> None:
+        process = running(Told(event("hosts", hosts=[self.HOST])))
+        (found,) = describe(PROJECT)
+        assert (found.name, found.deadman_seconds) == ("browsers", 90)
+        assert found.scope == {"paths": ["/etc"]}
+        assert (found.target.destination, found.target.port) == ("deploy@198.51.100.2", 2222)
+        assert "--host" not in process.argv
+
+    def test_an_inventory_without_hosts_is_a_mistake(self, running: Any) -> None:
+        running(Told(event("hosts", hosts=[])))
+        with pytest.raises(ConfigError, match="has no hosts") as failure:
+            describe(PROJECT)
+        assert "lab.up" in str(failure.value.hint)
+
+    def test_what_is_wrong_in_it(self, running: Any) -> None:
+        running(Told(event("error", error="config", message="slots: no", hint="h")))
+        with pytest.raises(ConfigError, match="slots: no"):
+            describe(PROJECT)
+
+
+class TestToolError:
+    def test_the_tools_own_words_with_the_host_before_them(self) -> None:
+        said = json.dumps({"error": "backup-damaged", "message": "no", "hint": "other"})
+        error = _tool_error("browsers", "polydev-host restore", f"first\n{said}\n", "noise")
+        assert type(error) is HostRefused
+        assert (error.message, error.hint) == ("browsers: no", "other")
+
+    def test_a_lock_that_is_held_is_a_kind_of_its_own(self) -> None:
+        said = json.dumps({"error": "lock-held", "message": "ada has it", "hint": "./inv unlock"})
+        assert type(_tool_error("browsers", "lock", said, "")) is LockHeld
+
+    @pytest.mark.parametrize(
+        ("stdout", "stderr", "words"),
+        [
+            ("", "sh: not found", "sh: not found"),
+            ("out", "", "out"),
+            ("", "", "without a word"),
+            ("[1]", "", r"\[1\]"),
+            ('{"error": "x"}', "why", "why"),
+            ("{broken", "why", "why"),
+        ],
+    )
+    def test_what_is_no_answer_of_it_is_told_as_it_is(
+        self, stdout: str, stderr: str, words: str
+    ) -> None:
+        error = _tool_error("browsers", "mkdir -p /x", stdout, stderr)
+        assert type(error) is DeployError
+        with pytest.raises(DeployError, match=f"browsers: mkdir failed: {words}"):
+            raise error

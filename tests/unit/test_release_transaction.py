@@ -1,0 +1,719 @@
+"""A change of one host, whole or undone, on connections named by how they behave."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
+from polydev.progress import Steps
+from polydev.release import transaction
+from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
+from polydev.release.connection import HostRefused, Unreachable
+from polydev.release.records import Record
+from polydev.release.transaction import DeployOptions, Transaction
+from polydev.ssh import SshTarget
+
+BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
+FIRST, SECOND, THIRD, OWN = (f"2025013{day}_120000-abcd" for day in range(4))
+SCOPE = {"paths": ["/etc/polydev"]}
+PROJECT = Project(Path("/nowhere"), Path("/nowhere/inventory.py"))
+
+
+@dataclass
+class Host:
+    """What is true on the host: its state, its backups, its records, in the order of all calls."""
+
+    state: str | None = None
+    backups: dict[str, str | None] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+
+    def keep(self, record: Record) -> None:
+        self.records[record.id] = record.model_dump(mode="json", by_alias=True)
+
+    def record(self, name: str = OWN) -> Record:
+        return Record.model_validate(self.records[name])
+
+    def succeeded(self, *names: str) -> None:
+        """Deployments that came to a good end, one after the other."""
+        for number, name in enumerate(names):
+            self.backups[name] = self.state
+            self.keep(
+                Record(
+                    id=name,
+                    status="succeeded",
+                    started_at=BEGIN + timedelta(days=number),
+                    state=name,
+                    previous=self.state,
+                    backup=True,
+                    changes=1,
+                )
+            )
+            self.state = name
+
+
+class Connection:
+    """One that works, to a host on which all is well."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def install_tool(self) -> None:
+        self.host.calls.append("tool")
+
+    def command(self, text: str, **_: object) -> str:
+        self.host.calls.append("records")
+        return json.dumps({"records": list(self.host.records.values())})
+
+    def tool(
+        self, *words: str, document: object = None, timeout_seconds: float = 0
+    ) -> dict[str, Any]:
+        named = dict(zip(words[2::2], words[3::2], strict=False))
+        verb = " ".join(word for word in words[:2] if not word.startswith("--"))
+        values = json.loads(json.dumps(document)) if document else {}
+        shown = values.get("status") or named.get("--id") or (words[2] if verb == "restore" else "")
+        self.host.calls.append(f"{verb} {shown}".strip())
+        return self.answer(verb, shown, values)
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb == "backup create":
+            assert document == SCOPE
+            self.host.backups[name] = self.host.state
+        elif verb == "restore":
+            self.host.state = self.host.backups[name]
+            return {"changed": ["/etc/polydev"]}
+        elif verb == "record write":
+            self.host.records[document["id"]] = document
+        elif verb == "health":
+            return self.health()
+        return {}
+
+    def health(self) -> dict[str, Any]:
+        return {"ok": True, "checks": [check("units", True)]}
+
+    def wait_until_back(self, seconds: float) -> None:
+        self.host.calls.append(f"wait {seconds:g}")
+
+
+def check(name: str, ok: bool) -> dict[str, Any]:
+    return {"name": name, "ok": ok, "detail": "well" if ok else "not well"}
+
+
+class SickAfterChange(Connection):
+    """The gate finds fault with the new state, and with no other."""
+
+    def health(self) -> dict[str, Any]:
+        ok = self.host.state != OWN
+        return {"ok": ok, "checks": [check("units", True), check("controller", ok)]}
+
+
+class SickHost(Connection):
+    """Whatever is done, the gate finds fault."""
+
+    def health(self) -> dict[str, Any]:
+        return {"ok": False, "checks": [check("controller", False)]}
+
+
+class FullHost(Connection):
+    """No backup fits any more."""
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb == "backup create":
+            raise HostRefused("no room", "make some")
+        return super().answer(verb, name, document)
+
+
+class DamagedBackup(Connection):
+    """What was stored is not what is there now."""
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb in ("restore", "backup verify"):
+            raise HostRefused(f"backup {name} is damaged")
+        return super().answer(verb, name, document)
+
+
+class DeadConnection(Connection):
+    """Nothing gets through any more once the change began."""
+
+    is_dead = False
+
+    def tool(
+        self, *words: str, document: object = None, timeout_seconds: float = 0
+    ) -> dict[str, Any]:
+        if self.is_dead:
+            raise Unreachable("no route")
+        return super().tool(*words, document=document, timeout_seconds=timeout_seconds)
+
+    def wait_until_back(self, seconds: float) -> None:
+        super().wait_until_back(seconds)
+        raise Unreachable("still no route")
+
+
+class DeadForAWhile(DeadConnection):
+    """It comes back when it is waited for."""
+
+    def wait_until_back(self, seconds: float) -> None:
+        Connection.wait_until_back(self, seconds)
+        self.is_dead = False
+
+
+class ForgetfulHost(Connection):
+    """It takes every record but that of the success."""
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb == "record write" and document["status"] == "succeeded":
+            raise HostRefused("no room for a record")
+        return super().answer(verb, name, document)
+
+
+class UntidyHost(Connection):
+    """It fails at removing what is old."""
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb.endswith("prune"):
+            raise HostRefused("cannot remove it")
+        return super().answer(verb, name, document)
+
+
+class Lock:
+    """The host's lock as this process sees it; `held` says whether it still has it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.is_held = True
+        self.stale: Mapping[str, Any] | None = None
+        host.calls.append("lock")
+
+    def release(self) -> None:
+        self.is_held = False
+        self.host.calls.append("unlock")
+
+
+@dataclass
+class Bench:
+    """One transaction and all that it is given."""
+
+    connection: Any
+    change: Transaction
+    locks: list[Lock]
+
+    @property
+    def host(self) -> Host:
+        host: Host = self.connection.host
+        return host
+
+    def run(self, change: Callable[[], None] | None, *, gate: bool = True) -> Record:
+        with self.change.locked("deploy"):
+            return self.change.run(change, gate=gate)
+
+    def make_new(self) -> None:
+        self.host.calls.append("change")
+        self.host.state = OWN
+
+    def fail(self) -> None:
+        self.make_new()
+        raise DeployError("the third operation failed", "look at it")
+
+
+def in_order(calls: list[str], *wanted: str) -> None:
+    """Each of them follows the one before it, whatever else happens in between."""
+    rest = iter(calls)
+    missing = [call for call in wanted if call not in rest]
+    assert not missing, calls
+
+
+def steps() -> Steps:
+    return Steps(Console(file=io.StringIO()))
+
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(kind: type[Connection] = Connection, record_kind: Any = "deploy") -> Bench:
+        host = Host()
+        host.succeeded(FIRST)
+        locks: list[Lock] = []
+
+        def new_lock(*_: object) -> Lock:
+            locks.append(Lock(host))
+            return locks[-1]
+
+        monkeypatch.setattr(transaction, "DeploymentLock", new_lock)
+        connection: Any = kind(host)
+        described = DescribedHost("browsers", SshTarget("browsers", "browsers"), SCOPE, 20)
+        record = Record(id=OWN, kind=record_kind, started_at=BEGIN + timedelta(days=9), who="ada")
+        log_file = io.StringIO()
+        log_file.name = "logs/own.log"
+        return Bench(
+            connection, Transaction(connection, described, record, steps(), log_file), locks
+        )
+
+    return made
+
+
+class TestSuccess:
+    def test_everything_in_its_order(self, make: Make) -> None:
+        bench = make()
+        record = bench.run(bench.make_new)
+        in_order(
+            bench.host.calls,
+            *("lock", "records", "record write running"),
+            *(f"backup create {OWN}", "record write running", "change", "health"),
+            *("record write succeeded", "backup prune", "release prune", "unlock"),
+        )
+        kept = bench.host.record()
+        assert kept == record
+        assert (kept.status, kept.state, kept.previous) == ("succeeded", OWN, FIRST)
+        assert kept.backup
+        assert kept.finished_at
+        assert kept.gate == {"ok": True, "checks": [check("units", True)]}
+
+    def test_a_backup_is_known_before_anything_changes(self, make: Make) -> None:
+        bench = make()
+
+        def change() -> None:
+            kept = bench.host.record()
+            assert (kept.status, kept.backup) == ("running", True)
+            bench.make_new()
+
+        bench.run(change)
+
+    def test_without_changes_there_is_a_gate_and_no_backup(self, make: Make) -> None:
+        bench = make()
+        record = bench.run(None)
+        assert not [call for call in bench.host.calls if "backup" in call or "prune" in call]
+        assert "health" in bench.host.calls
+        assert (record.status, record.state) == ("succeeded", FIRST)
+
+    def test_a_host_that_is_set_up_is_not_asked_for_its_health(self, make: Make) -> None:
+        bench = make(SickHost)
+        assert bench.run(bench.make_new, gate=False).status == "succeeded"
+
+    def test_what_is_kept_too_long_is_no_failure(self, make: Make) -> None:
+        bench = make(UntidyHost)
+        assert bench.run(bench.make_new).status == "succeeded"
+
+    def test_a_backup_by_hand_changes_no_state(self, make: Make) -> None:
+        bench = make(record_kind="backup")
+        record = bench.run(lambda: None, gate=False)
+        assert (record.state, record.previous, record.backup) == (FIRST, FIRST, True)
+
+
+class TestFailure:
+    def raised(self, bench: Bench, change: Callable[[], None] | None = None) -> Error:
+        with pytest.raises(Error) as failure:
+            bench.run(change or bench.make_new)
+        assert bench.host.calls[-1] == "unlock"
+        return failure.value
+
+    def test_an_operation_that_fails_is_undone(self, make: Make) -> None:
+        bench = make()
+        error = self.raised(bench, bench.fail)
+        assert type(error) is DeployError
+        assert "third operation failed" in error.message
+        assert f"back at {FIRST}" in error.message
+        assert error.hint == "look at it"
+        assert bench.host.state == FIRST
+        kept = bench.host.record()
+        assert (kept.status, kept.state) == ("rolled-back", FIRST)
+        assert kept.reason == "the third operation failed"
+        assert kept.undone
+        assert kept.undone["restored"] == {"changed": ["/etc/polydev"]}
+        assert kept.undone["gate"]["ok"]
+        assert kept.gate is None
+
+    def test_its_order(self, make: Make) -> None:
+        bench = make()
+        self.raised(bench, bench.fail)
+        in_order(
+            bench.host.calls,
+            *("change", "wait 80", f"restore {OWN}", "health"),
+            *("record write rolled-back", "unlock"),
+        )
+
+    def test_what_the_gate_refuses_is_undone_and_the_gate_asked_again(self, make: Make) -> None:
+        bench = make(SickAfterChange)
+        error = self.raised(bench)
+        assert isinstance(error, HealthGateFailed)
+        assert "controller: not well" in error.message
+        assert "units" not in error.message
+        assert error.hint == "see logs/own.log"
+        kept = bench.host.record()
+        assert kept.status == "rolled-back"
+        assert kept.gate
+        assert not kept.gate["ok"]
+        assert kept.undone
+        assert kept.undone["gate"]["ok"]
+
+    def test_a_host_that_stays_sick_is_said_to_be(self, make: Make) -> None:
+        bench = make(SickHost)
+        error = self.raised(bench)
+        assert isinstance(error, RollbackFailed)
+        assert "the way back failed too" in error.message
+        assert f"restore --id {OWN}" in str(error.hint)
+        kept = bench.host.record()
+        assert (kept.status, kept.state) == ("rollback-failed", None)
+        assert kept.undone
+        assert "controller" in kept.undone["failed"]
+
+    def test_a_gate_that_fails_without_changes_changes_nothing(self, make: Make) -> None:
+        bench = make(SickHost)
+        with pytest.raises(HealthGateFailed, match="nothing changed"):
+            bench.run(None)
+        assert bench.host.record().status == "failed"
+        assert not [call for call in bench.host.calls if call.startswith("restore")]
+
+    def test_without_a_backup_nothing_begins(self, make: Make) -> None:
+        bench = make(FullHost)
+        error = self.raised(bench)
+        assert isinstance(error, HostRefused)
+        assert "nothing changed" in error.message
+        assert error.hint == "make some"
+        assert "change" not in bench.host.calls
+        kept = bench.host.record()
+        assert (kept.status, kept.backup, kept.state) == ("failed", False, FIRST)
+
+    def test_a_backup_that_was_damaged_meanwhile(self, make: Make) -> None:
+        bench = make(DamagedBackup)
+        error = self.raised(bench, bench.fail)
+        assert isinstance(error, RollbackFailed)
+        assert "third operation" in error.message
+        assert "is damaged" in error.message
+        assert bench.host.record().status == "rollback-failed"
+
+    def test_a_connection_that_comes_back_is_waited_for(self, make: Make) -> None:
+        bench = make(DeadForAWhile)
+
+        def change() -> None:
+            bench.make_new()
+            bench.connection.is_dead = True
+            bench.locks[0].is_held = False
+            raise Unreachable("no route")
+
+        error = self.raised(bench, change)
+        assert isinstance(error, Unreachable)
+        assert bench.host.state == FIRST
+        assert bench.host.record().status == "rolled-back"
+        # The lock went with the connection, so it is taken again before anything is restored.
+        calls = bench.host.calls
+        assert len(bench.locks) == 2
+        assert calls.index("lock", 1) < calls.index(f"restore {OWN}")
+        assert not bench.locks[1].is_held
+
+    def test_one_that_stays_away_is_said_to(self, make: Make) -> None:
+        bench = make(DeadConnection)
+
+        def change() -> None:
+            bench.connection.is_dead = True
+            raise Unreachable("no route")
+
+        error = self.raised(bench, change)
+        assert isinstance(error, RollbackFailed)
+        assert "still no route" in error.message
+        # Its record still says what the next deployment has to finish.
+        kept = bench.host.record()
+        assert (kept.status, kept.backup) == ("running", True)
+
+    def test_who_took_the_lock_meanwhile_is_left_alone(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = make()
+
+        def taken(*_: object) -> Lock:
+            raise LockHeld("ben deploys to this host")
+
+        def change() -> None:
+            bench.locks[0].is_held = False
+            monkeypatch.setattr(transaction, "DeploymentLock", taken)
+            raise Unreachable("no route")
+
+        error = self.raised(bench, change)
+        assert isinstance(error, RollbackFailed)
+        assert "ben deploys" in error.message
+        assert not [call for call in bench.host.calls if call.startswith("restore")]
+
+    def test_a_success_that_cannot_be_recorded_is_none(self, make: Make) -> None:
+        bench = make(ForgetfulHost)
+        self.raised(bench)
+        assert bench.host.state == FIRST
+        assert bench.host.record().status == "rolled-back"
+
+    def test_the_operators_ctrl_c_is_undone_and_a_second_one_waits(self, make: Make) -> None:
+        bench = make()
+        seen = []
+        before = signal.getsignal(signal.SIGINT)
+        health = bench.connection.health
+
+        def health_asked() -> dict[str, Any]:
+            seen.append(signal.getsignal(signal.SIGINT))
+            found: dict[str, Any] = health()
+            return found
+
+        bench.connection.health = health_asked
+
+        def change() -> None:
+            bench.make_new()
+            raise KeyboardInterrupt
+
+        error = self.raised(bench, change)
+        assert type(error) is DeployError
+        assert bench.host.record().status == "rolled-back"
+        assert seen == [signal.SIG_IGN]
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_a_full_disk_of_the_operators_is_a_failure_too(self, make: Make) -> None:
+        bench = make()
+
+        def change() -> None:
+            bench.make_new()
+            raise OSError(28, "No space left on device")
+
+        assert "No space left" in self.raised(bench, change).message
+        assert bench.host.state == FIRST
+
+    def test_the_next_deployment_knows_no_state_after_a_failed_way_back(self, make: Make) -> None:
+        bench = make(SickHost)
+        self.raised(bench)
+        after = Record(id=THIRD, started_at=BEGIN + timedelta(days=10))
+        bench.change.record = after
+        bench.run(bench.make_new, gate=False)
+        assert bench.host.record(THIRD).previous is None
+
+
+class TestRecovery:
+    def died(self, bench: Bench, *, backup: bool, kind: Any = "deploy") -> None:
+        """A deployment whose operator's process was killed half-way."""
+        bench.host.backups[SECOND] = bench.host.state
+        bench.host.keep(
+            Record(
+                id=SECOND,
+                kind=kind,
+                status="running",
+                started_at=BEGIN + timedelta(days=2),
+                state=SECOND if backup else FIRST,
+                previous=FIRST,
+                backup=backup,
+            )
+        )
+        bench.host.state = "half-way"
+
+    def test_what_it_left_is_undone_first_and_said(self, make: Make) -> None:
+        bench = make()
+        self.died(bench, backup=True)
+        bench.run(bench.make_new)
+        calls = bench.host.calls
+        assert calls.index(f"restore {SECOND}") < calls.index("record write interrupted")
+        assert calls.index("record write interrupted") < calls.index(f"backup create {OWN}")
+        assert bench.host.backups[OWN] == FIRST
+        kept = bench.host.record(SECOND)
+        assert (kept.status, kept.state) == ("interrupted", FIRST)
+        assert OWN in str(kept.reason)
+        assert kept.finished_at
+        assert kept.undone
+        assert kept.undone["gate"]["ok"]
+        assert bench.host.record().previous == FIRST
+
+    def test_one_that_died_before_its_backup_changed_nothing(self, make: Make) -> None:
+        bench = make()
+        self.died(bench, backup=False)
+        bench.run(bench.make_new)
+        assert f"restore {SECOND}" not in bench.host.calls
+        assert bench.host.record(SECOND).status == "interrupted"
+
+    def test_one_that_cannot_be_undone_does_not_stop_the_next(self, make: Make) -> None:
+        bench = make(DamagedBackup)
+        self.died(bench, backup=True)
+        assert bench.run(bench.make_new).status == "succeeded"
+        kept = bench.host.record(SECOND)
+        assert (kept.status, kept.state) == ("rollback-failed", None)
+        assert kept.undone
+        assert "damaged" in kept.undone["failed"]
+        assert bench.host.record().previous is None
+
+    def test_one_that_leaves_a_sick_host_is_mended_by_the_next(self, make: Make) -> None:
+        bench = make(SickHost)
+        self.died(bench, backup=True)
+        bench.run(bench.make_new, gate=False)
+        kept = bench.host.record(SECOND)
+        assert (kept.status, kept.state) == ("rollback-failed", FIRST)
+        assert bench.host.record().previous == FIRST
+
+    def test_a_host_that_is_away_keeps_it_for_the_one_after(self, make: Make) -> None:
+        bench = make(DeadConnection)
+        self.died(bench, backup=True)
+        bench.connection.is_dead = True
+        with pytest.raises(Unreachable):
+            bench.run(bench.make_new)
+        assert bench.host.record(SECOND).status == "running"
+        assert OWN not in bench.host.records
+        assert bench.host.calls[-1] == "unlock"
+
+    def test_what_ended_is_left_as_it_is(self, make: Make) -> None:
+        bench = make()
+        before = dict(bench.host.records)
+        bench.run(bench.make_new)
+        assert bench.host.records[FIRST] == before[FIRST]
+
+
+@pytest.fixture
+def operator(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Operator:
+    return Operator(make(), monkeypatch, tmp_path / "logs")
+
+
+class Operator:
+    """The verbs, on a host that is made up."""
+
+    def __init__(self, bench: Bench, patch: pytest.MonkeyPatch, logs: Path) -> None:
+        self.bench, self.logs = bench, logs
+        self.described = bench.change.host
+        self.planned: dict[str, Any] = {}
+        self.operations = [Operation("a", True, ("+ a",)), Operation("b", False, ())]
+
+        @contextmanager
+        def connected(_: DescribedHost) -> Iterator[Any]:
+            yield bench.connection
+
+        @contextmanager
+        def planned(
+            project: Project, host: str, data: Mapping[str, Any], log_file: Any, *, plan_only: bool
+        ) -> Iterator[Any]:
+            self.planned = {**data, "plan_only": plan_only}
+            yield PlannedChange(self)
+
+        patch.setattr(transaction, "connected", connected)
+        patch.setattr(transaction, "planned", planned)
+        patch.setattr(transaction, "new_deployment_id", lambda root: OWN)
+
+    def become(self, kind: type[Connection]) -> None:
+        self.bench.connection.__class__ = kind
+
+
+class PlannedChange(Applying):
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.plan = Plan(tuple(operator.operations))
+
+    def go(self, say: Any) -> int:
+        self.operator.bench.make_new()
+        return 3
+
+
+class TestVerbs:
+    def test_a_deployment(self, operator: Operator) -> None:
+        options = DeployOptions(target="vm-agent", data={"slots": 3})
+        record = transaction.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        assert (record.status, record.changes, record.operations) == ("succeeded", 3, ["a"])
+        assert (record.target, record.commit, record.host) == ("vm-agent", "abcd", "browsers")
+        assert operator.planned == {
+            "slots": 3,
+            "target": "vm-agent",
+            "deployment_id": OWN,
+            "plan_only": False,
+        }
+        assert operator.bench.host.calls[:2] == ["tool", "lock"]
+
+    def test_its_log_is_kept_and_says_each_thing_on_a_line(self, operator: Operator) -> None:
+        transaction.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        lines = (operator.logs / f"deployment-{OWN}.log").read_text().splitlines()
+        events = [json.loads(line)["event"] for line in lines]
+        assert events == ["record", "record", "gate", "record"]
+
+    def test_one_without_changes_changes_nothing(self, operator: Operator) -> None:
+        operator.operations = [Operation("b", False, ())]
+        record = transaction.deploy(
+            PROJECT, operator.described, DeployOptions(), steps(), operator.logs
+        )
+        assert (record.status, record.changes) == ("succeeded", 0)
+        assert "change" not in operator.bench.host.calls
+
+    def test_bootstrap_asks_nothing_of_its_health(self, operator: Operator) -> None:
+        operator.become(SickHost)
+        options = DeployOptions(bootstrap=True)
+        record = transaction.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        assert record.status == "succeeded"
+
+    def test_a_plan_takes_no_lock_and_writes_nothing(self, operator: Operator) -> None:
+        found = transaction.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"))
+        assert [each.name for each in found.changing] == ["a"]
+        assert operator.planned == {"target": "vm-agent", "plan_only": True}
+        assert operator.bench.host.calls == []
+
+    def test_a_rollback_goes_to_what_was_before(self, operator: Operator) -> None:
+        host = operator.bench.host
+        host.records.clear()
+        host.state = None
+        host.succeeded(FIRST, SECOND, THIRD)
+        record = transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        assert (record.kind, record.status) == ("rollback", "succeeded")
+        assert (record.state, record.previous) == (SECOND, THIRD)
+        assert host.state == SECOND
+        assert host.calls.index(f"backup verify {THIRD}") < host.calls.index(f"restore {THIRD}")
+        assert host.backups[OWN] == THIRD
+
+    def test_a_rollback_that_leaves_a_sick_host_goes_forward_again(
+        self, operator: Operator
+    ) -> None:
+        host = operator.bench.host
+        host.succeeded(FIRST, SECOND)
+
+        class SickWhenOld(Connection):
+            def health(self) -> dict[str, Any]:
+                ok = self.host.state == SECOND
+                return {"ok": ok, "checks": [check("controller", ok)]}
+
+        operator.become(SickWhenOld)
+        with pytest.raises(HealthGateFailed, match=f"back at {SECOND}"):
+            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        assert host.state == SECOND
+        assert host.record().status == "rolled-back"
+
+    def test_a_damaged_backup_changes_nothing_and_the_next_one_is_offered(
+        self, operator: Operator
+    ) -> None:
+        host = operator.bench.host
+        host.records.clear()
+        host.state = None
+        host.succeeded(FIRST, SECOND, THIRD)
+        operator.become(DamagedBackup)
+        with pytest.raises(HostRefused, match=f"cannot go back to {SECOND}") as failure:
+            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        assert failure.value.hint == f"./inv rollback --to {FIRST}"
+        assert host.state == THIRD
+        assert OWN not in host.records
+        with pytest.raises(HostRefused) as failure:
+            transaction.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+        assert failure.value.hint == "no older one has a backup"
+
+    def test_a_rollback_to_nothing_is_refused_and_lets_go(self, operator: Operator) -> None:
+        with pytest.raises(DeployError, match="nothing to roll back to"):
+            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        assert operator.bench.host.calls[-1] == "unlock"
+        assert OWN not in operator.bench.host.records
+
+    def test_a_backup_by_hand(self, operator: Operator) -> None:
+        record = transaction.back_up(PROJECT, operator.described, steps(), operator.logs)
+        assert (record.kind, record.status, record.backup) == ("backup", "succeeded", True)
+        assert operator.bench.host.backups[OWN] == FIRST
+
+    def test_unlocking_takes_no_lock(self, operator: Operator) -> None:
+        transaction.unlock(operator.described)
+        assert operator.bench.host.calls == ["tool", "lock break"]
+
+    def test_records_that_cannot_be_read_are_passed_over(self, operator: Operator) -> None:
+        host = operator.bench.host
+        host.records["x"] = {"id": "x", "status": "unreadable", "problem": "it is empty"}
+        found = transaction.records_of(operator.bench.connection)
+        assert [record.id for record in found] == [FIRST]
