@@ -6,6 +6,7 @@ to stderr. An error ends with status 1 and one message that says what to do next
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from polydev.settings import Settings
 if TYPE_CHECKING:
     from polydev.image.store import ImageStore, ListedImage
     from polydev.lab import Lab
+    from polydev.progress import Steps
     from polydev.release.applying import DescribedHost, Plan, Project
     from polydev.release.records import Record
 
@@ -34,7 +36,7 @@ RECIPE_HELP = f"recipe to build (default: {RECIPE.relative_to(ROOT)})"
 IMAGE_HELP = "an image's digest or the start of it, or: golden, previous, latest"
 JSON_HELP = "answer as JSON on stdout"
 LAB_INVENTORY = "inventory/lab.py"
-LAB_HELP = "which lab (default: dev)"
+LAB_HELP = "which lab (default: POLYDEV_LAB, or dev)"
 INVENTORY_HELP = f"inventory file (default: {LAB_INVENTORY})"
 HOST_HELP = "one host of an inventory that has several"
 TARGETS = ("all", "master-controller", "vm-agent")
@@ -241,14 +243,22 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     help={
         "recipe": RECIPE_HELP,
         "internet": "let the VM's browser out; it then reaches this machine's loopback too",
+        "lab": "deploy the image to the lab; --no-lab leaves that out",
         "json": JSON_HELP,
     }
 )
 @edge
 def up(
-    context: Context, recipe: str = str(RECIPE), internet: bool = False, json: bool = False
+    context: Context,
+    recipe: str = str(RECIPE),
+    internet: bool = False,
+    lab: bool = True,
+    json: bool = False,
 ) -> None:
-    """From nothing to a VM of a verified golden image, its desktop open to a web browser."""
+    """From nothing to a verified golden image, a VM of it here, and a host deployed with it.
+
+    The host is a lab: a real Debian with systemd in a container, reached over SSH.
+    """
     from polydev.image.build import BuildOptions, build
     from polydev.image.recipe import load_recipe
     from polydev.image.verify import VerifyOptions, verify
@@ -272,6 +282,7 @@ def up(
             lambda stage: step.say(f"boot stage {stage}"),
             outbound=internet,
         )
+    deployed = _deploy_lab(steps) if lab else None
     answer(
         {
             "image": record.digest,
@@ -280,35 +291,75 @@ def up(
             "started": started,
             "vmId": vm.vm_id,
             **vm.addresses(),
+            **(deployed or {}),
         },
         as_json=json,
         text=f"image {record.digest[:12]} runs; open its desktop in a web browser:\n"
-        f"  {vm.config.ports.viewer_url}\nend it with ./inv down",
+        f"  {vm.config.ports.viewer_url}\n"
+        + (f"its host's controller: {deployed['controller']}\n" if deployed else "")
+        + "end both with ./inv down",
     )
+
+
+def _deploy_lab(steps: Steps) -> dict[str, Any]:
+    """The lab, deployed with the golden image."""
+    from polydev.lab import up
+    from polydev.release import changes
+
+    made = up(_lab_name(), Settings.from_environment(), steps)
+    project, host = _host(LAB_INVENTORY, "")
+    record = changes.deploy(project, host, changes.DeployOptions(), steps, LOGS)
+    return {
+        "lab": made.name,
+        "controller": _controller_url(made),
+        "deployment": {
+            "id": record.id,
+            "host": record.host,
+            "status": record.status,
+            "changes": record.changes,
+        },
+    }
+
+
+def _lab_name() -> str:
+    return os.environ.get("POLYDEV_LAB", "dev")
+
+
+def _controller_url(lab: Lab) -> str:
+    return f"http://{lab.address}:4000"
 
 
 @task(help={"json": JSON_HELP})
 @edge
 def down(context: Context, json: bool = False) -> None:
     """End what up started; images stay."""
+    from polydev.lab import down
     from polydev.local import take_down
 
-    ended = take_down(Settings.from_environment())
-    answer({"ended": ended}, as_json=json, text="ended" if ended else "nothing was running")
+    settings = Settings.from_environment()
+    ended = take_down(settings)
+    lab = down(_lab_name(), settings)
+    what = [name for name, was in (("the VM", ended), (f"lab {_lab_name()}", lab)) if was]
+    text = f"ended {' and '.join(what)}" if what else "nothing was running"
+    answer({"ended": ended, "labEnded": lab}, as_json=json, text=text)
 
 
 @task(help={"json": JSON_HELP})
 @edge
 def where(context: Context, json: bool = False) -> None:
     """Where what is running can be reached."""
+    from polydev.lab import find as find_lab
     from polydev.local import find
 
-    vm = find(Settings.from_environment())
+    settings = Settings.from_environment()
+    vm, lab = find(settings), find_lab(_lab_name(), settings)
     found: dict[str, Any] = {"running": vm is not None}
     if vm is not None:
         found |= {"vmId": vm.vm_id, "image": vm.image_digest, **vm.addresses()}
-    text = "\n".join(f"{name:<10}{value}" for name, value in found.items())
-    answer(found, as_json=json, text=text if vm else "nothing is running: ./inv up")
+    if lab is not None:
+        found |= {"lab": lab.name, "controller": _controller_url(lab)}
+    text = "\n".join(f"{name:<11}{value}" for name, value in found.items())
+    answer(found, as_json=json, text=text if vm or lab else "nothing is running: ./inv up")
 
 
 # Hosts: deployments and the lab.
@@ -316,23 +367,19 @@ def where(context: Context, json: bool = False) -> None:
 
 @task(help={"name": LAB_HELP, "json": JSON_HELP})
 @edge
-def lab_up(context: Context, name: str = "dev", json: bool = False) -> None:
+def lab_up(context: Context, name: str = "", json: bool = False) -> None:
     """Start a lab: a throw-away Debian host in a container, reached over SSH."""
     from polydev.lab import up
     from polydev.progress import Steps
 
-    made = up(name, Settings.from_environment(), Steps())
+    made = up(name or _lab_name(), Settings.from_environment(), Steps())
+    choice = "" if made.name == "dev" else f"POLYDEV_LAB={made.name} "
     answer(
         _lab_fields(made),
         as_json=json,
         text=f"lab {made.name} runs at {made.address}\n"
-        f"  ./inv deploy --inventory inventory/lab.py{_lab_choice(name)}\n"
-        f"  ./inv lab.shell{'' if name == 'dev' else f' --name {name}'}",
+        f"  {choice}./inv deploy\n  {choice}./inv lab.shell",
     )
-
-
-def _lab_choice(name: str) -> str:
-    return "" if name == "dev" else f"  (with POLYDEV_LAB={name})"
 
 
 def _lab_fields(lab: Lab) -> dict[str, Any]:
@@ -348,12 +395,13 @@ def _lab_fields(lab: Lab) -> dict[str, Any]:
 
 @task(help={"name": LAB_HELP, "json": JSON_HELP})
 @edge
-def lab_down(context: Context, name: str = "dev", json: bool = False) -> None:
+def lab_down(context: Context, name: str = "", json: bool = False) -> None:
     """End a lab and remove all that it wrote."""
     from polydev.lab import down
 
-    ended = down(name, Settings.from_environment())
-    answer({"ended": bool(ended)}, as_json=json, text="ended" if ended else f"no lab {name}")
+    ended = down(name or _lab_name(), Settings.from_environment())
+    text = "ended" if ended else f"no lab {name or _lab_name()}"
+    answer({"ended": ended}, as_json=json, text=text)
 
 
 @task(help={"json": JSON_HELP})
@@ -372,7 +420,7 @@ def lab_list(context: Context, json: bool = False) -> None:
 
 @task(help={"name": LAB_HELP})
 @edge
-def lab_shell(context: Context, name: str = "dev") -> None:
+def lab_shell(context: Context, name: str = "") -> None:
     """A root shell in a lab, past SSH."""
     from polydev.lab import shell
     from polydev.run import call
@@ -382,7 +430,7 @@ def lab_shell(context: Context, name: str = "dev") -> None:
 
 @task(help={"name": LAB_HELP})
 @edge
-def lab_logs(context: Context, name: str = "dev") -> None:
+def lab_logs(context: Context, name: str = "") -> None:
     """What a lab's journal and console say."""
     from polydev.lab import logs
 
@@ -393,9 +441,10 @@ def lab_logs(context: Context, name: str = "dev") -> None:
 def _lab(name: str) -> Lab:
     from polydev.lab import find
 
-    lab = find(name, Settings.from_environment())
+    wanted = name or _lab_name()
+    lab = find(wanted, Settings.from_environment())
     if lab is None:
-        raise ConfigError(f"no lab {name} runs", f"./inv lab.up --name {name}")
+        raise ConfigError(f"no lab {wanted} runs", f"./inv lab.up --name {wanted}")
     return lab
 
 
@@ -436,17 +485,17 @@ def deploy(
 ) -> None:
     """Deploy to a host; whatever fails, it goes back to what it was."""
     from polydev.progress import Steps
-    from polydev.release import transaction
+    from polydev.release import changes
 
     if target not in TARGETS:
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
     project, described = _host(inventory, host)
-    options = transaction.DeployOptions(target=target, bootstrap=bootstrap)
+    options = changes.DeployOptions(target=target, bootstrap=bootstrap)
     if plan:
-        found = transaction.plan(project, described, options)
+        found = changes.plan(project, described, options)
         answer(_plan_fields(found), as_json=json, text=_plan_text(found))
         return
-    record = transaction.deploy(project, described, options, Steps(), LOGS)
+    record = changes.deploy(project, described, options, Steps(), LOGS)
     answer(
         _record_fields(record),
         as_json=json,
@@ -486,10 +535,10 @@ def rollback_host(
 ) -> None:
     """Bring a host back to the state of an earlier deployment, its database too."""
     from polydev.progress import Steps
-    from polydev.release import transaction
+    from polydev.release import changes
 
     project, described = _host(inventory, host)
-    record = transaction.rollback(project, described, to or None, Steps(), LOGS)
+    record = changes.rollback(project, described, to or None, Steps(), LOGS)
     answer(
         _record_fields(record),
         as_json=json,
@@ -504,10 +553,10 @@ def backup(
 ) -> None:
     """Back up a host's configuration, database, release and golden link now."""
     from polydev.progress import Steps
-    from polydev.release import transaction
+    from polydev.release import changes
 
     project, described = _host(inventory, host)
-    record = transaction.back_up(project, described, Steps(), LOGS)
+    record = changes.back_up(project, described, Steps(), LOGS)
     answer(_record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
 
 
@@ -517,12 +566,13 @@ def deployments(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """What was deployed to a host, newest first, and how it ended."""
-    from polydev.release import transaction
+    from polydev.release import changes
     from polydev.release.records import current_state, newest_first
+    from polydev.release.transaction import records_of
 
     _, described = _host(inventory, host)
-    with transaction.connected(described) as connection:
-        records = newest_first(transaction.records_of(connection))
+    with changes.connected(described) as connection:
+        records = newest_first(records_of(connection))
     current = current_state(records)
     lines = [
         f"{'*' if record.id == current else ' '} {record.id:<32} {record.kind:<9}"
@@ -542,10 +592,10 @@ def drift(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """What on a host is not as declared: exit status 2 and each difference, or 0."""
-    from polydev.release import transaction
+    from polydev.release import changes
 
     project, described = _host(inventory, host)
-    found = transaction.plan(project, described, transaction.DeployOptions())
+    found = changes.plan(project, described, changes.DeployOptions())
     answer(
         _plan_fields(found),
         as_json=json,
@@ -560,10 +610,10 @@ def unlock(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """Break a host's deployment lock; the next deployment finishes what its holder left."""
-    from polydev.release import transaction
+    from polydev.release import changes
 
     _, described = _host(inventory, host)
-    broken = transaction.unlock(described)
+    broken = changes.unlock(described)
     answer(broken, as_json=json, text=f"{described.name}: {broken}")
 
 

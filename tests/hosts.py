@@ -11,10 +11,11 @@ from typing import Any
 
 from polydev.lab import Lab, run_inside
 from polydev.progress import Steps
-from polydev.release import transaction
+from polydev.release import changes
 from polydev.release.applying import DescribedHost, Plan, Project, describe
+from polydev.release.changes import DeployOptions
 from polydev.release.records import Record, newest_first
-from polydev.release.transaction import DeployOptions
+from polydev.release.transaction import records_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a deployment is made from.
@@ -37,18 +38,18 @@ class DeployedHost:
 
     def deploy(self, **options: Any) -> Record:
         chosen = DeployOptions(data=self.data, **options)
-        return transaction.deploy(self.project, self.host, chosen, Steps(), self.logs)
+        return changes.deploy(self.project, self.host, chosen, Steps(), self.logs)
 
     def plan(self, **options: Any) -> Plan:
-        return transaction.plan(self.project, self.host, DeployOptions(data=self.data, **options))
+        return changes.plan(self.project, self.host, DeployOptions(data=self.data, **options))
 
     def rollback(self, to: str | None = None) -> Record:
-        return transaction.rollback(self.project, self.host, to, Steps(), self.logs)
+        return changes.rollback(self.project, self.host, to, Steps(), self.logs)
 
     def records(self) -> list[Record]:
         """Newest first."""
-        with transaction.connected(self.host) as connection:
-            return newest_first(transaction.records_of(connection))
+        with changes.connected(self.host) as connection:
+            return newest_first(records_of(connection))
 
     def inside(self, command: str, *, check: bool = True) -> str:
         """What a line of shell says as root in the lab, past SSH and firewall."""

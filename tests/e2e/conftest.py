@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Inv:
     """./inv with its folders; only the cache is the machine's, unless told otherwise."""
 
     settings: Settings
+    lab: str = field(default_factory=lambda: f"e-{secrets.token_hex(3)}")
 
     def __call__(self, *words: str | Path, wrapper: Sequence[str | Path] = ()) -> Completed:
         """Run a verb to its end, below `wrapper`: a command that takes another one."""
@@ -28,6 +30,7 @@ class Inv:
             "POLYDEV_STORE": str(self.settings.store),
             "POLYDEV_CACHE": str(self.settings.cache),
             "POLYDEV_STATE": str(self.settings.state),
+            "POLYDEV_LAB": self.lab,
         }
         return run([*wrapper, ROOT / "inv", *words], env=folders, check=False)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
 
@@ -120,22 +121,40 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
 
 def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
     where = inv.answer("where")
-    addresses = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
+    vm = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
+    addresses = (*vm, "lab", "controller")
     assert where == {"running": True, **{name: up[name] for name in addresses}}
+
+
+def test_up_ends_with_a_host_deployed_with_the_image(up: dict[str, Any]) -> None:
+    assert up["deployment"]["status"] == "succeeded"
+    answer = httpx.get(f"{up['controller']}/api/auth/health")
+    assert answer.status_code == 200
+    report = answer.json()
+    assert report["release"] == up["deployment"]["id"]
+    assert report["components"]["imageStore"]["golden"] == up["image"]
 
 
 def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
     machine = (inv.settings.state / "local/vm.json").read_text()
     again = inv.answer("up")
-    assert again == {**up, "built": False, "promoted": False, "started": False}
+    deployment = again.pop("deployment")
+    assert (deployment["status"], deployment["changes"]) == ("succeeded", 0)
+    before = {name: value for name, value in up.items() if name != "deployment"}
+    assert again == {**before, "built": False, "promoted": False, "started": False}
     assert (inv.settings.state / "local/vm.json").read_text() == machine
 
 
-# The last one: it ends the VM that the others look at.
-def test_down_ends_the_vm_and_keeps_the_image(inv: Inv, up: dict[str, Any]) -> None:
-    assert [inv.answer("down") for _ in range(2)] == [{"ended": True}, {"ended": False}]
+# The last one: it ends the VM and the host that the others look at.
+def test_down_ends_both_and_keeps_the_image(inv: Inv, up: dict[str, Any]) -> None:
+    ended = [inv.answer("down") for _ in range(2)]
+    assert ended == [
+        {"ended": True, "labEnded": True},
+        {"ended": False, "labEnded": False},
+    ]
     assert inv.answer("where") == {"running": False}
     assert not (inv.settings.state / "local").exists()
+    assert not (inv.settings.state / "labs" / inv.lab).exists()
     assert processes_with(str(inv.settings.state)) == []
     assert inv.answer("golden.show", "golden")["digest"] == up["image"]
 

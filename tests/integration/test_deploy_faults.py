@@ -209,12 +209,12 @@ OPERATOR = """\
 import sys
 from pathlib import Path
 from polydev.progress import Steps
-from polydev.release import transaction
+from polydev.release import changes
 from polydev.release.applying import Project, describe
 root, logs = map(Path, sys.argv[1:])
 project = Project(root, root / "inventory/lab.py")
-options = transaction.DeployOptions()
-transaction.deploy(project, describe(project)[0], options, Steps(), logs)
+options = changes.DeployOptions()
+changes.deploy(project, describe(project)[0], options, Steps(), logs)
 """
 
 

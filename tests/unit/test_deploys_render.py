@@ -395,7 +395,7 @@ class TestOtherFiles:
         known = json.loads(files[HOST_FILE])
         assert known["bridge"] == {"name": "br-vm", "address": "192.168.100.1/24"}
         assert (known["slots"], known["resolvers"]) == ([2, 3], ["10.0.0.53"])
-        assert known["publicResolvers"] is False
+        assert known["translatesNames"] is True
         assert (known["controllerAddress"], known["controllerPort"]) == ("10.0.0.7", 81)
         assert "microvm-slot@3.service" in known["units"]
 

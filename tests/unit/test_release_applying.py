@@ -116,9 +116,8 @@ class TestGo:
 
     def test_a_process_that_ends_without_a_word_is_a_failure(self) -> None:
         change, _, _ = applied(Told(event("start", name="a")), "a")
-        with pytest.raises(DeployError, match="without a word") as failure:
+        with pytest.raises(DeployError, match="ended without"):
             change.go(lambda text, fraction: None)
-        assert failure.value.hint == "see logs/x.log"
 
     def test_a_line_that_is_no_event_is_passed_over_and_logged(
         self, caplog: pytest.LogCaptureFixture
@@ -177,7 +176,7 @@ class TestPlanned:
     def test_silence_ends_with_its_last_words(self, running: Any) -> None:
         running(Told(stderr="\n".join(f"line {number}" for number in range(9))))
         with (
-            pytest.raises(DeployError, match=r"without an answer: line 4(.|\n)*line 8$"),
+            pytest.raises(DeployError, match=r"without an answer\W+line 4(.|\n)*line 8$"),
             planned(PROJECT, "x", {}, io.StringIO(), plan_only=True),
         ):
             pass

@@ -17,11 +17,12 @@ from rich.console import Console
 
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.progress import Steps
-from polydev.release import transaction
+from polydev.release import changes, transaction
 from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
+from polydev.release.changes import DeployOptions
 from polydev.release.connection import HostRefused, Unreachable
 from polydev.release.records import Record
-from polydev.release.transaction import DeployOptions, Transaction
+from polydev.release.transaction import Transaction
 from polydev.ssh import SshTarget
 
 BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
@@ -593,9 +594,9 @@ class Operator:
             self.planned = {**data, "plan_only": plan_only}
             yield PlannedChange(self)
 
-        patch.setattr(transaction, "connected", connected)
-        patch.setattr(transaction, "planned", planned)
-        patch.setattr(transaction, "new_deployment_id", lambda root: OWN)
+        patch.setattr(changes, "connected", connected)
+        patch.setattr(changes, "planned", planned)
+        patch.setattr(changes, "new_deployment_id", lambda root: OWN)
 
     def become(self, kind: type[Connection]) -> None:
         self.bench.connection.__class__ = kind
@@ -614,7 +615,7 @@ class PlannedChange(Applying):
 class TestVerbs:
     def test_a_deployment(self, operator: Operator) -> None:
         options = DeployOptions(target="vm-agent", data={"slots": 3})
-        record = transaction.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = changes.deploy(PROJECT, operator.described, options, steps(), operator.logs)
         assert (record.status, record.changes, record.operations) == ("succeeded", 3, ["a"])
         assert (record.target, record.commit, record.host) == ("vm-agent", "abcd", "browsers")
         assert operator.planned == {
@@ -626,14 +627,14 @@ class TestVerbs:
         assert operator.bench.host.calls[:2] == ["tool", "lock"]
 
     def test_its_log_is_kept_and_says_each_thing_on_a_line(self, operator: Operator) -> None:
-        transaction.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         lines = (operator.logs / f"deployment-{OWN}.log").read_text().splitlines()
         events = [json.loads(line)["event"] for line in lines]
         assert events == ["record", "record", "gate", "record"]
 
     def test_one_without_changes_changes_nothing(self, operator: Operator) -> None:
         operator.operations = [Operation("b", False, ())]
-        record = transaction.deploy(
+        record = changes.deploy(
             PROJECT, operator.described, DeployOptions(), steps(), operator.logs
         )
         assert (record.status, record.changes) == ("succeeded", 0)
@@ -642,11 +643,11 @@ class TestVerbs:
     def test_bootstrap_asks_nothing_of_its_health(self, operator: Operator) -> None:
         operator.become(SickHost)
         options = DeployOptions(bootstrap=True)
-        record = transaction.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = changes.deploy(PROJECT, operator.described, options, steps(), operator.logs)
         assert record.status == "succeeded"
 
     def test_a_plan_takes_no_lock_and_writes_nothing(self, operator: Operator) -> None:
-        found = transaction.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"))
+        found = changes.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"))
         assert [each.name for each in found.changing] == ["a"]
         assert operator.planned == {"target": "vm-agent", "plan_only": True}
         assert operator.bench.host.calls == []
@@ -656,7 +657,7 @@ class TestVerbs:
         host.records.clear()
         host.state = None
         host.succeeded(FIRST, SECOND, THIRD)
-        record = transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        record = changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert (record.kind, record.status) == ("rollback", "succeeded")
         assert (record.state, record.previous) == (SECOND, THIRD)
         assert host.state == SECOND
@@ -676,7 +677,7 @@ class TestVerbs:
 
         operator.become(SickWhenOld)
         with pytest.raises(HealthGateFailed, match=f"back at {SECOND}"):
-            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert host.state == SECOND
         assert host.record().status == "rolled-back"
 
@@ -689,27 +690,27 @@ class TestVerbs:
         host.succeeded(FIRST, SECOND, THIRD)
         operator.become(DamagedBackup)
         with pytest.raises(HostRefused, match=f"cannot go back to {SECOND}") as failure:
-            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert failure.value.hint == f"./inv rollback --to {FIRST}"
         assert host.state == THIRD
         assert OWN not in host.records
         with pytest.raises(HostRefused) as failure:
-            transaction.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+            changes.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert failure.value.hint == "no older one has a backup"
 
     def test_a_rollback_to_nothing_is_refused_and_lets_go(self, operator: Operator) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
-            transaction.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert operator.bench.host.calls[-1] == "unlock"
         assert OWN not in operator.bench.host.records
 
     def test_a_backup_by_hand(self, operator: Operator) -> None:
-        record = transaction.back_up(PROJECT, operator.described, steps(), operator.logs)
+        record = changes.back_up(PROJECT, operator.described, steps(), operator.logs)
         assert (record.kind, record.status, record.backup) == ("backup", "succeeded", True)
         assert operator.bench.host.backups[OWN] == FIRST
 
     def test_unlocking_takes_no_lock(self, operator: Operator) -> None:
-        transaction.unlock(operator.described)
+        changes.unlock(operator.described)
         assert operator.bench.host.calls == ["tool", "lock break"]
 
     def test_records_that_cannot_be_read_are_passed_over(self, operator: Operator) -> None:

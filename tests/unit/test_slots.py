@@ -24,9 +24,9 @@ HOST: dict[str, Any] = {
     "bridge": {"name": "br-vm", "address": "192.168.100.1/24"},
     "slots": [2, 3],
     "resolvers": ["8.8.8.8", "8.8.4.4"],
-    "publicResolvers": True,
+    "translatesNames": False,
 }
-PRIVATE = {"resolvers": ["10.0.0.53", "10.0.0.54"], "publicResolvers": False}
+PRIVATE = {"resolvers": ["10.0.0.53", "10.0.0.54"], "translatesNames": True}
 
 
 def chain(rules: str, table: str, name: str) -> list[str]:
@@ -60,7 +60,7 @@ class TestSlot:
             ({}, None),
             (PRIVATE, "10.0.0.53"),
             ({"resolvers": None}, None),
-            ({"resolvers": [], "publicResolvers": False}, None),
+            ({"resolvers": [], "translatesNames": True}, None),
         ],
     )
     def test_who_its_guest_asks(self, words: dict[str, Any], resolver: str | None) -> None:
@@ -86,7 +86,7 @@ class TestCommands:
     def test_its_port_is_in_the_bridge_and_isolated(self) -> None:
         lines = links_of(slot_of(2, HOST)).splitlines()
         assert lines == [
-            "link add vm-2 type veth peer name uplink netns slot-2",
+            "link add vm-2 type veth peer name uplink address 02:00:c0:a8:64:02 netns slot-2",
             "link set vm-2 master br-vm up",
             "link set vm-2 type bridge_slave isolated on",
         ]

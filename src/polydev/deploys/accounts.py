@@ -35,7 +35,7 @@ def host_json(site: HostData, units: list[str]) -> str:
         "bridge": {"name": "br-vm", "address": str(site.bridge_address)},
         "slots": list(site.slot_numbers),
         "resolvers": [str(each) for each in site.resolvers],
-        "publicResolvers": all(each.is_global for each in site.resolvers),
+        "translatesNames": site.translates_names,
         "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
         "units": units,

@@ -15,6 +15,8 @@ from polydev.settings import Settings
 Target = Literal["all", "master-controller", "vm-agent"]
 Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
 FIRST_SLOT = 2
+# What the guest of the golden image asks by itself.
+IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 # What pyinfra itself, or a connector, reads from the same place.
 FOREIGN_PREFIXES = ("ssh_", "_", "sudo")
 
@@ -36,7 +38,8 @@ class HostData(Checked):
     """One host. Sizes and times as their names say.
 
     slots               how many VMs it has room for
-    resolvers           what its VMs ask for names; what they address is translated to these
+    resolvers           whom its VMs ask for names; if that is not whom their image asks, their
+                        questions are translated to the first of these
     upstream_resolvers  what the host's own cache asks
     reachable           private networks that VMs may reach all the same
     image               digest of the image to run; None for the operator's golden one
@@ -49,8 +52,8 @@ class HostData(Checked):
     deployment_id: str | None = None
     slots: Annotated[int, Field(ge=1, le=250)] = 8
     bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
-    resolvers: Resolvers = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
-    upstream_resolvers: Resolvers = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
+    resolvers: Resolvers = IMAGE_RESOLVERS
+    upstream_resolvers: Resolvers = IMAGE_RESOLVERS
     reachable: tuple[IPv4Network, ...] = ()
     controller_listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] = "0.0.0.0:4000"
     controller: dict[str, Any] = {}
@@ -72,6 +75,11 @@ class HostData(Checked):
         if self.gateway in [*taken, *map(self.slot_address, self.slot_numbers)]:
             raise ValueError(f"bridge_address {self.gateway} is not free for the host")
         return self
+
+    @property
+    def translates_names(self) -> bool:
+        """Whether guests' questions for names go to another resolver than they ask."""
+        return self.resolvers != IMAGE_RESOLVERS
 
     @property
     def slot_numbers(self) -> range:

@@ -95,8 +95,7 @@ def slots(site: HostData) -> None:
 
 def slot_words(site: HostData) -> list[str]:
     """What of the inventory a slot is made of, which it reads as it starts."""
-    own = all(each.is_global for each in site.resolvers)
-    return [str(site.bridge_address), *([] if own else [str(site.resolvers[0])])]
+    return [str(site.bridge_address), *([str(site.resolvers[0])] if site.translates_names else [])]
 
 
 def slot_code() -> str:

@@ -84,7 +84,9 @@ def slots_check(host: dict[str, object]) -> Check:
 def image_check() -> Check:
     golden = images.golden_digest(images.STORE)
     if golden is None:
-        return Check("image", True, "no golden image yet")
+        is_link = os.path.lexists(images.STORE / images.GOLDEN)
+        detail = "the golden link leads to no promotion" if is_link else "no golden image yet"
+        return Check("image", not is_link, detail)
     there = (images.STORE / "images" / golden / "rootfs.ext4").is_file()
     return Check("image", there, f"golden {golden[:12]}" + ("" if there else " is not there"))
 

@@ -49,6 +49,11 @@ class Slot:
         return str(self.network.network.network_address + self.number)
 
     @property
+    def hardware_address(self) -> str:
+        """The same whenever the slot is made anew, or its neighbours would ask for the old one."""
+        return "02:00:" + self.network.network[self.number].packed.hex(":")
+
+    @property
     def gateway(self) -> str:
         return str(self.network.ip)
 
@@ -63,7 +68,7 @@ def slot_of(number: int, host: dict[str, object]) -> Slot:
     if not isinstance(numbers, list) or not isinstance(bridge, dict) or number not in numbers:
         raise HostError("no-slot", f"this host has no slot {number}", f"see {HOST_FILE}")
     resolvers = host.get("resolvers")
-    wanted = resolvers if isinstance(resolvers, list) and not host.get("publicResolvers") else []
+    wanted = resolvers if isinstance(resolvers, list) and host.get("translatesNames") else []
     return Slot(
         number,
         str(bridge["name"]),
@@ -75,7 +80,8 @@ def slot_of(number: int, host: dict[str, object]) -> Slot:
 def links_of(slot: Slot) -> str:
     """For `ip -batch`: the veth pair, one end in the bridge, the other in the namespace."""
     return f"""\
-link add {slot.port} type veth peer name {UPLINK} netns {slot.namespace}
+link add {slot.port} type veth peer name {UPLINK} address {slot.hardware_address} \
+netns {slot.namespace}
 link set {slot.port} master {slot.bridge} up
 link set {slot.port} type bridge_slave isolated on
 """

@@ -9,24 +9,18 @@ says both. A deployment that died without being able to do that is finished by t
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
-import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import IO, Any
 
-from polydev.deployment_id import new_deployment_id
 from polydev.errors import DeployError, Error, HealthGateFailed, RollbackFailed
 from polydev.progress import Steps
-from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
+from polydev.release.applying import DescribedHost
 from polydev.release.connection import (
     TOOL,
     DeploymentLock,
@@ -37,10 +31,7 @@ from polydev.release.connection import (
 from polydev.release.records import (
     Record,
     Status,
-    backup_of,
     current_state,
-    next_state,
-    rollback_state,
 )
 
 log = logging.getLogger(__name__)
@@ -52,128 +43,11 @@ KEPT_BACKUPS = 10
 KEPT_RELEASES = 5
 
 
-@dataclass(frozen=True)
-class DeployOptions:
-    """`bootstrap` asks nothing of the health of a host that is being set up."""
-
-    target: str = "all"
-    bootstrap: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def connected(host: DescribedHost) -> Iterator[HostConnection]:
-    connection = HostConnection(host.target)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
-    """What a deployment would change now; nothing is changed, and no lock is needed."""
-    data = {**options.data, "target": options.target}
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        planned(project, host.name, data, nowhere, plan_only=True) as applying,
-    ):
-        return applying.plan
-
-
 def records_of(connection: HostConnection) -> list[Record]:
     """Every record that the host keeps; none where nothing was ever deployed."""
     found = json.loads(connection.command(f"test ! -x {TOOL} || {TOOL} record list") or "{}")
     # A record that cannot be read (status "unreadable") is none to go back to.
     return [Record.model_validate(each) for each in found.get("records", []) if "startedAt" in each]
-
-
-def deploy(
-    project: Project, host: DescribedHost, options: DeployOptions, steps: Steps, logs: Path
-) -> Record:
-    """Deploy to one host. Raises DeployError (after the host went back), LockHeld."""
-    change = _new(project, host, options.target, "deploy")
-    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
-        with steps.step(f"{host.name}: connection"):
-            connection.install_tool()
-        data = {**options.data, "target": options.target, "deployment_id": change.id}
-        transaction = Transaction(connection, host, change, steps, log_file)
-        with (
-            transaction.locked("deploy"),
-            steps.step(f"{host.name}: plan") as step,
-            planned(project, host.name, data, log_file, plan_only=False) as applying,
-        ):
-            step.say(f"{len(applying.plan.changing)} changes")
-            return _apply(transaction, applying, options, steps)
-
-
-def _apply(
-    transaction: Transaction, applying: Applying, options: DeployOptions, steps: Steps
-) -> Record:
-    changing, all_of_them = applying.plan.changing, applying.plan.operations
-
-    def change() -> None:
-        what = f"{len(changing)} of {len(all_of_them)} operations"
-        with steps.step(f"{transaction.host.name}: {what}") as step:
-            transaction.record.changes = applying.go(step.say)
-            transaction.record.operations = [operation.name for operation in changing]
-
-    return transaction.run(change if changing else None, gate=not options.bootstrap)
-
-
-def rollback(
-    project: Project, host: DescribedHost, to: str | None, steps: Steps, logs: Path
-) -> Record:
-    """Bring a host back to the state of an earlier deployment.
-
-    Raises DeployError where that is not possible (nothing is changed then), RollbackFailed.
-    """
-    change = _new(project, host, "all", "rollback")
-    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
-        with steps.step(f"{host.name}: connection"):
-            connection.install_tool()
-        transaction = Transaction(connection, host, change, steps, log_file)
-        with transaction.locked("rollback"):
-            records = records_of(connection)
-            state = rollback_state(records, to)
-            backup = backup_of(state, records)
-            assert backup is not None
-            _require_sound(connection, backup, state, records)
-
-            def change_back() -> None:
-                with steps.step(f"{host.name}: back to {state}"):
-                    transaction.restore(backup)
-                    transaction.record.state = state
-                    transaction.record.changes = 1
-
-            return transaction.run(change_back, gate=True)
-
-
-def _require_sound(
-    connection: HostConnection, backup: str, state: str, records: list[Record]
-) -> None:
-    try:
-        connection.tool("backup", "verify", "--id", backup, timeout_seconds=BACKUP_SECONDS)
-    except HostRefused as error:
-        other = next_state(records, state)
-        hint = f"./inv rollback --to {other}" if other else "no older one has a backup"
-        raise HostRefused(f"cannot go back to {state}: {error.message}", hint) from error
-
-
-def back_up(project: Project, host: DescribedHost, steps: Steps, logs: Path) -> Record:
-    """A backup by hand, outside any deployment."""
-    change = _new(project, host, "all", "backup")
-    with _kept_log(logs, change.id) as log_file, connected(host) as connection:
-        connection.install_tool()
-        transaction = Transaction(connection, host, change, steps, log_file)
-        with transaction.locked("backup"):
-            return transaction.run(lambda: None, gate=False)
-
-
-def unlock(host: DescribedHost) -> dict[str, Any]:
-    """Break the host's lock, whoever holds it; what was broken."""
-    with connected(host) as connection:
-        connection.install_tool()
-        return connection.tool("lock", "break")
 
 
 class Transaction:
@@ -226,7 +100,7 @@ class Transaction:
             if gate:
                 self._gate()
             self._write("succeeded")
-        except (Error, OSError, KeyboardInterrupt) as error:
+        except BaseException as error:  # Ctrl-C is a failure like any other
             self._fail(error)
         if change is not None:
             self._tidy()
@@ -320,7 +194,7 @@ class Transaction:
             self.record = own
         died.undone, died.gate = {**died.undone, "gate": died.gate}, None
         died.reason = f"its operator's process ended; recovered by {self.record.id}"
-        died.finished_at = _now()
+        died.finished_at = utc_now()
         self._put(died)
 
     def _take_back(self, died: Record) -> None:
@@ -341,7 +215,7 @@ class Transaction:
 
     def _write(self, status: Status) -> None:
         self.record.status = status
-        self.record.finished_at = None if status == "running" else _now()
+        self.record.finished_at = None if status == "running" else utc_now()
         self._put(self.record)
 
     def _put(self, record: Record) -> None:
@@ -371,25 +245,5 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before[1])
 
 
-def _new(project: Project, host: DescribedHost, target: str, kind: Any) -> Record:
-    deployment_id = new_deployment_id(project.root)
-    return Record(
-        id=deployment_id,
-        kind=kind,
-        target=target,
-        host=host.name,
-        started_at=_now(),
-        who=f"{getpass.getuser()}@{socket.gethostname()}",
-        commit=deployment_id.partition("-")[2],
-    )
-
-
-@contextmanager
-def _kept_log(logs: Path, deployment_id: str) -> Iterator[IO[str]]:
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"deployment-{deployment_id}.log").open("a") as file:
-        yield file
-
-
-def _now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(timezone.utc)

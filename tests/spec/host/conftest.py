@@ -58,7 +58,7 @@ def site(host: Host) -> Site:
         network=IPv4Interface(known["bridge"]["address"]),
         slots=tuple(known["slots"]),
         resolvers=tuple(known["resolvers"]),
-        public_resolvers=known["publicResolvers"],
+        public_resolvers=not known["translatesNames"],
         port=known["controllerPort"],
         units=tuple(known["units"]),
     )

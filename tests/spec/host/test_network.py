@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -89,6 +89,9 @@ class TestSlots:
             outside = f"{site.address(number)}/{site.network.network.prefixlen}"
             assert ipv4_addresses(links["tap0"]) == ["172.16.0.1/30"]
             assert ipv4_addresses(links["uplink"]) == [outside]
+            # Its neighbours remember it over a restart of the slot.
+            fixed = "02:00:" + IPv4Address(site.address(number)).packed.hex(":")
+            assert links["uplink"]["address"] == fixed
 
     def test_way_out(self, site: Site, slots: dict[int, dict[str, Any]]) -> None:
         for number, slot in slots.items():
