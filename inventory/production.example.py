@@ -1,7 +1,8 @@
 """A real host. Copy this to inventory/production.py, which git does not keep, and adapt it.
 
 Keys come from the SSH agent or ~/.ssh/config. The user needs sudo without a password; root
-does not log in.
+does not log in, and after the first deployment nobody does by password. What is not said here
+has a default; docs/hosts.md has them all. Paths that are not absolute begin in the checkout.
 """
 
 from __future__ import annotations
@@ -12,18 +13,26 @@ browser_hosts = [
         {
             "ssh_user": "deploy",
             "ssh_known_hosts_file": "~/.ssh/known_hosts",
-            # How many VMs at once: about 2 GiB of memory and one core for each.
+            # How many VMs there is room for. The one that ./inv up starts has 2 GiB of memory
+            # and two virtual CPUs.
             "slots": 16,
-            # Whom the VMs ask for names. Private ones are let through the firewall on port 53.
+            # Whom the VMs ask for names. The image asks these two by itself; if others are named,
+            # its questions are translated to the first of them, which may be private.
             "resolvers": ["8.8.8.8", "8.8.4.4"],
+            # Whom the host's own cache of names asks, and the host's address among its VMs.
+            # "upstream_resolvers": ["8.8.8.8", "8.8.4.4"],
+            # "bridge_address": "192.168.100.1/24",
             # Private networks that VMs may reach all the same; none unless named.
             "reachable": [],
-            # A proxy that speaks TLS sits in front, so the controller listens here only.
+            # A proxy that speaks TLS sits in front, so the controller listens here only: it
+            # does not ask who somebody is. Without this it listens at every address.
             "controller_listen": "127.0.0.1:4000",
             "controller": {"log_level": "info", "drain_seconds": 20},
             # Files on the operator's machine; the controller gets them as systemd credentials.
+            # A plan shows a changed one in clear text, and the deployment's log keeps it.
             # "secrets": {"jwt-secret": "secrets/jwt-secret"},
-            # Programs of a Firecracker release, checked before they are sent.
+            # Programs of a Firecracker release, checked before they are sent. Nothing runs them
+            # yet.
             # "firecracker": {
             #     "file": "vendor/firecracker", "sha256": "…",
             #     "jailer_file": "vendor/jailer", "jailer_sha256": "…",
@@ -31,7 +40,8 @@ browser_hosts = [
             # An image other than the golden one of the operator's machine.
             # "image": "<64 hexadecimal digits>",
             "journal_max_mib": 2048,
-            # How long the host waits for the operator to come back after a network change.
+            # How long the host waits for the operator to come back after a change of network,
+            # firewall or SSH, before it takes the change back.
             "deadman_seconds": 90,
         },
     ),

@@ -145,8 +145,8 @@ class TestFirstDeployment:
         assert first.gate["ok"], first.gate
 
     def test_its_backup_is_sound(self, deployed: DeployedHost) -> None:
-        first = deployed.records()[-1]
-        deployed.inside(f"{TOOL} backup verify --id {first.id}")
+        newest = next(record for record in deployed.records() if record.backup)
+        deployed.inside(f"{TOOL} backup verify --id {newest.id}")
 
     def test_gate_and_specs_pass(self, deployed: DeployedHost) -> None:
         assert deployed.gate()["ok"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -68,13 +69,20 @@ def call(
     headers: dict[str, str] | None = None,
     content: bytes | AsyncIterator[bytes] = b"",
 ) -> httpx.Response:
+    before = set(threading.enumerate())
+
     async def talk() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            return await client.request(method, path, headers=headers, content=content)
+            answer = await client.request(method, path, headers=headers, content=content)
+        # A connection that failed ends in its thread, which tells this loop so.
+        for thread in set(threading.enumerate()) - before:
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join)
+        return answer
 
     return asyncio.run(talk())
 

@@ -213,7 +213,7 @@ class TestUnits:
                 },
             ),
             ({}, {"reachable": ["10.0.0.0/24"]}, {"polydev-firewall.service"}),
-            ({}, {"resolvers": ["1.1.1.1"]}, set()),
+            ({}, {"resolvers": ["1.1.1.1"]}, {"microvm-slot@.service"}),
             (
                 {},
                 {"resolvers": ["10.0.0.53"]},

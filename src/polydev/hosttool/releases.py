@@ -80,7 +80,7 @@ def migrate(release: str, user: str, root: Path = ROOT) -> dict[str, object]:
     argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     argv += ["--no-new-privs", "--reset-env", str(program), "migrate", "--config", str(CONFIG)]
     try:
-        _run(argv)
+        _run(argv, umask=0o077)
     except HostError as error:
         raise HostError(
             "migration-failed", f"release {release} cannot migrate the database: {error.message}"
@@ -100,10 +100,10 @@ def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
     return {"removed": gone}
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], umask: int = 0o022) -> None:
     import subprocess
 
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=umask)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise HostError("release-failed", f"{argv[0]} exited with {done.returncode}: {said}")
