@@ -410,7 +410,7 @@ def lab_list(context: Context, json: bool = False) -> None:
     """The labs that run."""
     from polydev.lab import labs
 
-    found = labs(Settings.from_environment())
+    found = [lab for lab in labs(Settings.from_environment()) if lab.running()]
     answer(
         [_lab_fields(lab) for lab in found],
         as_json=json,
@@ -452,10 +452,12 @@ def _host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
     from polydev.release.applying import Project, describe
 
     project = Project(ROOT, Path(inventory).resolve())
-    hosts = [each for each in describe(project) if host in ("", each.name)]
+    described = describe(project)
+    hosts = [each for each in described if host in ("", each.name)]
     if len(hosts) != 1:
-        known = ", ".join(each.name for each in hosts) or "none of that name"
-        raise ConfigError(f"{inventory}: which host? {known}", "name it with --host")
+        known = ", ".join(each.name for each in described)
+        what = f"no host {host}" if host else "several hosts"
+        raise ConfigError(f"{inventory}: {what}", f"name one with --host: {known}")
     return project, hosts[0]
 
 
@@ -614,7 +616,9 @@ def unlock(
 
     _, described = _host(inventory, host)
     broken = changes.unlock(described)
-    answer(broken, as_json=json, text=f"{described.name}: {broken}")
+    lock = broken["broken"]
+    text = f"lock {lock['id']} of {lock['owner']} is broken" if lock else "nobody held the lock"
+    answer(broken, as_json=json, text=f"{described.name}: {text}")
 
 
 @task(help={"fix": "let ruff mend and format what it can first"})

@@ -30,7 +30,7 @@ from polydev.deploys.operations import (
     kernel_value,
     live_firewall,
     only_units,
-    program,
+    opaque_file,
     unit,
 )
 from polydev.ssh import SshTarget
@@ -272,7 +272,7 @@ class TestProgram:
 
     def run(self, faked: Faked, *, digest: str, stat: str) -> list[str]:
         host = faked({"sha256sum": [f"{digest}  /bin/x"], "stat": [stat]})
-        return host.commands(program, path="/bin/x", data=self.DATA)
+        return host.commands(opaque_file, path="/bin/x", data=self.DATA)
 
     def test_the_same_one_stays(self, faked: Faked) -> None:
         assert self.run(faked, digest=self.SUM, stat=stat_line()) == []
@@ -290,7 +290,7 @@ class TestProgram:
         assert found == ["chown root:root /bin/x && chmod 755 /bin/x"]
 
     def test_a_missing_one_is_sent(self, faked: Faked) -> None:
-        found = faked().commands(program, path="/bin/x", data=self.DATA)
+        found = faked().commands(opaque_file, path="/bin/x", data=self.DATA)
         assert found[0] == "upload /bin/x.new"
 
 

@@ -48,7 +48,7 @@ def there(root: Path) -> list[str]:
 class TestPrune:
     def test_the_newest_stay(self, root: Path, paths: Paths) -> None:
         install(root, *IDS, current=IDS[5])
-        assert prune(2, paths, root) == {"removed": IDS[:4]}
+        assert prune(2, paths, root) == {"removed": IDS[:4], "wheels": []}
         assert there(root) == IDS[4:]
 
     def test_the_current_one_stays_however_old(self, root: Path, paths: Paths) -> None:
@@ -72,10 +72,23 @@ class TestPrune:
 
     def test_nothing_to_do(self, root: Path, paths: Paths) -> None:
         install(root, *IDS[:2], current=IDS[1])
-        assert prune(5, paths, root) == {"removed": []}
+        assert prune(5, paths, root) == {"removed": [], "wheels": []}
+
+    def test_wheels_that_no_release_is_made_of_go(self, root: Path, paths: Paths) -> None:
+        install(root, *IDS[:1], current=IDS[0])
+        pins = "typing-extensions==4.1 --hash=sha256:0\nours==1.0+ab --hash=sha256:0\n"
+        (root / "releases" / IDS[0] / "requirements.txt").write_text(pins)
+        wheels = root / "wheels"
+        wheels.mkdir()
+        stay = ["ours-1.0+ab-py3-none-any.whl", "typing_extensions-4.1-py3-none-any.whl"]
+        gone = ["ours-1.0+cd-py3-none-any.whl", "typing_extensions-4.0-py3-none-any.whl"]
+        for name in (*stay, *gone):
+            (wheels / name).touch()
+        assert prune(5, paths, root) == {"removed": [], "wheels": gone}
+        assert sorted(path.name for path in wheels.iterdir()) == stay
 
     def test_before_the_first(self, root: Path, paths: Paths) -> None:
-        assert prune(5, paths, root) == {"removed": []}
+        assert prune(5, paths, root) == {"removed": [], "wheels": []}
 
 
 @pytest.fixture
@@ -123,7 +136,7 @@ class Pip:
         self.fails_at = fails_at
         self.ran: list[list[str]] = []
 
-    def __call__(self, argv: list[str]) -> None:
+    def __call__(self, argv: list[str], umask: int = 0o022) -> None:
         self.ran.append(argv)
         if self.fails_at and self.fails_at in argv:
             raise HostError("release-failed", f"{argv[0]} exited with 1: no room")

@@ -442,8 +442,10 @@ class TestFailure:
             raise Unreachable("no route")
 
         error = self.raised(bench, change)
-        assert isinstance(error, RollbackFailed)
+        assert isinstance(error, LockHeld)
+        assert "no route" in error.message
         assert "ben deploys" in error.message
+        assert bench.host.record().status == "running"
         assert not [call for call in bench.host.calls if call.startswith("restore")]
 
     def test_a_success_that_cannot_be_recorded_is_none(self, make: Make) -> None:

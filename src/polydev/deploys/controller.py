@@ -11,7 +11,6 @@ import yaml
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
-from pyinfra.operations import files
 
 from polydev.deploys.accounts import CONTROLLER_USER
 from polydev.deploys.bundle import make_bundle, source_digest
@@ -22,6 +21,7 @@ from polydev.deploys.operations import (
     PlacedFile,
     directory,
     done_here,
+    opaque_file,
     text_file,
     told,
     touched_words,
@@ -124,7 +124,7 @@ def _secrets(site: HostData) -> list[PlacedFile]:
         if not file.is_file():
             raise ConfigError(f"inventory: secrets.{name}: no such file: {file}")
         path = f"{SECRETS}/{name}"
-        files.put(name=path, src=str(file), dest=path, mode="600", user="root", group="root")
+        opaque_file(name=path, path=path, data=file.read_bytes(), mode=600)
         placed.append(PlacedFile(path, file.read_text()))
     return placed
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import program
+from polydev.deploys.operations import opaque_file
 from polydev.deploys.typed import concern
 from polydev.errors import ConfigError
 
@@ -36,4 +36,4 @@ def hypervisor(site: HostData) -> None:
     ):
         data = checked_bytes(file, sha256)
         path = f"/usr/local/bin/{name}"
-        program(name=path, path=path, data=data)
+        opaque_file(name=path, path=path, data=data)

@@ -80,28 +80,30 @@ def text_file(
 
 
 @operation
-def program(path: str, data: bytes) -> Commands:
-    """A program's file, put in its place by one rename.
+def opaque_file(path: str, data: bytes, mode: int = 755) -> Commands:
+    """A file of root's that nobody is shown, put in its place by one rename: programs, secrets.
 
-    Not files.put: its differences are for text, and fail on anything else.
+    Not files.put: it tells differences line by line, which a secret must not be, and fails on
+    what is no text.
     """
     name = shlex.quote(path)
     digest = hashlib.sha256(data).hexdigest()
     there = host.get_fact(Sha256File, path=path)
     held: dict[str, Any] = dict(host.get_fact(File, path=path) or {})
-    if there == digest and (held.get("mode"), held.get("user")) == (755, "root"):
+    if there == digest and (held.get("mode"), held.get("user")) == (mode, "root"):
         host.noop(f"{path} is the same")
         return
-    told(f"- {path}: {str(there)[:12]}, mode {held.get('mode')}, {held.get('user')}")
-    told(f"+ {path}: {digest[:12]}, mode 755, root")
+    other = "the same content" if there == digest else "other content" if there else "not there"
+    told(f"- {path}: {other}, mode {held.get('mode')}, {held.get('user')}")
+    told(f"+ {path}: mode {mode}, root")
     if there != digest:
         fresh = f"{path}.new"
         temporary = host.get_temp_filename(fresh)
         yield FileUploadCommand(io.BytesIO(data), fresh, remote_temp_filename=temporary)
-        yield StringCommand(f"chown root:root {name}.new && chmod 755 {name}.new")
+        yield StringCommand(f"chown root:root {name}.new && chmod {mode} {name}.new")
         yield StringCommand(f"mv {name}.new {name}")
     else:
-        yield StringCommand(f"chown root:root {name} && chmod 755 {name}")
+        yield StringCommand(f"chown root:root {name} && chmod {mode} {name}")
 
 
 def template(

@@ -51,7 +51,10 @@ def arm(reach: str, firewall: str, scope: str, seconds: int, deployment_id: str)
     if confirmed == reach and not touched:
         host.noop("the way to the host does not change")
         return
-    told(f"- way to the host {confirmed}\n+ way to the host {reach}")
+    if confirmed != reach:
+        told(f"- way to the host {confirmed}\n+ way to the host {reach}")
+    else:
+        told("- way to the host: the firewall was changed by hand")
     backup = f"/opt/polydev-ai/backups/{deployment_id}/backup.json"
     document = shlex.quote(scope)
     yield StringCommand(

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from polydev import hosttool
-from polydev.deploys.operations import TOOL, directory, program
+from polydev.deploys.operations import TOOL, directory, opaque_file
 from polydev.deploys.typed import concern
 from polydev.hosttool.pack import zipapp_bytes
 
@@ -15,7 +15,7 @@ from polydev.hosttool.pack import zipapp_bytes
 def host_tool() -> None:
     directory("/opt/polydev-ai")
     directory("/opt/polydev-ai/bin")
-    program(name=TOOL, path=TOOL, data=tool_bytes())
+    opaque_file(name=TOOL, path=TOOL, data=tool_bytes())
 
 
 @cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -97,7 +98,26 @@ def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
     gone = [name for name in names if name not in stay]
     for name in gone:
         remove(root / "releases" / name)
-    return {"removed": gone}
+    return {"removed": gone, "wheels": _prune_wheels(root)}
+
+
+def _prune_wheels(root: Path) -> list[str]:
+    """Remove the wheels that no release is made of."""
+    pins = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
+    texts = (path.read_text() for path in root.glob("releases/*/requirements.txt"))
+    needed = {(_plain(name), version) for text in texts for name, version in pins.findall(text)}
+    gone = []
+    for wheel in sorted((root / "wheels").glob("*.whl")):
+        # name-version-….whl, with _ for - in the name (PEP 427)
+        name, version, *_ = wheel.name.split("-")
+        if (_plain(name), version) not in needed:
+            wheel.unlink()
+            gone.append(wheel.name)
+    return gone
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _run(argv: list[str], umask: int = 0o022) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -71,12 +71,10 @@ def deploy(
             connection.install_tool()
         data = {**options.data, "target": options.target, "deployment_id": change.id}
         transaction = Transaction(connection, host, change, steps, log_file)
-        with (
-            transaction.locked("deploy"),
-            steps.step(f"{host.name}: plan") as step,
-            planned(project, host.name, data, log_file, plan_only=False) as applying,
-        ):
-            step.say(f"{len(applying.plan.changing)} changes")
+        with transaction.locked("deploy"), ExitStack() as stack:
+            with steps.step(f"{host.name}: plan"):
+                plan_process = planned(project, host.name, data, log_file, plan_only=False)
+                applying = stack.enter_context(plan_process)
             return _apply(transaction, applying, options, steps)
 
 
@@ -87,9 +85,14 @@ def _apply(
 
     def change() -> None:
         what = f"{len(changing)} of {len(all_of_them)} operations"
+        transaction.record.operations = [operation.name for operation in changing]
         with steps.step(f"{transaction.host.name}: {what}") as step:
-            transaction.record.changes = applying.go(step.say)
-            transaction.record.operations = [operation.name for operation in changing]
+
+            def say(operation: str, fraction: float | None) -> None:
+                transaction.require_lock()
+                step.say(operation, fraction)
+
+            transaction.record.changes = applying.go(say)
 
     return transaction.run(change if changing else None, gate=not options.bootstrap)
 

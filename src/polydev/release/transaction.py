@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import IO, Any
 
-from polydev.errors import DeployError, Error, HealthGateFailed, RollbackFailed
+from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.progress import Steps
 from polydev.release.applying import DescribedHost
 from polydev.release.connection import (
@@ -87,6 +87,14 @@ class Transaction:
     def _new_lock(self, purpose: str) -> DeploymentLock:
         return DeploymentLock(self.host.target, self.record.id, self.record.who, purpose)
 
+    def require_lock(self) -> None:
+        """Raises DeployError where the lock is not ours any more: somebody broke it."""
+        if not self._lock.is_held:
+            raise DeployError(
+                f"{self.host.name}: the lock was taken away, or its connection was lost",
+                "./inv deployments shows who is at work there",
+            )
+
     def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
         """Back up, change, gate, record; on any failure the way back. None changes nothing."""
         try:
@@ -139,7 +147,7 @@ class Transaction:
 
     def _fail(self, error: BaseException) -> None:
         """Undo what was changed, record both, and raise what was wrong in the first place."""
-        reason = error.message if isinstance(error, Error) else repr(error)
+        reason = _words(error)
         hint = error.hint if isinstance(error, Error) else None
         self.record.reason = reason
         self._log({"event": "failed", "reason": reason})
@@ -170,8 +178,12 @@ class Transaction:
             self._gate()
             self.record.undone = {"restored": restored, "gate": self.record.gate}
             self.record.gate = failed_gate
+        except LockHeld as held:
+            # Whoever has the host now found this one dead.
+            words = f"{self.record.reason}\n{held.message}, and finishes what this one left"
+            raise LockHeld(f"{self.record.kind} {self.record.id} failed: {words}") from held
         except (Error, OSError) as error:
-            words = error.message if isinstance(error, Error) else str(error)
+            words = _words(error)
             self.record.undone = {"failed": words}
             return "rollback-failed", words
         return "rolled-back", f"the host is back at {self.record.previous or 'nothing of ours'}"
@@ -226,6 +238,12 @@ class Transaction:
     def _log(self, event: Mapping[str, Any]) -> None:
         self.log_file.write(json.dumps(event) + "\n")
         self.log_file.flush()
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, Error):
+        return error.message
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
 
 
 @contextmanager
