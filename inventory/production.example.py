@@ -29,7 +29,6 @@ browser_hosts = [
             "controller_listen": "127.0.0.1:4000",
             "controller": {"log_level": "info", "drain_seconds": 20},
             # Files on the operator's machine; the controller gets them as systemd credentials.
-            # A plan shows a changed one in clear text, and the deployment's log keeps it.
             # "secrets": {"jwt-secret": "secrets/jwt-secret"},
             # Programs of a Firecracker release, checked before they are sent. Nothing runs them
             # yet.

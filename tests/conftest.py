@@ -7,6 +7,7 @@ Images and boots are dear: each is made once and shared.
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,12 @@ ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 SPECS = TESTS / "spec" / "image"
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
+
+
+def pytest_configure() -> None:
+    # Where the tests run as a background job, SIGINT is ignored, and so it would be by every
+    # process that they start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -306,6 +306,28 @@ class TestRestart:
         assert deployed.listing() == before
         require_passed(run_specs(deployed))
         assert deployed.plan().changing == []
+
+
+class TestSecrets:
+    def test_the_service_has_it_and_nobody_is_shown_it(
+        self, deployed: DeployedHost, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "jwt-secret"
+        secret.write_text("correct horse battery staple")
+        other = replace(deployed, data={"secrets": {"jwt-secret": str(secret)}})
+        changes = [(operation.name, operation.diff) for operation in other.plan().changing]
+        record = other.deploy()
+        path = "/etc/master-controller/secrets/jwt-secret"
+        assert deployed.inside(f"stat -c '%a %U' {path}") == "600 root"
+        credential = "/run/credentials/master-controller.service/jwt-secret"
+        assert deployed.inside(f"cat {credential}") == secret.read_text()
+        told = f"{changes} {(deployed.logs / f'deployment-{record.id}.log').read_text()}"
+        assert "jwt-secret" in told
+        assert "horse" not in told
+
+        deployed.deploy()
+        assert deployed.inside(f"ls {path} 2>&1; true").endswith("No such file or directory")
+        assert not deployed.plan().changing
 
 
 class TestWrongInventory:

@@ -21,6 +21,7 @@ from polydev.deploys.operations import (
     PlacedFile,
     directory,
     done_here,
+    only_files,
     opaque_file,
     text_file,
     told,
@@ -119,6 +120,7 @@ def handover(
 
 def _secrets(site: HostData) -> list[PlacedFile]:
     directory(SECRETS, mode="700")
+    only_files(name="secrets without use", folder=SECRETS, wanted=list(site.secrets))
     placed = []
     for name, file in sorted(site.secrets.items()):
         if not file.is_file():

@@ -76,6 +76,20 @@ class ActiveUnits(FactBase[list[str]]):
         return sorted(line.split()[0] for line in output if line.strip())
 
 
+class Names(FactBase[list[str]]):
+    """Names of what lies in a folder; none where there is no such folder."""
+
+    def command(self, folder: str) -> str:
+        return f"ls -1A {shlex.quote(folder)} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return sorted(output)
+
+
 class JsonFact(FactBase[dict[str, Any]]):
     """A fact that is a JSON object, {} where there is none."""
 

@@ -16,7 +16,7 @@ from pyinfra.context import host, state
 from pyinfra.facts.files import Directory, File, Sha256File
 from pyinfra.operations import files
 
-from polydev.deploys.facts import ActiveUnits, Firewall, SysctlValue, Unit, UnitState
+from polydev.deploys.facts import ActiveUnits, Firewall, Names, SysctlValue, Unit, UnitState
 from polydev.deploys.render import render, render_unit
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
@@ -208,6 +208,17 @@ def only_units(pattern: str, wanted: list[str]) -> Commands:
     told("\n".join(f"- {name}: active" for name in extra))
     for name in extra:
         yield StringCommand(f"systemctl stop {shlex.quote(name)}")
+
+
+@operation
+def only_files(folder: str, wanted: list[str]) -> Commands:
+    """No file lies in the folder but the wanted ones."""
+    there: list[str] = host.get_fact(Names, folder=folder)
+    extra = [f"{folder}/{name}" for name in sorted(set(there) - set(wanted))]
+    for path in extra:
+        told(f"- {path}")
+    for path in extra:
+        yield StringCommand(f"rm {shlex.quote(path)}")
 
 
 @operation

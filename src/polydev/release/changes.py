@@ -91,6 +91,8 @@ def _apply(
             def say(operation: str, fraction: float | None) -> None:
                 transaction.require_lock()
                 step.say(operation, fraction)
+                if operation in transaction.record.operations and not steps.console.is_terminal:
+                    steps.note(f"  {operation}")
 
             transaction.record.changes = applying.go(say)
 
