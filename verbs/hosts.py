@@ -1,0 +1,192 @@
+"""Deploy to hosts, look at them, go back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge
+from polydev.errors import ConfigError
+from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
+
+if TYPE_CHECKING:
+    from polydev.release.applying import DescribedHost, Plan, Project
+    from polydev.release.records import Record
+
+TARGETS = ("all", "master-controller", "vm-agent")
+
+
+def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
+    from polydev.release.applying import Project, describe
+
+    project = Project(ROOT, Path(inventory).resolve())
+    described = describe(project)
+    hosts = [each for each in described if host in ("", each.name)]
+    if len(hosts) != 1:
+        known = ", ".join(each.name for each in described)
+        what = f"no host {host}" if host else "several hosts"
+        raise ConfigError(f"{inventory}: {what}", f"name one with --host: {known}")
+    return project, hosts[0]
+
+
+def _record_fields(record: Record) -> dict[str, Any]:
+    return record.model_dump(mode="json", by_alias=True)
+
+
+@task(
+    help={
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "target": "all, master-controller or vm-agent (the golden image that has it)",
+        "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
+        "plan": "only say what would change",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def deploy(
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    target: str = "all",
+    bootstrap: bool = False,
+    plan: bool = False,
+    json: bool = False,
+) -> None:
+    """Deploy to a host; whatever fails, it goes back to what it was."""
+    from polydev.progress import Steps
+    from polydev.release import changes
+
+    if target not in TARGETS:
+        raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
+    project, described = described_host(inventory, host)
+    options = changes.DeployOptions(target=target, bootstrap=bootstrap)
+    if plan:
+        found = changes.plan(project, described, options)
+        answer(_plan_fields(found), as_json=json, text=_plan_text(found))
+        return
+    record = changes.deploy(project, described, options, Steps(), LOGS)
+    answer(
+        _record_fields(record),
+        as_json=json,
+        text=f"deployment {record.id} of {record.host} succeeded: {record.changes} changes",
+    )
+
+
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    changing = [
+        {"name": operation.name, "diff": list(operation.diff)} for operation in plan.changing
+    ]
+    return {"changes": len(changing), "operations": changing}
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = []
+    for operation in plan.changing:
+        lines += [operation.name, *(f"    {line}" for line in operation.diff)]
+    return "\n".join([*lines, f"{len(plan.changing)} of {len(plan.operations)} would change"])
+
+
+@task(
+    help={
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "to": "id of a deployment that succeeded (default: the one before the current)",
+        "json": JSON_HELP,
+    }
+)
+@edge
+def rollback(
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    to: str = "",
+    json: bool = False,
+) -> None:
+    """Bring a host back to the state of an earlier deployment, its database too."""
+    from polydev.progress import Steps
+    from polydev.release import changes
+
+    project, described = described_host(inventory, host)
+    record = changes.rollback(project, described, to or None, Steps(), LOGS)
+    answer(
+        _record_fields(record),
+        as_json=json,
+        text=f"{record.host} is back at deployment {record.state}",
+    )
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def backup(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Back up a host's configuration, database, release and golden link now."""
+    from polydev.progress import Steps
+    from polydev.release import changes
+
+    project, described = described_host(inventory, host)
+    record = changes.back_up(project, described, Steps(), LOGS)
+    answer(_record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def deployments(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """What was deployed to a host, newest first, and how it ended."""
+    from polydev.release import changes
+    from polydev.release.records import current_state, newest_first
+    from polydev.release.transaction import records_of
+
+    _, described = described_host(inventory, host)
+    with changes.connected(described) as connection:
+        records = newest_first(records_of(connection))
+    current = current_state(records)
+    lines = [
+        f"{'*' if record.id == current else ' '} {record.id:<32} {record.kind:<9}"
+        f"{record.status:<16}{record.changes:>4} changes  {record.reason or ''}".rstrip()
+        for record in records
+    ]
+    answer(
+        [_record_fields(record) for record in records],
+        as_json=json,
+        text="\n".join(lines) or f"nothing was deployed to {described.name}: ./inv deploy",
+    )
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def drift(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """What on a host is not as declared: exit status 2 and each difference, or 0."""
+    from polydev.release import changes
+
+    project, described = described_host(inventory, host)
+    found = changes.plan(project, described, changes.DeployOptions())
+    answer(
+        _plan_fields(found),
+        as_json=json,
+        text=_plan_text(found) if found.changing else f"{described.name} is as declared",
+    )
+    raise SystemExit(2 if found.changing else 0)
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def unlock(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Break a host's deployment lock; the next deployment finishes what its holder left."""
+    from polydev.release import changes
+
+    _, described = described_host(inventory, host)
+    broken = changes.unlock(described)
+    lock = broken["broken"]
+    text = f"lock {lock['id']} of {lock['owner']} is broken" if lock else "nobody held the lock"
+    answer(broken, as_json=json, text=f"{described.name}: {text}")

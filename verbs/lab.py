@@ -1,0 +1,99 @@
+"""lab.*: throw-away hosts on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge
+from polydev.errors import ConfigError
+from polydev.settings import Settings
+from verbs.places import JSON_HELP, LAB_HELP, lab_name
+
+if TYPE_CHECKING:
+    from polydev.lab import Lab
+
+
+@task(help={"name": LAB_HELP, "json": JSON_HELP})
+@edge
+def up(context: Context, name: str = "", json: bool = False) -> None:
+    """Start a lab: a throw-away Debian host in a container, reached over SSH."""
+    from polydev.lab import up
+    from polydev.progress import Steps
+
+    made = up(name or lab_name(), Settings.from_environment(), Steps())
+    choice = "" if made.name == "dev" else f"POLYDEV_LAB={made.name} "
+    answer(
+        _lab_fields(made),
+        as_json=json,
+        text=f"lab {made.name} runs at {made.address}\n"
+        f"  {choice}./inv deploy\n  {choice}./inv lab.shell",
+    )
+
+
+def _lab_fields(lab: Lab) -> dict[str, Any]:
+    return {
+        "name": lab.name,
+        "address": lab.address,
+        "sshPort": lab.ssh_port,
+        "user": lab.user,
+        "key": str(lab.key),
+        "knownHosts": str(lab.known_hosts),
+    }
+
+
+@task(help={"name": LAB_HELP, "json": JSON_HELP})
+@edge
+def down(context: Context, name: str = "", json: bool = False) -> None:
+    """End a lab and remove all that it wrote."""
+    from polydev.lab import down
+
+    ended = down(name or lab_name(), Settings.from_environment())
+    text = "ended" if ended else f"no lab {name or lab_name()}"
+    answer({"ended": ended}, as_json=json, text=text)
+
+
+@task(name="list", help={"json": JSON_HELP})
+@edge
+def list_labs(context: Context, json: bool = False) -> None:
+    """The labs that run."""
+    from polydev.lab import labs
+
+    found = [lab for lab in labs(Settings.from_environment()) if lab.running()]
+    answer(
+        [_lab_fields(lab) for lab in found],
+        as_json=json,
+        text="\n".join(f"{lab.name:<12}{lab.address}" for lab in found) or "none: ./inv lab.up",
+    )
+
+
+@task(help={"name": LAB_HELP})
+@edge
+def shell(context: Context, name: str = "") -> None:
+    """A root shell in a lab, past SSH."""
+    from polydev.lab import shell
+    from polydev.run import call
+
+    raise SystemExit(call(shell(_lab(name))))
+
+
+@task(help={"name": LAB_HELP})
+@edge
+def logs(context: Context, name: str = "") -> None:
+    """What a lab's journal and console say."""
+    from polydev.lab import logs
+
+    found = logs(_lab(name))
+    print(found.journal, found.console, sep="\n")
+
+
+def _lab(name: str) -> Lab:
+    from polydev.lab import find
+
+    wanted = name or lab_name()
+    lab = find(wanted, Settings.from_environment())
+    if lab is None:
+        raise ConfigError(f"no lab {wanted} runs", f"./inv lab.up --name {wanted}")
+    return lab
