@@ -84,6 +84,8 @@ def host(
 
 @pytest.fixture(scope="module")
 def first(host: DeployedHost) -> Timed:
+    """Of a host like any other: the packages that other labs fetched are not there."""
+    host.inside("rm -f /var/cache/apt/archives/*.deb")
     return timed(host)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from polydev.errors import DeployError
+from polydev.release import transaction
 from polydev.release.records import Record
 from polydev.run import Process, end_group, spawn
 from tests.hosts import ROOT, DeployedHost, variant
@@ -119,6 +120,12 @@ class Former:
 
     release: str
     listing: list[dict[str, object]]
+
+
+@pytest.fixture(autouse=True)
+def impatient_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not become well is not waited for as long as on a host far away."""
+    monkeypatch.setattr(transaction, "GATE_SECONDS", 15)
 
 
 @pytest.fixture
