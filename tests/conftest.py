@@ -6,7 +6,9 @@ Images and boots are dear: each is made once and shared.
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +90,17 @@ def bare_host(
     verified_image: ImageRecord,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[DeployedHost]:
-    """The bare host with what would be deployed to it."""
-    store.promote(verified_image.digest)
+    """The bare host with what would be deployed to it.
+
+    The image lies in a store of its own: in the tests' one others become golden meanwhile.
+    """
+    own = ImageStore(tmp_path_factory.mktemp("host-store"))
+    image = own.path(verified_image.digest)
+    shutil.copytree(store.path(verified_image.digest), image, copy_function=os.link)
+    own.promote(verified_image.digest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYDEV_LAB", host_lab.name)
-        patch.setenv("POLYDEV_STORE", str(settings.store))
+        patch.setenv("POLYDEV_STORE", str(own.root))
         patch.setenv("POLYDEV_CACHE", str(settings.cache))
         patch.setenv("POLYDEV_STATE", str(settings.state))
         project = Project(ROOT, ROOT / "inventory" / "lab.py")

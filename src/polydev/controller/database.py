@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import event, text
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -26,6 +31,25 @@ def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEG
     if engine.dialect.name == "sqlite":
         _set_up_sqlite(engine, begin)
     return engine
+
+
+def make_wal(url: str) -> None:
+    """Give a SQLite database its journal mode, which is kept in its file; make it if it is new.
+
+    SQLite waits for no lock when the mode changes, so of two at once the second would fail: they
+    queue on the folder. Other databases are left alone. Raises OSError, sqlite3.Error.
+    """
+    parts = make_url(url)
+    if parts.get_backend_name() != "sqlite" or not parts.database:
+        return
+    path = Path(parts.database)
+    queue = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        os.close(queue)
 
 
 def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:

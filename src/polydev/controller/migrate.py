@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from alembic import command
@@ -11,7 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller import migrations
-from polydev.controller.database import create_engine, schema_revision
+from polydev.controller.database import create_engine, make_wal, schema_revision
 from polydev.errors import Error
 
 MIGRATIONS = Path(migrations.__file__).parent
@@ -29,11 +30,12 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
     # The write lock from the start: of two that migrate at once, the second finds all done.
     engine = create_engine(database_url, begin="BEGIN IMMEDIATE")
     try:
+        make_wal(database_url)
         before = await schema_revision(engine)
         async with engine.connect() as connection:
             await connection.run_sync(_upgrade, folder)
         return before, await schema_revision(engine)
-    except (SQLAlchemyError, CommandError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
         raise MigrationError(
             f"the database could not be migrated: {_reason(error)}",
             "nothing was changed; correct the migration or the database, then migrate again",
