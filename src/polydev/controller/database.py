@@ -19,7 +19,6 @@ BUSY_TIMEOUT_MS = 5000
 # cut may lose the last commits but damages nothing.
 SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
 )
@@ -60,6 +59,10 @@ def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
         cursor = connection.cursor()
         for pragma in SQLITE_PRAGMAS:
             cursor.execute(pragma)
+        # Asked first: a change of the mode, even to what it is, waits for no other's lock.
+        cursor.execute("PRAGMA journal_mode")
+        if tuple(cursor.fetchone()) != ("wal",):
+            cursor.execute("PRAGMA journal_mode=WAL")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
