@@ -11,6 +11,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,8 @@ from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
 from polydev.lab import Lab, down, up
 from polydev.progress import Steps
-from polydev.release.applying import Project
 from polydev.settings import Settings
-from tests.hosts import DeployedHost
+from tests.hosts import DeployedHost, lab_host
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -98,13 +98,9 @@ def bare_host(
     image = own.path(verified_image.digest)
     shutil.copytree(store.path(verified_image.digest), image, copy_function=os.link)
     own.promote(verified_image.digest)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLYDEV_LAB", host_lab.name)
-        patch.setenv("POLYDEV_STORE", str(own.root))
-        patch.setenv("POLYDEV_CACHE", str(settings.cache))
-        patch.setenv("POLYDEV_STATE", str(settings.state))
-        project = Project(ROOT, ROOT / "inventory" / "lab.py")
-        yield DeployedHost(host_lab, project, tmp_path_factory.mktemp("logs"))
+    folders = replace(settings, store=own.root)
+    with lab_host(host_lab, folders, tmp_path_factory.mktemp("logs")) as host:
+        yield host
 
 
 @pytest.fixture(scope="session")

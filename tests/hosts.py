@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from polydev.lab import Lab, run_inside
 from polydev.progress import Steps
@@ -16,6 +19,7 @@ from polydev.release.applying import DescribedHost, Plan, Project, describe
 from polydev.release.changes import DeployOptions
 from polydev.release.records import Record, newest_first
 from polydev.release.transaction import records_of
+from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a deployment is made from.
@@ -73,6 +77,17 @@ class DeployedHost:
 
     def ssh_address(self) -> str:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
+
+
+@contextmanager
+def lab_host(lab: Lab, settings: Settings, logs: Path) -> Iterator[DeployedHost]:
+    """The checkout's own inventory, whose host is that lab while this lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDEV_LAB", lab.name)
+        patch.setenv("POLYDEV_STORE", str(settings.store))
+        patch.setenv("POLYDEV_CACHE", str(settings.cache))
+        patch.setenv("POLYDEV_STATE", str(settings.state))
+        yield DeployedHost(lab, Project(ROOT, ROOT / "inventory" / "lab.py"), logs)
 
 
 def variant(

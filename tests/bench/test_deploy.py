@@ -18,11 +18,10 @@ from polydev.image.record import Verification
 from polydev.image.store import ImageStore
 from polydev.lab import Lab, down, up
 from polydev.progress import Steps
-from polydev.release.applying import Project
 from polydev.release.records import Record
 from polydev.settings import Settings
-from tests.bench.conftest import ROOT, Ratios
-from tests.hosts import DeployedHost
+from tests.bench.conftest import Ratios
+from tests.hosts import DeployedHost, lab_host
 
 MB = 1e6
 # What a deployment asks for; that the image boots is measured elsewhere.
@@ -73,13 +72,8 @@ def host(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[DeployedHost]:
     lab, own = bare_lab
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLYDEV_LAB", lab.name)
-        patch.setenv("POLYDEV_STORE", str(own.store))
-        patch.setenv("POLYDEV_CACHE", str(own.cache))
-        patch.setenv("POLYDEV_STATE", str(own.state))
-        project = Project(ROOT, ROOT / "inventory" / "lab.py")
-        yield DeployedHost(lab, project, tmp_path_factory.mktemp("logs"))
+    with lab_host(lab, own, tmp_path_factory.mktemp("logs")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import images
+from polydev.hosttool import tree
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import golden_of
 from polydev.hosttool.images import (
@@ -217,5 +217,5 @@ class TestPrune:
 def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"x" * 100)
-    monkeypatch.setattr(images, "BLOCK_BYTES", 7)
-    assert images.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()
+    monkeypatch.setattr(tree, "CHUNK_BYTES", 7)
+    assert tree.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()

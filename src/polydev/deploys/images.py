@@ -15,11 +15,12 @@ from polydev.deploys.facts import ImageStore
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
+from polydev.hosttool import images as host_store
+from polydev.hosttool.images import GOLDEN
 from polydev.run import run
 from polydev.ssh import SshTarget
 
-STORE = "/var/lib/firecracker/snapshots/base"
-GOLDEN = "golden-rootfs.ext4"
+STORE = str(host_store.STORE)
 
 
 def wanted_image(site: HostData) -> str:

@@ -20,8 +20,9 @@ from polydev.deploys.facts import ActiveUnits, Firewall, Names, SysctlValue, Uni
 from polydev.deploys.render import render, render_unit
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
+from polydev.hosttool.paths import Paths
 
-TOOL = "/opt/polydev-ai/bin/polydev-host"
+TOOL = str(Paths().tool)
 UNITS = "/etc/systemd/system"
 
 

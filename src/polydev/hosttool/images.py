@@ -7,7 +7,6 @@ and the golden link, which names one of them and is replaced by one rename.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,11 +24,11 @@ from polydev.hosttool.durable import (
 )
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.tree import file_sha256
 
 STORE = Path("/var/lib/firecracker/snapshots/base")
 GOLDEN = "golden-rootfs.ext4"
 BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
-BLOCK_BYTES = 1 << 20
 
 
 def golden_number(store: Path) -> int | None:
@@ -52,14 +51,6 @@ def listing(store: Path = STORE) -> dict[str, object]:
     folders = [path for path in (store / "images").glob("*") if (path / "record.json").exists()]
     folders.sort(key=lambda path: path.stat().st_mtime)
     return {"images": [path.name for path in folders], "golden": golden_digest(store)}
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def add(digest: str, store: Path = STORE) -> dict[str, object]:

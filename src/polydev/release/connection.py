@@ -19,12 +19,13 @@ from typing import Any
 from polydev import hosttool
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
+from polydev.hosttool.paths import Paths
 from polydev.run import PIPE, Process, end_group, run, spawn, wait_or_end
 from polydev.ssh import SshTarget
 
 log = logging.getLogger(__name__)
 
-TOOL = "/opt/polydev-ai/bin/polydev-host"
+TOOL = str(Paths().tool)
 SSH_FAILED = 255
 ANSWER_SECONDS = 60.0
 LOCK_SECONDS = 120
