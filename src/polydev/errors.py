@@ -9,6 +9,18 @@
     │   ├── BootError           a VM did not get as far as it had to
     │   └── SpecError           a booted image does not keep its specs
     ├── VmError                 a virtual machine could not be started, asked or stopped
+    ├── SessionError            a session cannot be had, found or changed
+    │   ├── SessionNotFound     there is no such session
+    │   ├── SessionExpired      it is over, or its VM is gone
+    │   ├── UserNotFound        nobody has that id
+    │   ├── TooManySessions     the user has as many as are allowed
+    │   └── CapacityError       no slot is free
+    ├── AccessError             the caller may not
+    │   ├── NotAuthenticated    nobody knows who the caller is
+    │   └── NotAllowed          the caller is known, and this is not theirs to do
+    ├── AgentError              a VM's agent
+    │   ├── AgentUnreachable    does not answer
+    │   └── ProtocolError       answers something that it should not
     ├── LabError                a lab could not be started, reached or ended
     └── DeployError             a host could not be deployed to, or does not become as it should
         ├── LockHeld            another deployment is at work on the host
@@ -97,6 +109,54 @@ class SpecError(ImageError):
 
 class VmError(Error):
     code = "vm"
+
+
+class SessionError(Error):
+    code = "session"
+
+
+class SessionNotFound(SessionError):
+    code = "session-not-found"
+
+
+class SessionExpired(SessionError):
+    code = "session-expired"
+
+
+class UserNotFound(SessionError):
+    code = "user-not-found"
+
+
+class TooManySessions(SessionError):
+    code = "too-many-sessions"
+
+
+class CapacityError(SessionError):
+    code = "no-free-slot"
+
+
+class AccessError(Error):
+    code = "access"
+
+
+class NotAuthenticated(AccessError):
+    code = "not-authenticated"
+
+
+class NotAllowed(AccessError):
+    code = "not-allowed"
+
+
+class AgentError(Error):
+    code = "agent"
+
+
+class AgentUnreachable(AgentError):
+    code = "agent-unreachable"
+
+
+class ProtocolError(AgentError):
+    code = "agent-protocol"
 
 
 class LabError(Error):

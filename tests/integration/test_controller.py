@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.migrations import HEAD
 from polydev.run import Completed, run, spawn
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -404,7 +405,7 @@ def test_two_migrations_at_once(host: Host) -> None:
     both = [spawn(host.argv("migrate"), stdout=subprocess.PIPE) for _ in range(2)]
     told = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert all(json.loads(text)["after"] == "0001" for text in told)
+    assert all(json.loads(text)["after"] == HEAD for text in told)
     healthy = host.call("health")
     assert healthy.status == 0
     assert json.loads(healthy.stdout)["components"]["database"]["status"] == "healthy"

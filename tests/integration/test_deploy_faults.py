@@ -66,14 +66,14 @@ def failing_operation(root: Path) -> None:
 
 def failing_migration(root: Path) -> None:
     migrations = root / "src/polydev/controller/migrations"
-    (migrations / "versions/r0002_half.py").write_text(
+    (migrations / "versions/r0003_half.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\n"
-        'revision = "0002"\ndown_revision = "0001"\n\n\n'
+        'revision = "0003"\ndown_revision = "0002"\n\n\n'
         "def upgrade() -> None:\n"
         '    op.create_table("half", sa.Column("id", sa.Text, primary_key=True))\n'
         '    raise RuntimeError("half of the migration is done")\n'
     )
-    replaced(root, "src/polydev/controller/migrations/__init__.py", '"0001"', '"0002"')
+    replaced(root, "src/polydev/controller/migrations/__init__.py", '"0002"', '"0003"')
 
 
 def slow_operation(root: Path) -> None:

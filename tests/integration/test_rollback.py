@@ -31,8 +31,8 @@ NEW_MIGRATION = '''\
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -44,9 +44,9 @@ def with_new_controller(root: Path) -> None:
     """A release that differs, in its code and in what its database has to be."""
     package = root / "src/polydev/controller"
     migrations = package / "migrations"
-    (migrations / "versions/r0002_things.py").write_text(NEW_MIGRATION)
+    (migrations / "versions/r0003_things.py").write_text(NEW_MIGRATION)
     head = migrations / "__init__.py"
-    head.write_text(head.read_text().replace('HEAD = "0001"', 'HEAD = "0002"'))
+    head.write_text(head.read_text().replace('HEAD = "0002"', 'HEAD = "0003"'))
 
 
 def with_more_slots(root: Path) -> None:

@@ -24,13 +24,13 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "bad"
-down_revision = "0001"
+down_revision = "0002"
 
 
 def upgrade() -> None:
     op.create_table("half", sa.Column("id", sa.Integer, primary_key=True))
     op.add_column("users", sa.Column("mail", sa.String))
-    op.execute("INSERT INTO users VALUES ('1', 'nobody', '2026', '')")
+    op.execute("INSERT INTO users (id, role, created_at) VALUES ('1', 'nobody', '2026')")
 '''
 
 
@@ -110,7 +110,9 @@ def test_users_have_known_roles_only(url: str) -> None:
         engine = create_engine(url)
         try:
             async with engine.begin() as connection:
-                statement = text("INSERT INTO users VALUES (:role, :role, '2026-11-21')")
+                statement = text(
+                    "INSERT INTO users (id, role, created_at) VALUES (:role, :role, '2026')"
+                )
                 await connection.execute(statement, {"role": role})
         finally:
             await engine.dispose()

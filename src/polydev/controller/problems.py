@@ -12,11 +12,34 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from polydev.errors import Error, VmError
+from polydev.errors import (
+    AccessError,
+    AgentError,
+    CapacityError,
+    Error,
+    NotAllowed,
+    NotAuthenticated,
+    SessionError,
+    SessionExpired,
+    SessionNotFound,
+    TooManySessions,
+    UserNotFound,
+    VmError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 # The status of each kind of Error; of its base where a kind is not named.
 STATUSES: dict[type[Error], HTTPStatus] = {
+    SessionError: HTTPStatus.CONFLICT,
+    SessionNotFound: HTTPStatus.NOT_FOUND,
+    SessionExpired: HTTPStatus.GONE,
+    UserNotFound: HTTPStatus.NOT_FOUND,
+    TooManySessions: HTTPStatus.CONFLICT,
+    CapacityError: HTTPStatus.SERVICE_UNAVAILABLE,
+    AccessError: HTTPStatus.FORBIDDEN,
+    NotAuthenticated: HTTPStatus.UNAUTHORIZED,
+    NotAllowed: HTTPStatus.FORBIDDEN,
+    AgentError: HTTPStatus.BAD_GATEWAY,
     VmError: HTTPStatus.BAD_GATEWAY,
     Error: HTTPStatus.INTERNAL_SERVER_ERROR,
 }

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from polydev.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "POLYDEV_CONTROLLER_"
+TRUE_WORDS = ("1", "true", "yes", "on")
 
 
 class Credentials(PydanticBaseSettingsSource):
@@ -37,6 +39,87 @@ class Credentials(PydanticBaseSettingsSource):
             for name, field in self.settings_cls.model_fields.items()
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VmSizes(Group):
+    """What every VM of this host has. The cache of translated code is TCG's."""
+
+    cpus: int = Field(default=2, ge=1, le=64)
+    memory_mib: int = Field(default=2048, ge=128)
+    translation_cache_mib: int = Field(default=1024, ge=32)
+
+
+class BootDeadlines(Group):
+    """By when each stage must be reached, in seconds since the one before it."""
+
+    kernel: float = Field(default=60, gt=0)
+    init: float = Field(default=120, gt=0)
+    network: float = Field(default=120, gt=0)
+    services: float = Field(default=180, gt=0)
+    ready: float = Field(default=300, gt=0)
+
+
+class SessionLimits(Group):
+    """`idle_seconds` is the life that each heartbeat gives; no session outlives `max_seconds`.
+
+    A heartbeat is live for `heartbeat_live_seconds`.
+    """
+
+    per_user: int = Field(default=2, ge=1)
+    idle_seconds: float = Field(default=300, gt=0)
+    max_seconds: float = Field(default=4 * 3600, gt=0)
+    heartbeat_live_seconds: float = Field(default=30, gt=0)
+
+
+class VmChecks(Group):
+    """How a VM that is up is watched."""
+
+    every_seconds: float = Field(default=10, gt=0)
+    timeout_seconds: float = Field(default=10, gt=0)
+    failures: int = Field(default=3, ge=1)
+
+
+class RateLimits(Group):
+    """Requests that one caller may make, on average and at once; starts of sessions apart."""
+
+    requests_per_second: float = Field(default=50, gt=0)
+    burst: int = Field(default=200, ge=1)
+    starts_per_minute: float = Field(default=30, gt=0)
+    starts_burst: int = Field(default=10, ge=1)
+
+
+class Identity(Group):
+    """Whose JWTs are taken, besides those signed with `jwt_secret`."""
+
+    jwks_url: str | None = Field(default=None, pattern="^https?://")
+    audience: str | None = None
+    issuer: str | None = None
+    leeway_seconds: float = Field(default=10, ge=0)
+
+
+class Sampling(Group):
+    """The host's figures: how often they are taken, and kept whole and thinned out."""
+
+    every_seconds: float = Field(default=10, gt=0)
+    whole_seconds: float = Field(default=3600, gt=0)
+    thinned_every_seconds: float = Field(default=60, gt=0)
+    keep_seconds: float = Field(default=24 * 3600, gt=0)
+
+
+class AlertRules(Group):
+    """Percent at which an alert is raised, and how far below it must come to be cleared."""
+
+    warning_percent: float = Field(default=70, gt=0, le=100)
+    critical_percent: float = Field(default=90, gt=0, le=100)
+    hysteresis_percent: float = Field(default=5, ge=0)
+    for_seconds: float = Field(default=30, ge=0)
+    """How long a value must be above before it counts."""
+    failed_boots: int = Field(default=3, ge=1)
+    failed_boots_seconds: float = Field(default=900, gt=0)
 
 
 class Settings(BaseSettings):
@@ -64,9 +147,30 @@ class Settings(BaseSettings):
     drain_keep_alive_seconds: float = Field(default=2, ge=0.1)
     """The same, once the service is told to end."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    slots: tuple[Annotated[int, Field(ge=2, le=254)], ...] = ()
+    """The slots that the host has; without any, no session can be started."""
+    vm_network: IPv4Network = IPv4Network("192.168.100.0/24")
+    vm_root: Path = Path("/var/lib/microvm")
+    vm: VmSizes = VmSizes()
+    boot_deadline_seconds: BootDeadlines = BootDeadlines()
+    session: SessionLimits = SessionLimits()
+    vm_check: VmChecks = VmChecks()
+    keep_failed_seconds: int = Field(default=24 * 3600, ge=0)
+    """How long the logs of a VM that failed are kept."""
+    debug_preserve_vms: bool = Field(
+        default_factory=lambda: os.environ.get("DEBUG_PRESERVE_VMS", "").lower() in TRUE_WORDS
+    )
+    """Keep VMs that would be destroyed for failing; for debugging."""
+    rate: RateLimits = RateLimits()
+    identity: Identity = Identity()
+    samples: Sampling = Sampling()
+    alert: AlertRules = AlertRules()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     jwt_secret: SecretStr | None = None
+    """What HS256 tokens are signed with."""
+    alert_urls: SecretStr | None = None
+    """Apprise URLs to which alerts go, parted by blanks or lines; they hold secrets."""
 
     @classmethod
     def settings_customise_sources(

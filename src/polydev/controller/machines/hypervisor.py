@@ -1,0 +1,65 @@
+"""The one interface to whatever runs VMs. Every call may be repeated and then changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a VM is started with; the host's own settings say the rest (sizes, kernel, network)."""
+
+    vm_id: str
+    slot: int
+    image_digest: str
+    session_id: str | None
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """What runs in a slot. `vm_id` is whom the slot's files name, running or not.
+
+    detail  the service manager's words about an end: `exit-code 1`, `signal 9`, `oom-kill`
+    """
+
+    slot: int
+    activity: Activity
+    vm_id: str | None
+    pid: int | None = None
+    detail: str = ""
+
+    @property
+    def runs(self) -> bool:
+        return self.activity in ("activating", "active", "deactivating")
+
+
+class Hypervisor(Protocol):
+    """Raises VmError where the service manager or the file system refuses."""
+
+    async def start(self, launch: Launch) -> None:
+        """Start a VM in its slot and return once its process runs, not when it has booted."""
+
+    async def stop(self, slot: int) -> None:
+        """End what runs in the slot, whoever it is, and return once nothing of it runs."""
+
+    async def poll(self, slot: int) -> SlotState:
+        """What is true of the slot now."""
+
+    async def slots(self) -> dict[int, SlotState]:
+        """Every slot in which something runs, failed, or has left files."""
+
+    async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
+        """Remove a stopped VM's disk and sockets, and its logs unless they are to be kept."""
+
+    async def folders(self) -> set[tuple[int, str]]:
+        """Slot and id of every VM of which there are files."""
+
+    def console(self, slot: int, vm_id: str) -> Path:
+        """The file to which the VM's serial console goes; it may not exist (yet, or any more)."""
+
+    def qemu_log(self, slot: int, vm_id: str) -> Path:
+        """What the VM's own process said."""

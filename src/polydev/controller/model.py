@@ -1,0 +1,135 @@
+"""The nouns of the controller, as frozen values: a row of the database becomes one of these.
+
+Times are UTC with their zone. Names are those of the database; `api` says them in camel case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from ipaddress import IPv4Network
+from typing import Literal
+
+from polydev.controller.states import SessionState, VmState, is_live
+from polydev.vm.stages import Stage
+
+Role = Literal["admin", "operator", "user"]
+Provider = Literal["claude", "codex", "gemini"]
+Severity = Literal["warning", "critical"]
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def slot_address(network: IPv4Network, slot: int) -> str:
+    """The address by which a slot's VM is known outside; the only place that computes it."""
+    return str(network[slot])
+
+
+@dataclass(frozen=True)
+class User:
+    id: str
+    role: Role
+    name: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a user, and how that is known."""
+
+    user_id: str
+    role: Role
+    by: Literal["jwt", "token"]
+
+    @property
+    def sees_all(self) -> bool:
+        return self.role in ("admin", "operator")
+
+
+@dataclass(frozen=True)
+class Token:
+    """An operator's token, as it may be shown: the token itself is stored hashed only."""
+
+    id: str
+    user_id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A VM of a slot. It holds the slot, and with it `vm_ip`, until `released_at`.
+
+    stage       how far the boot has come; `stage_at` since when
+    timings     seconds from the start of the unit to each stage reached
+    reason      why it failed; with `failed_units` and `serial_tail` of that moment
+    failed_checks   health checks failed in a row
+    """
+
+    id: str
+    slot: int
+    vm_ip: str
+    state: VmState
+    stage: Stage
+    stage_at: datetime
+    image_digest: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ready_at: datetime | None = None
+    ended_at: datetime | None = None
+    released_at: datetime | None = None
+    reason: str | None = None
+    failed_units: tuple[str, ...] = ()
+    serial_tail: str | None = None
+    failed_checks: int = 0
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A user's use of a VM. `reason` says why it ended, where that was not the user's wish."""
+
+    id: str
+    user_id: str
+    provider: Provider
+    state: SessionState
+    vm_id: str
+    created_at: datetime
+    changed_at: datetime
+    expires_at: datetime
+    heartbeat_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return is_live(self.state)
+
+
+@dataclass(frozen=True)
+class SessionNews:
+    """One event of a session; `number` grows, so that a reader can go on where it was."""
+
+    number: int
+    session_id: str
+    at: datetime
+    kind: str
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Alert:
+    id: int
+    rule: str
+    subject: str
+    severity: Severity
+    message: str
+    value: float | None
+    raised_at: datetime
+    cleared_at: datetime | None

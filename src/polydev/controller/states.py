@@ -1,0 +1,69 @@
+"""The life of a session and of a VM, as pure code: what may follow what."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from polydev.errors import SessionExpired
+
+SessionState = Literal[
+    "vm_creating",
+    "vm_starting",
+    "vm_created",
+    "oauth_pending",
+    "authenticated",
+    "completed",
+    "failed",
+    "expired",
+    "terminated",
+]
+SessionEvent = Literal[
+    "vm_launched",
+    "vm_ready",
+    "oauth_started",
+    "oauth_done",
+    "complete",
+    "fail",
+    "expire",
+    "terminate",
+]
+VmState = Literal["creating", "starting", "ready", "stopping", "ended", "failed"]
+
+SESSION_STATES: tuple[SessionState, ...] = get_args(SessionState)
+SESSION_EVENTS: tuple[SessionEvent, ...] = get_args(SessionEvent)
+VM_STATES: tuple[VmState, ...] = get_args(VmState)
+
+SESSION_ENDS: frozenset[SessionState] = frozenset(("completed", "failed", "expired", "terminated"))
+LIVE_SESSION_STATES = tuple(state for state in SESSION_STATES if state not in SESSION_ENDS)
+# `stopping` still holds its slot, and so does whatever has not been released.
+LIVE_VM_STATES: tuple[VmState, ...] = ("creating", "starting", "ready")
+
+_STEPS: dict[tuple[SessionState, SessionEvent], SessionState] = {
+    ("vm_creating", "vm_launched"): "vm_starting",
+    ("vm_starting", "vm_ready"): "vm_created",
+    ("vm_created", "oauth_started"): "oauth_pending",
+    ("oauth_pending", "oauth_done"): "authenticated",
+    ("authenticated", "complete"): "completed",
+}
+_ENDS: dict[SessionEvent, SessionState] = {
+    "fail": "failed",
+    "expire": "expired",
+    "terminate": "terminated",
+}
+
+
+def is_live(state: SessionState) -> bool:
+    return state not in SESSION_ENDS
+
+
+def next_state(state: SessionState, event: SessionEvent) -> SessionState:
+    """Where `event` takes a session. Raises SessionExpired for one that is over, and ValueError,
+    which is a bug, for an event that cannot come in `state`.
+    """
+    if not is_live(state):
+        raise SessionExpired(f"the session is over: {state}", "start another one")
+    if event in _ENDS:
+        return _ENDS[event]
+    if (state, event) not in _STEPS:
+        raise ValueError(f"{event} cannot come in {state}")
+    return _STEPS[state, event]

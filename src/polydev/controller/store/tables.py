@@ -1,0 +1,172 @@
+"""The tables as SQLAlchemy sees them. Migrations make them; a test holds the two together."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+metadata = sa.MetaData()
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """A time in UTC. SQLite forgets the zone, so it is put back here."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(timezone.utc)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        given: datetime = value
+        return given.replace(tzinfo=timezone.utc) if given.tzinfo is None else given
+
+
+def _id(name: str = "id", **words: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.String(36), **words)
+
+
+users = sa.Table(
+    "users",
+    metadata,
+    _id(primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(200)),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("role IN ('admin', 'operator', 'user')", name="users_role"),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    _id(primary_key=True),
+    sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.Column("used_at", UtcDateTime),
+)
+
+slots = sa.Table(
+    "slots",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("vm_ip", sa.String(15), nullable=False, unique=True),
+    # The inventory may take a slot away while a VM still has it.
+    sa.Column("declared", sa.Boolean, nullable=False),
+)
+
+vms = sa.Table(
+    "vms",
+    metadata,
+    _id(primary_key=True),
+    sa.Column("slot", sa.Integer, sa.ForeignKey("slots.number"), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("stage", sa.String(16), nullable=False),
+    sa.Column("stage_at", UtcDateTime, nullable=False),
+    sa.Column("image_digest", sa.String(64), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("ready_at", UtcDateTime),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Column("released_at", UtcDateTime),
+    sa.Column("reason", sa.Text),
+    sa.Column("failed_units", sa.JSON, nullable=False),
+    sa.Column("serial_tail", sa.Text),
+    sa.Column("failed_checks", sa.Integer, nullable=False),
+    sa.Column("timings", sa.JSON, nullable=False),
+    sa.CheckConstraint(
+        "state IN ('creating', 'starting', 'ready', 'stopping', 'ended', 'failed')",
+        name="vms_state",
+    ),
+)
+# A slot has one VM at a time: the database, not this process's memory, sees to it.
+sa.Index(
+    "vms_slot_held",
+    vms.c.slot,
+    unique=True,
+    sqlite_where=vms.c.released_at.is_(None),
+    postgresql_where=vms.c.released_at.is_(None),
+)
+sa.Index("vms_created", vms.c.created_at)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    _id(primary_key=True),
+    sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=False),
+    sa.Column("provider", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("vm_id", sa.String(36), sa.ForeignKey("vms.id"), nullable=False, unique=True),
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("heartbeat_at", UtcDateTime),
+    sa.Column("ended_at", UtcDateTime),
+    sa.UniqueConstraint("user_id", "idempotency_key", name="sessions_idempotency"),
+    sa.CheckConstraint(
+        "state IN ('vm_creating', 'vm_starting', 'vm_created', 'oauth_pending', 'authenticated',"
+        " 'completed', 'failed', 'expired', 'terminated')",
+        name="sessions_state",
+    ),
+)
+sa.Index("sessions_of_user", sessions.c.user_id, sessions.c.created_at)
+# Those that are not over are few, and asked for all the time.
+sa.Index(
+    "sessions_live",
+    sessions.c.expires_at,
+    sqlite_where=sessions.c.ended_at.is_(None),
+    postgresql_where=sessions.c.ended_at.is_(None),
+)
+
+session_news = sa.Table(
+    "session_news",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("session_id", sa.String(36), sa.ForeignKey("sessions.id"), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index("session_news_of_session", session_news.c.session_id, session_news.c.number)
+
+samples = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("at", UtcDateTime, primary_key=True),
+    sa.Column("figures", sa.JSON, nullable=False),
+)
+
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(200), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("value", sa.Float),
+    sa.Column("raised_at", UtcDateTime, nullable=False),
+    sa.Column("cleared_at", UtcDateTime),
+    sqlite_autoincrement=True,
+)
+# One of a rule and subject stands at a time.
+sa.Index(
+    "alerts_standing",
+    alerts.c.rule,
+    alerts.c.subject,
+    unique=True,
+    sqlite_where=alerts.c.cleared_at.is_(None),
+    postgresql_where=alerts.c.cleared_at.is_(None),
+)
+sa.Index("alerts_raised", alerts.c.raised_at)
