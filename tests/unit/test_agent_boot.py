@@ -59,12 +59,13 @@ def test_stages_follow_the_route_then_the_components() -> None:
 def test_facts_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
-    (tmp_path / "cmdline").write_text("quiet polydev.image=abc polydev.vm=vm-7\n")
+    (tmp_path / "cmdline").write_text("quiet polydev.image=abc polydev.vm=vm-7 polydev.session=s-9\n")
     (tmp_path / "uptime").write_text("12.34 20.00\n")
     (tmp_path / "net/route").write_text(ROUTE_HEAD + DEFAULT_ROUTE)
     (tmp_path / "sys/kernel/random/boot_id").write_text("0b0e\n")
     facts = Facts(str(tmp_path))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == ("abc", "vm-7", "0b0e")
+    assert facts.session_id == "s-9"
     assert facts.uptime_seconds == 12.34
     assert facts.has_route
 
@@ -72,6 +73,7 @@ def test_facts_are_read_from_proc(tmp_path: Path) -> None:
 def test_facts_that_cannot_be_read_are_empty(tmp_path: Path) -> None:
     facts = Facts(str(tmp_path / "missing"))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == (None, None, "")
+    assert facts.session_id is None
     assert facts.uptime_seconds == uptime_seconds("") == 0.0
     assert not facts.has_route
 

@@ -47,7 +47,7 @@ class Guest:
         self.asked: list[str] = []
         proc.mkdir(exist_ok=True)
         (proc / "uptime").write_text("12.34 0\n")
-        (proc / "cmdline").write_text("polydev.image=abc polydev.vm=vm-7\n")
+        (proc / "cmdline").write_text("polydev.image=abc polydev.vm=vm-7 polydev.session=s-9\n")
         self.health = Health(
             checks={name: self._check(name) for name in CHECKED},
             ask=self._ask,
@@ -89,6 +89,7 @@ def test_a_guest_where_all_is_well_is_ready(guest: Guest) -> None:
         "polydev-browser.service is active/running"
     )
     assert (report["image_digest"], report["vm_id"]) == ("abc", "vm-7")
+    assert report["session_id"] == "s-9"
     assert report["uptime_seconds"] == 12.34
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 IMAGE_WORD = "polydev.image="
 VM_WORD = "polydev.vm="
+SESSION_WORD = "polydev.session="
 ROUTE_UP = 0x1
 ANYWHERE = "00000000"
 
@@ -21,6 +22,7 @@ class Facts:
         command_line = read_text(f"{proc}/cmdline")
         self.image_digest = value_of(command_line, IMAGE_WORD)
         self.vm_id = value_of(command_line, VM_WORD)
+        self.session_id = value_of(command_line, SESSION_WORD)
         self.uptime_seconds = uptime_seconds(read_text(f"{proc}/uptime"))
         self.boot_id = read_text(f"{proc}/sys/kernel/random/boot_id").strip()
         self.has_route = has_default_route(read_text(f"{proc}/net/route"))

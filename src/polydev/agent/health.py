@@ -181,6 +181,7 @@ def compose_health(outcomes: Mapping[str, Outcome], units: Units, facts: Facts) 
         "failed_units": units.failed,
         "image_digest": facts.image_digest,
         "vm_id": facts.vm_id,
+        "session_id": facts.session_id,
         "uptime_seconds": facts.uptime_seconds,
         "boot_id": facts.boot_id,
         "agent_version": __version__,

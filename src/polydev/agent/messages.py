@@ -45,6 +45,7 @@ class HealthReply(TypedDict):
     failed_units: list[str]
     image_digest: str | None
     vm_id: str | None
+    session_id: str | None
     uptime_seconds: float
     boot_id: str
     agent_version: str
