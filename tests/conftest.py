@@ -30,6 +30,15 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 SPECS = TESTS / "spec" / "image"
+# Tests ask for more, and more often, than a user may.
+HURRIED = {
+    "rate": {
+        "requests_per_second": 1000,
+        "burst": 1000,
+        "starts_per_minute": 60_000,
+        "starts_burst": 1000,
+    }
+}
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
 
 
@@ -100,7 +109,7 @@ def bare_host(
     own.promote(verified_image.digest)
     folders = replace(settings, store=own.root)
     with lab_host(host_lab, folders, tmp_path_factory.mktemp("logs")) as host:
-        yield host
+        yield replace(host, data={"controller": HURRIED})
 
 
 @pytest.fixture(scope="session")

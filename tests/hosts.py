@@ -71,6 +71,10 @@ class DeployedHost:
         found: list[dict[str, Any]] = json.loads(said)
         return found
 
+    def golden_image(self) -> Path:
+        """The folder, on this machine, of the image that a deployment sends."""
+        return (Settings.from_environment().store / "golden-rootfs.ext4").resolve().parent
+
     def release(self) -> str:
         """Id of the release that `current` names."""
         return self.inside("basename $(readlink /opt/master-controller/current)")

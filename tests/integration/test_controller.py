@@ -419,6 +419,21 @@ def test_health_without_a_database_says_what_to_do(host: Host) -> None:
     assert detail.endswith("run master-controller migrate")
 
 
+def test_who_is_asked_for_health_only_drives_no_vms(host: Host) -> None:
+    lead = host.folder / "lead.lock"
+    host.configure(slots=[2, 3], vm_root=str(host.folder))
+    assert host.call("health").status == 0
+    host.database.rename(host.database.with_suffix(".aside"))
+    assert host.call("health").status == 1
+
+    async def refused() -> None:
+        async with service(host, "--only-if-healthy", name="refused") as only:
+            assert await only.ended() == 1
+
+    asyncio.run(refused())
+    assert not lead.exists()
+
+
 def test_configuration_errors_name_file_and_key(host: Host) -> None:
     host.configure(drain_seconds="soon")
     refused = host.call("health")

@@ -120,7 +120,7 @@ def changed(
     """The same host from a changed checkout, and with another image."""
 
     def make(change: Callable[[Path], None]) -> DeployedHost:
-        data = {"store": str(tmp_path / "store"), "image": other_image.digest}
+        data = {**deployed.data, "store": str(tmp_path / "store"), "image": other_image.digest}
         return replace(variant(deployed, tmp_path, change), data=data)
 
     return make

@@ -59,7 +59,8 @@ def test_stages_follow_the_route_then_the_components() -> None:
 def test_facts_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
-    (tmp_path / "cmdline").write_text("quiet polydev.image=abc polydev.vm=vm-7 polydev.session=s-9\n")
+    words = "quiet polydev.image=abc polydev.vm=vm-7 polydev.session=s-9\n"
+    (tmp_path / "cmdline").write_text(words)
     (tmp_path / "uptime").write_text("12.34 20.00\n")
     (tmp_path / "net/route").write_text(ROUTE_HEAD + DEFAULT_ROUTE)
     (tmp_path / "sys/kernel/random/boot_id").write_text("0b0e\n")

@@ -44,7 +44,7 @@ def test_secret_comes_from_systemds_credentials(
 
 
 def test_database_password_is_not_shown() -> None:
-    settings = Settings(database_url="postgresql+asyncpg://me:hidden@db/controller")
+    settings = Settings(database_url="postgresql+psycopg://me:hidden@db/controller")
     assert "hidden" not in repr(settings)
 
 

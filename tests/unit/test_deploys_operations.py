@@ -17,21 +17,27 @@ import pytest
 from polydev.deploys import controller, images, reach
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import (
-    ActiveUnits,
     Firewall,
+    Folders,
     JsonFile,
+    KnownUsers,
     PythonVersion,
+    StaleUnits,
     SysctlValue,
     Unit,
     UnitState,
+    UnitStates,
 )
 from polydev.deploys.operations import (
     folder,
+    folders_as_in,
     kernel_value,
     live_firewall,
     only_units,
     opaque_file,
+    reread_units,
     unit,
+    users_as_in,
 )
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import HERE, FakeHost, fake_host
@@ -105,18 +111,43 @@ class TestFacts:
     def test_a_unit_whose_files_were_changed(self, line: str, touched: bool) -> None:
         assert Unit().process([*shown().splitlines(), line]).touched is touched
 
-    def test_active_units_are_names_in_order(self) -> None:
+    def test_units_and_what_they_do(self) -> None:
         lines = [
             "b@3.service loaded active exited Slot 3",
             "",
             "a@2.service loaded failed failed x",
         ]
-        assert ActiveUnits().process(lines) == ["a@2.service", "b@3.service"]
+        assert UnitStates().process(lines) == {"a@2.service": "failed", "b@3.service": "active"}
 
-    def test_units_that_failed_or_start_count_as_there(self) -> None:
-        command = ActiveUnits().command("x@*.service")
-        assert "--state=active,activating,failed" in command
+    def test_units_that_failed_come_or_go_count_as_there(self) -> None:
+        command = UnitStates().command("x@*.service")
+        assert "--state=active,activating,deactivating,failed" in command
         assert command.endswith("'x@*.service'")
+
+    @pytest.mark.parametrize(
+        ("lines", "stale"),
+        [
+            ([], False),
+            (["NeedDaemonReload=no", "", "NeedDaemonReload=no"], False),
+            (["NeedDaemonReload=no", "", "NeedDaemonReload=yes"], True),
+            (["Touched=yes"], True),
+        ],
+    )
+    def test_units_that_are_known_by_an_older_file(self, lines: list[str], stale: bool) -> None:
+        assert StaleUnits().process(lines) is stale
+
+    def test_the_file_of_stale_units_is_checked_too(self) -> None:
+        asked = StaleUnits().command("x@*.service", (("/etc/x", A),))
+        assert asked.startswith("systemctl show -p NeedDaemonReload 'x@*.service'; ")
+        assert f"echo '{A}  /etc/x' | sha256sum --check" in asked
+
+    def test_users_that_are_there(self) -> None:
+        assert KnownUsers().process(["a:x:1:1::/:/bin/sh", "b:x:2:2::/:/bin/sh"]) == ["a", "b"]
+        assert KnownUsers().command(("a", "b")).startswith("getent passwd a b")
+
+    def test_folders_with_mode_and_owner(self) -> None:
+        lines = ["directory:/a:2750:u:g", "regular file:/b:644:root:root"]
+        assert Folders().process(lines) == {"/a": ("2750", "u", "g")}
 
     @pytest.mark.parametrize("lines", [[], ["no json"], ["[1]"], ["null"]])
     def test_what_is_no_object_is_an_empty_one(self, lines: list[str]) -> None:
@@ -203,6 +234,35 @@ class TestUnit:
         found = host.commands(unit, unit="x.socket", config="now", stop_first="x.service")
         assert found == ["systemctl daemon-reload", "systemctl enable x.socket"]
 
+    def test_a_target_that_is_not_active_starts_and_restarts_none_of_its_parts(
+        self, faked: Faked
+    ) -> None:
+        host = faked({"systemctl show": shown(active="inactive")})
+        found = host.commands(unit, unit="x.target", config="now", stamped=False)
+        assert verbs(found)[-1] == "systemctl start x.target"
+
+    @pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
+    def test_what_a_running_vm_needs_stays_as_it_is(self, faked: Faked, state: str) -> None:
+        vms = f"vm@2.service loaded {state} running x"
+        host = faked({"systemctl show": shown(config="then"), "list-units": vms})
+        assert host.commands(unit, unit="slot@2", config="now", needed_by="vm@2.service") == []
+
+    @pytest.mark.parametrize("vms", ["", "vm@3.service loaded active running x"])
+    def test_what_only_others_need_is_asked_once_more_as_it_is_done(
+        self, faked: Faked, vms: str
+    ) -> None:
+        host = faked({"systemctl show": shown(config="then"), "list-units": vms})
+        found = host.commands(unit, unit="slot@2", config="now", needed_by="vm@2.service")
+        state = "case $(systemctl show -P ActiveState vm@2.service) in inactive|failed)"
+        assert found[-1].startswith(f"{state} systemctl reload-or-restart slot@2 || ")
+        assert found[-1].endswith(";; esac")
+
+    def test_a_vm_does_not_keep_down_what_is_not_active(self, faked: Faked) -> None:
+        vms = "vm@2.service loaded active running x"
+        host = faked({"systemctl show": shown(active="failed"), "list-units": vms})
+        found = host.commands(unit, unit="slot@2", config="now", needed_by="vm@2.service")
+        assert verbs(found)[-1] == "systemctl restart slot@2"
+
     def test_the_difference_is_told(self, faked: Faked, told: Callable[[], list[str]]) -> None:
         faked({"systemctl show": shown(active="failed", enabled="disabled", config="")})
         unit(name="it", unit="x.service", config="now")
@@ -214,24 +274,86 @@ class TestUnit:
 
 class TestOnlyUnits:
     LISTED = "\n".join(f"slot@{number}.service loaded active exited x" for number in range(2, 6))
+    VALUES: ClassVar[dict[str, Any]] = {"template": "slot@.service", "needed_by": "vm@.service"}
 
-    def test_those_beyond_the_wanted_stop(self, faked: Faked) -> None:
-        host = faked({"list-units": self.LISTED})
-        wanted = ["slot@2.service", "slot@3.service"]
-        found = host.commands(only_units, pattern="slot@*.service", wanted=wanted)
-        assert found == ["systemctl stop slot@4.service", "systemctl stop slot@5.service"]
+    def run(self, faked: Faked, wanted: list[int], vms: str = "") -> list[str]:
+        host = faked({"'slot@*.service'": self.LISTED, "'vm@*.service'": vms})
+        names = [f"slot@{number}.service" for number in wanted]
+        return host.commands(only_units, wanted=names, **self.VALUES)
+
+    def test_those_beyond_the_wanted_stop_unless_a_vm_has_come(self, faked: Faked) -> None:
+        assert self.run(faked, [2, 3]) == [
+            f"case $(systemctl show -P ActiveState vm@{number}.service) in inactive|failed) "
+            f"systemctl stop slot@{number}.service;; esac"
+            for number in (4, 5)
+        ]
+
+    def test_those_whose_vm_runs_stay(self, faked: Faked) -> None:
+        (command,) = self.run(faked, [2, 3], "vm@4.service loaded active running x")
+        assert "systemctl stop slot@5.service" in command
+
+    def test_a_vm_that_failed_keeps_nothing(self, faked: Faked) -> None:
+        assert len(self.run(faked, [2, 3], "vm@4.service loaded failed failed x")) == 2
 
     def test_a_plan_names_all_of_them(self, faked: Faked, told: Callable[[], list[str]]) -> None:
         # It asks for no more than the first command.
-        faked({"list-units": self.LISTED})
-        only_units(name="it", pattern="slot@*.service", wanted=[])
-        assert len([line for line in told() if line.startswith("- slot@")]) == 4
+        self.run(faked, [])
+        lines = dict.fromkeys(line for line in told() if line.startswith("- slot@"))
+        assert list(lines) == [f"- slot@{number}.service: active" for number in range(2, 6)]
 
     @pytest.mark.parametrize("wanted", [[2, 3, 4, 5], [2, 3, 4, 5, 6]])
     def test_nothing_where_none_is_too_many(self, faked: Faked, wanted: list[int]) -> None:
-        names = [f"slot@{number}.service" for number in wanted]
-        host = faked({"list-units": self.LISTED})
-        assert host.commands(only_units, pattern="slot@*.service", wanted=names) == []
+        assert self.run(faked, wanted) == []
+
+
+class TestRereadUnits:
+    def run(self, faked: Faked, said: str) -> list[str]:
+        host = faked({"NeedDaemonReload": said})
+        return host.commands(reread_units, pattern="x@*.service", files=(("/etc/x", A),))
+
+    def test_what_is_known_as_it_is(self, faked: Faked) -> None:
+        assert self.run(faked, "NeedDaemonReload=no") == []
+
+    @pytest.mark.parametrize("said", ["NeedDaemonReload=yes", "Touched=yes"])
+    def test_another_file_is_read_and_nothing_restarts(self, faked: Faked, said: str) -> None:
+        assert self.run(faked, said) == ["systemctl daemon-reload"]
+
+
+class TestUsers:
+    def run(self, faked: Faked, there: str) -> list[str]:
+        return faked({"getent": there}).commands(users_as_in, file="/etc/u.conf", users=("a", "b"))
+
+    def test_all_of_them_are_there(self, faked: Faked) -> None:
+        assert self.run(faked, "a:x:1\nb:x:2") == []
+
+    def test_one_command_makes_all_that_are_missing(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        assert self.run(faked, "a:x:1") == ["systemd-sysusers /etc/u.conf"]
+        assert told()[-1] == "+ user b"
+
+
+class TestFolders:
+    FOLDERS: ClassVar[dict[str, Any]] = {
+        "/a": ("755", "root", "root"),
+        "/b": ("2750", "u", "g"),
+    }
+
+    def run(self, faked: Faked, *lines: str) -> list[str]:
+        host = faked({"stat": "\n".join(lines)})
+        return host.commands(folders_as_in, file="/etc/t.conf", folders=self.FOLDERS)
+
+    def test_all_are_as_they_should_be(self, faked: Faked) -> None:
+        assert self.run(faked, "directory:/a:755:root:root", "directory:/b:2750:u:g") == []
+
+    def test_one_command_mends_all(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+        assert self.run(faked, "directory:/b:750:u:g") == ["systemd-tmpfiles --create /etc/t.conf"]
+        assert told()[-4:] == [
+            "- /a: not there",
+            "+ /a: mode 755, root:root",
+            "- /b: mode 750, u:g",
+            "+ /b: mode 2750, u:g",
+        ]
 
 
 class TestKernelValue:

@@ -200,7 +200,10 @@ class TestUnits:
             (
                 {},
                 {"slots": 9},
-                {"polydev-firewall.service", "polydev-dns.service", "polydev-slots.target"},
+                {
+                    *("polydev-firewall.service", "polydev-dns.service", "polydev-slots.target"),
+                    *CONTROLLER,
+                },
             ),
             (
                 {},
@@ -210,8 +213,10 @@ class TestUnits:
                     "polydev-firewall.service",
                     "polydev-dns.service",
                     "microvm-slot@.service",
-                },
+                }
+                | CONTROLLER,
             ),
+            ({}, {"vm_memory_mib": 4096}, CONTROLLER),
             ({}, {"reachable": ["10.0.0.0/24"]}, {"polydev-firewall.service"}),
             ({}, {"resolvers": ["1.1.1.1"]}, {"microvm-slot@.service"}),
             (
@@ -287,6 +292,74 @@ class TestUnits:
             k: v for k, v in successor.items() if k not in apart
         }
         assert successor["ExecStart"].endswith("--only-if-healthy")
+
+
+class TestVms:
+    def unit(self, site: Site, **words: Any) -> configparser.SectionProxy:
+        return unit_of(files_of(site(**words))[f"{UNITS}microvm@.service"])["Service"]
+
+    def test_its_limits_are_the_inventorys(self, site: Site) -> None:
+        unit = self.unit(site, vm_cpus=3, vm_memory_mib=1000, vm_translation_cache_mib=100)
+        assert (unit["CPUQuota"], unit["MemoryMax"]) == ("300%", "1612M")
+
+    def test_it_has_its_own_user_network_and_folder(self, site: Site) -> None:
+        unit = self.unit(site)
+        assert (unit["User"], unit["NetworkNamespacePath"]) == (
+            "polydev-vm-%i",
+            "/run/netns/slot-%i",
+        )
+        assert unit["ReadWritePaths"] == "/var/lib/microvm/%i"
+
+    def test_no_deploy_starts_or_stops_one(self, site: Site) -> None:
+        for name, commands in plan_of(site()).items():
+            acting = [line for line in commands if re.search(r"systemctl [a-z-]+ microvm@", line)]
+            assert all("systemctl show" in line for line in acting), name
+
+    def test_what_it_needs_is_there_before_the_controller_that_starts_it(self, site: Site) -> None:
+        names = [name.partition(" | ")[2] for name in plan_of(site())]
+        order = [
+            *("users", "folders", "/etc/polkit-1/rules.d/50-polydev.rules"),
+            *(f"{UNITS}microvm@.service", "handover", "polydev-accelerator.service"),
+        ]
+        assert sorted(order, key=names.index) == order
+
+    def test_every_slot_has_a_user_and_a_folder_that_only_the_controller_fills(
+        self, site: Site
+    ) -> None:
+        files = files_of(site(slots=2))
+        users = files["/etc/sysusers.d/polydev.conf"].splitlines()
+        assert [line.split()[1] for line in users if line.startswith("u ")] == [
+            *("polydev-controller", "polydev-vm-2", "polydev-vm-3")
+        ]
+        folders = files["/etc/tmpfiles.d/polydev.conf"].splitlines()
+        assert [line for line in folders if "/microvm" in line] == [
+            "d /var/lib/microvm 755 root root",
+            "d /var/lib/microvm/2 2750 polydev-controller polydev-vm-2",
+            "d /var/lib/microvm/3 2750 polydev-controller polydev-vm-3",
+        ]
+
+    @pytest.mark.parametrize(
+        ("unit", "is_vm"),
+        [
+            *(("microvm@2.service", True), ("microvm@250.service", True)),
+            *(("microvm-slot@2.service", False), ("ssh.service", False)),
+            *(("microvm@2.service.d", False), ("xmicrovm@2.service", False)),
+            *(("microvm@2x.service", False), ("microvm@.service", False)),
+        ],
+    )
+    def test_the_controller_may_act_on_vms_only(self, site: Site, unit: str, is_vm: bool) -> None:
+        text = files_of(site())["/etc/polkit-1/rules.d/50-polydev.rules"]
+        pattern = re.search(r"/(\^microvm.*?\$)/\.test", text)
+        assert pattern
+        assert (re.search(pattern[1], unit) is not None) is is_vm
+
+    def test_the_controller_gets_to_the_vms_folders_and_sees_their_processes(
+        self, site: Site
+    ) -> None:
+        unit = unit_of(files_of(site())[f"{UNITS}master-controller.service"])["Service"]
+        assert unit["ReadWritePaths"] == "/var/lib/microvm"
+        assert "ProtectProc" not in unit
+        assert "AF_UNIX" in unit["RestrictAddressFamilies"].split()
 
 
 class TestFirewall:
@@ -414,6 +487,10 @@ class TestOtherFiles:
             "port": 4000,
             "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
             "image_store": "/var/lib/firecracker/snapshots/base",
+            "slots": [2, 3, 4, 5, 6, 7, 8, 9],
+            "vm_network": "192.168.100.0/24",
+            "vm_root": "/var/lib/microvm",
+            "vm": {"cpus": 2, "memory_mib": 2048, "translation_cache_mib": 1024},
             "log_level": "debug",
             "drain_seconds": 5,
         }

@@ -44,7 +44,7 @@ def test_kernel_learns_which_image_and_vm_it_is() -> None:
 def test_boot_in_use_has_no_test_console() -> None:
     argv = qemu_argv(CONFIG)
     assert values(argv, "-serial") == ["file:/run/seven/serial.log"]
-    assert values(argv, "-chardev") == []
+    assert not any("id=console" in word for word in values(argv, "-chardev"))
     assert "debug_shell" not in " ".join(argv)
 
 
@@ -52,7 +52,8 @@ def test_boot_that_tests_has_a_shell_on_the_second_port() -> None:
     argv = qemu_argv(replace(CONFIG, test_console=True))
     # The order of the ports is their number in the guest.
     assert values(argv, "-serial") == ["file:/run/seven/serial.log", "chardev:console"]
-    assert "path=/run/seven/console.sock" in value(argv, "-chardev").split(",")
+    (console,) = [word for word in values(argv, "-chardev") if "id=console" in word]
+    assert "path=/run/seven/console.sock" in console.split(",")
     assert value(argv, "-append").endswith(" systemd.debug_shell=ttyS1")
 
 
@@ -103,6 +104,45 @@ def test_nothing_is_added_to_the_machine_unasked() -> None:
     argv = qemu_argv(CONFIG)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
     assert value(argv, "-display") == "none"
+
+
+def test_kernel_learns_whose_session_it_serves() -> None:
+    line = kernel_command_line(replace(CONFIG, session_id="eight"))
+    assert line.endswith(" polydev.vm=seven polydev.session=eight")
+
+
+def test_translated_code_has_as_much_room_as_is_said() -> None:
+    argv = qemu_argv(replace(CONFIG, translation_cache_mib=64))
+    assert value(argv, "-accel") == "tcg,thread=multi,tb-size=64"
+
+
+class TestQmp:
+    def qmp(self, argv: list[str]) -> list[str]:
+        assert value(argv, "-mon") == "chardev=qmp,mode=control"
+        (found,) = [word for word in values(argv, "-chardev") if "id=qmp" in word]
+        return found.split(",")
+
+    def test_its_socket_is_made_by_qemu(self) -> None:
+        assert "path=/run/seven/qmp.sock" in self.qmp(qemu_argv(CONFIG))
+
+    def test_or_is_handed_to_it(self) -> None:
+        found = self.qmp(qemu_argv(CONFIG, qmp_listener=7))
+        assert "fd=7" in found
+        assert not any(word.startswith("path=") for word in found)
+
+
+class TestTap:
+    CONFIG = replace(CONFIG, tap="tap0")
+
+    def test_it_joins_a_network_that_is_there(self) -> None:
+        assert netdev(self.CONFIG) == [
+            *("tap", "id=net0", "ifname=tap0", "script=no", "downscript=no")
+        ]
+
+    def test_who_runs_strangers_code_forbids_itself_programs_and_privileges(self) -> None:
+        words = value(qemu_argv(self.CONFIG), "-sandbox").split(",")
+        assert {"on", "spawn=deny", "elevateprivileges=deny"} <= set(words)
+        assert "-sandbox" not in qemu_argv(CONFIG)
 
 
 def test_page_of_the_viewer() -> None:

@@ -95,7 +95,7 @@ class TestCommands:
         lines = inside_of(slot_of(2, HOST)).splitlines()
         assert "addr add 192.168.100.2/24 dev uplink" in lines
         assert "route add default via 192.168.100.1" in lines
-        assert lines.index("tuntap add dev tap0 mode tap") < lines.index(
+        assert lines.index("tuntap add dev tap0 mode tap user polydev-vm-2") < lines.index(
             "addr add 172.16.0.1/30 dev tap0"
         )
 

@@ -1,5 +1,7 @@
 """The controller: the ASGI service of a host.
 
-request → session → slot → VM is its flow; so far it answers for its own health, which is what a
-deployment needs. It runs from a release's own venv and shares nothing with the operator's side.
+    request --api--> store (the database is the truth) --machines.Driver--> VMs as the database says
+    viewer --relay--> the VM's RFB port          the host --host.Sampler--> samples, alerts
+
+It runs from a release's own venv and shares nothing with the operator's side.
 """

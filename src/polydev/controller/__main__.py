@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polydev
+from polydev.controller.commands import Run, add_groups
 from polydev.controller.release import release_id
 from polydev.errors import Error
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(arguments.config)
         configure_logs(settings.log_level, settings.log_format)
+        if "command" in arguments:
+            return _command(arguments.command, settings, arguments)
         if arguments.verb == "serve":
             return _serve(settings, only_if_healthy=arguments.only_if_healthy)
         return _migrate(settings) if arguments.verb == "migrate" else _health(settings)
@@ -67,6 +70,14 @@ def _health(settings: Settings) -> int:
     return 0 if status == 200 else 1
 
 
+def _command(run: Run, settings: Settings, arguments: argparse.Namespace) -> int:
+    async def answer() -> object:
+        return await run(settings, arguments)
+
+    _print_json(asyncio.run(answer()))
+    return 0
+
+
 def _print_json(answer: object) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
 
@@ -92,16 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     }
     for verb, text in helps.items():
         added = verbs.add_parser(verb, help=text, description=f"{text}.")
-        added.add_argument(
-            "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)"
-        )
+        _add_config(added)
         if verb == "serve":
             added.add_argument(
                 "--only-if-healthy",
                 action="store_true",
                 help="accept nothing and exit with status 1 unless the own health is good",
             )
+    add_groups(verbs, _add_config)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BUSY_TIMEOUT_MS = 5000
+CONNECT_TIMEOUT_SECONDS = 10
+# By this name PostgreSQL tells our connections from others'.
+APPLICATION_NAME = "polydev-controller"
 # WAL: readers and the backup never wait for the writer. NORMAL is durable enough there: a power
 # cut may lose the last commits but damages nothing.
 SQLITE_PRAGMAS = (
@@ -26,10 +29,17 @@ SQLITE_PRAGMAS = (
 
 def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN") -> AsyncEngine:
     """Make an engine; nothing connects yet. `begin` is how SQLite starts a transaction."""
-    engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_async_engine(url)
         _set_up_sqlite(engine, begin)
-    return engine
+        return engine
+    # Statements prepared on the server would be lost behind a pooler such as Supabase's.
+    arguments = {
+        "prepare_threshold": None,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "application_name": APPLICATION_NAME,
+    }
+    return create_async_engine(url, pool_pre_ping=True, connect_args=arguments)
 
 
 def make_wal(url: str) -> None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import polydev
+from polydev.controller.api.answers import Answer
 from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
 
@@ -22,12 +21,6 @@ DATABASE_TIMEOUT_SECONDS = 5
 GOLDEN_LINK = "golden-rootfs.ext4"
 
 State = Literal["healthy", "degraded", "unhealthy"]
-
-
-class Answer(BaseModel):
-    """JSON as the API speaks it."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
 
 class Component(Answer):

@@ -1,4 +1,4 @@
-"""What every request passes: an id, a line in the log, its figures, and a limit on its body."""
+"""What every request passes: an id, a line in the log, its figures, limits, and the gate."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import time
 import uuid
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from polydev.controller.api.identity import Identity
+from polydev.controller.api.limits import Buckets
 from polydev.controller.metrics import Metrics
 from polydev.controller.problems import answer_problem
+from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -22,6 +25,8 @@ REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "(none)"
 HEALTH_PATH = "/api/auth/health"
+# Asked for by browsers, which cannot set headers there: the token may stand in the query.
+QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
 
 class Requests:
@@ -32,11 +37,15 @@ class Requests:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
+        if scope["type"] == "websocket":  # lasts, and tells its own story
+            with bound_contextvars(requestId=request_id):
+                await self.app(scope, receive, send)
+            return
         sent = _Sent(send, request_id)
         started = time.perf_counter()
         with bound_contextvars(requestId=request_id), self.metrics.in_flight.track_inprogress():
@@ -71,7 +80,10 @@ class Requests:
 
 
 class _Sent:
-    """Adds the request's id to the answer; `status` is 0 until one was begun."""
+    """Adds to the answer the request's id, and that nobody keeps it or guesses what it is.
+
+    `status` is 0 until one was begun.
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.send = send
@@ -81,7 +93,10 @@ class _Sent:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self.request_id
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers.setdefault("Cache-Control", "no-store")
         await self.send(message)
 
 
@@ -115,6 +130,38 @@ class BodyLimit:
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"a body may have {self.max_bytes} bytes at most")
+
+
+class Gate:
+    """Lets nobody without a token past, but to the health report; and nobody too often.
+
+    WebSockets pass: a refusal that a viewer can show needs the handshake first, so their route
+    asks who it is.
+    """
+
+    def __init__(self, app: ASGIApp, identity: Identity, requests: Buckets) -> None:
+        self.app = app
+        self.identity = identity
+        self.requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != HEALTH_PATH:
+            try:
+                caller = await self.identity.caller(*_credentials(scope))
+                self.requests.take(caller.user_id)
+            except (Error, HTTPException) as refusal:
+                response = await answer_problem(Request(scope), refusal)
+                await response(scope, receive, send)
+                return
+            scope["state"]["caller"] = caller
+        await self.app(scope, receive, send)
+
+
+def _credentials(scope: Scope) -> tuple[str | None, str | None]:
+    """The Authorization header, and the token of the query where one may stand."""
+    in_query = QUERY_TOKEN_PATHS.fullmatch(scope["path"])
+    query = QueryParams(scope["query_string"]) if in_query else QueryParams()
+    return Headers(scope=scope).get("authorization"), query.get("access_token")
 
 
 def request_id_of(headers: Headers) -> str:

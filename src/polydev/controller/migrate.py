@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +29,7 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
     Raises MigrationError; the database then is what it was.
     """
     # The write lock from the start: of two that migrate at once, the second finds all done.
+    # Other databases have a lock in env.py.
     engine = create_engine(database_url, begin="BEGIN IMMEDIATE")
     try:
         make_wal(database_url)
@@ -44,11 +46,21 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
         await engine.dispose()
 
 
+def known_revisions(folder: Path = MIGRATIONS) -> frozenset[str]:
+    """Every revision that this code can bring to the newest one, and that one."""
+    script = ScriptDirectory.from_config(_config(folder))
+    return frozenset(each.revision for each in script.walk_revisions())
+
+
 def _upgrade(connection: Connection, folder: Path) -> None:
-    config = Config(attributes={"connection": connection})
+    command.upgrade(_config(folder, connection=connection), "head")
+
+
+def _config(folder: Path, **attributes: object) -> Config:
+    config = Config(attributes=attributes)
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    command.upgrade(config, "head")
+    return config
 
 
 def _reason(error: Exception) -> str:

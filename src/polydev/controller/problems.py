@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -17,6 +20,7 @@ from polydev.errors import (
     AgentError,
     CapacityError,
     Error,
+    ImageError,
     NotAllowed,
     NotAuthenticated,
     SessionError,
@@ -28,6 +32,26 @@ from polydev.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+CHALLENGE = 'Bearer realm="polydev"'
+RETRY_SECONDS = 5
+# What SQLAlchemy raises where the database does not answer, or not in time.
+DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
+
+
+class Unavailable(Error):
+    """Something that an answer depends on is down."""
+
+    code = "unavailable"
+
+
+class NoCapacity(CapacityError):
+    """No slot, with what an operator needs to make room."""
+
+    def __init__(self, cause: CapacityError, slots: int, oldest_idle: str | None) -> None:
+        super().__init__(cause.message, cause.hint)
+        self.members = {"slots": slots, "oldestIdleSession": oldest_idle}
+
+
 # The status of each kind of Error; of its base where a kind is not named.
 STATUSES: dict[type[Error], HTTPStatus] = {
     SessionError: HTTPStatus.CONFLICT,
@@ -36,20 +60,14 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     UserNotFound: HTTPStatus.NOT_FOUND,
     TooManySessions: HTTPStatus.CONFLICT,
     CapacityError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ImageError: HTTPStatus.SERVICE_UNAVAILABLE,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     AccessError: HTTPStatus.FORBIDDEN,
     NotAuthenticated: HTTPStatus.UNAUTHORIZED,
     NotAllowed: HTTPStatus.FORBIDDEN,
     AgentError: HTTPStatus.BAD_GATEWAY,
     VmError: HTTPStatus.BAD_GATEWAY,
     Error: HTTPStatus.INTERNAL_SERVER_ERROR,
-}
-EXAMPLE = {
-    "type": "about:blank",
-    "title": "Not Found",
-    "status": 404,
-    "detail": "nothing is at this address",
-    "instance": "/api/auth/nothing",
-    "requestId": "0f5c8f0e7b7b4c3f9d0c1a2b3c4d5e6f",
 }
 
 
@@ -61,9 +79,12 @@ class InvalidInput(BaseModel):
 
 
 class Problem(BaseModel):
-    """`type` is urn:polydev:error:<code> for this project's own errors, else about:blank."""
+    """`type` is urn:polydev:error:<code> for this project's own errors, else about:blank.
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    A kind of error may have members of its own beside these.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
 
     type: str = "about:blank"
     title: str
@@ -78,13 +99,23 @@ class Problem(BaseModel):
 async def answer_problem(request: Request, error: Exception) -> JSONResponse:
     """The handler of all errors."""
     problem = problem_of(error, request.url.path, request.state.request_id)
-    headers = error.headers if isinstance(error, HTTPException) else None
     return JSONResponse(
         problem.model_dump(by_alias=True, exclude_none=True),
         problem.status,
-        headers=dict(headers or {}),
+        headers=headers_of(error, problem.status),
         media_type=MEDIA_TYPE,
     )
+
+
+def headers_of(error: Exception, status: int) -> dict[str, str]:
+    """What goes with the answer: how to come in, or when to come again."""
+    if isinstance(error, HTTPException) and error.headers:
+        return dict(error.headers)
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": CHALLENGE}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"Retry-After": str(RETRY_SECONDS)}
+    return {}
 
 
 def problem_of(error: Exception, path: str, request_id: str) -> Problem:
@@ -93,24 +124,32 @@ def problem_of(error: Exception, path: str, request_id: str) -> Problem:
     told: dict[str, Any] = {"title": status.phrase, "status": status.value}
     if isinstance(error, Error):
         told |= {"type": f"urn:polydev:error:{error.code}", "detail": error.message}
-        told["hint"] = error.hint
+        told |= {"hint": error.hint, **_members(error)}
     elif isinstance(error, RequestValidationError):
         told["detail"] = "the request is not valid"
         told["errors"] = _refused_inputs(error)
     elif isinstance(error, HTTPException):
         told["detail"] = _http_detail(error, status)
+    elif isinstance(error, DATABASE_ERRORS):
+        told["detail"] = "the database does not answer now"
     else:
         told["detail"] = "an unexpected error; the log has it under this request's id"
     return Problem(instance=path, request_id=request_id, **told)
+
+
+def _members(error: Error) -> Mapping[str, Any]:
+    return error.members if isinstance(error, NoCapacity) else {}
 
 
 def _status_of(error: Exception) -> HTTPStatus:
     if isinstance(error, Error):
         return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     if isinstance(error, RequestValidationError):
-        return HTTPStatus.UNPROCESSABLE_ENTITY
+        return HTTPStatus(422)  # its name changed with Python 3.13
     if isinstance(error, HTTPException):
         return HTTPStatus(error.status_code)
+    if isinstance(error, DATABASE_ERRORS):
+        return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 

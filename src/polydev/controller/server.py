@@ -30,6 +30,8 @@ from uvicorn.server import ServerState
 from polydev.controller.app import create_app
 from polydev.controller.inprocess import ask
 from polydev.controller.middleware import HEALTH_PATH
+from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.services import Services
 from polydev.controller.settings import Settings
 from polydev.controller.systemd import feed_watchdog, inherited_sockets, notify
 from polydev.errors import ConfigError
@@ -101,6 +103,7 @@ class Server(UvicornServer):
         super().__init__(_uvicorn_config(settings, app))
         self.server_state = State()
         self.app = app
+        self.services: Services = app.state.services
         self.only_if_healthy = only_if_healthy
         self.refused = False
         self._drain_keep_alive_seconds = settings.drain_keep_alive_seconds
@@ -125,6 +128,7 @@ class Server(UvicornServer):
             for each in sockets or []
         ]
         self.started = True
+        self.services.begin()
         self._watchdog = loop.create_task(feed_watchdog())
         log.info("serving", addresses=[_address(each) for each in sockets or []])
         notify("READY=1")
@@ -147,7 +151,9 @@ class Server(UvicornServer):
         notify("STOPPING=1")
         log.info("ending", connections=len(self.server_state.connections))
         self.server_state.draining_seconds = self._drain_keep_alive_seconds
+        ending = asyncio.create_task(self.services.end())
         await super().shutdown(sockets)
+        await ending
         if self._watchdog is not None:
             self._watchdog.cancel()
         log.info("ended", requests=self.server_state.total_requests)
@@ -176,7 +182,7 @@ def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:
         server_header=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,
-        ws_per_message_deflate=False,
+        ws=RelayProtocol,
     )
 
 

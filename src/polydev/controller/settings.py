@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     port: int = Field(default=4000, ge=0, le=65535)
     database_url: str = Field(
         default="sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
-        pattern=r"^(sqlite\+aiosqlite|postgresql\+\w+)://",
+        pattern=r"^(sqlite\+aiosqlite|postgresql\+psycopg)://",
         repr=False,  # may hold a password
     )
     image_store: Path = Path("/var/lib/firecracker/snapshots/base")

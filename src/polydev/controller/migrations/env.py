@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import context
+
+# Any number, the same in all processes: the key of a lock in PostgreSQL.
+LOCK = 0x6D696772
 
 connection = context.config.attributes["connection"]
 # All revisions in one transaction, so a failing one leaves the schema as it was. Alembic thinks
 # that SQLite cannot do this; with our own BEGIN it can.
 context.configure(connection=connection, transactional_ddl=True)
 with context.begin_transaction():
+    if connection.dialect.name == "postgresql":
+        # Of two that migrate at once, the second waits and finds all done.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
     context.run_migrations()

@@ -12,7 +12,7 @@ metadata = sa.MetaData()
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A time in UTC. SQLite forgets the zone, so it is put back here."""
+    """A time in UTC. SQLite forgets the zone, PostgreSQL answers in that of the connection."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -24,7 +24,9 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         if value is None:
             return None
         given: datetime = value
-        return given.replace(tzinfo=timezone.utc) if given.tzinfo is None else given
+        if given.tzinfo is None:
+            return given.replace(tzinfo=timezone.utc)
+        return given.astimezone(timezone.utc)
 
 
 def _id(name: str = "id", **words: Any) -> sa.Column[str]:
@@ -96,6 +98,12 @@ sa.Index(
     postgresql_where=vms.c.released_at.is_(None),
 )
 sa.Index("vms_created", vms.c.created_at)
+sa.Index(
+    "vms_failed",
+    vms.c.ended_at,
+    sqlite_where=vms.c.reason.is_not(None),
+    postgresql_where=vms.c.reason.is_not(None),
+)
 
 sessions = sa.Table(
     "sessions",
@@ -119,6 +127,7 @@ sessions = sa.Table(
         name="sessions_state",
     ),
 )
+sa.Index("sessions_created", sessions.c.created_at)
 sa.Index("sessions_of_user", sessions.c.user_id, sessions.c.created_at)
 # Those that are not over are few, and asked for all the time.
 sa.Index(
@@ -139,6 +148,7 @@ session_news = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("session_news_of_session", session_news.c.session_id, session_news.c.number)
+sa.Index("session_news_at", session_news.c.at)
 
 samples = sa.Table(
     "samples",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from polydev.controller.database import BUSY_TIMEOUT_MS
 
 
 class Database:
@@ -24,8 +27,13 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it, or nothing where an exception leaves it."""
+        """One transaction: all of it, or nothing where an exception leaves it.
+
+        Whoever waits longer than BUSY_TIMEOUT_MS for another writer gets an OperationalError.
+        """
         async with self._writing.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(text(f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS}"))
             yield connection
 
     async def close(self) -> None:

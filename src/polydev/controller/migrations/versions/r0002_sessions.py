@@ -65,6 +65,7 @@ def _slots_and_vms() -> None:
     )
     _partial_index("vms_slot_held", "vms", ["slot"], "released_at IS NULL", unique=True)
     op.create_index("vms_created", "vms", ["created_at"])
+    _partial_index("vms_failed", "vms", ["ended_at"], "reason IS NOT NULL")
 
 
 def _sessions() -> None:
@@ -89,6 +90,7 @@ def _sessions() -> None:
             name="sessions_state",
         ),
     )
+    op.create_index("sessions_created", "sessions", ["created_at"])
     op.create_index("sessions_of_user", "sessions", ["user_id", "created_at"])
     _partial_index("sessions_live", "sessions", ["expires_at"], "ended_at IS NULL")
     op.create_table(
@@ -101,6 +103,7 @@ def _sessions() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("session_news_of_session", "session_news", ["session_id", "number"])
+    op.create_index("session_news_at", "session_news", ["at"])
 
 
 def _samples_and_alerts() -> None:

@@ -1,0 +1,187 @@
+"""The controller's HTTP API, asked for an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from polydev.errors import ConfigError, Error
+from polydev.vm.stages import last_lines
+
+ANSWER_SECONDS = 30.0
+MOST_LISTED = 200
+SHORTEST_PREFIX = 4
+UNKNOWN_CALLER_HINT = (
+    "make another with ./inv token.create --user ID --name NAME (./inv user.list has the ids), "
+    "then POLYDEV_TOKEN=… or --token"
+)
+# The C1 set: some terminals take these for escape sequences.
+_SECOND_CONTROLS = dict.fromkeys(range(0x80, 0xA0))
+
+
+class ControllerUnreachable(Error):
+    """Nobody answers at the controller's address, or somebody else does."""
+
+    code = "controller-unreachable"
+
+
+class ControllerRefused(Error):
+    """The controller said no, and why. `status` is HTTP's."""
+
+    code = "controller-refused"
+
+    def __init__(self, message: str, hint: str | None, status: int) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class ControllerApi:
+    """Raises ControllerUnreachable and ControllerRefused. Used as a context, closed with it."""
+
+    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
+        """Raises ConfigError for an address that is none."""
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{url!r} is no address of a controller", "as in http://HOST:4000")
+        self.authorization = {"Authorization": f"Bearer {token}"}
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers={**self.authorization, "Accept": "application/json"},
+            timeout=ANSWER_SECONDS,
+            # Labs and hosts are reached directly; a proxy is for what is far away.
+            trust_env=self.url.startswith("https://"),
+            transport=transport,
+        )
+
+    def __enter__(self) -> ControllerApi:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._client.close()
+
+    def takes_token(self) -> bool:
+        """Whether the token stands for somebody here."""
+        try:
+            self.get("/api/auth/sessions", limit=1)
+        except ControllerRefused as error:
+            if error.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                return False
+            raise
+        return True
+
+    def get(self, path: str, **query: str | int) -> Any:
+        with self._reached():
+            answer = self._client.get(path, params=query)
+        return _content(answer)
+
+    def post(self, path: str) -> Any:
+        with self._reached():
+            answer = self._client.post(path)
+        return _content(answer)
+
+    def delete(self, path: str) -> Any:
+        with self._reached():
+            answer = self._client.delete(path)
+        return _content(answer)
+
+    def text_parts(self, path: str, **query: str | int) -> Iterator[str]:
+        """An answer that goes on, as it comes."""
+        # It may be silent for long, but must begin.
+        patient = httpx.Timeout(ANSWER_SECONDS, read=None)
+        with (
+            self._reached(),
+            self._client.stream("GET", path, params=query, timeout=patient) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+                raise refused(answer)
+            yield from answer.iter_text()
+
+    def sessions(self, *, all_of_them: bool) -> list[dict[str, Any]]:
+        """Sessions that may be seen, newest first; those that are over only if wanted."""
+        live = "false" if all_of_them else "true"
+        found = self.get("/api/auth/sessions", live=live, limit=MOST_LISTED)["sessions"]
+        return [dict(session) for session in found]
+
+    def vms(self, *, all_of_them: bool) -> list[dict[str, Any]]:
+        """VMs; those that are gone only if wanted."""
+        everything = "true" if all_of_them else "false"
+        found = self.get("/api/vm", all=everything, limit=MOST_LISTED)["vms"]
+        return [dict(vm) for vm in found]
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise self._unreachable(f"no answer within {ANSWER_SECONDS:g} s") from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(str(error) or type(error).__name__) from error
+
+    def _unreachable(self, cause: str) -> ControllerUnreachable:
+        return ControllerUnreachable(
+            f"no controller answers at {self.url}: {cause}",
+            "./inv up starts the lab's; ./inv doctor says what is wrong with a host",
+        )
+
+
+def _content(answer: httpx.Response) -> Any:
+    if answer.is_error:
+        raise refused(answer)
+    try:
+        return answer.json()
+    except ValueError:
+        raise ControllerUnreachable(
+            f"{answer.url} answers, but not as a controller does", "see --url and POLYDEV_URL"
+        ) from None
+
+
+def refused(answer: httpx.Response) -> ControllerRefused:
+    """The error in an answer: problem details (RFC 9457), or whatever a proxy says."""
+    try:
+        told = answer.json()
+    except ValueError:
+        told = {}
+    problem = told if isinstance(told, dict) else {}
+    said = problem.get("detail") or f"{answer.status_code} {answer.reason_phrase}"
+    hint = problem.get("hint")
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        hint = UNKNOWN_CALLER_HINT
+    elif answer.status_code == httpx.codes.FORBIDDEN:
+        hint = hint or "use the token of a user with the role operator or admin"
+    return ControllerRefused(str(said), hint, answer.status_code)
+
+
+def plain_lines(parts: Iterable[str]) -> Iterator[str]:
+    """Whole lines of what comes in parts, without what would steer the terminal that shows them:
+    a VM is not trusted.
+    """
+    rest = ""
+    for part in parts:
+        *whole, rest = (rest + part).split("\n")
+        yield from (line for each in whole for line in _plain(each))
+    yield from _plain(rest)
+
+
+def _plain(line: str) -> list[str]:
+    return last_lines(line.translate(_SECOND_CONTROLS))
+
+
+def one_with_prefix(ids: Iterable[str], wanted: str, what: str, hint: str) -> str:
+    """The one id that begins with `wanted`. Raises ConfigError if none does, or several do."""
+    found = sorted({each for each in ids if each.startswith(wanted.lower())})
+    if len(wanted) < SHORTEST_PREFIX:
+        raise ConfigError(
+            f"{wanted!r} names no {what}", f"give {SHORTEST_PREFIX} or more of its characters"
+        )
+    if not found:
+        raise ConfigError(f"there is no {what} {wanted}", hint)
+    if len(found) > 1 and wanted not in found:
+        raise ConfigError(
+            f"{wanted} is the beginning of {len(found)} {what}s: {', '.join(found[:5])}",
+            "give more of it",
+        )
+    return wanted if wanted in found else found[0]

@@ -1,0 +1,257 @@
+"""What the facts of a host mean. Pure: facts → findings."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from polydev.client import probe
+from polydev.client.findings import (
+    GIB,
+    KVM_TODO,
+    TCG_TEXT,
+    Disk,
+    Finding,
+    Room,
+    State,
+    gibibytes,
+    qemu_finding,
+    space_finding,
+)
+from polydev.client.host import HostFacts
+from polydev.errors import DeployError
+
+# What a host's VMs get where its configuration does not say: the controller's own defaults.
+VM_MEMORY_MIB = 2048
+VM_TRANSLATION_CACHE_MIB = 1024
+MIB = 1024**2
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+KNOWN_SYSTEMS = ("Debian GNU/Linux 12", "Ubuntu 22.04")
+OLD_IMAGE_DAYS, STALE_IMAGE_DAYS = 30, 90
+# The controller takes JWTs that are off by 10 s.
+CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 2.0, 10.0
+ROOMS = {
+    "/": (
+        "room on /",
+        Room(GIB, 4 * GIB),
+        "make room: journalctl --vacuum-size=200M, apt-get clean",
+    ),
+    probe.STORE: (
+        "room for images",
+        Room(2 * GIB, 6 * GIB),
+        "a larger disk; what no backup names goes with the next ./inv deploy",
+    ),
+    "/var/lib/microvm": (
+        "room for VMs",
+        Room(2 * GIB, 8 * GIB),
+        "end sessions (./inv sessions), fewer slots, or a larger disk",
+    ),
+}
+# The gate's checks, and what to do about each.
+GATE_TODO = {
+    "units": "./inv deploy mends it; on the host: journalctl -u UNIT",
+    "slots": "./inv deploy mends it; on the host: journalctl -u 'microvm-slot@*'",
+    "names": "on the host: journalctl -u polydev-dns.service; then ./inv deploy",
+    "image": "./inv deploy --target vm-agent",
+    "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
+}
+
+
+def unreachable_finding(where: str, error: DeployError) -> Finding:
+    return Finding(where, "SSH", "problem", error.message, error.hint or "see that it runs")
+
+
+def host_findings(where: str, facts: HostFacts) -> list[Finding]:
+    """Everything about one host; the parts of a deployment only where there is one."""
+    found = [system_finding(where, facts), python_finding(where, facts)]
+    found += [clock_finding(where, facts), *space_findings(where, facts)]
+    if not facts.is_deployed:
+        todo = "./inv deploy"
+        return [*found, Finding(where, "deployment", "problem", "nothing is deployed to it", todo)]
+    found += gate_findings(where, facts)
+    found += [health_finding(where, facts), polkit_finding(where, facts)]
+    todo = "./inv deploy brings it"
+    found.append(qemu_finding(where, facts.said.get("qemu"), todo))
+    found += [kvm_finding(where, facts), memory_finding(where, facts)]
+    found += [failed_vms_finding(where, facts), image_finding(where, facts)]
+    return [*found, upstreams_finding(where, facts)]
+
+
+def system_finding(where: str, facts: HostFacts) -> Finding:
+    system, architecture = str(facts.said.get("os")), str(facts.said.get("architecture"))
+    shown = f"{system}, kernel {facts.said.get('kernel')}, {architecture}"
+    if architecture != "x86_64":
+        return Finding(where, "system", "problem", shown, "use a machine with amd64")
+    if not system.startswith(KNOWN_SYSTEMS):
+        todo = "Debian 12 and Ubuntu 22.04 are what a host is deployed to"
+        return Finding(where, "system", "warning", shown, todo)
+    return Finding(where, "system", "ok", shown)
+
+
+def python_finding(where: str, facts: HostFacts) -> Finding:
+    version = tuple(facts.said.get("python") or ())
+    shown = ".".join(map(str, version))
+    if not OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
+        todo = "a host needs Python 3.10 to 3.13 as python3"
+        return Finding(where, "Python", "problem", shown, todo)
+    return Finding(where, "Python", "ok", shown)
+
+
+def clock_finding(where: str, facts: HostFacts) -> Finding:
+    """The host's clock against ours, as far as the time that the call took lets it be known."""
+    earliest = float(facts.said["endedAt"]) - facts.after
+    latest = float(facts.said["startedAt"]) - facts.before
+    offset = 0.0 if earliest <= 0 <= latest else min(earliest, latest, key=abs)
+    if abs(offset) < CLOCK_WARNING_SECONDS:
+        return Finding(where, "clock", "ok", "agrees with this machine's")
+    way = "ahead of" if offset > 0 else "behind"
+    state: State = "problem" if abs(offset) >= CLOCK_PROBLEM_SECONDS else "warning"
+    return Finding(
+        where,
+        "clock",
+        state,
+        f"{abs(offset):,.0f} s {way} this machine's",
+        "timedatectl on both: set the one that is wrong, and install systemd-timesyncd",
+    )
+
+
+def space_findings(where: str, facts: HostFacts) -> list[Finding]:
+    """Room where it is needed; what lies on the same disk as / is told with it only."""
+    disks = facts.part("disks")
+    found = []
+    for folder, (name, room, todo) in ROOMS.items():
+        disk = disks.get(folder)
+        if disk is None and folder != "/":
+            continue  # the folder comes with a deployment
+        found.append(space_finding(where, name, Disk(**disk) if disk else None, room, todo))
+    return found
+
+
+def gate_findings(where: str, facts: HostFacts) -> list[Finding]:
+    checks = facts.part("health").get("checks")
+    if not isinstance(checks, list):
+        todo = "./inv deploy brings the host tool"
+        return [Finding(where, "health gate", "problem", "the host tool does not answer", todo)]
+    return [
+        Finding(
+            where,
+            str(check["name"]),
+            "ok" if check["ok"] else "problem",
+            str(check["detail"]),
+            None if check["ok"] else GATE_TODO.get(str(check["name"]), "./inv deploy"),
+        )
+        for check in checks
+    ]
+
+
+def health_finding(where: str, facts: HostFacts) -> Finding:
+    report = facts.part("controller")
+    status = str(report.get("status", "not asked"))
+    parts = report.get("components")
+    ill = [
+        f"{name}: {part.get('detail')}"
+        for name, part in (parts if isinstance(parts, dict) else {}).items()
+        if part.get("status") != "healthy"
+    ]
+    if status == "healthy" and not ill:
+        return Finding(where, "controller's health", "ok", "healthy, and so are all its parts")
+    state: State = "warning" if status == "healthy" else "problem"
+    todo = "on the host: journalctl -u master-controller.service"
+    return Finding(where, "controller's health", state, "; ".join([status, *ill]), todo)
+
+
+def polkit_finding(where: str, facts: HostFacts) -> Finding:
+    """Asked of polkit itself: VMs may be started by the controller, and nothing else."""
+    polkit = facts.part("polkit")
+    starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
+    if starts_others:
+        found = f"the controller may start {probe.ASKED['other']}, which it must not"
+        todo = "look for rules of others in /etc/polkit-1/rules.d; then ./inv deploy"
+        return Finding(where, "polkit", "problem", found, todo)
+    if starts_vms:
+        return Finding(where, "polkit", "ok", "the controller may start VMs, and nothing else")
+    if starts_vms is None:
+        active = facts.part("units").get("polkit.service") or "unknown"
+        found = f"could not be asked; polkit.service is {active}"
+        return Finding(where, "polkit", "warning", found, "./inv deploy; then again")
+    found = "the controller may not start VMs"
+    return Finding(where, "polkit", "problem", found, "./inv deploy brings the rule")
+
+
+def kvm_finding(where: str, facts: HostFacts) -> Finding:
+    """What the host found by booting, when it was started."""
+    if facts.accelerator == "kvm":
+        return Finding(where, "KVM", "ok", "a VM boots under it")
+    if facts.accelerator is None:
+        active = facts.part("units").get("polydev-accelerator.service") or "unknown"
+        return Finding(
+            where,
+            "KVM",
+            "warning",
+            f"never tried: polydev-accelerator.service is {active}, so VMs run under TCG",
+            "./inv deploy; on the host: journalctl -u polydev-accelerator.service",
+        )
+    why = facts.part("accelerator").get("why") or "it was not said why"
+    return Finding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
+
+
+def memory_finding(where: str, facts: HostFacts) -> Finding:
+    """Whether all slots at once fit into the host's memory."""
+    sizes, config = facts.config.get("vm") or {}, facts.config
+    slots = config.get("slots") or facts.part("host").get("slots") or []
+    each = int(sizes.get("memory_mib", VM_MEMORY_MIB)) * MIB
+    if facts.accelerator != "kvm":
+        each += int(sizes.get("translation_cache_mib", VM_TRANSLATION_CACHE_MIB)) * MIB
+    total, wanted = int(facts.said.get("memoryBytes") or 0), each * len(slots)
+    shown = f"{len(slots)} VMs want up to {gibibytes(wanted)} of {gibibytes(total)}"
+    todo = "fewer slots or less memory for each VM in the inventory, or more memory"
+    if each > total:
+        return Finding(where, "memory", "problem", f"one VM wants {gibibytes(each)}: {shown}", todo)
+    if wanted > total:
+        return Finding(where, "memory", "warning", shown, todo)
+    return Finding(where, "memory", "ok", shown)
+
+
+def failed_vms_finding(where: str, facts: HostFacts) -> Finding:
+    failed = facts.said.get("failedVms") or []
+    if not failed:
+        return Finding(where, "VMs", "ok", "no unit of a VM has failed")
+    return Finding(
+        where,
+        "VMs",
+        "warning",
+        f"failed: {', '.join(failed)}",
+        f"./inv vms --all names the reasons; on the host: journalctl -u {failed[0]}",
+    )
+
+
+def image_finding(where: str, facts: HostFacts) -> Finding:
+    golden = facts.part("golden")
+    if not golden:
+        todo = "./inv deploy --target vm-agent"
+        return Finding(where, "golden image", "problem", "there is none", todo)
+    digest, created = str(golden.get("digest"))[:12], golden.get("createdAt")
+    if not created:
+        return Finding(
+            where, "golden image", "warning", f"{digest}, of unknown age", "./inv deploy"
+        )
+    made = datetime.fromisoformat(str(created).replace("Z", "+00:00"))
+    days = (datetime.fromtimestamp(facts.after, timezone.utc) - made).days
+    shown = f"{digest}, built {days} days ago"
+    if days < OLD_IMAGE_DAYS:
+        return Finding(where, "golden image", "ok", shown)
+    todo = "./inv up --no-lab builds one with the packages of today; then ./inv deploy"
+    state: State = "problem" if days >= STALE_IMAGE_DAYS else "warning"
+    return Finding(where, "golden image", state, f"{shown}: its browser lacks updates", todo)
+
+
+def upstreams_finding(where: str, facts: HostFacts) -> Finding:
+    upstreams = facts.part("upstreams")
+    silent = {address: said for address, said in upstreams.items() if said != "ok"}
+    if upstreams and not silent:
+        shown = f"{', '.join(upstreams)} answer"
+        return Finding(where, "upstream resolvers", "ok", shown)
+    shown = "; ".join(f"{address}: {said}" for address, said in silent.items())
+    some_answer = any(said.startswith(("ok", "answers")) for said in upstreams.values())
+    state: State = "warning" if some_answer else "problem"
+    todo = "name resolvers that the host reaches: upstream_resolvers in the inventory"
+    return Finding(where, "upstream resolvers", state, shown or "none is configured", todo)

@@ -1,0 +1,181 @@
+"""The operator's own machine: facts gathered here, and what they mean."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.client.findings import (
+    GIB,
+    KVM_TODO,
+    TCG_TEXT,
+    Disk,
+    Finding,
+    Room,
+    qemu_finding,
+    space_finding,
+)
+from polydev.errors import Error
+from polydev.run import run
+from polydev.settings import Settings
+from polydev.vm.accelerator import KVM_DEVICE, choose_accelerator
+from polydev.vm.config import Accelerator
+from polydev.vm.qemu import QEMU
+
+WHERE = "this machine"
+OLDEST_PYTHON = (3, 10)
+BUILD_ROOM = Room(least=2 * GIB, enough=8 * GIB)  # a build needs as much
+STORE_ROOM = Room(least=2 * GIB, enough=6 * GIB)  # an image has about 2 GB
+INSTALLED = "installed"
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """packages     those that are wanted → version, None where it is not installed;
+                    None if there is no dpkg
+    accelerator     what VMs run under; None if that could not be tried
+    kvm_device      whether /dev/kvm is there and ours to use
+    """
+
+    packages: dict[str, str | None] | None
+    python: tuple[int, int, int]
+    is_root: bool
+    qemu: str | None
+    kvm_device: bool
+    accelerator: Accelerator | None
+    store: Disk | None
+    cache: Disk | None
+
+
+def gather(settings: Settings, packages: list[str], kernel: Path | None) -> MachineFacts:
+    """Look at this machine. `kernel` is booted to try KVM; None where there is no image yet."""
+    device = os.access(KVM_DEVICE, os.R_OK | os.W_OK)
+    return MachineFacts(
+        packages=_installed(packages),
+        python=sys.version_info[:3],
+        is_root=os.geteuid() == 0,
+        qemu=_said([QEMU, "--version"]),
+        kvm_device=device,
+        accelerator=_accelerator(kernel, settings) if kernel or not device else None,
+        store=disk_of(settings.store),
+        cache=disk_of(settings.cache),
+    )
+
+
+def wanted_packages(text: str) -> list[str]:
+    """The names in a file like requirements/apt.txt."""
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def disk_of(folder: Path) -> Disk | None:
+    """Room where `folder` is, or would be made."""
+    there = next((each for each in (folder, *folder.parents) if each.is_dir()), None)
+    if there is None:
+        return None
+    usage = shutil.disk_usage(there)
+    return Disk(usage.total, usage.free)
+
+
+def _accelerator(kernel: Path | None, settings: Settings) -> Accelerator | None:
+    try:
+        return choose_accelerator(kernel or Path(os.devnull), settings.state / "accelerator.json")
+    except (Error, OSError):
+        return None
+
+
+def _said(argv: list[str]) -> str | None:
+    try:
+        return run(argv, timeout_seconds=20).stdout
+    except Error:
+        return None
+
+
+def _installed(packages: list[str]) -> dict[str, str | None] | None:
+    form = "${Package}\t${db:Status-Status}\t${Version}\n"
+    try:
+        # It exits with 1 if it does not know one of them, and tells of the others all the same.
+        said = run(["dpkg-query", "-W", "-f", form, *packages], check=False).stdout
+    except Error:
+        return None
+    rows = [line.split("\t") for line in said.splitlines()]
+    known = {row[0]: row[2] for row in rows if len(row) == 3 and row[1] == INSTALLED}
+    return {name: known.get(name) for name in packages}
+
+
+def machine_findings(facts: MachineFacts) -> list[Finding]:
+    return [
+        packages_finding(facts.packages),
+        python_finding(facts.python),
+        rights_finding(is_root=facts.is_root),
+        qemu_finding(WHERE, facts.qemu, "apt-get install --no-install-recommends qemu-system-x86"),
+        kvm_finding(facts),
+        space_finding(WHERE, "room for images", facts.store, STORE_ROOM, "./inv golden.prune"),
+        space_finding(
+            WHERE,
+            "room for builds",
+            facts.cache,
+            BUILD_ROOM,
+            "./inv golden.prune, or set POLYDEV_CACHE to a larger disk",
+        ),
+    ]
+
+
+def packages_finding(packages: dict[str, str | None] | None) -> Finding:
+    if packages is None:
+        return Finding(
+            WHERE,
+            "packages",
+            "problem",
+            "no dpkg-query: this is not Debian or Ubuntu",
+            "use Debian 12 or Ubuntu 22.04, or newer",
+        )
+    missing = [name for name, version in packages.items() if version is None]
+    if missing:
+        todo = (
+            f"./inv once as root, or: apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+        return Finding(WHERE, "packages", "problem", f"missing: {', '.join(missing)}", todo)
+    shown = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return Finding(WHERE, "packages", "ok", shown)
+
+
+def python_finding(version: tuple[int, int, int]) -> Finding:
+    shown = ".".join(map(str, version))
+    if version[:2] < OLDEST_PYTHON:
+        todo = "install Python 3.10 or newer, remove .venv, POLYDEV_PYTHON=python3.x ./inv"
+        return Finding(WHERE, "Python", "problem", f"{shown} is too old", todo)
+    return Finding(WHERE, "Python", "ok", shown)
+
+
+def rights_finding(*, is_root: bool) -> Finding:
+    if is_root:
+        return Finding(WHERE, "rights", "ok", "root")
+    return Finding(
+        WHERE,
+        "rights",
+        "warning",
+        "not root: images are not built and labs not started so",
+        "sudo ./inv …; deploying to hosts works without",
+    )
+
+
+def kvm_finding(facts: MachineFacts) -> Finding:
+    if facts.accelerator == "kvm":
+        return Finding(WHERE, "KVM", "ok", "a VM boots under it")
+    if not facts.kvm_device:
+        found = f"/dev/kvm is not there or not ours: VMs here run without it; {TCG_TEXT}"
+        return Finding(WHERE, "KVM", "warning", found, KVM_TODO)
+    if facts.accelerator is None:
+        return Finding(
+            WHERE,
+            "KVM",
+            "warning",
+            "/dev/kvm is there; whether a VM boots under it was not tried: no image yet",
+            "./inv golden.build, then again",
+        )
+    found = f"/dev/kvm is there, but no VM boots under it; {TCG_TEXT}"
+    return Finding(WHERE, "KVM", "warning", found, KVM_TODO)

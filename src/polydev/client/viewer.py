@@ -1,0 +1,108 @@
+"""A port on this machine for a VNC program, that leads to a session's screen.
+
+RFB travels in a WebSocket to the controller; each connection to the port is one. While there is
+one, the session gets its heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.typing import Subprotocol
+
+from polydev.client.api import ControllerApi
+
+HEARTBEAT_SECONDS = 10.0
+BLOCK_BYTES = 64 * 1024
+HOST = "127.0.0.1"
+
+Say = Callable[[str], None]
+
+
+class Viewer:
+    """`say` gets a line whenever somebody comes or goes."""
+
+    def __init__(self, api: ControllerApi, session_id: str, say: Say) -> None:
+        self._api = api
+        self._path = f"/api/auth/session/{session_id}"
+        self._say = say
+        self._connections = 0
+
+    async def serve(self, port: int, on_port: Callable[[int], None]) -> str:
+        """Serve until the session is over; its last state. Port 0 takes a free one.
+
+        Raises what ControllerApi does, and OSError where the port is not free.
+        """
+        server = await asyncio.start_server(self._carry, HOST, port)
+        try:
+            on_port(server.sockets[0].getsockname()[1])
+            return await self._live()
+        finally:
+            server.close()  # without waiting for viewers that do not go
+
+    async def _live(self) -> str:
+        while True:
+            session = await asyncio.to_thread(self._api.get, self._path)
+            if session["endedAt"]:
+                return str(session["status"])
+            if self._connections:
+                await asyncio.to_thread(self._api.post, f"{self._path}/heartbeat")
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        self._say("a viewer has connected")
+        try:
+            async with self._websocket() as screen:
+                why = await carry_both_ways(screen, reader, writer)
+        except (WebSocketException, OSError) as error:
+            why = str(error)
+        finally:
+            self._connections -= 1
+            writer.close()
+        self._say(f"a viewer has gone: {why}")
+
+    def _websocket(self) -> connect:
+        is_far = self._api.url.startswith("https://")
+        return connect(
+            self._api.url.replace("http", "ws", 1) + f"{self._path}/novnc/websock",
+            additional_headers=self._api.authorization,
+            subprotocols=[Subprotocol("binary")],
+            compression=None,
+            proxy=True if is_far else None,
+            max_size=None,
+        )
+
+
+async def carry_both_ways(
+    screen: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> str:
+    """Carry bytes until one side ends; which, and why."""
+
+    async def upwards() -> str:
+        while data := await reader.read(BLOCK_BYTES):
+            await screen.send(data)
+        return "it has closed"
+
+    async def downwards() -> str:
+        with suppress(ConnectionClosed):
+            while True:
+                message = await screen.recv()
+                writer.write(message if isinstance(message, bytes) else message.encode())
+                await writer.drain()
+        return f"{screen.close_code} {screen.close_reason}"
+
+    tasks = [asyncio.create_task(upwards()), asyncio.create_task(downwards())]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+        with suppress(asyncio.CancelledError, ConnectionClosed, OSError):
+            await task
+    try:
+        return done.pop().result()
+    except ConnectionClosed:
+        return f"{screen.close_code} {screen.close_reason}"

@@ -1,0 +1,207 @@
+"""The shapes of the API: JSON in camel case, each with an example that the documentation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from polydev.controller.model import Provider, Session, Vm
+from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState
+from polydev.vm.stages import Stage
+
+AGENT_PORT = 8080
+VNC_PORT = 5901
+NOVNC_PORT = 6080
+
+SESSION_EXAMPLE: dict[str, Any] = {
+    "id": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+    "userId": "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10",
+    "provider": "claude",
+    "status": "vm_starting",
+    "createdAt": "2026-11-21T10:15:00Z",
+    "expiresAt": "2026-11-21T14:15:00Z",
+    "heartbeatAt": None,
+    "endedAt": None,
+    "reason": None,
+    "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
+    "boot": {
+        "stage": "network",
+        "stageAt": "2026-11-21T10:15:09Z",
+        "timings": {"kernel": 1.2, "init": 4.8, "network": 8.9},
+    },
+    "links": {
+        "self": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+        "vm": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/vm",
+        "events": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/events",
+        "novnc": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/novnc/websock",
+    },
+}
+VM_EXAMPLE: dict[str, Any] = {
+    "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
+    "vmIP": "192.168.100.2",
+    "slot": 2,
+    "status": "ready",
+    "stage": "ready",
+    "imageDigest": "4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d",
+    "createdAt": "2026-11-21T10:15:00Z",
+    "readyAt": "2026-11-21T10:15:22Z",
+    "endedAt": None,
+    "releasedAt": None,
+    "ports": {"agent": AGENT_PORT, "vnc": VNC_PORT, "novnc": NOVNC_PORT},
+}
+
+
+class Answer(BaseModel):
+    """JSON as the API speaks it."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Boot(Answer):
+    """`timings` are seconds from the VM's start to each stage that it has reached."""
+
+    stage: Stage
+    stage_at: datetime
+    timings: Mapping[str, float]
+
+
+class Failure(Answer):
+    """What is known of a VM that failed; `stage` is how far it had come."""
+
+    reason: str
+    stage: Stage
+    failed_units: list[str]
+    serial_tail: str | None
+
+
+class Links(Answer):
+    self_: str = Field(alias="self")
+    vm: str
+    events: str
+    novnc: str
+
+
+class SessionAnswer(Answer):
+    """A session. `boot` is how far its VM is, `failure` why it failed if it did."""
+
+    model_config = ConfigDict(title="Session", json_schema_extra={"examples": [SESSION_EXAMPLE]})
+
+    id: str
+    user_id: str
+    provider: Provider
+    status: SessionState
+    created_at: datetime
+    expires_at: datetime
+    heartbeat_at: datetime | None
+    ended_at: datetime | None
+    reason: str | None
+    vm_id: str
+    boot: Boot
+    failure: Failure | None = None
+    links: Links
+
+
+class SessionList(Answer):
+    """Newest first."""
+
+    sessions: list[SessionAnswer]
+
+
+class Ports(Answer):
+    """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
+
+    agent: int = AGENT_PORT
+    vnc: int = VNC_PORT
+    novnc: int = NOVNC_PORT
+
+
+class VmAnswer(Answer):
+    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`."""
+
+    model_config = ConfigDict(title="Vm", json_schema_extra={"examples": [VM_EXAMPLE]})
+
+    vm_id: str
+    vm_ip: str = Field(alias="vmIP")
+    slot: int
+    status: VmState
+    stage: Stage
+    image_digest: str
+    created_at: datetime
+    ready_at: datetime | None
+    ended_at: datetime | None
+    released_at: datetime | None
+    ports: Ports = Ports()
+
+
+class VmList(Answer):
+    vms: list[VmAnswer]
+
+
+class Console(Answer):
+    """The end of a VM's serial console, without control sequences."""
+
+    vm_id: str
+    lines: list[str]
+
+
+def session_path(session_id: str) -> str:
+    return f"/api/auth/session/{session_id}"
+
+
+def session_answer(session: Session, vm: Vm) -> SessionAnswer:
+    return SessionAnswer(
+        id=session.id,
+        user_id=session.user_id,
+        provider=session.provider,
+        status=session.state,
+        created_at=session.created_at,
+        expires_at=session.expires_at,
+        heartbeat_at=session.heartbeat_at,
+        ended_at=session.ended_at,
+        reason=session.reason,
+        vm_id=session.vm_id,
+        boot=Boot(stage=vm.stage, stage_at=vm.stage_at, timings=vm.timings),
+        failure=_failure(vm),
+        links=_links(session_path(session.id)),
+    )
+
+
+def _links(path: str) -> Links:
+    return Links(
+        self_=path, vm=f"{path}/vm", events=f"{path}/events", novnc=f"{path}/novnc/websock"
+    )
+
+
+def _failure(vm: Vm) -> Failure | None:
+    if vm.reason is None:
+        return None
+    return Failure(
+        reason=vm.reason,
+        stage=vm.stage,
+        failed_units=list(vm.failed_units),
+        serial_tail=vm.serial_tail,
+    )
+
+
+def vm_answer(vm: Vm) -> VmAnswer:
+    return VmAnswer(
+        vm_id=vm.id,
+        vm_ip=vm.vm_ip,
+        slot=vm.slot,
+        status=vm.state,
+        stage=vm.stage,
+        image_digest=vm.image_digest,
+        created_at=vm.created_at,
+        ready_at=vm.ready_at,
+        ended_at=vm.ended_at,
+        released_at=vm.released_at,
+    )
+
+
+def is_live(vm: Vm) -> bool:
+    """Whether the VM is, or comes, up: only then may its address be used."""
+    return vm.state in LIVE_VM_STATES

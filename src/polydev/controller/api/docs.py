@@ -1,0 +1,87 @@
+"""The documentation: OpenAPI, and a page of it that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from polydev.controller.api.identity import BEARER
+from polydev.controller.api.refusals import refusals
+
+METHODS = ("get", "post", "put", "patch", "delete")
+# The page has no script and nothing of others, and the browser is told to keep it so.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+code { font-family: ui-monospace, monospace }
+h2 { font-size: 1rem; border-top: 1px solid #ccc; padding-top: 1rem }
+td, th { text-align: left; vertical-align: top; padding: 0 1rem 0 0; font-weight: normal }
+"""
+
+
+def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
+    """`openapi` describes the whole application."""
+    router = APIRouter(tags=["documentation"], dependencies=[BEARER])
+
+    @router.get(
+        "/openapi.json",
+        summary="This API as OpenAPI",
+        response_class=JSONResponse,
+        responses=refusals(),
+    )
+    async def get_openapi() -> JSONResponse:
+        return JSONResponse(openapi())
+
+    @router.get(
+        "/docs",
+        summary="This API as a page",
+        description="A browser gives its token as `?access_token=`.",
+        response_class=HTMLResponse,
+        responses=refusals(),
+    )
+    async def get_docs() -> HTMLResponse:
+        headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(page(openapi()), headers=headers)
+
+    return router
+
+
+def page(described: dict[str, Any]) -> str:
+    """The calls of an OpenAPI document as HTML."""
+    info = described["info"]
+    title = escape(f"{info['title']} {info['version']}")
+    calls = "\n".join(_calls(described))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        "<p>Every call but health needs <code>Authorization: Bearer TOKEN</code>. "
+        "Shapes and examples are in <code>/openapi.json</code>.</p>\n"
+        f"{calls}\n</body></html>\n"
+    )
+
+
+def _calls(described: dict[str, Any]) -> Iterator[str]:
+    for path, operations in described["paths"].items():
+        for method in METHODS:
+            if method in operations:
+                yield _call(f"{method.upper()} {path}", operations[method])
+
+
+def _call(name: str, operation: dict[str, Any]) -> str:
+    said = [operation.get("summary", ""), operation.get("description", "")]
+    texts = "".join(f"<p>{escape(text)}</p>" for text in said if text)
+    rows = [
+        (f"{each['in']} {each['name']}", each.get("description", ""))
+        for each in operation.get("parameters", ())
+    ]
+    rows += [
+        (status, answer["description"]) for status, answer in sorted(operation["responses"].items())
+    ]
+    table = "".join(
+        f"<tr><td><code>{escape(key)}</code></td><td>{escape(text)}</td></tr>" for key, text in rows
+    )
+    return f"<h2><code>{escape(name)}</code></h2>{texts}<table>{table}</table>"

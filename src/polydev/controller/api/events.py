@@ -1,0 +1,101 @@
+"""A session's news as server-sent events, so that a page need not ask again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
+
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.refusals import refusals
+from polydev.controller.api.sessions import SessionId, session_for
+from polydev.controller.model import SessionNews
+from polydev.controller.services import Services
+from polydev.controller.states import SESSION_ENDS
+
+MEDIA_TYPE = "text/event-stream"
+RETRY_MILLISECONDS = 1000
+PING_SECONDS = 15.0
+PING = ": ping\n\n"
+MOST_NUMBER = 2**31 - 1
+EXAMPLE = (
+    f"retry: {RETRY_MILLISECONDS}\n\n"
+    "id: 41\nevent: stage\n"
+    'data: {"at": "2026-11-21T10:15:09+00:00", "stage": "network", "seconds": 8.9}\n\n'
+    "id: 42\nevent: state\n"
+    'data: {"at": "2026-11-21T10:15:22+00:00", "state": "vm_created"}\n\n'
+)
+DESCRIPTION = (
+    "`id` is the number of the news: a reader that comes again sends it as `Last-Event-ID` and "
+    "gets what came after. The stream ends with the session. A browser's EventSource, which "
+    "cannot set headers, gives its token as `?access_token=`."
+)
+
+LastEventId = Annotated[
+    int, Header(alias="Last-Event-ID", ge=0, le=MOST_NUMBER, description="The last one read")
+]
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth", tags=["sessions"], dependencies=[BEARER])
+
+    @router.get(
+        "/session/{session_id}/events",
+        summary="What happens to a session, as it happens",
+        description=DESCRIPTION,
+        response_class=StreamingResponse,
+        responses={
+            200: {"description": "News", "content": {MEDIA_TYPE: {"example": EXAMPLE}}},
+            204: {"description": "The session is over, and all its news were read"},
+            **refusals(404, 422),
+        },
+    )
+    async def get_events(
+        session_id: SessionId, caller: Asking, last_event_id: LastEventId = 0
+    ) -> Response:
+        session = await session_for(services, caller, session_id)
+        if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
+            return Response(status_code=204)  # tells an EventSource not to come again
+        return StreamingResponse(stream(services, session.id, last_event_id), media_type=MEDIA_TYPE)
+
+    return router
+
+
+async def stream(services: Services, session_id: str, after: int) -> AsyncIterator[str]:
+    """News after that number, until the session or the service ends."""
+    yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    async with services.news.listening():
+        while not services.ending.is_set():
+            ring = services.news.next_ring()
+            found = await services.sessions.news(session_id, after)
+            for each in found:
+                yield event_text(each)
+                after = each.number
+                if is_end(each):
+                    return
+            if not found and not await _rung(ring):
+                yield PING
+                if not (await services.sessions.get(session_id)).is_live:
+                    return  # it resumed after the end
+
+
+async def _rung(ring: asyncio.Event) -> bool:
+    try:
+        await asyncio.wait_for(ring.wait(), PING_SECONDS)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+def is_end(news: SessionNews) -> bool:
+    return news.kind == "state" and news.data.get("state") in SESSION_ENDS
+
+
+def event_text(news: SessionNews) -> str:
+    """One event; JSON has no line ends of its own."""
+    data = json.dumps({"at": news.at.isoformat(), **news.data})
+    return f"id: {news.number}\nevent: {news.kind}\ndata: {data}\n\n"

@@ -1,0 +1,169 @@
+"""Who asks: JWTs whose subject is a user, and operators' tokens. Roles are the database's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from uuid import UUID
+
+import jwt
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+from pydantic import SecretStr
+
+from polydev.controller import settings as configured
+from polydev.controller.api.jwks import Keys, KeysUnavailable
+from polydev.controller.model import Caller
+from polydev.controller.problems import Unavailable
+from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
+from polydev.errors import NotAllowed, NotAuthenticated
+
+MOST_TOKEN_CHARACTERS = 8192
+PUBLIC_KEY_ALGORITHMS = ("RS256", "ES256")
+HOW = "send Authorization: Bearer <a JWT of the identity provider, or a token of token.create>"
+
+# Only the documentation needs it: who asks is found out before any route is.
+BEARER = Security(HTTPBearer(auto_error=False, description="A JWT or an operator's token"))
+
+# PyJWT's own words may quote what was sent.
+_REASONS: Mapping[type[jwt.PyJWTError], str] = {
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidAudienceError: "the token is for another audience",
+    jwt.InvalidIssuerError: "the token is of another issuer",
+    jwt.InvalidSignatureError: "the token's signature is wrong",
+    jwt.InvalidAlgorithmError: "the token's algorithm is not the one of its key",
+}
+
+
+class JwtReader:
+    """Checks JWTs: signature, times, audience and issuer."""
+
+    def __init__(
+        self, secret: SecretStr | None, rules: configured.Identity, keys: Keys | None
+    ) -> None:
+        self._secret = secret
+        self._rules = rules
+        self._keys = keys
+
+    async def subject(self, token: str) -> str:
+        """Whom the token names. Raises NotAuthenticated with a reason that quotes nothing of it."""
+        try:
+            header = jwt.get_unverified_header(token)
+            algorithm = str(header.get("alg"))
+            claims = self._claims(token, await self._key(algorithm, header), algorithm)
+        except jwt.MissingRequiredClaimError as error:
+            raise NotAuthenticated(f"the token has no {error.claim}", HOW) from None
+        except jwt.PyJWTError as error:
+            raise NotAuthenticated(_reason(error), HOW) from None
+        return str(claims["sub"])
+
+    def _claims(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
+        return jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            audience=self._rules.audience,
+            issuer=self._rules.issuer,
+            leeway=self._rules.leeway_seconds,
+            options={"require": ["exp", "sub"], "verify_aud": self._rules.audience is not None},
+        )
+
+    async def _key(self, algorithm: str, header: Mapping[str, Any]) -> Any:
+        """What a token of this algorithm must be signed with, which its sender cannot choose."""
+        if algorithm == "HS256" and self._secret is not None:
+            return self._secret.get_secret_value()
+        if algorithm not in PUBLIC_KEY_ALGORITHMS or self._keys is None:
+            raise NotAuthenticated("tokens of this algorithm are not taken here", HOW)
+        key_id = header.get("kid")
+        try:
+            key = await self._keys.get(key_id if isinstance(key_id, str) else None)
+        except KeysUnavailable:
+            raise Unavailable("the identity provider's keys cannot be fetched now") from None
+        if key is None:
+            raise NotAuthenticated("the token's key is not known", HOW)
+        return key
+
+
+def _reason(error: jwt.PyJWTError) -> str:
+    return next(
+        (said for kind, said in _REASONS.items() if isinstance(error, kind)),
+        "the token is not valid",
+    )
+
+
+class Identity:
+    def __init__(self, users: Users, tokens: Tokens, jwts: JwtReader) -> None:
+        self._users = users
+        self._tokens = tokens
+        self._jwts = jwts
+
+    async def caller(self, authorization: str | None, access_token: str | None = None) -> Caller:
+        """Who sent this `Authorization` header or, where there is none, this `access_token`.
+
+        Raises NotAuthenticated, NotAllowed for a stranger with a good JWT, and Unavailable.
+        """
+        token = presented(authorization, access_token)
+        if len(token) > MOST_TOKEN_CHARACTERS:
+            raise NotAuthenticated("the token is too long", HOW)
+        if token.startswith(TOKEN_PREFIX):
+            return await self._of_token(token)
+        subject = await self._jwts.subject(token)
+        user = await self._users.find(subject) if _is_uuid(subject) else None
+        if user is None:
+            raise NotAllowed(
+                "the token's subject is no user of this host", "an admin adds users: user.add"
+            )
+        return Caller(user.id, user.role, "jwt")
+
+    async def _of_token(self, token: str) -> Caller:
+        user = await self._tokens.user_of(token)
+        if user is None:
+            raise NotAuthenticated("the token is unknown, revoked or expired", HOW)
+        return Caller(user.id, user.role, "token")
+
+
+def presented(authorization: str | None, access_token: str | None) -> str:
+    """The token that a request carries. Raises NotAuthenticated if it carries none."""
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise NotAuthenticated("the Authorization header is no bearer token", HOW)
+        return token.strip()
+    if access_token:
+        return access_token
+    raise NotAuthenticated("who asks is not known: there is no token", HOW)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller that the gate let in."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def operator_of(request: Request) -> Caller:
+    """The caller. Raises NotAllowed unless it is an operator or an admin."""
+    caller = caller_of(request)
+    if not caller.sees_all:
+        raise NotAllowed("this is for operators")
+    return caller
+
+
+def admin_of(request: Request) -> Caller:
+    """The caller. Raises NotAllowed unless it is an admin."""
+    caller = caller_of(request)
+    if caller.role != "admin":
+        raise NotAllowed("this is for admins")
+    return caller
+
+
+Asking = Annotated[Caller, Depends(caller_of)]
+AskingOperator = Annotated[Caller, Depends(operator_of)]
+AskingAdmin = Annotated[Caller, Depends(admin_of)]

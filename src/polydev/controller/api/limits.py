@@ -1,0 +1,53 @@
+"""How often a caller may ask: a bucket of tokens for each, kept in memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+
+MOST_BUCKETS = 10_000
+
+
+@dataclass
+class _Bucket:
+    left: float
+    at: float
+
+
+class Buckets:
+    """`burst` at once, then `per_second` on average. Full buckets are forgotten."""
+
+    def __init__(
+        self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.per_second = per_second
+        self.burst = burst
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, caller: str) -> None:
+        """Count one. Raises HTTPException 429, which says when the next one may come."""
+        now = self._clock()
+        if len(self._buckets) > MOST_BUCKETS:
+            self._forget_full(now)
+        bucket = self._buckets.setdefault(caller, _Bucket(self.burst, now))
+        bucket.left = self._filled(bucket, now)
+        bucket.at = now
+        if bucket.left < 1:
+            wait = math.ceil((1 - bucket.left) / self.per_second)
+            raise HTTPException(429, f"too many, wait {wait} s", {"Retry-After": str(wait)})
+        bucket.left -= 1
+
+    def _filled(self, bucket: _Bucket, now: float) -> float:
+        return min(self.burst, bucket.left + (now - bucket.at) * self.per_second)
+
+    def _forget_full(self, now: float) -> None:
+        self._buckets = {
+            caller: bucket
+            for caller, bucket in self._buckets.items()
+            if self._filled(bucket, now) < self.burst
+        }

@@ -1,0 +1,196 @@
+"""The screen of a session's VM, as RFB over a WebSocket: what noVNC speaks.
+
+Every upgrade is accepted, and whoever may not look is told so by the closing: a browser cannot
+read why an upgrade was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Coroutine
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from polydev.controller.api.sessions import session_for
+from polydev.controller.model import Caller, Session, Vm
+from polydev.controller.relay.closings import (
+    UNEXPECTED,
+    VM_GONE,
+    VNC_DOWN,
+    Closing,
+    Refused,
+    closing_of,
+    not_ready,
+    session_over,
+)
+from polydev.controller.relay.figures import RelayFigures
+from polydev.controller.relay.pump import Buffers, open_screen, relay
+from polydev.controller.relay.seats import Seats
+from polydev.controller.relay.takeover import take_over
+from polydev.controller.relay.viewer import Viewer
+from polydev.controller.services import Services
+from polydev.errors import SessionNotFound
+from polydev.vm.config import VNC_PORT
+
+log = structlog.stdlib.get_logger(__name__)
+
+SUBPROTOCOL = "binary"
+BOOTING = ("creating", "starting")
+
+T = TypeVar("T")
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth", tags=["sessions"])
+    screens = Screens(services)
+
+    @router.websocket("/session/{session_id}/novnc/websock")
+    async def show_screen(websocket: WebSocket, session_id: str) -> None:
+        await screens.show(websocket, session_id)
+
+    return router
+
+
+@dataclass(frozen=True)
+class Admitted:
+    session: Session
+    vm: Vm
+    screen: socket.socket
+
+
+class Screens:
+    """All viewers of the service."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._seats = Seats(services.sessions, services.news)
+        self._figures = RelayFigures(services.metrics.registry, self._seats.viewers)
+        self._buffers = Buffers()
+
+    async def show(self, websocket: WebSocket, session_id: str) -> None:
+        """From the upgrade to the end of the connection."""
+        is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
+        try:
+            viewer = Viewer(await take_over(websocket, SUBPROTOCOL if is_offered else None))
+        except ConnectionError:
+            return
+        with ExitStack() as left_behind:
+            left_behind.callback(viewer.abort)
+            admission = self._admit(websocket, session_id, viewer, left_behind)
+            try:
+                admitted = await _while_open(viewer, admission)
+            except Exception as error:
+                await self._refuse(viewer, session_id, error)
+                return
+            ended = await self._relay(viewer, admitted)
+        self._figures.closed(viewer, ended.cause)
+
+    async def _admit(
+        self, websocket: WebSocket, session_id: str, viewer: Viewer, left_behind: ExitStack
+    ) -> Admitted:
+        """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
+        caller = await self._caller(websocket)
+        known = _uuid(session_id)
+        # First the seat, then the question: so no end of the session can be missed.
+        seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
+        session = await session_for(self._services, caller, known)
+        vm = await self._services.vms.get(session.vm_id)
+        _check_state(session, vm)
+        self._seats.take(seat)
+        screen = await open_screen(vm.vm_ip, VNC_PORT)
+        return Admitted(session, vm, left_behind.enter_context(closing(screen)))
+
+    async def _caller(self, websocket: WebSocket) -> Caller:
+        caller = await self._services.identity.caller(
+            websocket.headers.get("authorization"), websocket.query_params.get("access_token")
+        )
+        self._services.requests.take(caller.user_id)
+        return caller
+
+    async def _refuse(self, viewer: Viewer, session_id: str, error: Exception) -> None:
+        told = closing_of(error)
+        self._figures.refused(told.cause)
+        if told is UNEXPECTED:
+            log.error("viewer_failed", session_id=session_id, exc_info=error)
+        log.info(
+            "viewer_refused",
+            session_id=session_id,
+            cause=told.cause,
+            code=told.code,
+            reason=told.reason,
+        )
+        await viewer.close(told)
+
+    async def _relay(self, viewer: Viewer, admitted: Admitted) -> Closing:
+        """Bytes both ways until one side has enough; how it ended."""
+        session, vm = admitted.session, admitted.vm
+        say = log.bind(session_id=session.id, vm_id=vm.id, vm_address=masked(vm.vm_ip))
+        say.info("viewer_opened")
+        started = time.monotonic()
+        explained = partial(self._explained, session.id)
+        told = await relay(viewer, admitted.screen, self._buffers, explained)
+        say.info(
+            "viewer_closed",
+            code=told.code,
+            reason=told.reason,
+            cause=told.cause,
+            bytes_to_viewer=viewer.bytes_to,
+            bytes_to_vm=viewer.bytes_from,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return told
+
+    async def _explained(self, session_id: str, ended: Closing) -> Closing:
+        """A VM is gone because its session is over, more often than not."""
+        if ended is not VM_GONE:
+            return ended
+        try:
+            session = await self._services.sessions.get(session_id)
+        except Exception as error:  # the viewer is told what is known
+            log.warning("session_not_read", session_id=session_id, error=type(error).__name__)
+            return ended
+        return ended if session.is_live else session_over(session)
+
+
+def masked(address: str) -> str:
+    """An IPv4 address without its last part."""
+    return f"{address.rpartition('.')[0]}.x"
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise SessionNotFound("that is no session's id") from None
+
+
+def _check_state(session: Session, vm: Vm) -> None:
+    """Raises Refused unless there can be a screen."""
+    if not session.is_live:
+        raise Refused(session_over(session))
+    if vm.state in BOOTING:
+        raise Refused(not_ready(vm))
+    if vm.state != "ready":
+        raise Refused(VNC_DOWN)
+
+
+async def _while_open(viewer: Viewer, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. Raises Refused if the viewer is to be closed meanwhile."""
+    task = asyncio.create_task(work)
+    try:
+        either: set[asyncio.Future[Any]] = {task, viewer.ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Refused(viewer.ended.result())
+        return task.result()
+    finally:
+        task.cancel()

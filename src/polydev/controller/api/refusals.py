@@ -1,0 +1,115 @@
+"""What a call may be refused with, for the documentation: each status with an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polydev.controller.problems import MEDIA_TYPE, Problem
+
+SCHEMA_PATH = "#/components/schemas"
+# Whatever is asked for, but health, may be answered with these.
+GATE = (401, 403, 413, 429, 503)
+
+_SESSION = "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+_ANY = {
+    "instance": _SESSION,
+    "requestId": "0f5c8f0e7b7b4c3f9d0c1a2b3c4d5e6f",
+}
+_EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
+    400: (
+        "The body cannot be read",
+        {"title": "Bad Request", "detail": "There was an error parsing the body"},
+    ),
+    401: (
+        "There is no token, or it is not taken",
+        {
+            "type": "urn:polydev:error:not-authenticated",
+            "title": "Unauthorized",
+            "detail": "the token has expired",
+            "hint": "send Authorization: Bearer <a JWT of the identity provider>",
+        },
+    ),
+    403: (
+        "The caller may not",
+        {
+            "type": "urn:polydev:error:not-allowed",
+            "title": "Forbidden",
+            "detail": "the session is another user's",
+        },
+    ),
+    404: (
+        "There is no such thing",
+        {
+            "type": "urn:polydev:error:session-not-found",
+            "title": "Not Found",
+            "detail": "there is no session 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+        },
+    ),
+    409: (
+        "The user has as many sessions as are allowed, or the key was used for something else",
+        {
+            "type": "urn:polydev:error:too-many-sessions",
+            "title": "Conflict",
+            "detail": "the user has 2 sessions, which is all that is allowed",
+            "hint": "end one of them",
+        },
+    ),
+    410: (
+        "It is over",
+        {
+            "type": "urn:polydev:error:session-expired",
+            "title": "Gone",
+            "detail": "the session's VM is gone",
+            "hint": "start another session",
+        },
+    ),
+    413: (
+        "The body is too large",
+        {"title": "Content Too Large", "detail": "a body may have 1048576 bytes at most"},
+    ),
+    422: (
+        "The request is not valid; no value of it is repeated",
+        {
+            "title": "Unprocessable Content",
+            "detail": "the request is not valid",
+            "errors": [{"pointer": "path/session_id", "detail": "Input should be a valid UUID"}],
+        },
+    ),
+    429: (
+        "Too many requests of this caller; Retry-After says when to come again",
+        {"title": "Too Many Requests", "detail": "too many, wait 1 s"},
+    ),
+    503: (
+        "No slot is free, or something that the answer depends on is down; Retry-After is sent",
+        {
+            "type": "urn:polydev:error:no-free-slot",
+            "title": "Service Unavailable",
+            "detail": "all 8 slots are in use",
+            "hint": "end a session that nobody uses",
+            "slots": 8,
+            "oldestIdleSession": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+        },
+    ),
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that is refused with these, besides what the gate refuses."""
+    return {status: _refusal(status) for status in sorted({*GATE, *statuses})}
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    description, told = _EXAMPLES[status]
+    example = {"type": "about:blank", "status": status, **_ANY, **told}
+    schema = {"$ref": f"{SCHEMA_PATH}/Problem"}
+    return {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": schema, "example": example}},
+    }
+
+
+def problem_schemas() -> dict[str, Any]:
+    """The schemas to which every refusal refers, by name."""
+    schema = Problem.model_json_schema(ref_template=f"{SCHEMA_PATH}/{{model}}")
+    return {**schema.pop("$defs", {}), "Problem": schema}

@@ -1,0 +1,193 @@
+"""Sessions: start, look at, keep alive, end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from polydev.controller.api.answers import (
+    SessionAnswer,
+    SessionList,
+    VmAnswer,
+    is_live,
+    session_answer,
+    session_path,
+    vm_answer,
+)
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.refusals import refusals
+from polydev.controller.health import image_store_state
+from polydev.controller.model import Caller, Provider, Session
+from polydev.controller.problems import NoCapacity
+from polydev.controller.services import Services
+from polydev.controller.store.sessions import NewSession
+from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired
+
+MOST_LISTED = 200
+
+SessionId = Annotated[UUID, Path(description="The session's id")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[ -~]+$",
+        description="The same key gives the same session, however often it is sent",
+    ),
+]
+
+
+class StartRequest(BaseModel):
+    """Users name themselves; operators may start a session for another."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"userId": "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10", "provider": "claude"}]
+        },
+    )
+
+    user_id: UUID = Field(alias="userId")
+    provider: Provider
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth", tags=["sessions"], dependencies=[BEARER])
+    _add_start(router, services)
+    _add_list(router, services)
+    _add_one(router, services)
+    _add_vm(router, services)
+    return router
+
+
+async def session_for(services: Services, caller: Caller, session_id: UUID) -> Session:
+    """The session, if the caller may have it. Raises SessionNotFound or NotAllowed."""
+    session = await services.sessions.get(str(session_id))
+    if session.user_id != caller.user_id and not caller.sees_all:
+        raise NotAllowed("the session is another user's")
+    return session
+
+
+async def _answer(services: Services, session: Session) -> SessionAnswer:
+    return session_answer(session, await services.vms.get(session.vm_id))
+
+
+def _add_start(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/start",
+        status_code=201,
+        summary="Start a session on a VM of its own",
+        description="Answers at once; the VM boots meanwhile, and `events` tells how far it is.",
+        responses={
+            200: {"model": SessionAnswer, "description": "The session that this key has started"},
+            201: {"description": "Started; `Location` is the session's address"},
+            **refusals(400, 404, 409, 422),
+        },
+    )
+    async def start(
+        body: StartRequest,
+        caller: Asking,
+        response: Response,
+        idempotency_key: IdempotencyKey = None,
+    ) -> SessionAnswer:
+        user_id = str(body.user_id)
+        if user_id != caller.user_id and not caller.sees_all:
+            raise NotAllowed("a session for another user is for operators to start")
+        services.starts.take(caller.user_id)
+        session, made = await _start(services, user_id, body.provider, idempotency_key)
+        response.status_code = 201 if made else 200
+        response.headers["Location"] = session_path(session.id)
+        return await _answer(services, session)
+
+
+async def _start(
+    services: Services, user_id: str, provider: Provider, key: str | None
+) -> tuple[Session, bool]:
+    slots = len(services.settings.slots)
+    if not slots:
+        raise NoCapacity(CapacityError("this host declares no slots"), slots, None)
+    golden = image_store_state(services.settings.image_store)
+    if golden.golden is None:
+        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
+    new = NewSession(user_id, provider, golden.golden, key)
+    try:
+        session, made = await services.sessions.start(new)
+    except CapacityError as error:
+        raise NoCapacity(error, slots, await _oldest_idle(services)) from error
+    if made and services.driver is not None:
+        services.driver.wake()
+    return session, made
+
+
+async def _oldest_idle(services: Services) -> str | None:
+    """The session that nobody has used for the longest time."""
+    live = await services.sessions.list(live_only=True, limit=len(services.settings.slots))
+    oldest = min(live, key=lambda each: each.heartbeat_at or each.created_at, default=None)
+    return None if oldest is None else oldest.id
+
+
+def _add_list(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/sessions",
+        summary="The caller's sessions, newest first; all of them for operators",
+        responses=refusals(422),
+    )
+    async def list_sessions(
+        caller: Asking,
+        live: Annotated[bool, Query(description="Only those that are not over")] = False,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+    ) -> SessionList:
+        user_id = None if caller.sees_all else caller.user_id
+        found = await services.sessions.list(user_id=user_id, live_only=live, limit=limit)
+        return SessionList(sessions=[await _answer(services, each) for each in found])
+
+
+def _add_one(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/session/{session_id}",
+        summary="A session, how far its VM is, and why it failed if it did",
+        responses=refusals(404, 422),
+    )
+    async def get_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
+        return await _answer(services, await session_for(services, caller, session_id))
+
+    @router.delete(
+        "/session/{session_id}",
+        summary="End a session and its VM; one that is over stays as it is",
+        responses=refusals(404, 422),
+    )
+    async def end_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
+        session = await session_for(services, caller, session_id)
+        try:
+            session = await services.sessions.apply(session.id, "terminate")
+        except SessionExpired:
+            session = await services.sessions.get(session.id)
+        if services.driver is not None:
+            services.driver.wake()
+        return await _answer(services, session)
+
+    @router.post(
+        "/session/{session_id}/heartbeat",
+        summary="Somebody still looks: the session lives on",
+        responses=refusals(404, 410, 422),
+    )
+    async def heartbeat(session_id: SessionId, caller: Asking) -> SessionAnswer:
+        session = await session_for(services, caller, session_id)
+        return await _answer(services, await services.sessions.heartbeat(session.id))
+
+
+def _add_vm(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/session/{session_id}/vm",
+        summary="The VM of a session, and its address",
+        responses=refusals(404, 410, 422),
+    )
+    async def get_vm_of_session(session_id: SessionId, caller: Asking) -> VmAnswer:
+        session = await session_for(services, caller, session_id)
+        vm = await services.vms.get(session.vm_id)
+        if not is_live(vm):
+            raise SessionExpired("the session's VM is gone", "start another session")
+        return vm_answer(vm)

@@ -1,0 +1,165 @@
+"""VMs: what there is, how much each uses, and what it says on its serial console."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path as File
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
+from polydev.controller.api.console import MOST_LINES, follow, tail
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.refusals import refusals
+from polydev.controller.host.sampler import figures_of
+from polydev.controller.host.vm_figures import VmFigures
+from polydev.controller.model import Caller, Vm
+from polydev.controller.services import Services
+from polydev.errors import NotAllowed, SessionExpired, VmError
+from polydev.vm.stages import last_lines
+
+MOST_LISTED = 500
+TEXT = "text/plain; charset=utf-8"
+CONSOLE_EXAMPLE = "[    0.000000] Linux version 6.1.0\n[    3.1] systemd[1]: Welcome to Debian\n"
+CONSOLE_ANSWER = {
+    "description": "The last lines",
+    "content": {
+        "text/plain": {"schema": {"type": "string"}, "example": CONSOLE_EXAMPLE},
+        "application/json": {"schema": Console.model_json_schema()},
+    },
+}
+CONSOLE_DESCRIPTION = (
+    "Text as it is, with its control sequences; `Accept: application/json` gets lines without "
+    "them. With `follow` the text goes on until the VM ends."
+)
+
+VmId = Annotated[UUID, Path(description="The VM's id")]
+Tail = Annotated[
+    int, Query(alias="tail", ge=0, le=MOST_LINES, description="How many of the last lines")
+]
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/vm", tags=["vms"], dependencies=[BEARER])
+    _add_list(router, services)
+    _add_one(router, services)
+    _add_figures(router, services)
+    _add_console(router, services)
+    return router
+
+
+async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
+    """The VM, if the caller may have it. Raises HTTPException 404 and NotAllowed."""
+    try:
+        vm = await services.vms.get(str(vm_id))
+    except VmError as error:
+        raise HTTPException(404, error.message) from error
+    if not caller.sees_all and not await _is_own(services, caller, vm):
+        raise NotAllowed("the VM is another user's")
+    return vm
+
+
+async def _is_own(services: Services, caller: Caller, vm: Vm) -> bool:
+    live = await services.sessions.live_of_vm(vm.id)
+    if live is not None:
+        return live.user_id == caller.user_id
+    past = await services.sessions.list(user_id=caller.user_id, limit=MOST_LISTED)
+    return any(session.vm_id == vm.id for session in past)
+
+
+def _add_list(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "",
+        summary="The VMs that there are; a user's own, all of them for operators",
+        responses=refusals(422),
+    )
+    async def list_vms(
+        caller: Asking,
+        past: Annotated[bool, Query(alias="all", description="Past ones too")] = False,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+    ) -> VmList:
+        if not caller.sees_all:
+            found = await _own_vms(services, caller, past, limit)
+        elif past:
+            found = await services.vms.list(limit=limit)
+        else:
+            found = (await services.vms.held())[:limit]
+        return VmList(vms=[vm_answer(vm) for vm in found])
+
+
+async def _own_vms(services: Services, caller: Caller, past: bool, limit: int) -> list[Vm]:
+    sessions = await services.sessions.list(user_id=caller.user_id, limit=limit)
+    found = [await services.vms.get(session.vm_id) for session in sessions]
+    return [vm for vm in found if past or vm.released_at is None]
+
+
+def _add_one(router: APIRouter, services: Services) -> None:
+    @router.get("/{vm_id}", summary="A VM", responses=refusals(404, 422))
+    async def get_vm(vm_id: VmId, caller: Asking) -> VmAnswer:
+        return vm_answer(await vm_for(services, caller, vm_id))
+
+
+def _add_figures(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/{vm_id}/metrics",
+        summary="What a VM uses of processor, memory, disk and network",
+        responses=refusals(404, 410, 422),
+    )
+    async def get_figures(vm_id: VmId, caller: Asking) -> VmFigures:
+        vm = await vm_for(services, caller, vm_id)
+        if vm.released_at is not None or services.hypervisor is None:
+            raise SessionExpired("the VM is over")
+        return await figures_of(services.hypervisor, vm)
+
+
+def _add_console(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/{vm_id}/console",
+        summary="What a VM says on its serial console",
+        description=CONSOLE_DESCRIPTION,
+        response_class=Response,
+        responses={200: CONSOLE_ANSWER, **refusals(404, 410, 422)},
+    )
+    async def get_console(
+        request: Request,
+        vm_id: VmId,
+        caller: Asking,
+        lines: Tail = 100,
+        following: Annotated[bool, Query(alias="follow")] = False,
+    ) -> Response:
+        vm = await vm_for(services, caller, vm_id)
+        file = _console_of(services, vm)
+        if following:
+            return _following(services, vm, file, lines)
+        text, _ = await asyncio.to_thread(tail, file, lines)
+        if "application/json" in request.headers.get("accept", ""):
+            return _as_lines(vm, text, lines)
+        return Response(text, media_type=TEXT)
+
+
+def _as_lines(vm: Vm, text: bytes, count: int) -> Response:
+    plain = last_lines(text.decode(errors="replace"), count) if count else []
+    answer = Console(vm_id=vm.id, lines=plain)
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+
+
+def _console_of(services: Services, vm: Vm) -> File:
+    """Raises SessionExpired where the VM is over and its logs are gone."""
+    hypervisor = services.hypervisor
+    if hypervisor is not None:
+        file = hypervisor.console(vm.slot, vm.id)
+        if vm.released_at is None or file.exists():
+            return file
+    raise SessionExpired("the VM is over, and its console is not kept")
+
+
+def _following(services: Services, vm: Vm, file: File, lines: int) -> StreamingResponse:
+    async def over() -> bool:
+        return (await services.vms.get(vm.id)).released_at is not None
+
+    text = follow(file, lines, over, services.ending)
+    return StreamingResponse(text, media_type=TEXT)

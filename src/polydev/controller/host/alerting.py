@@ -1,0 +1,183 @@
+"""When an alert is raised, when it is cleared: rules, hysteresis and patience. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from polydev.controller.model import Severity
+from polydev.controller.settings import AlertRules
+
+Rule = Literal[
+    "cpu", "memory", "disk", "failed_boots", "no_slots", "unhealthy_vms", "deploy_failed"
+]
+Key = tuple[str, str]  # rule and subject
+HOST = "host"
+MOST_SUBJECT_CHARACTERS = 200
+
+# What comes and goes must last before it counts; what has happened counts at once.
+LASTING: frozenset[Rule] = frozenset(("cpu", "memory", "disk", "no_slots", "unhealthy_vms"))
+_RANKS: Mapping[Severity | None, int] = {None: 0, "warning": 1, "critical": 2}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a rule saw of a subject.
+
+    raises  the alert that this calls for
+    keeps   the alert that it lets stand, if one stands: as severe or more, which is the hysteresis
+    """
+
+    subject: str
+    message: str
+    value: float | None
+    raises: Severity | None
+    keeps: Severity | None
+
+
+# Of each rule that could look; what the others raised stays as it is.
+Observed = Mapping[Rule, Iterable[Observation]]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A change that must last: since when, and the least of it that lasted."""
+
+    severity: Severity | None
+    since: datetime
+
+
+@dataclass(frozen=True)
+class Change:
+    """Severity None clears the alert. `before` is what stood."""
+
+    rule: Rule
+    subject: str
+    severity: Severity | None
+    before: Severity | None
+    message: str
+    value: float | None
+
+    @property
+    def is_worse(self) -> bool:
+        return _RANKS[self.severity] > _RANKS[self.before]
+
+
+def percent_observation(
+    what: str, subject: str, value: float | None, limits: AlertRules
+) -> Observation:
+    """One that could not be measured (None) raises nothing, and lets stand what stands."""
+    subject = subject[:MOST_SUBJECT_CHARACTERS]
+    if value is None:
+        return Observation(subject, f"{what} cannot be measured", None, None, "critical")
+    return Observation(
+        subject,
+        f"{what} is at {value:g} %",
+        value,
+        raises=_level(value, limits),
+        keeps=_level(value + limits.hysteresis_percent, limits),
+    )
+
+
+def _level(percent: float, limits: AlertRules) -> Severity | None:
+    if percent > limits.critical_percent:
+        return "critical"
+    return "warning" if percent >= limits.warning_percent else None
+
+
+def failed_boots_observation(failed: int, limits: AlertRules) -> Observation:
+    """Once raised, it stands until fewer than half as many are left in the time looked at."""
+    return Observation(
+        HOST,
+        f"{failed} VMs failed to boot within {_minutes(limits.failed_boots_seconds)}",
+        float(failed),
+        raises="critical" if failed >= limits.failed_boots else None,
+        keeps="critical" if failed * 2 >= limits.failed_boots else None,
+    )
+
+
+def no_slots_observation(total: int, held: int) -> Observation:
+    severity: Severity | None = "warning" if total and held >= total else None
+    message = f"{held} of {total} slots are in use"
+    return Observation(HOST, message, float(total - held), severity, severity)
+
+
+def unhealthy_vms_observation(failing: int, failed: int, limits: AlertRules) -> Observation:
+    """`failing` VMs are up and fail their checks; `failed` were up and failed lately."""
+    severity: Severity | None = "warning" if failing + failed else None
+    lately = _minutes(limits.failed_boots_seconds)
+    message = f"{failing} VMs fail their health checks, {failed} failed while up within {lately}"
+    return Observation(HOST, message, float(failing + failed), severity, severity)
+
+
+def deploy_observation(deployment_id: str, status: str) -> Observation:
+    """Of the newest deployment, which did not succeed. A later one that does clears it."""
+    severity: Severity = "critical" if status == "rollback-failed" else "warning"
+    message = f"deployment {deployment_id} is {status}: ./inv deployments tells why"
+    return Observation(deployment_id, message, None, severity, severity)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g} min"
+
+
+def wanted(seen: Observation | None, stands: Severity | None) -> Severity | None:
+    """What should stand. A subject that is seen no more has no alert."""
+    if seen is None:
+        return None
+    if _RANKS[seen.raises] >= _RANKS[stands]:
+        return seen.raises
+    return _least(stands, seen.keeps)
+
+
+def _least(one: Severity | None, other: Severity | None) -> Severity | None:
+    return min(one, other, key=_RANKS.__getitem__)
+
+
+def changes_due(
+    standing: Mapping[Key, Severity],
+    pending: Mapping[Key, Pending],
+    observed: Observed,
+    at: datetime,
+    limits: AlertRules,
+) -> tuple[list[Change], dict[Key, Pending]]:
+    """What is to be raised and cleared now, and what must last longer first."""
+    changes: list[Change] = []
+    waiting: dict[Key, Pending] = {}
+    for rule, subject, seen in _subjects(standing, observed):
+        stands = standing.get((rule, subject))
+        want = wanted(seen, stands)
+        if want == stands:
+            continue
+        wait = _lasted(pending.get((rule, subject)), want, stands, at)
+        patience = limits.for_seconds if rule in LASTING else 0.0
+        if at - wait.since < timedelta(seconds=patience):
+            waiting[rule, subject] = wait
+            continue
+        message = seen.message if seen else f"{subject} is not there any more"
+        value = seen.value if seen else None
+        changes.append(Change(rule, subject, wait.severity, stands, message, value))
+    return changes, waiting
+
+
+def _subjects(
+    standing: Mapping[Key, Severity], observed: Observed
+) -> Iterator[tuple[Rule, str, Observation | None]]:
+    for rule, found in observed.items():
+        seen = {each.subject: each for each in found}
+        gone = {subject for of, subject in standing if of == rule} - seen.keys()
+        for subject in (*seen, *sorted(gone)):
+            yield rule, subject, seen.get(subject)
+
+
+def _lasted(
+    earlier: Pending | None, want: Severity | None, stands: Severity | None, at: datetime
+) -> Pending:
+    """A change the other way begins anew; one the same way goes on, as far as both go."""
+    rises = _RANKS[want] > _RANKS[stands]
+    if earlier is None or (_RANKS[earlier.severity] > _RANKS[stands]) != rises:
+        return Pending(want, at)
+    nearer = min if rises else max
+    return Pending(nearer(earlier.severity, want, key=_RANKS.__getitem__), earlier.since)

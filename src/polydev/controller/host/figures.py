@@ -1,0 +1,170 @@
+"""The host's figures: psutil's into the shapes that are told, each part apart from the others."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from polydev.controller.host.shapes import (
+    Cpu,
+    Disk,
+    Interface,
+    Memory,
+    Network,
+    Temperature,
+    status_of,
+)
+from polydev.controller.settings import AlertRules
+
+CPUINFO = Path("/proc/cpuinfo")
+LOOPBACK = "lo"
+# Full by nature: images that can only be read.
+FIXED_FILESYSTEMS = frozenset({"squashfs", "iso9660", "udf", "erofs", "cramfs"})
+# What tells of the processor comes before what tells of the board or of a disk.
+SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
+# Some sensors name nonsense as their critical point.
+CRITICAL_CELSIUS = (40.0, 150.0)
+NO_SENSOR = "this host shows no temperature sensor, as is usual for a virtual machine"
+
+
+def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules) -> Cpu:
+    return Cpu(status=status_of(usage, limits), usage=usage, cores=cores, model=model)
+
+
+def cpu_usage(before: Any, after: Any) -> float:
+    """Percent of the time between two of psutil's `cpu_times` in which cores were at work."""
+    spent = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
+    # A guest's time is in the user's already.
+    total = sum(value for name, value in spent.items() if not name.startswith("guest"))
+    idle: float = spent["idle"] + spent.get("iowait", 0.0)
+    return _percent(total - idle, total)
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """The processor's name; on some ARM machines that of the machine, or of the architecture."""
+    parts = (line.partition(":") for line in cpuinfo.splitlines())
+    named = {key.strip(): value.strip() for key, _, value in parts}
+    found = named.get("model name") or named.get("Model") or named.get("Hardware")
+    return found or platform.processor() or platform.machine()
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(min(max(100.0 * part / whole, 0.0), 100.0), 1) if whole > 0 else 0.0
+
+
+def memory_figures(memory: Any, limits: AlertRules) -> Memory:
+    used = memory.total - memory.available
+    percent = _percent(used, memory.total)
+    return Memory(
+        status=status_of(percent, limits),
+        total=memory.total,
+        used=used,
+        free=memory.available,
+        percent=percent,
+    )
+
+
+def real_filesystems(physical: Sequence[Any], everything: Iterable[Any]) -> list[Any]:
+    """Of psutil's partitions those that hold data, one a device, by its shortest mount.
+
+    The root is always among them, even where a container's is an overlay.
+    """
+    root = [each for each in everything if each.mountpoint == "/" and each.fstype != "rootfs"]
+    found = [each for each in physical if each.fstype not in FIXED_FILESYSTEMS]
+    if not any(each.mountpoint == "/" for each in found):
+        found += root[-1:]
+    by_device: dict[str, Any] = {}
+    for each in sorted(found, key=lambda each: (len(each.mountpoint), each.mountpoint)):
+        by_device.setdefault(each.device, each)
+    return sorted(by_device.values(), key=lambda each: str(each.mountpoint))
+
+
+def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> Disk:
+    """`percent` is of what those who are not root can have, as `df` says it."""
+    percent = _percent(usage.used, usage.used + usage.free)
+    return Disk(
+        status=status_of(percent, limits),
+        filesystem=partition.device,
+        size=usage.total,
+        used=usage.used,
+        available=usage.free,
+        percent=percent,
+        mount=partition.mountpoint,
+    )
+
+
+def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Network:
+    interfaces = [
+        Interface(
+            name=name,
+            status="up" if stats[name].isup else "down",
+            rx_bytes=counted.bytes_recv,
+            tx_bytes=counted.bytes_sent,
+        )
+        for name, counted in sorted(counters.items())
+        if name in stats  # else it went away in between
+    ]
+    if any(each.status == "up" for each in interfaces if each.name != LOOPBACK):
+        return Network(status="healthy", interfaces=interfaces)
+    return Network(
+        status="critical", detail="no interface but the loopback is up", interfaces=interfaces
+    )
+
+
+def temperature_figures(
+    sensors: Mapping[str, Sequence[Any]], limits: AlertRules
+) -> Temperature | None:
+    """The hottest sensor of the processor, or of whatever has one; None without any.
+
+    The limits are percent of the critical point, and degrees where none is known.
+    """
+    chips = [sensors[name] for name in SENSORS if sensors.get(name)] or list(sensors.values())
+    known = [each for each in (chips[0] if chips else ()) if each.current]
+    if not known:
+        return None
+    hottest = max(known, key=lambda each: float(each.current))
+    low, high = CRITICAL_CELSIUS
+    critical = hottest.critical if hottest.critical and low <= hottest.critical <= high else None
+    return Temperature(
+        status=status_of(100.0 * hottest.current / (critical or 100.0), limits),
+        current=hottest.current,
+        critical=critical,
+    )
+
+
+def read_cpu() -> tuple[Any, int | None, str]:
+    """Times since the start, cores, and the processor's name."""
+    try:
+        text = CPUINFO.read_text()
+    except OSError:
+        text = ""
+    return psutil.cpu_times(), psutil.cpu_count(), cpu_model(text)
+
+
+def read_memory() -> Any:
+    return psutil.virtual_memory()
+
+
+def read_filesystems() -> list[Any]:
+    return real_filesystems(psutil.disk_partitions(), psutil.disk_partitions(all=True))
+
+
+def read_network() -> Network:
+    return network_figures(psutil.net_if_stats(), psutil.net_io_counters(pernic=True, nowrap=False))
+
+
+def read_sensors() -> Mapping[str, Sequence[Any]]:
+    return psutil.sensors_temperatures()
+
+
+def read_uptime() -> float:
+    return round(time.time() - psutil.boot_time(), 1)
+
+
+def read_load_average() -> list[float]:
+    return [round(each, 2) for each in psutil.getloadavg()]

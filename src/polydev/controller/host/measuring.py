@@ -1,0 +1,164 @@
+"""Measures the host: each part by itself, so that one that fails or hangs hides no other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import psutil
+
+from polydev.controller.host import figures, probe
+from polydev.controller.host.probe import Probe, Unanswered
+from polydev.controller.host.shapes import (
+    Cpu,
+    Disk,
+    Disks,
+    Memory,
+    Network,
+    Part,
+    System,
+    Temperature,
+    worst,
+)
+from polydev.controller.settings import AlertRules
+
+# CPU time is counted in hundredths of a second: over less than this the share would be a guess.
+SHORTEST_SPAN_SECONDS = 0.5
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Part)
+
+
+class HostFigures:
+    """One for each process: the share of the CPU is that since it was last asked."""
+
+    def __init__(self, limits: AlertRules, timeout_seconds: float = probe.TIMEOUT_SECONDS) -> None:
+        self._limits = limits
+        self._timeout_seconds = timeout_seconds
+        self._cpu = Probe(figures.read_cpu, timeout_seconds)
+        self._memory = Probe(figures.read_memory, timeout_seconds)
+        self._filesystems = Probe(figures.read_filesystems, timeout_seconds)
+        self._disks: dict[str, Probe[Any]] = {}
+        self._network = Probe(figures.read_network, timeout_seconds)
+        self._sensors = Probe(figures.read_sensors, timeout_seconds)
+        self._uptime = Probe(figures.read_uptime, timeout_seconds)
+        self._load_average = Probe(figures.read_load_average, timeout_seconds)
+        self._measured: tuple[float, Any, float | None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def cpu(self) -> Cpu:
+        return await _or_unknown(self._read_cpu, lambda why: Cpu(status="unknown", detail=why))
+
+    async def memory(self) -> Memory:
+        async def read() -> Memory:
+            return figures.memory_figures(await self._memory(), self._limits)
+
+        return await _or_unknown(read, lambda why: Memory(status="unknown", detail=why))
+
+    async def disk(self) -> Disks:
+        return await _or_unknown(
+            self._read_disks, lambda why: Disks(status="unknown", detail=why, disk=[])
+        )
+
+    async def network(self) -> Network:
+        return await _or_unknown(
+            self._network, lambda why: Network(status="unknown", detail=why, interfaces=[])
+        )
+
+    async def temperature(self) -> Temperature:
+        async def read() -> Temperature:
+            found = figures.temperature_figures(await self._sensors(), self._limits)
+            return found or Temperature(status="unknown", detail=figures.NO_SENSOR)
+
+        return await _or_unknown(read, lambda why: Temperature(status="unknown", detail=why))
+
+    async def system(self) -> System:
+        cpu, memory, disks, network, temperature = await asyncio.gather(
+            self.cpu(), self.memory(), self.disk(), self.network(), self.temperature()
+        )
+        unavailable: dict[str, str] = {}
+        uptime = await _or_none("uptime", self._uptime, unavailable)
+        load_average = await _or_none("load_average", self._load_average, unavailable)
+        parts: dict[str, Part] = {
+            "cpu": cpu,
+            "memory": memory,
+            "disk": disks,
+            "network": network,
+        }
+        if temperature.detail != figures.NO_SENSOR:
+            parts["temperature"] = temperature
+        unavailable |= {
+            name: part.detail or "" for name, part in parts.items() if part.status == "unknown"
+        }
+        return System(
+            status=worst(part.status for part in parts.values()),
+            cpu=cpu,
+            memory=memory,
+            disk=disks.disk,
+            network=network,
+            temperature=None if temperature.current is None else temperature,
+            uptime=uptime,
+            load_average=load_average,
+            unavailable=unavailable,
+        )
+
+    async def _read_cpu(self) -> Cpu:
+        async with self._one_at_a_time:
+            times, cores, model = await self._cpu()
+            before = self._measured
+            if before is None:
+                await asyncio.sleep(SHORTEST_SPAN_SECONDS)
+                before = (0.0, times, None)
+                times, cores, model = await self._cpu()
+            at, earlier, usage = before
+            if usage is None or time.monotonic() - at >= SHORTEST_SPAN_SECONDS:
+                usage = figures.cpu_usage(earlier, times)
+                self._measured = (time.monotonic(), times, usage)
+        return figures.cpu_figures(usage, cores, model, self._limits)
+
+    async def _read_disks(self) -> Disks:
+        partitions = await self._filesystems()
+        # A mount that went away is forgotten, one that hangs is not asked twice.
+        self._disks = {
+            mount: self._disks.get(mount) or self._disk_probe(mount)
+            for mount in (each.mountpoint for each in partitions)
+        }
+        disks = await asyncio.gather(
+            *(self._read_disk(each, self._disks[each.mountpoint]) for each in partitions)
+        )
+        return Disks(status=worst(each.status for each in disks), disk=list(disks))
+
+    def _disk_probe(self, mount: str) -> Probe[Any]:
+        return Probe(partial(psutil.disk_usage, mount), self._timeout_seconds)
+
+    async def _read_disk(self, partition: Any, usage: Probe[Any]) -> Disk:
+        async def read() -> Disk:
+            return figures.disk_figures(partition, await usage(), self._limits)
+
+        return await _or_unknown(
+            read,
+            lambda why: Disk(
+                status="unknown",
+                detail=why,
+                filesystem=partition.device,
+                mount=partition.mountpoint,
+            ),
+        )
+
+
+async def _or_unknown(read: Callable[[], Awaitable[P]], unknown: Callable[[str], P]) -> P:
+    try:
+        return await read()
+    except Unanswered as error:
+        return unknown(str(error))
+
+
+async def _or_none(name: str, read: Probe[T], unavailable: dict[str, str]) -> T | None:
+    try:
+        return await read()
+    except Unanswered as error:
+        unavailable[name] = str(error)
+        return None

@@ -1,0 +1,190 @@
+"""Is the network there that VMs need? Each check says what it found, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from polydev.controller.host.probe import TIMEOUT_SECONDS, Probe, Unanswered
+from polydev.controller.host.shapes import Check, NetworkHealth, worst
+
+BRIDGE = "br-vm"
+ROUTES = Path("/proc/net/route")
+ROUTES_V6 = Path("/proc/net/ipv6_route")
+NOWHERE_V6 = "0" * 32
+ROUTE_IS_UP = 0x1
+ROUTE_REJECTS = 0x200
+# Kept for documentation by the root of the names itself, so it is always there.
+UPSTREAM_NAME = "example.com"
+REDEPLOY = "deploy the host again: ./inv deploy"
+
+
+def slot_port(slot: int) -> str:
+    """The slot's end of the cable, in the host's own namespace."""
+    return f"vm-{slot}"
+
+
+def bridge_check(
+    stats: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]], network: IPv4Network
+) -> Check:
+    if BRIDGE not in stats:
+        return Check(
+            name="bridge",
+            status="critical",
+            detail=f"the bridge {BRIDGE} is missing",
+            hint=f"systemctl restart polydev-network.service, or {REDEPLOY}",
+        )
+    given = [each.address for each in addresses.get(BRIDGE, ()) if each.family == socket.AF_INET]
+    if not any(IPv4Address(each) in network for each in given):
+        return Check(
+            name="bridge",
+            status="critical",
+            detail=f"{BRIDGE} has no address in {network}, but {', '.join(given) or 'none'}",
+            hint=f"networkctl reconfigure {BRIDGE}, or {REDEPLOY}",
+        )
+    return Check(name="bridge", status="healthy", detail=f"{BRIDGE} has {', '.join(given)}")
+
+
+def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> Check:
+    if not slots:
+        return Check(
+            name="slots",
+            status="warning",
+            detail="this host has no slots, so no session can be started",
+            hint="declare slots in the inventory and deploy",
+        )
+    lost = [each for each in slots if slot_port(each) not in stats]
+    down = [each for each in slots if each not in lost and not stats[slot_port(each)].isup]
+    if not lost and not down:
+        return Check(name="slots", status="healthy", detail=f"all {len(slots)} are connected")
+    broken = sorted((*lost, *down))
+    said = [_slots_that("are missing", lost), _slots_that("are down", down)]
+    return Check(
+        name="slots",
+        status="critical" if len(broken) == len(slots) else "warning",
+        detail=f"of {len(slots)} slots " + " and ".join(each for each in said if each),
+        hint=f"systemctl restart microvm-slot@{broken[0]}.service, which ends a VM there",
+    )
+
+
+def _slots_that(verb: str, slots: Iterable[int]) -> str:
+    numbers = ", ".join(map(str, slots))
+    return f"{numbers} {verb}" if numbers else ""
+
+
+def default_routes(routes: str, routes_v6: str) -> list[str]:
+    """Interfaces of the default routes, from the texts of /proc/net/{route,ipv6_route}."""
+    found = []
+    for line in routes.splitlines()[1:]:
+        interface, destination, _gateway, flags, *_, mask = line.split()[:8]
+        if int(destination, 16) == int(mask, 16) == 0 and int(flags, 16) & ROUTE_IS_UP:
+            found.append(interface)
+    for line in routes_v6.splitlines():
+        to, length, *_, flags, interface = line.split()
+        usable = int(flags, 16) & ROUTE_IS_UP and not int(flags, 16) & ROUTE_REJECTS
+        if to == NOWHERE_V6 and int(length, 16) == 0 and usable and interface != "lo":
+            found.append(interface)
+    return list(dict.fromkeys(found))
+
+
+def route_check(interfaces: Sequence[str]) -> Check:
+    if interfaces:
+        return Check(name="default_route", status="healthy", detail=f"by {', '.join(interfaces)}")
+    return Check(
+        name="default_route",
+        status="critical",
+        detail="there is no default route, so VMs cannot reach the internet",
+        hint="see ip route and networkctl status; the host's uplink is not the deploy's",
+    )
+
+
+def names_check(error: Exception | None) -> Check:
+    """What an attempt to resolve UPSTREAM_NAME means; None: it worked."""
+    if error is None:
+        return Check(name="names", status="healthy", detail=f"{UPSTREAM_NAME} is resolved")
+    number = error.errno if isinstance(error, socket.gaierror) else None
+    if number in (socket.EAI_NONAME, socket.EAI_NODATA):
+        return Check(
+            name="names",
+            status="warning",
+            detail=f"the host's resolver answers, but does not know {UPSTREAM_NAME}",
+            hint="if the host is to reach the internet, see /etc/resolv.conf and its servers",
+        )
+    return Check(
+        name="names",
+        status="critical",
+        detail=f"{UPSTREAM_NAME} cannot be resolved: {getattr(error, 'strerror', '') or error}",
+        hint="see /etc/resolv.conf, and whether the servers there answer",
+    )
+
+
+class NetworkProbe:
+    def __init__(
+        self,
+        network: IPv4Network,
+        slots: Sequence[int],
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._network = network
+        self._slots = slots
+        self._interfaces = Probe(_read_interfaces, timeout_seconds)
+        self._routes = Probe(_read_routes, timeout_seconds)
+        self._names = Probe(_resolve, timeout_seconds)
+
+    async def report(self) -> NetworkHealth:
+        checks = [
+            check
+            for found in await asyncio.gather(
+                self._check_interfaces(), self._check_routes(), self._check_names()
+            )
+            for check in found
+        ]
+        return NetworkHealth(status=worst(each.status for each in checks), checks=checks)
+
+    async def _check_interfaces(self) -> list[Check]:
+        try:
+            stats, addresses = await self._interfaces()
+        except Unanswered as error:
+            return [_unknown("bridge", error), _unknown("slots", error)]
+        return [
+            bridge_check(stats, addresses, self._network),
+            slots_check(stats, self._slots),
+        ]
+
+    async def _check_routes(self) -> list[Check]:
+        try:
+            return [route_check(default_routes(*await self._routes()))]
+        except Unanswered as error:
+            return [_unknown("default_route", error)]
+
+    async def _check_names(self) -> list[Check]:
+        try:
+            return [names_check(await self._names())]
+        except Unanswered as error:
+            return [names_check(error)]
+
+
+def _unknown(name: str, error: Unanswered) -> Check:
+    return Check(name=name, status="unknown", detail=f"cannot be asked: {error}")
+
+
+def _read_interfaces() -> tuple[Mapping[str, Any], Mapping[str, Sequence[Any]]]:
+    return psutil.net_if_stats(), psutil.net_if_addrs()
+
+
+def _read_routes() -> tuple[str, str]:
+    return ROUTES.read_text(), ROUTES_V6.read_text() if ROUTES_V6.exists() else ""
+
+
+def _resolve() -> socket.gaierror | None:
+    try:
+        socket.getaddrinfo(UPSTREAM_NAME, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return error
+    return None

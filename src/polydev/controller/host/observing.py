@@ -1,0 +1,49 @@
+"""What the alerts' rules see of a sample. Pure; a rule that could not look is left out."""
+
+from __future__ import annotations
+
+from polydev.controller.host.alerting import (
+    HOST,
+    Observation,
+    Observed,
+    Rule,
+    deploy_observation,
+    failed_boots_observation,
+    no_slots_observation,
+    percent_observation,
+    unhealthy_vms_observation,
+)
+from polydev.controller.host.sample import Sample, Stock, unread
+from polydev.controller.settings import AlertRules
+
+
+def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observed:
+    found: dict[Rule, list[Observation]] = {
+        "cpu": [percent_observation("CPU", HOST, sample.cpu, limits)],
+        "memory": [percent_observation("memory", HOST, sample.memory, limits)],
+    }
+    if "disk" not in sample.unavailable:
+        found["disk"] = _disks(sample, limits)
+    if stock is not None and sample.slots is not None:
+        failing = sum(each.state == "ready" and each.failed_checks > 0 for each in stock.held)
+        found["failed_boots"] = [failed_boots_observation(stock.failed_boots, limits)]
+        found["no_slots"] = [no_slots_observation(sample.slots.total, sample.slots.held)]
+        found["unhealthy_vms"] = [unhealthy_vms_observation(failing, stock.failed_while_up, limits)]
+    return found
+
+
+def _disks(sample: Sample, limits: AlertRules) -> list[Observation]:
+    prefix = unread("")
+    unmeasured = [
+        name.removeprefix(prefix) for name in sample.unavailable if name.startswith(prefix)
+    ]
+    values = {**dict.fromkeys(unmeasured), **sample.disk}
+    return [
+        percent_observation(f"disk {mount}", mount, value, limits)
+        for mount, value in values.items()
+    ]
+
+
+def deployment_observed(failed: tuple[str, str] | None) -> Observed:
+    """Of the newest deployment, if it failed."""
+    return {"deploy_failed": [deploy_observation(*failed)] if failed else []}

@@ -1,0 +1,126 @@
+"""The host for Prometheus: the newest sample, without asking anything while it is read.
+
+How many VMs there are in each state is the driver's to tell: `machines.figures`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from polydev.controller.host.sample import Sample, VmSample
+from polydev.controller.host.sending import Result
+from polydev.controller.model import Alert
+
+VM_GAUGES: tuple[tuple[str, str, str], ...] = (
+    ("polydev_vm_cpu_percent", "Percent of all the host's cores", "cpu_percent"),
+    ("polydev_vm_memory_bytes", "Memory", "memory_bytes"),
+    ("polydev_vm_disk_bytes", "What its files take up", "disk_bytes"),
+)
+VM_COUNTERS: tuple[tuple[str, str, str], ...] = (
+    ("polydev_vm_cpu_seconds", "CPU time", "cpu_seconds"),
+    ("polydev_vm_received_bytes", "What came to the slot's VMs", "received_bytes"),
+    ("polydev_vm_sent_bytes", "What the slot's VMs sent", "sent_bytes"),
+)
+
+
+class Latest(Protocol):
+    """Where the newest sample is found; None before the first."""
+
+    latest: Sample | None
+    standing: list[Alert]
+
+    @property
+    def messages(self) -> Mapping[tuple[str, Result], int]: ...
+
+
+class HostCollector(Collector):
+    def __init__(self, source: Latest) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, or a registry would have it measured to learn its names."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        sample = self._source.latest
+        if sample is not None:
+            yield from _host(sample)
+            yield from _counts(sample)
+            yield from _vms(sample.vm)
+        yield _alerts(self._source.standing)
+        yield _messages(self._source.messages)
+
+
+def _host(sample: Sample) -> Iterator[Metric]:
+    for name, help_text, value in (
+        ("polydev_host_cpu_percent", "Share of all cores at work", sample.cpu),
+        ("polydev_host_memory_percent", "Memory that is not available", sample.memory),
+        ("polydev_host_temperature_celsius", "Hottest sensor", sample.temperature),
+        ("polydev_host_uptime_seconds", "Since the host's start", sample.uptime),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(name, help_text, value=value)
+    yield _gauge("polydev_host_disk_percent", "Of each filesystem", "mount", sample.disk)
+    minutes = dict(zip(("1", "5", "15"), sample.load_average or (), strict=False))
+    yield _gauge("polydev_host_load_average", "Over minutes", "minutes", minutes)
+    yield _counter("polydev_host_received_bytes", "Since up", "interface", sample.rx_bytes)
+    yield _counter("polydev_host_sent_bytes", "Since up", "interface", sample.tx_bytes)
+
+
+def _counts(sample: Sample) -> Iterator[Metric]:
+    if sample.slots is None:  # the database could not tell
+        return
+    yield GaugeMetricFamily("polydev_slots", "Declared", value=sample.slots.total)
+    yield GaugeMetricFamily("polydev_slots_held", "Held by a VM", value=sample.slots.held)
+    yield _gauge("polydev_sessions", "That are not over", "state", sample.sessions)
+
+
+def _vms(samples: list[VmSample]) -> Iterator[Metric]:
+    # By slot, of which there are few; an id for each VM would be a series without end.
+    for name, help_text, member in VM_GAUGES:
+        yield _gauge(name, help_text, "slot", _by_slot(samples, member))
+    for name, help_text, member in VM_COUNTERS:
+        yield _counter(name, help_text, "slot", _by_slot(samples, member))
+
+
+def _by_slot(samples: list[VmSample], member: str) -> dict[str, float]:
+    found = {str(each.slot): getattr(each, member) for each in samples}
+    return {slot: value for slot, value in found.items() if value is not None}
+
+
+def _alerts(standing: Iterable[Alert]) -> Metric:
+    family = GaugeMetricFamily(
+        "polydev_alerts_standing", "Alerts that stand", labels=["rule", "severity"]
+    )
+    for labels, count in Counter((each.rule, each.severity) for each in standing).items():
+        family.add_metric(labels, count)
+    return family
+
+
+def _messages(counts: Mapping[tuple[str, Result], int]) -> Metric:
+    family = CounterMetricFamily(
+        "polydev_alert_messages", "Messages about alerts", labels=["service", "result"]
+    )
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
+    return family
+
+
+def _gauge(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _counter(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(name, help_text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family

@@ -1,0 +1,128 @@
+"""One sample: what is kept of the host's figures, of its slots and of what runs in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from polydev.controller.host.shapes import Disk, Figures, System
+from polydev.controller.host.vm_figures import VmFigures
+from polydev.controller.model import Session, Vm
+from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
+
+# Those that hold a slot.
+HELD_STATES = (*LIVE_VM_STATES, "stopping")
+
+
+class VmSample(Figures):
+    """What one VM used; null is what could not be measured."""
+
+    vm_id: str
+    slot: int
+    cpu_seconds: float | None
+    cpu_percent: float | None
+    memory_bytes: int | None
+    disk_bytes: int | None
+    received_bytes: int | None
+    sent_bytes: int | None
+
+
+class Slots(Figures):
+    total: int
+    held: int
+
+
+class Sample(Figures):
+    """The host at one time. Percent, bytes, degrees Celsius, seconds.
+
+    disk        percent by mount
+    rx_bytes    of all interfaces but the loopback, those of the VMs included, by interface
+    sessions    how many in each state, those that are over left out; `vms` likewise
+    slots       null if the database could not tell
+    unavailable what could not be measured, and why
+    """
+
+    # What another release kept may have more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    cpu: float | None = None
+    memory: float | None = None
+    disk: dict[str, float] = Field(default={})
+    load_average: list[float] | None = None
+    uptime: float | None = None
+    temperature: float | None = None
+    rx_bytes: dict[str, int] = Field(default={})
+    tx_bytes: dict[str, int] = Field(default={})
+    slots: Slots | None = None
+    sessions: dict[str, int] = Field(default={})
+    vms: dict[str, int] = Field(default={})
+    vm: list[VmSample] = Field(default=[])
+    unavailable: dict[str, str] = Field(default={})
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What the database knows of the host's slots.
+
+    held        VMs that hold a slot
+    live        sessions that are not over
+    failed_boots, failed_while_up   VMs that failed lately, before and after they were ready
+    used        what VMs use, by id
+    """
+
+    held: Sequence[Vm]
+    live: Sequence[Session]
+    failed_boots: int
+    failed_while_up: int
+    used: Mapping[str, VmFigures]
+
+
+def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sample:
+    """`stock` is None where the database could not tell."""
+    interfaces = [each for each in system.network.interfaces if each.name != "lo"]
+    return Sample(
+        cpu=system.cpu.usage,
+        memory=system.memory.percent,
+        disk={each.mount: each.percent for each in system.disk if each.percent is not None},
+        load_average=system.load_average,
+        uptime=system.uptime,
+        temperature=system.temperature.current if system.temperature else None,
+        rx_bytes={each.name: each.rx_bytes for each in interfaces},
+        tx_bytes={each.name: each.tx_bytes for each in interfaces},
+        unavailable=system.unavailable | _unmeasured(system.disk),
+        **(_stocked(slots, stock) if stock else {}),
+    )
+
+
+def _stocked(slots: Collection[int], stock: Stock) -> dict[str, Any]:
+    held = stock.held
+    return {
+        "slots": Slots(total=len(slots), held=sum(each.slot in slots for each in held)),
+        "sessions": _counts(LIVE_SESSION_STATES, (each.state for each in stock.live)),
+        "vms": _counts(HELD_STATES, (each.state for each in held)),
+        "vm": [_vm_sample(each, stock.used[each.id]) for each in held if each.id in stock.used],
+    }
+
+
+def _unmeasured(disks: Iterable[Disk]) -> dict[str, str]:
+    return {unread(each.mount): each.detail or "" for each in disks if each.percent is None}
+
+
+def unread(mount: str) -> str:
+    """Under which name `unavailable` tells of one filesystem."""
+    return f"disk {mount}"
+
+
+def _counts(states: Iterable[str], found: Iterable[str]) -> dict[str, int]:
+    counted = Counter(found)
+    return {state: counted[state] for state in dict.fromkeys((*states, *counted))}
+
+
+def _vm_sample(vm: Vm, used: VmFigures) -> VmSample:
+    return VmSample(
+        vm_id=vm.id, slot=vm.slot, **used.model_dump(by_alias=False, exclude={"unavailable"})
+    )

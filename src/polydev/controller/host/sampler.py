@@ -1,0 +1,178 @@
+"""Takes a sample of the host every few seconds: keeps it, thins old ones out, minds the alerts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from polydev.controller.host import deployments
+from polydev.controller.host.alerting import Observed
+from polydev.controller.host.measuring import HostFigures
+from polydev.controller.host.observing import deployment_observed, observed
+from polydev.controller.host.probe import Probe, Unanswered
+from polydev.controller.host.sample import Sample, Stock, sample_of
+from polydev.controller.host.sending import Result, Sender
+from polydev.controller.host.vm_figures import VmFigures, vm_figures
+from polydev.controller.host.warden import Warden
+from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.model import Alert, Vm, now
+from polydev.controller.settings import Settings
+from polydev.controller.store.alerts import Alerts, failed_while_up
+from polydev.controller.store.samples import Samples
+from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.vms import Vms
+from polydev.errors import VmError
+
+log = structlog.stdlib.get_logger(__name__)
+
+DATABASE_TIMEOUT_SECONDS = 10.0
+KEEP_ALERTS = timedelta(days=30)
+MOST_SESSIONS = 1000
+# Each takes a thread for a moment.
+VMS_AT_ONCE = 16
+
+
+class Sampler:
+    """`latest` and `standing` are what was found last, for whoever may not wait.
+
+    Two processes sample while one hands over to the next; only the one that leads keeps samples
+    and raises alerts.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        vms: Vms,
+        sessions: Sessions,
+        hypervisor: Hypervisor | None,
+        *,
+        leads: Callable[[], bool] = lambda: True,
+        deployments_folder: Path = deployments.FOLDER,
+        sender: Sender | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.host = HostFigures(settings.alert)
+        self.latest: Sample | None = None
+        self.standing: list[Alert] = []
+        self._settings = settings
+        self._database = database
+        self._vms = vms
+        self._sessions = sessions
+        self._hypervisor = hypervisor
+        self._leads = leads
+        self._deployment = Probe(partial(deployments.newest_failed, deployments_folder))
+        self._sender = sender or Sender(settings.alert_urls)
+        self._samples = Samples(database)
+        self._alerts = Alerts(database, clock)
+        self._warden = Warden(self._alerts, settings.alert, self._sender.send)
+        self._clock = clock
+        self._thinned_at: datetime | None = None
+
+    @property
+    def messages(self) -> Mapping[tuple[str, Result], int]:
+        """How many messages were sent and failed to be, by service and result."""
+        return self._sender.counts
+
+    async def run(self) -> None:
+        """Sample, and send what is to be told, until cancelled."""
+        sending = asyncio.create_task(self._sender.run())
+        try:
+            while True:
+                try:
+                    await self.sample_once()
+                except (SQLAlchemyError, OSError, asyncio.TimeoutError) as error:
+                    # Its own words would quote the statement.
+                    log.warning("a sample could not be kept", error=type(error).__name__)
+                if sending.done():
+                    sending.result()
+                await asyncio.sleep(self._settings.samples.every_seconds)
+        finally:
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+
+    async def sample_once(self) -> Sample:
+        """Measure everything; the leading process keeps it and minds the alerts.
+
+        Raises SQLAlchemyError, OSError or asyncio.TimeoutError where the database fails, once the
+        host itself is measured.
+        """
+        system, stock = await asyncio.gather(
+            self.host.system(), self._stock(), return_exceptions=True
+        )
+        if isinstance(system, BaseException):
+            raise system
+        if isinstance(stock, BaseException):
+            self.latest = sample_of(system, self._settings.slots, None)
+            raise stock
+        sample = sample_of(system, self._settings.slots, stock)
+        self.latest = sample
+        await asyncio.wait_for(self._keep(sample, stock), DATABASE_TIMEOUT_SECONDS)
+        return sample
+
+    async def _keep(self, sample: Sample, stock: Stock) -> None:
+        if not self._leads():
+            self.standing = await self._alerts.standing()
+            return
+        at = self._clock()
+        await self._samples.add(at, sample.model_dump(mode="json"))
+        seen = {**observed(sample, stock, self._settings.alert), **await self._deployments()}
+        self.standing = await self._warden.consider(seen, at)
+        every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
+        if self._thinned_at is None or at - self._thinned_at >= every:
+            self._thinned_at = at
+            await self._samples.thin(self._settings.samples, at)
+            await self._alerts.prune(at - KEEP_ALERTS)
+
+    async def _deployments(self) -> Observed:
+        try:
+            return deployment_observed(await self._deployment())
+        except Unanswered as error:
+            log.debug("deployments cannot be read", error=str(error))
+            return {}
+
+    async def _stock(self) -> Stock:
+        return await asyncio.wait_for(self._read_stock(), DATABASE_TIMEOUT_SECONDS)
+
+    async def _read_stock(self) -> Stock:
+        since = self._clock() - timedelta(seconds=self._settings.alert.failed_boots_seconds)
+        made_since = since - 2 * timedelta(seconds=self._settings.session.max_seconds)
+        held = await self._vms.held()
+        return Stock(
+            held=held,
+            live=await self._sessions.list(live_only=True, limit=MOST_SESSIONS),
+            failed_boots=await self._vms.failed_since(since),
+            failed_while_up=await failed_while_up(self._database, since, made_since),
+            used=await self._used(held),
+        )
+
+    async def _used(self, held: list[Vm]) -> dict[str, VmFigures]:
+        if self._hypervisor is None:
+            return {}
+        hypervisor, room = self._hypervisor, asyncio.Semaphore(VMS_AT_ONCE)
+
+        async def one(vm: Vm) -> VmFigures:
+            async with room:
+                return await figures_of(hypervisor, vm)
+
+        found = await asyncio.gather(*map(one, held))
+        return dict(zip((each.id for each in held), found, strict=True))
+
+
+async def figures_of(hypervisor: Hypervisor, vm: Vm) -> VmFigures:
+    """What a VM uses, as far as it can be measured now. Raises nothing."""
+    try:
+        state = await hypervisor.poll(vm.slot)
+    except VmError as error:
+        return VmFigures(unavailable={"all": error.message})
+    pid = state.pid if state.vm_id == vm.id else None
+    return await vm_figures(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)

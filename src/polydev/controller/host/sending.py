@@ -1,0 +1,137 @@
+"""Sends messages to what the inventory names: chats, mail, webhooks, each by Apprise.
+
+The URLs hold secrets, so nothing here logs one, and Apprise itself logs nothing: a target is known
+by its place in the list and its service's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from apprise import Apprise
+
+log = structlog.stdlib.get_logger(__name__)
+
+TIMEOUT_SECONDS = 20.0
+# Between the attempts; one more is made than there are pauses.
+PAUSES_SECONDS = (1.0, 5.0, 25.0)
+MOST_WAITING = 100
+# They log addresses, with what is secret in them.
+TALKATIVE = ("apprise", "urllib3", "requests")
+
+Kind = Literal["info", "success", "warning", "failure"]
+Result = Literal["sent", "failed"]
+
+
+@dataclass(frozen=True)
+class Message:
+    title: str
+    body: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Target:
+    number: int
+    service: str
+    send_by: Apprise
+
+
+class Sender:
+    """Takes messages at once and sends them, in their order, while `run` runs.
+
+    `counts` says how many messages were sent and failed to be, by service.
+    """
+
+    def __init__(
+        self,
+        urls: SecretStr | None,
+        pauses_seconds: Sequence[float] = PAUSES_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._urls = urls.get_secret_value().split() if urls else []
+        self._pauses_seconds = pauses_seconds
+        self._timeout_seconds = timeout_seconds
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
+        self.counts: Counter[tuple[str, Result]] = Counter()
+
+    def send(self, message: Message) -> None:
+        if not self._urls:
+            return
+        try:
+            self._waiting.put_nowait(message)
+        except asyncio.QueueFull:
+            self.counts["any", "failed"] += 1
+            log.error("too many messages wait to be sent", lost=message.title)
+
+    async def run(self) -> None:
+        """Send until cancelled; what then waits is lost, and said to be."""
+        targets = await asyncio.to_thread(self._open) if self._urls else []
+        under_way = False
+        try:
+            while True:
+                message = await self._waiting.get()
+                under_way = True
+                await asyncio.gather(*(self._deliver(message, each) for each in targets))
+                under_way = False
+        finally:
+            unsent = self._waiting.qsize() + under_way
+            if unsent:
+                log.warning("messages were not sent before the end", count=unsent)
+
+    def _open(self) -> list[Target]:
+        from apprise import Apprise  # dear to import, and only needed here
+
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        targets = []
+        for number, url in enumerate(self._urls, start=1):
+            send_by = Apprise()
+            if send_by.add(url):
+                targets.append(Target(number, str(next(iter(send_by)).service_name), send_by))
+            else:
+                self.counts["unknown", "failed"] += 1
+                log.error("an alert URL cannot be used", target=number)
+        return targets
+
+    async def _deliver(self, message: Message, target: Target) -> None:
+        for pause_seconds in (*self._pauses_seconds, None):
+            if await self._attempt(message, target):
+                self.counts[target.service, "sent"] += 1
+                return
+            if pause_seconds is not None:
+                await asyncio.sleep(pause_seconds)
+        self.counts[target.service, "failed"] += 1
+        log.error(
+            "a message could not be sent",
+            target=target.number,
+            service=target.service,
+            attempts=len(self._pauses_seconds) + 1,
+            message=message.title,
+        )
+
+    async def _attempt(self, message: Message, target: Target) -> bool:
+        from apprise import NotifyType
+
+        sending = target.send_by.async_notify(
+            body=message.body, title=message.title, notify_type=NotifyType(message.kind)
+        )
+        try:
+            return bool(await asyncio.wait_for(sending, self._timeout_seconds))
+        except Exception as error:  # whatever a service's plugin does; its words may hold the URL
+            log.warning(
+                "an attempt to send a message failed",
+                target=target.number,
+                service=target.service,
+                error=type(error).__name__,
+            )
+            return False

@@ -1,0 +1,164 @@
+"""What one VM uses: of its unit's cgroup, of its folder, of its slot's cable."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import psutil
+from pydantic import Field
+
+from polydev.controller.api.answers import Answer
+from polydev.controller.host.network_health import slot_port
+from polydev.controller.host.probe import Probe, Unanswered
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+# Where version 2 has only a place beside version 1.
+CGROUPS_OF_BOTH = CGROUPS / "unified"
+CPU_SPAN_SECONDS = 0.25
+BLOCK_BYTES = 512
+
+# A disk that hangs must not take another thread each time that it is asked.
+_asked: dict[tuple[int, int | None, Path], Probe[VmFigures]] = {}
+
+
+class VmFigures(Answer):
+    """What a VM uses; null is what could not be measured, and `unavailable` says why.
+
+    cpu_seconds     since its process was started
+    cpu_percent     of all the host's cores together, just now
+    memory_bytes    of its unit, what the host caches for it included; else of its process
+    disk_bytes      that its files take up, which is less than their size
+    received_bytes  by the VM, since its slot was made; `sent_bytes` likewise
+    """
+
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+    unavailable: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
+
+
+async def vm_figures(slot: int, pid: int | None, folder: Path) -> VmFigures:
+    """Measure the VM of `slot`, whose process is `pid` if one runs. Raises nothing."""
+    probe = _asked.setdefault((slot, pid, folder), Probe(partial(read_vm, slot, pid, folder)))
+    try:
+        return await probe()
+    except Unanswered as error:
+        return VmFigures(unavailable={"all": str(error)})
+    finally:
+        if not probe.is_under_way:
+            _asked.pop((slot, pid, folder), None)
+
+
+def read_vm(slot: int, pid: int | None, folder: Path) -> VmFigures:
+    """The same, for a thread: it may block."""
+    found: dict[str, Any] = {}
+    unavailable: dict[str, str] = {}
+
+    def measure(name: str, read: Callable[[], dict[str, Any]]) -> None:
+        try:
+            found.update(read())
+        except (OSError, psutil.Error, ValueError, KeyError, LookupError) as error:
+            unavailable[name] = _reason(error)
+
+    if pid is None:
+        unavailable["cpu"] = unavailable["memory"] = "no process runs"
+    else:
+        cgroup = cgroup_folder(slot, pid)
+        measure("cpu", partial(_cpu, pid, cgroup))
+        measure("memory", partial(_memory, pid, cgroup))
+    measure("disk", lambda: {"disk_bytes": allocated_bytes(folder)})
+    measure("network", partial(_network, slot))
+    return VmFigures(**found, unavailable=unavailable)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, psutil.NoSuchProcess):
+        return "its process has ended"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def unit_cgroup(text: str, slot: int) -> PurePosixPath | None:
+    """The cgroup of the slot's unit, of the text of /proc/PID/cgroup; None if it is in another.
+
+    Only then do its figures speak of the VM alone.
+    """
+    lines = [line for line in text.splitlines() if line.startswith("0::")]
+    path = PurePosixPath(lines[0].removeprefix("0::")) if lines else PurePosixPath("/")
+    unit = f"microvm@{slot}.service"
+    return next((each for each in (path, *path.parents) if each.name == unit), None)
+
+
+def cgroup_folder(slot: int, pid: int) -> Path | None:
+    try:
+        path = unit_cgroup((PROC / str(pid) / "cgroup").read_text(), slot)
+    except OSError:
+        return None
+    if path is None:
+        return None
+    places = (root / path.relative_to("/") for root in (CGROUPS, CGROUPS_OF_BOTH))
+    return next((each for each in places if (each / "cpu.stat").is_file()), None)
+
+
+def cpu_seconds_of(cpu_stat: str) -> float:
+    """Of the text of a cgroup's cpu.stat. Raises KeyError."""
+    return int(dict(line.split() for line in cpu_stat.splitlines())["usage_usec"]) / 1e6
+
+
+def _cpu(pid: int, cgroup: Path | None) -> dict[str, Any]:
+    started, before = time.monotonic(), _cpu_seconds(pid, cgroup)
+    time.sleep(CPU_SPAN_SECONDS)
+    after, spent = _cpu_seconds(pid, cgroup), time.monotonic() - started
+    share = (after - before) / (spent * (psutil.cpu_count() or 1))
+    return {
+        "cpu_seconds": round(after, 3),
+        "cpu_percent": round(min(max(100 * share, 0.0), 100.0), 1),
+    }
+
+
+def _cpu_seconds(pid: int, cgroup: Path | None) -> float:
+    if cgroup is not None:
+        return cpu_seconds_of((cgroup / "cpu.stat").read_text())
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def _memory(pid: int, cgroup: Path | None) -> dict[str, Any]:
+    # A host whose memory controller is not of version 2 counts none for the unit.
+    if cgroup is not None and (cgroup / "memory.current").is_file():
+        return {"memory_bytes": int((cgroup / "memory.current").read_text())}
+    return {"memory_bytes": psutil.Process(pid).memory_info().rss}
+
+
+def allocated_bytes(folder: Path) -> int:
+    """What the files below `folder` take up; what goes away meanwhile counts nothing."""
+    total = 0
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            total += allocated_bytes(Path(entry.path))
+            continue
+        try:
+            total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _network(slot: int) -> dict[str, Any]:
+    """What comes out of the slot's end of the cable is what the VM sent."""
+    counted = psutil.net_io_counters(pernic=True, nowrap=False).get(slot_port(slot))
+    if counted is None:
+        raise LookupError(f"{slot_port(slot)} is missing")
+    return {"received_bytes": counted.bytes_sent, "sent_bytes": counted.bytes_recv}

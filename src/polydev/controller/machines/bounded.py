@@ -1,0 +1,56 @@
+"""A hypervisor that always answers in time, if with VmError."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.limits import within
+from polydev.controller.machines.pace import Pace
+from polydev.errors import VmError
+
+T = TypeVar("T")
+
+
+class BoundedHypervisor:
+    """Another hypervisor, with a limit to each of its calls and one kind of failure."""
+
+    def __init__(self, hypervisor: Hypervisor, pace: Pace) -> None:
+        self._inner = hypervisor
+        self._pace = pace
+
+    async def start(self, launch: Launch) -> None:
+        what = f"the start in slot {launch.slot}"
+        await _kept(self._pace.start_limit, self._inner.start(launch), what)
+
+    async def stop(self, slot: int) -> None:
+        await _kept(self._pace.stop_limit, self._inner.stop(slot), f"the stop of slot {slot}")
+
+    async def poll(self, slot: int) -> SlotState:
+        what = f"the look at slot {slot}"
+        return await _kept(self._pace.look_limit, self._inner.poll(slot), what)
+
+    async def slots(self) -> dict[int, SlotState]:
+        return await _kept(self._pace.look_limit, self._inner.slots(), "the look at all slots")
+
+    async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
+        work = self._inner.discard(slot, vm_id, keep_logs=keep_logs)
+        await _kept(self._pace.discard_limit, work, f"the removal of VM {vm_id}'s files")
+
+    async def folders(self) -> set[tuple[int, str]]:
+        return await _kept(self._pace.look_limit, self._inner.folders(), "the list of folders")
+
+    def console(self, slot: int, vm_id: str) -> Path:
+        return self._inner.console(slot, vm_id)
+
+    def qemu_log(self, slot: int, vm_id: str) -> Path:
+        return self._inner.qemu_log(slot, vm_id)
+
+
+async def _kept(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    try:
+        return await within(seconds, work, what)
+    except OSError as error:
+        raise VmError(f"{what} failed: {error.strerror or error}") from error

@@ -1,0 +1,204 @@
+"""Makes VMs what the database says, steadily: what is so, and not what was told, decides.
+
+One process of a host leads. It reads which VMs hold a slot and has each moved on by a task of
+its own, so that none waits for another; that it ends leaves the VMs as they are, and whoever
+leads next goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.controller.machines.bounded import BoundedHypervisor
+from polydev.controller.machines.figures import MachineFigures
+from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.lead import Lead, lead_file
+from polydev.controller.machines.limits import end, within
+from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.reconciling import Reconciler, SlotLocks
+from polydev.controller.machines.tending import Means, Tending
+from polydev.controller.model import Vm, now
+from polydev.controller.settings import Settings
+from polydev.controller.states import VM_STATES
+from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.vms import Vms
+
+log = structlog.stdlib.get_logger(__name__)
+
+UNSETTLED = ("creating", "starting", "stopping")
+
+
+class Driver:
+    """`run` it in a task, in each process that serves; cancel the task to hand over."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        vms: Vms,
+        sessions: Sessions,
+        hypervisor: Hypervisor,
+        agent: AgentClient,
+        figures: MachineFigures | None = None,
+        *,
+        clock: Callable[[], datetime] = now,
+        pace: Pace | None = None,
+    ) -> None:
+        pace = pace or Pace()
+        self._means = Means(
+            settings=settings,
+            vms=vms,
+            sessions=sessions,
+            hypervisor=BoundedHypervisor(hypervisor, pace),
+            agent=agent,
+            figures=figures or MachineFigures(CollectorRegistry()),
+            clock=clock,
+            pace=pace,
+        )
+        self._lead = Lead(lead_file(settings))
+        self._locks = SlotLocks()
+        self._reconciler = Reconciler(self._means, self._locks)
+        self._woken = asyncio.Event()
+        self._tended: dict[str, Tending] = {}
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        self._reconciling: asyncio.Task[None] | None = None
+        self._next_reconciling = 0.0
+        self._next_expiry = 0.0
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that drives the VMs."""
+        return self._lead.is_held
+
+    def wake(self) -> None:
+        """Something has changed: look at once, if it is this process that leads."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Lead as soon as nobody else does, until cancelled. VMs run on then."""
+        try:
+            while True:
+                pause = await self._guarded_tick()
+                await self._sleep(pause)
+        finally:
+            await self._hand_over()
+
+    async def _guarded_tick(self) -> float:
+        try:
+            pause = await self._tick()
+            self._troubles.pop("tick", None)
+        except Exception as error:
+            pause = self._means.pace.tick
+            self._complain("tick", error)
+        return pause
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Once for each trouble: a database that is away would fill the log."""
+        trouble = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
+        if trouble != self._troubles.get(what):
+            self._troubles[what] = trouble
+            log.error("driver_trouble", part=what, problem=trouble, exc_info=error)
+
+    async def _sleep(self, seconds: float) -> None:
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
+            self._woken.clear()
+
+    async def _tick(self) -> float:
+        """Look at everything once; the pause until the next time."""
+        pace = self._means.pace
+        if not self._lead.is_held:
+            if not self._lead.take():
+                return pace.tick
+            log.info("driver_leads")
+            self._means.figures.leading.set(1)
+        self._start_reconciling()
+        await self._expire()
+        # Whoever is at work now may have changed its row by the time it is read.
+        at_work = set(self._steps)
+        held = await within(pace.database_limit, self._means.vms.held(), "the list of VMs")
+        for vm in held:
+            if vm.id not in at_work:
+                self._tend(vm)
+        await self._forget({vm.id for vm in held})
+        self._count(held)
+        return pace.busy_tick if any(vm.state in UNSETTLED for vm in held) else pace.tick
+
+    async def _expire(self) -> None:
+        """End sessions whose time is over; VMs are seen to even where this cannot be done."""
+        pace, time = self._means.pace, asyncio.get_running_loop().time()
+        if time < self._next_expiry:
+            return
+        self._next_expiry = time + pace.tick
+        try:
+            expiry = self._means.sessions.expire_due()
+            for session in await within(pace.database_limit, expiry, "the end of sessions"):
+                log.info("session_expired", session_id=session.id, vm_id=session.vm_id)
+            self._troubles.pop("expiry", None)
+        except Exception as error:
+            self._complain("expiry", error)
+
+    def _tend(self, vm: Vm) -> None:
+        if vm.id not in self._tended:
+            self._tended[vm.id] = Tending(vm, self._means)
+        if vm.id not in self._steps and self._tended[vm.id].is_due():
+            self._steps[vm.id] = asyncio.create_task(self._step(vm))
+
+    async def _step(self, vm: Vm) -> None:
+        moved = False
+        try:
+            async with self._locks[vm.slot]:
+                work = self._tended[vm.id].step(vm)
+                moved = await within(self._means.pace.step_limit, work, "a step")
+        except Exception as error:
+            log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)
+        finally:
+            del self._steps[vm.id]
+            if moved:
+                self.wake()
+
+    async def _forget(self, held: set[str]) -> None:
+        for vm_id in self._tended.keys() - held - self._steps.keys():
+            await self._tended.pop(vm_id).close()
+
+    def _start_reconciling(self) -> None:
+        time = asyncio.get_running_loop().time()
+        is_idle = self._reconciling is None or self._reconciling.done()
+        if is_idle and time >= self._next_reconciling:
+            self._next_reconciling = time + self._means.pace.reconcile
+            self._reconciling = asyncio.create_task(self._reconcile())
+
+    async def _reconcile(self) -> None:
+        try:
+            work = self._reconciler.run()
+            await within(self._means.pace.step_limit, work, "the reconciling")
+        except Exception as error:
+            log.exception("reconciling_lost", exc_info=error)
+
+    def _count(self, vms: Iterable[Vm]) -> None:
+        states = Counter(vm.state for vm in vms)
+        for state in VM_STATES:
+            self._means.figures.held.labels(state).set(states[state])
+
+    async def _hand_over(self) -> None:
+        """End what is under way and only then let another process lead."""
+        others = [self._reconciling] if self._reconciling else []
+        await end(*self._steps.values(), *others)
+        for tending in self._tended.values():
+            await tending.close()
+        self._tended.clear()
+        self._steps.clear()
+        if self._lead.is_held:
+            self._lead.release()
+            self._means.figures.leading.set(0)
+            log.info("driver_handed_over")

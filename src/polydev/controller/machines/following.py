@@ -1,0 +1,83 @@
+"""How far a boot has come and by when it must be further. Pure."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from datetime import datetime
+
+from polydev.controller.model import Vm
+from polydev.controller.settings import BootDeadlines
+from polydev.vm import stages
+from polydev.vm.stages import STAGES, Stage
+
+# What a panic or a failed unit is judged by, and what a chunk of the console is read with so
+# that a mark across two chunks is seen. Consoles grow without end, memory must not.
+KEPT_CHARACTERS = 64 * 1024
+OVERLAP_CHARACTERS = 2048
+MAX_FAILED_UNITS = 20
+TAIL_LINES = 15
+TAIL_LINE_CHARACTERS = 400
+
+
+class SerialFollower:
+    """Reads a serial console as it grows.
+
+    seen            stages of which the console has shown a mark
+    failed_units    units that systemd could not start, as it said there
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[Stage] = set()
+        self.failed_units: list[str] = []
+        self._text = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def feed(self, data: bytes) -> None:
+        new = self._decode(data)
+        if not new:
+            return
+        fresh = self._text[-OVERLAP_CHARACTERS:] + new
+        self.seen.update(stages.stages_seen(fresh))
+        for unit in stages.failed_units(fresh):
+            if unit not in self.failed_units and len(self.failed_units) < MAX_FAILED_UNITS:
+                self.failed_units.append(unit)
+        self._text = (self._text + new)[-KEPT_CHARACTERS:]
+
+    @property
+    def gave_up(self) -> str | None:
+        """Why there will be no init, in words, where the kernel or its initrd said so."""
+        return stages.kernel_panic(self._text)
+
+    @property
+    def tail(self) -> str:
+        """The last lines, to be shown."""
+        lines = stages.last_lines(self._text, TAIL_LINES)
+        return "\n".join(line[:TAIL_LINE_CHARACTERS] for line in lines)
+
+
+def stages_to_tell(vm: Vm, seen: Iterable[Stage]) -> list[Stage]:
+    """What was seen and not yet told, in order; that a VM is ready is told with its state."""
+    known = {"none", "ready", *vm.timings}
+    new = set(seen) - known
+    return [stage for stage in STAGES if stage in new]
+
+
+def next_stage(stage: Stage) -> Stage:
+    """What must come after `stage`; the last is awaited until the VM is noted as ready."""
+    return STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
+
+
+def overdue(vm: Vm, deadlines: BootDeadlines, at: datetime) -> str | None:
+    """What was not reached in time, in words; None while there is time.
+
+    Counted from what the database knows, so that a controller's restart gives no VM more time.
+    """
+    awaited = next_stage(vm.stage)
+    since = vm.started_at if vm.stage == "none" else vm.stage_at
+    if since is None:
+        return None
+    limit: float = getattr(deadlines, awaited)
+    if (at - since).total_seconds() < limit:
+        return None
+    return f"stage {awaited} was not reached within {limit:g} s; the last stage was {vm.stage}"

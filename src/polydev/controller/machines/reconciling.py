@@ -1,0 +1,104 @@
+"""What no VM's own life clears away: compared are the database, what runs, and what lies about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable
+from datetime import datetime, timedelta
+
+import structlog
+
+from polydev.controller.machines.tending import Means
+from polydev.controller.model import Vm
+from polydev.errors import VmError
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class SlotLocks(defaultdict[int, asyncio.Lock]):
+    """Whoever starts or stops something in a slot has its lock."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.Lock)
+
+
+class Reconciler:
+    """Each part goes on where another fails. All of it may be repeated."""
+
+    def __init__(self, means: Means, locks: SlotLocks) -> None:
+        self._means = means
+        self._locks = locks
+        self._pruned_at: float | None = None
+
+    async def run(self) -> None:
+        """Set right what is not as it should be."""
+        await self._guarded("database", self._rescue())
+        await self._guarded("orphans", self._stop_orphans())
+        await self._guarded("folders", self._discard_folders())
+        await self._guarded("news", self._prune())
+
+    async def _guarded(self, what: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.warning("reconciling_failed", part=what, exc_info=error)
+
+    async def _rescue(self) -> None:
+        for mended in await self._means.vms.rescue():
+            self._means.figures.mended.inc()
+            log.warning("database_mended", what=mended)
+
+    async def _stop_orphans(self) -> None:
+        states = await self._means.hypervisor.slots()
+        # Read after the slots: what runs for somebody was held before it ran.
+        held = {vm.slot for vm in await self._means.vms.held()}
+        for slot, state in states.items():
+            if state.activity != "inactive" and slot not in held:
+                await self._guarded(f"slot {slot}", self._stop_orphan(slot, state.vm_id))
+
+    async def _stop_orphan(self, slot: int, vm_id: str | None) -> None:
+        async with self._locks[slot]:
+            # Somebody may have been given the slot meanwhile, and sees to it then.
+            if slot in {vm.slot for vm in await self._means.vms.held()}:
+                return
+            self._means.figures.mended.inc()
+            log.warning("orphan_stopped", slot=slot, vm_id=vm_id)
+            await self._means.hypervisor.stop(slot)
+
+    async def _discard_folders(self) -> None:
+        hypervisor = self._means.hypervisor
+        states = await hypervisor.slots()
+        running = {(slot, state.vm_id) for slot, state in states.items() if state.runs}
+        folders = await hypervisor.folders()
+        held = {vm.id for vm in await self._means.vms.held()}
+        for slot, vm_id in sorted(folders):
+            if vm_id not in held and (slot, vm_id) not in running:
+                await self._guarded(f"folder of {vm_id}", self._discard(slot, vm_id))
+
+    async def _discard(self, slot: int, vm_id: str) -> None:
+        if not await self._keeps_logs(vm_id):
+            log.info("folder_discarded", slot=slot, vm_id=vm_id)
+            await self._means.hypervisor.discard(slot, vm_id, keep_logs=False)
+
+    async def _keeps_logs(self, vm_id: str) -> bool:
+        try:
+            vm = await self._means.vms.get(vm_id)
+        except VmError:
+            return False
+        return keeps_logs(vm, self._means.settings.keep_failed_seconds, self._means.clock())
+
+    async def _prune(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._pruned_at is not None and now - self._pruned_at < self._means.pace.prune:
+            return
+        kept = timedelta(seconds=self._means.pace.keep_news)
+        await self._means.sessions.prune(self._means.clock() - kept)
+        self._pruned_at = now
+
+
+def keeps_logs(vm: Vm, keep_seconds: float, at: datetime) -> bool:
+    """Whether the logs of a VM are still of use: it failed, not long ago."""
+    if vm.released_at is None:
+        return True
+    return vm.state == "failed" and (at - vm.released_at).total_seconds() < keep_seconds

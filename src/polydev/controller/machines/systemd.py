@@ -1,0 +1,192 @@
+"""VMs as units of the host's systemd: `microvm@N.service` is what runs in slot N.
+
+<root>/N/<VM's id>/     launch.json, by us; disk, socket and logs, by the unit's own user
+<root>/N/current        names the VM that the unit starts, or has started
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar, get_args
+
+from polydev.controller.machines.hypervisor import Activity, Launch, SlotState
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
+from polydev.controller.settings import Settings
+from polydev.errors import VmError
+from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
+
+SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
+LOGS = (SERIAL_LOG, QEMU_LOG)
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
+TAIL_LINES = 5
+MAX_TAIL_BYTES = 4096
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SystemdHypervisor:
+    """The hypervisor of a deployed host. It may start and stop these units, and nothing else."""
+
+    def __init__(self, settings: Settings, bus: SystemdBus | None = None) -> None:
+        self._root = settings.vm_root
+        self._images = settings.image_store / "images"
+        self._sizes = settings.vm
+        self._bus = bus or SystemdBus()
+
+    async def start(self, launch: Launch) -> None:
+        state = await self.poll(launch.slot)
+        if state.runs and state.vm_id != launch.vm_id:
+            raise VmError(f"slot {launch.slot} runs another VM, {state.vm_id}")
+        if state.activity == "active":
+            return
+        if not state.runs:
+            await _files(self._prepare, launch)
+        result = await self._bus.start(unit_of(launch.slot))
+        if result != "done":
+            raise await self._failure(launch, result)
+
+    async def stop(self, slot: int) -> None:
+        unit = unit_of(slot)
+        state = await self._bus.state(unit)
+        if state.active not in ("inactive", "failed"):
+            await self._bus.stop(unit)
+            state = await self._bus.state(unit)
+        if state.active == "failed":
+            await self._bus.reset_failed(unit)
+        elif state.active != "inactive":
+            raise VmError(f"{unit} did not stop: it is {state.active}")
+
+    async def poll(self, slot: int) -> SlotState:
+        return _slot_state(slot, await self._bus.state(unit_of(slot)), self._named(slot))
+
+    async def slots(self) -> dict[int, SlotState]:
+        found = {slot_of(unit) for unit in await self._bus.units("microvm@*.service")}
+        found |= {slot for slot in await _files(self._numbers) if self._named(slot)}
+        return {slot: await self.poll(slot) for slot in sorted(found)}
+
+    async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
+        state = await self.poll(slot)
+        if state.runs and state.vm_id == vm_id:
+            raise VmError(f"VM {vm_id} still runs")
+        await _files(self._remove, slot, vm_id, keep_logs)
+
+    async def folders(self) -> set[tuple[int, str]]:
+        return await _files(self._folders)
+
+    def console(self, slot: int, vm_id: str) -> Path:
+        return self._folder(slot, vm_id) / SERIAL_LOG
+
+    def qemu_log(self, slot: int, vm_id: str) -> Path:
+        return self._folder(slot, vm_id) / QEMU_LOG
+
+    async def close(self) -> None:
+        """Let go of the bus; VMs run on."""
+        await self._bus.close()
+
+    def _folder(self, slot: int, vm_id: str) -> Path:
+        return self._root / str(slot) / vm_id
+
+    def _named(self, slot: int) -> str | None:
+        try:
+            return (self._root / str(slot) / CURRENT).readlink().name
+        except OSError:
+            return None
+
+    def _prepare(self, launch: Launch) -> None:
+        folder = self._folder(launch.slot, launch.vm_id)
+        # Its group is that of the slot's folder, whatever our own is; the modes are said once
+        # more since they are what the VM's user comes in by, whatever our umask is.
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o770)
+        order = folder / ORDER_FILE
+        order.write_text(order_text(self._order(launch)))
+        order.chmod(0o644)
+        fresh = folder.with_name(f".{CURRENT}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(launch.vm_id)
+        fresh.replace(folder.with_name(CURRENT))
+
+    def _order(self, launch: Launch) -> Order:
+        return Order(
+            vm_id=launch.vm_id,
+            session_id=launch.session_id,
+            image=str(self._images / launch.image_digest),
+            image_digest=launch.image_digest,
+            cpus=self._sizes.cpus,
+            memory_mib=self._sizes.memory_mib,
+            translation_cache_mib=self._sizes.translation_cache_mib,
+        )
+
+    async def _failure(self, launch: Launch, result: str) -> VmError:
+        unit = unit_of(launch.slot)
+        if result == "dependency":
+            return VmError(
+                f"{unit} did not start: its slot's network is not there",
+                f"journalctl -u microvm-slot@{launch.slot}.service",
+            )
+        state = await self._bus.state(unit)
+        said = await _files(_tail, self.qemu_log(launch.slot, launch.vm_id))
+        why = ": ".join(filter(None, (state.detail or result, said)))
+        return VmError(f"{unit} did not start: {why}", f"journalctl -u {unit}")
+
+    def _remove(self, slot: int, vm_id: str, keep_logs: bool) -> None:
+        folder = self._folder(slot, vm_id)
+        if self._named(slot) == vm_id:
+            folder.with_name(CURRENT).unlink(missing_ok=True)
+        if not folder.exists():
+            return
+        if not keep_logs:
+            shutil.rmtree(folder)
+            return
+        for path in folder.iterdir():
+            if path.name not in LOGS:
+                path.unlink(missing_ok=True)
+
+    def _numbers(self) -> list[int]:
+        found = self._root.iterdir() if self._root.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+    def _folders(self) -> set[tuple[int, str]]:
+        return {
+            (slot, path.name)
+            for slot in self._numbers()
+            for path in (self._root / str(slot)).iterdir()
+            if path.is_dir() and not path.is_symlink()
+        }
+
+
+def unit_of(slot: int) -> str:
+    return f"microvm@{slot}.service"
+
+
+def slot_of(unit: str) -> int:
+    return int(unit.partition("@")[2].removesuffix(".service"))
+
+
+def _slot_state(slot: int, unit: UnitState, vm_id: str | None) -> SlotState:
+    # What reloads, or is being maintained, runs.
+    activity: Activity = next((each for each in ACTIVITIES if each == unit.active), "active")
+    return SlotState(slot, activity, vm_id, unit.pid, unit.detail)
+
+
+async def _files(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Work on files, in a thread. Raises VmError where the file system refuses."""
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except OSError as error:
+        raise VmError(f"{error.filename}: {error.strerror}", "./inv doctor") from error
+
+
+def _tail(log: Path) -> str:
+    """The last lines of what a VM's process said; empty where it said nothing."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - MAX_TAIL_BYTES))
+            lines = file.read(MAX_TAIL_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-TAIL_LINES:])

@@ -1,0 +1,289 @@
+"""One VM, moved on: each call does the next thing that is true to be done, and may be repeated.
+
+Nothing that is remembered here counts: a process that comes after this one finds it out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from polydev.controller.machines.agent_client import AgentClient, AgentHealth
+from polydev.controller.machines.console import LogReader, last_line
+from polydev.controller.machines.decisions import (
+    MAX_DETAIL_CHARACTERS,
+    Answer,
+    account,
+    check_verdict,
+    failed_units,
+    has_live_heartbeat,
+    is_well,
+    next_step,
+    stage_by_agent,
+    stranger,
+    with_account,
+)
+from polydev.controller.machines.figures import MachineFigures
+from polydev.controller.machines.following import SerialFollower, overdue, stages_to_tell
+from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.watch import AgentWatch
+from polydev.controller.model import Vm
+from polydev.controller.settings import Settings
+from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.vms import Vms
+from polydev.errors import Error
+from polydev.vm.stages import Stage
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Where there is no database there is nothing to be noted either; a VM is not to blame.
+NOT_THE_VMS_FAULT = (OperationalError, InterfaceError, PoolTimeout, OSError)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What all VMs are tended with."""
+
+    settings: Settings
+    vms: Vms
+    sessions: Sessions
+    hypervisor: Hypervisor
+    agent: AgentClient
+    figures: MachineFigures
+    clock: Callable[[], datetime]
+    pace: Pace
+
+
+class Tending:
+    """One VM in the hands of this process."""
+
+    def __init__(self, vm: Vm, means: Means) -> None:
+        self._means = means
+        self._watch = AgentWatch(means.agent, vm.vm_ip)
+        self._console = LogReader(means.hypervisor.console(vm.slot, vm.id))
+        self._serial = SerialFollower()
+        self._given_up = 0
+        self._tries = 0
+        self._retry_at = 0.0
+        self._session_id: str | None = None
+        self._has_looked = False
+
+    def is_due(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._retry_at
+
+    async def close(self) -> None:
+        await self._watch.close()
+
+    async def step(self, vm: Vm) -> bool:
+        """Do the next thing; whether something came of it that may call for the next at once.
+
+        Never raises but on cancellation: what goes wrong is logged, told, and tried again.
+        """
+        try:
+            moved = await self._step(vm)
+        except Exception as error:
+            await self._went_wrong(vm, error)
+            return False
+        self._tries = 0
+        return moved
+
+    async def _step(self, vm: Vm) -> bool:
+        await self._find_session(vm)
+        slot = await self._means.hypervisor.poll(vm.slot)
+        step = next_step(vm, slot, preserve=self._means.settings.debug_preserve_vms)
+        if step == "evict":
+            self._log(vm).warning("orphan_stopped", orphan=slot.vm_id)
+            await self._means.hypervisor.stop(vm.slot)
+        elif step == "start":
+            await self._start(vm)
+        elif step == "launched":
+            await self._means.vms.launched(vm.id)
+        elif step == "follow":
+            return await self._follow(vm)
+        elif step == "check":
+            return await self._check(vm)
+        elif step == "ended":
+            await self._fail(vm, self._why_it_ended(vm, slot))
+        elif step == "end":
+            await self._end(vm)
+        return step != "leave"
+
+    async def _start(self, vm: Vm) -> None:
+        session = await self._means.sessions.live_of_vm(vm.id)
+        if session is None:
+            await self._means.vms.stop(vm.id)
+            return
+        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id)
+        await self._means.hypervisor.start(launch)
+        await self._means.vms.launched(vm.id)
+        self._log(vm).info("vm_launched", slot=vm.slot)
+
+    async def _follow(self, vm: Vm) -> bool:
+        """Go along with a boot: what its console and its agent say, and by when."""
+        self._serial.feed(self._console.read())
+        answer = self._watch.answer()
+        seen = {*self._serial.seen, stage_by_agent(vm, self._watch.latest)}
+        told = stages_to_tell(vm, seen)
+        for stage in told:
+            await self._means.vms.stage_reached(vm.id, stage)
+            self._log(vm).info("vm_stage", stage=stage)
+        if answer is not None and stage_by_agent(vm, answer) == "ready":
+            await self._ready(vm)
+            return True
+        # With a new stage the deadline is another; the row says which.
+        reason = self._hopeless(vm, answer) or (None if told else self._late(vm))
+        if reason:
+            await self._fail(vm, reason)
+            return True
+        self._ask_booting(seen)
+        return bool(told)
+
+    async def _ready(self, vm: Vm) -> None:
+        await self._means.vms.ready(vm.id)
+        seconds = (self._means.clock() - (vm.started_at or vm.created_at)).total_seconds()
+        self._means.figures.booted.observe(seconds)
+        self._log(vm).info("vm_ready", seconds=round(seconds, 3))
+
+    def _hopeless(self, vm: Vm, answer: Answer | None) -> str | None:
+        """Why waiting longer can change nothing."""
+        if self._serial.gave_up:
+            return self._serial.gave_up
+        if answer is None:
+            return None
+        # An agent that only just came up may see a unit between two tries: it is asked twice.
+        has_failed = isinstance(answer, AgentHealth) and answer.status == "failed"
+        self._given_up = self._given_up + 1 if has_failed else 0
+        if self._given_up > 1:
+            return with_account("its services failed", account(answer))
+        return stranger(vm, answer)
+
+    def _late(self, vm: Vm) -> str | None:
+        """What did not come in time. Who has only just begun to look hears the agent first."""
+        settings = self._means.settings
+        late = overdue(vm, settings.boot_deadline_seconds, self._means.clock())
+        if late is None or self._watch.latest is None:
+            return None
+        return with_account(late, account(self._watch.latest))
+
+    def _ask_booting(self, seen: set[Stage]) -> None:
+        pace = self._means.pace
+        has_network = not seen.isdisjoint(("network", "services", "ready"))
+        self._watch.ask(pace.ask if has_network else pace.ask_blind, pace.ask_share)
+
+    async def _check(self, vm: Vm) -> bool:
+        """Ask a VM that is up how it is, now and then."""
+        answer = self._watch.answer()
+        if answer is None:
+            self._watch.ask(self._means.settings.vm_check.every_seconds)
+            return False
+        other = stranger(vm, answer)
+        if other:
+            await self._fail(vm, other)
+            return True
+        count = await self._means.vms.checked(vm.id, is_well(answer))
+        if count == vm.failed_checks == 0:
+            return False
+        await self._judge(vm, count, answer)
+        return True
+
+    async def _judge(self, vm: Vm, count: int, answer: Answer) -> None:
+        settings = self._means.settings
+        session = await self._means.sessions.live_of_vm(vm.id)
+        live = settings.session.heartbeat_live_seconds
+        is_watched = has_live_heartbeat(session, self._means.clock(), live)
+        limit = settings.vm_check.failures
+        verdict = check_verdict(
+            vm.failed_checks, count, limit, protected=is_watched or settings.debug_preserve_vms
+        )
+        reason = with_account(f"{count} health checks in a row failed", account(answer))
+        self._log(vm).info("vm_checked", verdict=verdict, failed=count, why=account(answer))
+        if verdict == "fail":
+            await self._fail(vm, reason)
+        elif verdict == "unhealthy" and session:
+            await self._means.sessions.tell(session.id, "unhealthy", {"reason": reason})
+        elif verdict == "recovered" and session:
+            await self._means.sessions.tell(session.id, "healthy", {})
+
+    def _why_it_ended(self, vm: Vm, slot: SlotState) -> str:
+        self._serial.feed(self._console.read_to_end())
+        if self._serial.gave_up:
+            return self._serial.gave_up
+        if slot.runs:
+            return "the VM ended by itself, and another runs in its slot"
+        said = last_line(self._means.hypervisor.qemu_log(vm.slot, vm.id))[:MAX_DETAIL_CHARACTERS]
+        return with_account("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
+
+    async def _end(self, vm: Vm) -> None:
+        """Stop and remove all of it. Its slot is free only once nothing of it is left."""
+        hypervisor = self._means.hypervisor
+        keep_logs = vm.reason is not None and self._means.settings.keep_failed_seconds > 0
+        await hypervisor.stop(vm.slot)
+        await hypervisor.discard(vm.slot, vm.id, keep_logs=keep_logs)
+        await self._means.vms.released(vm.id)
+        self._log(vm).info("vm_released", slot=vm.slot)
+
+    async def _fail(self, vm: Vm, reason: str) -> None:
+        self._serial.feed(self._console.read_to_end())
+        latest = self._watch.latest
+        by_agent = latest.failed_units if isinstance(latest, AgentHealth) else ()
+        units = failed_units(self._serial.failed_units, by_agent)
+        await self._means.vms.fail(vm.id, reason, units, self._serial.tail or None)
+        self._means.figures.failed.labels(vm.state).inc()
+        self._log(vm).warning("vm_failed", reason=reason, stage=vm.stage, failed_units=units)
+
+    async def _went_wrong(self, vm: Vm, error: Exception) -> None:
+        """Log it, and end a VM that cannot come up any more; another is tried again."""
+        self._tries += 1
+        pause = self._means.pace.retry_after(self._tries)
+        self._retry_at = asyncio.get_running_loop().time() + pause
+        expected = isinstance(error, (Error, *NOT_THE_VMS_FAULT))
+        self._log(vm).warning(
+            "vm_step_failed",
+            problem=_words(error),
+            tries=self._tries,
+            retry_seconds=pause,
+            exc_info=None if expected else error,
+        )
+        reason = self._lost(vm, error)
+        if reason is None:
+            return
+        try:
+            await self._fail(vm, reason)
+        except Exception as other:
+            self._log(vm).warning("vm_step_failed", problem=_words(other))
+
+    def _lost(self, vm: Vm, error: Exception) -> str | None:
+        """Why a VM that comes up is not worth more tries; one that is up always is."""
+        if isinstance(error, NOT_THE_VMS_FAULT):
+            return None
+        if vm.state == "creating" and self._tries >= self._means.pace.start_tries:
+            return f"it could not be started: {_words(error)}"
+        if vm.state == "starting":
+            deadlines = self._means.settings.boot_deadline_seconds
+            late = overdue(vm, deadlines, self._means.clock())
+            return late and f"{late}; and it could not be followed: {_words(error)}"
+        return None
+
+    async def _find_session(self, vm: Vm) -> None:
+        if not self._has_looked:
+            session = await self._means.sessions.live_of_vm(vm.id)
+            self._session_id = session.id if session else None
+            self._has_looked = True
+
+    def _log(self, vm: Vm) -> structlog.stdlib.BoundLogger:
+        return log.bind(vm_id=vm.id, session_id=self._session_id)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, Error):
+        return error.message
+    if isinstance(error, NOT_THE_VMS_FAULT):
+        return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
+    return f"an unexpected {type(error).__name__}; the controller's log has more"

@@ -1,0 +1,57 @@
+"""One VM's agent, asked beside everything else: it may take long to say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.controller.machines.decisions import Answer
+from polydev.controller.machines.limits import end
+from polydev.errors import AgentError
+
+
+class AgentWatch:
+    """Asks, at most once at a time.
+
+    latest      the last answer or what there was instead; None before the first
+    """
+
+    def __init__(self, agent: AgentClient, vm_ip: str) -> None:
+        self._agent = agent
+        self._vm_ip = vm_ip
+        self._asking: asyncio.Task[Answer] | None = None
+        self._began = 0.0
+        self._ended = 0.0
+        self.latest: Answer | None = None
+
+    def ask(self, pause: float, share: float = 0.0) -> None:
+        """Ask, unless a question is under way or the last one's end is not `pause` ago.
+
+        The pause is at least `share` times what the last answer took.
+        """
+        wait = max(pause, share * (self._ended - self._began))
+        now = asyncio.get_running_loop().time()
+        if self._asking is not None or (self.latest is not None and now - self._ended < wait):
+            return
+        self._began = now
+        self._asking = asyncio.create_task(self._ask())
+
+    def answer(self) -> Answer | None:
+        """An answer that has come since this was called the last time."""
+        if self._asking is None or not self._asking.done():
+            return None
+        done, self._asking = self._asking, None
+        self.latest = done.result()
+        return self.latest
+
+    async def _ask(self) -> Answer:
+        try:
+            return await self._agent.health(self._vm_ip)
+        except AgentError as error:
+            return error
+        finally:
+            self._ended = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await end(self._asking)

@@ -1,0 +1,11 @@
+"""From a browser's WebSocket straight to its VM's RFB port, without a second hop.
+
+takeover    uvicorn makes the handshake, then hands the connection over with its socket
+frames      what is on the wire, as pure functions: headers, closings, a reader of frames
+closings    how a viewer's connection ends, in codes and words that it can show
+viewer      the WebSocket: frames out, bytes in, pings, the closing handshake
+pump        bytes both ways between a viewer and its VM, each way as fast as the slower end
+pipes       pipes through which the kernel moves large updates, copying nothing
+relays      all viewers of the service: who may look, whose session is over
+figures     what Prometheus is told of them
+"""

@@ -1,0 +1,94 @@
+"""How a viewer's connection ends: codes that a peer may send, with words that a viewer can show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+
+from polydev.controller.model import Session, Vm
+from polydev.controller.problems import DATABASE_ERRORS, Unavailable
+from polydev.errors import (
+    Error,
+    NotAllowed,
+    NotAuthenticated,
+    SessionExpired,
+    SessionNotFound,
+)
+
+NORMAL = 1000
+GOING_AWAY = 1001
+UNSUPPORTED_DATA = 1003
+VANISHED = 1006  # only ever written in logs: it says that nothing could be sent
+INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
+NOT_AUTHENTICATED = 4401
+NOT_ALLOWED = 4403
+UNKNOWN_SESSION = 4404
+SESSION_OVER = 4410
+NOT_READY = 4425
+
+MOST_REASON_BYTES = 123  # a control frame has 125 at most, and the code takes two
+
+
+@dataclass(frozen=True)
+class Closing:
+    """`cause` is a stable word for logs and figures."""
+
+    code: int
+    reason: str
+    cause: str
+
+
+class Refused(Exception):
+    """A viewer cannot have what it asks for."""
+
+    def __init__(self, closing: Closing) -> None:
+        super().__init__(closing.reason)
+        self.closing = closing
+
+
+BY_VIEWER = Closing(NORMAL, "closed by the viewer", "viewer-closed")
+VIEWER_VANISHED = Closing(VANISHED, "the viewer is gone without a word", "viewer-vanished")
+VIEWER_SILENT = Closing(INTERNAL_ERROR, "the viewer answered no ping", "viewer-silent")
+NOT_BINARY = Closing(UNSUPPORTED_DATA, "the screen's protocol is binary", "text")
+RESTARTING = Closing(GOING_AWAY, "the service restarts; connect again", "restarting")
+VNC_DOWN = Closing(INTERNAL_ERROR, "the VM's screen does not answer", "vnc-down")
+VM_GONE = Closing(INTERNAL_ERROR, "the VM ended the connection to its screen", "vm-gone")
+TOO_MANY_VIEWERS = Closing(
+    TRY_AGAIN_LATER, "too many viewers look at this session already", "too-many-viewers"
+)
+LATER = Closing(TRY_AGAIN_LATER, "the service cannot look that up now; try again", "unavailable")
+UNEXPECTED = Closing(INTERNAL_ERROR, "an unexpected error; the log has it", "unexpected")
+
+
+def session_over(session: Session) -> Closing:
+    reason = f": {session.reason}" if session.reason else ""
+    return Closing(SESSION_OVER, f"the session is over ({session.state}){reason}", "session-over")
+
+
+def not_ready(vm: Vm) -> Closing:
+    stage = f"it has come to: {vm.stage}" if vm.stage != "none" else "it is being started"
+    return Closing(NOT_READY, f"the VM is not ready yet; {stage}", "not-ready")
+
+
+def closing_of(error: Exception) -> Closing:
+    """What a viewer is told of `error`; nothing of what is unexpected."""
+    if isinstance(error, Refused):
+        return error.closing
+    if isinstance(error, Unavailable):
+        return Closing(TRY_AGAIN_LATER, error.message, error.code)
+    if isinstance(error, Error):
+        code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
+        return Closing(code, error.message, error.code) if code else UNEXPECTED
+    if isinstance(error, HTTPException):  # 429, which is no refusal for good
+        return Closing(TRY_AGAIN_LATER, str(error.detail), "too-often")
+    return LATER if isinstance(error, DATABASE_ERRORS) else UNEXPECTED
+
+
+_CODES: dict[type, int] = {
+    NotAuthenticated: NOT_AUTHENTICATED,
+    NotAllowed: NOT_ALLOWED,
+    SessionNotFound: UNKNOWN_SESSION,
+    SessionExpired: SESSION_OVER,
+}

@@ -1,0 +1,83 @@
+"""WebSocket frames, without a socket: what goes to a viewer, and what comes from it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
+
+from polydev.controller.relay.closings import BY_VIEWER, MOST_REASON_BYTES, NOT_BINARY, Closing
+
+FINAL_BINARY = 0x80 | Opcode.BINARY
+MOST_BYTES_IN_ONE = 125
+MOST_BYTES_IN_TWO = 0xFFFF
+PING = Frame(Opcode.PING, b"").serialize(mask=False)
+
+
+def binary_header(length: int) -> bytes:
+    """What precedes a message of `length` bytes; a server masks nothing."""
+    if length <= MOST_BYTES_IN_ONE:
+        return bytes((FINAL_BINARY, length))
+    if length <= MOST_BYTES_IN_TWO:
+        return struct.pack(">BBH", FINAL_BINARY, 126, length)
+    return struct.pack(">BBQ", FINAL_BINARY, 127, length)
+
+
+def close_frame(closing: Closing) -> bytes:
+    payload = struct.pack(">H", closing.code) + shortened(closing.reason)
+    return Frame(Opcode.CLOSE, payload).serialize(mask=False)
+
+
+def shortened(reason: str) -> bytes:
+    """As much of the text as fits into a close frame, with no character cut through."""
+    return reason.encode()[:MOST_REASON_BYTES].decode(errors="ignore").encode()
+
+
+@dataclass(frozen=True)
+class Received:
+    """What some bytes of a viewer held.
+
+    data        what they say to the VM
+    pong        the answer owed to their last ping; earlier ones need none
+    closing     how the viewer ends it, or why it has to be ended
+    """
+
+    data: bytes
+    pong: bytes | None = None
+    closing: Closing | None = None
+
+
+class FrameReader:
+    """Reads a viewer's frames. Fragments go on as they come: RFB has no messages."""
+
+    def __init__(self, protocol: ServerProtocol) -> None:
+        self._protocol = protocol
+
+    def read(self, data: bytes) -> Received:
+        """What `data` holds, with what came before; nothing is read after a closing."""
+        self._protocol.receive_data(data)
+        parts: list[bytes] = []
+        pong = None
+        closing = None
+        for event in self._protocol.events_received():
+            assert isinstance(event, Frame)
+            if event.opcode in (Opcode.BINARY, Opcode.CONT):
+                parts.append(bytes(event.data))
+            elif event.opcode is Opcode.PING:
+                pong = Frame(Opcode.PONG, event.data).serialize(mask=False)
+            elif event.opcode is Opcode.CLOSE:
+                closing = BY_VIEWER
+            elif event.opcode is Opcode.TEXT:
+                closing = NOT_BINARY
+                break
+        self._protocol.data_to_send()  # its own answers are not those that are sent
+        return Received(b"".join(parts), pong, closing or self._broken())
+
+    def _broken(self) -> Closing | None:
+        """Why the frames cannot be read any further."""
+        sent = self._protocol.close_sent
+        if self._protocol.parser_exc is None or sent is None:
+            return None
+        return Closing(sent.code, sent.reason, "protocol")

@@ -1,0 +1,159 @@
+"""Bytes both ways between a viewer and its VM, each way no faster than the slower end takes them.
+
+Small updates are copied once. As soon as more is there than one buffer holds, the kernel moves it
+from socket to socket through a pipe, until the VM has little to say again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from polydev.controller.relay.closings import VM_GONE, VNC_DOWN, Closing, Refused
+from polydev.controller.relay.pipes import Pipe, Pipes
+from polydev.controller.relay.viewer import Viewer
+
+BUFFER_BYTES = 1 << 16
+LITTLE_BYTES = 1 << 14
+CONNECT_SECONDS = 5.0
+
+
+class Buffers:
+    """What all pumps of one event loop share: they take turns."""
+
+    def __init__(self) -> None:
+        self.copied = memoryview(bytearray(BUFFER_BYTES))
+        self.pipes = Pipes()
+
+
+class Pump:
+    """Works from `begin` to `end`; where the VM ends it, it says so to the viewer's `end`."""
+
+    def __init__(self, viewer: Viewer, vm: socket.socket, buffers: Buffers) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._viewer = viewer
+        self._vm = vm
+        self._number = vm.fileno()
+        self._buffer = buffers.copied
+        self._pipes = buffers.pipes
+        self._pipe: Pipe | None = None
+        self._rest = memoryview(b"")
+
+    def begin(self) -> None:
+        self._viewer.on_drained = self._listen
+        self._viewer.begin(self._to_vm)
+        self._listen()
+
+    def end(self) -> None:
+        """What is on its way to the viewer stays with it."""
+        self._viewer.on_drained = None
+        self._loop.remove_reader(self._number)
+        self._loop.remove_writer(self._number)
+
+    def close(self) -> None:
+        """After the viewer was closed; the VM's socket is its owner's to close."""
+        self.end()
+        if self._pipe is not None:
+            self._pipes.give_back(self._pipe)
+            self._pipe = None
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._number, self._on_vm_readable)
+
+    def _on_vm_readable(self) -> None:
+        if self._viewer.waits:  # for a ping or a pong that did not fit
+            self._loop.remove_reader(self._number)
+            return
+        try:
+            has_left = self._splice(self._pipe) if self._pipe else self._copy()
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._vm_gone()
+            return
+        if not has_left:
+            self._loop.remove_reader(self._number)  # until the viewer is drained
+
+    def _copy(self) -> bool:
+        count = self._vm.recv_into(self._buffer)
+        if not count:
+            raise EOFError
+        if count == BUFFER_BYTES:
+            self._pipe = self._pipes.take()
+        return self._viewer.send(self._buffer[:count])
+
+    def _splice(self, pipe: Pipe) -> bool:
+        count = pipe.fill(self._number)
+        if not count:
+            raise EOFError
+        has_left = self._viewer.send_pipe(pipe)
+        if has_left and count < LITTLE_BYTES:
+            self._pipes.give_back(pipe)
+            self._pipe = None
+        return has_left
+
+    def _to_vm(self, data: bytes) -> None:
+        try:
+            sent = self._vm.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._vm_gone()
+            return
+        if sent < len(data):
+            self._rest = memoryview(data)[sent:]
+            self._viewer.pause()
+            self._loop.add_writer(self._number, self._on_vm_writable)
+
+    def _on_vm_writable(self) -> None:
+        try:
+            self._rest = self._rest[self._vm.send(self._rest) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._vm_gone()
+            return
+        if not self._rest:
+            self._loop.remove_writer(self._number)
+            self._viewer.resume()
+
+    def _vm_gone(self) -> None:
+        self.end()
+        self._viewer.end(VM_GONE)
+
+
+async def open_screen(address: str, port: int) -> socket.socket:
+    """A connection to a VM's RFB port. Raises Refused if nothing answers there."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connecting = asyncio.get_running_loop().sock_connect(made, (address, port))
+        await asyncio.wait_for(connecting, CONNECT_SECONDS)
+    except (OSError, asyncio.TimeoutError):
+        made.close()
+        raise Refused(VNC_DOWN) from None
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def relay(
+    viewer: Viewer,
+    vm: socket.socket,
+    buffers: Buffers,
+    explained: Callable[[Closing], Awaitable[Closing]],
+) -> Closing:
+    """Carry bytes until somebody ends it, and close the viewer with what `explained` makes of it."""
+    pump = Pump(viewer, vm, buffers)
+    try:
+        pump.begin()
+        ended = await viewer.ended
+        pump.end()
+        told = await explained(ended)
+        await viewer.close(told)
+    finally:
+        pump.close()
+    return told

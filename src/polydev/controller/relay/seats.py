@@ -1,0 +1,107 @@
+"""Who looks at which session: how many may, and who must go because the session is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.problems import DATABASE_ERRORS
+from polydev.controller.relay.closings import (
+    TOO_MANY_VIEWERS,
+    Closing,
+    Refused,
+    closing_of,
+    session_over,
+)
+from polydev.controller.relay.viewer import Viewer
+from polydev.controller.store.sessions import Sessions
+from polydev.errors import SessionNotFound
+
+log = structlog.stdlib.get_logger(__name__)
+
+MOST_VIEWERS = 8  # of one session
+MOST_LIVE_SESSIONS = 1000  # slots are numbers of one byte
+RETRY_SECONDS = 1.0
+
+
+class Seat:
+    """A viewer's place before a session. It is `taken` once the viewer may look."""
+
+    def __init__(self, session_id: str, viewer: Viewer) -> None:
+        self.session_id = session_id
+        self.viewer = viewer
+        self.is_taken = False
+        self.over: Closing | None = None
+
+    def end(self, closing: Closing) -> None:
+        self.over = closing
+        if self.is_taken:  # who is not yet known to be allowed is told nothing of the session
+            self.viewer.end(closing)
+
+
+class Seats:
+    """One question to the database for all viewers, whenever any session has news."""
+
+    def __init__(self, sessions: Sessions, news: NewsBell) -> None:
+        self._sessions = sessions
+        self._news = news
+        self._seats: set[Seat] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    def viewers(self) -> Iterator[Viewer]:
+        return (seat.viewer for seat in self._seats if seat.is_taken)
+
+    @contextmanager
+    def seat(self, session_id: str, viewer: Viewer) -> Iterator[Seat]:
+        """A seat before the session, which is watched from now on."""
+        seat = Seat(session_id, viewer)
+        self._seats.add(seat)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        try:
+            yield seat
+        finally:
+            self._seats.remove(seat)
+            if not self._seats:
+                self._watching.cancel()
+                self._watching = None
+
+    def take(self, seat: Seat) -> None:
+        """Let the viewer look. Raises Refused if enough do, or if the session is over."""
+        if seat.over is not None:
+            raise Refused(seat.over)
+        taken = sum(each.session_id == seat.session_id and each.is_taken for each in self._seats)
+        if taken >= MOST_VIEWERS:
+            raise Refused(TOO_MANY_VIEWERS)
+        seat.is_taken = True
+
+    async def _watch(self) -> None:
+        async with self._news.listening():
+            while True:
+                ring = self._news.next_ring()
+                try:
+                    await self._end_those_over()
+                except DATABASE_ERRORS as error:
+                    log.warning("viewers_not_watched", error=type(error).__name__)
+                    await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    await ring.wait()
+
+    async def _end_those_over(self) -> None:
+        watched = {seat.session_id for seat in self._seats}
+        live = await self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS)
+        for session_id in watched - {session.id for session in live}:
+            closing = await self._why_over(session_id)
+            for seat in self._seats:
+                if seat.session_id == session_id:
+                    seat.end(closing)
+
+    async def _why_over(self, session_id: str) -> Closing:
+        try:
+            return session_over(await self._sessions.get(session_id))
+        except SessionNotFound as error:
+            return closing_of(error)

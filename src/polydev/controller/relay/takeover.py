@@ -1,0 +1,115 @@
+"""uvicorn makes the handshake; then a route may take the connection over, with its socket.
+
+What goes through ASGI is a message, a queue and a task's turn for each few kilobytes. A route that
+was accepted gets the socket itself instead, and uvicorn only keeps count of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket
+from uvicorn.config import Config
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+MOST_MESSAGE_BYTES = 1 << 20
+EXTENSION = "polydev.take_over"
+# At lower levels both libraries tell the address asked for, and with it the token in its query.
+QUIET = logging.getLogger(f"{__name__}.quiet")
+QUIET.setLevel(logging.WARNING)
+
+
+class NoTakeover(RuntimeError):
+    """The server does not use RelayProtocol: a mistake of whoever configured it."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An upgraded connection.
+
+    early       what the viewer sent before it was taken over
+    ending      done as soon as the server is told to end
+    release     to be called when all is said: closes it
+    """
+
+    socket: socket.socket
+    protocol: ServerProtocol
+    early: bytes
+    ending: asyncio.Future[None]
+    release: Callable[[], None]
+
+
+class RelayProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, for `Config(ws=RelayProtocol)`; without compression."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.logger = QUIET
+        self.conn = ServerProtocol(max_size=MOST_MESSAGE_BYTES, logger=QUIET)
+        self._ending: asyncio.Future[None] = self.loop.create_future()
+        self._is_taken = False
+        if getattr(server_state, "draining_seconds", None) is not None:
+            self._ending.set_result(None)  # upgraded on a connection from before
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            self.scope["extensions"][EXTENSION] = {"now": self.take_over}
+            # So that `writable` says whether the answer to the handshake has left.
+            self.transport.set_write_buffer_limits(high=0)
+
+    def shutdown(self) -> None:
+        if not self._ending.done():
+            self._ending.set_result(None)
+        if self.handshake_complete and not self._is_taken:
+            super().shutdown()
+
+    async def take_over(self) -> Connection:
+        """The connection, which uvicorn neither reads nor writes any more.
+
+        Raises ConnectionError if it is closed.
+        """
+        self._is_taken = True
+        self.stop_keepalive()
+        await self.writable.wait()
+        if self.transport.is_closing():
+            raise ConnectionAbortedError("closed during the handshake")
+        if self.transport.is_reading():
+            self.transport.pause_reading()
+        number = os.dup(self.transport.get_extra_info("socket").fileno())
+        taken = socket.socket(fileno=number)
+        taken.setblocking(False)
+        return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
+
+    def _early(self) -> bytes:
+        parts = []
+        while not self.queue.empty():
+            message = self.queue.get_nowait()
+            if message["type"] == "websocket.receive":
+                parts.append(message.get("bytes") or b"")
+        return b"".join([*parts, *self.frames])
+
+
+async def take_over(websocket: WebSocket, subprotocol: str | None) -> Connection:
+    """Accept the upgrade and take the connection. Raises NoTakeover and ConnectionError."""
+    extension = websocket.scope.get("extensions", {}).get(EXTENSION)
+    if extension is None:
+        raise NoTakeover("the server's WebSocket protocol must be RelayProtocol")
+    await websocket.accept(subprotocol)
+    connection: Connection = await extension["now"]()
+    return connection

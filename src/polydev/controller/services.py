@@ -1,0 +1,144 @@
+"""What the API answers with, put together once for each application."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from polydev.controller.api.identity import Identity, JwtReader
+from polydev.controller.api.jwks import Keys
+from polydev.controller.api.limits import Buckets
+from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.background import Background, Work
+from polydev.controller.database import create_engine
+from polydev.controller.health import Health
+from polydev.controller.host.prometheus import HostCollector
+from polydev.controller.host.sampler import Sampler
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.controller.machines.driver import Driver
+from polydev.controller.machines.figures import MachineFigures
+from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.metrics import Metrics
+from polydev.controller.release import release_id
+from polydev.controller.settings import Settings
+from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.samples import Samples
+from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.users import Tokens, Users
+from polydev.controller.store.vms import Vms
+
+
+@dataclass(frozen=True)
+class Services:
+    """`hypervisor` and `driver` are None on a host without slots.
+
+    requests, starts   how often each caller may ask, and start sessions
+    news               rings when any session has news
+    ending             set as soon as the service is told to end: streams let go of their clients
+    """
+
+    settings: Settings
+    database: Database
+    users: Users
+    tokens: Tokens
+    sessions: Sessions
+    vms: Vms
+    samples: Samples
+    alerts: Alerts
+    hypervisor: Hypervisor | None
+    driver: Driver | None
+    agent: AgentClient
+    sampler: Sampler
+    identity: Identity
+    health: Health
+    metrics: Metrics
+    requests: Buckets
+    starts: Buckets
+    news: NewsBell
+    background: Background
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin(self) -> None:
+        """Begin what goes on in the background. Only who really serves does."""
+        self.background.begin()
+
+    async def end(self) -> None:
+        """Give up the lead, and let those go who follow something. VMs run on."""
+        self.ending.set()
+        self.news.ring()
+        await self.background.end()
+
+    async def close(self) -> None:
+        await self.end()
+        await self.agent.close()
+        await self.database.close()
+
+
+def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> Services:
+    """Nothing connects and nothing runs yet."""
+    started = time.monotonic()
+    release = release_id(settings.release_file)
+    database = Database(create_engine(settings.database_url))
+    users, tokens = Users(database), Tokens(database)
+    sessions, vms = Sessions(database, settings.session), Vms(database, settings.session)
+    metrics = Metrics(release, started)
+    agent = AgentClient(settings.vm_check.timeout_seconds)
+    hypervisor = hypervisor or _hypervisor(settings)
+    driver: Driver | None = None
+    if hypervisor is not None:
+        figures = MachineFigures(metrics.registry)
+        driver = Driver(settings, vms, sessions, hypervisor, agent, figures)
+    sampler = Sampler(
+        settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
+    )
+    metrics.registry.register(HostCollector(sampler))
+    rate = settings.rate
+    return Services(
+        settings=settings,
+        database=database,
+        users=users,
+        tokens=tokens,
+        sessions=sessions,
+        vms=vms,
+        samples=Samples(database),
+        alerts=Alerts(database),
+        hypervisor=hypervisor,
+        driver=driver,
+        agent=agent,
+        sampler=sampler,
+        identity=_identity(settings, users, tokens),
+        health=Health(database.engine, settings.image_store, release, started),
+        metrics=metrics,
+        requests=Buckets(rate.requests_per_second, rate.burst),
+        starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
+        news=NewsBell(sessions.latest_news_number),
+        background=Background(_works(settings, database, driver, sampler)),
+    )
+
+
+def _hypervisor(settings: Settings) -> Hypervisor | None:
+    if not settings.slots:
+        return None
+    from polydev.controller.machines.systemd import SystemdHypervisor  # D-Bus is dear to import
+
+    return SystemdHypervisor(settings)
+
+
+def _identity(settings: Settings, users: Users, tokens: Tokens) -> Identity:
+    rules = settings.identity
+    keys = Keys(rules.jwks_url) if rules.jwks_url else None
+    return Identity(users, tokens, JwtReader(settings.jwt_secret, rules, keys))
+
+
+def _works(
+    settings: Settings, database: Database, driver: Driver | None, sampler: Sampler
+) -> dict[str, Work]:
+    async def declare_slots() -> None:
+        await sync_slots(database, settings.slots, settings.vm_network)
+
+    # Slots apart: they may have to wait for VMs, which the driver ends.
+    works: dict[str, Work] = {"slots": declare_slots, "sampler": sampler.run}
+    return works | ({"driver": driver.run} if driver else {})

@@ -1,0 +1,160 @@
+"""Copies of the database: made while it is in use, put back whole or not at all.
+
+url, file -> sqlite_copy or postgres_copy. A copy of SQLite is a SQLite file, one of PostgreSQL an
+archive of pg_dump with our tables only: the database may hold more, as Supabase's does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from polydev.controller.database import create_engine, schema_revision
+from polydev.controller.migrate import known_revisions, migrate
+from polydev.controller.store import postgres_copy, sqlite_copy, tables
+from polydev.controller.store.copying import STOP_HINT, CopyError
+
+SQLITE_START = b"SQLite format 3\0"
+ARCHIVE_START = b"PGDMP"
+KINDS = {"sqlite": SQLITE_START, "postgresql": ARCHIVE_START}
+
+
+async def backup(url: str, file: Path) -> dict[str, object]:
+    """Copy the database to `file`, which must not exist: what was copied.
+
+    Others may use the database meanwhile; the copy is of one moment. Raises CopyError.
+    """
+    kind = _kind(url)
+    if kind == "sqlite":
+        sqlite_copy.require_file(sqlite_copy.path_of(url))
+    revision = _require_known(await _revision(url), "the database")
+    copy = sqlite_copy.copy_to if kind == "sqlite" else postgres_copy.copy_to
+    with _new_file(file) as partial:
+        await asyncio.to_thread(copy, url, partial)
+        size = partial.stat().st_size
+    return {"file": str(file), "database": kind, "revision": revision, "bytes": size}
+
+
+async def restore(url: str, file: Path) -> dict[str, object]:
+    """Put a copy in the database's place, at this code's revision: what there is now.
+
+    The copy is read first, and if anything fails the database is what it was, but for the last
+    step, which brings an older copy to this code's revision. Raises CopyError, also while any
+    process has the database open, and MigrationError.
+    """
+    kind = _kind(url)
+    _require_kind(file, kind)
+    if kind == "sqlite":
+        found = await asyncio.to_thread(sqlite_copy.revision_of, file)
+        revision = _require_known(found, str(file))
+        await asyncio.to_thread(sqlite_copy.put_back, url, file)
+    else:
+        with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
+            script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
+            revision = _require_known(postgres_copy.revision_in(script), str(file))
+            await _require_unused(url)
+            await asyncio.to_thread(postgres_copy.put_back, url, script)
+    _before, after = await migrate(url)
+    rows = await _rows(url)
+    migrated = {} if revision == after else {"migratedFrom": revision}
+    return {"file": str(file), "database": kind, "revision": after, **migrated, "rows": rows}
+
+
+def _kind(url: str) -> str:
+    return sa.make_url(url).get_backend_name()
+
+
+def _require_kind(file: Path, kind: str) -> None:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(SQLITE_START))
+    except OSError as error:
+        raise CopyError(f"{file} cannot be read: {error.strerror}") from error
+    found = next((name for name, mark in KINDS.items() if start.startswith(mark)), None)
+    if found != kind:
+        what = f"a copy of another kind of database, {found}" if found else "no copy of a database"
+        raise CopyError(f"{file} is {what}", f"the settings name a database of {kind}")
+
+
+def _require_known(revision: str | None, what: str) -> str:
+    if revision is None:
+        raise CopyError(f"{what} has none of our tables: it was never migrated")
+    if revision not in known_revisions():
+        raise CopyError(
+            f"{what} is at revision {revision}, which this release does not know",
+            "use the release that made it, or a newer one",
+        )
+    return revision
+
+
+async def _revision(url: str) -> str | None:
+    engine = create_engine(url)
+    try:
+        return await schema_revision(engine)
+    except (SQLAlchemyError, OSError) as error:
+        raise CopyError(f"the database cannot be read: {_driver_words(error)}") from error
+    finally:
+        await engine.dispose()
+
+
+async def _require_unused(url: str) -> None:
+    """Raises CopyError while any process of ours is connected."""
+    engine = create_engine(url)
+    try:
+        async with engine.connect() as connection:
+            found = await connection.execute(postgres_copy.OTHERS)
+            others = found.scalar_one()
+    except (SQLAlchemyError, OSError) as error:
+        raise CopyError(f"the database cannot be reached: {_driver_words(error)}") from error
+    finally:
+        await engine.dispose()
+    if others:
+        raise CopyError(f"a controller uses the database over {others} connections", STOP_HINT)
+
+
+async def _rows(url: str) -> dict[str, int]:
+    engine = create_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return {
+                table.name: (
+                    await connection.execute(sa.select(sa.func.count()).select_from(table))
+                ).scalar_one()
+                for table in tables.metadata.sorted_tables
+            }
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def _new_file(file: Path) -> Iterator[Path]:
+    """A file to be written, of its owner only; it gets its name when all of it is there."""
+    if file.exists():
+        raise CopyError(f"{file} exists", "name a new file")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    except OSError as error:
+        raise CopyError(f"{file} cannot be written: {error.strerror}") from error
+    partial = Path(name)
+    try:
+        yield partial
+        os.fsync(handle)
+        os.link(partial, file)  # unlike a rename this replaces nothing
+    except FileExistsError as error:
+        raise CopyError(f"{file} exists", "name a new file") from error
+    finally:
+        os.close(handle)
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _driver_words(error: Exception) -> str:
+    # SQLAlchemy's own words would quote the statement.
+    return str(getattr(error, "orig", None) or error)

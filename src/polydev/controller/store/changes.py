@@ -1,0 +1,131 @@
+"""Changes of a session and its VM within a transaction that is under way.
+
+Whoever changes both takes them in one order, the session first and then its VM, and writes news
+last; so transactions wait for each other but never in a circle. SQLite has one writer anyhow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session, Vm
+from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
+from polydev.controller.store import tables
+from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
+from polydev.errors import SessionNotFound, VmError
+
+# Any number, the same in all processes: the key of a lock in PostgreSQL.
+_NEWS_LOCK = 0x706F6C79
+
+
+async def locked_session(connection: AsyncConnection, session_id: str) -> Session:
+    """The session, which nobody else changes until the transaction ends. SessionNotFound."""
+    found = await connection.execute(
+        SESSIONS.where(tables.sessions.c.id == session_id).with_for_update(key_share=True)
+    )
+    row = found.mappings().one_or_none()
+    if row is None:
+        raise no_session(session_id)
+    return session_of(row)
+
+
+async def locked_vm(connection: AsyncConnection, vm_id: str) -> tuple[Vm, Session | None]:
+    """A VM and whose it is, both locked. Raises VmError if there is no such VM."""
+    owned = await connection.execute(
+        SESSIONS.where(tables.sessions.c.vm_id == vm_id).with_for_update(key_share=True)
+    )
+    session = owned.mappings().one_or_none()
+    found = await connection.execute(
+        VMS.where(tables.vms.c.id == vm_id).with_for_update(key_share=True, of=tables.vms)
+    )
+    row = found.mappings().one_or_none()
+    if row is None:
+        raise no_vm(vm_id)
+    return vm_of(row), session_of(session) if session else None
+
+
+async def change_session(
+    connection: AsyncConnection,
+    session: Session,
+    event: SessionEvent,
+    at: datetime,
+    *,
+    reason: str | None = None,
+    expires_at: datetime | None = None,
+) -> Session:
+    """Take a locked session one step on, tell of it, and with an end of it stop its VM.
+
+    Raises SessionExpired for one that is over, ValueError for an event that cannot come now.
+    """
+    state = next_state(session.state, event)
+    ended = not is_live(state)
+    changed = replace(
+        session,
+        state=state,
+        changed_at=at,
+        ended_at=at if ended else None,
+        reason=reason if ended else None,
+        expires_at=expires_at or session.expires_at,
+    )
+    fields = ("state", "changed_at", "ended_at", "reason", "expires_at")
+    await connection.execute(
+        sa.update(tables.sessions)
+        .where(tables.sessions.c.id == session.id)
+        .values({name: getattr(changed, name) for name in fields})
+    )
+    if ended:
+        await _stop_vm(connection, session.vm_id)
+    await tell_state(connection, changed)
+    return changed
+
+
+async def _stop_vm(connection: AsyncConnection, vm_id: str) -> None:
+    await connection.execute(
+        sa.update(tables.vms)
+        .where(tables.vms.c.id == vm_id, tables.vms.c.state.in_(LIVE_VM_STATES))
+        .values(state="stopping")
+    )
+
+
+async def change_vm(connection: AsyncConnection, vm_id: str, **values: object) -> None:
+    await connection.execute(sa.update(tables.vms).where(tables.vms.c.id == vm_id).values(values))
+
+
+async def tell_state(connection: AsyncConnection, session: Session) -> None:
+    """News of the state that a session has come to."""
+    data = {"state": session.state} | ({"reason": session.reason} if session.reason else {})
+    await tell(connection, session.id, session.changed_at, "state", data)
+
+
+async def tell(
+    connection: AsyncConnection,
+    session_id: str,
+    at: datetime,
+    kind: str,
+    data: Mapping[str, object],
+) -> None:
+    """Write news; nothing but the commit may follow.
+
+    Their numbers come into sight in their order: who has seen one has missed none before it.
+    PostgreSQL alone would let a later number be committed first.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_NEWS_LOCK)))
+    await connection.execute(
+        sa.insert(tables.session_news).values(
+            session_id=session_id, at=at, kind=kind, data=dict(data)
+        )
+    )
+
+
+def no_session(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"there is no session {session_id}")
+
+
+def no_vm(vm_id: str) -> VmError:
+    return VmError(f"there is no VM {vm_id}")

@@ -1,0 +1,72 @@
+"""What the database must never say of sessions and VMs, and how it is set right.
+
+No transaction of the store leaves such a thing; a restored copy or a hand at work may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session, Vm
+from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.store import tables
+from polydev.controller.store.changes import change_session, change_vm, locked_vm
+from polydev.controller.store.rows import HELD_VMS, LIVE_SESSIONS
+from polydev.controller.store.transactions import Database
+
+_vms = tables.vms.c
+
+
+async def mend(database: Database, clock: Callable[[], datetime]) -> list[str]:
+    """Set right whatever is wrong, one VM at a time; what was done, in words."""
+    async with database.reading() as connection:
+        suspects = (await connection.execute(_suspects())).scalars().all()
+    done = []
+    for vm_id in suspects:
+        async with database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            done += await _mend_one(connection, vm, session, clock())
+    return done
+
+
+def _suspects() -> sa.CompoundSelect[str]:
+    """VMs that say something that does not go with their slot or their session."""
+    live, held = LIVE_SESSIONS.c, HELD_VMS.c
+    stopped = _vms.state.not_in(LIVE_VM_STATES)
+    named = (
+        sa.select(_vms.id)
+        .join_from(LIVE_SESSIONS, tables.vms, _vms.id == live.vm_id)
+        .where(sa.or_(stopped, _vms.released_at.is_not(None)))
+    )
+    lonely = sa.and_(
+        held.state.in_(LIVE_VM_STATES), held.id.not_in(sa.select(live.vm_id).scalar_subquery())
+    )
+    over = held.state.in_(("ended", "failed"))
+    return sa.union(named, sa.select(held.id).where(sa.or_(lonely, over)))
+
+
+async def _mend_one(
+    connection: AsyncConnection, vm: Vm, session: Session | None, at: datetime
+) -> list[str]:
+    done = []
+    live, held = vm.state in LIVE_VM_STATES, vm.released_at is None
+    has_session = session is not None and session.is_live
+    if live and held and not has_session:
+        await change_vm(connection, vm.id, state="stopping")
+        done.append(f"VM {vm.id} is to stop: no session has it")
+    if live and not held:
+        reason = "it had no slot any more"
+        await change_vm(connection, vm.id, state="failed", reason=reason, ended_at=at)
+        done.append(f"VM {vm.id} failed: {reason}")
+    if held and vm.state in ("ended", "failed"):
+        await change_vm(connection, vm.id, state="stopping", ended_at=None)
+        done.append(f"VM {vm.id} is to stop once more: it was over but held slot {vm.slot}")
+    if session is not None and has_session and not (live and held):
+        reason = f"its VM is gone: {vm.reason}" if vm.reason else "its VM is gone"
+        await change_session(connection, session, "fail", at, reason=reason)
+        done.append(f"session {session.id} failed: {reason}")
+    return done

@@ -1,0 +1,53 @@
+"""Why a session cannot be had, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session
+from polydev.controller.store.rows import LIVE_SESSIONS, session_of
+from polydev.controller.store.slots import count_slots
+from polydev.errors import CapacityError, SessionError, SessionExpired, TooManySessions
+
+
+def key_used(session: Session) -> SessionError:
+    return SessionError(
+        f"the idempotency key was used for session {session.id}, whose provider is "
+        f"{session.provider}",
+        "use a new key for another session",
+    )
+
+
+def too_many(live: Sequence[str], limit: int) -> TooManySessions:
+    return TooManySessions(
+        f"the user has {len(live)} sessions of {limit} that are allowed: {', '.join(live)}",
+        "end one of them first",
+    )
+
+
+def session_over(session: Session) -> SessionExpired:
+    reason = f" ({session.reason})" if session.reason else ""
+    return SessionExpired(f"the session is over: {session.state}{reason}", "start another one")
+
+
+async def no_slot(connection: AsyncConnection) -> CapacityError:
+    """No slot is free: how many there are, and which session has not been used for longest."""
+    slots = await count_slots(connection)
+    if not slots:
+        return CapacityError("the host declares no slots", "declare some in its inventory")
+    live = LIVE_SESSIONS.c
+    used_at = sa.func.coalesce(live.heartbeat_at, live.created_at)
+    found = await connection.execute(sa.select(LIVE_SESSIONS).order_by(used_at).limit(1))
+    row = found.mappings().one_or_none()
+    if row is None:
+        return CapacityError(f"all {slots} slots are held by VMs that stop", "try again soon")
+    oldest = session_of(row)
+    since = oldest.heartbeat_at or oldest.created_at
+    return CapacityError(
+        f"all {slots} slots are taken; the oldest idle session is {oldest.id}, not used since "
+        f"{since:%Y-%m-%dT%H:%M:%SZ}",
+        "end a session, or try again later",
+    )

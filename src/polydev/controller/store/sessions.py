@@ -1,0 +1,254 @@
+"""Sessions: started with their VM, kept alive, ended. Their events and VM's go together."""
+
+from __future__ import annotations
+
+import builtins
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Provider, Session, SessionNews, now
+from polydev.controller.settings import SessionLimits
+from polydev.controller.states import SessionEvent
+from polydev.controller.store import refusals, tables
+from polydev.controller.store.changes import (
+    change_session,
+    locked_session,
+    no_session,
+    tell,
+    tell_state,
+)
+from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
+from polydev.controller.store.slots import take_slot
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.users import no_user
+
+_sessions, _news = tables.sessions.c, tables.session_news.c
+LIVE = _sessions.ended_at.is_(None)
+
+
+@dataclass(frozen=True)
+class NewSession:
+    """What is asked for. The same user and key are the same session, however often asked."""
+
+    user_id: str
+    provider: Provider
+    image_digest: str
+    idempotency_key: str | None = None
+
+
+class Sessions:
+    def __init__(
+        self, database: Database, limits: SessionLimits, clock: Callable[[], datetime] = now
+    ) -> None:
+        self._database = database
+        self._limits = limits
+        self._clock = clock
+
+    async def start(self, new: NewSession) -> tuple[Session, bool]:
+        """A session with a VM in a slot of its own, and whether it was made now.
+
+        Raises UserNotFound, SessionError (the key was used for something else), TooManySessions
+        and CapacityError; nothing is written then.
+        """
+        async with self._database.writing() as connection:
+            await _lock_user(connection, new.user_id)
+            known = await _session_of_key(connection, new)
+            if known is not None:
+                if known.provider != new.provider:
+                    raise refusals.key_used(known)
+                return known, False
+            live = await _live_of_user(connection, new.user_id)
+            if len(live) >= self._limits.per_user:
+                raise refusals.too_many(live, self._limits.per_user)
+            return await self._make(connection, new), True
+
+    async def _make(self, connection: AsyncConnection, new: NewSession) -> Session:
+        at = self._clock()
+        vm_id = await take_slot(connection, new.image_digest, at)
+        if vm_id is None:
+            raise await refusals.no_slot(connection)
+        session = Session(
+            id=str(uuid.uuid4()),
+            user_id=new.user_id,
+            provider=new.provider,
+            state="vm_creating",
+            vm_id=vm_id,
+            created_at=at,
+            changed_at=at,
+            expires_at=at + timedelta(seconds=self._limits.max_seconds),
+        )
+        await connection.execute(
+            sa.insert(tables.sessions).values(**vars(session), idempotency_key=new.idempotency_key)
+        )
+        await tell_state(connection, session)
+        return session
+
+    async def get(self, session_id: str) -> Session:
+        """Raises SessionNotFound."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(SESSIONS.where(_sessions.id == session_id))
+            row = found.mappings().one_or_none()
+        if row is None:
+            raise no_session(session_id)
+        return session_of(row)
+
+    async def list(
+        self,
+        user_id: str | None = None,
+        live_only: bool = False,
+        limit: int = 100,
+        before: datetime | None = None,
+    ) -> builtins.list[Session]:
+        """Sessions of one user or of all, newest first; `before`: only those made before it."""
+        asked = LIVE_SESSIONS.c if live_only else _sessions
+        statement = sa.select(LIVE_SESSIONS) if live_only else SESSIONS
+        if user_id is not None:
+            statement = statement.where(asked.user_id == user_id)
+        if before is not None:
+            statement = statement.where(asked.created_at < before)
+        statement = statement.order_by(asked.created_at.desc(), asked.id).limit(limit)
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement)
+            return [session_of(row) for row in found.mappings()]
+
+    async def live_of_vm(self, vm_id: str) -> Session | None:
+        async with self._database.reading() as connection:
+            found = await connection.execute(SESSIONS.where(_sessions.vm_id == vm_id, LIVE))
+            row = found.mappings().one_or_none()
+        return session_of(row) if row else None
+
+    async def heartbeat(self, session_id: str) -> Session:
+        """Somebody looks: the session lives on for `idle_seconds`, if its VM is up.
+
+        A heartbeat does not shorten the time that a VM has to boot. Raises SessionNotFound and
+        SessionExpired.
+        """
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            if not session.is_live:
+                raise refusals.session_over(session)
+            at = self._clock()
+            boots = session.state in ("vm_creating", "vm_starting")
+            expires_at = session.expires_at if boots else idle_end(session, at, self._limits)
+            await connection.execute(
+                sa.update(tables.sessions)
+                .where(_sessions.id == session_id)
+                .values(heartbeat_at=at, expires_at=expires_at)
+            )
+            return replace(session, heartbeat_at=at, expires_at=expires_at)
+
+    async def apply(
+        self, session_id: str, event: SessionEvent, reason: str | None = None
+    ) -> Session:
+        """Take a session one step on; with its end its VM stops.
+
+        Raises SessionNotFound, SessionExpired if it is over, and ValueError, which is a bug, for
+        an event that cannot come in its state.
+        """
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            return await change_session(connection, session, event, self._clock(), reason=reason)
+
+    async def expire_due(self) -> builtins.list[Session]:
+        """End every live session whose time is over; those that were ended."""
+        due = sa.select(_sessions.id).where(LIVE, _sessions.expires_at <= self._clock())
+        async with self._database.reading() as connection:
+            ids = (await connection.execute(due.order_by(_sessions.expires_at))).scalars().all()
+        expired = [await self._expire(session_id) for session_id in ids]
+        return [session for session in expired if session is not None]
+
+    async def _expire(self, session_id: str) -> Session | None:
+        """None if a heartbeat or an end came first."""
+        async with self._database.writing() as connection:
+            session, at = await locked_session(connection, session_id), self._clock()
+            if not session.is_live or session.expires_at > at:
+                return None
+            reason = expiry_reason(session, self._limits)
+            return await change_session(connection, session, "expire", at, reason=reason)
+
+    async def news(
+        self, session_id: str, after: int = 0, limit: int = 100
+    ) -> builtins.list[SessionNews]:
+        """News after that number, oldest first."""
+        statement = NEWS.where(_news.session_id == session_id, _news.number > after)
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement.order_by(_news.number).limit(limit))
+            return [news_of(row) for row in found.mappings()]
+
+    async def tell(self, session_id: str, kind: str, data: Mapping[str, object]) -> None:
+        """Add news. They must hold no address, token or credential. Raises SessionNotFound."""
+        async with self._database.writing() as connection:
+            await locked_session(connection, session_id)
+            await tell(connection, session_id, self._clock(), kind, data)
+
+    async def latest_news_number(self) -> int:
+        """The number of the newest news of all sessions; 0 if there are none."""
+        statement = sa.select(sa.func.max(_news.number))
+        async with self._database.reading() as connection:
+            return (await connection.execute(statement)).scalar_one() or 0
+
+    async def prune(self, before: datetime) -> int:
+        """Delete news of that time of sessions that ended before it; how many were.
+
+        The sessions stay. Of news so old there are few, so asking often is cheap.
+        """
+        over = sa.exists().where(_sessions.id == _news.session_id, _sessions.ended_at < before)
+        old = sa.and_(_news.at < before, over)
+        async with self._database.reading() as connection:
+            found = await connection.execute(sa.select(_news.number).where(old).limit(1))
+            if found.scalar_one_or_none() is None:
+                return 0  # the write lock is not taken for nothing
+        async with self._database.writing() as connection:
+            return (await connection.execute(sa.delete(tables.session_news).where(old))).rowcount
+
+
+async def _lock_user(connection: AsyncConnection, user_id: str) -> None:
+    """One start of a user at a time; so keys and limits are looked at by one only."""
+    user = tables.users.c.id
+    found = await connection.execute(
+        sa.select(user).where(user == user_id).with_for_update(key_share=True)
+    )
+    if found.scalar_one_or_none() is None:
+        raise no_user(user_id)
+
+
+async def _session_of_key(connection: AsyncConnection, new: NewSession) -> Session | None:
+    if new.idempotency_key is None:
+        return None
+    found = await connection.execute(
+        SESSIONS.where(
+            _sessions.user_id == new.user_id, _sessions.idempotency_key == new.idempotency_key
+        )
+    )
+    row = found.mappings().one_or_none()
+    return session_of(row) if row else None
+
+
+async def _live_of_user(connection: AsyncConnection, user_id: str) -> builtins.list[str]:
+    live = LIVE_SESSIONS.c
+    statement = sa.select(live.id).where(live.user_id == user_id)
+    found = await connection.execute(statement.order_by(live.created_at))
+    return list(found.scalars())
+
+
+def idle_end(session: Session, at: datetime, limits: SessionLimits) -> datetime:
+    """When a session ends that is used now and then no more."""
+    return min(
+        at + timedelta(seconds=limits.idle_seconds),
+        session.created_at + timedelta(seconds=limits.max_seconds),
+    )
+
+
+def expiry_reason(session: Session, limits: SessionLimits) -> str:
+    """Why its time is over, in words."""
+    longest = session.created_at + timedelta(seconds=limits.max_seconds)
+    if session.expires_at >= longest:
+        return f"it reached the longest life of a session, {limits.max_seconds:g} s"
+    if session.heartbeat_at is None:
+        return f"nobody came for {limits.idle_seconds:g} s after its VM was ready"
+    return f"no heartbeat came for {limits.idle_seconds:g} s"

@@ -1,0 +1,158 @@
+"""Users, and the tokens that stand for them. A token is stored as its hash only."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import secrets
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from polydev.controller.model import Role, Token, User, now
+from polydev.controller.store import tables
+from polydev.controller.store.rows import TOKENS, USERS, token_of, user_of
+from polydev.controller.store.transactions import Database
+from polydev.errors import SessionError, UserNotFound
+
+TOKEN_PREFIX = "pdt_"  # noqa: S105 - by this a token is told from a JWT
+USED_EVERY = timedelta(minutes=1)
+
+
+class TokenNotFound(SessionError):
+    code = "token-not-found"
+
+
+class Users:
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def add(self, role: Role, name: str | None = None, user_id: str | None = None) -> User:
+        """Add a user, with a new id if none is given. Raises SessionError if they are there."""
+        user = User(user_id or str(uuid.uuid4()), role, name, self._clock())
+        values = {"id": user.id, "role": role, "name": name, "created_at": user.created_at}
+        try:
+            async with self._database.writing() as connection:
+                await connection.execute(sa.insert(tables.users).values(values))
+        except IntegrityError as error:
+            if await self.find(user.id) is None:
+                raise
+            raise SessionError(f"the user {user.id} exists") from error
+        return user
+
+    async def find(self, user_id: str) -> User | None:
+        async with self._database.reading() as connection:
+            found = await connection.execute(USERS.where(tables.users.c.id == user_id))
+            row = found.mappings().one_or_none()
+        return user_of(row) if row else None
+
+    async def get(self, user_id: str) -> User:
+        """Raises UserNotFound."""
+        user = await self.find(user_id)
+        if user is None:
+            raise no_user(user_id)
+        return user
+
+    async def list(self) -> builtins.list[User]:
+        """All users, the first added first."""
+        users = tables.users.c
+        async with self._database.reading() as connection:
+            found = await connection.execute(USERS.order_by(users.created_at, users.id))
+            return [user_of(row) for row in found.mappings()]
+
+    async def set_role(self, user_id: str, role: Role) -> User:
+        """Raises UserNotFound."""
+        statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(role=role)
+        async with self._database.writing() as connection:
+            await connection.execute(statement)
+        return await self.get(user_id)
+
+
+class Tokens:
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self, user_id: str, name: str, expires_at: datetime | None = None
+    ) -> tuple[Token, str]:
+        """Make a token: what may be shown of it, and itself, this once. Raises UserNotFound."""
+        plain = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        values = {
+            "id": str(uuid.uuid4()),
+            "user_id": user_id,
+            "name": name,
+            "sha256": token_hash(plain),
+            "created_at": self._clock(),
+            "expires_at": expires_at,
+        }
+        async with self._database.writing() as connection:
+            known = await connection.execute(
+                sa.select(tables.users.c.id).where(tables.users.c.id == user_id)
+            )
+            if known.scalar_one_or_none() is None:
+                raise no_user(user_id)
+            await connection.execute(sa.insert(tables.tokens).values(values))
+            found = await connection.execute(TOKENS.where(tables.tokens.c.id == values["id"]))
+            return token_of(found.mappings().one()), plain
+
+    async def revoke(self, token_id: str) -> Token:
+        """End a token; one that is revoked stays as it is. Raises TokenNotFound."""
+        tokens = tables.tokens.c
+        statement = sa.update(tables.tokens).where(
+            tokens.id == token_id, tokens.revoked_at.is_(None)
+        )
+        async with self._database.writing() as connection:
+            await connection.execute(statement.values(revoked_at=self._clock()))
+            found = await connection.execute(TOKENS.where(tokens.id == token_id))
+            row = found.mappings().one_or_none()
+        if row is None:
+            raise TokenNotFound(f"there is no token {token_id}", "ask for the list of tokens")
+        return token_of(row)
+
+    async def list(self, user_id: str | None = None) -> builtins.list[Token]:
+        """Tokens of one user, or of all; the first made first."""
+        tokens = tables.tokens.c
+        statement = TOKENS.order_by(tokens.created_at, tokens.id)
+        if user_id is not None:
+            statement = statement.where(tokens.user_id == user_id)
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement)
+            return [token_of(row) for row in found.mappings()]
+
+    async def user_of(self, plain: str) -> User | None:
+        """Whom a token stands for: None if it is unknown, revoked or expired."""
+        at, tokens, hashed = self._clock(), tables.tokens.c, token_hash(plain)
+        usable = sa.and_(
+            tokens.sha256 == hashed,
+            tokens.revoked_at.is_(None),
+            sa.or_(tokens.expires_at.is_(None), tokens.expires_at > at),
+        )
+        statement = USERS.add_columns(tokens.used_at).join(
+            tables.tokens, tokens.user_id == tables.users.c.id
+        )
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement.where(usable))
+            row = found.mappings().one_or_none()
+        if row is None:
+            return None
+        if row["used_at"] is None or row["used_at"] <= at - USED_EVERY:
+            await self._note_use(hashed, at)
+        return user_of({column.name: row[column.name] for column in tables.users.c})
+
+    async def _note_use(self, hashed: str, at: datetime) -> None:
+        statement = sa.update(tables.tokens).where(tables.tokens.c.sha256 == hashed)
+        async with self._database.writing() as connection:
+            await connection.execute(statement.values(used_at=at))
+
+
+def token_hash(plain: str) -> str:
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def no_user(user_id: str) -> UserNotFound:
+    return UserNotFound(f"there is no user {user_id}", "an admin adds users: user.add")

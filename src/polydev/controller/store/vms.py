@@ -1,0 +1,190 @@
+"""VMs: each a step on with its session, in one transaction.
+
+What is told of a VM may come late or twice: a step that its state does not allow any more
+changes nothing, and the driver, which goes by the state, sees what is so.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session, Vm, now
+from polydev.controller.settings import SessionLimits
+from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.store import tables
+from polydev.controller.store.changes import (
+    change_session,
+    change_vm,
+    locked_vm,
+    no_vm,
+    tell,
+)
+from polydev.controller.store.mending import mend
+from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
+from polydev.controller.store.sessions import idle_end
+from polydev.controller.store.transactions import Database
+from polydev.errors import VmError
+from polydev.vm.stages import STAGES, Stage
+
+_vms = tables.vms.c
+
+
+class Vms:
+    def __init__(
+        self, database: Database, limits: SessionLimits, clock: Callable[[], datetime] = now
+    ) -> None:
+        self._database = database
+        self._limits = limits
+        self._clock = clock
+
+    async def get(self, vm_id: str) -> Vm:
+        """Raises VmError."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(VMS.where(_vms.id == vm_id))
+            row = found.mappings().one_or_none()
+        if row is None:
+            raise no_vm(vm_id)
+        return vm_of(row)
+
+    async def list(self, live_only: bool = False, limit: int = 100) -> builtins.list[Vm]:
+        """VMs, newest first."""
+        asked = HELD_VMS.c if live_only else _vms
+        statement = sa.select(HELD_VMS) if live_only else VMS
+        if live_only:
+            statement = statement.where(asked.state.in_(LIVE_VM_STATES))
+        return await self._read(statement.order_by(asked.created_at.desc(), asked.id).limit(limit))
+
+    async def held(self) -> builtins.list[Vm]:
+        """Those that have a slot, oldest first: whatever is to be done is done to these."""
+        held = HELD_VMS.c
+        return await self._read(sa.select(HELD_VMS).order_by(held.created_at, held.slot))
+
+    async def _read(self, statement: sa.Select[tuple[object, ...]]) -> builtins.list[Vm]:
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement)
+            return [vm_of(row) for row in found.mappings()]
+
+    async def launched(self, vm_id: str) -> None:
+        """Its process runs."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state != "creating":
+                return
+            at = self._clock()
+            await change_vm(connection, vm_id, state="starting", started_at=at)
+            if session and session.is_live:
+                await change_session(connection, session, "vm_launched", at)
+
+    async def stage_reached(self, vm_id: str, stage: Stage) -> None:
+        """Note when a stage came, once; and the stage, if no later one came before."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state in LIVE_VM_STATES:
+                await _note_stage(connection, vm, session, stage, self._clock())
+
+    async def ready(self, vm_id: str) -> None:
+        """Its agent answers. From now on its session lives by its heartbeats."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state != "starting":
+                return
+            at = self._clock()
+            await change_vm(connection, vm_id, state="ready", ready_at=at)
+            await _note_stage(connection, vm, session, "ready", at)
+            if session and session.is_live:
+                expires_at = idle_end(session, at, self._limits)
+                await change_session(connection, session, "vm_ready", at, expires_at=expires_at)
+
+    async def checked(self, vm_id: str, ok: bool) -> int:
+        """Note a health check; how many failed in a row, now."""
+        if ok and not (await self.get(vm_id)).failed_checks:
+            return 0  # as nearly always; nothing is written then
+        async with self._database.writing() as connection:
+            vm, _session = await locked_vm(connection, vm_id)
+            failed = 0 if ok else vm.failed_checks + 1
+            await change_vm(connection, vm_id, failed_checks=failed)
+            return failed
+
+    async def fail(
+        self,
+        vm_id: str,
+        reason: str,
+        failed_units: Sequence[str] = (),
+        serial_tail: str | None = None,
+    ) -> None:
+        """It is to stop, and its session fails, both for this reason. Nothing if it is not live."""
+        said = {
+            "reason": _storable(reason),
+            "failed_units": list(failed_units),
+            "serial_tail": None if serial_tail is None else _storable(serial_tail),
+        }
+        await self._stop(vm_id, _storable(reason), said)
+
+    async def stop(self, vm_id: str) -> None:
+        """It is to stop, as somebody wished. Nothing if it is not live."""
+        await self._stop(vm_id, "its VM was ended", {})
+
+    async def _stop(self, vm_id: str, reason: str, said: Mapping[str, object]) -> None:
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state not in LIVE_VM_STATES:
+                return
+            await change_vm(connection, vm_id, state="stopping", **said)
+            if session and session.is_live:
+                await change_session(connection, session, "fail", self._clock(), reason=reason)
+
+    async def released(self, vm_id: str) -> None:
+        """Nothing of it runs or lies about any more: its slot and address are free.
+
+        Raises VmError while it is live, or while a live session names it.
+        """
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.released_at is not None:
+                return
+            if vm.state in LIVE_VM_STATES:
+                raise VmError(f"VM {vm_id} cannot be released: it is {vm.state}")
+            if session and session.is_live:
+                raise VmError(f"VM {vm_id} cannot be released: session {session.id} names it")
+            at = self._clock()
+            state = "failed" if vm.reason else "ended"
+            await change_vm(connection, vm_id, state=state, ended_at=at, released_at=at)
+
+    async def rescue(self) -> builtins.list[str]:
+        """Mend what no transaction of ours leaves behind; what was mended, in words."""
+        return await mend(self._database, self._clock)
+
+    async def failed_since(self, since: datetime) -> int:
+        """How many VMs failed before they were ever ready, after that time."""
+        held, count = HELD_VMS.c, sa.select(sa.func.count())
+        over = count.select_from(tables.vms).where(
+            _vms.reason.is_not(None), _vms.ready_at.is_(None), _vms.ended_at >= since
+        )
+        stops = count.select_from(HELD_VMS).where(held.reason.is_not(None), held.ready_at.is_(None))
+        async with self._database.reading() as connection:
+            counts = [await connection.execute(asked) for asked in (over, stops)]
+            return sum(count.scalar_one() for count in counts)
+
+
+async def _note_stage(
+    connection: AsyncConnection, vm: Vm, session: Session | None, stage: Stage, at: datetime
+) -> None:
+    if stage in vm.timings:
+        return
+    seconds = round((at - (vm.started_at or vm.created_at)).total_seconds(), 3)
+    values: dict[str, object] = {"timings": {**vm.timings, stage: seconds}}
+    if STAGES.index(stage) > STAGES.index(vm.stage):
+        values |= {"stage": stage, "stage_at": at}
+    await change_vm(connection, vm.id, **values)
+    if session and session.is_live:
+        await tell(connection, session.id, at, "stage", {"stage": stage, "seconds": seconds})
+
+
+def _storable(text: str) -> str:
+    """Without what PostgreSQL's text cannot hold; a serial console may say anything."""
+    return text.replace("\0", "")

@@ -1,0 +1,195 @@
+"""The API asked over ASGI, without a server, by callers of every kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+from fastapi import FastAPI
+
+from polydev.controller.app import create_app
+from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.model import Role
+from polydev.controller.services import Services
+from polydev.controller.settings import Settings
+
+JWT_SECRET = "the secret of the tests, long enough"
+IMAGE_DIGEST = "4f1d" * 16
+USERS: Mapping[str, Role] = {
+    "user": "user",
+    "other user": "user",
+    "operator": "operator",
+    "admin": "admin",
+}
+STRANGERS = ("nobody", "a bad token", "an expired JWT", "a revoked token")
+CALLERS = (*STRANGERS, *USERS)
+
+
+class StillHypervisor:
+    """Runs nothing; keeps a console for each VM of which somebody asks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    async def start(self, launch: Launch) -> None: ...
+
+    async def stop(self, slot: int) -> None: ...
+
+    async def poll(self, slot: int) -> SlotState:
+        return SlotState(slot, "inactive", None)
+
+    async def slots(self) -> dict[int, SlotState]:
+        return {}
+
+    async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None: ...
+
+    async def folders(self) -> set[tuple[int, str]]:
+        return set()
+
+    def console(self, slot: int, vm_id: str) -> Path:
+        return self.root / str(slot) / vm_id / "serial.log"
+
+    def qemu_log(self, slot: int, vm_id: str) -> Path:
+        return self.root / str(slot) / vm_id / "qemu.log"
+
+    def say(self, slot: int, vm_id: str, text: bytes) -> None:
+        file = self.console(slot, vm_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as opened:
+            opened.write(text)
+
+
+@dataclass(frozen=True)
+class Served:
+    """`users` are ids, `tokens` what each of CALLERS sends, None where that is nothing."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    users: Mapping[str, str]
+    tokens: Mapping[str, str | None]
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+    def headers(self, caller: str) -> dict[str, str]:
+        token = self.tokens[caller]
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        caller: str = "user",
+        headers: Mapping[str, str] | None = None,
+        **words: Any,
+    ) -> httpx.Response:
+        sent = {**self.headers(caller), **(headers or {})}
+        return await self.client.request(method, path, headers=sent, **words)
+
+    async def open(self, path: str, caller: str) -> list[dict[str, Any]]:
+        """What a WebSocket's handshake is answered with; the caller leaves after it."""
+        headers = {"host": "controller.test", **self.headers(caller)}
+        scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "client": None,
+            "server": None,
+            "subprotocols": ["binary"],
+            "state": {},
+        }
+        received = iter([{"type": "websocket.connect"}])
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return next(received, {"type": "websocket.disconnect", "code": 1001})
+
+        async def send(message: Any) -> None:
+            sent.append(dict(message))
+
+        await self.app(scope, receive, send)
+        return sent
+
+    async def start(self, caller: str = "user", **words: Any) -> dict[str, Any]:
+        """A new session of the caller."""
+        body = {"userId": self.users[caller], "provider": "claude"}
+        answer = await self.ask("POST", "/api/auth/start", caller, json=body, **words)
+        assert answer.status_code == 201, answer.text
+        started: dict[str, Any] = answer.json()
+        return started
+
+
+@asynccontextmanager
+async def served(settings: Settings, hypervisor: Hypervisor) -> AsyncIterator[Served]:
+    """The application on a migrated database, with a user of each kind; no work in background."""
+    app = create_app(settings, hypervisor)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://controller.test"
+        ) as client,
+    ):
+        services: Services = app.state.services
+        users = {name: (await services.users.add(role, name)).id for name, role in USERS.items()}
+        yield Served(app, client, users, await _tokens(services, users))
+
+
+async def _tokens(services: Services, users: Mapping[str, str]) -> dict[str, str | None]:
+    """Users come by JWT, operators by token."""
+    revoked, plain = await services.tokens.create(users["admin"], "revoked")
+    await services.tokens.revoke(revoked.id)
+    return {
+        "nobody": None,
+        "a bad token": "pdt_" + "x" * 43,
+        "an expired JWT": token_of(users["admin"], -60),
+        "a revoked token": plain,
+        "user": token_of(users["user"]),
+        "other user": token_of(users["other user"]),
+        "operator": (await services.tokens.create(users["operator"], "tests"))[1],
+        "admin": (await services.tokens.create(users["admin"], "tests"))[1],
+    }
+
+
+def token_of(user_id: str, seconds: int = 600) -> str:
+    claims = {"sub": user_id, "exp": int(time.time()) + seconds}
+    return jwt.encode(claims, JWT_SECRET, algorithm="HS256")
+
+
+def image_store(root: Path) -> Path:
+    """A store with a golden image that is only there."""
+    image = root / "images" / IMAGE_DIGEST
+    image.mkdir(parents=True)
+    (image / "rootfs.ext4").touch()
+    (root / "golden-rootfs.ext4").symlink_to(image / "rootfs.ext4")
+    return root
+
+
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Every route as method and path; WS stands for a WebSocket."""
+    return {
+        (method, route.path)
+        for route in _flat(app.routes)
+        for method in getattr(route, "methods", None) or {"WS"}
+    }
+
+
+def _flat(routes: Iterable[Any]) -> Iterator[Any]:
+    for route in routes:
+        if hasattr(route, "effective_route_contexts"):
+            yield from (each.original_route for each in route.effective_route_contexts())
+        else:
+            yield route

@@ -1,0 +1,158 @@
+"""Databases for tests: a real PostgreSQL server of their own, and files of SQLite.
+
+A test module that wants them says `pytest_plugins = ["tests.databases"]`; `tests.stores` has what
+it opens them with. The server listens on a socket in its own folder only, is started by the first
+test that needs it, and goes with the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+import psycopg
+import pytest
+
+from polydev.controller.migrate import migrate
+from polydev.run import run, spawn, wait_or_end
+
+KINDS = ("sqlite", "postgresql")
+START_DEADLINE_SECONDS = 60
+# Nothing here has to survive a power cut.
+SERVER_OPTIONS = ("listen_addresses=", "fsync=off", "shared_buffers=32MB", "max_connections=60")
+
+
+def postgres_bin() -> Path:
+    """Where Debian has the newest server's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    assert found, "no PostgreSQL server: run ./inv once, it installs what tests need"
+    return found[-1].parent
+
+
+class PostgresServer:
+    """A server in a folder of its own; its databases are made from a migrated template."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count(1)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://owner@/{database}?host={self.folder}"
+
+    def create(self, template: str = "template0") -> str:
+        """Make a database: its name."""
+        name = f"test_{next(self._numbers)}"
+        self._do(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, database: str) -> None:
+        self._do(f"DROP DATABASE {database} WITH (FORCE)")
+
+    def answers(self) -> bool:
+        try:
+            self._do("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _do(self, statement: str) -> None:
+        where = f"host={self.folder} dbname=postgres user=owner"
+        with psycopg.connect(where, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+@contextmanager
+def running_server() -> Iterator[PostgresServer]:
+    # The server's user must get there, and a socket's path must be short: not pytest's folder.
+    folder = Path(tempfile.mkdtemp(prefix="polydev-pg-", dir="/tmp"))
+    try:
+        become = _as_unprivileged(folder)
+        binaries, data = postgres_bin(), folder / "data"
+        made = ["--username", "owner", "--auth", "trust", "--encoding", "UTF8", "--locale", "C"]
+        run([*become, binaries / "initdb", "--pgdata", data, "--no-sync", *made])
+        options = [f"--{option}" for option in SERVER_OPTIONS]
+        with (folder / "log").open("wb") as log:
+            process = spawn(
+                [*become, binaries / "postgres", "-D", data, "-k", folder, *options],
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            server = PostgresServer(folder)
+            deadline = time.monotonic() + START_DEADLINE_SECONDS
+            while not server.answers():
+                with suppress(TimeoutExpired):
+                    process.wait(0.05)
+                said = (folder / "log").read_text()
+                assert process.poll() is None, f"PostgreSQL ended:\n{said}"
+                assert time.monotonic() < deadline, f"PostgreSQL does not answer:\n{said}"
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)  # it ends its children, whoever is connected
+            wait_or_end(process, 10)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _as_unprivileged(folder: Path) -> list[str]:
+    """What a command line begins with: it ends with us, and does not run as root."""
+    dies_with_us = ["setpriv", "--pdeathsig", "INT"]
+    if os.geteuid() != 0:
+        return dies_with_us
+    user = pwd.getpwnam("nobody")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    ids = ["--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
+    return [*dies_with_us, *ids]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> str:
+    name = postgres_server.create()
+    asyncio.run(migrate(postgres_server.url(name)))
+    return name
+
+
+@pytest.fixture(params=KINDS)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database that was never migrated, of each kind."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create()
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture(params=KINDS)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database at this code's schema, of each kind."""
+    if request.param == "sqlite":
+        asyncio.run(migrate(sqlite_url(tmp_path)))
+        yield sqlite_url(tmp_path)
+        return
+    template: str = request.getfixturevalue("migrated_template")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create(template)
+    yield server.url(name)
+    server.drop(name)
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'controller.sqlite3'}"

@@ -1,0 +1,197 @@
+"""A driver with a host of fake VMs under it, at a pace that needs no patience."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from polydev.controller.database import create_engine
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.controller.machines.driver import Driver
+from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.pace import Pace
+from polydev.controller.model import Session, SessionNews, Vm
+from polydev.controller.settings import Settings
+from polydev.controller.store.sessions import NewSession, Sessions
+from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.users import Users
+from polydev.controller.store.vms import Vms
+from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, HealthyVm, fake_hosts
+
+# What hangs is to fail a test; nothing takes this long.
+PATIENCE_SECONDS = 60.0
+POLL_SECONDS = 0.01
+QUICK = Pace(
+    tick=0.01,
+    busy_tick=0.01,
+    reconcile=0.02,
+    ask=0.01,
+    ask_blind=0.01,
+    ask_share=0,
+    retry=0.01,
+    retry_most=0.02,
+)
+CHECKS = {"every_seconds": 0.01, "timeout_seconds": 5, "failures": 3}
+
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 11, 21, 10, tzinfo=timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def pass_(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass
+class World:
+    host: FakeHost
+    settings: Settings
+    database: Database
+    sessions: Sessions
+    vms: Vms
+    user_id: str
+    clock: Clock
+
+    async def start(self) -> Session:
+        new = NewSession(self.user_id, "claude", IMAGE_DIGEST)
+        session, _ = await self.sessions.start(new)
+        return session
+
+    @asynccontextmanager
+    async def driving(
+        self, hypervisor: Hypervisor | None = None, vms: Any = None, pace: Pace = QUICK
+    ) -> AsyncIterator[Driver]:
+        """A driver at work, as one process has it."""
+        agent = AgentClient(self.settings.vm_check.timeout_seconds)
+        driver = Driver(
+            self.settings,
+            vms or self.vms,
+            self.sessions,
+            hypervisor or self.host.hypervisor,
+            agent,
+            clock=self.clock,
+            pace=pace,
+        )
+        task = asyncio.create_task(driver.run())
+        try:
+            yield driver
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await agent.close()
+
+    async def vm_of(self, session: Session) -> Vm:
+        return await self.vms.get(session.vm_id)
+
+    async def until_session(self, session: Session, *states: str) -> Session:
+        async def look() -> Session | None:
+            found = await self.sessions.get(session.id)
+            assert found.is_live or found.state in states, f"it ended: {found}"
+            return found if found.state in states else None
+
+        return await until(look, f"{' or '.join(states)} of session {session.id}")
+
+    async def until_stage(self, session: Session, stage: str) -> Vm:
+        async def look() -> Vm | None:
+            vm = await self.vm_of(session)
+            return vm if stage in vm.timings else None
+
+        return await until(look, f"stage {stage}")
+
+    async def until_released(self, session: Session) -> Vm:
+        async def look() -> Vm | None:
+            vm = await self.vm_of(session)
+            return vm if vm.released_at else None
+
+        return await until(look, f"the release of VM {session.vm_id}")
+
+    async def news(self, session: Session, kind: str) -> list[SessionNews]:
+        return [news for news in await self.sessions.news(session.id) if news.kind == kind]
+
+    async def until_news(self, session: Session, kind: str) -> SessionNews:
+        async def look() -> SessionNews | None:
+            found = await self.news(session, kind)
+            return found[0] if found else None
+
+        return await until(look, f"news {kind}")
+
+    async def nothing_is_left(self, *, logs: bool = False) -> None:
+        """No row that holds a slot, no VM, and no file but logs that are to be kept."""
+        assert not await self.vms.held()
+        assert not self.host.hypervisor.running()
+
+        async def look() -> bool | None:
+            left = [path.name for path in self.host.root.glob("microvm/*/*/*")]
+            links = list(self.host.root.glob("microvm/*/current"))
+            files = {"serial.log", "qemu.log"} if logs else set()
+            return True if set(left) <= files and not links else None
+
+        await until(look, "the removal of files")
+
+
+async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
+    """Look until there is something to see."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE_SECONDS
+    while not (seen := await look()):
+        assert loop.time() < deadline, f"{what} did not come"
+        await asyncio.sleep(POLL_SECONDS)
+    return seen
+
+
+@asynccontextmanager
+async def worlds(
+    root: Path, slots: Sequence[int] = (2, 3), kind: type[FakeVm] = HealthyVm, **settings: Any
+) -> AsyncIterator[World]:
+    """A host with its database and one user, and nobody who drives yet."""
+    async with fake_hosts(root, slots, kind) as host:
+        values = {"vm_check": CHECKS, **host.settings_values, **settings}
+        made = Settings(**values)
+        database = Database(create_engine(made.database_url))
+        await sync_slots(database, made.slots, made.vm_network)
+        user = await Users(database).add("user")
+        clock = Clock()
+        try:
+            yield World(
+                host,
+                made,
+                database,
+                Sessions(database, made.session, clock),
+                Vms(database, made.session, clock),
+                user.id,
+                clock,
+            )
+        finally:
+            await database.close()
+
+
+Scenario = Callable[[World], Awaitable[None]]
+
+
+def play(world: AbstractAsyncContextManager[World], scenario: Scenario) -> None:
+    """Run a scenario, and see that no task outlives it."""
+
+    async def played() -> None:
+        async with world as made:
+            await scenario(made)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        # Connections of fake VMs that were hung up may take another turn to notice.
+        left = [task for task in others if "served" not in repr(task)]
+        assert not left, left
+
+    asyncio.run(played())

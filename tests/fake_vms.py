@@ -1,0 +1,274 @@
+"""VMs without a machine: their console is a file, their ports are real sockets on loopback.
+
+Each kind is named by how it fails. A VM boots as far as its `boot` goes and then further only
+by `reach`, so that a test, and not time, says how fast it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from polydev.agent.messages import HealthReply, Status
+from polydev.controller.machines.hypervisor import Activity, Launch
+from polydev.errors import VmError
+from polydev.vm.stages import STAGES, Stage
+
+AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
+RFB_GREETING = b"RFB 003.008\n"
+COMPONENTS = ("desktop", "vnc", "novnc", "browser")
+MARKS: dict[Stage, str] = {
+    "none": "",
+    "kernel": "[    0.000000] Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)\n",
+    "init": "Welcome to Debian GNU/Linux 12 (bookworm)!\n",
+    "network": "[  OK  ] Reached target network.target - Network.\n",
+    "services": "[  OK  ] Started polydev-vnc.service - X display :1 seen over VNC.\n",
+    "ready": "[  OK  ] Reached target multi-user.target.\npolydev: ready after 22.85 s\n",
+}
+PANIC = "[   12.886705] Kernel panic - not syncing: Attempted to kill init!\r\n"
+BOOT_ID = "0f0f0f0f-0000-4000-8000-000000000000"
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class FakeVm:
+    """One VM; `folder` holds its logs.
+
+    activity, detail    what the service manager says of its process
+    sick                what is wrong with which component; healthy if empty
+    mute                whether its agent takes requests and answers none
+    asked               requests that its agent has seen
+    """
+
+    def __init__(self, launch: Launch, address: str, folder: Path) -> None:
+        self.launch = launch
+        self.address = address
+        self.folder = folder
+        self.said_vm_id: str | None = launch.vm_id
+        self.stage: Stage = "none"
+        self.activity: Activity = "inactive"
+        self.detail = ""
+        self.sick: dict[str, str] = {}
+        self.status_if_sick: Status = "starting"
+        self.failed_units: list[str] = []
+        self.mute = False
+        self.asked = 0
+        self._servers: list[asyncio.Server] = []
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def runs(self) -> bool:
+        return self.activity == "active"
+
+    async def begin(self) -> None:
+        """What starting its process does; returns when that runs."""
+        self.activity = "active"
+        self.say("")
+        await self.boot()
+
+    async def boot(self) -> None:
+        """How far it comes by itself."""
+        await self.reach("ready")
+
+    async def reach(self, stage: Stage) -> None:
+        """Go on to `stage`, with what each stage on the way says and opens."""
+        for each in STAGES[STAGES.index(self.stage) + 1 : STAGES.index(stage) + 1]:
+            self.stage = each
+            self.say(MARKS[each])
+            if each == "network":
+                await self.listen(AGENT_PORT, self.serve_agent)
+            if each == "services":
+                await self.listen(VNC_PORT, self.serve_rfb)
+                await self.listen(NOVNC_PORT, self.serve_novnc)
+
+    def say(self, text: str) -> None:
+        """Write to the serial console."""
+        with (self.folder / "serial.log").open("a") as console:
+            console.write(text)
+
+    def sicken(self, component: str = "vnc", detail: str = "port 5901 is closed") -> None:
+        self.sick[component] = detail
+
+    def recover(self) -> None:
+        self.sick.clear()
+
+    async def stop(self) -> None:
+        """What the hypervisor asks for. Raises VmError where it does not come about."""
+        self.end()
+
+    def die(self, detail: str = "signal 9") -> None:
+        """End as if somebody else had ended its process."""
+        self.end("failed", detail)
+
+    def end(self, activity: Activity = "inactive", detail: str = "") -> None:
+        self.activity, self.detail = activity, detail
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close all its ports and connections, while its process goes on."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def listen(self, port: int, serve: Serve) -> None:
+        async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
+            try:
+                await serve(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                self._writers.discard(writer)
+                writer.close()
+
+        self._servers.append(await asyncio.start_server(served, self.address, port))
+
+    async def serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        if self.mute:
+            await reader.read()  # until the other end hangs up
+            return
+        reply = self.health()
+        body = json.dumps(reply).encode()
+        status = "200 OK" if reply["status"] == "ready" else "503 Service Unavailable"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Greet as VNC does, then send back all that comes."""
+        writer.write(RFB_GREETING)
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+    async def serve_novnc(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    def health(self) -> HealthReply:
+        is_up = self.stage == "ready"
+        status: Status = "ready" if is_up and not self.sick else "starting"
+        waiting = () if is_up else COMPONENTS[-1:] if self.stage == "services" else COMPONENTS
+        wrong = {**dict.fromkeys(waiting, "is not started yet"), **self.sick}
+        return {
+            "status": self.status_if_sick if self.sick else status,
+            "stage": "network" if self.stage == "none" else self.stage,
+            "components": {
+                name: {"ok": name not in wrong, "detail": wrong.get(name, "works")}
+                for name in COMPONENTS
+            },
+            "failing": [name for name in COMPONENTS if name in wrong],
+            "services": {},
+            "failed_units": self.failed_units,
+            "image_digest": self.launch.image_digest,
+            "vm_id": self.said_vm_id,
+            "session_id": self.launch.session_id,
+            "uptime_seconds": 12.5,
+            "boot_id": BOOT_ID,
+            "agent_version": "0",
+        }
+
+
+class HealthyVm(FakeVm):
+    """Is ready at once."""
+
+
+class SlowVm(FakeVm):
+    """Boots no further than it is told to."""
+
+    async def boot(self) -> None:
+        """Not even the kernel."""
+
+
+class NeverBootsVm(FakeVm):
+    """Its kernel starts, and nothing after it."""
+
+    async def boot(self) -> None:
+        await self.reach("kernel")
+
+
+class NoNetworkVm(FakeVm):
+    """Comes up by its own account, but nobody reaches it."""
+
+    async def boot(self) -> None:
+        await self.reach("ready")
+
+    async def listen(self, port: int, serve: Serve) -> None:
+        """Never."""
+
+
+class PanicsVm(FakeVm):
+    async def boot(self) -> None:
+        await self.reach("kernel")
+        self.say(PANIC)
+
+
+class DyingVm(FakeVm):
+    """Its process ends as soon as it runs."""
+
+    async def boot(self) -> None:
+        (self.folder / "qemu.log").write_text("qemu: could not open disk.qcow2\n")
+        self.die("exit-code 1")
+
+
+class RefusedVm(FakeVm):
+    """Cannot be started."""
+
+    async def begin(self) -> None:
+        raise VmError(f"microvm@{self.launch.slot} was refused")
+
+
+class NoSpaceVm(FakeVm):
+    """There is no room for its disk."""
+
+    async def begin(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class WrongVm(FakeVm):
+    """Another VM answers at its address."""
+
+    async def boot(self) -> None:
+        self.said_vm_id = str(uuid.uuid4())
+        await self.reach("ready")
+
+
+class BrokenVm(FakeVm):
+    """systemd has given one of its services up."""
+
+    async def boot(self) -> None:
+        self.sicken("browser", "the unit has failed: start-limit-hit")
+        self.status_if_sick = "failed"
+        self.failed_units = ["polydev-browser.service"]
+        await self.reach("services")
+
+
+class SickVm(FakeVm):
+    """Is well when it is asked for the first time, and never again."""
+
+    def health(self) -> HealthReply:
+        if self.asked > 1:
+            self.sicken()
+        return super().health()
+
+
+class StubbornVm(FakeVm):
+    """Does not end when it is told to for the first time."""
+
+    has_refused = False
+
+    async def stop(self) -> None:
+        if not self.has_refused:
+            self.has_refused = True
+            raise VmError(f"microvm@{self.launch.slot} did not stop")
+        await super().stop()

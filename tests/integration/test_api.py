@@ -1,0 +1,350 @@
+"""Sessions by the API of a controller that really serves, on VMs that only look like some."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+
+from polydev.controller.app import create_app
+from polydev.controller.logs import configure_logs
+from polydev.controller.server import Server
+from polydev.controller.services import Services
+from polydev.controller.settings import Settings
+from tests.api import JWT_SECRET, token_of
+from tests.vms import (
+    FakeHost,
+    HealthyVm,
+    NeverBootsVm,
+    PanicsVm,
+    SlowVm,
+    WrongVm,
+    fake_hosts,
+)
+
+DEADLINE_SECONDS = 120
+POLL_SECONDS = 0.05
+Scenario = Callable[[FakeHost], Awaitable[None]]
+
+
+def run(tmp_path: Path, scenario: Scenario) -> None:
+    async def on_host() -> None:
+        async with fake_hosts(tmp_path) as host:
+            await asyncio.wait_for(scenario(host), DEADLINE_SECONDS)
+
+    asyncio.run(on_host())
+
+
+@dataclass(frozen=True)
+class Controller:
+    """One that serves, and a user and an operator who ask."""
+
+    server: Server
+    http: httpx.AsyncClient
+    user_id: str
+    user: dict[str, str]
+    operator: dict[str, str]
+
+    def end(self) -> None:
+        self.server.should_exit = True
+
+    async def start(self) -> dict[str, Any]:
+        body = {"userId": self.user_id, "provider": "claude"}
+        answer = await self.http.post("/api/auth/start", json=body, headers=self.user)
+        assert answer.status_code == 201, answer.text
+        started: dict[str, Any] = answer.json()
+        return started
+
+    async def get(self, path: str, status: int = 200) -> dict[str, Any]:
+        answer = await self.http.get(path, headers=self.operator)
+        assert answer.status_code == status, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    @asynccontextmanager
+    async def events(self, session: dict[str, Any], after: int = 0) -> AsyncIterator[Events]:
+        """As a browser asks for them: the token in the query."""
+        token = self.user["Authorization"].removeprefix("Bearer ")
+        async with self.http.stream(
+            "GET",
+            session["links"]["events"],
+            params={"access_token": token},
+            headers={"Last-Event-ID": str(after)},
+        ) as answer:
+            assert answer.status_code == 200
+            yield Events(answer.aiter_lines())
+
+    async def released(self, vm_id: str) -> dict[str, Any]:
+        """The VM, once nothing is left of it."""
+        while True:
+            vm = await self.get(f"/api/vm/{vm_id}")
+            if vm["releasedAt"]:
+                return vm
+            await asyncio.sleep(POLL_SECONDS)
+
+
+@dataclass
+class Events:
+    lines: AsyncIterator[str]
+    last: int = 0
+
+    async def next(self) -> dict[str, Any] | None:
+        """The data of the next one; None at the end."""
+        async for line in self.lines:
+            name, _, value = line.partition(": ")
+            if name == "id":
+                self.last = int(value)
+            if name == "data":
+                data: dict[str, Any] = json.loads(value)
+                return data
+        return None
+
+    async def until(self, **wanted: str) -> dict[str, Any]:
+        """The first one that says so."""
+        while (data := await self.next()) is not None:
+            if wanted.items() <= data.items():
+                return data
+        raise AssertionError(f"the events end without {wanted}")
+
+
+@asynccontextmanager
+async def controller(host: FakeHost, **changes: object) -> AsyncIterator[Controller]:
+    """A controller of the host, until it is told to end and has ended."""
+    values = {**host.settings_values, "jwt_secret": JWT_SECRET, **changes}
+    settings = Settings(**values)
+    app = create_app(settings, host.hypervisor)
+    services: Services = app.state.services
+    user, operator = [await services.users.add(role) for role in ("user", "operator")]
+    token = (await services.tokens.create(operator.id, "tests"))[1]
+    server = Server(settings, app, only_if_healthy=True)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        serving = asyncio.create_task(server.serve([listening]))
+        try:
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
+                yield Controller(
+                    server,
+                    http,
+                    user.id,
+                    {"Authorization": f"Bearer {token_of(user.id)}"},
+                    {"Authorization": f"Bearer {token}"},
+                )
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def test_a_session_from_start_to_end(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        async with controller(host) as asked:
+            session = await asked.start()
+            async with asked.events(session) as events:
+                await events.until(state="vm_starting")
+                vm = await host.hypervisor.started(2)
+                await vm.reach("network")
+                await events.until(stage="network")
+                assert (await asked.get(session["links"]["self"]))["boot"]["stage"] == "network"
+                await vm.reach("ready")
+                await events.until(state="vm_created")
+                told = await asked.get(session["links"]["vm"])
+                assert (told["vmIP"], told["status"]) == (vm.address, "ready")
+                agent = f"http://{told['vmIP']}:{told['ports']['agent']}/health"
+                assert (await asked.http.get(agent)).json()["vm_id"] == session["vmId"]
+                beaten = await asked.http.post(
+                    f"{session['links']['self']}/heartbeat", headers=asked.user
+                )
+                assert beaten.json()["heartbeatAt"]
+                ended = await asked.http.delete(session["links"]["self"], headers=asked.user)
+                assert ended.json()["status"] == "terminated"
+                await events.until(state="terminated")
+                assert await events.next() is None
+            assert (await asked.released(session["vmId"]))["status"] == "ended"
+            await asked.get(session["links"]["vm"], 410)
+            assert await asked.get("/api/vm") == {"vms": []}
+        assert host.hypervisor.left() == []
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "stage"),
+    [
+        (NeverBootsVm, "init", "kernel"),
+        (PanicsVm, "kernel panic", "kernel"),
+        (WrongVm, "answers at its address", "services"),
+    ],
+)
+def test_what_fails_is_answered_at_once_and_told_later(
+    tmp_path: Path, kind: type[HealthyVm], reason: str, stage: str
+) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(kind)
+        async with controller(host, boot_deadline_seconds={"init": 0.5}) as asked:
+            session = await asked.start()
+            async with asked.events(session) as events:
+                await events.until(state="failed")
+                assert await events.next() is None
+            failed = await asked.get(session["links"]["self"])
+            assert reason in failed["reason"]
+            assert failed["failure"]["reason"] == failed["reason"]
+            assert failed["failure"]["stage"] == stage
+            assert failed["failure"]["serialTail"]
+            vm = await asked.released(session["vmId"])
+            assert vm["status"] == "failed"
+
+    run(tmp_path, scenario)
+
+
+def test_the_console_goes_on_until_the_vm_ends(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        async with controller(host) as asked:
+            session = await asked.start()
+            vm = await host.hypervisor.started(2)
+            vm.say("the first words\n")
+            path = f"/api/vm/{session['vmId']}/console"
+            async with asked.http.stream(
+                "GET", path, params={"follow": "true", "tail": 1}, headers=asked.operator
+            ) as answer:
+                parts = answer.aiter_text()
+                text = await parts.__anext__()
+                assert text == "the first words\n"
+                vm.say("and \x1b[1mmore\x1b[0m\n")
+                while "more" not in text:
+                    text += await parts.__anext__()
+                assert "\x1b[1mmore" in text
+                await asked.http.delete(session["links"]["self"], headers=asked.user)
+                async for part in parts:
+                    text += part
+            assert "the first words" in text
+
+    run(tmp_path, scenario)
+
+
+def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
+    """Whoever follows is let go at once, comes again and misses nothing."""
+
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        # Longer than the test may take: nothing may wait for a stream that goes on.
+        async with controller(host, drain_seconds=10 * DEADLINE_SECONDS) as old:
+            session = await old.start()
+            async with old.events(session) as events:
+                await events.until(state="vm_starting")
+                old.end()
+                assert await events.next() is None
+            user, user_id = old.user, old.user_id
+        vm = await host.hypervisor.started(2)
+        assert vm.runs
+        async with controller(host) as new:
+            again = Controller(new.server, new.http, user_id, user, new.operator)
+            async with again.events(session, events.last) as resumed:
+                await vm.reach("ready")
+                await resumed.until(state="vm_created")
+            assert (await new.get(session["links"]["vm"]))["vmId"] == vm.launch.vm_id
+        assert host.hypervisor.calls.count("start 2") == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_server_ends_though_somebody_follows(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.kind = SlowVm
+        async with controller(host, drain_seconds=10 * DEADLINE_SECONDS) as asked:
+            session = await asked.start()
+            vm = await host.hypervisor.started(2)
+            console = f"/api/vm/{session['vmId']}/console?follow=true"
+            following = [
+                asyncio.create_task(asked.http.get(console, headers=asked.operator)),
+                asyncio.create_task(
+                    asked.http.get(session["links"]["events"], headers=asked.operator)
+                ),
+            ]
+            async with asked.events(session) as events:
+                await events.until(state="vm_starting")
+            vm.say("something\n")
+            await _served(asked, 2)
+            asked.end()
+            for answer in await asyncio.gather(*following):
+                assert answer.status_code == 200
+
+    run(tmp_path, scenario)
+
+
+async def _served(asked: Controller, count: int) -> None:
+    """Wait until that many requests are under way, besides the one that asks."""
+    in_flight = "polydev_http_requests_in_flight"
+    while True:
+        text = (await asked.http.get("/metrics", headers=asked.operator)).text
+        (found,) = re.findall(rf"^{in_flight} (\S+)$", text, re.MULTILINE)
+        if float(found) > count:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logs_as_before")
+def test_logs_of_whole_lives_hold_no_token_and_no_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secrets: list[str] = []
+
+    async def scenario(host: FakeHost) -> None:
+        configure_logs("debug", "json", host.network)
+        host.hypervisor.next += [HealthyVm, WrongVm, PanicsVm]
+        changes = {"session": {"per_user": 5}, "vm_check": {"every_seconds": 0.1}}
+        async with controller(host, **changes) as asked:
+            secrets.extend(
+                each["Authorization"].removeprefix("Bearer ")
+                for each in (asked.user, asked.operator)
+            )
+            for state in ("vm_created", "failed", "failed"):
+                session = await asked.start()
+                async with asked.events(session) as events:
+                    await events.until(state=state)
+                await asked.http.get(f"{session['links']['events']}?access_token=pdt_wrong")
+                await asked.http.get(f"{session['links']['vm']}?x=pdt_other", headers=asked.user)
+                await asked.http.get(f"/api/vm/{session['vmId']}/metrics", headers=asked.user)
+                await asked.http.delete(session["links"]["self"], headers=asked.user)
+                await asked.released(session["vmId"])
+            for wrong in ("pdt_wrong-one", token_of(asked.user_id, -60)):
+                secrets.append(wrong)
+                await asked.http.get("/api/vm", headers={"Authorization": f"Bearer {wrong}"})
+            logging.getLogger("anybody").error("http://%s:8080 is silent", host.network[2])
+
+    run(tmp_path, scenario)
+    said = capsys.readouterr().err
+    assert '"serving"' in said
+    assert said.count('"event": "request"') > 10
+    prefix = re.escape(str(_network_of(said)))
+    assert re.search(rf"{prefix}\.x", said)
+    assert not re.search(rf"\b{prefix}\.\d", said)
+    for secret in (*secrets, "pdt_", JWT_SECRET, "access_token"):
+        assert secret not in said
+
+
+def _network_of(said: str) -> str:
+    """What the masked addresses begin with."""
+    (prefix,) = set(re.findall(r"http://(\d+\.\d+\.\d+)\.x:8080", said))
+    return str(prefix)

@@ -1,0 +1,144 @@
+"""The port for VNC programs, with real sockets: bytes both ways, heartbeats, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+
+import httpx
+import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.typing import Subprotocol
+
+from polydev.client import viewer
+from polydev.client.api import ControllerApi, ControllerRefused
+from polydev.client.viewer import HOST, Viewer
+
+SESSION = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+GREETING = b"RFB 003.008\n"
+
+
+class FakeController:
+    """A session's calls in memory, and its screen on a real WebSocket that sends all back."""
+
+    def __init__(self, on_viewer: Callable[[ServerConnection], Awaitable[None]]) -> None:
+        self.on_viewer = on_viewer
+        self.ended = False
+        self.asked: list[str] = []
+        self.was_kept_alive = threading.Event()
+        self.was_asked_often = threading.Event()
+        self.seen: list[ServerConnection] = []
+        self.said: list[str] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.method} {request.url.path.rpartition('/')[2]}")
+        if self.asked[-1] == "POST heartbeat":
+            self.was_kept_alive.set()
+        if len(self.asked) > 5:
+            self.was_asked_often.set()
+        ended = "2026-11-21T10:15:00Z" if self.ended else None
+        return httpx.Response(200, json={"endedAt": ended, "status": "terminated"})
+
+    async def _screen(self, connection: ServerConnection) -> None:
+        self.seen.append(connection)
+        await self.on_viewer(connection)
+
+    def serving(self) -> AbstractAsyncContextManager[Server]:
+        return serve(self._screen, HOST, 0, subprotocols=[Subprotocol("binary")], max_size=None)
+
+    def viewer(self, server: Server) -> Viewer:
+        port = next(iter(server.sockets)).getsockname()[1]
+        transport = httpx.MockTransport(self.answer)
+        api = ControllerApi(f"http://{HOST}:{port}", "pdt_secret", transport)
+        return Viewer(api, SESSION, self.said.append)
+
+
+async def greet_and_echo(connection: ServerConnection) -> None:
+    await connection.send(GREETING)
+    async for message in connection:
+        await connection.send(message)
+
+
+async def close_at_once(connection: ServerConnection) -> None:
+    await connection.close(4410, "the VM is gone")
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewer, "HEARTBEAT_SECONDS", 0.02)
+
+
+async def opened(made: Viewer) -> tuple[asyncio.Task[str], int]:
+    """The viewer's port, and the task that serves it."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(made.serve(0, port.set_result))
+    return task, await port
+
+
+def test_bytes_go_both_ways_whole_and_the_session_is_kept_alive() -> None:
+    fake = FakeController(greet_and_echo)
+    sent = bytes(range(256)) * 4096
+
+    async def use() -> str:
+        async with fake.serving() as server:
+            task, port = await opened(fake.viewer(server))
+            reader, writer = await asyncio.open_connection(HOST, port)
+            assert await reader.readexactly(len(GREETING)) == GREETING
+            writer.write(sent)
+            assert await reader.readexactly(len(sent)) == sent
+            await asyncio.to_thread(fake.was_kept_alive.wait)
+            writer.close()
+            await writer.wait_closed()
+            fake.ended = True
+            return await task
+
+    assert asyncio.run(use()) == "terminated"
+    request = fake.seen[0].request
+    assert request is not None
+    assert request.path == f"/api/auth/session/{SESSION}/novnc/websock"
+    assert request.headers["Authorization"] == "Bearer pdt_secret"
+    assert fake.seen[0].subprotocol == "binary"
+
+
+def test_without_a_viewer_nothing_keeps_the_session_alive() -> None:
+    fake = FakeController(greet_and_echo)
+
+    async def use() -> None:
+        async with fake.serving() as server:
+            task, _ = await opened(fake.viewer(server))
+            await asyncio.to_thread(fake.was_asked_often.wait)
+            fake.ended = True
+            await task
+
+    asyncio.run(use())
+    assert not any(asked.startswith("POST") for asked in fake.asked)
+
+
+def test_the_controllers_reason_for_closing_is_told() -> None:
+    fake = FakeController(close_at_once)
+
+    async def use() -> None:
+        async with fake.serving() as server:
+            task, port = await opened(fake.viewer(server))
+            reader, writer = await asyncio.open_connection(HOST, port)
+            assert await reader.read() == b""
+            writer.close()
+            fake.ended = True
+            await task
+
+    asyncio.run(use())
+    assert fake.said[-1] == "a viewer has gone: 4410 the VM is gone"
+
+
+def test_a_session_that_may_not_be_seen_ends_it_at_once() -> None:
+    fake = FakeController(greet_and_echo)
+    refusing = httpx.MockTransport(lambda _request: httpx.Response(404, json={"detail": "none"}))
+
+    async def use() -> None:
+        api = ControllerApi(f"http://{HOST}:1", "pdt_secret", refusing)
+        await Viewer(api, SESSION, fake.said.append).serve(0, lambda _port: None)
+
+    with pytest.raises(ControllerRefused, match="none"):
+        asyncio.run(use())

@@ -1,0 +1,519 @@
+"""What the store keeps, on real SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from datetime import timedelta
+from ipaddress import IPv4Network
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from polydev.controller.model import Session, Vm
+from polydev.controller.settings import SessionLimits
+from polydev.controller.states import SessionEvent
+from polydev.controller.store import tables
+from polydev.controller.store.sessions import NewSession
+from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.users import TokenNotFound
+from polydev.errors import (
+    CapacityError,
+    ConfigError,
+    SessionError,
+    SessionExpired,
+    SessionNotFound,
+    TooManySessions,
+    UserNotFound,
+    VmError,
+)
+from tests.stores import DIGEST, Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+async def slots_of(store: Store) -> dict[int, tuple[str, bool]]:
+    async with store.database.reading() as connection:
+        found = await connection.execute(sa.select(tables.slots))
+        return {row.number: (row.vm_ip, row.declared) for row in found}
+
+
+async def told(store: Store, session: Session) -> list[tuple[str, object]]:
+    news = await store.sessions.news(session.id)
+    return [(each.kind, each.data.get("state") or each.data.get("stage")) for each in news]
+
+
+async def both(store: Store, session: Session) -> tuple[Session, Vm]:
+    return await store.sessions.get(session.id), await store.vms.get(session.vm_id)
+
+
+@run_async
+async def test_users(store_url: str) -> None:
+    async with opened(store_url) as store:
+        ann = await store.users.add("user", "Ann")
+        store.clock.pass_seconds(1)
+        bob = await store.users.add("admin", user_id=NOBODY)
+        assert await store.users.list() == [ann, bob]
+        assert await store.users.get(ann.id) == ann
+        assert await store.users.set_role(ann.id, "operator") == replace(ann, role="operator")
+        assert await store.users.find("nobody") is None
+        with pytest.raises(SessionError, match="exists"):
+            await store.users.add("user", user_id=NOBODY)
+        with pytest.raises(UserNotFound):
+            await store.users.set_role("nobody", "admin")
+
+
+@run_async
+async def test_tokens(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user = await store.users.add("operator")
+        token, plain = await store.tokens.create(user.id, "laptop")
+        assert plain.startswith("pdt_")
+        assert await store.tokens.user_of(plain) == user
+        assert await store.tokens.user_of(f"{plain}x") is None
+        assert await store.tokens.list(NOBODY) == []
+        revoked = await store.tokens.revoke(token.id)
+        assert revoked.revoked_at == store.clock.at
+        store.clock.pass_seconds(1)
+        assert await store.tokens.revoke(token.id) == revoked
+        assert await store.tokens.user_of(plain) is None
+        with pytest.raises(TokenNotFound):
+            await store.tokens.revoke(NOBODY)
+        with pytest.raises(UserNotFound):
+            await store.tokens.create(NOBODY, "laptop")
+
+
+@run_async
+async def test_a_token_is_stored_as_its_hash_only(store_url: str) -> None:
+    async with opened(store_url) as store:
+        _, plain = await store.tokens.create(await store.new_user(), "laptop")
+        async with store.database.reading() as connection:
+            row = (await connection.execute(sa.select(tables.tokens))).one()
+        assert plain not in str(row)
+        assert plain.removeprefix("pdt_") not in str(row)
+
+
+@run_async
+async def test_a_token_expires_and_its_use_is_noted_once_a_minute(store_url: str) -> None:
+    async with opened(store_url) as store:
+        start = store.clock.at
+        expires_at = start + timedelta(seconds=100)
+        _, plain = await store.tokens.create(await store.new_user(), "laptop", expires_at)
+        used = []
+        for _ in range(5):
+            assert await store.tokens.user_of(plain)
+            used += [token.used_at for token in await store.tokens.list()]
+            store.clock.pass_seconds(20)
+        later = start + timedelta(seconds=60)
+        assert used == [start, start, start, later, later]
+        assert await store.tokens.user_of(plain) is None
+
+
+@run_async
+async def test_slots_are_what_is_declared(store_url: str) -> None:
+    async with opened(store_url, slots=3) as store:
+        network = IPv4Network("192.168.100.0/24")
+        await sync_slots(store.database, [3, 4, 5], network)
+        assert await slots_of(store) == {
+            2: ("192.168.100.2", False),
+            3: ("192.168.100.3", True),
+            4: ("192.168.100.4", True),
+            5: ("192.168.100.5", True),
+        }
+        await sync_slots(store.database, [], network)
+        with pytest.raises(CapacityError, match="no slots"):
+            await store.start(await store.new_user())
+
+
+@run_async
+async def test_a_slot_that_is_held_keeps_its_address(store_url: str) -> None:
+    async with opened(store_url, slots=2) as store:
+        session = await store.start(await store.new_user())
+        other = IPv4Network("10.0.0.0/24")
+        await sync_slots(store.database, [2, 3], other)
+        assert (await store.vms.get(session.vm_id)).vm_ip == "192.168.100.2"
+        assert (await slots_of(store))[3] == ("10.0.0.3", True)
+        await store.vms.stop(session.vm_id)
+        await store.vms.released(session.vm_id)
+        await sync_slots(store.database, [2, 3], other)
+        assert await slots_of(store) == {2: ("10.0.0.2", True), 3: ("10.0.0.3", True)}
+
+
+@run_async
+async def test_slots_that_overlap_in_another_network(store_url: str) -> None:
+    async with opened(store_url, slots=10) as store:  # 192.168.100.2 to .11
+        near = IPv4Network("192.168.100.4/30")
+        await sync_slots(store.database, [2, 3], near)
+        found = await slots_of(store)
+        assert {n: ip for n, (ip, declared) in found.items() if declared} == {
+            2: "192.168.100.6",
+            3: "192.168.100.7",
+        }
+        session = await store.start(await store.new_user())
+        assert (await store.vms.get(session.vm_id)).vm_ip == "192.168.100.6"
+        with pytest.raises(ConfigError, match="slot 6 would get the address of slot 2"):
+            await sync_slots(store.database, [6], IPv4Network("192.168.100.0/24"))
+        assert (await slots_of(store)) == found
+
+
+@run_async
+async def test_a_session_from_start_to_end(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session, made = await store.sessions.start(
+            NewSession(await store.new_user(), "codex", DIGEST)
+        )
+        assert made
+        assert session.state == "vm_creating"
+        assert await both(store, session) == (
+            session,
+            Vm(
+                session.vm_id,
+                2,
+                "192.168.100.2",
+                "creating",
+                "none",
+                store.clock.at,
+                DIGEST,
+                store.clock.at,
+            ),
+        )
+        await store.vms.launched(session.vm_id)
+        for seconds, stage in ((2, "kernel"), (3, "init")):
+            store.clock.pass_seconds(seconds)
+            await store.vms.stage_reached(session.vm_id, stage)  # type: ignore[arg-type]
+        assert (await both(store, session))[0].state == "vm_starting"
+        store.clock.pass_seconds(5)
+        await store.vms.ready(session.vm_id)
+        now, vm = await both(store, session)
+        assert (now.state, vm.state, vm.stage) == ("vm_created", "ready", "ready")
+        assert vm.timings == {"kernel": 2.0, "init": 5.0, "ready": 10.0}
+        assert now.expires_at == store.clock.at + timedelta(seconds=300)
+        events: tuple[SessionEvent, ...] = ("oauth_started", "oauth_done", "complete")
+        for event in events:
+            now = await store.sessions.apply(session.id, event)
+        now, vm = await both(store, session)
+        assert (now.state, now.ended_at, now.reason) == ("completed", store.clock.at, None)
+        assert vm.state == "stopping"
+        assert await told(store, session) == [
+            ("state", "vm_creating"),
+            ("state", "vm_starting"),
+            ("stage", "kernel"),
+            ("stage", "init"),
+            ("stage", "ready"),
+            ("state", "vm_created"),
+            ("state", "oauth_pending"),
+            ("state", "authenticated"),
+            ("state", "completed"),
+        ]
+        await store.vms.released(session.vm_id)
+        vm = await store.vms.get(session.vm_id)
+        assert (vm.state, vm.released_at, vm.ended_at) == ("ended", store.clock.at, store.clock.at)
+        assert await store.vms.held() == []
+        assert await store.sessions.live_of_vm(session.vm_id) is None
+
+
+@run_async
+async def test_repeating_a_step_changes_nothing(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await store.start(await store.new_user())
+        steps: list[tuple[object, ...]] = []
+        for _ in range(2):
+            await store.vms.launched(session.vm_id)
+            await store.vms.stage_reached(session.vm_id, "network")
+            await store.vms.stage_reached(session.vm_id, "init")  # came late
+            await store.vms.ready(session.vm_id)
+            steps.append((*await both(store, session), await told(store, session)))
+            store.clock.pass_seconds(10)
+        assert steps[0] == steps[1]
+        for _ in range(2):
+            await store.vms.fail(session.vm_id, "died", ["a.service"], "last\0 words")
+            await store.vms.stop(session.vm_id)
+            await store.vms.launched(session.vm_id)
+            await store.vms.ready(session.vm_id)
+            await store.vms.stage_reached(session.vm_id, "kernel")
+            steps.append((*await both(store, session), await told(store, session)))
+            store.clock.pass_seconds(10)
+        assert steps[2] == steps[3]
+        for _ in range(2):
+            await store.vms.released(session.vm_id)
+            steps.append((*await both(store, session), await told(store, session)))
+            store.clock.pass_seconds(10)
+        assert steps[4] == steps[5]
+        assert await store.vms.rescue() == []
+
+
+@run_async
+async def test_a_vm_that_fails_takes_its_session_along(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await store.start(await store.new_user())
+        await store.vms.launched(session.vm_id)
+        await store.vms.fail(session.vm_id, "kernel panic", ["x.service"], "the end")
+        now, vm = await both(store, session)
+        assert (now.state, now.reason, now.ended_at) == ("failed", "kernel panic", store.clock.at)
+        assert (vm.state, vm.reason) == ("stopping", "kernel panic")
+        assert (vm.failed_units, vm.serial_tail) == (("x.service",), "the end")
+        news = (await store.sessions.news(session.id))[-1]
+        assert news.data == {"state": "failed", "reason": "kernel panic"}
+        since = store.clock.at
+        assert await store.vms.failed_since(since) == 1
+        store.clock.pass_seconds(5)
+        await store.vms.released(session.vm_id)
+        assert (await store.vms.get(session.vm_id)).state == "failed"
+        assert await store.vms.failed_since(since) == 1
+        assert await store.vms.failed_since(since + timedelta(seconds=6)) == 0
+
+
+@run_async
+async def test_a_vm_that_is_stopped_ends_its_session(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await store.start_ready(await store.new_user())
+        await store.vms.stop(session.vm_id)
+        now, vm = await both(store, session)
+        assert (now.state, now.reason) == ("failed", "its VM was ended")
+        assert (vm.state, vm.reason) == ("stopping", None)
+        await store.vms.released(session.vm_id)
+        assert (await store.vms.get(session.vm_id)).state == "ended"
+        assert await store.vms.failed_since(store.clock.at) == 0
+
+
+@run_async
+async def test_steps_that_cannot_be(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await store.start(await store.new_user())
+        with pytest.raises(ValueError, match="oauth_done cannot come in vm_creating"):
+            await store.sessions.apply(session.id, "oauth_done")
+        await store.sessions.apply(session.id, "terminate")
+        for late in (
+            store.sessions.apply(session.id, "terminate"),
+            store.sessions.heartbeat(session.id),
+        ):
+            with pytest.raises(SessionExpired, match="the session is over: terminated"):
+                await late
+        unknown: tuple[Awaitable[object], ...] = (
+            store.sessions.get(NOBODY),
+            store.sessions.heartbeat(NOBODY),
+            store.sessions.apply(NOBODY, "fail"),
+            store.sessions.tell(NOBODY, "note", {}),
+        )
+        for asked in unknown:
+            with pytest.raises(SessionNotFound):
+                await asked
+        for call in (store.vms.get, store.vms.launched, store.vms.released, store.vms.stop):
+            with pytest.raises(VmError, match="there is no VM"):
+                await call(NOBODY)
+
+
+@run_async
+async def test_a_failing_transaction_writes_nothing(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await store.start(await store.new_user())
+        with pytest.raises(IntegrityError):
+            async with store.database.writing() as connection:
+                await connection.execute(sa.update(tables.sessions).values(state="failed"))
+                await connection.execute(sa.update(tables.vms).values(state="asleep"))
+        assert (await store.sessions.get(session.id)) == session
+
+
+@run_async
+async def test_an_address_is_kept_while_a_live_session_names_it(store_url: str) -> None:
+    async with opened(store_url, slots=1) as store:
+        user = await store.new_user()
+        session = await store.start_ready(user)
+        with pytest.raises(VmError, match="cannot be released: it is ready"):
+            await store.vms.released(session.vm_id)
+        # As no transaction of ours would leave it.
+        async with store.database.writing() as connection:
+            await connection.execute(sa.update(tables.vms).values(state="stopping"))
+        with pytest.raises(VmError, match=f"session {session.id} names it"):
+            await store.vms.released(session.vm_id)
+        with pytest.raises(CapacityError):
+            await store.start(user)
+        await store.sessions.apply(session.id, "terminate")
+        with pytest.raises(CapacityError, match="all 1 slots are held by VMs that stop"):
+            await store.start(user)
+        await store.vms.released(session.vm_id)
+        again = await store.start(user)
+        assert (await store.vms.get(again.vm_id)).vm_ip == "192.168.100.2"
+
+
+@run_async
+async def test_limits(store_url: str) -> None:
+    async with opened(store_url, slots=3, limits=SessionLimits(per_user=2)) as store:
+        user, other = await store.new_user(), await store.new_user()
+        first = await store.start(user)
+        store.clock.pass_seconds(10)
+        second = await store.start(user)
+        with pytest.raises(TooManySessions, match=f"{first.id}, {second.id}"):
+            await store.start(user)
+        store.clock.pass_seconds(10)
+        third = await store.start(other)
+        await store.sessions.heartbeat(first.id)
+        with pytest.raises(CapacityError, match=f"all 3 slots .* {second.id}, not used since"):
+            await store.start(other)
+        with pytest.raises(UserNotFound):
+            await store.start(NOBODY)
+        slots = [(await store.vms.get(each.vm_id)).slot for each in (first, second, third)]
+        assert slots == [2, 3, 4]
+        assert len(await store.sessions.list()) == 3
+
+
+@run_async
+async def test_the_same_key_is_the_same_session(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user, other = await store.new_user(), await store.new_user()
+        session = await store.start(user, "key")
+        new = NewSession(user, "claude", DIGEST, "key")
+        assert await store.sessions.start(new) == (session, False)
+        assert (await store.start(other, "key")).id != session.id
+        with pytest.raises(SessionError, match=f"used for session {session.id}"):
+            await store.sessions.start(replace(new, provider="gemini"))
+        ended = await store.sessions.apply(session.id, "terminate")
+        assert await store.sessions.start(new) == (ended, False)
+
+
+@run_async
+async def test_heartbeats_and_expiry(store_url: str) -> None:
+    limits = SessionLimits(idle_seconds=60, max_seconds=100, per_user=9)
+    async with opened(store_url, limits=limits) as store:
+        user, start = await store.new_user(), store.clock.at
+        boots, idle, used = [
+            await store.start(user),
+            await store.start_ready(user),
+            await store.start_ready(user),
+        ]
+        store.clock.pass_seconds(50)
+        beat = await store.sessions.heartbeat(used.id)
+        assert beat.heartbeat_at == store.clock.at
+        assert beat.expires_at == start + timedelta(seconds=100)
+        assert (await store.sessions.heartbeat(boots.id)).expires_at == boots.expires_at
+        assert await store.sessions.expire_due() == []
+        store.clock.pass_seconds(10)
+        expired = await store.sessions.expire_due()
+        assert [(each.id, each.state) for each in expired] == [(idle.id, "expired")]
+        assert expired[0].reason == "nobody came for 60 s after its VM was ready"
+        assert (await store.vms.get(idle.vm_id)).state == "stopping"
+        store.clock.pass_seconds(40)
+        expired = await store.sessions.expire_due()
+        assert {each.id for each in expired} == {boots.id, used.id}
+        assert {each.reason for each in expired} == {
+            "it reached the longest life of a session, 100 s"
+        }
+        assert await store.sessions.expire_due() == []
+
+
+@run_async
+async def test_lists(store_url: str) -> None:
+    async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
+        user, other = await store.new_user(), await store.new_user()
+        made = []
+        for who in (user, other, user):
+            store.clock.pass_seconds(1)
+            made.append(await store.start_ready(who))
+        first, second, third = made
+        first = await store.sessions.apply(first.id, "terminate")
+        assert await store.sessions.list() == [third, second, first]
+        assert await store.sessions.list(user) == [third, first]
+        assert await store.sessions.list(live_only=True) == [third, second]
+        assert await store.sessions.list(limit=1) == [third]
+        assert await store.sessions.list(before=third.created_at) == [second, first]
+        assert await store.sessions.live_of_vm(third.vm_id) == third
+        ids = [each.vm_id for each in (third, second, first)]
+        assert [vm.id for vm in await store.vms.list()] == ids
+        assert [vm.id for vm in await store.vms.list(live_only=True)] == ids[:2]
+        assert [vm.id for vm in await store.vms.held()] == ids[::-1]
+
+
+@run_async
+async def test_checks_are_counted_in_a_row(store_url: str) -> None:
+    async with opened(store_url) as store:
+        vm_id = (await store.start_ready(await store.new_user())).vm_id
+        found = [await store.vms.checked(vm_id, ok) for ok in (True, False, False, True, False)]
+        assert found == [0, 1, 2, 0, 1]
+        assert (await store.vms.get(vm_id)).failed_checks == 1
+
+
+@run_async
+async def test_news(store_url: str) -> None:
+    async with opened(store_url) as store:
+        assert await store.sessions.latest_news_number() == 0
+        session = await store.start(await store.new_user())
+        await store.sessions.tell(session.id, "unhealthy", {"checks": 3})
+        state, note = await store.sessions.news(session.id)
+        assert (note.kind, note.data, note.at) == ("unhealthy", {"checks": 3}, store.clock.at)
+        assert await store.sessions.news(session.id, after=state.number) == [note]
+        assert await store.sessions.news(session.id, limit=1) == [state]
+        assert await store.sessions.latest_news_number() == note.number
+
+
+@run_async
+async def test_news_of_old_sessions_go(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        old, live = await store.start(user), await store.start(user)
+        await store.sessions.apply(old.id, "terminate")
+        number = await store.sessions.latest_news_number()
+        store.clock.pass_seconds(60)
+        assert await store.sessions.prune(store.clock.at - timedelta(seconds=61)) == 0
+        assert await store.sessions.prune(store.clock.at) == 2
+        assert await store.sessions.news(old.id) == []
+        assert len(await store.sessions.news(live.id)) == 1
+        assert (await store.sessions.get(old.id)).state == "terminated"
+        await store.sessions.tell(live.id, "note", {})
+        assert await store.sessions.latest_news_number() > number  # no number comes twice
+
+
+@run_async
+async def test_rescue(store_url: str) -> None:
+    async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
+        user = await store.new_user()
+        made = [await store.start_ready(user) for _ in range(4)]
+        assert await store.vms.rescue() == []
+        gone, orphan, over, loose = made
+        await store.vms.stop(over.vm_id)
+        wrong: list[tuple[sa.Table, str, dict[str, object]]] = [
+            (tables.vms, gone.vm_id, {"state": "failed", "reason": "it died"}),
+            (tables.sessions, orphan.id, {"state": "failed", "ended_at": store.clock.at}),
+            (tables.vms, over.vm_id, {"state": "ended"}),
+            (tables.vms, loose.vm_id, {"released_at": store.clock.at}),
+        ]
+        async with store.database.writing() as connection:
+            for table, row_id, values in wrong:
+                await connection.execute(
+                    sa.update(table).where(table.c.id == row_id).values(values)
+                )
+        done = await store.vms.rescue()
+        assert len(done) == 6
+        assert await store.vms.rescue() == []
+        now, vm = await both(store, gone)
+        assert (now.state, now.reason, vm.state) == (
+            "failed",
+            "its VM is gone: it died",
+            "stopping",
+        )
+        assert (await store.vms.get(orphan.vm_id)).state == "stopping"
+        assert (await store.vms.get(over.vm_id)).state == "stopping"
+        now, vm = await both(store, loose)
+        assert (now.state, vm.state) == ("failed", "failed")
+        assert [vm.id for vm in await store.vms.held()] == [
+            each.vm_id for each in (gone, orphan, over)
+        ]
+
+
+@run_async
+async def test_a_writer_that_waits_too_long_is_told(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("database", "store.transactions"):
+        monkeypatch.setattr(f"polydev.controller.{module}.BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr("polydev.controller.database.SQLITE_PRAGMAS", ("PRAGMA busy_timeout=100",))
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        async with store.database.writing() as connection:
+            await connection.execute(sa.update(tables.users).values(role="user"))
+            with pytest.raises(SQLAlchemyError, match="lock"):
+                await asyncio.wait_for(store.users.set_role(user, "admin"), 60)
+        assert (await store.users.get(user)).role == "user"

@@ -1,0 +1,198 @@
+"""Copies of both databases: whole, of one moment, and put back whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.migrations import HEAD
+from polydev.controller.store import postgres_copy
+from polydev.controller.store.backup import backup, restore
+from polydev.controller.store.copying import CopyError
+from tests.stores import Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+
+async def users_of(url: str) -> list[str]:
+    async with opened(url) as store:
+        return [user.id for user in await store.users.list()]
+
+
+def copies_in(folder: Path) -> list[str]:
+    """Half ones too."""
+    return [path.name for path in folder.glob("*copy*")]
+
+
+@run_async
+async def test_what_is_put_back_is_what_was_copied(store_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "copy"
+    async with opened(store_url) as store:  # in use meanwhile
+        session = await store.start_ready(await store.new_user())
+        news = await store.sessions.news(session.id)
+        said = await backup(store_url, file)
+        await store.sessions.apply(session.id, "terminate")
+        later = await store.new_user()
+    assert said == {
+        "file": str(file),
+        "database": store_url.partition("+")[0],
+        "revision": HEAD,
+        "bytes": file.stat().st_size,
+    }
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert copies_in(tmp_path) == ["copy"]
+    restored = await restore(store_url, file)
+    assert restored["revision"] == HEAD
+    assert isinstance(restored["rows"], dict)
+    assert (restored["rows"]["users"], restored["rows"]["sessions"]) == (1, 1)
+    async with opened(store_url) as store:
+        assert await store.sessions.get(session.id) == session
+        assert await store.sessions.news(session.id) == news
+        assert await store.users.find(later) is None
+        # What is new gets numbers of its own.
+        await store.sessions.tell(session.id, "note", {})
+        assert await store.sessions.latest_news_number() > news[-1].number
+
+
+@run_async
+async def test_a_copy_is_of_one_moment(store_url: str, tmp_path: Path) -> None:
+    """Others write while it is made: with each session there is its VM."""
+    file = tmp_path / "copy"
+    async with opened(store_url, slots=30) as store:
+        copying = asyncio.create_task(backup(store_url, file))
+        await asyncio.gather(*(start_one(store) for _ in range(30)))
+        await copying
+    await restore(store_url, file)
+    async with opened(store_url, slots=30) as store:
+        sessions = await store.sessions.list()
+        assert {each.vm_id for each in sessions} == {vm.id for vm in await store.vms.list()}
+
+
+async def start_one(store: Store) -> None:
+    await store.start(await store.new_user())
+
+
+@run_async
+async def test_nothing_is_put_back_while_the_database_is_used(
+    store_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "copy"
+    async with opened(store_url) as store:
+        await backup(store_url, file)
+        user = await store.new_user()
+        with pytest.raises(CopyError) as caught:
+            await restore(store_url, file)
+        assert "systemctl stop master-controller" in (caught.value.hint or "")
+        assert [each.id for each in await store.users.list()] == [user]
+    await restore(store_url, file)
+    assert await users_of(store_url) == []
+
+
+@run_async
+async def test_a_file_that_is_there_stays(store_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "copy"
+    file.write_text("mine")
+    with pytest.raises(CopyError, match="exists"):
+        await backup(store_url, file)
+    assert file.read_text() == "mine"
+    with pytest.raises(CopyError, match="cannot be written: No such file or directory"):
+        await backup(store_url, tmp_path / "nowhere" / "copy")
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("text", "is no copy of a database"),
+        ("nothing", "cannot be read: No such file or directory"),
+        ("half", "damaged|pg_restore failed"),
+        ("other", "is a copy of another kind of database"),
+    ],
+)
+@run_async
+async def test_what_is_no_copy_changes_nothing(
+    store_url: str, tmp_path: Path, what: str, told: str
+) -> None:
+    file, bad = tmp_path / "copy", tmp_path / "bad"
+    async with opened(store_url) as store:
+        before = [await store.new_user() for _ in range(200)]
+        await backup(store_url, file)
+    whole = file.read_bytes()
+    other = b"PGDMP" if store_url.startswith("sqlite") else b"SQLite format 3\0"
+    if what != "nothing":
+        bad.write_bytes({"text": b"hello", "half": whole[: len(whole) // 2]}.get(what, other))
+    with pytest.raises(CopyError, match=told):
+        await restore(store_url, bad)
+    assert sorted(await users_of(store_url)) == sorted(before)
+
+
+@run_async
+async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "copy"
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        await backup(store_url, file)
+        async with store.database.writing() as connection:
+            await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(CopyError, match="the database is at revision 9999"):
+            await backup(store_url, tmp_path / "other")
+    newer = tmp_path / "newer"
+    if store_url.startswith("sqlite"):
+        newer.write_bytes(file.read_bytes())
+        with closing(sqlite3.connect(newer)) as copy, copy:
+            copy.execute("UPDATE alembic_version SET version_num = '9999'")
+    else:
+        await asyncio.to_thread(postgres_copy.copy_to, store_url, newer)
+    with pytest.raises(CopyError, match="is at revision 9999, which this release does not know"):
+        await restore(store_url, newer)
+    await restore(store_url, file)
+    assert await users_of(store_url) == [user]
+
+
+@run_async
+async def test_a_database_that_was_never_migrated(empty_url: str, tmp_path: Path) -> None:
+    with pytest.raises(CopyError, match=r"never migrated|there is no database"):
+        await backup(empty_url, tmp_path / "copy")
+    assert copies_in(tmp_path) == []
+
+
+@run_async
+async def test_a_copy_goes_into_a_database_that_is_empty(
+    store_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    file = tmp_path / "copy"
+    async with opened(store_url) as store:
+        user = await store.new_user()
+    await backup(store_url, file)
+    if store_url.startswith("sqlite"):
+        await restore(f"sqlite+aiosqlite:///{tmp_path / 'new.sqlite3'}", file)
+        assert await users_of(f"sqlite+aiosqlite:///{tmp_path / 'new.sqlite3'}") == [user]
+        return
+    server = request.getfixturevalue("postgres_server")
+    name = server.create()
+    try:
+        await restore(server.url(name), file)
+        assert await users_of(server.url(name)) == [user]
+    finally:
+        server.drop(name)
+
+
+@run_async
+async def test_tables_of_others_stay(store_url: str, tmp_path: Path) -> None:
+    """Where PostgreSQL is shared; SQLite's file is the controller's own."""
+    if store_url.startswith("sqlite"):
+        return
+    file = tmp_path / "copy"
+    async with opened(store_url) as store:
+        async with store.database.writing() as connection:
+            await connection.execute(sa.text("CREATE TABLE others AS SELECT 1 AS number"))
+        await backup(store_url, file)
+        async with store.database.writing() as connection:
+            await connection.execute(sa.text("UPDATE others SET number = 2"))
+    await restore(store_url, file)
+    async with opened(store_url) as store, store.database.reading() as connection:
+        assert (await connection.execute(sa.text("SELECT number FROM others"))).scalar_one() == 2

@@ -1,0 +1,182 @@
+"""Several at once on one database, over connections of their own, as processes have them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session
+from polydev.controller.settings import SessionLimits
+from polydev.controller.store import tables
+from polydev.controller.store.sessions import NewSession
+from polydev.controller.store.slots import sync_slots, take_slot
+from polydev.errors import CapacityError, SessionExpired, TooManySessions
+from tests.stores import DIGEST, NETWORK, Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+RACERS = 8
+DEADLINE_SECONDS = 60
+MANY = SessionLimits(per_user=50)
+
+
+async def stores(stack: AsyncExitStack, url: str, slots: int, count: int = 2) -> list[Store]:
+    """Several of one database, which share nothing but it."""
+    return [await stack.enter_async_context(opened(url, slots, MANY)) for _ in range(count)]
+
+
+async def all_at_once(
+    racers: list[Callable[[], Awaitable[tuple[Session, bool]]]],
+) -> tuple[list[Session], list[BaseException]]:
+    done = await asyncio.gather(*(racer() for racer in racers), return_exceptions=True)
+    won = [each[0] for each in done if not isinstance(each, BaseException)]
+    return won, [each for each in done if isinstance(each, BaseException)]
+
+
+async def start_all(
+    racing: list[Store], keys: list[str | None], users: list[str]
+) -> tuple[list[Session], list[BaseException]]:
+    def racer(number: int) -> Callable[[], Awaitable[tuple[Session, bool]]]:
+        new = NewSession(users[number], "claude", DIGEST, keys[number])
+        return lambda: racing[number % len(racing)].sessions.start(new)
+
+    return await all_at_once([racer(number) for number in range(len(users))])
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@run_async
+async def test_the_last_slots(store_url: str, slots: int) -> None:
+    async with AsyncExitStack() as stack:
+        racing = await stores(stack, store_url, slots)
+        users = [await racing[0].new_user() for _ in range(RACERS)]
+        won, lost = await start_all(racing, [None] * RACERS, users)
+        assert len(won) == slots
+        assert [type(error) for error in lost] == [CapacityError] * (RACERS - slots)
+        held = await racing[0].vms.held()
+        assert sorted(vm.slot for vm in held) == list(range(2, 2 + slots))
+        assert {vm.id for vm in held} == {session.vm_id for session in won}
+        assert len(await racing[0].sessions.list()) == slots
+
+
+@run_async
+async def test_the_same_key(store_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        racing = await stores(stack, store_url, slots=4)
+        user = await racing[0].new_user()
+        won, lost = await start_all(racing, ["key"] * RACERS, [user] * RACERS)
+        assert lost == []
+        assert len({session.id for session in won}) == 1
+        assert len(await racing[0].vms.held()) == 1
+
+
+@run_async
+async def test_the_limit_of_a_user(store_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        limits = SessionLimits(per_user=2)
+        racing = [
+            await stack.enter_async_context(opened(store_url, RACERS, limits)) for _ in range(2)
+        ]
+        user = await racing[0].new_user()
+        won, lost = await start_all(racing, [None] * RACERS, [user] * RACERS)
+        assert len(won) == 2
+        assert {type(error) for error in lost} == {TooManySessions}
+
+
+@run_async
+async def test_who_comes_second_takes_the_next_slot(store_url: str) -> None:
+    """Another process has taken the first slot but not yet committed."""
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=2)
+        user = await first.new_user()
+        async with first.database.writing() as connection:
+            taken = await take_slot(connection, DIGEST, first.clock.at)
+            starting = asyncio.create_task(second.start(user))
+            if connection.dialect.name == "postgresql":
+                await lock_awaited(connection)
+        session = await starting
+        slots = {vm.id: vm.slot for vm in await first.vms.held()}
+        assert slots == {taken: 2, session.vm_id: 3}
+
+
+async def lock_awaited(connection: AsyncConnection) -> None:
+    """Until some other connection waits for a lock."""
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (await connection.execute(waiting)).scalar_one():
+        assert time.monotonic() < deadline, "nobody waits"
+        await asyncio.sleep(0.01)
+
+
+@run_async
+async def test_an_end_and_steps_of_the_vm(store_url: str) -> None:
+    """Session and VM are changed from both sides; nobody hangs, and they agree."""
+    async with AsyncExitStack() as stack:
+        api, driver = await stores(stack, store_url, slots=RACERS)
+        user = await api.new_user()
+        made = [await api.start(user) for _ in range(RACERS)]
+
+        async def boot(vm_id: str) -> None:
+            await driver.vms.launched(vm_id)
+            await driver.vms.stage_reached(vm_id, "kernel")
+            await driver.vms.ready(vm_id)
+            await driver.vms.fail(vm_id, "it died")
+
+        async def end(session_id: str) -> None:
+            try:
+                await api.sessions.heartbeat(session_id)
+                await api.sessions.apply(session_id, "terminate")
+            except SessionExpired:
+                pass
+
+        await asyncio.gather(
+            *(boot(session.vm_id) for session in made), *(end(session.id) for session in made)
+        )
+        for session in await api.sessions.list():
+            vm = await api.vms.get(session.vm_id)
+            assert vm.state == "stopping"
+            assert (session.state, vm.reason) in (("terminated", None), ("failed", "it died"))
+        assert await api.vms.rescue() == []
+
+
+@run_async
+async def test_news_come_into_sight_in_order(store_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        *writers, reader = await stores(stack, store_url, slots=4, count=3)
+        user = await reader.new_user()
+        made = [await reader.start(user) for _ in range(4)]
+
+        async def write(writer: Store, session: Session) -> None:
+            for number in range(10):
+                await writer.sessions.tell(session.id, "note", {"number": number})
+
+        async def seen() -> list[int]:
+            async with reader.database.reading() as connection:
+                found = await connection.execute(sa.select(tables.session_news.c.number))
+                return sorted(found.scalars())
+
+        writing = asyncio.gather(*(write(each, session) for each in writers for session in made))
+        before = await seen()
+        while not writing.done():
+            after = await seen()
+            assert [number for number in after if number <= before[-1]] == before
+            before = after
+        await writing
+        assert len(await seen()) == 4 + 2 * 4 * 10
+
+
+@run_async
+async def test_controllers_that_start_at_once(store_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        both = await stores(stack, store_url, slots=0)
+        await asyncio.gather(
+            *(sync_slots(each.database, range(2, 40), NETWORK) for each in both * 4)
+        )
+        async with both[0].database.reading() as connection:
+            found = await connection.execute(sa.select(tables.slots.c.number))
+            assert sorted(found.scalars()) == list(range(2, 40))

@@ -1,0 +1,81 @@
+"""The doctor: the probe as a host runs it, a lab that is well, and one that is not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.client import probe
+from polydev.client.findings import Finding
+from polydev.client.host import gather
+from polydev.client.host_rules import host_findings
+from polydev.client.machine import gather as look_here
+from polydev.client.machine import machine_findings
+from polydev.errors import DeployError
+from polydev.image.record import KERNEL, ImageRecord
+from polydev.image.store import ImageStore
+from polydev.run import run
+from polydev.settings import Settings
+from tests.hosts import DeployedHost
+
+
+def findings(host: DeployedHost) -> dict[str, Finding]:
+    target = host.host.target
+    return {each.name: each for each in host_findings(target.name, gather(target))}
+
+
+def test_the_probe_needs_nothing_but_python() -> None:
+    script = Path(probe.__file__).read_text()
+    said = json.loads(run([sys.executable, "-I", "-S", "-"], input=script).stdout)
+    assert said["startedAt"] <= said["endedAt"]
+    assert said["memoryBytes"] > 0
+    assert said["disks"]["/"]["size"] > said["disks"]["/"]["free"] > 0
+
+
+def test_this_machine_is_looked_at_with_a_kernel_to_boot(
+    settings: Settings, store: ImageStore, image: ImageRecord
+) -> None:
+    kernel = store.path(image.digest) / KERNEL
+    facts = look_here(settings, ["git", "no-such-package"], kernel)
+    assert facts.packages is not None
+    assert facts.packages["git"]
+    assert facts.packages["no-such-package"] is None
+    assert facts.accelerator in ("kvm", "tcg")
+    assert facts.qemu
+    assert len(machine_findings(facts)) == 7
+
+
+def test_a_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
+    # Whether names of the internet are known here is not the host's doing.
+    found = {name: each for name, each in findings(deployed).items() if "resolvers" not in name}
+    assert [each for each in found.values() if each.state == "problem"] == []
+    assert found["polkit"].state == "ok"
+    assert found["clock"].state == "ok"
+    assert "never tried" not in found["KVM"].found
+
+
+def test_what_is_broken_by_hand_is_named_with_what_to_do(deployed: DeployedHost) -> None:
+    deployed.inside("systemctl stop polydev-dns.service")
+    try:
+        found = findings(deployed)
+        assert found["units"].found == "polydev-dns.service is inactive"
+        assert found["names"].state == "problem"
+        assert "polydev-dns.service" in str(found["names"].todo)
+    finally:
+        deployed.inside("systemctl start polydev-dns.service")
+
+
+def test_nothing_on_the_host_is_changed(deployed: DeployedHost) -> None:
+    before = deployed.listing()
+    gather(deployed.host.target)
+    assert deployed.listing() == before
+
+
+def test_a_host_that_is_not_there_is_told(deployed: DeployedHost) -> None:
+    nobody = replace(deployed.host.target, port=1)
+    with pytest.raises(DeployError, match="cannot be reached over SSH"):
+        gather(nobody)

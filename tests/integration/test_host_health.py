@@ -1,0 +1,467 @@
+"""The host's health on this machine: real figures, real messages, the endpoints over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from polydev.controller.host.measuring import HostFigures
+from polydev.controller.host.network_health import NetworkProbe
+from polydev.controller.host.sampler import Sampler
+from polydev.controller.host.sending import Message, Sender
+from polydev.controller.host.vm_figures import vm_figures
+from polydev.controller.migrate import migrate
+from polydev.controller.model import now
+from polydev.controller.settings import AlertRules, Sampling, Settings
+from tests.api import JWT_SECRET, Served, StillHypervisor, served
+from tests.stores import NETWORK, run_async
+
+DEADLINE_SECONDS = 60
+ENDPOINTS = ("system", "cpu", "memory", "disk", "network", "temperature", "network-health")
+SECRET = "very-secret-path"
+ROOT = SimpleNamespace(device="/dev/root", mountpoint="/", fstype="ext4")
+MESSAGE = Message("[critical] host-1: disk", "disk / is at 95 %", "failure")
+
+
+async def until(what: str, look: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
+    while not look():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Webhook:
+    """A server that takes what is posted; it answers with the next of `statuses`, then 200."""
+
+    port: int = 0
+    statuses: list[int] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"json://127.0.0.1:{self.port}/{SECRET}"
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length:")[2].split()[0])
+        self.bodies.append(json.loads(await reader.readexactly(length)))
+        status = self.statuses.pop(0) if self.statuses else 200
+        writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n".encode())
+        writer.write(b"Connection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def webhook(*statuses: int) -> AsyncIterator[Webhook]:
+    hook = Webhook(statuses=list(statuses))
+    async with await asyncio.start_server(hook.answer, "127.0.0.1", 0) as server:
+        hook.port = server.sockets[0].getsockname()[1]
+        yield hook
+
+
+@asynccontextmanager
+async def running(sender: Sender) -> AsyncIterator[Sender]:
+    task = asyncio.create_task(sender.run())
+    try:
+        yield sender
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@contextmanager
+def everything_logged() -> Iterator[list[str]]:
+    """All that this process logs, by whatever logger and at whatever level."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler, root = Keep(logging.NOTSET), logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        with structlog.testing.capture_logs() as events:
+            yield lines
+        lines += [str(event) for event in events]
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+class TestSending:
+    @run_async
+    async def test_a_webhook_gets_each_message_in_order(self) -> None:
+        cleared = Message("[cleared] host-1: disk", "disk / is at 60 %", "success")
+        async with webhook() as hook, running(Sender(SecretStr(hook.url))) as sender:
+            sender.send(MESSAGE)
+            sender.send(cleared)
+            await until("both messages", lambda: sender.counts["JSON", "sent"] == 2)
+        assert [(each["title"], each["message"], each["type"]) for each in hook.bodies] == [
+            (MESSAGE.title, MESSAGE.body, "failure"),
+            (cleared.title, cleared.body, "success"),
+        ]
+
+    @run_async
+    async def test_a_target_that_fails_at_first_is_tried_again(self) -> None:
+        async with (
+            webhook(500, 503) as hook,
+            running(Sender(SecretStr(hook.url), pauses_seconds=(0, 0))) as sender,
+        ):
+            sender.send(MESSAGE)
+            await until("the message", lambda: sender.counts["JSON", "sent"] == 1)
+        assert len(hook.bodies) == 3
+        assert sender.counts["JSON", "failed"] == 0
+
+    @run_async
+    async def test_one_that_keeps_failing_is_given_up_and_no_url_is_logged(self) -> None:
+        with everything_logged() as logged:
+            async with (
+                webhook(500, 500) as bad,
+                webhook() as good,
+                running(
+                    Sender(
+                        SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}"),
+                        pauses_seconds=(0,),
+                    )
+                ) as sender,
+            ):
+                sender.send(MESSAGE)
+                await until("the end of it", lambda: sender.counts["JSON", "failed"] == 1)
+                await until("the other target", lambda: sender.counts["JSON", "sent"] == 1)
+                sender.send(MESSAGE)
+                await until("the next message", lambda: sender.counts["JSON", "sent"] == 3)
+        assert sender.counts["unknown", "failed"] == 1
+        assert "a message could not be sent" in "\n".join(logged)
+        assert SECRET not in "\n".join(logged)
+
+    @run_async
+    async def test_a_target_that_hangs_is_left_at_its_time(self) -> None:
+        asked = asyncio.Event()
+        let_go = asyncio.Event()
+
+        async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await let_go.wait()
+            writer.close()
+
+        async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            urls = SecretStr(f"json://127.0.0.1:{port}/")
+            async with running(Sender(urls, pauses_seconds=(), timeout_seconds=0.2)) as sender:
+                sender.send(MESSAGE)
+                await until("giving up", lambda: sender.counts["JSON", "failed"] == 1)
+                assert asked.is_set()
+            let_go.set()
+
+    @run_async
+    async def test_mail(self) -> None:
+        async with (
+            mail_sink() as sink,
+            running(
+                Sender(
+                    SecretStr(f"mailto://127.0.0.1:{sink.port}?from=a@b.test&to=c@d.test"),
+                    pauses_seconds=(),
+                )
+            ) as sender,
+        ):
+            sender.send(MESSAGE)
+            await until("the mail", lambda: sender.counts["E-Mail", "sent"] == 1)
+        (mail,) = sink.mails
+        assert mail["Subject"] == MESSAGE.title
+        assert "c@d.test" in mail["To"]
+        assert MESSAGE.body in mail.as_string()
+
+    @run_async
+    async def test_without_targets_nothing_waits(self) -> None:
+        async with running(Sender(None)) as sender:
+            for _ in range(1000):
+                sender.send(MESSAGE)
+        assert sender.counts == {}
+
+
+@dataclass
+class MailSink:
+    port: int = 0
+    mails: list[Any] = field(default_factory=list)
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 sink\r\n")
+        while line := (await reader.readline()).decode().strip():
+            word = line.split()[0].upper()
+            if word == "DATA":
+                writer.write(b"354 go on\r\n")
+                await writer.drain()
+                text = await reader.readuntil(b"\r\n.\r\n")
+                self.mails.append(email.message_from_bytes(text, policy=email.policy.default))
+            writer.write(b"221 bye\r\n" if word == "QUIT" else b"250 fine\r\n")
+            await writer.drain()
+            if word == "QUIT":
+                break
+        writer.close()
+
+
+@asynccontextmanager
+async def mail_sink() -> AsyncIterator[MailSink]:
+    sink = MailSink()
+    async with await asyncio.start_server(sink.talk, "127.0.0.1", 0) as server:
+        sink.port = server.sockets[0].getsockname()[1]
+        yield sink
+
+
+class TestThisMachine:
+    @run_async
+    async def test_its_figures(self) -> None:
+        told = await HostFigures(AlertRules()).system()
+        assert told.unavailable == {}
+        assert told.cpu.cores == os.cpu_count()
+        assert told.cpu.usage is not None
+        assert 0 <= told.cpu.usage <= 100
+        assert told.cpu.model
+        memory = told.memory
+        assert memory.total == (memory.used or 0) + (memory.free or 0)
+        root = next(each for each in told.disk if each.mount == "/")
+        assert root.size == psutil.disk_usage("/").total
+        devices = [each.filesystem for each in told.disk]
+        assert len(devices) == len(set(devices))
+        assert {"lo"} <= {each.name for each in told.network.interfaces}
+        assert told.uptime is not None
+        assert told.uptime > 0
+        assert told.load_average is not None
+        assert len(told.load_average) == 3
+
+    @run_async
+    async def test_its_network(self) -> None:
+        told = await NetworkProbe(NETWORK, (2,)).report()
+        assert [each.name for each in told.checks] == ["bridge", "slots", "default_route", "names"]
+        for check in told.checks:
+            assert check.detail
+            assert (check.hint is None) == (check.status == "healthy")
+
+    @run_async
+    async def test_what_a_process_uses(self, tmp_path: Path) -> None:
+        (tmp_path / "serial.log").write_bytes(b"x" * 8192)
+        told = await vm_figures(2, os.getpid(), tmp_path)
+        assert told.cpu_seconds is not None
+        assert told.cpu_seconds > 0
+        assert told.memory_bytes is not None
+        assert told.memory_bytes > 1 << 20
+        assert told.disk_bytes is not None
+        assert told.disk_bytes >= 8192
+        assert set(told.unavailable) <= {"network"}
+
+
+@asynccontextmanager
+async def service(folder: Path) -> AsyncIterator[Served]:
+    settings = Settings(
+        database_url=f"sqlite+aiosqlite:///{folder / 'controller.sqlite3'}",
+        slots=(2, 3),
+        vm_root=folder / "vms",
+        jwt_secret=SecretStr(JWT_SECRET),
+    )
+    await migrate(settings.database_url)
+    async with served(settings, StillHypervisor(folder / "vms")) as made:
+        yield made
+
+
+@run_async
+async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: from what the host shows, over the database, to the webhook."""
+    used = 95
+    usage = lambda _mount: SimpleNamespace(total=100, used=used, free=100 - used)  # noqa: E731
+    monkeypatch.setattr(psutil, "disk_usage", usage)
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: [ROOT])
+    async with webhook() as hook, service(tmp_path) as api:
+        settings = api.services.settings.model_copy(
+            update={
+                "alert_urls": SecretStr(hook.url),
+                # Whatever this machine is busy with.
+                "alert": AlertRules(warning_percent=94, critical_percent=100, for_seconds=0),
+                "samples": Sampling(every_seconds=0.05),
+            }
+        )
+
+        def about_disks() -> list[str]:
+            titles = [str(each["title"]) for each in hook.bodies]
+            return [title.split()[0] for title in titles if title.endswith(": disk")]
+
+        async with sampling(settings, api, tmp_path) as sampler:
+            await until("the alert", lambda: about_disks() == ["[warning]"])
+        async with sampling(settings, api, tmp_path) as sampler:
+            await until("samples after a restart", lambda: sampler.latest is not None)
+            used = 10
+            await until("its end", lambda: about_disks() == ["[warning]", "[cleared]"])
+        assert [
+            each.rule for each in await api.services.alerts.standing() if each.rule == "disk"
+        ] == []
+
+
+@asynccontextmanager
+async def sampling(settings: Settings, api: Served, folder: Path) -> AsyncIterator[Sampler]:
+    services = api.services
+    sampler = Sampler(
+        settings,
+        services.database,
+        services.vms,
+        services.sessions,
+        services.hypervisor,
+        deployments_folder=folder / "deployments",
+    )
+    task = asyncio.create_task(sampler.run())
+    try:
+        yield sampler
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class TestEndpoints:
+    @run_async
+    async def test_shapes(self, tmp_path: Path) -> None:
+        async with service(tmp_path) as api:
+            told = {}
+            for name in ENDPOINTS:
+                answer = await api.ask("GET", f"/api/admin/health/{name}", "admin")
+                assert answer.status_code == 200, answer.text
+                told[name] = answer.json()
+        assert {"status", "cpu", "memory", "disk", "network", "uptime", "load_average"} <= set(
+            told["system"]
+        )
+        assert set(told["cpu"]) == {"status", "usage", "cores", "model"}
+        assert set(told["memory"]) == {"status", "total", "used", "free", "percent"}
+        assert set(told["disk"]["disk"][0]) == {
+            "status",
+            "filesystem",
+            "size",
+            "used",
+            "available",
+            "percent",
+            "mount",
+        }
+        assert set(told["network"]["interfaces"][0]) == {"name", "status", "rx_bytes", "tx_bytes"}
+        has_sensor = "temperature" in told["system"]
+        assert (told["temperature"]["current"] is not None) == has_sensor
+        assert has_sensor or told["temperature"]["detail"]
+        assert {"status", "checks"} == set(told["network-health"])
+
+    @run_async
+    async def test_admins_only(self, tmp_path: Path) -> None:
+        paths = [f"/api/admin/health/{name}" for name in (*ENDPOINTS, "history")]
+        async with service(tmp_path) as api:
+            for path in (*paths, "/api/admin/alerts"):
+                for caller, status in (("nobody", 401), ("user", 403), ("operator", 403)):
+                    assert (await api.ask("GET", path, caller)).status_code == status, path
+
+    @run_async
+    async def test_history(self, tmp_path: Path) -> None:
+        async with service(tmp_path) as api:
+            at = now()
+            for minutes in range(4):
+                earlier = at - timedelta(minutes=minutes)
+                await api.services.samples.add(earlier, {"cpu": float(minutes), "new": 1})
+            path = "/api/admin/health/history"
+            told = (await api.ask("GET", path, "admin")).json()["samples"]
+            assert [each["cpu"] for each in told] == [3, 2, 1, 0]
+            told = (await api.ask("GET", f"{path}?hours=0.04", "admin")).json()["samples"]
+            assert [each["cpu"] for each in told] == [2, 1, 0]
+            told = (await api.ask("GET", f"{path}?points=1", "admin")).json()["samples"]
+            assert [each["cpu"] for each in told] == [0]
+            for query in ("hours=0", "hours=nan", "hours=inf", "points=0", "points=x"):
+                assert (await api.ask("GET", f"{path}?{query}", "admin")).status_code == 422, query
+
+    @run_async
+    async def test_a_sample_is_told_as_it_was_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with service(tmp_path) as api:
+            monkeypatch.setattr(api.services.sampler, "_leads", lambda: True)
+            sample = await api.services.sampler.sample_once()
+            (told,) = (await api.ask("GET", "/api/admin/health/history", "admin")).json()["samples"]
+        assert told.pop("at")
+        assert told == sample.model_dump(mode="json")
+
+    @run_async
+    async def test_alerts(self, tmp_path: Path) -> None:
+        async with service(tmp_path) as api:
+            alerts = api.services.alerts
+            await alerts.raise_("disk", "/", "warning", "disk / is at 75 %", 75.0)
+            await alerts.raise_("cpu", "host", "critical", "CPU is at 95 %", 95.0)
+            await alerts.clear("disk", "/")
+            told = (await api.ask("GET", "/api/admin/alerts", "admin")).json()
+            assert [each["rule"] for each in told["standing"]] == ["cpu"]
+            assert [each["rule"] for each in told["history"]] == ["cpu", "disk"]
+            assert set(told["standing"][0]) == {
+                "id",
+                "rule",
+                "subject",
+                "severity",
+                "message",
+                "value",
+                "raised_at",
+                "cleared_at",
+            }
+            few = (await api.ask("GET", "/api/admin/alerts?limit=1", "admin")).json()
+            assert len(few["history"]) == 1
+
+    @run_async
+    async def test_openapi_names_the_shapes(self, tmp_path: Path) -> None:
+        async with service(tmp_path) as api:
+            described = (await api.ask("GET", "/openapi.json", "admin")).json()
+            metrics = (await api.ask("GET", "/metrics", "operator")).text
+        schemas = described["components"]["schemas"]
+        assert {"usage", "cores", "model"} <= set(schemas["Cpu"]["properties"])
+        assert {"temperature", "load_average"} <= set(schemas["System"]["properties"])
+        assert "temperature" not in schemas["System"]["required"]
+        assert "polydev_alerts_standing" in metrics
+
+
+def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, asked = threading.Event(), []
+
+    def hang(*_words: Any, **_more: Any) -> list[Any]:
+        asked.append(1)
+        let_go.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def ask() -> list[str]:
+        probe = NetworkProbe(NETWORK, (), timeout_seconds=0.05)
+        reports = [await probe.report() for _ in range(3)]
+        let_go.set()
+        return [each.checks[-1].status for each in reports]
+
+    assert asyncio.run(ask()) == ["critical"] * 3
+    assert len(asked) == 1

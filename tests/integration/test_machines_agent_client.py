@@ -1,0 +1,96 @@
+"""Asking agents that are not there, or are not what they should be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.errors import AgentError, AgentUnreachable, ProtocolError
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+ADDRESS = "127.0.0.1"
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def dripping(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A byte now and then: no single wait is long."""
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    try:
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+    except ConnectionError:
+        writer.close()
+
+
+async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    try:
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+    except ConnectionError:
+        writer.close()
+
+
+async def garbage(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"RFB 003.008\n")
+    writer.close()
+
+
+async def redirecting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nConnection: close\r\n\r\n"
+    )
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("serve", "kind", "words"),
+    [
+        (silent, AgentUnreachable, "did not answer within 0.3 s"),
+        (dripping, AgentUnreachable, "did not answer within 0.3 s"),
+        (endless, ProtocolError, "is over"),
+        (garbage, AgentUnreachable, "no HTTP"),
+        (redirecting, ProtocolError, "answers 302"),
+    ],
+)
+def test_bad_agent_is_told_in_words_and_in_time(
+    serve: Serve, kind: type[AgentError], words: str
+) -> None:
+    async def scenario() -> AgentError:
+        server = await asyncio.start_server(serve, ADDRESS, 0)
+        client = AgentClient(0.3, port=server.sockets[0].getsockname()[1])
+        try:
+            with pytest.raises(AgentError) as raised:
+                await client.health(ADDRESS)
+        finally:
+            await client.close()
+            server.close()
+        return raised.value
+
+    error = asyncio.run(scenario())
+    assert isinstance(error, kind)
+    assert words in error.message
+    assert ADDRESS not in error.message
+
+
+def test_nobody_there() -> None:
+    async def scenario() -> None:
+        client = AgentClient(5, port=1)
+        try:
+            with pytest.raises(AgentUnreachable, match="nothing listens there"):
+                await client.health(ADDRESS)
+        finally:
+            await client.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,393 @@
+"""A VM's life under the driver, from its start to its release, and each way to fail in it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.model import Session, Vm
+from polydev.errors import VmError
+from polydev.vm.stages import STAGES, Stage
+from tests.driving import World, play, until, worlds
+from tests.vms import (
+    BrokenVm,
+    DyingVm,
+    FakeVm,
+    NeverBootsVm,
+    NoNetworkVm,
+    NoSpaceVm,
+    PanicsVm,
+    RefusedVm,
+    SickVm,
+    SlowVm,
+    StubbornVm,
+    WrongVm,
+)
+
+
+def test_healthy_vm_is_ready_and_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.state, vm.stage, vm.slot) == ("ready", "ready", 2)
+            assert set(vm.timings) >= {"kernel", "init", "network", "services", "ready"}
+            assert world.host.hypervisor.vms[2].launch.session_id == session.id
+            await world.sessions.apply(session.id, "terminate")
+            vm = await world.until_released(session)
+            assert (vm.state, vm.reason) == ("ended", None)
+            await world.nothing_is_left()
+
+    play(worlds(tmp_path), scenario)
+
+
+def test_stages_are_told_as_they_come(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await world.until_session(session, "vm_starting")
+            for stage in STAGES[1:-1]:
+                world.clock.pass_(2)
+                await fake.reach(stage)
+                assert (await world.until_stage(session, stage)).stage == stage
+            await fake.reach("ready")
+            await world.until_session(session, "vm_created")
+        told = [news.data for news in await world.news(session, "stage")]
+        assert [each["stage"] for each in told] == list(STAGES[1:])
+        assert [each["seconds"] for each in told] == [2, 4, 6, 8, 8]
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+async def failed(world: World, session: Session) -> tuple[str, Vm]:
+    """Why the session failed; its VM's slot is free again by then."""
+    found = await world.until_session(session, "failed")
+    vm = await world.until_released(session)
+    assert (vm.state, vm.reason) == ("failed", found.reason)
+    await world.nothing_is_left(logs=True)
+    return found.reason or "", vm
+
+
+@pytest.mark.parametrize(
+    ("reached", "awaited", "seconds"),
+    [
+        ("none", "kernel", 60),
+        ("kernel", "init", 120),
+        ("init", "network", 120),
+        ("network", "services", 180),
+        ("services", "ready", 300),
+    ],
+)
+def test_each_stage_has_its_deadline(
+    tmp_path: Path, reached: Stage, awaited: Stage, seconds: int
+) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await world.until_session(session, "vm_starting")
+            world.clock.pass_(10)
+            await fake.reach(reached)
+            if reached != "none":
+                await world.until_stage(session, reached)
+                world.clock.pass_(seconds - 1)
+            else:
+                world.clock.pass_(seconds - 11)
+            await asyncio.sleep(0.1)
+            assert (await world.vm_of(session)).state == "starting"
+            world.clock.pass_(1)
+            reason, vm = await failed(world, session)
+        words = f"stage {awaited} was not reached within {seconds} s; the last stage was {reached}"
+        assert reason.startswith(words)
+        assert vm.stage == reached
+        assert bool(vm.serial_tail) is (reached != "none")
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+def test_vm_whose_network_never_answers_ends_at_its_deadline(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_stage(session, "services")
+            world.clock.pass_(301)
+            reason, vm = await failed(world, session)
+        assert "stage ready was not reached within 300 s; the last stage was services" in reason
+        assert "its agent does not answer" in reason
+        assert "127." not in reason
+        assert "polydev: ready after" in (vm.serial_tail or "")
+
+    play(worlds(tmp_path, kind=NoNetworkVm), scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (PanicsVm, "kernel panic: Attempted to kill init!"),
+        (DyingVm, "the VM ended by itself: exit-code 1: qemu: could not open disk.qcow2"),
+        (RefusedVm, "it could not be started: microvm@2 was refused"),
+        (NoSpaceVm, "it could not be started: the start in slot 2 failed: No space left"),
+        (WrongVm, "answers at its address"),
+        (BrokenVm, "its services failed: browser: the unit has failed: start-limit-hit"),
+    ],
+)
+def test_hopeless_vm_fails_at_once_with_its_reason(
+    tmp_path: Path, kind: type[FakeVm], words: str
+) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            reason, vm = await failed(world, session)
+            assert words in reason
+            # The slot serves the next.
+            world.host.hypervisor.of_slot[2] = FakeVm
+            other = await world.start()
+            await world.until_session(other, "vm_created")
+            assert (await world.vm_of(other)).slot == 2
+        if kind is BrokenVm:
+            assert vm.failed_units == ("polydev-browser.service",)
+
+    play(worlds(tmp_path, kind=kind), scenario)
+
+
+def test_units_that_failed_on_the_console_are_told(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await fake.reach("init")
+            fake.say("[FAILED] Failed to start systemd-networkd.service - Network.\n")
+            await world.until_stage(session, "init")
+            world.clock.pass_(120)
+            _, vm = await failed(world, session)
+        assert vm.failed_units == ("systemd-networkd.service",)
+        assert "systemd-networkd.service" in (vm.serial_tail or "")
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+def test_agent_is_believed_where_the_console_says_nothing(tmp_path: Path) -> None:
+    class SilentVm(FakeVm):
+        def say(self, text: str) -> None:
+            super().say("")
+
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+
+    play(worlds(tmp_path, kind=SilentVm), scenario)
+
+
+@pytest.mark.parametrize("state", ["vm_starting", "vm_created"])
+def test_vm_killed_from_outside(tmp_path: Path, state: str) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await fake.reach("ready" if state == "vm_created" else "kernel")
+            await world.until_session(session, state)
+            fake.die("signal 9")
+            reason, _ = await failed(world, session)
+        assert reason == "the VM ended by itself: signal 9"
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+def test_vm_whose_agent_takes_and_never_answers_fails_at_its_deadline(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            fake.mute = True
+            await fake.reach("ready")
+            await world.until_stage(session, "services")
+            world.clock.pass_(300)
+            reason, _ = await failed(world, session)
+        assert "its agent did not answer within 0.2 s" in reason
+
+    checks = {"every_seconds": 0.01, "timeout_seconds": 0.2, "failures": 3}
+    play(worlds(tmp_path, kind=SlowVm, vm_check=checks), scenario)
+
+
+def test_stop_that_fails_is_tried_again(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+            await world.nothing_is_left()
+        assert world.host.hypervisor.calls.count("stop 2") >= 2
+
+    play(worlds(tmp_path, kind=StubbornVm), scenario)
+
+
+def test_sick_vm_fails_after_its_checks(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            reason, vm = await failed(world, session)
+        assert reason == "3 health checks in a row failed: vnc: port 5901 is closed"
+        assert vm.failed_checks == 3
+
+    play(worlds(tmp_path, kind=SickVm), scenario)
+
+
+def test_sick_vm_is_spared_while_somebody_looks(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            await world.sessions.heartbeat(session.id)
+            fake = world.host.hypervisor.vms[2]
+            fake.sicken()
+            told = await world.until_news(session, "unhealthy")
+            assert "vnc: port 5901 is closed" in str(told.data["reason"])
+            seen = fake.asked
+
+            async def looked_on() -> bool:
+                return fake.asked > seen + 3
+
+            await until(looked_on, "more checks")
+            assert (await world.vm_of(session)).state == "ready"
+            fake.recover()
+            await world.until_news(session, "healthy")
+            assert len(await world.news(session, "unhealthy")) == 1
+            fake.sicken()
+            world.clock.pass_(31)  # nobody looks any more
+            await failed(world, session)
+
+    play(worlds(tmp_path), scenario)
+
+
+def test_sick_vm_is_kept_for_debugging(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_news(session, "unhealthy")
+            fake = world.host.hypervisor.vms[2]
+            seen = fake.asked
+
+            async def looked_on() -> bool:
+                return fake.asked > seen + 3
+
+            await until(looked_on, "more checks")
+            assert (await world.vm_of(session)).state == "ready"
+
+    play(worlds(tmp_path, kind=SickVm, debug_preserve_vms=True), scenario)
+
+
+def test_vm_that_does_not_boot_is_kept_for_debugging_until_it_ends(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_stage(session, "kernel")
+            world.clock.pass_(121)
+            await world.until_session(session, "failed")
+            await asyncio.sleep(0.1)
+            assert 2 in world.host.hypervisor.running()
+            assert (await world.vm_of(session)).state == "stopping"
+            world.host.hypervisor.vms[2].end()
+            await world.until_released(session)
+
+    play(worlds(tmp_path, kind=NeverBootsVm, debug_preserve_vms=True), scenario)
+
+
+def test_session_without_heartbeat_expires_and_its_vm_ends(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            world.clock.pass_(299)
+            await world.sessions.heartbeat(session.id)
+            world.clock.pass_(299)
+            await asyncio.sleep(0.1)
+            assert (await world.sessions.get(session.id)).is_live
+            world.clock.pass_(1)
+            expired = await world.until_session(session, "expired")
+            assert expired.reason
+            await world.until_released(session)
+            await world.nothing_is_left()
+
+    play(worlds(tmp_path), scenario)
+
+
+def test_one_vm_in_trouble_stops_no_other(tmp_path: Path) -> None:
+    """Each call about slot 2 breaks as no hypervisor should; slot 3 does not notice."""
+
+    async def scenario(world: World) -> None:
+        hypervisor = world.host.hypervisor
+        poll = hypervisor.poll
+
+        async def broken(slot: int) -> object:
+            if slot == 2:
+                raise KeyError("a bug")
+            return await poll(slot)
+
+        hypervisor.poll = broken  # type: ignore[method-assign, assignment]
+        first, second = await world.start(), await world.start()
+        async with world.driving():
+            await world.until_session(second, "vm_created")
+            found = await world.until_session(first, "failed")
+            assert found.reason == (
+                "it could not be started: an unexpected KeyError; the controller's log has more"
+            )
+            hypervisor.poll = poll  # type: ignore[method-assign]
+            await world.until_released(first)
+            assert (await world.vm_of(second)).state == "ready"
+
+    play(worlds(tmp_path), scenario)
+
+
+def test_hypervisor_that_is_away_for_a_while_costs_no_vm_that_is_up(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        hypervisor = world.host.hypervisor
+        poll, seen = hypervisor.poll, []
+
+        async def away(slot: int) -> object:
+            seen.append(slot)
+            raise VmError("D-Bus is away")
+
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            hypervisor.poll = away  # type: ignore[method-assign, assignment]
+
+            async def often() -> bool:
+                return len(seen) > 8
+
+            await until(often, "looks in vain")
+            hypervisor.poll = poll  # type: ignore[method-assign]
+            asked = hypervisor.vms[2].asked
+
+            async def goes_on() -> bool:
+                return hypervisor.vms[2].asked > asked
+
+            await until(goes_on, "the next check")
+            assert (await world.vm_of(session)).state == "ready"
+
+    play(worlds(tmp_path), scenario)
+
+
+def test_logs_of_failed_vms_go_after_their_time(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await failed(world, session)
+            console = world.host.hypervisor.console(2, session.vm_id)
+            assert console.is_file()
+            world.clock.pass_(24 * 3600)
+
+            async def gone() -> bool:
+                return not console.exists()
+
+            await until(gone, "the end of the logs")
+            await world.nothing_is_left()
+
+    play(worlds(tmp_path, kind=PanicsVm), scenario)

@@ -1,0 +1,268 @@
+"""Sessions on a deployed host, on VMs that boot: what users see, and what went wrong before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import asyncvnc
+import httpx
+import numpy
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from tests.hosts import DeployedHost
+from tests.quickvm import golden_again, install_quick_image, make_quick_image
+from tests.sessions import Api, Operated, operated, wait_for
+from tests.viewer import open_websocket, rfb_viewer, viewer_url
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
+RFB = b"RFB 003.008\n"
+CYCLES = 200
+WARM_UP_CYCLES = 40
+KILLS = 8
+SOME_GROWTH = 1.1
+# States to wait for: the first that is seen will do.
+FROM_HERE_ON = (("vm_creating", "vm_starting", "vm_created"), ("vm_starting", "vm_created"))
+
+
+@pytest.fixture(scope="module")
+def service(deployed: DeployedHost) -> Iterator[Operated]:
+    with operated(deployed) as found:
+        yield found
+        for session in found.admin.call("GET", "/api/auth/sessions?live=true")["sessions"]:
+            found.admin.end(session["id"])
+        found.wait_until_nothing_held()
+
+
+@pytest.fixture(scope="module")
+def quick(service: Operated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    """The same host, whose VMs are the smallest that boot."""
+    golden = service.host.golden_image()
+    image = make_quick_image(golden, tmp_path_factory.mktemp("quick"))
+    install_quick_image(service.host, image)
+    yield service
+    golden_again(service.host)
+
+
+def inside_vm(service: Operated, address: str) -> dict[str, Any]:
+    """What the agent at `address` says to its host."""
+    code = f"import urllib.request as u; print(u.urlopen('http://{address}:8080/health').read().decode())"
+    found: dict[str, Any] = json.loads(service.host.inside(f'python3 -c "{code}"'))
+    return found
+
+
+def news_until(api: Api, session_id: str, state: str) -> list[dict[str, Any]]:
+    """The events of a session's stream, up to the one that brings it into `state`."""
+    path = f"/api/auth/session/{session_id}/events"
+    found: list[dict[str, Any]] = []
+    with api.http.stream("GET", path, headers=api.headers, timeout=300) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                found.append(json.loads(line[5:]))
+                assert found[-1].get("state") != "failed", found
+                if found[-1].get("state") == state:
+                    break
+    return found
+
+
+async def start_page_share(client: asyncvnc.Client) -> float:
+    pixels = (await client.screenshot())[:, :, :3]
+    near = numpy.abs(pixels.astype(int) - START_PAGE_COLOUR) <= 6
+    return float(numpy.all(near, axis=2).mean())
+
+
+async def see_start_page(url: str, token: str) -> None:
+    async with rfb_viewer(url, token) as client:
+        while await start_page_share(client) <= 0.4:
+            client.video.refresh()
+            await client.read()
+
+
+def test_two_users_have_a_browser_each(service: Operated) -> None:
+    base = str(service.user.http.base_url).rstrip("/")
+    started = [service.user.start("claude"), service.user.start("codex")]
+    seen = [news_until(service.user, each["id"], "vm_created") for each in started]
+    for news in seen:
+        stages = [each["stage"] for each in news if "stage" in each]
+        assert stages[0] == "kernel"
+        assert stages[-1] == "ready"
+    vms = [service.user.vm(each["id"]) for each in started]
+    assert len({vm["vmIP"] for vm in vms}) == 2
+    for session, vm in zip(started, vms, strict=True):
+        said = inside_vm(service, vm["vmIP"])
+        assert (said["session_id"], said["vm_id"]) == (session["id"], vm["vmId"])
+        asyncio.run(
+            asyncio.wait_for(
+                see_start_page(viewer_url(base, session["id"]), service.user.token), 300
+            )
+        )
+        console = service.user.http.get(
+            f"/api/vm/{vm['vmId']}/console", headers=service.user.headers
+        )
+        assert "polydev: ready after" in console.text
+        before = service.user.session(session["id"])["expiresAt"]
+        path = f"/api/auth/session/{session['id']}/heartbeat"
+        assert service.user.call("POST", path)["expiresAt"] > before
+    for session in started:
+        assert service.user.end(session["id"])["status"] == "terminated"
+        service.user.call("GET", f"/api/auth/session/{session['id']}/vm", status=410)
+    service.wait_until_nothing_held()
+
+
+def test_eight_sessions_at_once(quick: Operated) -> None:
+    users = [quick.another_user() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        started = list(pool.map(lambda user: user.start(), users))
+        list(pool.map(lambda user, each: user.wait(each["id"], "vm_created"), users, started))
+    vms = [user.vm(each["id"]) for user, each in zip(users, started, strict=True)]
+    assert len({vm["vmIP"] for vm in vms}) == 8
+    for each, vm in zip(started, vms, strict=True):
+        assert inside_vm(quick, vm["vmIP"])["session_id"] == each["id"]
+    # All slots are held, so the ninth is told who has been idle for longest.
+    refused = quick.another_user().start(status=503)
+    assert refused["type"] == "urn:polydev:error:no-free-slot"
+    assert "8 slots" in refused["detail"]
+    for user, each in zip(users, started, strict=True):
+        user.end(each["id"])
+    quick.wait_until_nothing_held()
+
+
+def test_of_two_that_want_the_last_slot_one_gets_it(quick: Operated) -> None:
+    users = [quick.another_user() for _ in range(9)]
+    held = [user.start() for user in users[:7]]
+
+    def ask(user: Api) -> httpx.Response:
+        body = {"userId": user.user_id, "provider": "claude"}
+        return user.http.post("/api/auth/start", json=body, headers=user.headers)
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(ask, users[7:]))
+    assert sorted(answer.status_code for answer in answers) == [201, 503]
+    for user, each in zip(users, held, strict=False):
+        user.end(each["id"])
+    for user, answer in zip(users[7:], answers, strict=True):
+        if answer.status_code == 201:
+            user.end(answer.json()["id"])
+    quick.wait_until_nothing_held()
+
+
+def test_vm_killed_from_outside_ends_its_session_with_the_reason(quick: Operated) -> None:
+    session = quick.user.start()
+    quick.user.wait(session["id"], "vm_created")
+    vm = quick.user.vm(session["id"])
+    quick.host.inside(f"systemctl kill --signal=KILL microvm@{vm['slot']}.service")
+    ended = wait_for(
+        "the end",
+        lambda: found if (found := quick.user.session(session["id"]))["endedAt"] else None,
+    )
+    assert ended["status"] == "failed"
+    assert "signal" in ended["reason"]
+    assert ended["failure"]["serialTail"]
+    gone = quick.user.call("GET", f"/api/auth/session/{session['id']}/vm", status=410)
+    assert ended["reason"] in gone["detail"]
+    quick.wait_until_nothing_held()
+
+
+async def greeted(client: ClientConnection) -> None:
+    assert await client.recv() == RFB
+
+
+async def sees_vm(url: str, token: str) -> bool:
+    try:
+        async with open_websocket(url, token) as client:
+            await greeted(client)
+    except (OSError, ConnectionClosed, TimeoutError):
+        return False
+    return True
+
+
+async def reconnected(url: str, token: str) -> None:
+    """A viewer that comes back until it sees its VM again."""
+    while not await sees_vm(url, token):
+        await asyncio.sleep(0.1)
+
+
+def test_restarted_controller_finds_its_vm_and_the_viewer_comes_back(quick: Operated) -> None:
+    session = quick.user.start()
+    quick.user.wait(session["id"], "vm_created")
+    vm = quick.user.vm(session["id"])
+    pid = quick.host.inside("pgrep qemu-system")
+    url = viewer_url(str(quick.user.http.base_url).rstrip("/"), session["id"])
+
+    async def watch() -> int:
+        async with open_websocket(url, quick.user.token) as client:
+            await greeted(client)
+            restart = asyncio.to_thread(quick.host.inside, "systemctl restart master-controller")
+            told, _ = await asyncio.gather(client.wait_closed(), restart)
+            assert told is None
+            code = client.close_code
+        await asyncio.wait_for(reconnected(url, quick.user.token), 60)
+        return code or 0
+
+    assert asyncio.run(watch()) == 1001
+    assert quick.user.vm(session["id"]) == vm
+    assert quick.host.inside("pgrep qemu-system") == pid
+    quick.user.end(session["id"])
+    quick.wait_until_nothing_held()
+
+
+def test_killed_controller_loses_and_leaks_nothing(quick: Operated) -> None:
+    """Killed at moments of their own choice while sessions begin and end."""
+    chance = random.Random(4)
+    for _ in range(KILLS):
+        session = quick.user.start()
+        if chance.random() < 0.5:
+            quick.user.wait(session["id"], *chance.choice(FROM_HERE_ON))
+        quick.kill_controller()
+        found = quick.user.wait(session["id"], "vm_created")
+        assert inside_vm(quick, quick.user.vm(session["id"])["vmIP"])["session_id"] == found["id"]
+        quick.user.end(session["id"])
+        if chance.random() < 0.5:
+            quick.kill_controller()
+    quick.wait_until_nothing_held()
+
+
+def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
+    """Half are ended as soon as they begin, or on the way; memory stays what it was."""
+    users = [quick.another_user() for _ in range(4)]
+    before = quick.leftovers()
+    memory: list[int] = []
+    chance = random.Random(200)
+
+    def cycle(number: int) -> None:
+        user = users[number % len(users)]
+        session = user.start()
+        if states := chance.choice([("vm_created",), ("vm_created",), *FROM_HERE_ON, ()]):
+            user.wait(session["id"], *states)
+        user.end(session["id"])
+        quick.wait_until_released(session["vmId"])
+
+    with ThreadPoolExecutor(len(users)) as pool:
+        list(pool.map(cycle, range(WARM_UP_CYCLES)))
+        memory.append(quick.controller_memory())
+        list(pool.map(cycle, range(WARM_UP_CYCLES, CYCLES)))
+        memory.append(quick.controller_memory())
+    quick.wait_until_nothing_held()
+    assert quick.leftovers() == before
+    assert memory[1] < memory[0] * SOME_GROWTH, memory
+
+
+def test_logs_name_nobody(quick: Operated) -> None:
+    """No token, and no VM's whole address, in all that the tests above made it write."""
+    text = quick.host.inside(
+        "journal=$(journalctl -u 'master-controller*' -o cat); echo \"$journal\""
+    )
+    assert "192.168.100." in text
+    for token in (quick.user.token, quick.admin.token):
+        assert token not in text
+    assert not re.findall(r"192\.168\.100\.\d+", text)

@@ -1,0 +1,136 @@
+"""Sessions with screens: the whole application on a real port, and VMs that a test speaks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from polydev.controller.app import create_app
+from polydev.controller.machines.hypervisor import Launch
+from polydev.controller.model import Session
+from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.services import Services
+from polydev.controller.settings import Settings
+from polydev.controller.store.sessions import NewSession
+from polydev.controller.store.slots import sync_slots
+from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, SlowVm, fake_hosts
+
+HOST = "127.0.0.1"
+PATIENCE_SECONDS = 60.0
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class ScreenVm(SlowVm):
+    """Its screen is what the test makes of it."""
+
+    screen: Serve
+
+    async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.screen(reader, writer)
+
+
+@dataclass
+class Screens:
+    """The service, listening, with a user, another one and an operator; nothing drives VMs."""
+
+    host: FakeHost
+    services: Services
+    server: uvicorn.Server
+    port: int
+    tokens: dict[str, str]
+    users: dict[str, str]
+    vms: dict[str, FakeVm] = field(default_factory=dict)
+
+    async def session(self, screen: Serve | None = None, *, user: str = "user") -> Session:
+        """A session whose VM is ready; the VM greets and echoes unless it is told otherwise."""
+        session = await self.booting(screen, user=user)
+        await self.vms[session.id].reach("services")
+        await self.services.vms.ready(session.vm_id)
+        return await self.services.sessions.get(session.id)
+
+    async def booting(self, screen: Serve | None = None, *, user: str = "user") -> Session:
+        new = NewSession(self.users[user], "claude", IMAGE_DIGEST)
+        session, _ = await self.services.sessions.start(new)
+        vm = await self.services.vms.get(session.vm_id)
+        self.host.hypervisor.next.append(ScreenVm)
+        await self.host.hypervisor.start(Launch(vm.id, vm.slot, IMAGE_DIGEST, session.id))
+        fake = self.host.hypervisor.vms[vm.slot]
+        assert isinstance(fake, ScreenVm)
+        fake.screen = screen or FakeVm.serve_rfb.__get__(fake)
+        self.vms[session.id] = fake
+        await self.services.vms.launched(vm.id)
+        return session
+
+    def url(self, session_id: str) -> str:
+        return f"ws://{HOST}:{self.port}/api/auth/session/{session_id}/novnc/websock"
+
+    def connect(self, session_id: str, caller: str | None = "user", **options: Any) -> connect:
+        token = self.tokens[caller] if caller else None
+        given: dict[str, Any] = {
+            "additional_headers": {"Authorization": f"Bearer {token}"} if token else {},
+            "subprotocols": [Subprotocol("binary")],
+            "compression": None,
+            "proxy": None,
+            "max_size": None,
+            "ping_interval": None,
+            "open_timeout": PATIENCE_SECONDS,
+            **options,
+        }
+        return connect(self.url(session_id), **given)
+
+    async def closing(self, session_id: str, caller: str | None = "user") -> tuple[int, str]:
+        """With what a viewer is turned away."""
+        async with self.connect(session_id, caller) as viewer:
+            return await closing_of(viewer)
+
+
+async def closing_of(viewer: ClientConnection) -> tuple[int, str]:
+    await asyncio.wait_for(viewer.wait_closed(), PATIENCE_SECONDS)
+    assert viewer.close_code is not None
+    return viewer.close_code, viewer.close_reason or ""
+
+
+@asynccontextmanager
+async def screens(
+    root: Path, slots: Sequence[int] = (2, 3), **changes: Any
+) -> AsyncIterator[Screens]:
+    async with fake_hosts(root, slots, SlowVm) as host:
+        settings = Settings(**{**host.settings_values, "session": {"per_user": 99}, **changes})
+        app = create_app(settings, host.hypervisor)
+        services: Services = app.state.services
+        await sync_slots(services.database, settings.slots, settings.vm_network)
+        roles = {"user": "user", "other user": "user", "operator": "operator"}
+        users = {name: (await services.users.add(role)).id for name, role in roles.items()}  # type: ignore[arg-type]
+        tokens = {
+            name: (await services.tokens.create(user, "tests"))[1] for name, user in users.items()
+        }
+        async with serving(app) as (server, port):
+            yield Screens(host, services, server, port, tokens, users)
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+    """Plain uvicorn on a port of its own; it is told to end at the end, if not before."""
+    with socket.create_server((HOST, 0)) as listening:
+        config = uvicorn.Config(
+            app, ws=RelayProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=10
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        task = asyncio.create_task(server.serve([listening]))
+        try:
+            yield server, listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task

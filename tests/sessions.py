@@ -1,0 +1,163 @@
+"""A deployed host's sessions as its users and operators have them: over HTTP, with tokens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from tests.hosts import DeployedHost
+
+CONTROLLER = (
+    "runuser -u polydev-controller --"
+    " /opt/master-controller/current/venv/bin/master-controller {words}"
+    " --config /etc/master-controller/config.yaml"
+)
+# Until a VM on a busy machine without KVM counts as dead.
+PATIENCE_SECONDS = 600
+POLL_SECONDS = 0.1
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
+    """Look until there is something to see."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if seen is not None and seen is not False:
+            return seen
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        time.sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class Api:
+    """The controller of a host, for one caller."""
+
+    http: httpx.Client
+    token: str
+    user_id: str
+
+    def call(self, method: str, path: str, *, status: int = 200, **words: Any) -> Any:
+        """The body of an answer that must have this status."""
+        answer = self.http.request(method, path, headers=self.headers, **words)
+        assert answer.status_code == status, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def start(self, provider: str = "claude", *, status: int = 201, **words: Any) -> dict[str, Any]:
+        body = {"userId": self.user_id, "provider": provider}
+        found: dict[str, Any] = self.call(
+            "POST", "/api/auth/start", status=status, json=body, **words
+        )
+        return found
+
+    def session(self, session_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"/api/auth/session/{session_id}")
+        return found
+
+    def wait(self, session_id: str, *states: str) -> dict[str, Any]:
+        """The session once it is in one of these states; it must not end before."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.session(session_id)
+            if found["status"] in states:
+                return found
+            assert found["endedAt"] is None, f"it ended: {found}"
+            return None
+
+        return wait_for(f"{' or '.join(states)} of {session_id}", look)
+
+    def vm(self, session_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"/api/auth/session/{session_id}/vm")
+        return found
+
+    def end(self, session_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("DELETE", f"/api/auth/session/{session_id}")
+        return found
+
+
+@dataclass(frozen=True)
+class Operated:
+    """A deployed host with a user and an admin."""
+
+    host: DeployedHost
+    admin: Api
+    user: Api
+
+    def nothing_held(self) -> bool:
+        """Whether no VM runs, and nothing of one is left but kept logs."""
+        units = self.host.inside("systemctl list-units --all --plain --no-legend 'microvm@*'")
+        qemu = self.host.inside("pgrep -c qemu-system || true")
+        sockets = self.host.inside("find /var/lib/microvm -name '*.sock' -o -name '*.qcow2'")
+        vms = self.admin.call("GET", "/api/vm")["vms"]
+        return not units and qemu == "0" and not sockets and not vms
+
+    def wait_until_nothing_held(self) -> None:
+        wait_for("an empty host", lambda: self.nothing_held() or None)
+
+    def wait_until_released(self, vm_id: str) -> None:
+        wait_for(
+            f"the end of {vm_id}",
+            lambda: self.admin.call("GET", f"/api/vm/{vm_id}")["releasedAt"],
+        )
+
+    def another_user(self) -> Api:
+        return caller(self.host, self.admin.http, "user")
+
+    def kill_controller(self) -> None:
+        """As if it had crashed; returns once another one answers."""
+        self.host.inside("systemctl kill --kill-who=main --signal=KILL master-controller")
+        wait_for("a controller", self._answers)
+
+    def _answers(self) -> bool | None:
+        try:
+            return self.admin.http.get("/api/auth/health").status_code == 200 or None
+        except httpx.HTTPError:
+            return None
+
+    def controller_memory(self) -> int:
+        """KiB that the controller's process has for itself."""
+        pid = self.host.inside("systemctl show --value -p MainPID master-controller")
+        return int(self.host.inside(f"awk '/^RssAnon/ {{print $2}}' /proc/{pid}/status"))
+
+    def leftovers(self) -> dict[str, str]:
+        """All that sessions may not leave on the host, counted."""
+        counted = {
+            "units": "systemctl list-units --all --plain --no-legend 'microvm*' | wc -l",
+            "processes": "pgrep -c qemu || true",
+            "files": "find /var/lib/microvm /run/polydev | sort",
+            "namespaces": "ip netns list | sort",
+            "links": "ls /sys/class/net | sort",
+            "descriptors": "ls /proc/$(systemctl show --value -p MainPID master-controller)/fd"
+            " | wc -l",
+        }
+        return {what: self.host.inside(command) for what, command in counted.items()}
+
+
+def controller(host: DeployedHost, words: str) -> Any:
+    """What `master-controller WORDS` answers on the host."""
+    return json.loads(host.inside(CONTROLLER.format(words=words)))
+
+
+def caller(host: DeployedHost, http: httpx.Client, role: str) -> Api:
+    """A new user of this role, with a token."""
+    user = controller(host, f"user add --role {role} --name test-{role}")
+    token = controller(host, f"token create --user {user['id']} --name tests")
+    return Api(http, token["token"], user["id"])
+
+
+@contextmanager
+def operated(host: DeployedHost) -> Iterator[Operated]:
+    base = f"http://{host.lab.address}:4000"
+    with httpx.Client(base_url=base, trust_env=False, timeout=30) as http:
+        yield Operated(host, caller(host, http, "admin"), caller(host, http, "user"))

@@ -1,0 +1,97 @@
+"""The store of a database, as tests use it: every repository, on a clock that they move."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from ipaddress import IPv4Network
+from typing import ParamSpec
+
+from polydev.controller.database import create_engine
+from polydev.controller.model import Session, now
+from polydev.controller.settings import SessionLimits
+from polydev.controller.store.sessions import NewSession, Sessions
+from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.users import Tokens, Users
+from polydev.controller.store.vms import Vms
+
+NETWORK = IPv4Network("192.168.100.0/24")
+DIGEST = "d" * 64
+P = ParamSpec("P")
+
+
+def run_async(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """A test that is a coroutine, as pytest takes it."""
+
+    @functools.wraps(test)
+    def in_loop(*args: P.args, **kwargs: P.kwargs) -> None:
+        coroutine = test(*args, **kwargs)
+        assert inspect.iscoroutine(coroutine)
+        asyncio.run(coroutine)
+
+    return in_loop
+
+
+@dataclass
+class Clock:
+    """A clock that stands until it is moved."""
+
+    at: datetime = field(default_factory=now)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass
+class Store:
+    """Every noun's repository on one database and clock."""
+
+    database: Database
+    clock: Clock
+    users: Users
+    tokens: Tokens
+    sessions: Sessions
+    vms: Vms
+
+    async def start(self, user_id: str, key: str | None = None) -> Session:
+        return (await self.sessions.start(NewSession(user_id, "claude", DIGEST, key)))[0]
+
+    async def start_ready(self, user_id: str) -> Session:
+        """A session whose VM is up."""
+        session = await self.start(user_id)
+        await self.vms.launched(session.vm_id)
+        await self.vms.ready(session.vm_id)
+        return await self.sessions.get(session.id)
+
+    async def new_user(self) -> str:
+        return (await self.users.add("user")).id
+
+
+@asynccontextmanager
+async def opened(
+    url: str, slots: int = 4, limits: SessionLimits | None = None, clock: Clock | None = None
+) -> AsyncIterator[Store]:
+    """The store of a migrated database with so many slots, from 2; closed at the end."""
+    limits, clock = limits or SessionLimits(), clock or Clock()
+    database = Database(create_engine(url))
+    try:
+        await sync_slots(database, range(2, 2 + slots), NETWORK)
+        yield Store(
+            database,
+            clock,
+            Users(database, clock),
+            Tokens(database, clock),
+            Sessions(database, limits, clock),
+            Vms(database, limits, clock),
+        )
+    finally:
+        await database.close()

@@ -1,0 +1,303 @@
+"""When alerts are raised and cleared: limits, hysteresis, patience, and what could not be seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.controller.host.alerting import (
+    HOST,
+    Change,
+    Key,
+    Observation,
+    Observed,
+    Pending,
+    Rule,
+    changes_due,
+    failed_boots_observation,
+    no_slots_observation,
+    percent_observation,
+    unhealthy_vms_observation,
+)
+from polydev.controller.host.deployments import newest_failed
+from polydev.controller.host.observing import deployment_observed, observed
+from polydev.controller.host.sample import Sample, Slots, Stock
+from polydev.controller.host.warden import message_of
+from polydev.controller.model import Severity, Vm
+from polydev.controller.settings import AlertRules
+
+LIMITS = AlertRules()  # 70, 90, 5 below, for 30 s
+START = datetime(2026, 11, 21, tzinfo=timezone.utc)
+
+
+class Watch:
+    """The rules over time: what stands, and what is pending."""
+
+    def __init__(self, limits: AlertRules = LIMITS) -> None:
+        self.limits = limits
+        self.standing: dict[Key, Severity] = {}
+        self.pending: dict[Key, Pending] = {}
+        self.at = START
+
+    def see(self, seen: Observed, seconds: float = 10) -> list[Change]:
+        self.at += timedelta(seconds=seconds)
+        changes, self.pending = changes_due(self.standing, self.pending, seen, self.at, self.limits)
+        for change in changes:
+            if change.severity is None:
+                del self.standing[change.rule, change.subject]
+            else:
+                self.standing[change.rule, change.subject] = change.severity
+        return changes
+
+    def cpu(self, *values: float | None) -> list[Severity | None]:
+        """What stands after each value, ten seconds apart."""
+        found = []
+        for value in values:
+            self.see({"cpu": [percent_observation("CPU", HOST, value, self.limits)]})
+            found.append(self.standing.get(("cpu", HOST)))
+        return found
+
+
+class TestPercent:
+    def test_it_must_last_before_it_is_raised(self) -> None:
+        assert Watch().cpu(75, 75, 75, 75) == [None, None, None, "warning"]
+
+    def test_a_moment_below_begins_anew(self) -> None:
+        assert Watch().cpu(75, 75, 75, 60, 75, 75, 75, 75)[-2:] == [None, "warning"]
+
+    @pytest.mark.parametrize("value", [69.9, 0])
+    def test_below_all_is_well(self, value: float) -> None:
+        assert Watch().cpu(*[value] * 9)[-1] is None
+
+    @pytest.mark.parametrize(
+        ("value", "severity"), [(70, "warning"), (90, "warning"), (90.1, "critical")]
+    )
+    def test_the_limits(self, value: float, severity: Severity) -> None:
+        assert Watch().cpu(*[value] * 4)[-1] == severity
+
+    def test_what_was_critical_for_a_moment_only_is_a_warning(self) -> None:
+        assert Watch().cpu(75, 95, 75, 95, 95, 95) == [
+            None,
+            None,
+            None,
+            "warning",
+            "warning",
+            "warning",
+        ]
+
+    def test_a_warning_that_gets_worse(self) -> None:
+        watch = Watch()
+        watch.cpu(*[75] * 4)
+        assert watch.cpu(95, 95, 95, 95) == ["warning", "warning", "warning", "critical"]
+
+    def test_just_below_a_limit_it_stands_on(self) -> None:
+        watch = Watch()
+        watch.cpu(*[95] * 4)
+        assert watch.cpu(*[86] * 9)[-1] == "critical"
+        assert watch.cpu(*[84] * 4)[-1] == "warning"
+        assert watch.cpu(*[66] * 9)[-1] == "warning"
+        assert watch.cpu(*[64] * 4) == ["warning", "warning", "warning", None]
+
+    def test_around_a_limit_it_is_raised_once(self) -> None:
+        watch = Watch()
+        watch.cpu(*[71] * 4)
+        assert set(watch.cpu(*[69, 71] * 20)) == {"warning"}
+
+    def test_what_cannot_be_measured_changes_nothing(self) -> None:
+        watch = Watch()
+        assert watch.cpu(*[None] * 9)[-1] is None
+        watch.cpu(*[95] * 4)
+        assert set(watch.cpu(*[None] * 9)) == {"critical"}
+
+    def test_a_rule_that_cannot_look_changes_nothing(self) -> None:
+        watch = Watch()
+        watch.cpu(*[95] * 4)
+        for _ in range(9):
+            assert watch.see({}) == []
+
+    def test_without_patience_at_once(self) -> None:
+        assert Watch(AlertRules(for_seconds=0)).cpu(75, 10) == ["warning", None]
+
+    def test_what_stood_before_a_restart_is_not_raised_again(self) -> None:
+        watch = Watch()
+        watch.standing["cpu", HOST] = "critical"
+        assert watch.see({"cpu": [percent_observation("CPU", HOST, 95, LIMITS)]}) == []
+        assert watch.pending == {}
+
+
+class TestDisks:
+    def disks(self, **percent: float | None) -> Observed:
+        return {
+            "disk": [percent_observation(f"disk {m}", m, v, LIMITS) for m, v in percent.items()]
+        }
+
+    def test_each_by_itself(self) -> None:
+        watch = Watch()
+        for _ in range(4):
+            watch.see(self.disks(root=50, data=95))
+        assert watch.standing == {("disk", "data"): "critical"}
+
+    def test_one_that_is_gone_is_no_trouble_any_more(self) -> None:
+        watch = Watch()
+        watch.standing["disk", "data"] = "critical"
+        for _ in range(4):
+            changes = watch.see(self.disks(root=50))
+        assert [(each.subject, each.severity) for each in changes] == [("data", None)]
+        assert "not there any more" in changes[0].message
+
+    def test_a_mount_with_a_very_long_name_fits_the_database(self) -> None:
+        assert len(percent_observation("disk", "/" + "x" * 500, 1, LIMITS).subject) == 200
+
+
+class TestFailedBoots:
+    def severity(self, failed: int, stands: bool) -> Severity | None:
+        watch = Watch()
+        if stands:
+            watch.standing["failed_boots", HOST] = "critical"
+        watch.see({"failed_boots": [failed_boots_observation(failed, LIMITS)]})
+        return watch.standing.get(("failed_boots", HOST))
+
+    @pytest.mark.parametrize(("failed", "raised"), [(0, False), (2, False), (3, True), (9, True)])
+    def test_raised_at_once_by_the_third(self, failed: int, raised: bool) -> None:
+        assert (self.severity(failed, stands=False) == "critical") is raised
+
+    @pytest.mark.parametrize(("failed", "stands"), [(2, True), (1, False), (0, False)])
+    def test_stands_until_most_of_them_are_long_ago(self, failed: int, stands: bool) -> None:
+        assert (self.severity(failed, stands=True) == "critical") is stands
+
+
+class TestSlots:
+    @pytest.mark.parametrize(
+        ("total", "held", "severity"),
+        [(0, 0, None), (2, 0, None), (2, 1, None), (2, 2, "warning"), (2, 3, "warning")],
+    )
+    def test_none_free(self, total: int, held: int, severity: Severity | None) -> None:
+        assert no_slots_observation(total, held).raises == severity
+
+    def test_full_for_a_moment_is_no_alert(self) -> None:
+        watch = Watch()
+        full: Observed = {"no_slots": [no_slots_observation(2, 2)]}
+        free: Observed = {"no_slots": [no_slots_observation(2, 1)]}
+        assert [watch.see(seen) for seen in (full, free, full, full, free, full)] == [[]] * 6
+
+
+def test_unhealthy_vms() -> None:
+    assert unhealthy_vms_observation(0, 0, LIMITS).raises is None
+    assert unhealthy_vms_observation(1, 0, LIMITS).raises == "warning"
+    seen = unhealthy_vms_observation(1, 2, LIMITS)
+    assert (seen.value, seen.message) == (
+        3,
+        "1 VMs fail their health checks, 2 failed while up within 15 min",
+    )
+
+
+class TestDeployments:
+    def write(self, folder: Path, number: int, **record: Any) -> str:
+        name = f"20261121_10150{number}-07af4b7"
+        (folder / f"{name}.json").write_text(json.dumps({"id": name, **record}))
+        return name
+
+    def test_none_yet(self, tmp_path: Path) -> None:
+        assert newest_failed(tmp_path) is None
+        assert newest_failed(tmp_path / "nowhere") is None
+
+    @pytest.mark.parametrize("status", ["failed", "rolled-back", "rollback-failed", "interrupted"])
+    def test_the_newest_failed(self, tmp_path: Path, status: str) -> None:
+        self.write(tmp_path, 1, status="succeeded", kind="deploy")
+        failed = self.write(tmp_path, 2, status=status, kind="deploy")
+        assert newest_failed(tmp_path) == (failed, status)
+
+    def test_a_later_one_that_succeeded_settles_it(self, tmp_path: Path) -> None:
+        self.write(tmp_path, 1, status="failed", kind="deploy")
+        self.write(tmp_path, 2, status="succeeded", kind="rollback")
+        assert newest_failed(tmp_path) is None
+
+    def test_what_says_nothing_is_passed_over(self, tmp_path: Path) -> None:
+        failed = self.write(tmp_path, 1, status="failed", kind="deploy")
+        self.write(tmp_path, 2, status="running", kind="deploy")
+        self.write(tmp_path, 3, status="succeeded", kind="backup")
+        self.write(tmp_path, 4, kind="deploy")
+        (tmp_path / "20261121_101509-07af4b7.json").write_text("[1")
+        (tmp_path / "20261121_101510-07af4b7.json").write_text("[1]")
+        (tmp_path / "notes.json").write_text('{"status": "failed"}')
+        assert newest_failed(tmp_path) == (failed, "failed")
+
+    def test_each_failure_is_an_alert_of_its_own_at_once(self) -> None:
+        watch = Watch()
+        assert [each.severity for each in watch.see(deployment_observed(("one", "failed")))] == [
+            "warning"
+        ]
+        changes = watch.see(deployment_observed(("two", "rollback-failed")))
+        assert {each.subject: each.severity for each in changes} == {"two": "critical", "one": None}
+        assert [each.severity for each in watch.see(deployment_observed(None))] == [None]
+
+
+def vm(number: int, **more: Any) -> Vm:
+    return Vm(
+        id=f"vm-{number}",
+        slot=number,
+        vm_ip=f"192.168.100.{number}",
+        stage="ready",
+        stage_at=START,
+        image_digest="4f1d",
+        created_at=START,
+        **more,
+    )
+
+
+def stock(held: Sequence[Vm] = (), failed_boots: int = 0, failed_while_up: int = 0) -> Stock:
+    return Stock(held, (), failed_boots, failed_while_up, {})
+
+
+class TestObserved:
+    def one(self, seen: Observed, rule: Rule) -> Observation:
+        (found,) = seen[rule]
+        return found
+
+    def test_every_rule_but_that_of_deployments(self) -> None:
+        sample = Sample(cpu=1, memory=1, disk={"/": 1}, slots=Slots(total=2, held=0))
+        assert set(observed(sample, stock(), LIMITS)) == {
+            "cpu",
+            "memory",
+            "disk",
+            "failed_boots",
+            "no_slots",
+            "unhealthy_vms",
+        }
+
+    def test_without_the_database_only_the_host_is_seen(self) -> None:
+        assert set(observed(Sample(cpu=1), None, LIMITS)) == {"cpu", "memory", "disk"}
+
+    def test_a_disk_that_cannot_be_measured_keeps_its_alert(self) -> None:
+        sample = Sample(disk={"/": 1}, unavailable={"disk /data": "no answer", "cpu": "broken"})
+        seen = {each.subject: each for each in observed(sample, None, LIMITS)["disk"]}
+        assert set(seen) == {"/", "/data"}
+        assert (seen["/data"].raises, seen["/data"].keeps) == (None, "critical")
+
+    def test_without_any_disk_the_rule_does_not_look(self) -> None:
+        assert "disk" not in observed(Sample(unavailable={"disk": "broken"}), None, LIMITS)
+
+    def test_unhealthy_are_those_that_are_up_and_fail_checks(self) -> None:
+        held = [
+            vm(2, state="ready", failed_checks=1),
+            vm(3, state="ready"),
+            vm(4, state="starting", failed_checks=1),
+        ]
+        sample = Sample(slots=Slots(total=8, held=3))
+        seen = self.one(observed(sample, stock(held, failed_while_up=2), LIMITS), "unhealthy_vms")
+        assert seen.value == 3
+
+
+def test_messages() -> None:
+    raised = Change("disk", "/data", "critical", None, "disk /data is at 95 %", 95)
+    assert message_of(raised, "host-1").title == "[critical] host-1: disk"
+    assert message_of(raised, "host-1").kind == "failure"
+    cleared = Change("no_slots", HOST, None, "warning", "1 of 2 slots are in use", 1)
+    told = message_of(cleared, "host-1")
+    assert (told.title, told.body) == ("[cleared] host-1: no slots", "1 of 2 slots are in use")
+    assert told.kind == "success"

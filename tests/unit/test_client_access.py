@@ -1,0 +1,86 @@
+"""A lab's users: made once, reused while they count, mended where they no longer do."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+from polydev.client.access import Access, Account, ensure_access, store_access, stored_access
+
+
+class FakeHost:
+    """The command line of a host and its controller, as `ask` and `is_valid`."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, str] = {}
+        self.tokens: dict[str, str] = {}
+        self.asked: list[tuple[str, ...]] = []
+
+    def ask(self, *words: str) -> Any:
+        self.asked.append(words)
+        options = dict(zip(words[2::2], words[3::2], strict=False))
+        if words[:2] == ("user", "list"):
+            return [{"id": user, "role": role} for user, role in self.users.items()]
+        if words[:2] == ("user", "add"):
+            user = options.get("--id", f"user-{len(self.users)}")
+            assert user not in self.users
+            self.users[user] = options["--role"]
+            return {"id": user}
+        assert words[:2] == ("token", "create")
+        token = f"pdt_{len(self.tokens)}"
+        self.tokens[token] = options["--user"]
+        return {"token": token}
+
+    def is_valid(self, token: str) -> bool:
+        return token in self.tokens
+
+
+def test_a_new_lab_gets_a_user_and_an_admin(tmp_path: Path) -> None:
+    host = FakeHost()
+    access = ensure_access(tmp_path, host.ask, host.is_valid)
+    assert host.users[access.demo.user_id] == "user"
+    assert host.users[access.operator.user_id] == "admin"
+    assert stored_access(tmp_path) == access
+    assert stat.S_IMODE((tmp_path / "access.json").stat().st_mode) == 0o600
+
+
+def test_what_still_counts_is_used_again_without_the_host(tmp_path: Path) -> None:
+    host = FakeHost()
+    access = ensure_access(tmp_path, host.ask, host.is_valid)
+    host.asked.clear()
+    assert ensure_access(tmp_path, host.ask, host.is_valid) == access
+    assert host.asked == []
+
+
+def test_a_revoked_token_is_replaced_and_the_user_stays(tmp_path: Path) -> None:
+    host = FakeHost()
+    was = ensure_access(tmp_path, host.ask, host.is_valid)
+    del host.tokens[was.demo.token]
+    access = ensure_access(tmp_path, host.ask, host.is_valid)
+    assert access.demo.user_id == was.demo.user_id
+    assert access.demo.token != was.demo.token
+    assert access.operator == was.operator
+    assert len(host.users) == 2
+
+
+def test_users_that_a_rollback_took_come_back_with_their_ids(tmp_path: Path) -> None:
+    host = FakeHost()
+    was = ensure_access(tmp_path, host.ask, host.is_valid)
+    host.users.clear()
+    host.tokens.clear()
+    access = ensure_access(tmp_path, host.ask, host.is_valid)
+    assert access.demo.user_id == was.demo.user_id
+    assert access.operator.user_id == was.operator.user_id
+    assert host.is_valid(access.demo.token)
+
+
+def test_a_file_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    assert stored_access(tmp_path) is None
+    (tmp_path / "access.json").write_text("{")
+    assert stored_access(tmp_path) is None
+    account = Account(user_id="u", token="t")
+    store_access(tmp_path, Access(demo=account, operator=account))
+    found = stored_access(tmp_path)
+    assert found is not None
+    assert found.demo == account

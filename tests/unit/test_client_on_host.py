@@ -1,0 +1,36 @@
+"""The controller's command line over SSH: what a failure there is here."""
+
+from __future__ import annotations
+
+from polydev.client.on_host import refusal
+from polydev.ssh import SshTarget
+
+TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
+
+
+def test_an_error_there_is_the_same_error_here() -> None:
+    said = '{"event": "a line of the log"}\nerror: there is a user 1\nnext:  choose another\n'
+    error = refusal(TARGET, 1, said)
+    assert (error.message, error.hint) == ("lab-dev: there is a user 1", "choose another")
+
+
+def test_an_error_without_a_hint_has_none() -> None:
+    error = refusal(TARGET, 1, "error: no\n")
+    assert (error.message, error.hint) == ("lab-dev: no", None)
+
+
+def test_words_that_the_command_does_not_take_are_told_as_it_tells_them() -> None:
+    said = "usage: master-controller user add\nmaster-controller user add: error: --id: no UUID\n"
+    error = refusal(TARGET, 2, said)
+    assert error.message == "lab-dev: --id: no UUID"
+    assert "--help" in str(error.hint)
+
+
+def test_a_connection_that_fails_is_told_as_such() -> None:
+    error = refusal(TARGET, 255, "Permission denied (publickey).\n")
+    assert "cannot reach lab-dev over SSH: Permission denied" in error.message
+    assert "ssh deploy@192.0.2.1" in str(error.hint)
+
+
+def test_silence_is_told_too() -> None:
+    assert refusal(TARGET, 137, "").message == "lab-dev: master-controller failed: without a word"

@@ -1,0 +1,584 @@
+"""The API's calls: what each answers, and whom it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from polydev.controller.api.answers import (
+    SESSION_EXAMPLE,
+    VM_EXAMPLE,
+    SessionAnswer,
+    VmAnswer,
+)
+from polydev.controller.api.events import stream
+from polydev.controller.api.refusals import refusals
+from polydev.controller.migrate import migrate
+from polydev.controller.problems import Problem
+from polydev.controller.settings import RateLimits, SessionLimits, Settings
+from polydev.controller.store.slots import sync_slots
+from tests.api import (
+    CALLERS,
+    IMAGE_DIGEST,
+    JWT_SECRET,
+    STRANGERS,
+    USERS,
+    Served,
+    StillHypervisor,
+    image_store,
+    routes_of,
+    served,
+)
+
+UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+Scenario = Callable[[Served], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
+@dataclass(frozen=True)
+class Host:
+    settings: Settings
+    hypervisor: StillHypervisor
+
+    def run(self, scenario: Scenario, **changes: Any) -> None:
+        """With an application of its own; `changes` are of its settings."""
+
+        async def talk() -> None:
+            settings = self.settings.model_copy(update=changes)
+            async with served(settings, self.hypervisor) as asked:
+                database = asked.services.database
+                await sync_slots(database, settings.slots, settings.vm_network)
+                await scenario(asked)
+
+        asyncio.run(talk())
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> Host:
+    shutil.copy(migrated, tmp_path / "controller.sqlite3")
+    settings = Settings(
+        database_url=f"sqlite+aiosqlite:///{tmp_path / 'controller.sqlite3'}",
+        image_store=image_store(tmp_path / "store"),
+        release_file=tmp_path / "release.json",
+        slots=tuple(range(2, 32)),
+        jwt_secret=SecretStr(JWT_SECRET),
+        session=SessionLimits(per_user=100),
+        rate=RateLimits(starts_burst=100),
+        max_body_bytes=1000,
+    )
+    return Host(settings, StillHypervisor(tmp_path / "microvm"))
+
+
+def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    """The problem details of an answer that must have this status."""
+    told: dict[str, Any] = answer.json()
+    assert (answer.status_code, told["status"]) == (status, status), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
+    return told
+
+
+# What the user, another user, an operator and an admin are answered; all others get 401.
+OWN = (200, 403, 200, 200)
+ALL = (200, 200, 200, 200)
+OPERATORS = (403, 403, 200, 200)
+ADMINS = (403, 403, 403, 200)
+TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
+    ("POST", "/api/auth/start"): (201, 403, 201, 201),
+    ("GET", "/api/auth/sessions"): ALL,
+    ("GET", "/api/auth/session/{session_id}"): OWN,
+    ("DELETE", "/api/auth/session/{session_id}"): OWN,
+    ("GET", "/api/auth/session/{session_id}/vm"): OWN,
+    ("POST", "/api/auth/session/{session_id}/heartbeat"): OWN,
+    ("GET", "/api/auth/session/{session_id}/events"): OWN,
+    ("GET", "/api/vm"): ALL,
+    ("GET", "/api/vm/{vm_id}"): OWN,
+    ("GET", "/api/vm/{vm_id}/metrics"): OWN,
+    ("GET", "/api/vm/{vm_id}/console"): OWN,
+    ("GET", "/api/admin/health/system"): ADMINS,
+    ("GET", "/api/admin/health/cpu"): ADMINS,
+    ("GET", "/api/admin/health/memory"): ADMINS,
+    ("GET", "/api/admin/health/disk"): ADMINS,
+    ("GET", "/api/admin/health/network"): ADMINS,
+    ("GET", "/api/admin/health/temperature"): ADMINS,
+    ("GET", "/api/admin/health/network-health"): ADMINS,
+    ("GET", "/api/admin/health/history"): ADMINS,
+    ("GET", "/api/admin/alerts"): ADMINS,
+    ("GET", "/metrics"): OPERATORS,
+    ("GET", "/openapi.json"): ALL,
+    ("GET", "/docs"): ALL,
+}
+HEALTH = ("GET", "/api/auth/health")
+WEBSOCKETS = {("WS", "/api/auth/session/{session_id}/novnc/websock")}
+
+
+def test_every_route_is_in_the_table(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        assert routes_of(asked.app) == {*TABLE, HEALTH, *WEBSOCKETS}
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+def test_each_route_for_each_caller(host: Host, route: tuple[str, str]) -> None:
+    expected = dict.fromkeys(STRANGERS, 401) | dict(zip(USERS, TABLE[route], strict=True))
+
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = route[1].format(session_id=session["id"], vm_id=session["vmId"])
+        body = {"userId": asked.users["user"], "provider": "codex"}
+        if path.endswith("/events"):  # else they would not end
+            await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
+        answered = {}
+        for caller in CALLERS:
+            answer = await asked.ask(
+                route[0], path, caller, json=body if path.endswith("start") else None
+            )
+            answered[caller] = answer.status_code
+            if answer.status_code >= 400:
+                assert answer.json()["status"] == answer.status_code
+            if answer.status_code == 401:
+                assert answer.headers["www-authenticate"].startswith("Bearer ")
+        assert answered == expected
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/nothing"),
+        ("GET", "/api/auth/health/"),
+        ("GET", "/api/auth/../auth/sessions"),
+        ("HEAD", "/api/vm"),
+        ("OPTIONS", "/api/vm"),
+        ("POST", "/api/vm"),
+        ("BREW", "/api/auth/start"),
+        ("GET", "/api/auth/sessions?access_token="),
+        ("GET", "/redoc"),
+    ],
+)
+def test_nothing_answers_without_a_token_but_health(host: Host, method: str, path: str) -> None:
+    async def scenario(asked: Served) -> None:
+        assert (await asked.ask("GET", HEALTH[1], "nobody")).status_code == 200
+        assert (await asked.ask(method, path, "nobody")).status_code == 401
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("caller", [*STRANGERS, "other user"])
+def test_no_websocket_for_who_may_not(host: Host, caller: str) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        ((_, path),) = WEBSOCKETS
+        messages = await asked.open(path.format(session_id=session["id"]), caller)
+        assert [message["type"] for message in messages if "send" in message["type"]] == []
+        assert messages[-1]["type"] in ("websocket.close", "websocket.http.response.body")
+
+    host.run(scenario)
+
+
+def test_a_token_in_the_query_where_browsers_need_it_only(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
+        query = {"access_token": asked.tokens["user"]}
+        for path, status in {
+            "/docs": 200,
+            f"/api/auth/session/{session['id']}/events": 200,
+            f"/api/auth/session/{session['id']}": 401,
+            "/openapi.json": 401,
+        }.items():
+            answer = await asked.ask("GET", path, "nobody", params=query)
+            assert answer.status_code == status, path
+        expired = {"access_token": asked.tokens["an expired JWT"]}
+        told = await asked.ask("GET", "/docs", "nobody", params=expired)
+        assert problem(told, 401, "not-authenticated")["detail"] == "the token has expired"
+
+    host.run(scenario)
+
+
+def test_a_session_from_start_to_end(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path, vms = session["links"]["self"], asked.services.vms
+        assert (session["status"], session["boot"]["stage"]) == ("vm_creating", "none")
+        await vms.launched(session["vmId"])
+        await vms.stage_reached(session["vmId"], "network")
+        booting = (await asked.ask("GET", path)).json()
+        assert (booting["status"], booting["boot"]["stage"]) == ("vm_starting", "network")
+        assert booting["boot"]["timings"]["network"] >= 0
+        await vms.ready(session["vmId"])
+        vm = (await asked.ask("GET", session["links"]["vm"])).json()
+        assert vm["vmId"] == session["vmId"]
+        assert vm["vmIP"] == "192.168.100.2"
+        assert vm["ports"] == {"agent": 8080, "vnc": 5901, "novnc": 6080}
+        assert vm["imageDigest"] == IMAGE_DIGEST
+        beaten = (await asked.ask("POST", f"{path}/heartbeat")).json()
+        assert beaten["heartbeatAt"]
+        assert beaten["status"] == "vm_created"
+        ended = (await asked.ask("DELETE", path)).json()
+        assert ended["status"] == "terminated"
+        assert ended["endedAt"]
+        assert "failure" in ended
+        assert (await asked.ask("DELETE", path)).json() == ended
+        problem(await asked.ask("GET", session["links"]["vm"]), 410, "session-expired")
+        problem(await asked.ask("POST", f"{path}/heartbeat"), 410, "session-expired")
+
+    host.run(scenario)
+
+
+def test_a_session_that_failed_says_why(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        vms = asked.services.vms
+        await vms.launched(session["vmId"])
+        await vms.stage_reached(session["vmId"], "init")
+        await vms.fail(session["vmId"], "no network within 120 s", ["a.service"], "last words")
+        found = (await asked.ask("GET", session["links"]["self"])).json()
+        assert (found["status"], found["reason"]) == ("failed", "no network within 120 s")
+        assert found["failure"] == {
+            "reason": "no network within 120 s",
+            "stage": "init",
+            "failedUnits": ["a.service"],
+            "serialTail": "last words",
+        }
+
+    host.run(scenario)
+
+
+def test_where_a_started_session_is(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"userId": asked.users["user"], "provider": "gemini"}
+        answer = await asked.ask("POST", "/api/auth/start", json=body)
+        assert answer.headers["location"] == answer.json()["links"]["self"]
+        found = await asked.ask("GET", answer.headers["location"])
+        assert found.json() == answer.json()
+
+    host.run(scenario)
+
+
+def test_the_same_key_is_the_same_session(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        key = {"Idempotency-Key": "once, please"}
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        first, second = [
+            await asked.ask("POST", "/api/auth/start", json=body, headers=key) for _ in range(2)
+        ]
+        assert (first.status_code, second.status_code) == (201, 200)
+        assert second.headers["location"] == first.headers["location"]
+        assert first.json() == second.json()
+        other = {**body, "provider": "codex"}
+        refused = await asked.ask("POST", "/api/auth/start", json=other, headers=key)
+        assert "key" in problem(refused, 409, "session")["detail"]
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"userId": "me", "provider": "claude"}, "body/userId"),
+        ({"userId": UNKNOWN, "provider": "tidy"}, "body/provider"),
+        ({"userId": UNKNOWN}, "body/provider"),
+        ({"userId": UNKNOWN, "provider": "claude", "role": "admin"}, "body/role"),
+        ([], "body"),
+    ],
+)
+def test_a_malformed_start_is_422(host: Host, body: Any, pointer: str) -> None:
+    async def scenario(asked: Served) -> None:
+        told = problem(await asked.ask("POST", "/api/auth/start", "operator", json=body), 422)
+        assert pointer in [error["pointer"] for error in told["errors"]]
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "tab\there", "ü"])
+def test_a_key_that_is_none_is_422(host: Host, key: str) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        named = {**asked.headers("user"), "Idempotency-Key": key}
+        sent = [(name.encode(), value.encode()) for name, value in named.items()]
+        answer = await asked.client.post("/api/auth/start", json=body, headers=sent)
+        assert problem(answer, 422)["errors"][0]["pointer"] == "header/idempotency-key"
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/api/auth/session/{}", "/api/auth/session/{}/vm", "/api/vm/{}"])
+def test_ids_that_are_none_and_ids_of_nothing(host: Host, path: str) -> None:
+    async def scenario(asked: Served) -> None:
+        for caller in ("user", "operator"):
+            problem(await asked.ask("GET", path.format("not-a-uuid"), caller), 422)
+            assert (await asked.ask("GET", path.format(UNKNOWN), caller)).status_code == 404
+
+    host.run(scenario)
+
+
+def test_unknown_users_and_others(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"userId": UNKNOWN, "provider": "claude"}
+        start = "/api/auth/start"
+        problem(await asked.ask("POST", start, "operator", json=body), 404, "user-not-found")
+        problem(await asked.ask("POST", start, "user", json=body), 403, "not-allowed")
+
+    host.run(scenario)
+
+
+def test_as_many_sessions_as_are_allowed(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        held = [(await asked.start())["id"] for _ in range(2)]
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        answer = await asked.ask("POST", "/api/auth/start", json=body)
+        told = problem(answer, 409, "too-many-sessions")
+        assert all(session_id in told["detail"] for session_id in held)
+
+    host.run(scenario, session=SessionLimits(per_user=2))
+
+
+def test_no_free_slot_names_the_session_that_idles(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        idle, used = await asked.start(), await asked.start("other user")
+        await asked.ask("POST", f"{used['links']['self']}/heartbeat", "other user")
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        answer = await asked.ask("POST", "/api/auth/start", json=body)
+        told = problem(answer, 503, "no-free-slot")
+        assert (told["slots"], told["oldestIdleSession"]) == (2, idle["id"])
+        assert int(answer.headers["retry-after"]) > 0
+
+    host.run(scenario, slots=(2, 3))
+
+
+def test_a_host_without_slots_still_serves(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "no-free-slot")
+        assert told["detail"] == "this host declares no slots"
+        assert (await asked.ask("GET", "/api/auth/sessions")).json() == {"sessions": []}
+
+    host.run(scenario, slots=())
+
+
+def test_a_host_without_an_image_still_serves(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "image")
+        assert told["detail"].startswith("no golden image")
+
+    (host.settings.image_store / "golden-rootfs.ext4").unlink()
+    host.run(scenario)
+
+
+def test_lists_show_what_is_the_callers(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        mine, past, others = [
+            await asked.start(caller) for caller in ("user", "user", "other user")
+        ]
+        await asked.ask("DELETE", past["links"]["self"])
+        await asked.services.vms.released(past["vmId"])
+
+        async def ids(path: str, caller: str) -> set[str]:
+            (listed,) = (await asked.ask("GET", path, caller)).json().values()
+            return {each.get("id") or each["vmId"] for each in listed}
+
+        sessions, vms = "/api/auth/sessions", "/api/vm"
+        assert await ids(sessions, "user") == {mine["id"], past["id"]}
+        assert await ids(f"{sessions}?live=true", "user") == {mine["id"]}
+        assert await ids(sessions, "operator") == {mine["id"], past["id"], others["id"]}
+        assert len(await ids(f"{sessions}?limit=2", "operator")) == 2
+        assert await ids(vms, "user") == {mine["vmId"]}
+        assert await ids(f"{vms}?all=true", "user") == {mine["vmId"], past["vmId"]}
+        assert await ids(vms, "operator") == {mine["vmId"], others["vmId"]}
+        assert len(await ids(f"{vms}?all=true", "operator")) == 3
+        assert (await asked.ask("GET", f"{vms}/{past['vmId']}")).status_code == 200
+        assert (await asked.ask("GET", f"{vms}/{past['vmId']}", "other user")).status_code == 403
+
+    host.run(scenario)
+
+
+def test_the_console_as_text_and_as_lines(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = f"/api/vm/{session['vmId']}/console"
+        assert (await asked.ask("GET", path)).text == ""
+        said = b"one\r\n\x1b[32mtwo\x1b[0m\r\nthree\r\n"
+        host.hypervisor.say(2, session["vmId"], said)
+        answer = await asked.ask("GET", path)
+        assert answer.content == said
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        json_wanted = {"Accept": "application/json"}
+        lines = await asked.ask("GET", f"{path}?tail=2", headers=json_wanted)
+        assert lines.json() == {"vmId": session["vmId"], "lines": ["two", "three"]}
+        await asked.ask("DELETE", session["links"]["self"])
+        await asked.services.vms.released(session["vmId"])
+        assert (await asked.ask("GET", f"{path}?follow=true")).content == said
+        host.hypervisor.console(2, session["vmId"]).unlink()
+        problem(await asked.ask("GET", path), 410, "session-expired")
+
+    host.run(scenario)
+
+
+def test_what_a_vm_uses(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = f"/api/vm/{session['vmId']}/metrics"
+        told = (await asked.ask("GET", path)).json()
+        assert told["unavailable"]["cpu"] == "no process runs"
+        await asked.ask("DELETE", session["links"]["self"])
+        await asked.services.vms.released(session["vmId"])
+        problem(await asked.ask("GET", path), 410, "session-expired")
+
+    host.run(scenario)
+
+
+def events_of(text: str) -> list[tuple[int, str, dict[str, Any]]]:
+    found = re.findall(r"id: (\d+)\nevent: (\w+)\ndata: (.*)\n\n", text)
+    return [(int(number), kind, json.loads(data)) for number, kind, data in found]
+
+
+def test_news_from_the_start_and_from_where_one_was(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        await asked.services.vms.launched(session["vmId"])
+        await asked.services.vms.stage_reached(session["vmId"], "kernel")
+        await asked.services.vms.fail(session["vmId"], "it went away")
+        path = session["links"]["events"]
+        answer = await asked.ask("GET", path)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.text.startswith("retry: ")
+        events = events_of(answer.text)
+        assert [(kind, data.get("state", data.get("stage"))) for _, kind, data in events] == [
+            ("state", "vm_creating"),
+            ("state", "vm_starting"),
+            ("stage", "kernel"),
+            ("state", "failed"),
+        ]
+        assert events[-1][2]["reason"] == "it went away"
+        for number in range(len(events)):
+            last = {"Last-Event-ID": str(events[number][0])}
+            resumed = await asked.ask("GET", path, headers=last)
+            assert events_of(resumed.text) == events[number + 1 :]
+        assert resumed.status_code == 204
+        problem(await asked.ask("GET", path, headers={"Last-Event-ID": "x"}), 422)
+
+    host.run(scenario)
+
+
+def test_news_come_as_they_happen_until_the_service_ends(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        news = stream(asked.services, session["id"], 0)
+
+        async def following() -> str:
+            return await asyncio.wait_for(news.__anext__(), 60)
+
+        assert (await following()).startswith("retry: ")
+        assert "vm_creating" in await following()
+        waiting = asyncio.create_task(following())
+        await asyncio.sleep(0)
+        await asked.services.vms.launched(session["vmId"])
+        assert "vm_starting" in await waiting
+        waiting = asyncio.create_task(following())
+        await asyncio.sleep(0)
+        await asked.services.end()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
+    host.run(scenario)
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        for _ in range(3):
+            assert (await asked.ask("GET", "/api/vm")).status_code == 200
+        answer = await asked.ask("GET", "/api/vm")
+        problem(answer, 429)
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await asked.ask("GET", "/api/vm", "other user")).status_code == 200
+        for _ in range(10):
+            assert (await asked.ask("GET", HEALTH[1], "nobody")).status_code == 200
+
+    host.run(scenario, rate=RateLimits(requests_per_second=0.001, burst=3))
+
+
+def test_who_starts_too_often_may_still_look(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        problem(await asked.ask("POST", "/api/auth/start", json=body), 429)
+        assert (await asked.ask("GET", session["links"]["self"])).status_code == 200
+
+    host.run(scenario, rate=RateLimits(starts_per_minute=0.01, starts_burst=1))
+
+
+def test_answers_are_kept_by_nobody(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        for path in ("/api/vm", "/docs", "/nothing"):
+            headers = (await asked.ask("GET", path)).headers
+            assert headers["cache-control"] == "no-store"
+            assert headers["x-content-type-options"] == "nosniff"
+
+    host.run(scenario)
+
+
+def test_the_documentation_loads_nothing_from_anywhere(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        answer = await asked.ask("GET", "/docs")
+        assert "GET /api/auth/session/{session_id}/events" in answer.text
+        assert not re.search(r"<script|<link|<img|src=|href=|url\(", answer.text)
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+    host.run(scenario)
+
+
+def test_examples_are_what_they_are_examples_of() -> None:
+    SessionAnswer.model_validate(SESSION_EXAMPLE)
+    VmAnswer.model_validate(VM_EXAMPLE)
+    for status, answer in refusals(400, 404, 409, 410, 422).items():
+        (content,) = answer["content"].values()
+        assert Problem.model_validate(content["example"]).status == status
+
+
+def _operations(app: FastAPI) -> dict[tuple[str, str], dict[str, Any]]:
+    paths = app.openapi()["paths"]
+    return {
+        (method.upper(), path): operation
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+
+
+def test_every_route_documents_what_it_refuses_with_examples(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        operations = _operations(asked.app)
+        assert set(operations) == routes_of(asked.app) - WEBSOCKETS
+        for route, operation in operations.items():
+            if route == HEALTH:
+                continue
+            assert {"401", "403", "413", "429", "503"} <= set(operation["responses"]), route
+            assert operation["security"], route
+            assert operation["summary"], route
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    content = answer["content"]["application/problem+json"]
+                    assert content["example"]["status"] == int(status)
+
+    host.run(scenario)

@@ -1,0 +1,66 @@
+"""Work beside the answering: begun again when it fails, ended whole."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from polydev.controller import background
+from polydev.controller.background import Background
+
+
+def test_what_fails_begins_again_and_what_is_done_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0)
+    tries: list[str] = []
+
+    async def scenario() -> None:
+        third = asyncio.Event()
+
+        async def failing() -> None:
+            tries.append("failing")
+            if tries.count("failing") == 3:
+                third.set()
+            raise RuntimeError("once more")
+
+        async def done() -> None:
+            tries.append("done")
+
+        work = Background({"failing": failing, "done": done})
+        work.begin()
+        await asyncio.wait_for(third.wait(), 60)
+        await work.end()
+
+    asyncio.run(scenario())
+    assert tries.count("done") == 1
+
+
+def test_all_who_end_it_wait_until_it_has_ended() -> None:
+    async def scenario() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+        ended: list[str] = []
+
+        async def tidy() -> None:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                await may_end.wait()
+                ended.append("tidy")
+
+        work = Background({"tidy": tidy})
+        work.begin()
+        await begun.wait()
+        ends = [asyncio.create_task(work.end()) for _ in range(2)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(end.done() for end in ends)
+        may_end.set()
+        await asyncio.gather(*ends)
+        assert ended == ["tidy"]
+
+    asyncio.run(scenario())
+
+
+def test_what_never_began_ends() -> None:
+    asyncio.run(Background({}).end())

@@ -1,0 +1,84 @@
+"""How often a caller may ask."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from polydev.controller.api import limits
+from polydev.controller.api.limits import Buckets
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def buckets(clock: Clock) -> Buckets:
+    return Buckets(per_second=0.5, burst=3, clock=clock)
+
+
+def test_a_burst_passes_and_the_next_is_told_when_to_come(buckets: Buckets) -> None:
+    for _ in range(3):
+        buckets.take("a")
+    with pytest.raises(HTTPException) as refused:
+        buckets.take("a")
+    assert refused.value.status_code == 429
+    assert refused.value.headers == {"Retry-After": "2"}
+
+
+def test_who_waits_as_told_passes(buckets: Buckets, clock: Clock) -> None:
+    for _ in range(3):
+        buckets.take("a")
+    clock.now += 2
+    buckets.take("a")
+    with pytest.raises(HTTPException):
+        buckets.take("a")
+
+
+def test_being_refused_costs_nothing(buckets: Buckets, clock: Clock) -> None:
+    for _ in range(3):
+        buckets.take("a")
+    for _ in range(10):
+        with pytest.raises(HTTPException):
+            buckets.take("a")
+    clock.now += 2
+    buckets.take("a")
+
+
+def test_a_long_pause_gives_no_more_than_a_burst(buckets: Buckets, clock: Clock) -> None:
+    buckets.take("a")
+    clock.now += 1e6
+    for _ in range(3):
+        buckets.take("a")
+    with pytest.raises(HTTPException):
+        buckets.take("a")
+
+
+def test_callers_do_not_wait_for_each_other(buckets: Buckets) -> None:
+    for _ in range(3):
+        buckets.take("a")
+    buckets.take("b")
+
+
+def test_memory_is_bounded(buckets: Buckets, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_BUCKETS", 10)
+    for number in range(11):
+        buckets.take(f"old-{number}")
+    clock.now += 1e6
+    for name in ("new", "newer"):
+        buckets.take(name)
+    assert set(buckets._buckets) == {"new", "newer"}
+    for _ in range(2):
+        buckets.take("new")
+    with pytest.raises(HTTPException):
+        buckets.take("new")

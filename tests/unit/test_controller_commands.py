@@ -1,0 +1,213 @@
+"""`master-controller user|token|database`: what each prints, stores and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.controller.__main__ import main
+from polydev.controller.commands import GROUPS, DatabaseUnusable, opened
+from polydev.controller.migrate import migrate
+from polydev.controller.store.users import Tokens
+
+USER = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10"
+
+
+class CommandLine:
+    """One database and its configuration; a call is one process's worth of `main`."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.database = folder / "controller.sqlite3"
+        self.url = f"sqlite+aiosqlite:///{self.database}"
+        self.config = folder / "config.yaml"
+        self.config.write_text(f"database_url: {self.url}\n")
+        self._capsys = capsys
+
+    def __call__(self, *words: str) -> Any:
+        """What a verb that succeeds answers."""
+        status = main([*words, "--config", str(self.config)])
+        said = self._capsys.readouterr()
+        assert status == 0, said.err
+        return json.loads(said.out)
+
+    def refused(self, *words: str) -> str:
+        """The message of a verb that fails."""
+        assert main([*words, "--config", str(self.config)]) == 1
+        said = self._capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        return said.err
+
+    def user_of(self, token: str) -> str | None:
+        async def look() -> str | None:
+            async with opened(self.url) as database:
+                user = await Tokens(database).user_of(token)
+            return user.id if user else None
+
+        return asyncio.run(look())
+
+
+@pytest.fixture
+def controller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    made = CommandLine(tmp_path, capsys)
+    asyncio.run(migrate(made.url))
+    return made
+
+
+def test_a_user_is_added_listed_and_given_another_role(controller: CommandLine) -> None:
+    made = controller("user", "add", "--role", "user", "--name", "Ada", "--id", USER.upper())
+    assert (made["id"], made["role"], made["name"]) == (USER, "user", "Ada")
+    assert datetime.fromisoformat(made["createdAt"]).tzinfo is not None
+    assert controller("user", "list") == [made]
+    assert controller("user", "role", USER, "--role", "operator")["role"] == "operator"
+
+
+def test_a_user_gets_an_id_where_none_is_given(controller: CommandLine) -> None:
+    made = controller("user", "add", "--role", "admin")
+    assert str(uuid.UUID(made["id"])) == made["id"]
+    assert made["name"] is None
+
+
+def test_a_user_who_is_there_is_not_added_again(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    assert USER in controller.refused("user", "add", "--role", "admin", "--id", USER)
+    assert [user["role"] for user in controller("user", "list")] == ["user"]
+
+
+def test_a_token_stands_for_its_user_until_it_is_revoked(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    made = controller("token", "create", "--user", USER, "--name", "tests")
+    assert controller.user_of(made["token"]) == USER
+    assert made["expiresAt"] is None
+    revoked = controller("token", "revoke", made["id"])
+    assert revoked["revokedAt"] is not None
+    assert controller.user_of(made["token"]) is None
+
+
+def test_a_token_is_shown_once_and_not_stored(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    token = controller("token", "create", "--user", USER, "--name", "tests")["token"]
+    listed = controller("token", "list", "--user", USER)
+    assert [each["name"] for each in listed] == ["tests"]
+    assert token not in json.dumps(listed)
+    files = controller.database.parent.glob("controller.sqlite3*")
+    assert all(token.encode() not in file.read_bytes() for file in files)
+
+
+def test_a_token_can_expire(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    made = controller("token", "create", "--user", USER, "--name", "tests", "--days", "30")
+    left = datetime.fromisoformat(made["expiresAt"]) - datetime.now(timezone.utc)
+    assert timedelta(days=29) < left <= timedelta(days=30)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["user", "role", USER, "--role", "admin"],
+        ["token", "create", "--user", USER, "--name", "tests"],
+        ["token", "revoke", USER],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_named(controller: CommandLine, words: list[str]) -> None:
+    assert USER in controller.refused(*words)
+
+
+def test_a_backup_brings_back_what_was(controller: CommandLine, tmp_path: Path) -> None:
+    was = controller("user", "add", "--role", "user", "--id", USER)
+    copy = tmp_path / "copy"
+    made = controller("database", "backup", str(copy))
+    assert (made["file"], made["bytes"]) == (str(copy), copy.stat().st_size)
+    controller("user", "add", "--role", "admin")
+    done = controller("database", "restore", str(copy))
+    assert done["rows"]["users"] == 1
+    assert controller("user", "list") == [was]
+
+
+def test_a_backup_replaces_no_file(controller: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "copy"
+    file.write_text("dear")
+    assert str(file) in controller.refused("database", "backup", str(file))
+    assert file.read_text() == "dear"
+
+
+def test_what_is_no_backup_is_not_restored(controller: CommandLine, tmp_path: Path) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    file = tmp_path / "copy"
+    file.write_text("no database")
+    assert str(file) in controller.refused("database", "restore", str(file))
+    assert len(controller("user", "list")) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["user", "add", "--role", "king"],
+        ["user", "add", "--role", "user", "--id", "17"],
+        ["user", "add", "--role", "user", "--name", ""],
+        ["user", "add", "--role", "user", "--name", "x" * 201],
+        ["user", "add"],
+        ["token", "create", "--user", USER, "--name", "t", "--days", "0"],
+        ["token", "create", "--user", USER, "--name", "t", "--days", "soon"],
+        ["token", "create", "--user", USER, "--name", "t", "--days", "1e9"],
+        ["token", "revoke"],
+        ["database", "backup"],
+        ["user"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_mean_nothing_are_refused_before_anything_is_done(
+    controller: CommandLine, words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--config", str(controller.config)])
+    assert ended.value.code == 2
+
+
+def test_a_database_that_was_never_migrated_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller = CommandLine(tmp_path, capsys)
+    controller.database.touch()
+    said = controller.refused("user", "list")
+    assert "never migrated" in said
+    assert "master-controller migrate" in said
+
+
+def test_a_database_that_is_not_there_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller = CommandLine(tmp_path, capsys)
+    assert "there is no database" in controller.refused("user", "list")
+    assert not controller.database.exists()
+
+
+def test_a_damaged_database_is_told_in_words(controller: CommandLine) -> None:
+    controller.database.write_bytes(b"not a database" * 1000)
+    assert "the database cannot be used" in controller.refused("user", "list")
+
+
+def test_an_error_inside_leaves_no_connection_open(controller: CommandLine) -> None:
+    async def fail() -> None:
+        async with opened(controller.url) as database, database.reading():
+            raise DatabaseUnusable("on purpose")
+
+    with pytest.raises(DatabaseUnusable, match="on purpose"):
+        asyncio.run(fail())
+
+
+@pytest.mark.parametrize(
+    "words", [[group, verb] for group, (_, verbs) in GROUPS.items() for verb in verbs], ids=" ".join
+)
+def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    assert "--config FILE" in capsys.readouterr().out

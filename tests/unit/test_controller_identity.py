@@ -1,0 +1,290 @@
+"""Who asks: JWTs of a secret or of an identity provider, operators' tokens, and all wrong ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from pydantic import SecretStr
+
+from polydev.controller import settings as configured
+from polydev.controller.api.identity import Identity, JwtReader
+from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, KEEP_SECONDS, Keys
+from polydev.controller.model import Caller, Role, User, now
+from polydev.controller.problems import Unavailable
+from polydev.controller.store.users import Tokens, Users
+from polydev.errors import NotAllowed, NotAuthenticated
+
+SECRET = "the secret of the tests, long enough"
+USER_ID = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10"
+STRANGER = "7d9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c11"
+URL = "https://identity.test/jwks.json"
+
+
+class OneUser:
+    """The stores of users and tokens, with one of each."""
+
+    role: Role = "user"
+
+    async def find(self, user_id: str) -> User | None:
+        return User(user_id, self.role, None, now()) if user_id == USER_ID else None
+
+    async def user_of(self, plain: str) -> User | None:
+        return await self.find(USER_ID) if plain == "pdt_good" else None
+
+
+@dataclass
+class Provider:
+    """An identity provider with a key of each kind; `down` fails whatever it is asked."""
+
+    down: bool = False
+    asked: int = 0
+    now: float = 1000.0
+    rsa_key: Any = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
+    ec_key: Any = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    ids: dict[str, str] = field(default_factory=lambda: {"RS256": "rsa-1", "ES256": "ec-1"})
+
+    def document(self) -> dict[str, Any]:
+        rsa_key = RSAAlgorithm.to_jwk(self.rsa_key.public_key(), as_dict=True)
+        ec_key = ECAlgorithm.to_jwk(self.ec_key.public_key(), as_dict=True)
+        return {
+            "keys": [
+                {**rsa_key, "kid": self.ids["RS256"], "alg": "RS256"},
+                {**ec_key, "kid": self.ids["ES256"], "alg": "ES256"},
+            ]
+        }
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == URL
+        self.asked += 1
+        if self.down:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=self.document())
+
+    def token(self, algorithm: str, **claims: Any) -> str:
+        key = self.rsa_key if algorithm == "RS256" else self.ec_key
+        headers = {"kid": self.ids[algorithm]}
+        return jwt.encode(claims_of(**claims), key, algorithm=algorithm, headers=headers)
+
+    def keys(self) -> Keys:
+        return Keys(URL, httpx.MockTransport(self.answer), lambda: self.now)
+
+
+@pytest.fixture(scope="module")
+def made_provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def provider(made_provider: Provider) -> Provider:
+    """Its keys are dear to make."""
+    return Provider(rsa_key=made_provider.rsa_key, ec_key=made_provider.ec_key)
+
+
+def claims_of(**changes: Any) -> dict[str, Any]:
+    """Good ones, with changes; None takes one away."""
+    claims = {"sub": USER_ID, "exp": int(time.time()) + 60, **changes}
+    return {name: value for name, value in claims.items() if value is not None}
+
+
+def hs256(_secret: str = SECRET, /, **claims: Any) -> str:
+    return jwt.encode(claims_of(**claims), _secret, algorithm="HS256")
+
+
+def identity(
+    provider: Provider | None = None, secret: str | None = SECRET, **rules: Any
+) -> Identity:
+    stores = OneUser()
+    reader = JwtReader(
+        SecretStr(secret) if secret else None,
+        configured.Identity(**rules),
+        provider.keys() if provider else None,
+    )
+    return Identity(cast(Users, stores), cast(Tokens, stores), reader)
+
+
+def caller(token: str, made: Identity | None = None) -> Caller:
+    return asyncio.run((made or identity()).caller(f"Bearer {token}"))
+
+
+def refusal(token: str, made: Identity | None = None) -> str:
+    with pytest.raises(NotAuthenticated) as refused:
+        caller(token, made)
+    assert token not in refused.value.message
+    return refused.value.message
+
+
+def test_a_jwt_names_a_user_whose_role_the_database_knows() -> None:
+    assert caller(hs256(role="admin")) == Caller(USER_ID, "user", "jwt")
+
+
+def test_an_operators_token() -> None:
+    assert caller("pdt_good") == Caller(USER_ID, "user", "token")
+    assert refusal("pdt_bad") == "the token is unknown, revoked or expired"
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+def test_a_jwt_of_the_provider(provider: Provider, algorithm: str) -> None:
+    made = identity(provider, secret=None)
+    assert caller(provider.token(algorithm), made).user_id == USER_ID
+
+
+def test_the_header_comes_before_the_query() -> None:
+    made = identity()
+    assert asyncio.run(made.caller(None, hs256())).user_id == USER_ID
+    with pytest.raises(NotAuthenticated):
+        asyncio.run(made.caller("Bearer nothing", hs256()))
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer  ", "Basic dTpw", hs256()])
+def test_what_is_no_bearer_token(header: str | None) -> None:
+    with pytest.raises(NotAuthenticated):
+        asyncio.run(identity().caller(header))
+
+
+def unsigned(**header: str) -> str:
+    parts = (json.dumps({"alg": "none", **header}), json.dumps(claims_of()), "")
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().strip("=") for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: hs256(exp=int(time.time()) - 60), "the token has expired"),
+        (lambda: hs256(exp=None), "the token has no exp"),
+        (lambda: hs256(sub=None), "the token has no sub"),
+        (lambda: hs256(nbf=int(time.time()) + 60), "the token is not valid yet"),
+        (lambda: hs256("another secret, also long enough!"), "the token's signature is wrong"),
+        (lambda: hs256(sub=7), "the token is not valid"),
+        (lambda: jwt.encode(claims_of(), SECRET * 2, "HS512"), "tokens of this algorithm"),
+        (unsigned, "tokens of this algorithm"),
+        (lambda: unsigned(alg="RS256"), "tokens of this algorithm"),
+        (lambda: "a.b.c", "the token is not valid"),
+        (lambda: "nothing like it", "the token is not valid"),
+        (lambda: "ü.é.à", "the token is not valid"),
+        (lambda: "x" * 10_000, "the token is too long"),
+    ],
+)
+def test_wrong_tokens_are_told_why(make: Callable[[], str], reason: str) -> None:
+    assert refusal(make()).startswith(reason)
+
+
+def test_a_moment_after_its_end_a_token_is_still_taken() -> None:
+    late = hs256(exp=int(time.time()) - 5)
+    assert caller(late, identity(leeway_seconds=30)).user_id == USER_ID
+    assert refusal(late, identity(leeway_seconds=1)) == "the token has expired"
+
+
+def test_audience_and_issuer_where_configured() -> None:
+    made = identity(audience="polydev", issuer="https://id.test")
+    good: dict[str, Any] = {"aud": ["polydev", "other"], "iss": "https://id.test"}
+    assert caller(hs256(**good), made).user_id == USER_ID
+    assert refusal(hs256(**{**good, "aud": "other"}), made) == "the token is for another audience"
+    assert refusal(hs256(**{**good, "iss": "x"}), made) == "the token is of another issuer"
+    assert refusal(hs256(iss="https://id.test"), made) == "the token has no aud"
+    assert refusal(hs256(aud="polydev"), made) == "the token has no iss"
+    assert caller(hs256(aud="whoever")).user_id == USER_ID
+
+
+@pytest.mark.parametrize("subject", [STRANGER, "not-an-id", "{" + USER_ID + "}", USER_ID.upper()])
+def test_strangers_are_known_and_may_nothing(subject: str) -> None:
+    with pytest.raises(NotAllowed) as refused:
+        caller(hs256(sub=subject))
+    assert subject not in refused.value.message
+
+
+def test_without_a_secret_no_hs256() -> None:
+    assert "algorithm" in refusal(hs256(), identity(secret=None))
+
+
+def test_a_public_key_is_no_secret(provider: Provider) -> None:
+    """The key that everybody has must not sign anything."""
+    forged = hs256(provider.document()["keys"][0]["n"])
+    assert "algorithm" in refusal(forged, identity(provider, secret=None))
+    assert "signature" in refusal(forged, identity(provider))
+
+
+def test_the_algorithm_must_be_the_keys(provider: Provider) -> None:
+    headers = {"kid": provider.ids["ES256"]}
+    token = jwt.encode(claims_of(), provider.rsa_key, algorithm="RS256", headers=headers)
+    assert "algorithm" in refusal(token, identity(provider))
+
+
+def test_keys_are_fetched_once_and_again_for_a_new_one(provider: Provider) -> None:
+    made = identity(provider)
+    for _ in range(3):
+        caller(provider.token("RS256"), made)
+    assert provider.asked == 1
+    provider.ids["RS256"] = "rsa-2"
+    assert refusal(provider.token("RS256"), made) == "the token's key is not known"
+    assert provider.asked == 1
+    provider.now += FETCH_PAUSE_SECONDS + 1
+    caller(provider.token("RS256"), made)
+    assert provider.asked == 2
+
+
+def test_made_up_keys_make_no_more_requests(provider: Provider) -> None:
+    made = identity(provider)
+    caller(provider.token("RS256"), made)
+    for number in range(20):
+        provider.now += 1
+        token = jwt.encode(
+            claims_of(), provider.rsa_key, algorithm="RS256", headers={"kid": f"made-up-{number}"}
+        )
+        assert refusal(token, made) == "the token's key is not known"
+    assert provider.asked <= 3
+
+
+def test_a_key_taken_back_is_refused_in_time(provider: Provider) -> None:
+    made = identity(provider)
+    old = provider.token("RS256")
+    caller(old, made)
+    provider.ids["RS256"] = "rsa-2"
+    caller(old, made)
+    provider.now += KEEP_SECONDS + 1
+    assert refusal(old, made) == "the token's key is not known"
+
+
+def test_an_outage_of_the_provider(provider: Provider) -> None:
+    made = identity(provider)
+    provider.down = True
+    with pytest.raises(Unavailable):
+        caller(provider.token("RS256"), made)
+    with pytest.raises(Unavailable):
+        caller(provider.token("RS256"), made)
+    assert provider.asked == 1
+    assert caller(hs256(), made).user_id == USER_ID
+    provider.down = False
+    provider.now += FETCH_PAUSE_SECONDS + 1
+    caller(provider.token("RS256"), made)
+    provider.down = True
+    provider.now += KEEP_SECONDS + 1
+    assert caller(provider.token("RS256"), made).user_id == USER_ID
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500),
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json={"keys": []}),
+        httpx.Response(200, json=[1]),
+        httpx.Response(200, content=b"\xff" * 1000),
+        httpx.Response(200, content=b"[" * 300_000),
+    ],
+)
+def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response) -> None:
+    keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
+    reader = JwtReader(None, configured.Identity(), keys)
+    with pytest.raises(Unavailable):
+        asyncio.run(reader.subject(provider.token("RS256")))

@@ -1,0 +1,205 @@
+"""The store's promises under any order of steps, on a file of SQLite; and its words."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polydev.controller.migrate import migrate
+from polydev.controller.model import Session
+from polydev.controller.settings import SessionLimits
+from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.store import tables
+from polydev.controller.store.postgres_copy import drop_statements, libpq_url, secrets_of
+from polydev.controller.store.sessions import expiry_reason, idle_end
+from polydev.controller.store.tables import UtcDateTime
+from polydev.controller.store.users import token_hash
+from polydev.errors import CapacityError, SessionExpired, TooManySessions, VmError
+from tests.stores import Store, opened
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+LIMITS = SessionLimits(idle_seconds=60, max_seconds=100, per_user=2)
+SLOTS = 2
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file: Path = tmp_path_factory.mktemp("store") / "controller.sqlite3"
+    made = f"sqlite+aiosqlite:///{file}"
+    asyncio.run(migrate(made))
+    return made
+
+
+@dataclass(frozen=True)
+class Step:
+    """What somebody does to the `which`-th session or its VM, if there is one."""
+
+    what: str
+    which: int
+
+
+# Some of them more often, so that more sessions come further.
+WHATS = (
+    *("start", "start", "launched", "launched", "ready", "ready", "release", "release"),
+    *("stage", "heartbeat", "fail", "stop", "terminate", "wait", "expire", "rescue"),
+)
+STEPS = st.lists(st.builds(Step, what=st.sampled_from(WHATS), which=st.integers(0, 2)), max_size=25)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(STEPS)
+def test_whatever_comes_session_vm_and_slot_agree(url: str, steps: list[Step]) -> None:
+    async def story() -> None:
+        async with opened(url, SLOTS, LIMITS) as store:
+            await forget(store)
+            users = [await store.new_user() for _ in range(2)]
+            made: list[Session] = []
+            for step in steps:
+                await do(store, step, users, made)
+                await require_agreement(store)
+
+    asyncio.run(story())
+
+
+async def forget(store: Store) -> None:
+    async with store.database.writing() as connection:
+        for table in (tables.session_news, tables.sessions, tables.vms, tables.users):
+            await connection.execute(sa.delete(table))
+
+
+async def do(store: Store, step: Step, users: list[str], made: list[Session]) -> None:
+    try:
+        if step.what == "start":
+            made.append(await store.start(users[step.which % 2]))
+        elif step.what == "wait":
+            store.clock.pass_seconds(30)
+        elif step.what == "expire":
+            await store.sessions.expire_due()
+        elif step.what == "rescue":
+            assert await store.vms.rescue() == []
+        elif step.which < len(made):
+            await do_to(store, step.what, made[-1 - step.which])
+    except (CapacityError, TooManySessions, SessionExpired, VmError):
+        pass
+
+
+async def do_to(store: Store, what: str, session: Session) -> None:
+    vm_id = session.vm_id
+    steps = {
+        "launched": lambda: store.vms.launched(vm_id),
+        "ready": lambda: store.vms.ready(vm_id),
+        "stage": lambda: store.vms.stage_reached(vm_id, "init"),
+        "fail": lambda: store.vms.fail(vm_id, "it died"),
+        "stop": lambda: store.vms.stop(vm_id),
+        "release": lambda: store.vms.released(vm_id),
+    }
+    if what == "heartbeat":
+        await store.sessions.heartbeat(session.id)
+    elif what == "terminate":
+        await store.sessions.apply(session.id, "terminate")
+    else:
+        await steps[what]()
+
+
+async def require_agreement(store: Store) -> None:
+    of_vm = {"vm_creating": "creating", "vm_starting": "starting", "vm_created": "ready"}
+    held = await store.vms.held()
+    assert len({vm.slot for vm in held}) == len(held) <= SLOTS
+    sessions = await store.sessions.list()
+    for session in sessions:
+        vm = await store.vms.get(session.vm_id)
+        assert (vm.released_at is None) == (vm in held)
+        if session.is_live:
+            assert vm.state == of_vm[session.state]
+            assert session.expires_at <= session.created_at + timedelta(seconds=LIMITS.max_seconds)
+            assert (session.ended_at, session.reason) == (None, None)
+        else:
+            assert vm.state not in LIVE_VM_STATES
+            assert session.ended_at is not None
+        last = (await store.sessions.news(session.id))[-1].data
+        assert last.get("state", session.state) == session.state
+    for user_id in {session.user_id for session in sessions}:
+        assert len(await store.sessions.list(user_id, live_only=True)) <= LIMITS.per_user
+
+
+def session(seconds_left: float, heartbeat: bool) -> Session:
+    return Session(
+        id="s",
+        user_id="u",
+        provider="claude",
+        state="vm_created",
+        vm_id="v",
+        created_at=START,
+        changed_at=START,
+        expires_at=START + timedelta(seconds=seconds_left),
+        heartbeat_at=START if heartbeat else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "heartbeat", "reason"),
+    [
+        (60, False, "nobody came for 60 s after its VM was ready"),
+        (60, True, "no heartbeat came for 60 s"),
+        (100, True, "it reached the longest life of a session, 100 s"),
+        (100, False, "it reached the longest life of a session, 100 s"),
+    ],
+)
+def test_why_a_session_expired(seconds_left: float, heartbeat: bool, reason: str) -> None:
+    assert expiry_reason(session(seconds_left, heartbeat), LIMITS) == reason
+
+
+@given(st.floats(0, 1000))
+def test_no_session_outlives_its_longest_life(after: float) -> None:
+    at = START + timedelta(seconds=after)
+    end = idle_end(session(60, True), at, LIMITS)
+    assert end == min(at + timedelta(seconds=60), START + timedelta(seconds=100))
+
+
+def test_times_are_utc_whatever_a_database_makes_of_them() -> None:
+    time, dialect = UtcDateTime(), sa.create_mock_engine("sqlite://", print).dialect
+    east = timezone(timedelta(hours=2))
+    assert time.process_bind_param(START.astimezone(east), dialect) == START
+    for given_back in (START.replace(tzinfo=None), START.astimezone(east)):
+        found = time.process_result_value(given_back, dialect)
+        assert found is not None
+        assert found.isoformat() == START.isoformat()
+
+
+def test_a_token_is_hashed() -> None:
+    assert token_hash("pdt_x") == (
+        "5484323817e8891ffba367e9691843fbd5234136ac5b39b5013c68e629be11ca"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:s3cret@db.example:6543/data?sslmode=require",
+        "postgresql+psycopg://me@db.example:6543/data?sslmode=require&password=s3cret",
+    ],
+)
+def test_passwords_are_no_arguments(url: str) -> None:
+    assert libpq_url(url) == "postgresql://me@db.example:6543/data?sslmode=require"
+    assert secrets_of(url) == {"PGPASSWORD": "s3cret"}
+
+
+def test_without_a_password_none_is_said() -> None:
+    assert secrets_of("postgresql+psycopg://me@/data?host=/run/postgresql") == {}
+
+
+def test_tables_go_before_those_that_they_name() -> None:
+    gone = [line.split()[-1].rstrip(";") for line in drop_statements().splitlines()[1:]]
+    assert gone[0] == "alembic_version"
+    for table in tables.metadata.tables.values():
+        for key in table.foreign_keys:
+            assert gone.index(table.name) < gone.index(key.column.table.name)

@@ -1,0 +1,244 @@
+"""The doctor's rules about a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from polydev.client.findings import GIB, has_problem
+from polydev.client.host import HostFacts
+from polydev.client.host_rules import (
+    clock_finding,
+    failed_vms_finding,
+    gate_findings,
+    health_finding,
+    host_findings,
+    image_finding,
+    kvm_finding,
+    memory_finding,
+    polkit_finding,
+    python_finding,
+    space_findings,
+    system_finding,
+    unreachable_finding,
+    upstreams_finding,
+)
+from polydev.errors import DeployError
+
+NOW = 1_800_000_000.0  # 2027-01-15
+DISK = {"size": 100 * GIB, "free": 50 * GIB}
+SOUND: dict[str, Any] = {
+    "startedAt": NOW + 0.5,
+    "endedAt": NOW + 0.9,
+    "os": "Debian GNU/Linux 12 (bookworm)",
+    "kernel": "6.1.0",
+    "architecture": "x86_64",
+    "python": [3, 11, 2],
+    "host": {"slots": [2, 3, 4, 5], "controllerPort": 4000},
+    "config": "slots: [2, 3, 4, 5]\nvm: {memory_mib: 2048, translation_cache_mib: 1024}\n",
+    "memoryBytes": 16 * GIB,
+    "cpus": 8,
+    "disks": {"/": DISK, "/var/lib/firecracker/snapshots/base": DISK, "/var/lib/microvm": DISK},
+    "qemu": "QEMU emulator version 7.2.22",
+    "accelerator": {"accelerator": "kvm"},
+    "golden": {"digest": "4f1d" * 16, "createdAt": "2027-01-10T10:00:00Z"},
+    "health": {"ok": True, "checks": [{"name": "units", "ok": True, "detail": "12 active"}]},
+    "units": {"polkit.service": "active", "polydev-accelerator.service": "active"},
+    "failedVms": [],
+    "polkit": {"vm": True, "other": False},
+    "controller": {"status": "healthy", "components": {"database": {"status": "healthy"}}},
+    "upstreams": {"8.8.8.8": "ok", "8.8.4.4": "ok"},
+}
+
+
+def facts(**changed: Any) -> HostFacts:
+    return HostFacts({**SOUND, **changed}, before=NOW, after=NOW + 1.5)
+
+
+def test_a_sound_host_has_nothing_to_do() -> None:
+    found = host_findings("host", facts())
+    assert [finding for finding in found if finding.state != "ok" or finding.todo] == []
+
+
+def test_a_host_without_a_deployment_is_told_that_alone() -> None:
+    found = host_findings("host", facts(host=None, health=None, golden=None))
+    assert has_problem(found)
+    assert [each.name for each in found if each.state == "problem"] == ["deployment"]
+
+
+def test_a_host_of_which_nothing_is_known_is_judged_all_the_same() -> None:
+    nothing = dict.fromkeys(SOUND) | {"startedAt": NOW, "endedAt": NOW, "host": {}}
+    found = host_findings("host", HostFacts(nothing, NOW, NOW))
+    assert all(finding.todo for finding in found if finding.state != "ok")
+    assert has_problem(found)
+
+
+def test_a_host_that_ssh_does_not_reach_is_a_problem() -> None:
+    finding = unreachable_finding("host", DeployError("cannot be reached", "ssh host"))
+    assert (finding.state, finding.found, finding.todo) == (
+        "problem",
+        "cannot be reached",
+        "ssh host",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "ok"),
+        ({"os": "Ubuntu 22.04.5 LTS"}, "ok"),
+        ({"os": "Fedora Linux 40"}, "warning"),
+        ({"architecture": "aarch64"}, "problem"),
+    ],
+)
+def test_the_system_is_one_that_hosts_are_deployed_to(changed: Any, state: str) -> None:
+    assert system_finding("host", facts(**changed)).state == state
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [([3, 9, 2], "problem"), ([3, 10, 0], "ok"), ([3, 13, 1], "ok"), ([3, 14, 0], "problem")],
+)
+def test_the_hosts_python_can_run_the_controller(version: list[int], state: str) -> None:
+    assert python_finding("host", facts(python=version)).state == state
+
+
+@pytest.mark.parametrize(
+    ("started", "ended", "state", "words"),
+    [
+        (0.5, 0.9, "ok", "agrees"),
+        (2.5, 2.9, "ok", "agrees"),  # within 2 s, as far as the call's length lets one say
+        (6.0, 6.4, "warning", "5 s ahead of"),
+        (-6.0, -5.6, "warning", "6 s behind"),
+        (3600.0, 3600.4, "problem", "3,599 s ahead of"),
+    ],
+)
+def test_the_clock_is_judged_by_what_the_call_cannot_explain(
+    started: float, ended: float, state: str, words: str
+) -> None:
+    finding = clock_finding("host", facts(startedAt=NOW + started, endedAt=NOW + ended))
+    assert (finding.state, words in finding.found) == (state, True), finding
+
+
+def test_a_slow_call_does_not_make_a_clock_wrong() -> None:
+    slow = HostFacts({**SOUND, "startedAt": NOW + 30, "endedAt": NOW + 31}, NOW, NOW + 60)
+    assert clock_finding("host", slow).state == "ok"
+
+
+def test_a_full_disk_is_named_by_what_lies_on_it() -> None:
+    disks = {**SOUND["disks"], "/var/lib/microvm": {"size": 100 * GIB, "free": GIB}}
+    found = space_findings("host", facts(disks=disks))
+    assert [each.name for each in found if each.state == "problem"] == ["room for VMs"]
+
+
+def test_folders_that_come_with_a_deployment_are_not_missed_before_it() -> None:
+    assert len(space_findings("host", facts(disks={"/": DISK}))) == 1
+
+
+def test_each_check_of_the_gate_is_a_finding() -> None:
+    checks = [
+        {"name": "units", "ok": False, "detail": "polydev-dns.service is failed"},
+        {"name": "slots", "ok": True, "detail": "4 there"},
+    ]
+    broken, whole = gate_findings("host", facts(health={"ok": False, "checks": checks}))
+    assert (broken.state, broken.found) == ("problem", "polydev-dns.service is failed")
+    assert "./inv deploy" in str(broken.todo)
+    assert (whole.state, whole.todo) == ("ok", None)
+
+
+def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:
+    (finding,) = gate_findings("host", facts(health=None))
+    assert finding.state == "problem"
+
+
+@pytest.mark.parametrize(
+    ("report", "state"),
+    [
+        ({"status": "healthy", "components": {"imageStore": {"status": "degraded"}}}, "warning"),
+        ({"status": "unhealthy", "components": {"database": {"status": "unhealthy"}}}, "problem"),
+        ({"status": "no answer at 127.0.0.1:4000: refused"}, "problem"),
+        (None, "problem"),
+    ],
+)
+def test_the_controllers_own_words_count(report: Any, state: str) -> None:
+    assert health_finding("host", facts(controller=report)).state == state
+
+
+@pytest.mark.parametrize(
+    ("polkit", "state"),
+    [
+        ({"vm": True, "other": False}, "ok"),
+        ({"vm": False, "other": False}, "problem"),
+        ({"vm": True, "other": True}, "problem"),
+        ({"vm": None, "other": None}, "warning"),
+    ],
+)
+def test_the_controller_may_start_vms_and_nothing_else(polkit: Any, state: str) -> None:
+    assert polkit_finding("host", facts(polkit=polkit)).state == state
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"accelerator": {"accelerator": "tcg", "why": "/dev/kvm is not there"}}, "is not there"),
+        ({"accelerator": {"accelerator": "tcg"}}, "VMs run without"),
+        ({"accelerator": None}, "never tried"),
+    ],
+)
+def test_a_host_without_kvm_is_warned_of(changed: Any, words: str) -> None:
+    finding = kvm_finding("host", facts(**changed))
+    assert finding.state == "warning"
+    assert words in finding.found
+
+
+@pytest.mark.parametrize(
+    ("total", "accelerator", "state"),
+    [
+        (8 * GIB, "kvm", "ok"),
+        (8 * GIB, "tcg", "warning"),  # the cache of translated code comes on top
+        (12 * GIB, "tcg", "ok"),
+        (GIB, "kvm", "problem"),
+    ],
+)
+def test_all_slots_fit_into_the_memory(total: int, accelerator: str, state: str) -> None:
+    said = facts(memoryBytes=total, accelerator={"accelerator": accelerator})
+    assert memory_finding("host", said).state == state
+
+
+def test_failed_units_of_vms_are_named() -> None:
+    finding = failed_vms_finding("host", facts(failedVms=["microvm@3.service"]))
+    assert (finding.state, finding.found) == ("warning", "failed: microvm@3.service")
+
+
+@pytest.mark.parametrize(
+    ("golden", "state"),
+    [
+        ({"digest": "4f1d", "createdAt": "2026-12-01T10:00:00Z"}, "warning"),
+        ({"digest": "4f1d", "createdAt": "2026-01-01T10:00:00Z"}, "problem"),
+        ({"digest": "4f1d", "createdAt": None}, "warning"),
+        (None, "problem"),
+    ],
+)
+def test_a_golden_image_is_there_and_not_old(golden: Any, state: str) -> None:
+    assert image_finding("host", facts(golden=golden)).state == state
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "state"),
+    [
+        ({"8.8.8.8": "ok", "8.8.4.4": "timed out"}, "warning"),
+        ({"8.8.8.8": "timed out"}, "problem"),
+        ({"8.8.8.8": "answers, but not for debian.org (code 3)"}, "warning"),
+        ({}, "problem"),
+    ],
+)
+def test_resolvers_that_do_not_answer_are_named(upstreams: Any, state: str) -> None:
+    finding = upstreams_finding("host", facts(upstreams=upstreams))
+    assert finding.state == state
+    assert all(address in finding.found for address, said in upstreams.items() if said != "ok")
+
+
+def test_a_configuration_that_cannot_be_read_is_no_obstacle() -> None:
+    assert facts(config="{").config == {}
+    assert memory_finding("host", facts(config=None)).found.startswith("4 VMs")

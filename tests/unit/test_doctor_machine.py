@@ -1,0 +1,143 @@
+"""The doctor's rules about the operator's machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from polydev.client.findings import (
+    GIB,
+    Disk,
+    Finding,
+    Room,
+    has_problem,
+    qemu_finding,
+    space_finding,
+    version_of,
+)
+from polydev.client.machine import (
+    MachineFacts,
+    kvm_finding,
+    machine_findings,
+    packages_finding,
+    python_finding,
+    rights_finding,
+    wanted_packages,
+)
+
+SOUND = MachineFacts(
+    packages={"git": "1:2.39", "rsync": "3.2"},
+    python=(3, 11, 2),
+    is_root=True,
+    qemu="QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)",
+    kvm_device=True,
+    accelerator="kvm",
+    store=Disk(100 * GIB, 50 * GIB),
+    cache=Disk(100 * GIB, 50 * GIB),
+)
+ROOM = Room(least=2 * GIB, enough=8 * GIB)
+
+
+def test_a_sound_machine_has_nothing_to_do() -> None:
+    found = machine_findings(SOUND)
+    assert {(finding.state, finding.todo) for finding in found} == {("ok", None)}
+    assert not has_problem(found)
+
+
+def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
+    ill = MachineFacts(
+        packages={"git": None},
+        python=(3, 9, 2),
+        is_root=False,
+        qemu=None,
+        kvm_device=False,
+        accelerator=None,
+        store=None,
+        cache=Disk(GIB, 1),
+    )
+    found = machine_findings(ill)
+    assert all(finding.state != "ok" and finding.todo for finding in found)
+    assert has_problem(found)
+
+
+def test_missing_packages_are_named_with_the_command_that_brings_them() -> None:
+    finding = packages_finding({"git": "1:2.39", "rsync": None, "kmod": None})
+    assert (finding.state, finding.found) == ("problem", "missing: rsync, kmod")
+    assert "apt-get install --no-install-recommends rsync kmod" in str(finding.todo)
+
+
+def test_a_machine_without_dpkg_is_no_place_for_this() -> None:
+    assert packages_finding(None).state == "problem"
+
+
+def test_packages_are_read_without_their_reasons() -> None:
+    text = "# what\n\ncpio      # packs\ngit\n"
+    assert wanted_packages(text) == ["cpio", "git"]
+
+
+@pytest.mark.parametrize(("version", "state"), [((3, 9, 9), "problem"), ((3, 10, 0), "ok")])
+def test_python_must_be_new_enough(version: tuple[int, int, int], state: str) -> None:
+    assert python_finding(version).state == state
+
+
+def test_who_is_not_root_is_warned() -> None:
+    assert rights_finding(is_root=False).state == "warning"
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg)", "ok"),
+        ("QEMU emulator version 6.2.0", "ok"),
+        ("QEMU emulator version 5.2.0", "warning"),
+        ("cannot execute", "problem"),
+        (None, "problem"),
+    ],
+)
+def test_qemu_is_there_and_new_enough(said: str | None, state: str) -> None:
+    assert qemu_finding("here", said, "install it").state == state
+
+
+def test_a_version_is_the_first_that_is_said() -> None:
+    assert version_of("QEMU emulator version 7.2.22 (Debian 1:7.2)") == (7, 2, 22)
+    assert version_of("no digits. here") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "words"),
+    [
+        (False, "tcg", "/dev/kvm is not there or not ours"),
+        (True, "tcg", "no VM boots under it"),
+        (True, None, "was not tried"),
+    ],
+)
+def test_kvm_counts_only_if_a_vm_boots_under_it(
+    device: bool, accelerator: str | None, words: str
+) -> None:
+    facts = replace(SOUND, kvm_device=device, accelerator=accelerator)  # type: ignore[arg-type]
+    finding = kvm_finding(facts)
+    assert finding.state == "warning"
+    assert words in finding.found
+
+
+@pytest.mark.parametrize(("free", "state"), [(9, "ok"), (7, "warning"), (1, "problem")])
+def test_room_is_told_before_it_is_gone(free: int, state: str) -> None:
+    finding = space_finding("here", "room", Disk(100 * GIB, free * GIB), ROOM, "make room")
+    assert finding.state == state
+    assert finding.found.startswith(f"{free}.0 GiB of 100.0 GiB free")
+
+
+def test_a_disk_that_cannot_be_read_is_no_disk_with_room() -> None:
+    assert space_finding("here", "room", None, ROOM, "make room").state == "warning"
+
+
+def test_a_finding_as_json_has_all_its_fields() -> None:
+    finding = Finding("here", "what", "ok", "found")
+    assert finding.as_dict() == {
+        "where": "here",
+        "name": "what",
+        "state": "ok",
+        "found": "found",
+        "todo": None,
+    }

@@ -1,0 +1,474 @@
+"""The host's figures: psutil's into our shapes, limits, parts that fail or hang."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections import namedtuple
+from ipaddress import IPv4Network
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from polydev.controller.host import network_health
+from polydev.controller.host.figures import (
+    cpu_model,
+    cpu_usage,
+    disk_figures,
+    memory_figures,
+    network_figures,
+    real_filesystems,
+    temperature_figures,
+)
+from polydev.controller.host.measuring import HostFigures
+from polydev.controller.host.network_health import (
+    NetworkProbe,
+    bridge_check,
+    default_routes,
+    names_check,
+    route_check,
+    slots_check,
+)
+from polydev.controller.host.probe import Probe, Unanswered
+from polydev.controller.host.shapes import System, status_of, worst
+from polydev.controller.settings import AlertRules
+
+LIMITS = AlertRules()
+NETWORK = IPv4Network("192.168.100.0/24")
+UP, DOWN = SimpleNamespace(isup=True), SimpleNamespace(isup=False)
+ROUTE_HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+DEFAULT_ROUTE = "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+LINK_ROUTE = "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+CpuTimes = namedtuple("CpuTimes", "user system idle iowait guest")
+
+
+def partition(device: str, mountpoint: str, fstype: str = "ext4") -> Any:
+    return SimpleNamespace(device=device, mountpoint=mountpoint, fstype=fstype)
+
+
+def sensor(current: float | None, critical: float | None = None) -> Any:
+    return SimpleNamespace(current=current, critical=critical)
+
+
+def counted(received: int, sent: int) -> Any:
+    return SimpleNamespace(bytes_recv=received, bytes_sent=sent)
+
+
+class TestStatus:
+    @pytest.mark.parametrize(
+        ("percent", "status"),
+        [(0, "healthy"), (69.9, "healthy"), (70, "warning"), (90, "warning"), (90.1, "critical")],
+    )
+    def test_of_a_percentage(self, percent: float, status: str) -> None:
+        assert status_of(percent, LIMITS) == status
+
+    def test_limits_are_the_settings(self) -> None:
+        assert status_of(50, AlertRules(warning_percent=40, critical_percent=45)) == "critical"
+
+    def test_worst(self) -> None:
+        assert worst(["healthy", "critical", "warning"]) == "critical"
+        assert worst(["healthy", "unknown"]) == "unknown"
+        assert worst(["unknown", "warning"]) == "warning"
+        assert worst([]) == "unknown"
+
+
+class TestCpu:
+    def test_waiting_for_a_disk_is_no_work_and_a_guest_is_not_counted_twice(self) -> None:
+        before = CpuTimes(100, 100, 100, 100, 50)
+        assert cpu_usage(before, CpuTimes(125, 125, 125, 125, 75)) == 50.0
+
+    def test_no_time_between(self) -> None:
+        same = CpuTimes(1, 1, 1, 1, 1)
+        assert cpu_usage(same, same) == 0.0
+
+    def test_a_count_that_went_back_stays_within_bounds(self) -> None:
+        assert cpu_usage(CpuTimes(0, 0, 10, 0, 0), CpuTimes(20, 0, 5, 0, 0)) == 100.0
+
+    @pytest.mark.parametrize(
+        ("cpuinfo", "model"),
+        [
+            (
+                "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n\nprocessor\t: 1\n",
+                "Some CPU @ 3 GHz",
+            ),
+            ("processor : 0\n\nModel : A board: rev 2\n", "A board: rev 2"),
+        ],
+    )
+    def test_model(self, cpuinfo: str, model: str) -> None:
+        assert cpu_model(cpuinfo) == model
+
+    def test_model_of_a_machine_that_names_none(self) -> None:
+        assert cpu_model("")
+
+
+class TestMemory:
+    def test_used_and_free_are_the_whole(self) -> None:
+        told = memory_figures(SimpleNamespace(total=1000, available=250), LIMITS)
+        assert (told.used, told.free, told.percent, told.status) == (750, 250, 75.0, "warning")
+
+
+class TestDisks:
+    def test_one_for_each_device_by_its_shortest_mount(self) -> None:
+        physical = [
+            partition("/dev/vda1", "/var/lib/microvm"),
+            partition("/dev/vda1", "/"),
+            partition("/dev/vdb", "/data", "xfs"),
+            partition("/dev/loop0", "/snap/core", "squashfs"),
+        ]
+        assert [each.mountpoint for each in real_filesystems(physical, physical)] == ["/", "/data"]
+
+    def test_the_root_counts_also_where_it_is_an_overlay(self) -> None:
+        everything = [partition("overlay", "/", "overlay"), partition("proc", "/proc", "proc")]
+        assert [each.mountpoint for each in real_filesystems([], everything)] == ["/"]
+
+    def test_percent_is_of_what_others_than_root_can_have(self) -> None:
+        usage = SimpleNamespace(total=1000, used=900, free=50)
+        told = disk_figures(partition("/dev/vda", "/"), usage, LIMITS)
+        assert told.model_dump() == {
+            "status": "critical",
+            "filesystem": "/dev/vda",
+            "size": 1000,
+            "used": 900,
+            "available": 50,
+            "percent": 94.7,
+            "mount": "/",
+        }
+
+
+class TestNetwork:
+    def test_interfaces(self) -> None:
+        told = network_figures(
+            {"lo": UP, "eth0": UP, "vm-2": DOWN},
+            {
+                "vm-2": counted(1, 2),
+                "eth0": counted(3, 4),
+                "lo": counted(5, 5),
+                "gone": counted(6, 6),
+            },
+        )
+        assert told.status == "healthy"
+        assert [each.model_dump() for each in told.interfaces] == [
+            {"name": "eth0", "status": "up", "rx_bytes": 3, "tx_bytes": 4},
+            {"name": "lo", "status": "up", "rx_bytes": 5, "tx_bytes": 5},
+            {"name": "vm-2", "status": "down", "rx_bytes": 1, "tx_bytes": 2},
+        ]
+
+    def test_only_the_loopback_is_up(self) -> None:
+        stats = {"lo": UP, "eth0": DOWN}
+        told = network_figures(stats, dict.fromkeys(stats, counted(0, 0)))
+        assert told.status == "critical"
+        assert told.detail
+
+
+class TestTemperature:
+    def test_the_processors_comes_before_a_disks(self) -> None:
+        told = temperature_figures(
+            {"nvme": [sensor(80.0, 84.0)], "coretemp": [sensor(50.0, 100.0), sensor(61.0, 100.0)]},
+            LIMITS,
+        )
+        assert told is not None
+        assert (told.current, told.critical, told.status) == (61.0, 100.0, "healthy")
+
+    def test_it_is_judged_by_its_critical_point(self) -> None:
+        told = temperature_figures({"coretemp": [sensor(76.0, 80.0)]}, LIMITS)
+        assert told is not None
+        assert told.status == "critical"
+
+    def test_a_critical_point_that_cannot_be_one_is_none(self) -> None:
+        told = temperature_figures({"acpitz": [sensor(71.0, 65261.85)]}, LIMITS)
+        assert told is not None
+        assert (told.critical, told.status) == (None, "warning")
+
+    @pytest.mark.parametrize("sensors", [{}, {"coretemp": []}, {"coretemp": [sensor(None)]}])
+    def test_no_sensor(self, sensors: dict[str, list[Any]]) -> None:
+        assert temperature_figures(sensors, LIMITS) is None
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine of its own; what is an exception is raised."""
+    told: dict[str, Any] = {
+        "cpu_times": CpuTimes(0, 0, 0, 0, 0),
+        "cpu_count": 2,
+        "virtual_memory": SimpleNamespace(total=100, available=60),
+        "disk_partitions": [partition("/dev/vda", "/"), partition("/dev/vdb", "/data")],
+        "disk_usage": SimpleNamespace(total=100, used=10, free=90),
+        "net_if_stats": {"eth0": UP},
+        "net_io_counters": {"eth0": counted(1, 2)},
+        "sensors_temperatures": {"coretemp": [sensor(45.0, 90.0)]},
+        "boot_time": 0.0,
+        "getloadavg": (0.1, 0.2, 0.3),
+    }
+
+    def answer(name: str) -> Any:
+        def ask(*words: Any, **more: Any) -> Any:
+            found = told[name]
+            if callable(found):
+                found = found(*words)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        return ask
+
+    for name in told:
+        monkeypatch.setattr(psutil, name, answer(name))
+    monkeypatch.setattr("polydev.controller.host.measuring.SHORTEST_SPAN_SECONDS", 0.0)
+    return told
+
+
+def system() -> System:
+    return asyncio.run(HostFigures(LIMITS).system())
+
+
+class TestSystem:
+    def test_its_members_are_the_designs(self, machine: dict[str, Any]) -> None:
+        told = system().model_dump(mode="json")
+        assert set(told) == {
+            "status",
+            "cpu",
+            "memory",
+            "disk",
+            "network",
+            "temperature",
+            "uptime",
+            "load_average",
+        }
+        assert set(told["cpu"]) == {"status", "usage", "cores", "model"}
+        assert set(told["memory"]) == {"status", "total", "used", "free", "percent"}
+        assert [each["mount"] for each in told["disk"]] == ["/", "/data"]
+        assert set(told["network"]) == {"status", "interfaces"}
+        assert told["temperature"] == {"status": "healthy", "current": 45.0, "critical": 90.0}
+        assert told["load_average"] == [0.1, 0.2, 0.3]
+        assert told["status"] == "healthy"
+
+    def test_without_a_sensor_there_is_no_temperature_and_nothing_amiss(
+        self, machine: dict[str, Any]
+    ) -> None:
+        machine["sensors_temperatures"] = {}
+        told = system()
+        assert "temperature" not in told.model_dump()
+        assert (told.status, told.unavailable) == ("healthy", {})
+        alone = asyncio.run(HostFigures(LIMITS).temperature())
+        assert (alone.current, alone.critical, alone.status) == (None, None, "unknown")
+        assert alone.detail
+        assert "no temperature sensor" in alone.detail
+
+    @pytest.mark.parametrize(
+        ("broken", "part"),
+        [
+            ("cpu_times", "cpu"),
+            ("virtual_memory", "memory"),
+            ("disk_partitions", "disk"),
+            ("net_io_counters", "network"),
+            ("sensors_temperatures", "temperature"),
+            ("boot_time", "uptime"),
+            ("getloadavg", "load_average"),
+        ],
+    )
+    def test_a_part_that_fails_says_so_and_the_others_go_on(
+        self, machine: dict[str, Any], broken: str, part: str
+    ) -> None:
+        machine[broken] = OSError(5, "Input/output error")
+        told = system()
+        assert told.unavailable == {part: "Input/output error"}
+        for other in {"cpu", "memory", "network"} - {part}:
+            assert getattr(told, other).status == "healthy"
+
+    def test_the_status_is_the_worst(self, machine: dict[str, Any]) -> None:
+        machine["disk_usage"] = lambda mount: SimpleNamespace(
+            total=100, used=95 if mount == "/data" else 5, free=5
+        )
+        told = system()
+        assert told.status == "critical"
+        assert {each.mount: each.status for each in told.disk}["/data"] == "critical"
+
+    def test_a_disk_that_hangs_hides_no_other_and_takes_one_thread(
+        self, machine: dict[str, Any]
+    ) -> None:
+        let_go, asked = threading.Event(), []
+
+        def usage(mount: str) -> Any:
+            if mount == "/data":
+                asked.append(mount)
+                let_go.wait()
+            return SimpleNamespace(total=100, used=10, free=90)
+
+        machine["disk_usage"] = usage
+
+        async def ask() -> list[Any]:
+            host = HostFigures(LIMITS, timeout_seconds=0.05)
+            found = [await host.disk() for _ in range(3)]
+            assert len(asked) == 1
+            let_go.set()
+            return found
+
+        for told in asyncio.run(ask()):
+            by_mount = {each.mount: each for each in told.disk}
+            assert by_mount["/"].status == "healthy"
+            assert by_mount["/data"].status == "unknown"
+            assert by_mount["/data"].detail == "no answer within 0.05 s"
+
+    def test_cpu_usage_is_that_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
+        async def ask() -> list[float | None]:
+            host = HostFigures(LIMITS)
+            found = []
+            for busy in (0, 30, 120):
+                machine["cpu_times"] = CpuTimes(busy, 0, 100 if busy else 0, 0, 0)
+                found.append((await host.cpu()).usage)
+            return found
+
+        assert asyncio.run(ask()) == [0.0, 23.1, 100.0]
+
+
+class TestProbe:
+    def test_who_asks_meanwhile_gets_the_same_answer(self) -> None:
+        let_go, asked = threading.Event(), []
+
+        def ask() -> int:
+            asked.append(1)
+            let_go.wait()
+            return 7
+
+        async def both() -> list[int]:
+            probe = Probe(ask)
+            first = asyncio.ensure_future(probe())
+            second = asyncio.ensure_future(probe())
+            await asyncio.sleep(0)
+            let_go.set()
+            return [await first, await second]
+
+        assert asyncio.run(both()) == [7, 7]
+        assert len(asked) == 1
+
+    def test_whoever_gives_up_takes_nothing_from_the_others(self) -> None:
+        let_go = threading.Event()
+
+        async def both() -> bool:
+            probe = Probe(let_go.wait)
+            first, second = asyncio.ensure_future(probe()), asyncio.ensure_future(probe())
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            let_go.set()
+            return await second
+
+        assert asyncio.run(both())
+
+    def test_a_failure_is_told_in_words(self) -> None:
+        def fail() -> None:
+            raise KeyError
+
+        async def ask() -> None:
+            await Probe(fail)()
+
+        with pytest.raises(Unanswered, match="KeyError"):
+            asyncio.run(ask())
+
+
+class TestNetworkHealth:
+    def address(self, text: str) -> Any:
+        return SimpleNamespace(family=socket.AF_INET, address=text)
+
+    def test_bridge(self) -> None:
+        right = {"br-vm": [self.address("192.168.100.1")]}
+        assert bridge_check({"br-vm": UP}, right, NETWORK).status == "healthy"
+
+    @pytest.mark.parametrize("addresses", [{}, {"br-vm": []}, {"br-vm": ["10.0.0.1"]}])
+    def test_bridge_without_its_address(self, addresses: dict[str, list[str]]) -> None:
+        given = {name: [self.address(each) for each in some] for name, some in addresses.items()}
+        told = bridge_check({"br-vm": UP}, given, NETWORK)
+        assert told.status == "critical"
+        assert told.hint
+
+    def test_no_bridge(self) -> None:
+        told = bridge_check({}, {}, NETWORK)
+        assert told.status == "critical"
+        assert told.hint
+        assert "polydev-network.service" in told.hint
+
+    @pytest.mark.parametrize(
+        ("stats", "status", "detail"),
+        [
+            ({"vm-2": UP, "vm-3": UP}, "healthy", "all 2 are connected"),
+            ({"vm-2": UP}, "warning", "of 2 slots 3 are missing"),
+            ({"vm-2": UP, "vm-3": DOWN}, "warning", "of 2 slots 3 are down"),
+            ({"vm-2": DOWN}, "critical", "of 2 slots 3 are missing and 2 are down"),
+        ],
+    )
+    def test_slots(self, stats: dict[str, Any], status: str, detail: str) -> None:
+        told = slots_check(stats, (2, 3))
+        assert (told.status, told.detail) == (status, detail)
+        assert (told.hint is None) == (status == "healthy")
+
+    def test_a_host_without_slots(self) -> None:
+        assert slots_check({}, ()).status == "warning"
+
+    @pytest.mark.parametrize(
+        ("routes", "routes_v6", "interfaces"),
+        [
+            (ROUTE_HEAD + DEFAULT_ROUTE + LINK_ROUTE, "", ["eth0"]),
+            (ROUTE_HEAD + LINK_ROUTE, "", []),
+            ("", "", []),
+            (
+                "",
+                f"{'0' * 32} 00 {'0' * 32} 00 fe80{'0' * 27}1 00000400 1 0 00000003 eth1\n"
+                f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} ffffffff 1 0 00200200 lo\n",
+                ["eth1"],
+            ),
+        ],
+    )
+    def test_default_routes(self, routes: str, routes_v6: str, interfaces: list[str]) -> None:
+        assert default_routes(routes, routes_v6) == interfaces
+
+    def test_no_default_route(self) -> None:
+        assert route_check(["eth0"]).status == "healthy"
+        assert route_check([]).status == "critical"
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (None, "healthy"),
+            (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "warning"),
+            (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "critical"),
+            (Unanswered("no answer within 5 s"), "critical"),
+        ],
+    )
+    def test_names(self, error: Exception | None, status: str) -> None:
+        told = names_check(error)
+        assert told.status == status
+        assert (told.hint is None) == (error is None)
+
+    def test_the_report_has_each_check_and_goes_on_where_one_cannot_be_made(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken() -> Any:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(network_health, "_read_interfaces", broken)
+        monkeypatch.setattr(network_health, "_read_routes", lambda: (ROUTE_HEAD, ""))
+        monkeypatch.setattr(network_health, "_resolve", lambda: None)
+        told = asyncio.run(NetworkProbe(NETWORK, (2,)).report())
+        assert {each.name: each.status for each in told.checks} == {
+            "bridge": "unknown",
+            "slots": "unknown",
+            "default_route": "critical",
+            "names": "healthy",
+        }
+        assert told.status == "critical"
+
+
+def test_nothing_blocks_the_loop(machine: dict[str, Any]) -> None:
+    seen: list[int] = []
+
+    def times() -> Any:
+        seen.append(threading.get_ident())
+        return CpuTimes(0, 0, 1, 0, 0)
+
+    machine["cpu_times"] = times
+    asyncio.run(HostFigures(LIMITS).cpu())
+    assert seen
+    assert threading.get_ident() not in seen

@@ -1,0 +1,185 @@
+"""What is to be done next for a VM, and what its agent's words mean."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from polydev.controller.machines.agent_client import AgentHealth, agent_health
+from polydev.controller.machines.decisions import (
+    account,
+    check_verdict,
+    failed_units,
+    has_live_heartbeat,
+    next_step,
+    stage_by_agent,
+    stranger,
+)
+from polydev.controller.machines.hypervisor import Activity, SlotState
+from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.reconciling import keeps_logs
+from polydev.controller.model import Session, Vm, now
+from polydev.controller.states import VmState
+from polydev.errors import AgentUnreachable, ProtocolError
+
+AT = now()
+OURS, OTHER = "ours", "other"
+
+
+def vm(state: VmState = "starting", **words: Any) -> Vm:
+    return Vm(OURS, 2, "192.168.100.2", state, "none", AT, "4f1d", AT, **words)
+
+
+def health(**changed: Any) -> dict[str, Any]:
+    return {
+        "status": "ready",
+        "stage": "ready",
+        "components": {"vnc": {"ok": True, "detail": "works"}},
+        "failing": [],
+        "failed_units": [],
+        "vm_id": OURS,
+        **changed,
+    }
+
+
+def answer(**changed: Any) -> AgentHealth:
+    return AgentHealth.model_validate(health(**changed))
+
+
+@pytest.mark.parametrize(
+    ("state", "activity", "named", "step"),
+    [
+        ("creating", "inactive", None, "start"),
+        ("creating", "failed", OURS, "start"),
+        ("creating", "inactive", OTHER, "start"),
+        ("creating", "active", OURS, "launched"),
+        ("creating", "activating", OURS, "launched"),
+        ("creating", "active", OTHER, "evict"),
+        ("creating", "active", None, "evict"),
+        ("starting", "active", OURS, "follow"),
+        ("starting", "failed", OURS, "ended"),
+        ("starting", "inactive", None, "ended"),
+        ("starting", "active", OTHER, "ended"),
+        ("ready", "active", OURS, "check"),
+        ("ready", "inactive", OURS, "ended"),
+        ("stopping", "active", OURS, "end"),
+        ("stopping", "active", OTHER, "end"),
+        ("stopping", "inactive", None, "end"),
+    ],
+)
+def test_next_step(state: VmState, activity: Activity, named: str | None, step: str) -> None:
+    assert next_step(vm(state), SlotState(2, activity, named), preserve=False) == step
+
+
+@pytest.mark.parametrize(
+    ("activity", "named", "reason", "step"),
+    [
+        ("active", OURS, "it failed", "leave"),
+        ("active", OURS, None, "end"),
+        ("active", OTHER, "it failed", "end"),
+        ("failed", OURS, "it failed", "end"),
+    ],
+)
+def test_only_what_failed_and_runs_is_kept_for_debugging(
+    activity: Activity, named: str, reason: str | None, step: str
+) -> None:
+    slot = SlotState(2, activity, named)
+    assert next_step(vm("stopping", reason=reason), slot, preserve=True) == step
+
+
+def test_stranger_is_whoever_is_not_this_vm() -> None:
+    assert stranger(vm(), answer()) is None
+    assert stranger(vm(), AgentUnreachable("silence")) is None
+    assert stranger(vm(), answer(vm_id=OTHER)) == "VM other answers at its address"
+    assert "does not know its id" in (stranger(vm(), answer(vm_id=None)) or "")
+    assert len(stranger(vm(), answer(vm_id="x" * 9999)) or "") < 200
+
+
+def test_agent_that_answers_proves_a_network() -> None:
+    starting = answer(status="starting", stage="kernel")
+    assert stage_by_agent(vm(), starting) == "network"
+    assert stage_by_agent(vm(), answer(status="starting", stage="services")) == "services"
+    assert stage_by_agent(vm(), answer()) == "ready"
+    assert stage_by_agent(vm(), answer(vm_id=OTHER)) == "none"
+    assert stage_by_agent(vm(), AgentUnreachable("silence")) == "none"
+    assert stage_by_agent(vm(), None) == "none"
+
+
+def test_account_is_short() -> None:
+    components = {"vnc": {"ok": False, "detail": "x" * 9999}}
+    said = account(answer(status="failed", components=components, failing=["vnc", "browser"]))
+    assert said.startswith("vnc: xxx")
+    assert len(said) == 300
+    assert account(answer(failing=["vnc", "browser"])) == "vnc: works; browser"
+    hostile = {"vnc": {"ok": False, "detail": "a\x1b[2J\x00b\n"}}
+    assert account(answer(components=hostile, failing=["vnc"])) == "vnc: a [2J b "
+    assert account(AgentUnreachable("silence")) == "silence"
+    assert account(None) == ""
+
+
+def test_failed_units_are_told_once_and_not_without_end() -> None:
+    assert failed_units(["a.service"], ["b.service", "a.service"]) == ["a.service", "b.service"]
+    assert len(failed_units([], [f"{number}.service" for number in range(999)])) == 20
+    assert len(failed_units([], ["x" * 9999])[0]) == 100
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "protected", "verdict"),
+    [
+        (0, 0, False, "fine"),
+        (2, 0, False, "fine"),
+        (3, 0, False, "recovered"),
+        (0, 1, False, "wait"),
+        (2, 3, False, "fail"),
+        (2, 3, True, "unhealthy"),
+        (3, 4, True, "wait"),
+        (3, 4, False, "fail"),
+    ],
+)
+def test_check_verdict(before: int, count: int, protected: bool, verdict: str) -> None:
+    assert check_verdict(before, count, 3, protected=protected) == verdict
+
+
+def test_heartbeat_is_live_for_its_time() -> None:
+    session = Session("1", "2", "claude", "vm_created", OURS, AT, AT, AT, heartbeat_at=AT)
+    assert has_live_heartbeat(session, AT + timedelta(seconds=29), 30)
+    assert not has_live_heartbeat(session, AT + timedelta(seconds=30), 30)
+    assert not has_live_heartbeat(None, AT, 30)
+
+
+def test_logs_are_kept_of_what_failed_not_long_ago() -> None:
+    later = AT + timedelta(seconds=61)
+    assert keeps_logs(vm("stopping"), 60, later)
+    assert not keeps_logs(vm("ended", released_at=AT), 60, AT)
+    assert keeps_logs(vm("failed", released_at=AT), 60, AT)
+    assert not keeps_logs(vm("failed", released_at=AT), 60, later)
+
+
+def test_retries_come_slower_but_never_stop() -> None:
+    pace = Pace(retry=0.5, retry_most=15)
+    assert [pace.retry_after(tries) for tries in (1, 2, 3, 6, 9999)] == [0.5, 1, 2, 15, 15]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (500, b"", "answers 500"),
+        (302, b"", "answers 302"),
+        (200, b"<html>", "is none"),
+        (200, b"[]", "is none"),
+        (200, b'{"status": "ready"}', "stage"),
+        (200, json.dumps(health(status="starting")).encode(), "calls itself starting"),
+        (503, json.dumps(health()).encode(), "calls itself ready"),
+    ],
+)
+def test_answer_that_no_agent_gives(status: int, body: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        agent_health(status, body)
+
+
+def test_agents_answer() -> None:
+    said = agent_health(200, json.dumps(health(news="of a later agent")).encode())
+    assert (said.status, said.vm_id, said.components["vnc"].ok) == ("ready", OURS, True)

@@ -1,0 +1,162 @@
+"""How far a boot has come, read from a console that comes in pieces, and by when it must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.machines.console import (
+    CHUNK_BYTES,
+    LAST_BYTES,
+    MAX_BACKLOG_BYTES,
+    LogReader,
+    last_line,
+)
+from polydev.controller.machines.following import (
+    KEPT_CHARACTERS,
+    SerialFollower,
+    next_stage,
+    overdue,
+    stages_to_tell,
+)
+from polydev.controller.machines.lead import Lead, lead_file
+from polydev.controller.model import Vm, now
+from polydev.controller.settings import BootDeadlines, Settings
+from polydev.vm.stages import Stage
+from tests.fake_vms import MARKS, PANIC
+
+AT = now()
+VM = Vm("1", 2, "192.168.100.2", "starting", "none", AT, "4f1d", AT, started_at=AT)
+BOOT = "".join(MARKS.values()).encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 9999])
+def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
+    follower = SerialFollower()
+    for start in range(0, len(BOOT), size):
+        follower.feed(BOOT[start : start + size])
+    assert follower.seen == {"kernel", "init", "network", "services", "ready"}
+    assert follower.gave_up is None
+
+
+def test_what_was_seen_stays_when_its_text_is_gone() -> None:
+    follower = SerialFollower()
+    follower.feed(BOOT + b"[FAILED] Failed to start filler.service - Takes all.\n")
+    follower.feed(b"x" * KEPT_CHARACTERS + b"\n")
+    assert "services" in follower.seen
+    assert follower.failed_units == ["filler.service"]
+    assert len(follower.tail) <= 15 * 401
+
+
+def test_panic_in_two_pieces() -> None:
+    follower = SerialFollower()
+    follower.feed(PANIC[:30].encode())
+    assert follower.gave_up is None
+    follower.feed(PANIC[30:].encode())
+    assert follower.gave_up == "kernel panic: Attempted to kill init!"
+
+
+def test_failed_units_do_not_grow_without_end() -> None:
+    follower = SerialFollower()
+    for number in range(99):
+        follower.feed(f"[FAILED] Failed to start a{number}.service - It.\n".encode())
+    assert len(follower.failed_units) == 20
+
+
+def test_stages_are_told_once_and_in_order() -> None:
+    vm = replace(VM, stage="network", timings={"kernel": 1.0, "network": 2.0})
+    assert stages_to_tell(vm, {"services", "init", "network", "none"}) == ["init", "services"]
+    # That a VM is ready is for its agent to say.
+    assert stages_to_tell(vm, {"ready", "kernel"}) == []
+
+
+def test_last_stage_is_awaited_until_it_is_noted() -> None:
+    assert next_stage("none") == "kernel"
+    assert next_stage("services") == "ready"
+    assert next_stage("ready") == "ready"
+
+
+@pytest.mark.parametrize(
+    ("stage", "seconds", "words"),
+    [
+        ("none", 60, "stage kernel was not reached within 60 s; the last stage was none"),
+        ("init", 120, "stage network was not reached within 120 s; the last stage was init"),
+        ("services", 300, "stage ready was not reached within 300 s; the last stage was services"),
+    ],
+)
+def test_overdue(stage: Stage, seconds: float, words: str) -> None:
+    vm = replace(VM, stage=stage)
+    deadlines = BootDeadlines()
+    assert overdue(vm, deadlines, AT + timedelta(seconds=seconds - 0.1)) is None
+    assert overdue(vm, deadlines, AT + timedelta(seconds=seconds)) == words
+
+
+def test_deadlines_count_from_the_start_and_then_from_the_last_stage() -> None:
+    later = AT + timedelta(seconds=100)
+    assert overdue(replace(VM, started_at=later), BootDeadlines(), later) is None
+    vm = replace(VM, stage="kernel", stage_at=later, started_at=AT)
+    assert overdue(vm, BootDeadlines(), later + timedelta(seconds=119)) is None
+    assert overdue(replace(VM, started_at=None), BootDeadlines(), later) is None
+
+
+def test_log_is_read_as_it_grows(tmp_path: Path) -> None:
+    file = tmp_path / "serial.log"
+    reader = LogReader(file)
+    assert reader.read() == b""
+    file.write_bytes(b"one")
+    assert reader.read() == b"one"
+    assert reader.read() == b""
+    with file.open("ab") as log:
+        log.write(b"two")
+    assert reader.read() == b"two"
+    file.write_bytes(b"new")
+    assert reader.read() == b"new"
+
+
+def test_long_log_is_read_at_its_ends(tmp_path: Path) -> None:
+    file = tmp_path / "serial.log"
+    file.write_bytes(b"begin" + b"x" * 3 * MAX_BACKLOG_BYTES + b"end")
+    reader = LogReader(file)
+    first = reader.read()
+    assert first.startswith(b"begin")
+    assert len(first) == CHUNK_BYTES
+    rest = reader.read_to_end()
+    assert rest.endswith(b"end")
+    assert len(rest) == LAST_BYTES
+
+
+def test_logs_lead_nowhere_else(tmp_path: Path) -> None:
+    secret, link = tmp_path / "secret", tmp_path / "serial.log"
+    secret.write_text("a secret")
+    link.symlink_to(secret)
+    assert LogReader(link).read() == b""
+    assert last_line(link) == ""
+    assert last_line(tmp_path) == ""
+
+
+def test_last_line_is_the_last_that_says_something(tmp_path: Path) -> None:
+    file = tmp_path / "qemu.log"
+    file.write_bytes(b"first\nqemu: no disk\n\n\x1b[0m\n")
+    assert last_line(file) == "qemu: no disk"
+    file.write_bytes(b"")
+    assert last_line(file) == ""
+
+
+def test_one_leads_at_a_time(tmp_path: Path) -> None:
+    first, second = Lead(tmp_path / "lead.lock"), Lead(tmp_path / "lead.lock")
+    assert first.take()
+    assert first.take()
+    assert not second.take()
+    first.release()
+    assert second.take()
+    second.release()
+
+
+def test_lock_lies_with_the_database_where_that_is_a_file() -> None:
+    file = Settings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
+    server = Settings(database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms"))
+    assert lead_file(file) == Path("/var/lib/x/lead.lock")
+    assert lead_file(server) == Path("/var/lib/vms/lead.lock")

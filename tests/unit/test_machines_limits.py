@@ -1,0 +1,75 @@
+"""Time limits hold whatever the work does that they are set to."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from polydev.controller.machines import limits
+from polydev.controller.machines.limits import within
+from polydev.errors import VmError
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+release = asyncio.Event()
+
+
+async def stubborn() -> None:
+    while not release.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+def test_result_and_errors_pass() -> None:
+    async def good() -> int:
+        return 7
+
+    async def bad() -> int:
+        raise KeyError("its own")
+
+    assert asyncio.run(within(9, good(), "it")) == 7
+    with pytest.raises(KeyError):
+        asyncio.run(within(9, bad(), "it"))
+
+
+def test_what_takes_too_long_is_ended_and_told() -> None:
+    with pytest.raises(VmError, match=r"the stop did not end within 0\.01 s"):
+        asyncio.run(within(0.01, forever(), "the stop"))
+
+
+def test_what_ignores_its_end_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ENDING_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        release.clear()
+        with pytest.raises(VmError):
+            await within(0.01, stubborn(), "it")
+        release.set()
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_the_caller_ends_the_work() -> None:
+    async def scenario() -> None:
+        ended = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await forever()
+            finally:
+                ended.set()
+
+        task = asyncio.create_task(within(60, work(), "it"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(scenario())

@@ -1,0 +1,53 @@
+"""KVM or TCG, as a host wrote it down, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polydev.vm import accelerator
+from polydev.vm.accelerator import known_accelerator, why_no_kvm
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ('{"accelerator": "kvm", "why": null}', "kvm"),
+        ('{"accelerator": "tcg", "why": "no"}', "tcg"),
+        ('{"accelerator": "xen"}', "tcg"),
+        *((text, "tcg") for text in ("", "{", "{}", "[]", "null", "7")),
+    ],
+)
+def test_what_a_host_found_out(tmp_path: Path, text: str, known: str) -> None:
+    file = tmp_path / "accelerator.json"
+    file.write_text(text)
+    assert known_accelerator(file) == known
+
+
+def test_a_host_that_found_out_nothing_yet(tmp_path: Path) -> None:
+    assert known_accelerator(tmp_path / "accelerator.json") == "tcg"
+
+
+class TestWhy:
+    def test_no_device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
+        assert why_no_kvm(tmp_path) == f"{tmp_path}/kvm is not there"
+
+    @pytest.fixture
+    def device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        device = tmp_path / "kvm"
+        device.touch()
+        monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
+        return device
+
+    def test_no_image_to_boot(self, device: Path, tmp_path: Path) -> None:
+        assert why_no_kvm(tmp_path / "vmlinux") == "there is no image yet that could be booted"
+
+    @pytest.mark.parametrize("failure", [None, "QEMU ended: no"])
+    def test_it_is_tried(
+        self, device: Path, monkeypatch: pytest.MonkeyPatch, failure: str | None
+    ) -> None:
+        monkeypatch.setattr(accelerator, "kvm_failure", lambda kernel: failure)
+        words = f"{device} is there, but nothing boots under it: QEMU ended: no"
+        assert why_no_kvm(device) == (words if failure else None)

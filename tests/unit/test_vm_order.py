@@ -1,0 +1,102 @@
+"""What a VM of a slot is to be: written by one program, read by another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polydev.errors import VmError
+from polydev.vm.launch import vm_config
+from polydev.vm.order import Order, order_from, order_text
+
+ORDER = Order(
+    vm_id="7f0c",
+    session_id="a1-b2",
+    image="/images/x",
+    image_digest="d" * 64,
+    cpus=3,
+    memory_mib=512,
+    translation_cache_mib=64,
+)
+
+
+def written(folder: Path, **changed: Any) -> Path:
+    file = folder / "launch.json"
+    file.write_text(json.dumps({**json.loads(order_text(ORDER)), **changed}))
+    return file
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "launch.json"
+    file.write_text(order_text(ORDER))
+    assert order_from(file) == ORDER
+
+
+def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
+    assert order_from(written(tmp_path, session_id=None)).session_id is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("vm_id", text) for text in ("", "a b", "a,b", "-x", "../x", 7, None)),
+        *(("session_id", text) for text in ("", "a b", 7)),
+        *(("image", text) for text in ("images/x", "/x,readonly=on", 1)),
+        *(("image_digest", text) for text in ("d" * 63, "D" * 64, None)),
+        *(("cpus", number) for number in (0, -1, "2", 1.5, True)),
+        *(("memory_mib", number) for number in (0, None)),
+        ("tap", "tap0,script=/bin/sh"),
+    ],
+)
+def test_what_could_become_other_words_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(VmError, match=f"not a valid {name}"):
+        order_from(written(tmp_path, **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "is not JSON"), ("[]", "holds no object"), ("{}", "missing or unknown: cpus")],
+)
+def test_what_is_no_order_says_so(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "launch.json"
+    file.write_text(text)
+    with pytest.raises(VmError, match=words) as failure:
+        order_from(file)
+    assert str(file) in failure.value.message
+
+
+def test_an_unknown_word_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VmError, match="missing or unknown: rootfs"):
+        order_from(written(tmp_path, rootfs="/x"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VmError, match=r"launch\.json cannot be read: No such file"):
+        order_from(tmp_path / "launch.json")
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_there_is_refused_in_words(tmp_path_factory: Any, data: bytes) -> None:
+    file = tmp_path_factory.mktemp("order") / "launch.json"
+    file.write_bytes(data)
+    with pytest.raises(VmError):
+        order_from(file)
+
+
+def test_an_order_makes_a_vm_of_its_image(tmp_path: Path) -> None:
+    (tmp_path / "cmdline").write_text("root=/dev/vda")
+    config = vm_config(Order(**{**vars(ORDER), "image": str(tmp_path)}), Path("/vms/2/7f0c"), "kvm")
+    assert (config.kernel, config.rootfs) == (tmp_path / "vmlinux", tmp_path / "rootfs.ext4")
+    assert (config.cmdline, config.session_id, config.tap) == ("root=/dev/vda", "a1-b2", "tap0")
+    assert (config.cpus, config.memory_mib, config.translation_cache_mib) == (3, 512, 64)
+    assert (config.accelerator, config.disk) == ("kvm", Path("/vms/2/7f0c/disk.qcow2"))
+
+
+def test_an_order_for_an_image_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(VmError, match="image dddddddddddd is not there"):
+        vm_config(Order(**{**vars(ORDER), "image": str(tmp_path)}), tmp_path, "tcg")

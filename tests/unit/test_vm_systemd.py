@@ -1,0 +1,286 @@
+"""VMs as units: what the hypervisor of a host asks of systemd, and which files it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.machines.hypervisor import Launch, SlotState
+from polydev.controller.machines.systemd import SystemdHypervisor
+from polydev.controller.machines.systemd_bus import (
+    SystemdBus,
+    UnitState,
+    end_in_words,
+    unit_path,
+)
+from polydev.controller.settings import Settings, VmSizes
+from polydev.errors import VmError
+from polydev.vm.order import order_from
+
+DIGEST = "d" * 64
+UNIT = "microvm@2.service"
+
+
+class Units(SystemdBus):
+    """systemd that does as it is told; `ends` says how the next job does."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, UnitState] = {}
+        self.asked: list[str] = []
+        self.ends: list[tuple[str, UnitState]] = []
+
+    async def start(self, unit: str) -> str:
+        return self._job("start", unit, UnitState("active", 7))
+
+    async def stop(self, unit: str) -> str:
+        return self._job("stop", unit, UnitState("inactive", detail="exit-code 0"))
+
+    async def reset_failed(self, unit: str) -> None:
+        self.asked.append(f"reset {unit}")
+        self.states.pop(unit)
+
+    async def state(self, unit: str) -> UnitState:
+        return self.states.get(unit, UnitState("inactive"))
+
+    async def units(self, pattern: str) -> list[str]:
+        assert pattern == "microvm@*.service"
+        return [unit for unit, state in self.states.items() if state.active != "inactive"]
+
+    def _job(self, verb: str, unit: str, state: UnitState) -> str:
+        self.asked.append(f"{verb} {unit}")
+        result, self.states[unit] = self.ends.pop(0) if self.ends else ("done", state)
+        return result
+
+
+class Site:
+    """A host with slots 2 and 3."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for slot in (2, 3):
+            (root / str(slot)).mkdir()
+        self.units = Units()
+        settings = Settings(vm_root=root, image_store=Path("/store"), vm=VmSizes(cpus=3))
+        self.hypervisor = SystemdHypervisor(settings, self.units)
+
+    def start(self, vm_id: str = "one", slot: int = 2) -> None:
+        asyncio.run(self.hypervisor.start(Launch(vm_id, slot, DIGEST, "mine")))
+
+    def stop(self) -> None:
+        asyncio.run(self.hypervisor.stop(2))
+
+    def poll(self) -> SlotState:
+        return asyncio.run(self.hypervisor.poll(2))
+
+    def discard(self, vm_id: str = "one", *, keep_logs: bool = False) -> None:
+        asyncio.run(self.hypervisor.discard(2, vm_id, keep_logs=keep_logs))
+
+    def left(self) -> list[str]:
+        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+class TestStart:
+    def test_the_unit_finds_its_order_in_the_current_folder(self, site: Site) -> None:
+        site.start()
+        assert site.units.asked == [f"start {UNIT}"]
+        current = site.root / "2" / "current"
+        order = order_from(current / "launch.json")
+        assert str(current.readlink()) == order.vm_id == "one"
+        assert (order.image, order.image_digest) == (f"/store/images/{DIGEST}", DIGEST)
+        assert (order.session_id, order.cpus, order.memory_mib) == ("mine", 3, 2048)
+
+    def test_its_user_gets_in_and_may_write_and_nobody_else(self, site: Site) -> None:
+        site.start()
+        folder = site.root / "2" / "one"
+        assert folder.stat().st_mode & 0o777 == 0o770
+        assert (folder / "launch.json").stat().st_mode & 0o777 == 0o644
+
+    def test_one_that_runs_is_not_started_again(self, site: Site) -> None:
+        site.start()
+        (site.root / "2" / "one" / "launch.json").unlink()
+        site.start()
+        assert site.units.asked == [f"start {UNIT}"]
+        assert "2/one/launch.json" not in site.left()
+
+    def test_one_that_is_being_started_is_waited_for(self, site: Site) -> None:
+        site.start()
+        site.units.states[UNIT] = UnitState("activating")
+        site.start()
+        assert site.units.asked == [f"start {UNIT}"] * 2
+
+    @pytest.mark.parametrize("active", ["active", "activating", "deactivating"])
+    def test_anothers_slot_is_left_to_it(self, site: Site, active: str) -> None:
+        site.start()
+        site.units.states[UNIT] = UnitState(active)
+        with pytest.raises(VmError, match="slot 2 runs another VM, one"):
+            site.start("two")
+        assert site.left() == ["2", "2/current", "2/one", "2/one/launch.json", "3"]
+
+    def test_after_another_has_ended_the_slot_names_the_new_one(self, site: Site) -> None:
+        site.start()
+        site.stop()
+        site.start("two")
+        assert site.poll() == SlotState(2, "active", "two", 7)
+
+    def test_a_failure_is_told_in_systemds_words_and_qemus_last(self, site: Site) -> None:
+        site.units.ends = [("failed", UnitState("failed", detail="exit-code 1"))]
+        folder = site.root / "2" / "one"
+        folder.mkdir()
+        (folder / "qemu.log").write_text("".join(f"line {n}\n" for n in range(9000)))
+        with pytest.raises(VmError) as failure:
+            site.start()
+        last = "\n".join(f"line {n}" for n in range(8995, 9000))
+        assert failure.value.message == f"{UNIT} did not start: exit-code 1: {last}"
+
+    def test_a_failure_without_words(self, site: Site) -> None:
+        site.units.ends = [("timeout", UnitState("failed"))]
+        with pytest.raises(VmError, match=r"did not start: timeout$"):
+            site.start()
+
+    def test_a_slot_without_its_network(self, site: Site) -> None:
+        site.units.ends = [("dependency", UnitState("inactive"))]
+        with pytest.raises(VmError, match="its slot's network is not there") as failure:
+            site.start()
+        assert failure.value.hint == "journalctl -u microvm-slot@2.service"
+
+    def test_a_slot_that_the_host_does_not_have(self, site: Site) -> None:
+        with pytest.raises(VmError, match="/9/one: No such file or directory"):
+            site.start(slot=9)
+        assert site.units.asked == []
+
+
+class TestStop:
+    def test_what_runs_ends(self, site: Site) -> None:
+        site.start()
+        site.stop()
+        assert site.poll() == SlotState(2, "inactive", "one", detail="exit-code 0")
+
+    def test_what_does_not_run_is_not_asked_to(self, site: Site) -> None:
+        site.stop()
+        assert site.units.asked == []
+
+    @pytest.mark.parametrize("ran", [True, False])
+    def test_what_failed_is_forgotten(self, site: Site, ran: bool) -> None:
+        site.units.states[UNIT] = UnitState("active" if ran else "failed")
+        site.units.ends = [("done", UnitState("failed", detail="timeout"))]
+        site.stop()
+        assert site.units.asked == [f"stop {UNIT}"] * ran + [f"reset {UNIT}"]
+
+    def test_what_does_not_end_is_said(self, site: Site) -> None:
+        site.start()
+        site.units.ends = [("canceled", UnitState("active", 7))]
+        with pytest.raises(VmError, match=f"{UNIT} did not stop: it is active"):
+            site.stop()
+
+
+class TestLook:
+    @pytest.mark.parametrize(
+        ("active", "activity"), [("reloading", "active"), ("failed", "failed")]
+    )
+    def test_systemds_words_become_ours(self, site: Site, active: str, activity: str) -> None:
+        site.units.states[UNIT] = UnitState(active, detail="signal 9")
+        assert site.poll() == SlotState(2, activity, None, detail="signal 9")  # type: ignore[arg-type]
+
+    def test_slots_are_those_with_a_unit_or_a_vm(self, site: Site) -> None:
+        site.start()
+        site.stop()
+        site.units.states["microvm@9.service"] = UnitState("failed", detail="oom-kill")
+        assert asyncio.run(site.hypervisor.slots()) == {
+            2: SlotState(2, "inactive", "one", detail="exit-code 0"),
+            9: SlotState(9, "failed", None, detail="oom-kill"),
+        }
+
+    def test_folders_are_those_of_vms(self, site: Site) -> None:
+        site.start()
+        (site.root / "3" / "stray").touch()
+        (site.root / "lost+found").mkdir()
+        assert asyncio.run(site.hypervisor.folders()) == {(2, "one")}
+
+    def test_a_host_without_any_slot(self, tmp_path: Path) -> None:
+        settings = Settings(vm_root=tmp_path / "none")
+        hypervisor = SystemdHypervisor(settings, Units())
+        assert asyncio.run(hypervisor.folders()) == set()
+        assert asyncio.run(hypervisor.slots()) == {}
+
+    def test_files_that_it_names(self, site: Site) -> None:
+        assert site.hypervisor.console(2, "one") == site.root / "2" / "one" / "serial.log"
+        assert site.hypervisor.qemu_log(2, "one") == site.root / "2" / "one" / "qemu.log"
+
+
+class TestDiscard:
+    @pytest.fixture
+    def ended(self, site: Site) -> Site:
+        site.start()
+        for name in ("disk.qcow2", "qmp.sock", "serial.log", "qemu.log"):
+            (site.root / "2" / "one" / name).touch()
+        site.stop()
+        return site
+
+    def test_nothing_of_it_stays(self, ended: Site) -> None:
+        ended.discard()
+        ended.discard()
+        assert ended.left() == ["2", "3"]
+
+    def test_its_logs_stay_if_they_are_to(self, ended: Site) -> None:
+        ended.discard(keep_logs=True)
+        ended.discard(keep_logs=True)
+        assert ended.left() == ["2", "2/one", "2/one/qemu.log", "2/one/serial.log", "3"]
+        ended.discard()
+        assert ended.left() == ["2", "3"]
+
+    def test_the_slot_goes_on_naming_its_present_vm(self, ended: Site) -> None:
+        ended.start("two")
+        ended.discard()
+        assert ended.left() == ["2", "2/current", "2/two", "2/two/launch.json", "3"]
+
+    def test_one_that_runs_keeps_all(self, site: Site) -> None:
+        site.start()
+        with pytest.raises(VmError, match="VM one still runs"):
+            site.discard()
+        assert "2/current" in site.left()
+
+    def test_what_cannot_be_removed_is_said(
+        self, ended: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: Path) -> None:
+            raise PermissionError(1, "Operation not permitted", str(path))
+
+        monkeypatch.setattr("shutil.rmtree", refuse)
+        with pytest.raises(VmError, match="/2/one: Operation not permitted"):
+            ended.discard()
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (("signal", 2, 9), "signal 9"),
+        (("exit-code", 1, 1), "exit-code 1"),
+        (("core-dump", 3, 6), "core-dump 6"),
+        (("oom-kill", 2, 9), "oom-kill"),
+        (("timeout", 2, 9), "timeout"),
+        (("success", 1, 0), "exit-code 0"),
+        (("success", 2, 15), ""),
+        (("success", 0, 0), ""),
+    ],
+)
+def test_an_end_in_words(end: tuple[str, int, int], words: str) -> None:
+    assert end_in_words(*end) == words
+
+
+def test_where_d_bus_has_a_unit() -> None:
+    assert unit_path(UNIT) == "/org/freedesktop/systemd1/unit/microvm_402_2eservice"
+
+
+def test_a_host_whose_d_bus_is_not_there(tmp_path: Path) -> None:
+    async def ask() -> None:
+        await SystemdBus(f"unix:path={tmp_path}/none").state(UNIT)
+
+    with pytest.raises(VmError, match="systemd cannot be asked over D-Bus: .*No such file"):
+        asyncio.run(ask())

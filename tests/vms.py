@@ -1,0 +1,248 @@
+"""A host of VMs without a machine under it: settings, an image store, and a hypervisor.
+
+    async with fake_hosts(tmp_path) as host:
+        settings = Settings(**host.settings_values)
+        host.hypervisor.next.append(SlowVm)     # what is started next; else `kind`
+        ...                                     # something starts a VM in slot 2
+        vm = await host.hypervisor.started(2)
+        await vm.reach("network")
+
+Each host has a network of 127.0.0.0/8 to itself, so that tests may run side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from polydev.controller.machines.hypervisor import Launch, SlotState
+from polydev.controller.migrate import migrate
+from polydev.controller.model import slot_address
+from polydev.errors import VmError
+from tests.fake_vms import (
+    RFB_GREETING,
+    BrokenVm,
+    DyingVm,
+    FakeVm,
+    HealthyVm,
+    NeverBootsVm,
+    NoNetworkVm,
+    NoSpaceVm,
+    PanicsVm,
+    RefusedVm,
+    SickVm,
+    SlowVm,
+    StubbornVm,
+    WrongVm,
+)
+
+__all__ = [
+    "IMAGE_DIGEST",
+    "RFB_GREETING",
+    "BrokenVm",
+    "DyingVm",
+    "FakeHost",
+    "FakeHypervisor",
+    "FakeVm",
+    "HealthyVm",
+    "NeverBootsVm",
+    "NoNetworkVm",
+    "NoSpaceVm",
+    "PanicsVm",
+    "RefusedVm",
+    "SickVm",
+    "SlowVm",
+    "StubbornVm",
+    "WrongVm",
+    "fake_hosts",
+]
+
+IMAGE_DIGEST = "4f1d" * 16
+BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
+CLAIM_PORT = 4000
+LOG_FILES = ("serial.log", "qemu.log")
+
+
+class FakeHypervisor:
+    """Keeps the interface's promises, with files laid out as on a host.
+
+    kind    what is started; `of_slot` overrides it for a slot, `next` for the next starts
+    calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
+    vms     each slot's latest VM, running or not
+    """
+
+    def __init__(
+        self, root: Path, network: IPv4Network, slots: Sequence[int], kind: type[FakeVm]
+    ) -> None:
+        self.root = root
+        self.network = network
+        self.numbers = tuple(slots)
+        self.kind = kind
+        self.of_slot: dict[int, type[FakeVm]] = {}
+        self.next: list[type[FakeVm]] = []
+        self.calls: list[str] = []
+        self.vms: dict[int, FakeVm] = {}
+        self._changed = asyncio.Condition()
+
+    async def start(self, launch: Launch) -> None:
+        self.calls.append(f"start {launch.slot}")
+        state = await self.poll(launch.slot)
+        if state.runs and state.vm_id == launch.vm_id:
+            return
+        if state.runs:
+            raise VmError(f"slot {launch.slot} runs another VM, {state.vm_id}")
+        vm = self._made(launch)
+        await vm.begin()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def stop(self, slot: int) -> None:
+        self.calls.append(f"stop {slot}")
+        vm = self.vms.get(slot)
+        if vm is not None and vm.runs:
+            await vm.stop()
+        elif vm is not None:
+            vm.end()  # nothing of it stays, not even that it has failed
+
+    async def poll(self, slot: int) -> SlotState:
+        named = self._named(slot)
+        vm = self.vms.get(slot)
+        if vm is None:
+            return SlotState(slot, "inactive", named)
+        return SlotState(slot, vm.activity, named, 4242 if vm.runs else None, vm.detail)
+
+    async def slots(self) -> dict[int, SlotState]:
+        states = [await self.poll(slot) for slot in self.numbers]
+        return {state.slot: state for state in states if state.vm_id or state.runs}
+
+    async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
+        self.calls.append(f"discard {slot} {vm_id}")
+        if slot in self.vms and self.vms[slot].runs and self._named(slot) == vm_id:
+            raise VmError(f"VM {vm_id} still runs")
+        self._discard(slot, vm_id, keep_logs)
+
+    async def folders(self) -> set[tuple[int, str]]:
+        return {(int(path.parent.name), path.name) for path in self.left() if not path.is_symlink()}
+
+    def console(self, slot: int, vm_id: str) -> Path:
+        return self.root / str(slot) / vm_id / "serial.log"
+
+    def qemu_log(self, slot: int, vm_id: str) -> Path:
+        return self.root / str(slot) / vm_id / "qemu.log"
+
+    async def started(self, slot: int, *, not_vm: str = "") -> FakeVm:
+        """Wait until a VM other than `not_vm` was started in the slot."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: slot in self.vms and self.vms[slot].launch.vm_id != not_vm
+            )
+        return self.vms[slot]
+
+    def running(self) -> dict[int, FakeVm]:
+        return {slot: vm for slot, vm in self.vms.items() if vm.runs}
+
+    def left(self) -> list[Path]:
+        """What the slots hold of VMs."""
+        return [path for slot in self.numbers for path in (self.root / str(slot)).iterdir()]
+
+    def _made(self, launch: Launch) -> FakeVm:
+        folder = self.root / str(launch.slot) / launch.vm_id
+        folder.mkdir(exist_ok=True)
+        (folder / "disk.qcow2").touch()
+        current = folder.with_name("current")
+        current.unlink(missing_ok=True)
+        current.symlink_to(launch.vm_id)
+        kind = self.next.pop(0) if self.next else self.of_slot.get(launch.slot, self.kind)
+        vm = kind(launch, slot_address(self.network, launch.slot), folder)
+        self.vms[launch.slot] = vm
+        return vm
+
+    def _named(self, slot: int) -> str | None:
+        current = self.root / str(slot) / "current"
+        return str(current.readlink()) if current.is_symlink() else None
+
+    def _discard(self, slot: int, vm_id: str, keep_logs: bool) -> None:
+        folder = self.root / str(slot) / vm_id
+        if self._named(slot) == vm_id:
+            folder.with_name("current").unlink()
+        if not keep_logs:
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in folder.glob("*"):
+            if file.name not in LOG_FILES:
+                file.unlink()
+
+
+@dataclass(frozen=True)
+class FakeHost:
+    """`settings_values` are plain enough for a YAML file; the database is migrated."""
+
+    root: Path
+    network: IPv4Network
+    settings_values: dict[str, Any]
+    hypervisor: FakeHypervisor
+
+
+@asynccontextmanager
+async def fake_hosts(
+    root: Path, slots: Sequence[int] = (2, 3, 4), kind: type[FakeVm] = HealthyVm
+) -> AsyncIterator[FakeHost]:
+    """A host with these slots; VMs that still run at the end are ended."""
+    with _claimed_network() as network:
+        values: dict[str, Any] = {
+            "slots": list(slots),
+            "vm_network": str(network),
+            "vm_root": str(_vm_root(root, slots)),
+            "image_store": str(_image_store(root)),
+            "database_url": f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
+        }
+        await migrate(values["database_url"])
+        hypervisor = FakeHypervisor(root / "microvm", network, slots, kind)
+        try:
+            yield FakeHost(root, network, values, hypervisor)
+        finally:
+            for vm in hypervisor.vms.values():
+                vm.end()
+
+
+@contextmanager
+def _claimed_network() -> Iterator[IPv4Network]:
+    """A /24 of loopback addresses that no other test has: its first address is bound."""
+    for number in range(16 * 256, 256 * 256 - 256):
+        network = IPv4Network(f"127.{number >> 8}.{number & 255}.0/24")
+        with socket.socket() as claim:
+            try:
+                claim.bind((str(network[1]), CLAIM_PORT))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise
+            yield network
+            return
+    raise AssertionError("all of 127.0.0.0/8 is taken")
+
+
+def _vm_root(root: Path, slots: Sequence[int]) -> Path:
+    for slot in slots:
+        (root / "microvm" / str(slot)).mkdir(parents=True)
+    return root / "microvm"
+
+
+def _image_store(root: Path) -> Path:
+    """A store whose golden image has files, if nothing that boots."""
+    store = root / "store"
+    image = store / "images" / IMAGE_DIGEST
+    image.mkdir(parents=True)
+    for name in BOOT_FILES:
+        (image / name).touch()
+    (store / "promotions").mkdir()
+    (store / "promotions/000001").symlink_to(Path("../images", IMAGE_DIGEST))
+    (store / "golden-rootfs.ext4").symlink_to("promotions/000001/rootfs.ext4")
+    return store
