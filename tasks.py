@@ -13,13 +13,13 @@ from invoke.tasks import task
 from polydev.cli import answer, edge
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs import golden, hosts, lab
+from verbs import access, controller, database, doctor, golden, hosts, lab
+from verbs.controller import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY, LOGS, RECIPE, RECIPE_HELP, ROOT, SPECS, lab_name
 
 if TYPE_CHECKING:
-    from polydev.lab import Lab
     from polydev.progress import Steps
 
 TEST_KINDS = ("unit", "integration", "e2e", "bench")
@@ -82,7 +82,7 @@ def up(
         as_json=json,
         text=f"image {record.digest[:12]} runs; open its desktop in a web browser:\n"
         f"  {vm.config.ports.viewer_url}\n"
-        + (f"its host's controller: {deployed['controller']}\n" if deployed else "")
+        + (_access_text(deployed) if deployed else "")
         + "end both with ./inv down",
     )
 
@@ -95,9 +95,12 @@ def _deploy_lab(steps: Steps) -> dict[str, Any]:
     made = up(lab_name(), Settings.from_environment(), steps)
     project, host = described_host(LAB_INVENTORY, "")
     record = changes.deploy(project, host, changes.DeployOptions(), steps, LOGS)
+    with steps.step(f"{host.name}: users"):
+        users = lab_access(made)
     return {
         "lab": made.name,
-        "controller": _controller_url(made),
+        "controller": controller_url(made.address),
+        **access_fields(made, users),
         "deployment": {
             "id": record.id,
             "host": record.host,
@@ -107,8 +110,12 @@ def _deploy_lab(steps: Steps) -> dict[str, Any]:
     }
 
 
-def _controller_url(lab: Lab) -> str:
-    return f"http://{lab.address}:4000"
+def _access_text(deployed: dict[str, Any]) -> str:
+    return (
+        'sessions on VMs of a host, as README.md shows under "A session":\n'
+        f"  {deployed['url']}\n"
+        f"  user {deployed['userId']}, token {deployed['token']}\n"
+    )
 
 
 @task(help={"json": JSON_HELP})
@@ -130,6 +137,7 @@ def down(context: Context, json: bool = False) -> None:
 @edge
 def where(context: Context, json: bool = False) -> None:
     """Where what is running can be reached."""
+    from polydev.client.access import stored_access
     from polydev.lab import find as find_lab
     from polydev.local import find
 
@@ -139,7 +147,9 @@ def where(context: Context, json: bool = False) -> None:
     if vm is not None:
         found |= {"vmId": vm.vm_id, "image": vm.image_digest, **vm.addresses()}
     if lab is not None:
-        found |= {"lab": lab.name, "controller": _controller_url(lab)}
+        found |= {"lab": lab.name, "controller": controller_url(lab.address)}
+        users = stored_access(lab.folder)
+        found |= access_fields(lab, users) if users else {}
     text = "\n".join(f"{name:<11}{value}" for name, value in found.items())
     answer(found, as_json=json, text=text if vm or lab else "nothing is running: ./inv up")
 
@@ -189,7 +199,15 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
 namespace = Collection(up, down, where)
 for verb in (hosts.deploy, hosts.backup, hosts.rollback, hosts.deployments, hosts.drift):
     namespace.add_task(verb)
-for verb in (hosts.unlock, check, test):
+for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
     namespace.add_task(verb)
-for name, module in (("golden", golden), ("lab", lab)):
+for verb in (controller.viewer, doctor.doctor, check, test):
+    namespace.add_task(verb)
+for name, module in (("golden", golden), ("lab", lab), ("database", database)):
     namespace.add_collection(Collection.from_module(module, name=name))
+for name, verbs in (
+    ("session", (controller.end_session,)),
+    ("user", (access.add_user, access.list_users, access.change_role)),
+    ("token", (access.create_token, access.list_tokens, access.revoke_token)),
+):
+    namespace.add_collection(Collection(name, *verbs))

@@ -13,9 +13,11 @@ browser_hosts = [
         {
             "ssh_user": "deploy",
             "ssh_known_hosts_file": "~/.ssh/known_hosts",
-            # How many VMs there is room for. The one that ./inv up starts has 2 GiB of memory
-            # and two virtual CPUs.
+            # How many VMs there is room for, and what each of them gets. Without KVM each also
+            # takes up to vm_translation_cache_mib (1024) for code that QEMU translated.
             "slots": 16,
+            "vm_cpus": 2,
+            "vm_memory_mib": 2048,
             # Whom the VMs ask for names. The image asks these two by itself; if others are named,
             # its questions are translated to the first of them, which may be private.
             "resolvers": ["8.8.8.8", "8.8.4.4"],
@@ -24,8 +26,8 @@ browser_hosts = [
             # "bridge_address": "192.168.100.1/24",
             # Private networks that VMs may reach all the same; none unless named.
             "reachable": [],
-            # A proxy that speaks TLS sits in front, so the controller listens here only: it
-            # does not ask who somebody is. Without this it listens at every address.
+            # A proxy that speaks TLS sits in front, so the controller listens here only: tokens
+            # are not for everybody to read. Without this it listens at every address.
             "controller_listen": "127.0.0.1:4000",
             "controller": {"log_level": "info", "drain_seconds": 20},
             # Files on the operator's machine; the controller gets them as systemd credentials.

@@ -52,6 +52,9 @@ class StillHypervisor:
     async def folders(self) -> set[tuple[int, str]]:
         return set()
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
     def console(self, slot: int, vm_id: str) -> Path:
         return self.root / str(slot) / vm_id / "serial.log"
 

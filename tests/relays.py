@@ -87,7 +87,7 @@ class Screens:
             "open_timeout": PATIENCE_SECONDS,
             **options,
         }
-        return connect(self.url(session_id), **given)
+        return connect(given.pop("uri", self.url(session_id)), **given)
 
     async def closing(self, session_id: str, caller: str | None = "user") -> tuple[int, str]:
         """With what a viewer is turned away."""
@@ -134,3 +134,49 @@ async def serving(app: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
         finally:
             server.should_exit = True
             await task
+
+
+class RawViewer:
+    """A WebSocket client that does only what a test wants it to; its frames are not masked well."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Kind and payload of the next one."""
+        first, length = await self.reader.readexactly(2)
+        assert first & 0x80, "a fragment"
+        if length >= 126:
+            size = await self.reader.readexactly(2 if length == 126 else 8)
+            length = int.from_bytes(size, "big")
+        return first & 0x0F, await self.reader.readexactly(length)
+
+    def send(self, kind: int, payload: bytes, *, final: bool = True) -> None:
+        assert len(payload) < 126
+        first = kind | (0x80 if final else 0)
+        self.writer.write(bytes([first, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+
+
+@asynccontextmanager
+async def raw_viewer(
+    screens: Screens, session_id: str, *headers: str, caller: str = "user"
+) -> AsyncIterator[RawViewer]:
+    """Upgraded, and with small buffers, so that a slow one is felt soon."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    made.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(made, (HOST, screens.port))
+    reader, writer = await asyncio.open_connection(sock=made)
+    path = screens.url(session_id).partition(str(screens.port))[2]
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Upgrade: websocket"]
+    lines += ["Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    lines += [f"Authorization: Bearer {screens.tokens[caller]}", *headers]
+    writer.write("\r\n".join([*lines, "", ""]).encode())
+    try:
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 "), answer
+        yield RawViewer(reader, writer)
+    finally:
+        writer.transport.abort()

@@ -132,6 +132,9 @@ class FakeHypervisor:
     async def folders(self) -> set[tuple[int, str]]:
         return {(int(path.parent.name), path.name) for path in self.left() if not path.is_symlink()}
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
     def console(self, slot: int, vm_id: str) -> Path:
         return self.root / str(slot) / vm_id / "serial.log"
 
@@ -201,6 +204,7 @@ async def fake_hosts(
             "vm_network": str(network),
             "vm_root": str(_vm_root(root, slots)),
             "image_store": str(_image_store(root)),
+            "boots_at_once": 64,
             "database_url": f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
         }
         await migrate(values["database_url"])

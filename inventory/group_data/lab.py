@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-slots = 4
+slots = 8
 journal_max_mib = 64
 deadman_seconds = 20

@@ -2,6 +2,7 @@
 
 `run` waits for one and returns what it said; `spawn` starts one that goes on. Every process
 gets a session of its own, so that a time-out or an interrupt ends all of its children too.
+`become` starts none: another program takes this process's place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
 
@@ -168,6 +169,34 @@ def spawn(
         raise ConfigError(
             f"program not found: {words[0]}", "run ./inv once: it installs what is missing"
         ) from error
+
+
+def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[int]) -> NoReturn:
+    """Let a program take this process's place; only these descriptors stay open in it."""
+    words = [str(word) for word in argv]
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    for descriptor in pass_fds:
+        os.set_inheritable(descriptor, True)
+    try:
+        os.execvp(words[0], words)  # noqa: S606  (words, not a shell's line)
+    except FileNotFoundError as error:
+        raise ConfigError(f"program not found: {words[0]}") from error
+
+
+def leave_behind(work: Callable[[], None]) -> None:
+    """Do something beside this process, as nobody's child: not of what this process becomes."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
+            work()
+    except Exception:
+        log.exception("what was left behind failed")
+    finally:
+        os._exit(0)
 
 
 def wait_or_end(process: Process, seconds: float) -> None:

@@ -84,7 +84,7 @@ def slow_operation(root: Path) -> None:
         "ExecStartPre={{ stamp }}",
         "ExecStartPre={{ stamp }}\nTimeoutStartSec=infinity\nExecStartPre=/bin/sleep infinity",
     )
-    replaced(root, "inventory/group_data/lab.py", "slots = 4", "slots = 5")
+    replaced(root, "inventory/group_data/lab.py", "slots = 8", "slots = 9")
 
 
 def shut_out(root: Path) -> None:

@@ -63,6 +63,29 @@ def test_stages_are_told_as_they_come(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
+@pytest.mark.parametrize("kind", [SlowVm, PanicsVm])
+def test_vms_boot_in_turn_and_those_that_wait_are_told(tmp_path: Path, kind: type[FakeVm]) -> None:
+    """Whatever becomes of the first, the second is next."""
+
+    async def scenario(world: World) -> None:
+        first, second = await world.start(), await world.start()
+        hypervisor = world.host.hypervisor
+        hypervisor.next.append(kind)
+        async with world.driving():
+            fake = await hypervisor.started(2)
+            told = await world.until_news(second, "queued")
+            assert told.data == {"place": 1}
+            if kind is SlowVm:
+                assert set(hypervisor.vms) == {2}
+                assert (await world.vm_of(second)).state == "creating"
+                await fake.reach("ready")
+            await world.until_session(first, "vm_created", "failed")
+            await world.until_session(second, "vm_created")
+            assert not await world.news(first, "queued")
+
+    play(worlds(tmp_path, boots_at_once=1), scenario)
+
+
 async def failed(world: World, session: Session) -> tuple[str, Vm]:
     """Why the session failed; its VM's slot is free again by then."""
     found = await world.until_session(session, "failed")

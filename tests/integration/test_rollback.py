@@ -51,7 +51,7 @@ def with_new_controller(root: Path) -> None:
 
 def with_more_slots(root: Path) -> None:
     data = root / "inventory/group_data/lab.py"
-    data.write_text(data.read_text().replace("slots = 4", "slots = 5"))
+    data.write_text(data.read_text().replace("slots = 8", "slots = 9"))
 
 
 def with_all_changed(root: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import asyncvnc
@@ -177,19 +178,12 @@ async def greeted(client: ClientConnection) -> None:
     assert await client.recv() == RFB
 
 
-async def sees_vm(url: str, token: str) -> bool:
-    try:
-        async with open_websocket(url, token) as client:
-            await greeted(client)
-    except (OSError, ConnectionClosed, TimeoutError):
-        return False
-    return True
-
-
 async def reconnected(url: str, token: str) -> None:
     """A viewer that comes back until it sees its VM again."""
-    while not await sees_vm(url, token):
-        await asyncio.sleep(0.1)
+    async for client in open_websocket(url, token):
+        with suppress(ConnectionClosed):
+            await greeted(client)
+            return
 
 
 def test_restarted_controller_finds_its_vm_and_the_viewer_comes_back(quick: Operated) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from polydev.controller.machines.agent_client import AgentHealth, agent_health
 from polydev.controller.machines.decisions import (
     account,
+    boot_queue,
     check_verdict,
     failed_units,
     has_live_heartbeat,
@@ -31,6 +33,23 @@ OURS, OTHER = "ours", "other"
 
 def vm(state: VmState = "starting", **words: Any) -> Vm:
     return Vm(OURS, 2, "192.168.100.2", state, "none", AT, "4f1d", AT, **words)
+
+
+@pytest.mark.parametrize(
+    ("states", "at_once", "waiting"),
+    [
+        ("", 1, {}),
+        ("creating", 1, {}),
+        ("creating creating creating", 1, {"1": 1, "2": 2}),
+        ("starting creating ready creating stopping", 1, {"1": 1, "3": 2}),
+        ("starting creating ready creating stopping", 2, {"3": 1}),
+        ("starting starting creating", 1, {"2": 1}),
+        ("ready ready stopping creating", 1, {}),
+    ],
+)
+def test_the_oldest_boot_first(states: str, at_once: int, waiting: dict[str, int]) -> None:
+    held = [replace(vm(state), id=str(n)) for n, state in enumerate(states.split())]  # type: ignore[arg-type]
+    assert boot_queue(held, at_once) == waiting
 
 
 def health(**changed: Any) -> dict[str, Any]:

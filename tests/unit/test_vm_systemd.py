@@ -32,10 +32,10 @@ class Units(SystemdBus):
         self.ends: list[tuple[str, UnitState]] = []
 
     async def start(self, unit: str) -> str:
-        return self._job("start", unit, UnitState("active", 7))
+        return self._ended("start", unit, UnitState("active", 7))
 
     async def stop(self, unit: str) -> str:
-        return self._job("stop", unit, UnitState("inactive", detail="exit-code 0"))
+        return self._ended("stop", unit, UnitState("inactive", detail="exit-code 0"))
 
     async def reset_failed(self, unit: str) -> None:
         self.asked.append(f"reset {unit}")
@@ -48,7 +48,7 @@ class Units(SystemdBus):
         assert pattern == "microvm@*.service"
         return [unit for unit, state in self.states.items() if state.active != "inactive"]
 
-    def _job(self, verb: str, unit: str, state: UnitState) -> str:
+    def _ended(self, verb: str, unit: str, state: UnitState) -> str:
         self.asked.append(f"{verb} {unit}")
         result, self.states[unit] = self.ends.pop(0) if self.ends else ("done", state)
         return result
@@ -282,5 +282,5 @@ def test_a_host_whose_d_bus_is_not_there(tmp_path: Path) -> None:
     async def ask() -> None:
         await SystemdBus(f"unix:path={tmp_path}/none").state(UNIT)
 
-    with pytest.raises(VmError, match="systemd cannot be asked over D-Bus: .*No such file"):
+    with pytest.raises(VmError, match=r"systemd cannot be asked over D-Bus: .*No such file"):
         asyncio.run(ask())

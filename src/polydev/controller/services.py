@@ -74,6 +74,8 @@ class Services:
     async def close(self) -> None:
         await self.end()
         await self.agent.close()
+        if self.hypervisor is not None:
+            await self.hypervisor.close()
         await self.database.close()
 
 

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
     vm_network: IPv4Network = IPv4Network("192.168.100.0/24")
     vm_root: Path = Path("/var/lib/microvm")
     vm: VmSizes = VmSizes()
+    boots_at_once: int = Field(
+        default_factory=lambda made: max(2, (os.cpu_count() or 1) // made["vm"].cpus), ge=1
+    )
+    """How many VMs may boot at the same time; others wait. By default what the cores can do:
+    more would only make each of them late."""
     boot_deadline_seconds: BootDeadlines = BootDeadlines()
     session: SessionLimits = SessionLimits()
     vm_check: VmChecks = VmChecks()

@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 import json
-
-from pyinfra.operations import server
+from dataclasses import dataclass
 
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import directory, text_file
+from polydev.deploys.operations import directory, folders_as_in, template, text_file, users_as_in
 from polydev.deploys.typed import concern
 
 CONTROLLER_USER = "polydev-controller"
-VM_USER = "polydev-vm"
+CONTROLLER_HOME = "/var/lib/master-controller"
+VM_USER = "polydev-vm-"
+VM_ROOT = "/var/lib/microvm"
 HOST_FILE = "/etc/polydev/host.json"
+USERS_FILE = "/etc/sysusers.d/polydev.conf"
+FOLDERS_FILE = "/etc/tmpfiles.d/polydev.conf"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of the host; a mode is written without a leading zero."""
+
+    path: str
+    mode: str = "755"
+    user: str = "root"
+    group: str = "root"
+
+    @property
+    def state(self) -> tuple[str, str, str]:
+        return self.mode, self.user, self.group
+
 
 FOLDERS = (
-    ("/opt/polydev-ai/backups", "700", "root", "root"),
-    ("/opt/polydev-ai/deployments", "755", "root", "root"),
-    ("/opt/master-controller", "755", "root", "root"),
-    ("/opt/master-controller/releases", "755", "root", "root"),
-    ("/opt/master-controller/wheels", "755", "root", "root"),
-    ("/etc/polydev", "755", "root", "root"),
-    ("/etc/master-controller", "750", "root", CONTROLLER_USER),
-    ("/var/lib/master-controller", "700", CONTROLLER_USER, CONTROLLER_USER),
-    ("/var/lib/firecracker", "755", "root", "root"),
-    ("/var/lib/firecracker/snapshots", "755", "root", "root"),
-    ("/var/lib/firecracker/snapshots/base", "755", "root", "root"),
+    Folder("/opt/polydev-ai/backups", "700"),
+    Folder("/opt/polydev-ai/deployments"),
+    Folder("/opt/master-controller"),
+    Folder("/opt/master-controller/releases"),
+    Folder("/opt/master-controller/wheels"),
+    Folder("/etc/polydev"),
+    Folder("/etc/master-controller", "750", group=CONTROLLER_USER),
+    Folder(CONTROLLER_HOME, "700", CONTROLLER_USER, CONTROLLER_USER),
+    Folder("/var/lib/firecracker"),
+    Folder("/var/lib/firecracker/snapshots"),
+    Folder("/var/lib/firecracker/snapshots/base"),
+    Folder(VM_ROOT),
 )
+
+
+def vm_user(slot: int) -> str:
+    return f"{VM_USER}{slot}"
+
+
+def all_folders(site: HostData) -> list[Folder]:
+    """The fixed ones, and one for each slot.
+
+    In a slot's folder the controller makes one for each VM, which gets the slot's group by the
+    setgid bit; only in there may the VM's own user write.
+    """
+    slots = (
+        Folder(f"{VM_ROOT}/{slot}", "2750", CONTROLLER_USER, vm_user(slot))
+        for slot in site.slot_numbers
+    )
+    return [*FOLDERS, *slots]
 
 
 def host_json(site: HostData, units: list[str]) -> str:
@@ -45,15 +81,19 @@ def host_json(site: HostData, units: list[str]) -> str:
 
 @concern("Accounts and folders")
 def accounts(site: HostData, units: list[str]) -> None:
-    for user, home in ((CONTROLLER_USER, "/var/lib/master-controller"), (VM_USER, "/nonexistent")):
-        server.user(  # noqa: S604  (its shell is a program's name)
-            name=user,
-            user=user,
-            home=home,
-            shell="/usr/sbin/nologin",
-            system=True,
-            ensure_home=False,
-        )
-    for path, mode, owner, group in FOLDERS:
-        directory(path, mode=mode, user=owner, group=group)
+    folders = all_folders(site)
+    values = {
+        "controller_user": CONTROLLER_USER,
+        "controller_home": CONTROLLER_HOME,
+        "vm_user": VM_USER,
+        "slots": site.slot_numbers,
+        "folders": folders,
+    }
+    directory("/etc/sysusers.d")
+    template(USERS_FILE, values)
+    users = (CONTROLLER_USER, *map(vm_user, site.slot_numbers))
+    users_as_in(name="users", file=USERS_FILE, users=users)
+    template(FOLDERS_FILE, values)
+    states = {folder.path: folder.state for folder in folders}
+    folders_as_in(name="folders", file=FOLDERS_FILE, folders=states)
     text_file(HOST_FILE, host_json(site, units))

@@ -32,7 +32,7 @@ PACKAGE = Path("src/polydev")
 # The controller and what the layers contract lets it import. A change elsewhere is no new release.
 RELEASED = ("__init__.py", "controller", "errors.py", "run.py", "settings.py", "vm")
 DISTRIBUTION = "polydev-controller"
-# A distribution of its own: it has one command, and what it depends on is all in the bundle's
+# A distribution of its own: it has its own commands, and what it depends on is all in the bundle's
 # requirements. The version names the sources, so no two wheels of one name differ on a host.
 PYPROJECT = """\
 [build-system]
@@ -47,6 +47,8 @@ requires-python = ">=3.10"
 
 [project.scripts]
 master-controller = "polydev.controller.__main__:main"
+polydev-microvm = "polydev.vm.launch:main"
+polydev-accelerator = "polydev.vm.accelerator:main"
 
 [tool.setuptools.packages.find]
 where = ["src"]

@@ -12,7 +12,7 @@ from pyinfra import logger
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.accounts import CONTROLLER_USER
+from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import JsonFile, PythonVersion, Unit
@@ -51,6 +51,14 @@ def config_text(site: HostData) -> str:
         "port": int(port),
         "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
         "image_store": "/var/lib/firecracker/snapshots/base",
+        "slots": list(site.slot_numbers),
+        "vm_network": str(site.bridge_address.network),
+        "vm_root": VM_ROOT,
+        "vm": {
+            "cpus": site.vm_cpus,
+            "memory_mib": site.vm_memory_mib,
+            "translation_cache_mib": site.vm_translation_cache_mib,
+        },
     }
     return yaml.safe_dump({**fixed, **site.controller}, sort_keys=True)
 
@@ -62,6 +70,7 @@ def unit_values(site: HostData) -> dict[str, Any]:
         "config_file": CONFIG,
         "credentials": {name: f"{SECRETS}/{name}" for name in sorted(site.secrets)},
         "root": ROOT,
+        "vm_root": VM_ROOT,
     }
 
 

@@ -38,6 +38,7 @@ class HostData(Checked):
     """One host. Sizes and times as their names say.
 
     slots               how many VMs it has room for
+    vm_…                what each VM gets; the cache is of code that TCG translated
     resolvers           whom its VMs ask for names; if that is not whom their image asks, their
                         questions are translated to the first of these
     upstream_resolvers  what the host's own cache asks
@@ -51,6 +52,9 @@ class HostData(Checked):
     target: Target = "all"
     deployment_id: str | None = None
     slots: Annotated[int, Field(ge=1, le=250)] = 8
+    vm_cpus: Annotated[int, Field(ge=1, le=64)] = 2
+    vm_memory_mib: Annotated[int, Field(ge=128)] = 2048
+    vm_translation_cache_mib: Annotated[int, Field(ge=32)] = 1024
     bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS

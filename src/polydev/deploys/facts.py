@@ -12,6 +12,8 @@ from pyinfra.api.facts import FactBase
 
 from polydev.deploys.render import STAMPS
 
+TOUCHED = "Touched=yes"
+
 
 @dataclass(frozen=True)
 class UnitState:
@@ -38,9 +40,8 @@ class Unit(FactBase[UnitState]):
             f"-p NeedDaemonReload; echo Config=$(cat {STAMPS}/{name} 2>/dev/null)"
         )
         for path, sha256 in files:
-            sums = shlex.quote(f"{sha256}  {path}")
-            asked += f"; echo {sums} | sha256sum --check --status 2>/dev/null || echo Touched=yes"
-            asked += f"; test ! {shlex.quote(path)} -nt {STAMPS}/{name} || echo Touched=yes"
+            asked += f"; {_unless_same(path, sha256)}"
+            asked += f"; test ! {shlex.quote(path)} -nt {STAMPS}/{name} || echo {TOUCHED}"
         return asked
 
     @staticmethod
@@ -59,21 +60,28 @@ class Unit(FactBase[UnitState]):
         )
 
 
-class ActiveUnits(FactBase[list[str]]):
-    """Names of the active units that match a pattern."""
+def _unless_same(path: str, sha256: str) -> str:
+    """Shell that says TOUCHED unless the file has this checksum."""
+    sums = shlex.quote(f"{sha256}  {path}")
+    return f"echo {sums} | sha256sum --check --status 2>/dev/null || echo {TOUCHED}"
+
+
+class UnitStates(FactBase[dict[str, str]]):
+    """The units of a pattern that run, come, go or have failed, and which of these it is."""
 
     def command(self, pattern: str) -> str:
         return (
-            "systemctl list-units --plain --no-legend --state=active,activating,failed "
-            f"{shlex.quote(pattern)}"
+            "systemctl list-units --plain --no-legend "
+            f"--state=active,activating,deactivating,failed {shlex.quote(pattern)}"
         )
 
     @staticmethod
-    def default() -> list[str]:
-        return []
+    def default() -> dict[str, str]:
+        return {}
 
-    def process(self, output: Iterable[str]) -> list[str]:
-        return sorted(line.split()[0] for line in output if line.strip())
+    def process(self, output: Iterable[str]) -> dict[str, str]:
+        lines = (line.split() for line in output if line.strip())
+        return {unit: active for unit, _, active, *_ in lines}
 
 
 class Names(FactBase[list[str]]):
@@ -88,6 +96,50 @@ class Names(FactBase[list[str]]):
 
     def process(self, output: Iterable[str]) -> list[str]:
         return sorted(output)
+
+
+class StaleUnits(FactBase[bool]):
+    """Whether systemd knows a unit of a pattern by an older file, or the file is another one."""
+
+    def command(self, pattern: str, files: tuple[tuple[str, str], ...]) -> str:
+        asked = [f"systemctl show -p NeedDaemonReload {shlex.quote(pattern)}"]
+        return "; ".join([*asked, *(_unless_same(path, sha256) for path, sha256 in files)])
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: Iterable[str]) -> bool:
+        return any(line in ("NeedDaemonReload=yes", TOUCHED) for line in output)
+
+
+class KnownUsers(FactBase[list[str]]):
+    """Which of these users the host has."""
+
+    def command(self, users: tuple[str, ...]) -> str:
+        return f"getent passwd {shlex.join(users)} || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [line.partition(":")[0] for line in output]
+
+
+class Folders(FactBase[dict[str, tuple[str, str, str]]]):
+    """Mode, user and group of each of these paths that is a folder."""
+
+    def command(self, paths: tuple[str, ...]) -> str:
+        return f"stat -c '%F:%n:%a:%U:%G' {shlex.join(paths)} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> dict[str, tuple[str, str, str]]:
+        return {}
+
+    def process(self, output: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+        found = (line.split(":") for line in output if line.startswith("directory:"))
+        return {path: (mode, user, group) for _, path, mode, user, group in found}
 
 
 class JsonFact(FactBase[dict[str, Any]]):

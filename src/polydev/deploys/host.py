@@ -34,6 +34,7 @@ from polydev.deploys.render import template_paths
 from polydev.deploys.services import journal, ssh
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
+from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
 from polydev.ssh import SshTarget
 
 KEEPALIVE_SECONDS = 5
@@ -49,6 +50,7 @@ def unit_order(site: HostData) -> list[str]:
         SLOTS_TARGET,
         DNS_UNIT,
         *controller_part.unit_names(),
+        ACCELERATOR_UNIT,
     ]
 
 
@@ -106,5 +108,8 @@ def browser_host() -> None:
         slots(site)
         names(site)
         after_reach(site, target)
+        vms(site)
     if site.concerns("master-controller"):
         controller(site, target, deployment_id)
+    if site.concerns():
+        accelerator(site)

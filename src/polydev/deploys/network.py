@@ -14,6 +14,7 @@ NETWORK_UNIT = "polydev-network.service"
 FIREWALL_UNIT = "polydev-firewall.service"
 DNS_UNIT = "polydev-dns.service"
 SLOT_UNIT = "microvm-slot@.service"
+VM_UNIT = "microvm@.service"
 SLOTS_TARGET = "polydev-slots.target"
 DOMAIN = "vm.internal"
 TABLE = "polydev"
@@ -81,9 +82,11 @@ def slots(site: HostData) -> None:
     target = unit_file(SLOTS_TARGET, values)
     config = unit_file(SLOT_UNIT, values, slot_code(), *slot_words(site))
     wanted = slot_units(site)
-    only_units(name="slots beyond the last", pattern="microvm-slot@*.service", wanted=wanted)
-    for name in wanted:
-        unit(name=name, unit=name, config=config.hash, files=config.files)
+    only_units(name="slots beyond the last", template=SLOT_UNIT, wanted=wanted, needed_by=VM_UNIT)
+    for number, name in zip(site.slot_numbers, wanted, strict=True):
+        # A slot that is made anew is another network: a VM keeps the one that it has.
+        user = VM_UNIT.replace("@", f"@{number}")
+        unit(name=name, unit=name, config=config.hash, files=config.files, needed_by=user)
     unit(
         name=SLOTS_TARGET,
         unit=SLOTS_TARGET,

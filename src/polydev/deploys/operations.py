@@ -16,7 +16,17 @@ from pyinfra.context import host, state
 from pyinfra.facts.files import Directory, File, Sha256File
 from pyinfra.operations import files
 
-from polydev.deploys.facts import ActiveUnits, Firewall, Names, SysctlValue, Unit, UnitState
+from polydev.deploys.facts import (
+    Firewall,
+    Folders,
+    KnownUsers,
+    Names,
+    StaleUnits,
+    SysctlValue,
+    Unit,
+    UnitState,
+    UnitStates,
+)
 from polydev.deploys.render import render, render_unit
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
@@ -149,12 +159,56 @@ def folder(path: str, mode: str, user: str, group: str) -> Commands:
 
 
 @operation
+def users_as_in(file: str, users: tuple[str, ...]) -> Commands:
+    """These users, whom a file of sysusers.d describes, are there; all by one command."""
+    there: list[str] = host.get_fact(KnownUsers, users=users)
+    missing = [name for name in users if name not in there]
+    if not missing:
+        host.noop("all users are there")
+        return
+    told("\n".join(f"+ user {name}" for name in missing))
+    yield StringCommand(f"systemd-sysusers {shlex.quote(file)}")
+
+
+@operation
+def folders_as_in(file: str, folders: dict[str, tuple[str, str, str]]) -> Commands:
+    """These folders, as a file of tmpfiles.d describes them; all by one command.
+
+    To each path its mode, user and group.
+    """
+    there: dict[str, Any] = host.get_fact(Folders, paths=tuple(folders))
+    wrong = {path: state for path, state in folders.items() if there.get(path) != state}
+    if not wrong:
+        host.noop("all folders are as they should be")
+        return
+    for path, wanted in wrong.items():
+        was = "mode {}, {}:{}".format(*there[path]) if path in there else "not there"
+        told(f"- {path}: {was}")
+        told("+ {}: mode {}, {}:{}".format(path, *wanted))
+    yield StringCommand(f"systemd-tmpfiles --create {shlex.quote(file)}")
+
+
+@operation
+def reread_units(pattern: str, files: tuple[tuple[str, str], ...]) -> Commands:
+    """systemd knows the units of a pattern by these files, as they are; what runs runs on.
+
+    The files are asked for too: as the plan is made, a change of them is still to come.
+    """
+    if not host.get_fact(StaleUnits, pattern=pattern, files=files):
+        host.noop(f"{pattern} are known as they are")
+        return
+    told(f"- {pattern}: known by an older file")
+    yield StringCommand("systemctl daemon-reload")
+
+
+@operation
 def unit(
     unit: str,
     config: str,
     files: tuple[tuple[str, str], ...] = (),
     stamped: bool = True,
     stop_first: str = "",
+    needed_by: str = "",
 ) -> Commands:
     """A unit that is enabled and runs with exactly this configuration.
 
@@ -162,13 +216,16 @@ def unit(
     off between the two is mended by the next one. `files` are paths with their SHA-256; what
     somebody wrote there may be what the unit runs with, although the hash in its file is right.
     A target runs nothing, so it has no stamp. `stop_first` must not run while this unit is
-    restarted.
+    restarted. As long as `needed_by` runs, a unit that is active stays as it is.
     """
     now = host.get_fact(Unit, unit=unit, files=files)
     name = shlex.quote(unit)
     is_current = not now.touched and (now.config == config or not stamped)
     if now.active and now.enabled and is_current:
         host.noop(f"{unit} runs as it should")
+        return
+    if now.active and now.enabled and _runs(needed_by):
+        host.noop(f"{unit} stays as it is: {needed_by} runs")
         return
     told(f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}")
     told(f"+ {unit}: {_state(True, True, config)}")
@@ -178,9 +235,26 @@ def unit(
     if stop_first and not (now.active and is_current):
         yield StringCommand(f"systemctl stop {shlex.quote(stop_first)}")
     if not now.active:
-        yield StringCommand(_or_why("restart", name))
+        # A target passes a restart on to its parts, and these may run.
+        yield StringCommand(_or_why("restart" if stamped else "start", name))
     elif stamped and not is_current:
-        yield StringCommand(_or_why("reload-or-restart", name))
+        yield StringCommand(_unless_running(needed_by, _or_why("reload-or-restart", name)))
+
+
+def _runs(unit: str) -> bool:
+    """Whether an instance of a template runs; one question answers for all its instances."""
+    if not unit:
+        return False
+    states: dict[str, str] = host.get_fact(UnitStates, pattern=unit.replace(_instance(unit), "*"))
+    return states.get(unit, "failed") != "failed"
+
+
+def _unless_running(unit: str, command: str) -> str:
+    """Decided as it runs: much may have been started since the plan."""
+    if not unit:
+        return command
+    state = f"$(systemctl show -P ActiveState {shlex.quote(unit)})"
+    return f"case {state} in inactive|failed) {command};; esac"
 
 
 def touched_words(now: UnitState, config: str) -> str:
@@ -201,14 +275,22 @@ def _state(active: bool, enabled: bool, config: str) -> str:
 
 
 @operation
-def only_units(pattern: str, wanted: list[str]) -> Commands:
-    """No unit of the pattern is active but the wanted ones."""
-    there: list[str] = host.get_fact(ActiveUnits, pattern=pattern)
-    extra = sorted(set(there) - set(wanted))
+def only_units(template: str, wanted: list[str], needed_by: str) -> Commands:
+    """No instance of the template is active but the wanted ones, and those that are needed.
+
+    `needed_by` is the template whose instance of the same name needs it while it is active.
+    """
+    there: dict[str, str] = host.get_fact(UnitStates, pattern=template.replace("@.", "@*."))
+    users = {name: needed_by.replace("@.", f"@{_instance(name)}.") for name in there}
+    extra = [name for name in sorted(set(there) - set(wanted)) if not _runs(users[name])]
     # All of them first: a plan asks for no more than the first command.
-    told("\n".join(f"- {name}: active" for name in extra))
+    told("\n".join(f"- {name}: {there[name]}" for name in extra))
     for name in extra:
-        yield StringCommand(f"systemctl stop {shlex.quote(name)}")
+        yield StringCommand(_unless_running(users[name], f"systemctl stop {shlex.quote(name)}"))
+
+
+def _instance(unit: str) -> str:
+    return unit.partition("@")[2].rpartition(".")[0]
 
 
 @operation

@@ -11,9 +11,11 @@ from polydev.deploys.typed import concern
 # What the host runs, without what the packages recommend.
 PACKAGES = (
     "ca-certificates",
+    "dbus",  # by which the controller speaks to systemd, and polkit about it
     "dnsmasq-base",  # the program without its service: ours has its own unit
     "iproute2",
     "nftables",
+    "polkitd",
     "python3",
     "python3-venv",  # releases of the controller
     "qemu-system-x86",

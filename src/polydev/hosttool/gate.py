@@ -20,6 +20,8 @@ from polydev.hosttool import images, slots
 from polydev.hosttool.systemd import Systemd
 
 CURRENT = Path("/opt/master-controller/current")
+# These run programs of a release of the controller.
+OF_RELEASE = ("master-controller", "polydev-accelerator")
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
@@ -67,9 +69,9 @@ def _words(value: object) -> list[object]:
 def units_checks(systemd: Systemd, units: list[str]) -> list[Check]:
     states = systemd.states(units)
     wrong = {unit: state.active for unit, state in states.items() if state.active != "active"}
-    # Before the first release there is no controller, and nothing of it is missing.
+    # Before the first release there is none, and nothing of it is missing.
     if not CURRENT.exists():
-        wrong = {name: state for name, state in wrong.items() if "master-controller" not in name}
+        wrong = {n: state for n, state in wrong.items() if not n.startswith(OF_RELEASE)}
     found = ", ".join(f"{unit} is {state}" for unit, state in wrong.items())
     return [Check("units", not wrong, found or f"{len(states)} active")]
 

@@ -13,9 +13,12 @@ from polydev.hosttool.units import (
     MAIN,
     NEXT_PATTERN,
     SOCKET,
+    VM,
     forget_config,
     instances,
     is_outdated,
+    running_vms,
+    slots_of,
     wanted_config,
 )
 
@@ -23,7 +26,10 @@ SYSCTL_UNIT = "systemd-sysctl.service"
 
 
 class UnitsRestore:
-    """`done` lists what was done to which unit; `problems` what a unit would not do."""
+    """`done` lists what was done to which unit; `problems` what a unit would not do.
+
+    `in_use` are slots whose VM runs: they stay as they are, whatever the backup says.
+    """
 
     def __init__(
         self,
@@ -40,21 +46,33 @@ class UnitsRestore:
         self.limits = limits
         self.done: list[dict[str, str]] = []
         self.problems: list[str] = []
+        self.in_use: set[str] = set()
 
     def stop_newer(self) -> None:
         """Stop and disable what did not exist yet, while systemd still has its files."""
         newer = [unit for unit, state in self.saved.units.items() if not state.exists]
         files = [one.entry.path for one in self.saved.kept]
+        self._see_to_vms()
         newer += [each for each in instances(self.systemd, files) if each not in self.saved.units]
         if self.saved.scope.controller and self.saved.release is None:
             newer += self.systemd.loaded(NEXT_PATTERN)
         states = self.systemd.states(newer)
-        for unit in reversed(newer):
+        for unit in reversed([each for each in newer if each not in self.in_use]):
             if states[unit].is_running:
                 self._act("stop", unit)
             if states[unit].is_enabled:
                 self._act("disable", unit)
             forget_config(self.paths, unit)
+
+    def _see_to_vms(self) -> None:
+        """Those that run go on, but where the host goes back to what knew of none."""
+        vms = running_vms(self.systemd)
+        files = [one.entry for one in self.saved.kept if one.entry.path.name.startswith(VM)]
+        if any(file.kind == "absent" for file in files):
+            for vm in vms:
+                self._act("stop", vm)
+        else:
+            self.in_use = slots_of(vms)
 
     def reload_systemd(self) -> None:
         self.systemd.act("daemon-reload", timeout_seconds=self.limits.start_seconds)
@@ -66,12 +84,12 @@ class UnitsRestore:
         for unit, state in wanted.items():
             if state.is_enabled != now[unit].is_enabled and now[unit].exists:
                 self._enable(unit, state, now[unit])
-        for unit in reversed(wanted):
+        for unit in reversed([each for each in wanted if each not in self.in_use]):
             if now[unit].is_running and not wanted[unit].is_running:
                 self._act("stop", unit)
                 forget_config(self.paths, unit)
         for unit, state in wanted.items():
-            if state.is_running and unit != MAIN:
+            if state.is_running and unit != MAIN and unit not in self.in_use:
                 self._bring_up(unit, now[unit])
         if any(is_below(path, [self.paths.sysctl]) for path in self.pending.paths):
             self._act("restart", SYSCTL_UNIT)

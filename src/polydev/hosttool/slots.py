@@ -40,6 +40,11 @@ class Slot:
         return f"slot-{self.number}"
 
     @property
+    def user(self) -> str:
+        """Who may speak through the TAP: the VM's process, which has no other rights."""
+        return f"polydev-vm-{self.number}"
+
+    @property
     def port(self) -> str:
         """The veth's end in the bridge."""
         return f"vm-{self.number}"
@@ -94,7 +99,7 @@ link set lo up
 addr add {slot.address}/{slot.prefix} dev {UPLINK}
 link set {UPLINK} up
 route add default via {slot.gateway}
-tuntap add dev {TAP} mode tap
+tuntap add dev {TAP} mode tap user {slot.user}
 addr add {GUEST_GATEWAY}/30 dev {TAP}
 link set {TAP} up
 """

@@ -19,6 +19,10 @@ MAIN = "master-controller.service"
 SOCKET = "master-controller.socket"
 NEXT = "master-controller-next@"
 NEXT_PATTERN = f"{NEXT}*.service"
+# VMs are their users': nothing about them is saved, restored or ended, and what they need stays.
+VM = "microvm@"
+VM_PATTERN = f"{VM}*.service"
+SLOT = "microvm-slot@"
 CONFIG_LINE = re.compile(r"^X-Polydev-Config=(\S+)", re.MULTILINE)
 
 
@@ -36,13 +40,23 @@ def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[s
 
 
 def instances(systemd: Systemd, files: Iterable[Path]) -> list[str]:
-    """Units in memory that were made of a template among `files`."""
+    """Units in memory that were made of a template among `files`; VMs are nobody's but theirs."""
     found: list[str] = []
     for path in files:
         stem, mark, suffix = path.name.partition("@.")
-        if mark and not path.name.startswith(NEXT):
+        if mark and not path.name.startswith((NEXT, VM)):
             found += systemd.loaded(f"{stem}@*.{suffix}")
     return found
+
+
+def running_vms(systemd: Systemd) -> list[str]:
+    states = systemd.states(systemd.loaded(VM_PATTERN))
+    return [unit for unit, state in states.items() if state.is_running]
+
+
+def slots_of(vms: Iterable[str]) -> set[str]:
+    """The units without which these VMs would end."""
+    return {vm.replace(VM, SLOT) for vm in vms}
 
 
 def template_of(unit: str) -> str | None:

@@ -1,10 +1,13 @@
-"""KVM or TCG: decided by booting, since /dev/kvm being there proves nothing."""
+"""KVM or TCG: decided by booting, since /dev/kvm being there proves nothing.
+
+On a host `polydev-accelerator` decides once after each start and writes it down for all VMs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
 
 KVM_DEVICE = Path("/dev/kvm")
+# On a host: who boots to find out, and where what was found is written.
+GOLDEN_IMAGE = Path("/var/lib/firecracker/snapshots/base/golden-rootfs.ext4")
+FOUND = Path("/run/polydev/accelerator.json")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Under working hardware virtualization the first line comes within a tenth of this.
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -42,24 +48,61 @@ def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
             return "kvm" if known["kvm"] else "tcg"
     except (FileNotFoundError, ValueError, KeyError):
         pass
-    works = kvm_boots(kernel)
+    works = kvm_failure(kernel) is None
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(json.dumps({"situation": situation, "kvm": works}))
     return "kvm" if works else "tcg"
 
 
-def kvm_boots(kernel: Path) -> bool:
-    """Whether `kernel` gets as far as its first line under KVM on this machine."""
+def main() -> int:
+    """`polydev-accelerator`: try the golden image's kernel, and write down what was found."""
+    kernel = GOLDEN_IMAGE.resolve().with_name("vmlinux")
+    why = why_no_kvm(kernel)
+    found = {"accelerator": "tcg" if why else "kvm", "why": why}
+    fresh = FOUND.with_suffix(".new")
+    fresh.write_text(json.dumps(found) + "\n")
+    fresh.replace(FOUND)
+    sys.stdout.write(f"VMs run under {found['accelerator']}{f': {why}' if why else ''}\n")
+    return 0
+
+
+def why_no_kvm(kernel: Path) -> str | None:
+    """What speaks against KVM on this machine; None where `kernel` boots under it."""
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return (
+            f"{KVM_DEVICE} is not there" if not KVM_DEVICE.exists() else f"no right to {KVM_DEVICE}"
+        )
+    if not kernel.is_file():
+        return "there is no image yet that could be booted"
+    failure = kvm_failure(kernel)
+    return failure and f"{KVM_DEVICE} is there, but nothing boots under it: {failure}"
+
+
+def known_accelerator(found: Path = FOUND) -> Accelerator:
+    """What this host found out; TCG, which always works, as long as it knows nothing."""
+    try:
+        return "kvm" if json.loads(found.read_bytes())["accelerator"] == "kvm" else "tcg"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tcg"
+
+
+def kvm_failure(kernel: Path) -> str | None:
+    """Why `kernel` does not get as far as its first line under KVM here; None where it does."""
+    import tempfile  # dear, and every start of a VM imports this module
+
     with tempfile.TemporaryDirectory(prefix="polydev-kvm-") as folder:
-        serial = Path(folder, "serial.log")
-        with Path(folder, "qemu.log").open("wb") as log:
-            process = spawn(probe_argv(kernel, serial), stdout=log, stderr=log)
+        serial, log = Path(folder, "serial.log"), Path(folder, "qemu.log")
+        with log.open("wb") as output:
+            process = spawn(probe_argv(kernel, serial), stdout=output, stderr=output)
         deadline = time.monotonic() + PROBE_TIMEOUT_SECONDS
         try:
-            while time.monotonic() < deadline and process.poll() is None:
+            while time.monotonic() < deadline:
                 if serial.exists() and b"Linux version" in serial.read_bytes():
-                    return True
+                    return None
+                if process.poll() is not None:
+                    said = log.read_text(errors="replace").strip().splitlines()
+                    return f"QEMU ended: {said[0] if said else 'without a word'}"
                 time.sleep(POLL_SECONDS)
-            return False
+            return f"a kernel said nothing for {PROBE_TIMEOUT_SECONDS:g} s"
         finally:
             end_group(process)

@@ -38,10 +38,17 @@ class Ports:
         return f"{self.novnc_url}/vnc.html?autoconnect=true&resize=scale&reconnect=true"
 
 
+NO_PORTS = Ports(agent=0, vnc=0, novnc=0)
+
+
 @dataclass(frozen=True)
 class VmConfig:
     """One VM. `folder` holds its disk, sockets and logs; sizes as their names say.
 
+    ports           where user-mode NAT makes the guest's ports reachable; nowhere with a `tap`
+    tap             the TAP of this name joins the guest to a network that is there already
+    session_id      whose session the VM serves, if anybody's
+    translation_cache_mib   TCG's: 1 GiB saves a browser's start from translating twice
     test_console    a root shell on a second serial port: for boots that test, never in use
     outbound        whether the guest reaches beyond its own network (user-mode NAT, through
                     which it reaches this machine's loopback services too)
@@ -54,10 +61,13 @@ class VmConfig:
     cmdline: str
     rootfs: Path
     image_digest: str
-    ports: Ports
+    ports: Ports = NO_PORTS
+    tap: str | None = None
+    session_id: str | None = None
     accelerator: Accelerator = "tcg"
     cpus: int = 2
     memory_mib: int = 2048
+    translation_cache_mib: int = 1024
     mac: str = "52:54:00:16:00:02"
     test_console: bool = False
     outbound: bool = False
@@ -69,6 +79,10 @@ class VmConfig:
     @property
     def serial_log(self) -> Path:
         return self.folder / "serial.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.folder / "qemu.log"
 
     @property
     def qmp_socket(self) -> Path:

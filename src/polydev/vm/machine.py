@@ -20,7 +20,6 @@ from polydev.vm.config import Ports, VmConfig
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
 START_ATTEMPTS = 3
-QEMU_LOG = "qemu.log"
 POLL_SECONDS = 0.05
 
 
@@ -46,7 +45,7 @@ class Machine:
             return ""
 
     def qemu_said(self) -> str:
-        log = self.config.folder / QEMU_LOG
+        log = self.config.qemu_log
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def stop(self, grace_seconds: float = 5.0) -> None:
@@ -89,7 +88,7 @@ def _start_once(config: VmConfig, pass_fds: tuple[int, ...]) -> Machine:
     config.serial_log.unlink(missing_ok=True)
     config.qmp_socket.unlink(missing_ok=True)
     run(overlay_argv(config))
-    with (config.folder / QEMU_LOG).open("wb") as log:
+    with config.qemu_log.open("wb") as log:
         process = spawn(qemu_argv(config), stdout=log, stderr=log, pass_fds=pass_fds)
     # Machine.alive reaps it; Popen, which would complain of that, is told it is over.
     process.returncode = 0

@@ -13,8 +13,8 @@ from polydev.vm.config import (
 )
 
 QEMU = "qemu-system-x86_64"
-# QEMU's cache of translated code: 1 GiB saves a browser's start from translating twice.
-TRANSLATION_CACHE_MIB = 1024
+# Whoever escapes from a guest into QEMU starts no program and gets no privilege there.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 TEST_CONSOLE_TTY = "ttyS1"
 
 
@@ -25,6 +25,8 @@ def kernel_command_line(config: VmConfig) -> str:
         f"polydev.image={config.image_digest}",
         f"polydev.vm={config.vm_id}",
     ]
+    if config.session_id:
+        words.append(f"polydev.session={config.session_id}")
     if config.test_console:
         words.append(f"systemd.debug_shell={TEST_CONSOLE_TTY}")
     return " ".join(words)
@@ -38,14 +40,16 @@ def overlay_argv(config: VmConfig) -> list[str]:
     ]
 
 
-def qemu_argv(config: VmConfig) -> list[str]:
+def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
+    """`qmp_listener`: a descriptor that listens for QMP; else QEMU makes its own socket."""
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-name", f"polydev-{config.vm_id},debug-threads=on"]
     argv += ["-machine", "q35"]
     if config.accelerator == "kvm":
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
-        argv += ["-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
+        cache = f"tb-size={config.translation_cache_mib}"
+        argv += ["-accel", f"tcg,thread=multi,{cache}", "-cpu", "max"]
     argv += ["-smp", str(config.cpus), "-m", str(config.memory_mib)]
     argv += ["-kernel", str(config.kernel), "-initrd", str(config.initrd)]
     argv += ["-append", kernel_command_line(config)]
@@ -55,7 +59,11 @@ def qemu_argv(config: VmConfig) -> list[str]:
     argv += ["-device", f"virtio-net-pci,netdev=net0,mac={config.mac},romfile="]
     argv += ["-device", "virtio-rng-pci"]
     argv += ["-serial", f"file:{config.serial_log}"]
-    argv += ["-qmp", f"unix:{config.qmp_socket},server=on,wait=off"]
+    where = f"path={config.qmp_socket}" if qmp_listener is None else f"fd={qmp_listener}"
+    argv += ["-chardev", f"socket,id=qmp,{where},server=on,wait=off"]
+    argv += ["-mon", "chardev=qmp,mode=control"]
+    if config.tap:
+        argv += ["-sandbox", SANDBOX]
     if config.test_console:
         argv += ["-chardev", f"socket,id=console,path={config.console_socket},server=on,wait=off"]
         argv += ["-serial", "chardev:console"]
@@ -63,6 +71,8 @@ def qemu_argv(config: VmConfig) -> list[str]:
 
 
 def _netdev(config: VmConfig) -> str:
+    if config.tap:
+        return f"tap,id=net0,ifname={config.tap},script=no,downscript=no"
     ports = config.ports
     forwards = (
         (ports.agent, AGENT_PORT),

@@ -34,6 +34,9 @@ class Site:
     def gateway(self) -> str:
         return str(self.network.ip)
 
+    def vm_user(self, slot: int) -> str:
+        return f"polydev-vm-{slot}"
+
     def address(self, slot: int) -> str:
         return str(self.network.network.network_address + slot)
 

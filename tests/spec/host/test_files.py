@@ -8,6 +8,8 @@ import re
 import pytest
 from testinfra.host import Host
 
+from tests.spec.host.conftest import Site
+
 CONTROLLER = "polydev-controller"
 STORE = "/var/lib/firecracker/snapshots/base"
 CURRENT = "/opt/master-controller/current"
@@ -25,6 +27,8 @@ MODES = (
     ("/etc/master-controller/secrets", "700 root root"),
     ("/var/lib/master-controller", f"700 {CONTROLLER} {CONTROLLER}"),
     (STORE, "755 root root"),
+    ("/var/lib/microvm", "755 root root"),
+    ("/run/polydev/accelerator.json", "644 root root"),
 )
 SSHD = {
     "permitrootlogin": "no",
@@ -38,15 +42,32 @@ SSHD = {
 DEPLOYMENT_ID = r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?"
 
 
-@pytest.mark.parametrize("name", [CONTROLLER, "polydev-vm"])
-def test_user_has_no_login(host: Host, name: str) -> None:
-    user = host.user(name)
-    assert user.exists
-    assert user.uid < 1000, "no system user"
-    assert user.shell == "/usr/sbin/nologin"
-    assert user.password[:1] in ("!", "*"), "has a password"
-    assert user.groups == [name], "is in groups of others"
-    assert not host.file(f"{user.home}/.ssh").exists
+def test_users_have_no_login(host: Host, site: Site) -> None:
+    names = [CONTROLLER, *map(site.vm_user, site.slots)]
+    entries = [line.split(":") for line in host.check_output("getent passwd").splitlines()]
+    users = {name: rest for name, *rest in entries if name in names}
+    assert set(users) == set(names)
+    wrong = [name for name, (_, uid, *_) in users.items() if int(uid) >= 1000]
+    assert not wrong, "no system users"
+    assert {rest[-1] for rest in users.values()} == {"/usr/sbin/nologin"}
+    shadow = [line.split(":") for line in host.check_output("getent shadow").splitlines()]
+    assert {word[:1] for name, word, *_ in shadow if name in names} <= {"!", "*"}, "have passwords"
+
+
+def test_users_are_in_no_groups_of_others(host: Host, site: Site) -> None:
+    names = [CONTROLLER, *map(site.vm_user, site.slots)]
+    for name in names:
+        assert host.check_output(f"id -nG {name}") == name
+
+
+def test_slots_folder_is_filled_by_the_controller_and_read_by_its_vm(
+    host: Host, site: Site
+) -> None:
+    found = host.check_output("stat -c '%n %a %U %G' /var/lib/microvm/*").splitlines()
+    wanted = [
+        f"/var/lib/microvm/{slot} 2750 {CONTROLLER} {site.vm_user(slot)}" for slot in site.slots
+    ]
+    assert set(wanted) <= set(found)
 
 
 @pytest.mark.parametrize(("path", "expected"), MODES, ids=[path for path, _ in MODES])

@@ -86,6 +86,8 @@ class TestSlots:
             assert set(links) == {"lo", "tap0", "uplink"}, f"slot {number}"
             assert links["tap0"]["linkinfo"]["info_kind"] == "tun"
             assert links["tap0"]["linkinfo"]["info_data"]["type"] == "tap"
+            # Only the slot's VM speaks through it.
+            assert links["tap0"]["linkinfo"]["info_data"]["user"] == site.vm_user(number)
             outside = f"{site.address(number)}/{site.network.network.prefixlen}"
             assert ipv4_addresses(links["tap0"]) == ["172.16.0.1/30"]
             assert ipv4_addresses(links["uplink"]) == [outside]

@@ -11,7 +11,7 @@ from tests.spec.host.conftest import Site
 
 OWN_UNITS = ["polydev-network.service", "polydev-firewall.service", "polydev-dns.service"]
 OWN_UNITS += ["master-controller.service", "master-controller-next@.service"]
-OWN_UNITS += ["microvm-slot@.service"]
+OWN_UNITS += ["microvm-slot@.service", "microvm@.service", "polydev-accelerator.service"]
 # 0.0 is wholly confined, 10.0 not at all.
 MOST_EXPOSED = 3.0
 # Units above it: how far, and why.
@@ -113,6 +113,73 @@ def test_service_runs_unprivileged(host: Host, user: str, unit: str) -> None:
     # CAP_NET_BIND_SERVICE, for port 53, is bit 10.
     allowed = 1 << 10 if unit == "polydev-dns.service" else 0
     assert int(fields["CapEff"][0], 16) & ~allowed == 0
+
+
+MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
+
+
+class TestRights:
+    """What polkit says of the controller's own process; it is asked, and nothing is done."""
+
+    def may(self, host: Host, verb: str, unit: str) -> bool:
+        process = host.check_output("systemctl show -P MainPID master-controller.service")
+        details = f"--detail unit {unit} --detail verb {verb}"
+        return bool(host.run(f"pkcheck -a {MANAGE_UNITS} --process {process} {details}").succeeded)
+
+    @pytest.mark.parametrize("verb", ["start", "stop", "restart", "reset-failed"])
+    def test_the_controller_starts_and_stops_vms(self, host: Host, site: Site, verb: str) -> None:
+        assert self.may(host, verb, f"microvm@{site.slots[0]}.service")
+
+    @pytest.mark.parametrize(
+        "unit",
+        ["ssh.service", "microvm-slot@2.service", "master-controller.service", "microvm@.service"],
+    )
+    @pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+    def test_and_nothing_else(self, host: Host, verb: str, unit: str) -> None:
+        assert not self.may(host, verb, unit)
+
+    @pytest.mark.parametrize("verb", ["kill", "set-property", "reload", "freeze"])
+    def test_nor_does_anything_else_to_them(self, host: Host, site: Site, verb: str) -> None:
+        assert not self.may(host, verb, f"microvm@{site.slots[0]}.service")
+
+    @pytest.mark.parametrize("action", ["manage-unit-files", "reload-daemon", "set-environment"])
+    def test_nor_to_systemd(self, host: Host, action: str) -> None:
+        process = host.check_output("systemctl show -P MainPID master-controller.service")
+        name = f"org.freedesktop.systemd1.{action}"
+        assert not host.run(f"pkcheck -a {name} --process {process}").succeeded
+
+
+VM_PROPERTIES = ("User", "NetworkNamespacePath", "NoNewPrivileges", "Requires", "DevicePolicy")
+VM_LIMITS = ("MemoryMax", "CPUQuotaPerSecUSec", "TasksMax")
+
+
+@pytest.fixture(scope="module")
+def vm_unit(host: Host, site: Site) -> dict[str, str]:
+    """The first slot's VM as systemd would start it; sessions do."""
+    names = ",".join(VM_PROPERTIES + VM_LIMITS)
+    text = host.check_output(f"systemctl show -p {names} microvm@{site.slots[0]}.service")
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+class TestVmUnit:
+    def test_it_runs_as_nobody_else_in_its_slot(self, site: Site, vm_unit: dict[str, str]) -> None:
+        slot = site.slots[0]
+        assert vm_unit["User"] == site.vm_user(slot)
+        assert vm_unit["NetworkNamespacePath"] == f"/run/netns/slot-{slot}"
+        assert f"microvm-slot@{slot}.service" in vm_unit["Requires"].split()
+        assert (vm_unit["NoNewPrivileges"], vm_unit["DevicePolicy"]) == ("yes", "closed")
+
+    def test_it_is_limited(self, vm_unit: dict[str, str]) -> None:
+        assert not [name for name in VM_LIMITS if vm_unit[name] == "infinity"]
+
+    def test_none_starts_with_the_host(self, host: Host) -> None:
+        assert host.check_output("systemctl is-enabled microvm@.service || true") == "static"
+
+
+def test_what_vms_run_under_was_tried(host: Host) -> None:
+    found = json.loads(host.check_output("cat /run/polydev/accelerator.json"))
+    assert found["accelerator"] in ("kvm", "tcg")
+    assert (found["accelerator"] == "kvm") == (found["why"] is None)
 
 
 def test_controller_is_healthy(host: Host, site: Site) -> None:

@@ -42,6 +42,9 @@ class BoundedHypervisor:
     async def folders(self) -> set[tuple[int, str]]:
         return await _kept(self._pace.look_limit, self._inner.folders(), "the list of folders")
 
+    async def close(self) -> None:
+        await self._inner.close()
+
     def console(self, slot: int, vm_id: str) -> Path:
         return self._inner.console(slot, vm_id)
 

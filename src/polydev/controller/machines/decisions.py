@@ -40,6 +40,15 @@ def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
     return "leave" if preserve and vm.reason and is_ours else "end"
 
 
+def boot_queue(held: Iterable[Vm], boots_at_once: int) -> dict[str, int]:
+    """Which of these VMs, oldest first, must wait until others have booted, and for how many."""
+    vms = list(held)
+    room = boots_at_once - sum(vm.state == "starting" for vm in vms)
+    creating = [vm.id for vm in vms if vm.state == "creating"]
+    first = max(0, room)
+    return {vm_id: number + 1 for number, vm_id in enumerate(creating[first:])}
+
+
 def stranger(vm: Vm, answer: Answer) -> str | None:
     """Why what answers at the VM's address is not this VM; None where it is, or is silent."""
     if isinstance(answer, AgentError) or answer.vm_id == vm.id:

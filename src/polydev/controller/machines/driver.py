@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.bounded import BoundedHypervisor
+from polydev.controller.machines.decisions import boot_queue
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import Lead, lead_file
@@ -127,9 +128,10 @@ class Driver:
         # Whoever is at work now may have changed its row by the time it is read.
         at_work = set(self._steps)
         held = await within(pace.database_limit, self._means.vms.held(), "the list of VMs")
+        queue = boot_queue(held, self._means.settings.boots_at_once)
         for vm in held:
             if vm.id not in at_work:
-                self._tend(vm)
+                self._tend(vm, queue.get(vm.id))
         await self._forget({vm.id for vm in held})
         self._count(held)
         return pace.busy_tick if any(vm.state in UNSETTLED for vm in held) else pace.tick
@@ -148,17 +150,17 @@ class Driver:
         except Exception as error:
             self._complain("expiry", error)
 
-    def _tend(self, vm: Vm) -> None:
+    def _tend(self, vm: Vm, place: int | None) -> None:
         if vm.id not in self._tended:
             self._tended[vm.id] = Tending(vm, self._means)
         if vm.id not in self._steps and self._tended[vm.id].is_due():
-            self._steps[vm.id] = asyncio.create_task(self._step(vm))
+            self._steps[vm.id] = asyncio.create_task(self._step(vm, place))
 
-    async def _step(self, vm: Vm) -> None:
+    async def _step(self, vm: Vm, place: int | None) -> None:
         moved = False
         try:
             async with self._locks[vm.slot]:
-                work = self._tended[vm.id].step(vm)
+                work = self._tended[vm.id].step(vm, place)
                 moved = await within(self._means.pace.step_limit, work, "a step")
         except Exception as error:
             log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)

@@ -63,3 +63,6 @@ class Hypervisor(Protocol):
 
     def qemu_log(self, slot: int, vm_id: str) -> Path:
         """What the VM's own process said."""
+
+    async def close(self) -> None:
+        """Let go of connections; VMs run on."""

@@ -74,6 +74,7 @@ class Tending:
         self._retry_at = 0.0
         self._session_id: str | None = None
         self._has_looked = False
+        self._place: int | None = None
 
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
@@ -81,13 +82,14 @@ class Tending:
     async def close(self) -> None:
         await self._watch.close()
 
-    async def step(self, vm: Vm) -> bool:
+    async def step(self, vm: Vm, place: int | None = None) -> bool:
         """Do the next thing; whether something came of it that may call for the next at once.
 
+        `place` is that in the queue of VMs that are to boot; None for one whose turn it is.
         Never raises but on cancellation: what goes wrong is logged, told, and tried again.
         """
         try:
-            moved = await self._step(vm)
+            moved = await (self._step(vm) if place is None else self._queue(vm, place))
         except Exception as error:
             await self._went_wrong(vm, error)
             return False
@@ -114,6 +116,15 @@ class Tending:
         elif step == "end":
             await self._end(vm)
         return step != "leave"
+
+    async def _queue(self, vm: Vm, place: int) -> bool:
+        """Tell its session that others boot first, whenever there are fewer of them."""
+        await self._find_session(vm)
+        if place != self._place and self._session_id is not None:
+            await self._means.sessions.tell(self._session_id, "queued", {"place": place})
+            self._log(vm).info("vm_queued", place=place)
+        self._place = place
+        return False
 
     async def _start(self, vm: Vm) -> None:
         session = await self._means.sessions.live_of_vm(vm.id)

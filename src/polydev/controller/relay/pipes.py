@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 # As much as an unprivileged process may have; a slot of a pipe holds no more than a page.
 PIPE_BYTES = 1 << 20
@@ -38,10 +39,22 @@ class Pipe:
 
 
 class Pipes:
-    """Lends pipes; few viewers need one at the same time."""
+    """Lends pipes: few viewers need one at the same time. Without viewers there are none."""
 
     def __init__(self) -> None:
         self._spare: list[Pipe] = []
+        self._users = 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whoever may take pipes does so within this."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            while self._spare and not self._users:
+                self._spare.pop().close()
 
     def take(self) -> Pipe:
         return self._spare.pop() if self._spare else Pipe()
@@ -51,7 +64,3 @@ class Pipes:
             pipe.close()
         else:
             self._spare.append(pipe)
-
-    def close(self) -> None:
-        while self._spare:
-            self._spare.pop().close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 from polydev.controller.relay.closings import VM_GONE, VNC_DOWN, Closing, Refused
 from polydev.controller.relay.pipes import Pipe, Pipes
@@ -146,14 +147,12 @@ async def relay(
     buffers: Buffers,
     explained: Callable[[Closing], Awaitable[Closing]],
 ) -> Closing:
-    """Carry bytes until somebody ends it, and close the viewer with what `explained` makes of it."""
+    """Carry bytes until somebody ends it, then close the viewer with what is `explained` to it."""
     pump = Pump(viewer, vm, buffers)
-    try:
+    with buffers.pipes.kept(), closing(pump):
         pump.begin()
         ended = await viewer.ended
         pump.end()
         told = await explained(ended)
         await viewer.close(told)
-    finally:
-        pump.close()
     return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -25,7 +25,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 MOST_VIEWERS = 8  # of one session
 MOST_LIVE_SESSIONS = 1000  # slots are numbers of one byte
-RETRY_SECONDS = 1.0
+# Where nobody rings the bell: a VM that goes with its session tells at once as well.
+LOOK_SECONDS = 3.0
 
 
 class Seat:
@@ -44,7 +45,7 @@ class Seat:
 
 
 class Seats:
-    """One question to the database for all viewers, whenever any session has news."""
+    """One question to the database for all viewers, now and then and whenever the bell rings."""
 
     def __init__(self, sessions: Sessions, news: NewsBell) -> None:
         self._sessions = sessions
@@ -80,16 +81,14 @@ class Seats:
         seat.is_taken = True
 
     async def _watch(self) -> None:
-        async with self._news.listening():
-            while True:
-                ring = self._news.next_ring()
-                try:
-                    await self._end_those_over()
-                except DATABASE_ERRORS as error:
-                    log.warning("viewers_not_watched", error=type(error).__name__)
-                    await asyncio.sleep(RETRY_SECONDS)
-                else:
-                    await ring.wait()
+        while True:
+            ring = self._news.next_ring()
+            try:
+                await self._end_those_over()
+            except DATABASE_ERRORS as error:
+                log.warning("viewers_not_watched", error=type(error).__name__)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ring.wait(), LOOK_SECONDS)
 
     async def _end_those_over(self) -> None:
         watched = {seat.session_id for seat in self._seats}

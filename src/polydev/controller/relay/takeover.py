@@ -11,7 +11,9 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -22,6 +24,8 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 MOST_MESSAGE_BYTES = 1 << 20
+# More would be old by the time that a slow viewer gets it, and would keep pings from it.
+MOST_UNSENT_BYTES = 1 << 20
 EXTENSION = "polydev.take_over"
 # At lower levels both libraries tell the address asked for, and with it the token in its query.
 QUIET = logging.getLogger(f"{__name__}.quiet")
@@ -91,9 +95,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
             raise ConnectionAbortedError("closed during the handshake")
         if self.transport.is_reading():
             self.transport.pause_reading()
-        number = os.dup(self.transport.get_extra_info("socket").fileno())
-        taken = socket.socket(fileno=number)
-        taken.setblocking(False)
+        taken = _own_socket(self.transport.get_extra_info("socket").fileno())
         return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
 
     def _early(self) -> bytes:
@@ -103,6 +105,26 @@ class RelayProtocol(WebSocketsSansIOProtocol):
             if message["type"] == "websocket.receive":
                 parts.append(message.get("bytes") or b"")
         return b"".join([*parts, *self.frames])
+
+
+def _own_socket(number: int) -> socket.socket:
+    """The same connection under a number of its own: event loops let nobody near a transport's."""
+    made = socket.socket(fileno=os.dup(number))
+    made.setblocking(False)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
+    if _is_loopback(made):
+        # Through a proxy on this host nothing gets lost. A congestion control that paces, as BBR
+        # does, would only set timers, which is much of what a screen then costs.
+        with suppress(OSError):
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    return made
+
+
+def _is_loopback(connected: socket.socket) -> bool:
+    try:
+        return ip_address(connected.getpeername()[0]).is_loopback
+    except (OSError, ValueError):  # closed just now, or a Unix socket
+        return False
 
 
 async def take_over(websocket: WebSocket, subprotocol: str | None) -> Connection:

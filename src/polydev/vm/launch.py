@@ -1,0 +1,159 @@
+"""`polydev-microvm N`: what the unit of slot N runs. It becomes QEMU.
+
+    launch.json -> the image, held -> overlay -> QEMU, its greeting -> systemd hears "ready"
+
+The unit has started when QEMU's machine is complete, so whatever hinders that fails the start,
+with words in the VM's qemu.log and in the journal. Every VM pays for what is imported here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, NoReturn
+
+from polydev.errors import Error, VmError
+from polydev.run import become, leave_behind, run
+from polydev.vm.accelerator import known_accelerator
+from polydev.vm.config import Accelerator, VmConfig
+from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
+from polydev.vm.qemu import overlay_argv, qemu_argv
+
+ROOT = Path("/var/lib/microvm")
+IN_USE = "in-use.lock"
+TAIL_LINES = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does not return where all is well."""
+    (slot,) = sys.argv[1:] if argv is None else argv
+    # Not QEMU's to know: who escapes from a guest has nothing to tell systemd.
+    systemd = os.environ.pop("NOTIFY_SOCKET", "")
+    try:
+        launch(ROOT / slot, known_accelerator(), systemd)
+    except Error as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+
+
+def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
+    """Become the VM that `slot`, a folder, names as its current one.
+
+    `systemd` is the address where it waits for news; empty, where nobody does. Raises VmError;
+    qemu.log says the same.
+    """
+    try:
+        # By its own name: `current` will be another VM one day.
+        folder = (slot / CURRENT).resolve(strict=True)
+        log = (folder / "qemu.log").open("wb", buffering=0)
+    except OSError as error:
+        raise VmError(f"{slot} names no VM: {error}") from error
+    try:
+        _launch(folder, accelerator, log, systemd)
+    except (Error, OSError) as error:
+        log.write(f"{error}\n".encode())
+        raise VmError(str(error)) from error
+
+
+def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str) -> NoReturn:
+    config = vm_config(order_from(folder / ORDER_FILE), folder, accelerator)
+    with ExitStack() as stack:
+        hold = stack.enter_context(held(config.rootfs.parent))
+        run(overlay_argv(config))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        config.qmp_socket.unlink(missing_ok=True)
+        listener.bind(str(config.qmp_socket))
+        listener.listen()
+        client.connect(str(config.qmp_socket))
+
+        def tell() -> None:
+            # It ends with QEMU now, and with it the wait for a greeting that does not come.
+            listener.close()
+            tell_systemd(client, systemd, config.qemu_log)
+
+        leave_behind(tell)
+        argv = qemu_argv(config, listener.fileno())
+        become(argv, output=log, pass_fds=(hold, listener.fileno()))
+
+
+def tell_systemd(client: socket.socket, systemd: str, log: Path) -> None:
+    """Wait for QEMU's greeting or its end; tell systemd of the one, the journal of the other."""
+    # systemd ends what is left of a unit that fails: there is still something to say then.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not greeted(client):
+        lines = log.read_text(errors="replace").splitlines()
+        sys.stderr.write("\n".join(["QEMU ended:", *lines[-TAIL_LINES:]]) + "\n")
+        sys.stderr.flush()
+    elif systemd:
+        notify(systemd, "READY=1")
+
+
+def vm_config(order: Order, folder: Path, accelerator: Accelerator) -> VmConfig:
+    """The VM of an order. Raises VmError where its image is not there."""
+    image = Path(order.image)
+    try:
+        cmdline = (image / "cmdline").read_text()
+    except OSError as error:
+        raise VmError(f"image {order.image_digest[:12]} is not there: {error}") from error
+    return VmConfig(
+        vm_id=order.vm_id,
+        session_id=order.session_id,
+        folder=folder,
+        kernel=image / "vmlinux",
+        initrd=image / "initrd.img",
+        cmdline=cmdline,
+        rootfs=image / "rootfs.ext4",
+        image_digest=order.image_digest,
+        tap=order.tap,
+        accelerator=accelerator,
+        cpus=order.cpus,
+        memory_mib=order.memory_mib,
+        translation_cache_mib=order.translation_cache_mib,
+    )
+
+
+@contextmanager
+def held(image: Path) -> Iterator[int]:
+    """A descriptor that keeps an image from being pruned for as long as any process has it.
+
+    Raises VmError where a prune was quicker.
+    """
+    place = image / IN_USE
+    with place.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not place.exists() or not os.path.samestat(os.fstat(lock.fileno()), place.stat()):
+            raise VmError(f"image {image.name[:12]} is not there any more")
+        yield lock.fileno()
+
+
+def greeted(client: socket.socket) -> bool:
+    """Wait until QEMU, whose machine is complete then, greets on its QMP socket, or has ended."""
+    try:
+        return b"QMP" in client.recv(4096)
+    except ConnectionError:
+        return False
+
+
+def notify(address: str, news: str) -> None:
+    """Tell systemd, and wait until it has heard: of the dead it would not know whose news it is."""
+    place = "\0" + address[1:] if address.startswith("@") else address
+    heard, saying = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect(place)
+        channel.send(news.encode())
+        # sd_notify_barrier(3): systemd closes what it is given once all before it is done.
+        socket.send_fds(channel, [b"BARRIER=1"], [saying])
+    os.close(saying)
+    os.read(heard, 1)
+    os.close(heard)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What a VM of a slot is to be, as whoever wants it writes it down for the slot's unit.
+
+controller --order_text--> launch.json --order_from--> the unit's launcher
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from polydev.errors import VmError
+
+ORDER_FILE = "launch.json"
+CURRENT = "current"
+# These become words of command lines, where a blank or a comma would begin another one.
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One VM. `image` is the folder of the image that it boots; sizes as their names say."""
+
+    vm_id: str
+    session_id: str | None
+    image: str
+    image_digest: str
+    cpus: int
+    memory_mib: int
+    translation_cache_mib: int
+    tap: str = "tap0"
+
+
+def order_text(order: Order) -> str:
+    return json.dumps(asdict(order), indent=1) + "\n"
+
+
+def order_from(file: Path) -> Order:
+    """Raises VmError naming the file and what is wrong in it."""
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise VmError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise VmError(f"{file} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise VmError(f"{file} holds no object")
+    names = {each.name for each in fields(Order)}
+    if (wrong := sorted(names ^ set(found))) != []:
+        raise VmError(f"{file}: missing or unknown: {', '.join(wrong)}")
+    bad = [name for name, value in found.items() if not _is_valid(name, value)]
+    if bad:
+        raise VmError(f"{file}: not a valid {bad[0]}: {found[bad[0]]!r}")
+    return Order(**found)
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    if name in ("cpus", "memory_mib", "translation_cache_mib"):
+        return type(value) is int and value > 0
+    if name == "session_id" and value is None:
+        return True
+    if not isinstance(value, str):
+        return False
+    if name == "image":
+        return value.startswith("/") and "," not in value
+    return (_DIGEST if name == "image_digest" else _ID).fullmatch(value) is not None

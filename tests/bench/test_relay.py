@@ -1,0 +1,126 @@
+"""The relay against Debian's websockify: the same screens, the same client, in one run."""
+
+from __future__ import annotations
+
+import selectors
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from tests.bench.conftest import Ratios
+from tests.bench.relays import Bench, bench, cpu_seconds
+from tests.bench.rfb import ALL_UPDATES, GREETING, ONE_UPDATE, RECORDING, Direct, Relayed, Viewer
+
+REPLAYS = 2
+VIEWERS = 4
+ROUNDS = 10
+UPDATES_A_ROUND = 300
+IDLE_VIEWERS = 100
+VIEWERS_A_SESSION = 8
+# Longer than it takes for every viewer to be pinged once.
+IDLE_SECONDS = 22.0
+MEGABYTE = 1e6
+
+
+@pytest.fixture(scope="module")
+def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    sessions = -(-IDLE_VIEWERS // VIEWERS_A_SESSION)
+    with bench(tmp_path_factory.mktemp("relays"), range(2, 2 + sessions)) as made:
+        yield made
+
+
+def opened(relayed: Relayed) -> Viewer:
+    viewer = Viewer(relayed)
+    viewer.skip(len(GREETING))
+    return viewer
+
+
+def replay_cost(relayed: Sequence[Relayed], process: psutil.Process) -> float:
+    """CPU seconds for the whole recording to each, sent as fast as the clients take it."""
+    viewers = [opened(each) for each in relayed]
+    before = cpu_seconds(process)
+    with ThreadPoolExecutor(len(viewers)) as pool:
+        list(pool.map(watch_all, viewers))
+    cost = cpu_seconds(process) - before
+    for viewer in viewers:
+        viewer.close()
+    return cost
+
+
+def watch_all(viewer: Viewer) -> None:
+    viewer.ask(ALL_UPDATES)
+    viewer.skip(sum(RECORDING))
+
+
+def answer_seconds(client: Direct, first: int) -> list[float]:
+    """From asking for an update to its last byte, for some of the recording's in turn."""
+    taken = []
+    for size in RECORDING[first : first + UPDATES_A_ROUND]:
+        started = time.perf_counter()
+        client.ask(ONE_UPDATE)
+        client.skip(size)
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+def test_a_cpu_second_carries_three_times_what_websockifys_does(
+    ratio: Ratios, relays: Bench
+) -> None:
+    ours = theirs = 0.0
+    for _ in range(REPLAYS):
+        ours += replay_cost(relays.ours[:VIEWERS], relays.our_process)
+        theirs += replay_cost([relays.theirs] * VIEWERS, relays.their_process)
+    sent = REPLAYS * VIEWERS * sum(RECORDING) / MEGABYTE
+    ratio(
+        "websockify-throughput/relay-throughput",
+        sent / theirs,
+        sent / ours,
+        limit=1 / 3,
+        unit="MB/cpu-s",
+    )
+
+
+def test_it_adds_less_latency(ratio: Ratios, relays: Bench) -> None:
+    direct = Direct(relays.vm)
+    direct.skip(len(GREETING))
+    clients = [direct, opened(relays.ours[0]), opened(relays.theirs)]
+    seconds: list[list[float]] = [[], [], []]
+    for number in range(ROUNDS):
+        for client, taken in zip(clients, seconds, strict=True):
+            taken += answer_seconds(client, number * UPDATES_A_ROUND)
+    for client in clients:
+        client.close()
+    without, ours, theirs = map(p99, seconds)
+    ratio(
+        "relay-added-latency-p99/websockify-added-latency-p99",
+        (ours - without) * 1e6,
+        (theirs - without) * 1e6,
+        limit=1,
+        unit="us",
+    )
+
+
+def test_a_hundred_idle_viewers_cost_next_to_nothing(ratio: Ratios, relays: Bench) -> None:
+    viewers = [opened(relays.ours[number // VIEWERS_A_SESSION]) for number in range(IDLE_VIEWERS)]
+    with selectors.DefaultSelector() as waiting:
+        for viewer in viewers:
+            waiting.register(viewer.socket, selectors.EVENT_READ, viewer)
+        started, before = time.monotonic(), cpu_seconds(relays.our_process)
+        pings = 0
+        while (left := started + IDLE_SECONDS - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                key.data.answer_ping()
+                pings += 1
+        cost = cpu_seconds(relays.our_process) - before
+    for viewer in viewers:
+        viewer.close()
+    assert pings >= IDLE_VIEWERS
+    ratio("100-idle-viewers/core", cost, IDLE_SECONDS, limit=0.01)

@@ -1,0 +1,571 @@
+"""The relay with real sockets: whole application, real clients, VMs that a test speaks for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import uvloop
+from structlog.testing import capture_logs
+
+from polydev.controller.api import novnc
+from polydev.controller.app import create_app
+from polydev.controller.relay.seats import MOST_VIEWERS
+from polydev.controller.relay.viewer import Viewer
+from tests.driving import until
+from tests.relays import Screens, closing_of, raw_viewer, screens, serving
+from tests.vms import RFB_GREETING
+
+MEBIBYTE = 1 << 20
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
+GIGABYTE = 1 << 30
+# What Python itself may take and give back meanwhile.
+SOME_BYTES = 48 * MEBIBYTE
+
+Scenario = Callable[[Screens], Awaitable[None]]
+Run = Callable[[Scenario], None]
+
+
+@pytest.fixture(params=list(LOOPS))
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """Play a scenario on each of the event loops, and see that nothing outlives it."""
+
+    async def play(scenario: Scenario) -> None:
+        descriptors = psutil.Process().num_fds()
+        async with screens(tmp_path) as made:
+            await scenario(made)
+
+        async def nothing_left() -> bool:
+            return psutil.Process().num_fds() <= descriptors
+
+        await until(nothing_left, "the end of all connections")
+
+    def run(scenario: Scenario) -> None:
+        loop = LOOPS[request.param]()
+        try:
+            loop.run_until_complete(play(scenario))
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+
+    return run
+
+
+class Vm:
+    """One connection to a VM's screen, handled by the test itself."""
+
+    def __init__(self) -> None:
+        self.connected = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.connected.set()
+        await self.released.wait()
+
+    async def ended(self) -> bool:
+        """Whether the relay has hung up, once that is known."""
+        try:
+            return not await self.reader.read(1)
+        except ConnectionError:
+            return True
+        finally:
+            self.released.set()
+
+
+def test_bytes_go_both_ways_whole(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        pieces = [os.urandom(size) for size in (1, 125, 126, 70_000, MEBIBYTE, 300)]
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            for piece in pieces:
+                await viewer.send(piece)
+                assert await exactly(viewer, len(piece)) == piece
+            await viewer.send(iter(pieces[1:4]))  # one message in fragments
+            assert await exactly(viewer, 70_251) == b"".join(pieces[1:4])
+
+    run(scenario)
+
+
+async def exactly(viewer: Any, count: int) -> bytes:
+    got = b""
+    while len(got) < count:
+        got += await viewer.recv()
+    return got
+
+
+def test_a_burst_far_larger_than_all_buffers_arrives_whole(run: Run) -> None:
+    burst = os.urandom(24 * MEBIBYTE)
+
+    async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(burst)
+        await writer.drain()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(screen)
+        async with made.connect(session.id) as viewer:
+            assert await exactly(viewer, len(burst)) == burst
+            # What the VM said last is seen, and only then that it has gone.
+            assert (await closing_of(viewer))[0] == 1011
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"), [(["binary"], "binary"), (["base64", "binary"], "binary"), ([], None)]
+)
+def test_the_subprotocol_is_echoed_and_nothing_compressed(
+    run: Run, offered: list[str], agreed: str | None
+) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        options: dict[str, Any] = {"subprotocols": offered or None, "compression": "deflate"}
+        async with made.connect(session.id, **options) as viewer:
+            assert viewer.subprotocol == agreed
+            assert viewer.response is not None
+            assert "Sec-WebSocket-Extensions" not in viewer.response.headers
+            assert await viewer.recv() == RFB_GREETING
+
+    run(scenario)
+
+
+def test_whoever_may_not_look_is_told_why(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        unknown = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+        made.tokens["a bad token"] = "pdt_" + "x" * 43
+        assert (await made.closing(session.id, None))[0] == 4401
+        assert (await made.closing(session.id, "a bad token"))[0] == 4401
+        assert await made.closing(session.id, "other user") == (
+            4403,
+            "the session is another user's",
+        )
+        assert (await made.closing(unknown))[0] == 4404
+        assert await made.closing("nonsense") == (4404, "that is no session's id")
+        booting = await made.booting()
+        code, reason = await made.closing(booting.id)
+        assert code == 4425
+        assert "not ready" in reason
+        await made.services.sessions.apply(booting.id, "fail", "no network")
+        assert await made.closing(booting.id) == (
+            4410,
+            "the session is over (failed): no network",
+        )
+
+    run(scenario)
+
+
+def test_operators_may_look_and_so_may_a_token_in_the_query(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id, "operator") as viewer:
+            assert await viewer.recv() == RFB_GREETING
+        made.tokens["user in query"] = made.tokens["user"]
+        url = f"{made.url(session.id)}?access_token={made.tokens['user']}"
+        async with made.connect(session.id, None, uri=url) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+
+    run(scenario)
+
+
+def test_a_screen_that_does_not_answer(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        made.vms[session.id].hang_up()
+        assert await made.closing(session.id) == (1011, "the VM's screen does not answer")
+
+    run(scenario)
+
+
+def test_no_more_than_some_may_look_at_once(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        viewers = [await made.connect(session.id) for _ in range(MOST_VIEWERS)]
+        code, reason = await made.closing(session.id)
+        assert (code, reason) == (1013, "too many viewers look at this session already")
+        for viewer in viewers:
+            assert await viewer.recv() == RFB_GREETING
+        await viewers[0].close()
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+        for viewer in viewers:
+            await viewer.close()
+
+    run(scenario)
+
+
+def test_the_end_of_the_session_is_told_at_once(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session, other = await made.session(), await made.session()
+        async with made.connect(session.id) as viewer, made.connect(other.id) as unconcerned:
+            assert await viewer.recv() == RFB_GREETING
+            assert await unconcerned.recv() == RFB_GREETING
+            await made.services.sessions.apply(session.id, "terminate", "its user ended it")
+            made.services.news.ring()
+            told = await closing_of(viewer)
+            assert told == (4410, "the session is over (terminated): its user ended it")
+            await unconcerned.send(b"still here")
+            assert await unconcerned.recv() == b"still here"
+
+    run(scenario)
+
+
+def test_the_end_of_the_session_is_told_where_nobody_rings(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer:
+            await made.services.sessions.apply(session.id, "expire", "nobody looked")
+            assert (await closing_of(viewer))[0] == 4410
+
+    run(scenario)
+
+
+def test_a_vm_that_goes_with_its_session_is_told_as_that(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            await made.services.sessions.apply(session.id, "terminate")
+            made.vms[session.id].end()
+            assert await closing_of(viewer) == (4410, "the session is over (terminated)")
+
+    run(scenario)
+
+
+def test_a_vm_that_dies_is_told_as_that_and_reconnecting_finds_the_same_one(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        vm = made.vms[session.id]
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            vm.hang_up()  # its connections are reset
+            assert await closing_of(viewer) == (
+                1011,
+                "the VM ended the connection to its screen",
+            )
+        await vm.listen(5901, vm.serve_rfb)
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+
+    run(scenario)
+
+
+def test_viewers_are_told_of_a_restart_and_find_the_same_vm_after_it(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            made.server.should_exit = True
+            assert await closing_of(viewer) == (1001, "the service restarts; connect again")
+        app = create_app(made.services.settings, made.host.hypervisor)
+        async with serving(app) as (_, port):
+            made.port = port
+            async with made.connect(session.id) as viewer:
+                assert await viewer.recv() == RFB_GREETING
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("payload", [b"", struct.pack(">H", 1000), struct.pack(">H", 1001)])
+def test_a_viewer_that_closes_gets_a_legal_answer_and_its_vm_is_let_go(
+    run: Run, payload: bytes
+) -> None:
+    vm = Vm()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(vm)
+        with capture_logs() as logs:
+            async with raw_viewer(made, session.id) as viewer:
+                await vm.connected.wait()
+                viewer.send(CLOSE, payload)
+                kind, said = await viewer.frame()
+                assert kind == CLOSE
+                assert said == struct.pack(">H", 1000) + b"closed by the viewer"
+                assert await viewer.reader.read() == b""
+            assert await vm.ended()
+            await until_logged(logs, "viewer_closed")
+        assert logged(logs, "viewer_closed")["code"] == 1000
+
+    run(scenario)
+
+
+def test_a_viewer_that_vanishes_lets_its_vm_go(run: Run) -> None:
+    vm = Vm()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(vm)
+        with capture_logs() as logs:
+            async with raw_viewer(made, session.id):
+                await vm.connected.wait()
+            assert await vm.ended()
+            await until_logged(logs, "viewer_closed")
+        assert logged(logs, "viewer_closed")["cause"] == "viewer-vanished"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        (b"\x82\x03abc", 1002),
+        (b"\x81\x81\0\0\0\0x", 1003),
+        (b"\x82\xff" + (MEBIBYTE + 1).to_bytes(8, "big") + bytes(4), 1009),
+    ],
+    ids=["not-masked", "text", "too-big"],
+)
+def test_a_viewer_that_breaks_the_rules_is_told_which(run: Run, frames: bytes, code: int) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with raw_viewer(made, session.id) as viewer:
+            assert await viewer.frame() == (BINARY, RFB_GREETING)
+            viewer.writer.write(frames)
+            kind, said = await viewer.frame()
+            assert (kind, int.from_bytes(said[:2], "big")) == (CLOSE, code)
+            assert said[2:]
+
+    run(scenario)
+
+
+def test_a_slow_viewer_holds_the_vm_back_and_costs_no_memory(run: Run) -> None:
+    offered = 0
+    chunk = os.urandom(MEBIBYTE)
+
+    async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal offered
+        while offered < GIGABYTE:
+            writer.write(chunk)
+            await writer.drain()
+            offered += len(chunk)
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(screen)
+        before = psutil.Process().memory_info().rss
+        async with raw_viewer(made, session.id) as viewer:
+            await until(partial(stands_still, lambda: offered), "an end of sending")
+            assert offered < GIGABYTE // 4
+            assert psutil.Process().memory_info().rss - before < SOME_BYTES
+            taken = 0
+            while taken < GIGABYTE:
+                kind, data = await viewer.frame()
+                assert kind == BINARY
+                assert data[:64] == (chunk + chunk)[taken % MEBIBYTE :][:64]
+                taken += len(data)
+            assert taken == GIGABYTE
+            assert psutil.Process().memory_info().rss - before < SOME_BYTES
+
+    run(scenario)
+
+
+async def stands_still(figure: Callable[[], int]) -> bool:
+    before = figure()
+    await asyncio.sleep(0.2)
+    return figure() == before > 0
+
+
+def test_a_slow_vm_holds_the_viewer_back(run: Run) -> None:
+    vm = Vm()
+    chunk = os.urandom(MEBIBYTE)
+    sent = 0
+
+    async def send_on(viewer: Any) -> None:
+        nonlocal sent
+        for _ in range(128):
+            await viewer.send(chunk)
+            sent += len(chunk)
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(vm)
+        before = psutil.Process().memory_info().rss
+        async with made.connect(session.id) as viewer:
+            sending = asyncio.create_task(send_on(viewer))
+            await vm.connected.wait()
+            await until(partial(stands_still, lambda: sent), "an end of sending")
+            assert sent < 128 * MEBIBYTE
+            assert psutil.Process().memory_info().rss - before < SOME_BYTES
+            digest = hashlib.sha256()
+            for _ in range(128):
+                digest.update(await vm.reader.readexactly(MEBIBYTE))
+            await sending
+            assert digest.digest() == hashlib.sha256(chunk * 128).digest()
+            vm.released.set()
+
+    run(scenario)
+
+
+def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -> None:
+    picture = os.urandom(32 * MEBIBYTE)
+
+    async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(picture)
+        await writer.drain()
+        await reader.read()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(screen)
+        async with raw_viewer(made, session.id) as viewer:
+            got, pongs = b"", 0
+            parts = []
+            for number in range(2000):
+                viewer.send(PING, str(number).encode())
+            size = 0
+            while size < len(picture) or not pongs:
+                kind, data = await viewer.frame()
+                if kind == PONG:
+                    pongs += 1
+                    viewer.send(PING, b"again")
+                else:
+                    parts.append(data)
+                    size += len(data)
+            got = b"".join(parts)
+            assert got == picture
+
+    run(scenario)
+
+
+@pytest.fixture
+def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(novnc, "Viewer", partial(Viewer, ping_seconds=0.05))
+
+
+@pytest.mark.usefixtures("quick_pings")
+def test_who_answers_no_ping_is_gone(run: Run) -> None:
+    vm = Vm()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(vm)
+        async with raw_viewer(made, session.id) as viewer:
+            await vm.connected.wait()
+            assert await viewer.frame() == (PING, b"")
+            kind, said = await viewer.frame()
+            assert kind == CLOSE
+            assert said == struct.pack(">H", 1011) + b"the viewer answered no ping"
+            assert await vm.ended()
+
+    run(scenario)
+
+
+@pytest.mark.usefixtures("quick_pings")
+def test_who_answers_pings_stays_and_so_does_who_is_only_slow(run: Run) -> None:
+    async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(48 * MEBIBYTE))
+        await reader.read()
+
+    async def scenario(made: Screens) -> None:
+        still, moving = await made.session(), await made.session(screen)
+        async with (
+            raw_viewer(made, still.id) as answering,
+            raw_viewer(made, moving.id) as slow,
+        ):
+            assert await answering.frame() == (BINARY, RFB_GREETING)
+            for _ in range(8):
+                assert await answering.frame() == (PING, b"")
+                answering.send(PONG, b"")
+                # A little of a frame for each ping, which waits for the frame's end meanwhile.
+                await slow.reader.readexactly(4 * MEBIBYTE)
+            answering.send(BINARY, b"hello")
+            while (await answering.frame()) != (BINARY, b"hello"):
+                pass
+
+    run(scenario)
+
+
+def test_the_vm_hears_a_viewer_that_it_does_not_answer(run: Run) -> None:
+    vm = Vm()
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session(vm)
+        async with raw_viewer(made, session.id) as viewer:
+            viewer.send(BINARY, b"a key ", final=False)  # before the VM is connected, maybe
+            viewer.send(PING, b"")
+            viewer.send(0, b"and another")
+            await vm.connected.wait()
+            assert await vm.reader.readexactly(17) == b"a key and another"
+        assert await vm.ended()
+
+    run(scenario)
+
+
+def test_every_upgrade_and_every_refusal_is_told_without_secrets(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        url = f"{made.url(session.id)}?access_token={made.tokens['user']}"
+        with capture_logs() as logs:
+            async with made.connect(session.id, None, uri=url) as viewer:
+                assert await viewer.recv() == RFB_GREETING
+                await viewer.send(b"12345")
+                assert await viewer.recv() == b"12345"
+            await until_logged(logs, "viewer_closed")
+            await made.closing(session.id, "other user")
+        vm = await made.services.vms.get(session.vm_id)
+        opened, closed = logged(logs, "viewer_opened"), logged(logs, "viewer_closed")
+        for told in (opened, closed):
+            assert told["session_id"] == session.id
+            assert told["vm_id"] == session.vm_id
+            assert told["vm_address"] == vm.vm_ip.rpartition(".")[0] + ".x"
+        assert closed["bytes_to_viewer"] == len(RFB_GREETING) + 5
+        assert closed["bytes_to_vm"] == 5
+        assert closed["seconds"] >= 0
+        assert (closed["code"], closed["reason"]) == (1000, "closed by the viewer")
+        refused = logged(logs, "viewer_refused")
+        assert (refused["session_id"], refused["cause"]) == (session.id, "not-allowed")
+        assert vm.vm_ip not in str(logs)
+        assert "pdt_" not in str(logs)
+
+    run(scenario)
+
+
+def logged(logs: list[Any], event: str) -> Any:
+    return next(each for each in logs if each["event"] == event)
+
+
+async def until_logged(logs: list[Any], event: str) -> None:
+    async def look() -> bool:
+        return any(each["event"] == event for each in logs)
+
+    await until(look, event)
+
+
+def test_who_did_not_ask_for_an_upgrade_gets_problem_details(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        path = made.url(session.id).replace("ws:", "http:")
+        headers = {"Authorization": f"Bearer {made.tokens['user']}"}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            for answer, status in (
+                (await client.get(path), 401),
+                (await client.get(path, headers=headers), 404),
+            ):
+                assert answer.status_code == status
+                assert answer.headers["content-type"] == "application/problem+json"
+
+    run(scenario)
+
+
+def test_figures_are_those_of_the_viewers(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            text = made.services.metrics.text().decode()
+            assert "polydev_relay_viewers 1.0" in text
+            assert 'polydev_relay_bytes_total{direction="to_viewer"} 12.0' in text
+
+        async def counted() -> bool:
+            text = made.services.metrics.text().decode()
+            return 'polydev_relay_closings_total{cause="viewer-closed"} 1.0' in text
+
+        await until(counted, "the end of the viewer")
+        assert "polydev_relay_viewers 0.0" in made.services.metrics.text().decode()
+
+    run(scenario)

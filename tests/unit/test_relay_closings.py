@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from websockets.frames import Close
+
+from polydev.controller.api.novnc import masked
+from polydev.controller.model import Session, Vm
+from polydev.controller.problems import Unavailable
+from polydev.controller.relay import closings
+from polydev.controller.relay.closings import Closing, Refused, closing_of, not_ready, session_over
+from polydev.controller.relay.figures import RelayFigures
+from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired, SessionNotFound, VmError
+
+AT = datetime(2026, 11, 21, 10, tzinfo=timezone.utc)
+CONSTANTS = [each for each in vars(closings).values() if isinstance(each, Closing)]
+
+
+@pytest.mark.parametrize("closing", CONSTANTS, ids=lambda closing: closing.cause)
+def test_every_closing_that_is_sent_is_legal_and_says_why(closing: Closing) -> None:
+    assert closing.reason
+    if closing is not closings.VIEWER_VANISHED:
+        Close(closing.code, closing.reason).check()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (NotAuthenticated("there is no token"), 4401, "there is no token"),
+        (NotAllowed("the session is another user's"), 4403, "the session is another user's"),
+        (SessionNotFound("there is no session x"), 4404, "there is no session x"),
+        (SessionExpired("the session is over"), 4410, "the session is over"),
+        (HTTPException(429, "too many, wait 1 s"), 1013, "too many, wait 1 s"),
+        (Unavailable("the keys cannot be fetched"), 1013, "the keys cannot be fetched"),
+        (OperationalError("SELECT secret", None, Exception()), 1013, closings.LATER.reason),
+        (VmError("unit microvm@2 is unknown"), 1011, closings.UNEXPECTED.reason),
+        (ValueError("a secret"), 1011, closings.UNEXPECTED.reason),
+        (Refused(closings.VNC_DOWN), 1011, closings.VNC_DOWN.reason),
+    ],
+)
+def test_an_error_becomes_a_code_and_words(error: Exception, code: int, reason: str) -> None:
+    closing = closing_of(error)
+    assert (closing.code, closing.reason) == (code, reason)
+
+
+def test_who_is_too_late_is_told_how_the_session_ended() -> None:
+    session = Session("id", "user", "claude", "failed", "vm", AT, AT, AT, reason="no network")
+    closing = session_over(session)
+    assert closing.code == 4410
+    assert closing.reason == "the session is over (failed): no network"
+
+
+def test_who_is_too_early_is_told_how_far_the_vm_is() -> None:
+    vm = Vm("vm", 2, "192.168.100.2", "starting", "network", AT, "4f1d", AT)
+    assert not_ready(vm).code == 4425
+    assert not_ready(vm).reason == "the VM is not ready yet; it has come to: network"
+
+
+def test_an_address_is_told_without_its_last_part() -> None:
+    assert masked("192.168.100.17") == "192.168.100.x"
+
+
+def test_figures_count_open_viewers_and_those_that_have_gone() -> None:
+    class Seen:
+        bytes_to, bytes_from = 100, 10
+
+    gone, still = Seen(), Seen()
+    registry = CollectorRegistry()
+    figures = RelayFigures(registry, lambda: [still])  # type: ignore[list-item]
+    figures.closed(gone, "viewer-closed")  # type: ignore[arg-type]
+    figures.refused("not-allowed")
+    text = generate_latest(registry).decode()
+    assert "polydev_relay_viewers 1.0" in text
+    assert 'polydev_relay_bytes_total{direction="to_viewer"} 200.0' in text
+    assert 'polydev_relay_bytes_total{direction="to_vm"} 20.0' in text
+    assert 'polydev_relay_refusals_total{cause="not-allowed"} 1.0' in text
+    assert 'polydev_relay_closings_total{cause="viewer-closed"} 1.0' in text

@@ -1,0 +1,78 @@
+"""doctor: this machine and a host, looked at; what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge
+from polydev.errors import ConfigError, DeployError
+from polydev.settings import Settings
+from verbs.hosts import described_host
+from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
+from verbs.tables import table_text
+
+if TYPE_CHECKING:
+    from polydev.client.findings import Finding
+
+PACKAGES = ROOT / "requirements" / "apt.txt"
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@edge
+def doctor(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Look at this machine and a host, and say what to do: exit status 1 if there is a problem."""
+    from polydev.client.findings import has_problem
+
+    found = [*_this_machine(), *_host(inventory, host)]
+    answer(
+        [finding.as_dict() for finding in found],
+        as_json=json,
+        text=table_text(("", "where", "what", "found"), [_row(finding) for finding in found]),
+    )
+    raise SystemExit(1 if has_problem(found) else 0)
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    todo = f"\n→ {finding.todo}" if finding.todo else ""
+    return finding.state, finding.where, finding.name, f"{finding.found}{todo}"
+
+
+def _this_machine() -> list[Finding]:
+    from polydev.client.machine import gather, machine_findings, wanted_packages
+
+    packages = wanted_packages(PACKAGES.read_text())
+    return machine_findings(gather(Settings.from_environment(), packages, _golden_kernel()))
+
+
+def _golden_kernel() -> Path | None:
+    from polydev.image.record import KERNEL
+    from verbs.golden import open_store
+
+    store = open_store()
+    digest = store.golden()
+    return store.path(digest) / KERNEL if digest else None
+
+
+def _host(inventory: str, host: str) -> list[Finding]:
+    from polydev.client.findings import Finding, State
+    from polydev.client.host import gather
+    from polydev.client.host_rules import host_findings, unreachable_finding
+
+    try:
+        _, described = described_host(inventory, host)
+    except ConfigError as error:
+        # Who names none, and has no lab, wants to know about this machine.
+        is_meant = inventory != LAB_INVENTORY or host
+        state: State = "problem" if is_meant else "warning"
+        return [Finding(inventory, "inventory", state, error.message, error.hint)]
+    try:
+        facts = gather(described.target)
+    except DeployError as error:
+        return [unreachable_finding(described.name, error)]
+    return host_findings(described.name, facts)

@@ -1,0 +1,39 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from polydev.cli import stdout
+
+# Where nobody looks, in a file or a pipe, nothing is cut or wrapped.
+WIDE = 1000
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows under their columns, as wide as the terminal; None shows as nothing."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    width = stdout.width if stdout.is_terminal else WIDE
+    # No markup: what hosts say may have brackets in it.
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
+    with console.capture() as shown:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())
+
+
+def minute(time: str | None) -> str:
+    """A time of an answer, as short as a table needs it."""
+    return (time or "")[:16].replace("T", " ")
+
+
+def short(text: str | None) -> str:
+    """So much of an id as tells it from others."""
+    return (text or "")[:8]
