@@ -97,36 +97,6 @@ class Served:
         sent = {**self.headers(caller), **(headers or {})}
         return await self.client.request(method, path, headers=sent, **words)
 
-    async def open(self, path: str, caller: str) -> list[dict[str, Any]]:
-        """What a WebSocket's handshake is answered with; the caller leaves after it."""
-        headers = {"host": "controller.test", **self.headers(caller)}
-        scope = {
-            "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "scheme": "ws",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-            "client": None,
-            "server": None,
-            "subprotocols": ["binary"],
-            "state": {},
-        }
-        received = iter([{"type": "websocket.connect"}])
-        sent: list[dict[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            return next(received, {"type": "websocket.disconnect", "code": 1001})
-
-        async def send(message: Any) -> None:
-            sent.append(dict(message))
-
-        await self.app(scope, receive, send)
-        return sent
-
     async def start(self, caller: str = "user", **words: Any) -> dict[str, Any]:
         """A new session of the caller."""
         body = {"userId": self.users[caller], "provider": "claude"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,10 +24,13 @@ from polydev.controller.services import Services
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
-from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, SlowVm, fake_hosts
+from tests.vms import IMAGE_DIGEST, RFB_GREETING, FakeHost, FakeVm, SlowVm, fake_hosts
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60.0
+WIDTH, HEIGHT = 320, 200
+# Bytes that follow the type of each message of an RFB client that has a fixed length.
+CLIENT_MESSAGES = {0: 19, 3: 9, 4: 7, 5: 5}
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -180,3 +184,25 @@ async def raw_viewer(
         yield RawViewer(reader, writer)
     finally:
         writer.transport.abort()
+
+
+async def rfb_screen(
+    pixels: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """A VNC server that lets anybody in and shows one picture: four bytes a pixel, red first."""
+    writer.write(RFB_GREETING)
+    await reader.readexactly(len(RFB_GREETING))
+    writer.write(b"\x01\x01")  # one way of coming in: none
+    await reader.readexactly(1)
+    writer.write(bytes(4))
+    await reader.readexactly(1)
+    pixel_format = struct.pack(">BBBBHHHBBB3x", 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
+    writer.write(struct.pack(">HH", WIDTH, HEIGHT) + pixel_format + struct.pack(">I", 0))
+    while kind := await reader.read(1):
+        if kind[0] == 2:  # SetEncodings
+            _, count = struct.unpack(">BH", await reader.readexactly(3))
+            await reader.readexactly(4 * count)
+            continue
+        await reader.readexactly(CLIENT_MESSAGES[kind[0]])
+        if kind[0] == 3:  # FramebufferUpdateRequest
+            writer.write(struct.pack(">BxHHHHHi", 0, 1, 0, 0, WIDTH, HEIGHT, 0) + pixels)

@@ -26,13 +26,17 @@ class Inv:
 
     def __call__(self, *words: str | Path, wrapper: Sequence[str | Path] = ()) -> Completed:
         """Run a verb to its end, below `wrapper`: a command that takes another one."""
-        folders = {
+        return run([*wrapper, ROOT / "inv", *words], env=self.folders, check=False)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """What makes ./inv use them, as variables of the environment."""
+        return {
             "POLYDEV_STORE": str(self.settings.store),
             "POLYDEV_CACHE": str(self.settings.cache),
             "POLYDEV_STATE": str(self.settings.state),
             "POLYDEV_LAB": self.lab,
         }
-        return run([*wrapper, ROOT / "inv", *words], env=folders, check=False)
 
     def answer(self, *words: str | Path) -> dict[str, Any]:
         """What a verb that succeeds answers as JSON."""

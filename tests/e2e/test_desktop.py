@@ -7,15 +7,21 @@ and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
 
-from tests.e2e.conftest import Inv
+from polydev.run import run
+from tests.e2e.conftest import ROOT, Inv
 
 CHROMIUM = "/usr/bin/chromium"
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
@@ -122,7 +128,7 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
 def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
     where = inv.answer("where")
     vm = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
-    addresses = (*vm, "lab", "controller")
+    addresses = (*vm, "lab", "controller", "url", "userId", "token")
     assert where == {"running": True, **{name: up[name] for name in addresses}}
 
 
@@ -133,6 +139,57 @@ def test_up_ends_with_a_host_deployed_with_the_image(up: dict[str, Any]) -> None
     report = answer.json()
     assert report["release"] == up["deployment"]["id"]
     assert report["components"]["imageStore"]["golden"] == up["image"]
+
+
+def test_a_session_by_the_lines_of_the_readme(inv: Inv, up: dict[str, Any]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(r"```sh\n(.*?/api/auth/start.*?)```", readme, re.DOTALL)
+    done = run(["sh", "-eu", "-c", lines], env=inv.folders, cwd=ROOT)
+    for state in ("vm_starting", "vm_created", "terminated"):
+        assert state in done.stdout
+    assert '"vmIP":"192.168.100.' in done.stdout.replace(" ", "")
+    assert "polydev: ready after" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def novnc_page() -> Iterator[str]:
+    """noVNC as Debian has it, on a web server of its own."""
+    handler = partial(QuietFiles, directory="/usr/share/novnc")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/vnc.html"
+        server.shutdown()
+        thread.join()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *words: object) -> None:
+        """The test says what went wrong."""
+
+
+def test_a_session_in_a_web_browser(
+    browser: Browser, up: dict[str, Any], novnc_page: str, tmp_path: Path
+) -> None:
+    headers = {"Authorization": f"Bearer {up['token']}"}
+    with httpx.Client(base_url=up["url"], headers=headers, timeout=30) as user:
+        body = {"userId": up["userId"], "provider": "claude"}
+        session = user.post("/api/auth/start", json=body).raise_for_status().json()["id"]
+        with user.stream("GET", f"/api/auth/session/{session}/events", timeout=300) as news:
+            assert any('"vm_created"' in line for line in news.iter_lines())
+        path = f"api/auth/session/{session}/novnc/websock?access_token={up['token']}"
+        host, port = up["url"].removeprefix("http://").split(":")
+        words = {"host": host, "port": port, "path": path, "autoconnect": "true"}
+        page = browser.new_page(viewport=SCREEN)
+        page.goto(f"{novnc_page}?{urlencode(words)}")
+        page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+        wait_for_colour(page, START_PAGE)
+        open_in_guest(page, "data:text/html,<body bgcolor=teal>")
+        wait_for_colour(page, TEAL)
+        page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
+        user.delete(f"/api/auth/session/{session}").raise_for_status()
+        page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
+        page.close()
 
 
 def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from polydev.controller.app import create_app
 from polydev.controller.relay.seats import MOST_VIEWERS
 from polydev.controller.relay.viewer import Viewer
 from tests.driving import until
-from tests.relays import Screens, closing_of, raw_viewer, screens, serving
+from tests.relays import (
+    HEIGHT,
+    WIDTH,
+    Screens,
+    closing_of,
+    raw_viewer,
+    rfb_screen,
+    screens,
+    serving,
+)
+from tests.viewer import rfb_viewer
 from tests.vms import RFB_GREETING
 
 MEBIBYTE = 1 << 20
@@ -41,12 +52,12 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Play a scenario on each of the event loops, and see that nothing outlives it."""
 
     async def play(scenario: Scenario) -> None:
-        descriptors = psutil.Process().num_fds()
+        before = connections()
         async with screens(tmp_path) as made:
             await scenario(made)
 
         async def nothing_left() -> bool:
-            return psutil.Process().num_fds() <= descriptors
+            return not connections() - before
 
         await until(nothing_left, "the end of all connections")
 
@@ -59,6 +70,15 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
             loop.close()
 
     return run
+
+
+def connections() -> set[str]:
+    """This process's sockets and pipes."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed just now
+            found.add(str(path.readlink()))
+    return {each for each in found if each.startswith(("socket:", "pipe:"))}
 
 
 class Vm:
@@ -192,17 +212,22 @@ def test_no_more_than_some_may_look_at_once(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         viewers = [await made.connect(session.id) for _ in range(MOST_VIEWERS)]
-        code, reason = await made.closing(session.id)
-        assert (code, reason) == (1013, "too many viewers look at this session already")
         for viewer in viewers:
             assert await viewer.recv() == RFB_GREETING
+        code, reason = await made.closing(session.id)
+        assert (code, reason) == (1013, "too many viewers look at this session already")
         await viewers[0].close()
+        await until(partial(figure_is, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free seat")
         async with made.connect(session.id) as viewer:
             assert await viewer.recv() == RFB_GREETING
         for viewer in viewers:
             await viewer.close()
 
     run(scenario)
+
+
+async def figure_is(made: Screens, line: str) -> bool:
+    return f"polydev_relay_{line}" in made.services.metrics.text().decode()
 
 
 def test_the_end_of_the_session_is_told_at_once(run: Run) -> None:
@@ -414,11 +439,10 @@ def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -
     async def scenario(made: Screens) -> None:
         session = await made.session(screen)
         async with raw_viewer(made, session.id) as viewer:
-            got, pongs = b"", 0
+            pongs = size = 0
             parts = []
             for number in range(2000):
                 viewer.send(PING, str(number).encode())
-            size = 0
             while size < len(picture) or not pongs:
                 kind, data = await viewer.frame()
                 if kind == PONG:
@@ -427,8 +451,7 @@ def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -
                 else:
                     parts.append(data)
                     size += len(data)
-            got = b"".join(parts)
-            assert got == picture
+            assert b"".join(parts) == picture
 
     run(scenario)
 
@@ -450,7 +473,7 @@ def test_who_answers_no_ping_is_gone(run: Run) -> None:
             kind, said = await viewer.frame()
             assert kind == CLOSE
             assert said == struct.pack(">H", 1011) + b"the viewer answered no ping"
-            assert await vm.ended()
+        assert await vm.ended()
 
     run(scenario)
 
@@ -557,15 +580,24 @@ def test_figures_are_those_of_the_viewers(run: Run) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
             assert await viewer.recv() == RFB_GREETING
-            text = made.services.metrics.text().decode()
-            assert "polydev_relay_viewers 1.0" in text
-            assert 'polydev_relay_bytes_total{direction="to_viewer"} 12.0' in text
+            assert await figure_is(made, "viewers 1.0")
+            assert await figure_is(made, 'bytes_total{direction="to_viewer"} 12.0')
+        closed = 'closings_total{cause="viewer-closed"} 1.0'
+        await until(partial(figure_is, made, closed), "the end of the viewer")
+        assert await figure_is(made, "viewers 0.0")
+        assert await figure_is(made, 'bytes_total{direction="to_viewer"} 12.0')
 
-        async def counted() -> bool:
-            text = made.services.metrics.text().decode()
-            return 'polydev_relay_closings_total{cause="viewer-closed"} 1.0' in text
+    run(scenario)
 
-        await until(counted, "the end of the viewer")
-        assert "polydev_relay_viewers 0.0" in made.services.metrics.text().decode()
+
+def test_a_vnc_client_sees_the_picture_of_its_vm(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        pixels = os.urandom(WIDTH * HEIGHT * 4)
+        session = await made.session(partial(rfb_screen, pixels))
+        async with rfb_viewer(made.url(session.id), made.tokens["user"]) as client:
+            seen = await client.screenshot()
+        assert seen.shape[:2] == (HEIGHT, WIDTH)
+        colours = [pixels[at : at + 3] for at in range(0, len(pixels), 4)]
+        assert seen[:, :, :3].tobytes() == b"".join(colours)
 
     run(scenario)

@@ -233,19 +233,24 @@ def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
     memory: list[int] = []
     chance = random.Random(200)
 
-    def cycle(number: int) -> None:
-        user = users[number % len(users)]
+    def cycle(user: Api) -> None:
         session = user.start()
         if states := chance.choice([("vm_created",), ("vm_created",), *FROM_HERE_ON, ()]):
             user.wait(session["id"], *states)
         user.end(session["id"])
         quick.wait_until_released(session["vmId"])
 
-    with ThreadPoolExecutor(len(users)) as pool:
-        list(pool.map(cycle, range(WARM_UP_CYCLES)))
+    def all_cycles(count: int) -> None:
+        def share(user: Api) -> None:
+            for _ in range(count // len(users)):
+                cycle(user)
+
+        with ThreadPoolExecutor(len(users)) as pool:
+            list(pool.map(share, users))
         memory.append(quick.controller_memory())
-        list(pool.map(cycle, range(WARM_UP_CYCLES, CYCLES)))
-        memory.append(quick.controller_memory())
+
+    all_cycles(WARM_UP_CYCLES)
+    all_cycles(CYCLES - WARM_UP_CYCLES)
     quick.wait_until_nothing_held()
     assert quick.leftovers() == before
     assert memory[1] < memory[0] * SOME_GROWTH, memory

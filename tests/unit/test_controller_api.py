@@ -184,18 +184,6 @@ def test_nothing_answers_without_a_token_but_health(host: Host, method: str, pat
     host.run(scenario)
 
 
-@pytest.mark.parametrize("caller", [*STRANGERS, "other user"])
-def test_no_websocket_for_who_may_not(host: Host, caller: str) -> None:
-    async def scenario(asked: Served) -> None:
-        session = await asked.start()
-        ((_, path),) = WEBSOCKETS
-        messages = await asked.open(path.format(session_id=session["id"]), caller)
-        assert [message["type"] for message in messages if "send" in message["type"]] == []
-        assert messages[-1]["type"] in ("websocket.close", "websocket.http.response.body")
-
-    host.run(scenario)
-
-
 def test_a_token_in_the_query_where_browsers_need_it_only(host: Host) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()

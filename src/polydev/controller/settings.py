@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     vm_root: Path = Path("/var/lib/microvm")
     vm: VmSizes = VmSizes()
     boots_at_once: int = Field(
-        default_factory=lambda made: max(2, (os.cpu_count() or 1) // made["vm"].cpus), ge=1
+        default_factory=lambda made: max(1, (os.cpu_count() or 1) // made["vm"].cpus), ge=1
     )
     """How many VMs may boot at the same time; others wait. By default what the cores can do:
     more would only make each of them late."""

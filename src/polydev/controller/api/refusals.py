@@ -60,7 +60,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         {
             "type": "urn:polydev:error:session-expired",
             "title": "Gone",
-            "detail": "the session's VM is gone",
+            "detail": "the session's VM is gone: terminated",
             "hint": "start another session",
         },
     ),

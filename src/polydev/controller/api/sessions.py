@@ -20,7 +20,7 @@ from polydev.controller.api.answers import (
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
 from polydev.controller.health import image_store_state
-from polydev.controller.model import Caller, Provider, Session
+from polydev.controller.model import Caller, Provider, Session, Vm
 from polydev.controller.problems import NoCapacity
 from polydev.controller.services import Services
 from polydev.controller.store.sessions import NewSession
@@ -189,5 +189,10 @@ def _add_vm(router: APIRouter, services: Services) -> None:
         session = await session_for(services, caller, session_id)
         vm = await services.vms.get(session.vm_id)
         if not is_live(vm):
-            raise SessionExpired("the session's VM is gone", "start another session")
+            raise SessionExpired(_why_gone(session, vm), "start another session")
         return vm_answer(vm)
+
+
+def _why_gone(session: Session, vm: Vm) -> str:
+    reason = vm.reason or session.reason or session.state
+    return f"the session's VM is gone: {reason}"

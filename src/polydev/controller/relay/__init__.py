@@ -6,6 +6,6 @@ closings    how a viewer's connection ends, in codes and words that it can show
 viewer      the WebSocket: frames out, bytes in, pings, the closing handshake
 pump        bytes both ways between a viewer and its VM, each way as fast as the slower end
 pipes       pipes through which the kernel moves large updates, copying nothing
-relays      all viewers of the service: who may look, whose session is over
+seats       who looks at which session: how many may, and whose session is over
 figures     what Prometheus is told of them
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 
 import structlog
 
@@ -62,7 +63,8 @@ class Seats:
         seat = Seat(session_id, viewer)
         self._seats.add(seat)
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+            # In a context of its own: it outlives the request, whose id is not to be in its logs.
+            self._watching = Context().run(asyncio.create_task, self._watch())
         try:
             yield seat
         finally:
@@ -87,6 +89,8 @@ class Seats:
                 await self._end_those_over()
             except DATABASE_ERRORS as error:
                 log.warning("viewers_not_watched", error=type(error).__name__)
+            except Exception:
+                log.exception("viewers_not_watched")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(ring.wait(), LOOK_SECONDS)
 
