@@ -31,7 +31,11 @@ browser_hosts = [
             "controller_listen": "127.0.0.1:4000",
             "controller": {"log_level": "info", "drain_seconds": 20},
             # Files on the operator's machine; the controller gets them as systemd credentials.
-            # "secrets": {"jwt-secret": "secrets/jwt-secret"},
+            # "secrets": {
+            #     "jwt-secret": "secrets/jwt-secret",  # what users' JWTs are signed with
+            #     "alert-urls": "secrets/alert-urls",  # where alerts go, by Apprise's URLs
+            #     "database-url": "secrets/database-url",  # PostgreSQL instead of SQLite
+            # },
             # Programs of a Firecracker release, checked before they are sent. Nothing runs them
             # yet.
             # "firecracker": {

@@ -6,6 +6,7 @@ Images and boots are dear: each is made once and shared.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -30,15 +31,6 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 SPECS = TESTS / "spec" / "image"
-# Tests ask for more, and more often, than a user may.
-HURRIED = {
-    "rate": {
-        "requests_per_second": 1000,
-        "burst": 1000,
-        "starts_per_minute": 60_000,
-        "starts_burst": 1000,
-    }
-}
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
 
 
@@ -55,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(TESTS).parts[0]
         if kind in KINDS:
             item.add_marker(kind)
+
+
+@pytest.fixture(autouse=True)
+def logs_of_its_own() -> Iterator[None]:
+    """Where a test sends logs to is closed with it, and must not be written to by the next."""
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if type(handler) is logging.StreamHandler:
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +110,7 @@ def bare_host(
     own.promote(verified_image.digest)
     folders = replace(settings, store=own.root)
     with lab_host(host_lab, folders, tmp_path_factory.mktemp("logs")) as host:
-        yield replace(host, data={"controller": HURRIED})
+        yield host
 
 
 @pytest.fixture(scope="session")

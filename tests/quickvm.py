@@ -41,11 +41,9 @@ from polydev.image.record import (
     Verification,
     manifest_digest,
 )
-from polydev.image.store import ImageStore
 from polydev.image.tree import allocated_bytes, file_sha256
 from polydev.lab import run_inside
 from polydev.run import run
-from polydev.settings import Settings
 from polydev.ssh import SshTarget
 from tests.hosts import TOOL, DeployedHost
 from tests.quickguest import command_line, cpio_archive, initrd_files
@@ -163,16 +161,5 @@ def install_quick_image(host: DeployedHost, image: Path) -> str:
         run_inside(lab, ["mkdir", "-p", f"{STORE}/incoming/{digest}"])
         run(rsync_argv(target, image, digest, there["golden"]))
         run_inside(lab, [TOOL, "image", "add", "--digest", digest])
-    _make_golden(host, digest)
+    run_inside(lab, [TOOL, "image", "golden", "--digest", digest])
     return digest
-
-
-def golden_again(host: DeployedHost) -> None:
-    """Make that image golden in the lab which a deployment would; the quick ones stay there."""
-    declared = ImageStore(Settings.from_environment().store).golden()
-    assert declared, "nothing is golden in the store that is deployed from"
-    _make_golden(host, declared)
-
-
-def _make_golden(host: DeployedHost, digest: str) -> None:
-    run_inside(host.lab, [TOOL, "image", "golden", "--digest", digest])

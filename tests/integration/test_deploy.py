@@ -58,7 +58,7 @@ IMAGES = (
 )
 FOLDER = Edit(
     "chmod 777 /etc/polydev",
-    "Accounts and folders | /etc/polydev",
+    "Accounts and folders | folders",
     ("- /etc/polydev: mode 777", "+ /etc/polydev: mode 755"),
 )
 HOSTS = (
@@ -314,7 +314,7 @@ class TestSecrets:
     ) -> None:
         secret = tmp_path / "jwt-secret"
         secret.write_text("correct horse battery staple")
-        other = replace(deployed, data={**deployed.data, "secrets": {"jwt-secret": str(secret)}})
+        other = replace(deployed, data={"secrets": {"jwt-secret": str(secret)}})
         changes = [(operation.name, operation.diff) for operation in other.plan().changing]
         record = other.deploy()
         path = "/etc/master-controller/secrets/jwt-secret"

@@ -165,7 +165,7 @@ def test_the_host_goes_back(
 def test_the_host_lets_an_operator_in_again_who_shut_himself_out(
     deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
-    data = {**deployed.data, "deadman_seconds": 10}
+    data = {"deadman_seconds": 10}
     other = replace(variant(deployed, tmp_path, shut_out), data=data)
     with pytest.raises(DeployError, match="new connection"):
         other.deploy()

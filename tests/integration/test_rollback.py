@@ -120,7 +120,7 @@ def changed(
     """The same host from a changed checkout, and with another image."""
 
     def make(change: Callable[[Path], None]) -> DeployedHost:
-        data = {**deployed.data, "store": str(tmp_path / "store"), "image": other_image.digest}
+        data = {"store": str(tmp_path / "store"), "image": other_image.digest}
         return replace(variant(deployed, tmp_path, change), data=data)
 
     return make
@@ -129,14 +129,16 @@ def changed(
 def test_everything_comes_back(
     deployed: DeployedHost, changed: Callable[[Callable[[Path], None]], DeployedHost]
 ) -> None:
-    run_sql(deployed, "insert into users values ('kept', 'user', '2026-01-01')")
+    run_sql(
+        deployed, "insert into users (id, role, created_at) values ('kept', 'user', '2026-01-01')"
+    )
     before, former = deployed.listing(), deployed.release()
 
     other = changed(with_all_changed)
     record = other.deploy()
     assert other.release() == record.id != former
     run_sql(deployed, "insert into things values ('lost')")
-    assert deployed.inside("ip netns list | grep -c slot-") == "5"
+    assert deployed.inside("ip netns list | grep -c slot-") == "9"
     assert other.listing() != before
 
     back = deployed.rollback()
@@ -147,10 +149,10 @@ def test_everything_comes_back(
     assert back.gate["ok"]
     assert deployed.listing() == before
     assert deployed.release() == former
-    assert deployed.inside("ip netns list | grep -c slot-") == "4"
-    assert rows(deployed, "select id from users") == [["kept"]]
+    assert deployed.inside("ip netns list | grep -c slot-") == "8"
+    assert rows(deployed, "select id from users where id = 'kept'") == [["kept"]]
     assert rows(deployed, "select count(*) from sqlite_master where name = 'things'") == [[0]]
-    run_sql(deployed, "delete from users")
+    run_sql(deployed, "delete from users where id = 'kept'")
     assert not deployed.plan().changing
 
 

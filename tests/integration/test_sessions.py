@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import asyncvnc
@@ -18,8 +19,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from inventory.group_data import lab
 from tests.hosts import DeployedHost
-from tests.quickvm import golden_again, install_quick_image, make_quick_image
+from tests.quickvm import install_quick_image, make_quick_image
 from tests.sessions import Api, Operated, operated, wait_for
 from tests.viewer import open_websocket, rfb_viewer, viewer_url
 
@@ -46,12 +48,14 @@ def service(deployed: DeployedHost) -> Iterator[Operated]:
 
 @pytest.fixture(scope="module")
 def quick(service: Operated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
-    """The same host, whose VMs are the smallest that boot."""
+    """The same host, whose VMs are the smallest that boot, and few enough to boot together."""
     golden = service.host.golden_image()
     image = make_quick_image(golden, tmp_path_factory.mktemp("quick"))
+    together = {"controller": {**lab.controller, "boots_at_once": 4}}
+    replace(service.host, data=together).deploy()
     install_quick_image(service.host, image)
     yield service
-    golden_again(service.host)
+    service.host.deploy()  # the golden image too
 
 
 def inside_vm(service: Operated, address: str) -> dict[str, Any]:

@@ -117,9 +117,16 @@ async def _start(
         session, made = await services.sessions.start(new)
     except CapacityError as error:
         raise NoCapacity(error, slots, await _oldest_idle(services)) from error
-    if made and services.driver is not None:
-        services.driver.wake()
+    if made:
+        _changed(services)
     return session, made
+
+
+def _changed(services: Services) -> None:
+    """Who drives and who follows would see it soon; here they see it at once."""
+    if services.driver is not None:
+        services.driver.wake()
+    services.news.ring()
 
 
 async def _oldest_idle(services: Services) -> str | None:
@@ -165,8 +172,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
             session = await services.sessions.apply(session.id, "terminate")
         except SessionExpired:
             session = await services.sessions.get(session.id)
-        if services.driver is not None:
-            services.driver.wake()
+        _changed(services)
         return await _answer(services, session)
 
     @router.post(
