@@ -18,6 +18,7 @@ CONTROLLER = (
     " /opt/master-controller/current/venv/bin/master-controller {words}"
     " --config /etc/master-controller/config.yaml"
 )
+MAIN_PID = "$(systemctl show --value -p MainPID master-controller)"
 # Until a VM on a busy machine without KVM counts as dead.
 PATIENCE_SECONDS = 600
 POLL_SECONDS = 0.1
@@ -130,8 +131,11 @@ class Operated:
 
     def controller_memory(self) -> int:
         """KiB that the controller's process has for itself."""
-        pid = self.host.inside("systemctl show --value -p MainPID master-controller")
-        return int(self.host.inside(f"awk '/^RssAnon/ {{print $2}}' /proc/{pid}/status"))
+        return int(self.host.inside(f"awk '/^RssAnon/ {{print $2}}' /proc/{MAIN_PID}/status"))
+
+    def descriptors(self) -> int:
+        """How many files and sockets the controller has open."""
+        return int(self.host.inside(f"ls /proc/{MAIN_PID}/fd | wc -l"))
 
     def leftovers(self) -> dict[str, str]:
         """All that sessions may not leave on the host, counted."""
@@ -141,8 +145,6 @@ class Operated:
             "files": "find /var/lib/microvm /run/polydev | sort",
             "namespaces": "ip netns list | sort",
             "links": "ls /sys/class/net | sort",
-            "descriptors": "ls /proc/$(systemctl show --value -p MainPID master-controller)/fd"
-            " | wc -l",
         }
         return {what: self.host.inside(command) for what, command in counted.items()}
 

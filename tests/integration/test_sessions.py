@@ -235,6 +235,7 @@ def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
     users = [quick.another_user() for _ in range(4)]
     before = quick.leftovers()
     memory: list[int] = []
+    descriptors: list[int] = []
     chance = random.Random(200)
 
     def cycle(user: Api) -> None:
@@ -252,11 +253,14 @@ def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
         with ThreadPoolExecutor(len(users)) as pool:
             list(pool.map(share, users))
         memory.append(quick.controller_memory())
+        descriptors.append(quick.descriptors())
 
     all_cycles(WARM_UP_CYCLES)
     all_cycles(CYCLES - WARM_UP_CYCLES)
     quick.wait_until_nothing_held()
     assert quick.leftovers() == before
+    # Connections to the database and those of this test are kept open, but no more of them.
+    wait_for("their end", lambda: quick.descriptors() <= descriptors[0] or None)
     assert memory[1] < memory[0] * SOME_GROWTH, memory
 
 
