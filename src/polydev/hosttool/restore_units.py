@@ -12,6 +12,7 @@ from polydev.hosttool.tree import is_below
 from polydev.hosttool.units import (
     MAIN,
     NEXT_PATTERN,
+    SLOT,
     SOCKET,
     VM,
     forget_config,
@@ -66,9 +67,11 @@ class UnitsRestore:
 
     def _see_to_vms(self) -> None:
         """Those that run go on, but where the host goes back to what knew of none."""
+        files = [one.entry for one in self.saved.kept if one.entry.path.name.startswith((VM, SLOT))]
+        if not files and not any(unit.startswith(SLOT) for unit in self.saved.units):
+            return
         vms = running_vms(self.systemd)
-        files = [one.entry for one in self.saved.kept if one.entry.path.name.startswith(VM)]
-        if any(file.kind == "absent" for file in files):
+        if any(file.kind == "absent" and file.path.name.startswith(VM) for file in files):
             for vm in vms:
                 self._act("stop", vm)
         else:
