@@ -131,6 +131,12 @@ def test_without_a_verb_the_verbs_are_listed(tree: Tree) -> None:
     assert tree.start().stdout.splitlines()[-1] == "--list"
 
 
+def test_help_after_a_verb_is_about_the_verb(tree: Tree) -> None:
+    words = tree.start("console", "--follow", "--help", "--help").stdout.splitlines()
+    assert words[3:] == ["--help", "console"]
+    assert tree.start("--help", "console").stdout.splitlines()[3:] == ["--help", "console"]
+
+
 def test_a_link_to_inv_finds_the_checkout(tree: Tree) -> None:
     link = tree.fakes / "link-to-inv"
     link.symlink_to(tree.root / "inv")
