@@ -35,16 +35,16 @@ FAKES = {
             "-m venv")
                 echo "venv" >>"$FAKE_LOG"
                 mkdir -p "$3/bin" "$3/lib/python3.11/site-packages"
-                cp "$0" "$3/bin/python"
-                cp "$FAKE_INVOKE" "$3/bin/inv" ;;
+                cp "$0" "$3/bin/python" ;;
             "-m pip")
                 echo "pip ${*:3}" >>"$FAKE_LOG"
                 sleep "$FAKE_PIP_SECONDS"
                 exit "$FAKE_PIP_STATUS" ;;
+            "-m polydev.program")
+                printf "%s\n" "$PWD" "${@:3}" ;;
         esac
         """,
     "old-python": "exit 1  # to the question for its version",
-    "invoke": 'printf "%s\\n" "$PWD" "$@"',
 }
 
 
@@ -69,7 +69,6 @@ class Tree:
             "DPKG_ADMINDIR": str(self.fakes),
             "POLYDEV_PYTHON": "",
             "FAKE_LOG": str(self.log),
-            "FAKE_INVOKE": str(self.fakes / "invoke"),
             "FAKE_UID": "0",
             "FAKE_APT_STATUS": "0",
             "FAKE_PIP_STATUS": "0",

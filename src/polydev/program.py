@@ -1,0 +1,68 @@
+"""`./inv`: Invoke, whose refusals say what to do next, and never with a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import signal
+import sys
+
+from invoke.exceptions import ParseError
+from invoke.program import Program
+
+from polydev import __version__
+from polydev.cli import fail
+from polydev.errors import ConfigError
+
+UNKNOWN = re.compile(r"No idea what '(.*)' is!")
+NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
+NOT_A_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
+
+
+class Verbs(Program):
+    def parse_tasks(self) -> None:
+        """Raises SystemExit with one message where Invoke would print its own."""
+        try:
+            super().parse_tasks()
+        except (ParseError, ValueError) as error:
+            words = list(self.core.unparsed)
+            refusal = usage_error(str(error), words, list(self.parser.contexts))
+            fail(refusal, as_json="--json" in words)
+
+
+def usage_error(said: str, words: list[str], verbs: list[str]) -> ConfigError:
+    """What is wrong with a command line of which Invoke `said` this, and what to do."""
+    verb = next((word for word in words if word in verbs), None)
+    see = f"./inv {verb} --help" if verb else "./inv lists the verbs"
+    if (unknown := UNKNOWN.fullmatch(said)) is None:
+        return ConfigError(_plain(said), see)
+    word = unknown[1]
+    if word.startswith("-"):
+        return ConfigError(f"{verb or 'no verb'} takes no {word}", see)
+    if verb is not None:
+        return ConfigError(f"{verb} does not take {word!r}", see)
+    close = difflib.get_close_matches(word, verbs, n=3)
+    meant = f"; is it {' or '.join(close)}?" if close else ""
+    return ConfigError(f"there is no verb {word}{meant}", see)
+
+
+def _plain(said: str) -> str:
+    if no_value := NO_VALUE.match(said):
+        return f"--{no_value[1]} needs a value"
+    if no_number := NOT_A_NUMBER.fullmatch(said):
+        return f"{no_number[1]} is no whole number"
+    return said
+
+
+def main() -> None:
+    try:
+        Verbs(name="polydev", binary="./inv", version=__version__).run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `| head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Command lines that cannot be: what is said, and what is to be done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.program import Verbs
+
+
+@task(positional=["vm"])
+def console(_context: Context, vm: str, lines: int = 100, json: bool = False) -> None:
+    print(vm, lines)
+
+
+@task
+def sessions(_context: Context, json: bool = False) -> None:
+    """Takes nothing."""
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, str]:
+    """Standard output, the error and the hint."""
+    program = Verbs(namespace=Collection(console, sessions), binary="./inv")
+    with pytest.raises(SystemExit) as ended:
+        program.run(["inv", *words])
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    error, hint = said.err.splitlines()
+    return said.out, error.removeprefix("error: "), hint.removeprefix("next:  ")
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ("consle 1", "there is no verb consle; is it console?", "./inv lists the verbs"),
+        ("xyz", "there is no verb xyz", "./inv lists the verbs"),
+        ("sessions --nonsense", "sessions takes no --nonsense", "./inv sessions --help"),
+        ("sessions more", "sessions does not take 'more'", "./inv sessions --help"),
+        ("console abcd --lines many", "'many' is no whole number", "./inv console --help"),
+        ("console abcd --lines", "--lines needs a value", "./inv console --help"),
+        (
+            "console",
+            "'console' did not receive required positional arguments: 'vm'",
+            "./inv console --help",
+        ),
+    ],
+)
+def test_what_is_wrong_and_what_to_do(
+    capsys: pytest.CaptureFixture[str], words: str, error: str, hint: str
+) -> None:
+    assert refused(capsys, *words.split()) == ("", error, hint)
+
+
+def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
+    out, error, hint = refused(capsys, "sessions", "--json", "--nonsense")
+    assert json.loads(out) == {"error": "config", "message": error, "hint": hint}
+
+
+def test_what_is_right_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    Verbs(namespace=Collection(console, sessions)).run(["inv", "console", "abcd"], exit=False)
+    assert capsys.readouterr().out == "abcd 100\n"
