@@ -13,7 +13,7 @@ from invoke.tasks import task
 from polydev.cli import answer, edge
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs import access, controller, database, doctor, golden, hosts, lab
+from verbs import access, controller, credentials, database, doctor, golden, hosts, lab
 from verbs.controller import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
@@ -206,8 +206,9 @@ for verb in (controller.viewer, doctor.doctor, check, test):
 for name, module in (("golden", golden), ("lab", lab), ("database", database)):
     namespace.add_collection(Collection.from_module(module, name=name))
 for name, verbs in (
-    ("session", (controller.end_session,)),
+    ("session", (controller.end_session, controller.login)),
     ("user", (access.add_user, access.list_users, access.change_role)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
+    ("credentials", (credentials.make_key, credentials.rotate)),
 ):
     namespace.add_collection(Collection(name, *verbs))

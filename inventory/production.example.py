@@ -35,6 +35,9 @@ browser_hosts = [
             #     "jwt-secret": "secrets/jwt-secret",  # what users' JWTs are signed with
             #     "alert-urls": "secrets/alert-urls",  # where alerts go, by Apprise's URLs
             #     "database-url": "secrets/database-url",  # PostgreSQL instead of SQLite
+            #     # What users' credentials are sealed with; ./inv credentials.key makes one. Keep
+            #     # it elsewhere too: without it nobody opens them. Without this none are kept.
+            #     "credentials-key": "secrets/credentials-key",
             # },
             # Programs of a Firecracker release, checked before they are sent. Nothing runs them
             # yet.

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from polydev.agent.messages import HealthReply, Status
+from polydev.agent.messages import HealthReply, LoginReply, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
 from polydev.vm.stages import STAGES, Stage
@@ -42,6 +42,7 @@ class FakeVm:
     activity, detail    what the service manager says of its process
     sick                what is wrong with which component; healthy if empty
     mute                whether its agent takes requests and answers none
+    login               how far its tool is, by its agent; `logins` counts how often it was started
     asked               requests that its agent has seen
     """
 
@@ -57,6 +58,8 @@ class FakeVm:
         self.status_if_sick: Status = "starting"
         self.failed_units: list[str] = []
         self.mute = False
+        self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
+        self.logins = 0
         self.asked = 0
         self._servers: list[asyncio.Server] = []
         self._writers: set[asyncio.StreamWriter] = set()
@@ -131,17 +134,27 @@ class FakeVm:
         self._servers.append(await asyncio.start_server(served, self.address, port))
 
     async def serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        first = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode()
         self.asked += 1
         if self.mute:
             await reader.read()  # until the other end hangs up
             return
-        reply = self.health()
+        reply = self.login_asked(first) if " /login/" in first else self.health()
         body = json.dumps(reply).encode()
-        status = "200 OK" if reply["status"] == "ready" else "503 Service Unavailable"
+        is_well = " /login/" in first or reply["status"] == "ready"
+        status = "200 OK" if is_well else "503 Service Unavailable"
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
+
+    def login_asked(self, request: str) -> LoginReply:
+        """What the agent says of a tool's login; a POST starts one that is not under way."""
+        method, path, _ = request.split()
+        if method == "POST" and self.login["status"] in ("none", "failed"):
+            self.logins += 1
+            provider = path.rpartition("/")[2]
+            self.login = {"provider": provider, "status": "starting", "url": None, "detail": ""}
+        return self.login
 
     async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Greet as VNC does, then send back all that comes."""

@@ -15,7 +15,7 @@ from polydev.errors import ConfigError
 from polydev.settings import Settings
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY, lab_name
-from verbs.tables import minute, short, table_text
+from verbs.tables import minute, more_text, short, table_text
 
 if TYPE_CHECKING:
     from polydev.client.access import Access
@@ -28,6 +28,8 @@ API_HELP = {
     "token": "an operator's token (default: POLYDEV_TOKEN, or the lab's, which ./inv up makes)",
     "json": JSON_HELP,
 }
+MOST_SHOWN = 50
+LIMIT_HELP = f"how many of the newest (default: {MOST_SHOWN})"
 LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
 
 
@@ -94,17 +96,23 @@ def access_fields(lab: Lab, access: Access) -> dict[str, str]:
     }
 
 
-@task(help={"all": "those that are over too", **API_HELP})
+@task(help={"all": "those that are over too", "limit": LIMIT_HELP, **API_HELP})
 @edge
 def sessions(
-    context: Context, all: bool = False, url: str = "", token: str = "", json: bool = False
+    context: Context,
+    all: bool = False,
+    limit: int = MOST_SHOWN,
+    url: str = "",
+    token: str = "",
+    json: bool = False,
 ) -> None:
     """Sessions, newest first, and how far each is."""
     with connect(url, token) as api:
-        found = api.sessions(all_of_them=all)
+        found = api.sessions(all_of_them=all, limit=limit + 1)
+    shown = found[:limit]
     columns = ("session", "user", "provider", "status", "stage", "VM", "since", "until", "reason")
-    text = table_text(columns, map(_session_row, found)) if found else "no sessions"
-    answer(found, as_json=json, text=text)
+    text = table_text(columns, map(_session_row, shown)) if shown else "no sessions"
+    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
 
 
 def _session_row(session: dict[str, Any]) -> list[object]:
@@ -121,17 +129,23 @@ def _session_row(session: dict[str, Any]) -> list[object]:
     ]
 
 
-@task(help={"all": "those that are gone too", **API_HELP})
+@task(help={"all": "those that are gone too", "limit": LIMIT_HELP, **API_HELP})
 @edge
 def vms(
-    context: Context, all: bool = False, url: str = "", token: str = "", json: bool = False
+    context: Context,
+    all: bool = False,
+    limit: int = MOST_SHOWN,
+    url: str = "",
+    token: str = "",
+    json: bool = False,
 ) -> None:
-    """VMs, and how far each is."""
+    """VMs, newest first, and how far each is."""
     with connect(url, token) as api:
-        found = api.vms(all_of_them=all)
+        found = api.vms(all_of_them=all, limit=limit + 1)
+    shown = found[:limit]
     columns = ("VM", "slot", "address", "status", "stage", "image", "since")
-    text = table_text(columns, map(_vm_row, found)) if found else "no VMs"
-    answer(found, as_json=json, text=text)
+    text = table_text(columns, map(_vm_row, shown)) if shown else "no VMs"
+    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
 
 
 def _vm_row(vm: dict[str, Any]) -> list[object]:
@@ -219,6 +233,32 @@ def viewer(
                 f"port {port} cannot be opened: {error.strerror}", "choose another with --port"
             ) from error
     stderr.print(f"session {session_id} is {ended}")
+
+
+@task(
+    positional=["session"],
+    help={
+        "session": "its id, or the start of it",
+        "again": "start the tool again, after a login that failed",
+        **API_HELP,
+    },
+)
+@edge
+def login(
+    context: Context,
+    session: str,
+    again: bool = False,
+    url: str = "",
+    token: str = "",
+    json: bool = False,
+) -> None:
+    """Start the login of a session's tool, wait for its URL, and say it."""
+    from polydev.client.login import wait_for_url
+
+    with connect(url, token) as api:
+        found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
+    text = found["url"] or f"{found['provider']} is logged in"
+    answer(found, as_json=json, text=text)
 
 
 def _session_id(api: ControllerApi, session: str) -> str:

@@ -29,6 +29,14 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
 
+def more_text(is_cut: bool, limit: int, *, all_of_them: bool) -> str:
+    """How to see what a list leaves out, to follow it."""
+    hints = [f"these are the newest {limit}: more with --limit"] if is_cut else []
+    if not all_of_them:
+        hints.append("those that are over: --all")
+    return "".join(f"\n({hint})" for hint in hints)
+
+
 def minute(time: str | None) -> str:
     """A time of an answer, as short as a table needs it."""
     return (time or "")[:16].replace("T", " ")

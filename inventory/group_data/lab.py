@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
+from polydev.client.credentials import FILE, ensure_key
+from polydev.lab import find
+from polydev.settings import Settings
+
+_lab = find(os.environ.get("POLYDEV_LAB", "dev"), Settings.from_environment())
+
 slots = 8
 journal_max_mib = 64
 deadman_seconds = 20
+# Made once for each lab, and gone with it.
+secrets = {FILE: str(ensure_key(_lab.folder))} if _lab else {}
+del _lab  # what is left is data
 controller = {
     "rate": {
         "requests_per_second": 1000,
         "burst": 1000,
         "starts_per_minute": 60_000,
         "starts_burst": 1000,
+        "failures_per_minute": 60_000,
+        "failures_burst": 1000,
     }
 }

@@ -13,14 +13,20 @@
     │   ├── SessionNotFound     there is no such session
     │   ├── SessionExpired      it is over, or its VM is gone
     │   ├── UserNotFound        nobody has that id
+    │   ├── WrongProvider       it is one of another provider
     │   ├── TooManySessions     the user has as many as are allowed
     │   └── CapacityError       no slot is free
+    ├── CredentialsError        credentials that a user has stored, or would store
+    │   ├── CredentialsNotFound there are none
+    │   ├── CredentialsLocked   none of the host's keys opens them
+    │   └── NoCredentialsKey    the host has no key to seal them with
     ├── AccessError             the caller may not
     │   ├── NotAuthenticated    nobody knows who the caller is
     │   └── NotAllowed          the caller is known, and this is not theirs to do
     ├── AgentError              a VM's agent
     │   ├── AgentUnreachable    does not answer
-    │   └── ProtocolError       answers something that it should not
+    │   ├── ProtocolError       answers something that it should not
+    │   └── LoginFailed         says that a tool's login came to nothing
     ├── LabError                a lab could not be started, reached or ended
     └── DeployError             a host could not be deployed to, or does not become as it should
         ├── LockHeld            another deployment is at work on the host
@@ -127,12 +133,32 @@ class UserNotFound(SessionError):
     code = "user-not-found"
 
 
+class WrongProvider(SessionError):
+    code = "wrong-provider"
+
+
 class TooManySessions(SessionError):
     code = "too-many-sessions"
 
 
 class CapacityError(SessionError):
     code = "no-free-slot"
+
+
+class CredentialsError(Error):
+    code = "credentials"
+
+
+class CredentialsNotFound(CredentialsError):
+    code = "credentials-not-found"
+
+
+class CredentialsLocked(CredentialsError):
+    code = "credentials-locked"
+
+
+class NoCredentialsKey(CredentialsError):
+    code = "no-credentials-key"
 
 
 class AccessError(Error):
@@ -157,6 +183,10 @@ class AgentUnreachable(AgentError):
 
 class ProtocolError(AgentError):
     code = "agent-protocol"
+
+
+class LoginFailed(AgentError):
+    code = "login-failed"
 
 
 class LabError(Error):

@@ -16,16 +16,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-import uvicorn
 
 from polydev.controller.app import create_app
+from polydev.controller.background import Background
 from polydev.controller.model import slot_address
-from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.server import Server
 from polydev.controller.services import Services
 from polydev.controller.settings import SessionLimits, Settings
 from polydev.controller.store.sessions import NewSession
@@ -154,11 +154,10 @@ def _spawned(argv: Sequence[str], **options: Any) -> Iterator[psutil.Process]:
 
 def main(descriptor: int, settings: str) -> None:
     values = json.loads(settings)
-    app = create_app(Settings(**values), StillHypervisor(Path(values["vm_root"])))
-    config = uvicorn.Config(
-        app, ws=RelayProtocol, loop="uvloop", lifespan="on", log_config=None, access_log=False
-    )
-    uvicorn.Server(config).run([socket.socket(fileno=descriptor)])
+    made = Settings(**values)
+    app = create_app(made, StillHypervisor(Path(values["vm_root"])))
+    app.state.services = replace(app.state.services, background=Background({}))
+    Server(made, app, only_if_healthy=False).run([socket.socket(fileno=descriptor)])
 
 
 if __name__ == "__main__":

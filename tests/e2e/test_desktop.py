@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -51,6 +51,12 @@ def wait_for_colour(page: Page, colour: tuple[int, int, int]) -> None:
     """Wait until one colour covers most of the guest's screen."""
     wanted = [CANVAS, colour, MOST]
     page.wait_for_function(COLOUR_COVERS, arg=wanted, polling=250, timeout=PATIENCE_MS)
+
+
+def wait_until_gone(page: Page, colour: tuple[int, int, int]) -> None:
+    """Wait until something else is shown."""
+    gone = f"words => !({COLOUR_COVERS})(words)"
+    page.wait_for_function(gone, arg=[CANVAS, colour, MOST], polling=250, timeout=PATIENCE_MS)
 
 
 def open_in_guest(page: Page, address: str) -> None:
@@ -170,7 +176,7 @@ class QuietFiles(SimpleHTTPRequestHandler):
 
 
 def test_a_session_in_a_web_browser(
-    browser: Browser, up: dict[str, Any], novnc_page: str, tmp_path: Path
+    inv: Inv, browser: Browser, up: dict[str, Any], novnc_page: str, tmp_path: Path
 ) -> None:
     headers = {"Authorization": f"Bearer {up['token']}"}
     with httpx.Client(base_url=up["url"], headers=headers, timeout=30) as user:
@@ -188,6 +194,13 @@ def test_a_session_in_a_web_browser(
         open_in_guest(page, "data:text/html,<body bgcolor=teal>")
         wait_for_colour(page, TEAL)
         page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
+        login = inv.answer("session.login", session)
+        assert login["status"] == "waiting"
+        assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
+        wait_until_gone(page, TEAL)  # the URL is open in the guest's browser too
+        page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
+        state = user.get(f"/api/auth/session/{session}").raise_for_status().json()["status"]
+        assert state == "oauth_pending"
         user.delete(f"/api/auth/session/{session}").raise_for_status()
         page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
         page.close()

@@ -34,6 +34,7 @@ from tests.vms import (
 )
 
 DEADLINE_SECONDS = 120
+LOGIN_URL = "https://claude.ai/oauth/authorize?code=true&state=Zm9v"
 POLL_SECONDS = 0.05
 Scenario = Callable[[FakeHost], Awaitable[None]]
 
@@ -172,7 +173,7 @@ def test_a_session_from_start_to_end(tmp_path: Path) -> None:
                 assert await events.next() is None
             assert (await asked.released(session["vmId"]))["status"] == "ended"
             await asked.get(session["links"]["vm"], 410)
-            assert await asked.get("/api/vm") == {"vms": []}
+            assert await asked.get("/api/vm") == {"vms": [], "next": None}
         assert host.hypervisor.left() == []
 
     run(tmp_path, scenario)
@@ -203,6 +204,63 @@ def test_what_fails_is_answered_at_once_and_told_later(
             assert failed["failure"]["serialTail"]
             vm = await asked.released(session["vmId"])
             assert vm["status"] == "failed"
+
+    run(tmp_path, scenario)
+
+
+def test_a_login_from_the_first_question_to_its_end(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        async with controller(host, vm_check={"every_seconds": 0.05}) as asked:
+            session = await asked.start()
+            path = session["links"]["oauthUrl"]
+            coming = await asked.get(path, 202)
+            assert (coming["status"], coming["url"]) == ("vm_starting", None)
+            vm = await host.hypervisor.started(2)
+            async with asked.events(session) as events:
+                await vm.reach("ready")
+                await events.until(state="vm_created")
+                assert vm.logins == 0
+                for _ in range(2):
+                    assert (await asked.get(path, 202))["status"] == "starting"
+                await events.until(state="oauth_pending")
+                assert vm.logins == 1
+                assert vm.login["provider"] == "claude"
+                vm.login = {**vm.login, "status": "waiting", "url": LOGIN_URL}
+                told = await asked.get(path)
+                assert (told["status"], told["url"]) == ("waiting", LOGIN_URL)
+                vm.login = {**vm.login, "status": "done"}
+                await events.until(state="authenticated")  # nobody asks; its VM is looked at
+            assert (await asked.get(path))["status"] == "done"
+            await asked.http.delete(session["links"]["self"], headers=asked.user)
+            await asked.get(path, 410)
+
+    run(tmp_path, scenario)
+
+
+def test_a_login_that_fails_says_why_and_starts_again_when_told_to(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        async with controller(host) as asked:
+            session = await asked.start()
+            path = session["links"]["oauthUrl"]
+            async with asked.events(session) as events:
+                await events.until(state="vm_created")
+            await asked.get(path, 202)
+            vm = await host.hypervisor.started(2)
+            vm.login = {**vm.login, "status": "failed", "detail": "exited with status 1: no disk"}
+            for _ in range(2):
+                problem = await asked.get(path, 502)
+                assert problem["type"] == "urn:polydev:error:login-failed"
+                assert "no disk" in problem["detail"]
+            assert vm.logins == 1
+            again = await asked.http.post(path, headers=asked.user)
+            assert again.status_code == 202
+            assert again.headers["retry-after"]
+            assert vm.logins == 2
+            vm.login = {**vm.login, "status": "waiting", "url": "javascript:alert(1)"}
+            problem = await asked.get(path, 502)
+            assert problem["type"] == "urn:polydev:error:agent-protocol"
+            assert "alert" not in problem["detail"]
 
     run(tmp_path, scenario)
 

@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, settings
+from pydantic import SecretStr
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -23,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from polydev.client.credentials import new_key
 from polydev.controller.app import create_app
 from polydev.controller.migrate import migrate
 from polydev.controller.services import Services
@@ -90,6 +92,7 @@ async def _settings(root: Path) -> Settings:
         slots=tuple(range(2, 255)),
         session=SessionLimits(per_user=4),
         rate=RateLimits(requests_per_second=1e6, burst=10**6, starts_burst=10**6),
+        credentials_key=SecretStr(new_key()),
     )
     await migrate(made.database_url)
     return made
@@ -102,6 +105,7 @@ async def _seeded(asked: Served, hypervisor: StillHypervisor, port: int) -> Host
     await services.vms.launched(over["vmId"])
     await services.vms.fail(over["vmId"], "it went away", ["a.service"], "last words")
     await services.vms.released(over["vmId"])
+    await services.credentials.store(asked.users["admin"], "claude", b'{"token":"x"}')
     hypervisor.say(2, over["vmId"], b"\x1b[1mLinux\xff version 6\r\n" * 300)
     token = asked.tokens["admin"]
     assert token is not None

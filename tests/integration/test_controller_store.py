@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from polydev.controller.model import Session, Vm
+from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import SessionEvent
 from polydev.controller.store import tables
@@ -73,14 +73,17 @@ async def test_tokens(store_url: str) -> None:
         user = await store.users.add("operator")
         token, plain = await store.tokens.create(user.id, "laptop")
         assert plain.startswith("pdt_")
-        assert await store.tokens.user_of(plain) == user
-        assert await store.tokens.user_of(f"{plain}x") is None
+        caller = Caller(user.id, "operator", "token", None, token.id)
+        assert await store.tokens.caller_of(plain) == caller
+        assert await store.tokens.caller_of(f"{plain}x") is None
+        assert await store.tokens.not_revoked([token.id, NOBODY]) == {token.id}
         assert await store.tokens.list(NOBODY) == []
         revoked = await store.tokens.revoke(token.id)
         assert revoked.revoked_at == store.clock.at
         store.clock.pass_seconds(1)
         assert await store.tokens.revoke(token.id) == revoked
-        assert await store.tokens.user_of(plain) is None
+        assert await store.tokens.caller_of(plain) is None
+        assert await store.tokens.not_revoked([token.id]) == set()
         with pytest.raises(TokenNotFound):
             await store.tokens.revoke(NOBODY)
         with pytest.raises(UserNotFound):
@@ -105,12 +108,14 @@ async def test_a_token_expires_and_its_use_is_noted_once_a_minute(store_url: str
         _, plain = await store.tokens.create(await store.new_user(), "laptop", expires_at)
         used = []
         for _ in range(5):
-            assert await store.tokens.user_of(plain)
+            caller = await store.tokens.caller_of(plain)
+            assert caller
+            assert caller.expires_at == expires_at
             used += [token.used_at for token in await store.tokens.list()]
             store.clock.pass_seconds(20)
         later = start + timedelta(seconds=60)
         assert used == [start, start, start, later, later]
-        assert await store.tokens.user_of(plain) is None
+        assert await store.tokens.caller_of(plain) is None
 
 
 @run_async
@@ -419,12 +424,34 @@ async def test_lists(store_url: str) -> None:
         assert await store.sessions.list(user) == [third, first]
         assert await store.sessions.list(live_only=True) == [third, second]
         assert await store.sessions.list(limit=1) == [third]
-        assert await store.sessions.list(before=third.created_at) == [second, first]
+        assert await store.sessions.list(before=third) == [second, first]
         assert await store.sessions.live_of_vm(third.vm_id) == third
         ids = [each.vm_id for each in (third, second, first)]
         assert [vm.id for vm in await store.vms.list()] == ids
-        assert [vm.id for vm in await store.vms.list(live_only=True)] == ids[:2]
+        assert [vm.id for vm in await store.vms.list(held_only=True)] == ids
+        assert [vm.id for vm in await store.vms.list(user)] == [third.vm_id, first.vm_id]
         assert [vm.id for vm in await store.vms.held()] == ids[::-1]
+        assert set(await store.vms.some([*ids[:2], "gone"])) == set(ids[:2])
+        assert await store.sessions.live_of([third.id, first.id, "gone"]) == {third.id}
+
+
+@run_async
+async def test_pages_join_without_a_gap_whatever_comes_meanwhile(store_url: str) -> None:
+    async with opened(store_url, slots=9, limits=SessionLimits(per_user=9)) as store:
+        user = await store.new_user()
+        for number in range(6):  # two at a time are made in the same moment
+            store.clock.pass_seconds(number % 2)
+            await store.start(user)
+        whole, vms = await store.sessions.list(), await store.vms.list()
+        store.clock.pass_seconds(1)
+        seen = await store.sessions.list(limit=1)
+        seen_vms = await store.vms.list(limit=1)
+        await store.start(user)
+        for _ in range(5):
+            seen += await store.sessions.list(user, limit=1, before=seen[-1])
+            seen_vms += await store.vms.list(user, held_only=True, limit=1, before=seen_vms[-1])
+        assert (seen, seen_vms) == (whole, vms)
+        assert await store.sessions.list(before=seen[-1]) == []
 
 
 @run_async
@@ -447,6 +474,54 @@ async def test_news(store_url: str) -> None:
         assert await store.sessions.news(session.id, after=state.number) == [note]
         assert await store.sessions.news(session.id, limit=1) == [state]
         assert await store.sessions.latest_news_number() == note.number
+
+
+@run_async
+async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
+    async with opened(store_url, slots=9, limits=SessionLimits(per_user=9)) as store:
+        user = await store.new_user()
+        old, older, held, live = [await store.start(user, key) for key in "abcd"]
+        for each in (old, older, held):
+            await store.sessions.apply(each.id, "terminate")
+        for each in (old, older):
+            await store.vms.released(each.vm_id)
+        store.clock.pass_seconds(60)
+        young = await store.start(user, "e")
+        await store.sessions.apply(young.id, "terminate")
+        await store.vms.released(young.vm_id)
+        now = store.clock.at
+        assert await store.sessions.forget(now - timedelta(seconds=61), 9) == 0
+        assert await store.sessions.forget(now, 1) == 1
+        assert await store.sessions.forget(now, 9) == 1
+        assert await store.sessions.forget(now, 9) == 0
+        left = {each.id for each in await store.sessions.list()}
+        assert left == {held.id, live.id, young.id}
+        assert {vm.id for vm in await store.vms.list()} == {held.vm_id, live.vm_id, young.vm_id}
+        for gone in (old, older):
+            assert await store.sessions.news(gone.id) == []
+            with pytest.raises(SessionNotFound):
+                await store.sessions.heartbeat(gone.id)
+        # A key of theirs starts another session; one of what is left does not.
+        assert (await store.start(user, "a")).id not in {old.id, *left}
+        assert await store.start(user, "d") == live
+
+
+@run_async
+async def test_a_forgotten_session_leaves_its_users_credentials(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        session = await store.start(user)
+        at = store.clock.at
+        kept = {"user_id": user, "provider": "claude", "session_id": session.id}
+        sealed = {"key_id": "k", "sealed": b"x", "created_at": at, "updated_at": at}
+        async with store.database.writing() as connection:
+            await connection.execute(sa.insert(tables.credentials).values(**kept, **sealed))
+        await store.sessions.apply(session.id, "terminate")
+        await store.vms.released(session.vm_id)
+        assert await store.sessions.forget(at + timedelta(seconds=1), 9) == 1
+        async with store.database.reading() as connection:
+            (row,) = await connection.execute(sa.select(tables.credentials))
+        assert (row.user_id, row.session_id) == (user, None)
 
 
 @run_async

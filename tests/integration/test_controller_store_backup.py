@@ -87,7 +87,9 @@ async def test_nothing_is_put_back_while_the_database_is_used(
         user = await store.new_user()
         with pytest.raises(CopyError) as caught:
             await restore(store_url, file)
-        assert "systemctl stop master-controller" in (caught.value.hint or "")
+        assert "stop master-controller.socket master-controller.service" in (
+            caught.value.hint or ""
+        )
         assert [each.id for each in await store.users.list()] == [user]
     await restore(store_url, file)
     assert await users_of(store_url) == []

@@ -124,7 +124,9 @@ async def test_a_failing_migration_leaves_everything_as_it_was(
 async def test_users_of_the_first_revision_stay(empty_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, folder)
-    (folder / "versions/r0002_sessions.py").unlink()
+    for later in (folder / "versions").glob("r*.py"):
+        if not later.name.startswith("r0001_"):
+            later.unlink()
     assert await migrate(empty_url, folder) == (None, "0001")
     insert = sa.text("INSERT INTO users VALUES ('1', 'admin', '2026-01-01 12:00:00.000000+00')")
     if empty_url.startswith("sqlite"):

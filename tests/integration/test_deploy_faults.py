@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.controller.migrations import HEAD
 from polydev.errors import DeployError
 from polydev.release import transaction
 from polydev.release.records import Record
@@ -66,14 +67,14 @@ def failing_operation(root: Path) -> None:
 
 def failing_migration(root: Path) -> None:
     migrations = root / "src/polydev/controller/migrations"
-    (migrations / "versions/r0003_half.py").write_text(
+    (migrations / "versions/half.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\n"
-        'revision = "0003"\ndown_revision = "0002"\n\n\n'
+        f'revision = "half"\ndown_revision = "{HEAD}"\n\n\n'
         "def upgrade() -> None:\n"
         '    op.create_table("half", sa.Column("id", sa.Text, primary_key=True))\n'
         '    raise RuntimeError("half of the migration is done")\n'
     )
-    replaced(root, "src/polydev/controller/migrations/__init__.py", '"0002"', '"0003"')
+    replaced(root, "src/polydev/controller/migrations/__init__.py", f'"{HEAD}"', '"half"')
 
 
 def slow_operation(root: Path) -> None:

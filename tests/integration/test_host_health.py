@@ -25,8 +25,9 @@ from pydantic import SecretStr
 
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
-from polydev.controller.host.sampler import Sampler
-from polydev.controller.host.sending import Message, Sender
+from polydev.controller.host.outbox import MOST_AGE_SECONDS, MOST_WAITING, Message, Outbox
+from polydev.controller.host.sampler import Sampler, unsent_folder
+from polydev.controller.host.sending import Sender
 from polydev.controller.host.vm_figures import vm_figures
 from polydev.controller.migrate import migrate
 from polydev.controller.model import now
@@ -120,9 +121,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestSending:
     @run_async
-    async def test_a_webhook_gets_each_message_in_order(self) -> None:
+    async def test_a_webhook_gets_each_message_in_order(self, tmp_path: Path) -> None:
         cleared = Message("[cleared] host-1: disk", "disk / is at 60 %", "success")
-        async with webhook() as hook, running(Sender(SecretStr(hook.url))) as sender:
+        async with (
+            webhook() as hook,
+            running(Sender(SecretStr(hook.url), Outbox(tmp_path))) as sender,
+        ):
             sender.send(MESSAGE)
             sender.send(cleared)
             await until("both messages", lambda: sender.counts["JSON", "sent"] == 2)
@@ -132,10 +136,10 @@ class TestSending:
         ]
 
     @run_async
-    async def test_a_target_that_fails_at_first_is_tried_again(self) -> None:
+    async def test_a_target_that_fails_at_first_is_tried_again(self, tmp_path: Path) -> None:
         async with (
             webhook(500, 503) as hook,
-            running(Sender(SecretStr(hook.url), pauses_seconds=(0, 0))) as sender,
+            running(Sender(SecretStr(hook.url), Outbox(tmp_path), pauses_seconds=(0, 0))) as sender,
         ):
             sender.send(MESSAGE)
             await until("the message", lambda: sender.counts["JSON", "sent"] == 1)
@@ -143,7 +147,9 @@ class TestSending:
         assert sender.counts["JSON", "failed"] == 0
 
     @run_async
-    async def test_one_that_keeps_failing_is_given_up_and_no_url_is_logged(self) -> None:
+    async def test_one_that_keeps_failing_is_given_up_and_no_url_is_logged(
+        self, tmp_path: Path
+    ) -> None:
         with everything_logged() as logged:
             async with (
                 webhook(500, 500) as bad,
@@ -151,6 +157,7 @@ class TestSending:
                 running(
                     Sender(
                         SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}"),
+                        Outbox(tmp_path),
                         pauses_seconds=(0,),
                     )
                 ) as sender,
@@ -165,7 +172,7 @@ class TestSending:
         assert SECRET not in "\n".join(logged)
 
     @run_async
-    async def test_a_target_that_hangs_is_left_at_its_time(self) -> None:
+    async def test_a_target_that_hangs_is_left_at_its_time(self, tmp_path: Path) -> None:
         asked = asyncio.Event()
         let_go = asyncio.Event()
 
@@ -177,19 +184,20 @@ class TestSending:
         async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             urls = SecretStr(f"json://127.0.0.1:{port}/")
-            async with running(Sender(urls, pauses_seconds=(), timeout_seconds=0.2)) as sender:
+            async with running(Sender(urls, Outbox(tmp_path), (), timeout_seconds=0.2)) as sender:
                 sender.send(MESSAGE)
                 await until("giving up", lambda: sender.counts["JSON", "failed"] == 1)
                 assert asked.is_set()
             let_go.set()
 
     @run_async
-    async def test_mail(self) -> None:
+    async def test_mail(self, tmp_path: Path) -> None:
         async with (
             mail_sink() as sink,
             running(
                 Sender(
                     SecretStr(f"mailto://127.0.0.1:{sink.port}?from=a@b.test&to=c@d.test"),
+                    Outbox(tmp_path),
                     pauses_seconds=(),
                 )
             ) as sender,
@@ -202,11 +210,84 @@ class TestSending:
         assert MESSAGE.body in mail.as_string()
 
     @run_async
-    async def test_without_targets_nothing_waits(self) -> None:
-        async with running(Sender(None)) as sender:
+    async def test_without_targets_nothing_waits(self, tmp_path: Path) -> None:
+        async with running(Sender(None, Outbox(tmp_path))) as sender:
             for _ in range(1000):
                 sender.send(MESSAGE)
         assert sender.counts == {}
+        assert Outbox(tmp_path).waiting() == []
+
+    @run_async
+    async def test_what_was_not_sent_before_the_end_is_sent_by_the_next(
+        self, tmp_path: Path
+    ) -> None:
+        outbox = Outbox(tmp_path / "unsent")
+        asked = asyncio.Event()
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await reader.read()  # until the sender lets go
+            writer.close()
+
+        async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+            urls = SecretStr(f"json://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+            async with running(Sender(urls, outbox)) as sender:
+                sender.send(MESSAGE)
+                sender.send(MESSAGE)
+                await asked.wait()
+        assert len(outbox.waiting()) == 2
+        async with webhook() as hook, running(Sender(SecretStr(hook.url), outbox)) as after:
+            await until("both messages", lambda: after.counts["JSON", "sent"] == 2)
+            await until("their removal", lambda: not outbox.waiting())
+        assert [each["title"] for each in hook.bodies] == [MESSAGE.title] * 2
+
+
+class TestOutbox:
+    def test_a_message_is_taken_by_one(self, tmp_path: Path) -> None:
+        box, other = Outbox(tmp_path), Outbox(tmp_path)
+        box.put(MESSAGE)
+        (path,) = box.waiting()
+        with box.taken(path) as mine, other.taken(path) as theirs:
+            assert (mine, theirs) == (MESSAGE, None)
+        with other.taken(path) as late:
+            assert late is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_who_fails_leaves_it_to_the_next(self, tmp_path: Path) -> None:
+        box = Outbox(tmp_path)
+        box.put(MESSAGE)
+        (path,) = box.waiting()
+        with suppress(ZeroDivisionError), box.taken(path):
+            raise ZeroDivisionError
+        with box.taken(path) as again:
+            assert again == MESSAGE
+
+    @pytest.mark.parametrize("text", ["", '{"title": "only"}', "[]"])
+    def test_what_cannot_be_read_goes(self, tmp_path: Path, text: str) -> None:
+        box, path = Outbox(tmp_path), tmp_path / "1.json"
+        path.write_text(text)
+        with box.taken(path) as message:
+            assert message is None
+        assert box.waiting() == []
+
+    def test_what_is_old_goes_unsent(self, tmp_path: Path) -> None:
+        box = Outbox(tmp_path)
+        box.put(MESSAGE)
+        (path,) = box.waiting()
+        long_ago = path.stat().st_mtime - MOST_AGE_SECONDS - 1
+        os.utime(path, (long_ago, long_ago))
+        with box.taken(path) as message:
+            assert message is None
+        assert box.waiting() == []
+
+    @run_async
+    async def test_no_more_wait_than_are_read(self, tmp_path: Path) -> None:
+        outbox = Outbox(tmp_path)
+        sender = Sender(SecretStr("json://127.0.0.1/"), outbox)
+        for _ in range(MOST_WAITING + 2):
+            sender.send(MESSAGE)
+        assert len(outbox.waiting()) == MOST_WAITING
+        assert sender.counts["any", "failed"] == 2
 
 
 @dataclass
@@ -318,6 +399,8 @@ async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
 
         async with sampling(settings, api, tmp_path) as sampler:
             await until("the alert", lambda: about_disks() == ["[warning]"])
+            unsent = Outbox(unsent_folder(settings))
+            await until("its being known as sent", lambda: not unsent.waiting())
         async with sampling(settings, api, tmp_path) as sampler:
             await until("samples after a restart", lambda: sampler.latest is not None)
             used = 10

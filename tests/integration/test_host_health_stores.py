@@ -18,11 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.database import create_engine
+from polydev.controller.host.outbox import Message, Outbox
 from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sampler import Sampler
-from polydev.controller.host.sending import Message, Sender
+from polydev.controller.host.sending import Sender
 from polydev.controller.settings import AlertRules, Sampling, Settings
-from polydev.controller.store.alerts import Alerts, failed_while_up
+from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots
@@ -151,7 +152,7 @@ class Host:
 
     def begin(self) -> Sampler:
         """A controller that begins anew."""
-        sender = Sender(None)
+        sender = Sender(None, Outbox(self.deployments))
         self.monkeypatch.setattr(sender, "send", self.sent.append)
         return Sampler(
             self.settings,
@@ -269,14 +270,14 @@ class TestSampler:
             vm_id = await host.start_session()
             await host.vms.launched(vm_id)
             await host.vms.ready(vm_id)
-            assert await failed_while_up(host.database, START, START) == 0
+            assert await host.vms.failed_while_up(START, START) == 0
             await host.vms.fail(vm_id, "three health checks failed")
-            assert await failed_while_up(host.database, START, START) == 1
+            assert await host.vms.failed_while_up(START, START) == 1
             host.clock.pass_seconds(5)
             await host.vms.released(vm_id)
-            assert await failed_while_up(host.database, START, START) == 1
+            assert await host.vms.failed_while_up(START, START) == 1
             later = START + timedelta(minutes=1)
-            assert await failed_while_up(host.database, later, START) == 0
+            assert await host.vms.failed_while_up(later, START) == 0
             await host.pass_samples(4)
             assert host.titles == ["[warning] unhealthy vms"]
 

@@ -414,3 +414,28 @@ def test_logs_of_failed_vms_go_after_their_time(tmp_path: Path) -> None:
             await world.nothing_is_left()
 
     play(worlds(tmp_path, kind=PanicsVm), scenario)
+
+
+@pytest.mark.parametrize("days", [2, 0])
+def test_sessions_are_forgotten_after_their_time(tmp_path: Path, days: int) -> None:
+    async def scenario(world: World) -> None:
+        over = await world.start()
+        async with world.driving():
+            await world.until_session(over, "vm_created")
+            await world.sessions.apply(over.id, "terminate")
+            await world.until_released(over)
+        world.clock.pass_(2 * 24 * 3600 + 1)
+        live = await world.start()
+        async with world.driving():
+            await world.until_session(live, "vm_created")
+
+            async def forgotten() -> bool:
+                return [each.id for each in await world.sessions.list()] == [live.id]
+
+            if days:
+                await until(forgotten, "the end of what is kept")
+            assert bool(days) is await forgotten()
+            await world.sessions.apply(live.id, "terminate")
+            await world.until_released(live)
+
+    play(worlds(tmp_path, keep_ended_days=days), scenario)

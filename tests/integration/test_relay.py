@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
+from polydev.controller import services
 from polydev.controller.api import novnc
+from polydev.controller.api.permits import Permits
 from polydev.controller.app import create_app
+from polydev.controller.model import now
+from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.seats import MOST_VIEWERS
-from polydev.controller.relay.viewer import Viewer
 from tests.driving import until
 from tests.relays import (
     HEIGHT,
@@ -256,6 +260,39 @@ def test_the_end_of_the_session_is_told_where_nobody_rings(run: Run) -> None:
     run(scenario)
 
 
+def test_a_viewer_goes_with_its_token(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        soon = now() + timedelta(seconds=1)
+        _, made.tokens["for a while"] = await made.services.tokens.create(
+            made.users["user"], "for a while", soon
+        )
+        async with made.connect(session.id, "for a while") as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            assert await closing_of(viewer) == (4401, "the token has expired")
+
+    run(scenario)
+
+
+def test_a_viewer_goes_soon_after_its_token_was_revoked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "Permits", partial(Permits, look_seconds=0.05))
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer, made.connect(session.id, "operator") as on:
+            for each in (viewer, on):
+                assert await each.recv() == RFB_GREETING
+            (token,) = await made.services.tokens.list(made.users["user"])
+            await made.services.tokens.revoke(token.id)
+            assert await closing_of(viewer) == (4401, "the token was revoked")
+            await on.send(b"still here")
+            assert await on.recv() == b"still here"
+
+    run(scenario)
+
+
 def test_a_vm_that_goes_with_its_session_is_told_as_that(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -458,7 +495,7 @@ def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -
 
 @pytest.fixture
 def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(novnc, "Viewer", partial(Viewer, ping_seconds=0.05))
+    monkeypatch.setattr(novnc, "Beat", partial(Beat, 0.05))
 
 
 @pytest.mark.usefixtures("quick_pings")

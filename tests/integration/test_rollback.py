@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.controller.migrations import HEAD
 from polydev.errors import DeployError
 from polydev.image.record import (
     BOOT_FILES,
@@ -25,14 +26,14 @@ from tests.hosts import DeployedHost, variant
 from tests.load import under_load
 
 DATABASE = "/var/lib/master-controller/controller.sqlite3"
-NEW_MIGRATION = '''\
+NEW_MIGRATION = f'''\
 """A table that only the test's release knows."""
 
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0003"
-down_revision = "0002"
+revision = "things"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
@@ -44,9 +45,9 @@ def with_new_controller(root: Path) -> None:
     """A release that differs, in its code and in what its database has to be."""
     package = root / "src/polydev/controller"
     migrations = package / "migrations"
-    (migrations / "versions/r0003_things.py").write_text(NEW_MIGRATION)
+    (migrations / "versions/things.py").write_text(NEW_MIGRATION)
     head = migrations / "__init__.py"
-    head.write_text(head.read_text().replace('HEAD = "0002"', 'HEAD = "0003"'))
+    head.write_text(head.read_text().replace(f'HEAD = "{HEAD}"', 'HEAD = "things"'))
 
 
 def with_more_slots(root: Path) -> None:

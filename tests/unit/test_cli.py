@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import BuildError, ConfigError, Error
+from verbs.tables import more_text
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,18 @@ def test_answer_is_for_programs_or_for_people(
 
 def test_megabytes() -> None:
     assert megabytes(1_234_567_890) == "1,235 MB"
+
+
+@pytest.mark.parametrize(
+    ("is_cut", "all_of_them", "said"),
+    [
+        (True, True, ["--limit"]),
+        (True, False, ["--limit", "--all"]),
+        (False, False, ["--all"]),
+        (False, True, []),
+    ],
+)
+def test_a_list_says_how_to_see_more(is_cut: bool, all_of_them: bool, said: list[str]) -> None:
+    told = more_text(is_cut, 50, all_of_them=all_of_them)
+    assert [word for word in ("--limit", "--all") if word in told] == said
+    assert told.count("\n") == len(said)

@@ -46,6 +46,24 @@ def test_the_token_goes_with_each_request_and_the_query_says_which() -> None:
     assert str(asked[1].url) == f"{URL}/api/vm?all=true&limit=200"
 
 
+def test_lists_are_read_page_by_page_as_far_as_wanted() -> None:
+    pages = {None: (["a", "b"], "b"), "b": (["c", "d"], "d"), "d": (["e"], None)}
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.query.decode())
+        ids, following = pages[request.url.params.get("before")]
+        return httpx.Response(
+            200, json={"vms": [{"vmId": each} for each in ids], "next": following}
+        )
+
+    with api(answer) as client:
+        assert "".join(vm["vmId"] for vm in client.vms(all_of_them=True)) == "abcde"
+        assert "".join(vm["vmId"] for vm in client.vms(all_of_them=False, limit=3)) == "abc"
+    assert asked[:2] == ["all=true&limit=200", "all=true&limit=200&before=b"]
+    assert asked[3:] == ["all=false&limit=3", "all=false&limit=3&before=b"]
+
+
 def test_a_refusal_has_the_controllers_own_words_and_hint() -> None:
     problem = {"detail": "there is no session 1", "hint": "look again", "status": 404}
     with pytest.raises(ControllerRefused) as refused, api(always(404, problem)) as client:

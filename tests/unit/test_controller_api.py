@@ -7,15 +7,18 @@ import json
 import re
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from polydev.client.credentials import new_key
 from polydev.controller.api.answers import (
     SESSION_EXAMPLE,
     VM_EXAMPLE,
@@ -25,6 +28,7 @@ from polydev.controller.api.answers import (
 from polydev.controller.api.events import stream
 from polydev.controller.api.refusals import refusals
 from polydev.controller.migrate import migrate
+from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits, Settings
 from polydev.controller.store.slots import sync_slots
@@ -39,9 +43,12 @@ from tests.api import (
     image_store,
     routes_of,
     served,
+    token_of,
 )
 
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+CALLER = Caller(UNKNOWN, "user", "jwt")
+LEEWAY_SECONDS = 10
 Scenario = Callable[[Served], Awaitable[None]]
 
 
@@ -79,6 +86,7 @@ def host(migrated: Path, tmp_path: Path) -> Host:
         release_file=tmp_path / "release.json",
         slots=tuple(range(2, 32)),
         jwt_secret=SecretStr(JWT_SECRET),
+        credentials_key=SecretStr(new_key()),
         session=SessionLimits(per_user=100),
         rate=RateLimits(starts_burst=100),
         max_body_bytes=1000,
@@ -97,7 +105,10 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
 
 # What the user, another user, an operator and an admin are answered; all others get 401.
 OWN = (200, 403, 200, 200)
+COMING = (202, 403, 202, 202)
 ALL = (200, 200, 200, 200)
+EACH_OWN = (201, 201, 201, 201)
+GONE = (204, 204, 204, 204)
 OPERATORS = (403, 403, 200, 200)
 ADMINS = (403, 403, 403, 200)
 TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
@@ -107,7 +118,14 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("DELETE", "/api/auth/session/{session_id}"): OWN,
     ("GET", "/api/auth/session/{session_id}/vm"): OWN,
     ("POST", "/api/auth/session/{session_id}/heartbeat"): OWN,
+    ("GET", "/api/auth/session/{session_id}/oauth-url"): COMING,
+    ("POST", "/api/auth/session/{session_id}/oauth-url"): COMING,
     ("GET", "/api/auth/session/{session_id}/events"): OWN,
+    ("POST", "/api/auth/credentials/store"): EACH_OWN,
+    ("GET", "/api/auth/credentials"): ALL,
+    ("DELETE", "/api/auth/credentials"): GONE,
+    ("GET", "/api/auth/credentials/{provider}"): ALL,
+    ("DELETE", "/api/auth/credentials/{provider}"): GONE,
     ("GET", "/api/vm"): ALL,
     ("GET", "/api/vm/{vm_id}"): OWN,
     ("GET", "/api/vm/{vm_id}/metrics"): OWN,
@@ -142,15 +160,19 @@ def test_each_route_for_each_caller(host: Host, route: tuple[str, str]) -> None:
 
     async def scenario(asked: Served) -> None:
         session = await asked.start()
-        path = route[1].format(session_id=session["id"], vm_id=session["vmId"])
-        body = {"userId": asked.users["user"], "provider": "codex"}
+        ids = {"session_id": session["id"], "vm_id": session["vmId"], "provider": "claude"}
+        path = route[1].format(**ids)
+        bodies = {
+            "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},
+            "/api/auth/credentials/store": {"provider": "codex", "credentials": {"token": "x"}},
+        }
+        for user in asked.users.values():
+            await asked.services.credentials.store(user, "claude", b"{}")
         if path.endswith("/events"):  # else they would not end
             await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
         answered = {}
         for caller in CALLERS:
-            answer = await asked.ask(
-                route[0], path, caller, json=body if path.endswith("start") else None
-            )
+            answer = await asked.ask(route[0], path, caller, json=bodies.get(path))
             answered[caller] = answer.status_code
             if answer.status_code >= 400:
                 assert answer.json()["status"] == answer.status_code
@@ -360,7 +382,10 @@ def test_a_host_without_slots_still_serves(host: Host) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "no-free-slot")
         assert told["detail"] == "this host declares no slots"
-        assert (await asked.ask("GET", "/api/auth/sessions")).json() == {"sessions": []}
+        assert (await asked.ask("GET", "/api/auth/sessions")).json() == {
+            "sessions": [],
+            "next": None,
+        }
 
     host.run(scenario, slots=())
 
@@ -375,6 +400,56 @@ def test_a_host_without_an_image_still_serves(host: Host) -> None:
     host.run(scenario)
 
 
+@pytest.mark.parametrize("path", ["/api/auth/sessions", "/api/vm", "/api/vm?all=true"])
+def test_a_list_costs_as_many_questions_however_long_it_is(host: Host, path: str) -> None:
+    async def scenario(asked: Served) -> None:
+        async def questions(caller: str) -> tuple[int, int]:
+            """How many were put to the database, and how many things were listed."""
+            asked_for: list[str] = []
+            engine = asked.services.database.engine.sync_engine
+            note = lambda *words: asked_for.append(words[2])  # noqa: E731 - its name is its whole
+            sa.event.listen(engine, "before_cursor_execute", note)
+            listed, _next = (await asked.ask("GET", path, caller)).json().values()
+            sa.event.remove(engine, "before_cursor_execute", note)
+            return len(asked_for), len(listed)
+
+        for _ in range(50):
+            await asked.start("user")
+        await asked.start("other user")
+        for caller in ("operator", "user"):
+            await asked.ask("GET", path, caller)  # notes when its token was used
+        many, fifty = await questions("user")
+        few, one = await questions("other user")
+        assert (many, one) == (few, 1)
+        assert fifty == 50
+
+    limits = {"session": SessionLimits(per_user=99), "rate": RateLimits(starts_burst=99)}
+    host.run(scenario, slots=tuple(range(2, 60)), **limits)
+
+
+def test_lists_go_on_where_a_page_ended(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        for _ in range(3):
+            await asked.start("user")
+        others = await asked.start("other user")
+        for path, name, key in (
+            ("/api/auth/sessions", "sessions", "id"),
+            ("/api/vm", "vms", "vmId"),
+        ):
+            whole = (await asked.ask("GET", path)).json()
+            assert whole["next"] is None
+            first = (await asked.ask("GET", f"{path}?limit=2")).json()
+            assert first["next"] == first[name][-1][key]
+            last = (await asked.ask("GET", f"{path}?limit=2&before={first['next']}")).json()
+            assert last["next"] is None
+            assert first[name] + last[name] == whole[name]
+            assert (await asked.ask("GET", f"{path}?before={UNKNOWN}")).status_code == 404
+            theirs = f"{path}?before={others[key]}"
+            assert (await asked.ask("GET", theirs)).status_code == 403
+
+    host.run(scenario, session=SessionLimits(per_user=9))
+
+
 def test_lists_show_what_is_the_callers(host: Host) -> None:
     async def scenario(asked: Served) -> None:
         mine, past, others = [
@@ -384,7 +459,7 @@ def test_lists_show_what_is_the_callers(host: Host) -> None:
         await asked.services.vms.released(past["vmId"])
 
         async def ids(path: str, caller: str) -> set[str]:
-            (listed,) = (await asked.ask("GET", path, caller)).json().values()
+            listed, _next = (await asked.ask("GET", path, caller)).json().values()
             return {each.get("id") or each["vmId"] for each in listed}
 
         sessions, vms = "/api/auth/sessions", "/api/vm"
@@ -473,7 +548,7 @@ def test_news_from_the_start_and_from_where_one_was(host: Host) -> None:
 def test_news_come_as_they_happen_until_the_service_ends(host: Host) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
-        news = stream(asked.services, session["id"], 0)
+        news = stream(asked.services, CALLER, session["id"], 0)
 
         async def following() -> str:
             return await asyncio.wait_for(news.__anext__(), 60)
@@ -489,6 +564,31 @@ def test_news_come_as_they_happen_until_the_service_ends(host: Host) -> None:
         await asked.services.end()
         with pytest.raises(StopAsyncIteration):
             await waiting
+
+    host.run(scenario)
+
+
+def test_news_end_with_the_token_that_asked_for_them(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        soon = replace(CALLER, expires_at=now() + timedelta(seconds=0.2))
+        parts = [part async for part in stream(asked.services, soon, session["id"], 0)]
+        assert parts[0].startswith("retry: ")
+        assert parts[-1] == 'event: over\ndata: {"reason": "the token has expired"}\n\n'
+
+    host.run(scenario)
+
+
+def test_a_console_is_followed_no_longer_than_its_token_lasts(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        slot = (await asked.services.vms.get(session["vmId"])).slot
+        host.hypervisor.say(slot, session["vmId"], b"hello\n")
+        path = f"/api/vm/{session['vmId']}/console?follow=true"
+        token = token_of(asked.users["user"], 1 - LEEWAY_SECONDS)
+        answer = await asked.client.get(path, headers={"Authorization": f"Bearer {token}"})
+        assert answer.text == "hello\n"
+        assert (await asked.client.get(path, headers=answer.request.headers)).status_code == 401
 
     host.run(scenario)
 

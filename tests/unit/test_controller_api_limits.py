@@ -82,3 +82,13 @@ def test_memory_is_bounded(buckets: Buckets, clock: Clock, monkeypatch: pytest.M
         buckets.take("new")
     with pytest.raises(HTTPException):
         buckets.take("new")
+
+
+def test_a_look_counts_nothing_and_leaves_nothing(buckets: Buckets) -> None:
+    buckets.look("a")
+    assert not buckets._buckets
+    for _ in range(3):
+        buckets.take("a")
+    with pytest.raises(HTTPException) as refused:
+        buckets.look("a")
+    assert refused.value.headers == {"Retry-After": "2"}

@@ -47,8 +47,8 @@ class CommandLine:
     def user_of(self, token: str) -> str | None:
         async def look() -> str | None:
             async with opened(self.url) as database:
-                user = await Tokens(database).user_of(token)
-            return user.id if user else None
+                caller = await Tokens(database).caller_of(token)
+            return caller.user_id if caller else None
 
         return asyncio.run(look())
 

@@ -18,13 +18,13 @@ from polydev.controller.database import create_engine, schema_revision
 from polydev.controller.migrate import MIGRATIONS, MigrationError, migrate
 from polydev.controller.migrations import HEAD
 
-FAILING = '''
+FAILING = f'''
 """Half of it works."""
 import sqlalchemy as sa
 from alembic import op
 
 revision = "bad"
-down_revision = "0002"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any, cast
 
 import httpx
@@ -16,10 +17,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pydantic import SecretStr
+from starlette.exceptions import HTTPException
 
 from polydev.controller import settings as configured
-from polydev.controller.api.identity import Identity, JwtReader
+from polydev.controller.api.identity import Identity, JwtReader, source_of
 from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, KEEP_SECONDS, Keys
+from polydev.controller.api.limits import Buckets
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.users import Tokens, Users
@@ -39,8 +42,8 @@ class OneUser:
     async def find(self, user_id: str) -> User | None:
         return User(user_id, self.role, None, now()) if user_id == USER_ID else None
 
-    async def user_of(self, plain: str) -> User | None:
-        return await self.find(USER_ID) if plain == "pdt_good" else None
+    async def caller_of(self, plain: str) -> Caller | None:
+        return Caller(USER_ID, self.role, "token") if plain == "pdt_good" else None
 
 
 @dataclass
@@ -110,7 +113,8 @@ def identity(
         configured.Identity(**rules),
         provider.keys() if provider else None,
     )
-    return Identity(cast(Users, stores), cast(Tokens, stores), reader)
+    failures = Buckets(per_second=0.001, burst=3)
+    return Identity(cast(Users, stores), cast(Tokens, stores), reader, failures)
 
 
 def caller(token: str, made: Identity | None = None) -> Caller:
@@ -125,7 +129,10 @@ def refusal(token: str, made: Identity | None = None) -> str:
 
 
 def test_a_jwt_names_a_user_whose_role_the_database_knows() -> None:
-    assert caller(hs256(role="admin")) == Caller(USER_ID, "user", "jwt")
+    until = datetime.fromtimestamp(int(time.time()) + 60, timezone.utc)
+    made = identity(leeway_seconds=10)
+    found = caller(hs256(role="admin", exp=int(until.timestamp())), made)
+    assert found == Caller(USER_ID, "user", "jwt", until + timedelta(seconds=10))
 
 
 def test_an_operators_token() -> None:
@@ -287,4 +294,53 @@ def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response) -> N
     keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
     reader = JwtReader(None, configured.Identity(), keys)
     with pytest.raises(Unavailable):
-        asyncio.run(reader.subject(provider.token("RS256")))
+        asyncio.run(reader.read(provider.token("RS256")))
+
+
+def attempt(made: Identity, token: str, peer: str | None) -> int:
+    """The status that an attempt to come in from there is answered with."""
+    try:
+        asyncio.run(made.caller(f"Bearer {token}", None, peer))
+    except NotAuthenticated:
+        return 401
+    except HTTPException as refused:
+        return refused.status_code
+    return 200
+
+
+def test_an_address_that_fails_too_often_is_not_looked_at_any_more() -> None:
+    made, here, elsewhere = identity(), "192.0.2.1", "192.0.2.2"
+    assert [attempt(made, "pdt_good", here) for _ in range(9)] == [200] * 9  # costs nothing
+    assert [attempt(made, bad, here) for bad in ("pdt_bad", "x", "x" * 9000)] == [401] * 3
+    assert attempt(made, "pdt_bad", here) == 429
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(made.caller("Bearer pdt_bad", None, here))
+    assert int((refused.value.headers or {})["Retry-After"]) > 0
+    assert attempt(made, "pdt_good", here) == 429  # not even looked up
+    assert attempt(made, "pdt_good", elsewhere) == 200
+
+
+def test_who_shows_nothing_tries_nothing() -> None:
+    made = identity()
+    for _ in range(9):
+        with pytest.raises(NotAuthenticated):
+            asyncio.run(made.caller(None, None, "192.0.2.1"))
+    assert attempt(made, "pdt_good", "192.0.2.1") == 200
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1", None, "a socket"])
+def test_a_proxy_on_this_host_is_not_shut_out(peer: str | None) -> None:
+    made = identity()
+    assert {attempt(made, "pdt_bad", peer) for _ in range(9)} == {401}
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+    ],
+)
+def test_where_somebody_comes_from(peer: str, source: str) -> None:
+    assert source_of(peer) == source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +13,11 @@ from polydev.controller.states import (
     SESSION_ENDS,
     SESSION_EVENTS,
     SESSION_STATES,
+    LoginStatus,
     SessionEvent,
     SessionState,
     is_live,
+    login_events,
     next_state,
 )
 from polydev.errors import SessionExpired
@@ -80,3 +84,15 @@ def test_an_end_is_an_end_and_nothing_comes_twice(events: list[SessionEvent]) ->
 def test_live_and_over_are_all_states() -> None:
     assert set(LIVE_SESSION_STATES) | SESSION_ENDS == set(SESSION_STATES)
     assert set(LIVE_SESSION_STATES).isdisjoint(SESSION_ENDS)
+
+
+@pytest.mark.parametrize("state", LIVE_SESSION_STATES)
+@pytest.mark.parametrize("login", get_args(LoginStatus))
+def test_a_login_takes_a_session_on_once_and_never_back(
+    state: SessionState, login: LoginStatus
+) -> None:
+    for event in login_events(state, login):
+        state = next_state(state, event)
+    assert login_events(state, login) == ()
+    if login == "done":
+        assert state not in ("vm_created", "oauth_pending")

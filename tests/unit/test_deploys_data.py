@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from polydev.deploys.controller import secret_text
 from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
 from polydev.deploys.hypervisor import checked_bytes, hypervisor
 from polydev.deploys.images import (
@@ -230,3 +231,21 @@ class TestTransfer:
     )
     def test_bytes_are_read_from_its_words(self, stats: str, count: int) -> None:
         assert bytes_sent(stats) == count
+
+
+class TestSecrets:
+    def test_a_secret_is_its_files_text_as_it_is(self, tmp_path: Path) -> None:
+        (tmp_path / "jwt").write_text("größer als 32 Byte\n", encoding="utf-8", newline="")
+        assert secret_text("jwt-secret", tmp_path / "jwt") == "größer als 32 Byte\n"
+
+    def test_a_file_that_cannot_be_one_is_named_and_not_quoted(self, tmp_path: Path) -> None:
+        (tmp_path / "jwt").write_bytes(b"secret\xff")
+        for name, why in {
+            "jwt": "no UTF-8 text",
+            "nothing": "No such file",
+            ".": "directory",
+        }.items():
+            with pytest.raises(ConfigError, match=f"secrets.jwt-secret.*{why}") as caught:
+                secret_text("jwt-secret", tmp_path / name)
+            assert "xff" not in caught.value.message
+            assert caught.value.hint

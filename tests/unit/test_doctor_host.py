@@ -87,7 +87,8 @@ def test_a_host_that_ssh_does_not_reach_is_a_problem() -> None:
     ("changed", "state"),
     [
         ({}, "ok"),
-        ({"os": "Ubuntu 22.04.5 LTS"}, "ok"),
+        ({"os": "Ubuntu 24.04.1 LTS"}, "ok"),
+        ({"os": "Ubuntu 22.04.5 LTS"}, "warning"),
         ({"os": "Fedora Linux 40"}, "warning"),
         ({"architecture": "aarch64"}, "problem"),
     ],
@@ -176,6 +177,22 @@ def test_the_controllers_own_words_count(report: Any, state: str) -> None:
 )
 def test_the_controller_may_start_vms_and_nothing_else(polkit: Any, state: str) -> None:
     assert polkit_finding("host", facts(polkit=polkit)).state == state
+
+
+@pytest.mark.parametrize(
+    ("version", "reads"),
+    [
+        ("pkcheck version 0.105", False),
+        ("pkcheck version 0.106", True),
+        ("pkcheck version 122", True),
+        (None, True),
+    ],
+)
+def test_a_polkit_without_javascript_is_named(version: str | None, reads: bool) -> None:
+    asked = facts(polkit={"vm": False, "other": False}, polkitVersion=version)
+    found = polkit_finding("host", asked)
+    assert found.state == "problem"
+    assert ("JavaScript" in found.found) is not reads
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,13 @@ def test_one_leads_at_a_time(tmp_path: Path) -> None:
     second.release()
 
 
-def test_lock_lies_with_the_database_where_that_is_a_file() -> None:
+def test_lock_lies_with_the_database_where_that_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Settings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
     server = Settings(database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms"))
     assert lead_file(file) == Path("/var/lib/x/lead.lock")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert lead_file(server) == Path("/var/lib/vms/lead.lock")
+    # As systemd sets it: the VMs' folder is root's on a host.
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/service:/var/lib/other")
+    assert lead_file(server) == Path("/var/lib/service/lead.lock")
+    assert lead_file(file) == Path("/var/lib/x/lead.lock")

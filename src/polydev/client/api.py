@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -100,17 +101,33 @@ class ControllerApi:
                 raise refused(answer)
             yield from answer.iter_text()
 
-    def sessions(self, *, all_of_them: bool) -> list[dict[str, Any]]:
+    def sessions(self, *, all_of_them: bool, limit: int | None = None) -> list[dict[str, Any]]:
         """Sessions that may be seen, newest first; those that are over only if wanted."""
         live = "false" if all_of_them else "true"
-        found = self.get("/api/auth/sessions", live=live, limit=MOST_LISTED)["sessions"]
-        return [dict(session) for session in found]
+        return self._listed("/api/auth/sessions", "sessions", limit, live=live)
 
-    def vms(self, *, all_of_them: bool) -> list[dict[str, Any]]:
-        """VMs; those that are gone only if wanted."""
+    def vms(self, *, all_of_them: bool, limit: int | None = None) -> list[dict[str, Any]]:
+        """VMs, newest first; those that are gone only if wanted."""
         everything = "true" if all_of_them else "false"
-        found = self.get("/api/vm", all=everything, limit=MOST_LISTED)["vms"]
-        return [dict(vm) for vm in found]
+        return self._listed("/api/vm", "vms", limit, all=everything)
+
+    def _listed(
+        self, path: str, name: str, limit: int | None, **query: str
+    ) -> list[dict[str, Any]]:
+        size = MOST_LISTED if limit is None else min(limit, MOST_LISTED)
+        return list(islice(self._pages(path, name, {**query, "limit": size}), limit))
+
+    def _pages(
+        self, path: str, name: str, query: Mapping[str, str | int]
+    ) -> Iterator[dict[str, Any]]:
+        """All of a list; a page is asked for when it is come to."""
+        before: dict[str, str] = {}
+        while True:
+            page = self.get(path, **query, **before)
+            yield from page[name]
+            if page.get("next") is None:
+                return
+            before = {"before": page["next"]}
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

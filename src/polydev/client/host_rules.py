@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 
 from polydev.client import probe
@@ -25,7 +26,8 @@ VM_MEMORY_MIB = 2048
 VM_TRANSLATION_CACHE_MIB = 1024
 MIB = 1024**2
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
-KNOWN_SYSTEMS = ("Debian GNU/Linux 12", "Ubuntu 22.04")
+KNOWN_SYSTEMS = ("Debian GNU/Linux 12", "Ubuntu 24.04")
+OLDEST_POLKIT = (0, 106)  # the first that reads rules in JavaScript
 OLD_IMAGE_DAYS, STALE_IMAGE_DAYS = 30, 90
 # The controller takes JWTs that are off by 10 s.
 CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 2.0, 10.0
@@ -82,7 +84,7 @@ def system_finding(where: str, facts: HostFacts) -> Finding:
     if architecture != "x86_64":
         return Finding(where, "system", "problem", shown, "use a machine with amd64")
     if not system.startswith(KNOWN_SYSTEMS):
-        todo = "Debian 12 and Ubuntu 22.04 are what a host is deployed to"
+        todo = "Debian 12 and Ubuntu 24.04 are what a host is deployed to"
         return Finding(where, "system", "warning", shown, todo)
     return Finding(where, "system", "ok", shown)
 
@@ -173,8 +175,19 @@ def polkit_finding(where: str, facts: HostFacts) -> Finding:
         active = facts.part("units").get("polkit.service") or "unknown"
         found = f"could not be asked; polkit.service is {active}"
         return Finding(where, "polkit", "warning", found, "./inv deploy; then again")
+    if not reads_rules(version := str(facts.said.get("polkitVersion") or "")):
+        todo = "use Debian 12 or Ubuntu 24.04: VMs cannot be started there"
+        return Finding(where, "polkit", "problem", f"{version} reads no rules in JavaScript", todo)
     found = "the controller may not start VMs"
     return Finding(where, "polkit", "problem", found, "./inv deploy brings the rule")
+
+
+def reads_rules(version: str) -> bool:
+    """Whether a polkit of that version (`pkcheck version 122`) reads ours; so does one unknown."""
+    numbers = re.search(r"(\d+)(?:\.(\d+))?", version)
+    if numbers is None:
+        return True
+    return (int(numbers[1]), int(numbers[2] or 0)) >= OLDEST_POLKIT
 
 
 def kvm_finding(where: str, facts: HostFacts) -> Finding:

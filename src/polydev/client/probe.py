@@ -59,6 +59,7 @@ def facts() -> dict[str, Any]:
         "units": {unit: _said(["systemctl", "is-active", unit]) for unit in UNITS},
         "failedVms": _failed_vms(),
         "polkit": {name: _may(unit) for name, unit in ASKED.items()},
+        "polkitVersion": _said(["pkcheck", "--version"]),
         "controller": _controller(host or {}),
         "upstreams": {address: _names(address) for address in _upstreams()},
     }

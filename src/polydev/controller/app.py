@@ -11,7 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import polydev
-from polydev.controller.api import admin, docs, events, health, novnc, sessions, vms
+from polydev.controller.api import (
+    admin,
+    credentials,
+    docs,
+    events,
+    health,
+    login,
+    novnc,
+    sessions,
+    vms,
+)
 from polydev.controller.api.refusals import problem_schemas
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.middleware import BodyLimit, Gate, Requests
@@ -20,7 +30,7 @@ from polydev.controller.services import Services, build_services
 from polydev.controller.settings import Settings
 from polydev.errors import Error
 
-ROUTERS = (health, sessions, events, vms, novnc, admin)
+ROUTERS = (health, sessions, events, login, credentials, vms, novnc, admin)
 
 
 class Controller(FastAPI):

@@ -1,4 +1,4 @@
-"""What an operator does on the host itself: users, their tokens, copies of the database.
+"""What an operator does on the host itself: users, tokens, credentials, copies of the database.
 
 Each verb is a line of `GROUPS`: its words, its options, and a coroutine that answers what is
 printed as JSON. They work on the database, whether the service runs or not.
@@ -133,6 +133,15 @@ async def revoke_token(settings: Settings, arguments: argparse.Namespace) -> obj
         return token_fields(await Tokens(database).revoke(arguments.token))
 
 
+async def rotate_credentials(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.sealing import keyring_of
+    from polydev.controller.store.credentials import Credentials
+
+    keys = keyring_of(settings.credentials_key)
+    async with opened(settings.database_url) as database:
+        return vars(await Credentials(database, keys).seal_anew())
+
+
 async def back_up_database(settings: Settings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.backup import backup
 
@@ -227,6 +236,15 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                 "end a token; it counts no more from its next use",
                 revoke_token,
                 {"token": {"type": _uuid, "metavar": "ID", "help": "id of the token"}},
+            ),
+        },
+    ),
+    "credentials": (
+        "credentials of users, sealed by the keys of the host",
+        {
+            "rotate": Verb(
+                "seal with the first key what another one seals; print how many as JSON",
+                rotate_credentials,
             ),
         },
     ),

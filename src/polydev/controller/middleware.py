@@ -147,7 +147,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != HEALTH_PATH:
             try:
-                caller = await self.identity.caller(*_credentials(scope))
+                caller = await self.identity.caller(*_credentials(scope), _peer(scope))
                 self.requests.take(caller.user_id)
             except (Error, HTTPException) as refusal:
                 response = await answer_problem(Request(scope), refusal)
@@ -162,6 +162,12 @@ def _credentials(scope: Scope) -> tuple[str | None, str | None]:
     in_query = QUERY_TOKEN_PATHS.fullmatch(scope["path"])
     query = QueryParams(scope["query_string"]) if in_query else QueryParams()
     return Headers(scope=scope).get("authorization"), query.get("access_token")
+
+
+def _peer(scope: Scope) -> str | None:
+    """The address that the request comes from; a proxy's own, where there is one."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def request_id_of(headers: Headers) -> str:

@@ -38,11 +38,17 @@ class User:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a user, and how that is known."""
+    """Who asks: a user, and how that is known.
+
+    expires_at   when what they showed ends by itself
+    token_id     of an operator's token, which somebody may revoke
+    """
 
     user_id: str
     role: Role
     by: Literal["jwt", "token"]
+    expires_at: datetime | None = None
+    token_id: str | None = None
 
     @property
     def sees_all(self) -> bool:

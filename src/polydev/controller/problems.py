@@ -19,8 +19,12 @@ from polydev.errors import (
     AccessError,
     AgentError,
     CapacityError,
+    CredentialsError,
+    CredentialsLocked,
+    CredentialsNotFound,
     Error,
     ImageError,
+    NoCredentialsKey,
     NotAllowed,
     NotAuthenticated,
     SessionError,
@@ -29,11 +33,13 @@ from polydev.errors import (
     TooManySessions,
     UserNotFound,
     VmError,
+    WrongProvider,
 )
 
 MEDIA_TYPE = "application/problem+json"
 CHALLENGE = 'Bearer realm="polydev"'
 RETRY_SECONDS = 5
+UNPROCESSABLE = HTTPStatus(422)  # its name changed with Python 3.13
 # What SQLAlchemy raises where the database does not answer, or not in time.
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 
@@ -58,10 +64,15 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     SessionNotFound: HTTPStatus.NOT_FOUND,
     SessionExpired: HTTPStatus.GONE,
     UserNotFound: HTTPStatus.NOT_FOUND,
+    WrongProvider: UNPROCESSABLE,
     TooManySessions: HTTPStatus.CONFLICT,
     CapacityError: HTTPStatus.SERVICE_UNAVAILABLE,
     ImageError: HTTPStatus.SERVICE_UNAVAILABLE,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    CredentialsError: HTTPStatus.CONFLICT,
+    CredentialsNotFound: HTTPStatus.NOT_FOUND,
+    CredentialsLocked: HTTPStatus.CONFLICT,
+    NoCredentialsKey: HTTPStatus.SERVICE_UNAVAILABLE,
     AccessError: HTTPStatus.FORBIDDEN,
     NotAuthenticated: HTTPStatus.UNAUTHORIZED,
     NotAllowed: HTTPStatus.FORBIDDEN,
@@ -145,7 +156,7 @@ def _status_of(error: Exception) -> HTTPStatus:
     if isinstance(error, Error):
         return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     if isinstance(error, RequestValidationError):
-        return HTTPStatus(422)  # its name changed with Python 3.13
+        return UNPROCESSABLE
     if isinstance(error, HTTPException):
         return HTTPStatus(error.status_code)
     if isinstance(error, DATABASE_ERRORS):
@@ -166,6 +177,12 @@ def _http_detail(error: HTTPException, status: HTTPStatus) -> str:
 def _refused_inputs(error: RequestValidationError) -> list[InvalidInput]:
     # Never the values themselves: they may be secrets.
     return [
-        InvalidInput(pointer="/".join(str(part) for part in each["loc"]), detail=each["msg"])
+        InvalidInput(pointer="/".join(str(part) for part in each["loc"]), detail=_words(each))
         for each in error.errors()
     ]
+
+
+def _words(refused: Mapping[str, Any]) -> str:
+    if refused["type"] == "uuid_parsing":  # pydantic's words would quote a part of it
+        return "Input should be a valid UUID"
+    return str(refused["msg"])

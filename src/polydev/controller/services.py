@@ -10,6 +10,7 @@ from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import Keys
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.api.permits import Permits
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
 from polydev.controller.health import Health
@@ -21,8 +22,10 @@ from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.metrics import Metrics
 from polydev.controller.release import release_id
+from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.slots import sync_slots
@@ -36,6 +39,7 @@ class Services:
     """`hypervisor` and `driver` are None on a host without slots.
 
     requests, starts   how often each caller may ask, and start sessions
+    permits            end what lasts when its caller's token is over
     news               rings when any session has news
     ending             set as soon as the service is told to end: streams let go of their clients
     """
@@ -46,6 +50,7 @@ class Services:
     tokens: Tokens
     sessions: Sessions
     vms: Vms
+    credentials: Credentials
     samples: Samples
     alerts: Alerts
     hypervisor: Hypervisor | None
@@ -57,6 +62,7 @@ class Services:
     metrics: Metrics
     requests: Buckets
     starts: Buckets
+    permits: Permits
     news: NewsBell
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -105,6 +111,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         tokens=tokens,
         sessions=sessions,
         vms=vms,
+        credentials=Credentials(database, keyring_of(settings.credentials_key)),
         samples=Samples(database),
         alerts=Alerts(database),
         hypervisor=hypervisor,
@@ -116,6 +123,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
+        permits=Permits(tokens),
         news=NewsBell(sessions.latest_news_number),
         background=Background(_works(settings, database, driver, sampler)),
     )
@@ -132,7 +140,9 @@ def _hypervisor(settings: Settings) -> Hypervisor | None:
 def _identity(settings: Settings, users: Users, tokens: Tokens) -> Identity:
     rules = settings.identity
     keys = Keys(rules.jwks_url) if rules.jwks_url else None
-    return Identity(users, tokens, JwtReader(settings.jwt_secret, rules, keys))
+    rate = settings.rate
+    failures = Buckets(rate.failures_per_minute / 60, rate.failures_burst)
+    return Identity(users, tokens, JwtReader(settings.jwt_secret, rules, keys), failures)
 
 
 def _works(

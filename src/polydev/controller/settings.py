@@ -84,12 +84,17 @@ class VmChecks(Group):
 
 
 class RateLimits(Group):
-    """Requests that one caller may make, on average and at once; starts of sessions apart."""
+    """Requests that one caller may make, on average and at once; starts of sessions apart.
+
+    `failures` are those of one address with tokens that are not taken.
+    """
 
     requests_per_second: float = Field(default=50, gt=0)
     burst: int = Field(default=200, ge=1)
     starts_per_minute: float = Field(default=30, gt=0)
     starts_burst: int = Field(default=10, ge=1)
+    failures_per_minute: float = Field(default=30, gt=0)
+    failures_burst: int = Field(default=20, ge=1)
 
 
 class Identity(Group):
@@ -162,6 +167,8 @@ class Settings(BaseSettings):
     vm_check: VmChecks = VmChecks()
     keep_failed_seconds: int = Field(default=24 * 3600, ge=0)
     """How long the logs of a VM that failed are kept."""
+    keep_ended_days: int = Field(default=90, ge=0)
+    """How long sessions that are over are kept, with their VMs; 0: for ever."""
     debug_preserve_vms: bool = Field(
         default_factory=lambda: os.environ.get("DEBUG_PRESERVE_VMS", "").lower() in TRUE_WORDS
     )
@@ -174,6 +181,9 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = "json"
     jwt_secret: SecretStr | None = None
     """What HS256 tokens are signed with."""
+    credentials_key: SecretStr | None = None
+    """What users' credentials are sealed with: keys of 32 bytes in base64, one a line. The first
+    seals, every one opens; without any, none are kept."""
     alert_urls: SecretStr | None = None
     """Apprise URLs to which alerts go, parted by blanks or lines; they hold secrets."""
 

@@ -27,6 +27,7 @@ SessionEvent = Literal[
     "expire",
     "terminate",
 ]
+LoginStatus = Literal["none", "starting", "waiting", "done", "failed"]
 VmState = Literal["creating", "starting", "ready", "stopping", "ended", "failed"]
 
 SESSION_STATES: tuple[SessionState, ...] = get_args(SessionState)
@@ -52,6 +53,15 @@ _ENDS: dict[SessionEvent, SessionState] = {
 }
 
 
+# What a tool's login means for its session, by what the session knows of it already.
+_LOGIN_EVENTS: dict[tuple[SessionState, LoginStatus], tuple[SessionEvent, ...]] = {
+    ("vm_created", "starting"): ("oauth_started",),
+    ("vm_created", "waiting"): ("oauth_started",),
+    ("vm_created", "done"): ("oauth_started", "oauth_done"),
+    ("oauth_pending", "done"): ("oauth_done",),
+}
+
+
 def is_live(state: SessionState) -> bool:
     return state not in SESSION_ENDS
 
@@ -67,3 +77,8 @@ def next_state(state: SessionState, event: SessionEvent) -> SessionState:
     if (state, event) not in _STEPS:
         raise ValueError(f"{event} cannot come in {state}")
     return _STEPS[state, event]
+
+
+def login_events(state: SessionState, login: LoginStatus) -> tuple[SessionEvent, ...]:
+    """What is to happen to a session now that its tool's login is this far."""
+    return _LOGIN_EVENTS.get((state, login), ())

@@ -25,11 +25,9 @@ from polydev.deploys.operations import (
     opaque_file,
     text_file,
     told,
-    touched_words,
-    unit,
-    unit_file,
 )
 from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import ConfigError
 from polydev.progress import Steps
 from polydev.run import run
@@ -132,12 +130,23 @@ def _secrets(site: HostData) -> list[PlacedFile]:
     only_files(name="secrets without use", folder=SECRETS, wanted=list(site.secrets))
     placed = []
     for name, file in sorted(site.secrets.items()):
-        if not file.is_file():
-            raise ConfigError(f"inventory: secrets.{name}: no such file: {file}")
-        path = f"{SECRETS}/{name}"
-        opaque_file(name=path, path=path, data=file.read_bytes(), mode=600)
-        placed.append(PlacedFile(path, file.read_text()))
+        path, text = f"{SECRETS}/{name}", secret_text(name, file)
+        opaque_file(name=path, path=path, data=text.encode(), mode=600)
+        placed.append(PlacedFile(path, text))
     return placed
+
+
+def secret_text(name: str, file: Path) -> str:
+    """What the secret `name` of an inventory is. Raises ConfigError, which does not quote it."""
+    try:
+        return file.read_bytes().decode()
+    except OSError as error:
+        why = error.strerror or "cannot be read"
+    except UnicodeDecodeError:
+        why = "is no UTF-8 text, as secrets must be"
+    raise ConfigError(
+        f"inventory: secrets.{name}: {file}: {why}", "correct the file, or name another one"
+    )
 
 
 @concern("Controller")

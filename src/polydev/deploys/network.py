@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import live_firewall, only_units, template, unit, unit_file
+from polydev.deploys.operations import live_firewall, template
 from polydev.deploys.typed import concern
+from polydev.deploys.units import only_units, unit, unit_file
 
 BRIDGE = "br-vm"
 NETWORK_UNIT = "polydev-network.service"

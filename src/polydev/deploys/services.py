@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import UNITS, directory, template, unit, unit_file
+from polydev.deploys.operations import directory, template
 from polydev.deploys.typed import concern
+from polydev.deploys.units import UNITS, unit, unit_file
 
 SSH_UNIT = "ssh.service"
 JOURNAL_UNIT = "systemd-journald.service"

@@ -8,8 +8,9 @@ from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.controller import ROOT
 from polydev.deploys.data import HostData
 from polydev.deploys.network import VM_UNIT
-from polydev.deploys.operations import reread_units, template, unit, unit_file
+from polydev.deploys.operations import template
 from polydev.deploys.typed import concern
+from polydev.deploys.units import reread_units, unit, unit_file
 
 ACCELERATOR_UNIT = "polydev-accelerator.service"
 POLKIT_FILE = "/etc/polkit-1/rules.d/50-polydev.rules"

@@ -38,6 +38,7 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "vm": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/vm",
         "events": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/events",
         "novnc": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/novnc/websock",
+        "oauthUrl": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/oauth-url",
     },
 }
 VM_EXAMPLE: dict[str, Any] = {
@@ -83,6 +84,7 @@ class Links(Answer):
     vm: str
     events: str
     novnc: str
+    oauth_url: str
 
 
 class SessionAnswer(Answer):
@@ -106,9 +108,10 @@ class SessionAnswer(Answer):
 
 
 class SessionList(Answer):
-    """Newest first."""
+    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     sessions: list[SessionAnswer]
+    next: str | None
 
 
 class Ports(Answer):
@@ -138,7 +141,10 @@ class VmAnswer(Answer):
 
 
 class VmList(Answer):
+    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+
     vms: list[VmAnswer]
+    next: str | None
 
 
 class Console(Answer):
@@ -172,7 +178,11 @@ def session_answer(session: Session, vm: Vm) -> SessionAnswer:
 
 def _links(path: str) -> Links:
     return Links(
-        self_=path, vm=f"{path}/vm", events=f"{path}/events", novnc=f"{path}/novnc/websock"
+        self_=path,
+        vm=f"{path}/vm",
+        events=f"{path}/events",
+        novnc=f"{path}/novnc/websock",
+        oauth_url=f"{path}/oauth-url",
     )
 
 

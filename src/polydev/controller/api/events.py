@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
 from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.permits import Over
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.sessions import SessionId, session_for
-from polydev.controller.model import SessionNews
+from polydev.controller.model import Caller, SessionNews
 from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
 
@@ -31,8 +32,9 @@ EXAMPLE = (
 )
 DESCRIPTION = (
     "`id` is the number of the news: a reader that comes again sends it as `Last-Event-ID` and "
-    "gets what came after. The stream ends with the session. A browser's EventSource, which "
-    "cannot set headers, gives its token as `?access_token=`."
+    "gets what came after. The stream ends with the session, and with the token: an event `over` "
+    "without an id tells the `reason`. A browser's EventSource, which cannot set headers, gives "
+    "its token as `?access_token=`."
 )
 
 LastEventId = Annotated[
@@ -60,35 +62,52 @@ def routes(services: Services) -> APIRouter:
         session = await session_for(services, caller, session_id)
         if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
             return Response(status_code=204)  # tells an EventSource not to come again
-        return StreamingResponse(stream(services, session.id, last_event_id), media_type=MEDIA_TYPE)
+        text = stream(services, caller, session.id, last_event_id)
+        return StreamingResponse(text, media_type=MEDIA_TYPE)
 
     return router
 
 
-async def stream(services: Services, session_id: str, after: int) -> AsyncIterator[str]:
-    """News after that number, until the session or the service ends."""
+async def stream(
+    services: Services, caller: Caller, session_id: str, after: int
+) -> AsyncIterator[str]:
+    """News after that number, until the session, the caller's token or the service ends."""
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    async with services.news.listening():
-        while not services.ending.is_set():
-            ring = services.news.next_ring()
-            found = await services.sessions.news(session_id, after)
-            for each in found:
-                yield event_text(each)
-                after = each.number
-                if is_end(each):
-                    return
-            if not found and not await _rung(ring):
-                yield PING
-                if not (await services.sessions.get(session_id)).is_live:
-                    return  # it resumed after the end
+    with services.permits.lasting(caller) as over:
+        async with services.news.listening():
+            async for text in _news(services, session_id, after, over):
+                yield text
 
 
-async def _rung(ring: asyncio.Event) -> bool:
+async def _news(services: Services, session_id: str, after: int, over: Over) -> AsyncIterator[str]:
+    while not services.ending.is_set():
+        if over.done():
+            yield over_text(over.result())
+            return
+        ring = services.news.next_ring()
+        found = await services.sessions.news(session_id, after)
+        for each in found:
+            yield event_text(each)
+            after = each.number
+            if is_end(each):
+                return
+        if not found and not await _woken(ring, over):
+            yield PING
+            if not (await services.sessions.get(session_id)).is_live:
+                return  # it resumed after the end
+
+
+async def _woken(ring: asyncio.Event, over: Over) -> bool:
+    """Whether there is something to look at before the next ping."""
+    rung = asyncio.ensure_future(ring.wait())
     try:
-        await asyncio.wait_for(ring.wait(), PING_SECONDS)
-    except asyncio.TimeoutError:
-        return False
-    return True
+        either: set[asyncio.Future[Any]] = {rung, over}
+        done, _ = await asyncio.wait(
+            either, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        rung.cancel()
+    return bool(done)
 
 
 def is_end(news: SessionNews) -> bool:
@@ -99,3 +118,8 @@ def event_text(news: SessionNews) -> str:
     """One event; JSON has no line ends of its own."""
     data = json.dumps({"at": news.at.isoformat(), **news.data})
     return f"id: {news.number}\nevent: {news.kind}\ndata: {data}\n\n"
+
+
+def over_text(reason: str) -> str:
+    """The last event for whoever may not read on. It has no number: no news were missed."""
+    return f"event: over\ndata: {json.dumps({'reason': reason})}\n\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,12 +15,14 @@ from pydantic import SecretStr
 
 from polydev.controller import settings as configured
 from polydev.controller.api.jwks import Keys, KeysUnavailable
+from polydev.controller.api.limits import Buckets
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
 
 MOST_TOKEN_CHARACTERS = 8192
+IPV6_PREFIX = 64
 PUBLIC_KEY_ALGORITHMS = ("RS256", "ES256")
 HOW = "send Authorization: Bearer <a JWT of the identity provider, or a token of token.create>"
 
@@ -46,8 +50,11 @@ class JwtReader:
         self._rules = rules
         self._keys = keys
 
-    async def subject(self, token: str) -> str:
-        """Whom the token names. Raises NotAuthenticated with a reason that quotes nothing of it."""
+    async def read(self, token: str) -> tuple[str, datetime]:
+        """Whom the token names, and until when it is taken.
+
+        Raises NotAuthenticated with a reason that quotes nothing of it.
+        """
         try:
             header = jwt.get_unverified_header(token)
             algorithm = str(header.get("alg"))
@@ -56,7 +63,8 @@ class JwtReader:
             raise NotAuthenticated(f"the token has no {error.claim}", HOW) from None
         except jwt.PyJWTError as error:
             raise NotAuthenticated(_reason(error), HOW) from None
-        return str(claims["sub"])
+        until = float(claims["exp"]) + self._rules.leeway_seconds
+        return str(claims["sub"]), _time_of(until)
 
     def _claims(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
         return jwt.decode(
@@ -85,6 +93,13 @@ class JwtReader:
         return key
 
 
+def _time_of(timestamp: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(timestamp, timezone.utc)
+    except (OverflowError, ValueError, OSError):  # as good as never
+        return datetime.max.replace(tzinfo=timezone.utc)
+
+
 def _reason(error: jwt.PyJWTError) -> str:
     return next(
         (said for kind, said in _REASONS.items() if isinstance(error, kind)),
@@ -93,34 +108,75 @@ def _reason(error: jwt.PyJWTError) -> str:
 
 
 class Identity:
-    def __init__(self, users: Users, tokens: Tokens, jwts: JwtReader) -> None:
+    """`failures` is how often each address may fail to come in."""
+
+    def __init__(self, users: Users, tokens: Tokens, jwts: JwtReader, failures: Buckets) -> None:
         self._users = users
         self._tokens = tokens
         self._jwts = jwts
+        self._failures = failures
 
-    async def caller(self, authorization: str | None, access_token: str | None = None) -> Caller:
+    async def caller(
+        self,
+        authorization: str | None,
+        access_token: str | None = None,
+        peer: str | None = None,
+    ) -> Caller:
         """Who sent this `Authorization` header or, where there is none, this `access_token`.
 
-        Raises NotAuthenticated, NotAllowed for a stranger with a good JWT, and Unavailable.
+        Raises NotAuthenticated, NotAllowed for a stranger with a good JWT, Unavailable, and
+        HTTPException 429 where too many came from `peer` with tokens that are none.
         """
         token = presented(authorization, access_token)
+        source = source_of(peer)
+        if source is None:
+            return await self._holder(token)
+        self._failures.look(source)
+        try:
+            return await self._holder(token)
+        except NotAuthenticated:
+            self._failures.take(source)
+            raise
+
+    async def _holder(self, token: str) -> Caller:
         if len(token) > MOST_TOKEN_CHARACTERS:
             raise NotAuthenticated("the token is too long", HOW)
         if token.startswith(TOKEN_PREFIX):
             return await self._of_token(token)
-        subject = await self._jwts.subject(token)
+        subject, until = await self._jwts.read(token)
         user = await self._users.find(subject) if _is_uuid(subject) else None
         if user is None:
             raise NotAllowed(
                 "the token's subject is no user of this host", "an admin adds users: user.add"
             )
-        return Caller(user.id, user.role, "jwt")
+        return Caller(user.id, user.role, "jwt", until)
 
     async def _of_token(self, token: str) -> Caller:
-        user = await self._tokens.user_of(token)
-        if user is None:
+        caller = await self._tokens.caller_of(token)
+        if caller is None:
             raise NotAuthenticated("the token is unknown, revoked or expired", HOW)
-        return Caller(user.id, user.role, "token")
+        return caller
+
+
+def source_of(peer: str | None) -> str | None:
+    """What counts as one place to come from: an IPv4 address, or a network of IPv6, in which
+    whoever has one address has them all.
+
+    None for this host itself. A proxy on it is the peer of everybody, so if failures of that were
+    counted, one stranger could shut out all. Tokens are too long to be guessed: the limit keeps
+    work and log lines down, and behind a proxy that is the proxy's to do, which knows who asks.
+    """
+    try:
+        address = ip_address(peer or "")
+    except ValueError:  # a Unix socket
+        return None
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address
+    if address.is_loopback:
+        return None
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((address, IPV6_PREFIX), strict=False))
 
 
 def presented(authorization: str | None, access_token: str | None) -> str:

@@ -29,18 +29,23 @@ class Buckets:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
+    def look(self, caller: str) -> None:
+        """Count none. Raises HTTPException 429, which says when the next one may come."""
+        bucket = self._buckets.get(caller)
+        left = self.burst if bucket is None else self._filled(bucket, self._clock())
+        if left < 1:
+            wait = math.ceil((1 - left) / self.per_second)
+            raise HTTPException(429, f"too many, wait {wait} s", {"Retry-After": str(wait)})
+
     def take(self, caller: str) -> None:
-        """Count one. Raises HTTPException 429, which says when the next one may come."""
+        """Count one. Raises HTTPException 429, and counts none, where there is none left."""
+        self.look(caller)
         now = self._clock()
         if len(self._buckets) > MOST_BUCKETS:
             self._forget_full(now)
         bucket = self._buckets.setdefault(caller, _Bucket(self.burst, now))
-        bucket.left = self._filled(bucket, now)
+        bucket.left = self._filled(bucket, now) - 1
         bucket.at = now
-        if bucket.left < 1:
-            wait = math.ceil((1 - bucket.left) / self.per_second)
-            raise HTTPException(429, f"too many, wait {wait} s", {"Retry-After": str(wait)})
-        bucket.left -= 1
 
     def _filled(self, bucket: _Bucket, now: float) -> float:
         return min(self.burst, bucket.left + (now - bucket.at) * self.per_second)

@@ -20,8 +20,10 @@ import structlog
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
+from polydev.controller.api.permits import Over
 from polydev.controller.api.sessions import session_for
 from polydev.controller.model import Caller, Session, Vm
+from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
     UNEXPECTED,
     VM_GONE,
@@ -31,6 +33,7 @@ from polydev.controller.relay.closings import (
     closing_of,
     not_ready,
     session_over,
+    token_over,
 )
 from polydev.controller.relay.figures import RelayFigures
 from polydev.controller.relay.pump import Buffers, open_screen, relay
@@ -75,14 +78,16 @@ class Screens:
         self._seats = Seats(services.sessions, services.news)
         self._figures = RelayFigures(services.metrics.registry, self._seats.viewers)
         self._buffers = Buffers()
+        self._beat = Beat()
 
     async def show(self, websocket: WebSocket, session_id: str) -> None:
         """From the upgrade to the end of the connection."""
         is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
         try:
-            viewer = Viewer(await take_over(websocket, SUBPROTOCOL if is_offered else None))
+            taken = await take_over(websocket, SUBPROTOCOL if is_offered else None)
         except ConnectionError:
             return
+        viewer = Viewer(taken, self._beat)
         with ExitStack() as left_behind:
             left_behind.callback(viewer.abort)
             admission = self._admit(websocket, session_id, viewer, left_behind)
@@ -99,6 +104,8 @@ class Screens:
     ) -> Admitted:
         """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
         caller = await self._caller(websocket)
+        over = left_behind.enter_context(self._services.permits.lasting(caller))
+        over.add_done_callback(partial(_let_go, viewer))
         known = _uuid(session_id)
         # First the seat, then the question: so no end of the session can be missed.
         seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
@@ -111,13 +118,15 @@ class Screens:
 
     async def _caller(self, websocket: WebSocket) -> Caller:
         caller = await self._services.identity.caller(
-            websocket.headers.get("authorization"), websocket.query_params.get("access_token")
+            websocket.headers.get("authorization"),
+            websocket.query_params.get("access_token"),
+            websocket.client.host if websocket.client else None,
         )
         self._services.requests.take(caller.user_id)
         return caller
 
     async def _refuse(self, viewer: Viewer, session_id: str, error: Exception) -> None:
-        told = closing_of(error)
+        told = await self._explained(session_id, closing_of(error))
         self._figures.refused(told.cause)
         if told is UNEXPECTED:
             log.error("viewer_failed", session_id=session_id, exc_info=error)
@@ -151,7 +160,7 @@ class Screens:
 
     async def _explained(self, session_id: str, ended: Closing) -> Closing:
         """A VM is gone because its session is over, more often than not."""
-        if ended is not VM_GONE:
+        if ended not in (VM_GONE, VNC_DOWN):
             return ended
         try:
             session = await self._services.sessions.get(session_id)
@@ -159,6 +168,12 @@ class Screens:
             log.warning("session_not_read", session_id=session_id, error=type(error).__name__)
             return ended
         return ended if session.is_live else session_over(session)
+
+
+def _let_go(viewer: Viewer, over: Over) -> None:
+    """Close a viewer whose token is over; one that has gone is left alone."""
+    if not over.cancelled():
+        viewer.end(token_over(over.result()))
 
 
 def masked(address: str) -> str:

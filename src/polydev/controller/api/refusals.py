@@ -80,6 +80,14 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         "Too many requests of this caller; Retry-After says when to come again",
         {"title": "Too Many Requests", "detail": "too many, wait 1 s"},
     ),
+    502: (
+        "The VM's agent does not answer as it should, or its tool did not come to a login",
+        {
+            "type": "urn:polydev:error:agent-unreachable",
+            "title": "Bad Gateway",
+            "detail": "its agent did not answer within 10 s",
+        },
+    ),
     503: (
         "No slot is free, or something that the answer depends on is down; Retry-After is sent",
         {
@@ -94,13 +102,21 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that is refused with these, besides what the gate refuses."""
-    return {status: _refusal(status) for status in sorted({*GATE, *statuses})}
+def refusals(
+    *statuses: int, own: Mapping[int, tuple[str, dict[str, Any]]] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that is refused with these, besides what the gate refuses.
+
+    `own` are refused too, in the route's own words: description and example.
+    """
+    words = {**_EXAMPLES, **(own or {})}
+    return {
+        status: _refusal(status, *words[status])
+        for status in sorted({*GATE, *statuses, *(own or {})})
+    }
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    description, told = _EXAMPLES[status]
+def _refusal(status: int, description: str, told: dict[str, Any]) -> dict[str, Any]:
     example = {"type": "about:blank", "status": status, **_ANY, **told}
     schema = {"$ref": f"{SCHEMA_PATH}/Problem"}
     return {

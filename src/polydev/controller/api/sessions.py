@@ -140,16 +140,24 @@ def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "/sessions",
         summary="The caller's sessions, newest first; all of them for operators",
-        responses=refusals(422),
+        responses=refusals(404, 422),
     )
     async def list_sessions(
         caller: Asking,
         live: Annotated[bool, Query(description="Only those that are not over")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        before: Annotated[UUID | None, Query(description="The `next` of the page before")] = None,
     ) -> SessionList:
+        last = await session_for(services, caller, before) if before else None
         user_id = None if caller.sees_all else caller.user_id
-        found = await services.sessions.list(user_id=user_id, live_only=live, limit=limit)
-        return SessionList(sessions=[await _answer(services, each) for each in found])
+        found = await services.sessions.list(user_id, live, limit + 1, last)
+        vms = await services.vms.some([each.vm_id for each in found[:limit]])
+        # Both may have been deleted between the two questions: as old as that.
+        known = [each for each in found[:limit] if each.vm_id in vms]
+        return SessionList(
+            sessions=[session_answer(each, vms[each.vm_id]) for each in known],
+            next=found[limit - 1].id if len(found) > limit else None,
+        )
 
 
 def _add_one(router: APIRouter, services: Services) -> None:
@@ -193,10 +201,15 @@ def _add_vm(router: APIRouter, services: Services) -> None:
     )
     async def get_vm_of_session(session_id: SessionId, caller: Asking) -> VmAnswer:
         session = await session_for(services, caller, session_id)
-        vm = await services.vms.get(session.vm_id)
-        if not is_live(vm):
-            raise SessionExpired(_why_gone(session, vm), "start another session")
-        return vm_answer(vm)
+        return vm_answer(await live_vm_of(services, session))
+
+
+async def live_vm_of(services: Services, session: Session) -> Vm:
+    """The session's VM. Raises SessionExpired if it is gone."""
+    vm = await services.vms.get(session.vm_id)
+    if not is_live(vm):
+        raise SessionExpired(_why_gone(session, vm), "start another session")
+    return vm
 
 
 def _why_gone(session: Session, vm: Vm) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path as File
 from typing import Annotated
 from uuid import UUID
@@ -34,7 +35,7 @@ CONSOLE_ANSWER = {
 }
 CONSOLE_DESCRIPTION = (
     "Text as it is, with its control sequences; `Accept: application/json` gets lines without "
-    "them. With `follow` the text goes on until the VM ends."
+    "them. With `follow` the text goes on until the VM or the caller's token ends."
 )
 
 VmId = Annotated[UUID, Path(description="The VM's id")]
@@ -64,37 +65,29 @@ async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
 
 
 async def _is_own(services: Services, caller: Caller, vm: Vm) -> bool:
-    live = await services.sessions.live_of_vm(vm.id)
-    if live is not None:
-        return live.user_id == caller.user_id
-    past = await services.sessions.list(user_id=caller.user_id, limit=MOST_LISTED)
-    return any(session.vm_id == vm.id for session in past)
+    session = await services.sessions.of_vm(vm.id)
+    return session is not None and session.user_id == caller.user_id
 
 
 def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "",
-        summary="The VMs that there are; a user's own, all of them for operators",
-        responses=refusals(422),
+        summary="The VMs that there are, newest first; a user's own, all of them for operators",
+        responses=refusals(404, 422),
     )
     async def list_vms(
         caller: Asking,
         past: Annotated[bool, Query(alias="all", description="Past ones too")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+        before: Annotated[UUID | None, Query(description="The `next` of the page before")] = None,
     ) -> VmList:
-        if not caller.sees_all:
-            found = await _own_vms(services, caller, past, limit)
-        elif past:
-            found = await services.vms.list(limit=limit)
-        else:
-            found = (await services.vms.held())[:limit]
-        return VmList(vms=[vm_answer(vm) for vm in found])
-
-
-async def _own_vms(services: Services, caller: Caller, past: bool, limit: int) -> list[Vm]:
-    sessions = await services.sessions.list(user_id=caller.user_id, limit=limit)
-    found = [await services.vms.get(session.vm_id) for session in sessions]
-    return [vm for vm in found if past or vm.released_at is None]
+        last = await vm_for(services, caller, before) if before else None
+        user_id = None if caller.sees_all else caller.user_id
+        found = await services.vms.list(user_id, not past, limit + 1, last)
+        return VmList(
+            vms=[vm_answer(vm) for vm in found[:limit]],
+            next=found[limit - 1].id if len(found) > limit else None,
+        )
 
 
 def _add_one(router: APIRouter, services: Services) -> None:
@@ -134,7 +127,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
         vm = await vm_for(services, caller, vm_id)
         file = _console_of(services, vm)
         if following:
-            return _following(services, vm, file, lines)
+            return _following(services, caller, vm, file, lines)
         text, _ = await asyncio.to_thread(tail, file, lines)
         if "application/json" in request.headers.get("accept", ""):
             return _as_lines(vm, text, lines)
@@ -157,9 +150,18 @@ def _console_of(services: Services, vm: Vm) -> File:
     raise SessionExpired("the VM is over, and its console is not kept")
 
 
-def _following(services: Services, vm: Vm, file: File, lines: int) -> StreamingResponse:
-    async def over() -> bool:
-        return (await services.vms.get(vm.id)).released_at is not None
+def _following(
+    services: Services, caller: Caller, vm: Vm, file: File, lines: int
+) -> StreamingResponse:
+    async def text() -> AsyncIterator[bytes]:
+        with services.permits.lasting(caller) as token_over:
 
-    text = follow(file, lines, over, services.ending)
-    return StreamingResponse(text, media_type=TEXT)
+            async def over() -> bool:
+                return token_over.done() or (await services.vms.get(vm.id)).released_at is not None
+
+            async for part in follow(file, lines, over, services.ending):
+                if token_over.done():
+                    return
+                yield part
+
+    return StreamingResponse(text(), media_type=TEXT)

@@ -16,15 +16,17 @@ from polydev.controller.host import deployments
 from polydev.controller.host.alerting import Observed
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.observing import deployment_observed, observed
+from polydev.controller.host.outbox import Outbox
 from polydev.controller.host.probe import Probe, Unanswered
 from polydev.controller.host.sample import Sample, Stock, sample_of
 from polydev.controller.host.sending import Result, Sender
 from polydev.controller.host.vm_figures import VmFigures, vm_figures
 from polydev.controller.host.warden import Warden
 from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.lead import shared_folder
 from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import Settings
-from polydev.controller.store.alerts import Alerts, failed_while_up
+from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.transactions import Database
@@ -70,7 +72,7 @@ class Sampler:
         self._hypervisor = hypervisor
         self._leads = leads
         self._deployment = Probe(partial(deployments.newest_failed, deployments_folder))
-        self._sender = sender or Sender(settings.alert_urls)
+        self._sender = sender or Sender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = Samples(database)
         self._alerts = Alerts(database, clock)
         self._warden = Warden(self._alerts, settings.alert, self._sender.send)
@@ -151,7 +153,7 @@ class Sampler:
             held=held,
             live=await self._sessions.list(live_only=True, limit=MOST_SESSIONS),
             failed_boots=await self._vms.failed_since(since),
-            failed_while_up=await failed_while_up(self._database, since, made_since),
+            failed_while_up=await self._vms.failed_while_up(since, made_since),
             used=await self._used(held),
         )
 
@@ -166,6 +168,11 @@ class Sampler:
 
         found = await asyncio.gather(*map(one, held))
         return dict(zip((each.id for each in held), found, strict=True))
+
+
+def unsent_folder(settings: Settings) -> Path:
+    """Where messages wait: with what else all processes of the service share."""
+    return shared_folder(settings) / "unsent"
 
 
 async def figures_of(hypervisor: Hypervisor, vm: Vm) -> VmFigures:

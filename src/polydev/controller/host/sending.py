@@ -10,11 +10,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 from pydantic import SecretStr
+
+from polydev.controller.host.outbox import Message, Outbox, OutboxFull
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -24,19 +27,12 @@ log = structlog.stdlib.get_logger(__name__)
 TIMEOUT_SECONDS = 20.0
 # Between the attempts; one more is made than there are pauses.
 PAUSES_SECONDS = (1.0, 5.0, 25.0)
-MOST_WAITING = 100
+# How soon what another process left behind is found.
+LOOK_SECONDS = 10.0
 # They log addresses, with what is secret in them.
 TALKATIVE = ("apprise", "urllib3", "requests")
 
-Kind = Literal["info", "success", "warning", "failure"]
 Result = Literal["sent", "failed"]
-
-
-@dataclass(frozen=True)
-class Message:
-    title: str
-    body: str
-    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Target:
 
 
 class Sender:
-    """Takes messages at once and sends them, in their order, while `run` runs.
+    """Takes messages at once and sends them, in their order, while `run` runs, here or later.
 
     `counts` says how many messages were sent and failed to be, by service.
     """
@@ -55,38 +51,43 @@ class Sender:
     def __init__(
         self,
         urls: SecretStr | None,
+        outbox: Outbox,
         pauses_seconds: Sequence[float] = PAUSES_SECONDS,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._urls = urls.get_secret_value().split() if urls else []
         self._pauses_seconds = pauses_seconds
         self._timeout_seconds = timeout_seconds
-        self._waiting: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
+        self._outbox = outbox
+        self._woken = asyncio.Event()
         self.counts: Counter[tuple[str, Result]] = Counter()
 
     def send(self, message: Message) -> None:
         if not self._urls:
             return
         try:
-            self._waiting.put_nowait(message)
-        except asyncio.QueueFull:
+            self._outbox.put(message)
+        except (OutboxFull, OSError) as error:
             self.counts["any", "failed"] += 1
-            log.error("too many messages wait to be sent", lost=message.title)
+            reason = type(error).__name__
+            log.error("a message cannot wait to be sent", lost=message.title, error=reason)
+        self._woken.set()
 
     async def run(self) -> None:
-        """Send until cancelled; what then waits is lost, and said to be."""
-        targets = await asyncio.to_thread(self._open) if self._urls else []
-        under_way = False
-        try:
-            while True:
-                message = await self._waiting.get()
-                under_way = True
-                await asyncio.gather(*(self._deliver(message, each) for each in targets))
-                under_way = False
-        finally:
-            unsent = self._waiting.qsize() + under_way
-            if unsent:
-                log.warning("messages were not sent before the end", count=unsent)
+        """Send until cancelled, also what an earlier process left; what then waits is the next
+        one's to send.
+        """
+        if not self._urls:
+            return
+        targets = await asyncio.to_thread(self._open)
+        while True:
+            self._woken.clear()
+            for path in self._outbox.waiting():
+                with self._outbox.taken(path) as message:
+                    if message is not None:
+                        await asyncio.gather(*(self._deliver(message, each) for each in targets))
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
 
     def _open(self) -> list[Target]:
         from apprise import Apprise  # dear to import, and only needed here

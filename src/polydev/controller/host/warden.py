@@ -12,7 +12,7 @@ from datetime import datetime
 import structlog
 
 from polydev.controller.host.alerting import Change, Key, Observed, Pending, changes_due
-from polydev.controller.host.sending import Kind, Message
+from polydev.controller.host.outbox import Kind, Message
 from polydev.controller.model import Alert, Severity
 from polydev.controller.settings import AlertRules
 from polydev.controller.store.alerts import Alerts

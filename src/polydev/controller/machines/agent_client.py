@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from polydev.controller.machines.limits import within
+from polydev.controller.model import Provider
+from polydev.controller.states import LoginStatus
 from polydev.errors import AgentUnreachable, ProtocolError, VmError
 
 AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
+MAX_URL_CHARACTERS = 4096
+Told = TypeVar("Told", bound=BaseModel)
 STATUS_OF = {200: ("ready",), 503: ("starting", "failed")}
 
 
@@ -39,6 +44,31 @@ class AgentHealth(BaseModel):
     uptime_seconds: float | None = None
 
 
+def _web_address(url: str) -> str:
+    """A page may offer it as a link, so nothing but the web's own schemes will do."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        raise ValueError("is no web address")
+    return url
+
+
+WebAddress = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator(_web_address)]
+
+
+class AgentLogin(BaseModel):
+    """How far a provider's tool is with its login.
+
+    url     where its user logs in; None before the tool has said it
+    detail  why it failed
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: LoginStatus
+    url: WebAddress | None = None
+    detail: Annotated[str, Field(max_length=4096)] = ""
+
+
 class AgentClient:
     """Asks agents by the addresses of their VMs. To be closed."""
 
@@ -59,22 +89,38 @@ class AgentClient:
 
         Messages name no address: they get into what users see.
         """
+        return agent_health(*await self._ask("GET", vm_ip, "/health"))
+
+    async def login(self, vm_ip: str, provider: Provider, *, start: bool = False) -> AgentLogin:
+        """How far the login of a provider's tool is; `start` starts one that is not under way.
+
+        Raises AgentUnreachable and ProtocolError.
+        """
+        method, path = "POST" if start else "GET", f"/login/{provider}"
+        status, body = await self._ask(method, vm_ip, path)
+        if status in (404, 405):
+            raise ProtocolError(f"its agent knows no {path}", "build and promote a newer image")
+        if status != 200:
+            raise ProtocolError(f"its agent answers {status} on {path}")
+        return _read(AgentLogin, body)
+
+    async def _ask(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
         try:
-            status, body = await within(self._timeout_seconds, self._get(vm_ip), "the answer")
+            asking = self._send(method, vm_ip, path)
+            return await within(self._timeout_seconds, asking, "the answer")
         except VmError:
             raise AgentUnreachable(
                 f"its agent did not answer within {self._timeout_seconds:g} s"
             ) from None
         except httpx.HTTPError as error:
             raise AgentUnreachable(f"its agent does not answer: {_words(error)}") from None
-        return agent_health(status, body)
 
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _get(self, vm_ip: str) -> tuple[int, bytes]:
-        url = f"http://{vm_ip}:{self._port}/health"
-        async with self._http.stream("GET", url) as answer:
+    async def _send(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
+        url = f"http://{vm_ip}:{self._port}{path}"
+        async with self._http.stream(method, url) as answer:
             body = bytearray()
             async for chunk in answer.aiter_raw():
                 body += chunk
@@ -87,15 +133,19 @@ def agent_health(status: int, body: bytes) -> AgentHealth:
     """The answer as a value. Raises ProtocolError."""
     if status not in STATUS_OF:
         raise ProtocolError(f"its agent answers {status} on /health")
+    health = _read(AgentHealth, body)
+    if health.status not in STATUS_OF[status]:
+        raise ProtocolError(f"its agent answers {status} and calls itself {health.status}")
+    return health
+
+
+def _read(kind: type[Told], body: bytes) -> Told:
     try:
-        health = AgentHealth.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ProtocolError(f"its agent's answer is none: {place} {first['msg']}") from None
-    if health.status not in STATUS_OF[status]:
-        raise ProtocolError(f"its agent answers {status} and calls itself {health.status}")
-    return health
 
 
 def _words(error: httpx.HTTPError) -> str:

@@ -46,7 +46,17 @@ class Lead:
 
 
 def lead_file(settings: Settings) -> Path:
-    """Next to the database where that is a file, else with the VMs."""
+    return shared_folder(settings) / LEAD_FILE
+
+
+def shared_folder(settings: Settings) -> Path:
+    """What all processes of the service share and may write in.
+
+    Where the database is a file its folder, else what systemd made for the service
+    (StateDirectory=), else the VMs' own, which on a deployed host is root's.
+    """
     url = make_url(settings.database_url)
-    is_file = url.get_backend_name() == "sqlite" and url.database
-    return (Path(url.database or "").parent if is_file else settings.vm_root) / LEAD_FILE
+    if url.get_backend_name() == "sqlite" and url.database:
+        return Path(url.database).parent
+    made, _, _ = os.environ.get("STATE_DIRECTORY", "").partition(":")
+    return Path(made) if made else settings.vm_root

@@ -15,6 +15,10 @@ from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)
 
+# So that a first time with years to forget leaves time for the rest.
+BATCH = 100
+MOST_BATCHES = 20
+
 
 class SlotLocks(defaultdict[int, asyncio.Lock]):
     """Whoever starts or stops something in a slot has its lock."""
@@ -36,7 +40,7 @@ class Reconciler:
         await self._guarded("database", self._rescue())
         await self._guarded("orphans", self._stop_orphans())
         await self._guarded("folders", self._discard_folders())
-        await self._guarded("news", self._prune())
+        await self._guarded("old rows", self._prune())
 
     async def _guarded(self, what: str, work: Awaitable[None]) -> None:
         try:
@@ -94,7 +98,22 @@ class Reconciler:
             return
         kept = timedelta(seconds=self._means.pace.keep_news)
         await self._means.sessions.prune(self._means.clock() - kept)
+        await self._forget()
         self._pruned_at = now
+
+    async def _forget(self) -> None:
+        """Delete sessions that ended long ago; a few at a time, so that others can write."""
+        kept = timedelta(days=self._means.settings.keep_ended_days)
+        if not kept:
+            return
+        forgotten = 0
+        for _ in range(MOST_BATCHES):
+            count = await self._means.sessions.forget(self._means.clock() - kept, BATCH)
+            forgotten += count
+            if count < BATCH:
+                break
+        if forgotten:
+            log.info("sessions_forgotten", count=forgotten)
 
 
 def keeps_logs(vm: Vm, keep_seconds: float, at: datetime) -> bool:

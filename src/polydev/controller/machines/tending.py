@@ -32,6 +32,7 @@ from polydev.controller.machines.decisions import (
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.following import SerialFollower, overdue, stages_to_tell
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.login import LoginWatch
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.watch import AgentWatch
 from polydev.controller.model import Vm
@@ -66,7 +67,8 @@ class Tending:
 
     def __init__(self, vm: Vm, means: Means) -> None:
         self._means = means
-        self._watch = AgentWatch(means.agent, vm.vm_ip)
+        self._watch = AgentWatch(lambda: means.agent.health(vm.vm_ip))
+        self._login = LoginWatch(means.agent, means.sessions, vm)
         self._console = LogReader(means.hypervisor.console(vm.slot, vm.id))
         self._serial = SerialFollower()
         self._given_up = 0
@@ -81,6 +83,7 @@ class Tending:
 
     async def close(self) -> None:
         await self._watch.close()
+        await self._login.close()
 
     async def step(self, vm: Vm, place: int | None = None) -> bool:
         """Do the next thing; whether something came of it that may call for the next at once.
@@ -198,6 +201,7 @@ class Tending:
         if other:
             await self._fail(vm, other)
             return True
+        await self._login.look()
         count = await self._means.vms.checked(vm.id, is_well(answer))
         if count == vm.failed_checks == 0:
             return False

@@ -1,28 +1,29 @@
-"""One VM's agent, asked beside everything else: it may take long to say nothing."""
+"""One VM's agent, asked something beside everything else: it may take long to say nothing."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
-from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.machines.decisions import Answer
 from polydev.controller.machines.limits import end
 from polydev.errors import AgentError
 
+Told = TypeVar("Told")
 
-class AgentWatch:
+
+class AgentWatch(Generic[Told]):
     """Asks, at most once at a time.
 
     latest      the last answer or what there was instead; None before the first
     """
 
-    def __init__(self, agent: AgentClient, vm_ip: str) -> None:
-        self._agent = agent
-        self._vm_ip = vm_ip
-        self._asking: asyncio.Task[Answer] | None = None
+    def __init__(self, question: Callable[[], Awaitable[Told]]) -> None:
+        self._question = question
+        self._asking: asyncio.Task[Told | AgentError] | None = None
         self._began = 0.0
         self._ended = 0.0
-        self.latest: Answer | None = None
+        self.latest: Told | AgentError | None = None
 
     def ask(self, pause: float, share: float = 0.0) -> None:
         """Ask, unless a question is under way or the last one's end is not `pause` ago.
@@ -36,7 +37,7 @@ class AgentWatch:
         self._began = now
         self._asking = asyncio.create_task(self._ask())
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> Told | AgentError | None:
         """An answer that has come since this was called the last time."""
         if self._asking is None or not self._asking.done():
             return None
@@ -44,9 +45,9 @@ class AgentWatch:
         self.latest = done.result()
         return self.latest
 
-    async def _ask(self) -> Answer:
+    async def _ask(self) -> Told | AgentError:
         try:
-            return await self._agent.health(self._vm_ip)
+            return await self._question()
         except AgentError as error:
             return error
         finally:

@@ -3,6 +3,7 @@
 takeover    uvicorn makes the handshake, then hands the connection over with its socket
 frames      what is on the wire, as pure functions: headers, closings, a reader of frames
 closings    how a viewer's connection ends, in codes and words that it can show
+beat        one timer for the pings of all viewers
 viewer      the WebSocket: frames out, bytes in, pings, the closing handshake
 pump        bytes both ways between a viewer and its VM, each way as fast as the slower end
 pipes       pipes through which the kernel moves large updates, copying nothing

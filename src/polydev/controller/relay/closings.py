@@ -67,6 +67,10 @@ def session_over(session: Session) -> Closing:
     return Closing(SESSION_OVER, f"the session is over ({session.state}){reason}", "session-over")
 
 
+def token_over(reason: str) -> Closing:
+    return Closing(NOT_AUTHENTICATED, reason, "token-over")
+
+
 def not_ready(vm: Vm) -> Closing:
     stage = f"it has come to: {vm.stage}" if vm.stage != "none" else "it is being started"
     return Closing(NOT_READY, f"the VM is not ready yet; {stage}", "not-ready")

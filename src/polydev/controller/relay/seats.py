@@ -25,9 +25,8 @@ from polydev.errors import SessionNotFound
 log = structlog.stdlib.get_logger(__name__)
 
 MOST_VIEWERS = 8  # of one session
-MOST_LIVE_SESSIONS = 1000  # slots are numbers of one byte
 # Where nobody rings the bell: a VM that goes with its session tells at once as well.
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 5.0
 
 
 class Seat:
@@ -96,8 +95,7 @@ class Seats:
 
     async def _end_those_over(self) -> None:
         watched = {seat.session_id for seat in self._seats}
-        live = await self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS)
-        for session_id in watched - {session.id for session in live}:
+        for session_id in watched - await self._sessions.live_of(watched):
             closing = await self._why_over(session_id)
             for seat in self._seats:
                 if seat.session_id == session_id:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
     RESTARTING,
     VANISHED,
@@ -25,7 +26,6 @@ from polydev.controller.relay.pipes import Pipe
 from polydev.controller.relay.takeover import Connection
 
 READ_BYTES = 1 << 16
-PING_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
 
 Deliver = Callable[[bytes], None]
@@ -38,13 +38,13 @@ class Viewer:
     on_drained              called when a frame that had to wait has left
     """
 
-    def __init__(self, connection: Connection, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(self, connection: Connection, beat: Beat) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._socket = connection.socket
         self._number = connection.socket.fileno()
         self._reader = FrameReader(connection.protocol)
-        self._ping_seconds = ping_seconds
+        self._beat = beat
         self.ended: asyncio.Future[Closing] = self._loop.create_future()
         self.bytes_to = 0
         self.bytes_from = 0
@@ -57,7 +57,6 @@ class Viewer:
         self._is_reading = False
         self._is_closing = False
         self._settled = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
         self._ping_is_due = False
         self._gave_sign = False
         connection.ending.add_done_callback(self._restart)
@@ -150,7 +149,7 @@ class Viewer:
     def begin(self, deliver: Deliver) -> None:
         """Read from now on, and ask for signs of life."""
         self._deliver = deliver
-        self._timer = self._loop.call_later(self._ping_seconds, self._tick)
+        self._beat.join(self._tick)
         self.resume()
         if self._connection.early:
             self._take(self._connection.early)
@@ -194,14 +193,13 @@ class Viewer:
             self._deliver(data)
 
     def _tick(self) -> None:
-        """Every `ping_seconds`: who gave no sign since the last ping is gone."""
+        """With each beat: who gave no sign since the last ping is gone."""
         can_be_heard = self._is_reading
         if self._ping_is_due and can_be_heard and not self._gave_sign:
             self.end(VIEWER_SILENT)
             return
         self._gave_sign = False
         self._ping_is_due = True
-        self._timer = self._loop.call_later(self._ping_seconds, self._tick)
         self._say("ping", PING)
 
     # The end
@@ -209,8 +207,7 @@ class Viewer:
     async def close(self, closing: Closing, within_seconds: float = CLOSE_SECONDS) -> None:
         """Say why, if anybody listens, and close; what the viewer still says is not read."""
         self.end(closing)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._beat.leave(self._tick)
         self._is_closing = True
         if closing.code != VANISHED:
             self._asides.clear()
@@ -243,8 +240,7 @@ class Viewer:
         if self._waits:
             self._waits = False
             self._loop.remove_writer(self._number)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._beat.leave(self._tick)
         self._connection.ending.remove_done_callback(self._restart)
         self._socket.close()
         self._connection.release()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from polydev.controller.model import Alert, Severity, now
-from polydev.controller.store.tables import alerts, vms
+from polydev.controller.store.tables import alerts
 from polydev.controller.store.transactions import Database
 
 
@@ -97,14 +97,3 @@ def _alert(row: sa.RowMapping) -> Alert:
 def _alert_or_none(found: sa.CursorResult[Any]) -> Alert | None:
     row = found.mappings().one_or_none()
     return None if row is None else _alert(row)
-
-
-async def failed_while_up(database: Database, since: datetime, made_since: datetime) -> int:
-    """How many VMs failed since then after they had been ready; only those made since another
-    time are looked at, so that the many of old need not be.
-    """
-    failed = (vms.c.reason.is_not(None), vms.c.ready_at.is_not(None))
-    lately = sa.or_(vms.c.released_at.is_(None), vms.c.ended_at >= since)
-    counted = sa.select(sa.func.count()).where(vms.c.created_at >= made_since, *failed, lately)
-    async with database.reading() as connection:
-        return (await connection.execute(counted)).scalar_one()

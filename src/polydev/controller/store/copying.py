@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from polydev.errors import Error
 
-STOP_HINT = "stop the controller first: systemctl stop master-controller.service"
+# The socket too: it would start the service again for the next request.
+STOP_HINT = (
+    "stop the controller first: systemctl stop master-controller.socket master-controller.service"
+)
 
 
 class CopyError(Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Provider, Session, SessionNews, now
 from polydev.controller.settings import SessionLimits
-from polydev.controller.states import SessionEvent
+from polydev.controller.states import LoginStatus, SessionEvent, login_events
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import (
     change_session,
@@ -22,6 +22,8 @@ from polydev.controller.store.changes import (
     tell,
     tell_state,
 )
+from polydev.controller.store.forgetting import forget
+from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_slot
 from polydev.controller.store.transactions import Database
@@ -102,25 +104,33 @@ class Sessions:
         user_id: str | None = None,
         live_only: bool = False,
         limit: int = 100,
-        before: datetime | None = None,
+        before: Session | None = None,
     ) -> builtins.list[Session]:
-        """Sessions of one user or of all, newest first; `before`: only those made before it."""
+        """Sessions of one user or of all, newest first; `before`: those that follow it there."""
         asked = LIVE_SESSIONS.c if live_only else _sessions
         statement = sa.select(LIVE_SESSIONS) if live_only else SESSIONS
         if user_id is not None:
             statement = statement.where(asked.user_id == user_id)
-        if before is not None:
-            statement = statement.where(asked.created_at < before)
-        statement = statement.order_by(asked.created_at.desc(), asked.id).limit(limit)
         async with self._database.reading() as connection:
-            found = await connection.execute(statement)
+            found = await connection.execute(page(statement, asked, limit, before))
             return [session_of(row) for row in found.mappings()]
 
-    async def live_of_vm(self, vm_id: str) -> Session | None:
+    async def live_of(self, ids: Collection[str]) -> set[str]:
+        """Those of these sessions that are there and not over."""
+        statement = sa.select(_sessions.id).where(_sessions.id.in_(ids), LIVE)
         async with self._database.reading() as connection:
-            found = await connection.execute(SESSIONS.where(_sessions.vm_id == vm_id, LIVE))
+            return set((await connection.execute(statement)).scalars())
+
+    async def of_vm(self, vm_id: str) -> Session | None:
+        """Whose VM that is, or was."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(SESSIONS.where(_sessions.vm_id == vm_id))
             row = found.mappings().one_or_none()
         return session_of(row) if row else None
+
+    async def live_of_vm(self, vm_id: str) -> Session | None:
+        session = await self.of_vm(vm_id)
+        return session if session is not None and session.is_live else None
 
     async def heartbeat(self, session_id: str) -> Session:
         """Somebody looks: the session lives on for `idle_seconds`, if its VM is up.
@@ -153,6 +163,16 @@ class Sessions:
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
             return await change_session(connection, session, event, self._clock(), reason=reason)
+
+    async def login_is(self, session_id: str, login: LoginStatus) -> Session:
+        """Take a session as far as its tool's login has come. SessionNotFound, SessionExpired."""
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            if not session.is_live:
+                raise refusals.session_over(session)
+            for event in login_events(session.state, login):
+                session = await change_session(connection, session, event, self._clock())
+            return session
 
     async def expire_due(self) -> builtins.list[Session]:
         """End every live session whose time is over; those that were ended."""
@@ -205,6 +225,12 @@ class Sessions:
                 return 0  # the write lock is not taken for nothing
         async with self._database.writing() as connection:
             return (await connection.execute(sa.delete(tables.session_news).where(old))).rowcount
+
+    async def forget(self, before: datetime, limit: int) -> int:
+        """Delete so many of the sessions that ended before that time, with all that is theirs;
+        how many were. Their idempotency keys may be used again.
+        """
+        return await forget(self._database, before, limit)
 
 
 async def _lock_user(connection: AsyncConnection, user_id: str) -> None:

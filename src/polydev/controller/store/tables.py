@@ -150,6 +150,21 @@ session_news = sa.Table(
 sa.Index("session_news_of_session", session_news.c.session_id, session_news.c.number)
 sa.Index("session_news_at", session_news.c.at)
 
+credentials = sa.Table(
+    "credentials",
+    metadata,
+    sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), primary_key=True),
+    sa.Column("provider", sa.String(32), primary_key=True),
+    sa.Column("key_id", sa.String(16), nullable=False),
+    # By a key that is not in here; see sealing.
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("session_id", sa.String(36), sa.ForeignKey("sessions.id", ondelete="SET NULL")),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+)
+# Asked by the database itself, when sessions are deleted.
+sa.Index("credentials_of_session", credentials.c.session_id)
+
 samples = sa.Table(
     "samples",
     metadata,

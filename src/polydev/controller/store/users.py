@@ -6,13 +6,13 @@ import builtins
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from polydev.controller.model import Role, Token, User, now
+from polydev.controller.model import Caller, Role, Token, User, now
 from polydev.controller.store import tables
 from polydev.controller.store.rows import TOKENS, USERS, token_of, user_of
 from polydev.controller.store.transactions import Database
@@ -124,25 +124,31 @@ class Tokens:
             found = await connection.execute(statement)
             return [token_of(row) for row in found.mappings()]
 
-    async def user_of(self, plain: str) -> User | None:
+    async def caller_of(self, plain: str) -> Caller | None:
         """Whom a token stands for: None if it is unknown, revoked or expired."""
         at, tokens, hashed = self._clock(), tables.tokens.c, token_hash(plain)
+        statement = TOKENS.add_columns(tables.users.c.role).join(
+            tables.users, tokens.user_id == tables.users.c.id
+        )
         usable = sa.and_(
             tokens.sha256 == hashed,
             tokens.revoked_at.is_(None),
             sa.or_(tokens.expires_at.is_(None), tokens.expires_at > at),
         )
-        statement = USERS.add_columns(tokens.used_at).join(
-            tables.tokens, tokens.user_id == tables.users.c.id
-        )
         async with self._database.reading() as connection:
-            found = await connection.execute(statement.where(usable))
-            row = found.mappings().one_or_none()
+            row = (await connection.execute(statement.where(usable))).one_or_none()
         if row is None:
             return None
-        if row["used_at"] is None or row["used_at"] <= at - USED_EVERY:
+        if row.used_at is None or row.used_at <= at - USED_EVERY:
             await self._note_use(hashed, at)
-        return user_of({column.name: row[column.name] for column in tables.users.c})
+        return Caller(row.user_id, row.role, "token", row.expires_at, row.id)
+
+    async def not_revoked(self, ids: Collection[str]) -> set[str]:
+        """Those of these tokens that there are and that nobody revoked."""
+        tokens = tables.tokens.c
+        statement = sa.select(tokens.id).where(tokens.id.in_(ids), tokens.revoked_at.is_(None))
+        async with self._database.reading() as connection:
+            return set((await connection.execute(statement)).scalars())
 
     async def _note_use(self, hashed: str, at: datetime) -> None:
         statement = sa.update(tables.tokens).where(tables.tokens.c.sha256 == hashed)

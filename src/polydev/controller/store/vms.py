@@ -7,7 +7,7 @@ changes nothing, and the driver, which goes by the state, sees what is so.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -25,6 +25,7 @@ from polydev.controller.store.changes import (
     tell,
 )
 from polydev.controller.store.mending import mend
+from polydev.controller.store.paging import page
 from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
 from polydev.controller.store.sessions import idle_end
 from polydev.controller.store.transactions import Database
@@ -51,13 +52,25 @@ class Vms:
             raise no_vm(vm_id)
         return vm_of(row)
 
-    async def list(self, live_only: bool = False, limit: int = 100) -> builtins.list[Vm]:
-        """VMs, newest first."""
-        asked = HELD_VMS.c if live_only else _vms
-        statement = sa.select(HELD_VMS) if live_only else VMS
-        if live_only:
-            statement = statement.where(asked.state.in_(LIVE_VM_STATES))
-        return await self._read(statement.order_by(asked.created_at.desc(), asked.id).limit(limit))
+    async def some(self, ids: Collection[str]) -> dict[str, Vm]:
+        """Those of these VMs that there are, by id."""
+        return {vm.id: vm for vm in await self._read(VMS.where(_vms.id.in_(ids)))}
+
+    async def list(
+        self,
+        user_id: str | None = None,
+        held_only: bool = False,
+        limit: int = 100,
+        before: Vm | None = None,
+    ) -> builtins.list[Vm]:
+        """VMs of one user's sessions or all, newest first; `before`: those that follow it there."""
+        asked = HELD_VMS.c if held_only else _vms
+        statement = sa.select(HELD_VMS) if held_only else VMS
+        if user_id is not None:
+            whose = tables.sessions.c
+            statement = statement.join(tables.sessions, whose.vm_id == asked.id)
+            statement = statement.where(whose.user_id == user_id)
+        return await self._read(page(statement, asked, limit, before))
 
     async def held(self) -> builtins.list[Vm]:
         """Those that have a slot, oldest first: whatever is to be done is done to these."""
@@ -169,6 +182,16 @@ class Vms:
         async with self._database.reading() as connection:
             counts = [await connection.execute(asked) for asked in (over, stops)]
             return sum(count.scalar_one() for count in counts)
+
+    async def failed_while_up(self, since: datetime, made_since: datetime) -> int:
+        """How many VMs failed since then after they had been ready; only those made since another
+        time are looked at, so that the many of old need not be.
+        """
+        failed = (_vms.reason.is_not(None), _vms.ready_at.is_not(None))
+        lately = sa.or_(_vms.released_at.is_(None), _vms.ended_at >= since)
+        counted = sa.select(sa.func.count()).where(_vms.created_at >= made_since, *failed, lately)
+        async with self._database.reading() as connection:
+            return (await connection.execute(counted)).scalar_one()
 
 
 async def _note_stage(

@@ -1,0 +1,37 @@
+"""The login of a session's tool, waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from polydev.client.api import ControllerApi
+
+ASK_SECONDS = 2.0
+COMING = {"vm_starting": "the VM boots", "starting": "the tool starts"}
+
+
+def wait_for_url(
+    api: ControllerApi,
+    session_id: str,
+    say: Callable[[str], None],
+    *,
+    again: bool = False,
+    pause: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """The login, once its URL is known or it is done; each state on the way is said once.
+
+    Ends by itself, since VMs have deadlines and tools too. `again` starts a login that failed.
+    Raises ControllerRefused with the tool's own words if it fails.
+    """
+    path = f"/api/auth/session/{session_id}/oauth-url"
+    login = dict(api.post(path) if again else api.get(path))
+    said = ""
+    while login["status"] in COMING:
+        if login["status"] != said:
+            said = login["status"]
+            say(COMING[said])
+        pause(ASK_SECONDS)
+        login = dict(api.get(path))
+    return login

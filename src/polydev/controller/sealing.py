@@ -1,0 +1,94 @@
+"""Credentials sealed and opened: AES-256-GCM with the keys of the secret `credentials-key`.
+
+A sealed value is a nonce, the ciphertext and its tag. Whose it is and of which provider is
+authenticated with it, so it opens in its own row only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
+
+from polydev.errors import ConfigError, CredentialsLocked
+
+SECRET_NAME = "credentials-key"  # noqa: S105 - a name
+KEY_BYTES = 32
+NONCE_BYTES = 12
+KEY_ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What is stored: `key_id` says which key opens `data`."""
+
+    key_id: str
+    data: bytes
+
+
+class Keyring:
+    """The first key seals, every one opens."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.first = key_id(keys[0])
+        self._ciphers = {key_id(key): AESGCM(key) for key in keys}
+
+    def seal(self, plain: bytes, user_id: str, provider: str) -> Sealed:
+        nonce = os.urandom(NONCE_BYTES)
+        cipher = self._ciphers[self.first]
+        return Sealed(self.first, nonce + cipher.encrypt(nonce, plain, _owner(user_id, provider)))
+
+    def open(self, sealed: Sealed, user_id: str, provider: str) -> bytes:
+        """Raises CredentialsLocked where no key opens it, or it was sealed for another row."""
+        cipher = self._ciphers.get(sealed.key_id)
+        if cipher is None:
+            raise _locked(f"the key {sealed.key_id} that seals them is missing")
+        nonce, text = sealed.data[:NONCE_BYTES], sealed.data[NONCE_BYTES:]
+        try:
+            return cipher.decrypt(nonce, text, _owner(user_id, provider))
+        except (InvalidTag, ValueError):  # ValueError: too short to be a nonce
+            raise _locked("they are damaged, or were not sealed for their user") from None
+
+
+def _locked(why: str) -> CredentialsLocked:
+    return CredentialsLocked(
+        f"the credentials cannot be opened: {why}",
+        f"store them again, or an operator gives the host its key back: a line of {SECRET_NAME}",
+    )
+
+
+def _owner(user_id: str, provider: str) -> bytes:
+    return f"polydev credentials\n{user_id}\n{provider}".encode()
+
+
+def key_id(key: bytes) -> str:
+    """By this a row names its key; it tells nothing of the key."""
+    return hashlib.sha256(key).hexdigest()[:KEY_ID_DIGITS]
+
+
+def keyring_of(secret: SecretStr | None) -> Keyring | None:
+    """The keys of the secret, if there is one. Raises ConfigError where a line is no key."""
+    if secret is None:
+        return None
+    lines = [line.strip() for line in secret.get_secret_value().splitlines() if line.strip()]
+    keys = [_key(line) for line in lines]
+    if not keys or None in keys:
+        raise ConfigError(
+            f"the secret {SECRET_NAME} must be keys of {KEY_BYTES} bytes in base64, one a line",
+            "./inv credentials.key makes one",
+        )
+    return Keyring([key for key in keys if key is not None])
+
+
+def _key(line: str) -> bytes | None:
+    try:
+        key = base64.b64decode(line, validate=True)
+    except ValueError:
+        return None
+    return key if len(key) == KEY_BYTES else None

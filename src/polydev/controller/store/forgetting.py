@@ -1,0 +1,44 @@
+"""Sessions that ended long ago go, each with its VM and its news, in one transaction.
+
+A VM that holds its slot keeps its session. What points at a session is either deleted with it or,
+as a user's credentials, points nowhere afterwards: the tables say so.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from polydev.controller.store import tables
+from polydev.controller.store.transactions import Database
+
+_sessions, _vms = tables.sessions.c, tables.vms.c
+
+
+async def forget(database: Database, before: datetime, limit: int) -> int:
+    """Delete so many of the sessions that ended before that time; how many were."""
+    async with database.reading() as connection:
+        if (await connection.execute(_forgettable(before, 1))).first() is None:
+            return 0  # the write lock is not taken for nothing
+    async with database.writing() as connection:
+        asked = _forgettable(before, limit).with_for_update(of=tables.sessions)
+        found = (await connection.execute(asked)).all()
+        ids, vm_ids = [row.id for row in found], [row.vm_id for row in found]
+        news = tables.session_news
+        await connection.execute(sa.delete(news).where(news.c.session_id.in_(ids)))
+        await connection.execute(sa.delete(tables.sessions).where(_sessions.id.in_(ids)))
+        await connection.execute(sa.delete(tables.vms).where(_vms.id.in_(vm_ids)))
+        return len(ids)
+
+
+def _forgettable(before: datetime, limit: int) -> sa.Select[tuple[str, str]]:
+    """The oldest first. By when they were made an index has them: no session ends before that."""
+    return (
+        sa.select(_sessions.id, _sessions.vm_id)
+        .join_from(tables.sessions, tables.vms, _vms.id == _sessions.vm_id)
+        .where(_sessions.created_at < before, _sessions.ended_at < before)
+        .where(_vms.released_at.is_not(None))
+        .order_by(_sessions.created_at)
+        .limit(limit)
+    )

@@ -1,0 +1,64 @@
+"""The key of credentials on a real host: a lab's own, kept over changes, and rotated over SSH."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from polydev.client.credentials import ensure_key, new_key, rotate
+from polydev.client.on_host import HostController
+from tests.hosts import DeployedHost
+
+SECRET = "/etc/master-controller/secrets/credentials-key"
+PATH = "/api/auth/credentials"
+CREDENTIALS = {"token": "marker-of-a-secret-that-nobody-sees"}
+
+
+def caller(host: DeployedHost) -> httpx.Client:
+    """A new user of the host's controller."""
+    there = HostController(host.host.target)
+    user = there.ask("user", "add", "--role", "user")["id"]
+    token = there.ask("token", "create", "--user", user, "--name", "tests")["token"]
+    return httpx.Client(
+        base_url=f"http://{host.lab.address}:4000",
+        headers={"Authorization": f"Bearer {token}"},
+        trust_env=False,
+        timeout=60,
+    )
+
+
+def stored(client: httpx.Client) -> object:
+    return client.get(f"{PATH}/claude").raise_for_status().json()["credentials"]
+
+
+def test_a_key_is_changed_and_taken_back_and_nothing_is_lost(
+    deployed: DeployedHost, tmp_path: Path
+) -> None:
+    own = ensure_key(deployed.lab.folder)
+    assert deployed.inside(f"cat {SECRET}") == own.read_text().strip()
+    before = deployed.records()[0].state
+    target = deployed.host.target
+    with caller(deployed) as client:
+        body = {"provider": "claude", "credentials": CREDENTIALS}
+        client.post(f"{PATH}/store", json=body).raise_for_status()
+        keys = tmp_path / "keys"
+        keys.write_text(f"{new_key()}\n{own.read_text()}")
+        record = replace(deployed, data={"secrets": {"credentials-key": str(keys)}}).deploy()
+        assert stored(client) == CREDENTIALS
+        done = rotate(target)
+        assert (done["sealed"] >= 1, done["locked"]) == (True, 0)
+        assert rotate(target) == {**done, "sealed": 0, "current": done["sealed"] + done["current"]}
+        assert stored(client) == CREDENTIALS
+
+        deployed.rollback(to=before)  # secret and database together
+        assert deployed.inside(f"cat {SECRET}") == own.read_text().strip()
+        assert stored(client) == CREDENTIALS
+        log = (deployed.logs / f"deployment-{record.id}.log").read_text()
+        journal = deployed.inside("journalctl --unit master-controller --output cat")
+        for secret in (*keys.read_text().split(), CREDENTIALS["token"]):
+            assert secret not in f"{log}{journal}"
+        client.delete(PATH).raise_for_status()
+    assert deployed.deploy().changes == 0
+    assert rotate(target)["sealed"] == 0

@@ -1,0 +1,61 @@
+"""Waiting for a login's URL: what is asked, what is said on the way, when it ends."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from polydev.client.api import ControllerApi, ControllerRefused
+from polydev.client.login import ASK_SECONDS, wait_for_url
+
+PATH = "/api/auth/session/5b0c/oauth-url"
+LOGIN = {"sessionId": "5b0c", "provider": "codex", "url": None}
+
+
+class Answers:
+    """Gives each answer once, in order; remembers what was asked, said and slept."""
+
+    def __init__(self, *statuses: str) -> None:
+        self.left = list(statuses)
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        self.pauses: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.method} {request.url.path}")
+        status = self.left.pop(0)
+        if status == "failed":
+            return httpx.Response(502, json={"detail": "codex did not come to its login: no disk"})
+        url = "https://auth.example/1" if status == "waiting" else None
+        return httpx.Response(200 if url else 202, json={**LOGIN, "status": status, "url": url})
+
+    def wait(self, *, again: bool = False) -> dict[str, object]:
+        with ControllerApi("http://192.0.2.1", "t", httpx.MockTransport(self)) as api:
+            return wait_for_url(
+                api, "5b0c", self.said.append, again=again, pause=self.pauses.append
+            )
+
+
+def test_each_state_is_said_once_until_the_url_is_there() -> None:
+    answers = Answers("vm_starting", "vm_starting", "starting", "starting", "waiting")
+    assert answers.wait()["url"] == "https://auth.example/1"
+    assert answers.said == ["the VM boots", "the tool starts"]
+    assert answers.asked == [f"GET {PATH}"] * 5
+    assert answers.pauses == [ASK_SECONDS] * 4
+
+
+def test_again_starts_the_tool_once() -> None:
+    answers = Answers("starting", "waiting")
+    answers.wait(again=True)
+    assert answers.asked == [f"POST {PATH}", f"GET {PATH}"]
+
+
+def test_who_is_logged_in_waits_for_nothing() -> None:
+    answers = Answers("done")
+    assert answers.wait()["status"] == "done"
+    assert answers.pauses == []
+
+
+def test_a_failure_is_told_in_the_tools_words() -> None:
+    with pytest.raises(ControllerRefused, match="no disk"):
+        Answers("starting", "failed").wait()

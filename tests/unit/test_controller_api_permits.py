@@ -1,0 +1,94 @@
+"""What lasts ends with the token that it was asked for with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime, timedelta, timezone
+from typing import cast
+
+from sqlalchemy.exc import OperationalError
+
+from polydev.controller.api.permits import EXPIRED, REVOKED, Permits
+from polydev.controller.model import Caller
+from polydev.controller.store.users import Tokens
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+PATIENCE_SECONDS = 60
+
+
+class SomeTokens:
+    """Tokens of which some are revoked; asked once while it is `away`, it fails."""
+
+    def __init__(self) -> None:
+        self.revoked: set[str] = set()
+        self.asked: list[set[str]] = []
+        self.away = False
+        self.answered = asyncio.Event()
+
+    async def not_revoked(self, ids: Collection[str]) -> set[str]:
+        self.asked.append(set(ids))
+        if self.away:
+            self.away = False
+            raise OperationalError("SELECT secret", {}, Exception("gone"))
+        self.answered.set()
+        return set(ids) - self.revoked
+
+
+def caller(token_id: str | None = None, seconds: float | None = None) -> Caller:
+    expires_at = None if seconds is None else START + timedelta(seconds=seconds)
+    return Caller("ada", "user", "token", expires_at, token_id)
+
+
+def play(scenario: Callable[[Permits, SomeTokens], Awaitable[None]]) -> None:
+    async def run() -> None:
+        tokens = SomeTokens()
+        permits = Permits(cast(Tokens, tokens), look_seconds=0.001, clock=lambda: START)
+        await asyncio.wait_for(asyncio.ensure_future(scenario(permits, tokens)), PATIENCE_SECONDS)
+        assert len(asyncio.all_tasks()) == 1  # nobody looks on for those who have gone
+
+    asyncio.run(run())
+
+
+def test_a_token_ends_by_its_time() -> None:
+    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+        with (
+            permits.lasting(caller(seconds=0.01)) as over,
+            permits.lasting(caller(seconds=-1)) as late,
+            permits.lasting(caller(seconds=3600)) as long,
+        ):
+            assert await over == EXPIRED
+            assert await late == EXPIRED
+            assert not long.done()
+        assert long.cancelled()
+        assert tokens.asked == []  # of what cannot be revoked nothing is asked
+
+    play(scenario)
+
+
+def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
+    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+        with (
+            permits.lasting(caller("one")) as over,
+            permits.lasting(caller("one")) as over_too,
+            permits.lasting(caller("two")) as other,
+        ):
+            tokens.revoked.add("one")
+            assert (await over, await over_too) == (REVOKED, REVOKED)
+            assert not other.done()
+        assert tokens.asked[0] == {"one", "two"}
+
+    play(scenario)
+
+
+def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
+    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+        tokens.away = True
+        with permits.lasting(caller("one")) as over:
+            await tokens.answered.wait()
+            assert len(tokens.asked) == 2
+            assert not over.done()
+            tokens.revoked.add("one")
+            assert await over == REVOKED
+
+    play(scenario)

@@ -1,0 +1,458 @@
+"""Credentials over the API: whose they are, what is taken, and where they are never seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from polydev.client.credentials import new_key
+from polydev.controller.api.credentials import (
+    EXAMPLE,
+    LOCKED,
+    MAX_BYTES,
+    NO_KEY,
+    NONE_STORED,
+    STORED_EXAMPLE,
+    CredentialsAnswer,
+    StoreRequest,
+)
+from polydev.controller.app import create_app
+from polydev.controller.logs import QUIET, configure_logs
+from polydev.controller.migrate import migrate
+from polydev.controller.settings import SessionLimits, Settings
+from polydev.controller.store.slots import sync_slots
+from polydev.errors import ConfigError
+from tests.api import JWT_SECRET, Served, StillHypervisor, image_store, served
+
+PATH = "/api/auth/credentials"
+UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+MARKER = "marker-of-a-secret-that-nobody-sees"
+SECRET = {"tokens": {"access": MARKER, "refresh": ["ü", 1.5, None, True]}, "expires": 10**30}
+Scenario = Callable[[Served], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
+@dataclass(frozen=True)
+class Host:
+    settings: Settings
+    database: Path
+
+    def run(self, scenario: Scenario, **changes: Any) -> None:
+        """With an application of its own; `changes` are of its settings."""
+
+        async def talk() -> None:
+            settings = self.settings.model_copy(update=changes)
+            hypervisor = StillHypervisor(self.database.parent / "microvm")
+            async with served(settings, hypervisor) as asked:
+                database = asked.services.database
+                await sync_slots(database, settings.slots, settings.vm_network)
+                await scenario(asked)
+
+        asyncio.run(talk())
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> Host:
+    file = tmp_path / "controller.sqlite3"
+    shutil.copy(migrated, file)
+    settings = Settings(
+        database_url=f"sqlite+aiosqlite:///{file}",
+        image_store=image_store(tmp_path / "store"),
+        slots=(2, 3, 4),
+        jwt_secret=SecretStr(JWT_SECRET),
+        credentials_key=SecretStr(new_key()),
+        session=SessionLimits(per_user=100),
+    )
+    return Host(settings, file)
+
+
+def in_database(host: Host, statement: str, *values: str) -> None:
+    with closing(sqlite3.connect(host.database)) as database, database:
+        database.execute(statement, values)
+
+
+async def store(asked: Served, caller: str = "user", **body: Any) -> httpx.Response:
+    sent = {"provider": "claude", "credentials": SECRET, **body}
+    return await asked.ask("POST", f"{PATH}/store", caller, json=sent)
+
+
+def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    told: dict[str, Any] = answer.json()
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
+    return told
+
+
+async def in_state(asked: Served, caller: str, state: str) -> str:
+    """The id of a session of the caller's that is in this state."""
+    session = await asked.start(caller)
+    services = asked.services
+    await services.vms.launched(session["vmId"])
+    if state != "vm_starting":
+        await services.vms.ready(session["vmId"])
+    if state == "oauth_pending":
+        await services.sessions.apply(session["id"], "oauth_started")
+    found = (await asked.ask("GET", session["links"]["self"], caller)).json()
+    assert found["status"] == state
+    return str(session["id"])
+
+
+def test_from_stored_to_removed(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        made = await store(asked)
+        assert made.status_code == 201
+        assert made.headers["location"] == f"{PATH}/claude"
+        metadata = made.json()
+        assert set(metadata) == {"provider", "sessionId", "createdAt", "updatedAt"}
+        assert (metadata["provider"], metadata["sessionId"]) == ("claude", None)
+        assert metadata["createdAt"] == metadata["updatedAt"]
+        found = await asked.ask("GET", made.headers["location"])
+        assert found.json() == {**metadata, "credentials": SECRET}
+        assert found.headers["content-type"] == "application/json"
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": [metadata]}
+        removed = await asked.ask("DELETE", f"{PATH}/claude")
+        assert (removed.status_code, removed.content) == (204, b"")
+        for method in ("GET", "DELETE"):
+            problem(await asked.ask(method, f"{PATH}/claude"), 404, "credentials-not-found")
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": []}
+
+    host.run(scenario)
+
+
+def test_those_stored_again_are_the_new_ones(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await in_state(asked, "user", "vm_created")
+        first = (await store(asked, sessionId=session)).json()
+        again = await store(asked, credentials={"token": "new"})
+        assert again.status_code == 200
+        assert again.headers["location"] == f"{PATH}/claude"
+        told = again.json()
+        assert told["createdAt"] == first["createdAt"] < told["updatedAt"]
+        assert (first["sessionId"], told["sessionId"]) == (session, None)
+        found = (await asked.ask("GET", f"{PATH}/claude")).json()
+        assert found["credentials"] == {"token": "new"}
+        assert (await store(asked, provider="gemini")).status_code == 201
+        listed = (await asked.ask("GET", PATH)).json()["credentials"]
+        assert [each["provider"] for each in listed] == ["claude", "gemini"]
+        assert (await asked.ask("DELETE", PATH)).status_code == 204
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": []}
+        assert (await asked.ask("DELETE", PATH)).status_code == 204
+
+    host.run(scenario)
+
+
+def test_nobody_has_those_of_another(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        assert (await store(asked)).status_code == 201
+        for caller in ("other user", "operator", "admin"):
+            assert (await asked.ask("GET", PATH, caller)).json() == {"credentials": []}
+            for method in ("GET", "DELETE"):
+                answer = await asked.ask(method, f"{PATH}/claude", caller)
+                problem(answer, 404, "credentials-not-found")
+            own = {"of": caller}
+            assert (await store(asked, caller, credentials=own)).status_code == 201
+            found = (await asked.ask("GET", f"{PATH}/claude", caller)).json()
+            assert found["credentials"] == own
+            assert (await asked.ask("DELETE", PATH, caller)).status_code == 204
+        assert (await asked.ask("GET", f"{PATH}/claude")).json()["credentials"] == SECRET
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("vm_starting", "vm_starting"),
+        ("vm_created", "vm_created"),
+        ("oauth_pending", "authenticated"),
+    ],
+)
+def test_a_session_that_waits_for_its_login_goes_on(host: Host, before: str, after: str) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await in_state(asked, "user", before)
+        news = len(await asked.services.sessions.news(session))
+        for status in (201, 200):
+            answer = await store(asked, sessionId=session)
+            assert answer.status_code == status
+            assert answer.json()["sessionId"] == session
+            found = (await asked.ask("GET", f"/api/auth/session/{session}")).json()
+            assert found["status"] == after
+        told = (await asked.services.sessions.news(session))[news:]
+        assert [dict(each.data) for each in told] == (
+            [] if before == after else [{"state": "authenticated"}]
+        )
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("caller", ["other user", "operator", "admin"])
+def test_a_session_of_another_is_refused_to_all(host: Host, caller: str) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await in_state(asked, "user", "oauth_pending")
+        problem(await store(asked, caller, sessionId=session), 403, "not-allowed")
+        assert (await asked.ask("GET", PATH, caller)).json() == {"credentials": []}
+        found = (await asked.ask("GET", f"/api/auth/session/{session}")).json()
+        assert found["status"] == "oauth_pending"
+
+    host.run(scenario)
+
+
+def test_sessions_that_do_not_fit_change_nothing(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        problem(await store(asked, sessionId=UNKNOWN), 404, "session-not-found")
+        session = await in_state(asked, "user", "oauth_pending")
+        wrong = await store(asked, sessionId=session, provider="codex")
+        assert "claude" in problem(wrong, 422, "wrong-provider")["detail"]
+        await asked.ask("DELETE", f"/api/auth/session/{session}")
+        problem(await store(asked, sessionId=session), 410, "session-expired")
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": []}
+
+    host.run(scenario)
+
+
+def of_size(size: int) -> dict[str, str]:
+    return {"x": "a" * (size - len('{"x":""}'))}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(levels):
+        made = {"x": made}
+    return made
+
+
+@pytest.mark.parametrize(
+    "credentials", [of_size(MAX_BYTES), nested(300), {"": ""}, {"credentials": {"a": [[[]]]}}]
+)
+def test_any_object_comes_back_as_it_was(host: Host, credentials: dict[str, Any]) -> None:
+    async def scenario(asked: Served) -> None:
+        assert (await store(asked, credentials=credentials)).status_code == 201
+        found = await asked.ask("GET", f"{PATH}/claude")
+        assert found.json()["credentials"] == credentials
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"credentials": {}}, "body/credentials"),
+        ({"credentials": MARKER}, "body/credentials"),
+        ({"credentials": [MARKER]}, "body/credentials"),
+        ({"credentials": None}, "body/credentials"),
+        ({"credentials": of_size(MAX_BYTES + 1)}, "body/credentials"),
+        ({"credentials": {MARKER: float("inf")}}, "body/credentials"),
+        ({"credentials": {MARKER: float("nan")}}, "body/credentials"),
+        ({"credentials": {MARKER: "\ud800"}}, "body/credentials"),
+        ({"credentials": {f"{MARKER}\ud800": 1}}, "body/credentials"),
+        ({"provider": MARKER}, "body/provider"),
+        ({"provider": None}, "body/provider"),
+        ({"sessionId": MARKER}, "body/sessionId"),
+        ({MARKER: MARKER}, "body"),
+        ({"session_id": UNKNOWN}, "body"),
+    ],
+    ids=str,
+)
+def test_what_is_malformed_is_422_and_not_repeated(
+    host: Host, changes: dict[str, Any], pointer: str
+) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {"provider": "claude", "credentials": {"token": MARKER}, **changes}
+        headers = {"Content-Type": "application/json"}  # httpx itself would refuse some of it
+        sent = json.dumps(body)
+        answer = await asked.ask("POST", f"{PATH}/store", content=sent, headers=headers)
+        told = problem(answer, 422)
+        assert [each["pointer"] for each in told["errors"]] == [pointer]
+        assert "marker" not in answer.text
+        assert "found" not in answer.text
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": []}
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (f'{{"credentials": {{"{MARKER}": ', "application/json", 422),
+        (json.dumps([MARKER]), "application/json", 422),
+        (json.dumps({"provider": "claude", "credentials": {"x": MARKER}}), "text/plain", 422),
+        (f"provider=claude&{MARKER}={MARKER}", "application/x-www-form-urlencoded", 422),
+        (f'{{"x": {"[" * 200_000}"{MARKER}"', "application/json", 400),
+        (f'{{"{MARKER}": {"9" * 5000}}}', "application/json", 400),
+    ],
+    ids=["half", "list", "text", "form", "deep", "long number"],
+)
+def test_what_is_no_object_of_json_is_refused_and_not_repeated(
+    host: Host, content: str, kind: str, status: int
+) -> None:
+    async def scenario(asked: Served) -> None:
+        headers = {"Content-Type": kind}
+        answer = await asked.ask("POST", f"{PATH}/store", content=content, headers=headers)
+        problem(answer, status)
+        assert "marker" not in answer.text
+
+    host.run(scenario)
+
+
+def test_an_unknown_provider_is_422(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        for method in ("GET", "DELETE"):
+            problem(await asked.ask(method, f"{PATH}/tidy"), 422)
+
+    host.run(scenario)
+
+
+def test_nobody_keeps_an_answer(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        for method, path in (
+            ("POST", "/store"),
+            ("GET", ""),
+            ("GET", "/claude"),
+            ("DELETE", "/claude"),
+            ("DELETE", ""),
+        ):
+            body = {"provider": "claude", "credentials": SECRET} if method == "POST" else None
+            answer = await asked.ask(method, f"{PATH}{path}", json=body)
+            assert answer.is_success
+            assert answer.headers["cache-control"] == "no-store"
+
+    host.run(scenario)
+
+
+def test_without_a_key_none_are_kept_but_all_can_be_removed(host: Host) -> None:
+    async def keep(asked: Served) -> None:
+        await store(asked)
+
+    async def scenario(asked: Served) -> None:
+        for answer in (await store(asked), await asked.ask("GET", f"{PATH}/claude")):
+            told = problem(answer, 503, "no-credentials-key")
+            assert "./inv credentials.key" in told["hint"]
+        assert (await asked.ask("GET", PATH)).json() == {"credentials": []}
+        assert (await asked.ask("DELETE", PATH)).status_code == 204
+
+    host.run(keep)
+    host.run(scenario, credentials_key=None)
+
+
+def test_without_their_key_they_are_locked_until_stored_again(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        await store(asked)
+        in_database(host, "UPDATE credentials SET key_id = 'f00d'")
+        told = problem(await asked.ask("GET", f"{PATH}/claude"), 409, "credentials-locked")
+        assert "the key f00d that seals them is missing" in told["detail"]
+        assert "credentials-key" in told["hint"]
+        assert len((await asked.ask("GET", PATH)).json()["credentials"]) == 1
+        assert (await store(asked)).status_code == 200
+        found = (await asked.ask("GET", f"{PATH}/claude")).json()
+        assert found["credentials"] == SECRET
+
+    host.run(scenario)
+
+
+def test_a_row_of_another_does_not_open(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        await store(asked)
+        in_database(host, "UPDATE credentials SET user_id = ?", asked.users["other user"])
+        answer = await asked.ask("GET", f"{PATH}/claude", "other user")
+        problem(answer, 409, "credentials-locked")
+        assert MARKER not in answer.text
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("key", ["", "hidden", new_key()[:-4]])
+def test_a_malformed_key_ends_the_start_and_is_not_shown(host: Host, key: str) -> None:
+    settings = host.settings.model_copy(update={"credentials_key": SecretStr(key)})
+    with pytest.raises(ConfigError) as caught:
+        create_app(settings, StillHypervisor(Path()))
+    assert "secret credentials-key must be" in caught.value.message
+    assert not key or key not in str(caught.value)
+
+
+def test_examples_are_what_the_documentation_says_they_are() -> None:
+    CredentialsAnswer.model_validate({**STORED_EXAMPLE, "credentials": EXAMPLE})
+    request = StoreRequest.model_validate({"provider": "claude", "credentials": EXAMPLE})
+    assert str(EXAMPLE) not in repr(request)
+
+
+def test_refusals_are_documented_as_they_are(host: Host) -> None:
+    async def scenario(asked: Served) -> None:
+        absent = (await asked.ask("GET", f"{PATH}/claude")).json()
+        described = (await asked.ask("GET", "/openapi.json")).json()["paths"]
+        responses = described[f"{PATH}/{{provider}}"]["get"]["responses"]
+        assert {"401", "404", "409", "422", "503"} <= set(responses)
+        assert {key: absent[key] for key in NONE_STORED} == NONE_STORED
+        examples = [
+            each["content"]["application/problem+json"]["example"]["type"]
+            for status, each in responses.items()
+            if status in ("404", "409", "503")
+        ]
+        assert examples == [NONE_STORED["type"], LOCKED["type"], NO_KEY["type"]]
+
+    host.run(scenario)
+
+
+@pytest.fixture
+def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Before what they went to is closed."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
+    yield
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logs_as_before")
+def test_logs_hold_none_of_it(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even where libraries tell all they know."""
+
+    async def scenario(asked: Served) -> None:
+        configure_logs("debug", "json")
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.DEBUG)
+        session = await in_state(asked, "user", "oauth_pending")
+        await store(asked, sessionId=session)
+        await store(asked)
+        await store(asked, **{MARKER: MARKER})
+        await store(asked, credentials=MARKER)
+        await asked.ask("GET", f"{PATH}/claude")
+        await asked.ask("GET", PATH)
+        in_database(host, "UPDATE credentials SET key_id = 'x'")
+        await asked.ask("GET", f"{PATH}/claude")
+        await asked.ask("DELETE", f"{PATH}/claude")
+        in_database(host, "DROP TABLE credentials")
+        assert (await store(asked)).status_code == 503  # the driver's error is not ours
+
+    before = set(threading.enumerate())
+    host.run(scenario)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()  # of the database's driver, whose last words are asked for too
+    said = capsys.readouterr().err
+    assert said.count('"event": "request"') >= 8
+    assert "INSERT INTO credentials" in said
+    assert MARKER not in said
+    assert host.settings.credentials_key is not None
+    assert host.settings.credentials_key.get_secret_value() not in said

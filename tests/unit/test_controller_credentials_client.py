@@ -1,0 +1,84 @@
+"""The operator's side: keys made once for a lab, and a rotation asked for over SSH."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from polydev.client import credentials
+from polydev.client.credentials import ensure_key, new_key, rotate
+from polydev.controller.sealing import keyring_of
+from polydev.errors import CommandTimeout, ConfigError, DeployError
+from polydev.run import Completed
+from polydev.ssh import SshTarget
+
+TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
+
+
+def test_every_key_is_another_and_one_that_the_controller_takes() -> None:
+    made = [new_key() for _ in range(10)]
+    assert len(set(made)) == 10
+    assert all(keyring_of(SecretStr(key)) for key in made)
+
+
+def test_a_lab_has_one_key_for_its_owner(tmp_path: Path) -> None:
+    file = ensure_key(tmp_path)
+    first = file.read_text()
+    assert keyring_of(SecretStr(first))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert ensure_key(tmp_path).read_text() == first
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_of_several_that_make_it_one_does(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: ensure_key(tmp_path).read_text(), range(64)))
+    assert len(set(found)) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_where_it_cannot_be_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere/credentials-key cannot be made"):
+        ensure_key(tmp_path / "nowhere")
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str = "") -> list[str]:
+    """What SSH is asked for, as `run` answers so."""
+    asked: list[str] = []
+
+    def run(argv: list[str], **_options: object) -> Completed:
+        asked.append(" ".join(argv))
+        return Completed(tuple(argv), status, out, err, 0.1)
+
+    monkeypatch.setattr(credentials, "run", run)
+    return asked
+
+
+def test_a_rotation_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"sealed": 3, "current": 2, "locked": 1}
+    asked = answering(monkeypatch, 0, '{"sealed": 3, "current": 2, "locked": 1}\n')
+    assert rotate(TARGET) == counts
+    assert "credentials rotate" in asked[0]
+
+
+def test_a_refused_rotation_is_told_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, 1, "", "error: this host keeps no credentials\nnext:  make a key\n")
+    with pytest.raises(DeployError) as caught:
+        rotate(TARGET)
+    assert (caught.value.message, caught.value.hint) == (
+        "lab-dev: this host keeps no credentials",
+        "make a key",
+    )
+
+
+def test_silence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str], **_options: object) -> Completed:
+        raise CommandTimeout(["ssh"], 600, "")
+
+    monkeypatch.setattr(credentials, "run", run)
+    with pytest.raises(DeployError, match="lab-dev did not answer"):
+        rotate(TARGET)
