@@ -28,7 +28,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from polydev.agent.health import UNIT_OF
-from polydev.agent.messages import HealthReply, IndexReply, Problem
+from polydev.agent.messages import HealthReply, IndexReply, LoginReply, Problem
 
 ROOT = Path(__file__).parents[2]
 AGENT = ROOT / "src/polydev/agent"
@@ -553,6 +553,82 @@ def test_the_index_head_and_refusals(start_agent: StartAgent) -> None:
     assert "127.0.0.1 POST /health 405" in agent.log.read_text()
 
 
+class Logins:
+    """What systemd and the logins' runners do for the agent, and what it asked of them."""
+
+    def __init__(self, desktop: Desktop) -> None:
+        self.folder = desktop.folder / "logins"
+        self.claude = self.folder / "claude/state"
+        self.claude.parent.mkdir(parents=True)
+        self._asked = desktop.folder / "asked"
+        self._asked.touch()
+        begun = f"printf 'starting\\n\\n' >{shlex.quote(str(self.claude))}"
+        desktop.systemctl(
+            f'case $1 in start) echo "$*" >>{shlex.quote(str(self._asked))}; {begun} ;; '
+            f"*) cat {shlex.quote(str(desktop.show))} ;; esac"
+        )
+
+    def starts(self) -> list[str]:
+        return self._asked.read_text().splitlines()
+
+
+def login(agent: Agent, method: str = "GET") -> LoginReply:
+    status, body, _ = agent.ask("/login/claude", method)
+    assert status == 200
+    return TypeAdapter(LoginReply).validate_json(body, strict=True)
+
+
+def test_a_login_is_started_when_asked_for_and_not_twice(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    logins = Logins(desktop)
+    agent = start_agent(f"--logins={logins.folder}")
+    assert login(agent) == {"provider": "claude", "status": "none", "url": None, "detail": ""}
+    assert logins.starts() == []
+    assert login(agent, "POST")["status"] == "starting"
+    logins.claude.write_text("waiting\nhttps://login.example/\n")
+    reply = login(agent, "POST")
+    assert (reply["status"], reply["url"]) == ("waiting", "https://login.example/")
+    assert login(agent) == reply
+    logins.claude.write_text("done\nhttps://login.example/\n")
+    assert login(agent, "POST")["status"] == "done"
+    assert logins.starts() == ["start --no-ask-password polydev-login@claude.service"]
+
+
+def test_a_login_that_failed_is_started_again(start_agent: StartAgent, desktop: Desktop) -> None:
+    logins = Logins(desktop)
+    logins.claude.write_text("failed\n\nclaude exited with status 1: no network")
+    agent = start_agent(f"--logins={logins.folder}")
+    assert login(agent)["detail"] == "claude exited with status 1: no network"
+    assert login(agent, "POST")["status"] == "starting"
+    assert len(logins.starts()) == 1
+
+
+def test_a_login_that_cannot_be_started_says_why(start_agent: StartAgent, desktop: Desktop) -> None:
+    logins = Logins(desktop)
+    desktop.systemctl("echo 'Unit not found.'; exit 5")
+    reply = login(start_agent(f"--logins={logins.folder}"), "POST")
+    assert (reply["status"], reply["url"]) == ("failed", None)
+    assert "exited with status 5: Unit not found." in reply["detail"]
+
+
+def test_what_is_no_state_file_is_not_read(start_agent: StartAgent, desktop: Desktop) -> None:
+    logins = Logins(desktop)
+    agent = start_agent(f"--logins={logins.folder}")
+    other = logins.folder / "other"
+    other.write_text("waiting\nhttps://login.example/\n")
+    for put in (
+        lambda: logins.claude.symlink_to(other),
+        lambda: os.mkfifo(logins.claude),
+        lambda: logins.claude.write_bytes(b"failed\n\n" + b"x" * 1_000_000),
+    ):
+        put()
+        reply = login(agent)
+        assert (reply["status"], reply["url"]) == ("failed", None)
+        assert "not as it is written" in reply["detail"]
+        logins.claude.unlink()
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [
@@ -679,9 +755,15 @@ def test_the_units_command_starts_the_agent_without_costly_modules(
     arguments = [word.replace("/usr/lib/polydev-agent", str(guest_folder)) for word in arguments]
     agent = start_agent(command=(sys.executable, "-X", "importtime", *arguments))
     assert agent.health()[0] == 200
+    assert "polydev.agent.login" not in imported_modules(agent)
+    assert agent.ask("/login/claude")[0] == 200
     agent.end()
-    imported = {row.rpartition("|")[2].strip() for row in agent.log.read_text().splitlines()}
-    assert "polydev.agent.health" in imported
+    imported = imported_modules(agent)
+    assert {"polydev.agent.health", "polydev.agent.login"} <= imported
     costly = {"typing", "json", "re", "enum", "socket", "threading", "subprocess", "contextlib"}
     assert not imported & {*costly, "polydev.agent.messages", "polydev.agent.metrics", "runpy"}
     assert len(imported) < 60
+
+
+def imported_modules(agent: Agent) -> set[str]:
+    return {row.rpartition("|")[2].strip() for row in agent.log.read_text().splitlines()}

@@ -274,7 +274,7 @@ def test_health_is_200_only_when_ready(guest: Guest) -> None:
 
 def test_the_index_lists_the_paths(guest: Guest) -> None:
     index = TypeAdapter(IndexReply).validate_json(routes(guest)(Request("HEAD", "/")).body)
-    assert set(index["paths"]) == {"/", "/health", "/metrics"}
+    assert set(index["paths"]) == {"/", "/health", "/metrics", "/login/{provider}"}
 
 
 @pytest.mark.parametrize(

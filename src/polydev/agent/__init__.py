@@ -6,4 +6,9 @@ readers, type checkers and the host; the guest never loads it. The flow:
 
     settings -> server -> http (bytes to request) -> routes -> health -> probes, systemd, boot
                                                             -> metrics (only when asked)
+                                                            -> login (only when asked)
+
+A login itself runs in a service of its own, whose program is `login_run`:
+
+    login_run -> login_course -> login_tools, terminal; browser; login_state -> (a file) -> login
 """

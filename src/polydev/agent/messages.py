@@ -16,6 +16,7 @@ else:  # pydantic takes no other TypedDict before Python 3.12
 
 Status = Literal["ready", "starting", "failed"]
 Stage = Literal["kernel", "init", "network", "services", "ready"]
+LoginStatus = Literal["none", "starting", "waiting", "done", "failed"]
 
 
 class ComponentState(TypedDict):
@@ -49,6 +50,20 @@ class HealthReply(TypedDict):
     uptime_seconds: float
     boot_id: str
     agent_version: str
+
+
+class LoginReply(TypedDict):
+    """Body of `GET /login/{provider}` (looks only) and `POST` (starts the login if need be).
+
+    `url` is where the login is, once known: an http or https URL of at most 4096 characters.
+    It is shown in the VM's browser, and leads back to the tool in there. `detail` says why a
+    login failed, or why the browser does not show it; at most 1 KiB.
+    """
+
+    provider: str
+    status: LoginStatus
+    url: str | None
+    detail: str
 
 
 class IndexReply(TypedDict):

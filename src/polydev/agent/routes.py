@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polydev import __version__
-from polydev.agent.http import METHODS, Reply, Request, problem
+from polydev.agent.http import ACTING_METHODS, METHODS, Reply, Request, problem
 from polydev.agent.jsontext import json_text
 
 TYPE_CHECKING = False
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from polydev.agent.messages import IndexReply
     from polydev.agent.settings import Settings
 
+LOGIN = "/login/"
 PATHS = {
     "/": "this list",
     "/health": "200 when desktop, vnc, novnc and browser all work, else 503; says what fails",
     "/metrics": "the same and the machine's load, for Prometheus",
+    "/login/{provider}": "how far a tool's login is; POST starts it",
 }
 
 
@@ -34,9 +36,13 @@ class Routes:
         }
 
     def __call__(self, request: Request) -> Reply:
-        if request.method not in METHODS:
-            allow = ", ".join(METHODS)
+        is_login = request.path.startswith(LOGIN)
+        methods = ACTING_METHODS if is_login else METHODS
+        if request.method not in methods:
+            allow = ", ".join(methods)
             return problem(405, f"{request.method} is not allowed here", {"Allow": allow})
+        if is_login:
+            return self._login(request)
         answer = self._answers.get(request.path)
         if answer is None:
             return problem(404, f"there is no {request.path}; there are {', '.join(PATHS)}")
@@ -52,6 +58,18 @@ class Routes:
             return Reply(200, json_text(report))
         note = f"{report['status']}, failing: {', '.join(report['failing'])}"
         return Reply(503, json_text(report), note=note)
+
+    def _login(self, request: Request) -> Reply:
+        from polydev.agent.login import current_login, start_login
+        from polydev.agent.login_state import PROVIDERS
+
+        provider = request.path.removeprefix(LOGIN)
+        if provider not in PROVIDERS:
+            return problem(
+                404, f"there is no login of {provider}; there are {', '.join(PROVIDERS)}"
+            )
+        answer = start_login if request.method == "POST" else current_login
+        return Reply(200, json_text(answer(provider, self._settings)))
 
     def _metrics(self) -> Reply:
         from polydev.agent.metrics import CONTENT_TYPE, metrics_text

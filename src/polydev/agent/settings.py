@@ -24,11 +24,15 @@ class Settings:
     systemctl: str = "systemctl"
     proc: str = "/proc"
     console: str = "/dev/console"
+    logins: str = "/run/polydev-login"  # a folder for each provider, written by its login
+    login_programs: str = "/usr/lib/polydev-agent/bin"  # what tools find before all others
     python_packages: str = "/usr/lib/python3/dist-packages"  # left out of sys.path by -S
 
     check_timeout_seconds: float = 4.0
     keep_seconds: float = 1.0  # age up to which a good answer is given again
     watch_pause_seconds: float = 1.0
+    login_start_timeout_seconds: float = 30.0
+    login_quiet_seconds: float = 10.0  # after a URL was printed, until it counts as the login's
 
     def __init__(self, **values: str | int | float) -> None:
         for name, value in values.items():

@@ -85,6 +85,11 @@ def test_agent_is_precompiled(host: Host) -> None:
     assert len(sources) == len(compiled)
 
 
+def test_logins_have_their_unit_and_their_browser(host: Host) -> None:
+    assert host.file("/etc/systemd/system/polydev-login@.service").is_file
+    assert host.file("/usr/lib/polydev-agent/bin/xdg-open").mode & 0o111
+
+
 def test_no_set_uid_program_that_gives_root_a_shell(host: Host) -> None:
     assert not host.package("sudo").is_installed
 

@@ -1,0 +1,115 @@
+"""The course of one login: what its tool wrote and wanted opened, and what follows of it.
+
+What it says of the login goes to `keep`, pages to show to `show`; it waits for nothing itself.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from polydev.agent.errors import CheckFailed
+from polydev.agent.login_state import is_login_url
+from polydev.agent.login_tools import Tool, answer_to, end_of, printed_url
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polydev.agent.messages import LoginStatus
+
+    Keep = Callable[[LoginStatus, str | None, str], None]
+
+MAX_WRITTEN_CHARACTERS = 65536
+MAX_PAGES = 8
+SHOW_AGAIN_SECONDS = 2.0
+
+
+class Login:
+    """Takes in what a tool does; `show` raises CheckFailed while no browser takes a page."""
+
+    def __init__(
+        self,
+        tool: Tool,
+        keep: Keep,
+        show: Callable[[str], None],
+        quiet_seconds: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._tool = tool
+        self._keep = keep
+        self._show = show
+        self._quiet_seconds = quiet_seconds
+        self._clock = clock
+        self._written = ""
+        self._wishes = b""
+        self._url: str | None = None
+        self._is_printed = False
+        self._printed = ""
+        self._printed_at: float | None = None
+        self._pages: list[str] = []
+        self._shown = 0
+
+    def begin(self) -> None:
+        self._keep("starting", None, "")
+
+    def take_output(self, data: bytes) -> None:
+        """The tool wrote this to its terminal."""
+        written = self._written + data.decode("utf-8", "replace")
+        self._written = written[-MAX_WRITTEN_CHARACTERS:]
+        if self._url is None and (printed := printed_url(self._written)):
+            self._printed = printed  # again with each output, for it comes in pieces
+            self._printed_at = self._printed_at or self._clock()
+
+    def take_wishes(self, data: bytes) -> None:
+        """The tool wanted these pages opened, a line each."""
+        *lines, self._wishes = (self._wishes + data).split(b"\n")
+        for line in lines:
+            page = line.decode("utf-8", "replace")
+            if is_login_url(page) and page not in self._pages and len(self._pages) < MAX_PAGES:
+                self._add(page, is_printed=False)
+
+    def look_again(self) -> None:
+        """Do what time brings: try the browser again; take what was printed, nothing better
+        having come."""
+        if self._printed_left() == 0.0:
+            self._add(self._printed, is_printed=True)
+        else:
+            self._show_pages()
+
+    def pause_seconds(self) -> float | None:
+        """How long `look_again` would find nothing to do; None: until something comes."""
+        return SHOW_AGAIN_SECONDS if self._shown < len(self._pages) else self._printed_left()
+
+    def is_answered(self) -> bool:
+        return answer_to(self._tool, self._written) is not None
+
+    def end(self, exit_code: int) -> None:
+        """The tool has ended; a negative exit code is a signal's number."""
+        status, detail = answer_to(self._tool, self._written) or end_of(
+            self._tool, exit_code, self._written
+        )
+        self._keep(status, self._url, detail)
+
+    def _printed_left(self) -> float | None:
+        """Seconds until what was printed is to be taken; None if there is nothing to take."""
+        if self._printed_at is None or self._url is not None:
+            return None
+        return max(0.0, self._printed_at + self._quiet_seconds - self._clock())
+
+    def _add(self, page: str, *, is_printed: bool) -> None:
+        """The first page is where the login is, unless the tool then wants another opened."""
+        if self._url is None or self._is_printed:
+            self._url, self._is_printed = page, is_printed
+        self._pages.append(page)
+        self._keep("waiting", self._url, "")
+        self._show_pages()
+
+    def _show_pages(self) -> None:
+        while self._shown < len(self._pages):
+            try:
+                self._show(self._pages[self._shown])
+            except CheckFailed as failure:
+                self._keep("waiting", self._url, str(failure))
+                return
+            self._shown += 1
+            self._keep("waiting", self._url, "")

@@ -1,0 +1,62 @@
+"""What a program wrote to its terminal: the text without escape sequences, and its URLs. Pure."""
+
+from __future__ import annotations
+
+import re
+
+# OSC, then DCS, SOS, PM and APC, then CSI, then the rest (ECMA-48).
+_SEQUENCE = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"
+    r"|\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]?"
+)
+_LINK = re.compile(r"\x1b\]8;[^;\x07\x1b]*;([^\x07\x1b]+)(?:\x07|\x1b\\)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_URL_LETTERS = r"[!#-;=?-\[\]_a-z~]"
+_URL = re.compile(rf"https?://{_URL_LETTERS}+")
+_URL_REST = re.compile(rf"{_URL_LETTERS}+")
+_BORDER = " \t│┃║|"
+# Nobody wraps at more; a login's URL on a line of its own is longer.
+MAX_WRAP_COLUMNS = 250
+
+
+def plain_text(written: str) -> str:
+    """What a reader would see of it, line by line; what was overwritten is a line too."""
+    text = _SEQUENCE.sub("", written).replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", text)
+
+
+def last_lines(written: str, count: int) -> str:
+    """The last lines that are not empty, without escape sequences."""
+    lines = [line.strip() for line in plain_text(written).splitlines()]
+    return "\n".join([line for line in lines if line][-count:])
+
+
+def urls_written(written: str) -> list[str]:
+    """All http URLs: first the targets of links, which are whole, then those in the text."""
+    links = [link for link in _LINK.findall(written) if _URL.fullmatch(link)]
+    return [*links, *_urls_in(plain_text(written).splitlines())]
+
+
+def _urls_in(lines: list[str]) -> list[str]:
+    shown = [line.strip(_BORDER) for line in lines]
+    return [
+        match.group() + (_continuation(shown[at:]) if match.end() == len(line) else "")
+        for at, line in enumerate(shown)
+        for match in _URL.finditer(line)
+    ]
+
+
+def _continuation(shown: list[str]) -> str:
+    """What belongs to a URL that ends the first of these lines, where the program wrapped it:
+    lines of nothing but its letters, up to one that is shorter."""
+    width = len(shown[0])
+    if width > MAX_WRAP_COLUMNS:
+        return ""
+    rest = ""
+    for line in shown[1:]:
+        if len(line) > width or not _URL_REST.fullmatch(line):
+            break
+        rest += line
+        if len(line) < width:
+            break
+    return rest

@@ -1,0 +1,342 @@
+"""The login of a tool without a tool: terminal text, URLs, states, and the course of a login."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from polydev.agent.browser import message_for
+from polydev.agent.errors import CheckFailed
+from polydev.agent.http import Request
+from polydev.agent.login_course import SHOW_AGAIN_SECONDS, Login
+from polydev.agent.login_state import (
+    MAX_DETAIL_BYTES,
+    MAX_STATE_BYTES,
+    MAX_URL_CHARACTERS,
+    PROVIDERS,
+    is_login_url,
+    login_reply,
+    reply_of_state,
+    state_text,
+)
+from polydev.agent.login_tools import TOOLS, answer_to, end_of, printed_url
+from polydev.agent.messages import LoginReply, LoginStatus
+from polydev.agent.routes import Routes
+from polydev.agent.settings import Settings
+from polydev.agent.terminal import last_lines, plain_text, urls_written
+
+QUERY = "client_id=9d1c&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcb&state=" + "aB3-_~" * 40
+PAGE = f"https://login.example/oauth/authorize?{QUERY}"
+OTHER_PAGE = "https://login.example/other?client_id=1"
+REPLY = TypeAdapter(LoginReply)
+# As the tools of this image's versions write it, but for the values.
+CLAUDE = (
+    "Opening browser to sign in…\r\nIf the browser didn't open, visit: "
+    f"\x1b]8;;{PAGE}\x07\x1b[94m{PAGE}\x1b[39m\x1b]8;;\x07\r\nPaste code here if prompted > "
+)
+CODEX = (
+    "Starting local login server on http://localhost:1455.\r\nIf your browser did not open, "
+    f"navigate to this URL to authenticate:\r\n\r\n{PAGE}\r\n\r\nOn a remote or headless machine? "
+    "Use `codex login --device-auth` instead.\r\n"
+)
+
+
+def wrapped(url: str, columns: int, border: str = "") -> str:
+    pieces = [url[at : at + columns] for at in range(0, len(url), columns)]
+    return "".join(f"{border}{piece:<{columns if border else 0}}{border}\r\n" for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("\x1b[1;31mred\x1b[0m and \x1b[?25lplain", "red and plain"),
+        ("\x1b]0;a title\x07said", "said"),
+        ("\x1b]0;a title\x1b\\said", "said"),
+        ("\x1bP+q544e\x1b\\\x1b_app\x1b\\said", "said"),
+        ("\x1b(B\x1b=\x1b7said\x1b8", "said"),
+        ("one\r\ntwo\rthree\n", "one\ntwo\nthree\n"),
+        ("a\x00\x07\x08b\x9b", "ab"),
+        ("cut off \x1b", "cut off "),
+        ("cut off \x1b[3", "cut off "),
+    ],
+)
+def test_text_without_escape_sequences(written: str, plain: str) -> None:
+    assert plain_text(written) == plain
+
+
+@given(st.text(st.sampled_from("\x1b[]0;?m\x07\\P8ab\r\n\x9b"), max_size=40))
+def test_no_control_character_is_left(written: str) -> None:
+    assert all(letter.isprintable() or letter == "\n" for letter in plain_text(written))
+
+
+def test_last_lines_leave_empty_ones_out() -> None:
+    assert last_lines("one\r\n\r\n \x1b[1mtwo\x1b[0m\r\n\r\nthree", 2) == "two\nthree"
+
+
+@pytest.mark.parametrize("written", [CLAUDE, CODEX])
+def test_the_url_of_what_tools_print(written: str) -> None:
+    assert printed_url(written) == PAGE
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 120])
+@pytest.mark.parametrize("border", ["", "│ ", "| "])
+def test_a_url_that_the_tool_wrapped(columns: int, border: str) -> None:
+    written = f"Visit this:\r\n{wrapped(PAGE, columns, border)}\r\nThen come back.\r\n"
+    assert printed_url(written) == PAGE
+
+
+def test_a_long_line_goes_on_nowhere() -> None:
+    assert urls_written(f"{PAGE}\r\nWaiting\r\n") == [PAGE]
+
+
+def test_a_link_is_taken_whole_however_its_text_is_shown() -> None:
+    assert printed_url(f"\x1b]8;id=1;{PAGE}\x1b\\sign in\x1b]8;;\x1b\\") == PAGE
+
+
+def test_other_urls_are_no_logins() -> None:
+    assert printed_url("see https://docs.example/login, or http://localhost:1455.\r\n") is None
+
+
+@pytest.mark.parametrize("url", [PAGE, "http://a", "https://a.b:1/c?d#e", "https://a?b=://c"])
+def test_login_urls(url: str) -> None:
+    assert is_login_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "https://", "https:///a", "https://?a", "javascript://a", "file:///etc/passwd"),
+        *("HTTPS//a", "ftp://a", "https://a b", "https://a\n", "https://ä", "https://a@b"),
+        *("https://a:b", "https://[::1]/", 'https://a/"', "https://a/\x1b[0m"),
+        "https://a/" + "b" * MAX_URL_CHARACTERS,
+    ],
+)
+def test_what_is_no_login_url(url: str) -> None:
+    assert not is_login_url(url)
+
+
+def test_no_state_means_never_started() -> None:
+    assert reply_of_state("claude", None) == login_reply("claude", "none")
+
+
+@given(
+    st.sampled_from(["starting", "waiting", "done", "failed"]),
+    st.sampled_from([PAGE, "http://a"]),
+    st.text(),
+)
+def test_a_state_is_read_as_it_was_written(status: LoginStatus, url: str, detail: str) -> None:
+    data = state_text(status, url, detail).encode()
+    reply = REPLY.validate_python(reply_of_state("codex", data), strict=True)
+    assert (reply["provider"], reply["status"], reply["url"]) == ("codex", status, url)
+    assert len(reply["detail"].encode()) <= MAX_DETAIL_BYTES
+    assert state_text(status, url, reply["detail"]).encode() == data
+
+
+def test_the_largest_state_fits() -> None:
+    url = "https://" + "a" * (MAX_URL_CHARACTERS - 8)
+    data = state_text("starting", url, "ä" * MAX_DETAIL_BYTES).encode()
+    assert len(data) <= MAX_STATE_BYTES
+    assert reply_of_state("claude", data)["url"] == url
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"waiting", b"none\n\n", b"starting\n", b"waiting\n\n", b"waiting\nno url\n"),
+        *(b"ready\nhttps://a\n", b"done\njavascript://a\n", b"\xff\xfe\n\n"),
+        b"failed\n\n" + b"a" * MAX_STATE_BYTES,
+    ],
+)
+def test_what_is_no_state_is_a_failure(data: bytes) -> None:
+    reply = reply_of_state("claude", data)
+    assert (reply["status"], reply["url"]) == ("failed", None)
+    assert "not as it is written" in reply["detail"]
+
+
+@given(st.binary(max_size=200))
+def test_a_state_from_a_stranger_is_within_the_contract(data: bytes) -> None:
+    reply = REPLY.validate_python(reply_of_state("gemini", data), strict=True)
+    assert reply["status"] != "waiting" or is_login_url(reply["url"] or "")
+
+
+def test_every_provider_has_its_tool() -> None:
+    assert set(TOOLS) == set(PROVIDERS)
+
+
+def test_requests_are_numbered_lines_of_json() -> None:
+    told = [json.loads(line) for line in TOOLS["gemini"].input().splitlines()]
+    assert [(ask["jsonrpc"], ask["id"]) for ask in told] == [("2.0", 0), ("2.0", 1)]
+    assert TOOLS["claude"].input() == b""
+
+
+def test_the_end_of_a_tool() -> None:
+    claude = TOOLS["claude"]
+    assert end_of(claude, 0, "Login successful.") == ("done", "")
+    assert end_of(claude, 3, "\x1b[31mno\r\n\r\nnetwork\x1b[0m\r\n") == (
+        "failed",
+        "claude exited with status 3: no\nnetwork",
+    )
+    assert end_of(claude, -9, "") == ("failed", "claude got signal 9")
+
+
+def test_a_tool_that_is_asked_ends_well_only_by_its_answer() -> None:
+    gemini = TOOLS["gemini"]
+    assert end_of(gemini, 0, "")[0] == "failed"
+    first = '{"jsonrpc":"2.0","id":0,"result":{"agentInfo":{"name":"gemini-cli"}}}\r\n'
+    assert answer_to(gemini, first) is None
+    assert answer_to(gemini, first + '{"jsonrpc":"2.0","id":1,"result":{}}\r\n') == ("done", "")
+    refused = '{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"access_denied"}}\r\n'
+    assert answer_to(gemini, first + refused) == (
+        "failed",
+        "gemini could not log in: access_denied",
+    )
+
+
+@pytest.mark.parametrize("written", ["{", "{]\n", '{"id":1', '{"id":1}\n', "1\n", '{"a":{}}\n'])
+def test_what_is_no_answer(written: str) -> None:
+    assert answer_to(TOOLS["gemini"], written) is None
+
+
+class Course:
+    """A login whose clock, browser and state are the test's."""
+
+    def __init__(self, provider: str = "claude") -> None:
+        self.now = 100.0
+        self.kept: list[tuple[LoginStatus, str | None, str]] = []
+        self.shown: list[str] = []
+        self.has_browser = True
+        self.login = Login(
+            TOOLS[provider],
+            lambda status, url, detail: self.kept.append((status, url, detail)),
+            self._show,
+            quiet_seconds=10.0,
+            clock=lambda: self.now,
+        )
+        self.login.begin()
+
+    def _show(self, page: str) -> None:
+        if not self.has_browser:
+            raise CheckFailed("no browser")
+        self.shown.append(page)
+
+    def wishes(self, *pages: str) -> None:
+        self.login.take_wishes("".join(f"{page}\n" for page in pages).encode())
+        self.login.look_again()
+
+
+def test_the_page_that_the_tool_wants_is_the_login() -> None:
+    course = Course()
+    assert course.kept == [("starting", None, "")]
+    course.login.take_output(f"visit {OTHER_PAGE}\r\n".encode())
+    course.wishes(PAGE)
+    assert course.kept[-1] == ("waiting", PAGE, "")
+    course.now += 60
+    course.login.look_again()
+    assert course.shown == [PAGE]
+    assert course.login.pause_seconds() is None
+
+
+def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
+    course = Course()
+    course.login.take_output(CLAUDE.encode()[:300])
+    course.login.take_output(CLAUDE.encode()[300:])
+    course.login.look_again()
+    assert course.kept == [("starting", None, "")]
+    assert course.login.pause_seconds() == 10.0
+    course.now += 10
+    course.login.look_again()
+    assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
+    course.wishes(OTHER_PAGE)
+    assert (course.kept[-1], course.shown) == (("waiting", OTHER_PAGE, ""), [PAGE, OTHER_PAGE])
+
+
+def test_later_wishes_are_shown_once_and_change_nothing() -> None:
+    course = Course()
+    course.wishes(PAGE, PAGE, OTHER_PAGE, "javascript:alert(1)", "/etc/passwd")
+    course.wishes(PAGE)
+    assert course.shown == [PAGE, OTHER_PAGE]
+    assert course.kept[-1] == ("waiting", PAGE, "")
+
+
+def test_a_wish_that_comes_in_pieces() -> None:
+    course = Course()
+    course.login.take_wishes(PAGE.encode()[:50])
+    assert course.shown == []
+    course.login.take_wishes(PAGE.encode()[50:] + b"\n")
+    assert course.shown == [PAGE]
+
+
+def test_a_tool_cannot_open_pages_without_end() -> None:
+    course = Course()
+    course.wishes(*(f"https://a/{number}" for number in range(100)))
+    assert len(course.shown) == 8
+
+
+def test_a_browser_that_is_away_is_tried_again() -> None:
+    course = Course()
+    course.has_browser = False
+    course.wishes(PAGE)
+    assert course.kept[-1] == ("waiting", PAGE, "no browser")
+    assert course.login.pause_seconds() == SHOW_AGAIN_SECONDS
+    course.has_browser = True
+    course.login.look_again()
+    assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
+
+
+def test_the_end_keeps_the_url() -> None:
+    course = Course()
+    course.wishes(PAGE)
+    course.login.end(0)
+    assert course.kept[-1] == ("done", PAGE, "")
+
+
+def test_the_answer_ends_a_login_whatever_status_follows() -> None:
+    course = Course("gemini")
+    course.wishes(PAGE)
+    course.login.take_output(b'{"jsonrpc":"2.0","id":1,"result":nu')
+    assert not course.login.is_answered()
+    course.login.take_output(b"ll}\r\n")
+    assert course.login.is_answered()
+    course.login.end(-9)
+    assert course.kept[-1] == ("done", PAGE, "")
+
+
+def test_output_without_end_is_not_kept() -> None:
+    course = Course()
+    for _ in range(100):
+        course.login.take_output(b"x" * 10000)
+    course.login.end(1)
+    assert len(course.kept[-1][2]) < 70000
+
+
+def test_the_browser_is_told_a_page_as_if_started_with_it() -> None:
+    assert message_for("https://a/") == b"START\0/\0chromium\0https://a/"
+
+
+class NoHealth:
+    """For routes that look at nothing but logins."""
+
+
+def answered(method: str, path: str, settings: Settings) -> tuple[int, dict[str, object], object]:
+    reply = Routes(NoHealth(), settings)(Request(method, path))  # type: ignore[arg-type]
+    return reply.status, json.loads(reply.body), reply.headers.get("Allow")
+
+
+@pytest.mark.parametrize("path", ["/login/", "/login/bash", "/login/claude/x", "/login/../a"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_unknown_providers_are_answered_with_the_known(method: str, path: str) -> None:
+    status, body, _ = answered(method, path, Settings())
+    assert status == 404
+    assert "claude, codex, gemini" in str(body["detail"])
+
+
+def test_methods_of_logins() -> None:
+    status, _, allow = answered("DELETE", "/login/claude", Settings())
+    assert (status, allow) == (405, "GET, HEAD, POST")
+    for path in ("/", "/health", "/metrics", "/login"):
+        status, _, allow = answered("POST", path, Settings())
+        assert (status, allow) == (405, "GET, HEAD")
