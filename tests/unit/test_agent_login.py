@@ -213,6 +213,7 @@ class Course:
             TOOLS[provider],
             lambda status, url, detail: self.kept.append((status, url, detail)),
             self._show,
+            page_seconds=180.0,
             quiet_seconds=10.0,
             clock=lambda: self.now,
         )
@@ -298,11 +299,35 @@ def test_the_answer_ends_a_login_whatever_status_follows() -> None:
     course = Course("gemini")
     course.wishes(PAGE)
     course.login.take_output(b'{"jsonrpc":"2.0","id":1,"result":nu')
-    assert not course.login.is_answered()
+    assert not course.login.is_over()
     course.login.take_output(b"ll}\r\n")
-    assert course.login.is_answered()
+    assert course.login.is_over()
     course.login.end(-9)
     assert course.kept[-1] == ("done", PAGE, "")
+
+
+def test_a_tool_that_wants_no_page_has_failed_in_time_and_says_what_it_said() -> None:
+    course = Course()
+    course.login.take_output(b"waiting for the network\r\n")
+    assert course.login.pause_seconds() == 180.0
+    course.now += 179
+    assert not course.login.is_over()
+    course.now += 1
+    assert course.login.is_over()
+    course.login.end(-9)
+    assert course.kept[-1] == (
+        "failed",
+        None,
+        "claude came to no page to log in at within 180 s: waiting for the network",
+    )
+
+
+def test_a_user_may_take_their_time() -> None:
+    course = Course()
+    course.wishes(PAGE)
+    course.now += 3600
+    assert course.login.pause_seconds() is None
+    assert not course.login.is_over()
 
 
 def test_output_without_end_is_not_kept() -> None:

@@ -9,7 +9,8 @@ from time import monotonic
 
 from polydev.agent.errors import CheckFailed
 from polydev.agent.login_state import is_login_url
-from polydev.agent.login_tools import Tool, answer_to, end_of, printed_url
+from polydev.agent.login_tools import TAIL_LINES, Tool, answer_to, end_of, printed_url
+from polydev.agent.terminal import last_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,14 +33,17 @@ class Login:
         tool: Tool,
         keep: Keep,
         show: Callable[[str], None],
+        page_seconds: float,
         quiet_seconds: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._tool = tool
         self._keep = keep
         self._show = show
+        self._page_seconds = page_seconds
         self._quiet_seconds = quiet_seconds
         self._clock = clock
+        self._began_at = clock()
         self._written = ""
         self._wishes = b""
         self._url: str | None = None
@@ -78,17 +82,35 @@ class Login:
 
     def pause_seconds(self) -> float | None:
         """How long `look_again` would find nothing to do; None: until something comes."""
-        return SHOW_AGAIN_SECONDS if self._shown < len(self._pages) else self._printed_left()
+        if self._shown < len(self._pages):
+            return SHOW_AGAIN_SECONDS
+        left = (self._printed_left(), self._page_left())
+        return min((each for each in left if each is not None), default=None)
 
-    def is_answered(self) -> bool:
-        return answer_to(self._tool, self._written) is not None
+    def is_over(self) -> bool:
+        """Has the tool answered, or wanted no page for so long that it hangs?"""
+        return self._page_left() == 0.0 or answer_to(self._tool, self._written) is not None
 
     def end(self, exit_code: int) -> None:
         """The tool has ended; a negative exit code is a signal's number."""
-        status, detail = answer_to(self._tool, self._written) or end_of(
-            self._tool, exit_code, self._written
+        status, detail = (
+            answer_to(self._tool, self._written)
+            or self._lateness(exit_code)
+            or end_of(self._tool, exit_code, self._written)
         )
         self._keep(status, self._url, detail)
+
+    def _lateness(self, exit_code: int) -> tuple[LoginStatus, str] | None:
+        if exit_code == 0 or self._page_left() != 0.0:
+            return None
+        what = f"{self._tool.argv[0]} came to no page to log in at within {self._page_seconds:g} s"
+        return "failed", f"{what}: {last_lines(self._written, TAIL_LINES)}".rstrip(": ")
+
+    def _page_left(self) -> float | None:
+        """Seconds until its page is too late; None once there is one."""
+        if self._url is not None:
+            return None
+        return max(0.0, self._began_at + self._page_seconds - self._clock())
 
     def _printed_left(self) -> float | None:
         """Seconds until what was printed is to be taken; None if there is nothing to take."""

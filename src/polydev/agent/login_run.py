@@ -32,7 +32,7 @@ ROWS, COLUMNS = 50, 4096  # wide, for a terminal wraps what is longer
 CHUNK_BYTES = 65536
 SHOW_TIMEOUT_SECONDS = 5.0
 LAST_WORDS_SECONDS = 10.0
-SIGKILL = 9
+SIGKILL, SIGTERM = 9, 15
 CANNOT_EXECUTE = 127
 
 
@@ -66,9 +66,11 @@ class Process:
         return data
 
     def end(self) -> int:
-        """End its input; wait for its end, and bring it about if that takes long."""
+        """Have it end, if it has not; wait for that, and bring it about if that takes long."""
         if self._input is not None:
             os.close(self._input)
+        else:
+            os.kill(self._pid, SIGTERM)  # lost on what has ended: its status is kept
         poller = poll()
         poller.register(self.ended, POLLIN)
         if not poller.poll(LAST_WORDS_SECONDS * 1000):
@@ -84,6 +86,7 @@ def main(arguments: list[str]) -> None:
         tool,
         keep=lambda status, url, detail: keep_state(folder, status, url, detail),
         show=lambda page: show(page, home, SHOW_TIMEOUT_SECONDS),
+        page_seconds=settings.login_page_seconds,
         quiet_seconds=settings.login_quiet_seconds,
     )
     login.begin()
@@ -114,11 +117,11 @@ def keep_state(folder: str, status: LoginStatus, url: str | None, detail: str) -
 
 
 def _follow(tool: Tool, login: Login, fifo_path: str, settings: Settings) -> None:
-    """Run the tool to its end, or to its answer."""
+    """Run the tool to its end, to its answer, or until its page is too late."""
     fifo = _opened_fifo(fifo_path)
     process = Process(tool, _environment(tool, fifo_path, settings))
     has_ended = False
-    while not (has_ended or login.is_answered()):
+    while not (has_ended or login.is_over()):
         readable = process.wait((fifo,), login.pause_seconds())
         if process.terminal in readable:
             login.take_output(process.read())

@@ -32,6 +32,7 @@ class Settings:
     keep_seconds: float = 1.0  # age up to which a good answer is given again
     watch_pause_seconds: float = 1.0
     login_start_timeout_seconds: float = 30.0
+    login_page_seconds: float = 180.0  # until a tool that wants no page has failed
     login_quiet_seconds: float = 10.0  # after a URL was printed, until it counts as the login's
 
     def __init__(self, **values: str | int | float) -> None:
