@@ -21,7 +21,8 @@ CONTROLLER = (
 MAIN_PID = "$(systemctl show --value -p MainPID master-controller)"
 # Until a VM on a busy machine without KVM counts as dead.
 PATIENCE_SECONDS = 600
-POLL_SECONDS = 0.1
+# Each look costs the host's two cores something that its VMs then do not have.
+POLL_SECONDS = 0.25
 
 T = TypeVar("T")
 

@@ -231,7 +231,7 @@ def test_killed_controller_loses_and_leaks_nothing(quick: Operated) -> None:
 
 
 def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
-    """Half are ended as soon as they begin, or on the way; memory stays what it was."""
+    """Most are ended as soon as they begin, or on the way; memory stays what it was."""
     users = [quick.another_user() for _ in range(4)]
     before = quick.leftovers()
     memory: list[int] = []
@@ -240,7 +240,7 @@ def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
 
     def cycle(user: Api) -> None:
         session = user.start()
-        if states := chance.choice([("vm_created",), ("vm_created",), *FROM_HERE_ON, ()]):
+        if states := chance.choice([("vm_created",), *FROM_HERE_ON, ()]):
             user.wait(session["id"], *states)
         user.end(session["id"])
         quick.wait_until_released(session["vmId"])
