@@ -72,3 +72,27 @@ def test_goes_on_after_the_database_was_away() -> None:
             await heard(bell)
 
     asyncio.run(scenario())
+
+
+def test_who_stops_listening_cuts_no_question_short() -> None:
+    async def scenario() -> str:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def latest() -> int:
+            begun.set()
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                ended.set_result("cancelled")
+                raise
+            ended.set_result("answered")
+            return 1
+
+        async with NewsBell(latest, 1000).listening():
+            await asyncio.wait_for(begun.wait(), 60)
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.wait_for(ended, 60)
+
+    assert asyncio.run(scenario()) == "answered"

@@ -55,7 +55,9 @@ class NewsBell:
         known = -1  # rings at once: there may be news since the listener read
         while True:
             try:
-                latest = await self._latest()
+                # A question that is cancelled costs its connection, and cancelled twice, as at the
+                # end of the process, aiosqlite waits for ever.
+                latest = await asyncio.shield(self._latest())
             except DATABASE_ERRORS as error:
                 log.warning("news not read", error=type(error).__name__)
             else:

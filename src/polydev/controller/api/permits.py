@@ -75,7 +75,7 @@ class Permits:
         while True:
             await asyncio.sleep(self._look_seconds)
             try:
-                await self._look()
+                await asyncio.shield(self._look())  # never cancelled: see NewsBell
             except DATABASE_ERRORS as error:
                 log.warning("tokens_not_watched", error=type(error).__name__)
             except Exception:

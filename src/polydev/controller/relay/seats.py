@@ -85,7 +85,7 @@ class Seats:
         while True:
             ring = self._news.next_ring()
             try:
-                await self._end_those_over()
+                await asyncio.shield(self._end_those_over())  # never cancelled: see NewsBell
             except DATABASE_ERRORS as error:
                 log.warning("viewers_not_watched", error=type(error).__name__)
             except Exception:
