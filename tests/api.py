@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
 from polydev.controller.model import Role
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
+from polydev.controller.store.slots import sync_slots
 
 JWT_SECRET = "the secret of the tests, long enough"
 IMAGE_DIGEST = "4f1d" * 16
@@ -166,3 +168,35 @@ def _flat(routes: Iterable[Any]) -> Iterator[Any]:
             yield from (each.original_route for each in route.effective_route_contexts())
         else:
             yield route
+
+
+Scenario = Callable[[Served], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ApiHost:
+    """What the application is configured with; its database is migrated."""
+
+    settings: Settings
+    hypervisor: StillHypervisor
+
+    def run(self, scenario: Scenario, **changes: Any) -> None:
+        """With an application of its own; `changes` are of its settings."""
+
+        async def talk() -> None:
+            settings = self.settings.model_copy(update=changes)
+            async with served(settings, self.hypervisor) as asked:
+                database = asked.services.database
+                await sync_slots(database, settings.slots, settings.vm_network)
+                await scenario(asked)
+
+        asyncio.run(talk())
+
+
+def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    """The problem details of an answer that must have this status."""
+    told: dict[str, Any] = answer.json()
+    assert (answer.status_code, told["status"]) == (status, status), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
+    return told

@@ -6,13 +6,11 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
@@ -27,58 +25,31 @@ from polydev.controller.api.answers import (
 )
 from polydev.controller.api.events import stream
 from polydev.controller.api.refusals import refusals
-from polydev.controller.migrate import migrate
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits, Settings
-from polydev.controller.store.slots import sync_slots
 from tests.api import (
     CALLERS,
     IMAGE_DIGEST,
     JWT_SECRET,
     STRANGERS,
     USERS,
+    ApiHost,
     Served,
     StillHypervisor,
     image_store,
+    problem,
     routes_of,
-    served,
     token_of,
 )
 
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 CALLER = Caller(UNKNOWN, "user", "jwt")
 LEEWAY_SECONDS = 10
-Scenario = Callable[[Served], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
-    return file
-
-
-@dataclass(frozen=True)
-class Host:
-    settings: Settings
-    hypervisor: StillHypervisor
-
-    def run(self, scenario: Scenario, **changes: Any) -> None:
-        """With an application of its own; `changes` are of its settings."""
-
-        async def talk() -> None:
-            settings = self.settings.model_copy(update=changes)
-            async with served(settings, self.hypervisor) as asked:
-                database = asked.services.database
-                await sync_slots(database, settings.slots, settings.vm_network)
-                await scenario(asked)
-
-        asyncio.run(talk())
 
 
 @pytest.fixture
-def host(migrated: Path, tmp_path: Path) -> Host:
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
     shutil.copy(migrated, tmp_path / "controller.sqlite3")
     settings = Settings(
         database_url=f"sqlite+aiosqlite:///{tmp_path / 'controller.sqlite3'}",
@@ -91,16 +62,7 @@ def host(migrated: Path, tmp_path: Path) -> Host:
         rate=RateLimits(starts_burst=100),
         max_body_bytes=1000,
     )
-    return Host(settings, StillHypervisor(tmp_path / "microvm"))
-
-
-def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
-    """The problem details of an answer that must have this status."""
-    told: dict[str, Any] = answer.json()
-    assert (answer.status_code, told["status"]) == (status, status), answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
-    return told
+    return ApiHost(settings, StillHypervisor(tmp_path / "microvm"))
 
 
 # What the user, another user, an operator and an admin are answered; all others get 401.
@@ -147,7 +109,7 @@ HEALTH = ("GET", "/api/auth/health")
 WEBSOCKETS = {("WS", "/api/auth/session/{session_id}/novnc/websock")}
 
 
-def test_every_route_is_in_the_table(host: Host) -> None:
+def test_every_route_is_in_the_table(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         assert routes_of(asked.app) == {*TABLE, HEALTH, *WEBSOCKETS}
 
@@ -155,7 +117,7 @@ def test_every_route_is_in_the_table(host: Host) -> None:
 
 
 @pytest.mark.parametrize("route", TABLE, ids=" ".join)
-def test_each_route_for_each_caller(host: Host, route: tuple[str, str]) -> None:
+def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> None:
     expected = dict.fromkeys(STRANGERS, 401) | dict(zip(USERS, TABLE[route], strict=True))
 
     async def scenario(asked: Served) -> None:
@@ -198,7 +160,7 @@ def test_each_route_for_each_caller(host: Host, route: tuple[str, str]) -> None:
         ("GET", "/redoc"),
     ],
 )
-def test_nothing_answers_without_a_token_but_health(host: Host, method: str, path: str) -> None:
+def test_nothing_answers_without_a_token_but_health(host: ApiHost, method: str, path: str) -> None:
     async def scenario(asked: Served) -> None:
         assert (await asked.ask("GET", HEALTH[1], "nobody")).status_code == 200
         assert (await asked.ask(method, path, "nobody")).status_code == 401
@@ -206,7 +168,7 @@ def test_nothing_answers_without_a_token_but_health(host: Host, method: str, pat
     host.run(scenario)
 
 
-def test_a_token_in_the_query_where_browsers_need_it_only(host: Host) -> None:
+def test_a_token_in_the_query_where_browsers_need_it_only(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
@@ -226,7 +188,7 @@ def test_a_token_in_the_query_where_browsers_need_it_only(host: Host) -> None:
     host.run(scenario)
 
 
-def test_a_session_from_start_to_end(host: Host) -> None:
+def test_a_session_from_start_to_end(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path, vms = session["links"]["self"], asked.services.vms
@@ -256,7 +218,7 @@ def test_a_session_from_start_to_end(host: Host) -> None:
     host.run(scenario)
 
 
-def test_a_session_that_failed_says_why(host: Host) -> None:
+def test_a_session_that_failed_says_why(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         vms = asked.services.vms
@@ -275,7 +237,7 @@ def test_a_session_that_failed_says_why(host: Host) -> None:
     host.run(scenario)
 
 
-def test_where_a_started_session_is(host: Host) -> None:
+def test_where_a_started_session_is(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "gemini"}
         answer = await asked.ask("POST", "/api/auth/start", json=body)
@@ -286,7 +248,7 @@ def test_where_a_started_session_is(host: Host) -> None:
     host.run(scenario)
 
 
-def test_the_same_key_is_the_same_session(host: Host) -> None:
+def test_the_same_key_is_the_same_session(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         key = {"Idempotency-Key": "once, please"}
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -313,7 +275,7 @@ def test_the_same_key_is_the_same_session(host: Host) -> None:
         ([], "body"),
     ],
 )
-def test_a_malformed_start_is_422(host: Host, body: Any, pointer: str) -> None:
+def test_a_malformed_start_is_422(host: ApiHost, body: Any, pointer: str) -> None:
     async def scenario(asked: Served) -> None:
         told = problem(await asked.ask("POST", "/api/auth/start", "operator", json=body), 422)
         assert pointer in [error["pointer"] for error in told["errors"]]
@@ -322,7 +284,7 @@ def test_a_malformed_start_is_422(host: Host, body: Any, pointer: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "tab\there", "ü"])
-def test_a_key_that_is_none_is_422(host: Host, key: str) -> None:
+def test_a_key_that_is_none_is_422(host: ApiHost, key: str) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         named = {**asked.headers("user"), "Idempotency-Key": key}
@@ -334,7 +296,7 @@ def test_a_key_that_is_none_is_422(host: Host, key: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/auth/session/{}", "/api/auth/session/{}/vm", "/api/vm/{}"])
-def test_ids_that_are_none_and_ids_of_nothing(host: Host, path: str) -> None:
+def test_ids_that_are_none_and_ids_of_nothing(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         for caller in ("user", "operator"):
             problem(await asked.ask("GET", path.format("not-a-uuid"), caller), 422)
@@ -343,7 +305,7 @@ def test_ids_that_are_none_and_ids_of_nothing(host: Host, path: str) -> None:
     host.run(scenario)
 
 
-def test_unknown_users_and_others(host: Host) -> None:
+def test_unknown_users_and_others(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": UNKNOWN, "provider": "claude"}
         start = "/api/auth/start"
@@ -353,7 +315,7 @@ def test_unknown_users_and_others(host: Host) -> None:
     host.run(scenario)
 
 
-def test_as_many_sessions_as_are_allowed(host: Host) -> None:
+def test_as_many_sessions_as_are_allowed(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         held = [(await asked.start())["id"] for _ in range(2)]
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -364,7 +326,7 @@ def test_as_many_sessions_as_are_allowed(host: Host) -> None:
     host.run(scenario, session=SessionLimits(per_user=2))
 
 
-def test_no_free_slot_names_the_session_that_idles(host: Host) -> None:
+def test_no_free_slot_names_the_session_that_idles(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         idle, used = await asked.start(), await asked.start("other user")
         await asked.ask("POST", f"{used['links']['self']}/heartbeat", "other user")
@@ -377,7 +339,7 @@ def test_no_free_slot_names_the_session_that_idles(host: Host) -> None:
     host.run(scenario, slots=(2, 3))
 
 
-def test_a_host_without_slots_still_serves(host: Host) -> None:
+def test_a_host_without_slots_still_serves(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "no-free-slot")
@@ -390,7 +352,7 @@ def test_a_host_without_slots_still_serves(host: Host) -> None:
     host.run(scenario, slots=())
 
 
-def test_a_host_without_an_image_still_serves(host: Host) -> None:
+def test_a_host_without_an_image_still_serves(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "image")
@@ -401,7 +363,7 @@ def test_a_host_without_an_image_still_serves(host: Host) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/auth/sessions", "/api/vm", "/api/vm?all=true"])
-def test_a_list_costs_as_many_questions_however_long_it_is(host: Host, path: str) -> None:
+def test_a_list_costs_as_many_questions_however_long_it_is(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         async def questions(caller: str) -> tuple[int, int]:
             """How many were put to the database, and how many things were listed."""
@@ -427,7 +389,7 @@ def test_a_list_costs_as_many_questions_however_long_it_is(host: Host, path: str
     host.run(scenario, slots=tuple(range(2, 60)), **limits)
 
 
-def test_lists_go_on_where_a_page_ended(host: Host) -> None:
+def test_lists_go_on_where_a_page_ended(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for _ in range(3):
             await asked.start("user")
@@ -450,7 +412,7 @@ def test_lists_go_on_where_a_page_ended(host: Host) -> None:
     host.run(scenario, session=SessionLimits(per_user=9))
 
 
-def test_lists_show_what_is_the_callers(host: Host) -> None:
+def test_lists_show_what_is_the_callers(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         mine, past, others = [
             await asked.start(caller) for caller in ("user", "user", "other user")
@@ -477,7 +439,7 @@ def test_lists_show_what_is_the_callers(host: Host) -> None:
     host.run(scenario)
 
 
-def test_the_console_as_text_and_as_lines(host: Host) -> None:
+def test_the_console_as_text_and_as_lines(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path = f"/api/vm/{session['vmId']}/console"
@@ -499,7 +461,7 @@ def test_the_console_as_text_and_as_lines(host: Host) -> None:
     host.run(scenario)
 
 
-def test_what_a_vm_uses(host: Host) -> None:
+def test_what_a_vm_uses(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path = f"/api/vm/{session['vmId']}/metrics"
@@ -517,7 +479,7 @@ def events_of(text: str) -> list[tuple[int, str, dict[str, Any]]]:
     return [(int(number), kind, json.loads(data)) for number, kind, data in found]
 
 
-def test_news_from_the_start_and_from_where_one_was(host: Host) -> None:
+def test_news_from_the_start_and_from_where_one_was(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         await asked.services.vms.launched(session["vmId"])
@@ -545,7 +507,7 @@ def test_news_from_the_start_and_from_where_one_was(host: Host) -> None:
     host.run(scenario)
 
 
-def test_news_come_as_they_happen_until_the_service_ends(host: Host) -> None:
+def test_news_come_as_they_happen_until_the_service_ends(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         news = stream(asked.services, CALLER, session["id"], 0)
@@ -568,7 +530,7 @@ def test_news_come_as_they_happen_until_the_service_ends(host: Host) -> None:
     host.run(scenario)
 
 
-def test_news_end_with_the_token_that_asked_for_them(host: Host) -> None:
+def test_news_end_with_the_token_that_asked_for_them(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         soon = replace(CALLER, expires_at=now() + timedelta(seconds=0.2))
@@ -579,7 +541,7 @@ def test_news_end_with_the_token_that_asked_for_them(host: Host) -> None:
     host.run(scenario)
 
 
-def test_a_console_is_followed_no_longer_than_its_token_lasts(host: Host) -> None:
+def test_a_console_is_followed_no_longer_than_its_token_lasts(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         slot = (await asked.services.vms.get(session["vmId"])).slot
@@ -593,7 +555,7 @@ def test_a_console_is_followed_no_longer_than_its_token_lasts(host: Host) -> Non
     host.run(scenario)
 
 
-def test_who_asks_too_often_is_told_when_to_come_again(host: Host) -> None:
+def test_who_asks_too_often_is_told_when_to_come_again(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for _ in range(3):
             assert (await asked.ask("GET", "/api/vm")).status_code == 200
@@ -607,7 +569,7 @@ def test_who_asks_too_often_is_told_when_to_come_again(host: Host) -> None:
     host.run(scenario, rate=RateLimits(requests_per_second=0.001, burst=3))
 
 
-def test_who_starts_too_often_may_still_look(host: Host) -> None:
+def test_who_starts_too_often_may_still_look(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -617,7 +579,7 @@ def test_who_starts_too_often_may_still_look(host: Host) -> None:
     host.run(scenario, rate=RateLimits(starts_per_minute=0.01, starts_burst=1))
 
 
-def test_answers_are_kept_by_nobody(host: Host) -> None:
+def test_answers_are_kept_by_nobody(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for path in ("/api/vm", "/docs", "/nothing"):
             headers = (await asked.ask("GET", path)).headers
@@ -627,7 +589,7 @@ def test_answers_are_kept_by_nobody(host: Host) -> None:
     host.run(scenario)
 
 
-def test_the_documentation_loads_nothing_from_anywhere(host: Host) -> None:
+def test_the_documentation_loads_nothing_from_anywhere(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("GET", "/docs")
         assert "GET /api/auth/session/{session_id}/events" in answer.text
@@ -654,7 +616,7 @@ def _operations(app: FastAPI) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def test_every_route_documents_what_it_refuses_with_examples(host: Host) -> None:
+def test_every_route_documents_what_it_refuses_with_examples(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         operations = _operations(asked.app)
         assert set(operations) == routes_of(asked.app) - WEBSOCKETS

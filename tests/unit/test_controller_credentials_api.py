@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import shutil
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,43 +31,19 @@ from polydev.controller.api.credentials import (
 )
 from polydev.controller.app import create_app
 from polydev.controller.logs import QUIET, configure_logs
-from polydev.controller.migrate import migrate
 from polydev.controller.settings import SessionLimits, Settings
-from polydev.controller.store.slots import sync_slots
 from polydev.errors import ConfigError
-from tests.api import JWT_SECRET, Served, StillHypervisor, image_store, served
+from tests.api import JWT_SECRET, ApiHost, Served, StillHypervisor, image_store, problem
 
 PATH = "/api/auth/credentials"
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 MARKER = "marker-of-a-secret-that-nobody-sees"
 SECRET = {"tokens": {"access": MARKER, "refresh": ["ü", 1.5, None, True]}, "expires": 10**30}
-Scenario = Callable[[Served], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
-    return file
 
 
 @dataclass(frozen=True)
-class Host:
-    settings: Settings
+class Host(ApiHost):
     database: Path
-
-    def run(self, scenario: Scenario, **changes: Any) -> None:
-        """With an application of its own; `changes` are of its settings."""
-
-        async def talk() -> None:
-            settings = self.settings.model_copy(update=changes)
-            hypervisor = StillHypervisor(self.database.parent / "microvm")
-            async with served(settings, hypervisor) as asked:
-                database = asked.services.database
-                await sync_slots(database, settings.slots, settings.vm_network)
-                await scenario(asked)
-
-        asyncio.run(talk())
 
 
 @pytest.fixture
@@ -83,7 +58,7 @@ def host(migrated: Path, tmp_path: Path) -> Host:
         credentials_key=SecretStr(new_key()),
         session=SessionLimits(per_user=100),
     )
-    return Host(settings, file)
+    return Host(settings, StillHypervisor(tmp_path / "microvm"), file)
 
 
 def in_database(host: Host, statement: str, *values: str) -> None:
@@ -94,14 +69,6 @@ def in_database(host: Host, statement: str, *values: str) -> None:
 async def store(asked: Served, caller: str = "user", **body: Any) -> httpx.Response:
     sent = {"provider": "claude", "credentials": SECRET, **body}
     return await asked.ask("POST", f"{PATH}/store", caller, json=sent)
-
-
-def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
-    told: dict[str, Any] = answer.json()
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
-    return told
 
 
 async def in_state(asked: Served, caller: str, state: str) -> str:

@@ -18,7 +18,7 @@ from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
 from polydev.controller.store.rows import Row
 from polydev.controller.store.transactions import Database
-from polydev.controller.store.users import no_user
+from polydev.controller.store.users import lock_user
 from polydev.errors import (
     CredentialsLocked,
     CredentialsNotFound,
@@ -71,7 +71,7 @@ class Credentials:
         """
         sealed = self._required_keys().seal(plain, user_id, provider)
         async with self._database.writing() as connection:
-            await _lock_user(connection, user_id)
+            await lock_user(connection, user_id)
             session = None
             if session_id is not None:
                 session = await locked_session(connection, session_id)
@@ -151,16 +151,6 @@ class Credentials:
                 "among the inventory's secrets, and deploys",
             )
         return self._keys
-
-
-async def _lock_user(connection: AsyncConnection, user_id: str) -> None:
-    """One change of a user's credentials at a time, so that one of two is the first."""
-    user = tables.users.c.id
-    found = await connection.execute(
-        sa.select(user).where(user == user_id).with_for_update(key_share=True)
-    )
-    if found.scalar_one_or_none() is None:
-        raise no_user(user_id)
 
 
 def _require_fit(session: Session, user_id: str, provider: Provider) -> None:

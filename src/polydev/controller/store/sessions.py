@@ -27,7 +27,7 @@ from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_slot
 from polydev.controller.store.transactions import Database
-from polydev.controller.store.users import no_user
+from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
 LIVE = _sessions.ended_at.is_(None)
@@ -58,7 +58,7 @@ class Sessions:
         and CapacityError; nothing is written then.
         """
         async with self._database.writing() as connection:
-            await _lock_user(connection, new.user_id)
+            await lock_user(connection, new.user_id)
             known = await _session_of_key(connection, new)
             if known is not None:
                 if known.provider != new.provider:
@@ -231,16 +231,6 @@ class Sessions:
         how many were. Their idempotency keys may be used again.
         """
         return await forget(self._database, before, limit)
-
-
-async def _lock_user(connection: AsyncConnection, user_id: str) -> None:
-    """One start of a user at a time; so keys and limits are looked at by one only."""
-    user = tables.users.c.id
-    found = await connection.execute(
-        sa.select(user).where(user == user_id).with_for_update(key_share=True)
-    )
-    if found.scalar_one_or_none() is None:
-        raise no_user(user_id)
 
 
 async def _session_of_key(connection: AsyncConnection, new: NewSession) -> Session | None:

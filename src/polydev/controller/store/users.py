@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Caller, Role, Token, User, now
 from polydev.controller.store import tables
@@ -158,6 +159,18 @@ class Tokens:
 
 def token_hash(plain: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+async def lock_user(connection: AsyncConnection, user_id: str) -> None:
+    """Let one transaction at a time change what is the user's; so limits, keys and what there is
+    already are looked at by one only. Raises UserNotFound.
+    """
+    user = tables.users.c.id
+    found = await connection.execute(
+        sa.select(user).where(user == user_id).with_for_update(key_share=True)
+    )
+    if found.scalar_one_or_none() is None:
+        raise no_user(user_id)
 
 
 def no_user(user_id: str) -> UserNotFound:
