@@ -1,20 +1,23 @@
 """The only place that starts processes.
 
-`run` waits for one and returns what it said; `spawn` starts one that goes on. Every process
-gets a session of its own, so that a time-out or an interrupt ends all of its children too.
-`become` starts none: another program takes this process's place.
+`run` waits for one and returns what it said; `spawn` starts one that goes on; a `LineProcess` is
+one to talk to, line by line. Every process gets a session of its own, so that a time-out or an
+interrupt ends all of its children too. `become` starts none: another program takes this process's
+place.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import selectors
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,12 @@ log = logging.getLogger(__name__)
 Argument = str | Path
 Process = subprocess.Popen[bytes]
 PIPE = subprocess.PIPE
+
+# How much is kept of what a process that is talked to wrote to its standard error.
+STDERR_TAIL_BYTES = 16 * 1024
+STDERR_CHUNK_BYTES = 64 * 1024
+# A process that ended may have left its standard error to a child that goes on.
+STDERR_END_SECONDS = 1.0
 
 # Processes that some thread waits for; whoever ends the work as a whole ends them too.
 _waited_for: set[subprocess.Popen[bytes]] = set()
@@ -169,6 +178,64 @@ def spawn(
         raise ConfigError(
             f"program not found: {words[0]}", "run ./inv once: it installs what is missing"
         ) from error
+
+
+class LineProcess:
+    """A process to talk to: lines to its standard input, lines from its standard output.
+
+    A thread reads its standard error and keeps the end of it: a pipe holds 64 KiB, and a process
+    that writes more than that to a pipe that nobody reads waits for ever.
+    """
+
+    def __init__(self, argv: Sequence[Argument], *, cwd: Path | None = None) -> None:
+        """Start it. Raises ConfigError when it is not installed."""
+        self._process = spawn(argv, cwd=cwd, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        self._stderr_tail = b""
+        pipe, self._process.stderr = self._process.stderr, None  # the thread closes it
+        self._stderr_reader = threading.Thread(target=self._read_stderr, args=(pipe,), daemon=True)
+        self._stderr_reader.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, line: str) -> None:
+        """Write one line. A process that does not read any more gives its reason elsewhere."""
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    def first_line(self, timeout_seconds: float) -> bytes:
+        """Return the first line; nothing if none begins in time."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            return self._process.stdout.readline() if selector.select(timeout_seconds) else b""
+
+    def lines(self) -> Iterator[bytes]:
+        """Each further line as it comes, until it closes its standard output."""
+        assert self._process.stdout is not None
+        # Not the pipe itself: it would be closed with this iterator.
+        yield from iter(self._process.stdout.readline, b"")
+
+    def last_words(self) -> str:
+        """Return the end of what it wrote to its standard error; ask once it has ended."""
+        self._stderr_reader.join(STDERR_END_SECONDS)
+        return self._stderr_tail.decode(errors="replace").strip()
+
+    def end_group(self) -> None:
+        """End it and all of its children; what it wrote can still be read."""
+        end_group(self._process)
+
+    def end(self, seconds: float = 0) -> None:
+        """Let it come to its end for so long, then end it and close its pipes."""
+        wait_or_end(self._process, seconds)
+
+    def _read_stderr(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while chunk := os.read(pipe.fileno(), STDERR_CHUNK_BYTES):
+                self._stderr_tail = (self._stderr_tail + chunk)[-STDERR_TAIL_BYTES:]
 
 
 def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[int]) -> NoReturn:

@@ -9,13 +9,14 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
-from polydev.run import call, end_group, run, run_lines, spawn
+from polydev.run import LineProcess, call, end_group, run, run_lines, spawn
 
 pytestmark = pytest.mark.integration
 
@@ -266,3 +267,65 @@ def test_only_what_is_named_is_inherited(tmp_path: Path) -> None:
         numbers = out.decode().split()
         assert str(kept.fileno()) in numbers
         assert str(not_kept.fileno()) not in numbers
+
+
+NOISE_BYTES = 1_000_000
+# Far more than a pipe holds, before, between and after the lines that are read.
+NOISY = f"""
+import sys
+noise = lambda: print("x" * {NOISE_BYTES}, file=sys.stderr, flush=True)
+noise(); print("first", flush=True)
+word = sys.stdin.readline().strip()
+noise(); print(word, flush=True); noise()
+print("the last words", file=sys.stderr, flush=True)
+"""
+
+
+def test_talking_process_is_never_held_up_by_what_it_writes_to_stderr() -> None:
+    process = LineProcess([sys.executable, "-c", NOISY])
+    try:
+        assert process.first_line(60) == b"first\n"
+        process.send("go")
+        assert list(process.lines()) == [b"go\n"]
+        said = process.last_words()
+        assert said.splitlines()[-1] == "the last words"
+        assert len(said) < NOISE_BYTES / 10
+    finally:
+        process.end()
+
+
+def test_talking_process_that_says_nothing_has_no_first_line(never: Path) -> None:
+    process = LineProcess(["cat", never])
+    try:
+        assert process.first_line(0.05) == b""
+        assert process.is_running
+    finally:
+        process.end()
+    assert not process.is_running
+
+
+def test_what_is_sent_to_a_process_that_ended_is_lost_and_its_reason_is_read() -> None:
+    process = LineProcess(["sh", "-c", "echo no room >&2; exit 3"])
+    assert list(process.lines()) == []
+    process.send("go")
+    assert process.last_words() == "no room"
+    process.end()
+
+
+def test_last_words_do_not_wait_for_a_stranger_who_holds_the_pipe(
+    pipe: Pipe, never: Path, tmp_path: Path
+) -> None:
+    # A child in a session of its own, as the master of shared SSH connections is one.
+    stranger = 'setsid sh -c \'exec 3>"$1"; echo begun >&3; cat "$2"\' sh "$1" "$2" &'
+    process = LineProcess(["sh", "-c", f"echo failed >&2; {stranger}", "sh", pipe.path, never])
+    pipe.wait_for_writer()
+    process.end()
+    assert process.last_words() == "failed"
+    never.write_text("end\n")
+
+
+def test_ending_a_talking_process_ends_its_children(pipe: Pipe, never: Path) -> None:
+    process = LineProcess(family(pipe, never))
+    pipe.wait_for_writer()
+    process.end()
+    assert pipe.ended()

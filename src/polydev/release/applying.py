@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from polydev.errors import ConfigError, DeployError, Error
 from polydev.release.connection import Unreachable
-from polydev.run import PIPE, Process, end_group, spawn, wait_or_end
+from polydev.run import LineProcess
 from polydev.ssh import SshTarget
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def describe(project: Project) -> list[DescribedHost]:
 class Applying:
     """A planned deployment of one host, ready to go on."""
 
-    process: Process
+    process: LineProcess
     plan: Plan
     log_file: IO[str]
     done: list[str] = field(default_factory=list)
@@ -101,12 +101,10 @@ class Applying:
         try:
             return self._go(say)
         finally:
-            end_group(self.process)
+            self.process.end_group()
 
     def _go(self, say: Say) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"go\n")
-        self.process.stdin.flush()
+        self.process.send("go")
         for event in _events(self.process):
             self.log_file.write(json.dumps(event) + "\n")
             self.log_file.flush()
@@ -139,16 +137,15 @@ def planned(
 
 
 @contextmanager
-def _running(argv: list[str], root: Path) -> Iterator[Process]:
-    process = spawn(argv, cwd=root, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+def _running(argv: list[str], root: Path) -> Iterator[LineProcess]:
+    process = LineProcess(argv, cwd=root)
     try:
         yield process
     finally:
-        end_group(process)
-        wait_or_end(process, 0)
+        process.end()
 
 
-def _await(process: Process, name: str) -> Event:
+def _await(process: LineProcess, name: str) -> Event:
     for event in _events(process):
         if event["event"] == name:
             return event
@@ -157,17 +154,15 @@ def _await(process: Process, name: str) -> Event:
     raise _ended(process)
 
 
-def _ended(process: Process) -> DeployError:
-    """It broke off; what Python said then is all that there is."""
-    end_group(process)
-    assert process.stderr is not None
-    said = process.stderr.read().decode(errors="replace").strip().splitlines()[-5:]
+def _ended(process: LineProcess) -> DeployError:
+    """Return the error for a process that broke off: the last that Python said is all there is."""
+    process.end_group()
+    said = process.last_words().splitlines()[-5:]
     return DeployError("\n".join(["pyinfra ended without an answer", *said]))
 
 
-def _events(process: Process) -> Iterator[Event]:
-    assert process.stdout is not None
-    for line in process.stdout:
+def _events(process: LineProcess) -> Iterator[Event]:
+    for line in process.lines():
         try:
             event = json.loads(line)
         except ValueError:

@@ -6,13 +6,11 @@ import base64
 import hashlib
 import json
 import logging
-import selectors
 import shlex
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from polydev import hosttool
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
-from polydev.run import PIPE, Process, end_group, run, spawn, wait_or_end
+from polydev.run import LineProcess, run
 from polydev.ssh import SshTarget
 
 log = logging.getLogger(__name__)
@@ -139,11 +137,11 @@ class DeploymentLock:
         words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
         words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
         argv = target.argv(TOOL, *words)
-        self._process = spawn(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        self._process = LineProcess(argv)
         try:
             answer = _first_line(self._process, target.name)
         except BaseException:
-            wait_or_end(self._process, 0)
+            self._process.end()
             raise
         self.stale: Mapping[str, Any] | None = answer.get("stale")
         self._ended = threading.Event()
@@ -152,36 +150,26 @@ class DeploymentLock:
 
     @property
     def is_held(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_running
 
     def release(self) -> None:
         self._ended.set()
         self._renewing.join()
-        self._say("release")
-        wait_or_end(self._process, ANSWER_SECONDS)
+        self._process.send("release")
+        self._process.end(ANSWER_SECONDS)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            self._say("renew")
-
-    def _say(self, word: str) -> None:
-        with suppress(OSError, ValueError):
-            assert self._process.stdin is not None
-            self._process.stdin.write(f"{word}\n".encode())
-            self._process.stdin.flush()
+            self._process.send("renew")
 
 
-def _first_line(process: Process, host: str) -> dict[str, Any]:
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        line = process.stdout.readline() if selector.select(ANSWER_SECONDS) else b""
+def _first_line(process: LineProcess, host: str) -> dict[str, Any]:
+    line = process.first_line(ANSWER_SECONDS)
     try:
         answer = json.loads(line)
     except ValueError:
-        end_group(process)
-        stderr = process.stderr.read().decode(errors="replace") if process.stderr else ""
-        raise Unreachable(f"cannot lock {host}: {stderr.strip() or 'no answer'}") from None
+        process.end_group()
+        raise Unreachable(f"cannot lock {host}: {process.last_words() or 'no answer'}") from None
     if "lock" not in answer:
         raise _tool_error(host, "lock", line.decode(), "")
     return dict(answer)
