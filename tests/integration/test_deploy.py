@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -308,15 +310,65 @@ class TestRestart:
         assert deployed.plan().changing == []
 
 
+# A user of the host who looks at every file that appears where all may write, as it appears.
+WATCHER = """
+import ctypes, os, struct
+watched = {}
+libc = ctypes.CDLL(None)
+queue = libc.inotify_init()
+for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+    # created, modified, its mode changed, closed, moved here
+    watched[libc.inotify_add_watch(queue, folder.encode(), 0x18E)] = folder
+print("watching", flush=True)
+while data := os.read(queue, 4096):
+    while data:
+        number, _, _, length = struct.unpack_from("iIII", data)
+        name = data[16 : 16 + length].rstrip(b"\\0").decode()
+        data = data[16 + length :]
+        try:
+            with open(os.path.join(watched[number], name), "rb") as file:
+                print(name, file.read(10_000), flush=True)
+        except OSError as error:
+            print(name, error.strerror, flush=True)
+"""
+
+
+@contextmanager
+def watched(host: DeployedHost) -> Iterator[Callable[[], str]]:
+    """What another user of the host sees meanwhile."""
+    seen = "/run/watcher-saw"
+    program = shlex.quote(WATCHER)
+    nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    pid = host.inside(f"{nobody} python3 -c {program} >{seen} 2>&1 </dev/null & echo $!")
+
+    def await_word(word: str) -> None:
+        host.inside(f"timeout 60 sh -c 'until grep -q {word} {seen}; do sleep 0.1; done'")
+
+    def all_seen() -> str:
+        host.inside("touch /tmp/the-last && rm /tmp/the-last")
+        await_word("the-last")
+        return host.inside(f"cat {seen}")
+
+    try:
+        await_word("watching")
+        yield all_seen
+    finally:
+        host.inside(f"kill {pid}; rm {seen}")
+
+
 class TestSecrets:
     def test_the_service_has_it_and_nobody_is_shown_it(
         self, deployed: DeployedHost, tmp_path: Path
     ) -> None:
         secret = tmp_path / "jwt-secret"
-        secret.write_text("correct horse battery staple")
+        secret.write_text("correct horse battery staple, and more")
         other = replace(deployed, data={"secrets": {"jwt-secret": str(secret)}})
         changes = [(operation.name, operation.diff) for operation in other.plan().changing]
-        record = other.deploy()
+        with watched(deployed) as seen:
+            record = other.deploy()
+            found = seen()
+        assert "pyinfra" not in found, "uploads pass through a folder that everybody may write to"
+        assert "horse" not in found
         path = "/etc/master-controller/secrets/jwt-secret"
         assert deployed.inside(f"stat -c '%a %U' {path}") == "600 root"
         credential = "/run/credentials/master-controller.service/jwt-secret"

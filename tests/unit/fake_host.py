@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pyinfra.api.command import FileUploadCommand, FunctionCommand
@@ -48,9 +49,9 @@ class FakeHost:
         operations = self.state.ops[self.host].values()
         commands = [command for each in operations for command in each.command_generator()]
         return {
-            command.dest.removesuffix(".new"): _content(command.src)
+            placed_path(command): base64.b64decode(placed_input(command)).decode(errors="replace")
             for command in commands
-            if isinstance(command, FileUploadCommand)
+            if placed_input(command)
         }
 
     def commands(self, operation: Callable[..., OperationMeta], **values: Any) -> list[str]:
@@ -59,17 +60,20 @@ class FakeHost:
         return self.planned["it"]
 
 
-def _content(source: Any) -> str:
-    data: bytes = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
-    return data.decode(errors="replace")
+def placed_input(command: Any) -> str:
+    """What a command that puts a file in its place reads; empty for any other command."""
+    return str(command.connector_arguments.get("_stdin", ""))
+
+
+def placed_path(command: object) -> str:
+    return shlex.split(str(command))[-1]
 
 
 def spelled(command: object) -> str:
     if isinstance(command, FunctionCommand):
         return HERE
-    if isinstance(command, FileUploadCommand):
-        return f"upload {command.dest}"
-    return str(command)
+    assert not isinstance(command, FileUploadCommand), "it would pass through /tmp"
+    return f"place {placed_path(command)}" if placed_input(command) else str(command)
 
 
 @contextmanager

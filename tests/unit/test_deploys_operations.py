@@ -29,16 +29,18 @@ from polydev.deploys.facts import (
     UnitStates,
 )
 from polydev.deploys.operations import (
+    file,
     folder,
     folders_as_in,
     kernel_value,
     live_firewall,
     opaque_file,
+    text_file,
     users_as_in,
 )
 from polydev.deploys.units import only_units, reread_units, unit
 from polydev.ssh import SshTarget
-from tests.unit.fake_host import HERE, FakeHost, fake_host
+from tests.unit.fake_host import HERE, FakeHost, fake_host, placed_input
 
 TARGET = SshTarget("browsers", "browsers.example")
 SITE = HostData()
@@ -382,36 +384,60 @@ class TestLiveFirewall:
         assert faked().commands(live_firewall, **self.VALUES) == []
 
 
-def stat_line(mode: str = "-rwxr-xr-x", user: str = "root") -> str:
-    return f"user={user} group=root mode={mode} atime=1 mtime=1 ctime=1 size=4 '/bin/x'"
-
-
-class TestProgram:
+class TestFile:
     DATA = b"\x00\xffprogram"
     SUM = hashlib.sha256(DATA).hexdigest()
 
-    def run(self, faked: Faked, *, digest: str, stat: str) -> list[str]:
-        host = faked({"sha256sum": [f"{digest}  /bin/x"], "stat": [stat]})
-        return host.commands(opaque_file, path="/bin/x", data=self.DATA)
+    WANTED: ClassVar[dict[str, str]] = {"mode": "755", "user": "root", "group": "root"}
+
+    def run(self, host: FakeHost) -> list[str]:
+        return host.commands(file, path="/bin/x", data=self.DATA, **self.WANTED)
+
+    def there(self, faked: Faked, *, digest: str = SUM, rights: str = "755 root root") -> list[str]:
+        return self.run(faked({"sha256sum": [rights, f"{digest}  -"]}))
 
     def test_the_same_one_stays(self, faked: Faked) -> None:
-        assert self.run(faked, digest=self.SUM, stat=stat_line()) == []
+        assert self.there(faked) == []
 
-    def test_another_one_is_replaced_by_one_rename(self, faked: Faked) -> None:
-        assert self.run(faked, digest=A, stat=stat_line()) == [
-            "upload /bin/x.new",
-            "chown root:root /bin/x.new && chmod 755 /bin/x.new",
-            "mv /bin/x.new /bin/x",
-        ]
+    def test_another_one_is_replaced(self, faked: Faked) -> None:
+        assert self.there(faked, digest=A) == ["place /bin/x"]
 
-    @pytest.mark.parametrize("stat", [stat_line("-rw-r--r--"), stat_line(user="ada")])
-    def test_mode_and_owner_alone_are_mended_in_place(self, faked: Faked, stat: str) -> None:
-        found = self.run(faked, digest=self.SUM, stat=stat)
+    @pytest.mark.parametrize("rights", ["644 root root", "755 ada root", "755 root ada"])
+    def test_mode_and_owner_alone_are_mended_in_place(self, faked: Faked, rights: str) -> None:
+        found = self.there(faked, rights=rights)
         assert found == ["chown root:root /bin/x && chmod 755 /bin/x"]
 
     def test_a_missing_one_is_sent(self, faked: Faked) -> None:
-        found = faked().commands(opaque_file, path="/bin/x", data=self.DATA)
-        assert found[0] == "upload /bin/x.new"
+        assert self.run(faked()) == ["place /bin/x"]
+
+    def test_nobody_is_shown_a_secret(
+        self, faked: Faked, told: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        host = faked()
+        opaque_file("/etc/x", b"correct horse", mode="600")
+        (operation,) = host.state.ops[host.host].values()
+        (command,) = operation.command_generator()
+        encoded = placed_input(command)
+        shown = f"{command!r} {command} {vars(operation)} {vars(host.state)} {told()}"
+        assert "- /etc/x: not there" in told()
+        assert "+ /etc/x: mode 600, root:root" in told()
+        for secret in ("correct horse", encoded):
+            assert secret not in shown + str(capsys.readouterr())
+
+    def test_differences_of_a_text_are_told_line_by_line(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        there = ["same", "old"]
+        host = faked({"sha256sum": ["666 root root", f"{A}  -"], "cat /etc/x": there})
+        text_file("/etc/x", "same\nnew\n")
+        assert told()[1:] == [
+            "same",
+            "- old",
+            "+ new",
+            "- /etc/x: other content, mode 666, root:root",
+            "+ /etc/x: mode 644, root:root",
+        ]
+        assert host.planned == {"/etc/x": ["place /etc/x"]}
 
 
 class TestFolder:

@@ -131,7 +131,7 @@ def _secrets(site: HostData) -> list[PlacedFile]:
     placed = []
     for name, file in sorted(site.secrets.items()):
         path, text = f"{SECRETS}/{name}", secret_text(name, file)
-        opaque_file(name=path, path=path, data=text.encode(), mode=600)
+        opaque_file(path, text.encode(), mode="600")
         placed.append(PlacedFile(path, text))
     return placed
 

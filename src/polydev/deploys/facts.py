@@ -66,6 +66,34 @@ def _unless_same(path: str, sha256: str) -> str:
     return f"echo {sums} | sha256sum --check --status 2>/dev/null || echo {TOUCHED}"
 
 
+@dataclass(frozen=True)
+class PresentFile:
+    """A regular file's checksum, and its mode, user and group; both empty where there is none."""
+
+    sha256: str = ""
+    rights: tuple[str, str, str] | tuple[()] = ()
+
+
+class FileState(FactBase[PresentFile]):
+    """What lies at a path, by one question. A link is no file: what it names belongs to another."""
+
+    def command(self, path: str) -> str:
+        name = shlex.quote(path)
+        asked = f"test -f {name} && test ! -L {name} && stat -c '%a %U %G' {name}"
+        return f"{{ {asked} && sha256sum <{name}; }} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> PresentFile:
+        return PresentFile()
+
+    def process(self, output: Iterable[str]) -> PresentFile:
+        words = " ".join(output).split()
+        if len(words) != 5:  # mode, user, group, checksum, and the name of standard input
+            return PresentFile()
+        mode, user, group, sha256, _ = words
+        return PresentFile(sha256, (mode, user, group))
+
+
 class UnitStates(FactBase[dict[str, str]]):
     """The units of a pattern that run, come, go or have failed, and which of these it is."""
 

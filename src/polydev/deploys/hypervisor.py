@@ -36,4 +36,4 @@ def hypervisor(site: HostData) -> None:
     ):
         data = checked_bytes(file, sha256)
         path = f"/usr/local/bin/{name}"
-        opaque_file(name=path, path=path, data=data)
+        opaque_file(path, data)

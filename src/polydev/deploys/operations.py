@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import io
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import logger
-from pyinfra.api.command import FileUploadCommand, FunctionCommand, StringCommand
+from pyinfra.api.command import FunctionCommand, StringCommand
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host, state
-from pyinfra.facts.files import Directory, File, Sha256File
-from pyinfra.operations import files
+from pyinfra.facts.files import Directory, FileContents
 
-from polydev.deploys.facts import Firewall, Folders, KnownUsers, Names, SysctlValue
+from polydev.deploys.facts import FileState, Firewall, Folders, KnownUsers, Names, SysctlValue
 from polydev.deploys.render import render
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.placing import placing
 
 TOOL = str(Paths().tool)
 
@@ -60,42 +60,54 @@ def told(difference: str) -> None:
 def text_file(
     path: str, text: str, mode: str = "644", user: str = "root", group: str = "root"
 ) -> OperationMeta:
-    return files.put(
-        name=path,
-        src=io.BytesIO(text.encode()),
-        dest=path,
-        mode=mode,
-        user=user,
-        group=group,
-        create_remote_dir=False,
-    )
+    """A text that the operator may see; its differences are told line by line."""
+    data = text.encode()
+    return file(name=path, path=path, data=data, mode=mode, user=user, group=group, is_shown=True)
+
+
+def opaque_file(path: str, data: bytes, mode: str = "755") -> OperationMeta:
+    """A file of root's that nobody is shown: a program, a secret."""
+    return file(name=path, path=path, data=data, mode=mode, user="root", group="root")
 
 
 @operation
-def opaque_file(path: str, data: bytes, mode: int = 755) -> Commands:
-    """A file of root's that nobody is shown, put in its place by one rename: programs, secrets.
+def file(
+    path: str, data: bytes, mode: str, user: str, group: str, is_shown: bool = False
+) -> Commands:
+    """A file with this content, mode and owner, put in its place by one rename.
 
-    Not files.put: it tells differences line by line, which a secret must not be, and fails on
-    what is no text.
+    Not files.put: it uploads to a name in /tmp that other users of the host can foresee and read.
     """
-    name = shlex.quote(path)
-    digest = hashlib.sha256(data).hexdigest()
-    there = host.get_fact(Sha256File, path=path)
-    held: dict[str, Any] = dict(host.get_fact(File, path=path) or {})
-    if there == digest and (held.get("mode"), held.get("user")) == (mode, "root"):
+    now = host.get_fact(FileState, path=path)
+    wanted = (mode, user, group)
+    is_same = now.sha256 == hashlib.sha256(data).hexdigest()
+    if is_same and now.rights == wanted:
         host.noop(f"{path} is the same")
         return
-    other = "the same content" if there == digest else "other content" if there else "not there"
-    told(f"- {path}: {other}, mode {held.get('mode')}, {held.get('user')}")
-    told(f"+ {path}: mode {mode}, root")
-    if there != digest:
-        fresh = f"{path}.new"
-        temporary = host.get_temp_filename(fresh)
-        yield FileUploadCommand(io.BytesIO(data), fresh, remote_temp_filename=temporary)
-        yield StringCommand(f"chown root:root {name}.new && chmod {mode} {name}.new")
-        yield StringCommand(f"mv {name}.new {name}")
+    if is_shown and not is_same:
+        told(_difference(path, data.decode(), is_there=bool(now.sha256)))
+    if not is_shown or now.rights != wanted:
+        content = "the same content" if is_same else "other content"
+        told(f"- {path}: " + (f"{content}, {_rights(now.rights)}" if now.rights else "not there"))
+        told(f"+ {path}: {_rights(wanted)}")
+    if is_same:
+        name = shlex.quote(path)
+        yield StringCommand(f"chown {user}:{group} {name} && chmod {mode} {name}")
     else:
-        yield StringCommand(f"chown root:root {name} && chmod {mode} {name}")
+        placed = placing(path, data, mode=mode, owner=f"{user}:{group}")
+        yield StringCommand(placed.command, _stdin=placed.input)
+
+
+def _difference(path: str, text: str, *, is_there: bool) -> str:
+    """What a file has and what it is to have, for a person."""
+    lines = host.get_fact(FileContents, path=path) if is_there else None
+    changed = difflib.unified_diff(lines or [], text.splitlines(), lineterm="", n=2)
+    body = [*changed][2:]  # without the names of the files
+    return "\n".join(f"{line[0]} {line[1:]}" for line in body if line[0] != "@")
+
+
+def _rights(rights: tuple[str, str, str]) -> str:
+    return "mode {}, {}:{}".format(*rights)
 
 
 def template(

@@ -15,7 +15,7 @@ from polydev.hosttool.pack import zipapp_bytes
 def host_tool() -> None:
     directory("/opt/polydev-ai")
     directory("/opt/polydev-ai/bin")
-    opaque_file(name=TOOL, path=TOOL, data=tool_bytes())
+    opaque_file(TOOL, tool_bytes())
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from polydev import hosttool
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.placing import placing
 from polydev.run import LineProcess, run
 from polydev.ssh import SshTarget
 
@@ -88,11 +88,9 @@ class HostConnection:
         if there.startswith(digest):
             return
         self.command("command -v python3 >/dev/null || { echo no python3 >&2; exit 1; }")
-        self.command(
-            f"install -d -m 755 /opt/polydev-ai /opt/polydev-ai/bin && base64 -d >{TOOL}.new && "
-            f"chmod 755 {TOOL}.new && mv {TOOL}.new {TOOL}",
-            input=base64.b64encode(wanted).decode(),
-        )
+        placed = placing(TOOL, wanted, mode="755")
+        folders = "install -d -m 755 /opt/polydev-ai /opt/polydev-ai/bin"
+        self.command(f"{folders} || exit\n{placed.command}", input=placed.input)
 
     def wait_until_back(self, seconds: float) -> None:
         """Wait until the host answers again. Raises Unreachable when it does not in time."""
