@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from polydev.hosttool import backup, restore
+from polydev.hosttool.cli import parser
 from polydev.hosttool.database import content_sha256
 from polydev.hosttool.durable import UNFINISHED
 from polydev.hosttool.errors import HostError
@@ -28,7 +30,9 @@ from polydev.hosttool.saved import Saved
 from polydev.hosttool.scope import Controller, Scope
 from polydev.hosttool.systemd import UnitState
 from polydev.hosttool.tree import entries_below
-from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, wanted_config
+from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, template_of, wanted_config
+from polydev.hosttool.verbs import Call
+from polydev.release.connection import HostRefused
 
 FIRST, SECOND, THIRD = (f"2025013{day}_120000-abcd{day}" for day in (0, 1, 2))
 OLD, NEW = "20250101_000000-aaaa1", "20250102_000000-bbbb2"
@@ -53,7 +57,7 @@ class ObedientSystemd:
     log: list[str] = field(default_factory=list)
     fails: Callable[[str, str], bool] = lambda verb, unit: False
     timers: dict[str, list[str]] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
+    known: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
     falls_over: set[str] = field(default_factory=set)
 
@@ -61,9 +65,10 @@ class ObedientSystemd:
         self.reload()
 
     def reload(self) -> None:
-        """Read which unit files there are, as systemd does when told to and not before."""
+        """Read the unit files, as systemd does when told to and not before."""
         folder = self.paths.units
-        self.known = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        self.known = {name: wanted_config(self.paths, name) for name in names}
 
     def exists(self, unit: str) -> bool:
         roots = file_roots(self.paths, unit)
@@ -117,10 +122,15 @@ class ObedientSystemd:
     def come_up(self, unit: str) -> None:
         self.active[unit] = "active"
         self.running[unit] = self._read_by(unit)
-        config = wanted_config(self.paths, unit)
+        config = self._known_config(unit)
         if config is not None:
             self.paths.stamps.mkdir(parents=True, exist_ok=True)
             (self.paths.stamps / unit).write_text(f"{config}\n")
+
+    def _known_config(self, unit: str) -> str | None:
+        """The hash in the unit's files as they were at the last reload."""
+        names = (unit, f"{unit}.d", template_of(unit) or unit)
+        return next((self.known[name] for name in names if self.known.get(name)), None)
 
     def _read_by(self, unit: str) -> str:
         """A hash of all that a unit knows by having read it when it came up."""
@@ -390,3 +400,42 @@ def deploy(host: Host, config: str = "1", release: str = OLD, image: str = "a" *
     units = [NETWORK, FIREWALL, f"{SLOTS}2.service", SOCKET, MAIN]
     host.start(*units, *FOREIGN_UNITS)
     host.systemd.enabled |= {NETWORK, FIREWALL, SOCKET, MAIN}
+
+
+@dataclass(frozen=True)
+class CallWith(Call):
+    """A call of the tool whose stdin holds this document."""
+
+    given: object = None
+
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(json.dumps(self.given))
+        return found
+
+
+class ToolConnection:
+    """The operator's connection to such a host: the host tool itself answers, in this process."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def install_tool(self) -> None:
+        pass
+
+    def wait_until_back(self, seconds: float) -> None:
+        pass
+
+    def command(self, text: str, **_: object) -> str:
+        assert text.endswith("record list"), text
+        return json.dumps(self.tool("record", "list"))
+
+    def tool(
+        self, *words: str, document: object = None, timeout_seconds: float = 0
+    ) -> dict[str, Any]:
+        arguments = parser().parse_args(words)
+        call = CallWith(arguments, self.host.paths, self.host.systemd, given=document)
+        try:
+            found: dict[str, Any] = json.loads(json.dumps(arguments.verb.run(call)))
+        except HostError as error:
+            raise HostRefused(error.message, error.hint) from error
+        return found

@@ -155,11 +155,11 @@ class TestCreate:
         return folder
 
     def test_it_is_made_of_what_lies_here_only(
-        self, root: Path, arrived: Path, monkeypatch: pytest.MonkeyPatch
+        self, root: Path, paths: Paths, arrived: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pip = Pip()
         monkeypatch.setattr(releases, "_run", pip)
-        known = create(IDS[0], "a" * 64, "abcd", root)
+        known = create(IDS[0], "a" * 64, "abcd", paths, root)
         place = root / "releases" / IDS[0]
         assert json.loads((place / "release.json").read_text()) == known
         assert (known["id"], known["digest"], known["commit"]) == (IDS[0], "a" * 64, "abcd")
@@ -172,18 +172,23 @@ class TestCreate:
 
     @pytest.mark.parametrize("step", ["venv", "pip"])
     def test_one_that_is_not_finished_does_not_say_it_is(
-        self, root: Path, arrived: Path, monkeypatch: pytest.MonkeyPatch, step: str
+        self,
+        root: Path,
+        paths: Paths,
+        arrived: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        step: str,
     ) -> None:
         monkeypatch.setattr(releases, "_run", Pip(fails_at=step))
         with pytest.raises(HostError, match="no room"):
-            create(IDS[0], "a" * 64, "abcd", root)
+            create(IDS[0], "a" * 64, "abcd", paths, root)
         assert not (root / "releases" / IDS[0] / "release.json").exists()
         monkeypatch.setattr(releases, "_run", Pip())
-        assert create(IDS[0], "a" * 64, "abcd", root)["id"] == IDS[0]
+        assert create(IDS[0], "a" * 64, "abcd", paths, root)["id"] == IDS[0]
 
-    def test_an_id_that_is_a_path_is_refused(self, root: Path) -> None:
+    def test_an_id_that_is_a_path_is_refused(self, root: Path, paths: Paths) -> None:
         with pytest.raises(HostError) as failure:
-            create("../../etc", "a" * 64, "abcd", root)
+            create("../../etc", "a" * 64, "abcd", paths, root)
         assert failure.value.code == "bad-id"
 
 

@@ -228,6 +228,27 @@ def test_what_only_a_later_release_knows_goes_too(host: Host) -> None:
     assert unit not in host.systemd.active
 
 
+def test_what_an_earlier_backup_knows_alone_is_left_alone(host: Host) -> None:
+    former = host.root / "etc" / "former.d" / "former.conf"
+    put(former, "1")
+    wider = replace(host.scope, paths=(*host.scope.paths, former))
+    backup.create(host.paths, host.systemd, FIRST, wider)
+    host.backup(SECOND)
+    put(former, "2")
+    host.restore(SECOND)
+    assert former.read_text() == "2"
+
+
+def test_systemd_reads_its_files_before_any_unit_starts_with_them(host: Host) -> None:
+    host.backup()
+    host.unit(FIREWALL, "2")
+    host.start(FIREWALL)
+    host.restore()
+    log = host.systemd.log
+    assert log.index("daemon-reload") < log.index(f"reload-or-restart {FIREWALL}")
+    assert (host.paths.stamps / FIREWALL).read_text() == "1\n"
+
+
 class TestReach:
     def test_only_the_way_in_is_restored(self, host: Host) -> None:
         host.backup()

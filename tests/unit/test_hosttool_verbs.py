@@ -45,8 +45,8 @@ def host(tmp_path: Path) -> Host:
 
 class TestRecords:
     def test_unknown_fields_stay_and_the_newest_comes_first(self, paths: Paths) -> None:
-        first = {"id": FIRST, "status": "succeeded", "mood": {"good": True}}
-        second = {"id": SECOND, "status": "running"}
+        first = {"id": FIRST, "status": "succeeded", "mood": {"good": True}, "number": 1}
+        second = {"id": SECOND, "status": "running", "number": 2}
         for record in (first, second):
             assert records.write(paths, record) == record
         assert records.records(paths) == [second, first]

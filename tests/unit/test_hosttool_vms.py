@@ -47,6 +47,15 @@ def test_its_slot_stays_as_it_is_and_all_else_goes_back(host: Host) -> None:
     assert (host.paths.stamps / SLOT).read_text() == "2\n"
 
 
+def test_a_slot_that_was_off_stays_on_for_its_vm(host: Host) -> None:
+    host.systemd.active.pop(SLOT)
+    host.backup()
+    host.start(SLOT, VM)
+    host.restore()
+    assert host.systemd.active[SLOT] == "active"
+    assert not [line for line in host.systemd.log if SLOT in line]
+
+
 def test_without_one_the_slot_is_made_anew(host: Host) -> None:
     host.backup()
     deploy(host, "2")

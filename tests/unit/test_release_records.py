@@ -30,7 +30,7 @@ BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
 class History:
     """What was done to a host, and what a witness knows of it.
 
-    The ids are in no order, as if each were made on a machine with a clock of its own.
+    Ids and times are in no order, as if each deployment came from a machine with a wrong clock.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -45,9 +45,10 @@ class History:
         self.records.append(
             Record(
                 id=name,
+                number=number + 1,
                 kind=kind,
                 status=status,
-                started_at=BEGIN + timedelta(minutes=number),
+                started_at=BEGIN + timedelta(minutes=(number * 7919) % 240),
                 state=name if state == "own" else state,
                 previous=current_state(self.records),
                 backup=backup,
@@ -145,8 +146,9 @@ class TestCurrentState:
 
 class TestBackup:
     def test_the_newest_of_a_state(self, three: History) -> None:
-        hand_made = three.back_up()
-        assert backup_of(ids(three)[2], three.records) == hand_made
+        three.back_up()
+        newest = three.back_up()
+        assert backup_of(ids(three)[2], three.records) == newest
         assert backup_of(ids(three)[0], three.records) == ids(three)[1]
 
     def test_one_that_was_not_made_is_none(self, three: History) -> None:

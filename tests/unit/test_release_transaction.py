@@ -43,6 +43,13 @@ class Host:
     def keep(self, record: Record) -> None:
         self.records[record.id] = record.model_dump(mode="json", by_alias=True)
 
+    def write(self, document: dict[str, Any]) -> dict[str, Any]:
+        """As the host tool does it: the first write of a record gives it its number."""
+        former = self.records.get(document["id"])
+        number = former["number"] if former else len(self.records) + 1
+        self.records[document["id"]] = {**document, "number": number}
+        return self.records[document["id"]]
+
     def record(self, name: str = OWN) -> Record:
         return Record.model_validate(self.records[name])
 
@@ -53,6 +60,7 @@ class Host:
             self.keep(
                 Record(
                     id=name,
+                    number=number + 1,
                     status="succeeded",
                     started_at=BEGIN + timedelta(days=number),
                     state=name,
@@ -95,7 +103,7 @@ class Connection:
             self.host.state = self.host.backups[name]
             return {"changed": ["/etc/polydev"]}
         elif verb == "record write":
-            self.host.records[document["id"]] = document
+            return self.host.write(document)
         elif verb == "health":
             return self.health()
         return {}
@@ -193,6 +201,7 @@ class Lock:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.is_held = True
+        self.clock_offset_seconds = 0.0
         self.stale: Mapping[str, Any] | None = None
         host.calls.append("lock")
 
@@ -503,6 +512,7 @@ class TestRecovery:
         bench.host.keep(
             Record(
                 id=SECOND,
+                number=2,
                 kind=kind,
                 status="running",
                 started_at=BEGIN + timedelta(days=2),

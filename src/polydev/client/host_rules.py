@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
+from polydev import clock
 from polydev.client import probe
 from polydev.client.findings import (
     GIB,
@@ -30,7 +31,7 @@ KNOWN_SYSTEMS = ("Debian GNU/Linux 12", "Ubuntu 24.04")
 OLDEST_POLKIT = (0, 106)  # the first that reads rules in JavaScript
 OLD_IMAGE_DAYS, STALE_IMAGE_DAYS = 30, 90
 # The controller takes JWTs that are off by 10 s.
-CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 2.0, 10.0
+CLOCK_PROBLEM_SECONDS = 10.0
 ROOMS = {
     "/": (
         "room on /",
@@ -100,18 +101,18 @@ def python_finding(where: str, facts: HostFacts) -> Finding:
 
 def clock_finding(where: str, facts: HostFacts) -> Finding:
     """The host's clock against ours, as far as the time that the call took lets it be known."""
-    earliest = float(facts.said["endedAt"]) - facts.after
-    latest = float(facts.said["startedAt"]) - facts.before
-    offset = 0.0 if earliest <= 0 <= latest else min(earliest, latest, key=abs)
-    if abs(offset) < CLOCK_WARNING_SECONDS:
+    said = facts.said
+    offset = clock.offset_seconds(
+        facts.before, facts.after, float(said["startedAt"]), float(said["endedAt"])
+    )
+    if abs(offset) < clock.WARNING_SECONDS:
         return Finding(where, "clock", "ok", "agrees with this machine's")
-    way = "ahead of" if offset > 0 else "behind"
     state: State = "problem" if abs(offset) >= CLOCK_PROBLEM_SECONDS else "warning"
     return Finding(
         where,
         "clock",
         state,
-        f"{abs(offset):,.0f} s {way} this machine's",
+        clock.offset_text(offset),
         "timedatectl on both: set the one that is wrong, and install systemd-timesyncd",
     )
 

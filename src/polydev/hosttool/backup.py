@@ -32,6 +32,7 @@ from polydev.hosttool.saved import (
     require_whole,
 )
 from polydev.hosttool.scope import Scope, require_restorable
+from polydev.hosttool.sequence import next_number, number_of, order
 from polydev.hosttool.systemd import Systemd, UnitState
 from polydev.hosttool.tree import Entry, entries_below, entry_of, file_sha256
 from polydev.hosttool.units import known_units
@@ -62,7 +63,7 @@ def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Save
         fresh = paths.backups / f"{NEW}{backup_id}"
         (fresh / "files").mkdir(parents=True, mode=0o700)
         units = known_units(systemd, scope, (entry.path for entry in entries))
-        saved = _fill(fresh, backup_id, scope, entries, units)
+        saved = _fill(fresh, backup_id, next_number(paths), scope, entries, units)
         _finish(fresh, saved)
         fresh.rename(paths.backups / backup_id)
         sync(paths.backups)
@@ -107,12 +108,18 @@ def _require_space(paths: Paths, entries: list[Entry], scope: Scope) -> None:
 
 
 def _fill(
-    fresh: Path, backup_id: str, scope: Scope, entries: list[Entry], units: dict[str, UnitState]
+    fresh: Path,
+    backup_id: str,
+    number: int,
+    scope: Scope,
+    entries: list[Entry],
+    units: dict[str, UnitState],
 ) -> Saved:
     release = current_release(scope.controller) if scope.controller else None
     return Saved(
         id=backup_id,
         folder=fresh,
+        number=number,
         created_at=datetime.now(timezone.utc).isoformat(),
         scope=scope,
         kept=tuple(_keep_all(fresh, entries)),
@@ -171,8 +178,15 @@ def _finish(fresh: Path, saved: Saved) -> None:
 
 
 def backups(paths: Paths) -> list[dict[str, object]]:
-    """All finished backups, newest first; a damaged manifest is said so."""
-    return [_listed(paths, backup_id) for backup_id in _ids(paths)]
+    """All finished backups, newest first; a damaged manifest is said so.
+
+    A damaged one has lost its number, so it counts as older than those that have one.
+    """
+    if not paths.backups.is_dir():
+        return []
+    names = (path.name for path in paths.backups.iterdir() if not path.name.startswith("."))
+    found = [_listed(paths, name) for name in names]
+    return sorted(found, key=lambda each: order(number_of(each), str(each["id"])), reverse=True)
 
 
 def _listed(paths: Paths, backup_id: str) -> dict[str, object]:
@@ -188,18 +202,12 @@ def prune(paths: Paths, keep: int) -> list[str]:
         _remove_leftovers(paths)
         deadman = read_json(paths.deadman) or {}
         needed = deadman.get("backup") if deadman.get("armed") else None
-        old = [each for each in _ids(paths)[keep:] if each != needed]
+        ids = [str(each["id"]) for each in backups(paths)]
+        old = [each for each in ids[keep:] if each != needed]
         for backup_id in old:
             (paths.backups / backup_id).rename(paths.backups / f"{OLD}{backup_id}")
         _remove_leftovers(paths)
     return old
-
-
-def _ids(paths: Paths) -> list[str]:
-    if not paths.backups.is_dir():
-        return []
-    names = (path.name for path in paths.backups.iterdir())
-    return sorted((name for name in names if not name.startswith(".")), reverse=True)
 
 
 def _remove_leftovers(paths: Paths) -> None:

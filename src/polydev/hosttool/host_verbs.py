@@ -39,7 +39,7 @@ def image_prune(call: Call) -> object:
 
 def release_create(call: Call) -> object:
     arguments = call.arguments
-    return releases.create(arguments.id, arguments.digest, arguments.commit)
+    return releases.create(arguments.id, arguments.digest, arguments.commit, call.paths)
 
 
 def release_migrate(call: Call) -> object:

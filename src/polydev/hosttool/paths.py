@@ -39,6 +39,11 @@ class Paths:
         return self.home / "deployments"
 
     @property
+    def sequence(self) -> Path:
+        """The last number that this host gave."""
+        return self.home / "sequence.json"
+
+    @property
     def lock(self) -> Path:
         return self.home / "lock.json"
 

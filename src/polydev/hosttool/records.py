@@ -1,4 +1,7 @@
-"""What became of each deployment, one file each; only what succeeded can be gone back to."""
+"""What became of each deployment, one file each; only what succeeded can be gone back to.
+
+The host numbers records as they are first written; see `sequence`.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +12,56 @@ from polydev.hosttool.durable import make_folder, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import DEPLOYMENT_ID, Paths, require_id
 from polydev.hosttool.reserve import use_reserve
+from polydev.hosttool.sequence import next_number, number_of, order
 
 STATUSES = ("running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted")
+UNREADABLE = "unreadable"
 
 
 def write(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
-    """Write a record in place of one with the same id. Raises HostError `bad-record`, `bad-id`."""
+    """Write a record in place of one with the same id, with its number; return what was written.
+
+    Raises HostError `bad-record`, `bad-id`.
+    """
     require_id(str(record.get("id", "")))
     if record.get("status") not in STATUSES:
         raise HostError(
             "bad-record",
             f"status {record.get('status')!r} is none of {', '.join(STATUSES)}",
         )
-    file = paths.records / f"{record['id']}.json"
     try:
-        make_folder(paths.records)
-        write_json(file, record)
+        return _write(paths, record)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         use_reserve(paths)
-        make_folder(paths.records)
-        write_json(file, record)
-    return record
+        return _write(paths, record)
+
+
+def _write(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
+    make_folder(paths.records)
+    file = paths.records / f"{record['id']}.json"
+    number = _number(paths, record) if file.exists() else next_number(paths)
+    written = {key: value for key, value in record.items() if key != "number"}
+    if number is not None:
+        written["number"] = number
+    write_json(file, written)
+    return written
+
+
+def _number(paths: Paths, record: dict[str, Any]) -> int | None:
+    """The number that a record has already; what an earlier version began never gets one."""
+    former = _record(paths, record["id"])
+    return number_of(record if former["status"] == UNREADABLE else former)
 
 
 def records(paths: Paths) -> list[dict[str, Any]]:
     """All records, newest first; one that cannot be read has the status `unreadable`."""
     if not paths.records.is_dir():
         return []
-    ids = sorted((path.stem for path in paths.records.glob("*.json")), reverse=True)
-    return [_record(paths, each) for each in ids if DEPLOYMENT_ID.fullmatch(each)]
+    ids = (path.stem for path in paths.records.glob("*.json"))
+    found = [_record(paths, each) for each in ids if DEPLOYMENT_ID.fullmatch(each)]
+    return sorted(found, key=lambda each: order(number_of(each), each["id"]), reverse=True)
 
 
 def show(paths: Paths, deployment_id: str) -> dict[str, Any]:
@@ -56,5 +78,5 @@ def _record(paths: Paths, deployment_id: str) -> dict[str, Any]:
         if record is None or record["id"] != deployment_id:
             raise ValueError("the file is not the record that its name says")
     except (ValueError, KeyError) as error:
-        return {"id": deployment_id, "status": "unreadable", "problem": str(error)}
+        return {"id": deployment_id, "status": UNREADABLE, "problem": str(error)}
     return record

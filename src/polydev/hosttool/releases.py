@@ -18,11 +18,13 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.sequence import next_number, number_in, order
 
 ROOT = Path("/opt/master-controller")
 CONFIG = Path("/etc/master-controller/config.yaml")
@@ -30,7 +32,12 @@ PYTHON = "/usr/bin/python3"
 
 
 def create(
-    release: str, digest: str, commit: str, root: Path = ROOT, python: str = PYTHON
+    release: str,
+    digest: str,
+    commit: str,
+    paths: Paths,
+    root: Path = ROOT,
+    python: str = PYTHON,
 ) -> dict[str, object]:
     """Make a release from what arrived for it. Raises HostError `release-failed`."""
     place, arrived = root / "releases" / require_id(release), root / "incoming" / release
@@ -47,6 +54,7 @@ def create(
     _write_listing(place)
     known: dict[str, object] = {
         "id": release,
+        "number": next_number(paths),
         "digest": digest,
         "commit": commit,
         "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -93,12 +101,16 @@ def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
     """Remove releases that are neither current, nor in a backup, nor among the newest `keep`."""
     saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
     named = {str(each.get("release")) for each in saved}
-    names = sorted(path.name for path in (root / "releases").glob("*"))
+    names = sorted((path.name for path in (root / "releases").glob("*")), key=partial(_order, root))
     stay = {(root / "current").resolve().name, *named, *names[::-1][:keep]}
     gone = [name for name in names if name not in stay]
     for name in gone:
         remove(root / "releases" / name)
     return {"removed": gone, "wheels": _prune_wheels(root)}
+
+
+def _order(root: Path, name: str) -> tuple[int, str]:
+    return order(number_in(root / "releases" / name / "release.json"), name)
 
 
 def _prune_wheels(root: Path) -> list[str]:

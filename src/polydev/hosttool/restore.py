@@ -71,13 +71,8 @@ def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -
 
 def _later(paths: Paths, saved: Saved) -> list[Saved]:
     """Every readable backup made after `saved`, oldest first."""
-    found = []
-    for document in reversed(backup.backups(paths)):
-        if not document["problem"]:
-            each = load(paths, str(document["id"]))
-            if each.created_at > saved.created_at:
-                found.append(each)
-    return sorted(found, key=lambda each: each.created_at)
+    whole = [str(each["id"]) for each in backup.backups(paths) if not each["problem"]]
+    return [load(paths, each) for each in reversed(whole[: whole.index(saved.id)])]
 
 
 def _units_within_reach(paths: Paths, saved: Saved) -> list[str]:

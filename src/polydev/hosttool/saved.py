@@ -19,6 +19,7 @@ from polydev.hosttool.golden import Golden, golden_damage
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release import release_damage
 from polydev.hosttool.scope import Scope, scope_from
+from polydev.hosttool.sequence import number_of
 from polydev.hosttool.systemd import UnitState
 from polydev.hosttool.tree import Entry, entry_from, file_sha256, gid_of, uid_of
 
@@ -46,10 +47,15 @@ class KeptDatabase:
 
 @dataclass(frozen=True)
 class Saved:
-    """A backup as its manifest describes it; where nothing of the kind existed, None."""
+    """A backup as its manifest describes it; where nothing of the kind existed, None.
+
+    `number` is its place in the order of all that was made on the host; None in backups of
+    earlier versions, which are older than all that have one.
+    """
 
     id: str
     folder: Path
+    number: int | None
     created_at: str
     scope: Scope
     kept: tuple[Kept, ...]
@@ -64,6 +70,7 @@ class Saved:
         stored = [each.entry.size_bytes for each in self.kept if each.stored]
         return {
             "id": self.id,
+            "number": self.number,
             "createdAt": self.created_at,
             "files": len(stored),
             "bytes": sum(stored),
@@ -138,6 +145,7 @@ def _saved_from(folder: Path, document: dict[str, Any]) -> Saved:
     return Saved(
         id=folder.name,
         folder=folder,
+        number=number_of(document),
         created_at=document["createdAt"],
         scope=scope_from(document["scope"]),
         kept=tuple(_kept_from(folder, each) for each in document["entries"]),
@@ -162,6 +170,7 @@ def manifest_of(saved: Saved) -> dict[str, object]:
     database, golden = saved.database, saved.golden
     return {
         "id": saved.id,
+        "number": saved.number,
         "createdAt": saved.created_at,
         "scope": saved.scope.as_dict(),
         "entries": [_kept_document(saved.folder, each) for each in saved.kept],

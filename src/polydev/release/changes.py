@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from polydev.deployment_id import new_deployment_id
+from polydev.deployment_id import new_deployment_id, utc_now
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
 from polydev.release.connection import (
@@ -28,7 +28,7 @@ from polydev.release.records import (
     next_state,
     rollback_state,
 )
-from polydev.release.transaction import BACKUP_SECONDS, Transaction, records_of, utc_now
+from polydev.release.transaction import BACKUP_SECONDS, Transaction, records_of
 
 log = logging.getLogger(__name__)
 

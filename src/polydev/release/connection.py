@@ -10,10 +10,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from polydev import hosttool
+from polydev.clock import offset_seconds
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
@@ -127,7 +129,8 @@ class HostRefused(DeployError):
 class DeploymentLock:
     """The host's lock, held by a connection of its own: whatever ends this process lets go of it.
 
-    `stale` is the lock that was found dead, or None.
+    `stale` is the lock that was found dead, or None; `clock_offset_seconds` says how far the
+    host's clock was ahead of this machine's when it gave the lock.
     """
 
     def __init__(self, target: SshTarget, deployment_id: str, owner: str, purpose: str) -> None:
@@ -135,6 +138,7 @@ class DeploymentLock:
         words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
         words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
         argv = target.argv(TOOL, *words)
+        before = time.time()
         self._process = LineProcess(argv)
         try:
             answer = _first_line(self._process, target.name)
@@ -142,6 +146,8 @@ class DeploymentLock:
             self._process.end()
             raise
         self.stale: Mapping[str, Any] | None = answer.get("stale")
+        given = datetime.fromisoformat(answer["lock"]["since"]).timestamp()
+        self.clock_offset_seconds = offset_seconds(before, time.time(), given, given)
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
         self._renewing.start()

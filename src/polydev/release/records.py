@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from polydev.errors import DeployError
+from polydev.hosttool.sequence import order
 
 Kind = Literal["deploy", "rollback", "backup"]
 Status = Literal["running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted"]
@@ -19,6 +20,8 @@ LIST_HINT = "./inv deployments shows all of them"
 class Record(BaseModel):
     """One deployment, rollback or backup, as the host keeps it.
 
+    number      its place in the order of all that was done to the host, which the host gives;
+                None before that, and in records of earlier versions
     state       id of the deployment whose result the host has after this one
     previous    the state when this one began; its backup is of that
     backup      whether a backup was made before anything changed
@@ -30,6 +33,7 @@ class Record(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
 
     id: str
+    number: int | None = None
     kind: Kind = "deploy"
     status: Status = "running"
     target: str = "all"
@@ -49,7 +53,8 @@ class Record(BaseModel):
 
 
 def newest_first(records: Iterable[Record]) -> list[Record]:
-    return sorted(records, key=lambda record: (record.started_at, record.id), reverse=True)
+    """By the host's numbers; times and ids are those of the operators' clocks."""
+    return sorted(records, key=lambda record: order(record.number, record.id), reverse=True)
 
 
 def current_state(records: Iterable[Record]) -> str | None:

@@ -15,9 +15,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from typing import IO, Any
 
+from polydev.clock import WARNING_SECONDS, offset_text
+from polydev.deployment_id import utc_now
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.progress import Steps
 from polydev.release.applying import DescribedHost
@@ -32,6 +33,7 @@ from polydev.release.records import (
     Record,
     Status,
     current_state,
+    newest_first,
 )
 
 log = logging.getLogger(__name__)
@@ -74,8 +76,11 @@ class Transaction:
         try:
             if stale := self._lock.stale:
                 self.steps.note(f"{self.host.name}: {stale.get('id')} of {stale.get('owner')} died")
+            self._compare_clocks()
+            records = records_of(self.connection)
+            self._require_new(records)
             # Records say who died even where their lock was broken since.
-            for died in records_of(self.connection):
+            for died in newest_first(records):
                 if died.status == "running":
                     self._recover(died)
             self.record.previous = current_state(records_of(self.connection))
@@ -83,6 +88,23 @@ class Transaction:
             yield
         finally:
             self._lock.release()
+
+    def _compare_clocks(self) -> None:
+        offset = self._lock.clock_offset_seconds
+        if abs(offset) >= WARNING_SECONDS:
+            self.steps.note(
+                f"warning: the clock of {self.host.name} is {offset_text(offset)}: ids and times "
+                "of deployments are misleading, their order is right. Compare `timedatectl` on both"
+            )
+
+    def _require_new(self, records: list[Record]) -> None:
+        """Raise DeployError where the id is used already, as after a clock that went back."""
+        if any(each.id == self.record.id for each in records):
+            raise DeployError(
+                f"{self.host.name} has a deployment {self.record.id} already: "
+                "this machine's clock was set back",
+                "run it again; `timedatectl` shows the clock",
+            )
 
     def _new_lock(self, purpose: str) -> DeploymentLock:
         return DeploymentLock(self.host.target, self.record.id, self.record.who, purpose)
@@ -233,7 +255,7 @@ class Transaction:
     def _put(self, record: Record) -> None:
         document = record.model_dump(mode="json", by_alias=True)
         self._log({"event": "record", **document})
-        self.connection.tool("record", "write", document=document)
+        record.number = self.connection.tool("record", "write", document=document).get("number")
 
     def _log(self, event: Mapping[str, Any]) -> None:
         self.log_file.write(json.dumps(event) + "\n")
@@ -261,7 +283,3 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
-
-
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)

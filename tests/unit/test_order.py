@@ -1,0 +1,419 @@
+"""What came before what is decided by the host's counter, whatever the operators' clocks say.
+
+The verbs run against the real host tool, on a host that is a folder. `TIMES` are what the
+operators' clocks say at each of three deployments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from polydev import deployment_id
+from polydev.controller.host.deployments import newest_failed
+from polydev.hosttool import backup, holding, lock, records, releases, saved
+from polydev.hosttool.durable import json_bytes, read_json
+from polydev.hosttool.lock import Lock as HeldLock
+from polydev.hosttool.restore import _later
+from polydev.hosttool.sequence import next_number
+from polydev.progress import Steps
+from polydev.release import changes, transaction
+from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
+from polydev.release.changes import DeployOptions
+from polydev.release.records import (
+    Record,
+    backup_of,
+    current_state,
+    newest_first,
+    rollback_state,
+)
+from polydev.ssh import SshTarget
+from tests.unit.hosttool_host import Host, ToolConnection, bare_host, deploy
+
+NOON = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
+AHEAD, HOUR = timedelta(minutes=10), timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+TIMES = {
+    "right": (NOON, NOON + MINUTE, NOON + 2 * MINUTE),
+    "first-ahead": (NOON + AHEAD, NOON + MINUTE, NOON + 2 * MINUTE),
+    "second-ahead": (NOON, NOON + MINUTE + AHEAD, NOON + 2 * MINUTE),
+    "goes-back": (NOON, NOON - HOUR, NOON - 2 * HOUR),
+    "jumps": (NOON - HOUR, NOON + HOUR, NOON),
+}
+PROJECT = Project(Path("/nowhere"), Path("/nowhere/inventory.py"))
+
+
+class Lock:
+    """A lock that is always to be had, from a host whose clock is off by so much."""
+
+    def __init__(self, offset_seconds: float) -> None:
+        self.clock_offset_seconds = offset_seconds
+        self.stale: Mapping[str, Any] | None = None
+        self.is_held = True
+
+    def release(self) -> None:
+        self.is_held = False
+
+
+class Deploys(Applying):
+    """What pyinfra does: a new release with its own configuration."""
+
+    def __init__(self, host: Host, release: str) -> None:
+        self.host, self.release = host, release
+        self.plan = Plan((Operation("all", True, ()),))
+
+    def go(self, say: object) -> int:
+        deploy(self.host, self.release[-1], self.release)
+        known = {"id": self.release, "number": next_number(self.host.paths)}
+        (self.host.controller.release(self.release) / "release.json").write_bytes(json_bytes(known))
+        return 1
+
+
+class Operators:
+    """People who deploy, each from a machine with a clock of its own."""
+
+    def __init__(self, host: Host, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.host, self.patch, self.logs = host, patch, folder / "logs"
+        self.said = io.StringIO()
+        self.steps = Steps(Console(file=self.said, width=200))
+        scope = self.host.scope.as_dict()
+        self.described = DescribedHost("browsers", SshTarget("browsers", "browsers"), scope, 20)
+        self.commits = iter(f"{number:04x}" for number in range(1, 16))
+        self.offset_seconds = 0.0
+
+        @contextmanager
+        def connected(_: DescribedHost) -> Iterator[Any]:
+            yield ToolConnection(host)
+
+        @contextmanager
+        def planned(
+            project: Project, name: str, data: Mapping[str, Any], log_file: Any, *, plan_only: bool
+        ) -> Iterator[Any]:
+            yield Deploys(host, data["deployment_id"])
+
+        patch.setattr(changes, "connected", connected)
+        patch.setattr(changes, "planned", planned)
+        patch.setattr(transaction, "DeploymentLock", lambda *_: Lock(self.offset_seconds))
+
+    def at(self, time: datetime) -> None:
+        """From now on the operator's clock says this, in the checkout of another commit."""
+        commit = next(self.commits)
+        self.patch.setattr(
+            changes,
+            "new_deployment_id",
+            lambda root: f"{deployment_id.new_deployment_id(root, lambda: time)[:15]}-{commit}",
+        )
+        for module in (changes, transaction):
+            self.patch.setattr(module, "utc_now", lambda: time)
+
+    def deploy(self, time: datetime) -> Record:
+        self.at(time)
+        return changes.deploy(PROJECT, self.described, DeployOptions(), self.steps, self.logs)
+
+    def rollback(self, time: datetime, to: str | None = None) -> Record:
+        self.at(time)
+        return changes.rollback(PROJECT, self.described, to, self.steps, self.logs)
+
+    def records(self) -> list[Record]:
+        """As `./inv deployments` shows them."""
+        with changes.connected(self.described) as connection:
+            return newest_first(transaction.records_of(connection))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return bare_host(tmp_path / "host")
+
+
+@pytest.fixture
+def operators(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Operators:
+    return Operators(host, monkeypatch, tmp_path)
+
+
+def ids(documents: list[dict[str, Any]]) -> list[str]:
+    return [document["id"] for document in documents]
+
+
+def kept_by_pruning_backups(host: Host, keep: int) -> list[str]:
+    backup.prune(host.paths, keep)
+    return ids(backup.backups(host.paths))
+
+
+def kept_by_pruning_releases(host: Host, keep: int) -> list[str]:
+    backup.prune(host.paths, 0)
+    releases.prune(keep, host.paths, host.controller.root)
+    return sorted(path.name for path in (host.controller.root / "releases").iterdir())
+
+
+def records_of(host: Host) -> list[Record]:
+    connection: Any = ToolConnection(host)
+    return transaction.records_of(connection)
+
+
+Reader = Callable[[Host], object]
+# What each reader says of three deployments, given their ids in the order in which they were
+# made. Those that prune are the last.
+READERS: dict[str, tuple[Reader, Callable[[list[str]], object]]] = {
+    "record list": (lambda host: ids(records.records(host.paths)), lambda made: made[::-1]),
+    "backup list": (
+        lambda host: ids(backup.backups(host.paths)),
+        lambda made: made[::-1],
+    ),
+    "later backups": (
+        lambda host: [
+            [later.id for later in _later(host.paths, saved.load(host.paths, each.id))]
+            for each in reversed(newest_first(records_of(host)))
+        ],
+        lambda made: [made[1:], made[2:], []],
+    ),
+    "newest first": (
+        lambda host: [each.id for each in newest_first(records_of(host))],
+        lambda made: made[::-1],
+    ),
+    "current state": (lambda host: current_state(records_of(host)), lambda made: made[2]),
+    "rollback": (lambda host: rollback_state(records_of(host), None), lambda made: made[1]),
+    "its backup": (
+        lambda host: backup_of(rollback_state(records_of(host), None), records_of(host)),
+        lambda made: made[2],
+    ),
+    "alert": (lambda host: newest_failed(host.paths.records), lambda made: None),
+    "pruned backups": (lambda host: kept_by_pruning_backups(host, 1), lambda made: made[2:]),
+    "pruned releases": (
+        lambda host: kept_by_pruning_releases(host, 2),
+        lambda made: sorted(made[1:]),
+    ),
+}
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_every_reader_has_the_true_order(operators: Operators, times: str) -> None:
+    made = [operators.deploy(time).id for time in TIMES[times]]
+    for name, (read, expected) in READERS.items():
+        assert (name, read(operators.host)) == (name, expected(made))
+
+
+@pytest.mark.parametrize("times", TIMES)
+class TestOperators:
+    def test_a_rollback_brings_the_state_before_back(
+        self, operators: Operators, times: str
+    ) -> None:
+        first, second, third = TIMES[times]
+        operators.deploy(first)
+        before = operators.deploy(second)
+        seen = operators.host.seen()
+        operators.deploy(third)
+
+        back = operators.rollback(third + MINUTE)
+
+        assert back.state == before.id
+        assert operators.host.seen() == seen
+        current = read_json(operators.host.controller.current / "release.json")
+        assert current is not None
+        assert current["id"] == current_state(operators.records()) == before.id
+        assert operators.records()[0].id == back.id
+        # And it stays so for what is done later.
+        after = operators.deploy(third + 2 * MINUTE)
+        assert (after.previous, current_state(operators.records())) == (before.id, after.id)
+
+    def test_pruning_keeps_the_fresh_backup(
+        self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transaction, "KEPT_BACKUPS", 2)
+        made = [operators.deploy(time).id for time in TIMES[times]]
+        assert ids(backup.backups(operators.host.paths)) == made[:0:-1]
+        assert operators.rollback(NOON).state == made[1]
+
+    def test_a_failure_is_the_newest_until_something_succeeds(
+        self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second, third = TIMES[times]
+        operators.deploy(first)
+        with monkeypatch.context() as patch:
+            patch.setattr(Deploys, "go", lambda *_: 1 // 0)
+            with pytest.raises(Exception, match="ZeroDivisionError"):
+                operators.deploy(second)
+        failed = operators.records()[0]
+        assert newest_failed(operators.host.paths.records) == (failed.id, "rolled-back")
+        operators.deploy(third)
+        assert newest_failed(operators.host.paths.records) is None
+
+
+def forget_numbers(host: Host) -> None:
+    """All that is there, as an earlier version made it."""
+    for folder in host.paths.backups.iterdir():
+        manifest = read_json(folder / saved.MANIFEST)
+        assert manifest is not None
+        del manifest["number"]
+        rewrite(folder, manifest)
+    for file in [
+        *host.paths.records.glob("*.json"),
+        *host.controller.root.glob("releases/*/release.json"),
+    ]:
+        document = read_json(file)
+        assert document is not None
+        del document["number"]
+        file.write_text(json.dumps(document))
+    host.paths.sequence.unlink()
+
+
+def rewrite(folder: Path, manifest: dict[str, Any]) -> None:
+    data = json_bytes(manifest)
+    (folder / saved.MANIFEST).write_bytes(data)
+    (folder / saved.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  {saved.MANIFEST}\n")
+
+
+@pytest.mark.parametrize("later", [NOON + HOUR, NOON - HOUR], ids=["right", "behind"])
+class TestEarlierVersions:
+    def test_what_they_made_is_older_and_in_the_order_of_its_ids(
+        self, operators: Operators, later: datetime
+    ) -> None:
+        host = operators.host
+        old = [operators.deploy(NOON + number * MINUTE).id for number in range(2)]
+        forget_numbers(host)
+        assert [each.id for each in operators.records()] == old[::-1]
+        new = [operators.deploy(later + number * MINUTE).id for number in range(2)]
+        made = [*old, *new]
+        assert [each.number for each in operators.records()][-2:] == [None, None]
+        assert [each.id for each in operators.records()] == made[::-1]
+        assert ids(backup.backups(host.paths)) == made[::-1]
+        later_ones = _later(host.paths, saved.load(host.paths, old[1]))
+        assert [each.id for each in later_ones] == new
+        for state in (new[0], old[1]):
+            assert operators.rollback(later + HOUR).state == state
+        assert kept_by_pruning_backups(host, 3)[-1] == new[1]
+
+    def test_one_that_was_under_way_gets_no_number_as_it_ends(
+        self, operators: Operators, later: datetime
+    ) -> None:
+        old = operators.deploy(NOON)
+        forget_numbers(operators.host)
+        document = {**records.show(operators.host.paths, old.id), "status": "running"}
+        assert "number" not in records.write(operators.host.paths, document)
+        operators.deploy(later)
+        recovered = operators.records()[-1]
+        assert (recovered.id, recovered.status, recovered.number) == (old.id, "interrupted", None)
+
+
+class TestCounter:
+    def test_a_restore_does_not_set_it_back(self, operators: Operators) -> None:
+        host = operators.host
+        made = [operators.deploy(NOON + number * MINUTE) for number in range(3)]
+        before = next_number(host.paths)
+        host.restore(made[0].id)
+        assert next_number(host.paths) == before + 1
+
+    @pytest.mark.parametrize("damage", ["", "[]", '{"last": "x"}', None])
+    def test_a_lost_one_goes_on_after_all_that_is_numbered(
+        self, operators: Operators, damage: str | None
+    ) -> None:
+        host = operators.host
+        operators.deploy(NOON)
+        highest = max(each.number or 0 for each in operators.records())
+        if damage is None:
+            host.paths.sequence.unlink()
+        else:
+            host.paths.sequence.write_text(damage)
+        assert next_number(host.paths) > highest
+
+    def test_two_at_once_never_get_the_same(self, tmp_path: Path) -> None:
+        paths = bare_host(tmp_path / "host").paths
+        with ThreadPoolExecutor(8) as pool:
+            given = list(pool.map(lambda _: next_number(paths), range(40)))
+        assert sorted(given) == list(range(1, 41))
+
+    def test_a_kill_never_gives_one_twice(self, tmp_path: Path) -> None:
+        host = bare_host(tmp_path / "host")
+        given: list[int] = []
+
+        def take() -> None:
+            given.append(next_number(host.paths))
+
+        for _ in host.killed_everywhere(take):
+            before = given[-1:]
+            assert [next_number(host.paths)] > before
+            given.clear()
+
+    def test_the_host_alone_numbers_records(self, tmp_path: Path) -> None:
+        paths = bare_host(tmp_path / "host").paths
+        record = {"id": "20250131_120000-abcd", "status": "running", "number": 99}
+        assert records.write(paths, record)["number"] == 1
+        assert records.write(paths, {**record, "status": "failed"})["number"] == 1
+
+
+class TestWarnings:
+    @pytest.mark.parametrize(
+        ("offset", "words"),
+        [(-600.0, "600 s behind this machine's"), (4.0, "4 s ahead of"), (0.0, ""), (1.9, "")],
+    )
+    def test_an_operator_whose_clock_is_off_is_told(
+        self, operators: Operators, offset: float, words: str
+    ) -> None:
+        operators.offset_seconds = offset
+        operators.deploy(NOON)
+        said = operators.said.getvalue()
+        assert ("the clock of browsers is" in said) == bool(words)
+        assert words in said
+
+    def test_an_id_that_the_clock_gives_twice_changes_nothing(self, operators: Operators) -> None:
+        first = operators.deploy(NOON)
+        operators.patch.setattr(changes, "new_deployment_id", lambda root: first.id)
+        seen = operators.host.seen()
+        with pytest.raises(Exception, match=f"has a deployment {first.id} already"):
+            changes.deploy(
+                PROJECT, operators.described, DeployOptions(), operators.steps, operators.logs
+            )
+        assert operators.host.seen() == seen
+        assert operators.records() == [first]
+
+
+class TestLock:
+    """Neither clock says how long a lock or the dead-man's timer lasts."""
+
+    @pytest.mark.parametrize("jump", [HOUR, -HOUR])
+    def test_a_jump_of_the_hosts_clock_ends_no_lock(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+    ) -> None:
+        held = HeldLock(host.paths, 60, {"id": "20250131_120000-abcd"})
+        monkeypatch.setattr(lock, "datetime", ClockThatJumped(jump))
+        assert lock.show(host.paths)["held"]
+        held.renew()
+        assert lock.show(host.paths)["held"]
+        held.let_go(is_done=True)
+
+    def test_a_renewal_extends_it_by_what_has_passed_on_no_clock(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        passed = iter([0.0, 6.0, 6.0, 12.0])
+        monkeypatch.setattr(holding, "time", SimpleNamespace(monotonic=lambda: next(passed)))
+        held = HeldLock(host.paths, 10, {"id": "20250131_120000-abcd"})
+        reader, writer = os.pipe()
+        os.write(writer, b"renew\n")
+        os.close(writer)
+        assert holding._listen(held, reader, 10) is holding.End.GONE
+        os.close(reader)
+        held.let_go(is_done=True)
+
+
+class ClockThatJumped:
+    def __init__(self, jump: timedelta) -> None:
+        self.jump = jump
+
+    def now(self, zone: timezone) -> datetime:
+        return datetime.now(zone) + self.jump
