@@ -18,7 +18,15 @@ from typing import IO, Any
 import pytest
 
 from polydev import hosttool, run
-from polydev.hosttool.database import content_sha256, copy_database, replace_database
+from polydev.hosttool.database import (
+    AT_REST,
+    content_sha256,
+    copy_database,
+    remove_database,
+    replace_database,
+    restore_in_place,
+)
+from polydev.hosttool.errors import HostError
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.tree import entry_of
 
@@ -35,6 +43,18 @@ for line in sys.stdin:
     connection.commit()
     print(rows, flush=True)
 connection.close()
+"""
+# Counts up by old and by new connections, until it is told to end; prints what is committed.
+DATABASE_WRITER = """
+import itertools, select, sqlite3, sys
+kept = sqlite3.connect(sys.argv[1], timeout=60)
+for number in itertools.count(1):
+    connection = kept if number % 2 else sqlite3.connect(sys.argv[1], timeout=60)
+    with connection:
+        connection.execute("INSERT INTO notes VALUES (?)", (number,))
+    print(number, flush=True)
+    if select.select([sys.stdin], [], [], 0)[0]:
+        break
 """
 
 
@@ -242,7 +262,7 @@ def wait_for_end(process: int) -> None:
 
 
 class TestDatabaseInUse:
-    """The old file stays with those who have it open; the new one is everybody else's."""
+    """A restore is a transaction like any other for those who have the database open."""
 
     @pytest.fixture
     def live(self, tmp_path: Path) -> Path:
@@ -250,6 +270,7 @@ class TestDatabaseInUse:
         with closing(sqlite3.connect(live)) as connection, connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("CREATE TABLE notes (text)")
+            connection.executemany("INSERT INTO notes VALUES (?)", [("x" * 300,)] * 2000)
         copy_database(live, tmp_path / "stored")
         return live
 
@@ -258,35 +279,59 @@ class TestDatabaseInUse:
         tell(process, sql)
         return out(process).readline().decode().strip()
 
-    def replace(self, live: Path) -> None:
-        replace_database(live, live.with_name("stored"), entry_of(live))
+    def restore(self, live: Path) -> None:
+        restore_in_place(live, live.with_name("stored"), entry_of(live))
 
-    def test_old_one_ends_and_takes_nothing_with_it(self, live: Path) -> None:
+    def test_open_connections_see_what_was_restored(self, live: Path) -> None:
         user: Argv = [sys.executable, "-c", DATABASE_USER, live]
+        count = "SELECT count(*) FROM notes"
         with started(*user) as old:
-            self.ask(old, "INSERT INTO notes VALUES ('old')")
-            self.replace(live)
+            self.ask(old, "INSERT INTO notes VALUES ('before')")
+            self.restore(live)
+            assert self.ask(old, count) == "[(2000,)]"
             with started(*user) as new:
-                assert self.ask(old, "SELECT * FROM notes") == "[('old',)]"
-                self.ask(old, "INSERT INTO notes VALUES ('older')")
-                assert self.ask(new, "SELECT * FROM notes") == "[]"
+                self.ask(old, "INSERT INTO notes VALUES ('old')")
                 self.ask(new, "INSERT INTO notes VALUES ('new')")
-                assert Path(f"{live}-wal").stat().st_size
                 old.communicate()
                 assert old.returncode == 0
-                assert Path(f"{live}-wal").stat().st_size
                 self.ask(new, "INSERT INTO notes VALUES ('newer')")
                 with started(*user) as newest:
-                    assert self.ask(newest, "SELECT * FROM notes") == "[('new',), ('newer',)]"
-                    self.ask(newest, "INSERT INTO notes VALUES ('newest')")
-                assert self.ask(new, "SELECT count(*) FROM notes") == "[(3,)]"
+                    assert self.ask(newest, count) == "[(2003,)]"
 
-    def test_log_of_the_old_one_is_not_played_into_the_new_one(self, live: Path) -> None:
+    def test_nothing_that_is_written_meanwhile_is_lost_or_fails(self, live: Path) -> None:
+        with started(sys.executable, "-c", DATABASE_WRITER, live) as writer:
+            for _ in range(20):
+                out(writer).readline()
+                self.restore(live)
+            tell(writer, "end")
+            said = out(writer).read().decode().split()
+        last = int(said[-1])
+        with closing(sqlite3.connect(live)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            rows = connection.execute("SELECT text FROM notes WHERE text NOT LIKE 'x%'").fetchall()
+        there = [int(row[0]) for row in rows]
+        # All that was written since the last restore, in order and without a gap.
+        assert there == list(range(there[0], last + 1))
+
+    def test_log_of_a_process_that_was_killed_is_not_played_into_it(self, live: Path) -> None:
         wanted = content_sha256(live)
         with started(sys.executable, "-c", DATABASE_USER, live) as killed:
             self.ask(killed, "INSERT INTO notes VALUES ('old')")
             killed.kill()
             killed.wait()
         assert Path(f"{live}-wal").stat().st_size
-        self.replace(live)
+        self.restore(live)
         assert content_sha256(live) == wanted
+
+    def test_a_file_that_is_open_is_not_replaced(self, live: Path) -> None:
+        stored, entry = live.with_name("stored"), entry_of(live)
+        with started(sys.executable, "-c", DATABASE_USER, live) as user:
+            self.ask(user, "INSERT INTO notes VALUES ('mine')")
+            for change in (lambda: replace_database(live, stored, entry), lambda: remove_database(live)):
+                with pytest.raises(HostError, match=f"open in process {user.pid} ") as failure:
+                    change()
+                assert failure.value.code == "database-in-use"
+            assert self.ask(user, "SELECT count(*) FROM notes") == "[(2001,)]"
+            user.communicate()
+        replace_database(live, stored, entry)
+        assert content_sha256(live) == content_sha256(stored, AT_REST)

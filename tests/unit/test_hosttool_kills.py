@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool import backup, deadman, records, saved
+from polydev.hosttool.database import BESIDE
 from polydev.hosttool.handover import Handover, Limits
 from polydev.hosttool.units import MAIN, next_unit
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy
@@ -64,6 +65,24 @@ def test_restore_of_nothing(tmp_path: Path) -> None:
     for _ in host.killed_everywhere(host.restore):
         host.restore()
         assert_restored(host, before)
+
+
+def test_restore_of_a_lost_database(host: Host) -> None:
+    """A log that is left over is never beside the new file: it would be played into it."""
+    saved = host.backup()
+    assert saved.database
+    assert saved.database.kept.stored
+    wanted = saved.database.kept.stored.read_bytes()
+    live = host.controller.database
+    live.unlink()
+    beside = [live.with_name(f"{live.name}{suffix}") for suffix in BESIDE]
+    for path in beside:
+        path.write_bytes(b"left over")
+    for _ in host.killed_everywhere(host.restore):
+        if live.exists() and live.read_bytes() == wanted:
+            assert not any(path.exists() for path in beside)
+        host.restore()
+        assert host.rows() == ["written by 1"]
 
 
 def test_restore_of_another_backup_after_a_kill(host: Host) -> None:

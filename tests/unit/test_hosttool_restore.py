@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import backup
+from polydev.hosttool import backup, database
+from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.restore import Options, restore
 from polydev.hosttool.units import MAIN, SOCKET
+from polydev.run import PIPE, end_group, spawn
 from tests.unit.hosttool_host import (
     FIREWALL,
     FIRST,
@@ -312,16 +315,116 @@ class TestDatabase:
         host.controller.database.write_bytes(broken)
         host.restore()
         assert host.rows() == ["written by 1"]
-        assert host.systemd.log[0] == f"stop {MAIN}"
-        assert host.systemd.active[MAIN] == "active"
+        # The socket first: it would start the service again for the next request.
+        assert host.systemd.log[:2] == [f"stop {SOCKET}", f"stop {MAIN}"]
+        assert host.systemd.active[SOCKET] == host.systemd.active[MAIN] == "active"
 
-    def test_one_with_another_journal_is_replaced_while_nobody_uses_it(self, host: Host) -> None:
+    def test_damaged_one_that_is_still_open_is_not_replaced(self, host: Host) -> None:
+        host.backup()
+        host.controller.database.write_bytes(b"not a database" * 100)
+        with host.controller.database.open("rb"), pytest.raises(HostError) as failure:
+            host.restore()
+        assert failure.value.code == "database-in-use"
+        assert f"process {os.getpid()}" in failure.value.message
+        host.restore()
+        assert host.rows() == ["written by 1"]
+
+    def test_one_with_another_journal(self, host: Host) -> None:
         host.backup()
         host.execute("PRAGMA journal_mode=DELETE")
         host.execute("INSERT INTO notes VALUES ('later')")
         host.restore()
         assert host.rows() == ["written by 1"]
-        assert host.systemd.log[0] == f"stop {MAIN}"
+
+    def test_one_that_is_locked_for_good(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database, "LOCK_SECONDS", 0.0)
+        host.backup()
+        host.execute("INSERT INTO notes VALUES ('later')")
+        with closing(sqlite3.connect(host.controller.database)) as writer:
+            writer.execute("INSERT INTO notes VALUES ('not yet')")
+            with pytest.raises(HostError) as failure:
+                host.restore()
+            writer.commit()
+        assert failure.value.code == "database-in-use"
+        assert f"process {os.getpid()}" in failure.value.message
+        host.restore()
+        assert host.rows() == ["written by 1"]
+
+    def test_one_that_was_not_there_goes_when_nothing_uses_it(self, host: Host) -> None:
+        """As where the service used PostgreSQL until a deployment let it use SQLite."""
+        live = host.controller.database
+        content = live.read_bytes()
+        live.unlink()
+        host.backup()
+        live.write_bytes(content)
+        deploy(host, "2", NEW, "b" * 64)
+        argv = [sys.executable, "-c", "import sys; open(sys.argv[1]); print(1); sys.stdin.read()"]
+        service = spawn([*argv, live], stdin=PIPE, stdout=PIPE)
+        try:
+            assert service.stdout is not None
+            service.stdout.readline()
+            # The service has the file open until the handover restarts it.
+            host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN) and bool(
+                service.communicate()[1]
+            )
+            assert host.restore()["database"] == "removed"
+        finally:
+            end_group(service)
+        assert not live.exists()
+        assert host.systemd.active[MAIN] == "active"
+        assert_second_restore_does_nothing(host)
+
+    def test_damaged_one_is_not_backed_up(self, host: Host) -> None:
+        host.execute("CREATE TABLE parents (id PRIMARY KEY)")
+        host.execute("CREATE TABLE children (parent REFERENCES parents)")
+        host.execute("INSERT INTO children VALUES (1)")
+        with pytest.raises(HostError, match="a row of children refers to a row of parents"):
+            host.backup()
+        assert backup.backups(host.paths) == []
+
+    def test_one_with_a_damaged_index_is_not_backed_up(self, host: Host) -> None:
+        host.execute("CREATE INDEX notes_text ON notes (text)")
+        host.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        live = host.controller.database
+        # The row's and the index's copy of the text differ then.
+        found = live.read_bytes()
+        live.write_bytes(found.replace(b"written by 1", b"written by 2", 1))
+        with pytest.raises(HostError, match="is damaged: .*notes_text"):
+            host.backup()
+
+    def test_replaced_one_outlives_a_power_cut(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        live, done = host.controller.database, []
+        saved = host.backup().database
+        assert saved
+        assert saved.kept.stored
+        sync, rename = os.fsync, Path.replace
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: done.append(os.readlink(f"/proc/self/fd/{fd}")) or sync(fd)
+        )
+        monkeypatch.setattr(
+            Path, "replace", lambda path, to: done.append("rename") or rename(path, to)
+        )
+        database.replace_database(live, saved.kept.stored, saved.kept.entry)
+        renamed = done.index("rename")
+        assert str(unfinished(live)) in done[:renamed]
+        assert str(live.parent) in done[:renamed], "logs are gone before"
+        assert str(live.parent) in done[renamed:]
+
+    def test_part_of_a_restore_leaves_the_database_to_the_rest(self, host: Host) -> None:
+        """The service must still learn of a database that a restore that was killed brought."""
+        host.backup()
+        host.execute("INSERT INTO notes VALUES ('later')")
+        host.start(MAIN)
+        host.systemd.fails = lambda verb, unit: True
+        with pytest.raises(HostError):
+            host.restore()
+        assert host.rows() == ["written by 1"]
+        host.systemd.fails = lambda verb, unit: False
+        host.systemd.active[MAIN] = "active"
+        host.restore(reach=True)
+        assert host.restore()["handover"] == OLD
 
     def test_mode_comes_back(self, host: Host) -> None:
         host.controller.database.chmod(0o640)

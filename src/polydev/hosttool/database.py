@@ -1,14 +1,16 @@
-"""The controller's SQLite database: copied while in use, compared, replaced under a process.
+"""The controller's SQLite database: copied while in use, compared, brought back.
 
-A process that has the old file open keeps it, with its log, until it ends: its answers stay
-whole, and what it still writes goes with it. SQLite sees that the file has moved, and so does
-not remove, as it otherwise would when it closes, the log that by then is the successor's.
+A restore writes into the file that is there, by SQLite's own backup: one transaction, which
+processes that have the database open see as they see any other. A file is never put in the place
+of one that is open: what such a process writes would be lost, or its log would be played into
+the new file. Only a database that cannot be read is replaced, once nobody has it open.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 BESIDE = ("-wal", "-shm", "-journal")
 COMPARED_PRAGMAS = ("user_version", "application_id")
 LIVE, AT_REST = "mode=rw", "mode=ro&immutable=1"
-WAL_VERSION, WAL_VERSION_AT = 2, 18
+BUSY, LOCKED = 5, 6  # SQLite's codes; Python has names for them from 3.11 on
+LOCK_SECONDS, PAUSE_SECONDS = 30.0, 0.05
+SOUND_HINT = "./inv database.restore FILE --stop puts a sound copy in its place"
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """A consistent copy, whoever writes to `source` meanwhile. Raises HostError."""
+    """Make a consistent and sound copy, whoever writes to `source` meanwhile. Raises HostError."""
     import sqlite3
 
     target.unlink(missing_ok=True)
@@ -36,9 +40,22 @@ def copy_database(source: Path, target: Path) -> None:
     try:
         with _connected(source, LIVE) as live, _connected(target, LIVE) as copy:
             live.backup(copy)
+        with _connected(target, AT_REST) as copy:
+            damage = _damage(copy)
     except sqlite3.Error as error:
         raise HostError("database-damaged", f"{source} cannot be copied: {error}") from error
+    if damage:
+        raise HostError("database-damaged", f"{source} is damaged: {damage}", SOUND_HINT)
     sync(target)
+
+
+def _damage(connection: Connection) -> str:
+    """What is wrong with a database, for a person; empty for a sound one."""
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
+    if found != ["ok"]:
+        return "; ".join(found)
+    row = connection.execute("PRAGMA foreign_key_check").fetchone()
+    return f"a row of {row[0]} refers to a row of {row[2]} that is not there" if row else ""
 
 
 def content_sha256(path: Path, access: str = LIVE) -> str | None:
@@ -70,24 +87,37 @@ def _connected(path: Path, access: str) -> Iterator[Connection]:
         connection.close()
 
 
-def can_be_replaced_in_use(live: Path) -> bool:
-    """Only a write-ahead log is safe: another journal would be played into the successor."""
+def restore_in_place(live: Path, stored: Path, entry: Entry) -> None:
+    """Make the database what the stored copy is, in one transaction. Raises HostError."""
+    import sqlite3
+
+    deadline = time.monotonic() + LOCK_SECONDS
+
+    def give_up(status: int, _remaining: int, _total: int) -> None:
+        if status in (BUSY, LOCKED) and time.monotonic() > deadline:
+            raise HostError(
+                "database-in-use",
+                f"{live} was locked for {LOCK_SECONDS:g} s{_used_by(live)}",
+                "end what uses it, then run the restore again",
+            )
+
     try:
-        with live.open("rb") as file:
-            file.seek(WAL_VERSION_AT)
-            return file.read(1) == bytes([WAL_VERSION])
-    except FileNotFoundError:
-        return True
+        with _connected(stored, AT_REST) as copy, _connected(live, LIVE) as database:
+            copy.backup(database, progress=give_up, sleep=PAUSE_SECONDS)
+    except sqlite3.Error as error:
+        raise HostError("database-damaged", f"{live} cannot be restored: {error}") from error
+    set_owner(live, entry)
 
 
 def replace_database(live: Path, stored: Path, entry: Entry) -> None:
-    """Put the stored copy in the database's place; the next process that opens it sees it."""
+    """Put the stored copy in the place of a database that cannot be read, or is not there.
+
+    Raises HostError `database-in-use`.
+    """
+    require_unused(live)
     fresh = unfinished(live)
     copy_new(stored, fresh)
-    os.chown(fresh, uid_of(entry.owner), gid_of(entry.group))
-    fresh.chmod(entry.mode)
-    if live.exists():
-        _checkpoint(live)
+    set_owner(fresh, entry)
     # Logs go first: one that is left over would be played into the new file.
     _remove_beside(live)
     fresh.replace(live)
@@ -95,21 +125,56 @@ def replace_database(live: Path, stored: Path, entry: Entry) -> None:
 
 
 def remove_database(live: Path) -> None:
-    """For when nothing has it open."""
+    """Remove the database. Raises HostError `database-in-use`."""
+    require_unused(live)
     # Last of all what says that there was something to remove.
     _remove_beside(live)
     live.unlink(missing_ok=True)
     sync(live.parent)
 
 
-def _checkpoint(live: Path) -> None:
-    import sqlite3
+def set_owner(path: Path, entry: Entry) -> None:
+    os.chown(path, uid_of(entry.owner), gid_of(entry.group))
+    path.chmod(entry.mode)
+    sync(path)
 
-    # So that a kill before the rename leaves the old database with all that was in its log.
-    with suppress(sqlite3.Error), _connected(live, LIVE) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+def require_unused(live: Path) -> None:
+    """Raise HostError `database-in-use` while any process has the database open."""
+    users = _used_by(live)
+    if users:
+        raise HostError(
+            "database-in-use", f"{live} is open{users}", "end it, then run the restore again"
+        )
+
+
+def _used_by(live: Path) -> str:
+    """` in process 12 (python3)`; empty where no process has it open."""
+    found = processes_with(live)
+    words = ", ".join(f"{pid} ({_name_of(pid)})" for pid in found)
+    return f" in process {words}" if found else ""
+
+
+def processes_with(live: Path) -> list[int]:
+    """Processes that have the database, its log or the log's index open."""
+    real = os.path.realpath(live)
+    places = {real, *(f"{real}{suffix}" for suffix in BESIDE)}
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # the process has ended, or closed it
+            if os.readlink(link).removesuffix(" (deleted)") in places:
+                found.add(int(link.parts[2]))
+    return sorted(found)
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "ended"
 
 
 def _remove_beside(live: Path) -> None:
     for suffix in BESIDE:
         live.with_name(f"{live.name}{suffix}").unlink(missing_ok=True)
+    sync(live.parent)

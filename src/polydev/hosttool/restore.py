@@ -1,7 +1,7 @@
 """A backup → the host as it was: checked first, then step by step, each of which can be repeated.
 
     units that were not there stop -> files -> database -> systemd reads its files anew
-    -> golden link -> units -> the controller's release
+    -> golden link -> units -> the controller's release -> a database that was not there goes
 
 Only what differs is touched. What was changed is written down beforehand (`pending`), so that
 after a kill the next restore still knows which units must learn of it.
@@ -110,6 +110,7 @@ class Restoration:
         golden = self._restore_golden()
         self.units.restore()
         handover = self.controller.restore_release()
+        database = self.controller.remove_database() or database
         if self.units.problems:
             raise HostError(
                 "restore-incomplete",

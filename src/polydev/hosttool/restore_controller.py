@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from polydev.hosttool.database import (
-    can_be_replaced_in_use,
     content_sha256,
     remove_database,
     replace_database,
+    restore_in_place,
+    set_owner,
 )
 from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.handover import Handover, Limits
@@ -18,10 +16,11 @@ from polydev.hosttool.pending import Pending
 from polydev.hosttool.saved import KeptDatabase, Saved
 from polydev.hosttool.scope import Controller
 from polydev.hosttool.systemd import Systemd
-from polydev.hosttool.tree import entry_of, gid_of, is_below, uid_of
+from polydev.hosttool.tree import Entry, entry_of, is_below
 from polydev.hosttool.units import (
     MAIN,
     NEXT_PATTERN,
+    SOCKET,
     has_files_among,
     started_config,
     wanted_config,
@@ -49,21 +48,31 @@ class ControllerRestore:
         self.database_differs = self.database is not None and _differs(self.database)
 
     def restore_database(self) -> str | None:
-        """What was done to it: removed, replaced, adjusted or, None, nothing."""
+        """What was done to it: replaced, adjusted or, None, nothing."""
         if self.database is None:
             return None
         entry, stored = self.database.kept.entry, self.database.kept.stored
+        if stored is None:
+            return None
         live = entry.path
         if not self.database_differs:
-            return _adjust(self.database)
-        if stored is None:
+            return _adjust(entry)
+        if live.exists() and content_sha256(live) is not None:
+            restore_in_place(live, stored, entry)
+        else:
             self._stop_all()
-            remove_database(live)
-            return "removed"
-        if live.exists() and not (can_be_replaced_in_use(live) and content_sha256(live)):
-            self._stop_all()
-        replace_database(live, stored, entry)
+            replace_database(live, stored, entry)
         return "replaced"
+
+    def remove_database(self) -> str | None:
+        """Remove a database that was not there; after the handover, so that nobody needs it."""
+        if self.database is None or self.database.kept.stored is not None:
+            return None
+        live = self.database.kept.entry.path
+        if not live.exists():
+            return None
+        remove_database(live)
+        return "removed"
 
     def restore_release(self) -> str | None:
         """What the controller runs now, if that was changed."""
@@ -98,7 +107,9 @@ class ControllerRestore:
         )
 
     def _stop_all(self) -> None:
-        for unit in (MAIN, *self.systemd.loaded(NEXT_PATTERN)):
+        # The socket too: it would start the service again for the next request. What is to run
+        # starts later in this restore.
+        for unit in (SOCKET, MAIN, *self.systemd.loaded(NEXT_PATTERN)):
             if self.systemd.states([unit])[unit].is_running:
                 self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
 
@@ -110,13 +121,9 @@ def _differs(wanted: KeptDatabase) -> bool:
     return not live.exists() or content_sha256(live) != wanted.content
 
 
-def _adjust(wanted: KeptDatabase) -> str | None:
-    entry = wanted.kept.entry
-    if wanted.kept.stored is None:
+def _adjust(wanted: Entry) -> str | None:
+    now = entry_of(wanted.path)
+    if (now.mode, now.owner, now.group) == (wanted.mode, wanted.owner, wanted.group):
         return None
-    now = entry_of(entry.path)
-    if (now.mode, now.owner, now.group) == (entry.mode, entry.owner, entry.group):
-        return None
-    os.chown(entry.path, uid_of(entry.owner), gid_of(entry.group))
-    Path(entry.path).chmod(entry.mode)
+    set_owner(wanted.path, wanted)
     return "adjusted"
