@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import postgres_copy
 from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.copying import CopyError
+from tests.databases import PostgresServer, sqlite_url
+from tests.disk import recorded
 from tests.stores import Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]
@@ -185,9 +188,7 @@ async def test_a_copy_goes_into_a_database_that_is_empty(
 
 @run_async
 async def test_tables_of_others_stay(store_url: str, tmp_path: Path) -> None:
-    """Where PostgreSQL is shared; SQLite's file is the controller's own."""
-    if store_url.startswith("sqlite"):
-        return
+    """PostgreSQL may be shared; SQLite's file is the controller's own, and is put back whole."""
     file = tmp_path / "copy"
     async with opened(store_url) as store:
         async with store.database.writing() as connection:
@@ -197,4 +198,62 @@ async def test_tables_of_others_stay(store_url: str, tmp_path: Path) -> None:
             await connection.execute(sa.text("UPDATE others SET number = 2"))
     await restore(store_url, file)
     async with opened(store_url) as store, store.database.reading() as connection:
-        assert (await connection.execute(sa.text("SELECT number FROM others"))).scalar_one() == 2
+        found = await connection.execute(sa.text("SELECT number FROM others"))
+        assert found.scalar_one() == (1 if store_url.startswith("sqlite") else 2)
+
+
+@pytest.mark.parametrize("damage", ["INSERT INTO tokens", "an index"])
+@run_async
+async def test_a_copy_that_is_not_sound_is_refused(tmp_path: Path, damage: str) -> None:
+    """SQLite's; pg_restore itself notices damage, and PostgreSQL checks every key."""
+    url, file = sqlite_url(tmp_path), tmp_path / "copy"
+    await migrate(url)
+    async with opened(url) as store:
+        user = await store.new_user()
+        await backup(url, file)
+    with closing(sqlite3.connect(file)) as copy, copy:
+        if damage == "an index":
+            copy.execute("CREATE INDEX users_role ON users (role)")
+        else:
+            copy.execute(
+                "INSERT INTO tokens (id, user_id, name, sha256, created_at)"
+                " VALUES ('1', 'nobody', 'n', 's', '2026-01-01')"
+            )
+    if damage == "an index":
+        # The table's and the index's copy of the id differ then.
+        data = file.read_bytes()
+        file.write_bytes(data.replace(user.encode(), user[::-1].encode(), 1))
+    with pytest.raises(CopyError, match="is damaged"):
+        await restore(url, file)
+    assert await users_of(url) == [user]
+
+
+@run_async
+async def test_a_restore_that_fails_half_way_changes_nothing(
+    postgres_server: PostgresServer, migrated_template: str, tmp_path: Path
+) -> None:
+    name = postgres_server.create(migrated_template)
+    url, file = postgres_server.url(name), tmp_path / "copy"
+    try:
+        async with opened(url) as store:
+            await backup(url, file)
+            user = await store.new_user()
+        script = await asyncio.to_thread(postgres_copy.script_of, file, tmp_path)
+        text = script.read_text()
+        middle = text.index("COPY public.users")
+        script.write_text(f"{text[:middle]}SELECT 1 / 0;\n{text[middle:]}")
+        with pytest.raises(CopyError, match="division by zero"):
+            await asyncio.to_thread(postgres_copy.put_back, url, script)
+        assert await users_of(url) == [user]
+    finally:
+        postgres_server.drop(name)
+
+
+@run_async
+async def test_a_copy_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, file = sqlite_url(tmp_path), tmp_path / "copy"
+    await migrate(url)
+    done = recorded(monkeypatch)
+    await backup(url, file)
+    assert done[0].startswith(f"sync {tmp_path}/.copy.")
+    assert done[1:] == [f"name {file}", f"sync {tmp_path}"]

@@ -327,10 +327,11 @@ class TestDatabaseInUse:
         stored, entry = live.with_name("stored"), entry_of(live)
         with started(sys.executable, "-c", DATABASE_USER, live) as user:
             self.ask(user, "INSERT INTO notes VALUES ('mine')")
-            for change in (lambda: replace_database(live, stored, entry), lambda: remove_database(live)):
-                with pytest.raises(HostError, match=f"open in process {user.pid} ") as failure:
-                    change()
-                assert failure.value.code == "database-in-use"
+            with pytest.raises(HostError, match=f"open in process {user.pid} ") as failure:
+                replace_database(live, stored, entry)
+            assert failure.value.code == "database-in-use"
+            with pytest.raises(HostError, match=f"open in process {user.pid} "):
+                remove_database(live)
             assert self.ask(user, "SELECT count(*) FROM notes") == "[(2001,)]"
             user.communicate()
         replace_database(live, stored, entry)

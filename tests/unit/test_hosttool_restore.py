@@ -18,6 +18,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.restore import Options, restore
 from polydev.hosttool.units import MAIN, SOCKET
 from polydev.run import PIPE, end_group, spawn
+from tests.disk import recorded
 from tests.unit.hosttool_host import (
     FIREWALL,
     FIRST,
@@ -364,8 +365,8 @@ class TestDatabase:
             assert service.stdout is not None
             service.stdout.readline()
             # The service has the file open until the handover restarts it.
-            host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN) and bool(
-                service.communicate()[1]
+            host.systemd.fails = lambda verb, unit: (
+                (verb, unit) == ("restart", MAIN) and bool(service.communicate()[1])
             )
             assert host.restore()["database"] == "removed"
         finally:
@@ -389,28 +390,21 @@ class TestDatabase:
         # The row's and the index's copy of the text differ then.
         found = live.read_bytes()
         live.write_bytes(found.replace(b"written by 1", b"written by 2", 1))
-        with pytest.raises(HostError, match="is damaged: .*notes_text"):
+        with pytest.raises(HostError, match=r"is damaged: .*notes_text"):
             host.backup()
 
     def test_replaced_one_outlives_a_power_cut(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        live, done = host.controller.database, []
-        saved = host.backup().database
+        live, saved = host.controller.database, host.backup().database
         assert saved
         assert saved.kept.stored
-        sync, rename = os.fsync, Path.replace
-        monkeypatch.setattr(
-            os, "fsync", lambda fd: done.append(os.readlink(f"/proc/self/fd/{fd}")) or sync(fd)
-        )
-        monkeypatch.setattr(
-            Path, "replace", lambda path, to: done.append("rename") or rename(path, to)
-        )
+        done = recorded(monkeypatch)
         database.replace_database(live, saved.kept.stored, saved.kept.entry)
-        renamed = done.index("rename")
-        assert str(unfinished(live)) in done[:renamed]
-        assert str(live.parent) in done[:renamed], "logs are gone before"
-        assert str(live.parent) in done[renamed:]
+        named, folder = done.index(f"name {live}"), f"sync {live.parent}"
+        assert f"sync {unfinished(live)}" in done[:named]
+        assert folder in done[:named], "logs are gone before"
+        assert folder in done[named:]
 
     def test_part_of_a_restore_leaves_the_database_to_the_rest(self, host: Host) -> None:
         """The service must still learn of a database that a restore that was killed brought."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import polydev
 from polydev.controller.api.answers import Answer
 from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
+from polydev.controller.store.access import exposed_to
 
 DATABASE_TIMEOUT_SECONDS = 5
 GOLDEN_LINK = "golden-rootfs.ext4"
@@ -81,9 +83,7 @@ class Health:
 
     async def database(self) -> Database:
         try:
-            revision = await asyncio.wait_for(
-                schema_revision(self.engine), DATABASE_TIMEOUT_SECONDS
-            )
+            revision, roles = await asyncio.wait_for(self._look(), DATABASE_TIMEOUT_SECONDS)
         except asyncio.TimeoutError:
             return Database(
                 status="unhealthy", detail=f"no answer within {DATABASE_TIMEOUT_SECONDS} s"
@@ -93,15 +93,26 @@ class Health:
             cause = getattr(error, "orig", None) or error
             return Database(status="unhealthy", detail=f"cannot be reached: {cause}")
         self.was_current = self.was_current or revision == HEAD
-        return database_state(revision, was_current=self.was_current)
+        return database_state(revision, was_current=self.was_current, roles=roles)
+
+    async def _look(self) -> tuple[str | None, list[str]]:
+        """The revision, and which roles beside the owner may use the tables."""
+        revision = await schema_revision(self.engine)
+        async with self.engine.connect() as connection:
+            return revision, list(await exposed_to(connection))
 
 
-def database_state(revision: str | None, *, was_current: bool) -> Database:
-    """What a database at `revision` means to this code.
+def database_state(
+    revision: str | None, *, was_current: bool, roles: Sequence[str] = ()
+) -> Database:
+    """What a database at `revision` means to this code, whose tables also `roles` may use.
 
     A deployment migrates before it hands over, and a rollback restores before it does: the
     process that serves meanwhile has seen its own revision, and goes on.
     """
+    if revision == HEAD and roles:
+        detail = f"at revision {HEAD}, and open to other roles: {', '.join(roles)}"
+        return Database(status="degraded", detail=detail, revision=revision)
     if revision == HEAD:
         return Database(status="healthy", detail=f"at revision {HEAD}", revision=revision)
     found = f"at revision {revision}" if revision else "never migrated"

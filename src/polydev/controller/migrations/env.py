@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
+from polydev.controller.store.access import CLOSE
+
 # Any number, the same in all processes: the key of a lock in PostgreSQL.
 LOCK = 0x6D696772
 
@@ -17,3 +19,6 @@ with context.begin_transaction():
         # Of two that migrate at once, the second waits and finds all done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
     context.run_migrations()
+    if connection.dialect.name == "postgresql":
+        # Even where there was nothing to migrate: somebody may have granted something since.
+        connection.exec_driver_sql(CLOSE, execution_options={"no_parameters": True})

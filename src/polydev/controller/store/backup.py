@@ -42,12 +42,13 @@ async def backup(url: str, file: Path) -> dict[str, object]:
     return {"file": str(file), "database": kind, "revision": revision, "bytes": size}
 
 
-async def restore(url: str, file: Path) -> dict[str, object]:
+async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, object]:
     """Put a copy in the database's place, at this code's revision: what there is now.
 
     The copy is read first, and if anything fails the database is what it was, but for the last
     step, which brings an older copy to this code's revision. Raises CopyError, also while any
-    process has the database open, and MigrationError.
+    process has the database open, and MigrationError. `in_use`: a controller may go on serving
+    from PostgreSQL, to which the restore is a transaction like any other.
     """
     kind = _kind(url)
     _require_kind(file, kind)
@@ -59,7 +60,8 @@ async def restore(url: str, file: Path) -> dict[str, object]:
         with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
             script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
             revision = _require_known(postgres_copy.revision_in(script), str(file))
-            await _require_unused(url)
+            if not in_use:
+                await _require_unused(url)
             await asyncio.to_thread(postgres_copy.put_back, url, script)
     _before, after = await migrate(url)
     rows = await _rows(url)
@@ -147,12 +149,21 @@ def _new_file(file: Path) -> Iterator[Path]:
         yield partial
         os.fsync(handle)
         os.link(partial, file)  # unlike a rename this replaces nothing
+        _sync(file.parent)
     except FileExistsError as error:
         raise CopyError(f"{file} exists", "name a new file") from error
     finally:
         os.close(handle)
         with suppress(FileNotFoundError):
             partial.unlink()
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _driver_words(error: Exception) -> str:

@@ -9,13 +9,27 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from polydev.controller.database import APPLICATION_NAME, BUSY_TIMEOUT_MS
-from polydev.controller.store import tables
+from polydev.controller.database import (
+    APPLICATION_NAME,
+    BUSY_TIMEOUT_MS,
+    CONNECT_TIMEOUT_SECONDS,
+)
+from polydev.controller.store.access import CLOSE, DROP, VERSION_TABLE, known_tables
 from polydev.controller.store.copying import STOP_HINT, CopyError
 from polydev.errors import CommandError, ConfigError
 from polydev.run import run
 
-VERSION_TABLE = "alembic_version"
+SECRETS = ("password", "sslpassword")
+# What a controller that serves may hold for a moment, in another order than a restore.
+PASSING = ("lock timeout", "deadlock detected")
+TRIES = 5
+# Only servers from 17 on know it, which newer pg_restore writes for older ones, too.
+_TOO_NEW = "SET transaction_timeout = "
+CLIENT_HINT = (
+    "install postgresql-client of the server's version or newer; Debian's own may be older, "
+    "https://apt.postgresql.org has all"
+)
+PROGRAMS = Path("/usr/lib/postgresql")
 # Connections of a controller to this database, this one aside.
 OTHERS = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -26,15 +40,18 @@ _REVISION = re.compile(rf"^COPY \S*\b{VERSION_TABLE} .*\n(\S+)$", re.MULTILINE)
 
 def copy_to(url: str, file: Path) -> None:
     """Write an archive of our tables. Raises CopyError."""
-    named = [f"--table={name}" for name in our_tables()]
+    named = [f"--table={name}" for name in known_tables()]
     plain = ["--format=custom", "--no-owner", "--no-acl", "--no-password"]
     _do(["pg_dump", *plain, *named, f"--file={file}", f"--dbname={libpq_url(url)}"], url)
 
 
 def script_of(file: Path, folder: Path) -> Path:
     """The SQL of an archive, all of it read. Raises CopyError if it is damaged."""
-    script = folder / "restore.sql"
-    _do(["pg_restore", "--no-owner", "--no-acl", f"--file={script}", str(file)])
+    script, written = folder / "restore.sql", folder / "written.sql"
+    _do(["pg_restore", "--no-owner", "--no-acl", f"--file={written}", str(file)])
+    with written.open("rb") as lines, script.open("wb") as kept:
+        kept.writelines(line for line in lines if not line.startswith(_TOO_NEW.encode()))
+    written.unlink()
     return script
 
 
@@ -51,29 +68,42 @@ def revision_in(script: Path) -> str | None:
 
 
 def put_back(url: str, script: Path) -> None:
-    """Replace our tables by those of the script, in one transaction. Raises CopyError."""
-    drop = script.with_name("drop.sql")
+    """Replace our tables by those of the script, in one transaction. Raises CopyError.
+
+    Also tables that only a newer release knows go. Transactions of others that come in between
+    are waited for, a few times.
+    """
+    drop, close = script.with_name("drop.sql"), script.with_name("close.sql")
     drop.write_text(drop_statements())
-    files = [f"--file={each}" for each in (drop, script)]
+    close.write_text(close_statements())
+    files = [f"--file={each}" for each in (drop, script, close)]
     checks = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]
     words = ["psql", *checks, "--single-transaction", *files, f"--dbname={libpq_url(url)}"]
-    _do(words, url)
-
-
-def our_tables() -> list[str]:
-    """Those that others refer to come last."""
-    return [VERSION_TABLE, *(table.name for table in reversed(tables.metadata.sorted_tables))]
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _do(words, url)
+            break
+        except CopyError as error:
+            if not tries_left or not any(word in error.message for word in PASSING):
+                raise
 
 
 def drop_statements() -> str:
-    dropped = [f"DROP TABLE IF EXISTS {name};" for name in our_tables()]
-    return "\n".join((f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS};", *dropped, ""))
+    return f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS};\n{DROP}\n"
+
+
+def close_statements() -> str:
+    # The script leaves its own settings in the session, which a pooler gives to the next client.
+    return f"RESET ALL;\n{CLOSE}\n"
 
 
 def libpq_url(url: str) -> str:
-    """The URL as PostgreSQL's own tools take it, without the password: others see arguments."""
-    parts = make_url(url).difference_update_query(["password"])
-    return parts._replace(drivername="postgresql", password=None).render_as_string()
+    """The URL as PostgreSQL's own tools take it, without passwords: others see arguments."""
+    parts = make_url(url).difference_update_query(SECRETS)
+    plain = parts._replace(drivername="postgresql", password=None).render_as_string()
+    address, mark, query = plain.partition("?")
+    # A blank is + to SQLAlchemy, and %20 to libpq.
+    return address + mark + query.replace("+", "%20")
 
 
 def secrets_of(url: str) -> Mapping[str, str]:
@@ -83,23 +113,34 @@ def secrets_of(url: str) -> Mapping[str, str]:
     return {"PGPASSWORD": str(password)} if password else {}
 
 
-def _do(words: Sequence[str], url: str | None = None) -> None:
+def program(name: str) -> str:
+    """The newest of this program that Debian's packages brought, else the one on the path."""
+    found = sorted(PROGRAMS.glob(f"*/bin/{name}"), key=lambda path: _number(path.parts[-3]))
+    return str(found[-1]) if found else name
+
+
+def _number(version: str) -> float:
     try:
-        run(words, env=secrets_of(url) if url else None)
+        return float(version)
+    except ValueError:
+        return 0.0
+
+
+def _do(words: Sequence[str], url: str | None = None) -> None:
+    tool, *rest = words
+    # In English: what it says is read below.
+    env = {"LC_ALL": "C", "PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS)}
+    try:
+        run([program(tool), *rest], env={**env, **(secrets_of(url) if url else {})})
     except ConfigError as error:
-        raise CopyError(
-            f"{words[0]} is not installed", "install it: apt-get install postgresql-client"
-        ) from error
+        raise CopyError(f"{tool} is not installed", CLIENT_HINT) from error
     except CommandError as error:
-        raise _copy_error(words[0], error.stderr_tail) from error
+        raise _copy_error(tool, error.stderr_tail) from error
 
 
 def _copy_error(tool: str, said: str) -> CopyError:
     if "server version mismatch" in said or "unsupported version" in said:
-        return CopyError(
-            f"{tool} is older than the database or the copy: {said}",
-            "install the postgresql-client of the server's version",
-        )
+        return CopyError(f"{tool} is older than the database or the copy: {said}", CLIENT_HINT)
     if "lock timeout" in said:
-        return CopyError("another process uses the database", STOP_HINT)
+        return CopyError(f"another process uses the database: {said}", STOP_HINT)
     return CopyError(f"{tool} failed: {said}")

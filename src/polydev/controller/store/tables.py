@@ -195,3 +195,8 @@ sa.Index(
     postgresql_where=alerts.c.cleared_at.is_(None),
 )
 sa.Index("alerts_raised", alerts.c.raised_at)
+
+# In PostgreSQL our tables carry this comment, by which other releases know them (see `access`).
+MARK = "polydev"
+for _table in metadata.tables.values():
+    _table.comment = MARK

@@ -1,0 +1,120 @@
+"""Who may use our tables in PostgreSQL: their owner, and no other role.
+
+A database may give roles privileges on every new table, as Supabase does for `anon`, which stands
+for everybody. Each migration and each restore ends, in its own transaction, with `CLOSE`: row
+level security on, all privileges of others revoked, on tables, their columns and sequences. It
+also marks our tables by a comment: a restore by an older release so finds those that it does not
+know. The tables stay where they are, since the release before still serves from them.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.store import tables
+
+VERSION_TABLE = "alembic_version"
+
+
+def known_tables() -> list[str]:
+    """The tables of this release."""
+    return [VERSION_TABLE, *(table.name for table in tables.metadata.sorted_tables)]
+
+
+# Ours are the tables of this release and those that are marked, beside the version's table.
+_OURS = f"""
+    SELECT c.oid, c.relname, c.relowner, c.relacl, c.relrowsecurity
+    FROM pg_catalog.pg_class c
+    WHERE c.relkind IN ('r', 'p')
+        AND c.relnamespace = (
+            SELECT v.relnamespace FROM pg_catalog.pg_class v
+            WHERE v.oid = pg_catalog.to_regclass('{VERSION_TABLE}')
+        )
+        AND (
+            c.relname = ANY ('{{{",".join(known_tables())}}}')
+            OR pg_catalog.obj_description(c.oid, 'pg_class') = '{tables.MARK}'
+        )"""
+# What this transaction has made, too: a migration may know tables that this release does not.
+_MADE_NOW = "c.xmin::text::bigint = pg_catalog.txid_current() & 4294967295"
+_OURS_OR_NEW = _OURS.replace("OR pg_catalog.obj", f"OR {_MADE_NOW}\n            OR pg_catalog.obj")
+
+
+def _granted(ours: str) -> str:
+    """SQL: what others than the owner may do, by relation (`s` for a sequence), role, privilege."""
+    return f"""
+    WITH ours AS ({ours}
+    ), relations AS (
+        SELECT oid, relname AS within, relowner, relacl, 'TABLE' AS kind FROM ours
+        UNION ALL
+        SELECT s.oid, ours.relname, s.relowner, s.relacl, 'SEQUENCE'
+        FROM pg_catalog.pg_class s
+        JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')
+            AND d.classid = 'pg_catalog.pg_class'::regclass
+            AND d.refclassid = 'pg_catalog.pg_class'::regclass
+        JOIN ours ON ours.oid = d.refobjid
+        WHERE s.relkind = 'S'
+    ), grants AS (
+        SELECT r.oid, r.kind, r.within, r.relowner, g.grantee, g.privilege_type
+        FROM relations r CROSS JOIN LATERAL pg_catalog.aclexplode(r.relacl) g
+        UNION
+        SELECT r.oid, r.kind, r.within, r.relowner, g.grantee, g.privilege_type
+        FROM relations r
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
+        CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) g
+    )
+    SELECT grants.oid, kind, within, privilege_type,
+        CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(grantee) END AS role,
+        CASE WHEN grantee = 0 THEN 'PUBLIC'
+            ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END AS quoted
+    FROM grants WHERE grantee <> relowner"""
+
+
+CLOSE = f"""DO $close$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN {_OURS_OR_NEW}
+    LOOP
+        IF NOT found.relrowsecurity THEN
+            EXECUTE pg_catalog.format(
+                'ALTER TABLE %s ENABLE ROW LEVEL SECURITY', found.oid::regclass
+            );
+        END IF;
+        IF pg_catalog.obj_description(found.oid, 'pg_class') IS DISTINCT FROM '{tables.MARK}' THEN
+            EXECUTE pg_catalog.format(
+                'COMMENT ON TABLE %s IS %L', found.oid::regclass, '{tables.MARK}'
+            );
+        END IF;
+    END LOOP;
+    FOR found IN SELECT DISTINCT oid, kind, quoted FROM ({_granted(_OURS)}) g
+    LOOP
+        EXECUTE pg_catalog.format(
+            'REVOKE ALL ON %s %s FROM %s CASCADE', found.kind, found.oid::regclass, found.quoted
+        );
+    END LOOP;
+END
+$close$;"""
+DROP = f"""DO $drop$
+DECLARE
+    named text;
+BEGIN
+    SELECT pg_catalog.string_agg(oid::regclass::text, ', ') INTO named FROM ({_OURS}) ours;
+    IF named IS NOT NULL THEN
+        EXECUTE 'DROP TABLE ' || named;
+    END IF;
+END
+$drop$;"""
+_EXPOSED = sa.text(
+    "SELECT role, pg_catalog.string_agg(DISTINCT privilege_type, ', ') AS privileges,"
+    " pg_catalog.string_agg(DISTINCT within::text, ', ') AS tables"
+    f" FROM ({_granted(_OURS)}) g GROUP BY role ORDER BY role".replace(":", r"\:")
+)
+
+
+async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
+    """Roles beside the owner that may use our tables, and what each may do on which."""
+    if connection.dialect.name != "postgresql":
+        return {}
+    rows = await connection.execute(_EXPOSED)
+    return {row.role: f"{row.privileges} on {row.tables}" for row in rows}

@@ -1,0 +1,31 @@
+"""What a power cut would keep: the order in which files are synced and get their names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on: `sync PATH` of a file or folder, `name PATH` when something takes this path."""
+    done: list[str] = []
+    sync, link, replace = os.fsync, os.link, Path.replace
+
+    def syncing(descriptor: int) -> None:
+        done.append(f"sync {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        sync(descriptor)
+
+    def linking(source: Path, target: Path) -> None:
+        done.append(f"name {target}")
+        link(source, target)
+
+    def replacing(path: Path, target: Path) -> Path:
+        done.append(f"name {target}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "link", linking)
+    monkeypatch.setattr(Path, "replace", replacing)
+    return done

@@ -1,0 +1,234 @@
+"""PostgreSQL whose defaults give roles everything, as Supabase's do: our tables stay ours."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.database import create_engine
+from polydev.controller.health import Health
+from polydev.controller.migrate import MIGRATIONS, migrate
+from polydev.controller.migrations import HEAD
+from polydev.controller.store.access import exposed_to, known_tables
+from polydev.controller.store.backup import backup, restore
+from polydev.controller.store.transactions import Database
+from tests.databases import PostgresServer
+from tests.stores import opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+ROLES = ("anon", "authenticated", "service_role")
+GRANTS = "TO anon, authenticated, service_role"
+# In a comment of Supabase's set-up: "Grant all privileges to the API roles by default".
+DEFAULTS = (
+    f"GRANT USAGE ON SCHEMA public {GRANTS}",
+    *(
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON {what} {GRANTS}"
+        for what in ("TABLES", "SEQUENCES", "FUNCTIONS")
+    ),
+)
+NEWER = f'''
+import sqlalchemy as sa
+from alembic import op
+
+revision = "newer"
+down_revision = "{HEAD}"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "newer",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id")),
+    )
+'''
+
+
+def connected(url: str, role: str) -> psycopg.Connection[Any]:
+    address = sa.make_url(url)
+    where = f"host={address.query['host']} dbname={address.database} user={role}"
+    return psycopg.connect(where, autocommit=True)
+
+
+def execute(url: str, *statements: str, role: str = "owner") -> None:
+    with connected(url, role) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@pytest.fixture
+def supabase(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty database with Supabase's roles and default privileges."""
+    name = postgres_server.create()
+    url = postgres_server.url(name)
+    for role in ROLES:
+        make = f"CREATE ROLE {role} LOGIN {'BYPASSRLS' if role == 'service_role' else ''}"
+        exists = f"SELECT FROM pg_roles WHERE rolname = '{role}'"
+        execute(url, f"DO $$ BEGIN IF NOT EXISTS ({exists}) THEN {make}; END IF; END $$")
+    execute(url, *DEFAULTS)
+    yield url
+    postgres_server.drop(name)
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """The migrations of a later release."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, folder)
+    (folder / "versions/newer.py").write_text(NEWER)
+    return folder
+
+
+async def exposed(url: str) -> dict[str, str]:
+    engine = create_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return await exposed_to(connection)
+    finally:
+        await engine.dispose()
+
+
+def assert_closed(url: str, *more: str) -> None:
+    """Each role is refused whatever it tries on each of our tables."""
+    engine = sa.create_engine(url)
+    inspector = sa.inspect(engine)
+    tried = ["SELECT nextval('session_news_number_seq')", "SELECT nextval('alerts_id_seq')"]
+    for table in (*known_tables(), *more):
+        column = inspector.get_columns(table)[0]["name"]
+        tried += [
+            f"SELECT * FROM {table}",
+            f"INSERT INTO {table} DEFAULT VALUES",
+            f"UPDATE {table} SET {column} = NULL",
+            f"DELETE FROM {table}",
+            f"TRUNCATE {table} CASCADE",
+        ]
+    engine.dispose()
+    for role in ROLES:
+        with connected(url, role) as connection:
+            for statement in tried:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(statement.encode())
+
+
+@run_async
+async def test_other_roles_can_do_nothing(supabase: str) -> None:
+    execute(supabase, "CREATE TABLE others (id integer)")
+    await migrate(supabase)
+    assert_closed(supabase)
+    assert await exposed(supabase) == {}
+    # What is not ours is left as it was.
+    execute(supabase, "INSERT INTO others VALUES (1)", role="anon")
+
+
+@run_async
+async def test_tables_of_a_later_migration_are_closed_too(supabase: str, newer: Path) -> None:
+    await migrate(supabase)
+    await migrate(supabase, newer)
+    assert_closed(supabase, "newer")
+    execute(supabase, "GRANT ALL ON newer TO anon")
+    assert list(await exposed(supabase)) == ["anon"], "its tables are known by their mark"
+
+
+@run_async
+async def test_a_deployment_that_was_open_is_closed_by_the_next(supabase: str) -> None:
+    await migrate(supabase)
+    execute(
+        supabase,
+        *(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY" for table in known_tables()),
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public {GRANTS}",
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public {GRANTS}",
+        "GRANT SELECT (id) ON users TO PUBLIC",
+    )
+    assert list(await exposed(supabase)) == ["PUBLIC", *ROLES]
+    async with opened(supabase) as store:  # the release before serves meanwhile
+        session = await store.start(await store.new_user())
+        async with store.database.writing() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+        assert await migrate(supabase) == (HEAD, HEAD)
+        assert (await store.sessions.get(session.id)).id == session.id
+        await store.sessions.tell(session.id, "note", {})
+    assert_closed(supabase)
+    assert await exposed(supabase) == {}
+
+
+@pytest.mark.parametrize(
+    ("grant", "said"),
+    [
+        ("GRANT SELECT ON users TO anon", "SELECT on users"),
+        ("GRANT UPDATE (role) ON users TO anon", "UPDATE on users"),
+        ("GRANT USAGE ON session_news_number_seq TO anon", "USAGE on session_news"),
+        ("GRANT DELETE ON alembic_version TO anon WITH GRANT OPTION", "DELETE on alembic_version"),
+    ],
+)
+@run_async
+async def test_who_has_privileges_is_named(supabase: str, grant: str, said: str) -> None:
+    await migrate(supabase)
+    execute(supabase, grant)
+    assert await exposed(supabase) == {"anon": said}
+    database = Database(create_engine(supabase))
+    try:
+        found = await Health(database.engine, Path("/nowhere"), None, 0.0).database()
+    finally:
+        await database.close()
+    assert found.status == "degraded"
+    assert "anon" in found.detail
+    await migrate(supabase)
+    assert await exposed(supabase) == {}
+
+
+@run_async
+async def test_what_is_restored_is_closed(supabase: str, newer: Path, tmp_path: Path) -> None:
+    """Tables that a later release has made are gone then, and it can be deployed again."""
+    await migrate(supabase)
+    async with opened(supabase) as store:
+        user = await store.new_user()
+        await backup(supabase, tmp_path / "copy")
+    await migrate(supabase, newer)
+    await restore(supabase, tmp_path / "copy")
+    assert_closed(supabase)
+    assert await exposed(supabase) == {}
+    async with opened(supabase) as store:
+        assert [each.id for each in await store.users.list()] == [user]
+    assert await migrate(supabase, newer) == (HEAD, "newer")
+    assert_closed(supabase, "newer")
+
+
+@run_async
+async def test_a_role_whose_name_needs_quotes(supabase: str) -> None:
+    execute(supabase, 'DO $$ BEGIN CREATE ROLE "Read Only"; EXCEPTION WHEN OTHERS THEN END $$')
+    await migrate(supabase)
+    execute(supabase, 'GRANT SELECT ON users TO "Read Only"')
+    assert await exposed(supabase) == {"Read Only": "SELECT on users"}
+    await migrate(supabase)
+    assert await exposed(supabase) == {}
+
+
+@run_async
+async def test_a_restore_waits_for_a_controller_that_serves(supabase: str, tmp_path: Path) -> None:
+    await migrate(supabase)
+    async with opened(supabase) as store:
+        session = await store.start(await store.new_user())
+        await backup(supabase, tmp_path / "copy")
+        await store.new_user()
+        ending = asyncio.Event()
+
+        async def serve() -> int:
+            count = 0
+            while not ending.is_set():
+                await store.sessions.tell(session.id, "note", {})
+                await store.users.list()
+                count += 1
+            return count
+
+        serving = asyncio.create_task(serve())
+        await restore(supabase, tmp_path / "copy", in_use=True)
+        ending.set()
+        assert await serving > 0, "no question failed"
+        assert len(await store.users.list()) == 1
