@@ -88,6 +88,14 @@ def test_layer_is_made_inside_those_below_only_where_it_must(
         (("layers", 1), {"remove": ["srv"]}, "layers[1].remove[0]: "),
         (("layers", 1), {"copy": [{"source": ".", "to": "srv"}]}, "layers[1].copy[0].to: "),
         (("layers", 1), {"name": "Tools"}, "layers[1].name: "),
+        ((), {"suite": "../../etc/cron.d/x"}, "suite: "),
+        ((), {"suite": "--setup-hook=touch"}, "suite: "),
+        ((), {"architecture": "amd64/../x"}, "architecture: "),
+        ((), {"exclude": ["/usr/*\npath-include=/etc/*"]}, "exclude[0]: "),
+        (("kernel",), {"modules": ["../ext4"]}, "kernel.modules[0]: "),
+        (("kernel",), {"cmdline": ["quiet\ndebug"]}, "kernel.cmdline[0]: "),
+        (("layers", 1), {"run": ["true\0"]}, "layers[1].run[0]: "),
+        (("layers", 1), {"files": "files\0"}, "layers[1].files: "),
         (("network",), {"address": "300.0.0.1/30"}, "network.address: "),
         (("network",), {"dns": []}, "network.dns: "),
         ((), {"source_date_epoch": 0}, "source_date_epoch: "),
@@ -107,6 +115,68 @@ def test_fault_is_told_with_file_and_key(
     assert error.message.startswith(f"{path}: {told}")
     assert error.hint
     assert "golden/README.md" in error.hint
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("srv", "", "../srv", "/../srv", "/srv/..", "/srv/../../etc", "/srv\n/etc", "/srv\0"),
+        *("/dev/null", "/proc/1/root/etc", "/sys", "//dev/./null", "/./proc/self/cwd"),
+    ],
+)
+@pytest.mark.parametrize("key", ["remove[0]", "copy[0].to", "npm.to"])
+def test_path_that_is_none_of_the_image_is_refused(tmp_path: Path, key: str, path: str) -> None:
+    recipe = plain()
+    recipe["layers"][1] |= {
+        "remove[0]": {"remove": [path]},
+        "copy[0].to": {"copy": [{"source": ".", "to": path}]},
+        "npm.to": {"npm": {"folder": ".", "to": path}},
+    }[key]
+    file = write(tmp_path, recipe)
+    assert refusal(file).message.startswith(f"{file}: layers[1].{key}: must ")
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/.", "/./"])
+def test_root_is_not_removed(tmp_path: Path, path: str) -> None:
+    recipe = plain()
+    recipe["layers"][1]["remove"] = [path]
+    assert "must not be the root itself" in refusal(write(tmp_path, recipe)).message
+
+
+@pytest.mark.parametrize(
+    "glob", ["", "/etc/*", "../*", "a/../../*", "**/../../*", "*\n", "*\0", "**.py", "a**"]
+)
+@pytest.mark.parametrize("key", ["copy[0].glob", "npm.omit[0]"])
+def test_glob_that_leads_out_of_its_folder_is_refused(tmp_path: Path, key: str, glob: str) -> None:
+    recipe = plain()
+    recipe["layers"][1] |= {
+        "copy[0].glob": {"copy": [{"source": ".", "glob": glob, "to": "/srv"}]},
+        "npm.omit[0]": {"npm": {"folder": ".", "to": "/srv", "omit": [glob]}},
+    }[key]
+    file = write(tmp_path, recipe)
+    assert refusal(file).message.startswith(f"{file}: layers[1].{key}: must ")
+
+
+@pytest.mark.parametrize(
+    ("lock", "told"),
+    [
+        ('{"packages": {"": {}, "../x/node_modules/y": {}}}', "../x/node_modules/y"),
+        ('{"packages": {"node_modules/../../x": {}}}', "node_modules/../../x"),
+        ('{"packages": {"/etc/x": {}}}', "/etc/x"),
+        ("[]", "is no lock of npm"),
+        ("{", "is no lock of npm"),
+    ],
+)
+def test_npm_lock_that_leads_out_of_its_folder_is_refused(
+    tmp_path: Path, lock: str, told: str
+) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    (tmp_path / "package-lock.json").write_text(lock)
+    recipe = plain()
+    recipe["layers"][1]["npm"] = {"folder": ".", "to": "/srv"}
+    error = refusal(write(tmp_path, recipe))
+    assert error.key == "layers[1] (tools).npm.folder"
+    assert told in error.message
 
 
 @pytest.mark.parametrize("key", ["name", "suite", "network", "kernel", "layers"])

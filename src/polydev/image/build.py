@@ -41,6 +41,7 @@ from polydev.image.record import (
     manifest_digest,
 )
 from polydev.image.rootfs import make_rootfs
+from polydev.image.stacking import stack
 from polydev.image.store import ImageStore
 from polydev.progress import Steps
 from polydev.run import end_waited_for, run
@@ -214,15 +215,16 @@ class _Builder:
 
     def _assemble(self, layers: Sequence[BuiltLayer], tools: dict[str, str]) -> ImageRecord:
         kernel_folder = next(built.folder for built in layers if built.plan.name == KERNEL_LAYER)
-        listing = tree.merge_listings(tree.read_listing(built.folder / TREE) for built in layers)
         epoch = self.recipe.source_date_epoch
+        stacked = stack(layers, self.scratch / "fitted", epoch)
+        listing = stacked.listing()
         with self.store.new_incoming() as incoming, ThreadPoolExecutor(2) as pool:
             with self.steps.step("root filesystem") as step:
                 step.say(f"{len(listing)} files")
                 written = pool.submit(tree.write_listing, listing, incoming / TREE)
                 make_rootfs(
                     incoming / ROOTFS,
-                    [built.tree for built in layers],
+                    stacked.trees,
                     listing,
                     self.recipe.free_space_mib,
                     epoch,

@@ -16,7 +16,10 @@ from pathlib import Path
 from polydev.errors import BuildError, CommandError
 from polydev.image import kernel, npm, tree
 from polydev.image.apt import Archive, Deb
+from polydev.image.guestpath import Clash, in_tree
+from polydev.image.inside import REFUSED
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
+from polydev.image.overlaying import matches, nodes, put
 from polydev.image.recipe import Recipe
 from polydev.image.record import INITRD, KERNEL, TREE, Package
 from polydev.image.sandbox import Overlay, contained_argv, in_overlay_argv
@@ -79,11 +82,16 @@ class LayerCache:
         made = scratch / "layer"
         root = made / "tree"
         root.mkdir(parents=True)
-        self.log_file(plan).parent.mkdir(exist_ok=True)
+        self.log_file(plan).parent.mkdir(parents=True, exist_ok=True)
         self.log_file(plan).unlink(missing_ok=True)
         try:
-            self._make(plan, made, scratch, step)
+            packages = self._make(plan, made, scratch, step)
+        except Clash as clash:
+            raise refused(plan, str(clash)) from clash
         except CommandError as error:
+            last = error.stderr_tail.rpartition("\n")[2]
+            if last.startswith(REFUSED):
+                raise refused(plan, last.removeprefix(REFUSED)) from error
             raise BuildError(
                 f"layer {plan.name} could not be built: {Path(error.argv[0]).name} exited with "
                 f"status {error.status}:\n{error.stderr_tail}",
@@ -91,12 +99,12 @@ class LayerCache:
                 "the same command again: finished layers are kept",
             ) from error
         step.say("making it reproducible")
-        tree.scrub(root)
+        if plan.layer and plan.layer.needs_chroot:
+            # What the recipe brings is the same each time, wherever it lies.
+            tree.scrub(root, nodes(scratch / "fitted").keys())
         tree.clamp_times(root, self.recipe.source_date_epoch)
         tree.write_listing(tree.list_tree(root), made / TREE)
-        packages = [deb_package(deb) for deb in (*plan.debs, *plan.unpacked)]
-        if plan.layer and plan.layer.npm:
-            packages += npm.installed_packages(root / plan.layer.npm.to.lstrip("/"))
+        packages = [deb_package(deb) for deb in (*plan.debs, *plan.unpacked)] + packages
         meta = {
             "name": plan.name,
             "seconds": time.monotonic() - started,
@@ -109,26 +117,36 @@ class LayerCache:
         made.rename(self.path(plan))
         return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
 
-    def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:
+    def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> list[Package]:
+        """Make the layer's files; the npm packages among them. Raises Clash, CommandError."""
         root = made / "tree"
         if plan.name == KERNEL_LAYER:
             self._make_kernel(plan, made, scratch, step)
-            return
+            return []
         layer = plan.layer
         assert layer is not None
         bootstraps = bool(layer.packages) and not plan.below
         if bootstraps:
             self._bootstrap(plan, root, step)
         staging = scratch / "staging" if layer.needs_chroot else root
-        write_staging(staging, plan.files)
+        staging.mkdir(exist_ok=True)
+        # Each part is made in a folder of its own, where no link of another part leads it astray.
+        part = scratch / "part"
+        write_staging(part, plan.files)
+        put(part, staging)
         for deb in plan.unpacked:
-            run(["dpkg-deb", "-x", self.archive.path(deb), staging])
+            run(["dpkg-deb", "-x", self.archive.path(deb), part])
+            put(part, staging)
+        packages: list[Package] = []
         if layer.npm:
-            to = staging / layer.npm.to.lstrip("/")
+            to = part / layer.npm.to.lstrip("/")
             npm.install(layer.folder / layer.npm.folder, to, step)
             drop_matches(to, layer.npm.omit)
+            packages = npm.installed_packages(to)
+            put(part, staging)
         if layer.needs_chroot:
             self._run_inside(plan, root, staging, scratch, step, with_packages=not bootstraps)
+        return packages
 
     def _bootstrap(self, plan: LayerPlan, root: Path, step: Step) -> None:
         """The first layer: a minimal Debian and its packages, from files already fetched."""
@@ -184,13 +202,13 @@ class LayerCache:
         packages = layer.packages if with_packages else []
         install = self._install_argv(at, packages) if packages else []
         script = chroot_script(layer, install)
-        command = ["sh", "-eu", "-c", script, "layer", str(at), str(staging)]
+        places = (at, staging, scratch / "fitted", self.archive.debs)
+        command = ["sh", "-eu", "-c", script, "layer", *map(str, places)]
         environment = {
             **CHROOT_ENVIRONMENT,
             "SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch),
         }
-        (root / "var/cache/apt/archives").mkdir(parents=True, exist_ok=True)
-        argv = in_overlay_argv(overlay, command, self.archive.debs)
+        argv = in_overlay_argv(overlay, command, for_chroot=True)
         run_lines(
             argv,
             lambda line: _say_apt_status(step, line),
@@ -214,19 +232,20 @@ class LayerCache:
 
     def _make_kernel(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:
         """Modules into the tree; vmlinux and initrd beside it."""
-        unpacked = scratch / "kernel"
         for deb in plan.unpacked:
             step.say(f"unpacking {deb.name}")
-            run(["dpkg-deb", "-x", self.archive.path(deb), unpacked])
-        images = sorted(unpacked.glob("boot/vmlinuz-*"))
+            run(["dpkg-deb", "-x", self.archive.path(deb), scratch / deb.name])
+        package, init_package = (scratch / deb.name for deb in plan.unpacked)
+        images = sorted(matches(package, "boot/vmlinuz-*"))
         if not images:
             raise BuildError(f"package {plan.unpacked[0].name} brings no kernel")
         release = images[0].name.removeprefix("vmlinuz-")
         step.say("unpacking the kernel image")
-        (made / KERNEL).write_bytes(kernel.extract_vmlinux(images[0].read_bytes()))
+        image = in_tree(package, f"boot/{images[0].name}")
+        (made / KERNEL).write_bytes(kernel.extract_vmlinux(image.read_bytes()))
         modules = made / "tree/usr/lib/modules" / release
         modules.parent.mkdir(parents=True)
-        shutil.copytree(unpacked / "lib/modules" / release, modules, symlinks=True)
+        shutil.copytree(in_tree(package, f"lib/modules/{release}"), modules, symlinks=True)
         run(["depmod", "-b", modules.parents[2], release])
         table = kernel.parse_modules_dep((modules / "modules.dep").read_text())
         wanted = self.recipe.kernel
@@ -234,13 +253,22 @@ class LayerCache:
         kernel.write_initrd(
             made / INITRD,
             scratch / "initrd",
-            unpacked / kernel.TINY_INIT,
+            in_tree(init_package, kernel.TINY_INIT),
             modules,
             root_needs,
             self.recipe.source_date_epoch,
         )
         kept = kernel.load_order(table, [*wanted.initrd_modules, *wanted.modules])
         kernel.keep_modules(modules, kept)
+
+
+def refused(plan: LayerPlan, why: str) -> BuildError:
+    """Return the error for a layer of the recipe that cannot be laid over those below it."""
+    return BuildError(
+        f"layer {plan.name} does not fit the image: {why}",
+        "give its files the paths that the image has, or `remove` there what is in their way; "
+        "golden/README.md says what takes the place of what",
+    )
 
 
 def remove_layer(folder: Path) -> None:

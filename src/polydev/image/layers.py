@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,13 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 
 from polydev.errors import ConfigError
 from polydev.image.apt import ESSENTIAL, Archive, Deb
+from polydev.image.guestpath import Clash, follow, is_mounted, on_disk
+from polydev.image.overlaying import matches, remove_tree
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.tree import SCRUBBED
 
 # Goes up when the builder itself makes something else of the same inputs.
-FORMAT = 2
+FORMAT = 3
 KERNEL_LAYER = "kernel"
 TINY_INITRAMFS = "tiny-initramfs-core"
 TEMPLATE_SUFFIX = ".j2"
@@ -140,7 +142,12 @@ def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFil
     for unit in layer.mask:
         path_name = f"etc/systemd/system/{unit}"
         found[path_name] = GuestFile(path_name, 0o777, target="/dev/null")
-    yield from (found[path] for path in sorted(found))
+    for path_name in sorted(found):
+        if is_mounted(path_name):
+            hint = "take it out of the layer: no guest would ever see it"
+            message = f"layer {layer.name}: /{path_name} lies where the guest mounts a filesystem"
+            raise ConfigError(message, hint)
+        yield found[path_name]
 
 
 def _guest_file(path: Path, name: str, variables: Mapping[str, Any]) -> GuestFile:
@@ -186,50 +193,77 @@ def _digest(value: object) -> str:
 
 
 def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
-    """Lay the files out below `folder` as they will lie in the guest."""
+    """Lay the files out below `folder` as they will lie in the guest. Raises Clash."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        path = folder / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if file.target is not None:
-            path.symlink_to(file.target)
-        else:
-            path.write_bytes(file.content)
-            path.chmod(file.mode)
+    at = on_disk(folder)
+    # Links first: a file whose path has one of them in the middle goes where it leads.
+    for file in sorted(files, key=lambda file: file.target is None):
+        above, _, name = file.path.rpartition("/")
+        path = folder / follow(above, at) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if file.target is not None:
+                path.symlink_to(file.target)
+            else:
+                with path.open("xb") as stream:
+                    stream.write(file.content)
+                path.chmod(file.mode)
+        except (FileExistsError, NotADirectoryError):
+            raise Clash(f"/{file.path} meets another file of the same layer") from None
     for made, _, _ in os.walk(folder):
         Path(made).chmod(0o755)
 
 
 def drop_matches(folder: Path, globs: Sequence[str]) -> None:
+    """Remove what the globs name below `folder`."""
     for pattern in globs:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for path in matches(folder, pattern):
+            remove_tree(path)
+
+
+# A command of a recipe is root in the guest's tree, and nobody outside of it.
+_KEPT_FROM_COMMANDS = (
+    *("audit_control", "bpf", "mknod", "net_admin", "perfmon", "sys_admin", "sys_boot"),
+    *("sys_module", "sys_nice", "sys_pacct", "sys_ptrace", "sys_rawio", "sys_resource"),
+    *("sys_time", "sys_tty_config", "syslog", "wake_alarm"),
+)
+_INSIDE = f"{shlex.quote(sys.executable)} -m polydev.image.inside"
+_CHROOT = (
+    f"setpriv --bounding-set={','.join(f'-{name}' for name in _KEPT_FROM_COMMANDS)} "
+    '--inh-caps=-all chroot "$root"'
+)
 
 
 def chroot_script(layer: Layer, install: Sequence[str]) -> str:
     """What is done inside the tree ($1), with the layer's own files lying at $2.
 
-    `install` is the apt-get command for the layer's packages, empty where it has none.
+    The files lie at $3 afterwards, as they fit the tree. `install` is the apt-get command for
+    the layer's packages, empty where it has none; $4 is the folder with the package files.
     """
-    lines = ["root=$1", "staging=$2"]
+    lines = ["root=$1", "staging=$2", "fitted=$3", "debs=$4"]
     if install:
         lines += [
+            f'archives=$({_INSIDE} folder "$root" /var/cache/apt/archives)',
+            'mount --bind "$debs" "$archives"',
             # Nothing that is installed may start anything.
-            r"printf '#!/bin/sh\nexit 101\n' > \"$root/usr/sbin/policy-rc.d\"".replace('\\"', '"'),
-            'chmod 755 "$root/usr/sbin/policy-rc.d"',
+            f'policy=$({_INSIDE} folder "$root" /usr/sbin)/policy-rc.d',
+            # `install` replaces a link that a package left there, and does not write through it.
+            r"printf '#!/bin/sh\nexit 101\n' | install -m 0755 /dev/stdin \"$policy\"".replace(
+                '\\"', '"'
+            ),
             # apt hides its status descriptor from package scripts, so it cannot be 2.
             f"{shlex.join(install)} 3>&2",
-            'rm "$root/usr/sbin/policy-rc.d"',
+            'rm "$policy"',
+            'umount "$archives"',
         ]
-    lines.append(
-        'tar -C "$staging" -c . | tar -C "$root" -x --keep-directory-symlink --no-overwrite-dir'
-    )
-    lines += [f'chroot "$root" sh -eu -c {shlex.quote(command)}' for command in layer.run]
+    lines += [
+        f'{_INSIDE} fit "$root" "$staging" "$fitted"',
+        'tar -C "$fitted" -c . | tar -C "$root" -x --no-overwrite-dir',
+    ]
+    lines += [f"{_CHROOT} sh -eu -c {shlex.quote(command)}" for command in layer.run]
     for verb, units in (("enable", layer.enable), ("disable", layer.disable)):
         if units:
-            lines.append(f'chroot "$root" systemctl --quiet {verb} {shlex.join(units)}')
-    lines += [f'rm -rf "$root"{shlex.quote(path)}' for path in layer.remove]
+            lines.append(f"{_CHROOT} systemctl --quiet {verb} {shlex.join(units)}")
+    if layer.remove:
+        lines.append(f'{_INSIDE} remove "$root" {shlex.join(layer.remove)}')
     return "\n".join(lines) + "\n"

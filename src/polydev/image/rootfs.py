@@ -76,7 +76,7 @@ def make_rootfs(
     try:
         run(
             in_overlay_argv(
-                Overlay(tuple(layers), at), mkfs_argv(file, at, len(entries), identity), None
+                Overlay(tuple(layers), at), mkfs_argv(file, at, len(entries), identity)
             ),
             env=clock,
         )

@@ -13,12 +13,37 @@ from pathlib import Path
 
 OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=off,xino=off"
 
+# A build sees devices of its own, no link of the tree leads a mount elsewhere, and the kernel's
+# settings, which are the machine's, cannot be written.
 _MOUNT = """
 if [ -n "$1" ]; then mount -t overlay overlay -o "$1" "$2"; else mount --bind "$2" "$2"; fi
 if [ -n "$3" ]; then
+  for place in proc dev; do
+    if [ -L "$2/$place" ] || [ ! -d "$2/$place" ]; then
+      echo "refused: /$place is no folder in the image" >&2
+      exit 1
+    fi
+  done
   mount -t proc proc "$2/proc"
-  mount --rbind /dev "$2/dev"
-  mount --bind "$3" "$2/var/cache/apt/archives"
+  for place in sys sysrq-trigger; do
+    if [ -e "$2/proc/$place" ]; then
+      mount --bind "$2/proc/$place" "$2/proc/$place"
+      mount -o remount,bind,ro "$2/proc/$place"
+    fi
+  done
+  mount -t tmpfs -o mode=0755 dev "$2/dev"
+  for device in null:3 zero:5 full:7 random:8 urandom:9; do
+    mknod -m 0666 "$2/dev/${device%:*}" c 1 "${device#*:}"
+  done
+  mknod -m 0666 "$2/dev/tty" c 5 0
+  mkdir "$2/dev/pts" "$2/dev/shm"
+  mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts "$2/dev/pts"
+  mount -t tmpfs -o mode=1777 shm "$2/dev/shm"
+  ln -s pts/ptmx "$2/dev/ptmx"
+  ln -s /proc/self/fd "$2/dev/fd"
+  for stream in stdin:0 stdout:1 stderr:2; do
+    ln -s "/proc/self/fd/${stream#*:}" "$2/dev/${stream%:*}"
+  done
 fi
 shift 3
 exec "$@"
@@ -50,13 +75,15 @@ def contained_argv(command: Sequence[str]) -> list[str]:
     """Run `command` so that none of its mounts and processes outlives the thread that waits."""
     return [
         *("setpriv", "--pdeathsig", "KILL"),
-        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
-        *("--mount-proc", *command),
+        *("unshare", "--mount", "--propagation", "private", "--uts", "--ipc", "--pid", "--fork"),
+        *("--kill-child", "--mount-proc", *command),
     ]
 
 
-def in_overlay_argv(overlay: Overlay, command: Sequence[str], archives: Path | None) -> list[str]:
-    """Run `command` with the overlay mounted; with `archives` (packages) ready for chroots."""
+def in_overlay_argv(
+    overlay: Overlay, command: Sequence[str], *, for_chroot: bool = False
+) -> list[str]:
+    """Run `command` with the overlay mounted, and with what a chroot in it needs."""
     mounted = ["sh", "-eu", "-c", _MOUNT, "sandbox"]
-    mounted += [overlay.mount_options(), str(overlay.at), str(archives or "")]
+    mounted += [overlay.mount_options(), str(overlay.at), "chroot" if for_chroot else ""]
     return contained_argv([*mounted, *command])

@@ -7,11 +7,12 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from polydev.image.overlaying import matches, walk
 
 Entry = dict[str, Any]
 
@@ -50,19 +51,31 @@ SCRUBBED = (
 )
 
 
-def scrub(tree: Path) -> None:
-    """Remove what would differ between two builds of the same inputs."""
+def scrub(tree: Path, kept: Collection[str] = ()) -> None:
+    """Remove what would differ between two builds of the same inputs.
+
+    `kept` are paths that come from the inputs themselves. Nothing outside of `tree` is touched,
+    whatever its links say; what hides a file of the layers below stays.
+    """
     for pattern in SCRUBBED:
-        for path in tree.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        for path in matches(tree, pattern):
+            _scrub(path, tree, kept)
+
+
+def _scrub(path: Path, tree: Path, kept: Collection[str]) -> None:
+    info = os.lstat(path)
+    if stat.S_ISDIR(info.st_mode):
+        for below in sorted(path.iterdir()):
+            _scrub(below, tree, kept)
+        if not any(path.iterdir()) and str(path.relative_to(tree)) not in kept:
+            path.rmdir()
+    elif _type(info) != WHITEOUT and str(path.relative_to(tree)) not in kept:
+        path.unlink()
 
 
 def clamp_times(tree: Path, epoch: int) -> None:
     """Give everything newer than `epoch` (seconds) that time."""
-    for path in [tree, *_walk(tree)]:
+    for path in [tree, *walk(tree)]:
         if os.lstat(path).st_mtime > epoch:
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
@@ -75,7 +88,7 @@ def list_tree(tree: Path) -> Iterator[Entry]:
     the layers below. Hard links to one file are read once.
     """
     hashes: dict[tuple[int, int], str] = {}
-    for path in _walk(tree):
+    for path in walk(tree):
         info = os.lstat(path)
         entry: Entry = {
             "path": "/" + str(path.relative_to(tree)),
@@ -102,17 +115,22 @@ def merge_listings(layers: Iterable[Iterable[Entry]]) -> list[Entry]:
     """What the stacked layers (lowest first) show as one tree, sorted by path."""
     merged: dict[str, Entry] = {}
     for layer in layers:
-        for entry in layer:
-            path = entry["path"]
-            hides = entry["type"] == WHITEOUT or entry.get("opaque")
-            replaces = path in merged and merged[path]["type"] == "dir" != entry["type"]
-            if hides or replaces:
-                below = path + "/"
-                for old in [known for known in merged if known == path or known.startswith(below)]:
-                    del merged[old]
-            if entry["type"] != WHITEOUT:
-                merged[path] = {key: entry[key] for key in entry if key != "opaque"}
+        lay_listing(merged, layer)
     return [merged[path] for path in sorted(merged)]
+
+
+def lay_listing(merged: dict[str, Entry], layer: Iterable[Entry]) -> None:
+    """Change `merged`, a tree by its paths, to what it shows with one more layer on top."""
+    for entry in layer:
+        path = entry["path"]
+        hides = entry["type"] == WHITEOUT or entry.get("opaque")
+        replaces = path in merged and merged[path]["type"] == "dir" != entry["type"]
+        if hides or replaces:
+            below = path + "/"
+            for old in [known for known in merged if known == path or known.startswith(below)]:
+                del merged[old]
+        if entry["type"] != WHITEOUT:
+            merged[path] = {key: entry[key] for key in entry if key != "opaque"}
 
 
 def write_listing(entries: Iterable[Mapping[str, Any]], file: Path) -> None:
@@ -164,13 +182,6 @@ def _next_data(descriptor: int, position: int, size: int) -> int:
 def allocated_bytes(path: Path) -> int:
     """Disk space that a file takes, without its holes."""
     return path.stat().st_blocks * 512
-
-
-def _walk(tree: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(tree):
-        folders.sort()
-        for name in sorted([*folders, *files]):
-            yield Path(folder, name)
 
 
 def _type(info: os.stat_result) -> str:

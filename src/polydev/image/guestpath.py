@@ -1,0 +1,180 @@
+"""Paths of a guest, followed inside its tree and never on the build machine. Pure.
+
+A tree under construction is full of links that mean something else here than in the guest:
+`/var/run` leads to `/run`, which the build machine has too. So no path of a guest is joined to
+a folder and opened as it is: `follow` says first where it leads, as after a chroot.
+
+`landings` says the same for a whole tree that is laid over another one. A folder that meets a
+link to a folder goes where the link leads, as dpkg does it; a file or a link takes the place of
+a file or a link; everything else would change what the guest finds there, and is a Clash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MOST_LINKS = 40
+# The guest mounts over these, and so does the build: whatever lay there would never be seen.
+MOUNTED = ("dev", "proc", "sys")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What lies at a path; `target` is where a link leads. `gone` hides what lies below it."""
+
+    kind: Literal["dir", "file", "link", "gone"]
+    target: str = ""
+
+
+FOLDER = Node("dir")
+# What lies at a path from the tree's root, which has no link in the middle and no leading slash.
+At = Callable[[str], Node | None]
+
+
+class Clash(Exception):
+    """A path of a layer that cannot be laid where it would have to go."""
+
+
+def on_disk(tree: Path) -> At:
+    """Return what tells the nodes of a tree on this machine's disk."""
+
+    def at(path: str) -> Node | None:
+        try:
+            mode = os.lstat(tree / path).st_mode
+            if stat.S_ISLNK(mode):
+                return Node("link", os.readlink(tree / path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FOLDER if stat.S_ISDIR(mode) else Node("file")
+
+    return at
+
+
+def follow(path: str, at: At, *, last: bool = True) -> str:
+    """Return where `path` leads in a tree: a path from the tree's root without any link.
+
+    As after a chroot, absolute links begin at the tree's root and `..` does not leave it. Parts
+    that do not exist stay as they are. With `last` false a link at the very end stays a link.
+    Raises OSError (ELOOP) for links that lead nowhere but to each other.
+    """
+    left = deque(_parts(path))
+    done: list[str] = []
+    links = 0
+    while left:
+        part = left.popleft()
+        if part == "..":
+            done = done[:-1]
+            continue
+        node = at("/".join([*done, part])) if left or last else None
+        if node is None or node.kind != "link":
+            done.append(part)
+            continue
+        links += 1
+        if links > MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), f"/{path.lstrip('/')}")
+        if node.target.startswith("/"):
+            done = []
+        left.extendleft(reversed(_parts(node.target)))
+    return "/".join(done)
+
+
+def in_tree(tree: Path, path: str, *, last: bool = True) -> Path:
+    """Return the place on this machine of a guest's path in the tree at `tree`."""
+    return tree / follow(path, on_disk(tree), last=last)
+
+
+def is_mounted(path: str) -> bool:
+    """Whether the guest mounts something over this path or above it."""
+    return next(iter(_parts(path)), "") in MOUNTED
+
+
+def landings(
+    upper: Mapping[str, Node], below: At, seen: Callable[[str], bool] = lambda path: False
+) -> dict[str, str]:
+    """Return where each path of an upper tree lands on the tree below it.
+
+    `seen` tells the paths below that the upper tree was made in sight of: what it has there, it
+    has on purpose. Raises Clash.
+    """
+    landed = {"": ""}
+    sources: dict[str, str] = {}
+
+    def at(path: str) -> Node | None:
+        return below(path) or upper.get(path)
+
+    for path in sorted(upper, key=lambda path: path.split("/")):
+        parent, _, name = path.rpartition("/")
+        place = f"{landed[parent]}/{name}".lstrip("/")
+        node, there = upper[path], below(place)
+        if there is not None and node.kind != "gone" and not seen(place):
+            place = _settled(path, place, node, there, at)
+        if node.kind != "dir":
+            if is_mounted(place):
+                raise Clash(
+                    f"{_shown(path, place)} lies where the guest mounts /{place.split('/')[0]}"
+                )
+            if place in sources:
+                raise Clash(
+                    f"/{sources[place]} and /{path} of the layer are both /{place} in the image"
+                )
+            sources[place] = path
+        landed[path] = place
+    return landed
+
+
+def _settled(path: str, place: str, node: Node, there: Node, at: At) -> str:
+    """Return where a node goes that meets another one in its place. Raises Clash."""
+    goal = _goal(place, at)
+    leads_to_folder = goal is not None and at(goal) == FOLDER
+    if node.kind == "dir":
+        if leads_to_folder or (
+            there.kind == "link" and goal is not None and _can_be_made(goal, at)
+        ):
+            assert goal is not None
+            return goal
+        raise Clash(
+            f"{_shown(path, place)} is a folder in the layer, and in the image {_words(there)}"
+        )
+    if leads_to_folder and not (node.kind == "link" and _goal_of_link(place, node, at) == goal):
+        mine, theirs = _words(node), _words(there)
+        raise Clash(f"{_shown(path, place)} is {mine} in the layer, and in the image {theirs}")
+    return place
+
+
+def _goal(path: str, at: At) -> str | None:
+    """Where a path leads, or None where its links go round in a circle."""
+    try:
+        return follow(path, at)
+    except OSError:
+        return None
+
+
+def _goal_of_link(place: str, link: Node, at: At) -> str | None:
+    return _goal(link.target if link.target[:1] == "/" else f"{place}/../{link.target}", at)
+
+
+def _can_be_made(folder: str, at: At) -> bool:
+    """Whether nothing but folders lies on the way to a folder that is not there yet."""
+    parts = folder.split("/")
+    ancestors = (at("/".join(parts[:count])) for count in range(1, len(parts) + 1))
+    return bool(folder) and all(node in (None, FOLDER) for node in ancestors)
+
+
+def _words(node: Node) -> str:
+    kinds = {"dir": "a folder", "file": "a file", "gone": "nothing"}
+    return kinds.get(node.kind) or f"a link to {node.target}"
+
+
+def _shown(path: str, place: str) -> str:
+    return f"/{path}" if path == place else f"/{path} (/{place} in the image)"
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]

@@ -1,0 +1,157 @@
+"""Trees laid over trees on disk, such that nothing passes through a link of the tree below."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from polydev.image.guestpath import FOLDER, At, Clash, Node, follow, is_mounted, landings, on_disk
+
+
+def nodes(tree: Path) -> dict[str, Node]:
+    """Return what lies at each path below `tree`."""
+    at = on_disk(tree)
+    found = (str(path.relative_to(tree)) for path in walk(tree))
+    return {path: node for path in found if (node := at(path)) is not None}
+
+
+def walk(tree: Path) -> Iterator[Path]:
+    """Yield everything below `tree`, sorted within each folder; links are not followed."""
+    for folder, folders, files in os.walk(tree):
+        folders.sort()
+        for name in sorted([*folders, *files]):
+            yield Path(folder, name)
+
+
+def fit(tree: Path, below: At, to: Path) -> Path:
+    """Move `tree` to the new folder `to` with each path where it lands on the tree below.
+
+    Raises Clash.
+    """
+    landed = landings(nodes(tree), below)
+    if all(path == place for path, place in landed.items()):
+        tree.rename(to)
+    else:
+        arrange(tree, landed, to, os.rename)
+    return to
+
+
+def arrange(
+    tree: Path, landed: Mapping[str, str], to: Path, place_file: Callable[[Path, Path], None]
+) -> None:
+    """Make the new folder `to` of what lies in `tree`, each path in its new place."""
+    to.mkdir()
+    # Read first: a folder's time changes when something is moved out of it.
+    found = {path: os.lstat(tree / path) for path in landed}
+    for path, place in landed.items():
+        target = to / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if stat.S_ISDIR(found[path].st_mode):
+            target.mkdir(exist_ok=True)
+        else:
+            place_file(tree / path, target)
+    for path, place in reversed(list(landed.items())):
+        if stat.S_ISDIR(found[path].st_mode):
+            give_attributes(to / place, found[path])
+
+
+def put(piece: Path, tree: Path) -> None:
+    """Lay a tree over another one on the same filesystem; `piece` is used up. Raises Clash."""
+    fitted = fit(piece, on_disk(tree), piece.with_name(f"{piece.name}-fitted"))
+    _move_over(fitted, tree)
+    shutil.rmtree(fitted)
+
+
+def _move_over(piece: Path, tree: Path) -> None:
+    info = os.lstat(piece)
+    for path in sorted(piece.iterdir()):
+        target = tree / path.name
+        if on_disk(tree)(path.name) == FOLDER:
+            _move_over(path, target)
+        else:
+            path.rename(target)
+    give_attributes(tree, info)
+
+
+def give_attributes(folder: Path, info: os.stat_result) -> None:
+    """Give a folder the owner, mode and times of another one."""
+    os.chown(folder, info.st_uid, info.st_gid)
+    folder.chmod(stat.S_IMODE(info.st_mode))
+    os.utime(folder, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file or link a second name, or copy it where that is another filesystem."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        info = os.lstat(source)
+        if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+            shutil.copy2(source, target, follow_symlinks=False)
+        else:
+            os.mknod(target, info.st_mode, info.st_rdev)
+        os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode):
+            target.chmod(stat.S_IMODE(info.st_mode))  # a change of the owner clears setuid
+
+
+def folder_inside(tree: Path, path: str) -> Path:
+    """Return the folder that a guest's path leads to, made where it is missing. Raises Clash."""
+    place = tree / follow(path, on_disk(tree))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise Clash(f"{path} is no folder in the image") from None
+    return place
+
+
+def remove_inside(tree: Path, path: str) -> None:
+    """Remove what lies at a guest's path, with all below it; a link goes, not what it leads to."""
+    place = follow(path, on_disk(tree), last=False)
+    if not place or is_mounted(place):
+        raise Clash(f"{path} cannot be removed: it is /{place}, which the guest mounts")
+    remove_tree(tree / place)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link or a folder with all below it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+
+def matches(tree: Path, pattern: str) -> Iterator[Path]:
+    """Yield what a glob names below `tree`, sorted; no link is followed. `**` is any depth."""
+    yield from sorted(set(_matches(tree, [part for part in pattern.split("/") if part])))
+
+
+def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
+    if not parts or folder.is_symlink() or not folder.is_dir():
+        return
+    first, rest = parts[0], parts[1:]
+    for path in _entries(folder):
+        if first == "**":
+            yield from _matches(path, parts)
+            if not rest:
+                yield path
+        elif fnmatchcase(path.name, first):
+            if rest:
+                yield from _matches(path, rest)
+            else:
+                yield path
+    if first == "**" and rest:
+        yield from _matches(folder, rest)
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    return list(folder.iterdir())

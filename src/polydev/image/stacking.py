@@ -1,0 +1,175 @@
+"""Built layers, stacked as overlayfs shows them, such that none changes what another one is.
+
+A layer that only brings files is made without a look at those below it, and one that is made
+inside others sees only those. So what a layer meets here may be new to it: its files then go
+where the links below lead, it leaves the attributes of folders as they are, and it hides no
+file that it did not know. What it was made in sight of, it replaces on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polydev.image import tree
+from polydev.image.guestpath import FOLDER, Clash, Node, landings
+from polydev.image.layercache import BuiltLayer, refused
+from polydev.image.overlaying import arrange, link_or_copy
+from polydev.image.record import TREE
+from polydev.image.tree import OPAQUE_XATTR, Entry
+
+FOLDER_MODE = 0o755
+
+
+@dataclass
+class Stack:
+    """Trees, lowest first, and what they show as one: an entry, and its first owner, by path."""
+
+    trees: list[Path] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def listing(self) -> list[Entry]:
+        return [self.entries[path] for path in sorted(self.entries)]
+
+    def add(self, place: Path, entries: Sequence[Entry], owner: str) -> None:
+        folders = {path for path, entry in self.entries.items() if entry["type"] == "dir"}
+        tree.lay_listing(self.entries, entries)
+        laid = {entry["path"]: entry["type"] for entry in entries}
+        self.owners = {
+            path: owner
+            if path in laid and not (laid[path] == "dir" and path in folders)
+            else self.owners[path]
+            for path in self.entries
+        }
+        self.trees.append(place)
+
+
+def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
+    """Stack the layers; those that must be arranged anew for that are, below `scratch`.
+
+    Raises BuildError naming the layer and the path that cannot be as the layer has it.
+    """
+    stacked = Stack()
+    for built in layers:
+        entries = tree.read_listing(built.folder / TREE)
+        place = built.tree
+        try:
+            change = _change(built, entries, stacked) if stacked.trees else None
+        except Clash as clash:
+            raise refused(built.plan, str(clash)) from clash
+        if change is not None:
+            place = scratch / built.plan.name
+            scratch.mkdir(parents=True, exist_ok=True)
+            _rearrange(built.tree, place, change, stacked, epoch)
+            entries = list(tree.list_tree(place))
+        stacked.add(place, entries, built.plan.id)
+    return stacked
+
+
+@dataclass(frozen=True)
+class _Change:
+    """How a layer's tree must differ to be stacked.
+
+    landed     where each path goes
+    opaque     folders that still hide what lies below them
+    kept       folders that have the attributes of the entry below
+    """
+
+    landed: Mapping[str, str]
+    opaque: frozenset[str]
+    kept: frozenset[str]
+
+
+def _change(built: BuiltLayer, entries: Sequence[Entry], below: Stack) -> _Change | None:
+    """Return what must change of a layer above these; None where it fits as it is.
+
+    Raises Clash.
+    """
+    inside = {plan.id for plan in built.plan.below}
+    seen = {path for path, owner in below.owners.items() if owner in inside}
+    upper = {_relative(entry): _node(entry) for entry in entries}
+
+    def at(path: str) -> Node | None:
+        entry = below.entries.get(f"/{path}")
+        return _node(entry) if entry else None
+
+    landed = landings(upper, at, lambda path: f"/{path}" in seen)
+    opaque = {_relative(entry) for entry in entries if entry.get("opaque")}
+    hiding = frozenset(path for path in opaque if landed[path] == path) - _revealed(
+        opaque, below, seen
+    )
+    kept = frozenset(
+        landed[_relative(entry)]
+        for entry in entries
+        if entry["type"] == "dir" and _has_others_attributes(entry, landed, below, seen)
+    )
+    moves = any(path != place for path, place in landed.items())
+    return _Change(landed, hiding, kept) if moves or kept or hiding != opaque else None
+
+
+def _revealed(opaque: set[str], below: Stack, seen: set[str]) -> frozenset[str]:
+    """Return the folders that are new to their layer, but hide files of layers it did not see.
+
+    Raises Clash for one that hides both on purpose and by mistake.
+    """
+    hides: dict[str, set[bool]] = {}
+    for path, entry in below.entries.items():
+        if opaque and (entry["type"] != "dir" or path not in seen):
+            for parent in _parents(path):
+                if parent in opaque:
+                    hides.setdefault(parent, set()).add(path in seen)
+    for folder, both in hides.items():
+        if both == {True, False}:
+            raise Clash(f"/{folder} is made anew by the layer, and other layers have files there")
+    return frozenset(folder for folder, both in hides.items() if both == {False})
+
+
+def _has_others_attributes(
+    entry: Entry, landed: Mapping[str, str], below: Stack, seen: set[str]
+) -> bool:
+    place = f"/{landed[_relative(entry)]}"
+    there = below.entries.get(place)
+    if there is None or there["type"] != "dir" or place in seen:
+        return False
+    return any(there[key] != entry[key] for key in ("mode", "uid", "gid"))
+
+
+def _rearrange(source: Path, to: Path, change: _Change, below: Stack, epoch: int) -> None:
+    arrange(source, change.landed, to, link_or_copy)
+    for path in change.opaque:
+        os.setxattr(to / path, OPAQUE_XATTR, b"y")
+    own = set(change.landed.values())
+    for name, _, _ in os.walk(to, topdown=False):
+        folder = Path(name)
+        place = str(folder.relative_to(to)) if folder != to else ""
+        there = below.entries.get(f"/{place}")
+        if place in own and place not in change.kept:
+            continue
+        if there is None:  # a link led to a folder that no layer has
+            folder.chmod(FOLDER_MODE)
+            continue
+        os.chown(folder, there["uid"], there["gid"])
+        folder.chmod(there["mode"])
+        if place not in own:
+            os.utime(folder, (there["mtime"], there["mtime"]))
+    tree.clamp_times(to, epoch)
+
+
+def _relative(entry: Entry) -> str:
+    return str(entry["path"]).lstrip("/")
+
+
+def _node(entry: Entry) -> Node:
+    if entry["type"] == "dir":
+        return FOLDER
+    if entry["type"] == "symlink":
+        return Node("link", entry["target"])
+    return Node("gone" if entry["type"] == tree.WHITEOUT else "file")
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.strip("/").split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]

@@ -1,0 +1,246 @@
+"""Guests' paths: where they lead in a tree, asked of the kernel too; what lands where."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from polydev.image.guestpath import FOLDER, Clash, Node, follow, in_tree, landings, on_disk
+from polydev.image.overlaying import folder_inside, matches, remove_inside
+from polydev.image.tree import scrub
+
+OPENAT2, RESOLVE_IN_ROOT = 437, 0x10
+LINKS = {
+    "abs": "/usr/lib",
+    "var/run": "/run",
+    "var/up": "../../../../../usr",
+    "var/here": ".",
+    "usr/lib/back": "../../var/run",
+    "chain": "var/up/lib/back/",
+    "loop": "loop",
+    "var/ring": "../usr/ring",
+    "usr/ring": "../var/ring",
+    "dangling": "/srv/none",
+    "file": "/etc/plain",
+    "root": "/",
+}
+PARTS = (
+    *("abs", "chain", "dangling", "etc", "file", "lib", "loop", "plain", "ring", "root", "run"),
+    *("up", "usr", "var", "here", "back", "..", ".", ""),
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    for folder in ("usr/lib", "var", "etc"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "etc/plain").write_text("plain")
+    (tree / "run").mkdir()
+    for path, target in LINKS.items():
+        (tree / path).symlink_to(target)
+    return tree
+
+
+def kernel_follow(tree: Path, path: str) -> str | int:
+    """Where the kernel gets to in a tree that it takes for the root, or its error."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    how = struct.pack("QQQ", os.O_PATH, 0, RESOLVE_IN_ROOT)
+    root = os.open(tree, os.O_PATH)
+    try:
+        found = libc.syscall(OPENAT2, root, os.fsencode(path), how, len(how))
+        if found < 0:
+            return ctypes.get_errno()
+        try:
+            return os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), tree)
+        finally:
+            os.close(found)
+    finally:
+        os.close(root)
+
+
+def test_every_path_leads_where_the_kernel_says(tree: Path) -> None:
+    at = on_disk(tree)
+    reached = 0
+    for parts in itertools.product(PARTS, repeat=3):
+        path = "/" + "/".join(parts)
+        expected = kernel_follow(tree, path)
+        if expected in (errno.ENOENT, errno.ENOTDIR):
+            continue  # the kernel does not say where it would have been
+        if expected == errno.ELOOP:
+            with pytest.raises(OSError, match="Too many levels"):
+                follow(path, at)
+            continue
+        reached += 1
+        assert (follow(path, at) or ".") == expected, path
+    assert reached > 300
+
+
+@pytest.mark.parametrize(
+    ("path", "leads", "itself"),
+    [
+        ("/var/run/x", "run/x", "run/x"),
+        ("/var/run", "run", "var/run"),
+        ("/var/run/", "run", "var/run"),
+        ("/dangling/a", "srv/none/a", "srv/none/a"),
+        ("/not/../../there", "there", "there"),
+        ("/", "", ""),
+    ],
+)
+def test_path_with_and_without_its_last_link(
+    tree: Path, path: str, leads: str, itself: str
+) -> None:
+    assert follow(path, on_disk(tree)) == leads
+    assert in_tree(tree, path, last=False) == tree / itself
+
+
+USR = {"usr": FOLDER, "usr/lib": FOLDER, "lib": Node("link", "usr/lib"), "run": FOLDER}
+BELOW = {
+    **USR,
+    "var": FOLDER,
+    "var/run": Node("link", "/run"),
+    "var/lock": Node("link", "/run/lock"),
+    "etc": FOLDER,
+    "etc/plain": Node("file"),
+    "etc/alias": Node("link", "plain"),
+    "etc/loop": Node("link", "loop"),
+    "etc/below": Node("link", "plain/below"),
+    "devices": Node("link", "dev"),
+    "dev": FOLDER,
+}
+
+
+def upper(**nodes: str) -> dict[str, Node]:
+    """A tree of nodes by kind or `-> target`, with the folders above them."""
+    found: dict[str, Node] = {}
+    for path, kind in nodes.items():
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            found["/".join(parts[:count])] = FOLDER
+        found[path] = Node("link", kind[3:]) if kind.startswith("-> ") else Node(kind)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "moved"),
+    [
+        ({"lib/a": "file"}, {"lib": "usr/lib", "lib/a": "usr/lib/a"}),
+        ({"var/run/a": "file"}, {"var/run": "run", "var/run/a": "run/a"}),
+        ({"var/lock/a/b": "file"}, {"var/lock": "run/lock", "var/lock/a/b": "run/lock/a/b"}),
+        ({"usr/lib/a": "file", "etc/new": "-> plain"}, {}),
+        # A file or a link takes the place of a file or a link.
+        ({"etc/plain": "-> other", "etc/alias": "file", "etc/loop": "file"}, {}),
+        # A link that says the same in other words.
+        ({"lib": "-> /usr/lib", "var/run": "-> ../run"}, {}),
+        ({"lib": "gone", "etc": "gone"}, {}),
+        # What is not there yet comes with the layer itself.
+        ({"var/lock/a": "file", "run/lock/b": "file"}, {"var/lock/a": "run/lock/a"}),
+    ],
+)
+def test_paths_land_where_the_links_below_lead(
+    nodes: dict[str, str], moved: dict[str, str]
+) -> None:
+    tree = upper(**nodes)
+    landed = landings(tree, BELOW.get)
+    assert landed.keys() - {""} == tree.keys()
+    assert {path: landed[path] for path in moved} == moved
+    unmoved = tree.keys() - {path for path in tree for top in moved if path.startswith(top)}
+    assert all(landed[path] == path for path in unmoved - {"var/lock"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ({"lib": "file"}, "/lib is a file in the layer, and in the image a link to usr/lib"),
+        ({"lib": "-> other"}, "/lib is a link to other in the layer, and in the image a link to"),
+        ({"etc": "file"}, "/etc is a file in the layer, and in the image a folder"),
+        ({"etc": "-> usr"}, "/etc is a link to usr in the layer, and in the image a folder"),
+        ({"etc/plain/a": "file"}, "/etc/plain is a folder in the layer, and in the image a file"),
+        ({"etc/alias/a": "file"}, "/etc/alias is a folder in the layer, and in the image a link"),
+        ({"etc/loop/a": "file"}, "/etc/loop is a folder in the layer, and in the image a link"),
+        ({"etc/below/a": "file"}, "/etc/below is a folder in the layer, and in the image a link"),
+        ({"var/run": "file"}, "/var/run is a file in the layer"),
+        ({"lib/a": "file", "usr/lib/a": "file"}, "/lib/a and /usr/lib/a of the layer are both"),
+        ({"dev/null": "file"}, "/dev/null lies where the guest mounts /dev"),
+        ({"devices/a": "file"}, "/devices/a (/dev/a in the image) lies where the guest mounts"),
+    ],
+)
+def test_what_would_change_its_kind_is_a_clash(nodes: dict[str, str], words: str) -> None:
+    with pytest.raises(Clash) as caught:
+        landings(upper(**nodes), BELOW.get)
+    assert words in str(caught.value)
+
+
+def test_what_a_layer_was_made_in_sight_of_it_replaces_on_purpose() -> None:
+    nodes = upper(**{"lib/a": "file", "etc": "file"})
+    landed = landings(nodes, BELOW.get, seen=lambda path: True)
+    assert landed == {path: path for path in ("", *nodes)}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, tree: Path) -> Path:
+    """A folder outside of the tree that links of the tree lead to by their absolute path."""
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    (machine / "canary.log").write_text("alive")
+    for name in ("out", "var/log"):
+        (tree / name).symlink_to(machine)
+    return machine
+
+
+def test_no_way_of_removing_leads_out_of_the_tree(tree: Path, machine: Path) -> None:
+    scrub(tree)
+    for pattern in ("out/*", "*/canary.log", "**/canary.log", "var/log/**", "*/*/canary.log"):
+        assert list(matches(tree, pattern)) == []
+    remove_inside(tree, "/out/canary.log")
+    assert list(machine.iterdir()) == [machine / "canary.log"]
+    remove_inside(tree, "/out")
+    assert not (tree / "out").is_symlink()
+    assert list(machine.iterdir()) == [machine / "canary.log"]
+
+
+def test_folder_is_made_inside_the_tree(tree: Path, machine: Path) -> None:
+    made = folder_inside(tree, "/out/new")
+    assert made == tree / str(machine).lstrip("/") / "new"
+    assert made.is_dir()
+    with pytest.raises(Clash, match="/file is no folder"):
+        folder_inside(tree, "/file")
+
+
+@pytest.mark.parametrize("path", ["/", "/root", "/dev/x", "/proc"])
+def test_root_and_mounts_are_not_removed(tree: Path, path: str) -> None:
+    (tree / "dev").mkdir()
+    if path == "/root":
+        remove_inside(tree, path)  # the link goes, not what it leads to
+        assert (tree / "etc/plain").exists()
+        return
+    with pytest.raises(Clash, match="cannot be removed"):
+        remove_inside(tree, path)
+
+
+def test_globs_name_the_same_as_pathlibs_where_there_are_no_links(tmp_path: Path) -> None:
+    for name in ("a/b/c.py", "a/d.py", "e.py", "a/.hidden", "f[1]/g"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern in (
+        "*",
+        "**/*.py",
+        "a/*",
+        "*/*",
+        "**/*",
+        "a/**/c.py",
+        "**",
+        "*.py",
+        "e.p?",
+        "[a]/*",
+    ):
+        expected = sorted(set(tmp_path.glob(pattern)) - {tmp_path})
+        if pattern == "**":
+            expected = sorted(path for path in tmp_path.rglob("*"))
+        assert list(matches(tmp_path, pattern)) == expected, pattern
