@@ -25,6 +25,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.listing import listing
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import Options
+from polydev.hosttool.restore_job import RestoreJob, read_state
 from polydev.hosttool.restore_units import SYSCTL_UNIT
 from polydev.hosttool.saved import Saved
 from polydev.hosttool.scope import Controller, Scope
@@ -33,6 +34,7 @@ from polydev.hosttool.tree import entries_below
 from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, template_of, wanted_config
 from polydev.hosttool.verbs import Call
 from polydev.release.connection import HostRefused
+from polydev.ssh import SshTarget
 
 FIRST, SECOND, THIRD = (f"2025013{day}_120000-abcd{day}" for day in (0, 1, 2))
 OLD, NEW = "20250101_000000-aaaa1", "20250102_000000-bbbb2"
@@ -57,6 +59,8 @@ class ObedientSystemd:
     log: list[str] = field(default_factory=list)
     fails: Callable[[str, str], bool] = lambda verb, unit: False
     timers: dict[str, list[str]] = field(default_factory=dict)
+    started: list[list[str]] = field(default_factory=list)
+    starts: Callable[[str, Sequence[str]], object] | None = None
     known: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
     falls_over: set[str] = field(default_factory=set)
@@ -149,6 +153,18 @@ class ObedientSystemd:
 
     def journal(self, unit: str, lines: int) -> str:
         return f"the last {lines} lines of {unit}"
+
+    def run_now(self, unit: str, argv: Sequence[str]) -> None:
+        """Run a verb of the host tool to its end, or do what the test says instead."""
+        self.active[unit] = "active"
+        self.started.append([unit, *argv])
+        (self.starts or self.run_to_end)(unit, argv)
+
+    def run_to_end(self, unit: str, argv: Sequence[str]) -> None:
+        arguments = parser().parse_args(argv[1:])
+        with suppress(Exception):  # the verb has written down what went wrong
+            arguments.verb.run(Call(arguments, self.paths, self))
+        self.active.pop(unit, None)
 
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         self.timers[f"{unit}.timer"] = [str(after_seconds), *argv]
@@ -418,9 +434,15 @@ class ToolConnection:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.target = SshTarget("browsers", "browsers")
 
     def install_tool(self) -> None:
         pass
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        state = read_state(self.host.paths, job)
+        is_dead = job.unit not in self.host.systemd.active
+        return None if state and state["state"] == "running" and is_dead else state
 
     def wait_until_back(self, seconds: float) -> None:
         pass

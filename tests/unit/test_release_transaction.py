@@ -16,12 +16,14 @@ import pytest
 from rich.console import Console
 
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
+from polydev.hosttool.restore_job import RestoreJob
 from polydev.progress import Steps
-from polydev.release import changes, transaction
+from polydev.release import changes, restoring, transaction
 from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
 from polydev.release.changes import DeployOptions
 from polydev.release.connection import HostRefused, Unreachable
 from polydev.release.records import Record
+from polydev.release.restoring import RestoreGoesOn
 from polydev.release.transaction import Transaction
 from polydev.ssh import SshTarget
 
@@ -77,6 +79,7 @@ class Connection:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.target = SshTarget("browsers", "browsers")
 
     def install_tool(self) -> None:
         self.host.calls.append("tool")
@@ -88,10 +91,11 @@ class Connection:
     def tool(
         self, *words: str, document: object = None, timeout_seconds: float = 0
     ) -> dict[str, Any]:
-        named = dict(zip(words[2::2], words[3::2], strict=False))
+        named = dict(zip(words[1::2], words[2::2], strict=False))
+        named |= dict(zip(words[2::2], words[3::2], strict=False))
         verb = " ".join(word for word in words[:2] if not word.startswith("--"))
         values = json.loads(json.dumps(document)) if document else {}
-        shown = values.get("status") or named.get("--id") or (words[2] if verb == "restore" else "")
+        shown = values.get("status") or named.get("--id") or ""
         self.host.calls.append(f"{verb} {shown}".strip())
         return self.answer(verb, shown, values)
 
@@ -99,9 +103,9 @@ class Connection:
         if verb == "backup create":
             assert document == SCOPE
             self.host.backups[name] = self.host.state
-        elif verb == "restore":
+        elif verb == "restore-job":
             self.host.state = self.host.backups[name]
-            return {"changed": ["/etc/polydev"]}
+            return {"state": "done", "answer": {"changed": ["/etc/polydev"]}}
         elif verb == "record write":
             return self.host.write(document)
         elif verb == "health":
@@ -110,6 +114,10 @@ class Connection:
 
     def health(self) -> dict[str, Any]:
         return {"ok": True, "checks": [check("units", True)]}
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        """Each restore has ended as soon as it is started."""
+        return None
 
     def wait_until_back(self, seconds: float) -> None:
         self.host.calls.append(f"wait {seconds:g}")
@@ -147,7 +155,7 @@ class DamagedBackup(Connection):
     """What was stored is not what is there now."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
-        if verb in ("restore", "backup verify"):
+        if verb in ("restore-job", "backup verify"):
             raise HostRefused(f"backup {name} is damaged")
         return super().answer(verb, name, document)
 
@@ -175,6 +183,41 @@ class DeadForAWhile(DeadConnection):
     def wait_until_back(self, seconds: float) -> None:
         Connection.wait_until_back(self, seconds)
         self.is_dead = False
+
+
+class LostDuringRestore(Connection):
+    """The restore begins, and from then on nothing gets through."""
+
+    is_restoring = False
+
+    def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        if verb == "restore-job":
+            self.is_restoring = True
+            return {"state": "running", "step": "files"}
+        if self.is_restoring:
+            raise Unreachable("no route")
+        return super().answer(verb, name, document)
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        if self.is_restoring:
+            raise Unreachable("no route")
+        return None
+
+
+class LostForAWhileDuringRestore(LostDuringRestore):
+    """It comes back when the restore has long ended."""
+
+    asked = 0
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        self.asked += self.is_restoring
+        if 1 <= self.asked <= 10:
+            return super().restore_state(job)
+        if self.asked:
+            self.is_restoring = False
+            self.host.state = self.host.backups[job.backup]
+            return {"state": "done", "answer": {"changed": ["/etc/polydev"]}}
+        return None
 
 
 class ForgetfulHost(Connection):
@@ -247,6 +290,19 @@ def steps() -> Steps:
     return Steps(Console(file=io.StringIO()))
 
 
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 Make = Callable[..., Bench]
 
 
@@ -262,6 +318,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             return locks[-1]
 
         monkeypatch.setattr(transaction, "DeploymentLock", new_lock)
+        monkeypatch.setattr(restoring, "time", Clock())
         connection: Any = kind(host)
         described = DescribedHost("browsers", SshTarget("browsers", "browsers"), SCOPE, 20)
         record = Record(id=OWN, kind=record_kind, started_at=BEGIN + timedelta(days=9), who="ada")
@@ -350,7 +407,7 @@ class TestFailure:
         self.raised(bench, bench.fail)
         in_order(
             bench.host.calls,
-            *("change", "wait 80", f"restore {OWN}", "health"),
+            *("change", "wait 80", f"restore-job {OWN}", "health"),
             *("record write rolled-back", "unlock"),
         )
 
@@ -384,7 +441,7 @@ class TestFailure:
         with pytest.raises(HealthGateFailed, match="nothing changed"):
             bench.run(None)
         assert bench.host.record().status == "failed"
-        assert not [call for call in bench.host.calls if call.startswith("restore")]
+        assert not [call for call in bench.host.calls if call.startswith("restore-job")]
 
     def test_without_a_backup_nothing_begins(self, make: Make) -> None:
         bench = make(FullHost)
@@ -420,7 +477,7 @@ class TestFailure:
         # The lock went with the connection, so it is taken again before anything is restored.
         calls = bench.host.calls
         assert len(bench.locks) == 2
-        assert calls.index("lock", 1) < calls.index(f"restore {OWN}")
+        assert calls.index("lock", 1) < calls.index(f"restore-job {OWN}")
         assert not bench.locks[1].is_held
 
     def test_one_that_stays_away_is_said_to(self, make: Make) -> None:
@@ -436,6 +493,26 @@ class TestFailure:
         # Its record still says what the next deployment has to finish.
         kept = bench.host.record()
         assert (kept.status, kept.backup) == ("running", True)
+
+    def test_a_restore_that_the_host_goes_on_with_has_not_failed(self, make: Make) -> None:
+        bench = make(LostDuringRestore)
+        error = self.raised(bench, bench.fail)
+        assert isinstance(error, RestoreGoesOn)
+        assert "third operation failed" in error.message
+        assert f"goes on with the restore of {OWN} by itself" in error.message
+        assert "the next deployment records how it ended" in error.message
+        kept = bench.host.record()
+        assert (kept.status, kept.backup) == ("running", True)
+
+    def test_a_connection_that_is_lost_during_the_restore_is_waited_for(self, make: Make) -> None:
+        bench = make(LostForAWhileDuringRestore)
+        error = self.raised(bench, bench.fail)
+        assert type(error) is DeployError
+        assert bench.host.calls.count(f"restore-job {OWN}") == 1
+        kept = bench.host.record()
+        assert (kept.status, bench.host.state) == ("rolled-back", FIRST)
+        assert kept.undone
+        assert kept.undone["restored"] == {"changed": ["/etc/polydev"]}
 
     def test_who_took_the_lock_meanwhile_is_left_alone(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -455,6 +532,21 @@ class TestFailure:
         assert "no route" in error.message
         assert "ben deploys" in error.message
         assert bench.host.record().status == "running"
+        assert not [call for call in bench.host.calls if call.startswith("restore-job")]
+
+    def test_who_had_the_host_meanwhile_is_left_alone(self, make: Make) -> None:
+        bench = make()
+
+        def change() -> None:
+            bench.locks[0].is_held = False
+            finished = {"status": "interrupted", "reason": "recovered by ben"}
+            bench.host.records[OWN] |= finished
+            raise Unreachable("no route")
+
+        error = self.raised(bench, change)
+        assert isinstance(error, LockHeld)
+        assert "recovered by ben" in error.message
+        assert bench.host.record().status == "interrupted"
         assert not [call for call in bench.host.calls if call.startswith("restore")]
 
     def test_a_success_that_cannot_be_recorded_is_none(self, make: Make) -> None:
@@ -528,7 +620,7 @@ class TestRecovery:
         self.died(bench, backup=True)
         bench.run(bench.make_new)
         calls = bench.host.calls
-        assert calls.index(f"restore {SECOND}") < calls.index("record write interrupted")
+        assert calls.index(f"restore-job {SECOND}") < calls.index("record write interrupted")
         assert calls.index("record write interrupted") < calls.index(f"backup create {OWN}")
         assert bench.host.backups[OWN] == FIRST
         kept = bench.host.record(SECOND)
@@ -543,7 +635,7 @@ class TestRecovery:
         bench = make()
         self.died(bench, backup=False)
         bench.run(bench.make_new)
-        assert f"restore {SECOND}" not in bench.host.calls
+        assert f"restore-job {SECOND}" not in bench.host.calls
         assert bench.host.record(SECOND).status == "interrupted"
 
     def test_one_that_cannot_be_undone_does_not_stop_the_next(self, make: Make) -> None:
@@ -673,7 +765,7 @@ class TestVerbs:
         assert (record.kind, record.status) == ("rollback", "succeeded")
         assert (record.state, record.previous) == (SECOND, THIRD)
         assert host.state == SECOND
-        assert host.calls.index(f"backup verify {THIRD}") < host.calls.index(f"restore {THIRD}")
+        assert host.calls.index(f"backup verify {THIRD}") < host.calls.index(f"restore-job {THIRD}")
         assert host.backups[OWN] == THIRD
 
     def test_a_rollback_that_leaves_a_sick_host_goes_forward_again(

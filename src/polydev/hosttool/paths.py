@@ -61,6 +61,11 @@ class Paths:
         return self.home / "restore-pending.json"
 
     @property
+    def restores(self) -> Path:
+        """How far each restore is, or how it ended; see `restore_job`."""
+        return self.home / "restores"
+
+    @property
     def busy(self) -> Path:
         return self.home / "busy"
 

@@ -9,6 +9,7 @@ after a kill the next restore still knows which units must learn of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +30,18 @@ from polydev.hosttool.systemd import Systemd
 from polydev.hosttool.tree import entries_below, is_below
 from polydev.hosttool.units import MAIN, SOCKET, has_files_among
 
+# A way back is worth waiting for, as for a backup of a large database that is being made.
+WAIT_SECONDS = 1800.0
+
 
 @dataclass(frozen=True)
 class Options:
-    """`reach`: only what the way in to this host depends on."""
+    """`reach`: only what the way in to this host depends on. `say` is told each step."""
 
     reach: bool = False
     with_database: bool = True
     limits: Limits = field(default_factory=Limits)
+    say: Callable[[str], None] = lambda step: None
 
 
 def restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
@@ -45,7 +50,8 @@ def restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) ->
     Raises HostError: `backup-missing`, `backup-damaged` (nothing is changed then),
     `restore-incomplete` and `handover-failed` (everything else is done; run it again).
     """
-    with alone(paths, f"restore {backup_id}"):
+    options.say("waiting for what the host does")
+    with alone(paths, f"restore {backup_id}", WAIT_SECONDS):
         return _restore(paths, systemd, backup_id, options)
 
 
@@ -60,6 +66,7 @@ def restore_for_deadman(
 
 
 def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
+    options.say("checking the backup")
     own = load(paths, backup_id)
     saved = with_later(own, _later(paths, own))
     if options.reach:
@@ -90,6 +97,7 @@ class Restoration:
     def __init__(self, paths: Paths, systemd: Systemd, saved: Saved, options: Options) -> None:
         self.paths = paths
         self.saved = saved
+        self.say = options.say
         self.is_partial = options.reach
         self.pending = read_pending(paths)
         self.changes = changes(saved.kept, entries_below(saved.scope.paths))
@@ -100,15 +108,19 @@ class Restoration:
 
     def run(self) -> dict[str, object]:
         self._announce()
+        self.say("files")
         self.units.stop_newer()
         remove_unfinished(self._places())
         for change in self.changes:
             apply(change)
+        self.say("database")
         database = self.controller.restore_database()
+        self.say("units")
         if self.pending.reload:
             self.units.reload_systemd()
         golden = self._restore_golden()
         self.units.restore()
+        self.say("controller")
         handover = self.controller.restore_release()
         database = self.controller.remove_database() or database
         if self.units.problems:

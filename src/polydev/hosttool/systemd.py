@@ -45,6 +45,9 @@ class Systemd(Protocol):
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         """Let systemd start `argv` by a timer of this name. Raises HostError `unit-failed`."""
 
+    def run_now(self, unit: str, argv: Sequence[str]) -> None:
+        """Let systemd run `argv` as this unit, and do not wait. Raises HostError `unit-failed`."""
+
 
 class RealSystemd:
     """systemctl, systemd-run and journalctl of this host."""
@@ -74,6 +77,9 @@ class RealSystemd:
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         options = [f"--on-active={after_seconds}s", "--timer-property=AccuracySec=100ms"]
         _output(["systemd-run", "--quiet", f"--unit={unit}", *options, "--", *argv])
+
+    def run_now(self, unit: str, argv: Sequence[str]) -> None:
+        _output(["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--", *argv])
 
 
 def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitState]:

@@ -10,14 +10,24 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polydev.hosttool import backup, deadman, handover, listing, lock, records, restore
+from polydev.hosttool import (
+    backup,
+    deadman,
+    handover,
+    listing,
+    lock,
+    records,
+    restore,
+    restore_job,
+)
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Limits
 from polydev.hosttool.holding import hold
 from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.restore_job import RestoreJob
 from polydev.hosttool.saved import load, require_whole
 from polydev.hosttool.scope import scope_from
 from polydev.hosttool.systemd import RealSystemd, Systemd
@@ -117,7 +127,18 @@ def restore_backup(call: Call) -> object:
     options = restore.Options(arguments.reach, not arguments.no_database, call.limits)
     if arguments.because == "deadman":
         return restore.restore_for_deadman(call.paths, call.systemd, arguments.id, options)
-    return restore.restore(call.paths, call.systemd, arguments.id, options)
+
+    def run(say: restore_job.Say) -> dict[str, object]:
+        return restore.restore(call.paths, call.systemd, arguments.id, replace(options, say=say))
+
+    if not arguments.by:
+        return run(options.say)
+    return restore_job.follow(call.paths, RestoreJob(arguments.by, arguments.id), run)
+
+
+def start_restore(call: Call) -> object:
+    job = RestoreJob(call.arguments.by, call.arguments.id)
+    return restore_job.start(call.paths, call.systemd, job)
 
 
 def hand_over(call: Call) -> object:
@@ -186,8 +207,15 @@ VERBS = (
             argument("--reach", action="store_true", help="only what the way in depends on"),
             argument("--no-database", action="store_true", help="leave the database alone"),
             argument("--because", choices=["deadman"], help="who asks for it, if not a person"),
+            argument("--by", help="id of the deployment that started it with `restore-job`"),
             *LIMITS,
         ),
+    ),
+    Verb(
+        "restore-job",
+        "Start a restore that goes on without this connection, or say how far it is",
+        start_restore,
+        (ID, required("--by", help="id of the deployment or rollback that asks")),
     ),
     Verb(
         "handover",

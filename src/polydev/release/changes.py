@@ -119,8 +119,8 @@ def rollback(
             _require_sound(connection, backup, state, records)
 
             def change_back() -> None:
-                with steps.step(f"{host.name}: back to {state}"):
-                    transaction.restore(backup)
+                with steps.step(f"{host.name}: back to {state}") as step:
+                    transaction.restore(backup, step)
                     transaction.record.state = state
                     transaction.record.changes = 1
 

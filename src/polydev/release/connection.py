@@ -20,6 +20,8 @@ from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.placing import placing
+from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
+from polydev.hosttool.restore_job import RestoreJob
 from polydev.run import LineProcess, run
 from polydev.ssh import SshTarget
 
@@ -30,10 +32,15 @@ SSH_FAILED = 255
 ANSWER_SECONDS = 60.0
 LOCK_SECONDS = 120
 RENEW_SECONDS = 30.0
+UNIT_RUNNING = ("active", "activating", "deactivating", "reloading")
 
 
 class Unreachable(DeployError):
     """The connection, not the command, failed."""
+
+
+class TookTooLong(DeployError):
+    """A command did not end in time, over a connection that stands: it may go on."""
 
 
 class HostConnection:
@@ -55,12 +62,19 @@ class HostConnection:
     def command(
         self, text: str, *, input: str | None = None, timeout_seconds: float = ANSWER_SECONDS
     ) -> str:
-        """Run a line of shell as root; what it wrote. Raises Unreachable, DeployError."""
+        """Run a line of shell as root; what it wrote.
+
+        SSH itself notices a connection that is lost. Raises Unreachable, TookTooLong, DeployError.
+        """
         argv = [*self._argv(), "--", f"sudo -n sh -c {shlex.quote(text)}"]
         try:
             done = run(argv, input=input, check=False, timeout_seconds=timeout_seconds)
         except CommandTimeout as error:
-            raise Unreachable(f"{self.target.name} did not answer: {error.message}") from error
+            raise TookTooLong(
+                f"{self.target.name}: `{text.splitlines()[0]}` did not end within "
+                f"{timeout_seconds:g} s",
+                "see what the host does: ./inv ssh, then systemctl and journalctl",
+            ) from error
         if done.status == SSH_FAILED:
             raise Unreachable(
                 f"cannot reach {self.target.name} over SSH: {done.stderr.strip()}",
@@ -76,11 +90,26 @@ class HostConnection:
         document: object = None,
         timeout_seconds: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
-        """One verb of the host tool; its answer. Raises Unreachable, DeployError."""
+        """One verb of the host tool; its answer. Raises Unreachable, TookTooLong, DeployError."""
         text = " ".join(shlex.quote(word) for word in (TOOL, *words))
         input = None if document is None else json.dumps(document)
         found = json.loads(self.command(text, input=input, timeout_seconds=timeout_seconds))
         return found if isinstance(found, dict) else {"items": found}
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        """How far a restore is; None where it was not started, or broke off.
+
+        Not asked of the host tool: a restore may put another one in its place.
+        """
+        file = shlex.quote(str(job.file(Paths())))
+        found = self.command(
+            f"systemctl is-active {shlex.quote(job.unit)} || true; cat {file} 2>/dev/null || true"
+        )
+        active, _, text = found.partition("\n")
+        state: dict[str, Any] | None = json.loads(text) if text.strip() else None
+        if state and state["state"] == RESTORE_RUNNING and active not in UNIT_RUNNING:
+            return None
+        return state
 
     def install_tool(self) -> None:
         """Bring the host the tool that belongs to this checkout, unless it has it."""
@@ -102,10 +131,10 @@ class HostConnection:
                 raise error
             time.sleep(1)
 
-    def _unreachable(self) -> Unreachable | None:
+    def _unreachable(self) -> DeployError | None:
         try:
             self.command("true", timeout_seconds=15)
-        except Unreachable as error:
+        except (Unreachable, TookTooLong) as error:
             return error
         return None
 

@@ -15,18 +15,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from polydev.clock import WARNING_SECONDS, offset_text
 from polydev.deployment_id import utc_now
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
-from polydev.progress import Steps
+from polydev.hosttool.restore_job import RestoreJob
+from polydev.progress import Step, Steps
+from polydev.release import restoring
 from polydev.release.applying import DescribedHost
 from polydev.release.connection import (
     TOOL,
     DeploymentLock,
     HostConnection,
     HostRefused,
+    TookTooLong,
     Unreachable,
 )
 from polydev.release.records import (
@@ -35,14 +38,16 @@ from polydev.release.records import (
     current_state,
     newest_first,
 )
+from polydev.release.restoring import RestoreGoesOn
 
 log = logging.getLogger(__name__)
 
 GATE_SECONDS = 30
-RESTORE_SECONDS = 300.0
-BACKUP_SECONDS = 300.0
+# A large database takes its time; SSH itself notices a connection that is lost.
+BACKUP_SECONDS = 1800.0
 KEPT_BACKUPS = 10
 KEPT_RELEASES = 5
+T = TypeVar("T")
 
 
 def records_of(connection: HostConnection) -> list[Record]:
@@ -136,13 +141,61 @@ class Transaction:
             self._tidy()
         return self.record
 
-    def restore(self, backup: str) -> dict[str, Any]:
-        """Restore a backup on the host; what that changed."""
-        found = self.connection.tool("restore", "--id", backup, timeout_seconds=RESTORE_SECONDS)
+    def restore(self, backup: str, step: Step) -> dict[str, Any]:
+        """Restore a backup on the host; what that changed.
+
+        Raises HostRefused, Unreachable, RestoreGoesOn, LockHeld.
+        """
+        say = self._teller(step)
+        found = restoring.restore(
+            self.connection,
+            RestoreJob(self.record.id, backup),
+            require_lock=self._hold_again,
+            say=say,
+            patience_seconds=self.patience_seconds,
+        )
         with suppress(HostRefused):  # no timer was armed, or it went off already
-            self.connection.tool("deadman", "confirm")
+            self._patiently(lambda: self.connection.tool("deadman", "confirm"), say)
         self._log({"event": "restore", "backup": backup, "found": found})
         return found
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long the host may be away: it may have to take back by itself what shut us out."""
+        return self.host.deadman_seconds + 60
+
+    def _patiently(self, ask: Callable[[], T], say: restoring.Say) -> T:
+        return restoring.until_reached(ask, say, self.patience_seconds)
+
+    def _teller(self, step: Step) -> restoring.Say:
+        """Show what the host does: on a terminal beside the step, elsewhere once in a line."""
+        told = ""
+
+        def say(detail: str) -> None:
+            nonlocal told
+            step.say(detail)
+            if detail != told and not self.steps.console.is_terminal:
+                self.steps.note(f"  {detail}")
+            told = detail
+
+        return say
+
+    def _hold_again(self) -> None:
+        """Take the lock again where its connection was lost.
+
+        Raises LockHeld where somebody else has the host now, or has finished what this one left.
+        """
+        if self._lock.is_held:
+            return
+        self._lock.release()
+        self._lock = self._new_lock("way back")
+        for found in records_of(self.connection):
+            if found.id == self.record.id and found.status != "running":
+                raise LockHeld(
+                    f"{self.host.name}: somebody else had the host meanwhile: "
+                    f"{found.reason or found.status}",
+                    "./inv deployments shows what was done",
+                )
 
     def _back_up(self) -> None:
         words = ["backup", "create", "--id", self.record.id]
@@ -150,11 +203,15 @@ class Transaction:
         self.record.backup = True
         self._write("running")
 
-    def _gate(self) -> None:
+    def _gate(self, patience_seconds: float = 0) -> None:
         """Raises HealthGateFailed with what does not hold."""
-        with self.steps.step(f"{self.host.name}: health gate"):
+
+        def ask() -> dict[str, Any]:
             words = ["health", "--seconds", str(GATE_SECONDS)]
-            found = self.connection.tool(*words, timeout_seconds=GATE_SECONDS + 60)
+            return self.connection.tool(*words, timeout_seconds=GATE_SECONDS + 60)
+
+        with self.steps.step(f"{self.host.name}: health gate") as step:
+            found = restoring.until_reached(ask, step.say, patience_seconds)
             self._log({"event": "gate", **found})
             self.record.gate = found
             if not found["ok"]:
@@ -177,7 +234,9 @@ class Transaction:
             status, words = self._undo() if self.record.backup else ("failed", "nothing changed")
             self.record.state = self.record.previous if status != "rollback-failed" else None
             with suppress(Error, OSError):
-                self._write(status)
+                # A host that could not be reached for the way back is not waited for again.
+                patience = 0 if status == "rollback-failed" else self.patience_seconds
+                restoring.until_reached(lambda: self._write(status), log.debug, patience)
         message = f"{self.record.kind} {self.record.id} of {self.host.name} failed: {reason}"
         if status == "rollback-failed":
             raise RollbackFailed(
@@ -189,21 +248,25 @@ class Transaction:
 
     def _undo(self) -> tuple[Status, str]:
         try:
-            with self.steps.step(f"{self.host.name}: way back"):
-                # The host may have to take back by itself what shut us out.
-                self.connection.wait_until_back(self.host.deadman_seconds + 60)
-                if not self._lock.is_held:
-                    self._lock.release()
-                    self._lock = self._new_lock("way back")
-                restored = self.restore(self.record.id)
+            with self.steps.step(f"{self.host.name}: way back") as step:
+                self.connection.wait_until_back(self.patience_seconds)
+                restored = self.restore(self.record.id, step)
             failed_gate = self.record.gate
-            self._gate()
+            self._gate(self.patience_seconds)
             self.record.undone = {"restored": restored, "gate": self.record.gate}
             self.record.gate = failed_gate
         except LockHeld as held:
             # Whoever has the host now found this one dead.
             words = f"{self.record.reason}\n{held.message}, and finishes what this one left"
             raise LockHeld(f"{self.record.kind} {self.record.id} failed: {words}") from held
+        except RestoreGoesOn as lost:
+            # How it ends is found, and recorded, by the next deployment.
+            words = (
+                f"{self.record.reason}\n{lost.message}; the next deployment records how it ended"
+            )
+            raise RestoreGoesOn(
+                f"{self.record.kind} {self.record.id} failed: {words}", lost.hint
+            ) from lost
         except (Error, OSError) as error:
             words = _words(error)
             self.record.undone = {"failed": words}
@@ -216,9 +279,9 @@ class Transaction:
         Where that fails it goes on: the deployment that found this may put it right.
         """
         died.status, died.state, died.undone = "interrupted", died.previous, {}
-        with self.steps.step(f"{self.host.name}: recovery from {died.id}, which died"):
+        with self.steps.step(f"{self.host.name}: recovery from {died.id}, which died") as step:
             if died.backup:
-                self._take_back(died)
+                self._take_back(died, step)
         own, self.record = self.record, died
         try:
             self._gate()
@@ -231,10 +294,10 @@ class Transaction:
         died.finished_at = utc_now()
         self._put(died)
 
-    def _take_back(self, died: Record) -> None:
+    def _take_back(self, died: Record, step: Step) -> None:
         try:
-            died.undone = {"restored": self.restore(died.id)}
-        except Unreachable:
+            died.undone = {"restored": self.restore(died.id, step)}
+        except (Unreachable, TookTooLong, LockHeld):
             raise
         except DeployError as error:
             died.undone = {"failed": error.message}

@@ -1,0 +1,106 @@
+"""A restore as a process of systemd's, which no lost connection ends.
+
+Its state is a file: whoever asked for it reads that, also over a later connection, and also
+where the restore has put an older host tool in the place of this one.
+
+restores/<by>-of-<backup>.json    state (running, done or failed), step, and answer or error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.durable import make_folder, read_json, write_json
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.reserve import use_reserve
+from polydev.hosttool.systemd import Systemd
+
+RUNNING, DONE, FAILED = "running", "done", "failed"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RestoreJob:
+    """The restore of a backup on behalf of one deployment or rollback, which asks for it once."""
+
+    by: str
+    backup: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.by}-of-{self.backup}"
+
+    @property
+    def unit(self) -> str:
+        return f"polydev-restore-{self.name}.service"
+
+    def file(self, paths: Paths) -> Path:
+        return paths.restores / f"{self.name}.json"
+
+
+def start(
+    paths: Paths, systemd: Systemd, job: RestoreJob, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Start the restore unless it has ended or is under way; its state.
+
+    One that broke off, as by a restart of the host, is started again.
+    """
+    require_id(job.by)
+    require_id(job.backup)
+    state = read_state(paths, job)
+    if state and (state["state"] != RUNNING or systemd.states([job.unit])[job.unit].is_running):
+        return state
+    make_folder(paths.restores)
+    _forget_pruned(paths)
+    state = _write(paths, job, state=RUNNING, step="starting")
+    words = ["restore", "--id", job.backup, "--by", job.by, *options]
+    systemd.run_now(job.unit, [str(paths.tool), *words])
+    return state
+
+
+def follow(
+    paths: Paths, job: RestoreJob, restore: Callable[[Say], dict[str, object]]
+) -> dict[str, object]:
+    """Run the restore in this process, writing down each step and how it ends."""
+    make_folder(paths.restores)
+    try:
+        done = restore(lambda step: _told(paths, job, step))
+    except Exception as error:
+        failure = error if isinstance(error, HostError) else HostError("internal", repr(error))
+        _write(paths, job, state=FAILED, error=failure.as_dict())
+        raise
+    _write(paths, job, state=DONE, answer=done)
+    return done
+
+
+def read_state(paths: Paths, job: RestoreJob) -> dict[str, Any] | None:
+    """None where nobody asked for it yet."""
+    try:
+        return read_json(job.file(paths))
+    except ValueError:
+        return None
+
+
+def _told(paths: Paths, job: RestoreJob, step: str) -> None:
+    _write(paths, job, state=RUNNING, step=step)
+
+
+def _write(paths: Paths, job: RestoreJob, **state: object) -> dict[str, Any]:
+    document = {"by": job.by, "backup": job.backup, **state}
+    try:
+        write_json(job.file(paths), document)
+    except OSError:  # a full disk
+        use_reserve(paths)
+        write_json(job.file(paths), document)
+    return document
+
+
+def _forget_pruned(paths: Paths) -> None:
+    """The states of restores stay as long as their backups."""
+    for file in paths.restores.glob("*.json"):
+        if not (paths.backups / file.stem.partition("-of-")[2]).exists():
+            file.unlink(missing_ok=True)

@@ -1,0 +1,309 @@
+"""A restore that the host does by itself, and an operator whose connection does not last.
+
+The restore is the real one, on a host that is a folder; connections and hosts are named by how
+they fail.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.errors import CommandTimeout, DeployError
+from polydev.hosttool import restore, restore_job
+from polydev.hosttool.restore_controller import ControllerRestore
+from polydev.hosttool.restore_job import RestoreJob
+from polydev.release import connection as connections
+from polydev.release import restoring
+from polydev.release.connection import (
+    HostConnection,
+    HostRefused,
+    TookTooLong,
+    Unreachable,
+)
+from polydev.release.restoring import RestoreGoesOn
+from polydev.run import Completed
+from polydev.ssh import SshTarget
+from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, bare_host, deploy
+
+JOB = RestoreJob(SECOND, FIRST)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host with a backup, and a deployment after it."""
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    return host
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restoring, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(restoring, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restoring, "LONGEST_PAUSE_SECONDS", 0.001)
+
+
+class Operator:
+    """Who awaits the restore: `told` is what was shown."""
+
+    def __init__(self, connection: Any, patience_seconds: float = 60) -> None:
+        self.connection, self.patience_seconds = connection, patience_seconds
+        self.told: list[str] = []
+        self.locks = 0
+
+    def say(self, detail: str) -> None:
+        self.told.append(detail)
+
+    def require_lock(self) -> None:
+        self.locks += 1
+
+    def restore(self, job: RestoreJob = JOB) -> dict[str, Any]:
+        return restoring.restore(
+            self.connection,
+            job,
+            require_lock=self.require_lock,
+            say=self.say,
+            patience_seconds=self.patience_seconds,
+        )
+
+
+@pytest.fixture
+def slow(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The restore runs beside the operator, and waits at its database until this is set."""
+    may_go_on = threading.Event()
+    real = ControllerRestore.restore_database
+    threads: list[threading.Thread] = []
+
+    def restore_database(self: Any) -> str | None:
+        assert may_go_on.wait(60)
+        return real(self)
+
+    def start(unit: str, argv: Sequence[str]) -> None:
+        threads.append(threading.Thread(target=host.systemd.run_to_end, args=(unit, argv)))
+        threads[-1].start()
+
+    monkeypatch.setattr(ControllerRestore, "restore_database", restore_database)
+    host.systemd.starts = start
+    yield may_go_on
+    may_go_on.set()
+    for thread in threads:
+        thread.join()
+
+
+class Told(Operator):
+    """Lets the restore go on once it has been seen to wait."""
+
+    def __init__(self, connection: Any, seen: str, then: Callable[[], object]) -> None:
+        super().__init__(connection)
+        self.seen, self.then = seen, then
+
+    def say(self, detail: str) -> None:
+        super().say(detail)
+        if detail == self.seen:
+            self.then()
+
+
+class Lossy(ToolConnection):
+    """Each of these questions is lost, before it arrives or after; `lost` counts them."""
+
+    lost = 0
+
+    def __init__(self, host: Host, *, asks: int = 0, starts: int = 0) -> None:
+        super().__init__(host)
+        self.asks, self.starts = asks, starts
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        state = super().restore_state(job)
+        if state is not None and self.asks:
+            self.asks -= 1
+            self.lost += 1
+            raise Unreachable("no route")
+        return state
+
+    def tool(
+        self, *words: str, document: object = None, timeout_seconds: float = 0
+    ) -> dict[str, Any]:
+        found = super().tool(*words, document=document, timeout_seconds=timeout_seconds)
+        if words[0] == "restore-job" and self.starts:
+            self.starts -= 1
+            self.lost += 1
+            raise Unreachable("no answer came through")
+        return found
+
+
+class Away(ToolConnection):
+    """No more answers once the restore has begun."""
+
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        if self.host.systemd.started:
+            raise Unreachable("no route")
+        return super().restore_state(job)
+
+
+class NeverThere(ToolConnection):
+    def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
+        raise Unreachable("no route")
+
+
+def test_it_is_started_once_and_its_answer_comes_back(host: Host) -> None:
+    found = Operator(ToolConnection(host)).restore()
+    assert found["id"] == FIRST
+    assert found["database"] == "replaced"
+    assert len(host.systemd.started) == 1
+    assert host.restore()["changes"] == 0
+
+
+def test_a_slow_one_is_awaited_and_each_step_is_told(host: Host, slow: threading.Event) -> None:
+    operator = Told(ToolConnection(host), "database", slow.set)
+    assert operator.restore()["changes"]
+    assert "database" in operator.told
+    assert set(operator.told) <= {
+        *("starting", "waiting for what the host does", "checking the backup"),
+        *("files", "database", "units", "controller"),
+    }
+
+
+@pytest.mark.parametrize(("asks", "starts"), [(3, 0), (0, 1), (2, 1)])
+def test_a_lost_connection_is_made_again_and_starts_nothing_twice(
+    host: Host, asks: int, starts: int
+) -> None:
+    connection = Lossy(host, asks=asks, starts=starts)
+    operator = Operator(connection)
+    found = operator.restore()
+    assert found["changes"], "what the first start changed is told"
+    assert len(host.systemd.started) == 1
+    assert connection.lost == asks + starts
+    assert operator.told.count("no connection: trying again") == asks + starts
+    assert operator.locks > asks + starts, "the host must be ours after each loss"
+
+
+def test_a_host_that_stays_away_goes_on_by_itself(host: Host, slow: threading.Event) -> None:
+    operator = Operator(Away(host), patience_seconds=0)
+    with pytest.raises(RestoreGoesOn, match="goes on with the restore") as lost:
+        operator.restore()
+    assert "no route" in lost.value.message
+    assert JOB.name in str(lost.value.hint)
+    slow.set()
+    later = Operator(ToolConnection(host)).restore()
+    assert later["changes"]
+    assert len(host.systemd.started) == 1
+
+
+def test_a_host_that_was_never_reached_is_said_to_be_just_that(host: Host) -> None:
+    with pytest.raises(Unreachable) as lost:
+        Operator(NeverThere(host), patience_seconds=0).restore()
+    assert type(lost.value) is Unreachable
+    assert not host.systemd.started
+
+
+def test_one_that_breaks_off_is_started_again_and_ends(host: Host) -> None:
+    def start(unit: str, argv: Sequence[str]) -> None:
+        if len(host.systemd.started) < restoring.MOST_STARTS:
+            host.systemd.active.pop(unit)  # killed before its first step
+        else:
+            host.systemd.run_to_end(unit, argv)
+
+    host.systemd.starts = start
+    assert Operator(ToolConnection(host)).restore()["changes"]
+    assert len(host.systemd.started) == restoring.MOST_STARTS
+
+
+def test_one_that_always_breaks_off_is_given_up(host: Host) -> None:
+    host.systemd.starts = lambda unit, argv: host.systemd.active.pop(unit)
+    with pytest.raises(DeployError, match="broke off 3 times") as failure:
+        Operator(ToolConnection(host)).restore()
+    assert f"journalctl -u {JOB.unit}" in str(failure.value.hint)
+
+
+def test_a_failure_says_the_hosts_reason(host: Host) -> None:
+    (host.paths.backups / FIRST / "database").write_bytes(b"flipped")
+    with pytest.raises(HostRefused, match="is damaged") as refused:
+        Operator(ToolConnection(host)).restore()
+    assert refused.value.hint
+
+
+def test_an_unforeseen_failure_ends_it_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "load", lambda *_: 1 // 0)
+    with pytest.raises(HostRefused, match="ZeroDivisionError"):
+        Operator(ToolConnection(host)).restore()
+
+
+def test_an_older_host_tool_in_its_place_is_asked_nothing(host: Host) -> None:
+    """The restored tool may be of an earlier version, which knows no such verb."""
+
+    class OlderTool(ToolConnection):
+        def tool(self, *words: str, **options: Any) -> dict[str, Any]:
+            if self.host.systemd.started:
+                raise HostRefused("usage: no such verb")
+            return super().tool(*words, **options)
+
+    connection = OlderTool(host)
+    operator = Operator(connection)
+    host.systemd.starts = lambda unit, argv: None
+    threading.Timer(0.05, lambda: host.systemd.run_to_end(*started(host))).start()
+    assert operator.restore()["changes"]
+
+
+def started(host: Host) -> tuple[str, list[str]]:
+    unit, *argv = host.systemd.started[0]
+    return unit, argv
+
+
+def test_another_deployments_restore_is_another_one(host: Host) -> None:
+    Operator(ToolConnection(host)).restore()
+    again = Operator(ToolConnection(host)).restore(RestoreJob(NEW, FIRST))
+    assert again["changes"] == 0
+    assert len(host.systemd.started) == 2
+
+
+def test_the_states_of_restores_stay_as_long_as_their_backups(host: Host) -> None:
+    Operator(ToolConnection(host)).restore()
+    host.backup(SECOND)
+    (host.paths.backups / FIRST).rename(host.root / "gone")
+    Operator(ToolConnection(host)).restore(RestoreJob(NEW, SECOND))
+    assert restore_job.read_state(host.paths, JOB) is None
+
+
+@pytest.mark.parametrize(
+    ("active", "text", "expected"),
+    [
+        ("inactive", "", None),
+        ("active", '{"state": "running", "step": "files"}', "running"),
+        ("inactive", '{"state": "running", "step": "files"}', None),
+        ("inactive", '{"state": "done", "answer": {}}', "done"),
+        ("failed", '{"state": "failed", "error": {}}', "failed"),
+    ],
+)
+def test_how_far_it_is_by_unit_and_file(
+    monkeypatch: pytest.MonkeyPatch, active: str, text: str, expected: str | None
+) -> None:
+    connection = HostConnection(SshTarget("browsers", "browsers"))
+    monkeypatch.setattr(connection, "command", lambda _: f"{active}\n{text}\n")
+    state = connection.restore_state(JOB)
+    assert (state and state["state"]) == expected
+    connection.close()
+
+
+def test_a_command_that_takes_too_long_is_no_lost_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(argv: list[str], **_: object) -> Completed:
+        if "-O" in argv:
+            return Completed((), 0, "", "", 0)
+        raise CommandTimeout(argv, 1, "")
+
+    monkeypatch.setattr(connections, "run", run)
+    connection = HostConnection(SshTarget("browsers", "browsers"))
+    with pytest.raises(TookTooLong, match="did not end within 1 s") as late:
+        connection.command("sleep 9", timeout_seconds=1)
+    assert not isinstance(late.value, Unreachable)
+    with pytest.raises(TookTooLong):
+        connection.wait_until_back(0)
+    connection.close()
