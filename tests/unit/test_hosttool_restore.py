@@ -6,13 +6,14 @@ import os
 import shutil
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import backup, database
+from polydev.hosttool import backup, database, restore_controller, saved
 from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.restore import Options, restore
@@ -253,6 +254,14 @@ def test_systemd_reads_its_files_before_any_unit_starts_with_them(host: Host) ->
     assert (host.paths.stamps / FIREWALL).read_text() == "1\n"
 
 
+def noted(hash_of: Callable[[Path], str | None], seen: list[Path]) -> Callable[[Path], str | None]:
+    def hash_and_note(path: Path) -> str | None:
+        seen.append(path)
+        return hash_of(path)
+
+    return hash_and_note
+
+
 class TestReach:
     def test_only_the_way_in_is_restored(self, host: Host) -> None:
         host.backup()
@@ -284,6 +293,17 @@ class TestReach:
 
 
 class TestDatabase:
+    def test_every_file_is_hashed_once(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        host.backup()
+        host.execute("INSERT INTO notes VALUES ('later')")
+        hashed: list[Path] = []
+        for module, name in ((saved, "file_sha256"), (restore_controller, "content_sha256")):
+            monkeypatch.setattr(module, name, noted(getattr(module, name), hashed))
+        host.restore()
+        assert host.rows() == ["written by 1"]
+        assert {host.controller.database, host.paths.backups / FIRST / "database"} <= {*hashed}
+        assert len(hashed) == len({*hashed})
+
     def test_left_alone_when_it_says_the_same(self, host: Host) -> None:
         host.backup()
         inode = host.controller.database.stat().st_ino

@@ -45,7 +45,9 @@ class ControllerRestore:
         self.pending = pending
         self.limits = limits
         self.database = saved.database if with_database else None
-        self.database_differs = self.database is not None and _differs(self.database)
+        # Read once: a large database takes its time.
+        self._live_content = _live_content(self.database) if self.database else None
+        self.database_differs = self.database is not None and self._differs(self.database)
 
     def restore_database(self) -> str | None:
         """What was done to it: replaced, adjusted or, None, nothing."""
@@ -57,7 +59,7 @@ class ControllerRestore:
         live = entry.path
         if not self.database_differs:
             return _adjust(entry)
-        if live.exists() and content_sha256(live) is not None:
+        if self._live_content is not None:
             restore_in_place(live, stored, entry)
         else:
             self._stop_all()
@@ -106,6 +108,11 @@ class ControllerRestore:
             or not self.systemd.states([MAIN])[MAIN].is_running
         )
 
+    def _differs(self, wanted: KeptDatabase) -> bool:
+        if wanted.kept.stored is None:
+            return wanted.kept.entry.path.exists()
+        return self._live_content != wanted.content
+
     def _stop_all(self) -> None:
         # The socket too: it would start the service again for the next request. What is to run
         # starts later in this restore.
@@ -114,11 +121,10 @@ class ControllerRestore:
                 self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
 
 
-def _differs(wanted: KeptDatabase) -> bool:
+def _live_content(wanted: KeptDatabase) -> str | None:
+    """What the database says now; None if it is not there, cannot be read, or is to go anyway."""
     live = wanted.kept.entry.path
-    if wanted.kept.stored is None:
-        return live.exists()
-    return not live.exists() or content_sha256(live) != wanted.content
+    return content_sha256(live) if wanted.kept.stored and live.exists() else None
 
 
 def _adjust(wanted: Entry) -> str | None:
