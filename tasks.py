@@ -67,6 +67,7 @@ def up(
             store,
             lambda stage: step.say(f"boot stage {stage}"),
             outbound=internet,
+            on_busy=lambda wait: steps.note(f"the machine is busy: {wait}"),
         )
     deployed = _deploy_lab(steps) if lab else None
     answer(

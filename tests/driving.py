@@ -85,6 +85,7 @@ class World:
             agent,
             clock=self.clock,
             pace=pace,
+            cpu_sample=self.host.hypervisor.cpu_sample,
         )
         task = asyncio.create_task(driver.run())
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from polydev.agent.messages import HealthReply, LoginReply, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
+from polydev.vm.cpu_wait import ThreadTimes
 from polydev.vm.stages import STAGES, Stage
 
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
@@ -44,6 +45,7 @@ class FakeVm:
     mute                whether its agent takes requests and answers none
     login               how far its tool is, by its agent; `logins` counts how often it was started
     asked               requests that its agent has seen
+    cpu                 how long its process ran and waited for a CPU
     """
 
     def __init__(self, launch: Launch, address: str, folder: Path) -> None:
@@ -61,6 +63,7 @@ class FakeVm:
         self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
         self.logins = 0
         self.asked = 0
+        self.cpu = ThreadTimes()
         self._servers: list[asyncio.Server] = []
         self._writers: set[asyncio.StreamWriter] = set()
 

@@ -27,6 +27,7 @@ from polydev.controller.machines.hypervisor import Launch, SlotState
 from polydev.controller.migrate import migrate
 from polydev.controller.model import slot_address
 from polydev.errors import VmError
+from polydev.vm.cpu_wait import CpuSample
 from tests.fake_vms import (
     RFB_GREETING,
     BrokenVm,
@@ -68,6 +69,7 @@ __all__ = [
 IMAGE_DIGEST = "4f1d" * 16
 BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
 CLAIM_PORT = 4000
+FIRST_PID = 4240
 LOG_FILES = ("serial.log", "qemu.log")
 
 
@@ -77,6 +79,7 @@ class FakeHypervisor:
     kind    what is started; `of_slot` overrides it for a slot, `next` for the next starts
     calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
     vms     each slot's latest VM, running or not
+    looks   how often somebody asked for CPU times
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class FakeHypervisor:
         self.next: list[type[FakeVm]] = []
         self.calls: list[str] = []
         self.vms: dict[int, FakeVm] = {}
+        self.looks = 0
         self._changed = asyncio.Condition()
 
     async def start(self, launch: Launch) -> None:
@@ -117,7 +121,13 @@ class FakeHypervisor:
         vm = self.vms.get(slot)
         if vm is None:
             return SlotState(slot, "inactive", named)
-        return SlotState(slot, vm.activity, named, 4242 if vm.runs else None, vm.detail)
+        pid = FIRST_PID + slot if vm.runs else None
+        return SlotState(slot, vm.activity, named, pid, vm.detail)
+
+    def cpu_sample(self, pid: int, at: float) -> CpuSample:
+        """What the VMs' processes, which are none, did until now."""
+        self.looks += 1
+        return CpuSample(at, {pid: self.vms[pid - FIRST_PID].cpu}, cpus=2)
 
     async def slots(self) -> dict[int, SlotState]:
         states = [await self.poll(slot) for slot in self.numbers]

@@ -8,7 +8,10 @@
     │   ├── BuildError          a layer or the root filesystem could not be made
     │   ├── BootError           a VM did not get as far as it had to
     │   └── SpecError           a booted image does not keep its specs
+    │       └── SpecTimeout     specs did not end in time, and none failed otherwise
     ├── VmError                 a virtual machine could not be started, asked or stopped
+    │   └── VmTimeout           it did not answer in time
+    ├── MachineBusy             a VM got too little CPU time to judge it or its image
     ├── SessionError            a session cannot be had, found or changed
     │   ├── SessionNotFound     there is no such session
     │   ├── SessionExpired      it is over, or its VM is gone
@@ -113,8 +116,27 @@ class SpecError(ImageError):
     code = "spec"
 
 
+class SpecTimeout(SpecError):
+    """The image may be at fault, or the machine too busy."""
+
+
 class VmError(Error):
     code = "vm"
+
+
+class VmTimeout(VmError):
+    """It may be slow, or hang."""
+
+
+class MachineBusy(Error):
+    code = "machine-busy"
+
+    def __init__(self, what: str, wait: object) -> None:
+        super().__init__(
+            f"the machine is too busy: {wait}; {what}",
+            "try again when the machine is quiet (`uptime` shows its load); "
+            "this says nothing about the image",
+        )
 
 
 class SessionError(Error):

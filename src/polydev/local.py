@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polydev.errors import BootError, VmError
+from polydev.errors import BootError, VmError, VmTimeout
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
 from polydev.image.record import KERNEL
@@ -21,7 +22,8 @@ from polydev.image.verify import DEADLINE_SECONDS
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import VmConfig
-from polydev.vm.health import agent_health
+from polydev.vm.cpu_wait import CpuWait, verdict
+from polydev.vm.health import TIMEOUT_SECONDS, agent_health
 from polydev.vm.machine import Machine, start
 from polydev.vm.stages import Stage, last_lines
 
@@ -71,10 +73,12 @@ def bring_up(
     on_stage: Callable[[Stage], None],
     *,
     outbound: bool = False,
+    on_busy: Callable[[CpuWait], None] = lambda wait: None,
 ) -> tuple[LocalVm, bool]:
     """A running, ready VM of the image and whether it was started now.
 
-    One that runs another image, or that no longer answers, is replaced. Raises BootError.
+    One that runs another image, or that no longer answers, is replaced. Raises BootError, and
+    MachineBusy where the machine gave the VM too little CPU time to boot.
     """
     running = find(settings)
     if running is not None:
@@ -96,7 +100,8 @@ def bring_up(
     vm = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)
     _vm_file(settings).write_text(vm.model_dump_json(indent=1))
     try:
-        follow(Boot(machine), DEADLINE_SECONDS[accelerator], on_stage)
+        deadline_seconds = DEADLINE_SECONDS[accelerator]
+        follow(Boot(machine), deadline_seconds, on_stage, on_busy=on_busy)
     except BaseException as error:
         machine.stop()
         if isinstance(error, BootError):
@@ -116,8 +121,20 @@ def take_down(settings: Settings) -> bool:
 
 
 def _healthy(vm: LocalVm) -> bool:
+    """Whether its agent says so; one that gets little CPU has more time for that."""
+    watch = vm.machine.watch_cpu()
+    while verdict(watch.total(), TIMEOUT_SECONDS) == "in time":
+        with suppress(VmTimeout):
+            return _says_ready(vm)
+    return False
+
+
+def _says_ready(vm: LocalVm) -> bool:
+    """Raises VmTimeout where the agent is silent."""
     try:
         return agent_health(vm.config.ports)[0] == 200
+    except VmTimeout:
+        raise
     except VmError:
         return False
 

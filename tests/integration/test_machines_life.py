@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from polydev.agent.messages import HealthReply
 from polydev.controller.model import Session, Vm
 from polydev.errors import VmError
+from polydev.vm.cpu_wait import ThreadTimes
 from polydev.vm.stages import STAGES, Stage
 from tests.driving import World, play, until, worlds
 from tests.vms import (
@@ -130,6 +132,78 @@ def test_each_stage_has_its_deadline(
         assert bool(vm.serial_tail) is (reached != "none")
 
     play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+async def looked_at(world: World) -> None:
+    """Wait until the driver has looked often enough at a VM that boots to find it late."""
+    seen = world.host.hypervisor.looks
+
+    async def often() -> bool:
+        return world.host.hypervisor.looks > seen + 20
+
+    await until(often, "more looks")
+
+
+def test_vm_that_waits_for_a_cpu_has_longer_to_boot(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await fake.reach("kernel")
+            await world.until_stage(session, "kernel")
+            await looked_at(world)
+            # Its deadline of 120 s is over by the clock, but it waited for half of the time.
+            fake.cpu = ThreadTimes(ran=90, waited=90)
+            world.clock.pass_(180)
+            await looked_at(world)
+            await fake.reach("init")
+            await world.until_stage(session, "init")
+        # Another process takes over, and sees the VM for the first time.
+        fake.cpu = ThreadTimes(ran=110, waited=250)
+        world.clock.pass_(180)
+        async with world.driving():
+            await looked_at(world)
+            await fake.reach("ready")
+            await world.until_session(session, "vm_created")
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+def test_starved_vm_fails_in_the_end_and_the_machine_is_named(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            await fake.reach("kernel")
+            await world.until_stage(session, "kernel")
+            await looked_at(world)
+            fake.cpu = ThreadTimes(ran=20, waited=460)
+            world.clock.pass_(480)
+            reason, _ = await failed(world, session)
+        assert reason.startswith("the machine is too busy: the VM waited 460 s of 480 s for a CPU")
+        assert "stage init was not reached within 120 s" in reason
+
+    play(worlds(tmp_path, kind=SlowVm), scenario)
+
+
+def test_sick_vm_that_waits_for_a_cpu_has_more_checks(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        class StarvedVm(SickVm):
+            def health(self) -> HealthReply:
+                self.cpu = ThreadTimes(ran=self.cpu.ran + 6, waited=self.cpu.waited + 4)
+                world.clock.pass_(10)
+                return super().health()
+
+        world.host.hypervisor.next.append(StarvedVm)
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            reason, vm = await failed(world, session)
+        assert vm.failed_checks > 3
+        assert reason.startswith(f"{vm.failed_checks} health checks in a row failed; the VM waited")
+        assert reason.endswith("for a CPU: vnc: port 5901 is closed")
+
+    play(worlds(tmp_path), scenario)
 
 
 def test_vm_whose_network_never_answers_ends_at_its_deadline(tmp_path: Path) -> None:

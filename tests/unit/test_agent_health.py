@@ -128,6 +128,20 @@ def test_a_failed_unit_is_a_failed_guest(guest: Guest) -> None:
     assert report["failed_units"] == ["polydev-browser.service"]
 
 
+def test_a_browser_that_exits_again_and_again_fails_the_boot_and_nothing_later(
+    guest: Guest,
+) -> None:
+    again = units_in(browser="activating/auto-restart")
+    again.services["polydev-browser.service"]["restarts"] = 4
+    guest.units = again
+    assert guest.health.report()["status"] == "failed"
+    guest.units, guest.now = units_in(), 200.0
+    assert guest.health.report()["status"] == "ready"
+    # Now it is its user who closes it, and it comes back each time.
+    guest.units, guest.now = again, 300.0
+    assert guest.health.report()["status"] == "starting"
+
+
 def test_without_systemctl_the_guest_is_not_ready_and_says_why(guest: Guest) -> None:
     guest.units = CheckFailed("systemctl did not end within 4 s")
     report = guest.health.report()

@@ -41,7 +41,7 @@ def test_wanted_units_and_failed_units_are_told_apart() -> None:
         },
     }
     assert not units.all_active()
-    assert not units.any_given_up()
+    assert not units.any_given_up(is_booting=True)
 
 
 def test_a_unit_is_described_with_the_reason_it_gives() -> None:
@@ -54,14 +54,23 @@ def test_a_unit_is_described_with_the_reason_it_gives() -> None:
 
 def test_failed_units_and_those_that_may_not_start_again_are_given_up() -> None:
     failed = SHOW.replace("activating", "failed")
-    assert units_of_show(failed, WANTED).any_given_up()
+    assert units_of_show(failed, WANTED).any_given_up(is_booting=True)
     assert units_of_show(failed, WANTED).failed == ["b.service", "other.mount"]
     limited = SHOW.replace("Result=success", "Result=start-limit-hit")
-    assert units_of_show(limited, WANTED).any_given_up()
+    assert units_of_show(limited, WANTED).any_given_up(is_booting=True)
+
+
+def test_a_unit_that_exits_again_and_again_while_the_vm_boots_is_given_up() -> None:
+    often = units_of_show(SHOW.replace("NRestarts=3", "NRestarts=4"), WANTED)
+    assert often.any_given_up(is_booting=True)
+    # Later on it may be the user who closes the browser again and again.
+    assert not often.any_given_up(is_booting=False)
+    came_up = SHOW.replace("NRestarts=3", "NRestarts=9").replace("activating", "active")
+    assert not units_of_show(came_up, WANTED).any_given_up(is_booting=True)
 
 
 def test_other_units_that_failed_are_not_the_desktops_failure() -> None:
-    assert not units_of_show(SHOW, ("a.service",)).any_given_up()
+    assert not units_of_show(SHOW, ("a.service",)).any_given_up(is_booting=True)
     assert units_of_show(SHOW, ("a.service",)).all_active()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from polydev.errors import BootError, VmError
+from polydev.errors import BootError, MachineBusy, VmError
+from polydev.image import boot as boot_module
 from polydev.image.boot import Boot, follow
 from polydev.image.evidence import (
     UNITS,
@@ -20,6 +22,7 @@ from polydev.image.evidence import (
     unwell,
 )
 from polydev.vm.config import Ports, VmConfig
+from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
 from polydev.vm.machine import Machine
 from polydev.vm.qemu import kernel_command_line, qemu_argv
 
@@ -355,3 +358,79 @@ def test_stages_are_told_as_they_come() -> None:
     with pytest.raises(BootError):
         follow(Boot(DeadVm("Linux version 6.1\nWelcome to Debian")), 60, told.append)
     assert told == ["init"]
+
+
+class HangingVm(Machine):
+    """A VM that comes no further; a second passes each time that its CPU times are read.
+
+    Of each second its one thread runs and waits for so much.
+    """
+
+    def __init__(self, ran: float, waited: float) -> None:
+        super().__init__(config(test_console=False), pid=0)
+        self._each = ThreadTimes(ran, waited)
+        self.seconds = 0
+
+    def alive(self) -> bool:
+        return True
+
+    def serial(self) -> str:
+        return "Linux version 6.1\n"
+
+    def cpu_sample(self) -> CpuSample:
+        self.seconds += 1
+        ran, waited = self._each.ran * self.seconds, self._each.waited * self.seconds
+        return CpuSample(self.seconds, {1: ThreadTimes(ran, waited)}, cpus=2)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits, and no guest answers."""
+
+    def silent(ports: Ports, timeout_seconds: float) -> tuple[int, dict[str, object]]:
+        raise VmError("silence")
+
+    monkeypatch.setattr(boot_module, "agent_health", silent)
+    monkeypatch.setattr(boot_module, "POLL_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+class TestDeadline:
+    @pytest.mark.parametrize(
+        ("ran", "waited", "seconds"),
+        [
+            pytest.param(0, 0, 60, id="asleep"),
+            pytest.param(1, 0, 60, id="burning CPU"),
+            pytest.param(0.6, 0.4, 100, id="burning most of a CPU"),
+            pytest.param(0.05, 0.05, 63, id="asleep on a busy machine"),
+        ],
+    )
+    def test_a_guest_that_hangs_had_all_its_time(
+        self, ran: float, waited: float, seconds: int
+    ) -> None:
+        vm = HangingVm(ran, waited)
+        with pytest.raises(BootError, match="not ready within 60 s, stage reached: kernel"):
+            follow(Boot(vm), 60, lambda stage: None)
+        assert vm.seconds == pytest.approx(seconds, abs=10)  # the looks take some, too
+
+    def test_a_starved_machine_is_to_blame_at_the_longest(self) -> None:
+        vm = HangingVm(0.1, 0.9)
+        with pytest.raises(MachineBusy) as error:
+            follow(Boot(vm), 60, lambda stage: None)
+        assert vm.seconds == pytest.approx(240, abs=10)
+        assert error.value.message.startswith("the machine is too busy: the VM waited 2")
+        assert "stage reached: kernel" in error.value.message
+        assert "quiet" in (error.value.hint or "")
+
+    def test_it_is_said_that_the_machine_is_busy_but_not_all_the_time(self) -> None:
+        told: list[CpuWait] = []
+        with pytest.raises(MachineBusy):
+            follow(Boot(HangingVm(0.1, 0.9)), 60, lambda stage: None, on_busy=told.append)
+        waited = [wait.waited_seconds for wait in told]
+        assert waited[0] >= 10
+        assert all(later >= 2 * before for before, later in pairwise(waited))
+        assert len(waited) == 5
+        told.clear()
+        with pytest.raises(BootError):
+            follow(Boot(HangingVm(1, 0.1)), 60, lambda stage: None, on_busy=told.append)
+        assert told == []

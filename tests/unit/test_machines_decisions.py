@@ -26,6 +26,7 @@ from polydev.controller.machines.reconciling import keeps_logs
 from polydev.controller.model import Session, Vm, now
 from polydev.controller.states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError
+from polydev.vm.cpu_wait import CpuWait
 
 AT = now()
 OURS, OTHER = "ours", "other"
@@ -160,6 +161,25 @@ def test_failed_units_are_told_once_and_not_without_end() -> None:
 )
 def test_check_verdict(before: int, count: int, protected: bool, verdict: str) -> None:
     assert check_verdict(before, count, 3, protected=protected) == verdict
+
+
+@pytest.mark.parametrize(
+    ("count", "waited", "protected", "verdict"),
+    [
+        (3, 0, False, "fail"),
+        (3, 5, False, "unhealthy"),
+        (5, 5, False, "wait"),
+        (6, 5, False, "fail"),
+        (11, 10, False, "wait"),
+        (12, 10, False, "fail"),
+        (12, 10, True, "wait"),
+    ],
+)
+def test_check_verdict_of_a_vm_that_waits_for_a_cpu(
+    count: int, waited: float, protected: bool, verdict: str
+) -> None:
+    wait = CpuWait(10, waited)
+    assert check_verdict(count - 1, count, 3, protected=protected, wait=wait) == verdict
 
 
 def test_heartbeat_is_live_for_its_time() -> None:

@@ -25,6 +25,7 @@ from polydev.controller.machines.following import (
 from polydev.controller.machines.lead import Lead, lead_file
 from polydev.controller.model import Vm, now
 from polydev.controller.settings import BootDeadlines, Settings
+from polydev.vm.cpu_wait import CpuWait
 from polydev.vm.stages import Stage
 from tests.fake_vms import MARKS, PANIC
 
@@ -100,6 +101,28 @@ def test_deadlines_count_from_the_start_and_then_from_the_last_stage() -> None:
     vm = replace(VM, stage="kernel", stage_at=later, started_at=AT)
     assert overdue(vm, BootDeadlines(), later + timedelta(seconds=119)) is None
     assert overdue(replace(VM, started_at=None), BootDeadlines(), later) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wait", "words"),
+    [
+        (99, CpuWait(10, 4), None),
+        (100, CpuWait(10, 4), "stage init was not reached within 60 s"),
+        (239, CpuWait(10, 9), None),
+        (240, CpuWait(10, 9), "the machine is too busy: the VM waited 216 s of 240 s for a CPU; "),
+    ],
+)
+def test_what_a_vm_waited_for_a_cpu_does_not_count(
+    seconds: float, wait: CpuWait, words: str | None
+) -> None:
+    vm = replace(VM, stage="kernel", stage_at=AT)
+    late = overdue(vm, BootDeadlines(init=60), AT + timedelta(seconds=seconds), wait)
+    if words is None:
+        assert late is None
+    else:
+        assert (late or "").startswith(words)
+        assert "stage init was not reached within 60 s; the last stage was kernel" in (late or "")
+        assert "for a CPU" in (late or "")
 
 
 def test_log_is_read_as_it_grows(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from polydev.errors import MachineBusy
 from polydev.vm import accelerator
-from polydev.vm.accelerator import known_accelerator, why_no_kvm
+from polydev.vm.accelerator import choose_accelerator, known_accelerator, why_no_kvm
+from polydev.vm.cpu_wait import CpuWait
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,25 @@ class TestWhy:
         monkeypatch.setattr(accelerator, "kvm_failure", lambda kernel: failure)
         words = f"{device} is there, but nothing boots under it: QEMU ended: no"
         assert why_no_kvm(device) == (words if failure else None)
+
+
+def test_a_machine_too_busy_to_tell_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starved(kernel: Path) -> str | None:
+        raise MachineBusy("whether KVM works could not be found out", CpuWait(20, 18))
+
+    device, memory = tmp_path / "kvm", tmp_path / "accelerator.json"
+    device.touch()
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
+    monkeypatch.setattr(accelerator, "FOUND", tmp_path / "found.json")
+    monkeypatch.setattr(accelerator, "kvm_failure", starved)
+    kernel = tmp_path / "vmlinux"
+    kernel.touch()
+    assert choose_accelerator(kernel, memory) == "tcg"
+    assert not memory.exists()
+    monkeypatch.setattr(accelerator, "GOLDEN_IMAGE", kernel)
+    assert accelerator.main() == 1
+    assert not (tmp_path / "found.json").exists()
+    monkeypatch.setattr(accelerator, "kvm_failure", lambda kernel: None)
+    assert choose_accelerator(kernel, memory) == "kvm"

@@ -92,7 +92,12 @@ class Health:
 
     def _run(self) -> HealthReply:
         self._refresh(self._checks, self._refresh_units)
-        reply = compose_health(self._outcomes, self._units, self._facts())
+        reply = compose_health(
+            self._outcomes,
+            self._units,
+            self._facts(),
+            is_booting=self.first_ready_seconds is None,
+        )
         if reply["status"] == "ready" and self.first_ready_seconds is None:
             self.first_ready_seconds = reply["uptime_seconds"]
             self._ready_gate.release()
@@ -167,13 +172,16 @@ def component_state(name: str, outcome: Outcome | None, units: Units) -> Compone
     return {"ok": False, "detail": f"{outcome.detail} ({units.words(unit)})"}
 
 
-def compose_health(outcomes: Mapping[str, Outcome], units: Units, facts: Facts) -> HealthReply:
-    """The whole answer of `GET /health`."""
+def compose_health(
+    outcomes: Mapping[str, Outcome], units: Units, facts: Facts, *, is_booting: bool
+) -> HealthReply:
+    """The whole answer of `GET /health`; `is_booting` until the VM was ready for the first time."""
     components = {name: component_state(name, outcomes.get(name), units) for name in UNIT_OF}
     failing = [name for name, state in components.items() if not state["ok"]]
     is_ready = not failing
+    has_failed = units.any_given_up(is_booting=is_booting)
     return {
-        "status": "ready" if is_ready else "failed" if units.any_given_up() else "starting",
+        "status": "ready" if is_ready else "failed" if has_failed else "starting",
         "stage": boot_stage(is_ready=is_ready, has_route=facts.has_route),
         "components": components,
         "failing": failing,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus"
 FIRST_INHERITED_SOCKET = 3
+# A unit that has been restarted so often while the VM boots does not come up.
+RESTARTS_THAT_TELL = 4
 
 
 class Units:
@@ -38,10 +40,16 @@ class Units:
     def all_active(self) -> bool:
         return all(state["active"] == "active" for state in self.services.values())
 
-    def any_given_up(self) -> bool:
-        """Is a unit failed for good? One that systemd is about to restart is not."""
+    def any_given_up(self, *, is_booting: bool) -> bool:
+        """Is a unit failed for good, or does it exit again and again while the VM boots?
+
+        One that systemd is about to restart has not failed. After the boot, restarts tell
+        nothing: the browser's user may close it as often as they like.
+        """
         return any(
-            state["active"] == "failed" or state["result"] == "start-limit-hit"
+            state["active"] == "failed"
+            or state["result"] == "start-limit-hit"
+            or (is_booting and _exits_again_and_again(state))
             for state in self.services.values()
         )
 
@@ -100,6 +108,10 @@ def _service_state(block: Mapping[str, str]) -> ServiceState:
         "result": block.get("Result", "unknown"),
         "restarts": _count(block.get("NRestarts")),
     }
+
+
+def _exits_again_and_again(state: ServiceState) -> bool:
+    return state["active"] != "active" and state["restarts"] >= RESTARTS_THAT_TELL
 
 
 def _count(text: str | None) -> int:

@@ -3,6 +3,9 @@
 A boot never hangs: it ends when the agent says ready, when QEMU or the guest's kernel gives
 up, when systemd has nothing left to do and something still does not answer, or at its
 deadline. Whatever ends it is told as one cause.
+
+Deadlines and pauses are in seconds of an undisturbed machine: what the VM waits for a CPU does
+not count. A machine that is too busy for a verdict is told as MachineBusy.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from polydev.errors import BootError, VmError
+from polydev.errors import BootError, MachineBusy, VmError
 from polydev.image.evidence import Evidence, collect, explain, unwell
 from polydev.vm import stages
+from polydev.vm.cpu_time import CpuWatch
+from polydev.vm.cpu_wait import CpuWait, verdict, wait_between
 from polydev.vm.health import agent_health
 from polydev.vm.machine import Machine
 
@@ -28,20 +33,30 @@ LOOK_SHARE = 3.0
 LAST_LOOK_SECONDS = 12.0
 # Disks are there within a second of the initrd's start, even in an emulated guest.
 ROOT_WAIT_SECONDS = 10.0
+# That the machine is busy is said after so much waiting, and again each time it has doubled.
+BUSY_WAITED_SECONDS = 10.0
 
 
 @dataclass
 class Boot:
-    """A boot as seen so far; times in seconds since QEMU's start."""
+    """A boot as seen so far.
+
+    timings     seconds by the clock from QEMU's start to each stage
+    """
 
     machine: Machine
     started: float = field(default_factory=time.monotonic)
+    cpu: CpuWatch = field(init=False)
     stage: stages.Stage = "none"
     timings: dict[str, float] = field(default_factory=dict)
     health: dict[str, object] = field(default_factory=dict)
     root_missing_since: float | None = None
 
+    def __post_init__(self) -> None:
+        self.cpu = self.machine.watch_cpu()
+
     def elapsed(self) -> float:
+        """Seconds by the clock since QEMU's start."""
         return time.monotonic() - self.started
 
     def reached(self, *seen: stages.Stage) -> bool:
@@ -58,8 +73,12 @@ def follow(
     deadline_seconds: float,
     on_stage: Callable[[stages.Stage], None],
     refused: Callable[[], str | None] = lambda: None,
+    on_busy: Callable[[CpuWait], None] = lambda wait: None,
 ) -> None:
     """Wait until the guest is ready. Raises BootError with the cause as its message.
+
+    `on_busy` is called now and then while the VM waits much for a CPU. Where it got too little
+    of it, for too long, MachineBusy is raised: nobody can say then what the image is worth.
 
     The serial console tells the stages at no cost to the guest. The guest itself is asked
     what is wrong only when the console gives a reason to: its boot is over, a unit failed, or
@@ -67,6 +86,7 @@ def follow(
     """
     last_look_at = deadline_seconds - min(LAST_LOOK_SECONDS, deadline_seconds / 3)
     next_look_at = min(QUIET_SECONDS, last_look_at)
+    tell_busy = _doubling(on_busy)
     look: Look | None = None
     telling: Look | None = None
     seen_reason: object = None
@@ -74,21 +94,21 @@ def follow(
         serial = boot.machine.serial()
         if boot.reached(*stages.stages_seen(serial)):
             on_stage(boot.stage)
-        cause = refused() or gave_up(boot, serial)
+        wait = boot.cpu.total()
+        now = wait.undisturbed_seconds
+        cause = refused() or gave_up(boot, serial, now)
         if cause:
             raise BootError(cause)
+        tell_busy(wait)
         failed = stages.failed_units(serial)
         over = boot.stage == "ready" or stages.boot_is_over(serial)
         reason = (boot.stage == "ready", over, failed)
-        if boot.elapsed() >= deadline_seconds:
-            telling = telling or look or Look(boot, deadline_seconds)
-            raise BootError(telling.cause(deadline_seconds))
-        if boot.elapsed() >= next_look_at or (any(reason) and reason != seen_reason):
+        _keep_deadline(boot, wait, deadline_seconds, telling or look)
+        if now >= next_look_at or (any(reason) and reason != seen_reason):
             seen_reason = reason
             # An agent that only just came up, or was kept waiting, may do better the next time.
             doubted = look is not None and look.is_settled
-            began = boot.elapsed()
-            look = Look(boot, deadline_seconds)
+            look = Look(boot, deadline_seconds - now)
             # A starved guest may answer one time and not the next.
             telling = look if look.evidence else telling
             if look.status == 200:
@@ -98,25 +118,48 @@ def follow(
                 raise BootError(look.cause(None))
             # A guest with little CPU that is still starting needs it more than we do.
             pause = QUIET_SECONDS
+            began, now = now, boot.cpu.total().undisturbed_seconds
             if over or failed:
-                spent = 0.0 if look.is_settled else boot.elapsed() - began
+                spent = 0.0 if look.is_settled else now - began
                 pause = max(SETTLED_SECONDS, LOOK_SHARE * spent)
-            next_look_at = boot.elapsed() + pause
-            if next_look_at > last_look_at > boot.elapsed():
+            next_look_at = now + pause
+            if next_look_at > last_look_at > now:
                 next_look_at = last_look_at
         time.sleep(POLL_SECONDS)
 
 
-def gave_up(boot: Boot, serial: str) -> str | None:
-    """Why there is or will be no guest, or None while it runs."""
+def _keep_deadline(boot: Boot, wait: CpuWait, deadline_seconds: float, look: Look | None) -> None:
+    """Raise BootError or MachineBusy once the deadline has passed; `look` tells what was seen."""
+    late = verdict(wait, deadline_seconds)
+    if late == "late":
+        raise BootError((look or Look(boot, 0.0)).cause(deadline_seconds))
+    if late == "starved":
+        raise MachineBusy(f"the guest was not ready by then, stage reached: {boot.stage}", wait)
+
+
+def _doubling(on_busy: Callable[[CpuWait], None]) -> Callable[[CpuWait], None]:
+    """Pass a wait on if the machine is busy and the VM waited twice as long as the last time."""
+    said_at = BUSY_WAITED_SECONDS / 2
+
+    def tell(wait: CpuWait) -> None:
+        nonlocal said_at
+        if wait.is_busy and wait.waited_seconds >= 2 * said_at:
+            said_at = wait.waited_seconds
+            on_busy(wait)
+
+    return tell
+
+
+def gave_up(boot: Boot, serial: str, now: float) -> str | None:
+    """Why there is or will be no guest, or None while it runs; `now` without what it waited."""
     panic = stages.kernel_panic(serial)
     if panic:
         return panic
     root = stages.missing_root(serial)
     if root and boot.root_missing_since is None:
-        boot.root_missing_since = boot.elapsed()
-    waited = boot.elapsed() - (boot.root_missing_since or 0.0)
-    if root and (waited > ROOT_WAIT_SECONDS or not boot.machine.alive()):
+        boot.root_missing_since = now
+    missing = now - (boot.root_missing_since or 0.0)
+    if root and (missing > ROOT_WAIT_SECONDS or not boot.machine.alive()):
         return stages.no_root(root)
     if not boot.machine.alive():
         said = boot.machine.qemu_said()
@@ -130,22 +173,30 @@ class Look:
     is_settled      nothing is left to be started; only the agent may still do better
     """
 
-    def __init__(self, boot: Boot, deadline_seconds: float) -> None:
+    def __init__(self, boot: Boot, left_seconds: float) -> None:
+        """Ask a guest that has so many seconds left, on an undisturbed machine."""
         self.boot = boot
         self.evidence: Evidence | None = None
-        self.status = self._ask_agent(max(1.0, deadline_seconds - boot.elapsed()))
+        slowdown = boot.cpu.total().slowdown
+        before = boot.machine.cpu_sample()
+        self.status = self._ask_agent(
+            slowdown * min(HEALTH_TIMEOUT_SECONDS, max(1.0, left_seconds))
+        )
+        wait = wait_between(before, boot.machine.cpu_sample())
         if self.status != 200 and boot.stage not in ("none", "kernel"):
-            left = max(1.0, deadline_seconds - boot.elapsed())
-            self.evidence = collect(boot.machine, min(CONSOLE_TIMEOUT_SECONDS, left))
-        if self.evidence is not None:
+            left = max(1.0, left_seconds - wait.undisturbed_seconds)
+            self.evidence = collect(boot.machine, slowdown * min(CONSOLE_TIMEOUT_SECONDS, left))
+        if self.status is None and wait.is_busy:
+            # Silence of a guest that got no CPU is no answer.
+            self.is_settled = False
+        elif self.evidence is not None:
             self.is_settled = self.evidence.settled()
         else:
             self.is_settled = stages.boot_is_over(boot.machine.serial())
 
-    def _ask_agent(self, left_seconds: float) -> int | None:
-        ports = self.boot.machine.config.ports
+    def _ask_agent(self, timeout_seconds: float) -> int | None:
         try:
-            status, body = agent_health(ports, min(HEALTH_TIMEOUT_SECONDS, left_seconds))
+            status, body = agent_health(self.boot.machine.config.ports, timeout_seconds)
         except VmError:
             return None
         self.boot.health = body

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.errors import VmError
+from polydev.errors import VmError, VmTimeout
 
 READ_BYTES = 65536
 KNOCK_SECONDS = 3.0
@@ -118,7 +118,7 @@ class Console:
             if received == b"":
                 raise VmError("the test console was closed: the VM ended")
             if received is None or time.monotonic() > deadline:
-                raise VmError(f"the test console did not answer within {timeout_seconds:g} s")
+                raise VmTimeout(f"the test console did not answer within {timeout_seconds:g} s")
             self._buffer += received.replace(b"\r\n", b"\n")
         said, _, self._buffer = self._buffer.partition(mark)
         return said

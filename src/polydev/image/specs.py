@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -25,6 +26,9 @@ from polydev.vm.config import Ports
 SHELL_TIMEOUT_SECONDS = 60.0
 # testinfra puts the host into each test's name: noise here, where there is one host.
 _HOST_PARAMETER = re.compile(r"(?:chroot|console)://[^\]]*/[\w.]+-?")
+# By name: importing the libraries that raise them would cost every phase its time.
+TIMEOUTS = {"TimeoutError", "TimeoutException", "VmTimeout"}
+TIMED_OUT = ("timed_out", True)
 PHASES = ("offline", "booted", "outside")
 
 
@@ -84,6 +88,16 @@ class _Report:
         self.file = file
         self.results: list[dict[str, Any]] = []
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.type if call.excinfo else object
+        if any(kind.__name__ in TIMEOUTS for kind in error.__mro__):
+            report.user_properties.append(TIMED_OUT)
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
             return
@@ -93,6 +107,7 @@ class _Report:
                 "outcome": report.outcome,
                 "seconds": round(report.duration, 3),
                 "message": _reason(report),
+                "timed_out": TIMED_OUT in report.user_properties,
             }
         )
 

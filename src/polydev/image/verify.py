@@ -4,6 +4,8 @@ Side by side: the stored files are read and compared with their sums, the specs 
 at rest run on the very filesystem, mounted read-only, and the image boots cold on an overlay.
 Once it is ready, the specs of the running guest follow, inside over the test console and
 outside over its ports.
+
+Where the machine gave the VM too little CPU time to tell, nothing is recorded of the image.
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.errors import BootError, CommandError, ConfigError, ImageError, SpecError, VmError
+from polydev.errors import (
+    BootError,
+    CommandError,
+    CommandTimeout,
+    ConfigError,
+    ImageError,
+    MachineBusy,
+    SpecError,
+    SpecTimeout,
+    VmError,
+)
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
 from polydev.image.record import (
@@ -41,6 +53,7 @@ from polydev.run import run
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import Ports, VmConfig
+from polydev.vm.cpu_wait import CpuWait
 from polydev.vm.machine import Machine, start
 from polydev.vm.stages import last_lines
 
@@ -76,6 +89,7 @@ def verify(
 
     Raises SpecError, BootError or ImageError, each naming the cause. The record of a failed
     verification is kept all the same; serial log and screenshot lie below `settings.state`.
+    Raises MachineBusy, and leaves the record as it was, where the machine is to blame.
     """
     if not specs.is_dir():
         raise ConfigError(f"no specs at {specs}", "run this in a whole checkout")
@@ -129,9 +143,13 @@ class _Attempt:
         self.results: list[SpecResult] = []
         self.boot: Boot | None = None
         self.damage: ImageError | None = None
+        self.wait = CpuWait()
 
     def run(self, config: VmConfig, hold: int, deadline_seconds: float) -> ImageError | None:
-        """Look at the image in every way; the fault that was found, or None."""
+        """Look at the image in every way; the fault that was found, or None.
+
+        Raises MachineBusy.
+        """
         with ThreadPoolExecutor(2) as pool:
             sums = pool.submit(self._check_sums)
             at_rest = pool.submit(_fault_of, lambda: self._run_offline(config.folder))
@@ -139,7 +157,7 @@ class _Attempt:
             sums.result()
             # Damaged bytes explain all that was seen of them. Otherwise what lies wrong at rest
             # comes first: it is why the boot then went as it did.
-            return self.damage or _joined([at_rest.result(), booted])
+            return self.damage or image_fault([at_rest.result(), booted], self.wait)
 
     def _check_sums(self) -> None:
         """Note the first file that is not what the record says."""
@@ -169,14 +187,18 @@ class _Attempt:
                     deadline_seconds,
                     lambda stage: step.say(f"stage {stage} after {self.boot_seconds()} s"),
                     lambda: self.damage.message if self.damage else None,
+                    lambda wait: self.steps.note(f"the machine is busy: {wait}"),
                 )
+            watch = machine.watch_cpu()
             with self.steps.step("specs of the running guest"), ThreadPoolExecutor(2) as pool:
                 ports = machine.config.ports
                 console = f"--hosts=console://{machine.config.console_socket}"
                 guest = f"--guest-ports={ports.host}:{ports.agent},{ports.vnc},{ports.novnc}"
                 inside = pool.submit(_fault_of, lambda: self._specs("booted", [console]))
                 outside = pool.submit(_fault_of, lambda: self._specs("outside", [guest]))
-                fault = _joined([inside.result(), outside.result()])
+                faults = [inside.result(), outside.result()]
+                self.wait = watch.total()
+                fault = image_fault(faults, self.wait)
                 if fault is not None:
                     raise fault
         except BootError:
@@ -214,26 +236,31 @@ class _Attempt:
             raise SpecError(
                 f"the {phase} specs could not run: {(done.stderr or done.stdout)[-800:]}"
             )
-        results = [SpecResult(**result) for result in json.loads(report.read_text())]
+        reported = json.loads(report.read_text())
+        timed_out = {each["name"] for each in reported if each.pop("timed_out")}
+        results = [SpecResult(**each) for each in reported]
         self.results += results
         failed = [result for result in results if result.outcome == "failed"]
         if failed:
             shown = "; ".join(f"{result.name}: {result.message}" for result in failed[:3])
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
             count = "1 spec" if len(failed) == 1 else f"{len(failed)} specs"
-            raise SpecError(f"{count} failed: {shown}{more}")
+            kind = SpecTimeout if {each.name for each in failed} <= timed_out else SpecError
+            raise kind(f"{count} failed: {shown}{more}")
         if done.status != 0 or not results:
             raise SpecError(
                 f"the {phase} specs ended with status {done.status}: {done.stdout[-800:]}"
             )
 
 
-def _fault_of(look: Callable[[], None]) -> ImageError | None:
+def _fault_of(look: Callable[[], None]) -> ImageError | MachineBusy | None:
     """The fault that a look at the image ended with, if any."""
     try:
         look()
-    except ImageError as error:
+    except (ImageError, MachineBusy) as error:
         return error
+    except CommandTimeout as error:
+        return SpecTimeout(error.message, error.hint)
     except CommandError as error:
         return SpecError(error.message, error.hint)
     except VmError as error:
@@ -241,9 +268,20 @@ def _fault_of(look: Callable[[], None]) -> ImageError | None:
     return None
 
 
-def _joined(faults: Sequence[ImageError | None]) -> ImageError | None:
-    """Several faults as one: all are named, the first gives its kind and its hint."""
-    found = [fault for fault in faults if fault is not None]
+def image_fault(
+    faults: Sequence[ImageError | MachineBusy | None], wait: CpuWait
+) -> ImageError | None:
+    """Several faults as one: all are named, the first gives its kind and its hint.
+
+    Raises MachineBusy where all that was found may come of what the VM waited for a CPU.
+    """
+    busy = next((fault for fault in faults if isinstance(fault, MachineBusy)), None)
+    found = [fault for fault in faults if isinstance(fault, ImageError)]
+    if all(isinstance(fault, SpecTimeout) for fault in found):
+        if busy:
+            raise busy
+        if found and wait.is_busy:
+            raise MachineBusy("; ".join(fault.message for fault in found), wait)
     if found:
         found[0].message = "; ".join(fault.message for fault in found)
         found[0].args = (found[0].message,)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from polydev.errors import MachineBusy
 from polydev.run import end_group, run, spawn
 from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
@@ -48,7 +49,10 @@ def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
             return "kvm" if known["kvm"] else "tcg"
     except (FileNotFoundError, ValueError, KeyError):
         pass
-    works = kvm_failure(kernel) is None
+    try:
+        works = kvm_failure(kernel) is None
+    except MachineBusy:
+        return "tcg"  # which always works; the next time is another chance
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(json.dumps({"situation": situation, "kvm": works}))
     return "kvm" if works else "tcg"
@@ -57,7 +61,12 @@ def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
 def main() -> int:
     """`polydev-accelerator`: try the golden image's kernel, and write down what was found."""
     kernel = GOLDEN_IMAGE.resolve().with_name("vmlinux")
-    why = why_no_kvm(kernel)
+    try:
+        why = why_no_kvm(kernel)
+    except MachineBusy as error:
+        # Nothing is written down: the next VM's start has this tried again.
+        sys.stderr.write(f"{error.message}\n")
+        return 1
     found = {"accelerator": "tcg" if why else "kvm", "why": why}
     fresh = FOUND.with_suffix(".new")
     fresh.write_text(json.dumps(found) + "\n")
@@ -67,7 +76,10 @@ def main() -> int:
 
 
 def why_no_kvm(kernel: Path) -> str | None:
-    """What speaks against KVM on this machine; None where `kernel` boots under it."""
+    """What speaks against KVM on this machine; None where `kernel` boots under it.
+
+    Raises MachineBusy.
+    """
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return (
             f"{KVM_DEVICE} is not there" if not KVM_DEVICE.exists() else f"no right to {KVM_DEVICE}"
@@ -87,22 +99,31 @@ def known_accelerator(found: Path = FOUND) -> Accelerator:
 
 
 def kvm_failure(kernel: Path) -> str | None:
-    """Why `kernel` does not get as far as its first line under KVM here; None where it does."""
-    import tempfile  # dear, and every start of a VM imports this module
+    """Why `kernel` does not get as far as its first line under KVM here; None where it does.
+
+    Raises MachineBusy where the machine was too busy to tell.
+    """
+    # Dear, and every start of a VM imports this module.
+    import tempfile
+
+    from polydev.vm.cpu_time import CpuWatch, cpu_sample
+    from polydev.vm.cpu_wait import verdict
 
     with tempfile.TemporaryDirectory(prefix="polydev-kvm-") as folder:
         serial, log = Path(folder, "serial.log"), Path(folder, "qemu.log")
         with log.open("wb") as output:
             process = spawn(probe_argv(kernel, serial), stdout=output, stderr=output)
-        deadline = time.monotonic() + PROBE_TIMEOUT_SECONDS
+        watch = CpuWatch(lambda: cpu_sample(process.pid))
         try:
-            while time.monotonic() < deadline:
+            while verdict(wait := watch.total(), PROBE_TIMEOUT_SECONDS) == "in time":
                 if serial.exists() and b"Linux version" in serial.read_bytes():
                     return None
                 if process.poll() is not None:
                     said = log.read_text(errors="replace").strip().splitlines()
                     return f"QEMU ended: {said[0] if said else 'without a word'}"
                 time.sleep(POLL_SECONDS)
+            if verdict(wait, PROBE_TIMEOUT_SECONDS) == "starved":
+                raise MachineBusy("whether KVM works could not be found out", wait)
             return f"a kernel said nothing for {PROBE_TIMEOUT_SECONDS:g} s"
         finally:
             end_group(process)

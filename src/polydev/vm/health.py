@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from polydev.errors import VmError
+from polydev.errors import VmError, VmTimeout
 from polydev.vm.config import Ports
 
 TIMEOUT_SECONDS = 10.0
@@ -15,10 +15,14 @@ def agent_health(
 ) -> tuple[int, dict[str, object]]:
     """HTTP status and body of the agent's /health; the body is empty where it is no JSON.
 
-    Raises VmError when nothing answers.
+    Raises VmError when nothing answers, VmTimeout when that took too long.
     """
     try:
         answer = httpx.get(f"{ports.agent_url}/health", timeout=timeout_seconds, trust_env=False)
+    except httpx.TimeoutException:
+        raise VmTimeout(
+            f"the agent does not answer on {ports.agent_url} within {timeout_seconds:g} s"
+        ) from None
     except httpx.HTTPError as error:
         raise VmError(f"the agent does not answer on {ports.agent_url}: {error}") from error
     try:

@@ -17,6 +17,8 @@ from pathlib import Path
 from polydev.errors import VmError
 from polydev.run import run, spawn
 from polydev.vm.config import Ports, VmConfig
+from polydev.vm.cpu_time import CpuWatch, cpu_sample
+from polydev.vm.cpu_wait import CpuSample
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
 START_ATTEMPTS = 3
@@ -43,6 +45,13 @@ class Machine:
             return self.config.serial_log.read_text(errors="replace")
         except FileNotFoundError:
             return ""
+
+    def cpu_sample(self) -> CpuSample:
+        """How long its threads ran and waited for a CPU so far."""
+        return cpu_sample(self.pid)
+
+    def watch_cpu(self) -> CpuWatch:
+        return CpuWatch(self.cpu_sample)
 
     def qemu_said(self) -> str:
         log = self.config.qemu_log

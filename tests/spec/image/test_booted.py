@@ -40,6 +40,24 @@ def test_service_runs(active_units: set[str], name: str) -> None:
     assert f"{name}.service" in active_units, f"{name}.service is not active"
 
 
+def test_only_the_host_has_deadlines(host: Host) -> None:
+    """A slow guest goes on trying; and who closes the browser gets it back, however often."""
+    names = " ".join(f"{name}.service" for name in UNITS)
+    properties = "Id,TimeoutStartUSec,StartLimitIntervalUSec"
+    shown = host.run(f"systemctl show -p {properties} {names}").stdout
+    units = [dict(line.split("=", 1) for line in unit.splitlines()) for unit in shown.split("\n\n")]
+    assert len(units) == len(UNITS)
+    limited = [
+        unit["Id"]
+        for unit in units
+        if unit["TimeoutStartUSec"] != "infinity" or unit["StartLimitIntervalUSec"] != "0"
+    ]
+    assert limited == []
+    restarts = host.run("systemctl show -p Restart polydev-browser.service").stdout
+    assert restarts.strip() == "Restart=always"
+    assert "--ipc-connection-timeout=" in host.run("ps -C chromium -o args=").stdout
+
+
 def test_nothing_waits(host: Host) -> None:
     jobs = host.run("systemctl list-jobs --no-legend").stdout.splitlines()
     assert [job for job in jobs if LOGIN_UNIT not in job] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import Any
 
 import asyncvnc
@@ -19,13 +20,19 @@ from polydev.vm.config import Ports
 pytestmark = pytest.mark.outside
 
 Pixels = numpy.ndarray[Any, Any]
+HEALTH_TIMEOUT_SECONDS = 30.0
 PAINT_TIMEOUT_SECONDS = 60.0
 RFB = b"RFB 003.008\n"
+PAINTED_SHARE = 0.4
 START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
 
 
 def test_agent_is_healthy(guest: Ports) -> None:
     answer = httpx.get(f"{guest.agent_url}/health", timeout=20)
+    deadline = time.monotonic() + HEALTH_TIMEOUT_SECONDS
+    # The agent's own probes of the desktop may come too late where the guest has little CPU.
+    while answer.status_code == 503 and time.monotonic() < deadline:
+        answer = httpx.get(f"{guest.agent_url}/health", timeout=20)
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["status"] == "ready"
@@ -68,7 +75,10 @@ def test_screen_shows_the_browser(guest: Ports) -> None:
     colours = numpy.unique(pixels.reshape(-1, 3), axis=0)
     assert len(colours) > 20, "the screen is blank"
     page = _start_page_share(pixels)
-    assert page > 0.4, f"the start page covers {page:.0%} of the screen"
+    if page <= PAINTED_SHARE:
+        raise TimeoutError(
+            f"the start page covers {page:.0%} of the screen after {PAINT_TIMEOUT_SECONDS:g} s"
+        )
 
 
 def _start_page_share(pixels: Pixels) -> float:
@@ -81,7 +91,7 @@ async def _screen(guest: Ports) -> Pixels:
     async with asyncvnc.connect(guest.host, guest.vnc) as client:
 
         async def painted() -> None:
-            while _start_page_share((await client.screenshot())[:, :, :3]) <= 0.4:
+            while _start_page_share((await client.screenshot())[:, :, :3]) <= PAINTED_SHARE:
                 # Answered when something on the screen changes.
                 client.video.refresh()
                 await client.read()

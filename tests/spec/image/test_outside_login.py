@@ -31,7 +31,9 @@ def test_a_login_comes_to_its_page(guest: Ports) -> None:
     url = f"{guest.agent_url}/login/{TOOL}"
     body = httpx.post(url, timeout=60).json()
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not _is_settled(body) and time.monotonic() < deadline:
+    while not _is_settled(body):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{TOOL} after {TIMEOUT_SECONDS:g} s: {body}")
         time.sleep(POLL_SECONDS)  # each answer costs the emulated guest something
         body = httpx.get(url, timeout=20).json()
     assert body["status"] == "waiting", f"{TOOL}: {body}"

@@ -10,6 +10,7 @@ from polydev.controller.machines.agent_client import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError
+from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
 from polydev.vm.stages import STAGES, Stage
 
 Step = Literal["evict", "start", "launched", "follow", "check", "ended", "leave", "end"]
@@ -100,8 +101,13 @@ def has_live_heartbeat(session: Session | None, at: datetime, live_seconds: floa
 CheckVerdict = Literal["fine", "recovered", "wait", "unhealthy", "fail"]
 
 
-def check_verdict(before: int, count: int, limit: int, *, protected: bool) -> CheckVerdict:
+def check_verdict(
+    before: int, count: int, limit: int, *, protected: bool, wait: CpuWait = NO_WAIT
+) -> CheckVerdict:
     """What a health check means: `before` and `count` checks have failed in a row.
+
+    Of a VM that waited for a CPU meanwhile, more may fail before it is ended, as with any
+    deadline.
 
     unhealthy   said once, when the limit is reached by a VM that may not be ended
     """
@@ -109,7 +115,7 @@ def check_verdict(before: int, count: int, limit: int, *, protected: bool) -> Ch
         return "recovered" if before >= limit else "fine"
     if count < limit:
         return "wait"
-    if not protected:
+    if not protected and verdict(wait.over(count), limit) != "in time":
         return "fail"
     return "unhealthy" if before < limit else "wait"
 

@@ -30,6 +30,8 @@ from polydev.controller.settings import Settings
 from polydev.controller.states import VM_STATES
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
+from polydev.vm.cpu_time import cpu_sample
+from polydev.vm.cpu_wait import CpuSample
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -50,6 +52,7 @@ class Driver:
         *,
         clock: Callable[[], datetime] = now,
         pace: Pace | None = None,
+        cpu_sample: Callable[[int, float], CpuSample] = cpu_sample,
     ) -> None:
         pace = pace or Pace()
         self._means = Means(
@@ -61,6 +64,7 @@ class Driver:
             figures=figures or MachineFigures(CollectorRegistry()),
             clock=clock,
             pace=pace,
+            cpu_sample=cpu_sample,
         )
         self._lead = Lead(lead_file(settings))
         self._locks = SlotLocks()

@@ -9,6 +9,7 @@ from datetime import datetime
 from polydev.controller.model import Vm
 from polydev.controller.settings import BootDeadlines
 from polydev.vm import stages
+from polydev.vm.cpu_wait import NO_WAIT, CpuWait, Verdict, verdict
 from polydev.vm.stages import STAGES, Stage
 
 # What a panic or a failed unit is judged by, and what a chunk of the console is read with so
@@ -68,16 +69,27 @@ def next_stage(stage: Stage) -> Stage:
     return STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
 
 
-def overdue(vm: Vm, deadlines: BootDeadlines, at: datetime) -> str | None:
+def overdue(vm: Vm, deadlines: BootDeadlines, at: datetime, wait: CpuWait = NO_WAIT) -> str | None:
     """What was not reached in time, in words; None while there is time.
 
     Counted from what the database knows, so that a controller's restart gives no VM more time.
+    The share of it that the VM waits for a CPU, by `wait`, does not count.
     """
     awaited = next_stage(vm.stage)
     since = vm.started_at if vm.stage == "none" else vm.stage_at
     if since is None:
         return None
     limit: float = getattr(deadlines, awaited)
-    if (at - since).total_seconds() < limit:
+    spent = wait.over((at - since).total_seconds())
+    late = verdict(spent, limit)
+    if late == "in time":
         return None
-    return f"stage {awaited} was not reached within {limit:g} s; the last stage was {vm.stage}"
+    words = f"stage {awaited} was not reached within {limit:g} s; the last stage was {vm.stage}"
+    return with_wait(words, spent, late)
+
+
+def with_wait(words: str, wait: CpuWait, late: Verdict) -> str:
+    """`words` on what came too late, led by the machine's part in it where it has one."""
+    if late == "starved":
+        return f"the machine is too busy: {wait}; {words}"
+    return f"{words}; {wait}" if wait.is_busy else words

@@ -30,7 +30,12 @@ from polydev.controller.machines.decisions import (
     with_account,
 )
 from polydev.controller.machines.figures import MachineFigures
-from polydev.controller.machines.following import SerialFollower, overdue, stages_to_tell
+from polydev.controller.machines.following import (
+    SerialFollower,
+    overdue,
+    stages_to_tell,
+    with_wait,
+)
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
 from polydev.controller.machines.login import LoginWatch
 from polydev.controller.machines.pace import Pace
@@ -40,6 +45,8 @@ from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.errors import Error
+from polydev.vm.cpu_time import CpuWatch
+from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.stages import Stage
 
 log = structlog.stdlib.get_logger(__name__)
@@ -50,7 +57,10 @@ NOT_THE_VMS_FAULT = (OperationalError, InterfaceError, PoolTimeout, OSError)
 
 @dataclass(frozen=True)
 class Means:
-    """What all VMs are tended with."""
+    """What all VMs are tended with.
+
+    cpu_sample  reads the CPU times of a process, given the time now
+    """
 
     settings: Settings
     vms: Vms
@@ -60,6 +70,7 @@ class Means:
     figures: MachineFigures
     clock: Callable[[], datetime]
     pace: Pace
+    cpu_sample: Callable[[int, float], CpuSample]
 
 
 class Tending:
@@ -77,6 +88,9 @@ class Tending:
         self._session_id: str | None = None
         self._has_looked = False
         self._place: int | None = None
+        self._cpu: CpuWatch | None = None
+        self._cpu_stage: Stage | None = None
+        self._wait = NO_WAIT
 
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
@@ -111,9 +125,10 @@ class Tending:
         elif step == "launched":
             await self._means.vms.launched(vm.id)
         elif step == "follow":
+            self._wait = self._waited(vm, slot)
             return await self._follow(vm)
         elif step == "check":
-            return await self._check(vm)
+            return await self._check(vm, slot)
         elif step == "ended":
             await self._fail(vm, self._why_it_ended(vm, slot))
         elif step == "end":
@@ -181,7 +196,8 @@ class Tending:
     def _late(self, vm: Vm) -> str | None:
         """What did not come in time. Who has only just begun to look hears the agent first."""
         settings = self._means.settings
-        late = overdue(vm, settings.boot_deadline_seconds, self._means.clock())
+        deadlines = settings.boot_deadline_seconds
+        late = overdue(vm, deadlines, self._means.clock(), self._wait)
         if late is None or self._watch.latest is None:
             return None
         return with_account(late, account(self._watch.latest))
@@ -191,7 +207,24 @@ class Tending:
         has_network = not seen.isdisjoint(("network", "services", "ready"))
         self._watch.ask(pace.ask if has_network else pace.ask_blind, pace.ask_share)
 
-    async def _check(self, vm: Vm) -> bool:
+    def _waited(self, vm: Vm, slot: SlotState) -> CpuWait:
+        """What the VM waited for a CPU since its stage began or, if it is up, was well last."""
+        pid = slot.pid
+        if pid is None:
+            return self._wait
+
+        def read() -> CpuSample:
+            return self._means.cpu_sample(pid, self._means.clock().timestamp())
+
+        if self._cpu is None or self._cpu_stage != vm.stage:
+            since = None
+            if self._cpu is None and vm.state == "starting" and vm.started_at:
+                # Who takes over in the middle of a boot knows what the whole of it waited.
+                since = read().at_start(vm.started_at.timestamp())
+            self._cpu, self._cpu_stage = CpuWatch(read, since), vm.stage
+        return self._cpu.total()
+
+    async def _check(self, vm: Vm, slot: SlotState) -> bool:
         """Ask a VM that is up how it is, now and then."""
         answer = self._watch.answer()
         if answer is None:
@@ -202,6 +235,10 @@ class Tending:
             await self._fail(vm, other)
             return True
         await self._login.look()
+        self._wait = self._waited(vm, slot)
+        if is_well(answer):
+            self._cpu_stage = None
+            self._waited(vm, slot)  # from here on it counts for the next checks
         count = await self._means.vms.checked(vm.id, is_well(answer))
         if count == vm.failed_checks == 0:
             return False
@@ -214,16 +251,19 @@ class Tending:
         live = settings.session.heartbeat_live_seconds
         is_watched = has_live_heartbeat(session, self._means.clock(), live)
         limit = settings.vm_check.failures
-        verdict = check_verdict(
-            vm.failed_checks, count, limit, protected=is_watched or settings.debug_preserve_vms
+        is_protected = is_watched or settings.debug_preserve_vms
+        judged = check_verdict(
+            vm.failed_checks, count, limit, protected=is_protected, wait=self._wait
         )
-        reason = with_account(f"{count} health checks in a row failed", account(answer))
-        self._log(vm).info("vm_checked", verdict=verdict, failed=count, why=account(answer))
-        if verdict == "fail":
+        late = verdict(self._wait.over(count), limit)
+        words = with_wait(f"{count} health checks in a row failed", self._wait, late)
+        reason = with_account(words, account(answer))
+        self._log(vm).info("vm_checked", verdict=judged, failed=count, why=account(answer))
+        if judged == "fail":
             await self._fail(vm, reason)
-        elif verdict == "unhealthy" and session:
+        elif judged == "unhealthy" and session:
             await self._means.sessions.tell(session.id, "unhealthy", {"reason": reason})
-        elif verdict == "recovered" and session:
+        elif judged == "recovered" and session:
             await self._means.sessions.tell(session.id, "healthy", {})
 
     def _why_it_ended(self, vm: Vm, slot: SlotState) -> str:
@@ -282,7 +322,7 @@ class Tending:
             return f"it could not be started: {_words(error)}"
         if vm.state == "starting":
             deadlines = self._means.settings.boot_deadline_seconds
-            late = overdue(vm, deadlines, self._means.clock())
+            late = overdue(vm, deadlines, self._means.clock(), self._wait)
             return late and f"{late}; and it could not be followed: {_words(error)}"
         return None
 

@@ -1,0 +1,125 @@
+"""How long a VM waited for a CPU, and what that means for a deadline. Pure.
+
+The kernel counts for each thread how long it ran and how long it was ready to run but had to
+wait. A deadline is meant for a machine without other work: what the VM waited does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+# By the clock, no deadline becomes longer than this many times itself.
+LONGEST_FACTOR = 4.0
+# From this share of waiting on, an answer that did not come in time says nothing of the VM.
+BUSY_SHARE = 0.25
+# From this share on, a VM that is late is not to blame: programs in it may have given up on
+# each other because all was so slow.
+STARVED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ThreadTimes:
+    """Seconds since the thread's start."""
+
+    ran: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class CpuSample:
+    """CPU times of a process and of its machine at one moment, in seconds.
+
+    at              of any clock, the same for all samples that are compared
+    threads         by thread id; empty where they could not be read
+    cpus            on how many CPUs they may run
+    busy, stolen    of all CPUs since the machine's start: what they did, and what they could
+                    not do because the machine, itself a VM, had to wait for its own host
+    """
+
+    at: float
+    threads: Mapping[int, ThreadTimes]
+    cpus: int
+    busy: float = 0.0
+    stolen: float = 0.0
+
+    def at_start(self, at: float) -> CpuSample:
+        """A sample from when the threads, which began at `at`, had not run yet."""
+        return replace(self, at=at, threads=dict.fromkeys(self.threads, ThreadTimes()))
+
+
+@dataclass(frozen=True)
+class CpuWait:
+    """A span of time by the clock, and how much of it the VM lost because it waited for a CPU."""
+
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+
+    def __add__(self, other: CpuWait) -> CpuWait:
+        return CpuWait(self.seconds + other.seconds, self.waited_seconds + other.waited_seconds)
+
+    def __str__(self) -> str:
+        return f"the VM waited {self.waited_seconds:.0f} s of {self.seconds:.0f} s for a CPU"
+
+    @property
+    def undisturbed_seconds(self) -> float:
+        """How long this would have taken on a machine without other work."""
+        return self.seconds - self.waited_seconds
+
+    @property
+    def share(self) -> float:
+        """The lost part, from 0 to 1."""
+        return self.waited_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        return self.share >= BUSY_SHARE
+
+    @property
+    def slowdown(self) -> float:
+        """How many times longer than on a quiet machine everything took, within limits."""
+        return 1 / max(1 - self.share, 1 / LONGEST_FACTOR)
+
+    def over(self, seconds: float) -> CpuWait:
+        """The same share of waiting over another span."""
+        return CpuWait(seconds, self.share * seconds)
+
+
+NO_WAIT = CpuWait()
+
+
+def wait_between(before: CpuSample, after: CpuSample) -> CpuWait:
+    """What a VM lost between two samples of its process.
+
+    Threads that had to wait for each other, having too few CPUs for all of them, would have
+    done so on a quiet machine too. Where on average no more than one thread was at work, each
+    wait delayed the VM by its own length; where several were, they waited at the same time.
+    """
+    seconds = max(after.at - before.at, 0.0)
+    if not before.threads:
+        return CpuWait(seconds)
+    ran = waited = 0.0
+    for thread, now in after.threads.items():
+        then = before.threads.get(thread, ThreadTimes())
+        ran += max(now.ran - then.ran, 0.0)
+        waited += max(now.waited - then.waited, 0.0)
+    if after.busy > before.busy:
+        waited += ran * max(after.stolen - before.stolen, 0.0) / (after.busy - before.busy)
+    waited = min(waited, max(after.cpus * seconds - ran, 0.0))
+    return CpuWait(seconds, waited * seconds / max(seconds, ran + waited, 1e-9))
+
+
+Verdict = Literal["in time", "late", "starved"]
+
+
+def verdict(wait: CpuWait, limit_seconds: float) -> Verdict:
+    """What a deadline says after `wait`; the limit is in seconds of an undisturbed machine.
+
+    late        the VM had all the time that it should need
+    starved     it is not waited for any longer, but the machine is to blame
+    """
+    at_most = LONGEST_FACTOR * limit_seconds
+    if wait.undisturbed_seconds < limit_seconds and wait.seconds < at_most:
+        return "in time"
+    return "starved" if wait.share >= STARVED_SHARE else "late"

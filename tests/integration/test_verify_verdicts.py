@@ -1,0 +1,88 @@
+"""Which faults a verification puts down to the image, and which to a machine that is too busy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
+from polydev.image.verify import image_fault
+from polydev.run import run
+from polydev.vm.cpu_wait import CpuWait
+
+QUIET, BUSY = CpuWait(60, 3), CpuWait(60, 43)
+STARVED = MachineBusy("the guest was not ready by then, stage reached: init", BUSY)
+
+
+@pytest.mark.parametrize(
+    ("faults", "wait", "kind"),
+    [
+        ([None, SpecTimeout("slow")], QUIET, SpecError),
+        ([None, SpecTimeout("slow")], BUSY, MachineBusy),
+        ([SpecTimeout("slow"), SpecTimeout("slow")], BUSY, MachineBusy),
+        ([None, SpecError("wrong")], BUSY, SpecError),
+        ([SpecTimeout("slow"), SpecError("wrong")], BUSY, SpecError),
+        ([None, STARVED], QUIET, MachineBusy),
+        ([SpecTimeout("slow"), STARVED], QUIET, MachineBusy),
+        ([SpecError("wrong at rest"), STARVED], BUSY, SpecError),
+        ([None, BootError("kernel panic")], BUSY, BootError),
+    ],
+)
+def test_whose_fault(
+    faults: list[ImageError | MachineBusy | None], wait: CpuWait, kind: type[Error]
+) -> None:
+    try:
+        found: Error | None = image_fault(faults, wait)
+    except MachineBusy as error:
+        found = error
+    assert isinstance(found, kind)
+    if kind is MachineBusy:
+        assert "the VM waited 43 s of 60 s for a CPU" in found.message
+
+
+def test_sound_image_has_no_fault() -> None:
+    assert image_fault([None, None], BUSY) is None
+
+
+SPECS = """
+import asyncio, socket, pytest, httpx
+from polydev.errors import VmTimeout
+
+@pytest.fixture
+def console():
+    raise VmTimeout("the test console did not answer within 30 s")
+
+def test_passes(): pass
+def test_wrong(): assert 1 == 2
+def test_console(console): pass
+def test_socket():
+    server = socket.create_server(("127.0.0.1", 0))
+    with socket.create_connection(server.getsockname(), timeout=0.01) as client:
+        client.recv(1)
+def test_http():
+    server = socket.create_server(("127.0.0.1", 0))
+    httpx.get(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=0.01)
+def test_asyncio():
+    asyncio.run(asyncio.wait_for(asyncio.sleep(9), 0.01))
+"""
+
+
+def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_specs.py").write_text(SPECS)
+    report = tmp_path / "report.json"
+    argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider"]
+    argv += ["-p", "testinfra.plugin", "-p", "polydev.image.specs", f"--spec-report={report}"]
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    run([*argv, str(tmp_path)], cwd=tmp_path, env=alone, check=False)
+    told = {each["name"]: each["timed_out"] for each in json.loads(report.read_text())}
+    assert told == {
+        "test_passes": False,
+        "test_wrong": False,
+        "test_console": True,
+        "test_socket": True,
+        "test_http": True,
+        "test_asyncio": True,
+    }

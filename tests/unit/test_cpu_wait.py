@@ -1,0 +1,152 @@
+"""What a VM lost because it waited for a CPU, and what deadlines make of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.vm.cpu_time import SPAN_SECONDS, CpuWatch, cpu_sample, machine_times, thread_times
+from polydev.vm.cpu_wait import (
+    LONGEST_FACTOR,
+    CpuSample,
+    CpuWait,
+    ThreadTimes,
+    verdict,
+    wait_between,
+)
+
+STAT = "cpu  32938 100 13781 97204 1172 0 259 75 500 0\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5\n"
+
+
+def sample(
+    at: float, *threads: tuple[float, float], cpus: int = 2, busy: float = 0, stolen: float = 0
+) -> CpuSample:
+    times = {number: ThreadTimes(*each) for number, each in enumerate(threads)}
+    return CpuSample(at, times, cpus, busy, stolen)
+
+
+@pytest.mark.parametrize(
+    ("threads", "lost"),
+    [
+        pytest.param([(0, 0)], 0, id="idle"),
+        pytest.param([(10, 0)], 0, id="alone on its CPU"),
+        pytest.param([(5, 5)], 5, id="shares its CPU with one other"),
+        pytest.param([(0.5, 0.5)], 0.5, id="mostly idle, and late each time it wakes up"),
+        pytest.param([(5, 5), (5, 5)], 5, id="two at once wait at the same time"),
+        pytest.param([(10, 0), (10, 0)], 0, id="two at once on two CPUs"),
+        pytest.param([(2, 2), (3, 3)], 5, id="one after the other"),
+        pytest.param([(0, 10), (0, 10), (0, 10)], 10, id="nothing runs at all"),
+    ],
+)
+def test_what_ten_seconds_lost(threads: list[tuple[float, float]], lost: float) -> None:
+    before = sample(100, *((7.0, 9.0) for _ in threads))
+    after = sample(110, *((7.0 + ran, 9.0 + waited) for ran, waited in threads))
+    wait = wait_between(before, after)
+    assert wait.seconds == 10
+    assert wait.waited_seconds == pytest.approx(lost)
+    assert wait.undisturbed_seconds == pytest.approx(10 - lost)
+
+
+def test_threads_that_wait_for_each_other_lose_nothing() -> None:
+    """Two that never rest on the only CPU of a quiet machine; then another program joins."""
+    before = sample(0, (0, 0), (0, 0), cpus=1)
+    assert wait_between(before, sample(10, (5, 5), (5, 5), cpus=1)) == CpuWait(10, 0)
+    assert wait_between(before, sample(10, (2, 8), (3, 7), cpus=1)) == CpuWait(10, 5)
+
+
+def test_threads_that_come_and_go() -> None:
+    before = CpuSample(0, {1: ThreadTimes(5, 5), 2: ThreadTimes(50, 50)}, 2)
+    after = CpuSample(10, {1: ThreadTimes(6, 7), 3: ThreadTimes(1, 1)}, 2)
+    assert wait_between(before, after) == CpuWait(10, 3)
+
+
+def test_times_that_could_not_be_read_excuse_nothing() -> None:
+    assert wait_between(sample(0), sample(10, (900, 900))) == CpuWait(10, 0)
+    assert wait_between(sample(0, (5, 5)), sample(10)) == CpuWait(10, 0)
+    # A clock that was set back, and a thread id that came again.
+    assert wait_between(sample(10, (5, 5)), sample(0, (1, 1))) == CpuWait(0, 0)
+
+
+def test_what_a_host_above_takes_is_waited_for() -> None:
+    before, after = sample(0, (0, 0), busy=100, stolen=10), sample(10, (5, 0), busy=110, stolen=20)
+    assert wait_between(before, after) == CpuWait(10, 5)
+
+
+def test_whole_life_of_a_process() -> None:
+    now = sample(130, (10, 20), busy=900, stolen=90)
+    assert wait_between(now.at_start(100), now) == CpuWait(30, 20)
+
+
+@pytest.mark.parametrize(
+    ("wait", "says"),
+    [
+        (CpuWait(59.9), "in time"),
+        (CpuWait(60), "late"),
+        (CpuWait(90, 30.1), "in time"),
+        (CpuWait(90, 30), "late"),
+        (CpuWait(60 * LONGEST_FACTOR - 0.1, 200), "in time"),
+        (CpuWait(60 * LONGEST_FACTOR, 200), "starved"),
+        # It had all its time, but who knows what went wrong in it meanwhile.
+        (CpuWait(180, 120), "starved"),
+        (CpuWait(110, 50), "late"),
+    ],
+)
+def test_verdict(wait: CpuWait, says: str) -> None:
+    assert verdict(wait, 60) == says
+
+
+def test_a_wait_in_figures() -> None:
+    wait = CpuWait(40, 30) + CpuWait(20, 13)
+    assert str(wait) == "the VM waited 43 s of 60 s for a CPU"
+    assert wait.is_busy
+    assert wait.over(120).seconds == 120
+    assert wait.over(120).waited_seconds == pytest.approx(86)
+    assert not CpuWait(60, 5).is_busy
+    assert (CpuWait().share, CpuWait().slowdown) == (0, 1)
+    assert CpuWait(60, 30).slowdown == 2
+    assert CpuWait(60, 60).slowdown == LONGEST_FACTOR
+
+
+def samples(*each: CpuSample) -> Iterator[CpuSample]:
+    yield from each
+
+
+def test_spells_of_work_and_rest_are_not_mixed() -> None:
+    """One thread waits alone for a while, then the guest rests: it lost no more meanwhile."""
+    taken = samples(
+        sample(0, (0, 0), (0, 0)),
+        sample(10, (5, 5), (5, 5)),  # both at once: 5 lost
+        sample(100, (5, 5), (5, 5)),
+    )
+    watch = CpuWatch(lambda: next(taken))
+    assert watch.total() == CpuWait(10, 5)
+    assert watch.total() == CpuWait(100, 5)
+
+
+def test_a_long_wait_is_counted_though_it_is_told_at_its_end() -> None:
+    step = SPAN_SECONDS / 4
+    taken = samples(sample(0, (0, 0)), sample(step, (0, 0)), sample(2 * step, (0, 2 * step)))
+    watch = CpuWatch(lambda: next(taken))
+    assert watch.total() == CpuWait(step, 0)
+    assert watch.total() == CpuWait(2 * step, 2 * step)
+
+
+def test_figures_of_the_kernel() -> None:
+    assert thread_times("193084054 22276035 414\n") == ThreadTimes(0.193084054, 0.022276035)
+    second = os.sysconf("SC_CLK_TCK")
+    busy, stolen = machine_times(STAT)
+    assert busy * second == pytest.approx(32938 + 100 + 13781 + 259)
+    assert stolen * second == pytest.approx(75)
+
+
+def test_a_process_that_is_there_and_one_that_is_not(tmp_path: Path) -> None:
+    own = cpu_sample(os.getpid())
+    assert own.threads[os.getpid()].ran > 0
+    assert own.busy > 0
+    (tmp_path / "stat").write_text(STAT)
+    (tmp_path / "7/task/7").mkdir(parents=True)  # a kernel without these figures
+    assert cpu_sample(7, 5.0, tmp_path).threads == {}
+    assert cpu_sample(8, 5.0, tmp_path).at == 5.0
