@@ -54,7 +54,10 @@ class VmSizes(Group):
 
 
 class BootDeadlines(Group):
-    """By when each stage must be reached, in seconds since the one before it."""
+    """By when each stage must be reached, in seconds since the one before it.
+
+    On a busy machine it may take longer: what the VM waits for a CPU does not count.
+    """
 
     kernel: float = Field(default=60, gt=0)
     init: float = Field(default=120, gt=0)

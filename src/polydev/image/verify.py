@@ -59,6 +59,7 @@ from polydev.vm.stages import last_lines
 
 log = logging.getLogger(__name__)
 
+# Of a machine without other work; on a busy one it may take up to four times as long.
 DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
 SPEC_TIMEOUT_SECONDS = 300.0
 VNC_GREETING_SECONDS = 5.0
