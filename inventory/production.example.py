@@ -29,7 +29,12 @@ browser_hosts = [
             # A proxy that speaks TLS sits in front, so the controller listens here only: tokens
             # are not for everybody to read. Without this it listens at every address.
             "controller_listen": "127.0.0.1:4000",
-            "controller": {"log_level": "info", "drain_seconds": 20},
+            "controller": {
+                "log_level": "info",
+                "drain_seconds": 20,
+                # Believed about whom it was asked by, so that failed logins count for the right one.
+                "trusted_proxies": ["127.0.0.1/32"],
+            },
             # Files on the operator's machine; the controller gets them as systemd credentials.
             # "secrets": {
             #     "jwt-secret": "secrets/jwt-secret",  # what users' JWTs are signed with

@@ -283,6 +283,36 @@ def test_a_malformed_start_is_422(host: ApiHost, body: Any, pointer: str) -> Non
     host.run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("start", {f"key-{number}": "" for number in range(50)}),
+        ("start", {f"key-{number}": "" for number in range(10_000)}),
+        ("start", {"x" * 100_000: ""}),
+        ("start", {"provider": "x" * 100_000}),
+        ("credentials/store", {f"key-{number}": "" for number in range(10_000)}),
+        ("credentials/store", [""] * 10_000),
+    ],
+)
+def test_what_is_told_of_a_malformed_body_is_bounded(host: ApiHost, path: str, body: Any) -> None:
+    async def scenario(asked: Served) -> None:
+        answer = await asked.ask("POST", f"/api/auth/{path}", "operator", json=body)
+        told = problem(answer, 422)
+        assert 1 <= len(told["errors"]) <= 20
+        assert len(answer.content) < 8000
+
+    host.run(scenario, max_body_bytes=1024 * 1024)
+
+
+def test_errors_that_are_not_told_are_counted(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        body = {f"key-{number}": "" for number in range(50)}
+        told = problem(await asked.ask("POST", "/api/auth/start", "operator", json=body), 422)
+        assert "52 errors" in told["detail"]
+
+    host.run(scenario)
+
+
 @pytest.mark.parametrize("key", ["", "x" * 201, "tab\there", "ü"])
 def test_a_key_that_is_none_is_422(host: ApiHost, key: str) -> None:
     async def scenario(asked: Served) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from ipaddress import ip_network
 from typing import Any, cast
 
 import httpx
@@ -20,9 +21,10 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from polydev.controller import settings as configured
-from polydev.controller.api.identity import Identity, JwtReader, source_of
+from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, KEEP_SECONDS, Keys
 from polydev.controller.api.limits import Buckets
+from polydev.controller.api.origin import place_of, source_of
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.users import Tokens, Users
@@ -344,3 +346,57 @@ def test_a_proxy_on_this_host_is_not_shut_out(peer: str | None) -> None:
 )
 def test_where_somebody_comes_from(peer: str, source: str) -> None:
     assert source_of(peer) == source
+
+
+PROXIES = [ip_network(each) for each in ("127.0.0.1/32", "10.0.0.0/8", "2001:db8:ffff::/48")]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "source"),
+    [
+        ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7:4711"], "203.0.113.7"),
+        ("127.0.0.1", ["2001:db8:1:2::3"], "2001:db8:1:2::/64"),
+        ("127.0.0.1", ["[2001:db8:1:2::3]"], "2001:db8:1:2::/64"),
+        ("127.0.0.1", ["[2001:db8:1:2::3]:4711"], "2001:db8:1:2::/64"),
+        ("127.0.0.1", ['"[2001:db8:1:2::3]:4711"'], "2001:db8:1:2::/64"),
+        ("127.0.0.1", ["fe80::3%eth0"], "fe80::/64"),
+        ("127.0.0.1", ["::ffff:203.0.113.7"], "203.0.113.7"),
+        ("::ffff:127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+        ("2001:db8:ffff::1", ["203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["198.51.100.1, 203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["198.51.100.1", "203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["198.51.100.1,203.0.113.7 , 10.1.1.1", "10.2.2.2"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7,, "], "203.0.113.7"),
+        ("127.0.0.1", ["127.0.0.2"], "127.0.0.2"),
+        ("127.0.0.1", [], None),
+        ("127.0.0.1", [" "], None),
+        ("127.0.0.1", ["10.1.1.1"], None),
+        ("127.0.0.1", ["198.51.100.1, unknown"], "not an address, from 127.0.0.1"),
+        ("127.0.0.1", ["198.51.100.1, " + "1" * 9000], "not an address, from 127.0.0.1"),
+        ("127.0.0.1", ["198.51.100.1, [::1, 10.1.1.1"], "::/64"),
+        ("127.0.0.1", ["198.51.100.1, x, 10.1.1.1"], "not an address, from 10.1.1.1"),
+        ("127.0.0.2", ["203.0.113.7"], None),
+        ("::1", ["203.0.113.7"], None),
+        ("198.51.100.1", ["203.0.113.7"], "198.51.100.1"),
+        ("", ["203.0.113.7"], None),
+    ],
+)
+def test_only_trusted_proxies_say_where_somebody_comes_from(
+    peer: str, forwarded_for: list[str], source: str | None
+) -> None:
+    assert source_of(peer, forwarded_for, PROXIES) == source
+
+
+@pytest.mark.parametrize(
+    ("peer", "place"),
+    [
+        ("127.0.0.1", None),
+        ("127.0.0.2", "127.0.0.2"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2::3", "2001:db8:1:2::/64"),
+        ("", None),
+    ],
+)
+def test_where_a_connection_comes_from(peer: str, place: str | None) -> None:
+    assert place_of(peer, PROXIES) == place

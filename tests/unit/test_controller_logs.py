@@ -101,6 +101,105 @@ def test_secrets_in_tracebacks_are_hidden(capsys: pytest.CaptureFixture[str]) ->
     assert "ValueError: refused ***" in said["exception"]
 
 
+class Silent:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+LARGE = {
+    "a text": "x" * 1_000_000,
+    "characters that JSON escapes": "\U0001f600" * 100_000,
+    "quotes": '"' * 100_000,
+    "a list": ["x" * 1000] * 1000,
+    "a mapping": {f"{number}" + "k" * 1000: "v" * 1000 for number in range(1000)},
+    "levels": [[[[["x" * 500] * 9] * 9] * 9] * 9],
+    "a number": 10**10_000,
+    "bytes": b"x" * 1_000_000,
+    "an error": ValueError("x" * 1_000_000),
+    "no description": Silent(),
+    "half a character": "\ud800" * 100_000,
+}
+MOST_BYTES = 40_000  # journald cuts at 48 KiB
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("name", LARGE)
+def test_lines_are_bounded(capsys: pytest.CaptureFixture[str], name: str, form: str) -> None:
+    configure_logs("info", form)
+    value = LARGE[name]
+    structlog.stdlib.get_logger("ours").info("told", value=value, requestId="r1")
+    structlog.stdlib.get_logger("ours").info("told", **{f"k{n}": value for n in range(50)})
+    told = value if isinstance(value, (str, list, dict, bytes)) else str(type(value))
+    logging.getLogger("theirs").warning("told %s", told)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert max(len(line.encode(errors="replace")) for line in lines) <= MOST_BYTES
+    assert all("told" in line for line in lines)
+    assert "r1" in lines[0]
+
+
+def test_what_was_cut_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", "json")
+    structlog.stdlib.get_logger("ours").info("told", path="/" + "x" * 49_999)
+    assert json.loads(capsys.readouterr().err)["path"].endswith("xxx (50000 characters)")
+
+
+def test_cutting_shows_no_part_of_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", "json")
+    for length in range(1500, 2100, 7):
+        structlog.stdlib.get_logger("ours").info(
+            "told", path=f"{'x' * length} postgres://me:hidden@db"
+        )
+    assert "hid" not in capsys.readouterr().err.replace("***", "")
+
+
+@pytest.mark.parametrize("repeated", ["://:", "-eyJ", "Bearer ", "1.1.1.1-", "eyJx.y.", "a@://b:"])
+def test_a_long_text_takes_no_quadratic_time(
+    capsys: pytest.CaptureFixture[str], repeated: str
+) -> None:
+    """So many lines that it would be felt as a test that does not end."""
+    configure_logs("info", "json")
+    try:
+        raise ValueError(repeated * 1_000_000)
+    except ValueError:
+        for _ in range(3):
+            logging.getLogger("theirs").exception("failed")
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    "unprintable", ["\n", "\r", "\x1b[2J", "\x00", "\x7f", "\x85", "\x9b", "\u2028", "\u202e"]
+)
+def test_no_text_begins_a_line_or_moves_the_cursor(
+    capsys: pytest.CaptureFixture[str], unprintable: str, form: str
+) -> None:
+    forged = f'before{unprintable}{{"event": "forged"}}'
+    configure_logs("info", form)
+    log = structlog.stdlib.get_logger("ours")
+    log.info(forged)
+    log.info("told", path=forged, **{f"key{unprintable}": [forged, {forged: forged}]})
+    logging.getLogger("theirs").warning("told %s", forged)
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == said.count("\n") == 3
+    assert unprintable not in said.replace("\n", "")
+    if form == "json":
+        assert unprintable not in json.loads(said.splitlines()[0])["event"]
+
+
+def test_a_traceback_on_a_console_begins_no_line_of_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("info", "console")
+    try:
+        raise ValueError("before\n2026-11-28 forged\x1b[2J")
+    except ValueError:
+        logging.getLogger("theirs").exception("failed")
+    _, *traceback = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert [line for line in traceback[1:] if not line.startswith("  ")] == []
+    assert "\x1b" not in "".join(traceback)
+
+
 def test_console_form_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("debug", "console")
     structlog.stdlib.get_logger("ours").debug("started", slots=4)

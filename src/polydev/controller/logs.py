@@ -1,5 +1,8 @@
 """Structured logs on stderr, one JSON object a line, for this code and for all that it uses.
 
+A line is bounded, whoever chose what it tells: journald cuts a line at 48 KiB and would show the
+rest as a line of its own. Control characters are escaped.
+
 Secrets never get in: values under keys that sound like one are hidden, and so is whatever looks
 like a token or a password in a URL, tracebacks included. Of a VM's address the last part is left
 out.
@@ -10,6 +13,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -18,9 +23,10 @@ from structlog.typing import EventDict, Processor
 
 HIDDEN = "***"
 SECRET_KEY = re.compile(r"authorization|cookie|token|secret|passw|credential|api_?key", re.I)
+# Repetitions that can begin anywhere have an end, else long texts would take quadratic time.
 SECRET_TEXT = re.compile(
-    r"(?P<keep>\bBearer\s+|\baccess_token=|://[^/\s:@]*:(?=[^\s@]+@))[^\s@\"'&]+(?P<at>@?)"
-    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # a JWT
+    r"(?P<keep>\bBearer\s+|\baccess_token=|://[^/\s:@]*:(?=[^\s@]{1,1024}@))[^\s@\"'&]+(?P<at>@?)"
+    r"|\beyJ[\w-]{8,2048}\.[\w-]{1,8192}\.[\w-]*"  # a JWT
     r"|\bpdt_[\w-]+"  # an operator's token
 )
 ADDRESS_KEY = re.compile(r"vm_?ip|(vm_?)?address", re.I)
@@ -30,29 +36,97 @@ VM_NETWORK = IPv4Network("192.168.100.0/24")
 QUIET = ("uvicorn", "alembic", "aiosqlite", "sqlalchemy", "asyncio", "httpx", "httpcore")
 
 
-class WithoutSecrets:
-    """The last step before a line is written; addresses of `vm_network` are VMs'."""
+@dataclass(frozen=True)
+class Bounds:
+    """How much of an event is told: characters of a text and of a traceback, values in all, and
+    levels of lists and mappings."""
 
-    def __init__(self, vm_network: IPv4Network) -> None:
+    text: int
+    traceback: int
+    values: int
+    depth: int
+
+
+MOST_LINE_BYTES = 32 * 1024
+# The first that makes the line short enough is used: JSON escapes a character by up to twelve.
+BOUNDS = (
+    Bounds(text=2048, traceback=16 * 1024, values=200, depth=6),
+    Bounds(text=512, traceback=2048, values=40, depth=3),
+    Bounds(text=64, traceback=512, values=15, depth=2),
+)
+ALWAYS_TOLD = ("event", "level", "logger", "time", "requestId")
+MOST_KEY_CHARACTERS = 64
+MOST_SEARCHED = 4
+"""How many times a bound is searched for secrets: what is cut away first cannot split one."""
+MOST_INTEGER_BITS = 256
+TRACEBACKS = frozenset({"exception", "stack", "exc_info", "stack_info"})
+# Besides control characters: what ends a line elsewhere, turns text round, or is no character.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+class Bounded:
+    """Renders an event without secrets, within bounds; addresses of `vm_network` are VMs'."""
+
+    def __init__(self, render: Processor, vm_network: IPv4Network) -> None:
+        self._render = render
         self._vm_network = vm_network
 
-    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        return {key: self._shown(key, value) for key, value in event.items()}
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        said = {key: event[key] for key in ALWAYS_TOLD if key in event}
+        event = {**said, **event}
+        for bounds in BOUNDS:
+            line = str(self._render(logger, method, self._event(event, bounds)))
+            if len(line.encode(errors="replace")) <= MOST_LINE_BYTES:
+                return line
+        return str(self._render(logger, method, self._event(said, BOUNDS[-1])))
 
-    def _shown(self, key: str, value: Any) -> Any:
+    def _event(self, event: EventDict, bounds: Bounds) -> dict[str, Any]:
+        shown: dict[str, Any] = self._values(event, bounds, iter(range(bounds.values)), 1)
+        return shown
+
+    def _shown(
+        self, key: str, value: Any, bounds: Bounds, budget: Iterator[int], depth: int
+    ) -> Any:
         if SECRET_KEY.search(key):
             return HIDDEN
-        if isinstance(value, str):
-            return self._text(value, every_address=ADDRESS_KEY.fullmatch(key) is not None)
-        if isinstance(value, IPv4Address):
-            return self._shown(key, str(value))
-        if isinstance(value, dict):
-            return {name: self._shown(str(name), each) for name, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._shown("", each) for each in value]
-        return value
+        if value is None or isinstance(value, (bool, float)):
+            return value
+        if isinstance(value, int):
+            return value if value.bit_length() <= MOST_INTEGER_BITS else "a large number"
+        if isinstance(value, (Mapping, list, tuple, Set)):
+            if depth >= bounds.depth:
+                return f"({len(value)} values)"
+            return self._values(value, bounds, budget, depth + 1)
+        return self._text(key, value if isinstance(value, str) else _described(value), bounds)
 
-    def _text(self, text: str, *, every_address: bool) -> str:
+    def _values(self, values: Any, bounds: Bounds, budget: Iterator[int], depth: int) -> Any:
+        if not isinstance(values, Mapping):
+            return [
+                self._shown("", each, bounds, budget, depth)
+                for each, _ in zip(values, budget, strict=False)
+            ]
+        return {
+            escaped(str(key)[:MOST_KEY_CHARACTERS]): self._shown(
+                str(key), value, bounds, budget, depth
+            )
+            for (key, value), _ in zip(values.items(), budget, strict=False)
+        }
+
+    def _text(self, key: str, text: str, bounds: Bounds) -> str:
+        is_traceback = key in TRACEBACKS
+        most = bounds.traceback if is_traceback else bounds.text
+        searched = text[-MOST_SEARCHED * most :] if is_traceback else text[: MOST_SEARCHED * most]
+        hidden = self._hidden(searched, every_address=ADDRESS_KEY.fullmatch(key) is not None)
+        shown = escaped(hidden, lines=is_traceback)
+        if len(shown) <= most and len(searched) == len(text):
+            return shown
+        note = f"({len(text)} characters)"
+        room = most - len(note) - 1
+        return f"{note} {shown[-room:]}" if is_traceback else f"{shown[:room]} {note}"
+
+    def _hidden(self, text: str, *, every_address: bool) -> str:
         def masked(found: re.Match[str]) -> str:
             return f"{found[1]}x" if every_address or self._is_vm(found[0]) else found[0]
 
@@ -66,6 +140,21 @@ class WithoutSecrets:
             return IPv4Address(text) in self._vm_network
         except ValueError:  # 999.1.1.1, or a version number
             return False
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    """The text with every unprintable character as its escape; with `lines`, ends of lines stay
+    and each further line is indented, so that none looks like a line of the log."""
+    if lines:
+        return "\n  ".join(escaped(line) for line in text.split("\n"))
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _described(value: object) -> str:
+    try:
+        return str(value) if isinstance(value, (IPv4Address, BaseException)) else repr(value)
+    except Exception as error:
+        return f"({type(value).__name__}, which fails to describe itself: {type(error).__name__})"
 
 
 def configure_logs(level: str, form: str, vm_network: IPv4Network = VM_NETWORK) -> None:
@@ -94,8 +183,7 @@ def configure_logs(level: str, form: str, vm_network: IPv4Network = VM_NETWORK) 
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                WithoutSecrets(vm_network),
-                _renderer(form),
+                Bounded(_renderer(form), vm_network),
             ],
         )
     )

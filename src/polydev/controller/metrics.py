@@ -62,6 +62,18 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.connections_refused = Counter(
+            "polydev_http_connections_refused",
+            "Connections closed before or instead of a request, by the limit that they exceeded",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.connections_unfinished = Gauge(
+            "polydev_http_connections_unfinished",
+            "Open connections without a complete request",
+            registry=self.registry,
+        )
+
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `route` is the template, never the path: labels must stay few."""
         method = method if method in METHODS else "other"

@@ -147,7 +147,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != HEALTH_PATH:
             try:
-                caller = await self.identity.caller(*_credentials(scope), _peer(scope))
+                caller = await self.identity.caller(*_credentials(scope), *origin(scope))
                 self.requests.take(caller.user_id)
             except (Error, HTTPException) as refusal:
                 response = await answer_problem(Request(scope), refusal)
@@ -164,10 +164,10 @@ def _credentials(scope: Scope) -> tuple[str | None, str | None]:
     return Headers(scope=scope).get("authorization"), query.get("access_token")
 
 
-def _peer(scope: Scope) -> str | None:
-    """The address that the request comes from; a proxy's own, where there is one."""
+def origin(scope: Scope) -> tuple[str | None, list[str]]:
+    """The peer's address, and what the request says of those before it."""
     client = scope.get("client")
-    return client[0] if client else None
+    return client[0] if client else None, Headers(scope=scope).getlist("x-forwarded-for")
 
 
 def request_id_of(headers: Headers) -> str:

@@ -39,6 +39,8 @@ from polydev.errors import (
 MEDIA_TYPE = "application/problem+json"
 CHALLENGE = 'Bearer realm="polydev"'
 RETRY_SECONDS = 5
+MOST_ERRORS = 20
+MOST_CHARACTERS = 1000
 UNPROCESSABLE = HTTPStatus(422)  # its name changed with Python 3.13
 # What SQLAlchemy raises where the database does not answer, or not in time.
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
@@ -134,11 +136,12 @@ def problem_of(error: Exception, path: str, request_id: str) -> Problem:
     status = _status_of(error)
     told: dict[str, Any] = {"title": status.phrase, "status": status.value}
     if isinstance(error, Error):
-        told |= {"type": f"urn:polydev:error:{error.code}", "detail": error.message}
+        told |= {"type": f"urn:polydev:error:{error.code}", "detail": _cut(error.message)}
         told |= {"hint": error.hint, **_members(error)}
     elif isinstance(error, RequestValidationError):
-        told["detail"] = "the request is not valid"
-        told["errors"] = _refused_inputs(error)
+        refused = error.errors()
+        told["detail"] = _summary(len(refused))
+        told["errors"] = [_refused_input(each) for each in refused[:MOST_ERRORS]]
     elif isinstance(error, HTTPException):
         told["detail"] = _http_detail(error, status)
     elif isinstance(error, DATABASE_ERRORS):
@@ -166,7 +169,7 @@ def _status_of(error: Exception) -> HTTPStatus:
 
 def _http_detail(error: HTTPException, status: HTTPStatus) -> str:
     if error.detail and error.detail != status.phrase:
-        return error.detail
+        return _cut(error.detail)
     if status == HTTPStatus.NOT_FOUND:
         return "nothing is at this address"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -174,12 +177,21 @@ def _http_detail(error: HTTPException, status: HTTPStatus) -> str:
     return status.phrase
 
 
-def _refused_inputs(error: RequestValidationError) -> list[InvalidInput]:
-    # Never the values themselves: they may be secrets.
-    return [
-        InvalidInput(pointer="/".join(str(part) for part in each["loc"]), detail=_words(each))
-        for each in error.errors()
-    ]
+def _summary(errors: int) -> str:
+    if errors <= MOST_ERRORS:
+        return "the request is not valid"
+    return f"the request is not valid: {errors} errors, of which these are the first {MOST_ERRORS}"
+
+
+def _refused_input(refused: Mapping[str, Any]) -> InvalidInput:
+    # Never the value itself: it may be a secret.
+    pointer = "/".join(str(part) for part in refused["loc"])
+    return InvalidInput(pointer=_cut(pointer), detail=_cut(_words(refused)))
+
+
+def _cut(text: str) -> str:
+    """A caller chooses parts of some texts, and need not get them back whole."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 def _words(refused: Mapping[str, Any]) -> str:

@@ -9,12 +9,9 @@ its client may be sending just now. What still arrives is answered with `Connect
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import signal
 import socket
-import struct
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,12 +21,11 @@ import structlog
 from fastapi import FastAPI
 from uvicorn import Config
 from uvicorn import Server as UvicornServer
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from polydev.controller.app import create_app
 from polydev.controller.inprocess import ask
 from polydev.controller.middleware import HEALTH_PATH
+from polydev.controller.protocol import Protocol, State
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
@@ -42,58 +38,6 @@ BACKLOG = 4096  # that of master-controller.socket: listening again would set an
 TICK_SECONDS = 1.0
 
 
-class State(ServerState):
-    """What all connections share; `draining_seconds` is set once the server is to end."""
-
-    draining_seconds: float | None = None
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 of uvicorn, with an end and with time-outs that lose no request."""
-
-    server_state: State
-    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if self.server_state.draining_seconds is not None:
-            self.shutdown()  # accepted before the end began
-        else:
-            self._await_request()
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        if self.server_state.draining_seconds is not None and self.cycle is not None:
-            self.cycle.keep_alive = False
-
-    def shutdown(self) -> None:
-        """Begin the end of this connection: the next answer is its last."""
-        grace = self.server_state.draining_seconds
-        if grace is not None:
-            self.timeout_keep_alive = min(self.timeout_keep_alive, grace)  # type: ignore[assignment]
-        if self.cycle is None or self.cycle.response_complete:
-            self._await_request()
-        elif not self.cycle.response_started:
-            self.cycle.keep_alive = False
-
-    def timeout_keep_alive_handler(self) -> None:
-        # A request that is here but not yet read will be served.
-        if not self.transport.is_closing() and not _unread_bytes(self.transport):
-            self.transport.close()
-
-    def _await_request(self) -> None:
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    number = transport.get_extra_info("socket").fileno()
-    found: int = struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, bytes(4)))[0]
-    return found
-
-
 class Server(UvicornServer):
     """`refused` says that the application's own health kept it from starting."""
 
@@ -101,9 +45,11 @@ class Server(UvicornServer):
 
     def __init__(self, settings: Settings, app: FastAPI, *, only_if_healthy: bool) -> None:
         super().__init__(_uvicorn_config(settings, app))
-        self.server_state = State()
         self.app = app
         self.services: Services = app.state.services
+        self.server_state = State(
+            settings.connections, settings.trusted_proxies, self.services.metrics
+        )
         self.only_if_healthy = only_if_healthy
         self.refused = False
         self._drain_keep_alive_seconds = settings.drain_keep_alive_seconds
@@ -180,6 +126,7 @@ def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # Identity reads them, from trusted proxies only
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,
         ws=RelayProtocol,

@@ -142,7 +142,8 @@ def _identity(settings: Settings, users: Users, tokens: Tokens) -> Identity:
     keys = Keys(rules.jwks_url) if rules.jwks_url else None
     rate = settings.rate
     failures = Buckets(rate.failures_per_minute / 60, rate.failures_burst)
-    return Identity(users, tokens, JwtReader(settings.jwt_secret, rules, keys), failures)
+    jwts = JwtReader(settings.jwt_secret, rules, keys)
+    return Identity(users, tokens, jwts, failures, settings.trusted_proxies)
 
 
 def _works(

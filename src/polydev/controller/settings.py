@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,6 +100,24 @@ class RateLimits(Group):
     failures_burst: int = Field(default=20, ge=1)
 
 
+class ConnectionLimits(Group):
+    """What a connection may take before its request is complete, and to read its answer.
+
+    header_seconds, body_seconds    by when the whole header, and then the whole body, must be there
+    send_seconds                    by when a client must have read what was sent
+    most                            connections that are open
+    unfinished                      of those, the ones without a complete request
+    unfinished_per_address          and those of one IPv4 address or network of IPv6
+    """
+
+    header_seconds: float = Field(default=10, gt=0)
+    body_seconds: float = Field(default=60, gt=0)
+    send_seconds: float = Field(default=60, gt=0)
+    most: int = Field(default=4096, ge=1)
+    unfinished: int = Field(default=1024, ge=1)
+    unfinished_per_address: int = Field(default=256, ge=1)
+
+
 class Identity(Group):
     """Whose JWTs are taken, besides those signed with `jwt_secret`."""
 
@@ -177,6 +195,9 @@ class Settings(BaseSettings):
     )
     """Keep VMs that would be destroyed for failing; for debugging."""
     rate: RateLimits = RateLimits()
+    connections: ConnectionLimits = ConnectionLimits()
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Whose word on where a request comes from is taken: addresses or networks of proxies."""
     identity: Identity = Identity()
     samples: Sampling = Sampling()
     alert: AlertRules = AlertRules()

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from polydev.controller.api.answers import Answer
+from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
 from polydev.controller.model import Provider
@@ -78,7 +79,7 @@ def _sealable(given: Any) -> Any:
     return given
 
 
-class StoreRequest(BaseModel):
+class StoreRequest(RequestBody):
     """`credentials` as the provider's tool keeps them. A session of the caller may be named."""
 
     model_config = ConfigDict(

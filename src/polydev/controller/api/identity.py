@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -16,13 +15,13 @@ from pydantic import SecretStr
 from polydev.controller import settings as configured
 from polydev.controller.api.jwks import Keys, KeysUnavailable
 from polydev.controller.api.limits import Buckets
+from polydev.controller.api.origin import Networks, source_of
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
 
 MOST_TOKEN_CHARACTERS = 8192
-IPV6_PREFIX = 64
 PUBLIC_KEY_ALGORITHMS = ("RS256", "ES256")
 HOW = "send Authorization: Bearer <a JWT of the identity provider, or a token of token.create>"
 
@@ -110,25 +109,37 @@ def _reason(error: jwt.PyJWTError) -> str:
 class Identity:
     """`failures` is how often each address may fail to come in."""
 
-    def __init__(self, users: Users, tokens: Tokens, jwts: JwtReader, failures: Buckets) -> None:
+    def __init__(
+        self,
+        users: Users,
+        tokens: Tokens,
+        jwts: JwtReader,
+        failures: Buckets,
+        trusted_proxies: Networks = (),
+    ) -> None:
         self._users = users
         self._tokens = tokens
         self._jwts = jwts
         self._failures = failures
+        self._trusted_proxies = trusted_proxies
 
     async def caller(
         self,
         authorization: str | None,
         access_token: str | None = None,
         peer: str | None = None,
+        forwarded_for: Iterable[str] = (),
     ) -> Caller:
         """Who sent this `Authorization` header or, where there is none, this `access_token`.
 
+        `forwarded_for` are the values of X-Forwarded-For, of which only trusted proxies are
+        believed.
+
         Raises NotAuthenticated, NotAllowed for a stranger with a good JWT, Unavailable, and
-        HTTPException 429 where too many came from `peer` with tokens that are none.
+        HTTPException 429 where too many came from the same place with tokens that are none.
         """
         token = presented(authorization, access_token)
-        source = source_of(peer)
+        source = source_of(peer, forwarded_for, self._trusted_proxies)
         if source is None:
             return await self._holder(token)
         self._failures.look(source)
@@ -156,27 +167,6 @@ class Identity:
         if caller is None:
             raise NotAuthenticated("the token is unknown, revoked or expired", HOW)
         return caller
-
-
-def source_of(peer: str | None) -> str | None:
-    """What counts as one place to come from: an IPv4 address, or a network of IPv6, in which
-    whoever has one address has them all.
-
-    None for this host itself. A proxy on it is the peer of everybody, so if failures of that were
-    counted, one stranger could shut out all. Tokens are too long to be guessed: the limit keeps
-    work and log lines down, and behind a proxy that is the proxy's to do, which knows who asks.
-    """
-    try:
-        address = ip_address(peer or "")
-    except ValueError:  # a Unix socket
-        return None
-    if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or address
-    if address.is_loopback:
-        return None
-    if isinstance(address, IPv4Address):
-        return str(address)
-    return str(IPv6Network((address, IPV6_PREFIX), strict=False))
 
 
 def presented(authorization: str | None, access_token: str | None) -> str:

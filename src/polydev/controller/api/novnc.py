@@ -121,6 +121,7 @@ class Screens:
             websocket.headers.get("authorization"),
             websocket.query_params.get("access_token"),
             websocket.client.host if websocket.client else None,
+            websocket.headers.getlist("x-forwarded-for"),
         )
         self._services.requests.take(caller.user_id)
         return caller

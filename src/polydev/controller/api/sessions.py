@@ -6,7 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from polydev.controller.api.answers import (
     SessionAnswer,
@@ -17,6 +17,7 @@ from polydev.controller.api.answers import (
     session_path,
     vm_answer,
 )
+from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
 from polydev.controller.health import image_store_state
@@ -40,7 +41,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-class StartRequest(BaseModel):
+class StartRequest(RequestBody):
     """Users name themselves; operators may start a session for another."""
 
     model_config = ConfigDict(

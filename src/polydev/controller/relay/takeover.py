@@ -20,9 +20,21 @@ from starlette.websockets import WebSocket
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets import http11
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from polydev.controller.request_limits import (
+    MALFORMED,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+)
+
+# The library reads the request again. What HTTP takes, an upgrade takes too.
+http11.MAX_LINE_LENGTH = MOST_HEADER_BYTES
+http11.MAX_NUM_HEADERS = MOST_HEADERS
+
+HANDSHAKE_SECONDS = 10.0
 MOST_MESSAGE_BYTES = 1 << 20
 # More would be old by the time that a slow viewer gets it, and would keep pings from it.
 MOST_UNSENT_BYTES = 1 << 20
@@ -67,8 +79,29 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self.conn = ServerProtocol(max_size=MOST_MESSAGE_BYTES, logger=QUIET)
         self._ending: asyncio.Future[None] = self.loop.create_future()
         self._is_taken = False
+        self._handshake: asyncio.TimerHandle | None = None
         if getattr(server_state, "draining_seconds", None) is not None:
             self._ending.set_result(None)  # upgraded on a connection from before
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # Also a client that is refused and never reads why is let go.
+        self._handshake = self.loop.call_later(HANDSHAKE_SECONDS, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_handshake()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # The base class answers what is no handshake, but not what it cannot read as a request.
+        if self.conn.handshake_exc is not None and not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()) or MALFORMED.answer())
+            self.transport.close()
+
+    def _end_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -93,6 +126,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         await self.writable.wait()
         if self.transport.is_closing():
             raise ConnectionAbortedError("closed during the handshake")
+        self._end_handshake()
         if self.transport.is_reading():
             self.transport.pause_reading()
         taken = _own_socket(self.transport.get_extra_info("socket").fileno())

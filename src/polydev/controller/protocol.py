@@ -1,0 +1,310 @@
+"""HTTP/1.1 of uvicorn, with limits for what is not a request yet, and an end that loses none.
+
+Each connection has a deadline for its headers, one for its body and one for what it has to read.
+What exceeds a limit is answered, if nothing else is being answered, and the connection closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from typing import Any
+
+import httptools
+import structlog
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from polydev.controller.api.origin import Networks, place_of
+from polydev.controller.metrics import Metrics
+from polydev.controller.request_limits import (
+    MALFORMED,
+    MOST_PARSED_BYTES,
+    Refusal,
+    RequestLimits,
+)
+from polydev.controller.settings import ConnectionLimits
+from polydev.controller.unfinished import Unfinished
+
+log = structlog.stdlib.get_logger(__name__)
+
+MOST_PIPELINED = 64
+LINGER_SECONDS = 2.0
+TOO_MANY_PIPELINED = Refusal(400, "too_many_pipelined", "too many requests without an answer")
+UPGRADE_TOO_EARLY = Refusal(
+    400, "upgrade_too_early", "a connection can be upgraded once all its answers were read"
+)
+TOO_MANY_CONNECTIONS = Refusal(
+    503, "too_many_connections", "too many connections wait for a request: come again"
+)
+
+
+class State(ServerState):
+    """What all connections share; `draining_seconds` is set once the server is to end."""
+
+    draining_seconds: float | None = None
+
+    def __init__(
+        self, limits: ConnectionLimits, trusted_proxies: Networks, metrics: Metrics
+    ) -> None:
+        super().__init__()
+        self.limits = limits
+        self.trusted_proxies = trusted_proxies
+        self.unfinished = Unfinished(limits)
+        self.refused = metrics.connections_refused
+        metrics.connections_unfinished.set_function(lambda: len(self.unfinished))
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    server_state: State
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: State,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.place: str | None = None
+        self._limits = RequestLimits(self.loop, server_state.limits, self._late)
+        self._under_way: RequestResponseCycle | None = None
+        self._is_refused = False
+        self._is_upgraded = False
+        self._lingering: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
+
+    # A connection's life
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # So that `pause_writing` says whether anything has not left.
+        transport.set_write_buffer_limits(high=0)
+        self.place = place_of(
+            self.client[0] if self.client else None, self.server_state.trusted_proxies
+        )
+        if self.server_state.draining_seconds is not None:
+            self.shutdown()  # accepted before the end began
+        else:
+            self._await_request()
+        self._limits.accepted()
+        self.server_state.unfinished.add(self)
+        if len(self.connections) > self.server_state.limits.most:
+            self.evict()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # The base class tells the newest request only, which may wait behind the one under way.
+        self.pipeline.clear()
+        if self._under_way is not None:
+            self._under_way.disconnected = True
+            self._under_way.message_event.set()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self._let_go()
+        for timer in (self._lingering, self._sending):
+            if timer is not None:
+                timer.cancel()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._under_way = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _let_go(self) -> None:
+        """Nothing more is expected of it."""
+        self._limits.close()
+        self.server_state.unfinished.remove(self)
+
+    def shutdown(self) -> None:
+        """Begin the end of this connection: the next answer is its last."""
+        grace = self.server_state.draining_seconds
+        if grace is not None:
+            self.timeout_keep_alive = min(self.timeout_keep_alive, grace)  # type: ignore[assignment]
+        if not self._is_answering():
+            self._await_request()
+        elif self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def timeout_keep_alive_handler(self) -> None:
+        # A request that is here but not yet read will be served.
+        if not self.transport.is_closing() and not _unread_bytes(self.transport):
+            self.transport.close()
+
+    def _await_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _count(self) -> None:
+        """Tell whether it waits for the rest of a request, or else for an answer."""
+        if self.cycle is not None and self._is_answering() and not self.cycle.more_body:
+            self.server_state.unfinished.remove(self)
+        else:
+            self.server_state.unfinished.add(self)
+
+    # In
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), MOST_PARSED_BYTES):
+            if self._is_refused or self._is_upgraded or self.transport.is_closing():
+                return
+            self._parse(data[start : start + MOST_PARSED_BYTES])
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+            self._limits.parsed(len(data))
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
+        except (httptools.HttpParserError, Refusal):
+            self._refuse(self._limits.refusal or MALFORMED)
+        else:
+            self._count()
+
+    def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
+        self._limits.begun()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._limits.target(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._limits.header(name, value)
+        if self._limits.phase == "headers":  # else it is of the trailers, which are no headers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._limits.refuse(TOO_MANY_PIPELINED)
+        super().on_headers_complete()
+        self._limits.headers_complete()
+        if self.server_state.draining_seconds is not None and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._limits.ended()
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        self._limits.ended()
+
+    def on_message_complete(self) -> None:
+        self._limits.complete()
+        super().on_message_complete()
+
+    def _upgrade(self) -> None:
+        if not self._should_upgrade():
+            self._end_after_answer()  # the parser has dropped what follows the headers
+        elif self._is_answering() or self.flow.write_paused:
+            self._refuse(UPGRADE_TOO_EARLY)
+        else:
+            self._is_upgraded = True
+            self._unset_keepalive_if_required()
+            self._let_go()
+            self.handle_websocket_upgrade()
+
+    # Out
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_refused and not self.transport.is_closing():
+            self._count()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._sending is None:
+            self._sending = self.loop.call_later(
+                self.server_state.limits.send_seconds, self._abort_sending
+            )
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _abort_sending(self) -> None:
+        self._tell("send_timeout")
+        self.transport.abort()
+
+    # Refusals
+
+    def is_arriving(self) -> bool:
+        return not self.transport.is_closing() and _unread_bytes(self.transport) > 0
+
+    def evict(self) -> None:
+        is_idle = self._limits.phase == "between" and self.cycle is not None
+        if self._is_refused or is_idle:
+            self._tell(TOO_MANY_CONNECTIONS.reason)
+            self.transport.close()
+        else:
+            self._refuse(TOO_MANY_CONNECTIONS, lingers=False)
+
+    def _late(self, refusal: Refusal) -> None:
+        if self.flow.read_paused:
+            self._limits.extend()  # the rest may be here, behind an answer under way
+        elif self._limits.phase == "between":
+            self._tell(refusal.reason)
+            self.transport.close()  # the client sent nothing, so there is nothing to answer
+        else:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal, *, lingers: bool = True) -> None:
+        """Answer with it where no other answer has begun, and close."""
+        self._tell(refusal.reason, refusal.status.value)
+        self._is_refused = True
+        self._unset_keepalive_if_required()
+        self._limits.close()
+        is_own_body = self._limits.phase == "body"
+        if self._is_answering() and not is_own_body:
+            self._end_after_answer()  # of the requests before this one
+            return
+        if is_own_body and self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started or self.pipeline:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # the application need not wait for the rest
+            self.cycle.message_event.set()
+        if not (is_own_body and self.cycle is not None and self.cycle.response_complete):
+            self.transport.write(refusal.answer())
+        self._close(lingers=lingers)
+
+    def _end_after_answer(self) -> None:
+        """Take no further request; the connection ends with the last answer."""
+        self._is_refused = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.transport.close()
+
+    def _close(self, *, lingers: bool) -> None:
+        """Closing with unread bytes would take back an answer that the client has not read yet."""
+        if not lingers:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _tell(self, reason: str, status: int | None = None) -> None:
+        peer = self.client[0] if self.client else None
+        self.server_state.refused.labels(reason).inc()
+        log.info("connection_refused", reason=reason, status=status, peer=peer)
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    number = transport.get_extra_info("socket").fileno()
+    found: int = struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, bytes(4)))[0]
+    return found
