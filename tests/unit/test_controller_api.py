@@ -181,6 +181,10 @@ def test_a_token_in_the_query_where_browsers_need_it_only(host: ApiHost) -> None
         }.items():
             answer = await asked.ask("GET", path, "nobody", params=query)
             assert answer.status_code == status, path
+            # A proxy in front may ask for a password.
+            basic = {"Authorization": "Basic dTpw"}
+            answer = await asked.ask("GET", path, "nobody", basic, params=query)
+            assert answer.status_code == status, path
         expired = {"access_token": asked.tokens["an expired JWT"]}
         told = await asked.ask("GET", "/docs", "nobody", params=expired)
         assert problem(told, 401, "not-authenticated")["detail"] == "the token has expired"

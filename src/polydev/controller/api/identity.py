@@ -130,7 +130,7 @@ class Identity:
         peer: str | None = None,
         forwarded_for: Iterable[str] = (),
     ) -> Caller:
-        """Who sent this `Authorization` header or, where there is none, this `access_token`.
+        """Who sent this `Authorization` header or, where that is no bearer token, `access_token`.
 
         `forwarded_for` are the values of X-Forwarded-For, of which only trusted proxies are
         believed.
@@ -170,14 +170,17 @@ class Identity:
 
 
 def presented(authorization: str | None, access_token: str | None) -> str:
-    """The token that a request carries. Raises NotAuthenticated if it carries none."""
-    if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise NotAuthenticated("the Authorization header is no bearer token", HOW)
+    """The token that a request carries. Raises NotAuthenticated if it carries none.
+
+    A header that is no bearer token is another's, as that of a proxy that asks for a password.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     if access_token:
         return access_token
+    if authorization is not None:
+        raise NotAuthenticated("the Authorization header is no bearer token", HOW)
     raise NotAuthenticated("who asks is not known: there is no token", HOW)
 
 
