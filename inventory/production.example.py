@@ -32,7 +32,7 @@ browser_hosts = [
             "controller": {
                 "log_level": "info",
                 "drain_seconds": 20,
-                # Believed about whom it was asked by, so that failed logins count for the right one.
+                # Believed about who asks, so that failed logins count for the right address.
                 "trusted_proxies": ["127.0.0.1/32"],
             },
             # Files on the operator's machine; the controller gets them as systemd credentials.
