@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from polydev.agent.messages import HealthReply, LoginReply, Status
+from polydev.agent.messages import HealthReply, LoginReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import ThreadTimes
@@ -59,6 +59,7 @@ class FakeVm:
         self.sick: dict[str, str] = {}
         self.status_if_sick: Status = "starting"
         self.failed_units: list[str] = []
+        self.services: dict[str, ServiceState] = {}
         self.mute = False
         self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
         self.logins = 0
@@ -184,7 +185,7 @@ class FakeVm:
                 for name in COMPONENTS
             },
             "failing": [name for name in COMPONENTS if name in wrong],
-            "services": {},
+            "services": self.services,
             "failed_units": self.failed_units,
             "image_digest": self.launch.image_digest,
             "vm_id": self.said_vm_id,

@@ -336,6 +336,38 @@ def test_sick_vm_fails_after_its_checks(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SickVm), scenario)
 
 
+def test_vm_whose_browser_was_closed_is_not_ended_before_it_had_time_to_come_back(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            fake = world.host.hypervisor.vms[2]
+            fake.services["polydev-browser.service"] = {
+                "active": "activating",
+                "sub": "start-post",
+                "result": "success",
+                "restarts": 6,
+            }
+            fake.sicken("browser", "polydev-browser.service is activating/start-post, 6 restarts")
+            seen = fake.asked
+
+            async def checked_often() -> bool:
+                return fake.asked > seen + 5
+
+            await until(checked_often, "more checks")
+            assert (await world.vm_of(session)).failed_checks == 0
+            world.clock.pass_(300)
+            reason, _ = await failed(world, session)
+        assert reason.startswith(
+            "3 health checks in a row failed: browser: polydev-browser.service"
+        )
+
+    # Nobody looks.
+    play(worlds(tmp_path, session={"idle_seconds": 900}), scenario)
+
+
 def test_sick_vm_is_spared_while_somebody_looks(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()

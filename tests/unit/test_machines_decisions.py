@@ -11,11 +11,13 @@ import pytest
 
 from polydev.controller.machines.agent_client import AgentHealth, agent_health
 from polydev.controller.machines.decisions import (
+    Answer,
     account,
     boot_queue,
     check_verdict,
     failed_units,
     has_live_heartbeat,
+    is_starting_again,
     next_step,
     stage_by_agent,
     stranger,
@@ -63,6 +65,11 @@ def health(**changed: Any) -> dict[str, Any]:
         "vm_id": OURS,
         **changed,
     }
+
+
+def units(**active: str) -> dict[str, dict[str, str]]:
+    """What the agent says of these units of the desktop."""
+    return {f"polydev-{name}.service": {"active": state} for name, state in active.items()}
 
 
 def answer(**changed: Any) -> AgentHealth:
@@ -180,6 +187,29 @@ def test_check_verdict_of_a_vm_that_waits_for_a_cpu(
 ) -> None:
     wait = CpuWait(10, waited)
     assert check_verdict(count - 1, count, 3, protected=protected, wait=wait) == verdict
+
+
+@pytest.mark.parametrize(
+    ("said", "starts"),
+    [
+        (
+            answer(status="starting", failing=["browser"], services=units(browser="activating")),
+            True,
+        ),
+        (answer(status="starting", failing=["browser"], services=units(browser="active")), False),
+        (answer(status="starting", failing=["browser"]), False),
+        (
+            answer(status="starting", failing=["vnc", "browser"], services=units(vnc="active")),
+            False,
+        ),
+        (answer(status="failed", failing=["browser"], services=units(browser="activating")), False),
+        (answer(status="starting", services=units(browser="activating")), False),
+        (answer(), False),
+        (AgentUnreachable("silence"), False),
+    ],
+)
+def test_browser_that_was_closed_starts_again(said: Answer, starts: bool) -> None:
+    assert is_starting_again(said) is starts
 
 
 def test_heartbeat_is_live_for_its_time() -> None:

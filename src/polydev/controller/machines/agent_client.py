@@ -28,6 +28,14 @@ class ComponentHealth(BaseModel):
     detail: str
 
 
+class ServiceHealth(BaseModel):
+    """A unit of the guest, as its systemd says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    active: str
+
+
 class AgentHealth(BaseModel):
     """The agent's `GET /health`, as far as the controller looks at it."""
 
@@ -36,6 +44,7 @@ class AgentHealth(BaseModel):
     status: Literal["ready", "starting", "failed"]
     stage: Literal["kernel", "init", "network", "services", "ready"]
     components: Mapping[str, ComponentHealth]
+    services: Mapping[str, ServiceHealth] = {}
     failing: tuple[str, ...]
     failed_units: tuple[str, ...]
     vm_id: str | None

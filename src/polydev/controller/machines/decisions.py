@@ -71,6 +71,17 @@ def is_well(answer: Answer) -> bool:
     return not isinstance(answer, AgentError) and answer.status == "ready"
 
 
+def is_starting_again(answer: Answer) -> bool:
+    """Whether all that is wrong is that services are being started: as when the browser was closed.
+
+    Silence, and a service that runs but does not work, are something else.
+    """
+    if isinstance(answer, AgentError) or answer.status != "starting":
+        return False
+    units = [answer.services.get(f"polydev-{name}.service") for name in answer.failing]
+    return bool(units) and all(unit and unit.active == "activating" for unit in units)
+
+
 def account(answer: Answer | None) -> str:
     """What is wrong with a VM by its agent, in words; empty where it was not asked."""
     if answer is None:

@@ -23,6 +23,7 @@ from polydev.controller.machines.decisions import (
     check_verdict,
     failed_units,
     has_live_heartbeat,
+    is_starting_again,
     is_well,
     next_step,
     stage_by_agent,
@@ -91,6 +92,7 @@ class Tending:
         self._cpu: CpuWatch | None = None
         self._cpu_stage: Stage | None = None
         self._wait = NO_WAIT
+        self._starting_since: datetime | None = None
 
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
@@ -236,14 +238,29 @@ class Tending:
             return True
         await self._login.look()
         self._wait = self._waited(vm, slot)
-        if is_well(answer):
+        well = self._may_start_again(answer) or is_well(answer)
+        if well:
             self._cpu_stage = None
             self._waited(vm, slot)  # from here on it counts for the next checks
-        count = await self._means.vms.checked(vm.id, is_well(answer))
+        count = await self._means.vms.checked(vm.id, well)
         if count == vm.failed_checks == 0:
             return False
         await self._judge(vm, count, answer)
         return True
+
+    def _may_start_again(self, answer: Answer) -> bool:
+        """Whether its services are starting again, as a closed browser does, and not for long.
+
+        They have as long as at boot.
+        """
+        if is_well(answer):
+            self._starting_since = None
+        if not is_starting_again(answer):
+            return False
+        now = self._means.clock()
+        self._starting_since = self._starting_since or now
+        limit = self._means.settings.boot_deadline_seconds.ready
+        return (now - self._starting_since).total_seconds() < limit
 
     async def _judge(self, vm: Vm, count: int, answer: Answer) -> None:
         settings = self._means.settings
