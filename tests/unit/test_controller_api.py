@@ -564,6 +564,34 @@ def test_news_come_as_they_happen_until_the_service_ends(host: ApiHost) -> None:
     host.run(scenario)
 
 
+def test_streams_of_a_user_are_limited(host: ApiHost) -> None:
+    """Those of events and of consoles together; each user has as many."""
+
+    async def scenario(asked: Served) -> None:
+        session, other = await asked.start(), await asked.start("other user")
+        events, console = session["links"]["events"], f"/api/vm/{session['vmId']}/console"
+        caller = replace(CALLER, user_id=asked.users["user"])
+        streams = [stream(asked.services, caller, session["id"], 0) for _ in range(2)]
+        for each in streams:
+            await each.__anext__()
+        host.hypervisor.say(2, session["vmId"], b"one\r\n")
+        for one in (session, other):
+            await asked.ask("DELETE", one["links"]["self"], "operator")
+            await asked.services.vms.released(one["vmId"])
+        for path in (events, f"{console}?follow=true"):
+            refused = await asked.ask("GET", path)
+            assert problem(refused, 429)["detail"].startswith("a user may read 2 streams")
+            assert refused.headers["Retry-After"]
+        assert (await asked.ask("GET", other["links"]["events"], "other user")).status_code == 200
+        assert (await asked.ask("GET", console)).status_code == 200
+        await streams[0].aclose()
+        for path in (events, f"{console}?follow=true"):
+            assert (await asked.ask("GET", path)).status_code == 200
+        await streams[1].aclose()
+
+    host.run(scenario, rate=RateLimits(streams=2))
+
+
 def test_news_end_with_the_token_that_asked_for_them(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()

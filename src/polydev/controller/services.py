@@ -11,6 +11,7 @@ from polydev.controller.api.jwks import Keys
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.newsbell import NewsBell
 from polydev.controller.api.permits import Permits
+from polydev.controller.api.streams import Streams
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
 from polydev.controller.health import Health
@@ -39,6 +40,7 @@ class Services:
     """`hypervisor` and `driver` are None on a host without slots.
 
     requests, starts   how often each caller may ask, and start sessions
+    streams            how many of them each user may read at once
     permits            end what lasts when its caller's token is over
     news               rings when any session has news
     ending             set as soon as the service is told to end: streams let go of their clients
@@ -62,6 +64,7 @@ class Services:
     metrics: Metrics
     requests: Buckets
     starts: Buckets
+    streams: Streams
     permits: Permits
     news: NewsBell
     background: Background
@@ -123,6 +126,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
+        streams=Streams(rate.streams),
         permits=Permits(tokens),
         news=NewsBell(sessions.latest_news_number),
         background=Background(_works(settings, database, driver, sampler)),

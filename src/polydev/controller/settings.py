@@ -96,6 +96,8 @@ class RateLimits(Group):
     burst: int = Field(default=200, ge=1)
     starts_per_minute: float = Field(default=30, gt=0)
     starts_burst: int = Field(default=10, ge=1)
+    streams: int = Field(default=32, ge=1)
+    """Event streams and followed consoles that one user may read at once."""
     failures_per_minute: float = Field(default=30, gt=0)
     failures_burst: int = Field(default=20, ge=1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
@@ -62,6 +62,7 @@ def routes(services: Services) -> APIRouter:
         session = await session_for(services, caller, session_id)
         if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
             return Response(status_code=204)  # tells an EventSource not to come again
+        services.streams.check(caller.user_id)
         text = stream(services, caller, session.id, last_event_id)
         return StreamingResponse(text, media_type=MEDIA_TYPE)
 
@@ -70,10 +71,10 @@ def routes(services: Services) -> APIRouter:
 
 async def stream(
     services: Services, caller: Caller, session_id: str, after: int
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """News after that number, until the session, the caller's token or the service ends."""
-    yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    with services.permits.lasting(caller) as over:
+    with services.streams.reading(caller.user_id), services.permits.lasting(caller) as over:
+        yield f"retry: {RETRY_MILLISECONDS}\n\n"
         async with services.news.listening():
             async for text in _news(services, session_id, after, over):
                 yield text

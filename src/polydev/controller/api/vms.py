@@ -153,8 +153,13 @@ def _console_of(services: Services, vm: Vm) -> File:
 def _following(
     services: Services, caller: Caller, vm: Vm, file: File, lines: int
 ) -> StreamingResponse:
+    services.streams.check(caller.user_id)
+
     async def text() -> AsyncIterator[bytes]:
-        with services.permits.lasting(caller) as token_over:
+        with (
+            services.streams.reading(caller.user_id),
+            services.permits.lasting(caller) as token_over,
+        ):
 
             async def over() -> bool:
                 return token_over.done() or (await services.vms.get(vm.id)).released_at is not None
