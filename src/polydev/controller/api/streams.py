@@ -1,4 +1,4 @@
-"""How many streams one user may read at once: events of sessions, and consoles that are followed."""
+"""How many streams one user may read at once: events of sessions, and consoles that they follow."""
 
 from __future__ import annotations
 
