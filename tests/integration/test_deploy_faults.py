@@ -88,6 +88,20 @@ def slow_operation(root: Path) -> None:
     replaced(root, "inventory/group_data/lab.py", "slots = 8", "slots = 9")
 
 
+AT_WORK = "/run/an-operation-at-work"
+
+
+def operation_that_does_not_let_go(root: Path) -> None:
+    """One that is no unit's, and that goes on writing whoever goes away or asks it to end."""
+    deploy = root / "deploy.py"
+    loop = f"trap '' HUP TERM PIPE; while :; do date >>{AT_WORK}; sleep 0.2; done"
+    deploy.write_text(
+        f"{deploy.read_text()}\nfrom pyinfra.operations import server\n\n"
+        f'server.shell(name="does not let go", commands=["{loop}"])\n'
+    )
+    replaced(root, "inventory/group_data/lab.py", "slots = 8", "slots = 9")
+
+
 def shut_out(root: Path) -> None:
     replaced(
         root,
@@ -245,12 +259,22 @@ def await_slow_operation(host: DeployedHost) -> None:
         time.sleep(0.2)
 
 
+def await_operation_at_work(host: DeployedHost) -> None:
+    host.inside(f"timeout {AWAIT_SECONDS:g} sh -c 'until test -s {AT_WORK}; do sleep 0.2; done'")
+
+
+def require_nothing_at_work(host: DeployedHost) -> None:
+    """No process of a deployment is left, and the one that wrote has ended."""
+    assert host.inside(f"rm {AT_WORK}; pgrep --full 'an-operation-at-[w]ork'; true") == ""
+    host.inside(f"! test -e {AT_WORK}")
+
+
 def test_a_killed_operator_is_found_and_what_he_left_is_put_right(
     deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
-    process = operator(variant(deployed, tmp_path, slow_operation))
+    process = operator(variant(deployed, tmp_path, operation_that_does_not_let_go))
     try:
-        await_slow_operation(deployed)
+        await_operation_at_work(deployed)
         died = deployed.records()[0]
         assert died.status == "running"
         with pytest.raises(DeployError, match=died.id):
@@ -258,9 +282,11 @@ def test_a_killed_operator_is_found_and_what_he_left_is_put_right(
         os.kill(process.pid, signal.SIGKILL)
     finally:
         end_group(process)
+    assert deployed.inside("pgrep --full 'an-operation-at-[w]ork'"), "it ends with the connection"
 
     record = deployed.deploy()
 
+    require_nothing_at_work(deployed)
     assert record.status == "succeeded"
     assert record.changes == 0
     recovered = next(each for each in deployed.records() if each.id == died.id)

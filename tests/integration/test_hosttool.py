@@ -18,6 +18,7 @@ from typing import IO, Any
 import pytest
 
 from polydev import hosttool, run
+from polydev.hosttool.busy import alone, alone_with_slot
 from polydev.hosttool.database import (
     AT_REST,
     content_sha256,
@@ -28,6 +29,7 @@ from polydev.hosttool.database import (
 )
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.pack import zipapp_bytes
+from polydev.hosttool.paths import Paths
 from polydev.hosttool.tree import entry_of
 
 FIRST, SECOND = "20250130_120000-abcd0", "20250131_120000-abcd1"
@@ -259,6 +261,92 @@ def wait_for_end(process: int) -> None:
     poller = select.poll()
     poller.register(process, select.POLLIN)
     assert poller.poll(60_000), "it lives on"
+
+
+def opened(process: subprocess.Popen[bytes], file: Path) -> bool:
+    """Whether a process has come so far that it has this file open."""
+    try:
+        descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+        return any(os.path.realpath(each) == str(file) for each in descriptors)
+    except OSError:
+        return False
+
+
+def await_open(process: subprocess.Popen[bytes], file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not opened(process, file):
+        assert process.poll() is None, "it did not wait for its turn"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+HANDOVER = ("handover", "--release", FIRST)
+CREATE = ("release", "create", "--id", FIRST, "--digest", "x", "--commit", "y")
+MIGRATE = ("release", "migrate", "--id", FIRST, "--user", "nobody")
+VERBS = (
+    HANDOVER,
+    CREATE,
+    MIGRATE,
+    ("release", "prune", "--keep", "1"),
+    ("image", "add", "--digest", "a" * 64),
+    ("image", "golden", "--digest", "a" * 64),
+    ("image", "prune"),
+    ("backup", "prune", "--keep", "1"),
+    ("deadman", "confirm"),
+)
+
+
+class TestOneAtATime:
+    """Two verbs at once, each a process of its own."""
+
+    @contextmanager
+    def busy(self, tool: Path, root: Path) -> Iterator[Path]:
+        """A verb that has the host: it reads an image that never comes to its end."""
+        arrived = root / "var/lib/firecracker/snapshots/base/incoming" / ("b" * 64)
+        arrived.mkdir(parents=True)
+        pipe = arrived / "record.json"
+        os.mkfifo(pipe)
+        argv: Argv = [tool, "--root", root, "image", "add", "--digest", "b" * 64]
+        with started(*argv) as process:
+            with pipe.open("w"):  # opened once the verb reads it
+                assert process.poll() is None
+                yield root / "opt/polydev-ai/busy"
+            answer = json.loads(out(process).read())
+            assert answer["error"] == "image-damaged"
+
+    @pytest.mark.parametrize("words", VERBS, ids=" ".join)
+    def test_the_second_waits_for_its_turn(
+        self, tool: Path, tmp_path: Path, words: tuple[str, ...]
+    ) -> None:
+        argv: Argv = [tool, "--root", tmp_path, *words]
+        with self.busy(tool, tmp_path) as queue:
+            assert queue.read_text().startswith(f"image add {'b' * 12}, pid ")
+            second = run.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            await_open(second, queue)
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(0.3)
+        answer = json.loads(out(second).read())
+        second.communicate()
+        assert "busy" not in str(answer.get("error"))
+
+    def test_one_that_waits_too_long_is_told_who_has_it(self, tool: Path, tmp_path: Path) -> None:
+        with self.busy(tool, tmp_path):
+            refused = pytest.raises(HostError, match=f"the host is busy: image add {'b' * 12}")
+            with refused, alone(Paths.below(tmp_path), "it", wait_seconds=0):
+                pass
+
+    def test_slots_wait_for_their_own_turn_only(self, tool: Path, tmp_path: Path) -> None:
+        """A verb that has the host may have systemd make slots."""
+        paths = Paths.below(tmp_path)
+        with self.busy(tool, tmp_path), alone_with_slot(paths, 2, "slot down 2, pid 1"):
+            assert call(tool, tmp_path, "slot", "up", "3")["error"] == "no-host"
+            argv: Argv = [tool, "--root", tmp_path, "slot", "up", "2"]
+            second = run.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            await_open(second, paths.slot_queue(2))
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(0.3)
+        assert json.loads(out(second).read())["error"] == "no-host"
+        second.communicate()
 
 
 class TestDatabaseInUse:

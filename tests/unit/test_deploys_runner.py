@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import runpy
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.connectors.util import make_unix_command
 
 from polydev.deploys import __main__ as process
 from polydev.deploys.data import host_data
+from polydev.deploys.operations import text_file
 from polydev.errors import ConfigError, DeployError
+from tests.unit.fake_host import fake_host
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = """
@@ -197,6 +201,19 @@ class TestWords:
             "connection: line 5",
             *(f"line {number}" for number in range(6, 20)),
         ]
+
+
+def test_every_command_of_a_deployment_runs_where_the_way_back_can_end_it(runner: Any) -> None:
+    with fake_host({}) as host:
+        text_file("/etc/x", "new\n")
+        runner._put_in_slice(host.state, "20250131_120000-abcd1234")
+        (operation,) = host.state.ops[host.host].values()
+        (command,) = operation.command_generator()
+        arguments = {key: operation.global_arguments[key] for key in ("_sudo", "_shell_executable")}
+        line = str(make_unix_command(command, **arguments))
+    assert line.startswith("sudo -H -n systemd-run --quiet --scope ")
+    assert "--slice=polydev-deploy.slice" in line
+    assert shlex.split(line)[-3:] == ["sh", "-c", str(command)]
 
 
 class TestDescribe:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from datetime import datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from polydev import hosttool
-from polydev.hosttool import cli, deadman, lock, records, restore
+from polydev.hosttool import cli, deadman, holding, lock, records, restore
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.listing import listing
@@ -142,6 +143,33 @@ class TestLock:
         assert lock.lives(own)
         assert not lock.lives({**own, "pidStart": 1})
         assert not lock.lives({})
+
+    def test_break_spares_a_stranger_that_has_the_holders_number(self, paths: Paths) -> None:
+        stranger = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        try:
+            lock._end({"pid": stranger.pid, "pidStart": 1})
+            with pytest.raises(subprocess.TimeoutExpired):
+                stranger.wait(0.1)
+        finally:
+            stranger.communicate()
+        assert stranger.returncode == 0
+
+    def test_renewal_gives_all_the_time_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read_end, write_end = os.pipe()
+        clock = iter([0.0, 9.0, 9.0, 15.0])  # taken, asked, renewed, asked after the first deadline
+
+        class Held:
+            def renew(self) -> None:
+                os.write(write_end, b"release\n")
+
+        monkeypatch.setattr("polydev.hosttool.holding.time.monotonic", lambda: next(clock))
+        os.write(write_end, b"renew\n")
+        try:
+            end = holding._listen(Held(), read_end, 10)  # type: ignore[arg-type]
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+        assert end is holding.End.RELEASED
 
 
 class TestDeadman:

@@ -597,6 +597,13 @@ class TestFailure:
         assert bench.host.record(THIRD).previous is None
 
 
+def test_a_restore_takes_the_dead_man_timer_away(make: Make) -> None:
+    bench = make()
+    bench.host.backups[SECOND] = FIRST
+    bench.change.restore(SECOND)
+    assert bench.host.calls == [f"restore {SECOND}", "deadman confirm"]
+
+
 class TestRecovery:
     def died(self, bench: Bench, *, backup: bool, kind: Any = "deploy") -> None:
         """A deployment whose operator's process was killed half-way."""
@@ -729,6 +736,26 @@ class TestVerbs:
             "plan_only": False,
         }
         assert operator.bench.host.calls[:2] == ["tool", "lock"]
+
+    def test_its_operations_may_run_once_there_is_a_backup(self, operator: Operator) -> None:
+        changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        calls = operator.bench.host.calls
+        backup = calls.index(f"backup create {OWN}")
+        assert backup < calls.index(f"operations permit {OWN}") < calls.index("change")
+
+    def test_its_lock_is_looked_for_before_each_operation(
+        self, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def go(self: Any, say: Any) -> int:
+            operator.bench.make_new()
+            operator.bench.locks[-1].is_held = False
+            say("a", 0.5)
+            return 1
+
+        monkeypatch.setattr(PlannedChange, "go", go)
+        with pytest.raises(DeployError, match="the lock was taken away"):
+            changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        assert operator.bench.host.state == FIRST
 
     def test_its_log_is_kept_and_says_each_thing_on_a_line(self, operator: Operator) -> None:
         changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)

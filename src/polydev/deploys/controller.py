@@ -23,6 +23,7 @@ from polydev.deploys.operations import (
     done_here,
     only_files,
     opaque_file,
+    remote_rsync,
     text_file,
     told,
 )
@@ -75,7 +76,7 @@ def unit_values(site: HostData) -> dict[str, Any]:
 def send_release(site: HostData, target: SshTarget, release: str, python: str) -> None:
     """Wheels that the host lacks, and our own; nothing of what runs is touched."""
     bundle = make_bundle(site.source.resolve(), site.cache, python, Steps())
-    common = ["rsync", "--times", "--checksum", "--rsync-path=sudo -n rsync"]
+    common = ["rsync", "--times", "--checksum", f"--rsync-path={remote_rsync(site.deployment_id)}"]
     common.append(f"--rsh={target.rsync_shell()}")
     with TemporaryDirectory(prefix="polydev-release-") as name:
         requirements = Path(name, "requirements.txt")

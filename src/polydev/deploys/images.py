@@ -12,7 +12,7 @@ from pyinfra.context import host
 
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import ImageStore
-from polydev.deploys.operations import TOOL, done_here, told
+from polydev.deploys.operations import TOOL, done_here, remote_rsync, told
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
 from polydev.hosttool import images as host_store
@@ -44,11 +44,17 @@ def wanted_image(site: HostData) -> str:
     return digest
 
 
-def rsync_argv(target: SshTarget, source: Path, digest: str, basis: str | None) -> list[str]:
+def rsync_argv(
+    target: SshTarget,
+    source: Path,
+    digest: str,
+    basis: str | None,
+    deployment_id: str | None = None,
+) -> list[str]:
     """Send an image; of what `basis` has already, only that it has it."""
     argv = ["rsync", "--archive", "--sparse", "--stats", "--compress", "--compress-choice=zstd"]
     argv += ["--compress-level=1", "--no-owner", "--no-group", "--exclude=in-use.lock"]
-    argv += ["--rsync-path=sudo -n rsync", f"--rsh={target.rsync_shell()}"]
+    argv += [f"--rsync-path={remote_rsync(deployment_id)}", f"--rsh={target.rsync_shell()}"]
     if basis:
         argv.append(f"--copy-dest={STORE}/images/{basis}")
     return [*argv, f"{source}/", f"{target.destination}:{STORE}/incoming/{digest}/"]
@@ -62,7 +68,7 @@ def bytes_sent(stats: str) -> int:
 
 def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None) -> None:
     source = site.store / "images" / digest
-    done = run(rsync_argv(target, source, digest, basis))
+    done = run(rsync_argv(target, source, digest, basis, site.deployment_id))
     size = sum(path.stat().st_blocks * 512 for path in source.iterdir())
     against = f", against {basis[:12]}" if basis else ""
     logger.info(f"image {digest[:12]}: sent {bytes_sent(done.stdout)} of {size} bytes{against}")

@@ -19,6 +19,7 @@ from polydev.deploys.facts import FileState, Firewall, Folders, KnownUsers, Name
 from polydev.deploys.render import render
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
+from polydev.hosttool.operations import in_slice
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.placing import placing
 
@@ -48,6 +49,12 @@ def done_here(function: Callable[..., None], *arguments: Any) -> FunctionCommand
             raise
 
     return FunctionCommand(run_it, (), {})
+
+
+def remote_rsync(deployment_id: str | None) -> str:
+    """The host's side of an rsync, which ends with the deployment's other operations."""
+    words = [in_slice(deployment_id)] if deployment_id else []
+    return " ".join(["sudo -n", *words, "rsync"])
 
 
 def told(difference: str) -> None:

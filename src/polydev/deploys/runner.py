@@ -26,6 +26,7 @@ from pyinfra_cli.inventory import make_inventory
 
 from polydev.deploys.data import host_data
 from polydev.errors import ConfigError, DeployError
+from polydev.hosttool.operations import in_slice
 
 Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
@@ -82,14 +83,16 @@ class Runner:
                 raise ConfigError(f"inventory {self.inventory} has no host {name}")
             state.init(inventory, config, initial_limit=hosts)
             try:
-                return self._apply(state, words, plan_only=plan_only)
+                return self._apply(state, words, data.get("deployment_id"), plan_only=plan_only)
             except PyinfraError as error:
                 # pyinfra's own words for it are fewer than those of the operation.
                 raise DeployError(words.why() or str(error)) from error
             finally:
                 disconnect_all(state)
 
-    def _apply(self, state: State, words: _Words, *, plan_only: bool) -> int:
+    def _apply(
+        self, state: State, words: _Words, deployment_id: str | None, *, plan_only: bool
+    ) -> int:
         with redirect_stderr(io.StringIO()):  # pyinfra's spinner
             state.set_stage(StateStage.Connect)
             connect_all(state)
@@ -103,6 +106,8 @@ class Runner:
             # In a thread: the connection is kept alive meanwhile.
             if gevent.get_hub().threadpool.apply(sys.stdin.readline).strip() != "go":
                 return 0
+            if deployment_id:
+                _put_in_slice(state, deployment_id)
             state.add_callback_handler(_Events(self.emit))
             state.set_stage(StateStage.Execute)
             run_ops(state)
@@ -130,6 +135,14 @@ class Runner:
     def _load(self, data: dict[str, Any]) -> Inventory:
         loaded: Inventory = make_inventory(str(self.inventory), data, str(Path.cwd()))
         return loaded
+
+
+def _put_in_slice(state: State, deployment_id: str) -> None:
+    """Let every command run where the way back can end it; facts of the plan need not."""
+    shell = f"{in_slice(deployment_id)} sh"
+    for operations in state.ops.values():
+        for operation in operations.values():
+            operation.global_arguments["_shell_executable"] = shell
 
 
 def _name(state: State, op_hash: str) -> str:

@@ -1,4 +1,7 @@
-"""One verb at a time changes the host or its backups; the others wait for it."""
+"""One verb at a time changes the host, its backups, images or releases; the others wait for it.
+
+Slots have queues of their own: systemd changes them on behalf of a verb that has the host.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 from polydev.hosttool.durable import make_folder
 from polydev.hosttool.errors import HostError
@@ -16,16 +20,29 @@ WAIT_SECONDS = 300.0
 PAUSE_SECONDS = 0.1
 
 
-@contextmanager
-def alone(paths: Paths, verb: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+def alone(
+    paths: Paths, verb: str, wait_seconds: float = WAIT_SECONDS
+) -> AbstractContextManager[None]:
     """Hold the host for one verb. Raises HostError `busy`, naming who has it for too long.
 
     This is no deployment lock: it orders single verbs, the dead-man's restore among them.
     """
-    make_folder(paths.home)
-    descriptor = os.open(paths.busy, os.O_RDWR | os.O_CREAT, 0o600)
+    return _alone(paths.busy, "the host", verb, wait_seconds)
+
+
+def alone_with_slot(
+    paths: Paths, number: int, verb: str, wait_seconds: float = WAIT_SECONDS
+) -> AbstractContextManager[None]:
+    """Hold one slot for one verb. Raises HostError `busy`."""
+    return _alone(paths.slot_queue(number), f"slot {number}", verb, wait_seconds)
+
+
+@contextmanager
+def _alone(queue: Path, what: str, verb: str, wait_seconds: float) -> Iterator[None]:
+    make_folder(queue.parent)
+    descriptor = os.open(queue, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _take(descriptor, time.monotonic() + wait_seconds)
+        _take(descriptor, what, time.monotonic() + wait_seconds)
         with suppress(OSError):  # a full disk: the name is a courtesy, the lock is not
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{verb}, pid {os.getpid()}".encode(), 0)
@@ -34,7 +51,7 @@ def alone(paths: Paths, verb: str, wait_seconds: float = WAIT_SECONDS) -> Iterat
         os.close(descriptor)
 
 
-def _take(descriptor: int, deadline: float) -> None:
+def _take(descriptor: int, what: str, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +60,6 @@ def _take(descriptor: int, deadline: float) -> None:
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace")
                 raise HostError(
-                    "busy", f"the host is busy: {holder}", "run it again once that has ended"
+                    "busy", f"{what} is busy: {holder}", "run it again once that has ended"
                 ) from error
         time.sleep(PAUSE_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polydev.hosttool import gate, images, releases, slots
+from polydev.hosttool.busy import alone, alone_with_slot
 from polydev.hosttool.verbs import ID, Call, Verb, argument, required
 
 SLOT = argument("number", type=int, help="number of the slot")
@@ -10,11 +11,15 @@ DIGEST = required("--digest", help="digest of an image")
 
 
 def slot_up(call: Call) -> object:
-    return slots.up(call.arguments.number)
+    number = call.arguments.number
+    with alone_with_slot(call.paths, number, f"slot up {number}"):
+        return slots.up(number)
 
 
 def slot_down(call: Call) -> object:
-    return slots.down(call.arguments.number)
+    number = call.arguments.number
+    with alone_with_slot(call.paths, number, f"slot down {number}"):
+        return slots.down(number)
 
 
 def slot_list(call: Call) -> object:
@@ -22,32 +27,43 @@ def slot_list(call: Call) -> object:
 
 
 def image_list(call: Call) -> object:
-    return images.listing()
+    return images.listing(call.paths.images)
 
 
 def image_add(call: Call) -> object:
-    return images.add(call.arguments.digest)
+    digest = call.arguments.digest
+    with alone(call.paths, f"image add {digest[:12]}"):
+        return images.add(digest, call.paths.images)
 
 
 def image_golden(call: Call) -> object:
-    return images.make_golden(call.arguments.digest)
+    digest = call.arguments.digest
+    with alone(call.paths, f"image golden {digest[:12]}"):
+        return images.make_golden(digest, call.paths.images)
 
 
 def image_prune(call: Call) -> object:
-    return images.prune(call.paths)
+    with alone(call.paths, "image prune"):
+        return images.prune(call.paths, call.paths.images)
 
 
 def release_create(call: Call) -> object:
     arguments = call.arguments
-    return releases.create(arguments.id, arguments.digest, arguments.commit, call.paths)
+    with alone(call.paths, f"release create {arguments.id}"):
+        return releases.create(
+            arguments.id, arguments.digest, arguments.commit, call.paths, call.paths.controller
+        )
 
 
 def release_migrate(call: Call) -> object:
-    return releases.migrate(call.arguments.id, call.arguments.user)
+    arguments = call.arguments
+    with alone(call.paths, f"release migrate {arguments.id}"):
+        return releases.migrate(arguments.id, arguments.user, call.paths.controller)
 
 
 def release_prune(call: Call) -> object:
-    return releases.prune(call.arguments.keep, call.paths)
+    with alone(call.paths, "release prune"):
+        return releases.prune(call.arguments.keep, call.paths, call.paths.controller)
 
 
 def health(call: Call) -> object:

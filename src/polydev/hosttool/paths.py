@@ -21,6 +21,8 @@ class Paths:
     sysctl: Path = Path("/etc/sysctl.d")
     controller: Path = Path("/opt/master-controller")
     controller_config: Path = Path("/etc/master-controller")
+    images: Path = Path("/var/lib/firecracker/snapshots/base")
+    dpkg: Path = Path("/var/lib/dpkg")
 
     @classmethod
     def below(cls, root: Path) -> Paths:
@@ -68,6 +70,15 @@ class Paths:
     @property
     def busy(self) -> Path:
         return self.home / "busy"
+
+    @property
+    def permission(self) -> Path:
+        """The id of the deployment whose operations may run; a restart of the host forgets it."""
+        return self.stamps.parent / "operations"
+
+    def slot_queue(self, number: int) -> Path:
+        """Whose turn it is to change a slot."""
+        return self.stamps.parent / "slots" / f"{number}.queue"
 
     @property
     def reserve(self) -> Path:

@@ -10,6 +10,7 @@ after a kill the next restore still knows which units must learn of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.files import apply, remove_unfinished
 from polydev.hosttool.golden import LINK, point_golden
 from polydev.hosttool.handover import Limits
+from polydev.hosttool.operations import configure_packages, stop
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending, read_pending
 from polydev.hosttool.plan import changes, with_later, within
@@ -48,20 +50,31 @@ def restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) ->
     """Bring the host back to what a backup says; what was changed.
 
     Raises HostError: `backup-missing`, `backup-damaged` (nothing is changed then),
-    `restore-incomplete` and `handover-failed` (everything else is done; run it again).
+    `operations-run` (the same), `restore-incomplete` and `handover-failed` (everything else is
+    done; run it again).
     """
+    load(paths, backup_id)
+    options.say("ending the operations of the deployment")
+    # Before its turn: what a deployment began may be what has the host.
+    stop(paths, systemd)
     options.say("waiting for what the host does")
     with alone(paths, f"restore {backup_id}", WAIT_SECONDS):
-        return _restore(paths, systemd, backup_id, options)
+        packages = configure_packages(paths)
+        done = _restore(paths, systemd, backup_id, options)
+    return done if packages is None else {**done, "packages": packages}
 
 
 def restore_for_deadman(
     paths: Paths, systemd: Systemd, backup_id: str, options: Options
 ) -> dict[str, object]:
     """What the timer starts: nothing at all once the operator has confirmed."""
-    with alone(paths, f"restore {backup_id} for the dead-man timer"):
+    verb = f"restore {backup_id} for the dead-man timer"
+    with alone(paths, verb):
         if not deadman.fire(paths, backup_id):
             return {"id": backup_id, "skipped": "the dead-man timer is not armed with this backup"}
+    with suppress(HostError):  # the way in counts more than an operation that does not end
+        stop(paths, systemd)
+    with alone(paths, verb):
         return deadman.outcome_of(paths, lambda: _restore(paths, systemd, backup_id, options))
 
 

@@ -19,6 +19,7 @@ from polydev.hosttool import (
     handover,
     listing,
     lock,
+    operations,
     records,
     restore,
     restore_job,
@@ -146,6 +147,14 @@ def hand_over(call: Call) -> object:
     return handover.hand_over(call.paths, call.systemd, release, call.limits)
 
 
+def operations_permit(call: Call) -> object:
+    return operations.permit(call.paths, call.systemd, require_id(call.arguments.id))
+
+
+def operations_stop(call: Call) -> object:
+    return {"stopped": operations.stop(call.paths, call.systemd)}
+
+
 def record_write(call: Call) -> object:
     return records.write(call.paths, call.document())
 
@@ -223,6 +232,13 @@ VERBS = (
         hand_over,
         (required("--release", help="id of an installed release"), *LIMITS),
     ),
+    Verb(
+        "operations permit",
+        "Let a deployment's operations run, and end those of any other",
+        operations_permit,
+        (ID,),
+    ),
+    Verb("operations stop", "End the operations of every deployment", operations_stop),
     Verb("record write", "Write the record on stdin", record_write),
     Verb("record list", "All records, newest first", record_list),
     Verb("record show", "One record", record_show, (ID,)),

@@ -87,6 +87,7 @@ def _apply(
         what = f"{len(changing)} of {len(all_of_them)} operations"
         transaction.record.operations = [operation.name for operation in changing]
         with steps.step(f"{transaction.host.name}: {what}") as step:
+            transaction.permit_operations()
 
             def say(operation: str, fraction: float | None) -> None:
                 transaction.require_lock()

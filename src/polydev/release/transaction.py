@@ -122,6 +122,10 @@ class Transaction:
                 "./inv deployments shows who is at work there",
             )
 
+    def permit_operations(self) -> None:
+        """Let pyinfra's commands run on the host, from now until the next restore begins."""
+        self.connection.tool("operations", "permit", "--id", self.record.id)
+
     def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
         """Back up, change, gate, record; on any failure the way back. None changes nothing."""
         try:
