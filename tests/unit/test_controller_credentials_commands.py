@@ -101,6 +101,7 @@ def test_a_malformed_key_is_named_and_not_shown(
     monkeypatch.setenv(VARIABLE, f"{new_key()}\nhidden")
     out, err = controller(*words, status=1)
     assert out == ""
-    assert "error: the secret credentials-key must be keys of 32 bytes in base64" in err
+    assert "credentials_key: must be keys of 32 bytes in base64" in err
+    assert "next:  correct the secret credentials-key or " in err
     assert "Traceback" not in err
     assert "hidden" not in err

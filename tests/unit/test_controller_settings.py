@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from polydev.controller.checking import problems
 from polydev.controller.release import release_id
 from polydev.controller.settings import Settings, load_settings
 from polydev.errors import ConfigError
@@ -35,12 +39,12 @@ def test_an_empty_file_is_all_defaults(file: Path) -> None:
 def test_secret_comes_from_systemds_credentials(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "jwt-secret").write_text("of-the-host\n")
+    (tmp_path / "jwt-secret").write_text("a-secret-of-this-host-and-no-other\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     settings = load_settings(file)
     assert settings.jwt_secret is not None
-    assert settings.jwt_secret.get_secret_value() == "of-the-host"
-    assert "of-the-host" not in repr(settings)
+    assert settings.jwt_secret.get_secret_value() == "a-secret-of-this-host-and-no-other"
+    assert "a-secret-of-this-host-and-no-other" not in repr(settings)
 
 
 def test_database_password_is_not_shown() -> None:
@@ -78,3 +82,139 @@ def test_release_is_what_the_deployment_wrote(tmp_path: Path) -> None:
     assert release_id(file) == "20261121_101500-07af4b7"
     file.write_text("[]")
     assert release_id(file) is None
+
+
+JWT, KEY, OTHER_KEY = "x" * 32, base64.b64encode(b"k" * 32).decode(), "A" * 43 + "="
+WRONG_SECRETS = [
+    ("jwt-secret", "", "it is empty"),
+    ("jwt-secret", "a", "it has 1 bytes.*at least 32.*openssl rand"),
+    ("jwt-secret", "ä" * 15 + "a", "it has 31 bytes"),
+    ("jwt-secret", " " * 40, "it is empty"),
+    ("jwt-secret", "x" * 31 + "\n", "it has 31 bytes"),
+    ("jwt-secret", "\ufeff" + JWT, "byte order mark"),
+    ("credentials-key", "\n", "it is empty"),
+    ("credentials-key", "A" * 42, "keys of 32 bytes in base64.*credentials.key"),
+    ("credentials-key", f"{KEY}\nnone\n", "keys of 32 bytes"),
+    ("credentials-key", f"{KEY} {OTHER_KEY}", "keys of 32 bytes"),
+    ("credentials-key", f"{KEY}\n{KEY}\n", "the same key twice"),
+    ("alert-urls", "\t", "it is empty"),
+    ("alert-urls", "htp//nonsense", "address 1 is no URL"),
+    ("alert-urls", "mailto://a:b@c.example http:/x", "address 2 is no URL"),
+    ("database-url", "", "it is empty"),
+    ("database-url", "db.example", "must begin with postgresql"),
+    ("database-url", "mysql://u:hidden@db/x", "must begin with postgresql"),
+    ("database-url", "postgresql+psycopg://u:hidden@db:abc/x", "host or port"),
+    ("database-url", "postgresql+psycopg://u:hidden@db:99999/x", "host or port"),
+]
+SOUND_SECRETS = [
+    ("jwt-secret", f"{JWT}\n"),
+    ("jwt-secret", "ä" * 16),
+    ("credentials-key", f"{KEY}\r\n{OTHER_KEY}\n"),
+    ("alert-urls", "mailto://a:b@c.example\njson://hook.example/x"),
+    ("database-url", "postgresql+psycopg://u:hidden@[2001:db8::1]:5432/x?sslmode=require\n"),
+    ("database-url", "postgresql+psycopg:///x?host=/run/postgresql"),
+    ("database-url", "sqlite+aiosqlite:////var/lib/x"),
+]
+
+
+def document(**parts: Any) -> dict[str, Any]:
+    return {"config": {"port": 4000}, "given": {}, "secrets": {}} | parts
+
+
+class TestSecrets:
+    """What the plan and the service's start say of the same secret."""
+
+    @pytest.mark.parametrize(("name", "text", "why"), WRONG_SECRETS)
+    def test_a_wrong_one_is_refused_by_both_and_not_quoted(
+        self,
+        name: str,
+        text: str,
+        why: str,
+        file: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (told,) = problems(document(secrets={name: text}))
+        assert told["key"] == f"secrets.{name}"
+        assert re.search(why, told["message"])
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        with pytest.raises(ConfigError, match=why) as caught:
+            load_settings(file)
+        for secret in ("hidden", "nonsense", JWT, KEY):
+            assert secret not in told["message"] + caught.value.message
+
+    @pytest.mark.parametrize(("name", "text"), SOUND_SECRETS)
+    def test_a_sound_one_is_taken_by_both(
+        self, name: str, text: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert problems(document(secrets={name: text})) == []
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        load_settings(file)
+
+    def test_one_that_is_no_text_is_named(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "jwt-secret").write_bytes(b"\xff" * 40)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        with pytest.raises(ConfigError, match=r"jwt-secret: cannot be read: it is no UTF-8 text"):
+            load_settings(file)
+
+    def test_no_other_key_is_read_from_there(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "port").write_text("4999")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        assert load_settings(file).port == 4100
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("jwt_secret", "did you mean jwt-secret?"),
+            ("foo", "it knows alert-urls, credentials-key, database-url, jwt-secret"),
+            ("port", "no such secret"),
+        ],
+    )
+    def test_an_unknown_one_is_refused(self, name: str, words: str) -> None:
+        (told,) = problems(document(secrets={name: JWT}))
+        assert told["key"] == f"secrets.{name}"
+        assert words in told["message"]
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("given", "key", "words"),
+        [
+            ({"log_levl": "debug"}, "log_levl", "there is no such key; did you mean log_level?"),
+            ({"drain_seconds": "soon"}, "drain_seconds", "valid integer"),
+            ({"drain_seconds": 120}, "drain_seconds", "less than 60"),
+            ({"session": {"per_user": 0}}, "session.per_user", "greater than or equal to 1"),
+            ({"session": {"peruser": 1}}, "session.peruser", "there is no such key"),
+            ({"database_url": "sqlite://"}, "database_url", "name its file as `database-url`"),
+            ({"jwt_secret": JWT}, "jwt_secret", "this is a secret"),
+            ({"rate": None}, "rate", "valid dictionary"),
+        ],
+    )
+    def test_a_wrong_one_is_named(self, given: dict[str, Any], key: str, words: str) -> None:
+        (told,) = problems(document(given=given))
+        assert told["key"] == f"controller.{key}"
+        assert words in told["message"]
+
+    def test_all_are_named_at_once(self) -> None:
+        given = {"log_level": "loud", "x": 1, "alert_urls": "y"}
+        found = problems(document(given=given, secrets={"jwt-secret": "a"}))
+        assert sorted(each["key"] for each in found) == [
+            "controller.alert_urls",
+            "controller.log_level",
+            "controller.x",
+            "secrets.jwt-secret",
+        ]
+
+    def test_the_operators_environment_does_not_count(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("POLYDEV_CONTROLLER_PORT", "many")
+        (tmp_path / "jwt-secret").write_text("a")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        assert problems(document()) == []

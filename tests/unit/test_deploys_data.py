@@ -53,6 +53,10 @@ class TestData:
             ({"deadman_seconds": 1}, "deadman_seconds"),
             ({"firecracker": {"file": "fc", "sha256": "0"}}, "firecracker.sha256"),
             ({"secrets": {"jwt-secret": 3}}, "secrets.jwt-secret"),
+            ({"secrets": {"../../etc/cron.d/x": "x"}}, "secrets.../../etc/cron.d/x"),
+            ({"secrets": {"a/b": "x"}}, "secrets.a/b"),
+            ({"secrets": {"": "x"}}, "secrets."),
+            ({"secrets": {"jwt-secret\n": "x"}}, "secrets.jwt-secret\n"),
             ({"bridge_address": "10.0.0.1/29", "slots": 6}, "the host"),
             ({"bridge_address": "10.0.0.2/24"}, "the host"),  # the first VM's
             ({"bridge_address": "10.0.0.9/24", "slots": 8}, "the host"),  # the last one's
@@ -240,10 +244,13 @@ class TestSecrets:
 
     def test_a_file_that_cannot_be_one_is_named_and_not_quoted(self, tmp_path: Path) -> None:
         (tmp_path / "jwt").write_bytes(b"secret\xff")
+        (tmp_path / "large").write_bytes(b"x" * 65537)
         for name, why in {
             "jwt": "no UTF-8 text",
             "nothing": "No such file",
             ".": "directory",
+            "/dev/zero": "device",
+            "large": "larger than 65536 bytes",
         }.items():
             with pytest.raises(ConfigError, match=f"secrets.jwt-secret.*{why}") as caught:
                 secret_text("jwt-secret", tmp_path / name)

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from polydev.deploys import network
 from polydev.deploys.accounts import HOST_FILE
+from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData, host_data
 from polydev.deploys.host import browser_host, scope, unit_order
 from polydev.deploys.kernel import VALUES, sysctl_text
 from polydev.deploys.reach import REACH_FILES, reach_hash
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
+from polydev.errors import ConfigError
 from tests.unit.fake_host import FakeHost, fake_host
 
 UNITS = "/etc/systemd/system/"
@@ -113,7 +115,7 @@ class TestWholeHost:
         self, site: Site, tmp_path: Path
     ) -> None:
         secret = tmp_path / "jwt"
-        secret.write_text("s")
+        secret.write_text("s" * 32)
         values = site(secrets={"jwt-secret": str(secret)})
         held = [Path(path) for path in scope(host_data(values, "x"))["paths"]]
         for path in files_of(values):
@@ -162,14 +164,53 @@ class TestWholeHost:
         self, site: Site, tmp_path: Path
     ) -> None:
         secret = tmp_path / "jwt"
-        secret.write_text("the word of all words")
+        secret.write_text("the word of all words, and some more")
         files = files_of(site(secrets={"jwt-secret": str(secret)}))
-        assert [path for path, text in files.items() if "the word of all words" in text] == [
-            "/etc/master-controller/secrets/jwt-secret"
-        ]
+        assert [
+            path for path, text in files.items() if "the word of all words, and some more" in text
+        ] == ["/etc/master-controller/secrets/jwt-secret"]
         for name in ("master-controller.service", "master-controller-next@.service"):
             line = "LoadCredential=jwt-secret:/etc/master-controller/secrets/jwt-secret\n"
             assert line in files[UNITS + name]
+
+
+class TestControllersWord:
+    """The plan asks the controller of the checkout, in a process of its own."""
+
+    def test_what_it_would_refuse_is_refused_by_the_plan(self, site: Site, tmp_path: Path) -> None:
+        secret = tmp_path / "jwt"
+        secret.write_text("a")
+        values = site(
+            controller={"log_levl": "debug", "drain_seconds": 120},
+            secrets={"jwt-secret": str(secret), "foo": str(secret)},
+        )
+        with pytest.raises(ConfigError) as caught, deployed(values):
+            pass
+        message = caught.value.message
+        assert message.startswith("inventory: browsers: ")
+        for key in ("controller.log_levl", "controller.drain_seconds"):
+            assert f"{key}: " in message
+        for name in ("jwt-secret", "foo"):
+            assert f"secrets.{name}: " in message
+
+    def test_a_target_without_the_controller_does_not_ask_it(self, site: Site) -> None:
+        assert plan_of(site(target="vm-agent", controller={"log_levl": "debug"}))
+
+    def test_one_that_cannot_answer_is_told_with_its_last_words(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        package = tmp_path / "src" / "polydev"
+        (package / "controller").mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "controller" / "__init__.py").write_text("")
+        (package / "controller" / "__main__.py").write_text("raise ImportError('half of it')")
+        with pytest.raises(ConfigError, match=r"cannot check(.|\n)*half of it"):
+            require_sound("x", tmp_path, {}, {}, {})
+
+    @pytest.mark.parametrize("given", [{"host": Path("x")}, {"log_level": b"debug"}])
+    def test_values_that_no_file_can_hold_are_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=r"x: controller: .*not JSON serializable"):
+            require_sound("x", Path(), {}, given, {})
 
 
 class TestUnits:
@@ -250,9 +291,9 @@ class TestUnits:
     def test_a_secret_that_changes_restarts_who_reads_it(self, site: Site, tmp_path: Path) -> None:
         secret = tmp_path / "jwt"
         values = site(secrets={"jwt-secret": str(secret)})
-        secret.write_text("one")
+        secret.write_text("one" * 20)
         was = configs(files_of(values))
-        secret.write_text("two")
+        secret.write_text("two" * 20)
         now = configs(files_of(values))
         assert {name for name in now if now[name] != was[name]} == self.CONTROLLER
 

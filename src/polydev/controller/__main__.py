@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    if arguments.verb == "check-config":
+        return _check_config()
     from polydev.controller.logs import configure_logs
     from polydev.controller.settings import load_settings
 
@@ -39,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print_error(error)
         return 1
+
+
+def _check_config() -> int:
+    from polydev.controller.checking import problems
+
+    found = problems(json.load(sys.stdin))
+    _print_json({"problems": found})
+    return 1 if found else 0
 
 
 def _serve(settings: Settings, *, only_if_healthy: bool) -> int:
@@ -110,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="accept nothing and exit with status 1 unless the own health is good",
             )
+    verbs.add_parser(
+        "check-config",
+        help="say what is wrong with the configuration on stdin, before a host has it",
+        description="JSON in and out, as polydev.controller.checking describes.",
+    )
     add_groups(verbs, _add_config)
     return parser
 

@@ -83,6 +83,10 @@ def keyring_of(secret: SecretStr | None) -> Keyring | None:
             f"the secret {SECRET_NAME} must be keys of {KEY_BYTES} bytes in base64, one a line",
             "./inv credentials.key makes one",
         )
+    if len(set(keys)) < len(keys):
+        raise ConfigError(
+            f"the secret {SECRET_NAME} has the same key twice", "remove one of the two lines"
+        )
     return Keyring([key for key in keys if key is not None])
 
 

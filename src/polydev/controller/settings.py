@@ -8,19 +8,26 @@ a file in $CREDENTIALS_DIRECTORY (systemd's LoadCredential=) named like its key 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from polydev.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "POLYDEV_CONTROLLER_"
+# Fields that are secrets; a secret's file is called like its field, with hyphens.
+SECRETS = ("alert_urls", "credentials_key", "database_url", "jwt_secret")
+DATABASES = ("postgresql+psycopg://", "sqlite+aiosqlite://")
+MIN_JWT_SECRET_BYTES = 32  # RFC 7518, 3.2: as long as the hash of HS256
+BYTE_ORDER_MARK = "\ufeff"
 TRUE_WORDS = ("1", "true", "yes", "on")
 
 
@@ -29,16 +36,25 @@ class Credentials(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        file = Path(folder or ".", field_name.replace("_", "-"))
-        value = file.read_text().strip() if folder and file.is_file() else None
+        file = Path(folder or ".", secret_name(field_name))
+        try:
+            value = file.read_bytes().decode().strip() if folder and file.is_file() else None
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise ConfigError(f"cannot be read: {why}", file=file) from None
         return value, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {
-            name: self.get_field_value(field, name)[0]
-            for name, field in self.settings_cls.model_fields.items()
+            name: self.get_field_value(self.settings_cls.model_fields[name], name)[0]
+            for name in SECRETS
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def secret_name(field: str) -> str:
+    """What the file of a secret is called."""
+    return field.replace("_", "-")
 
 
 class Group(BaseModel):
@@ -162,14 +178,14 @@ class Settings(BaseSettings):
     port: int = Field(default=4000, ge=0, le=65535)
     database_url: str = Field(
         default="sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
-        pattern=r"^(sqlite\+aiosqlite|postgresql\+psycopg)://",
         repr=False,  # may hold a password
     )
     image_store: Path = Path("/var/lib/firecracker/snapshots/base")
     release_file: Path | None = None
     """None: release.json in the folder that holds the venv."""
-    drain_seconds: int = Field(default=30, ge=1)
-    """How long requests under way may take once the service is told to end."""
+    drain_seconds: int = Field(default=30, ge=1, lt=60)
+    """How long requests under way may take once the service is told to end; systemd kills what
+    runs on after a minute."""
     keep_alive_seconds: int = Field(default=5, ge=1)
     """How long a connection may wait for its next request."""
     drain_keep_alive_seconds: float = Field(default=2, ge=0.1)
@@ -213,6 +229,59 @@ class Settings(BaseSettings):
     alert_urls: SecretStr | None = None
     """Apprise URLs to which alerts go, parted by blanks or lines; they hold secrets."""
 
+    @field_validator(*SECRETS, mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str):
+            if text.startswith(BYTE_ORDER_MARK):
+                raise ValueError("it begins with a byte order mark: save it as plain UTF-8")
+            if not text.strip():
+                raise ValueError("it is empty")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _is_hard_to_guess(cls, secret: SecretStr | None) -> SecretStr | None:
+        size = len(secret.get_secret_value().encode()) if secret else MIN_JWT_SECRET_BYTES
+        if size < MIN_JWT_SECRET_BYTES:
+            raise ValueError(
+                f"it has {size} bytes, and tokens could be forged: at least {MIN_JWT_SECRET_BYTES} "
+                "are needed (`openssl rand -base64 32` makes one)"
+            )
+        return secret
+
+    @field_validator("credentials_key")
+    @classmethod
+    def _are_keys(cls, secret: SecretStr | None) -> SecretStr | None:
+        from polydev.controller.sealing import SECRET_NAME, keyring_of
+
+        try:
+            keyring_of(secret)
+        except ConfigError as error:
+            words = error.message.removeprefix(f"the secret {SECRET_NAME} ")
+            raise ValueError(f"{words} ({error.hint})") from None
+        return secret
+
+    @field_validator("alert_urls")
+    @classmethod
+    def _are_urls(cls, secret: SecretStr | None) -> SecretStr | None:
+        for number, url in enumerate(secret.get_secret_value().split() if secret else (), 1):
+            if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url) is None:
+                raise ValueError(f"address {number} is no URL of Apprise, such as mailto://…")
+        return secret
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_of_a_known_kind(cls, url: str) -> str:
+        if not url.startswith(DATABASES):
+            raise ValueError(f"it must begin with {' or '.join(DATABASES)}")
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise ValueError("its host or port cannot be read") from None
+        return url
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -243,15 +312,29 @@ def load_settings(file: Path) -> Settings:
         raise _config_error(file, error) from None  # pydantic's own text quotes the values
 
 
-def _config_error(file: Path, error: ValidationError) -> ConfigError:
-    first, *others = [
-        (".".join(str(part) for part in each["loc"]), each["msg"])
+def problems_of(error: ValidationError) -> list[tuple[str, str]]:
+    """Each wrong key with what is wrong with it, in words that quote no value."""
+    return [
+        (".".join(str(part) for part in each["loc"]), _words(each))
         for each in error.errors(include_input=False, include_url=False)
+        if each["type"] != "default_factory_not_called"  # it only follows from another one
     ]
+
+
+def _words(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such key"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _config_error(file: Path, error: ValidationError) -> ConfigError:
+    first, *others = problems_of(error)
     rest = "".join(f"; {key}: {message}" for key, message in others)
+    places = [f"the secret {secret_name(first[0])}"] if first[0] in SECRETS else []
+    places += ["the file", f"the variable {ENVIRONMENT_PREFIX}{first[0].upper()}"]
     return ConfigError(
         f"{first[1]}{rest}",
-        f"correct the file or the variable {ENVIRONMENT_PREFIX}{first[0].upper()}",
+        f"correct {' or '.join(places)}",
         file=file,
         key=first[0],
     )

@@ -14,6 +14,7 @@ from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
+from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import JsonFile, PythonVersion, Unit
 from polydev.deploys.operations import (
@@ -37,15 +38,16 @@ from polydev.ssh import SshTarget
 ROOT = "/opt/master-controller"
 CONFIG = "/etc/master-controller/config.yaml"
 SECRETS = "/etc/master-controller/secrets"
+MAX_SECRET_BYTES = 64 * 1024
 SOCKET = "master-controller.socket"
 SERVICE = "master-controller.service"
 NEXT = "master-controller-next@.service"
 
 
-def config_text(site: HostData) -> str:
-    """The controller's configuration: the inventory's words over what the host needs."""
+def fixed_config(site: HostData) -> dict[str, Any]:
+    """What of the controller's configuration follows from the rest of the inventory."""
     address, _, port = site.controller_listen.rpartition(":")
-    fixed = {
+    return {
         "host": address,
         "port": int(port),
         "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
@@ -59,7 +61,20 @@ def config_text(site: HostData) -> str:
             "translation_cache_mib": site.vm_translation_cache_mib,
         },
     }
-    return yaml.safe_dump({**fixed, **site.controller}, sort_keys=True)
+
+
+def config_text(site: HostData) -> str:
+    """The controller's configuration: the inventory's words over what the host needs."""
+    return yaml.safe_dump({**fixed_config(site), **site.controller}, sort_keys=True)
+
+
+def check_controller(site: HostData, host: str) -> None:
+    """Ask the controller that is to be deployed for its word on keys and secrets.
+
+    Raises ConfigError naming each that it would refuse.
+    """
+    secrets = {name: secret_text(name, file) for name, file in site.secrets.items()}
+    require_sound(host, site.source, fixed_config(site), site.controller, secrets)
 
 
 def unit_values(site: HostData) -> dict[str, Any]:
@@ -140,7 +155,12 @@ def _secrets(site: HostData) -> list[PlacedFile]:
 def secret_text(name: str, file: Path) -> str:
     """What the secret `name` of an inventory is. Raises ConfigError, which does not quote it."""
     try:
-        return file.read_bytes().decode()
+        if file.exists() and not file.is_file():
+            why = "is a directory or a device, not a file"
+        elif file.stat().st_size > MAX_SECRET_BYTES:
+            why = f"is larger than {MAX_SECRET_BYTES} bytes, which no secret is"
+        else:
+            return file.read_bytes().decode()
     except OSError as error:
         why = error.strerror or "cannot be read"
     except UnicodeDecodeError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from polydev.errors import ConfigError
@@ -14,6 +15,16 @@ from polydev.settings import Settings
 
 Target = Literal["all", "master-controller", "vm-agent"]
 Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
+
+
+def _is_secret_name(name: str) -> str:
+    if re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name) is None:
+        raise ValueError("is no name of a secret: lower-case letters, digits and hyphens")
+    return name
+
+
+# They become names of files on the host; which ones there are is the controller's word.
+SecretName = Annotated[str, AfterValidator(_is_secret_name)]
 FIRST_SLOT = 2
 # What the guest of the golden image asks by itself.
 IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
@@ -61,7 +72,7 @@ class HostData(Checked):
     reachable: tuple[IPv4Network, ...] = ()
     controller_listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] = "0.0.0.0:4000"
     controller: dict[str, Any] = {}
-    secrets: dict[str, Path] = {}
+    secrets: dict[SecretName, Path] = {}
     firecracker: Firecracker | None = None
     image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     store: Path = Field(default_factory=lambda: Settings.from_environment().store)
@@ -118,8 +129,9 @@ def host_data(values: dict[str, Any], host: str) -> HostData:
         return HostData.model_validate(own)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the host"
+        parts = [str(part) for part in first["loc"] if part != "[key]"]
+        key = ".".join(parts) or "the host"
         raise ConfigError(
-            f"inventory: {host}: {key}: {first['msg']}",
+            f"inventory: {host}: {key}: {first['msg'].removeprefix('Value error, ')}",
             "inventory/production.example.py shows every key",
         ) from error

@@ -11,7 +11,7 @@ from pyinfra.context import host
 from polydev.deployment_id import new_deployment_id
 from polydev.deploys import controller as controller_part
 from polydev.deploys.accounts import HOST_FILE, accounts
-from polydev.deploys.controller import controller
+from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.data import HostData, host_data
 from polydev.deploys.hypervisor import hypervisor
 from polydev.deploys.images import STORE, images
@@ -89,6 +89,8 @@ def browser_host() -> None:
     name, values = host_values()
     site = host_data(values, name)
     target = SshTarget.from_data(name, values)
+    if site.concerns("master-controller"):
+        check_controller(site, name)
     tune_connection()
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()

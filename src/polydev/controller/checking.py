@@ -1,0 +1,78 @@
+"""A configuration looked at before any host gets it: `master-controller check-config`.
+
+It is the rules of `Settings` and nothing else, for the operator's machine: a deployment asks them
+of the very sources that it is going to deploy. The environment and its secrets do not count there.
+
+JSON in:  config   what the deployment writes by itself
+          given    the keys of the inventory's `controller`
+          secrets  name and text of each of the inventory's `secrets`
+JSON out: problems, each with the key of the inventory and what is wrong with it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from polydev.controller.settings import SECRETS, Settings, problems_of, secret_name
+
+
+class Candidate(Settings):
+    """Settings from nothing but what is passed in."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what is wrong with a configuration; an empty list for a sound one."""
+    config, given, secrets = (dict(document[key]) for key in ("config", "given", "secrets"))
+    found = [*_misplaced(given), *_unknown(secrets)]
+    wrong = {key for key, _ in found}
+    fields = {name.replace("-", "_"): text.strip() for name, text in secrets.items()}
+    kept = {name: text for name, text in fields.items() if name in SECRETS}
+    sound = {key: value for key, value in given.items() if f"controller.{key}" not in wrong}
+    try:
+        Candidate(**{**config, **sound, **kept})
+    except ValidationError as error:
+        found += [(_path(key, kept), words) for key, words in problems_of(error)]
+    except TypeError:
+        found.append(("controller", "its keys must be text"))
+    return [{"key": key, "message": _suggested(key, words)} for key, words in found]
+
+
+def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in given:
+        if key in SECRETS:
+            yield f"controller.{key}", f"this is a secret: name its file as `{secret_name(key)}`"
+
+
+def _unknown(secrets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    known = [secret_name(field) for field in SECRETS]
+    for name in secrets:
+        if name not in known:
+            hyphened = name.replace("_", "-")
+            suggestion = f"did you mean {hyphened}? " if hyphened in known else ""
+            words = f"the controller has no such secret; {suggestion}it knows {', '.join(known)}"
+            yield f"secrets.{name}", words
+
+
+def _path(key: str, secrets: Mapping[str, str]) -> str:
+    return f"secrets.{secret_name(key)}" if key in secrets else f"controller.{key}"
+
+
+def _suggested(key: str, words: str) -> str:
+    part, _, name = key.partition(".")
+    close = get_close_matches(name, Settings.model_fields, n=1) if part == "controller" else []
+    return f"{words}; did you mean {close[0]}?" if close and close[0] != name else words

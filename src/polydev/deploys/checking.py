@@ -1,0 +1,65 @@
+"""The controller's configuration, checked by the controller that is going to be deployed.
+
+Its rules are its own, in `polydev.controller.settings`. A process of its own asks them of the
+sources of the release, because a deploy is no part of a controller and another release may have
+other rules. Secrets go to it over its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polydev.errors import ConfigError
+from polydev.run import run
+
+CHECK_SECONDS = 120.0
+SHOWN_LINES = 5
+
+
+def require_sound(
+    host: str,
+    source: Path,
+    config: Mapping[str, Any],
+    given: Mapping[str, Any],
+    secrets: Mapping[str, str],
+) -> None:
+    """Raise ConfigError with each key of the inventory that the controller would refuse."""
+    document = {"config": dict(config), "given": dict(given), "secrets": dict(secrets)}
+    try:
+        text = json.dumps(document)
+    except TypeError as error:
+        raise ConfigError(f"inventory: {host}: controller: {error}") from None
+    problems = _problems(text, source.resolve())
+    if problems:
+        words = "; ".join(f"{each['key']}: {each['message']}" for each in problems)
+        raise ConfigError(
+            f"inventory: {host}: {words}",
+            "docs/controller.md has every key, docs/hosts.md every secret",
+        )
+
+
+@cache
+def _problems(document: str, source: Path) -> list[dict[str, str]]:
+    argv = [sys.executable, "-m", "polydev.controller", "check-config"]
+    done = run(
+        argv,
+        input=document,
+        cwd=source,
+        env={"PYTHONPATH": str(source / "src")},
+        check=False,
+        timeout_seconds=CHECK_SECONDS,
+    )
+    try:
+        found: list[dict[str, str]] = json.loads(done.stdout)["problems"]
+    except (ValueError, KeyError):
+        last = "\n".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
+        raise ConfigError(
+            f"the controller in {source} cannot check its configuration:\n{last}",
+            "correct its sources",
+        ) from None
+    return found
