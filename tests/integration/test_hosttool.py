@@ -130,7 +130,7 @@ def test_every_module_of_ours_is_loaded_before_anything_is_done(tool: Path) -> N
     )
     done = run.run([PYTHON, "-I", "-c", program, tool])
     left = set(json.loads(done.stdout.replace("'", '"')))
-    apart = {"__init__", "__main__", "pack"}
+    apart = {"__init__", "__main__", "pack", "placing"}  # the last two are the operator's
     assert {Path(name).stem for name in left} <= apart
 
 

@@ -600,8 +600,11 @@ class TestFailure:
 def test_a_restore_takes_the_dead_man_timer_away(make: Make) -> None:
     bench = make()
     bench.host.backups[SECOND] = FIRST
-    bench.change.restore(SECOND)
-    assert bench.host.calls == [f"restore {SECOND}", "deadman confirm"]
+    with bench.change.locked("rollback"), steps().step("back") as step:
+        bench.change.restore(SECOND, step)
+    calls = bench.host.calls
+    assert bench.host.state == FIRST
+    assert calls[-2:] == ["deadman confirm", "unlock"], calls
 
 
 class TestRecovery:
