@@ -139,6 +139,10 @@ class MachineBusy(Error):
         )
 
 
+class FilesLeft(VmError):
+    """Files of a VM could not be removed. Its folder is shut to every other VM."""
+
+
 class SessionError(Error):
     code = "session"
 

@@ -291,6 +291,28 @@ def test_the_console_goes_on_until_the_vm_ends(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_a_console_that_the_vm_replaces_while_it_is_followed(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        async with controller(host) as asked:
+            session = await asked.start()
+            (await host.hypervisor.started(2)).say("the first words\n")
+            path = f"/api/vm/{session['vmId']}/console"
+            async with asked.http.stream(
+                "GET", path, params={"follow": "true"}, headers=asked.operator
+            ) as answer:
+                parts = answer.aiter_text()
+                assert "the first words" in await parts.__anext__()
+                console = host.hypervisor.console(2, session["vmId"])
+                console.unlink()
+                console.symlink_to("/etc/passwd")
+                rest = "".join([part async for part in parts])
+            assert "error: serial.log is a symbolic link" in rest
+            assert "root:" not in rest
+
+    run(tmp_path, scenario)
+
+
 def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
     """Whoever follows is let go at once, comes again and misses nothing."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from polydev.agent.messages import HealthReply
 from polydev.controller.model import Session, Vm
-from polydev.errors import VmError
+from polydev.errors import FilesLeft, VmError
 from polydev.vm.cpu_wait import ThreadTimes
 from polydev.vm.stages import STAGES, Stage
 from tests.driving import World, play, until, worlds
@@ -322,6 +322,29 @@ def test_stop_that_fails_is_tried_again(tmp_path: Path) -> None:
         assert world.host.hypervisor.calls.count("stop 2") >= 2
 
     play(worlds(tmp_path, kind=StubbornVm), scenario)
+
+
+def test_slot_is_free_although_files_are_left(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        discard = world.host.hypervisor.discard
+
+        async def leave(slot: int, vm_id: str, *, keep_logs: bool) -> None:
+            await discard(slot, vm_id, keep_logs=keep_logs)
+            if vm_id == session.vm_id:
+                raise FilesLeft(f"files of VM {vm_id} could not be removed: 'hidden'")
+
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(world.host.hypervisor, "discard", leave)
+                await world.sessions.apply(session.id, "terminate")
+                assert (await world.until_released(session)).state == "ended"
+                following = await world.start()
+                assert (await world.vm_of(following)).slot == 2
+                await world.until_session(following, "vm_created")
+
+    play(worlds(tmp_path, slots=[2]), scenario)
 
 
 def test_sick_vm_fails_after_its_checks(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -491,6 +493,34 @@ def test_the_console_as_text_and_as_lines(host: ApiHost) -> None:
         assert (await asked.ask("GET", f"{path}?follow=true")).content == said
         host.hypervisor.console(2, session["vmId"]).unlink()
         problem(await asked.ask("GET", path), 410, "session-expired")
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("query", ["", "?follow=true"])
+@pytest.mark.parametrize("accept", ["*/*", "application/json"])
+def test_a_console_that_the_vm_replaced_is_not_answered(
+    host: ApiHost, query: str, accept: str
+) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = f"/api/vm/{session['vmId']}/console{query}"
+        host.hypervisor.say(2, session["vmId"], b"")
+        file = host.hypervisor.console(2, session["vmId"])
+        secret = file.parent / "secret"
+        secret.write_text("a secret")
+        replacements: dict[str, Callable[[], None]] = {
+            "a symbolic link": lambda: file.symlink_to(secret),
+            "a FIFO": lambda: os.mkfifo(file),
+            "a hard link": lambda: file.hardlink_to(secret),
+        }
+        for kind, put in replacements.items():
+            file.unlink()
+            put()
+            answer = await asked.ask("GET", path, headers={"Accept": accept})
+            problem(answer, 502, "vm")
+            assert f"serial.log is {kind}" in answer.json()["detail"]
+            assert "a secret" not in answer.text
 
     host.run(scenario)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.api import console
-from polydev.controller.api.console import block_at, follow, tail
+from polydev.controller.api.console import follow, tail
+from polydev.controller.machines.console import added_since
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_the_last_lines_as_they_are(file: Path) -> None:
 
 def test_no_file_is_no_text(file: Path) -> None:
     assert tail(file, 10) == (b"", 0)
-    assert block_at(file, 0) == b""
+    assert added_since(file, 0) == (b"", 0)
 
 
 def test_lines_across_blocks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

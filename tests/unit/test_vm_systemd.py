@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from polydev.controller.machines.systemd_bus import (
     unit_path,
 )
 from polydev.controller.settings import Settings, VmSizes
-from polydev.errors import VmError
+from polydev.errors import FilesLeft, VmError
 from polydev.vm.order import order_from
 
 DIGEST = "d" * 64
@@ -249,12 +250,27 @@ class TestDiscard:
     def test_what_cannot_be_removed_is_said(
         self, ended: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path) -> None:
-            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink = os.unlink
 
-        monkeypatch.setattr("shutil.rmtree", refuse)
-        with pytest.raises(VmError, match="/2/one: Operation not permitted"):
+        def refuse_files_of_vms(name: str, *, dir_fd: int | None = None) -> None:
+            if dir_fd is not None:
+                raise PermissionError(1, "Operation not permitted", name)
+            unlink(name)
+
+        monkeypatch.setattr("os.unlink", refuse_files_of_vms)
+        with pytest.raises(FilesLeft, match=r"of VM one could not be removed: .*not permitted"):
             ended.discard()
+
+    def test_logs_that_stay_are_shut_to_the_slots_next_vm(self, ended: Site) -> None:
+        ended.discard(keep_logs=True)
+        assert (ended.root / "2" / "one").stat().st_mode & 0o777 == 0o700
+
+    def test_of_the_logs_only_regular_files_stay(self, ended: Site) -> None:
+        log = ended.root / "2" / "one" / "serial.log"
+        log.unlink()
+        log.symlink_to("/etc/passwd")
+        ended.discard(keep_logs=True)
+        assert ended.left() == ["2", "2/one", "2/one/qemu.log", "3"]
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,15 @@ from polydev.errors import Error, VmError
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import Accelerator, VmConfig
+from polydev.vm.files import last_bytes
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
 ROOT = Path("/var/lib/microvm")
 IN_USE = "in-use.lock"
+QEMU_LOG = "qemu.log"
 TAIL_LINES = 5
+MAX_TAIL_BYTES = 4096
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +54,9 @@ def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
     try:
         # By its own name: `current` will be another VM one day.
         folder = (slot / CURRENT).resolve(strict=True)
-        log = (folder / "qemu.log").open("wb", buffering=0)
+        # A file of ours, whatever an earlier process of this VM left in its place.
+        (folder / QEMU_LOG).unlink(missing_ok=True)
+        log = (folder / QEMU_LOG).open("xb", buffering=0)
     except OSError as error:
         raise VmError(f"{slot} names no VM: {error}") from error
     try:
@@ -88,7 +93,7 @@ def tell_systemd(client: socket.socket, systemd: str, log: Path) -> None:
     # systemd ends what is left of a unit that fails: there is still something to say then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not greeted(client):
-        lines = log.read_text(errors="replace").splitlines()
+        lines = last_bytes(log, MAX_TAIL_BYTES).decode(errors="replace").splitlines()
         sys.stderr.write("\n".join(["QEMU ended:", *lines[-TAIL_LINES:]]) + "\n")
         sys.stderr.flush()
     elif systemd:

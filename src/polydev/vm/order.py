@@ -6,15 +6,18 @@ controller --order_text--> launch.json --order_from--> the unit's launcher
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from polydev.errors import VmError
+from polydev.vm.files import opened
 
 ORDER_FILE = "launch.json"
 CURRENT = "current"
+MAX_ORDER_BYTES = 64 * 1024
 # These become words of command lines, where a blank or a comma would begin another one.
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +44,9 @@ def order_text(order: Order) -> str:
 def order_from(file: Path) -> Order:
     """Raises VmError naming the file and what is wrong in it."""
     try:
-        found = json.loads(file.read_bytes())
+        # The controller's own link `current` may be on the way there.
+        with opened(file.parent.resolve() / file.name) as descriptor:
+            found = json.loads(os.pread(descriptor, MAX_ORDER_BYTES, 0))
     except OSError as error:
         raise VmError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:

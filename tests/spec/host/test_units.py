@@ -88,6 +88,16 @@ def test_unit_is_confined(host: Host, unit: str) -> None:
     assert asked.rc == 0, f"{unit}: {asked.stdout.strip().splitlines()[-1]}, at most {most}"
 
 
+@pytest.mark.parametrize("unit", OWN_UNITS)
+def test_unit_cannot_evade_its_filter_of_calls(host: Host, unit: str) -> None:
+    name = unit.replace("@.", "@0.")
+    allowed = host.check_output(f"systemctl show -P SystemCallFilter {name}").split()
+    assert "read" in allowed
+    evading = {"io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd"}
+    evading |= {"process_vm_readv", "process_vm_writev", "pidfd_getfd", "ptrace", "keyctl", "bpf"}
+    assert evading.isdisjoint(allowed)
+
+
 def test_written_reasons_are_needed(host: Host) -> None:
     needless = [
         unit

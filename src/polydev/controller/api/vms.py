@@ -115,7 +115,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
         summary="What a VM says on its serial console",
         description=CONSOLE_DESCRIPTION,
         response_class=Response,
-        responses={200: CONSOLE_ANSWER, **refusals(404, 410, 422)},
+        responses={200: CONSOLE_ANSWER, **refusals(404, 410, 422, 502)},
     )
     async def get_console(
         request: Request,
@@ -126,9 +126,9 @@ def _add_console(router: APIRouter, services: Services) -> None:
     ) -> Response:
         vm = await vm_for(services, caller, vm_id)
         file = _console_of(services, vm)
+        text, _ = await asyncio.to_thread(tail, file, lines)
         if following:
             return _following(services, caller, vm, file, lines)
-        text, _ = await asyncio.to_thread(tail, file, lines)
         if "application/json" in request.headers.get("accept", ""):
             return _as_lines(vm, text, lines)
         return Response(text, media_type=TEXT)
@@ -164,9 +164,12 @@ def _following(
             async def over() -> bool:
                 return token_over.done() or (await services.vms.get(vm.id)).released_at is not None
 
-            async for part in follow(file, lines, over, services.ending):
-                if token_over.done():
-                    return
-                yield part
+            try:
+                async for part in follow(file, lines, over, services.ending):
+                    if token_over.done():
+                        return
+                    yield part
+            except VmError as error:  # its process replaced the file meanwhile
+                yield f"\nerror: {error.message}\n".encode()
 
     return StreamingResponse(text(), media_type=TEXT)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import Field
 from polydev.controller.api.answers import Answer
 from polydev.controller.host.network_health import slot_port
 from polydev.controller.host.probe import Probe, Unanswered
+from polydev.vm.files import opened_folder
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -22,6 +24,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 CGROUPS_OF_BOTH = CGROUPS / "unified"
 CPU_SPAN_SECONDS = 0.25
 BLOCK_BYTES = 512
+MOST_FILES, MOST_DEPTH = 10_000, 10
 
 # A disk that hangs must not take another thread each time that it is asked.
 _asked: dict[tuple[int, int | None, Path], Probe[VmFigures]] = {}
@@ -139,21 +142,43 @@ def _memory(pid: int, cgroup: Path | None) -> dict[str, Any]:
 
 
 def allocated_bytes(folder: Path) -> int:
-    """What the files below `folder` take up; what goes away meanwhile counts nothing."""
+    """What the files below `folder` take up; what goes away meanwhile counts nothing.
+
+    Follows no link. Raises LookupError where there is far more than in any VM's folder.
+    """
     total = 0
     try:
-        entries = list(os.scandir(folder))
+        with opened_folder(folder) as inside:
+            for count, size in enumerate(_sizes(inside)):
+                if count == MOST_FILES:
+                    raise LookupError(f"more than {MOST_FILES} files")
+                total += size
     except FileNotFoundError:
         return 0
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            total += allocated_bytes(Path(entry.path))
-            continue
-        try:
-            total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
-        except FileNotFoundError:
-            continue
     return total
+
+
+def _sizes(folder: int, depth: int = 0) -> Iterator[int]:
+    """What each file takes up in a folder, given by its descriptor, and in those below."""
+    if depth > MOST_DEPTH:
+        raise LookupError(f"folders in more than {MOST_DEPTH} levels")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    with _inner_folder(entry.name, folder) as inner:
+                        yield from _sizes(inner, depth + 1)
+                else:
+                    yield entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+
+
+@contextmanager
+def _inner_folder(name: str, outer: int) -> Iterator[int]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _network(slot: int) -> dict[str, Any]:

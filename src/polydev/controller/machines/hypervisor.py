@@ -53,7 +53,11 @@ class Hypervisor(Protocol):
         """Every slot in which something runs, failed, or has left files."""
 
     async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
-        """Remove a stopped VM's disk and sockets, and its logs unless they are to be kept."""
+        """Remove a stopped VM's disk and sockets, and its logs unless they are to be kept.
+
+        Raises FilesLeft if something cannot be removed. No other VM can get at it then, so the slot
+        is free.
+        """
 
     async def folders(self) -> set[tuple[int, str]]:
         """Slot and id of every VM of which there are files."""

@@ -7,15 +7,19 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
 from polydev.controller.machines.hypervisor import Activity, Launch, SlotState
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.settings import Settings
-from polydev.errors import VmError
+from polydev.errors import CommandTimeout, FilesLeft, VmError
+from polydev.run import run
+from polydev.vm.files import last_bytes, opened_folder
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
 
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
@@ -23,6 +27,11 @@ LOGS = (SERIAL_LOG, QEMU_LOG)
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 TAIL_LINES = 5
 MAX_TAIL_BYTES = 4096
+# A VM's user comes into the folder of its VM by the group, as long as that VM is not over.
+OPEN_TO_VM, SHUT = 0o770, 0o700
+ORDER_MODE = 0o644
+REMOVAL_SECONDS = 45
+FOLDERS_AT_ONCE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +41,8 @@ class SystemdHypervisor:
     """The hypervisor of a deployed host. It may start and stop these units, and nothing else."""
 
     def __init__(self, settings: Settings, bus: SystemdBus | None = None) -> None:
-        self._root = settings.vm_root
+        # Links on the operator's way there are fine; below, none is ever followed.
+        self._root = settings.vm_root.resolve()
         self._images = settings.image_store / "images"
         self._sizes = settings.vm
         self._bus = bus or SystemdBus()
@@ -101,10 +111,9 @@ class SystemdHypervisor:
         # Its group is that of the slot's folder, whatever our own is; the modes are said once
         # more since they are what the VM's user comes in by, whatever our umask is.
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o770)
-        order = folder / ORDER_FILE
-        order.write_text(order_text(self._order(launch)))
-        order.chmod(0o644)
+        with opened_folder(folder) as inside:
+            os.fchmod(inside, OPEN_TO_VM)
+            _write(inside, ORDER_FILE, order_text(self._order(launch)))
         fresh = folder.with_name(f".{CURRENT}")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(launch.vm_id)
@@ -134,28 +143,32 @@ class SystemdHypervisor:
         return VmError(f"{unit} did not start: {why}", f"journalctl -u {unit}")
 
     def _remove(self, slot: int, vm_id: str, keep_logs: bool) -> None:
+        """Raises FilesLeft if the folder is shut, but not all of it could be removed."""
         folder = self._folder(slot, vm_id)
         if self._named(slot) == vm_id:
             folder.with_name(CURRENT).unlink(missing_ok=True)
-        if not folder.exists():
+        try:
+            with opened_folder(folder) as inside:
+                # The slot's next VM has the same user, who must not come to what stays here.
+                os.fchmod(inside, SHUT)
+                left = _clear(folder, inside, LOGS if keep_logs else ())
+        except FileNotFoundError:
             return
+        if left:
+            raise FilesLeft(
+                f"files of VM {vm_id} could not be removed: {left}",
+                f"as root on the host: rm -rf {folder}",
+            )
         if not keep_logs:
-            shutil.rmtree(folder)
-            return
-        for path in folder.iterdir():
-            if path.name not in LOGS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                folder.rmdir()
 
     def _numbers(self) -> list[int]:
-        found = self._root.iterdir() if self._root.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdecimal())
+        return sorted(int(name) for name in _folders_in(self._root) if name.isdecimal())
 
     def _folders(self) -> set[tuple[int, str]]:
         return {
-            (slot, path.name)
-            for slot in self._numbers()
-            for path in (self._root / str(slot)).iterdir()
-            if path.is_dir() and not path.is_symlink()
+            (slot, name) for slot in self._numbers() for name in _folders_in(self._root / str(slot))
         }
 
 
@@ -182,11 +195,69 @@ async def _files(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _tail(log: Path) -> str:
-    """The last lines of what a VM's process said; empty where it said nothing."""
+    """The last lines of what a VM's process said, or why they cannot be read."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - MAX_TAIL_BYTES))
-            lines = file.read(MAX_TAIL_BYTES).decode(errors="replace").splitlines()
-    except OSError:
-        return ""
+        lines = last_bytes(log, MAX_TAIL_BYTES).decode(errors="replace").splitlines()
+    except VmError as error:
+        return error.message
     return "\n".join(lines[-TAIL_LINES:])
+
+
+def _write(folder: int, name: str, text: str) -> None:
+    """Replace a file in the folder of that descriptor, whatever has its name now."""
+    fresh = f".{name}"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(fresh, flags, ORDER_MODE, dir_fd=folder), "w") as file:
+        os.fchmod(file.fileno(), ORDER_MODE)
+        file.write(text)
+    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [each.name for each in entries if each.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _clear(folder: Path, descriptor: int, kept: Iterable[str]) -> str:
+    """Remove what is in a folder but the files that are kept; why something is left, in words."""
+    left, folders = "", []
+    device = os.fstat(descriptor).st_dev
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.stat(follow_symlinks=False).st_dev == device:
+                    folders.append(entry.name)
+                else:
+                    left = f"{entry.name!a}: something is mounted there"
+            elif entry.name not in kept or not entry.is_file(follow_symlinks=False):
+                left = _unlink(entry.name, descriptor) or left
+    names = iter(folders)
+    while some := list(islice(names, FOLDERS_AT_ONCE)):
+        left = _remove_trees([folder / name for name in some]) or left
+    return left
+
+
+def _unlink(name: str, folder: int) -> str:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{name!a}: {error.strerror}"
+    return ""
+
+
+def _remove_trees(folders: list[Path]) -> str:
+    """Remove folders of any depth, which a VM makes only if it broke out of its unit's filter."""
+    argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", *folders]
+    try:
+        removed = run(argv, timeout_seconds=REMOVAL_SECONDS, env={"LC_ALL": "C"}, check=False)
+    except CommandTimeout:
+        return f"not done within {REMOVAL_SECONDS} s"
+    return removed.stderr.strip().rpartition("\n")[2]

@@ -45,7 +45,7 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import Error
+from polydev.errors import Error, FilesLeft
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.stages import Stage
@@ -293,11 +293,14 @@ class Tending:
         return with_account("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
 
     async def _end(self, vm: Vm) -> None:
-        """Stop and remove all of it. Its slot is free only once nothing of it is left."""
+        """Stop and remove all of it. Its slot is free once no other VM can come to its files."""
         hypervisor = self._means.hypervisor
         keep_logs = vm.reason is not None and self._means.settings.keep_failed_seconds > 0
         await hypervisor.stop(vm.slot)
-        await hypervisor.discard(vm.slot, vm.id, keep_logs=keep_logs)
+        try:
+            await hypervisor.discard(vm.slot, vm.id, keep_logs=keep_logs)
+        except FilesLeft as error:
+            self._log(vm).error("vm_files_left", problem=error.message, hint=error.hint)
         await self._means.vms.released(vm.id)
         self._log(vm).info("vm_released", slot=vm.slot)
 

@@ -1,0 +1,127 @@
+"""What a VM's process may do, tried by a process that runs with the VM unit's own properties."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests import forbidden_calls
+from tests.hosts import DeployedHost
+
+SLOT = 2
+CONTROLLER = "master-controller.service"
+PYTHON = "/opt/master-controller/current/venv/bin/python"
+FOLDER = "/run/walls/one"
+READ = """
+import sys
+from pathlib import Path
+from polydev.controller.api.console import tail
+from polydev.errors import Error
+for name in sys.argv[1:]:
+    try:
+        print(tail(Path(name), 10)[0].decode().strip())
+    except Error as error:
+        print(error.message)
+"""
+# What the unit runs and how it starts. All else of its section confines it.
+NOT_CONFINING = {
+    *("ExecStart", "ExecStartPre", "Type", "NotifyAccess", "Environment", "TimeoutStartSec"),
+    *("Restart", "RestartSec", "StateDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve"),
+}
+# systemd's filters of address families and namespaces answer with these instead of EPERM.
+REFUSED_OTHERWISE = {
+    **{f"socket({family})": "EAFNOSUPPORT" for family in forbidden_calls.FAMILIES},
+    "clone3(CLONE_NEWUSER)": "ENOSYS",
+    "openat2(S_ISUID)": "ENOSYS",
+}
+UNPRIVILEGED_MAY = ("mkdirat", "symlinkat", "linkat", "socket(AF_INET)")
+
+
+def confining_properties(unit: str, slot: int) -> list[str]:
+    """The lines of the unit's section that confine it, of what `systemctl cat` shows."""
+    section, found = "", []
+    for line in unit.splitlines():
+        if line.startswith("["):
+            section = line
+        name, is_setting, _ = line.partition("=")
+        if section == "[Service]" and is_setting and not line.startswith("#"):
+            found += [line.replace("%i", str(slot))] if name not in NOT_CONFINING else []
+    return found
+
+
+def said_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
+    """What a process with these properties says."""
+    words = ["systemd-run", "--quiet", "--pipe", "--wait"]
+    words += [f"--property={each}" for each in properties]
+    return host.inside(shlex.join([*words, *argv]))
+
+
+def outcomes(host: DeployedHost, properties: list[str]) -> dict[str, dict[str, str]]:
+    """What became of each call in a process with these properties."""
+    program = Path(forbidden_calls.__file__).read_text()
+    said = said_with(host, properties, "/usr/bin/python3", "-c", program)
+    found: dict[str, dict[str, str]] = json.loads(said)
+    return found
+
+
+def reached(outcomes: dict[str, str]) -> dict[str, str]:
+    """The calls that were not refused before the kernel looked at them."""
+    return {
+        name: outcome
+        for name, outcome in outcomes.items()
+        if outcome not in ("EPERM", REFUSED_OTHERWISE.get(name))
+    }
+
+
+@pytest.fixture(scope="module")
+def properties(deployed: DeployedHost) -> list[str]:
+    found = confining_properties(deployed.inside(f"systemctl cat microvm@{SLOT}.service"), SLOT)
+    assert f"User=polydev-vm-{SLOT}" in found
+    return found
+
+
+def test_forbidden_calls_are_refused_directly_and_by_io_uring(
+    deployed: DeployedHost, properties: list[str]
+) -> None:
+    found = outcomes(deployed, properties)
+    made = {way: reached(calls) for way, calls in found.items()}
+    assert made == {"directly": {}, "by io_uring": {}}
+
+
+def test_the_same_user_without_the_unit_makes_these_calls(deployed: DeployedHost) -> None:
+    """So it is the unit that refuses them."""
+    found = outcomes(deployed, [f"User=polydev-vm-{SLOT}", "PrivateTmp=yes"])
+    for way in found.values():
+        assert {name: way[name] for name in UNPRIVILEGED_MAY} == dict.fromkeys(
+            UNPRIVILEGED_MAY, "done"
+        )
+
+
+def test_the_confined_controller_reads_files_of_the_vms_user_only(deployed: DeployedHost) -> None:
+    """With its unit's PrivateUsers= it sees all users but root and itself as one."""
+    of_vm = f"runuser -u polydev-vm-{SLOT} -- sh -c "
+    script = [
+        f"install -d {FOLDER}",
+        f"chown polydev-controller:polydev-vm-{SLOT} {FOLDER}",
+        f"chmod 770 {FOLDER}",
+        of_vm + shlex.quote(f"umask 0; echo said by the guest >{FOLDER}/serial.log"),
+        of_vm + shlex.quote(f"ln -s /proc/self/environ {FOLDER}/link"),
+        *(f"echo secret >{FOLDER}/{name}" for name in ("root", "own")),
+        f"chown polydev-controller:polydev-controller {FOLDER}/own",
+    ]
+    properties = confining_properties(deployed.inside(f"systemctl cat {CONTROLLER}"), SLOT)
+    names = [f"{FOLDER}/{name}" for name in ("serial.log", "link", "root", "own")]
+    try:
+        deployed.inside("; ".join(["set -e", *script]))
+        said = said_with(deployed, properties, PYTHON, "-c", READ, *names).splitlines()
+    finally:
+        deployed.inside("rm -rf /run/walls")
+    assert said == [
+        "said by the guest",
+        "link is a symbolic link; only a regular file is read",
+        "root is a file that is not the VM's",
+        "own is a file that is not the VM's",
+    ]
