@@ -411,6 +411,53 @@ async def test_heartbeats_and_expiry(store_url: str) -> None:
 
 
 @run_async
+async def test_heartbeats_of_many(store_url: str) -> None:
+    limits = SessionLimits(idle_seconds=60, max_seconds=100, per_user=9)
+    async with opened(store_url, limits=limits) as store:
+        user, start = await store.new_user(), store.clock.at
+        starting = await store.start(user)
+        await store.vms.launched(starting.vm_id)
+        ready, ended, idle = [await store.start_ready(user) for _ in range(3)]
+        await store.sessions.apply(ended.id, "terminate")
+        store.clock.pass_seconds(30)
+        ids = {each.id for each in (starting, ready, ended)} | {NOBODY}
+        await store.sessions.watched(ids)
+        await store.sessions.watched(set())
+        found = {each.id: each for each in await store.sessions.list()}
+        late, beat = start + timedelta(seconds=100), store.clock.at
+        assert {
+            name: (found[of.id].heartbeat_at, found[of.id].expires_at)
+            for name, of in (("starting", starting), ("ready", ready))
+        } == {
+            "starting": (beat, late),
+            "ready": (beat, beat + timedelta(seconds=60)),
+        }
+        assert (found[ended.id].heartbeat_at, found[idle.id].heartbeat_at) == (None, None)
+        store.clock.pass_seconds(30)
+        await store.sessions.watched({ready.id})
+        assert (await store.sessions.get(ready.id)).expires_at == late
+        assert [each.id for each in await store.sessions.expire_due()] == [idle.id]
+
+
+@run_async
+async def test_heartbeat_between_the_question_and_the_end(store_url: str) -> None:
+    """A session that was due gets a heartbeat before it is locked to be ended."""
+    async with opened(store_url, limits=SessionLimits(idle_seconds=60)) as store:
+        session = await store.start_ready(await store.new_user())
+        store.clock.pass_seconds(60)
+        with pytest.MonkeyPatch.context() as patch:
+            expire = store.sessions._expire
+
+            async def late(session_id: str) -> Session | None:
+                await store.sessions.watched({session_id})
+                return await expire(session_id)
+
+            patch.setattr(store.sessions, "_expire", late)
+            assert await store.sessions.expire_due() == []
+        assert (await store.sessions.get(session.id)).is_live
+
+
+@run_async
 async def test_lists(store_url: str) -> None:
     async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
         user, other = await store.new_user(), await store.new_user()

@@ -6,27 +6,31 @@ import asyncio
 import hashlib
 import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil
 import pytest
 import uvloop
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from polydev.controller import services
 from polydev.controller.api import novnc
 from polydev.controller.api.permits import Permits
 from polydev.controller.app import create_app
-from polydev.controller.model import now
+from polydev.controller.model import Session, now
+from polydev.controller.relay import seats
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.seats import MOST_VIEWERS
-from tests.driving import until
+from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.vms import Vms
+from tests.driving import Clock, until
 from tests.relays import (
     HEIGHT,
     WIDTH,
@@ -541,6 +545,192 @@ def test_who_answers_pings_stays_and_so_does_who_is_only_slow(run: Run) -> None:
                 pass
 
     run(scenario)
+
+
+async def beat_at(made: Screens, session: Session, at: datetime) -> None:
+    """Wait for the session's heartbeat of that time."""
+
+    async def look() -> bool:
+        return (await made.services.sessions.get(session.id)).heartbeat_at == at
+
+    await until(look, f"a heartbeat at {at}")
+
+
+def counted(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """Grows by one with each call of a method."""
+    calls: list[object] = []
+    method = getattr(owner, name)
+
+    def call(*words: Any) -> Any:
+        calls.append(words)
+        return method(*words)
+
+    patch.setattr(owner, name, call)
+    return calls
+
+
+async def more_than(found: list[object], count: int) -> bool:
+    return len(found) > count
+
+
+def play(root: Path, scenario: Scenario, **settings: Any) -> None:
+    async def run() -> None:
+        async with screens(root, **settings) as made:
+            await scenario(made)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of all sessions."""
+    made = Clock()
+    monkeypatch.setattr(services, "Sessions", partial(Sessions, clock=made))
+    monkeypatch.setattr(services, "Vms", partial(Vms, clock=made))
+    return made
+
+
+class TestUse:
+    """An open viewer is use. On the tests' clock a session is idle for a third of a second; by
+    the clock on the wall it gets its heartbeats three times as often.
+    """
+
+    LIMITS: ClassVar = {"session": {"per_user": 99, "idle_seconds": 0.3, "max_seconds": 2.0}}
+
+    def test_a_session_does_not_expire_while_somebody_looks(
+        self, tmp_path: Path, clock: Clock
+    ) -> None:
+        async def scenario(made: Screens) -> None:
+            used, idle = await made.session(), await made.session()
+            async with made.connect(used.id), made.connect(used.id, "operator") as other:
+                for _ in range(3):
+                    clock.pass_(0.2)
+                    await beat_at(made, used, clock.at)
+                await other.close()
+                for _ in range(3):
+                    clock.pass_(0.2)
+                    await beat_at(made, used, clock.at)
+                expired = await made.services.sessions.expire_due()
+                assert [each.id for each in expired] == [idle.id]
+
+        play(tmp_path, scenario, **self.LIMITS)
+
+    def test_it_is_idle_from_the_moment_that_the_last_viewer_goes(
+        self, tmp_path: Path, clock: Clock
+    ) -> None:
+        async def scenario(made: Screens) -> None:
+            session = await made.session()
+            for _ in range(2):  # its process begins again
+                async with made.connect(session.id):
+                    await beat_at(made, session, clock.at)
+                    clock.pass_(299)
+                await beat_at(made, session, clock.at)
+                clock.pass_(299)
+                assert await made.services.sessions.expire_due() == []
+            clock.pass_(1)
+            (expired,) = await made.services.sessions.expire_due()
+            assert expired.reason == "no viewer and no heartbeat for 300 s"
+
+        play(tmp_path, scenario)
+
+    def test_no_viewer_gives_more_than_the_longest_life(self, tmp_path: Path, clock: Clock) -> None:
+        async def scenario(made: Screens) -> None:
+            session = await made.session()
+            async with made.connect(session.id) as viewer:
+                clock.pass_(1.9)
+                await beat_at(made, session, clock.at)
+                clock.pass_(0.1)
+                (expired,) = await made.services.sessions.expire_due()
+                assert expired.reason == "it reached the longest life of a session, 2 s"
+                assert (await closing_of(viewer))[0] == 4410
+
+        play(tmp_path, scenario, **self.LIMITS)
+
+    def test_who_may_not_look_does_not_use_it(self, tmp_path: Path, clock: Clock) -> None:
+        async def scenario(made: Screens) -> None:
+            session, booting = await made.session(), await made.booting()
+            assert (await made.closing(session.id, "other user"))[0] == 4403
+            assert (await made.closing(session.id, None))[0] == 4401
+            assert (await made.closing(booting.id))[0] == 4425
+            for each in (session, booting):
+                assert (await made.services.sessions.get(each.id)).heartbeat_at is None
+
+        play(tmp_path, scenario, **self.LIMITS)
+
+    @pytest.mark.usefixtures("quick_pings")
+    def test_who_answers_no_ping_does_not_use_it(
+        self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(seats, "HEARD_SECONDS", 0.0)
+
+        async def scenario(made: Screens) -> None:
+            session = await made.session()
+            came = clock.at
+            async with raw_viewer(made, session.id) as viewer:
+                await beat_at(made, session, came)
+                clock.pass_(0.3)
+                assert await viewer.frame() == (BINARY, RFB_GREETING)
+                while (await viewer.frame())[0] != CLOSE:
+                    pass
+            await until(partial(figure_is, made, "viewers 0.0"), "the viewer's end")
+            (expired,) = await made.services.sessions.expire_due()
+            assert expired.heartbeat_at == came
+
+        play(tmp_path, scenario, **self.LIMITS)
+
+    def test_a_viewer_that_its_vm_does_not_hear_counts_for_a_while_only(
+        self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While its bytes wait for its VM, nobody can tell whether it is still there."""
+        monkeypatch.setattr(seats, "HEARD_SECONDS", 0.5)
+        vm = Vm()
+
+        async def send_on(viewer: Any) -> None:
+            while True:
+                await viewer.send(bytes(MEBIBYTE))
+
+        async def scenario(made: Screens) -> None:
+            session = await made.session(vm)
+            rounds = counted(monkeypatch, made.services.sessions, "live_of")
+
+            async def is_idle() -> bool:
+                clock.pass_(0.001)
+                before = len(rounds)
+                await until(partial(more_than, rounds, before + 1), "a whole round")
+                at = (await made.services.sessions.get(session.id)).heartbeat_at
+                return at is not None and at < clock.at
+
+            async with made.connect(session.id) as viewer:
+                await vm.connected.wait()
+                sending = asyncio.create_task(send_on(viewer))
+                await until(is_idle, "the end of its heartbeats")
+                sending.cancel()
+                vm.released.set()
+
+        play(tmp_path, scenario, **self.LIMITS)
+
+    def test_a_database_that_is_away_costs_no_viewer(
+        self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario(made: Screens) -> None:
+            session = await made.session()
+            sessions = made.services.sessions
+            asked = asyncio.Event()
+
+            async def away(ids: Collection[str]) -> None:
+                asked.set()
+                raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(sessions, "watched", away)
+                async with made.connect(session.id) as viewer:
+                    assert await viewer.recv() == RFB_GREETING
+                    await asked.wait()
+                    patch.undo()
+                    clock.pass_(0.1)
+                    await beat_at(made, session, clock.at)
+
+        play(tmp_path, scenario, **self.LIMITS)
 
 
 def test_the_vm_hears_a_viewer_that_it_does_not_answer(run: Run) -> None:

@@ -149,7 +149,7 @@ def session(seconds_left: float, heartbeat: bool) -> Session:
     ("seconds_left", "heartbeat", "reason"),
     [
         (60, False, "nobody came for 60 s after its VM was ready"),
-        (60, True, "no heartbeat came for 60 s"),
+        (60, True, "no viewer and no heartbeat for 60 s"),
         (100, True, "it reached the longest life of a session, 100 s"),
         (100, False, "it reached the longest life of a session, 100 s"),
     ],

@@ -1,7 +1,7 @@
 """A port on this machine for a VNC program, that leads to a session's screen.
 
-RFB travels in a WebSocket to the controller; each connection to the port is one. While there is
-one, the session gets its heartbeats.
+RFB travels in a WebSocket to the controller; each connection to the port is one. The controller
+counts each as use of the session.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 
 from polydev.client.api import ControllerApi
 
-HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 10.0
 BLOCK_BYTES = 64 * 1024
 HOST = "127.0.0.1"
 
@@ -30,7 +30,6 @@ class Viewer:
         self._api = api
         self._path = f"/api/auth/session/{session_id}"
         self._say = say
-        self._connections = 0
 
     async def serve(self, port: int, on_port: Callable[[int], None]) -> str:
         """Serve until the session is over; its last state. Port 0 takes a free one.
@@ -49,12 +48,9 @@ class Viewer:
             session = await asyncio.to_thread(self._api.get, self._path)
             if session["endedAt"]:
                 return str(session["status"])
-            if self._connections:
-                await asyncio.to_thread(self._api.post, f"{self._path}/heartbeat")
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
         self._say("a viewer has connected")
         try:
             async with self._websocket() as screen:
@@ -62,7 +58,6 @@ class Viewer:
         except (WebSocketException, OSError) as error:
             why = str(error)
         finally:
-            self._connections -= 1
             writer.close()
         self._say(f"a viewer has gone: {why}")
 

@@ -83,7 +83,7 @@ class BootDeadlines(Group):
 
 
 class SessionLimits(Group):
-    """`idle_seconds` is the life that each heartbeat gives; no session outlives `max_seconds`.
+    """`idle_seconds` is the life after the last viewer or heartbeat; none outlives `max_seconds`.
 
     A heartbeat is live for `heartbeat_live_seconds`.
     """

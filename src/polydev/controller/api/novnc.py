@@ -96,8 +96,12 @@ class Screens:
             except Exception as error:
                 await self._refuse(viewer, session_id, error)
                 return
+            # Beside the relay: a viewer does not wait for the database's writers.
+            came = asyncio.create_task(self._seats.came(admitted.session.id))
             ended = await self._relay(viewer, admitted)
         self._figures.closed(viewer, ended.cause)
+        await came
+        await self._seats.went(admitted.session.id, ended)
 
     async def _admit(
         self, websocket: WebSocket, session_id: str, viewer: Viewer, left_behind: ExitStack

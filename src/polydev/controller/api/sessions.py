@@ -186,7 +186,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
 
     @router.post(
         "/session/{session_id}/heartbeat",
-        summary="Somebody still looks: the session lives on",
+        summary="The session is still in use: it lives on. One with an open viewer needs none",
         responses=refusals(404, 410, 422),
     )
     async def heartbeat(session_id: SessionId, caller: Asking) -> SessionAnswer:

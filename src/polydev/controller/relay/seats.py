@@ -1,18 +1,24 @@
-"""Who looks at which session: how many may, and who must go because the session is over."""
+"""Who looks at which session: how many may, and who must go because the session is over.
+
+A session that has a viewer is in use: it gets its heartbeats from here, whoever looks.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
+from typing import Any
 
 import structlog
 
 from polydev.controller.api.newsbell import NewsBell
 from polydev.controller.problems import DATABASE_ERRORS
+from polydev.controller.relay.beat import BEAT_SECONDS
 from polydev.controller.relay.closings import (
     TOO_MANY_VIEWERS,
+    VIEWER_SILENT,
     Closing,
     Refused,
     closing_of,
@@ -27,6 +33,9 @@ log = structlog.stdlib.get_logger(__name__)
 MOST_VIEWERS = 8  # of one session
 # Where nobody rings the bell: a VM that goes with its session tells at once as well.
 LOOK_SECONDS = 5.0
+# Two pings go by until a viewer that answers none is closed. One that is not listened to, since
+# its VM takes nothing, is not closed, but does not count after that time either.
+HEARD_SECONDS = 2 * BEAT_SECONDS + 5.0
 
 
 class Seat:
@@ -45,13 +54,16 @@ class Seat:
 
 
 class Seats:
-    """One question to the database for all viewers, now and then and whenever the bell rings."""
+    """One question to the database for all viewers, now and then and whenever the bell rings; and
+    heartbeats for all their sessions, in one transaction.
+    """
 
     def __init__(self, sessions: Sessions, news: NewsBell) -> None:
         self._sessions = sessions
         self._news = news
         self._seats: set[Seat] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._heartbeats_at = 0.0
 
     def viewers(self) -> Iterator[Viewer]:
         return (seat.viewer for seat in self._seats if seat.is_taken)
@@ -81,17 +93,51 @@ class Seats:
             raise Refused(TOO_MANY_VIEWERS)
         seat.is_taken = True
 
+    async def came(self, session_id: str) -> None:
+        """A viewer begins to look: its session is in use from now on."""
+        await self._guarded(self._beat_for({session_id}))
+
+    async def went(self, session_id: str, ended: Closing) -> None:
+        """A viewer looks no more: from now on its session is idle, unless others look.
+
+        When one went that answers no ping any more, nobody knows.
+        """
+        if ended != VIEWER_SILENT:
+            await self._guarded(self._beat_for({session_id}))
+
     async def _watch(self) -> None:
+        pause = min(LOOK_SECONDS, self._sessions.watched_seconds)
         while True:
             ring = self._news.next_ring()
-            try:
-                await asyncio.shield(self._end_those_over())  # never cancelled: see NewsBell
-            except DATABASE_ERRORS as error:
-                log.warning("viewers_not_watched", error=type(error).__name__)
-            except Exception:
-                log.exception("viewers_not_watched")
+            await self._guarded(self._end_those_over())
+            await self._guarded(self._beat_when_due())
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ring.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(ring.wait(), pause)
+
+    async def _guarded(self, question: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.shield(question)  # never cancelled: see NewsBell
+        except DATABASE_ERRORS as error:
+            log.warning("viewers_not_watched", error=type(error).__name__)
+        except Exception:
+            log.exception("viewers_not_watched")
+
+    async def _beat_when_due(self) -> None:
+        """Heartbeats for the sessions of all viewers that are alive, unless they had some."""
+        now = asyncio.get_running_loop().time()
+        if now < self._heartbeats_at:
+            return
+        viewed = {
+            seat.session_id
+            for seat in self._seats
+            if seat.is_taken and seat.viewer.was_heard_within(HEARD_SECONDS)
+        }
+        await self._beat_for(viewed)
+        self._heartbeats_at = now + self._sessions.watched_seconds
+
+    async def _beat_for(self, session_ids: Collection[str]) -> None:
+        if session_ids:
+            await self._sessions.watched(session_ids)
 
     async def _end_those_over(self) -> None:
         watched = {seat.session_id for seat in self._seats}

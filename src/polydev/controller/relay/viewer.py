@@ -59,12 +59,17 @@ class Viewer:
         self._settled = asyncio.Event()
         self._ping_is_due = False
         self._gave_sign = False
+        self._heard_at = self._loop.time()
         connection.ending.add_done_callback(self._restart)
 
     @property
     def waits(self) -> bool:
         """Whether something has not left yet, so that no frame may be sent."""
         return self._waits
+
+    def was_heard_within(self, seconds: float) -> bool:
+        """Whether it gave a sign of life in that time: it may be gone, but not yet missed."""
+        return self._loop.time() - self._heard_at < seconds
 
     def end(self, closing: Closing) -> None:
         """Say why it is to be closed; only the first word counts."""
@@ -134,7 +139,8 @@ class Viewer:
             self._loop.add_writer(self._number, self._on_writable)
 
     def _on_writable(self) -> None:
-        self._gave_sign = self._gave_sign or "ping" in self._asides  # it only is slow
+        if "ping" in self._asides:  # it only is slow
+            self._give_sign()
         if not self._flush():
             return
         self._loop.remove_writer(self._number)
@@ -176,8 +182,12 @@ class Viewer:
         elif not self._is_closing:
             self._take_frames(data)
 
-    def _take_frames(self, data: bytes) -> None:
+    def _give_sign(self) -> None:
         self._gave_sign = True
+        self._heard_at = self._loop.time()
+
+    def _take_frames(self, data: bytes) -> None:
+        self._give_sign()
         received = self._reader.read(data)
         if received.pong is not None:
             self._say("pong", received.pong)

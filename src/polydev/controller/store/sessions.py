@@ -30,6 +30,8 @@ from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
+# The longest pause between two heartbeats of a session that has a viewer.
+WATCHED_SECONDS = 10.0
 LIVE = _sessions.ended_at.is_(None)
 
 
@@ -142,15 +144,28 @@ class Sessions:
             session = await locked_session(connection, session_id)
             if not session.is_live:
                 raise refusals.session_over(session)
+            used = used_now(session, self._clock(), self._limits)
+            await _write_use(connection, [used])
+            return used
+
+    @property
+    def watched_seconds(self) -> float:
+        """How often `watched` is to be called, so that no heartbeat grows old in between."""
+        limits = self._limits
+        parts = (limits.idle_seconds, limits.heartbeat_live_seconds)
+        return min(WATCHED_SECONDS, *(each / 3 for each in parts))
+
+    async def watched(self, ids: Collection[str]) -> None:
+        """A heartbeat for each of these sessions that is live, all in one transaction."""
+        # In one order, so that two processes that do this never wait for each other in a circle.
+        live = SESSIONS.where(_sessions.id.in_(ids), LIVE).order_by(_sessions.id)
+        async with self._database.writing() as connection:
+            found = await connection.execute(live.with_for_update(key_share=True))
             at = self._clock()
-            boots = session.state in ("vm_creating", "vm_starting")
-            expires_at = session.expires_at if boots else idle_end(session, at, self._limits)
-            await connection.execute(
-                sa.update(tables.sessions)
-                .where(_sessions.id == session_id)
-                .values(heartbeat_at=at, expires_at=expires_at)
+            rows = found.mappings().all()
+            await _write_use(
+                connection, [used_now(session_of(row), at, self._limits) for row in rows]
             )
-            return replace(session, heartbeat_at=at, expires_at=expires_at)
 
     async def apply(
         self, session_id: str, event: SessionEvent, reason: str | None = None
@@ -252,6 +267,25 @@ async def _live_of_user(connection: AsyncConnection, user_id: str) -> builtins.l
     return list(found.scalars())
 
 
+async def _write_use(connection: AsyncConnection, used: builtins.list[Session]) -> None:
+    if not used:
+        return
+    statement = (
+        sa.update(tables.sessions)
+        .where(_sessions.id == sa.bindparam("of"))
+        .values(heartbeat_at=sa.bindparam("at"), expires_at=sa.bindparam("until"))
+    )
+    values = [{"of": each.id, "at": each.heartbeat_at, "until": each.expires_at} for each in used]
+    await connection.execute(statement, values)
+
+
+def used_now(session: Session, at: datetime, limits: SessionLimits) -> Session:
+    """The session after a heartbeat at that time. One whose VM boots keeps its time for that."""
+    boots = session.state in ("vm_creating", "vm_starting")
+    expires_at = session.expires_at if boots else idle_end(session, at, limits)
+    return replace(session, heartbeat_at=at, expires_at=expires_at)
+
+
 def idle_end(session: Session, at: datetime, limits: SessionLimits) -> datetime:
     """When a session ends that is used now and then no more."""
     return min(
@@ -267,4 +301,4 @@ def expiry_reason(session: Session, limits: SessionLimits) -> str:
         return f"it reached the longest life of a session, {limits.max_seconds:g} s"
     if session.heartbeat_at is None:
         return f"nobody came for {limits.idle_seconds:g} s after its VM was ready"
-    return f"no heartbeat came for {limits.idle_seconds:g} s"
+    return f"no viewer and no heartbeat for {limits.idle_seconds:g} s"
