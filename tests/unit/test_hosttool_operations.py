@@ -46,12 +46,13 @@ class TestRestore:
         real = restore._restore
 
         def looked_at(*words: object) -> dict[str, object]:
-            seen.append((changed.systemd.active.get(SLICE), changed.paths.permission.exists()))
+            assert not changed.paths.permission.exists()
+            seen.append(changed.systemd.active.get(SLICE))
             return real(*words)  # type: ignore[arg-type]
 
         monkeypatch.setattr(restore, "_restore", looked_at)
         changed.restore()
-        assert seen == [(None, False)]
+        assert seen == [None]
         assert changed.systemd.log[0] == f"stop {SLICE}"
         assert text_of(changed) != "other: 1\n"
 
@@ -96,6 +97,16 @@ class TestPermission:
         assert permit(changed.paths, changed.systemd, FIRST)["stopped"]
         assert changed.paths.permission.read_text() == FIRST
         assert changed.systemd.log == [f"stop {SLICE}"]
+
+    def test_a_stop_that_was_killed_is_finished_by_the_next(self, changed: Host) -> None:
+        changed.systemd.fails = lambda verb, unit: unit == SLICE
+        with pytest.raises(HostError):
+            stop(changed.paths, changed.systemd)
+        assert changed.paths.permission.read_text() == ""
+        changed.systemd.fails = lambda verb, unit: False
+        changed.systemd.active[SLICE] = "active"
+        assert stop(changed.paths, changed.systemd)
+        assert not changed.paths.permission.exists()
 
     def test_where_nothing_runs_nothing_is_stopped(self, host: Host) -> None:
         assert not stop(host.paths, host.systemd)

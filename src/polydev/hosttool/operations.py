@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 
-from polydev.hosttool.durable import make_folder, remove, unfinished
+from polydev.hosttool.durable import make_folder, unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.systemd import Systemd
@@ -41,9 +42,7 @@ def permit(paths: Paths, systemd: Systemd, deployment_id: str) -> dict[str, obje
     """Let a deployment change the host, and no other one any more."""
     stopped = stop(paths, systemd)
     make_folder(paths.permission.parent)
-    fresh = unfinished(paths.permission)
-    fresh.write_text(require_id(deployment_id))
-    fresh.replace(paths.permission)
+    _write(paths.permission, require_id(deployment_id))
     return {"permitted": deployment_id, "stopped": stopped}
 
 
@@ -52,9 +51,18 @@ def stop(paths: Paths, systemd: Systemd) -> bool:
 
     Raises HostError `operations-run` when one cannot be ended.
     """
-    remove(paths.permission)
-    if not systemd.states([SLICE])[SLICE].is_running:
+    if not paths.permission.exists():
         return False
+    # It stays, for nobody, until all have ended: a stop that is killed is finished by the next one.
+    _write(paths.permission, "")
+    was_running = systemd.states([SLICE])[SLICE].is_running
+    if was_running:
+        _stop_slice(systemd)
+    paths.permission.unlink()
+    return was_running
+
+
+def _stop_slice(systemd: Systemd) -> None:
     try:
         systemd.act("stop", SLICE, timeout_seconds=STOP_SECONDS)
     except HostError as error:
@@ -63,7 +71,13 @@ def stop(paths: Paths, systemd: Systemd) -> bool:
             f"operations of a deployment cannot be ended: {error.message}",
             f"systemd-cgls --unit {SLICE} shows them",
         ) from error
-    return True
+
+
+def _write(permission: Path, deployment_id: str) -> None:
+    # Not through to the disk: a restart of the host ends all operations anyway.
+    fresh = unfinished(permission)
+    fresh.write_text(deployment_id)
+    fresh.replace(permission)
 
 
 def configure_packages(paths: Paths) -> str | None:
