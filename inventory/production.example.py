@@ -37,7 +37,7 @@ browser_hosts = [
             },
             # Files on the operator's machine; the controller gets them as systemd credentials.
             # "secrets": {
-            #     "jwt-secret": "secrets/jwt-secret",  # what users' JWTs are signed with
+            #     "jwt-secret": "secrets/jwt-secret",  # signs users' JWTs; 32 bytes or more
             #     "alert-urls": "secrets/alert-urls",  # where alerts go, by Apprise's URLs
             #     "database-url": "secrets/database-url",  # PostgreSQL instead of SQLite
             #     # What users' credentials are sealed with; ./inv credentials.key makes one. Keep

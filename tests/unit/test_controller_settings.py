@@ -168,6 +168,13 @@ class TestSecrets:
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
         assert load_settings(file).port == 4100
 
+    @pytest.mark.parametrize("url", ["htp://nonsense", "mailto://", "discord://x"])
+    def test_an_address_of_no_service_is_refused_by_the_plan(self, url: str) -> None:
+        (told,) = problems(document(secrets={"alert-urls": f"json://hook.example {url}"}))
+        assert told["key"] == "secrets.alert-urls"
+        assert told["message"].startswith("address 2 is ")
+        assert "nonsense" not in told["message"]
+
     @pytest.mark.parametrize(
         ("name", "words"),
         [

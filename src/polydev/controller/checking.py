@@ -1,7 +1,8 @@
 """A configuration looked at before any host gets it: `master-controller check-config`.
 
-It is the rules of `Settings` and nothing else, for the operator's machine: a deployment asks them
-of the very sources that it is going to deploy. The environment and its secrets do not count there.
+It is the rules of `Settings`, and of Apprise for alert addresses, for the operator's machine: a
+deployment asks them of the very sources that it is going to deploy. The environment and its secrets
+do not count there.
 
 JSON in:  config   what the deployment writes by itself
           given    the keys of the inventory's `controller`
@@ -49,7 +50,18 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
         found += [(_path(key, kept), words) for key, words in problems_of(error)]
     except TypeError:
         found.append(("controller", "its keys must be text"))
+    if "secrets.alert-urls" not in {key for key, _ in found}:
+        found += _of_no_service(kept.get("alert_urls", ""))
     return [{"key": key, "message": _suggested(key, words)} for key, words in found]
+
+
+def _of_no_service(addresses: str) -> Iterator[tuple[str, str]]:
+    """Alert addresses that nothing would be sent to. A service's start has no time to ask."""
+    from polydev.controller.host.sending import opened
+
+    for number, url in enumerate(addresses.split(), 1):
+        if opened(url) is None:
+            yield "secrets.alert-urls", f"address {number} is of no service that Apprise knows"
 
 
 def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

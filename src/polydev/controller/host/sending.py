@@ -42,6 +42,16 @@ class Target:
     send_by: Apprise
 
 
+def opened(url: str) -> Apprise | None:
+    """Return what sends to an address; None where Apprise knows no such service."""
+    from apprise import Apprise  # dear to import, and only needed here
+
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    send_by = Apprise()
+    return send_by if send_by.add(url) else None
+
+
 class Sender:
     """Takes messages at once and sends them, in their order, while `run` runs, here or later.
 
@@ -90,14 +100,9 @@ class Sender:
                 await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
 
     def _open(self) -> list[Target]:
-        from apprise import Apprise  # dear to import, and only needed here
-
-        for name in TALKATIVE:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         targets = []
         for number, url in enumerate(self._urls, start=1):
-            send_by = Apprise()
-            if send_by.add(url):
+            if send_by := opened(url):
                 targets.append(Target(number, str(next(iter(send_by)).service_name), send_by))
             else:
                 self.counts["unknown", "failed"] += 1
