@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyinfra.connectors.util import make_unix_command
+from pyinfra.connectors.util import (
+    CommandOutput,
+    OutputLine,
+    execute_command_with_sudo_retry,
+    make_unix_command,
+)
 
 from polydev.deploys import __main__ as process
 from polydev.deploys.data import host_data
@@ -214,6 +219,14 @@ def test_every_command_of_a_deployment_runs_where_the_way_back_can_end_it(runner
     assert line.startswith("sudo -H -n systemd-run --quiet --scope ")
     assert "--slice=polydev-deploy.slice" in line
     assert shlex.split(line)[-3:] == ["sh", "-c", str(command)]
+
+
+def test_a_host_whose_sudo_asks_for_a_password_is_an_error(runner: Any) -> None:
+    """pyinfra would wait on standard input for an answer, for ever."""
+    said = CommandOutput([OutputLine("stderr", "sudo: a password is required")])
+    with fake_host({}) as host, pytest.raises(DeployError, match="asks for a password") as told:
+        execute_command_with_sudo_retry(host.host, {}, lambda: (1, said))
+    assert "NOPASSWD" in str(told.value.hint)
 
 
 class TestDescribe:

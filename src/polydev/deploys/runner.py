@@ -21,6 +21,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operations import run_ops
 from pyinfra.api.state import BaseStateCallback, State, StateStage
+from pyinfra.connectors import util as connectors
 from pyinfra.context import ctx_config, ctx_host, ctx_state
 from pyinfra_cli.inventory import make_inventory
 
@@ -32,6 +33,20 @@ Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
 OPERATION = "--> Starting operation: "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def no_password(_prompt: str = "") -> str:
+    """Stand in for the question for sudo's password: nobody is there to answer it.
+
+    pyinfra would read it from standard input, which is where the word `go` comes from.
+    """
+    raise DeployError(
+        "sudo on the host asks for a password",
+        "allow the user of the inventory's `ssh_user` everything without one (NOPASSWD in sudoers)",
+    )
+
+
+setattr(connectors, "getpass", no_password)  # noqa: B010  (pyinfra declares no such seam)
 
 
 class Runner:
