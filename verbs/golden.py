@@ -198,15 +198,26 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     Cached layers that no image is made of any more go with them.
     """
     from polydev.image.build import prune_cache
+    from polydev.run import orphans
+    from polydev.vm.scratch import abandoned_folders
 
     store = open_store()
     pruned = store.prune(keep, dry_run=dry_run)
     layers, layer_bytes = prune_cache(Settings.from_environment().cache, store, dry_run=dry_run)
+    folders = abandoned_folders(remove=not dry_run)
+    left = orphans()
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} image {digest[:12]}" for digest in pruned.removed]
     lines += [f"kept {image.digest[:12]}: {image.reason}" for image in pruned.kept]
     lines += [f"{verb} layer {layer[:12]}" for layer in layers]
+    lines += [f"{verb} {folder}, left by work that was killed" for folder in folders]
+    lines += [f"left by work that was killed: {orphan}; kill -KILL {orphan.pid}" for orphan in left]
     freed = pruned.freed_bytes + layer_bytes
     lines.append(f"{megabytes(freed)} {'to be ' if dry_run else ''}freed")
-    found = pruned.model_dump(mode="json") | {"layers": layers, "freedBytes": freed}
+    found = pruned.model_dump(mode="json") | {
+        "layers": layers,
+        "freedBytes": freed,
+        "scratchFolders": [str(folder) for folder in folders],
+        "orphans": [{"pid": orphan.pid, "argv": orphan.argv} for orphan in left],
+    }
     answer(found, as_json=json, text="\n".join(lines))

@@ -95,10 +95,14 @@ def bring_up(
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
     config = replace(vm_config(image, VM_ID, folder, accelerator), outbound=outbound)
+
+    def record(machine: Machine) -> None:
+        started = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)
+        _vm_file(settings).write_text(started.model_dump_json(indent=1))
+
     with store.hold(digest) as hold:
-        machine = start(config, pass_fds=(hold.fileno(),))
+        machine = start(config, pass_fds=(hold.fileno(),), record=record)
     vm = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)
-    _vm_file(settings).write_text(vm.model_dump_json(indent=1))
     try:
         deadline_seconds = DEADLINE_SECONDS[accelerator]
         follow(Boot(machine), deadline_seconds, on_stage, on_busy=on_busy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import selectors
 import shlex
 import signal
@@ -37,8 +38,53 @@ STDERR_CHUNK_BYTES = 64 * 1024
 # A process that ended may have left its standard error to a child that goes on.
 STDERR_END_SECONDS = 1.0
 
+OWNER = "POLYDEV_OWNER"
+# The pipe ends when its writers have ended: this process, and children that have yet to begin
+# their program and so to carry the mark. What is killed takes a moment to be gone. The guard is
+# nobody's child, so that no program which takes this process's place has a child to reap.
+_GUARD = """
+exec 3<&0
+trap '' HUP INT QUIT TERM
+(
+  read -r never
+  for attempt in $(seq 100); do
+    found=$(grep -lzsxF "$1" /proc/[0-9]*/environ) || :
+    [ -n "$found" ] || exit 0
+    for file in $found; do
+      pid=${file#/proc/}
+      kill -KILL "${pid%/*}"
+    done
+    sleep 0.1
+  done
+) <&3 &
+"""
+
 # Processes that some thread waits for; whoever ends the work as a whole ends them too.
 _waited_for: set[subprocess.Popen[bytes]] = set()
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """This process's guard: it acts when `pipe` is closed."""
+
+    pid: int
+    owner: str
+    pipe: int
+
+
+_guard: _Guard | None = None
+_guard_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A process of ours whose owner has ended."""
+
+    pid: int
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({shlex.join(self.argv)[:80]})"
 
 
 @dataclass(frozen=True)
@@ -158,14 +204,23 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
+    stays: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own and return at once."""
+    """Start a program in a session of its own and return at once.
+
+    It ends with this process, unless it `stays`: then the caller records it, to end it one day.
+    """
     words = [str(word) for word in argv]
+    environment = {**os.environ, **(env or {})}
+    if stays:
+        environment.pop(OWNER, None)
+    else:
+        environment[OWNER] = _guarded_owner()
     try:
         return subprocess.Popen(
             words,
             cwd=cwd,
-            env={**os.environ, **env} if env is not None else None,
+            env=environment,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -236,6 +291,75 @@ class LineProcess:
         with pipe:
             while chunk := os.read(pipe.fileno(), STDERR_CHUNK_BYTES):
                 self._stderr_tail = (self._stderr_tail + chunk)[-STDERR_TAIL_BYTES:]
+
+
+def _guarded_owner() -> str:
+    """Return this process's name as an owner, once there is a guard for it."""
+    global _guard
+    with _guard_lock:
+        if _guard is None or _guard.pid != os.getpid():
+            _guard = _start_guard()
+        return _guard.owner
+
+
+def _start_guard() -> _Guard:
+    owner = f"{os.getpid()}.{_start_ticks(os.getpid())}.{secrets.token_hex(4)}"
+    reading, writing = os.pipe()
+    try:
+        # Without the variables of this process: the guard of its own owner must not end it.
+        subprocess.run(
+            ["/bin/sh", "-c", _GUARD, "guard", f"{OWNER}={owner}"],
+            stdin=reading,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.defpath},
+            cwd="/",
+            start_new_session=True,
+            check=True,
+        )
+    except BaseException:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    return _Guard(os.getpid(), owner, writing)
+
+
+def orphans() -> list[Orphan]:
+    """Return the processes on this machine that carry the mark of an owner that has ended.
+
+    There are none but where the owner's guard was killed too. Those in containers do not count.
+    """
+    found = []
+    ours = os.readlink("/proc/self/ns/pid")
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended just now, or another user's
+            owner = _owner_in((folder / "environ").read_bytes())
+            same_namespace = os.readlink(folder / "ns/pid") == ours
+            if owner and same_namespace and not _is_alive(owner):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                found.append(Orphan(int(folder.name), tuple(words[:-1])))
+    return sorted(found, key=lambda orphan: orphan.pid)
+
+
+def _owner_in(environment: bytes) -> str | None:
+    mark = f"{OWNER}=".encode()
+    marked = [each for each in environment.split(b"\0") if each.startswith(mark)]
+    return marked[0].removeprefix(mark).decode(errors="replace") if marked else None
+
+
+def _is_alive(owner: str) -> bool:
+    pid, _, rest = owner.partition(".")
+    try:
+        return _start_ticks(int(pid)) == int(rest.partition(".")[0])
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process began, in ticks since the machine's start: with it a PID is unique."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[int]) -> NoReturn:

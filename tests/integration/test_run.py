@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
+import polydev
 from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
-from polydev.run import LineProcess, call, end_group, run, run_lines, spawn
+from polydev.run import OWNER, LineProcess, call, end_group, orphans, run, run_lines, spawn
 
 pytestmark = pytest.mark.integration
 
 # A shell and a child of it, both with the pipe $1 open; both wait for what never comes on $2.
 FAMILY = 'exec 3>"$1"; echo begun >&3; cat "$2" & echo line; cat "$2"'
+SOURCE = str(Path(polydev.__file__).parent.parent)
 TIMEOUT_SECONDS = 1.0
 
 
@@ -329,3 +331,116 @@ def test_ending_a_talking_process_ends_its_children(pipe: Pipe, never: Path) -> 
     pipe.wait_for_writer()
     process.end()
     assert pipe.ended()
+
+
+# Starts `family` (argv[1:]) as $KIND says, says so, and waits until it is killed.
+PARENT = """
+import os, sys, threading, time
+from polydev.run import call, run, run_lines, spawn
+kind, words = os.environ["KIND"], sys.argv[1:]
+
+def start(function):
+    threading.Thread(target=function, daemon=True).start()
+
+if kind == "run":
+    run(words)
+elif kind == "run_lines":
+    run_lines(words, print)
+elif kind == "call":
+    call(words)
+elif kind == "nested":
+    program = [sys.executable, "-c", "import sys; from polydev.run import run; run(sys.argv[1:])"]
+    run([*program, *words])
+elif kind == "thread":
+    thread = threading.Thread(target=lambda: spawn(words))
+    thread.start()
+    thread.join()
+elif kind == "stays":
+    spawn(words, stays=True, stdout=open(os.devnull, 'wb'))
+else:
+    spawn(words)
+print("started", flush=True)
+sys.stdin.read()
+"""
+AWAY = f"setsid sh -c '{FAMILY}' sh \"$@\" & wait"
+KINDS = ["run", "run_lines", "call", "nested", "spawn", "thread"]
+
+
+def parent_of(kind: str, words: list[str | Path]) -> subprocess.Popen[bytes]:
+    """A process that starts a family by our code."""
+    return spawn(
+        [sys.executable, "-c", PARENT, *words],
+        env={"KIND": kind, "PYTHONPATH": SOURCE},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("script", [FAMILY, AWAY], ids=["in its session", "in another session"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_killed_process_started_ends_with_it(
+    pipe: Pipe, never: Path, kind: str, script: str
+) -> None:
+    parent = parent_of(kind, family(pipe, never, script))
+    pipe.wait_for_writer()
+    kill(parent)
+    assert pipe.ended()
+
+
+@pytest.mark.parametrize("kind", ["spawn", "thread"])
+def test_process_lives_on_when_the_thread_that_started_it_ends(
+    pipe: Pipe, never: Path, kind: str
+) -> None:
+    parent = parent_of(kind, family(pipe, never))
+    pipe.wait_for_writer()
+    assert parent.stdout is not None
+    assert b"started\n" in iter(parent.stdout.readline, b"")
+    assert not pipe.ended(within_seconds=0.2)
+    kill(parent)
+    assert pipe.ended()
+
+
+def test_what_was_left_running_ends_at_the_parents_own_end_too(pipe: Pipe, never: Path) -> None:
+    parent = parent_of("spawn", family(pipe, never))
+    pipe.wait_for_writer()
+    parent.communicate(b"")
+    assert parent.returncode == 0
+    assert pipe.ended()
+
+
+def test_what_is_meant_to_stay_stays(pipe: Pipe, never: Path, tmp_path: Path) -> None:
+    other = Pipe(tmp_path / "other")
+    words = family(pipe, never)
+    parent = parent_of("stays", words)
+    pipe.wait_for_writer()
+    assert parent.stdout is not None
+    assert b"started\n" in iter(parent.stdout.readline, b"")
+    kill(parent)
+    ending = parent_of("spawn", family(other, never))
+    other.wait_for_writer()
+    kill(ending)
+    assert other.ended()
+    # The second guard has done its work, so the first one, which began earlier, has too.
+    assert not pipe.ended(within_seconds=0)
+    os.close(other.descriptor)
+
+
+def test_process_that_lost_owner_and_guard_is_found(pipe: Pipe, never: Path) -> None:
+    assert [each for each in orphans() if str(never) in each.argv] == []
+    dead = spawn(["true"])
+    owner = f"{dead.pid}.1.none"
+    dead.wait()
+    words = family(pipe, never, 'exec 3>"$1"; echo begun >&3; read -r line <"$2"')
+    process = spawn(["env", f"{OWNER}={owner}", *words])
+    try:
+        pipe.wait_for_writer()
+        (found,) = [each for each in orphans() if str(never) in each.argv]
+        assert found.pid == process.pid
+        assert str(found).startswith(f"process {process.pid} (sh -c ")
+    finally:
+        end_group(process)

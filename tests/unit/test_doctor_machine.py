@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +21,15 @@ from polydev.client.findings import (
 from polydev.client.machine import (
     MachineFacts,
     kvm_finding,
+    leftovers_finding,
     machine_findings,
     packages_finding,
     python_finding,
     rights_finding,
     wanted_packages,
 )
+from polydev.run import Orphan
+from polydev.vm.scratch import abandoned_folders, scratch_folder
 
 SOUND = MachineFacts(
     packages={"git": "1:2.39", "rsync": "3.2"},
@@ -141,3 +146,28 @@ def test_a_finding_as_json_has_all_its_fields() -> None:
         "found": "found",
         "todo": None,
     }
+
+
+def test_leftovers_are_named_with_what_ends_them(tmp_path: Path) -> None:
+    finding = leftovers_finding([Orphan(7, ("qemu", "-m", "1"))], [tmp_path])
+    assert finding.state == "warning"
+    assert finding.found == (
+        f"left by work that was killed: process 7 (qemu -m 1), folder {tmp_path}"
+    )
+    assert finding.todo == "kill -KILL 7, then ./inv golden.prune"
+    assert leftovers_finding([], [tmp_path]).todo == "./inv golden.prune"
+
+
+def test_scratch_folder_is_abandoned_when_its_maker_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as held:
+        left = tmp_path / f"{held.name}-left"
+        left.mkdir()
+        (left / "disk.qcow2").touch()
+        (tmp_path / f"{held.name}-link").symlink_to(left)
+        assert abandoned_folders() == [left]
+        assert abandoned_folders(remove=True) == [left]
+        assert held.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{held.name}-link"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from polydev.client.findings import (
     space_finding,
 )
 from polydev.errors import Error
-from polydev.run import run
+from polydev.run import Orphan, orphans, run
 from polydev.settings import Settings
 from polydev.vm.accelerator import KVM_DEVICE, choose_accelerator
 from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
+from polydev.vm.scratch import abandoned_folders
 
 WHERE = "this machine"
 OLDEST_PYTHON = (3, 10)
@@ -37,6 +39,8 @@ class MachineFacts:
     """packages     those that are wanted → version, None where it is not installed;
                     None if there is no dpkg
     accelerator     what VMs run under; None if that could not be tried
+    orphans         processes of ours whose owner was killed
+    scratch         folders of VMs whose owner was killed
     kvm_device      whether /dev/kvm is there and ours to use
     """
 
@@ -48,6 +52,8 @@ class MachineFacts:
     accelerator: Accelerator | None
     store: Disk | None
     cache: Disk | None
+    orphans: tuple[Orphan, ...] = ()
+    scratch: tuple[Path, ...] = ()
 
 
 def gather(settings: Settings, packages: list[str], kernel: Path | None) -> MachineFacts:
@@ -62,6 +68,8 @@ def gather(settings: Settings, packages: list[str], kernel: Path | None) -> Mach
         accelerator=_accelerator(kernel, settings) if kernel or not device else None,
         store=disk_of(settings.store),
         cache=disk_of(settings.cache),
+        orphans=tuple(orphans()),
+        scratch=tuple(abandoned_folders()),
     )
 
 
@@ -121,6 +129,7 @@ def machine_findings(facts: MachineFacts) -> list[Finding]:
             BUILD_ROOM,
             "./inv golden.prune, or set POLYDEV_CACHE to a larger disk",
         ),
+        leftovers_finding(facts.orphans, facts.scratch),
     ]
 
 
@@ -179,3 +188,14 @@ def kvm_finding(facts: MachineFacts) -> Finding:
         )
     found = f"/dev/kvm is there, but no VM boots under it; {TCG_TEXT}"
     return Finding(WHERE, "KVM", "warning", found, KVM_TODO)
+
+
+def leftovers_finding(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> Finding:
+    """What work that was killed has left on this machine."""
+    if not orphans and not scratch:
+        return Finding(WHERE, "leftovers", "ok", "no work that was killed left anything")
+    left = [str(orphan) for orphan in orphans] + [f"folder {folder}" for folder in scratch]
+    ends = [f"kill -KILL {' '.join(str(orphan.pid) for orphan in orphans)}"] if orphans else []
+    todo = ", then ".join([*ends, "./inv golden.prune"])
+    found = f"left by work that was killed: {', '.join(left)}"
+    return Finding(WHERE, "leftovers", "warning", found, todo)

@@ -15,7 +15,6 @@ import logging
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +54,7 @@ from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuWait
 from polydev.vm.machine import Machine, start
+from polydev.vm.scratch import scratch_folder
 from polydev.vm.stages import last_lines
 
 log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def verify(
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
     started = time.monotonic()
-    with store.hold(digest) as hold, tempfile.TemporaryDirectory(prefix="polydev-vm-") as folder:
+    with store.hold(digest) as hold, scratch_folder() as folder:
         config = replace(
-            vm_config(image, f"verify-{digest[:8]}", Path(folder), accelerator),
+            vm_config(image, f"verify-{digest[:8]}", folder, accelerator),
             cpus=options.cpus,
             memory_mib=options.memory_mib,
             test_console=True,

@@ -113,7 +113,7 @@ def start(lab: Lab) -> Lab:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as said, os.fdopen(writing, "wb") as saying:
         with lab.console_log.open("ab") as console:
-            process = spawn(argv, stdout=saying, stderr=console)
+            process = spawn(argv, stdout=saying, stderr=console, stays=True)
         saying.close()
         # Lab.running reaps it; Popen, which would complain of that, is told it is over.
         process.returncode = 0

@@ -1,7 +1,8 @@
 """A VM's life under QEMU: start, look at, stop.
 
-QEMU is a process of its own that outlives us; its PID file names it. The image that it runs
-from is held by a lock that QEMU itself inherits, so that the kernel knows what is in use.
+QEMU ends with the process that started it, unless it is to stay: then the starter records its
+PID. The image that it runs from is held by a lock that QEMU itself inherits, so that the kernel
+knows what is in use.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,16 +71,25 @@ class Machine:
                 time.sleep(POLL_SECONDS)
 
 
-def start(config: VmConfig, pass_fds: tuple[int, ...] = ()) -> Machine:
+def start(
+    config: VmConfig,
+    pass_fds: tuple[int, ...] = (),
+    *,
+    record: Callable[[Machine], None] | None = None,
+) -> Machine:
     """Start a VM on a fresh overlay of its image and return once QEMU runs.
 
-    Ports that are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs.
-    Raises VmError with what QEMU said.
+    Ports that are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs. With
+    `record`, which is given the VM at once, it outlives this process. Raises VmError with what
+    QEMU said.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
-        machine = _start_once(replace(config, ports=free_ports(config.ports)), pass_fds)
+        chosen = replace(config, ports=free_ports(config.ports))
+        machine = _start_once(chosen, pass_fds, stays=record is not None)
         try:
+            if record is not None:
+                record(machine)
             if _greets(machine):
                 return machine
         except BaseException:
@@ -93,12 +104,12 @@ def start(config: VmConfig, pass_fds: tuple[int, ...] = ()) -> Machine:
     )
 
 
-def _start_once(config: VmConfig, pass_fds: tuple[int, ...]) -> Machine:
+def _start_once(config: VmConfig, pass_fds: tuple[int, ...], *, stays: bool) -> Machine:
     config.serial_log.unlink(missing_ok=True)
     config.qmp_socket.unlink(missing_ok=True)
     run(overlay_argv(config))
     with config.qemu_log.open("wb") as log:
-        process = spawn(qemu_argv(config), stdout=log, stderr=log, pass_fds=pass_fds)
+        process = spawn(qemu_argv(config), stdout=log, stderr=log, pass_fds=pass_fds, stays=stays)
     # Machine.alive reaps it; Popen, which would complain of that, is told it is over.
     process.returncode = 0
     return Machine(config, process.pid)
