@@ -21,7 +21,7 @@ from polydev.client.findings import (
 from polydev.client.machine import (
     MachineFacts,
     kvm_finding,
-    leftovers_finding,
+    leftovers_findings,
     machine_findings,
     packages_finding,
     python_finding,
@@ -149,13 +149,14 @@ def test_a_finding_as_json_has_all_its_fields() -> None:
 
 
 def test_leftovers_are_named_with_what_ends_them(tmp_path: Path) -> None:
-    finding = leftovers_finding([Orphan(7, ("qemu", "-m", "1"))], [tmp_path])
+    (finding,) = leftovers_findings([Orphan(7, ("qemu", "-m", "1"))], [tmp_path])
     assert finding.state == "warning"
     assert finding.found == (
         f"left by work that was killed: process 7 (qemu -m 1), folder {tmp_path}"
     )
     assert finding.todo == "kill -KILL 7, then ./inv golden.prune"
-    assert leftovers_finding([], [tmp_path]).todo == "./inv golden.prune"
+    assert leftovers_findings([], [tmp_path])[0].todo == "./inv golden.prune"
+    assert leftovers_findings([], []) == []
 
 
 def test_scratch_folder_is_abandoned_when_its_maker_is_gone(

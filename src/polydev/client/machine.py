@@ -129,7 +129,7 @@ def machine_findings(facts: MachineFacts) -> list[Finding]:
             BUILD_ROOM,
             "./inv golden.prune, or set POLYDEV_CACHE to a larger disk",
         ),
-        leftovers_finding(facts.orphans, facts.scratch),
+        *leftovers_findings(facts.orphans, facts.scratch),
     ]
 
 
@@ -190,12 +190,12 @@ def kvm_finding(facts: MachineFacts) -> Finding:
     return Finding(WHERE, "KVM", "warning", found, KVM_TODO)
 
 
-def leftovers_finding(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> Finding:
-    """What work that was killed has left on this machine."""
+def leftovers_findings(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> list[Finding]:
+    """What work that was killed has left on this machine; none where it left nothing."""
     if not orphans and not scratch:
-        return Finding(WHERE, "leftovers", "ok", "no work that was killed left anything")
+        return []
     left = [str(orphan) for orphan in orphans] + [f"folder {folder}" for folder in scratch]
     ends = [f"kill -KILL {' '.join(str(orphan.pid) for orphan in orphans)}"] if orphans else []
     todo = ", then ".join([*ends, "./inv golden.prune"])
     found = f"left by work that was killed: {', '.join(left)}"
-    return Finding(WHERE, "leftovers", "warning", found, todo)
+    return [Finding(WHERE, "leftovers", "warning", found, todo)]
