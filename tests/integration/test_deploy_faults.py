@@ -60,6 +60,12 @@ def controller_that_falls_ill(root: Path) -> None:
     )
 
 
+def socket_that_cannot_listen(root: Path) -> None:
+    """What the plan refuses in an inventory, past the plan."""
+    template = "templates/etc/systemd/system/master-controller.socket.j2"
+    replaced(root, template, "ListenStream={{ listen }}", "ListenStream=localhost:4000")
+
+
 def failing_operation(root: Path) -> None:
     dns = root / "templates/etc/polydev/dns.conf.j2"
     dns.write_text(f"{dns.read_text()}no-such-option\n")
@@ -124,6 +130,7 @@ FAULTS = (
     Fault("controller-exits", controller_that_exits, ("handover", "the new release has a bug")),
     Fault("controller-answers-503", controller_that_answers_503, ("handover", "not healthy")),
     Fault("controller-falls-ill", controller_that_falls_ill, ("not as it should be", "503")),
+    Fault("socket-cannot-listen", socket_that_cannot_listen, ("master-controller.socket",)),
     Fault("operation-fails", failing_operation, (SLOW_UNIT, "bad option at line")),
     Fault("migration-fails", failing_migration, ("migrat", "half of the migration is done")),
 )
@@ -175,6 +182,28 @@ def test_the_host_goes_back(
     log_file = deployed.logs / f"deployment-{record.id}.log"
     events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
     assert {"plan", "start", "failed", "restore", "gate", "record"} <= set(events)
+
+
+# The unit's file is broken for a moment, and the service has to listen by itself.
+LOSE_SOCKET = """
+file=/etc/systemd/system/master-controller.socket
+cp -a $file /root/socket && sed -i 's/^ListenStream=.*/ListenStream=localhost:4000/' $file
+systemctl daemon-reload && cp -a /root/socket $file && systemctl daemon-reload
+systemctl restart master-controller.service
+"""
+
+
+def test_a_socket_that_systemd_lost_is_seen_and_made_anew(deployed: DeployedHost) -> None:
+    deployed.inside(LOSE_SOCKET)
+    assert deployed.inside("systemctl is-active master-controller.socket") == "active"
+    wrong = {check["name"] for check in deployed.gate()["checks"] if not check["ok"]}
+    assert wrong == {"socket"}
+    assert [operation.name for operation in deployed.plan().changing] == ["Controller | socket"]
+
+    deployed.deploy()
+
+    assert deployed.gate()["ok"]
+    assert not deployed.plan().changing
 
 
 def test_the_host_lets_an_operator_in_again_who_shut_himself_out(

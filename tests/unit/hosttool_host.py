@@ -48,7 +48,8 @@ OWN_UNITS = (NETWORK, FIREWALL, f"{SLOTS}.service", SOCKET, MAIN, f"{NEXT}.servi
 class ObedientSystemd:
     """Units exist while they have a file; a start writes the unit's stamp.
 
-    `fails` says which call goes wrong; `log` keeps every call that changes something.
+    `fails` says which call goes wrong; `log` keeps every call that changes something; a socket
+    unit in `lost` is active without a socket.
     """
 
     paths: Paths
@@ -64,6 +65,7 @@ class ObedientSystemd:
     known: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
     falls_over: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.reload()
@@ -91,6 +93,12 @@ class ObedientSystemd:
         word = "enabled" if unit in self.enabled else "static" if "@" in unit else "disabled"
         return UnitState(True, self.active.get(unit, "inactive"), word)
 
+    def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
+        return {("127.0.0.1", 4000)}
+
+    def listens(self, unit: str) -> bool:
+        return self.active.get(unit) == "active" and unit not in self.lost
+
     def loaded(self, pattern: str) -> list[str]:
         return sorted(unit for unit in self.active if fnmatch(unit, pattern))
 
@@ -112,6 +120,7 @@ class ObedientSystemd:
     def _act(self, verb: str, unit: str) -> None:
         if verb == "stop":
             self.active.pop(unit, None)
+            self.lost.discard(unit)
             self.running.pop(unit, None)
             self.timers.pop(unit, None)
         elif verb in ("enable", "disable"):
@@ -119,12 +128,17 @@ class ObedientSystemd:
         elif verb in ("start", "restart", "reload-or-restart"):
             if not self.exists(unit):
                 raise HostError("unit-failed", f"Unit {unit} not found.")
+            if verb == "start" and self.active.get(unit) == "active":
+                return
+            if unit == SOCKET and unit not in self.active and MAIN in self.active:
+                raise HostError("unit-failed", "Socket service already active, refusing.")
             self.come_up(unit)
             if unit in self.falls_over:
                 self.active[unit] = "activating"
 
     def come_up(self, unit: str) -> None:
         self.active[unit] = "active"
+        self.lost.discard(unit)
         self.running[unit] = self._read_by(unit)
         config = self._known_config(unit)
         if config is not None:

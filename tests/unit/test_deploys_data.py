@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polydev.deploys.controller import secret_text
+from polydev.deploys.controller import config_text, secret_text
 from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
 from polydev.deploys.hypervisor import checked_bytes, hypervisor
 from polydev.deploys.images import (
@@ -26,6 +27,15 @@ from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host
 
 DIGEST = "a" * 64
+# What systemd would take for something else, or for nothing.
+NO_LISTEN = (
+    *("4000", ":4000", "localhost:4000", "*:4000", "0.0.0.0:http", "0.0.0.0:", "0.0.0.0"),
+    *("0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:99999", "0.0.0.0:-1", "0.0.0.0:+1", "0.0.0.0:4 0"),
+    *("0.0.0.0:\u0664000", " 0.0.0.0:4000", "0.0.0.0:4000 ", "0.0.0.0:4000\n", "/run/x.sock"),
+    *("::1:4000", "::", "[::1]", "[::1]:0", "[127.0.0.1]:4000", "[fe80::1%eth0]:4000"),
+    *("1.2.3:4000", "1.2.3.256:4000", "01.2.3.4:4000", "224.0.0.1:4000", "[ff02::1]:4000"),
+    *("255.255.255.255:4000", "0.0.0.0:4000\nListenStream=1", "", "vsock:2:4000"),
+)
 
 
 class TestData:
@@ -63,8 +73,7 @@ class TestData:
             ({"bridge_address": "10.0.0.0/24"}, "the host"),
             ({"bridge_address": "10.0.0.255/24"}, "the host"),
             ({"resolvers": []}, "resolvers"),
-            ({"controller_listen": "4000"}, "controller_listen"),
-            ({"controller_listen": "0.0.0.0:http"}, "controller_listen"),
+            *(({"controller_listen": text}, "controller_listen") for text in NO_LISTEN),
         ],
     )
     def test_what_is_wrong_is_named_with_its_host(self, values: dict[str, Any], key: str) -> None:
@@ -79,7 +88,14 @@ class TestData:
 
     @pytest.mark.parametrize(
         ("listen", "address", "port"),
-        [("0.0.0.0:4000", "127.0.0.1", 4000), ("10.0.0.7:81", "10.0.0.7", 81)],
+        [
+            ("0.0.0.0:4000", "127.0.0.1", 4000),
+            ("10.0.0.7:81", "10.0.0.7", 81),
+            ("127.0.0.1:1", "127.0.0.1", 1),
+            ("127.0.0.1:65535", "127.0.0.1", 65535),
+            ("[::]:4000", "::1", 4000),
+            ("[2001:DB8::7]:4000", "2001:db8::7", 4000),
+        ],
     )
     def test_where_the_host_itself_reaches_the_controller(
         self, listen: str, address: str, port: int
@@ -107,6 +123,11 @@ class TestData:
         assert len(addresses) == slots
         assert site.slot_numbers[0] == FIRST_SLOT
         assert addresses <= set(network.hosts()) - {site.gateway}
+
+    def test_a_socket_and_a_url_get_the_address_in_brackets_the_configuration_without(self) -> None:
+        site = HostData(controller_listen="[2001:DB8:0::7]:04000")
+        assert site.controller_listen == str(site.listen) == "[2001:db8::7]:4000"
+        assert yaml.safe_load(config_text(site))["host"] == "2001:db8::7"
 
 
 class TestFirecracker:

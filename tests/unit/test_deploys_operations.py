@@ -39,6 +39,7 @@ from polydev.deploys.operations import (
     users_as_in,
 )
 from polydev.deploys.units import only_units, reread_units, unit
+from polydev.errors import DeployError
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import HERE, FakeHost, fake_host, placed_input
 
@@ -571,6 +572,53 @@ class TestHandover:
         host = faked()
         found = host.commands(controller.handover, digest=A, release=ID, config="now")
         assert found[-1] == f"{TOOL} handover --release {ID}"
+
+
+class TestListening:
+    def test_a_host_that_cannot_say_is_deployed_to(self, faked: Faked) -> None:
+        faked()
+        assert controller.require_free(SITE) == {}
+
+    def test_an_address_that_the_host_lacks_is_refused(self, faked: Faked) -> None:
+        faked({f"{TOOL} socket": [json.dumps({"hasAddress": False, "others": []})]})
+        with pytest.raises(
+            DeployError, match=r"controller_listen 10\.9\.9\.9:4000: the host has no"
+        ):
+            controller.require_free(HostData(controller_listen="10.9.9.9:4000"))
+
+    def test_the_bridges_may_come_with_this_deployment(self, faked: Faked) -> None:
+        faked({f"{TOOL} socket": [json.dumps({"hasAddress": False, "others": []})]})
+        controller.require_free(HostData(controller_listen=f"{SITE.gateway}:4000"))
+
+    def test_a_port_of_another_program_is_refused_by_its_name(self, faked: Faked) -> None:
+        other = {
+            "address": "0.0.0.0",
+            "port": 80,
+            "pid": 7,
+            "name": "nginx",
+            "unit": "nginx.service",
+        }
+        faked({f"{TOOL} socket": [json.dumps({"hasAddress": True, "others": [other]})]})
+        with pytest.raises(DeployError, match=r"nginx \(pid 7, nginx\.service\)") as refused:
+            controller.require_free(HostData(controller_listen="0.0.0.0:80"))
+        assert refused.value.hint
+
+    def test_an_earlier_host_tool_says_nothing(self, faked: Faked) -> None:
+        faked({f"{TOOL} socket": [json.dumps({"error": "usage", "message": "?", "hint": None})]})
+        assert controller.require_free(SITE) == {}
+
+    def test_a_lost_socket_is_drift_and_is_made_anew(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        found = faked().commands(controller.listening, lost=True)
+        assert found == [
+            "systemctl stop master-controller.socket",
+            "systemctl start master-controller.socket master-controller.service",
+        ]
+        assert "- master-controller.socket: active, but without its socket" in told()
+
+    def test_one_that_listens_is_left_alone(self, faked: Faked) -> None:
+        assert faked().commands(controller.listening, lost=False) == []
 
 
 class TestReach:

@@ -31,6 +31,12 @@ class Units(RealSystemd):
         self.asked += 1
         return {unit: UnitState(True, self.states_of.get(unit, "active")) for unit in units}
 
+    def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
+        return {("127.0.0.1", 4000)}
+
+    def listens(self, unit: str) -> bool:
+        return True
+
 
 class Names:
     """A server of names in the socket's place; it answers with these bytes."""
@@ -145,7 +151,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_all_is_well(host: Host) -> None:
     assert host.look() == {}
     names = [check.name for check in host.checks]
-    assert names == ["units", "slots", "names", "image", "controller"]
+    assert names == ["units", "slots", "names", "image", "socket", "controller"]
     assert [check.detail for check in host.checks][:2] == ["3 active", "2 there"]
 
 

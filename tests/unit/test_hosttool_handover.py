@@ -122,6 +122,17 @@ def test_first_release_that_fails_leaves_no_link(host: Host) -> None:
     assert host.systemd.active.get(MAIN) is None
 
 
+@pytest.mark.parametrize("state", ["active", "failed"])
+def test_a_socket_that_was_lost_is_had_again_first(host: Host, state: str) -> None:
+    host.systemd.lost.add(SOCKET)
+    host.systemd.active[SOCKET] = state
+    hand_over(host)
+    log = host.systemd.log
+    assert log.index(f"stop {MAIN}") < log.index(f"start {SOCKET}") < log.index(f"restart {MAIN}")
+    assert host.systemd.listens(SOCKET)
+    assert current(host) == f"releases/{NEW}"
+
+
 def test_release_that_is_not_installed(host: Host) -> None:
     with pytest.raises(HostError) as refusal:
         hand_over(host, "20250103_000000-cccc3")

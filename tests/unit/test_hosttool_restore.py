@@ -189,8 +189,26 @@ def test_socket_restarts_only_while_its_service_is_down(host: Host) -> None:
     host.start(SOCKET)
     host.restore()
     log = host.systemd.log
+    assert log.index(f"stop {SOCKET}") < log.index(f"stop {MAIN}")
     assert log.index(f"stop {MAIN}") < log.index(f"reload-or-restart {SOCKET}")
     assert log[-2:] == [f"reset-failed {MAIN}", f"restart {MAIN}"]
+
+
+@pytest.mark.parametrize("state", ["active", "failed"])
+def test_a_socket_unit_without_its_socket_gets_it_back(host: Host, state: str) -> None:
+    """The service, which had to listen by itself, would keep the address otherwise."""
+    before = host.seen()
+    host.backup()
+    host.systemd.lost.add(SOCKET)
+    host.systemd.active[SOCKET] = state
+    host.start("master-controller-next@x.service")
+    done = host.restore()
+    assert host.systemd.listens(SOCKET)
+    assert {"unit": SOCKET, "did": "start"} in done["units"]  # type: ignore[operator]
+    assert host.systemd.active[MAIN] == "active"
+    host.systemd.active.pop("master-controller-next@x.service", None)
+    assert host.seen() == before
+    assert_second_restore_does_nothing(host)
 
 
 def test_controller_learns_of_its_configuration(host: Host) -> None:

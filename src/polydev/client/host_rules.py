@@ -55,6 +55,7 @@ GATE_TODO = {
     "slots": "./inv deploy mends it; on the host: journalctl -u 'microvm-slot@*'",
     "names": "on the host: journalctl -u polydev-dns.service; then ./inv deploy",
     "image": "./inv deploy --target vm-agent",
+    "socket": "./inv deploy restarts it",
     "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
 }
 

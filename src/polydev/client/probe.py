@@ -153,7 +153,8 @@ def _controller(host: dict[str, Any]) -> dict[str, Any] | None:
     """The controller's own words about its health."""
     if "controllerPort" not in host:
         return None
-    address = f"{host.get('controllerAddress', '127.0.0.1')}:{host['controllerPort']}"
+    name = str(host.get("controllerAddress", "127.0.0.1"))
+    address = f"{f'[{name}]' if ':' in name else name}:{host['controllerPort']}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{address}/api/auth/health", timeout=ANSWER_SECONDS) as answer:

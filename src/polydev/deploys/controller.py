@@ -16,7 +16,7 @@ from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData
-from polydev.deploys.facts import JsonFile, PythonVersion, Unit
+from polydev.deploys.facts import JsonFile, PythonVersion, SocketState, Unit
 from polydev.deploys.operations import (
     TOOL,
     PlacedFile,
@@ -30,7 +30,7 @@ from polydev.deploys.operations import (
 )
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
-from polydev.errors import ConfigError
+from polydev.errors import ConfigError, DeployError
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.ssh import SshTarget
@@ -46,10 +46,9 @@ NEXT = "master-controller-next@.service"
 
 def fixed_config(site: HostData) -> dict[str, Any]:
     """What of the controller's configuration follows from the rest of the inventory."""
-    address, _, port = site.controller_listen.rpartition(":")
     return {
-        "host": address,
-        "port": int(port),
+        "host": str(site.listen.address),
+        "port": site.listen.port,
         "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
         "image_store": "/var/lib/firecracker/snapshots/base",
         "slots": list(site.slot_numbers),
@@ -119,6 +118,43 @@ def release(site: HostData, target: SshTarget, digest: str, release: str, commit
     yield StringCommand(f"{TOOL} release migrate --id {release} --user {CONTROLLER_USER}")
 
 
+def require_free(site: HostData) -> dict[str, Any]:
+    """What the host says of the controller's socket, where nothing keeps it from listening.
+
+    Raises DeployError naming what does, before anything changes.
+    """
+    listen = site.listen
+    found: dict[str, Any] = host.get_fact(
+        SocketState, tool=TOOL, address=str(listen.address), port=listen.port
+    )
+    where = f"{host.name}: controller_listen {listen}"
+    if not found.get("hasAddress", True) and listen.address != site.gateway:
+        raise DeployError(
+            f"{where}: the host has no address {listen.address}",
+            "ip address, on the host, shows those that it has; 0.0.0.0 stands for all",
+        )
+    if others := found.get("others"):
+        first = others[0]
+        raise DeployError(
+            f"{where}: {first['name']} (pid {first['pid']}, {first['unit']}) listens there already",
+            "end it, or take another port",
+        )
+    return found
+
+
+@operation
+def listening(lost: bool) -> Commands:
+    """systemd listens on the socket, not a service that had to do it by itself."""
+    if not lost:
+        host.noop(f"{SOCKET} listens")
+        return
+    told(f"- {SOCKET}: active, but without its socket")
+    told(f"+ {SOCKET}: listens")
+    # The service has the address, and goes with the socket that it requires.
+    yield StringCommand(f"systemctl stop {SOCKET}")
+    yield StringCommand(f"systemctl start {SOCKET} {SERVICE}")
+
+
 @operation
 def handover(
     digest: str, release: str, config: str, files: tuple[tuple[str, str], ...] = ()
@@ -172,6 +208,7 @@ def secret_text(name: str, file: Path) -> str:
 
 @concern("Controller")
 def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
+    found = require_free(site)
     values = unit_values(site)
     settings = PlacedFile(CONFIG, config_text(site))
     text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
@@ -194,8 +231,11 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         unit=SOCKET,
         config=socket.hash,
         files=socket.files,
-        stop_first=SERVICE,
+        # The service goes with the socket that it requires; alone, it would be started again by the
+        # next request, and systemd restarts no socket whose service runs.
+        stop_first=SOCKET,
     )
+    listening(name="socket", lost=bool(found.get("lost")))
     handover(
         name="handover",
         digest=digest,

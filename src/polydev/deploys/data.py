@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from polydev.deploys.listen import Listen, listen_from
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 
@@ -30,6 +31,10 @@ FIRST_SLOT = 2
 IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 # What pyinfra itself, or a connector, reads from the same place.
 FOREIGN_PREFIXES = ("ssh_", "_", "sudo")
+
+
+def _listen(text: str) -> str:
+    return str(listen_from(text))
 
 
 class Checked(BaseModel):
@@ -70,7 +75,7 @@ class HostData(Checked):
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS
     reachable: tuple[IPv4Network, ...] = ()
-    controller_listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] = "0.0.0.0:4000"
+    controller_listen: Annotated[str, AfterValidator(_listen)] = "0.0.0.0:4000"
     controller: dict[str, Any] = {}
     secrets: dict[SecretName, Path] = {}
     firecracker: Firecracker | None = None
@@ -108,14 +113,17 @@ class HostData(Checked):
         return self.bridge_address.network.network_address + number
 
     @property
+    def listen(self) -> Listen:
+        return listen_from(self.controller_listen)
+
+    @property
     def controller_port(self) -> int:
-        return int(self.controller_listen.rpartition(":")[2])
+        return self.listen.port
 
     @property
     def controller_address(self) -> str:
         """Where the host itself reaches the controller."""
-        address = self.controller_listen.rpartition(":")[0]
-        return "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104
+        return str(self.listen.from_host)
 
     def concerns(self, *targets: Target) -> bool:
         """Whether a part that belongs to `targets` is to be deployed now."""

@@ -197,6 +197,21 @@ class ImageStore(JsonFact):
         return f"test ! -x {tool} || {tool} image list || true"
 
 
+class SocketState(JsonFact):
+    """Whether the controller's socket was lost, and what is in its way at an address.
+
+    {} where the host has no tool yet, or an earlier one.
+    """
+
+    def command(self, tool: str, address: str, port: int) -> str:
+        words = f"socket --address {shlex.quote(address)} --port {port}"
+        return f"test ! -x {tool} || {tool} {words} 2>/dev/null || true"
+
+    def process(self, output: Iterable[str]) -> dict[str, Any]:
+        found = super().process(output)
+        return {} if "error" in found else found
+
+
 class Firewall(FactBase[str]):
     """The table as the kernel has it, and as the file would make it: equal, or a diff of both.
 

@@ -17,7 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from polydev.hosttool import images, slots
+from polydev.hosttool.controller_socket import at, described
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.listening import listeners
 from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.units import SOCKET
 
 CURRENT = Path("/opt/master-controller/current")
 # These run programs of a release of the controller.
@@ -58,6 +62,7 @@ def look(systemd: Systemd) -> list[Check]:
         checks.append(_guarded("names", lambda: names_check(host)))
     checks.append(image_check())
     if CURRENT.exists():
+        checks.append(_guarded("socket", lambda: socket_check(systemd)))
         checks.append(_guarded("controller", lambda: controller_check(host)))
     return checks
 
@@ -113,6 +118,18 @@ def question(name: str) -> bytes:
     return struct.pack(">HHHHHH", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", 1, 1)
 
 
+def socket_check(systemd: Systemd) -> Check:
+    """Whether it is systemd that listens for the controller, as the next release needs it."""
+    declared = systemd.declared_sockets(SOCKET)
+    where = ", ".join(f"{address} port {port}" for address, port in sorted(declared))
+    if systemd.listens(SOCKET):
+        return Check("socket", True, f"systemd listens at {where}")
+    found = [each for place in sorted(declared) for each in at(listeners(), *place)]
+    holders = ", ".join(map(described, found)) or "nobody"
+    detail = f"{SOCKET} has no socket at {where or 'any address'}: {holders} listens there"
+    return Check("socket", False, detail)
+
+
 def controller_check(host: dict[str, object]) -> Check:
     """The controller answers 200, and it is the release that `current` names."""
     wanted = Path(os.readlink(CURRENT)).name
@@ -139,5 +156,5 @@ def controller_check(host: dict[str, object]) -> Check:
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except (OSError, http.client.HTTPException) as error:
+    except (HostError, OSError, http.client.HTTPException) as error:
         return Check(name, False, f"no answer: {error}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.hosttool.busy import alone
+from polydev.hosttool.controller_socket import users
 from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
@@ -62,12 +63,20 @@ class Handover:
                 "release-missing", f"there is no release {release} in {self.root}", "deploy it"
             )
         former = target_of(self.current)
+        if not self.systemd.listens(SOCKET):
+            self._start_socket()
         if self.systemd.states([MAIN])[MAIN].is_running:
             self._beside_the_service(release, former)
         else:
             self._without_service(release, former)
         self._stop_next()
         return {"release": release, "was": Path(former).name if former else None}
+
+    def _start_socket(self) -> None:
+        """Let systemd listen, for the first time or again."""
+        for unit in users(self.systemd):
+            self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
+        self.systemd.act("start", SOCKET, timeout_seconds=self.limits.start_seconds)
 
     def _beside_the_service(self, release: str, former: str | None) -> None:
         unit = next_unit(release)
@@ -96,7 +105,6 @@ class Handover:
         return "the former release serves again"
 
     def _without_service(self, release: str, former: str | None) -> None:
-        self.systemd.act("start", SOCKET, timeout_seconds=self.limits.start_seconds)
         self._point(f"releases/{release}")
         try:
             self._start(MAIN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydev.hosttool import gate, images, releases, slots
+from polydev.hosttool import controller_socket, gate, images, releases, slots
 from polydev.hosttool.busy import alone, alone_with_slot
 from polydev.hosttool.verbs import ID, Call, Verb, argument, required
 
@@ -47,6 +47,10 @@ def image_prune(call: Call) -> object:
         return images.prune(call.paths, call.paths.images)
 
 
+def socket_state(call: Call) -> object:
+    return controller_socket.state(call.systemd, call.arguments.address, call.arguments.port)
+
+
 def release_create(call: Call) -> object:
     arguments = call.arguments
     with alone(call.paths, f"release create {arguments.id}"):
@@ -78,6 +82,15 @@ HOST_VERBS = (
     Verb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
     Verb("image golden", "Make an image golden", image_golden, (DIGEST,)),
     Verb("image prune", "Remove images that nothing needs", image_prune),
+    Verb(
+        "socket",
+        "Whether the controller listens through systemd, and who is in the way at an address",
+        socket_state,
+        (
+            required("--address", help="where it is to listen"),
+            required("--port", type=int, help="on which port"),
+        ),
+    ),
     Verb(
         "release create",
         "Make a release of the controller from what arrived for it",

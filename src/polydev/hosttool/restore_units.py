@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polydev.hosttool.controller_socket import users
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Limits
 from polydev.hosttool.paths import Paths
@@ -105,18 +106,25 @@ class UnitsRestore:
             self._act("disable", unit)
 
     def _bring_up(self, unit: str, now: UnitState) -> None:
-        if not now.is_running:
+        is_lost = unit == SOCKET and not self.systemd.listens(SOCKET)
+        if is_lost:
+            self._stop_users()
+        if not now.is_running or is_lost:
             self._act("reset-failed", unit, is_told=False)
             self._act("start", unit)
         elif is_outdated(self.paths, unit, self.pending.paths):
             if unit == SOCKET:
-                # systemd refuses to restart a socket whose service runs; the handover starts it.
-                self._act("stop", MAIN, is_told=False)
+                self._stop_users()
             # A target passes a restart on to all its parts; a start adds what it lacks.
             verb = "start" if unit.endswith(".target") else "reload-or-restart"
             self._act(verb, unit)
             if wanted_config(self.paths, unit) is None:
                 forget_config(self.paths, unit)
+
+    def _stop_users(self) -> None:
+        """Stop the socket and what runs with it; the handover starts the service again."""
+        for unit in users(self.systemd):
+            self._act("stop", unit, is_told=False)
 
     def _act(self, verb: str, unit: str, *, is_told: bool = True) -> None:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.listening import declared_addresses, listens
 
 ANSWER_SECONDS = 30.0
 RUNNING = ("active", "activating", "reloading")
@@ -33,6 +34,15 @@ class Systemd(Protocol):
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         """Each unit's state; one that systemd does not know has `exists=False`."""
 
+    def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
+        """The addresses and ports at which a socket unit is to listen."""
+
+    def listens(self, unit: str) -> bool:
+        """Whether systemd itself listens wherever a socket unit says so.
+
+        A unit that is active may have lost its sockets, as when its file was broken for a while.
+        """
+
     def loaded(self, pattern: str) -> list[str]:
         """Names of the units in memory that match a shell pattern."""
 
@@ -58,6 +68,13 @@ class RealSystemd:
         properties = "LoadState,ActiveState,UnitFileState"
         text = _output(["systemctl", "show", "--no-pager", "-p", properties, "--", *units])
         return states_of_show(text, units)
+
+    def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
+        argv = ["systemctl", "show", "--no-pager", "-P", "Listen", "--", unit]
+        return declared_addresses(_output(argv))
+
+    def listens(self, unit: str) -> bool:
+        return listens(self.declared_sockets(unit))
 
     def loaded(self, pattern: str) -> list[str]:
         argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager"]
