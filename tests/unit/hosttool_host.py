@@ -352,6 +352,7 @@ class Host:
         put(self.store / "images" / digest / "rootfs.ext4", f"image {digest}")
         (self.store / "promotions").mkdir(exist_ok=True)
         (self.store / "promotions" / f"{number:06d}").symlink_to(f"../images/{digest}")
+        put(self.store / "promotions" / f"{number:06d}.json", json.dumps({"digest": digest}))
 
     def promote(self, number: int) -> None:
         link = self.store / "golden-rootfs.ext4"
@@ -421,7 +422,7 @@ def deploy(host: Host, config: str = "1", release: str = OLD, image: str = "a" *
     with suppress(FileExistsError):
         host.release(release)
     host.point(release)
-    number = len(list((host.store / "promotions").glob("*"))) + 1
+    number = len(list((host.store / "promotions").glob("*.json"))) + 1
     host.image(number, image)
     host.promote(number)
     host.execute("PRAGMA journal_mode=WAL")
