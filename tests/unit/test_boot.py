@@ -223,7 +223,12 @@ class TestExplain:
         assert not evidence.hopeless()
 
     @pytest.mark.parametrize(
-        ("addresses", "has"), [((), "no address"), (("172.16.0.6/30",), "172.16.0.6/30")]
+        ("addresses", "has"),
+        [
+            ((), "no address"),
+            (("172.16.0.6/30",), "172.16.0.6/30"),
+            (("172.16.0.25/30",), "172.16.0.25/30"),
+        ],
     )
     def test_network(self, addresses: tuple[str, ...], has: str) -> None:
         evidence = replace(SOUND, addresses=addresses)

@@ -32,6 +32,7 @@ from polydev.image.record import (
     manifest_digest,
 )
 from polydev.image.store import IN_USE, INCOMING, ImageStore
+from tests.diskwork import watched_disk
 
 pytestmark = pytest.mark.unit
 
@@ -614,3 +615,20 @@ def test_golden_is_the_top_of_a_stack(steps: list[str]) -> None:
                 stack += [digests[step]] if stack[-1:] != [digests[step]] else []
             assert [entry.digest for entry in promotion.history(store.root)] == stack[::-1]
             assert not stack or golden(store) == stack[-1]
+
+
+def test_every_name_stands_for_what_is_on_the_disk(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched_disk(monkeypatch, spared=frozenset(BOOT_FILES)) as adding:
+        records = [add(store, seed, verified=True) for seed in ("a", "b")]
+    assert (adding.faults(), adding.renames) == ([], 4)
+    # Nobody else makes the boot files durable: a promotion must, before the link moves.
+    with watched_disk(monkeypatch) as promoting:
+        for record in records:
+            store.promote(record.digest)
+            files = [store.path(record.digest) / name for name in BOOT_FILES]
+            assert promoting.has_synced(*files)
+        store.rollback()
+        store.write_record(records[0])
+    assert (promoting.faults(), promoting.renames) == ([], 6)

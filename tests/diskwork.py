@@ -1,0 +1,84 @@
+"""A recorder of what is brought to the disk, in which order: what a power cut may undo.
+
+Names that are given by a rename must stand for what is on the disk already, and the folder that
+has the name must be brought to the disk afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Inode = tuple[int, int]
+
+
+def _inode(info: os.stat_result) -> Inode:
+    return info.st_dev, info.st_ino
+
+
+class DiskWork:
+    """What was synced, and each rename with what was wrong at its moment."""
+
+    def __init__(self) -> None:
+        self.synced: set[Inode] = set()
+        self.unsynced_content: list[str] = []
+        self.names_pending: dict[Inode, str] = {}
+        self.renames = 0
+
+    def sync(self, descriptor: int) -> None:
+        inode = _inode(os.fstat(descriptor))
+        self.synced.add(inode)
+        self.names_pending.pop(inode, None)
+
+    def rename(self, source: Path, target: Path, spared: frozenset[str]) -> None:
+        self.renames += 1
+        below = source.rglob("*") if source.is_dir() and not source.is_symlink() else ()
+        for path in [source, *below]:
+            info = path.lstat()
+            counts = not stat.S_ISLNK(info.st_mode) and path.name not in spared
+            if counts and _inode(info) not in self.synced:
+                self.unsynced_content.append(f"{path} before it became {target}")
+        self.names_pending[_inode(target.parent.stat())] = str(target)
+
+    def has_synced(self, *paths: Path) -> bool:
+        return {_inode(path.stat()) for path in paths} <= self.synced
+
+    def faults(self) -> list[str]:
+        names = self.names_pending.values()
+        late = [f"the name {name} was not brought to the disk" for name in names]
+        return [*self.unsynced_content, *late]
+
+
+@contextmanager
+def watched_disk(
+    monkeypatch: pytest.MonkeyPatch, spared: frozenset[str] = frozenset()
+) -> Iterator[DiskWork]:
+    """Record syncs and renames; files whose names are `spared` are made durable by others."""
+    work = DiskWork()
+    real_sync, real_rename, real_replace = os.fsync, os.rename, os.replace
+
+    def sync(descriptor: int) -> None:
+        real_sync(descriptor)
+        work.sync(descriptor)
+
+    def rename(source: Any, target: Any) -> None:
+        before = Path(source)
+        # Looked at before: afterwards the name is another one.
+        work.rename(before, Path(target), spared)
+        real_rename(source, target)
+
+    def replace(source: Any, target: Any) -> None:
+        work.rename(Path(source), Path(target), spared)
+        real_replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(os, "rename", rename)
+        patch.setattr(os, "replace", replace)
+        yield work
