@@ -105,8 +105,39 @@ HOSTS = (
         "Bridge | polydev-network.service",
         ("active, not enabled", "active, enabled"),
     ),
+    Edit(
+        "bridge link set dev vm-2 isolated off",
+        "Slots | microvm-slot@2.service",
+        ("- slot-2: vm-2 isolated: off", "+ slot-2: vm-2 isolated: on"),
+    ),
+    Edit(
+        "ip netns exec slot-4 nft flush ruleset",
+        "Slots | microvm-slot@4.service",
+        ("+ slot-4: nftables rules: type filter hook forward priority filter; policy drop;",),
+    ),
+    Edit(
+        "ip netns exec slot-5 ip link set tap0 down",
+        "Slots | microvm-slot@5.service",
+        ("- slot-5: tap0 state: down", "+ slot-5: tap0 state: up"),
+    ),
+    Edit(
+        "ip link set vm-6 down",
+        "Slots | microvm-slot@6.service",
+        ("- slot-6: vm-6 state: down", "+ slot-6: vm-6 state: up"),
+    ),
+    Edit(
+        "ip netns exec slot-7 sysctl -q -w net.ipv4.ip_forward=0",
+        "Slots | microvm-slot@7.service",
+        ("- slot-7: settings net.ipv4.ip_forward: 0",),
+    ),
 )
-EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS)
+# The last of all: with the bridge down, nothing that needs its address can be started.
+BRIDGE = Edit(
+    "ip link set br-vm down",
+    "Bridge | polydev-network.service",
+    ("- bridge: br-vm state: down", "+ bridge: br-vm state: up"),
+)
+EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS, BRIDGE)
 
 
 def verb(*words: str, **env: str) -> Completed:
@@ -185,6 +216,8 @@ class Mended:
     drift_json: Completed
     plan_json: Completed
     specs: Completed
+    gate: dict[str, Any]
+    watched: dict[str, Any]
     is_left_alone: bool
     record: Record
     again: Record
@@ -205,12 +238,17 @@ def mended(deployed: DeployedHost) -> Mended:
     plan_json = verb("deploy", "--plan", "--json")
     is_left_alone = (deployed.listing(), len(deployed.records())) == (edited, records)
     specs = run_specs(deployed)
+    gate = deployed.gate()
+    # By now the watch has compared at least once since the edits.
+    watched = json.loads(deployed.inside("cat /run/polydev/network.json"))
     record, again = deployed.deploy(), deployed.deploy()
     return Mended(
         drift=drift,
         drift_json=drift_json,
         plan_json=plan_json,
         specs=specs,
+        gate=gate,
+        watched=watched,
         is_left_alone=is_left_alone,
         record=record,
         again=again,
@@ -263,6 +301,17 @@ class TestHandEdits:
         assert mended.specs.status == 1
         for name in ("test_mode_and_owner", "test_units_are_active", "test_kernel_setting"):
             assert name in mended.specs.stdout
+
+    def test_gate_and_watch_name_every_part_of_the_network(self, mended: Mended) -> None:
+        details = {each["name"]: each["detail"] for each in mended.gate["checks"] if not each["ok"]}
+        assert "br-vm state: down instead of up" in details["bridge"]
+        for number in (2, 3, 4, 5, 6, 7):
+            assert f"slot-{number}: " in details["slots"]
+        assert "firewall" in details
+        parts = {each["part"] for each in mended.watched["differences"]}
+        assert parts == {"bridge", "firewall", *(f"slot-{number}" for number in range(2, 8))}
+        opened = {each["part"] for each in mended.watched["differences"] if each["opens"]}
+        assert {"slot-2", "slot-4", "firewall"} <= opened
 
     def test_deployment_mends_exactly_these(self, mended: Mended) -> None:
         assert mended.record.operations == list(mended.differences)

@@ -343,7 +343,8 @@ class TestThisMachine:
     @run_async
     async def test_its_network(self) -> None:
         told = await NetworkProbe(NETWORK, (2,)).report()
-        assert [each.name for each in told.checks] == ["bridge", "slots", "default_route", "names"]
+        names = ["bridge", "slots", "vm_network", "default_route", "names"]
+        assert [each.name for each in told.checks] == names
         for check in told.checks:
             assert check.detail
             assert (check.hint is None) == (check.status == "healthy")

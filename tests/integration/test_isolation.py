@@ -2,7 +2,7 @@
 
     probe-2  eth0 172.16.0.2 -- tap0 [slot-2] -- br-vm -- the host -- our machine
     probe-3  eth0 172.16.0.2 -- tap0 [slot-3] -- br-vm       |
-                                                             +-- beyond: private addresses
+                                                             +-- beyond: closed and open
 
 A probe's veth takes the place of its slot's TAP, of the same name, so the slot's own rules judge
 it. Behind every address that must be closed somebody listens: without the firewall and the
@@ -27,9 +27,14 @@ GUEST, GATEWAY = "172.16.0.2", "192.168.100.1"
 GUEST_PORTS = (8080, 5901, 6080)
 HOST_PORTS = (4000, 22)
 LURE_PORT = 80
-# Documentation addresses count as the internet.
-BEYOND, BEYOND_GATEWAY = "203.0.113.2", "203.0.113.1"
-PRIVATE = ("169.254.169.254", "10.99.0.1", "172.31.0.1", "192.168.77.1", "100.64.0.1")
+# Addresses of the internet, which here lead no further than to a namespace of the lab.
+BEYOND, BEYOND_GATEWAY = "1.2.3.2", "1.2.3.1"
+# One of each network that is not the internet.
+CLOSED = (
+    *("169.254.169.254", "10.99.0.1", "172.31.0.1", "192.168.77.1", "100.64.0.1"),
+    *("192.0.2.2", "198.51.100.253", "203.0.113.7", "198.19.0.1"),
+    *("192.0.0.9", "192.88.99.1", "240.0.0.1"),
+)
 # Who is silent for so long is closed; who is open answers at once.
 SILENCE_SECONDS = 2.0
 HEARD = "/run/probe-heard"
@@ -113,6 +118,7 @@ Target = tuple[str, int]
 WALLS_DOWN = f"""
 nft delete table inet polydev
 ip netns exec slot-{FIRST} nft flush chain ip slot forward
+ip netns exec slot-{FIRST} nft flush chain ip slot translated
 ip netns exec slot-{FIRST} nft 'chain ip slot forward {{ policy accept; }}'
 ip link set vm-{FIRST} type bridge_slave isolated off
 ip link set vm-{SECOND} type bridge_slave isolated off
@@ -155,7 +161,7 @@ ip -n probe-{slot} route add default via 172.16.0.1
 
 
 def beyond_up() -> str:
-    """A network that the host routes to, with an address in each private range."""
+    """A network that the host routes to, with an address in each closed range."""
     lines = [
         "ip netns add beyond",
         "ip link add lure type veth peer name eth0 netns beyond",
@@ -169,7 +175,7 @@ def beyond_up() -> str:
         "ip netns exec beyond sysctl -q -w net.ipv4.conf.all.rp_filter=0",
         "ip netns exec beyond sysctl -q -w net.ipv4.conf.eth0.rp_filter=0",
     ]
-    for address in PRIVATE:
+    for address in CLOSED:
         lines.append(f"ip -n beyond address add {address}/32 dev lo")
         lines.append(f"ip route add {address}/32 via {BEYOND}")
     return "\n".join(lines)
@@ -237,7 +243,7 @@ def probes(deployed: DeployedHost) -> Iterator[Probes]:
         host = addresses_of_host(deployed)
         targets = [(address_of(SECOND), port) for port in GUEST_PORTS]
         targets += [(address, port) for address in host for port in HOST_PORTS]
-        targets += [(address, LURE_PORT) for address in (*PRIVATE, BEYOND)]
+        targets += [(address, LURE_PORT) for address in (*CLOSED, BEYOND)]
         walled, heard_walled = reached(deployed, targets), heard(deployed)
         deployed.inside("set -e" + WALLS_DOWN)
         bare, heard_bare = reached(deployed, targets), heard(deployed)
@@ -267,8 +273,8 @@ class TestClosed:
         assert not own & probes.walled
         assert own <= probes.bare
 
-    @pytest.mark.parametrize("address", PRIVATE)
-    def test_metadata_and_private_networks(self, probes: Probes, address: str) -> None:
+    @pytest.mark.parametrize("address", CLOSED)
+    def test_whatever_is_not_the_internet(self, probes: Probes, address: str) -> None:
         assert (address, LURE_PORT) not in probes.walled
         assert (address, LURE_PORT) in probes.bare
 
@@ -284,28 +290,26 @@ class TestClosed:
         assert json.loads(probes.deployed.inside(shlex.join([*argv, question]))) == []
 
 
-class TestOpen:
-    def test_internet_by_the_hosts_address(self, probes: Probes) -> None:
-        lab = probes.deployed.lab
-        with socket.create_server((lab.gateway, 0)) as server:
+class TestMachineOfTheLab:
+    def test_its_address_is_open_to_the_host_and_closed_to_vms(self, probes: Probes) -> None:
+        gateway = probes.deployed.lab.gateway
+        with socket.create_server((gateway, 0)) as server:
             server.settimeout(10)
-            target = (lab.gateway, server.getsockname()[1])
-            assert reached(probes.deployed, [target]) == {target}
+            target = (gateway, server.getsockname()[1])
+            assert reached(probes.deployed, [target]) == frozenset()
+            ask = f"import socket; socket.create_connection({target!r}, 10).close()"
+            probes.deployed.inside(shlex.join(["/usr/bin/python3", "-c", ask]))
             client, peer = server.accept()
             client.close()
-        assert peer[0] == lab.address
+        assert peer[0] == probes.deployed.lab.address
+
+
+class TestOpen:
+    def test_internet_by_the_hosts_address(self, probes: Probes) -> None:
+        assert (BEYOND, LURE_PORT) in probes.walled
+        assert probes.say(ASK_PEER, BEYOND, LURE_PORT) == BEYOND_GATEWAY
 
     def test_datagrams_by_the_hosts_address(self, probes: Probes) -> None:
-        lab = probes.deployed.lab
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-            server.bind((lab.gateway, 0))
-            server.settimeout(10)
-            probes.say(SEND, GUEST, *server.getsockname(), "query")
-            said, peer = server.recvfrom(100)
-        assert (said, peer[0]) == (b"query", lab.address)
-
-    def test_every_other_way_out(self, probes: Probes) -> None:
-        assert (BEYOND, LURE_PORT) in probes.walled
         assert probes.heard_walled == [f"{BEYOND_GATEWAY} truth"]
 
     @pytest.mark.parametrize("kind", ["udp", "tcp"])

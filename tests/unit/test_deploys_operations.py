@@ -21,6 +21,7 @@ from polydev.deploys.facts import (
     Folders,
     JsonFile,
     KnownUsers,
+    LiveNetwork,
     PythonVersion,
     StaleUnits,
     SysctlValue,
@@ -142,6 +143,30 @@ class TestFacts:
         assert asked.startswith("systemctl show -p NeedDaemonReload 'x@*.service'; ")
         assert f"echo '{A}  /etc/x' | sha256sum --check" in asked
 
+    def test_network_is_compared_by_the_host_tool_with_what_is_declared(self) -> None:
+        asked = LiveNetwork().command(TOOL, '{"it\'s": 1}')
+        assert asked.startswith(f"test ! -x {TOOL} || printf %s ")
+        assert f"""'{{"it'"'"'s": 1}}' | {TOOL} network check --host /dev/stdin""" in asked
+
+    def test_differences_of_the_network_by_part(self) -> None:
+        said = {
+            "differences": [
+                {"part": "slot-2", "diff": ["- a", "+ b"]},
+                {"part": "firewall", "diff": ["- c"]},
+                {"part": "kernel", "diff": ["- d"]},
+                {"part": "slot-2", "diff": ["- e"]},
+            ]
+        }
+        assert LiveNetwork().process([json.dumps(said)]) == {"slot-2": ["- a", "+ b", "- e"]}
+
+    def test_network_that_cannot_be_read_is_a_difference(self) -> None:
+        said = json.dumps({"error": "network-unread", "message": "cannot read: no"})
+        assert LiveNetwork().process([said]) == {"bridge": ["- cannot read: no"]}
+
+    @pytest.mark.parametrize("lines", [[], ['{"error": "usage", "message": "no such verb"}']])
+    def test_host_tool_that_cannot_compare_yet_finds_nothing(self, lines: list[str]) -> None:
+        assert LiveNetwork().process(lines) == {}
+
     def test_users_that_are_there(self) -> None:
         assert KnownUsers().process(["a:x:1:1::/:/bin/sh", "b:x:2:2::/:/bin/sh"]) == ["a", "b"]
         assert KnownUsers().command(("a", "b")).startswith("getent passwd a b")
@@ -241,6 +266,31 @@ class TestUnit:
         host = faked({"systemctl show": shown(active="inactive")})
         found = host.commands(unit, unit="x.target", config="now", stamped=False)
         assert verbs(found)[-1] == "systemctl start x.target"
+
+    def test_work_that_was_changed_by_hand_is_done_again(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        host = faked({"systemctl show": shown()})
+        found = host.commands(unit, unit="x.service", config="now", differences=["- a", "+ b"])
+        assert verbs(found) == ["systemctl daemon-reload", "systemctl reload-or-restart x.service"]
+        assert [line for line in dict.fromkeys(told()) if line[0] in "+-"] == ["- a", "+ b"]
+
+    @pytest.mark.parametrize("config", ["now", "then"])
+    def test_work_that_was_changed_under_a_running_vm_is_mended_in_place(
+        self, faked: Faked, told: Callable[[], list[str]], config: str
+    ) -> None:
+        vms = "vm@2.service loaded active running x"
+        host = faked({"systemctl show": shown(config=config), "list-units": vms})
+        values = {"differences": ["- a"], "mend": "mend it", "needed_by": "vm@2.service"}
+        assert host.commands(unit, unit="slot@2", config="now", **values) == ["mend it"]
+        assert [line for line in dict.fromkeys(told()) if line[0] in "+-"] == ["- a"]
+
+    def test_vm_that_has_come_since_the_plan_is_mended_around(self, faked: Faked) -> None:
+        host = faked({"systemctl show": shown(), "list-units": ""})
+        values = {"differences": ["- a"], "mend": "mend it", "needed_by": "vm@2.service"}
+        again = host.commands(unit, unit="slot@2", config="now", **values)[-1]
+        assert again.startswith("case $(systemctl show -P ActiveState vm@2.service) in inactive|")
+        assert again.endswith(";; *) mend it;; esac")
 
     @pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
     def test_what_a_running_vm_needs_stays_as_it_is(self, faked: Faked, state: str) -> None:
@@ -625,6 +675,7 @@ class TestReach:
     VALUES: ClassVar[dict[str, Any]] = {
         "reach": "h",
         "firewall": "x",
+        "bridge": [],
         "scope": '{"paths": ["it\'s"]}',
         "seconds": 90,
         "deployment_id": ID,
@@ -646,6 +697,14 @@ class TestReach:
         assert backup.startswith(f"test -e /opt/polydev-ai/backups/{ID}/backup.json || printf %s ")
         assert """'{"paths": ["it'"'"'s"]}'""" in backup
         assert timer == f"{TOOL} deadman arm --seconds 90 --backup {ID}"
+
+    def test_a_bridge_changed_by_hand_has_a_timer_too(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
+        values = {**self.VALUES, "bridge": ["- br-vm state: down"]}
+        assert len(host.commands(reach.arm, **values)) == 2
+        assert "- way to the host: the bridge was changed by hand" in told()
 
     def confirm(self, faked: Faked, active: str) -> list[str]:
         host = faked({"systemctl show": shown(active=active)})

@@ -31,11 +31,8 @@ UNITS = "/etc/systemd/system/"
 DIGEST = "a" * 64
 DEBIAN = {"uname -s": "Linux", "useradd": "/usr/sbin/useradd"}
 ID = "20250131_120000-abcd1234"
-# Documentation and benchmarks are nobody's; some of the protocol assignments are somebody's.
-APART = [
-    *(IPv4Network(each) for each in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")),
-    *(IPv4Network(each) for each in ("198.18.0.0/15", "192.0.0.0/24")),
-]
+# Two of the protocol assignments are global, and the former relays from 6to4 count as global too.
+APART = [IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24")]
 
 Site = Callable[..., dict[str, Any]]
 
@@ -425,12 +422,13 @@ class TestFirewall:
     def test_only_the_addresses_of_vms_may_speak(self) -> None:
         text = self.text(slots=3)
         line = "ip saddr != 192.168.100.2-192.168.100.4 drop"
-        assert self.chain(text, "from_vm_to_host")[1] == line
+        assert self.chain(text, "from_vm_to_host")[2] == line
         assert self.chain(text, "from_vm")[1] == line
 
     def test_of_the_host_they_reach_its_names_only(self) -> None:
         chain = self.chain(self.text(), "from_vm_to_host")
-        assert chain[2:] == [
+        assert chain[:2] == ["ct state invalid drop", "ct state established,related accept"]
+        assert chain[3:] == [
             "ip daddr 192.168.100.1 udp dport 53 accept",
             "ip daddr 192.168.100.1 tcp dport 53 accept",
             "drop",
@@ -439,7 +437,32 @@ class TestFirewall:
     def test_no_vm_reaches_another_nor_is_reached(self) -> None:
         text = self.text()
         assert 'oifname "br-vm" drop' in self.chain(text, "from_vm")
-        assert self.chain(text, "to_vm") == ["ct state established,related accept", "drop"]
+        assert self.chain(text, "to_vm") == [
+            "ct state invalid drop",
+            "ct state established,related accept",
+            "drop",
+        ]
+
+    def test_packets_of_vms_come_and_go_by_the_bridge_only(self) -> None:
+        text = self.text(bridge_address="10.9.0.1/24")
+        elsewhere = '{ "br-vm", "lo" }'
+        assert self.chain(text, "arriving")[-1] == (
+            f"iifname != {elsewhere} ip saddr 10.9.0.0/24 drop"
+        )
+        assert self.chain(text, "output")[-1] == (
+            f"ip daddr 10.9.0.0/24 oifname != {elsewhere} reject with icmp type host-unreachable"
+        )
+        assert self.chain(text, "forward")[-1] == "ip daddr 10.9.0.0/24 drop"
+
+    def test_nothing_leaves_untranslated(self) -> None:
+        text = self.text()
+        assert self.chain(text, "leaving")[-1] == (
+            'ip saddr 192.168.100.0/24 oifname != { "br-vm", "lo" } drop'
+        )
+        for chain in ("from_vm_to_host", "from_vm", "to_vm"):
+            rules = self.chain(text, chain)
+            invalid = rules.index("ct state invalid drop")
+            assert invalid < rules.index("ct state established,related accept"), chain
 
     def test_the_closed_ranges_are_dropped_last(self) -> None:
         text = self.text(resolvers=["10.0.0.53"], reachable=["10.1.0.0/16"])
@@ -454,7 +477,8 @@ class TestFirewall:
 
     def test_without_exceptions_there_are_none(self) -> None:
         text = self.text(resolvers=["1.1.1.1"])
-        assert "reachable" not in text
+        assert "set reachable" not in text
+        assert "@reachable" not in text
         assert "dport 53" not in " ".join(self.chain(text, "from_vm"))
 
     def test_only_vms_are_translated(self) -> None:
@@ -473,6 +497,8 @@ class TestFirewall:
         [
             *("169.254.169.254", "10.1.2.3", "172.31.255.255", "192.168.100.1", "127.0.0.1"),
             *("100.64.0.1", "0.0.0.0", "255.255.255.255", "192.168.0.1", "224.0.0.251"),
+            *("192.0.2.2", "198.51.100.1", "203.0.113.7", "198.18.0.3", "198.19.255.255"),
+            *("192.0.0.170", "192.88.99.1", "240.0.0.1"),
         ],
     )
     def test_those_that_matter_most_are_closed(self, address: str) -> None:

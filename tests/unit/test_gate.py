@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import gate, images, slots
+from polydev.hosttool import gate, images, network_state, slots
+from polydev.hosttool.errors import HostError
 from polydev.hosttool.gate import question
+from polydev.hosttool.network import Difference
 from polydev.hosttool.systemd import RealSystemd, UnitState
 
 UNITS = ["polydev-network.service", "polydev-dns.service", "master-controller.service"]
@@ -96,7 +98,7 @@ class Host:
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root, self.patch = root, patch
         self.file, self.store = root / "host.json", root / "store"
-        self.current, self.namespaces = root / "current", root / "netns"
+        self.current = root / "current"
         self.known: dict[str, Any] = {
             "bridge": {"name": "br-vm", "address": "192.168.100.1/24"},
             "slots": [2, 3],
@@ -110,13 +112,18 @@ class Host:
         self.write()
         self.current.symlink_to(f"releases/{RELEASE}")
         (root / "releases" / RELEASE).mkdir(parents=True)
-        self.namespaces.mkdir()
-        for number in (2, 3):
-            (self.namespaces / f"slot-{number}").touch()
+        self.differences: list[Difference] = []
+        self.unread: Exception | None = None
         self.image(DIGEST)
 
     def write(self) -> None:
         self.file.write_text(json.dumps(self.known))
+
+    def network(self, known: dict[str, Any]) -> list[Difference]:
+        assert known == self.known
+        if self.unread:
+            raise self.unread
+        return self.differences
 
     def image(self, digest: str) -> None:
         folder = self.store / "images" / digest
@@ -130,7 +137,7 @@ class Host:
         patch = self.patch
         patch.setattr(slots, "HOST_FILE", self.file)
         patch.setattr(slots, "read_host", lambda: json.loads(self.file.read_bytes()))
-        patch.setattr(slots, "NAMESPACES", self.namespaces)
+        patch.setattr(network_state, "check", self.network)
         patch.setattr(images, "STORE", self.store)
         patch.setattr(gate, "CURRENT", self.current)
         patch.setattr("polydev.hosttool.gate.socket.socket", self.names)
@@ -151,8 +158,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_all_is_well(host: Host) -> None:
     assert host.look() == {}
     names = [check.name for check in host.checks]
-    assert names == ["units", "slots", "names", "image", "socket", "controller"]
-    assert [check.detail for check in host.checks][:2] == ["3 active", "2 there"]
+    network = ["bridge", "kernel", "firewall", "slots"]
+    assert names == ["units", *network, "names", "image", "socket", "controller"]
+    assert [check.detail for check in host.checks][:2] == ["3 active", "as declared"]
+    assert host.checks[4].detail == "2 as declared"
 
 
 def test_a_bare_host_has_nothing_to_be_wrong(host: Host) -> None:
@@ -175,9 +184,27 @@ def test_before_the_first_release_the_controller_is_not_missed(host: Host) -> No
     assert "controller" not in [check.name for check in host.checks]
 
 
-def test_missing_slots_are_named_and_others_do_not_matter(host: Host) -> None:
-    (host.namespaces / "slot-3").rename(host.namespaces / "slot-9")
-    assert host.look() == {"slots": "missing: 3"}
+def test_every_part_of_the_network_is_named_with_its_differences(host: Host) -> None:
+    host.differences = [
+        Difference("slot-2", "vm-2 isolated", ("off",), ("on",), opens=True),
+        Difference("bridge", "br-vm state", ("down",), ("up",), opens=False),
+        Difference("slot-3", "tap0", ("missing",), ("there",), opens=False),
+        Difference("firewall", "nftables rules", ("accept",), (), opens=True),
+    ]
+    assert host.look() == {
+        "bridge": "bridge: br-vm state: down instead of up",
+        "firewall": "firewall: nftables rules: unexpected: accept",
+        "slots": "slot-2: vm-2 isolated: off instead of on; slot-3: tap0: missing instead of there",
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HostError("network-unread", "cannot read: no"), FileNotFoundError(2, "cannot read: no")],
+)
+def test_network_that_cannot_be_read_is_not_well(host: Host, error: Exception) -> None:
+    host.unread = error
+    assert "cannot read: no" in host.look()["bridge"]
 
 
 class TestImage:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import namedtuple
 from ipaddress import IPv4Network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,9 @@ from polydev.controller.settings import AlertRules
 
 LIMITS = AlertRules()
 NETWORK = IPv4Network("192.168.100.0/24")
-UP, DOWN = SimpleNamespace(isup=True), SimpleNamespace(isup=False)
+UP = SimpleNamespace(isup=True, flags="up,broadcast,running,multicast")
+DOWN = SimpleNamespace(isup=False, flags="broadcast,multicast")
+NO_CARRIER = SimpleNamespace(isup=False, flags="up,broadcast,multicast")
 ROUTE_HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 DEFAULT_ROUTE = "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
 LINK_ROUTE = "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
@@ -373,9 +376,16 @@ class TestNetworkHealth:
     def address(self, text: str) -> Any:
         return SimpleNamespace(family=socket.AF_INET, address=text)
 
-    def test_bridge(self) -> None:
+    @pytest.mark.parametrize("state", [UP, NO_CARRIER])
+    def test_bridge(self, state: Any) -> None:
         right = {"br-vm": [self.address("192.168.100.1")]}
-        assert bridge_check({"br-vm": UP}, right, NETWORK).status == "healthy"
+        assert bridge_check({"br-vm": state}, right, NETWORK).status == "healthy"
+
+    def test_bridge_that_is_down(self) -> None:
+        told = bridge_check({"br-vm": DOWN}, {"br-vm": [self.address("192.168.100.1")]}, NETWORK)
+        assert told.status == "critical"
+        assert "br-vm is down" in told.detail
+        assert told.hint
 
     @pytest.mark.parametrize("addresses", [{}, {"br-vm": []}, {"br-vm": ["10.0.0.1"]}])
     def test_bridge_without_its_address(self, addresses: dict[str, list[str]]) -> None:
@@ -443,7 +453,7 @@ class TestNetworkHealth:
         assert (told.hint is None) == (error is None)
 
     def test_the_report_has_each_check_and_goes_on_where_one_cannot_be_made(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         def broken() -> Any:
             raise PermissionError(1, "Operation not permitted")
@@ -451,10 +461,12 @@ class TestNetworkHealth:
         monkeypatch.setattr(network_health, "_read_interfaces", broken)
         monkeypatch.setattr(network_health, "_read_routes", lambda: (ROUTE_HEAD, ""))
         monkeypatch.setattr(network_health, "_resolve", lambda: None)
-        told = asyncio.run(NetworkProbe(NETWORK, (2,)).report())
+        probe = NetworkProbe(NETWORK, (2,), report_file=tmp_path / "none.json")
+        told = asyncio.run(probe.report())
         assert {each.name: each.status for each in told.checks} == {
             "bridge": "unknown",
             "slots": "unknown",
+            "vm_network": "unknown",
             "default_route": "critical",
             "names": "healthy",
         }

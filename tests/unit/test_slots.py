@@ -13,11 +13,13 @@ from polydev.hosttool import slots
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.slots import (
     inside_of,
-    links_of,
+    port_of,
     read_host,
     rules_of,
+    settings_of,
     slot_commands,
     slot_of,
+    veth_of,
 )
 
 HOST: dict[str, Any] = {
@@ -68,36 +70,49 @@ class TestSlot:
 
 
 class TestCommands:
-    def test_the_namespace_is_closed_before_anything_leads_out_of_it(self) -> None:
-        commands = [argv for argv, _ in slot_commands(slot_of(2, HOST))]
-        assert commands == [
-            ["ip", "netns", "add", "slot-2"],
-            *(
-                ["ip", "netns", "exec", "slot-2", *rest]
-                for rest in (
-                    ["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"],
-                    ["nft", "-f", "-"],
-                )
-            ),
-            ["ip", "-batch", "-"],
-            ["ip", "-n", "slot-2", "-batch", "-"],
+    def test_the_namespace_is_closed_before_any_interface_is_up(self) -> None:
+        slot = slot_of(2, HOST)
+        commands = slot_commands(slot)
+        starts_up = [
+            place
+            for place, (argv, text) in enumerate(commands)
+            if any(line.endswith(" up") for line in text.splitlines())
         ]
+        inside = ["ip", "netns", "exec", "slot-2"]
+        argvs = [argv for argv, _ in commands]
+        rules = argvs.index([*inside, "nft", "-f", "-"])
+        settings = next(at for at, argv in enumerate(argvs) if "sysctl" in argv)
+        assert commands[rules][1] == f"flush ruleset\n{rules_of(slot)}"
+        assert {f"{key}={value}" for key, value in settings_of(slot).items()} < set(argvs[settings])
+        assert max(rules, settings) < min(starts_up)
 
-    def test_its_port_is_in_the_bridge_and_isolated(self) -> None:
-        lines = links_of(slot_of(2, HOST)).splitlines()
-        assert lines == [
+    def test_ipv6_is_off_on_every_interface(self) -> None:
+        settings = settings_of(slot_of(2, HOST))
+        for interface in ("all", "default", "tap0", "uplink"):
+            assert settings[f"net.ipv6.conf.{interface}.disable_ipv6"] == "1"
+            assert settings[f"net.ipv6.conf.{interface}.accept_ra"] == "0"
+
+    def test_forwarding_comes_before_the_settings_that_it_resets(self) -> None:
+        assert next(iter(settings_of(slot_of(2, HOST)))) == "net.ipv4.ip_forward"
+
+    def test_its_port_is_isolated_before_it_is_up(self) -> None:
+        slot = slot_of(2, HOST)
+        assert veth_of(slot).splitlines() == [
             "link add vm-2 type veth peer name uplink address 02:00:c0:a8:64:02 netns slot-2",
-            "link set vm-2 master br-vm up",
-            "link set vm-2 type bridge_slave isolated on",
         ]
+        down, master, flags, up = port_of(slot).splitlines()
+        assert (down, up) == ("link set vm-2 down", "link set vm-2 up")
+        assert master == "link set vm-2 master br-vm"
+        assert flags.startswith("link set vm-2 type bridge_slave isolated on hairpin off ")
 
     def test_inside_are_its_address_its_way_out_and_the_tap(self) -> None:
         lines = inside_of(slot_of(2, HOST)).splitlines()
         assert "addr add 192.168.100.2/24 dev uplink" in lines
         assert "route add default via 192.168.100.1" in lines
-        assert lines.index("tuntap add dev tap0 mode tap user polydev-vm-2") < lines.index(
-            "addr add 172.16.0.1/30 dev tap0"
-        )
+        assert "addr add 172.16.0.1/30 dev tap0" in lines
+        made = [text for _, text in slot_commands(slot_of(2, HOST))]
+        tap = made.index("tuntap add dev tap0 mode tap user polydev-vm-2\n")
+        assert tap < made.index(inside_of(slot_of(2, HOST)))
 
 
 class TestRules:
@@ -112,8 +127,23 @@ class TestRules:
         )
 
     def test_what_leaves_has_the_slots_address(self) -> None:
-        (_, line) = chain(rules_of(slot_of(3, HOST)), "ip slot", "from_guest")
+        rules = rules_of(slot_of(3, HOST))
+        (_, line) = chain(rules, "ip slot", "from_guest")
         assert line == 'oifname "uplink" ip saddr 172.16.0.2 snat to 192.168.100.3'
+        (hook, line) = chain(rules, "ip slot", "translated")
+        assert hook.startswith("type filter hook postrouting priority srcnat + 10;")
+        assert line == 'oifname "uplink" ip saddr != 192.168.100.3 drop'
+
+    @pytest.mark.parametrize("name", ["input", "forward"])
+    def test_packets_of_no_connection_are_dropped(self, name: str) -> None:
+        lines = chain(rules_of(slot_of(3, HOST)), "ip slot", name)
+        invalid = lines.index("ct state invalid drop")
+        assert invalid < lines.index("ct state established,related accept")
+
+    @pytest.mark.parametrize("name", ["input", "forward", "output"])
+    def test_ipv6_goes_nowhere(self, name: str) -> None:
+        (hook,) = chain(rules_of(slot_of(3, HOST)), "ip6 slot", name)
+        assert hook.endswith("policy drop;")
 
     def test_only_the_guests_ports_lead_in(self) -> None:
         rules = rules_of(slot_of(3, HOST))

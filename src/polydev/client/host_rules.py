@@ -52,6 +52,9 @@ ROOMS = {
 # The gate's checks, and what to do about each.
 GATE_TODO = {
     "units": "./inv deploy mends it; on the host: journalctl -u UNIT",
+    "bridge": "./inv deploy mends it; ./inv drift shows every difference",
+    "kernel": "./inv deploy mends it; ./inv drift shows every difference",
+    "firewall": "./inv deploy mends it; ./inv drift shows every difference",
     "slots": "./inv deploy mends it; on the host: journalctl -u 'microvm-slot@*'",
     "names": "on the host: journalctl -u polydev-dns.service; then ./inv deploy",
     "image": "./inv deploy --target vm-agent",

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from polydev.deploys.data import HostData
+from polydev.deploys.network import BRIDGE, slot_config
 from polydev.deploys.operations import directory, folders_as_in, template, text_file, users_as_in
 from polydev.deploys.typed import concern
 
@@ -68,10 +69,11 @@ def all_folders(site: HostData) -> list[Folder]:
 def host_json(site: HostData, units: list[str]) -> str:
     """What the host tool knows of its host, the health gate's expectations among it."""
     known = {
-        "bridge": {"name": "br-vm", "address": str(site.bridge_address)},
+        "bridge": {"name": BRIDGE, "address": str(site.bridge_address)},
         "slots": list(site.slot_numbers),
         "resolvers": [str(each) for each in site.resolvers],
         "translatesNames": site.translates_names,
+        "slotConfig": slot_config(site),
         "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
         "units": units,

@@ -11,6 +11,7 @@ from typing import Any
 from pyinfra.api.facts import FactBase
 
 from polydev.deploys.render import STAMPS
+from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
 
 TOUCHED = "Touched=yes"
 
@@ -210,6 +211,35 @@ class SocketState(JsonFact):
     def process(self, output: Iterable[str]) -> dict[str, Any]:
         found = super().process(output)
         return {} if "error" in found else found
+
+
+class LiveNetwork(FactBase[dict[str, list[str]]]):
+    """Parts of the VMs' network that the kernel has otherwise than declared: lines of each.
+
+    `declared` is the text of host.json. Firewall and kernel have facts of their own. A host tool
+    that is not there yet, or is older than the question, finds nothing: the units of its host
+    are restarted anyway.
+    """
+
+    def command(self, tool: str, declared: str) -> str:
+        return (
+            f"test ! -x {tool} || printf %s {shlex.quote(declared)} | "
+            f"{tool} network check --host /dev/stdin 2>/dev/null || true"
+        )
+
+    @staticmethod
+    def default() -> dict[str, list[str]]:
+        return {}
+
+    def process(self, output: Iterable[str]) -> dict[str, list[str]]:
+        said = JsonFact().process(output)
+        if said.get("error") not in (None, "usage"):
+            return {BRIDGE_PART: [f"- {said.get('message', said)}"]}
+        found: dict[str, list[str]] = {}
+        for each in said.get("differences", []):
+            if each["part"] not in (FIREWALL_PART, KERNEL_PART):
+                found.setdefault(each["part"], []).extend(each["diff"])
+        return found
 
 
 class Firewall(FactBase[str]):

@@ -10,7 +10,7 @@ from pyinfra.context import host
 
 from polydev.deployment_id import new_deployment_id
 from polydev.deploys import controller as controller_part
-from polydev.deploys.accounts import HOST_FILE, accounts
+from polydev.deploys.accounts import HOST_FILE, accounts, host_json
 from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.data import HostData, host_data
 from polydev.deploys.hypervisor import hypervisor
@@ -21,9 +21,12 @@ from polydev.deploys.network import (
     FIREWALL_UNIT,
     NETWORK_UNIT,
     SLOTS_TARGET,
+    WATCH_UNIT,
     bridge,
     firewall,
+    live_network,
     names,
+    network_watch,
     slot_units,
     slots,
 )
@@ -49,6 +52,7 @@ def unit_order(site: HostData) -> list[str]:
         *slot_units(site),
         SLOTS_TARGET,
         DNS_UNIT,
+        WATCH_UNIT,
         *controller_part.unit_names(),
         ACCELERATOR_UNIT,
     ]
@@ -103,12 +107,14 @@ def browser_host() -> None:
     if site.concerns("vm-agent"):
         images(site, target)
     if site.concerns():
-        before_reach(site, json.dumps(scope(site)), deployment_id)
+        live = live_network(host_json(site, unit_order(site)))
+        before_reach(site, live, json.dumps(scope(site)), deployment_id)
         ssh()
-        bridge(site)
+        bridge(site, live)
         firewall(site)
-        slots(site)
+        slots(site, live)
         names(site)
+        network_watch(site)
         after_reach(site, target)
         vms(site)
     if site.concerns("master-controller"):

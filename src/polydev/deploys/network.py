@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pyinfra.context import host
+
+from polydev import hosttool
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import live_firewall, template
+from polydev.deploys.facts import LiveNetwork
+from polydev.deploys.operations import TOOL, live_firewall, template
+from polydev.deploys.render import render_unit
 from polydev.deploys.typed import concern
 from polydev.deploys.units import only_units, unit, unit_file
+from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
 
 BRIDGE = "br-vm"
 NETWORK_UNIT = "polydev-network.service"
+WATCH_UNIT = "polydev-network-watch.service"
 FIREWALL_UNIT = "polydev-firewall.service"
 DNS_UNIT = "polydev-dns.service"
 SLOT_UNIT = "microvm-slot@.service"
@@ -20,17 +27,23 @@ SLOTS_TARGET = "polydev-slots.target"
 DOMAIN = "vm.internal"
 TABLE = "polydev"
 
-# Not the internet: this host, private networks, cloud metadata, documentation apart.
+# Not the internet: what IANA's registry of special-purpose addresses calls not globally reachable
+# (https://www.iana.org/assignments/iana-ipv4-special-registry), and multicast.
 CLOSED = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "224.0.0.0/3",
+    "0.0.0.0/8",  # this network
+    "10.0.0.0/8",  # private
+    "100.64.0.0/10",  # shared: carriers, and metadata of some clouds
+    "127.0.0.0/8",  # loopback
+    "169.254.0.0/16",  # link-local: metadata of clouds
+    "172.16.0.0/12",  # private
+    "192.0.0.0/24",  # protocol assignments
+    "192.0.2.0/24",  # documentation
+    "192.88.99.0/24",  # former relays from 6to4
+    "192.168.0.0/16",  # private
+    "198.18.0.0/15",  # benchmarks
+    "198.51.100.0/24",  # documentation
+    "203.0.113.0/24",  # documentation
+    "224.0.0.0/3",  # multicast, reserved, broadcast
 )
 
 
@@ -40,6 +53,7 @@ def network_values(site: HostData) -> dict[str, Any]:
         "bridge": BRIDGE,
         "bridge_address": site.bridge_address,
         "network": site.bridge_address.network,
+        "worst_metric": WORST_METRIC,
         "gateway": site.gateway,
         "first_vm": site.slot_address(numbers[0]),
         "last_vm": site.slot_address(numbers[-1]),
@@ -58,13 +72,28 @@ def slot_units(site: HostData) -> list[str]:
     return [f"microvm-slot@{number}.service" for number in site.slot_numbers]
 
 
+Live = dict[str, list[str]]
+
+
+def live_network(declared: str) -> Live:
+    """Each part of the network that is not as a host.json declares it, with its differences."""
+    found: Live = host.get_fact(LiveNetwork, tool=TOOL, declared=declared)
+    return found
+
+
 @concern("Bridge")
-def bridge(site: HostData) -> None:
+def bridge(site: HostData, live: Live) -> None:
     values = network_values(site)
     netdev = template("/etc/systemd/network/30-br-vm.netdev", values)
     network = template("/etc/systemd/network/30-br-vm.network", values)
     config = unit_file(NETWORK_UNIT, values, netdev, network)
-    unit(name=NETWORK_UNIT, unit=NETWORK_UNIT, config=config.hash, files=config.files)
+    unit(
+        name=NETWORK_UNIT,
+        unit=NETWORK_UNIT,
+        config=config.hash,
+        files=config.files,
+        differences=live.get(BRIDGE_PART, []),
+    )
 
 
 @concern("Firewall")
@@ -78,16 +107,24 @@ def firewall(site: HostData) -> None:
 
 
 @concern("Slots")
-def slots(site: HostData) -> None:
+def slots(site: HostData, live: Live) -> None:
     values = network_values(site)
     target = unit_file(SLOTS_TARGET, values)
-    config = unit_file(SLOT_UNIT, values, slot_code(), *slot_words(site))
+    config = unit_file(SLOT_UNIT, values, *slot_texts(site))
     wanted = slot_units(site)
     only_units(name="slots beyond the last", template=SLOT_UNIT, wanted=wanted, needed_by=VM_UNIT)
     for number, name in zip(site.slot_numbers, wanted, strict=True):
         # A slot that is made anew is another network: a VM keeps the one that it has.
         user = VM_UNIT.replace("@", f"@{number}")
-        unit(name=name, unit=name, config=config.hash, files=config.files, needed_by=user)
+        unit(
+            name=name,
+            unit=name,
+            config=config.hash,
+            files=config.files,
+            needed_by=user,
+            differences=live.get(f"slot-{number}", []),
+            mend=f"{TOOL} slot mend {number}",
+        )
     unit(
         name=SLOTS_TARGET,
         unit=SLOTS_TARGET,
@@ -97,17 +134,30 @@ def slots(site: HostData) -> None:
     )
 
 
-def slot_words(site: HostData) -> list[str]:
-    """What of the inventory a slot is made of, which it reads as it starts."""
-    return [str(site.bridge_address), *([str(site.resolvers[0])] if site.translates_names else [])]
+@concern("Watch of the network")
+def network_watch(site: HostData) -> None:
+    """After all that it watches, so that it starts with the host tool that made it."""
+    code = [hosttool_code(name) for name in ("network", "network_state", "slots")]
+    config = unit_file(WATCH_UNIT, network_values(site), *code)
+    unit(name=WATCH_UNIT, unit=WATCH_UNIT, config=config.hash, files=config.files)
 
 
-def slot_code() -> str:
-    """The program that makes a slot: what a slot is, is what this says.
+def slot_config(site: HostData) -> str:
+    """The hash of what a slot is made from."""
+    return render_unit(SLOT_UNIT, network_values(site), slot_texts(site))[1]
+
+
+def slot_texts(site: HostData) -> list[str]:
+    """What a slot is made from: its program, and what that reads of the inventory.
 
     Not the whole host tool: its other changes need not cost any VM its network.
     """
-    return (Path(__file__).parents[1] / "hosttool" / "slots.py").read_text()
+    resolver = [str(site.resolvers[0])] if site.translates_names else []
+    return [hosttool_code("slots"), str(site.bridge_address), *resolver]
+
+
+def hosttool_code(name: str) -> str:
+    return (Path(hosttool.__file__).parent / f"{name}.py").read_text()
 
 
 @concern("Names")

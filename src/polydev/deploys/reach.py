@@ -15,12 +15,13 @@ from pyinfra.context import host
 
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import Firewall, JsonFile, Unit
-from polydev.deploys.network import TABLE, network_values
+from polydev.deploys.network import TABLE, Live, network_values
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.services import SSHD_FILE
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import CommandError, DeployError
+from polydev.hosttool.network import BRIDGE_PART
 from polydev.run import run
 from polydev.ssh import SshTarget
 
@@ -44,23 +45,35 @@ def reach_hash(site: HostData) -> str:
 
 
 @operation
-def arm(reach: str, firewall: str, scope: str, seconds: int, deployment_id: str) -> Commands:
+def arm(
+    reach: str,
+    firewall: str,
+    bridge: list[str],
+    scope: str,
+    seconds: int,
+    deployment_id: str,
+) -> Commands:
     """A timer on the host, if what follows will change how it is reached."""
     confirmed = host.get_fact(JsonFile, path=STAMP).get("confirmed")
-    touched = host.get_fact(Firewall, family="inet", table=TABLE, text=firewall)
+    touched = ["the firewall"] if _is_touched(firewall) else []
+    touched += ["the bridge"] if bridge else []
     if confirmed == reach and not touched:
         host.noop("the way to the host does not change")
         return
     if confirmed != reach:
         told(f"- way to the host {confirmed}\n+ way to the host {reach}")
     else:
-        told("- way to the host: the firewall was changed by hand")
+        told("\n".join(f"- way to the host: {each} was changed by hand" for each in touched))
     backup = f"/opt/polydev-ai/backups/{deployment_id}/backup.json"
     document = shlex.quote(scope)
     yield StringCommand(
         f"test -e {backup} || printf %s {document} | {TOOL} backup create --id {deployment_id}"
     )
     yield StringCommand(f"{TOOL} deadman arm --seconds {seconds} --backup {deployment_id}")
+
+
+def _is_touched(firewall: str) -> bool:
+    return bool(host.get_fact(Firewall, family="inet", table=TABLE, text=firewall))
 
 
 @operation
@@ -98,12 +111,13 @@ def _answer(argv: list[str]) -> str | None:
 
 
 @concern("Dead-man timer")
-def before_reach(site: HostData, scope: str, deployment_id: str) -> None:
+def before_reach(site: HostData, live: Live, scope: str, deployment_id: str) -> None:
     firewall = render(FIREWALL_FILE, network_values(site))
     arm(
         name="armed",
         reach=reach_hash(site),
         firewall=firewall,
+        bridge=live.get(BRIDGE_PART, []),
         scope=scope,
         seconds=site.deadman_seconds,
         deployment_id=deployment_id,

@@ -56,6 +56,8 @@ def unit(
     stamped: bool = True,
     stop_first: str = "",
     needed_by: str = "",
+    differences: list[str] | None = None,
+    mend: str = "",
 ) -> Commands:
     """A unit that is enabled and runs with exactly this configuration.
 
@@ -64,18 +66,28 @@ def unit(
     somebody wrote there may be what the unit runs with, although the hash in its file is right.
     A target runs nothing, so it has no stamp. `stop_first` must not run while this unit is
     restarted. As long as `needed_by` runs, a unit that is active stays as it is.
+    `differences` say what of the unit's work was changed since: it is restarted, or `mend`
+    brings its work back under a `needed_by` that runs.
     """
     now = host.get_fact(Unit, unit=unit, files=files)
     name = shlex.quote(unit)
-    is_current = not now.touched and (now.config == config or not stamped)
+    differences = differences or []
+    is_as_started = not now.touched and (now.config == config or not stamped)
+    is_current = is_as_started and not differences
     if now.active and now.enabled and is_current:
         host.noop(f"{unit} runs as it should")
         return
-    if now.active and now.enabled and _runs(needed_by):
+    stays = now.active and now.enabled and _runs(needed_by)
+    if stays and not differences:
         host.noop(f"{unit} stays as it is: {needed_by} runs")
         return
-    told(f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}")
-    told(f"+ {unit}: {_state(True, True, config)}")
+    if not stays and not (now.active and now.enabled and is_as_started):
+        told(f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}")
+        told(f"+ {unit}: {_state(True, True, config)}")
+    told("\n".join(differences))
+    if stays:
+        yield StringCommand(mend)
+        return
     yield StringCommand("systemctl daemon-reload")
     if not now.enabled:
         yield StringCommand(f"systemctl enable {name}")
@@ -85,7 +97,8 @@ def unit(
         # A target passes a restart on to its parts, and these may run.
         yield StringCommand(_or_why("restart" if stamped else "start", name))
     elif stamped and not is_current:
-        yield StringCommand(_unless_running(needed_by, _or_why("reload-or-restart", name)))
+        again = _or_why("reload-or-restart", name)
+        yield StringCommand(unless_running(needed_by, again, mend if differences else ""))
 
 
 def _runs(unit: str) -> bool:
@@ -96,12 +109,13 @@ def _runs(unit: str) -> bool:
     return states.get(unit, "failed") != "failed"
 
 
-def _unless_running(unit: str, command: str) -> str:
-    """Decided as it runs: much may have been started since the plan."""
+def unless_running(unit: str, command: str, otherwise: str = "") -> str:
+    """Shell that decides as it runs: much may have been started since the plan."""
     if not unit:
         return command
     state = f"$(systemctl show -P ActiveState {shlex.quote(unit)})"
-    return f"case {state} in inactive|failed) {command};; esac"
+    rest = f" *) {otherwise};;" if otherwise else ""
+    return f"case {state} in inactive|failed) {command};;{rest} esac"
 
 
 def touched_words(now: UnitState, config: str) -> str:
@@ -133,7 +147,7 @@ def only_units(template: str, wanted: list[str], needed_by: str) -> Commands:
     # All of them first: a plan asks for no more than the first command.
     told("\n".join(f"- {name}: {there[name]}" for name in extra))
     for name in extra:
-        yield StringCommand(_unless_running(users[name], f"systemctl stop {shlex.quote(name)}"))
+        yield StringCommand(unless_running(users[name], f"systemctl stop {shlex.quote(name)}"))
 
 
 def _instance(unit: str) -> str:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from polydev.hosttool import images, slots
+from polydev.hosttool import images, network_state, slots
 from polydev.hosttool.controller_socket import at, described
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.listening import listeners
+from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART, Difference
 from polydev.hosttool.systemd import Systemd
 from polydev.hosttool.units import SOCKET
 
@@ -57,7 +58,7 @@ def look(systemd: Systemd) -> list[Check]:
     host = slots.read_host()
     known = [str(unit) for unit in _words(host.get("units"))]
     checks = units_checks(systemd, known)
-    checks.append(slots_check(host))
+    checks += _network_checks(host)
     if "polydev-dns.service" in known:
         checks.append(_guarded("names", lambda: names_check(host)))
     checks.append(image_check())
@@ -81,11 +82,25 @@ def units_checks(systemd: Systemd, units: list[str]) -> list[Check]:
     return [Check("units", not wrong, found or f"{len(states)} active")]
 
 
-def slots_check(host: dict[str, object]) -> Check:
-    wanted, there = _words(host.get("slots")), _words(slots.there()["slots"])
-    missing = [number for number in wanted if number not in there]
-    detail = f"missing: {', '.join(map(str, missing))}" if missing else f"{len(wanted)} there"
-    return Check("slots", not missing, detail)
+def _network_checks(host: dict[str, object]) -> list[Check]:
+    try:
+        return network_checks(network_state.check(host), len(_words(host.get("slots"))))
+    except (HostError, OSError) as error:
+        return [Check("bridge", False, getattr(error, "message", str(error)))]
+
+
+def network_checks(found: list[Difference], slot_count: int) -> list[Check]:
+    """The network as `network_state.check` found it; the slots in one check."""
+    parts = (BRIDGE_PART, KERNEL_PART, FIREWALL_PART)
+    slots_found = [each for each in found if each.part not in parts]
+    return [
+        *(_part_check(part, [e for e in found if e.part == part], "as declared") for part in parts),
+        _part_check("slots", slots_found, f"{slot_count} as declared"),
+    ]
+
+
+def _part_check(name: str, found: list[Difference], well: str) -> Check:
+    return Check(name, not found, "; ".join(each.text for each in found) or well)
 
 
 def image_check() -> Check:

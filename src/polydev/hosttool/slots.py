@@ -3,9 +3,9 @@
     guest 172.16.0.2 -- tap0 [namespace slot-N] uplink -- vm-N [bridge br-vm] -- the host
                              translates to 192.168.100.N
 
-Every guest believes to be 172.16.0.2. Its namespace lets nothing out that says otherwise, and
-gives it the slot's address. The bridge's ports are isolated, so no slot reaches another.
-The commands are values; only `up` and `down` run them.
+Every guest has the address 172.16.0.2. Its namespace lets nothing else out, and translates that
+to the slot's address. The bridge's ports are isolated, so no slot reaches another.
+The commands are values; only `up`, `mend` and `down` run them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,33 @@ UPLINK = "uplink"
 GUEST_PORTS = (8080, 5901, 6080)
 HOST_FILE = Path("/etc/polydev/host.json")
 NAMESPACES = Path("/run/netns")
+# Settings of a port in the bridge, by the names that `ip` gives them.
+PORT_FLAGS = {
+    "isolated": "on",
+    "hairpin": "off",
+    "proxy_arp": "off",
+    "proxy_arp_wifi": "off",
+    "vlan_tunnel": "off",
+    "neigh_suppress": "off",
+    "mcast_to_unicast": "off",
+    "guard": "off",
+    "root_block": "off",
+    "fastleave": "off",
+    "locked": "off",
+    "learning": "on",
+    "flood": "on",
+    "mcast_flood": "on",
+    "bcast_flood": "on",
+}
+# Settings of each interface of a slot. A guest must not configure the slot, and IPv6 is off.
+INTERFACE_SETTINGS = {
+    "ipv6.conf.{}.disable_ipv6": "1",
+    "ipv6.conf.{}.accept_ra": "0",
+    "ipv4.conf.{}.accept_redirects": "0",
+    "ipv4.conf.{}.accept_source_route": "0",
+    "ipv4.conf.{}.proxy_arp": "0",
+    "ipv4.conf.{}.route_localnet": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -82,31 +109,59 @@ def slot_of(number: int, host: dict[str, object]) -> Slot:
     )
 
 
-def links_of(slot: Slot) -> str:
-    """For `ip -batch`: the veth pair, one end in the bridge, the other in the namespace."""
+def settings_of(slot: Slot) -> dict[str, str]:
+    """The kernel settings of the namespace; those of interfaces to come are among them."""
+    return {"net.ipv4.ip_forward": "1"} | {
+        f"net.{name.format(interface)}": value
+        for interface in ("all", "default", TAP, UPLINK)
+        for name, value in INTERFACE_SETTINGS.items()
+    }
+
+
+def veth_of(slot: Slot) -> str:
+    """For `ip -batch`: the veth pair, both ends down and outside the bridge."""
     return f"""\
 link add {slot.port} type veth peer name {UPLINK} address {slot.hardware_address} \
 netns {slot.namespace}
-link set {slot.port} master {slot.bridge} up
-link set {slot.port} type bridge_slave isolated on
+"""
+
+
+def port_of(slot: Slot) -> str:
+    """For `ip -batch`: the slot's port in the bridge, isolated before it is up.
+
+    It goes down first: the bridge then forwards its packets again, whoever told it not to.
+    """
+    flags = " ".join(f"{name} {value}" for name, value in PORT_FLAGS.items())
+    return f"""\
+link set {slot.port} down
+link set {slot.port} master {slot.bridge}
+link set {slot.port} type bridge_slave {flags}
+link set {slot.port} up
 """
 
 
 def inside_of(slot: Slot) -> str:
-    """For `ip -batch` in the namespace."""
+    """For `ip -batch` in the namespace; it may be repeated."""
     return f"""\
+rule flush
+rule add priority 32766 lookup main
+rule add priority 32767 lookup default
+route flush table all protocol boot
+route flush table all protocol static
+addr flush dev {UPLINK}
+addr flush dev {TAP}
 link set lo up
+link set {UPLINK} address {slot.hardware_address}
 addr add {slot.address}/{slot.prefix} dev {UPLINK}
 link set {UPLINK} up
 route add default via {slot.gateway}
-tuntap add dev {TAP} mode tap user {slot.user}
 addr add {GUEST_GATEWAY}/30 dev {TAP}
 link set {TAP} up
 """
 
 
 def rules_of(slot: Slot) -> str:
-    """For `nft -f` in the namespace."""
+    """For `nft -f` in the namespace: all the rules that it has."""
     ports = ", ".join(map(str, GUEST_PORTS))
     names = ""
     if slot.resolver:
@@ -118,6 +173,7 @@ def rules_of(slot: Slot) -> str:
 table ip slot {{
 \tchain input {{
 \t\ttype filter hook input priority filter; policy drop;
+\t\tct state invalid drop
 \t\tct state established,related accept
 \t\tiifname "{TAP}" ip saddr {GUEST} icmp type echo-request accept
 \t\tiifname "{UPLINK}" icmp type echo-request accept
@@ -125,6 +181,7 @@ table ip slot {{
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy drop;
 \t\tiifname "{TAP}" ip saddr != {GUEST} drop
+\t\tct state invalid drop
 \t\tct state established,related accept
 \t\tiifname "{TAP}" oifname "{UPLINK}" accept
 \t\tiifname "{UPLINK}" oifname "{TAP}" ct status dnat accept
@@ -137,6 +194,21 @@ table ip slot {{
 \t\ttype nat hook postrouting priority srcnat;
 \t\toifname "{UPLINK}" ip saddr {GUEST} snat to {slot.address}
 \t}}
+\tchain translated {{
+\t\ttype filter hook postrouting priority srcnat + 10; policy accept;
+\t\toifname "{UPLINK}" ip saddr != {slot.address} drop
+\t}}
+}}
+table ip6 slot {{
+\tchain input {{
+\t\ttype filter hook input priority filter; policy drop;
+\t}}
+\tchain forward {{
+\t\ttype filter hook forward priority filter; policy drop;
+\t}}
+\tchain output {{
+\t\ttype filter hook output priority filter; policy drop;
+\t}}
 }}
 table arp slot {{
 \tchain input {{
@@ -147,15 +219,38 @@ table arp slot {{
 """
 
 
-def slot_commands(slot: Slot) -> list[tuple[list[str], str]]:
-    """What makes a slot: programs and what each reads."""
+Command = tuple[list[str], str]
+
+
+def port_commands(slot: Slot) -> list[Command]:
+    """What sets the slot's port in the bridge; it may be repeated."""
+    return [(["ip", "-batch", "-"], port_of(slot))]
+
+
+def setting_commands(slot: Slot) -> list[Command]:
+    """What sets all of a slot whose interfaces are there; it may be repeated.
+
+    IPv6 is off and the rules are there before any interface is up.
+    """
     inside = ["ip", "netns", "exec", slot.namespace]
+    settings = [f"{key}={value}" for key, value in settings_of(slot).items()]
+    return [
+        # A kernel without IPv6 has not all of the keys.
+        ([*inside, "sysctl", "-q", "-e", "-w", *settings], ""),
+        ([*inside, "nft", "-f", "-"], f"flush ruleset\n{rules_of(slot)}"),
+        *port_commands(slot),
+        (["ip", "-n", slot.namespace, "-batch", "-"], inside_of(slot)),
+    ]
+
+
+def slot_commands(slot: Slot) -> list[Command]:
+    """What makes a slot: programs and what each reads."""
+    tap = f"tuntap add dev {TAP} mode tap user {slot.user}\n"
     return [
         (["ip", "netns", "add", slot.namespace], ""),
-        ([*inside, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], ""),
-        ([*inside, "nft", "-f", "-"], rules_of(slot)),
-        (["ip", "-batch", "-"], links_of(slot)),
-        (["ip", "-n", slot.namespace, "-batch", "-"], inside_of(slot)),
+        (["ip", "-batch", "-"], veth_of(slot)),
+        (["ip", "-n", slot.namespace, "-batch", "-"], tap),
+        *setting_commands(slot),
     ]
 
 
@@ -178,6 +273,12 @@ def up(number: int) -> dict[str, object]:
         down(number)
         raise
     return {"slot": number, "namespace": slot.namespace, "address": slot.address}
+
+
+def mend(slot: Slot, *, only_port: bool) -> None:
+    """Set a slot again as it is declared, also under a running VM. Raises HostError."""
+    for argv, text in port_commands(slot) if only_port else setting_commands(slot):
+        _run(argv, text)
 
 
 def down(number: int) -> dict[str, object]:

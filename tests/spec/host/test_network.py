@@ -14,6 +14,8 @@ from tests.spec.host.conftest import Site
 TABLE = "inet polydev"
 CLOSED = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"]
 CLOSED += ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"]
+CLOSED += ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15"]
+CLOSED += ["0.0.0.0/8", "192.0.0.0/24", "192.88.99.0/24"]
 
 
 def as_json(host: Host, command: str) -> Any:
@@ -48,6 +50,7 @@ def slots(host: Host, site: Site) -> dict[int, dict[str, Any]]:
         "        'routes': json.loads(ask('ip', '-n', name, '-json', 'route')),\n"
         "        'rules': ask(*inside, 'nft', '-y', 'list', 'ruleset'),\n"
         "        'forward': ask(*inside, 'sysctl', '-n', 'net.ipv4.ip_forward').strip(),\n"
+        "        'ipv6': ask('ip', '-n', name, '-6', 'address').strip(),\n"
         "    }\n"
         "print(json.dumps(found))"
     )
@@ -72,6 +75,16 @@ class TestBridge:
         assert set(ports) == {f"vm-{number}" for number in site.slots}
         open_ports = [name for name, each in ports.items() if not each["isolated"]]
         assert not open_ports, "these ports reach other slots"
+
+    def test_without_it_no_route_leads_to_vms(self, host: Host, site: Site) -> None:
+        routes = as_json(host, f"ip -json route show {site.network.network}")
+        found = [(each.get("type", "unicast"), each.get("metric", 0)) for each in routes]
+        assert sorted(found) == [("unicast", 0), ("unreachable", 4294967295)]
+
+    def test_everything_is_as_declared_and_watched(self, host: Host) -> None:
+        found = as_json(host, "/opt/polydev-ai/bin/polydev-host network check")
+        assert found == {"ok": True, "differences": []}
+        assert as_json(host, "cat /run/polydev/network.json")["at"] > 0
 
 
 class TestSlots:
@@ -111,8 +124,13 @@ class TestSlots:
                 f'iifname "uplink" ip daddr {address} tcp dport {{ 5901, 6080, 8080 }} dnat to '
                 "172.16.0.2",
                 f'oifname "uplink" ip saddr 172.16.0.2 snat to {address}',
+                f'oifname "uplink" ip saddr != {address} drop',
+                "ct state invalid drop",
             ):
                 assert rule in slot["rules"], f"slot {number}"
+
+    def test_there_is_no_ipv6(self, slots: dict[int, dict[str, Any]]) -> None:
+        assert {number for number, slot in slots.items() if slot["ipv6"]} == set()
 
     def test_names_are_asked_of_the_inventorys_resolvers(
         self, site: Site, slots: dict[int, dict[str, Any]]
@@ -144,10 +162,12 @@ class TestFirewall:
         assert chain(host, "forward")[1:] == [
             f'iifname "{site.bridge}" jump from_vm',
             f'oifname "{site.bridge}" jump to_vm',
+            f"ip daddr {site.network.network} drop",
         ]
 
     def test_only_the_hosts_names_are_open_to_vms(self, host: Host, site: Site) -> None:
         assert chain(host, "from_vm_to_host") == [
+            "ct state invalid drop",
             "ct state established,related accept",
             f"ip saddr != {vm_range(site)} drop",
             f"ip daddr {site.gateway} udp dport 53 accept",
@@ -157,10 +177,12 @@ class TestFirewall:
 
     def test_vms_reach_neither_vms_nor_private_networks(self, host: Host, site: Site) -> None:
         rules = chain(host, "from_vm")
-        assert rules[:4] == [
+        assert rules[:6] == [
             "meta nfproto ipv6 drop",
             f"ip saddr != {vm_range(site)} drop",
             f'oifname "{site.bridge}" drop',
+            f"ip daddr {site.network.network} drop",
+            "ct state invalid drop",
             "ct state established,related accept",
         ]
         assert rules[-1] == "ip daddr @closed drop"
@@ -177,7 +199,20 @@ class TestFirewall:
             assert any(network.subnet_of(each) for each in closed), f"{network} is open"
 
     def test_nobody_opens_a_connection_to_a_vm(self, host: Host) -> None:
-        assert chain(host, "to_vm") == ["ct state established,related accept", "drop"]
+        assert chain(host, "to_vm") == [
+            "ct state invalid drop",
+            "ct state established,related accept",
+            "drop",
+        ]
+
+    def test_packets_of_vms_come_and_go_by_the_bridge_only(self, host: Host, site: Site) -> None:
+        elsewhere = f'{{ "lo", "{site.bridge}" }}'
+        network = site.network.network
+        assert chain(host, "arriving")[1:] == [f"iifname != {elsewhere} ip saddr {network} drop"]
+        assert chain(host, "output")[1:] == [
+            f"ip daddr {network} oifname != {elsewhere} reject with icmp host-unreachable"
+        ]
+        assert chain(host, "leaving")[1:] == [f"ip saddr {network} oifname != {elsewhere} drop"]
 
     def test_vms_go_out_with_the_hosts_address(self, host: Host, site: Site) -> None:
         assert chain(host, "nat")[1:] == [

@@ -11,14 +11,24 @@ from polydev.controller.model import Severity
 from polydev.controller.settings import AlertRules
 
 Rule = Literal[
-    "cpu", "memory", "disk", "failed_boots", "no_slots", "unhealthy_vms", "deploy_failed"
+    "cpu",
+    "memory",
+    "disk",
+    "failed_boots",
+    "no_slots",
+    "unhealthy_vms",
+    "deploy_failed",
+    "vm_isolation",
+    "vm_network",
 ]
 Key = tuple[str, str]  # rule and subject
 HOST = "host"
 MOST_SUBJECT_CHARACTERS = 200
 
 # What comes and goes must last before it counts; what has happened counts at once.
-LASTING: frozenset[Rule] = frozenset(("cpu", "memory", "disk", "no_slots", "unhealthy_vms"))
+LASTING: frozenset[Rule] = frozenset(
+    ("cpu", "memory", "disk", "no_slots", "unhealthy_vms", "vm_network")
+)
 _RANKS: Mapping[Severity | None, int] = {None: 0, "warning": 1, "critical": 2}
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from polydev.controller.host import network_report
+from polydev.controller.host.network_report import declared_check, read_report, unread_check
 from polydev.controller.host.probe import TIMEOUT_SECONDS, Probe, Unanswered
 from polydev.controller.host.shapes import Check, NetworkHealth, worst
+from polydev.controller.machines.bridge import BRIDGE
 
-BRIDGE = "br-vm"
 ROUTES = Path("/proc/net/route")
 ROUTES_V6 = Path("/proc/net/ipv6_route")
 NOWHERE_V6 = "0" * 32
@@ -39,6 +42,14 @@ def bridge_check(
             status="critical",
             detail=f"the bridge {BRIDGE} is missing",
             hint=f"systemctl restart polydev-network.service, or {REDEPLOY}",
+        )
+    # Not `isup`, which also means that a port has a carrier.
+    if "up" not in stats[BRIDGE].flags.split(","):
+        return Check(
+            name="bridge",
+            status="critical",
+            detail=f"the bridge {BRIDGE} is down, so no VM is reachable",
+            hint=f"ip link set {BRIDGE} up, or {REDEPLOY}",
         )
     given = [each.address for each in addresses.get(BRIDGE, ()) if each.family == socket.AF_INET]
     if not any(IPv4Address(each) in network for each in given):
@@ -130,10 +141,12 @@ class NetworkProbe:
         network: IPv4Network,
         slots: Sequence[int],
         timeout_seconds: float = TIMEOUT_SECONDS,
+        report_file: Path = network_report.FILE,
     ) -> None:
         self._network = network
         self._slots = slots
         self._interfaces = Probe(_read_interfaces, timeout_seconds)
+        self._declared = Probe(partial(read_report, report_file), timeout_seconds)
         self._routes = Probe(_read_routes, timeout_seconds)
         self._names = Probe(_resolve, timeout_seconds)
 
@@ -141,7 +154,10 @@ class NetworkProbe:
         checks = [
             check
             for found in await asyncio.gather(
-                self._check_interfaces(), self._check_routes(), self._check_names()
+                self._check_interfaces(),
+                self._check_declared(),
+                self._check_routes(),
+                self._check_names(),
             )
             for check in found
         ]
@@ -156,6 +172,12 @@ class NetworkProbe:
             bridge_check(stats, addresses, self._network),
             slots_check(stats, self._slots),
         ]
+
+    async def _check_declared(self) -> list[Check]:
+        try:
+            return [declared_check(await self._declared())]
+        except Unanswered as error:
+            return [unread_check(str(error))]
 
     async def _check_routes(self) -> list[Check]:
         try:

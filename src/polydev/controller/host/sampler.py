@@ -12,9 +12,14 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from polydev.controller.host import deployments
+from polydev.controller.host import deployments, network_report
 from polydev.controller.host.alerting import Observed
 from polydev.controller.host.measuring import HostFigures
+from polydev.controller.host.network_report import (
+    network_observed,
+    read_report,
+    unread_observed,
+)
 from polydev.controller.host.observing import deployment_observed, observed
 from polydev.controller.host.outbox import Outbox
 from polydev.controller.host.probe import Probe, Unanswered
@@ -59,6 +64,7 @@ class Sampler:
         *,
         leads: Callable[[], bool] = lambda: True,
         deployments_folder: Path = deployments.FOLDER,
+        network_file: Path = network_report.FILE,
         sender: Sender | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
@@ -72,6 +78,7 @@ class Sampler:
         self._hypervisor = hypervisor
         self._leads = leads
         self._deployment = Probe(partial(deployments.newest_failed, deployments_folder))
+        self._network_report = Probe(partial(read_report, network_file))
         self._sender = sender or Sender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = Samples(database)
         self._alerts = Alerts(database, clock)
@@ -127,7 +134,11 @@ class Sampler:
             return
         at = self._clock()
         await self._samples.add(at, sample.model_dump(mode="json"))
-        seen = {**observed(sample, stock, self._settings.alert), **await self._deployments()}
+        seen = {
+            **observed(sample, stock, self._settings.alert),
+            **await self._deployments(),
+            **await self._network(),
+        }
         self.standing = await self._warden.consider(seen, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
         if self._thinned_at is None or at - self._thinned_at >= every:
@@ -141,6 +152,14 @@ class Sampler:
         except Unanswered as error:
             log.debug("deployments cannot be read", error=str(error))
             return {}
+
+    async def _network(self) -> Observed:
+        try:
+            return network_observed(await self._network_report())
+        except Unanswered as error:
+            # A host that has no watch yet has nothing to be told of.
+            is_there = not isinstance(error.__cause__, FileNotFoundError)
+            return unread_observed(str(error)) if is_there else {}
 
     async def _stock(self) -> Stock:
         return await asyncio.wait_for(self._read_stock(), DATABASE_TIMEOUT_SECONDS)

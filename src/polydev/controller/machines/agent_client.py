@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from polydev.controller.machines.bridge import bridge_trouble
 from polydev.controller.machines.limits import within
 from polydev.controller.model import Provider
 from polydev.controller.states import LoginStatus
@@ -122,7 +123,8 @@ class AgentClient:
                 f"its agent did not answer within {self._timeout_seconds:g} s"
             ) from None
         except httpx.HTTPError as error:
-            raise AgentUnreachable(f"its agent does not answer: {_words(error)}") from None
+            words = bridge_trouble(error) or _words(error)
+            raise AgentUnreachable(f"its agent does not answer: {words}") from None
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -54,6 +54,9 @@ VIEWER_SILENT = Closing(INTERNAL_ERROR, "the viewer answered no ping", "viewer-s
 NOT_BINARY = Closing(UNSUPPORTED_DATA, "the screen's protocol is binary", "text")
 RESTARTING = Closing(GOING_AWAY, "the service restarts; connect again", "restarting")
 VNC_DOWN = Closing(INTERNAL_ERROR, "the VM's screen does not answer", "vnc-down")
+BRIDGE_DOWN = Closing(
+    INTERNAL_ERROR, "the host's network of VMs is down; its operators can mend it", "bridge-down"
+)
 VM_GONE = Closing(INTERNAL_ERROR, "the VM ended the connection to its screen", "vm-gone")
 TOO_MANY_VIEWERS = Closing(
     TRY_AGAIN_LATER, "too many viewers look at this session already", "too-many-viewers"

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 
-from polydev.controller.relay.closings import VM_GONE, VNC_DOWN, Closing, Refused
+from polydev.controller.machines.bridge import bridge_trouble
+from polydev.controller.relay.closings import BRIDGE_DOWN, VM_GONE, VNC_DOWN, Closing, Refused
 from polydev.controller.relay.pipes import Pipe, Pipes
 from polydev.controller.relay.viewer import Viewer
 
@@ -132,9 +133,9 @@ async def open_screen(address: str, port: int) -> socket.socket:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting = asyncio.get_running_loop().sock_connect(made, (address, port))
         await asyncio.wait_for(connecting, CONNECT_SECONDS)
-    except (OSError, asyncio.TimeoutError):
+    except (OSError, asyncio.TimeoutError) as error:
         made.close()
-        raise Refused(VNC_DOWN) from None
+        raise Refused(BRIDGE_DOWN if bridge_trouble(error) else VNC_DOWN) from None
     except BaseException:
         made.close()
         raise

@@ -1,0 +1,110 @@
+"""The report of the host's watch of the network: read, and what its differences mean.
+
+The controller may not enter the slots' namespaces, so a unit of root's compares them with what is
+declared (`polydev-host network watch`) and leaves the result in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.controller.host.alerting import Observation, Observed
+from polydev.controller.host.shapes import Check
+from polydev.controller.model import Severity
+
+FILE = Path("/run/polydev/network.json")
+# The watch writes it every 10 s, or less often where there are very many slots.
+FRESH_SECONDS = 60.0
+MOST_MESSAGE_CHARACTERS = 500
+WATCH_UNIT = "polydev-network-watch.service"
+MEND = "./inv drift shows every difference, ./inv deploy mends them"
+
+
+class NoReport(Exception):
+    """The watch has not written what it found, or not lately. Says why."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Something that is not as declared; `opens` if it may let through what is closed."""
+
+    part: str
+    text: str
+    opens: bool
+
+    @property
+    def severity(self) -> Severity:
+        return "critical" if self.opens or self.part == "bridge" else "warning"
+
+
+def read_report(
+    file: Path = FILE, clock: Callable[[], float] = time.monotonic
+) -> tuple[Deviation, ...]:
+    """What the watch found last. Raises NoReport, and FileNotFoundError where none ever was."""
+    try:
+        report = json.loads(file.read_bytes())
+        age = clock() - float(report["at"])
+        found = tuple(
+            Deviation(str(each["part"]), str(each["text"]), bool(each["opens"]))
+            for each in report["differences"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoReport(f"{file} is no report: {error}") from error
+    if report.get("error"):
+        raise NoReport(str(report["error"]))
+    if not 0 <= age <= FRESH_SECONDS:
+        raise NoReport(f"{file} is {age:.0f} s old: {WATCH_UNIT} does not run")
+    return found
+
+
+def declared_check(found: Sequence[Deviation]) -> Check:
+    if not found:
+        detail = "bridge, firewall and slots are as declared"
+        return Check(name="vm_network", status="healthy", detail=detail)
+    severities = {each.severity for each in found}
+    return Check(
+        name="vm_network",
+        status="critical" if "critical" in severities else "warning",
+        detail="; ".join(each.text for each in found),
+        hint=MEND,
+    )
+
+
+def unread_check(why: str) -> Check:
+    return Check(
+        name="vm_network",
+        status="unknown",
+        detail=f"bridge, firewall and slots cannot be compared: {why}",
+        hint=f"on the host: systemctl status {WATCH_UNIT}; ./inv deploy brings it",
+    )
+
+
+def network_observed(found: Sequence[Deviation]) -> Observed:
+    """A wall that is open counts at once; what is only broken must last, as others must."""
+    opened = [each for each in found if each.opens]
+    return {
+        "vm_isolation": _by_part(opened),
+        "vm_network": _by_part([each for each in found if not each.opens]),
+    }
+
+
+def unread_observed(why: str) -> Observed:
+    """Nobody knows whether the walls stand, so alerts about them stay as they are."""
+    message = f"the network of VMs is not watched: {why}"
+    return {"vm_network": [Observation("watch", message, None, "warning", "critical")]}
+
+
+def _by_part(found: Sequence[Deviation]) -> list[Observation]:
+    parts: dict[str, list[Deviation]] = {}
+    for each in found:
+        parts.setdefault(each.part, []).append(each)
+    observations = []
+    for part, own in parts.items():
+        severity: Severity = "critical" if "critical" in {e.severity for e in own} else "warning"
+        message = "; ".join(each.text for each in own)[:MOST_MESSAGE_CHARACTERS]
+        observations.append(Observation(part, message, None, severity, severity))
+    return observations

@@ -1,0 +1,284 @@
+"""The VMs' network as it is now: read from the kernel, compared, watched, and mended in place.
+
+Drift, the health gate, the doctor and the controller's health all get their answer from here.
+The kernel is asked by `ip`, `sysctl` and `nft`, in the host and in each slot's namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool import network, slots
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.network import Difference, Json, Lines
+from polydev.hosttool.slots import Slot
+
+FIREWALL_FILE = Path("/etc/polydev/firewall.nft")
+STAMPS = Path("/run/polydev/config")
+REPORT = Path("/run/polydev/network.json")
+NFT = Path("/usr/sbin/nft")
+LINKS = Path("/sys/class/net")
+TABLE = "inet polydev"
+EVERY_SECONDS = 10.0
+# Of one core, at most: a host with many slots is read less often.
+MOST_LOAD = 0.1
+ANSWER_SECONDS = 30.0
+MARK = "---- polydev ----"
+QUERIES = "address show\nroute show table all\nrule show\n"
+# Stands for a slot's address, so that nft has to list the rules of one slot only.
+ANY_SLOT = IPv4Interface("192.0.2.1/24")
+READ = f"""\
+ip -json -details -batch -
+echo '{MARK}'
+sysctl -e "$@"
+echo '{MARK}'
+"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the kernel says in one network namespace."""
+
+    links: list[Json]
+    routes: list[Json]
+    policy: list[Json]
+    settings: dict[str, str]
+    rules: Lines
+
+
+def check(host: Json) -> list[Difference]:
+    """Where the network is not as `host` (what host.json holds) declares it.
+
+    Of a slot that an older deploy made for a VM that still runs, only its port is compared: the
+    VM keeps the network that it has. Raises HostError `network-unread`.
+    """
+    bridge = str(host["bridge"]["name"])
+    here = _read_host(bridge)
+    there = _numbers(slots.there()["slots"])
+    live = network.live_bridge(host, here.links, here.routes, here.settings, there)
+    found = network.differences(network.BRIDGE_PART, network.declared_bridge(host), live)
+    kernel = network.live_kernel(here.settings)
+    found += network.differences(network.KERNEL_PART, network.declared_kernel(), kernel)
+    firewall = {"nftables": {"rules": here.rules}}
+    declared = {"nftables": {"rules": _listed(FIREWALL_FILE.read_text(), f"table {TABLE}")}}
+    found += network.differences(network.FIREWALL_PART, declared, firewall)
+    for number in _numbers(host["slots"]):
+        found += _check_slot(slots.slot_of(number, host), host, here)
+    return found
+
+
+def _numbers(value: object) -> list[int]:
+    return [int(each) for each in value] if isinstance(value, list) else []
+
+
+def _check_slot(slot: Slot, host: Json, here: Reading) -> list[Difference]:
+    part = slot.namespace
+    declared, live = network.declared_port(slot), network.live_port(slot, here.links)
+    if is_kept(slot.number, host):
+        return network.differences(part, declared, live)
+    inside = _read_slot(slot)
+    if inside is None:
+        return [Difference(part, "namespace", network.MISSING, network.THERE, opens=False)]
+    declared = network.declared_slot(slot, rules_as_listed(slot))
+    live = {
+        **live,
+        **network.live_slot(
+            slot, inside.links, inside.routes, inside.policy, inside.settings, inside.rules
+        ),
+    }
+    return network.differences(part, declared, live)
+
+
+def is_kept(number: int, host: Json) -> bool:
+    """Whether a slot was made by an older configuration than the host is declared to have."""
+    try:
+        stamp = (STAMPS / f"microvm-slot@{number}.service").read_text().strip()
+    except OSError:
+        return False
+    return stamp != str(host.get("slotConfig", stamp))
+
+
+def rules_as_listed(slot: Slot) -> Lines:
+    """The slot's rules as this host's nft lists them."""
+    anybody = Slot(ANY_SLOT.network.num_addresses - 2, slot.bridge, ANY_SLOT, slot.resolver)
+    listed = _listed(slots.rules_of(anybody), "ruleset")
+    return tuple(line.replace(anybody.address, slot.address) for line in listed)
+
+
+def _listed(rules: str, what: str) -> Lines:
+    return _listed_by(rules, what, NFT.stat().st_mtime_ns if NFT.exists() else 0)
+
+
+@lru_cache
+def _listed_by(rules: str, what: str, _program: int) -> Lines:
+    """Rules as nft lists them once they are loaded, here in a namespace that ends at once."""
+    words = ["unshare", "--net", "sh", "-c", f"nft -f - && nft -s list {what}"]
+    return tuple(_ask(words, rules).splitlines())
+
+
+def _read_host(bridge: str) -> Reading:
+    script = f"{READ}nft -s list table {TABLE} 2>/dev/null || true"
+    settings = [network.FORWARDING, *network.bridge_settings(bridge)]
+    return _reading(["sh", "-c", script, "sh", *settings])
+
+
+def _read_slot(slot: Slot) -> Reading | None:
+    """None where there is no namespace."""
+    namespace = slots.NAMESPACES / slot.namespace
+    if not os.path.ismount(namespace):
+        return None
+    enter = ["nsenter", f"--net={namespace}", "sh", "-c", f"{READ}nft -s list ruleset", "sh"]
+    try:
+        return _reading([*enter, *slots.settings_of(slot)])
+    except HostError:
+        # It may have been removed meanwhile.
+        if os.path.ismount(namespace):
+            raise
+        return None
+
+
+def _reading(argv: list[str]) -> Reading:
+    answers, settings, rules = _ask(argv, QUERIES).split(f"{MARK}\n")
+    links, routes, policy = _documents(answers)
+    values = (line.partition(" = ") for line in settings.splitlines())
+    return Reading(
+        # `ip` leaves gaps for what it was not asked for.
+        [each for each in links if each],
+        routes,
+        policy,
+        {key.strip(): value.strip() for key, _, value in values},
+        tuple(rules.splitlines()),
+    )
+
+
+def _documents(text: str) -> Iterator[list[Json]]:
+    decoder, rest = json.JSONDecoder(), text.strip()
+    while rest:
+        found, end = decoder.raw_decode(rest)
+        yield found
+        rest = rest[end:].strip()
+
+
+def _ask(argv: list[str], text: str) -> str:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError("network-unread", f"cannot ask for the network: {error}") from error
+    if done.returncode != 0:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise HostError("network-unread", f"cannot read the network: {argv[0]}: {said}")
+    return done.stdout
+
+
+def as_document(found: list[Difference]) -> dict[str, object]:
+    return {"ok": not found, "differences": [each.as_dict() for each in found]}
+
+
+# Watching
+
+
+def watch(seconds: float = EVERY_SECONDS) -> None:
+    """Compare again and again; REPORT has the newest result, for everybody to read."""
+    while True:
+        began = time.monotonic()
+        _write(_report())
+        spent = time.monotonic() - began
+        time.sleep(max(seconds - spent, spent / MOST_LOAD))
+
+
+def _report() -> dict[str, object]:
+    """`at` is of the clock that counts since the start of the machine, which nobody sets."""
+    try:
+        found = as_document(check(slots.read_host()))
+    except (HostError, OSError, ValueError, KeyError) as error:
+        found = {"ok": False, "error": getattr(error, "message", str(error)), "differences": []}
+    return {"at": time.monotonic(), **found}
+
+
+def _write(report: dict[str, object]) -> None:
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    fresh = REPORT.with_suffix(".new")
+    fresh.write_text(json.dumps(report) + "\n")
+    fresh.chmod(0o644)
+    fresh.replace(REPORT)
+
+
+# Mending
+
+
+def mend_bridge() -> dict[str, object]:
+    """Set the bridge as declared; its addresses and routes are networkd's to bring."""
+    host = slots.read_host()
+    bridge = host["bridge"]
+    if not isinstance(bridge, dict):
+        raise HostError("no-host", "host.json names no bridge", "deploy this host")
+    name = str(bridge["name"])
+    here = _read_host(name)
+    there = _numbers(slots.there()["slots"])
+    live = network.live_bridge(host, here.links, here.routes, here.settings, there)
+    if name not in live:
+        _make_bridge(name)
+    # Only what differs: a kernel may lack an option, and then refuses its default too.
+    commands = [
+        f"link set {name} type bridge {option} {value}"
+        for option, value in network.BRIDGE_OPTIONS.items()
+        if live.get(name, {}).get(option, (value,)) != (value,)
+    ]
+    commands += [f"link set {port} nomaster" for port in network.foreign_ports(live)]
+    declared = network.routes_to_vms(name, IPv4Interface(bridge["address"]))
+    (routes,) = live["routes"].values()
+    commands += [f"route delete {route}" for route in routes if route not in declared]
+    commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
+    _ask(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
+    settings = [f"{key}={value}" for key, value in network.bridge_settings(name).items()]
+    _ask(["sysctl", "-q", "-w", *settings], "")
+    return {"mended": name}
+
+
+def _make_bridge(name: str) -> None:
+    try:
+        _ask(["ip", "link", "add", name, "type", "bridge"], "")
+    except HostError:
+        # networkd may have been quicker.
+        if not (LINKS / name).exists():
+            raise
+
+
+def mend_slot(number: int) -> dict[str, object]:
+    """Set a slot as declared without taking it from its VM. Raises HostError `slot-broken`."""
+    host: dict[str, Any] = slots.read_host()
+    slot = slots.slot_of(number, host)
+    only_port = is_kept(number, host)
+    slots.mend(slot, only_port=only_port)
+    inside = None if only_port else _read_slot(slot)
+    if inside is not None:
+        live = network.live_slot(slot, inside.links, [], [], {}, ())
+        down = [f"link set {link} down\n" for link in network.foreign_links(live)]
+        _ask(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
+    left = _check_slot(slot, host, _read_host(slot.bridge))
+    if left:
+        raise HostError(
+            "slot-broken",
+            f"slot {number} cannot be mended while its VM runs: {left[0].text}",
+            "end its session (./inv sessions), then deploy again",
+        )
+    return {"mended": number}

@@ -1,0 +1,312 @@
+"""The VMs' network changed by hand: each change is named, and mended, also under a running VM.
+
+In namespaces of this machine (`tests/netns.py`); `test_deploy.py` does it by drift and deploy.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from polydev.deploys.data import HostData
+from tests.netns import SmallHost, small_host
+
+SITE = HostData(slots=12)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A command by hand; `text` is what is said of it, and `opens` what it may let through."""
+
+    command: str
+    text: str
+    opens: bool = False
+
+
+def inside(slot: int, command: str) -> str:
+    return f"ip netns exec slot-{slot} {command}"
+
+
+EDITS = (
+    # The bridge
+    Edit(
+        "ip link set br-vm type bridge group_fwd_mask 8",
+        "bridge: br-vm group_fwd_mask: 0x8 instead of 0",
+        opens=True,
+    ),
+    Edit(
+        "ip link add stranger type veth peer name other && ip link set stranger master br-vm up",
+        "bridge: port stranger: there instead of missing",
+        opens=True,
+    ),
+    Edit(
+        "sysctl -q -w net.ipv4.ip_forward=0", "kernel: settings net.ipv4.ip_forward: 0 instead of 1"
+    ),
+    Edit(
+        "sysctl -q -w net.ipv4.conf.br-vm.proxy_arp_pvlan=1",
+        "bridge: settings net.ipv4.conf.br-vm.proxy_arp_pvlan: 1 instead of 0",
+        opens=True,
+    ),
+    Edit(
+        "ip route add 192.168.100.7/32 dev lo",
+        "bridge: routes to 192.168.100.0/24: unexpected: 192.168.100.7 dev lo",
+        opens=True,
+    ),
+    # The firewall
+    Edit(
+        "nft add rule inet polydev from_vm_to_host tcp dport 22 accept",
+        "firewall: nftables rules: unexpected: tcp dport 22 accept",
+        opens=True,
+    ),
+    # Ports of slots
+    Edit(
+        "bridge link set dev vm-2 isolated off",
+        "slot-2: vm-2 isolated: off instead of on",
+        opens=True,
+    ),
+    Edit("bridge link set dev vm-2 learning off", "slot-2: vm-2 learning: off instead of on"),
+    Edit("bridge link set dev vm-2 flood off", "slot-2: vm-2 flood: off instead of on"),
+    Edit("bridge link set dev vm-2 mcast_flood off", "slot-2: vm-2 mcast_flood: off instead of on"),
+    Edit(
+        "bridge link set dev vm-2 neigh_suppress on",
+        "slot-2: vm-2 neigh_suppress: on instead of off",
+        opens=True,
+    ),
+    Edit(
+        "bridge link set dev vm-2 hairpin on", "slot-2: vm-2 hairpin: on instead of off", opens=True
+    ),
+    Edit("ip link set vm-5 down", "slot-5: vm-5 state: down instead of up"),
+    Edit("ip link set vm-7 nomaster", "slot-7: vm-7 bridge: none instead of br-vm", opens=True),
+    Edit("bridge link set dev vm-8 state 0", "slot-8: vm-8 state: up but disabled instead of up"),
+    # Inside slots
+    Edit(
+        inside(3, "nft flush ruleset"),
+        "slot-3: nftables rules: missing: table ip slot {, chain input {",
+        opens=True,
+    ),
+    Edit(inside(4, "ip link set tap0 down"), "slot-4: tap0 state: down instead of up"),
+    Edit(
+        inside(6, "sysctl -q -w net.ipv4.ip_forward=0"),
+        "slot-6: settings net.ipv4.ip_forward: 0 instead of 1",
+    ),
+    Edit(
+        inside(8, "sysctl -q -w net.ipv6.conf.uplink.disable_ipv6=0"),
+        "slot-8: settings net.ipv6.conf.uplink.disable_ipv6: 0 instead of 1",
+        opens=True,
+    ),
+    Edit(
+        inside(8, "sysctl -q -w net.ipv6.conf.tap0.accept_ra=2"),
+        "slot-8: settings net.ipv6.conf.tap0.accept_ra: 2 instead of 0",
+        opens=True,
+    ),
+    Edit(
+        inside(9, "ip address add 10.1.2.3/32 dev uplink"),
+        "slot-9: uplink addresses: unexpected: 10.1.2.3/32",
+        opens=True,
+    ),
+    Edit(
+        inside(9, "ip link set uplink address 02:00:00:00:00:01"),
+        "slot-9: uplink address: 02:00:00:00:00:01 instead of 02:00:c0:a8:64:09",
+    ),
+    Edit(
+        inside(10, "ip route replace default via 192.168.100.9"),
+        "slot-10: routes of the slot: unexpected: default via 192.168.100.9 dev uplink; "
+        "missing: default via 192.168.100.1 dev uplink",
+        opens=True,
+    ),
+    Edit(
+        inside(10, "ip rule add to 8.8.8.8 lookup 7"),
+        "slot-10: routes policy: unexpected: 32765: 7 dst 8.8.8.8",
+        opens=True,
+    ),
+    Edit(
+        inside(11, "ip link add other type veth peer name another")
+        + " && "
+        + inside(11, "ip link set other up"),
+        "slot-11: interface other: there instead of missing",
+        opens=True,
+    ),
+    Edit(
+        inside(12, "nft add table inet more"),
+        "slot-12: nftables rules: unexpected: table inet more {",
+        opens=True,
+    ),
+    Edit(
+        inside(12, "sh -c 'ip address flush dev tap0; ip address add 172.16.0.1/24 dev tap0'"),
+        "slot-12: tap0 addresses: 172.16.0.1/24 instead of 172.16.0.1/30",
+        opens=True,
+    ),
+    Edit(
+        inside(13, "ip route delete default"), "slot-13: routes of the slot: missing: default via"
+    ),
+)
+# What the kernel does by itself after some of them.
+CONSEQUENCES = (
+    "slot-4: routes of the slot: missing: 172.16.0.0/30 dev tap0",
+    "slot-6: settings net.ipv4.conf.",
+    "slot-8: uplink addresses: unexpected: fe80::",
+    "slot-12: routes of the slot: unexpected: 172.16.0.0/24 dev tap0",
+)
+
+# These need the slot to be made anew. A deployment does not do that while its VM runs.
+BROKEN = {
+    2: ("ip netns delete slot-2", ("slot-2: namespace: missing instead of there",)),
+    3: (
+        inside(3, "ip link delete tap0")
+        + " && "
+        + inside(3, "ip tuntap add dev tap0 mode tap")
+        + " && "
+        + inside(3, "sh -c 'ip address add 172.16.0.1/30 dev tap0; ip link set tap0 up'"),
+        ("slot-3: tap0 user: everybody instead of polydev-vm-3",),
+    ),
+    4: (
+        inside(4, "ip link delete tap0"),
+        (
+            "slot-4: tap0: missing instead of there",
+            "slot-4: routes of the slot: missing: 172.16.0.0/30 dev tap0",
+        ),
+    ),
+    5: (
+        "ip link delete vm-5",
+        (
+            "slot-5: vm-5: missing instead of there",
+            "slot-5: uplink: missing instead of there",
+            "slot-5: routes of the slot: missing: 192.168.100.0/24 dev uplink src 192.168.100.5, "
+            "default via",
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
+    with small_host(tmp_path_factory.mktemp("host"), SITE) as made:
+        yield made
+
+
+def mend_bridge(host: SmallHost) -> None:
+    """As a deployment does it; addresses and routes are networkd's part."""
+    host.tell("network", "mend")
+    host.bring_addresses()
+
+
+@pytest.fixture(scope="module")
+def said(host: SmallHost) -> Iterator[list[dict[str, object]]]:
+    """What is said of all edits at once."""
+    assert host.differences() == []
+    host.inside("set -e\n" + "\n".join(each.command for each in EDITS))
+    said = host.tell("network", "check")["differences"]
+    mend_bridge(host)
+    host.inside("nft -f /etc/polydev/firewall.nft; sysctl -q -w net.ipv4.ip_forward=1")
+    yield said
+    host.inside("ip link delete stranger")
+
+
+class TestEdits:
+    @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.text)
+    def test_it_is_named(self, said: list[dict[str, object]], edit: Edit) -> None:
+        (found,) = [each for each in said if str(each["text"]).startswith(edit.text)]
+        assert found["opens"] is edit.opens
+        assert found["diff"]
+
+    def test_nothing_else_is_named(self, said: list[dict[str, object]]) -> None:
+        texts = [str(each["text"]) for each in said]
+        expected = (*(edit.text for edit in EDITS), *CONSEQUENCES)
+        assert [each for each in texts if not each.startswith(expected)] == []
+
+    def test_every_slot_is_mended_in_place(
+        self, host: SmallHost, said: list[dict[str, object]]
+    ) -> None:
+        slots = sorted({str(each["part"]) for each in said if str(each["part"])[:5] == "slot-"})
+        before = host.inside("stat -Lc %i /run/netns/slot-*")
+        for name in slots:
+            number = int(name.removeprefix("slot-"))
+            assert host.tell("slot", "mend", number) == {"mended": number}
+        assert host.differences() == []
+        assert host.inside("stat -Lc %i /run/netns/slot-*") == before
+
+
+class TestBroken:
+    def test_it_is_named_and_only_a_new_slot_mends_it(self, host: SmallHost) -> None:
+        host.inside("set -e\n" + "\n".join(command for command, _ in BROKEN.values()))
+        said = host.differences()
+        for _, texts in BROKEN.values():
+            for text in texts:
+                (found,) = [each for each in said if each.startswith(text)]
+                said.remove(found)
+        assert said == []
+        refused = host.tell("slot", "mend", 3)
+        assert refused["error"] == "slot-broken"
+        assert "tap0 user" in refused["message"]
+        for number in BROKEN:
+            host.tell("slot", "up", number)
+        assert host.differences() == []
+
+    def test_bridge_that_is_down(self, host: SmallHost) -> None:
+        host.inside("ip link set br-vm down; ip link set br-vm type bridge stp_state 1")
+        assert host.differences() == [
+            "bridge: br-vm state: down instead of up",
+            "bridge: br-vm stp_state: 1 instead of 0",
+            "bridge: routes to 192.168.100.0/24: missing: "
+            "192.168.100.0/24 dev br-vm src 192.168.100.1",
+        ]
+        mend_bridge(host)
+        assert host.differences() == []
+
+    def test_bridge_that_was_removed(self, host: SmallHost) -> None:
+        host.inside("ip link delete br-vm")
+        said = host.differences()
+        assert "bridge: br-vm: missing instead of there" in said
+        assert "slot-13: vm-13 bridge: none instead of br-vm" in said
+        mend_bridge(host)
+        for number in SITE.slot_numbers:
+            host.tell("slot", "mend", number)
+        assert host.differences() == []
+
+
+class TestKeptForItsVm:
+    def test_only_its_port_is_compared(self, host: SmallHost) -> None:
+        """A slot that an older deployment made keeps its network, but no open port."""
+        stamp = "/run/polydev/config/microvm-slot@2.service"
+        host.inside(f"echo older >{stamp}; {inside(2, 'nft flush ruleset')}")
+        assert host.differences() == []
+        host.inside("bridge link set dev vm-2 isolated off")
+        assert host.differences() == ["slot-2: vm-2 isolated: off instead of on"]
+        assert host.tell("slot", "mend", 2) == {"mended": 2}
+        assert host.differences() == []
+        assert host.inside(inside(2, "nft list ruleset")) == ""
+        host.inside(f"rm {stamp}")
+        assert host.tell("slot", "mend", 2) == {"mended": 2}
+        assert host.differences() == []
+
+    def test_port_of_a_slot_beyond_the_last_is_not_foreign(self, host: SmallHost) -> None:
+        fewer = json.loads(host.inside("cat /etc/polydev/host.json"))
+        fewer["slots"] = fewer["slots"][:-1]
+        path = host.tool.parent / "fewer.json"
+        path.write_text(json.dumps(fewer))
+        assert host.tell("network", "check", "--host", path)["differences"] == []
+
+
+class TestReading:
+    def test_unreadable_network_is_an_error_and_never_as_declared(self, host: SmallHost) -> None:
+        words = f"PATH=/nowhere /usr/bin/python3 -I {shlex.quote(str(host.tool))} network check"
+        answer = json.loads(host.inside(words, check=False))
+        assert answer["error"] == "network-unread"
+        assert "cannot" in answer["message"]
+
+    def test_watch_leaves_a_report_that_everybody_may_read(self, host: SmallHost) -> None:
+        tool = f"/usr/bin/python3 -I {shlex.quote(str(host.tool))}"
+        report = "/run/polydev/network.json"
+        said = host.inside(
+            f"bridge link set dev vm-2 isolated off; {tool} network watch --seconds 60 & "
+            f"until test -e {report}; do sleep 0.05; done; kill $!; stat -c %a {report}; "
+            f"cat {report}; bridge link set dev vm-2 isolated on"
+        )
+        mode, text = said.split("\n", 1)
+        assert mode == "644"
+        (found,) = json.loads(text)["differences"]
+        assert (found["part"], found["opens"]) == ("slot-2", True)

@@ -1,0 +1,110 @@
+"""The watch's report of the network: read, judged as health and as alerts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.controller.host.network_report import (
+    Deviation,
+    NoReport,
+    declared_check,
+    network_observed,
+    read_report,
+    unread_check,
+    unread_observed,
+)
+
+NOW = 1000.0
+OPEN = Deviation("slot-2", "slot-2: vm-2 isolated: off instead of on", True)
+SHUT = Deviation("slot-3", "slot-3: tap0 state: down instead of up", False)
+DOWN = Deviation("bridge", "bridge: br-vm state: down instead of up", False)
+
+
+def written(folder: Path, **words: Any) -> Path:
+    file = folder / "network.json"
+    file.write_text(json.dumps({"at": NOW - 10, "differences": [], **words}))
+    return file
+
+
+class TestReading:
+    def test_differences(self, tmp_path: Path) -> None:
+        said = [{"part": e.part, "text": e.text, "opens": e.opens} for e in (OPEN, SHUT)]
+        file = written(tmp_path, differences=said)
+        assert read_report(file, lambda: NOW) == (OPEN, SHUT)
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            ({"at": NOW - 61}, "61 s old"),
+            ({"at": NOW + 5}, "-5 s old"),
+            ({"error": "cannot read the network: nft: no"}, "cannot read the network: nft: no"),
+            ({"differences": None}, "is no report"),
+            ({"differences": [{"part": "slot-2"}]}, "is no report"),
+            ({"at": "soon"}, "is no report"),
+        ],
+    )
+    def test_report_that_says_nothing_of_now(
+        self, tmp_path: Path, words: dict[str, Any], why: str
+    ) -> None:
+        with pytest.raises(NoReport, match=why):
+            read_report(written(tmp_path, **words), lambda: NOW)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+    def test_file_that_is_no_report(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "network.json").write_text(text)
+        with pytest.raises(NoReport, match="is no report"):
+            read_report(tmp_path / "network.json", lambda: NOW)
+
+    def test_no_report_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            read_report(tmp_path / "network.json")
+
+
+class TestHealth:
+    @pytest.mark.parametrize(
+        ("found", "status"),
+        [
+            ((), "healthy"),
+            ((SHUT,), "warning"),
+            ((SHUT, OPEN), "critical"),
+            ((DOWN,), "critical"),
+        ],
+    )
+    def test_every_difference_is_named(self, found: tuple[Deviation, ...], status: str) -> None:
+        check = declared_check(found)
+        assert check.status == status
+        assert all(each.text in check.detail for each in found)
+        assert (check.hint is None) == (status == "healthy")
+
+    def test_without_a_report_nothing_is_called_healthy(self) -> None:
+        check = unread_check("no such file")
+        assert check.status == "unknown"
+        assert "no such file" in check.detail
+        assert "polydev-network-watch.service" in str(check.hint)
+
+
+class TestAlerts:
+    def test_open_wall_is_critical_and_apart_from_what_is_only_broken(self) -> None:
+        seen = network_observed((OPEN, SHUT, DOWN))
+        walls, broken = list(seen["vm_isolation"]), list(seen["vm_network"])
+        assert [(e.subject, e.raises, e.message) for e in walls] == [
+            ("slot-2", "critical", OPEN.text)
+        ]
+        assert [(e.subject, e.raises) for e in broken] == [
+            ("slot-3", "warning"),
+            ("bridge", "critical"),
+        ]
+
+    def test_without_differences_what_stands_is_cleared(self) -> None:
+        assert network_observed(()) == {"vm_isolation": [], "vm_network": []}
+
+    def test_watch_that_has_ended_is_told_and_clears_no_open_wall(self) -> None:
+        seen = unread_observed("it is 90 s old")
+        assert "vm_isolation" not in seen
+        (found,) = seen["vm_network"]
+        assert found.raises == "warning"
+        assert "90 s old" in found.message
