@@ -2,7 +2,8 @@
 
 A test module that wants them says `pytest_plugins = ["tests.databases"]`; `tests.stores` has what
 it opens them with. The server listens on a socket in its own folder only, is started by the first
-test that needs it, and goes with the last.
+test that needs it, and goes with the last. It asks for no password there;
+on an address of loopback that is its own it takes whom HBA names.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from polydev.run import run, spawn, wait_or_end
 KINDS = ("sqlite", "postgresql")
 START_DEADLINE_SECONDS = 60
 # Nothing here has to survive a power cut.
-SERVER_OPTIONS = ("listen_addresses=", "fsync=off", "shared_buffers=32MB", "max_connections=60")
+SERVER_OPTIONS = ("fsync=off", "shared_buffers=32MB", "max_connections=60")
+# Who gets in over TCP: `guest` with a password, `tls` encrypted, which this server cannot.
+HBA = """\
+local all all trust
+hostssl all tls samehost trust
+host all guest samehost scram-sha-256
+host all owner samehost trust
+"""
 
 
 def postgres_bin() -> Path:
@@ -42,8 +50,9 @@ def postgres_bin() -> Path:
 class PostgresServer:
     """A server in a folder of its own; its databases are made from a migrated template."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder
+        self.address = address
         self._numbers = itertools.count(1)
 
     def url(self, database: str) -> str:
@@ -52,27 +61,35 @@ class PostgresServer:
     def create(self, template: str = "template0") -> str:
         """Make a database: its name."""
         name = f"test_{next(self._numbers)}"
-        self._do(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.do(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
     def drop(self, database: str) -> None:
-        self._do(f"DROP DATABASE {database} WITH (FORCE)")
+        self.do(f"DROP DATABASE {database} WITH (FORCE)")
 
     def answers(self) -> bool:
         try:
-            self._do("SELECT 1")
+            self.do("SELECT 1")
         except psycopg.OperationalError:
             return False
         return True
 
-    def _do(self, statement: str) -> None:
-        where = f"host={self.folder} dbname=postgres user=owner"
+    def do(self, statement: str, database: str = "postgres") -> None:
+        where = f"host={self.folder} dbname={database} user=owner"
         with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(statement.encode())
 
 
+def own_address() -> str:
+    """An address of loopback that no other process's server has."""
+    pid = os.getpid()
+    return f"127.{1 + (pid >> 14) % 254}.{pid >> 7 & 127}.{1 + (pid & 127)}"
+
+
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
+def running_server(address: str | None = None, hba: str = HBA) -> Iterator[PostgresServer]:
+    """A server that listens at an address, and takes there whom `hba` names."""
+    address = address or own_address()
     # The server's user must get there, and a socket's path must be short: not pytest's folder.
     folder = Path(tempfile.mkdtemp(prefix="polydev-pg-", dir="/tmp"))
     try:
@@ -80,7 +97,8 @@ def running_server() -> Iterator[PostgresServer]:
         binaries, data = postgres_bin(), folder / "data"
         made = ["--username", "owner", "--auth", "trust", "--encoding", "UTF8", "--locale", "C"]
         run([*become, binaries / "initdb", "--pgdata", data, "--no-sync", *made])
-        options = [f"--{option}" for option in SERVER_OPTIONS]
+        (data / "pg_hba.conf").write_text(hba)
+        options = [f"--{option}" for option in (*SERVER_OPTIONS, f"listen_addresses={address}")]
         with (folder / "log").open("wb") as log:
             process = spawn(
                 [*become, binaries / "postgres", "-D", data, "-k", folder, *options],
@@ -88,7 +106,7 @@ def running_server() -> Iterator[PostgresServer]:
                 stderr=log,
             )
         try:
-            server = PostgresServer(folder)
+            server = PostgresServer(folder, address)
             deadline = time.monotonic() + START_DEADLINE_SECONDS
             while not server.answers():
                 with suppress(TimeoutExpired):

@@ -34,3 +34,21 @@ def test_a_connection_that_fails_is_told_as_such() -> None:
 
 def test_silence_is_told_too() -> None:
     assert refusal(TARGET, 137, "").message == "lab-dev: master-controller failed: without a word"
+
+
+def test_a_failure_of_the_host_tool_is_told_with_its_hint() -> None:
+    said = '{"error": "lock-held", "message": "ada deploys", "hint": "wait for it"}\n'
+    error = refusal(TARGET, 1, "polydev-host: lock-held: ada deploys\n", said)
+    assert (error.message, error.hint) == ("lab-dev: ada deploys", "wait for it")
+
+
+def test_a_host_tool_that_lacks_the_verb_is_told_as_old() -> None:
+    said = '{"error": "usage", "message": "polydev-host: invalid choice", "hint": null}\n'
+    error = refusal(TARGET, 1, "", said)
+    assert error.message == "lab-dev: its host tool is older than this checkout"
+    assert "./inv deploy" in str(error.hint)
+
+
+def test_a_host_without_a_tool() -> None:
+    error = refusal(TARGET, 1, "sudo: /opt/polydev-ai/bin/polydev-host: command not found\n")
+    assert error.message == "lab-dev: no controller is deployed there"

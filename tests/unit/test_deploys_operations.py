@@ -581,13 +581,48 @@ class TestRelease:
         assert self.run(faked, {"id": "20250101_000000-ffff", "digest": A}) == []
 
     @pytest.mark.parametrize("now", [{}, {"id": "20250101_000000-ffff", "digest": B}])
-    def test_another_one_is_sent_made_and_migrates(self, faked: Faked, now: object) -> None:
+    def test_another_one_is_sent_and_made(self, faked: Faked, now: object) -> None:
         assert self.run(faked, now) == [
             f"mkdir -p /opt/master-controller/incoming/{ID}",
             HERE,
             f"{TOOL} release create --id {ID} --digest {A} --commit abcd1234",
-            f"{TOOL} release migrate --id {ID} --user polydev-controller",
         ]
+
+
+class TestMigration:
+    OLD = "20250101_000000-ffff"
+    WORDS = "PostgreSQL, data at db.example as me"
+
+    def run(
+        self, faked: Faked, digest: str, was: str, exposed: dict[str, str], config: str = "now"
+    ) -> list[str]:
+        known = json.dumps({"id": self.OLD, "digest": digest})
+        host = faked({"release.json": [known], "systemctl show": shown()})
+        return host.commands(
+            controller.migration,
+            digest=A,
+            release=ID,
+            config=config,
+            was=was,
+            to=self.WORDS,
+            exposed=exposed,
+        )
+
+    def test_nothing_where_the_release_and_its_configuration_are_the_same(
+        self, faked: Faked
+    ) -> None:
+        assert self.run(faked, A, self.WORDS, {}) == []
+
+    def test_a_new_release_migrates(self, faked: Faked) -> None:
+        assert self.run(faked, B, self.WORDS, {}) == [f"{TOOL} release migrate --id {ID}"]
+
+    def test_another_database_is_migrated_by_the_same_release(self, faked: Faked) -> None:
+        found = self.run(faked, A, "SQLite", {}, config="then")
+        assert found == [f"{TOOL} release migrate --id {self.OLD}"]
+
+    def test_tables_that_others_may_use_are_closed(self, faked: Faked) -> None:
+        found = self.run(faked, A, self.WORDS, {"anon": "SELECT on users"})
+        assert found == [f"{TOOL} release migrate --id {self.OLD}"]
 
 
 class TestHandover:

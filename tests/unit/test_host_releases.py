@@ -12,7 +12,7 @@ from polydev.hosttool import releases
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release import FILES, release_damage
-from polydev.hosttool.releases import create, files_of, migrate, prune
+from polydev.hosttool.releases import create, files_of, prune
 from polydev.hosttool.tree import file_sha256
 
 IDS = [f"2025013{day}_120000-abcd" for day in range(6)]
@@ -136,7 +136,7 @@ class Pip:
         self.fails_at = fails_at
         self.ran: list[list[str]] = []
 
-    def __call__(self, argv: list[str], umask: int = 0o022) -> None:
+    def __call__(self, argv: list[str]) -> None:
         self.ran.append(argv)
         if self.fails_at and self.fails_at in argv:
             raise HostError("release-failed", f"{argv[0]} exited with 1: no room")
@@ -190,21 +190,3 @@ class TestCreate:
         with pytest.raises(HostError) as failure:
             create("../../etc", "a" * 64, "abcd", paths, root)
         assert failure.value.code == "bad-id"
-
-
-class TestMigrate:
-    def test_as_the_databases_owner(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        pip = Pip()
-        monkeypatch.setattr(releases, "_run", pip)
-        assert migrate(IDS[0], "ada", root) == {"release": IDS[0], "migrated": True}
-        (argv,) = pip.ran
-        assert argv[0] == "setpriv"
-        assert {"--reuid=ada", "--regid=ada", "--clear-groups", "--no-new-privs"} <= set(argv)
-        program = str(root / "releases" / IDS[0] / "venv/bin/master-controller")
-        assert argv[argv.index(program) :][:2] == [program, "migrate"]
-
-    def test_a_failure_says_whose(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(releases, "_run", Pip(fails_at="migrate"))
-        with pytest.raises(HostError, match=f"release {IDS[0]} cannot migrate") as failure:
-            migrate(IDS[0], "ada", root)
-        assert failure.value.code == "migration-failed"

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any
 
-from polydev.client.on_host import AS_CONTROLLER, refusal
-from polydev.errors import CommandTimeout, ConfigError, DeployError
-from polydev.run import run
+from polydev.client.on_host import HostController
+from polydev.errors import ConfigError
 from polydev.ssh import SshTarget
 
 KEY_BYTES = 32
 FILE = "credentials-key"
 ROTATION_SECONDS = 600.0
-# Only root can read the secret, and only this verb gets it.
-ROTATE = f"""{AS_CONTROLLER}
-file=/etc/master-controller/secrets/{FILE}
-if [ -r "$file" ]; then
-    POLYDEV_CONTROLLER_CREDENTIALS_KEY=$(cat "$file")
-    export POLYDEV_CONTROLLER_CREDENTIALS_KEY
-fi
-master_controller credentials rotate
-"""
 
 
 def new_key() -> str:
@@ -67,11 +56,5 @@ def rotate(target: SshTarget) -> dict[str, Any]:
 
     Raises DeployError with what the host said.
     """
-    argv = target.argv("sh", "-c", ROTATE, "sh")
-    try:
-        done = run(argv, check=False, timeout_seconds=ROTATION_SECONDS)
-    except CommandTimeout as error:
-        raise DeployError(f"{target.name} did not answer: {error.message}") from error
-    if done.status != 0:
-        raise refusal(target, done.status, done.stderr)
-    return dict(json.loads(done.stdout))
+    asked = HostController(target).ask("credentials", "rotate", timeout_seconds=ROTATION_SECONDS)
+    return dict(asked)

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _command(arguments.command, settings, arguments)
         if arguments.verb == "serve":
             return _serve(settings, only_if_healthy=arguments.only_if_healthy)
-        return _migrate(settings) if arguments.verb == "migrate" else _health(settings)
+        if arguments.verb == "migrate":
+            return _migrate(settings, with_tools=arguments.require_tools)
+        return _health(settings)
     except Error as error:
         print_error(error)
         return 1
@@ -57,11 +59,16 @@ def _serve(settings: Settings, *, only_if_healthy: bool) -> int:
     return serve(settings, only_if_healthy=only_if_healthy)
 
 
-def _migrate(settings: Settings) -> int:
+def _migrate(settings: Settings, *, with_tools: bool) -> int:
     from polydev.controller.migrate import migrate
+    from polydev.controller.store.usable import check
 
-    before, after = asyncio.run(migrate(settings.database_url))
-    _print_json({"before": before, "after": after})
+    async def checked() -> dict[str, object]:
+        found = await check(settings.database_url, with_tools=with_tools)
+        before, after = await migrate(settings.database_url)
+        return {"database": found["database"], "before": before, "after": after}
+
+    _print_json(asyncio.run(checked()))
     return 0
 
 
@@ -114,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in helps.items():
         added = verbs.add_parser(verb, help=text, description=f"{text}.")
         _add_config(added)
+        if verb == "migrate":
+            added.add_argument(
+                "--require-tools",
+                action="store_true",
+                help="refuse where PostgreSQL's own tools, which copies need, are missing or old",
+            )
         if verb == "serve":
             added.add_argument(
                 "--only-if-healthy",

@@ -151,7 +151,13 @@ async def back_up_database(settings: Settings, arguments: argparse.Namespace) ->
 async def restore_database(settings: Settings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.backup import restore
 
-    return await restore(settings.database_url, arguments.file)
+    return await restore(settings.database_url, arguments.file, in_use=arguments.in_use)
+
+
+async def check_database(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.usable import check
+
+    return await check(settings.database_url, with_tools=not arguments.no_tools)
 
 
 def _uuid(text: str) -> str:
@@ -259,7 +265,23 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "restore": Verb(
                 "replace the database by a copy, whole or not at all; the service must be stopped",
                 restore_database,
-                {"file": {**FILE, "help": "what `database backup` wrote"}},
+                {
+                    "file": {**FILE, "help": "what `database backup` wrote"},
+                    "--in-use": {
+                        "action": "store_true",
+                        "help": "the service may go on meanwhile; PostgreSQL only",
+                    },
+                },
+            ),
+            "check": Verb(
+                "see that the database can be used, and print what it is as JSON",
+                check_database,
+                {
+                    "--no-tools": {
+                        "action": "store_true",
+                        "help": "do not look for PostgreSQL's own tools, which copies need",
+                    },
+                },
             ),
         },
     ),

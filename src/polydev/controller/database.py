@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BUSY_TIMEOUT_MS = 5000
@@ -25,6 +26,42 @@ SQLITE_PRAGMAS = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
 )
+
+
+DRIVERS = {
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+
+
+def checked_url(url: str) -> str:
+    """The address with the driver that we use. Raises ValueError, which does not quote it."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme not in DRIVERS:
+        raise ValueError("it must begin with postgresql+psycopg:// or sqlite+aiosqlite://")
+    if re.search(r"\s", url):
+        raise ValueError("it has a blank or a line break in it: write a blank as %20")
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError("its host or port cannot be read") from None
+    if "@" in (parts.host or ""):
+        raise ValueError("its password has an @ in it: write that as %40")
+    return f"{DRIVERS[scheme]}://{rest}"
+
+
+def described(url: str) -> str:
+    """The database for a person, without its password: `PostgreSQL, NAME at HOST:PORT as USER`."""
+    parts = make_url(url)
+    if parts.get_backend_name() == "sqlite":
+        return f"SQLite in {parts.database}"
+    host = parts.host or parts.query.get("host") or "this machine"
+    port, user = parts.port or parts.query.get("port"), parts.username or parts.query.get("user")
+    where = f"{host}:{port}" if port else f"{host}"
+    name = parts.database or "its default database"
+    return f"PostgreSQL, {name} at {where}" + (f" as {user}" if user else "")
 
 
 def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN") -> AsyncEngine:

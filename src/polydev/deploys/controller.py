@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,16 @@ from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData
-from polydev.deploys.facts import JsonFile, PythonVersion, SocketState, Unit
+from polydev.deploys.facts import (
+    DatabaseCheck,
+    DatabaseInUse,
+    DatabaseShown,
+    FileState,
+    JsonFile,
+    PythonVersion,
+    SocketState,
+    Unit,
+)
 from polydev.deploys.operations import (
     TOOL,
     PlacedFile,
@@ -28,9 +39,11 @@ from polydev.deploys.operations import (
     text_file,
     told,
 )
+from polydev.deploys.packages import postgresql_client
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import ConfigError, DeployError
+from polydev.hosttool.address import POSTGRESQL, described, kind_of
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.ssh import SshTarget
@@ -42,6 +55,9 @@ MAX_SECRET_BYTES = 64 * 1024
 SOCKET = "master-controller.socket"
 SERVICE = "master-controller.service"
 NEXT = "master-controller-next@.service"
+DATABASE_URL = "database-url"
+SQLITE_WORDS = "SQLite"
+NOTHING_COPIED = "nothing is copied: users, tokens and sessions stay where they are"
 
 
 def fixed_config(site: HostData) -> dict[str, Any]:
@@ -115,7 +131,34 @@ def release(site: HostData, target: SshTarget, digest: str, release: str, commit
     yield done_here(send_release, site, target, release, python)
     words = ["release", "create", "--id", release, "--digest", digest, "--commit", commit]
     yield StringCommand(f"{TOOL} {shlex.join(words)}")
-    yield StringCommand(f"{TOOL} release migrate --id {release} --user {CONTROLLER_USER}")
+
+
+@operation
+def migration(
+    digest: str,
+    release: str,
+    config: str,
+    was: str,
+    to: str,
+    exposed: dict[str, str],
+    files: tuple[tuple[str, str], ...] = (),
+) -> Commands:
+    """The database that the configuration names has the schema of the release that is to run."""
+    current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    running = host.get_fact(Unit, unit=SERVICE, files=files)
+    is_same = current.get("digest") == digest
+    if is_same and running.config == config and not exposed:
+        host.noop("the database is as its release needs it")
+        return
+    if was != to:
+        told(f"- database: {was}")
+        told(f"+ database: {to}")
+        told(f"  {NOTHING_COPIED}")
+    else:
+        told(f"  database: {to}, at the schema of release {current['id'] if is_same else release}")
+    for role, privileges in exposed.items():
+        told(f"- {role} may {privileges}")
+    yield StringCommand(f"{TOOL} release migrate --id {current['id'] if is_same else release}")
 
 
 def require_free(site: HostData) -> dict[str, Any]:
@@ -177,6 +220,39 @@ def handover(
     yield StringCommand(f"{TOOL} handover --release {to}")
 
 
+def database_url(site: HostData) -> str | None:
+    """The address of the database, if it is a secret. Raises ConfigError without quoting it."""
+    file = site.secrets.get(DATABASE_URL)
+    if file is None:
+        return None
+    url = secret_text(DATABASE_URL, file).strip()
+    if kind_of(url) != POSTGRESQL:
+        raise ConfigError(
+            f"inventory: secrets.{DATABASE_URL}: {file}: it names no PostgreSQL",
+            "leave the secret out: without it the host has its own SQLite database",
+        )
+    return url
+
+
+def require_usable(url: str) -> None:
+    """Let the host try a database that it does not use yet, before anything changes.
+
+    A host without a release cannot try; its first migration does. Raises DeployError.
+    """
+    text = f"{url}\n"
+    now = host.get_fact(FileState, path=f"{SECRETS}/{DATABASE_URL}")
+    if now.sha256 in (hashlib.sha256(each.encode()).hexdigest() for each in (url, text)):
+        return
+    question = json.dumps({"databaseUrl": url})
+    found = host.get_fact(DatabaseCheck, tool=TOOL, _stdin=question)
+    if found.get("error") == "database-unusable":
+        raise DeployError(
+            f"{host.name}: the database of secrets.{DATABASE_URL} cannot be used: "
+            f"{found.get('message')}",
+            found.get("hint"),
+        )
+
+
 def _secrets(site: HostData) -> list[PlacedFile]:
     directory(SECRETS, mode="700")
     only_files(name="secrets without use", folder=SECRETS, wanted=list(site.secrets))
@@ -209,6 +285,14 @@ def secret_text(name: str, file: Path) -> str:
 @concern("Controller")
 def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
     found = require_free(site)
+    url = database_url(site)
+    was = str(host.get_fact(DatabaseInUse, tool=TOOL).get("database", SQLITE_WORDS))
+    exposed: dict[str, str] = {}
+    if url:
+        require_usable(url)
+        postgresql_client()
+        exposed = dict(host.get_fact(DatabaseShown, tool=TOOL).get("exposed") or {})
+    to = described(url) if url else SQLITE_WORDS
     values = unit_values(site)
     settings = PlacedFile(CONFIG, config_text(site))
     text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
@@ -225,6 +309,16 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         digest=digest,
         release=deployment_id,
         commit=commit,
+    )
+    migration(
+        name="database" if was == to else f"database: {to} instead of {was}, {NOTHING_COPIED}",
+        digest=digest,
+        release=deployment_id,
+        config=config.hash,
+        was=was,
+        to=to,
+        exposed=exposed,
+        files=config.files,
     )
     unit(
         name=SOCKET,

@@ -242,6 +242,30 @@ class LiveNetwork(FactBase[dict[str, list[str]]]):
         return found
 
 
+class DatabaseInUse(JsonFact):
+    """`database`: which one the host's files name now, in words; {} where no tool says so."""
+
+    def command(self, tool: str) -> str:
+        return f"test ! -x {tool} || {tool} database where 2>/dev/null || true"
+
+
+class DatabaseShown(JsonFact):
+    """The database in use as its release sees it: `exposed` are roles that may use its tables."""
+
+    def command(self, tool: str) -> str:
+        return f"test ! -x {tool} || {tool} database show 2>/dev/null || true"
+
+
+class DatabaseCheck(JsonFact):
+    """Whether the host can use a database; its address comes over standard input.
+
+    `checked` says that it can; else `error`, `message` and `hint` say why not.
+    """
+
+    def command(self, tool: str) -> str:
+        return f"test ! -x {tool} || {tool} database check 2>/dev/null || true"
+
+
 class Firewall(FactBase[str]):
     """The table as the kernel has it, and as the file would make it: equal, or a diff of both.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pyinfra.context import host
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
@@ -22,6 +24,7 @@ PACKAGES = (
     "qemu-utils",
     "rsync",  # images arrive by differences
 )
+POSTGRESQL_CLIENT = re.compile(r"postgresql-client(-\d+)?")
 
 
 @concern("Packages")
@@ -36,4 +39,16 @@ def packages() -> None:
         packages=list(PACKAGES),
         no_recommends=True,
         update=False,
+    )
+
+
+@concern("PostgreSQL client")
+def postgresql_client() -> None:
+    """What backups of the controller's database are made with; any version that is there stays."""
+    known = host.get_fact(DebPackages)
+    if any(POSTGRESQL_CLIENT.fullmatch(name) for name in known):
+        return
+    apt.update(name="package lists", cache_time=3600)
+    apt.packages(
+        name="postgresql-client", packages=["postgresql-client"], no_recommends=True, update=False
     )

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from polydev.hosttool.busy import alone
 from polydev.hosttool.database import AT_REST, content_sha256, copy_database
+from polydev.hosttool.dump import KeptDump, make_dump
 from polydev.hosttool.durable import json_bytes, make_folder, read_json, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import golden_of
 from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.program import Program, database_in_words, uses_postgresql
 from polydev.hosttool.release import current_release, release_sum
 from polydev.hosttool.reserve import RESERVE_BYTES, keep_reserve
 from polydev.hosttool.saved import (
@@ -31,7 +33,7 @@ from polydev.hosttool.saved import (
     manifest_of,
     require_whole,
 )
-from polydev.hosttool.scope import Scope, require_restorable
+from polydev.hosttool.scope import Controller, Scope, require_restorable
 from polydev.hosttool.sequence import next_number, number_of, order
 from polydev.hosttool.systemd import Systemd, UnitState
 from polydev.hosttool.tree import Entry, entries_below, entry_of, file_sha256
@@ -41,6 +43,7 @@ NEW, OLD = ".new-", ".old-"
 BLOCK_BYTES = 4096
 SLACK_BYTES = 1 << 20
 MIB = 1 << 20
+DUMP_HINT = "see that the host reaches its database, then run it again"
 
 
 def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Saved:
@@ -63,7 +66,7 @@ def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Save
         fresh = paths.backups / f"{NEW}{backup_id}"
         (fresh / "files").mkdir(parents=True, mode=0o700)
         units = known_units(systemd, scope, (entry.path for entry in entries))
-        saved = _fill(fresh, backup_id, next_number(paths), scope, entries, units)
+        saved = _fill(paths, fresh, backup_id, next_number(paths), scope, entries, units)
         _finish(fresh, saved)
         fresh.rename(paths.backups / backup_id)
         sync(paths.backups)
@@ -108,6 +111,7 @@ def _require_space(paths: Paths, entries: list[Entry], scope: Scope) -> None:
 
 
 def _fill(
+    paths: Paths,
     fresh: Path,
     backup_id: str,
     number: int,
@@ -129,6 +133,7 @@ def _fill(
         if scope.controller and release
         else None,
         database=_keep_database(fresh, scope.controller.database) if scope.controller else None,
+        dump=_keep_dump(fresh, paths, scope.controller, release),
         golden=golden_of(scope.store) if scope.store else None,
     )
 
@@ -167,6 +172,22 @@ def _keep_database(fresh: Path, live: Path) -> KeptDatabase:
         sha256=file_sha256(stored),
     )
     return KeptDatabase(Kept(copied, stored), content)
+
+
+def _keep_dump(
+    fresh: Path, paths: Paths, controller: Controller | None, release: str | None
+) -> KeptDump | None:
+    """The database of the release in use, where that is PostgreSQL. Raises HostError."""
+    if controller is None or release is None or not uses_postgresql(paths):
+        return None
+    try:
+        return make_dump(Program(paths, controller.release(release)), fresh)
+    except HostError as error:
+        raise HostError(
+            error.code,
+            f"no backup of {database_in_words(paths)}: {error.message}",
+            error.hint or DUMP_HINT,
+        ) from error
 
 
 def _finish(fresh: Path, saved: Saved) -> None:

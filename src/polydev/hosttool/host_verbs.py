@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from polydev.hosttool import controller_socket, gate, images, network_state, releases, slots
+from polydev.hosttool import (
+    controller_socket,
+    database_verbs,
+    gate,
+    images,
+    network_state,
+    releases,
+    slots,
+)
 from polydev.hosttool.busy import alone, alone_with_slot
-from polydev.hosttool.verbs import ID, Call, Verb, argument, required
+from polydev.hosttool.verbs import ID, LIMITS, Call, Verb, argument, required
 
 SLOT = argument("number", type=int, help="number of the slot")
 DIGEST = required("--digest", help="digest of an image")
@@ -84,7 +93,7 @@ def release_create(call: Call) -> object:
 def release_migrate(call: Call) -> object:
     arguments = call.arguments
     with alone(call.paths, f"release migrate {arguments.id}"):
-        return releases.migrate(arguments.id, arguments.user, call.paths.controller)
+        return releases.migrate(arguments.id, call.paths)
 
 
 def release_prune(call: Call) -> object:
@@ -155,13 +164,33 @@ HOST_VERBS = (
         "release migrate",
         "Bring the database to what a release needs",
         release_migrate,
-        (ID, required("--user", help="who owns the database")),
+        (ID,),
     ),
     Verb(
         "release prune",
         "Remove releases that nothing needs",
         release_prune,
         (required("--keep", type=int, help="how many of the newest stay in any case"),),
+    ),
+    Verb(
+        "controller",
+        "The controller's own command line, as its user and with its secrets",
+        database_verbs.controller,
+        (argument("words", nargs=argparse.REMAINDER, help="a verb of master-controller"),),
+    ),
+    Verb("database where", "Which database the host's files name", database_verbs.where),
+    Verb("database show", "The database in use, as its release sees it", database_verbs.show),
+    Verb(
+        "database check",
+        "See that the database at the address on stdin can be used",
+        database_verbs.check,
+    ),
+    Verb("database backup", "Write a copy of the database to stdout", database_verbs.backup),
+    Verb(
+        "database restore",
+        "Replace the database by the copy on stdin",
+        database_verbs.restore,
+        (argument("--stop", action="store_true", help="stop the controller meanwhile"), *LIMITS),
     ),
     Verb(
         "health",

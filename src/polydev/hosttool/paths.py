@@ -23,6 +23,7 @@ class Paths:
     controller_config: Path = Path("/etc/master-controller")
     images: Path = Path("/var/lib/firecracker/snapshots/base")
     dpkg: Path = Path("/var/lib/dpkg")
+    controller_home: Path = Path("/var/lib/master-controller")
 
     @classmethod
     def below(cls, root: Path) -> Paths:

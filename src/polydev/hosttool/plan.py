@@ -46,6 +46,7 @@ def within(saved: Saved, roots: tuple[Path, ...], units: Iterable[str]) -> Saved
         units={unit: saved.units[unit] for unit in units},
         release=None,
         database=None,
+        dump=None,
         golden=None,
     )
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.program import Program, database_in_words
 from polydev.hosttool.sequence import next_number, number_in, order
 
 ROOT = Path("/opt/master-controller")
-CONFIG = Path("/etc/master-controller/config.yaml")
 PYTHON = "/usr/bin/python3"
 
 
@@ -83,18 +83,22 @@ def files_of(venv: Path) -> Iterator[dict[str, object]]:
             yield {**entry, "mode": f"{stat.S_IMODE(state.st_mode):o}", "sha256": digest}
 
 
-def migrate(release: str, user: str, root: Path = ROOT) -> dict[str, object]:
-    """Bring the database to what the release needs. Raises HostError `migration-failed`."""
-    program = root / "releases" / require_id(release) / "venv/bin/master-controller"
-    argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-    argv += ["--no-new-privs", "--reset-env", str(program), "migrate", "--config", str(CONFIG)]
+def migrate(release: str, paths: Paths) -> dict[str, object]:
+    """Bring the database that the host's files name to what the release needs.
+
+    Raises HostError `migration-failed`.
+    """
+    program = Program(paths, paths.controller / "releases" / require_id(release))
     try:
-        _run(argv, umask=0o077)
+        found = program.ask("migrate", "--require-tools")
     except HostError as error:
         raise HostError(
-            "migration-failed", f"release {release} cannot migrate the database: {error.message}"
+            "migration-failed",
+            f"release {release} cannot migrate the database "
+            f"({database_in_words(paths)}): {error.message}",
+            error.hint,
         ) from error
-    return {"release": release, "migrated": True}
+    return {"release": release, "migrated": True, "database": found["database"]}
 
 
 def prune(keep: int, paths: Paths, root: Path = ROOT) -> dict[str, object]:
@@ -132,10 +136,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _run(argv: list[str], umask: int = 0o022) -> None:
+def _run(argv: list[str]) -> None:
     import subprocess
 
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=umask)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=0o022)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise HostError("release-failed", f"{argv[0]} exited with {done.returncode}: {said}")

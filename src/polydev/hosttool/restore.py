@@ -128,6 +128,7 @@ class Restoration:
             apply(change)
         self.say("database")
         database = self.controller.restore_database()
+        dump = self.controller.restore_dump()
         self.say("units")
         if self.pending.reload:
             self.units.reload_systemd()
@@ -136,20 +137,20 @@ class Restoration:
         self.say("controller")
         handover = self.controller.restore_release()
         database = self.controller.remove_database() or database
-        if self.units.problems:
+        if problems := [*self.controller.problems, *self.units.problems]:
             raise HostError(
                 "restore-incomplete",
-                f"all but this is as backup {self.saved.id} says: {'; '.join(self.units.problems)}",
+                f"all but this is as backup {self.saved.id} says: {'; '.join(problems)}",
                 "look at the journal of these units, then run the restore again",
             )
         self._settle()
-        done = [*self.changes, *self.units.done, *filter(None, (database, golden, handover))]
+        done = [*self.changes, *self.units.done, *filter(None, (database, dump, golden, handover))]
         return {
             "id": self.saved.id,
             "changes": len(done),
             "changed": [change.as_dict() for change in self.changes],
             "units": self.units.done,
-            "database": database,
+            "database": dump or database,
             "golden": golden,
             "handover": handover,
         }

@@ -9,10 +9,13 @@ from polydev.hosttool.database import (
     restore_in_place,
     set_owner,
 )
+from polydev.hosttool.dump import restore_dump
 from polydev.hosttool.durable import point_link, remove, target_of
+from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover, Limits
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending
+from polydev.hosttool.program import Program
 from polydev.hosttool.saved import KeptDatabase, Saved
 from polydev.hosttool.scope import Controller
 from polydev.hosttool.systemd import Systemd
@@ -45,6 +48,8 @@ class ControllerRestore:
         self.pending = pending
         self.limits = limits
         self.database = saved.database if with_database else None
+        self.dump = saved.dump if with_database else None
+        self.problems: list[str] = []
         # Read once: a large database takes its time.
         self._live_content = _live_content(self.database) if self.database else None
         self.database_differs = self.database is not None and self._differs(self.database)
@@ -65,6 +70,21 @@ class ControllerRestore:
             self._stop_all()
             replace_database(live, stored, entry)
         return "replaced"
+
+    def restore_dump(self) -> str | None:
+        """Put PostgreSQL's dump back, by the release and with the secrets that belong to it.
+
+        A database that cannot be reached must not keep the rest from coming back.
+        """
+        controller, release, dump = self.saved.scope.controller, self.saved.release, self.dump
+        if dump is None or controller is None or release is None:
+            return None
+        try:
+            restore_dump(Program(self.paths, controller.release(release)), dump)
+        except HostError as error:
+            self.problems.append(f"{dump.database}: {error.message}")
+            return None
+        return dump.database
 
     def remove_database(self) -> str | None:
         """Remove a database that was not there; after the handover, so that nobody needs it."""

@@ -3,7 +3,8 @@
 backups/<id>/backup.json          manifest
 backups/<id>/backup.json.sha256
 backups/<id>/files/000001         contents of files, in the manifest's order
-backups/<id>/database
+backups/<id>/database                SQLite's
+backups/<id>/dump                    PostgreSQL's, where the host uses one
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polydev.hosttool.dump import KeptDump, dump_from
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import Golden, golden_damage
 from polydev.hosttool.paths import Paths, require_id
@@ -63,6 +65,7 @@ class Saved:
     release: str | None
     release_sum: str | None
     database: KeptDatabase | None
+    dump: KeptDump | None
     golden: Golden | None
 
     def as_dict(self) -> dict[str, object]:
@@ -75,8 +78,12 @@ class Saved:
             "files": len(stored),
             "bytes": sum(stored),
             "release": self.release,
+            "database": self.dump.database if self.dump else self._sqlite_in_words(),
             "golden": self.golden.image if self.golden else None,
         }
+
+    def _sqlite_in_words(self) -> str | None:
+        return "SQLite" if self.database and self.database.kept.stored else None
 
 
 def load(paths: Paths, backup_id: str) -> Saved:
@@ -106,6 +113,8 @@ def require_whole(saved: Saved, parts: Saved | None = None, *, with_host: bool =
     damage = [words for kept in parts.kept for words in _kept_damage(kept)]
     if parts.database:
         damage += _kept_damage(parts.database.kept)
+    if parts.dump:
+        damage += _stored_damage(parts.dump.stored, parts.dump.sha256, parts.dump.database)
     controller, store = saved.scope.controller, saved.scope.store
     if with_host and controller and saved.release:
         damage += release_damage(controller.release(saved.release), saved.release_sum)
@@ -125,13 +134,15 @@ def _kept_damage(kept: Kept) -> list[str]:
         return [f"{entry.path} belongs to {entry.owner}:{entry.group}, unknown on this host"]
     if kept.stored is None:
         return []
+    return _stored_damage(kept.stored, entry.sha256, str(entry.path))
+
+
+def _stored_damage(stored: Path, sha256: str, what: str) -> list[str]:
     try:
-        found = file_sha256(kept.stored)
+        found = file_sha256(stored)
     except OSError as error:
-        return [f"{kept.stored}, the content of {entry.path}: {error.strerror}"]
-    if found != entry.sha256:
-        return [f"{kept.stored}, the content of {entry.path}, is not what was stored"]
-    return []
+        return [f"{stored}, the content of {what}: {error.strerror}"]
+    return [] if found == sha256 else [f"{stored}, the content of {what}, is not what was stored"]
 
 
 def _damaged(backup_id: str, damage: list[str]) -> HostError:
@@ -142,6 +153,7 @@ def _damaged(backup_id: str, damage: list[str]) -> HostError:
 
 def _saved_from(folder: Path, document: dict[str, Any]) -> Saved:
     database, golden = document["database"], document["golden"]
+    dump = document.get("dump")  # earlier versions made none
     return Saved(
         id=folder.name,
         folder=folder,
@@ -156,6 +168,7 @@ def _saved_from(folder: Path, document: dict[str, Any]) -> Saved:
         release=document["release"],
         release_sum=document["releaseSum"],
         database=database and KeptDatabase(_kept_from(folder, database), database["content"]),
+        dump=dump and dump_from(folder, dump),
         golden=golden and Golden(golden["target"], golden["image"]),
     )
 
@@ -182,6 +195,7 @@ def manifest_of(saved: Saved) -> dict[str, object]:
         "releaseSum": saved.release_sum,
         "database": database
         and _kept_document(saved.folder, database.kept) | {"content": database.content},
+        "dump": saved.dump and saved.dump.as_dict(),
         "golden": golden and {"target": golden.target, "image": golden.image},
     }
 

@@ -119,6 +119,16 @@ def program(name: str) -> str:
     return str(found[-1]) if found else name
 
 
+def tool_version(name: str) -> int:
+    """The major version of one of PostgreSQL's tools. Raises CopyError if it is not installed."""
+    try:
+        said = run([program(name), "--version"], env={"LC_ALL": "C"}).stdout
+    except ConfigError as error:
+        raise CopyError(f"{name} is not installed", CLIENT_HINT) from error
+    found = re.search(r"\b(\d+)", said)
+    return int(found[1]) if found else 0
+
+
 def _number(version: str) -> float:
     try:
         return float(version)

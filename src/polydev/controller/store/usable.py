@@ -1,0 +1,125 @@
+"""Can this release use the database? Asked before anything depends on it; nothing is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.commands import DatabaseUnusable
+from polydev.controller.database import create_engine, described, schema_revision
+from polydev.controller.migrate import known_revisions
+from polydev.controller.migrations import HEAD
+from polydev.controller.store.access import exposed_to
+from polydev.controller.store.postgres_copy import CLIENT_HINT, tool_version
+
+CONNECT_SECONDS = 30
+OLDEST_SERVER = 12
+TOOLS = ("pg_dump", "pg_restore", "psql")
+# What the server or libpq says, and what to do about it.
+HINTS = (
+    ("password authentication failed", "correct user and password in the address"),
+    ("no password supplied", "add the password to the address: USER:PASSWORD@HOST"),
+    ("SSL connection is required", "the server wants TLS: add ?sslmode=require to the address"),
+    ("does not support SSL", "the server has no TLS: leave sslmode out of the address"),
+    (
+        "no pg_hba.conf entry",
+        "let the server take connections from this host (pg_hba.conf); "
+        "if it wants TLS, add ?sslmode=require to the address",
+    ),
+    ("certificate verify failed", "name the server's authority: ?sslrootcert=FILE"),
+    ("resolve host", "correct the name of the host in the address"),
+    ("database .* does not exist", "make the database, or correct its name in the address"),
+    ("refused|timeout|timed out|unreachable", "see that the server runs and can be reached"),
+)
+
+
+async def check(url: str, *, with_tools: bool) -> dict[str, object]:
+    """What the database is. Raises DatabaseUnusable with what to do; never with a password."""
+    if sa.make_url(url).get_backend_name() != "postgresql":
+        return {"database": described(url), "revision": None, "expected": HEAD, "exposed": {}}
+    engine = create_engine(url)
+    try:
+        revision = await asyncio.wait_for(schema_revision(engine), CONNECT_SECONDS)
+        async with engine.connect() as connection:
+            server = await _server_version(connection)
+            await _require_rights(connection, revision)
+            exposed = await exposed_to(connection)
+    except asyncio.TimeoutError:
+        raise _unusable(url, f"timeout: no answer within {CONNECT_SECONDS} s") from None
+    except (SQLAlchemyError, OSError) as error:
+        # Only the driver's own words: SQLAlchemy's would quote the statement.
+        raise _unusable(url, str(getattr(error, "orig", None) or error)) from error
+    finally:
+        await engine.dispose()
+    if revision is not None and revision not in known_revisions():
+        raise DatabaseUnusable(
+            f"{described(url)}: it is at revision {revision}, which this release does not know",
+            "deploy a newer release, or name another database",
+        )
+    if server < OLDEST_SERVER:
+        raise DatabaseUnusable(
+            f"{described(url)}: the server is PostgreSQL {server}, {OLDEST_SERVER} is needed",
+            "use a newer server",
+        )
+    if with_tools:
+        await asyncio.to_thread(_require_tools, server)
+    return {
+        "database": described(url),
+        "server": server,
+        "revision": revision,
+        "expected": HEAD,
+        "exposed": exposed,
+    }
+
+
+async def _server_version(connection: AsyncConnection) -> int:
+    found = await connection.execute(sa.text("SHOW server_version_num"))
+    return int(found.scalar_one()) // 10000
+
+
+async def _require_rights(connection: AsyncConnection, revision: str | None) -> None:
+    """Raises DatabaseUnusable where the role may not make tables, or tables are in the way."""
+    row = (
+        await connection.execute(
+            sa.text(
+                "SELECT current_schema() AS schema, current_user AS role,"
+                " has_schema_privilege(current_schema(), 'CREATE') AS may_create,"
+                " to_regclass('users') IS NOT NULL AS taken"
+            )
+        )
+    ).one()
+    if row.schema is None:
+        raise DatabaseUnusable(
+            "the database has no schema on the search path", "make it: CREATE SCHEMA NAME"
+        )
+    if not row.may_create:
+        raise DatabaseUnusable(
+            f"role {row.role} may not make tables in schema {row.schema}",
+            f"as its owner: GRANT CREATE ON SCHEMA {row.schema} TO {row.role}",
+        )
+    if revision is None and row.taken:
+        raise DatabaseUnusable(
+            "the database has a table `users` that is not the controller's",
+            "name another database, or a schema of its own: ?options=-csearch_path%3DNAME",
+        )
+
+
+def _require_tools(server: int) -> None:
+    for tool in TOOLS:
+        version = tool_version(tool)
+        if version < server:
+            raise DatabaseUnusable(
+                f"{tool} on the host is of version {version}, the server of {server}: "
+                "no backup could be made",
+                CLIENT_HINT,
+            )
+
+
+def _unusable(url: str, said: str) -> DatabaseUnusable:
+    words = " ".join(said.split())
+    hint = next((todo for mark, todo in HINTS if re.search(mark, words)), None)
+    return DatabaseUnusable(f"{described(url)}: {words}", hint)

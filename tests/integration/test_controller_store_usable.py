@@ -1,0 +1,124 @@
+"""What is wrong with a PostgreSQL is told before anything depends on it, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.commands import DatabaseUnusable
+from polydev.controller.migrate import migrate
+from polydev.controller.migrations import HEAD
+from polydev.controller.store import postgres_copy, usable
+from polydev.controller.store.copying import CopyError
+from tests.databases import PostgresServer
+from tests.stores import run_async
+
+pytest_plugins = ["tests.databases"]
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    name = postgres_server.create()
+    yield name
+    postgres_server.drop(name)
+
+
+@run_async
+async def test_one_that_can_be_used(postgres_server: PostgresServer, database: str) -> None:
+    url = postgres_server.url(database)
+    found = await usable.check(url, with_tools=True)
+    assert found["database"] == f"PostgreSQL, {database} at {postgres_server.folder} as owner"
+    assert (found["revision"], found["expected"], found["exposed"]) == (None, HEAD, {})
+    await migrate(url)
+    assert (await usable.check(url, with_tools=True))["revision"] == HEAD
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "hint"),
+    [
+        (f"me:horse@{HOST}:1/data", "refused", "see that the server runs"),
+        ("me:horse@no.invalid/data", "resolve", "name of the host"),
+        ("owner:horse@/none?host={folder}", "does not exist", "make the database"),
+        ("owner:horse@/postgres?host={folder}&sslmode=bad", "sslmode", None),
+        ("owner:horse@/postgres?host={folder}&nonsense=1", "nonsense", None),
+        ("guest:horse@{address}/postgres", "password authentication failed", "user and password"),
+        ("guest@{address}/postgres", "no password supplied", "add the password"),
+        ("tls:horse@{address}/postgres", "no encryption", "sslmode=require"),
+        ("owner:horse@{address}/postgres?sslmode=require", "does not support SSL", "no TLS"),
+        ("nobody:horse@{address}/postgres", "no pg_hba.conf entry", "take connections"),
+    ],
+)
+@run_async
+async def test_connections(
+    postgres_server: PostgresServer, address: str, said: str, hint: str | None
+) -> None:
+    where = address.format(folder=postgres_server.folder, address=postgres_server.address)
+    with pytest.raises(DatabaseUnusable, match=said) as failure:
+        await usable.check(f"postgresql+psycopg://{where}", with_tools=False)
+    assert "horse" not in failure.value.message
+    assert hint is None or hint in (failure.value.hint or "")
+
+
+@run_async
+async def test_a_role_that_may_make_no_tables(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    postgres_server.do("DROP ROLE IF EXISTS reader")
+    postgres_server.do("CREATE ROLE reader LOGIN")
+    url = postgres_server.url(database).replace("owner@", "reader@")
+    with pytest.raises(DatabaseUnusable, match="reader may not make tables in schema public") as no:
+        await usable.check(url, with_tools=False)
+    assert no.value.hint == "as its owner: GRANT CREATE ON SCHEMA public TO reader"
+
+
+@run_async
+async def test_tables_that_are_in_the_way(postgres_server: PostgresServer, database: str) -> None:
+    postgres_server.do("CREATE TABLE users (id integer)", database)
+    with pytest.raises(DatabaseUnusable, match="`users` that is not the controller's"):
+        await usable.check(postgres_server.url(database), with_tools=False)
+
+
+@run_async
+async def test_a_schema_of_its_own(postgres_server: PostgresServer, database: str) -> None:
+    postgres_server.do("CREATE TABLE users (id integer)", database)
+    url = f"{postgres_server.url(database)}&options=-csearch_path%3Down"
+    with pytest.raises(DatabaseUnusable, match="no schema on the search path"):
+        await usable.check(url, with_tools=False)
+    postgres_server.do("CREATE SCHEMA own", database)
+    await usable.check(url, with_tools=False)
+    await migrate(url)
+    assert (await usable.check(url, with_tools=False))["revision"] == HEAD
+
+
+@run_async
+async def test_one_of_a_newer_release(postgres_server: PostgresServer, database: str) -> None:
+    url = postgres_server.url(database)
+    await migrate(url)
+    postgres_server.do("UPDATE alembic_version SET version_num = '9999'", database)
+    with pytest.raises(DatabaseUnusable, match="revision 9999, which this release does not know"):
+        await usable.check(url, with_tools=False)
+
+
+@run_async
+async def test_tools_that_are_too_old(
+    postgres_server: PostgresServer, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_copy, "PROGRAMS", tmp_path)
+    for version in ("9.6", "11"):
+        folder = tmp_path / version / "bin"
+        folder.mkdir(parents=True)
+        for tool in usable.TOOLS:
+            program = folder / tool
+            program.write_text(f"#!/bin/sh\necho '{tool} (PostgreSQL) {version}.4'\n")
+            program.chmod(0o755)
+    with pytest.raises(DatabaseUnusable, match="of version 11, the server of"):
+        await usable.check(postgres_server.url(database), with_tools=True)
+    monkeypatch.setattr(postgres_copy, "PROGRAMS", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CopyError, match="is not installed") as missing:
+        await usable.check(postgres_server.url(database), with_tools=True)
+    assert "postgresql-client" in (missing.value.hint or "")

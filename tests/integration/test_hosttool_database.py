@@ -1,0 +1,205 @@
+"""The host tool and a host's PostgreSQL: migrated, backed up, restored with the right secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polydev.controller.migrations import HEAD
+from polydev.hosttool import backup, releases
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.program import Program, database_in_words
+from polydev.hosttool.saved import load, require_whole
+from tests.databases import PostgresServer
+from tests.stores import opened
+from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy
+
+pytest_plugins = ["tests.databases"]
+
+PASSWORD = "correct horse"
+PROGRAM = f"""#!/bin/sh
+# Not by its arguments: other users see them.
+tr '\\0' '\\n' </proc/self/cmdline >>{{log}}
+exec {sys.executable} -m polydev.controller "$@"
+"""
+
+
+@dataclass
+class Databases:
+    """A host that can use two databases of a real server."""
+
+    host: Host
+    server: PostgresServer
+    names: list[str]
+    seen: Path
+
+    def url(self, number: int) -> str:
+        plain = self.server.url(self.names[number])
+        return plain.replace("owner@", f"owner:{PASSWORD.replace(' ', '%20')}@")
+
+    def install(self, release: str) -> None:
+        """A program that works, and its configuration."""
+        host = self.host
+        program = host.controller.release(release) / "venv/bin/master-controller"
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(PROGRAM.format(log=self.seen))
+        program.chmod(0o755)
+        (host.controller.release(release) / "files.jsonl").unlink(missing_ok=True)
+        config = {"database_url": f"sqlite+aiosqlite:///{host.controller.database}"}
+        (host.paths.controller_config / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def deploy(self) -> None:
+        deploy(self.host, "2", NEW, "b" * 64)
+        self.install(NEW)
+
+    def use(self, url: str | None) -> None:
+        secret = self.host.paths.controller_config / "secrets" / "database-url"
+        if url is None:
+            secret.unlink()
+            return
+        secret.write_text(f"{url}\n")
+        secret.chmod(0o600)
+
+    def users(self, number: int) -> int:
+        async def count() -> int:
+            async with opened(self.url(number)) as store:
+                return len(await store.users.list())
+
+        return asyncio.run(count())
+
+    def add_user(self, number: int) -> None:
+        async def add() -> None:
+            async with opened(self.url(number)) as store:
+                await store.new_user()
+
+        asyncio.run(add())
+
+
+@pytest.fixture
+def databases(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Databases]:
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    names = [postgres_server.create(), postgres_server.create()]
+    found = Databases(host, postgres_server, names, tmp_path / "seen")
+    found.install(OLD)
+    yield found
+    for name in names:
+        postgres_server.drop(name)
+
+
+def migrate(databases: Databases, release: str = OLD) -> dict[str, object]:
+    return releases.migrate(release, databases.host.paths)
+
+
+def test_a_migration_is_of_the_database_that_the_secret_names(databases: Databases) -> None:
+    databases.use(databases.url(0))
+    found = migrate(databases)
+    assert str(found["database"]).startswith(f"PostgreSQL, {databases.names[0]} at ")
+    assert databases.users(0) == 0
+    databases.use(databases.url(1))
+    migrate(databases)
+    assert databases.users(1) == 0
+    assert PASSWORD not in databases.seen.read_text()
+    assert "%20horse" not in databases.seen.read_text()
+
+
+def test_a_restore_goes_to_the_database_of_the_backup(databases: Databases) -> None:
+    """A deployment that names another database goes back: the former one is as it was."""
+    host = databases.host
+    databases.use(databases.url(0))
+    migrate(databases)
+    databases.add_user(0)
+    saved = host.backup()
+    assert saved.dump
+    assert (saved.dump.revision, saved.dump.database) == (HEAD, database_in_words(host.paths))
+    assert json.dumps(saved.as_dict()["database"]).startswith('"PostgreSQL, ')
+    require_whole(load(host.paths, FIRST))
+
+    databases.add_user(0)
+    databases.use(databases.url(1))
+    databases.deploy()
+    migrate(databases, NEW)
+    databases.add_user(1)
+
+    content = saved.dump.stored.read_bytes()
+    saved.dump.stored.write_bytes(b"damage")
+    with pytest.raises(HostError, match="is damaged"):
+        host.restore()
+    saved.dump.stored.write_bytes(content)
+    # Restored with the release and the secret of the backup, which are back by then.
+    done = host.restore()
+    assert done["database"] == saved.dump.database
+    assert (databases.users(0), databases.users(1)) == (1, 1)
+    assert host.unfinished() == []
+    assert not (host.paths.home / "exchange").exists()
+    assert PASSWORD not in databases.seen.read_text()
+
+
+def test_from_sqlite_and_back(databases: Databases) -> None:
+    host = databases.host
+    saved = host.backup()
+    assert saved.dump is None
+    databases.deploy()
+    databases.use(databases.url(0))
+    migrate(databases, NEW)
+    after = host.backup(SECOND)
+    assert after.dump
+    assert after.database
+    assert after.database.kept.stored, "the former one stays in the backup"
+    host.restore()
+    assert database_in_words(host.paths) == "SQLite"
+    assert databases.users(0) == 0, "PostgreSQL keeps what it has"
+    host.restore(SECOND)
+    assert database_in_words(host.paths) != "SQLite"
+
+
+def test_a_database_that_is_gone_keeps_nothing_else_from_coming_back(
+    databases: Databases,
+) -> None:
+    host = databases.host
+    databases.use(databases.url(0))
+    migrate(databases)
+    host.backup()
+    databases.deploy()
+    databases.server.drop(databases.names[0])
+    with pytest.raises(HostError, match="does not exist") as failure:
+        host.restore()
+    assert failure.value.code == "restore-incomplete"
+    assert os.readlink(host.controller.current) == f"releases/{OLD}"
+    databases.names[0] = databases.server.create()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+psycopg://owner:correct%20horse@/none?host={folder}", "does not exist"),
+        ("postgresql+psycopg://owner:correct horse@h:port/data", "blank"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_without_its_password(
+    databases: Databases, url: str, said: str
+) -> None:
+    databases.use(url.format(folder=databases.server.folder))
+    for action in (lambda: migrate(databases), lambda: databases.host.backup()):
+        with pytest.raises(HostError, match=said) as failure:
+            action()
+        assert failure.value.hint
+        assert "Traceback" not in failure.value.message
+        assert "horse" not in failure.value.message
+    assert backup.backups(databases.host.paths) == []
+
+
+def test_secrets_are_in_no_argument(databases: Databases) -> None:
+    databases.use(databases.url(0))
+    program = Program(databases.host.paths, databases.host.controller.release(OLD))
+    assert not any("horse" in word for word in program.argv("migrate"))
+    assert "horse" in program.environment()["POLYDEV_CONTROLLER_DATABASE_URL"]
+    assert program.environment()["POLYDEV_CONTROLLER_JWT_SECRET"] == "secret 1"
