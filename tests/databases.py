@@ -74,6 +74,11 @@ class PostgresServer:
             return False
         return True
 
+    def rows(self, database: str, question: str) -> list[tuple[object, ...]]:
+        where = f"host={self.folder} dbname={database} user=owner"
+        with psycopg.connect(where) as connection:
+            return connection.execute(question.encode()).fetchall()
+
     def do(self, statement: str, database: str = "postgres") -> None:
         where = f"host={self.folder} dbname={database} user=owner"
         with psycopg.connect(where, autocommit=True) as connection:

@@ -71,16 +71,16 @@ def failing_operation(root: Path) -> None:
     dns.write_text(f"{dns.read_text()}no-such-option\n")
 
 
-def failing_migration(root: Path) -> None:
+def failing_migration(root: Path, after: str = HEAD) -> None:
     migrations = root / "src/polydev/controller/migrations"
     (migrations / "versions/half.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\n"
-        f'revision = "half"\ndown_revision = "{HEAD}"\n\n\n'
+        f'revision = "half"\ndown_revision = "{after}"\n\n\n'
         "def upgrade() -> None:\n"
         '    op.create_table("half", sa.Column("id", sa.Text, primary_key=True))\n'
         '    raise RuntimeError("half of the migration is done")\n'
     )
-    replaced(root, "src/polydev/controller/migrations/__init__.py", f'"{HEAD}"', '"half"')
+    replaced(root, "src/polydev/controller/migrations/__init__.py", f'"{after}"', '"half"')
 
 
 def slow_operation(root: Path) -> None:

@@ -1,0 +1,110 @@
+"""A host whose controller uses PostgreSQL: deployed by a secret alone, upgraded, and taken back.
+
+A real server on this machine serves it, at the lab's gateway and for the lab's address only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.client.credentials import FILE
+from polydev.client.on_host import HostController
+from polydev.controller.migrations import HEAD
+from polydev.errors import DeployError
+from tests.databases import PostgresServer, running_server
+from tests.hosts import DeployedHost, variant
+from tests.integration.test_deploy_faults import failing_migration
+from tests.integration.test_rollback import with_new_controller
+
+PASSWORD = "s3cret-that-nobody-sees"
+TARGET = "master-controller"
+
+
+@pytest.fixture
+def server(deployed: DeployedHost) -> Iterator[PostgresServer]:
+    lab = deployed.lab
+    hba = f"local all all trust\nhost all owner {lab.address}/32 scram-sha-256\n"
+    with running_server(lab.gateway, hba) as server:
+        server.do(f"ALTER ROLE owner PASSWORD '{PASSWORD}'")
+        yield server
+
+
+def failing_after_new(root: Path) -> None:
+    """What comes after `with_new_controller`, with a migration that fails half-way."""
+    with_new_controller(root)
+    failing_migration(root, after="things")
+
+
+def with_database(host: DeployedHost, server: PostgresServer, file: Path, url: str) -> DeployedHost:
+    """The same host whose controller has the database at this address, as its secret says."""
+    file.write_text(f"{url}\n")
+    secrets = {FILE: str(host.lab.folder / FILE), "database-url": str(file)}
+    return replace(host, data={"secrets": secrets})
+
+
+def test_a_host_with_postgresql(
+    deployed: DeployedHost, server: PostgresServer, tmp_path: Path
+) -> None:
+    before, former = deployed.records()[0].state, deployed.release()
+    name = server.create()
+    words = f"PostgreSQL, {name} at {server.address} as owner"
+    url = f"postgresql+psycopg://owner:{PASSWORD}@{server.address}/{name}"
+
+    # What cannot be used is told while the deployment is planned.
+    records = len(deployed.records())
+    wrong = with_database(deployed, server, tmp_path / "wrong", url.replace(PASSWORD, "wr0ng"))
+    for action in (wrong.plan, wrong.deploy):
+        with pytest.raises(DeployError, match="password authentication failed") as failure:
+            action(target=TARGET)
+        assert "wr0ng" not in failure.value.message
+    assert len(deployed.records()) == records
+
+    # Only the secret changes.
+    other = with_database(deployed, server, tmp_path / "url", url)
+    record = other.deploy(target=TARGET)
+    assert other.release() == former
+    (said,) = [each for each in record.operations if "database: " in each]
+    assert f"{words} instead of SQLite, nothing is copied" in said
+    there = HostController(deployed.host.target)
+    user = there.ask("user", "add", "--role", "admin")["id"]
+    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    assert deployed.gate()["ok"]
+    assert not other.plan(target=TARGET).changing
+
+    # A later release upgrades the schema.
+    later = variant(other, tmp_path / "later", with_new_controller)
+    upgraded = later.deploy(target=TARGET)
+    assert later.release() == upgraded.id
+    assert server.rows(name, "SELECT version_num FROM alembic_version") == [("things",)]
+    assert server.rows(name, "SELECT count(*) FROM things") == [(0,)]
+
+    # One whose migration fails changes nothing.
+    failing = variant(other, tmp_path / "failing", failing_after_new)
+    with pytest.raises(DeployError, match="half of the migration is done") as broken:
+        failing.deploy(target=TARGET)
+    assert PASSWORD not in broken.value.message
+    assert deployed.records()[0].status == "rolled-back"
+    assert later.release() == upgraded.id
+    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    assert deployed.gate()["ok"]
+
+    # Back to the former release with PostgreSQL, and to SQLite: each database is as it was.
+    back = deployed.rollback(to=record.id)
+    assert back.state == record.id
+    assert server.rows(name, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+    assert server.rows(name, "SELECT to_regclass('things')") == [(None,)]
+    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    deployed.rollback(to=before)
+    assert user not in [each["id"] for each in there.ask("user", "list")]
+    assert not deployed.plan().changing
+
+    logs = "".join(file.read_text() for file in deployed.logs.glob("*.log"))
+    journal = deployed.inside("journalctl --output cat --no-pager")
+    assert PASSWORD not in logs
+    assert PASSWORD not in journal
+    kept = deployed.inside("grep -l -r s3cret-that /opt/polydev-ai /run /tmp /var/tmp", check=False)
+    assert all("/backups/" in each for each in kept.splitlines()), "in backups, which are root's"
