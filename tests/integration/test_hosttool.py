@@ -293,6 +293,9 @@ VERBS = (
     ("image", "prune"),
     ("backup", "prune", "--keep", "1"),
     ("deadman", "confirm"),
+    ("controller", "token", "create"),
+    ("database", "backup"),
+    ("database", "restore"),
 )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BUSY_TIMEOUT_MS = 5000
+HIGHEST_PORT = 65535
 CONNECT_TIMEOUT_SECONDS = 10
 # By this name PostgreSQL tells our connections from others'.
 APPLICATION_NAME = "polydev-controller"
@@ -45,8 +46,11 @@ def checked_url(url: str) -> str:
         raise ValueError("it has a blank or a line break in it: write a blank as %20")
     try:
         parts = make_url(url)
+        is_readable = (parts.port or 0) <= HIGHEST_PORT
     except (ArgumentError, ValueError):
-        raise ValueError("its host or port cannot be read") from None
+        is_readable = False
+    if not is_readable:
+        raise ValueError("its host or port cannot be read")
     if "@" in (parts.host or ""):
         raise ValueError("its password has an @ in it: write that as %40")
     return f"{DRIVERS[scheme]}://{rest}"

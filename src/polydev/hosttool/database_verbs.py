@@ -66,9 +66,12 @@ def backup(call: Call) -> object:
 
 def restore(call: Call) -> object:
     """Replace the database by the copy on stdin; no deployment may be under way meanwhile."""
-    program = _program(call)
     _end_by_signal()
-    with _deployment_lock(call), alone(call.paths, "database restore"), exchange(program) as place:
+    with (
+        _deployment_lock(call),
+        alone(call.paths, "database restore"),
+        exchange(program := _program(call)) as place,
+    ):
         with (place / NAME).open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
         program.own(place / NAME)

@@ -93,7 +93,7 @@ def release_create(call: Call) -> object:
 def release_migrate(call: Call) -> object:
     arguments = call.arguments
     with alone(call.paths, f"release migrate {arguments.id}"):
-        return releases.migrate(arguments.id, call.paths)
+        return releases.migrate(arguments.id, call.paths, arguments.user)
 
 
 def release_prune(call: Call) -> object:
@@ -164,7 +164,7 @@ HOST_VERBS = (
         "release migrate",
         "Bring the database to what a release needs",
         release_migrate,
-        (ID,),
+        (ID, argument("--user", help="as whom (the owner of the controller's home)")),
     ),
     Verb(
         "release prune",

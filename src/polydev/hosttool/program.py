@@ -1,7 +1,7 @@
 """The command line of a release of the controller: as its own user, with its secrets.
 
-The service gets its secrets from systemd, as credentials. What is run beside it gets the same, in
-its environment: other users see arguments, but neither environment nor secrets.
+The service gets its secrets from systemd, as credentials. What is run beside it gets those that it
+needs in its environment: other users see arguments, but no environment.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from polydev.hosttool.tree import entry_of, gid_of, uid_of
 
 VARIABLE_PREFIX = "POLYDEV_CONTROLLER_"
 DATABASE_URL = "database-url"
+# What its verbs use. A secret that they do not use must not stop them when it is wrong.
+NEEDED = (DATABASE_URL, "credentials-key")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UMASK = 0o077
 SAID_CHARACTERS = 2000
@@ -29,11 +31,12 @@ SAID_CHARACTERS = 2000
 class Program:
     """`master-controller` of one release, by the folder of that release.
 
-    It runs as the user whom its home belongs to.
+    It runs as the user whom its home belongs to, unless `as_user` names another.
     """
 
     paths: Paths
     release: Path
+    as_user: str | None = None
 
     @property
     def file(self) -> Path:
@@ -41,7 +44,7 @@ class Program:
 
     @property
     def user(self) -> str:
-        return entry_of(self.paths.controller_home).owner
+        return self.as_user or entry_of(self.paths.controller_home).owner
 
     def argv(self, *words: str) -> list[str]:
         user = self.user
@@ -51,8 +54,9 @@ class Program:
         return [*become, str(self.file), *words, "--config", str(config)]
 
     def environment(self, database_url: str | None = None) -> dict[str, str]:
-        """What the service has; `database_url` stands for the one on the host."""
-        secrets = {variable_of(name): text for name, text in secrets_of(self.paths).items()}
+        """The secrets that it needs; `database_url` stands for the one on the host."""
+        known = secrets_of(self.paths)
+        secrets = {variable_of(name): known[name] for name in NEEDED if name in known}
         if database_url is not None:
             secrets[variable_of(DATABASE_URL)] = database_url
         user, home = self.user, str(self.paths.controller_home)

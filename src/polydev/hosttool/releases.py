@@ -83,12 +83,12 @@ def files_of(venv: Path) -> Iterator[dict[str, object]]:
             yield {**entry, "mode": f"{stat.S_IMODE(state.st_mode):o}", "sha256": digest}
 
 
-def migrate(release: str, paths: Paths) -> dict[str, object]:
+def migrate(release: str, paths: Paths, user: str | None = None) -> dict[str, object]:
     """Bring the database that the host's files name to what the release needs.
 
     Raises HostError `migration-failed`.
     """
-    program = Program(paths, paths.controller / "releases" / require_id(release))
+    program = Program(paths, paths.controller / "releases" / require_id(release), user)
     try:
         found = program.ask("migrate", "--require-tools")
     except HostError as error:
