@@ -43,7 +43,11 @@ NEW, OLD = ".new-", ".old-"
 BLOCK_BYTES = 4096
 SLACK_BYTES = 1 << 20
 MIB = 1 << 20
-DUMP_HINT = "see that the host reaches its database, then run it again"
+DUMP_HINT = (
+    "see that the host reaches its database; if only the address has changed, such as its "
+    "password, write the new one to /etc/master-controller/secrets/database-url on the host; "
+    "then run it again"
+)
 
 
 def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Saved:
