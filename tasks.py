@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from polydev.progress import Steps
 
 TEST_KINDS = ("unit", "integration", "e2e", "bench")
+# pytest-xdist: tests/conftest.py says which tests share a lane, and in which order.
+LANES = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+NO_TESTS = 5
 
 
 @task(
@@ -119,19 +122,19 @@ def _access_text(deployed: dict[str, Any]) -> str:
     )
 
 
-@task(help={"json": JSON_HELP})
+@task(help={"lab": "end the lab too; --no-lab leaves it running", "json": JSON_HELP})
 @edge
-def down(context: Context, json: bool = False) -> None:
+def down(context: Context, lab: bool = True, json: bool = False) -> None:
     """End what up started; images stay."""
     from polydev.lab import down
     from polydev.local import take_down
 
     settings = Settings.from_environment()
     ended = take_down(settings)
-    lab = down(lab_name(), settings)
-    what = [name for name, was in (("the VM", ended), (f"lab {lab_name()}", lab)) if was]
+    lab_ended = lab and down(lab_name(), settings)
+    what = [name for name, was in (("the VM", ended), (f"lab {lab_name()}", lab_ended)) if was]
     text = f"ended {' and '.join(what)}" if what else "nothing was running"
-    answer({"ended": ended, "labEnded": lab}, as_json=json, text=text)
+    answer({"ended": ended, "labEnded": lab_ended}, as_json=json, text=text)
 
 
 @task(help={"json": JSON_HELP})
@@ -178,7 +181,13 @@ def check(context: Context, fix: bool = False) -> None:
 )
 @edge
 def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028  (a verb)
-    """Run the tests, the quickest kind first; all of them unless told otherwise."""
+    """Run the checks and all tests, or a part of them.
+
+    Tests run in two lanes side by side, since they mostly wait for guests and hosts. Benches run
+    after them and alone, since they measure.
+    """
+    from polydev.run import call
+
     kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
     unknown = [kind for kind in kinds if kind not in (*TEST_KINDS, "spec")]
     if unknown:
@@ -189,12 +198,18 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
         check(context)
     if "spec" in kinds:
         verify(context, "latest")
-    folders = [f"tests/{kind}" for kind in (kinds or TEST_KINDS) if kind != "spec"]
-    if folders:
-        from polydev.run import call
-
-        words = [sys.executable, "-m", "pytest", *folders, *(["-k", k] if k else [])]
-        raise SystemExit(call(words, cwd=ROOT))
+    pytest = [sys.executable, "-m", "pytest", *(["-k", k] if k else [])]
+    wanted = [kind for kind in TEST_KINDS if kind in (kinds or TEST_KINDS)]
+    in_lanes = [f"tests/{kind}" for kind in wanted if kind != "bench"]
+    statuses = []
+    if in_lanes:
+        statuses.append(call([*pytest, *LANES, *in_lanes], cwd=ROOT))
+    if "bench" in wanted:
+        statuses.append(call([*pytest, "tests/bench"], cwd=ROOT))
+    # A name that matches nothing in one half is no failure where it matched in the other.
+    some_ran = any(status != NO_TESTS for status in statuses)
+    failed = [status for status in statuses if status and not (some_ran and status == NO_TESTS)]
+    raise SystemExit(failed[0] if failed else 0)
 
 
 namespace = Collection(up, down, where)

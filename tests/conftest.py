@@ -1,19 +1,16 @@
 """Marks and shared fixtures.
 
 Every test is marked with the name of its folder, so that `-m "not e2e"` needs no decorators.
-Images and boots are dear: each is made once and shared.
+Images, boots and hosts are expensive: each is made once and shared.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,17 +18,20 @@ from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
-from polydev.image.verify import VerifyOptions, verify
-from polydev.lab import Lab, down, up
+from polydev.lab import find as find_lab
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.hosts import DeployedHost, lab_host
+from tests.inv import Inv, own_inv
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
-SPECS = TESTS / "spec" / "image"
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
+HOST_GROUP = "host"
+# The VM of `up` costs the tests after it CPU time until the first of these files ends it; the
+# last one ends the host.
+FIRST_ON_HOST, LAST_ON_HOST = "e2e/test_desktop.py", "e2e/test_down.py"
 
 
 def pytest_configure() -> None:
@@ -47,6 +47,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(TESTS).parts[0]
         if kind in KINDS:
             item.add_marker(kind)
+        item.add_marker(pytest.mark.xdist_group(lane_group(item)))
+    items.sort(key=turn)
+
+
+def lane_group(item: pytest.Item) -> str:
+    """What keeps tests in one lane, one after another: the shared host, or else their file."""
+    return HOST_GROUP if "up" in getattr(item, "fixturenames", ()) else file_of(item)
+
+
+def turn(item: pytest.Item) -> tuple[bool, bool, bool]:
+    """The key by which tests are sorted: the longest group first, beside which runs the rest."""
+    file = file_of(item)
+    return lane_group(item) != HOST_GROUP, file != FIRST_ON_HOST, file == LAST_ON_HOST
+
+
+def file_of(item: pytest.Item) -> str:
+    """Path of the file of a test, from the folder of all tests."""
+    inside = item.path.is_relative_to(TESTS)
+    return (item.path.relative_to(TESTS) if inside else item.path).as_posix()
 
 
 @pytest.fixture(autouse=True)
@@ -78,43 +97,29 @@ def image(settings: Settings, store: ImageStore) -> ImageRecord:
 
 
 @pytest.fixture(scope="session")
-def verified_image(settings: Settings, store: ImageStore, image: ImageRecord) -> ImageRecord:
-    """The same image after a cold boot and all specs."""
-    return verify(image.digest, settings, store, SPECS, Steps(), VerifyOptions())
+def main_inv(tmp_path_factory: pytest.TempPathFactory) -> Inv:
+    """./inv with a store and a state of its own, for what all tests share."""
+    return own_inv(tmp_path_factory.mktemp("up"))
 
 
 @pytest.fixture(scope="session")
-def host_lab(settings: Settings) -> Iterator[Lab]:
-    """A bare host: nothing is deployed to it yet. It goes when the tests end."""
-    name = f"t-{secrets.token_hex(3)}"
-    lab = up(name, settings, Steps())
-    yield lab
-    down(name, settings)
+def up(main_inv: Inv) -> Iterator[dict[str, Any]]:
+    """The answer of the main job, `./inv up`: an image, a VM of it and a deployed lab.
 
-
-@pytest.fixture(scope="session")
-def bare_host(
-    host_lab: Lab,
-    settings: Settings,
-    store: ImageStore,
-    verified_image: ImageRecord,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[DeployedHost]:
-    """The bare host with what would be deployed to it.
-
-    The image lies in a store of its own: in the tests' one others become golden meanwhile.
+    It is done once, for all tests that need any of these.
     """
-    own = ImageStore(tmp_path_factory.mktemp("host-store"))
-    image = own.path(verified_image.digest)
-    shutil.copytree(store.path(verified_image.digest), image, copy_function=os.link)
-    own.promote(verified_image.digest)
-    folders = replace(settings, store=own.root)
-    with lab_host(host_lab, folders, tmp_path_factory.mktemp("logs")) as host:
-        yield host
+    try:
+        yield main_inv.answer("up")
+    finally:
+        main_inv("down")
 
 
 @pytest.fixture(scope="session")
-def deployed(bare_host: DeployedHost) -> DeployedHost:
-    """The host after its first deployment; each test leaves it as declared."""
-    bare_host.deploy()
-    return bare_host
+def deployed(
+    main_inv: Inv, up: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DeployedHost]:
+    """The lab after its first deployment; each test leaves it as declared."""
+    lab = find_lab(up["lab"], main_inv.settings)
+    assert lab is not None
+    with lab_host(lab, main_inv.settings, tmp_path_factory.mktemp("logs")) as host:
+        yield host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class DeployedHost:
 
     @property
     def host(self) -> DescribedHost:
-        return describe(self.project)[0]
+        return _described(self.project, self.lab)
 
     def deploy(self, **options: Any) -> Record:
         chosen = DeployOptions(data=self.data, **options)
@@ -88,6 +89,12 @@ class DeployedHost:
 
     def ssh_address(self) -> str:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
+
+
+@functools.cache
+def _described(project: Project, lab: Lab) -> DescribedHost:
+    """The host of the inventory: reading it starts a process, and nobody edits it meanwhile."""
+    return describe(project)[0]
 
 
 @contextmanager

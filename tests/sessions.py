@@ -18,11 +18,13 @@ CONTROLLER = (
     " /opt/master-controller/current/venv/bin/master-controller {words}"
     " --config /etc/master-controller/config.yaml"
 )
-MAIN_PID = "$(systemctl show --value -p MainPID master-controller)"
 # Until a VM on a busy machine without KVM counts as dead.
 PATIENCE_SECONDS = 600
 # Each look costs the host's two cores something that its VMs then do not have.
 POLL_SECONDS = 0.25
+
+# States to wait for: the first that is seen will do.
+FROM_HERE_ON = (("vm_creating", "vm_starting", "vm_created"), ("vm_starting", "vm_created"))
 
 T = TypeVar("T")
 
@@ -129,14 +131,6 @@ class Operated:
             return self.admin.http.get("/api/auth/health").status_code == 200 or None
         except httpx.HTTPError:
             return None
-
-    def controller_memory(self) -> int:
-        """KiB that the controller's process has for itself."""
-        return int(self.host.inside(f"awk '/^RssAnon/ {{print $2}}' /proc/{MAIN_PID}/status"))
-
-    def descriptors(self) -> int:
-        """How many files and sockets the controller has open."""
-        return int(self.host.inside(f"ls /proc/{MAIN_PID}/fd | wc -l"))
 
     def leftovers(self) -> dict[str, str]:
         """All that sessions may not leave on the host, counted."""

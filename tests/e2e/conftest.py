@@ -1,57 +1,12 @@
-"""./inv as users run it: a real process, with a store and a state of the test's own."""
+"""./inv for the tests of one file."""
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from polydev.run import Completed, run
-from polydev.settings import Settings
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Inv:
-    """./inv with its folders; only the cache is the machine's, unless told otherwise."""
-
-    settings: Settings
-    lab: str = field(default_factory=lambda: f"e-{secrets.token_hex(3)}")
-
-    def __call__(self, *words: str | Path, wrapper: Sequence[str | Path] = ()) -> Completed:
-        """Run a verb to its end, below `wrapper`: a command that takes another one."""
-        return run([*wrapper, ROOT / "inv", *words], env=self.folders, check=False)
-
-    @property
-    def folders(self) -> dict[str, str]:
-        """What makes ./inv use them, as variables of the environment."""
-        return {
-            "POLYDEV_STORE": str(self.settings.store),
-            "POLYDEV_CACHE": str(self.settings.cache),
-            "POLYDEV_STATE": str(self.settings.state),
-            "POLYDEV_LAB": self.lab,
-        }
-
-    def answer(self, *words: str | Path) -> dict[str, Any]:
-        """What a verb that succeeds answers as JSON."""
-        done = self(*words, "--json")
-        assert done.status == 0, done.stderr
-        answer = json.loads(done.stdout)
-        assert isinstance(answer, dict)
-        return answer
+from tests.inv import Inv, own_inv
 
 
 @pytest.fixture(scope="module")
 def inv(tmp_path_factory: pytest.TempPathFactory) -> Inv:
-    own = tmp_path_factory.mktemp("inv")
-    cache = Settings.from_environment().cache
-    made = Inv(Settings(store=own / "store", cache=cache, state=own / "state"))
-    # What ./inv sets up once is no part of what a test looks at.
-    assert made("--list").status == 0
-    return made
+    return own_inv(tmp_path_factory.mktemp("inv"))

@@ -1,4 +1,4 @@
-"""The main job, as a user does it: ./inv up, the desktop in a web browser, ./inv down.
+"""The main job, as a user does it: ./inv up, the desktop in a web browser, the VM's end.
 
 The browser is a real Chromium; all that it knows of the guest is the picture in noVNC's canvas
 and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for a screenshot.
@@ -6,8 +6,10 @@ and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +22,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
 
+from polydev.local import LocalVm, find
 from polydev.run import run
-from tests.e2e.conftest import ROOT, Inv
+from polydev.vm.health import agent_health
+from tests.inv import ROOT, Inv
 
 CHROMIUM = "/usr/bin/chromium"
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
@@ -67,12 +71,8 @@ def open_in_guest(page: Page, address: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def up(inv: Inv) -> Iterator[dict[str, Any]]:
-    """What `./inv up` answered; its VM runs until the module is through."""
-    try:
-        yield inv.answer("up")
-    finally:
-        inv("down")
+def inv(main_inv: Inv) -> Inv:
+    return main_inv
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,46 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
     open_in_guest(second, "data:text/html,<body bgcolor=teal>")
     for page in (second, viewer):
         wait_for_colour(page, TEAL)
+
+
+@pytest.fixture(scope="module")
+def vm(inv: Inv, up: dict[str, Any]) -> LocalVm:
+    """The VM of `up`: as it is in use, not under test."""
+    found = find(inv.settings)
+    assert found is not None
+    return found
+
+
+def test_vm_in_use_is_ready(vm: LocalVm, up: dict[str, Any]) -> None:
+    status, body = agent_health(vm.config.ports)
+    assert (status, body["status"]) == (200, "ready")
+    assert body["image_digest"] == up["image"]
+
+
+def test_vm_in_use_has_no_test_console(vm: LocalVm) -> None:
+    # In the guest: nobody asked systemd for a shell, and it started none.
+    serial = vm.machine.serial()
+    assert "Kernel command line:" in serial
+    assert "debug_shell" not in serial
+    assert "debug-shell" not in serial
+    # Outside: QEMU has its own monitor and the log's serial port, and no other.
+    assert not vm.config.console_socket.exists()
+    devices = {device["label"] for device in _ask_qemu(vm.config.qmp_socket, "query-chardev")}
+    assert devices == {"qmp", "serial0"}
+
+
+def _ask_qemu(path: Path, command: str) -> list[dict[str, str]]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        with client.makefile("rw") as stream:
+            stream.readline()  # the greeting
+            for word in ("qmp_capabilities", command):
+                stream.write(json.dumps({"execute": word}) + "\n")
+                stream.flush()
+                answer = json.loads(stream.readline())
+    assert "return" in answer, answer
+    found: list[dict[str, str]] = answer["return"]
+    return found
 
 
 def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
@@ -216,28 +256,10 @@ def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
     assert (inv.settings.state / "local/vm.json").read_text() == machine
 
 
-# The last one: it ends the VM and the host that the others look at.
-def test_down_ends_both_and_keeps_the_image(inv: Inv, up: dict[str, Any]) -> None:
-    ended = [inv.answer("down") for _ in range(2)]
-    assert ended == [
-        {"ended": True, "labEnded": True},
-        {"ended": False, "labEnded": False},
-    ]
-    assert inv.answer("where") == {"running": False}
+# The last one here: it ends the VM that the others look at.
+def test_down_can_leave_the_lab(inv: Inv, up: dict[str, Any]) -> None:
+    assert inv.answer("down", "--no-lab") == {"ended": True, "labEnded": False}
+    where = inv.answer("where")
+    assert (where["running"], where["lab"]) == (False, up["lab"])
     assert not (inv.settings.state / "local").exists()
-    assert not (inv.settings.state / "labs" / inv.lab).exists()
-    assert processes_with(str(inv.settings.state)) == []
     assert inv.answer("golden.show", "golden")["digest"] == up["image"]
-
-
-def processes_with(word: str) -> list[str]:
-    """Command lines on this machine that have `word` in them."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if word in line:
-            found.append(line)
-    return found

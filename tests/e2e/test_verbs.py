@@ -10,7 +10,7 @@ import pytest
 
 from polydev.run import Completed
 from polydev.settings import Settings
-from tests.e2e.conftest import ROOT, Inv
+from tests.inv import ROOT, Inv
 
 RECIPE = ROOT / "golden" / "recipe.yaml"
 # No rights of root's but to find .venv and its Python wherever they lie.

@@ -22,19 +22,15 @@ from websockets.exceptions import ConnectionClosed
 from inventory.group_data import lab
 from tests.hosts import DeployedHost
 from tests.quickvm import install_quick_image, make_quick_image
-from tests.sessions import Api, Operated, operated, wait_for
+from tests.sessions import FROM_HERE_ON, Api, Operated, operated, wait_for
 from tests.viewer import open_websocket, rfb_viewer, viewer_url
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
 RFB = b"RFB 003.008\n"
-CYCLES = 200
-WARM_UP_CYCLES = 40
+CYCLES = 24
 KILLS = 8
-SOME_GROWTH = 1.1
-# States to wait for: the first that is seen will do.
-FROM_HERE_ON = (("vm_creating", "vm_starting", "vm_created"), ("vm_starting", "vm_created"))
 
 
 @pytest.fixture(scope="module")
@@ -230,38 +226,27 @@ def test_killed_controller_loses_and_leaks_nothing(quick: Operated) -> None:
     quick.wait_until_nothing_held()
 
 
-def test_two_hundred_sessions_leave_nothing(quick: Operated) -> None:
-    """Most are ended as soon as they begin, or on the way; memory stays what it was."""
+def test_many_sessions_leave_nothing(quick: Operated) -> None:
+    """Most are ended as soon as they begin, or on the way.
+
+    test_session_cycles.py has hundreds of them, on VMs that do not boot.
+    """
     users = [quick.another_user() for _ in range(4)]
     before = quick.leftovers()
-    memory: list[int] = []
-    descriptors: list[int] = []
     chance = random.Random(200)
 
-    def cycle(user: Api) -> None:
-        session = user.start()
-        if states := chance.choice([("vm_created",), *FROM_HERE_ON, ()]):
-            user.wait(session["id"], *states)
-        user.end(session["id"])
-        quick.wait_until_released(session["vmId"])
+    def cycles(user: Api) -> None:
+        for _ in range(CYCLES // len(users)):
+            session = user.start()
+            if states := chance.choice([("vm_created",), *FROM_HERE_ON, ()]):
+                user.wait(session["id"], *states)
+            user.end(session["id"])
+            quick.wait_until_released(session["vmId"])
 
-    def all_cycles(count: int) -> None:
-        def share(user: Api) -> None:
-            for _ in range(count // len(users)):
-                cycle(user)
-
-        with ThreadPoolExecutor(len(users)) as pool:
-            list(pool.map(share, users))
-        memory.append(quick.controller_memory())
-        descriptors.append(quick.descriptors())
-
-    all_cycles(WARM_UP_CYCLES)
-    all_cycles(CYCLES - WARM_UP_CYCLES)
+    with ThreadPoolExecutor(len(users)) as pool:
+        list(pool.map(cycles, users))
     quick.wait_until_nothing_held()
     assert quick.leftovers() == before
-    # Connections to the database and those of this test are kept open, but no more of them.
-    wait_for("their end", lambda: quick.descriptors() <= descriptors[0] or None)
-    assert memory[1] < memory[0] * SOME_GROWTH, memory
 
 
 def test_logs_name_nobody(quick: Operated) -> None:
