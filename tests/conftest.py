@@ -7,8 +7,9 @@ Images, boots and hosts are expensive: each is made once and shared.
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
 HOST_GROUP = "host"
+SHARED_HOST = pytest.StashKey[DeployedHost]()
+FAILED_ON_HOST = pytest.StashKey[str]()
 # The VM of `up` costs the tests after it CPU time until the first of these files ends it; the
 # last one ends the host.
 FIRST_ON_HOST, LAST_ON_HOST = "e2e/test_desktop.py", "e2e/test_down.py"
@@ -49,6 +52,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(kind)
         item.add_marker(pytest.mark.xdist_group(lane_group(item)))
     items.sort(key=turn)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and "CI" in os.environ and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"CI skips no test, and this one was skipped: {report.longrepr}"
+    if report.failed and lane_group(item) == HOST_GROUP:
+        item.session.stash[FAILED_ON_HOST] = file_of(item)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Reset the shared host before the first test after a file in which one failed."""
+    stash = item.session.stash
+    failed_in = stash.get(FAILED_ON_HOST, None)
+    if failed_in is None or failed_in == file_of(item) or lane_group(item) != HOST_GROUP:
+        return
+    del stash[FAILED_ON_HOST]
+    if SHARED_HOST in stash:
+        stash[SHARED_HOST].reset()
 
 
 def lane_group(item: pytest.Item) -> str:
@@ -116,10 +144,18 @@ def up(main_inv: Inv) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def deployed(
-    main_inv: Inv, up: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    main_inv: Inv,
+    up: dict[str, Any],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[DeployedHost]:
-    """The lab after its first deployment; each test leaves it as declared."""
+    """The lab after its first deployment; each test leaves it as declared.
+
+    Where a test fails, the host is reset before the tests of the next file.
+    """
     lab = find_lab(up["lab"], main_inv.settings)
     assert lab is not None
     with lab_host(lab, main_inv.settings, tmp_path_factory.mktemp("logs")) as host:
+        host.save()
+        request.session.stash[SHARED_HOST] = host
         yield host

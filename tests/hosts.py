@@ -7,13 +7,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polydev.lab import Lab, run_inside
+from polydev.lab import Lab, reset, restart, run_inside, save
 from polydev.progress import Steps
 from polydev.release import changes
 from polydev.release.applying import DescribedHost, Plan, Project, describe
@@ -34,6 +34,7 @@ class DeployedHost:
     """A lab, and the checkout that is deployed to it."""
 
     lab: Lab
+    settings: Settings
     project: Project
     logs: Path
     data: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +88,21 @@ class DeployedHost:
         """Id of the release that `current` names."""
         return self.inside("basename $(readlink /opt/master-controller/current)")
 
+    def save(self) -> None:
+        """Keep the host as it is for `reset`."""
+        self._renew(save(self.lab.name, self.settings))
+
+    def reset(self) -> None:
+        """Bring the host back to what it was when it was saved, whatever a test did to it."""
+        self._renew(reset(self.lab.name, self.settings))
+
+    def restart(self) -> None:
+        self._renew(restart(self.lab.name, self.settings))
+
+    def _renew(self, lab: Lab) -> None:
+        # All tests share this value: what they knew of the lab's processes has ended.
+        vars(self)["lab"] = lab
+
     def ssh_address(self) -> str:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
 
@@ -105,7 +121,7 @@ def lab_host(lab: Lab, settings: Settings, logs: Path) -> Iterator[DeployedHost]
         patch.setenv("POLYDEV_STORE", str(settings.store))
         patch.setenv("POLYDEV_CACHE", str(settings.cache))
         patch.setenv("POLYDEV_STATE", str(settings.state))
-        yield DeployedHost(lab, Project(ROOT, ROOT / "inventory" / "lab.py"), logs)
+        yield DeployedHost(lab, settings, Project(ROOT, ROOT / "inventory" / "lab.py"), logs)
 
 
 def variant(
@@ -123,4 +139,4 @@ def variant(
             shutil.copy(source, copy / part)
     change(copy)
     project = Project(copy, copy / "inventory" / "lab.py")
-    return DeployedHost(base.lab, project, base.logs, base.data)
+    return replace(base, project=project)

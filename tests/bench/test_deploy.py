@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def test_an_image_is_sent_compressed(ratio: Ratios, host: DeployedHost, first: T
 def test_of_an_image_with_another_agent_only_that_is_sent(
     ratio: Ratios, host: DeployedHost, first: Timed, images: tuple[str, str]
 ) -> None:
-    changed = DeployedHost(host.lab, host.project, host.logs, {"image": images[1]})
+    changed = replace(host, data={"image": images[1]})
     record = changed.deploy(target="vm-agent")
     assert record.changes == 1
     sent, size = sent_bytes(log_of(host, record))

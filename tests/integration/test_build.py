@@ -25,6 +25,7 @@ import polydev
 from polydev.image import tree
 from polydev.image.build import BuildOptions, BuildResult, build, file_entry
 from polydev.image.diff import diff, tree_diff
+from polydev.image.layercache import META
 from polydev.image.recipe import load_recipe
 from polydev.image.record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
 from polydev.image.sbom import component
@@ -257,6 +258,23 @@ def test_small_image_is_the_same_in_another_place(
     assert place.build()["digest"] == undisturbed["digest"]
     again = place.build()
     assert (again["digest"], again["changed"]) == (undisturbed["digest"], False)
+
+
+def test_without_the_cache_all_is_made_again_with_the_same_bytes(
+    place: Workplace, undisturbed: dict[str, Any]
+) -> None:
+    """Cached layers that are empty would give an empty image."""
+    layers = place.cache / "layers"
+    for cached in list(layers.iterdir()):
+        meta = (cached / META).read_text()
+        cached.unlink()
+        cached.mkdir()
+        (cached / META).write_text(meta)
+    settings = Settings(place.store.root, place.cache, place.folder / "state")
+    options = BuildOptions(offline=True, no_cache=True)
+    afresh = build(load_recipe(place.recipe), settings, place.store, Steps(), options)
+    assert afresh.made == tuple(layer.name for layer in afresh.record.layers)
+    assert afresh.record.digest == undisturbed["digest"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.45, 0.7, 0.95])

@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 
 from polydev.errors import ConfigError
-from polydev.lab import restart
 from polydev.release.applying import describe
 from polydev.release.records import Record
 from polydev.run import Completed, run
-from polydev.settings import Settings
 from tests.hosts import ROOT, TOOL, DeployedHost, variant
 
 PROGRAMS = Path(sys.executable).parent
@@ -346,12 +344,9 @@ class TestTargets:
 
 
 class TestRestart:
-    def test_host_comes_back_whole_without_a_deployment(
-        self, deployed: DeployedHost, settings: Settings
-    ) -> None:
+    def test_host_comes_back_whole_without_a_deployment(self, deployed: DeployedHost) -> None:
         before = deployed.listing()
-        # The one that all tests share: what they knew of the lab has ended.
-        vars(deployed)["lab"] = restart(deployed.lab.name, settings)
+        deployed.restart()
         gate = json.loads(deployed.inside(f"{TOOL} health --seconds 60"))
         assert gate["ok"], gate
         assert deployed.listing() == before

@@ -23,8 +23,10 @@ from polydev.lab import (
     labs,
     life,
     logs,
+    reset,
     restart,
     run_inside,
+    save,
     shell,
     ssh_argv,
     up,
@@ -235,6 +237,22 @@ class TestLife:
         said = run(ssh_argv(again, ["sh", "-c", "cat /etc/kept; ip -brief link"])).stdout
         assert "kept" in said
         assert "br-gone" not in said
+
+    def test_reset_brings_saved_files_back_and_nothing_else(
+        self, own: Callable[[str], Lab], settings: Settings
+    ) -> None:
+        lab = own("s")
+        with pytest.raises(LabError, match="no files of lab"):
+            reset(lab.name, settings)
+        run_inside(lab, ["sh", "-c", "echo saved >/etc/saved; echo saved >/etc/motd"])
+        saved = save(lab.name, settings)
+        run_inside(saved, ["sh", "-c", "rm /etc/saved; echo later | tee /etc/motd >/etc/later"])
+        again = reset(lab.name, settings)
+        said = run(ssh_argv(again, ["cat", "/etc/saved", "/etc/motd"])).stdout
+        assert said.split() == ["saved", "saved"]
+        assert run_inside(again, ["test", "-e", "/etc/later"], check=False).status == 1
+        with pytest.raises(LabError, match="were saved before"):
+            save(lab.name, settings)
 
     def test_reboot_from_inside(self, own: Callable[[str], Lab]) -> None:
         lab = own("d")

@@ -2,7 +2,7 @@
 
 from polydev.errors import LabError
 from polydev.lab.inside import Logs, logs, run_inside, shell, ssh_argv
-from polydev.lab.life import down, find, labs, restart, up
+from polydev.lab.life import down, find, labs, reset, restart, save, up
 from polydev.lab.model import Lab
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "find",
     "labs",
     "logs",
+    "reset",
     "restart",
     "run_inside",
+    "save",
     "shell",
     "ssh_argv",
     "up",

@@ -37,7 +37,7 @@ REBOOTED = 133  # status of nspawn, told to keep its unit, when the container wa
 # nodes are the lab's own: there is no udev to set their modes, and this machine's stay as
 # they are.
 _START = f"""
-folder=$1 root=$2 veth=$3 gateway=$4 cgroup=$5
+folder=$1 lower=$2 veth=$3 gateway=$4 cgroup=$5
 shift 5
 mkdir -p "$cgroup/first"
 echo 0 >"$cgroup/first/cgroup.procs"
@@ -46,9 +46,9 @@ mount -t tmpfs -o mode=0755 lab /run/systemd/nspawn
 mkdir {DEVICES}
 mknod -m 0666 {DEVICES}/tun c 10 200
 mknod -m 0660 {DEVICES}/kvm c 10 232
-chgrp "$(awk -F: '$1 == "kvm" {{print $3}}' "$root/etc/group")" {DEVICES}/kvm
-mount -t overlay overlay -o "lowerdir=$root,upperdir=$folder/upper,workdir=$folder/work,\
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work,\
 index=off,redirect_dir=on" "$folder/mounted"
+chgrp "$(awk -F: '$1 == "kvm" {{print $3}}' "$folder/mounted/etc/group")" {DEVICES}/kvm
 boot() {{
   : >"$folder/netns"
   unshare --net="$folder/netns" ip link set lo up
@@ -95,7 +95,8 @@ def container_argv(lab: Lab, cgroup: Path, *, kvm: bool) -> list[str]:
     """All of a lab in namespaces that end with the first process."""
     return [
         *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
-        *("--mount-proc", "sh", "-eu", "-c", _START, "lab", str(lab.folder), str(lab.root)),
+        *("--mount-proc", "sh", "-eu", "-c", _START, "lab", str(lab.folder)),
+        ":".join(map(str, lab.lower)),
         *(lab.veth, lab.gateway, str(cgroup), *nspawn_argv(lab, kvm=kvm)),
     ]
 

@@ -75,14 +75,55 @@ def labs(settings: Settings) -> list[Lab]:
 
 def restart(name: str, settings: Settings, steps: Steps | None = None) -> Lab:
     """Power a lab off and boot the same files again. Raises LabError."""
+    with _made(name, settings) as lab:
+        _stop(lab)
+        return _boot(lab, settings, steps or Steps())
+
+
+def save(name: str, settings: Settings) -> Lab:
+    """Make a lab's present files those that `reset` returns to; it is started anew.
+
+    Raises LabError, also where files were saved before.
+    """
+    with _made(name, settings) as lab:
+        if lab.saved.exists():
+            raise LabError(
+                f"the files of lab {name} were saved before",
+                f"make it anew to save others: ./inv lab.down --name {name}, then lab.up",
+            )
+        _stop(lab)
+        lab.upper.rename(lab.saved)
+        return _boot(lab, settings, Steps())
+
+
+def reset(name: str, settings: Settings) -> Lab:
+    """Boot a lab with the files that were saved; all that was written since goes.
+
+    Raises LabError, also where none were saved.
+    """
+    with _made(name, settings) as lab:
+        if not lab.saved.is_dir():
+            raise LabError(f"no files of lab {name} were saved", "save them while it is well")
+        _stop(lab)
+        _collect_packages(lab, settings)
+        shutil.rmtree(lab.upper)
+        return _boot(lab, settings, Steps())
+
+
+@contextmanager
+def _made(name: str, settings: Settings) -> Iterator[Lab]:
+    """A lab that was made, for its caller alone. Raises LabError where there is none."""
     folder = lab_folder(name, settings)
     with _lab_lock(folder):
         lab = read_lab(folder)
         if lab is None:
             raise LabError(f"there is no lab {name}", f"./inv lab.up --name {name}")
-        if lab.running():
-            power_off(lab, POWER_OFF_SECONDS)
-        return _boot(lab, settings, steps or Steps())
+        yield lab
+
+
+def _stop(lab: Lab) -> None:
+    if lab.running():
+        power_off(lab, POWER_OFF_SECONDS)
 
 
 def _make(name: str, folder: Path, settings: Settings, root: Path) -> Lab:
@@ -121,6 +162,7 @@ def _boot(lab: Lab, settings: Settings, steps: Steps) -> Lab:
         )
     for other in recorded_labs(settings):
         _collect_packages(other, settings)
+    lab.upper.mkdir(mode=0o755, exist_ok=True)
     archives = lay_folder(lab, Path(ARCHIVES))
     share_packages(_shared_packages(settings), archives)
     with steps.step(f"lab {lab.name}") as step:

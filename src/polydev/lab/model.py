@@ -57,6 +57,16 @@ class Lab(BaseModel):
         return self.folder / "upper"
 
     @property
+    def saved(self) -> Path:
+        """The files that `reset` returns to, between `upper` and `root`; not there unless saved."""
+        return self.folder / "saved"
+
+    @property
+    def lower(self) -> list[Path]:
+        """The trees that `upper` lies over, the highest first."""
+        return [self.saved, self.root] if self.saved.is_dir() else [self.root]
+
+    @property
     def veth(self) -> str:
         """This machine's end of the link, the only thing of the lab in its network."""
         return f"{VETH_PREFIX}{self.name}"
