@@ -26,12 +26,13 @@ from polydev.run import spawn
 from polydev.settings import Settings
 from polydev.vm.machine import start
 from polydev.vm.scratch import abandoned_folders
-from tests.conftest import SPECS
+from tests.hosts import ROOT
 from tests.quickvm import MEMORY_MIB, make_quick_image
 
 pytestmark = pytest.mark.integration
 
 SOURCE = str(Path(polydev.__file__).parent.parent)
+SPECS = ROOT / "tests" / "spec" / "image"
 DEADLINE_SECONDS = 300.0
 POLL_SECONDS = 0.05
 

@@ -348,7 +348,7 @@ def test_a_row_of_another_does_not_open(host: Host) -> None:
     host.run(scenario)
 
 
-@pytest.mark.parametrize("key", ["", "hidden", new_key()[:-4]])
+@pytest.mark.parametrize("key", ["", "hidden", new_key()[:-4]], ids=["empty", "word", "cut"])
 def test_a_malformed_key_ends_the_start_and_is_not_shown(host: Host, key: str) -> None:
     settings = host.settings.model_copy(update={"credentials_key": SecretStr(key)})
     with pytest.raises(ConfigError) as caught:
