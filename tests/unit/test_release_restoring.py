@@ -165,7 +165,8 @@ def test_a_slow_one_is_awaited_and_each_step_is_told(host: Host, slow: threading
     assert operator.restore()["changes"]
     assert "database" in operator.told
     assert set(operator.told) <= {
-        *("starting", "waiting for what the host does", "checking the backup"),
+        *("starting", "ending the operations of the deployment"),
+        *("waiting for what the host does", "checking the backup"),
         *("files", "database", "units", "controller"),
     }
 
