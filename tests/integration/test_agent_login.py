@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,11 +70,14 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Guest:
-    for name in ("run", "home", "bin"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "bin/xdg-open").symlink_to(XDG_OPEN)
-    return Guest(tmp_path)
+def guest() -> Iterator[Guest]:
+    # The path of a socket is short, and that of pytest's folder is not.
+    with tempfile.TemporaryDirectory(prefix="guest-") as name:
+        folder = Path(name)
+        for part in ("run", "home", "bin"):
+            (folder / part).mkdir()
+        (folder / "bin/xdg-open").symlink_to(XDG_OPEN)
+        yield Guest(folder)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +120,15 @@ class Events:
 
 
 @asynccontextmanager
-async def controller(host: FakeHost, **changes: object) -> AsyncIterator[Controller]:
-    """A controller of the host, until it is told to end and has ended."""
+async def controller(
+    host: FakeHost, unchecked: Mapping[str, object] | None = None, **changes: object
+) -> AsyncIterator[Controller]:
+    """A controller of the host, until it is told to end and has ended.
+
+    `unchecked` has settings that no operator may have.
+    """
     values = {**host.settings_values, "jwt_secret": JWT_SECRET, **changes}
-    settings = Settings(**values)
+    settings = Settings(**values).model_copy(update=unchecked)
     app = create_app(settings, host.hypervisor)
     services: Services = app.state.services
     user, operator = [await services.users.add(role) for role in ("user", "operator")]
@@ -319,7 +324,7 @@ def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
         # Longer than the test may take: nothing may wait for a stream that goes on.
-        async with controller(host, drain_seconds=10 * DEADLINE_SECONDS) as old:
+        async with controller(host, {"drain_seconds": 10 * DEADLINE_SECONDS}) as old:
             session = await old.start()
             async with old.events(session) as events:
                 await events.until(state="vm_starting")
@@ -342,7 +347,7 @@ def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
 def test_a_server_ends_though_somebody_follows(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.kind = SlowVm
-        async with controller(host, drain_seconds=10 * DEADLINE_SECONDS) as asked:
+        async with controller(host, {"drain_seconds": 10 * DEADLINE_SECONDS}) as asked:
             session = await asked.start()
             vm = await host.hypervisor.started(2)
             console = f"/api/vm/{session['vmId']}/console?follow=true"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -46,10 +46,10 @@ def up(name: str, settings: Settings, steps: Steps) -> Lab:
             _wait_login(made)
             return made
         if made is not None:
-            return _boot(made, settings, steps)
+            return _boot(name, lambda: made, settings, steps)
         root = ready_root(settings, steps)
         try:
-            return _boot(_make(name, folder, settings, root), settings, steps)
+            return _boot(name, lambda: _make(name, folder, settings, root), settings, steps)
         except BaseException:
             _remove(folder, settings)
             raise
@@ -77,7 +77,7 @@ def restart(name: str, settings: Settings, steps: Steps | None = None) -> Lab:
     """Power a lab off and boot the same files again. Raises LabError."""
     with _made(name, settings) as lab:
         _stop(lab)
-        return _boot(lab, settings, steps or Steps())
+        return _boot(name, lambda: lab, settings, steps or Steps())
 
 
 def save(name: str, settings: Settings) -> Lab:
@@ -93,7 +93,7 @@ def save(name: str, settings: Settings) -> Lab:
             )
         _stop(lab)
         lab.upper.rename(lab.saved)
-        return _boot(lab, settings, Steps())
+        return _boot(name, lambda: lab, settings, Steps())
 
 
 def reset(name: str, settings: Settings) -> Lab:
@@ -107,7 +107,7 @@ def reset(name: str, settings: Settings) -> Lab:
         _stop(lab)
         _collect_packages(lab, settings)
         shutil.rmtree(lab.upper)
-        return _boot(lab, settings, Steps())
+        return _boot(name, lambda: lab, settings, Steps())
 
 
 @contextmanager
@@ -130,13 +130,12 @@ def _make(name: str, folder: Path, settings: Settings, root: Path) -> Lab:
     """A lab's folder and files, with addresses of its own; nothing runs yet."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with _locked(MACHINE_LOCK):
-        recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
-        gateway, address = allot([*recorded, *networks_in_use()])
-        lab = Lab(name=name, folder=folder, root=root, address=str(address), gateway=str(gateway))
-        lab.upper.mkdir(mode=0o755)
-        write_lab_files(lab)
-        lab.write()
+    recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
+    gateway, address = allot([*recorded, *networks_in_use()])
+    lab = Lab(name=name, folder=folder, root=root, address=str(address), gateway=str(gateway))
+    lab.upper.mkdir(mode=0o755)
+    write_lab_files(lab)
+    lab.write()
     return lab
 
 
@@ -153,8 +152,26 @@ def _remove(folder: Path, settings: Settings) -> bool:
     return True
 
 
-def _boot(lab: Lab, settings: Settings, steps: Steps) -> Lab:
-    """Start a lab that does not run and wait until SSH lets `deploy` in."""
+def _boot(name: str, get: Callable[[], Lab], settings: Settings, steps: Steps) -> Lab:
+    """Start a lab that does not run and wait until SSH lets `deploy` in.
+
+    `get` is called while no other lab can be made or started: addresses that a new one chooses
+    are free until its link has them.
+    """
+    with steps.step(f"lab {name}") as step:
+        with _locked(MACHINE_LOCK):
+            started = _start(get(), settings)
+        step.say("waiting for SSH")
+        try:
+            _wait_login(started)
+        except BaseException:
+            kill(started)
+            raise
+    return started
+
+
+def _start(lab: Lab, settings: Settings) -> Lab:
+    """Lay the packages that all labs share and start the container. Raises LabError."""
     if not lab.root.is_dir():
         raise LabError(
             f"lab {lab.name} lies over {lab.root}, which is gone",
@@ -165,17 +182,8 @@ def _boot(lab: Lab, settings: Settings, steps: Steps) -> Lab:
     lab.upper.mkdir(mode=0o755, exist_ok=True)
     archives = lay_folder(lab, Path(ARCHIVES))
     share_packages(_shared_packages(settings), archives)
-    with steps.step(f"lab {lab.name}") as step:
-        with _locked(MACHINE_LOCK):
-            _clear(lab)
-            started = start(lab)
-        step.say("waiting for SSH")
-        try:
-            _wait_login(started)
-        except BaseException:
-            kill(started)
-            raise
-    return started
+    _clear(lab)
+    return start(lab)
 
 
 def _clear(lab: Lab) -> None:
