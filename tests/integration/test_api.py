@@ -121,7 +121,7 @@ class Events:
 
 @asynccontextmanager
 async def controller(
-    host: FakeHost, unchecked: Mapping[str, object] | None = None, **changes: object
+    host: FakeHost, unchecked: Mapping[str, object] | None = None, **changes: Any
 ) -> AsyncIterator[Controller]:
     """A controller of the host, until it is told to end and has ended.
 
@@ -398,7 +398,7 @@ def test_logs_of_whole_lives_hold_no_token_and_no_address(
     async def scenario(host: FakeHost) -> None:
         configure_logs("debug", "json", host.network)
         host.hypervisor.next += [HealthyVm, WrongVm, PanicsVm]
-        changes = {"session": {"per_user": 5}, "vm_check": {"every_seconds": 0.1}}
+        changes: dict[str, Any] = {"session": {"per_user": 5}, "vm_check": {"every_seconds": 0.1}}
         async with controller(host, **changes) as asked:
             secrets.extend(
                 each["Authorization"].removeprefix("Bearer ")
