@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from polydev.progress import Steps
 
 TEST_KINDS = ("unit", "integration", "e2e", "bench")
-# pytest-xdist: tests/conftest.py says which tests share a lane, and in which order.
-LANES = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+# pytest-xdist; tests/conftest.py says which tests share a lane, and in which order.
+LANES = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 NO_TESTS = 5
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
@@ -29,12 +30,25 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
-HOST_GROUP = "host"
+# The files with tests of what `up` made, in their order. The VM costs the tests after it CPU time
+# until the first file has ended it; the last file ends the host.
+HOST_FILES = (
+    "e2e/test_desktop.py",
+    "integration/test_verify.py",
+    "integration/test_deploy.py",
+    "integration/test_deploy_faults.py",
+    "integration/test_rollback.py",
+    "integration/test_deploy_postgres.py",
+    "integration/test_credentials_host.py",
+    "integration/test_doctor.py",
+    "integration/test_isolation.py",
+    "integration/test_vm_walls.py",
+    "integration/test_microvm.py",
+    "integration/test_sessions.py",
+    "e2e/test_down.py",
+)
 SHARED_HOST = pytest.StashKey[DeployedHost]()
 FAILED_ON_HOST = pytest.StashKey[str]()
-# The VM of `up` costs the tests after it CPU time until the first of these files ends it; the
-# last one ends the host.
-FIRST_ON_HOST, LAST_ON_HOST = "e2e/test_desktop.py", "e2e/test_down.py"
 
 
 def pytest_configure() -> None:
@@ -43,8 +57,6 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# First, since pytest-xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not item.path.is_relative_to(TESTS):
@@ -52,8 +64,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(TESTS).parts[0]
         if kind in KINDS:
             item.add_marker(kind)
-        item.add_marker(pytest.mark.xdist_group(lane_group(item)))
+        if "up" in getattr(item, "fixturenames", ()) and not is_on_host(item):
+            raise pytest.UsageError(f"tests/conftest.py: HOST_FILES lacks {file_of(item)}")
     items.sort(key=turn)
+
+
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
+    """Keeps the tests of a file in one lane of pytest-xdist, and those of the shared host too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "host" if file.removeprefix("tests/") in HOST_FILES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    return Lanes(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,7 +89,7 @@ def pytest_runtest_makereport(
     if report.skipped and "CI" in os.environ and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"CI skips no test, and this one was skipped: {report.longrepr}"
-    if report.failed and lane_group(item) == HOST_GROUP:
+    if report.failed and is_on_host(item):
         item.session.stash[FAILED_ON_HOST] = file_of(item)
     return report
 
@@ -74,22 +99,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reset the shared host before the first test after a file in which one failed."""
     stash = item.session.stash
     failed_in = stash.get(FAILED_ON_HOST, None)
-    if failed_in is None or failed_in == file_of(item) or lane_group(item) != HOST_GROUP:
+    if failed_in is None or failed_in == file_of(item) or not is_on_host(item):
         return
     del stash[FAILED_ON_HOST]
     if SHARED_HOST in stash:
         stash[SHARED_HOST].reset()
 
 
-def lane_group(item: pytest.Item) -> str:
-    """What keeps tests in one lane, one after another: the shared host, or else their file."""
-    return HOST_GROUP if "up" in getattr(item, "fixturenames", ()) else file_of(item)
+def turn(item: pytest.Item) -> int:
+    """The key by which tests are sorted: the longest lane first, beside which runs the rest."""
+    return HOST_FILES.index(file_of(item)) if is_on_host(item) else len(HOST_FILES)
 
 
-def turn(item: pytest.Item) -> tuple[bool, bool, bool]:
-    """The key by which tests are sorted: the longest group first, beside which runs the rest."""
-    file = file_of(item)
-    return lane_group(item) != HOST_GROUP, file != FIRST_ON_HOST, file == LAST_ON_HOST
+def is_on_host(item: pytest.Item) -> bool:
+    return file_of(item) in HOST_FILES
 
 
 def file_of(item: pytest.Item) -> str:
