@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a deployment is made from.
 PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "pyproject.toml")
 TOOL = "/opt/polydev-ai/bin/polydev-host"
+# SSH lets operators in before all units of the host are up.
+BOOT_SECONDS = 120
 DATABASE = "/var/lib/master-controller/controller.sqlite3"
 
 
@@ -102,6 +104,8 @@ class DeployedHost:
     def _renew(self, lab: Lab) -> None:
         # All tests share this value: what they knew of the lab's processes has ended.
         vars(self)["lab"] = lab
+        gate = json.loads(self.inside(f"{TOOL} health --seconds {BOOT_SECONDS}"))
+        assert gate["ok"], gate
 
     def ssh_address(self) -> str:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"

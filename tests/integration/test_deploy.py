@@ -347,8 +347,6 @@ class TestRestart:
     def test_host_comes_back_whole_without_a_deployment(self, deployed: DeployedHost) -> None:
         before = deployed.listing()
         deployed.restart()
-        gate = json.loads(deployed.inside(f"{TOOL} health --seconds 60"))
-        assert gate["ok"], gate
         assert deployed.listing() == before
         require_passed(run_specs(deployed))
         assert deployed.plan().changing == []

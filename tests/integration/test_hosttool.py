@@ -89,11 +89,12 @@ def started(*argv: str | Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def holder(
-    tool: Path, root: Path, deployment: str = FIRST, seconds: int = 600
+    tool: Path, root: Path, deployment: str = FIRST, seconds: int = 600, *, again: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
     """A process that holds the lock, and what it said when it had it."""
     words = ["--id", deployment, "--owner", "ada@desk", "--purpose", "deploy"]
     argv: Argv = [tool, "--root", root, "lock", "hold", *words, "--seconds", str(seconds)]
+    argv += ["--again"] if again else []
     with started(*argv) as process:
         yield process, json.loads(out(process).readline())
 
@@ -163,6 +164,20 @@ class TestLock:
             assert said["error"] == "lock-held"
             assert "ada@desk" in said["message"]
             assert second.wait() == 1
+
+    def test_a_deployment_whose_connection_was_lost_has_it_again(
+        self, tool: Path, tmp_path: Path
+    ) -> None:
+        """The host has not noticed the loss: the former holder waits for its operator."""
+        with holder(tool, tmp_path) as (former, said):
+            with holder(tool, tmp_path, SECOND, again=True) as (stranger, refused):
+                assert refused["error"] == "lock-held"
+                assert stranger.wait() == 1
+            with holder(tool, tmp_path, again=True) as (process, heir):
+                assert heir["stale"] == said["lock"]
+                assert former.wait() == -signal.SIGTERM
+                tell(process, "release")
+                assert process.wait() == 0
 
     @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
     def test_signal_lets_go(self, tool: Path, tmp_path: Path, number: signal.Signals) -> None:

@@ -105,7 +105,7 @@ class Operators:
 
         patch.setattr(changes, "connected", connected)
         patch.setattr(changes, "planned", planned)
-        patch.setattr(transaction, "DeploymentLock", lambda *_: Lock(self.offset_seconds))
+        patch.setattr(transaction, "DeploymentLock", lambda *_, **__: Lock(self.offset_seconds))
 
     def at(self, time: datetime) -> None:
         """From now on the operator's clock says this, in the checkout of another commit."""

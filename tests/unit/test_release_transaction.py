@@ -313,7 +313,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         host.succeeded(FIRST)
         locks: list[Lock] = []
 
-        def new_lock(*_: object) -> Lock:
+        def new_lock(*_: object, **__: object) -> Lock:
             locks.append(Lock(host))
             return locks[-1]
 
@@ -519,7 +519,7 @@ class TestFailure:
     ) -> None:
         bench = make()
 
-        def taken(*_: object) -> Lock:
+        def taken(*_: object, **__: object) -> Lock:
             raise LockHeld("ben deploys to this host")
 
         def change() -> None:

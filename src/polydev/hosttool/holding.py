@@ -24,7 +24,9 @@ class End(Enum):
     EXPIRED = "expired"
 
 
-def hold(paths: Paths, seconds: int, document: dict[str, str]) -> dict[str, object] | None:
+def hold(
+    paths: Paths, seconds: int, document: dict[str, str], *, again: bool
+) -> dict[str, object] | None:
     """Take the lock, say so in one line, keep it; None when it was let go as it should be.
 
     The line `release` on stdin ends it, and so do the end of stdin, a signal, or `seconds`
@@ -34,7 +36,7 @@ def hold(paths: Paths, seconds: int, document: dict[str, str]) -> dict[str, obje
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
         # Whoever started us may have them ignored; the end of the process lets go of the flock.
         signal.signal(number, signal.SIG_DFL)
-    lock = Lock(paths, seconds, dict(document))
+    lock = Lock(paths, seconds, dict(document), again=again)
     sys.stdout.write(json.dumps({"lock": lock.document, "stale": lock.stale}) + "\n")
     sys.stdout.flush()
     end = _listen(lock, sys.stdin.fileno(), seconds)

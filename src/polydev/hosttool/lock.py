@@ -27,12 +27,21 @@ END_SECONDS = 2.0
 class Lock:
     """A lock that this process holds until it ends, or `let_go`."""
 
-    def __init__(self, paths: Paths, seconds: int, document: dict[str, Any]) -> None:
-        """Take it. Raises HostError `lock-held`, naming the holder."""
+    def __init__(
+        self, paths: Paths, seconds: int, document: dict[str, Any], *, again: bool = False
+    ) -> None:
+        """Take it. Raises HostError `lock-held`, naming the holder.
+
+        `again` ends a holder of the same deployment first: its connection was lost, but this host
+        has not noticed yet.
+        """
         require_id(str(document["id"]))
         make_folder(paths.home)
         self._paths = paths
         self._seconds = seconds
+        former = read_lock(paths)
+        if again and former and former.get("id") == document["id"] and is_held(paths):
+            _end(former)
         self._descriptor = _flocked(paths)
         self.stale = read_lock(paths)
         now = datetime.now(timezone.utc)

@@ -93,7 +93,7 @@ LIMITS = (
 def lock_hold(call: Call) -> object:
     arguments = call.arguments
     document = {"id": arguments.id, "owner": arguments.owner, "purpose": arguments.purpose}
-    return hold(call.paths, arguments.seconds, document)
+    return hold(call.paths, arguments.seconds, document, again=arguments.again)
 
 
 def lock_show(call: Call) -> object:
@@ -194,6 +194,11 @@ VERBS = (
             required("--owner", help="who deploys"),
             required("--purpose", help="what for"),
             required("--seconds", type=int, help="let go after so long without a line on stdin"),
+            argument(
+                "--again",
+                action="store_true",
+                help="take over from a holder of the same deployment, whose connection was lost",
+            ),
         ),
     ),
     Verb("lock show", "Whose the lock is, and whether they live", lock_show),

@@ -162,10 +162,22 @@ class DeploymentLock:
     host's clock was ahead of this machine's when it gave the lock.
     """
 
-    def __init__(self, target: SshTarget, deployment_id: str, owner: str, purpose: str) -> None:
-        """Raises LockHeld naming who has it, or Unreachable."""
+    def __init__(
+        self,
+        target: SshTarget,
+        deployment_id: str,
+        owner: str,
+        purpose: str,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Take it, `again` after its connection was lost.
+
+        Raises LockHeld naming who has it, or Unreachable.
+        """
         words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
         words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
+        words += ["--again"] if again else []
         argv = target.argv(TOOL, *words)
         before = time.time()
         self._process = LineProcess(argv)

@@ -111,8 +111,9 @@ class Transaction:
                 "run it again; `timedatectl` shows the clock",
             )
 
-    def _new_lock(self, purpose: str) -> DeploymentLock:
-        return DeploymentLock(self.host.target, self.record.id, self.record.who, purpose)
+    def _new_lock(self, purpose: str, *, again: bool = False) -> DeploymentLock:
+        record = self.record
+        return DeploymentLock(self.host.target, record.id, record.who, purpose, again=again)
 
     def require_lock(self) -> None:
         """Raises DeployError where the lock is not ours any more: somebody broke it."""
@@ -192,7 +193,7 @@ class Transaction:
         if self._lock.is_held:
             return
         self._lock.release()
-        self._lock = self._new_lock("way back")
+        self._lock = self._new_lock("way back", again=True)
         for found in records_of(self.connection):
             if found.id == self.record.id and found.status != "running":
                 raise LockHeld(
