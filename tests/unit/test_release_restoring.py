@@ -247,14 +247,12 @@ def test_an_older_host_tool_in_its_place_is_asked_nothing(host: Host) -> None:
 
     connection = OlderTool(host)
     operator = Operator(connection)
-    host.systemd.starts = lambda unit, argv: None
-    threading.Timer(0.05, lambda: host.systemd.run_to_end(*started(host))).start()
+
+    def start(unit: str, argv: Sequence[str]) -> None:
+        threading.Timer(0.05, host.systemd.run_to_end, (unit, argv)).start()
+
+    host.systemd.starts = start
     assert operator.restore()["changes"]
-
-
-def started(host: Host) -> tuple[str, list[str]]:
-    unit, *argv = host.systemd.started[0]
-    return unit, argv
 
 
 def test_another_deployments_restore_is_another_one(host: Host) -> None:
