@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -52,6 +53,10 @@ FAILED_ON_HOST = pytest.StashKey[str]()
 
 
 def pytest_configure() -> None:
+    # Beside VMs that boot, an example may take as long as it likes.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("lanes", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("lanes")
     # Where the tests run as a background job, SIGINT is ignored, and so it would be by every
     # process that they start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
