@@ -191,7 +191,7 @@ def kvm_finding(facts: MachineFacts) -> Finding:
 
 
 def leftovers_findings(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> list[Finding]:
-    """What work that was killed has left on this machine; none where it left nothing."""
+    """Findings about leftovers of killed work on this machine; none where there are none."""
     if not orphans and not scratch:
         return []
     left = [str(orphan) for orphan in orphans] + [f"folder {folder}" for folder in scratch]

@@ -51,7 +51,7 @@ class Credentials(PydanticBaseSettingsSource):
 
 
 def secret_name(field: str) -> str:
-    """What the file of a secret is called."""
+    """The name of the file of a secret."""
     return field.replace("_", "-")
 
 

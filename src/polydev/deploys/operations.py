@@ -106,7 +106,7 @@ def file(
 
 
 def _difference(path: str, text: str, *, is_there: bool) -> str:
-    """What a file has and what it is to have, for a person."""
+    """The difference between a file and its wanted text, for a person."""
     lines = host.get_fact(FileContents, path=path) if is_there else None
     changed = difflib.unified_diff(lines or [], text.splitlines(), lineterm="", n=2)
     body = [*changed][2:]  # without the names of the files

@@ -50,7 +50,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def _damage(connection: Connection) -> str:
-    """What is wrong with a database, for a person; empty for a sound one."""
+    """The damage of a database, for a person; empty for a sound one."""
     found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
     if found != ["ok"]:
         return "; ".join(found)

@@ -99,7 +99,7 @@ def _short(lines: Sequence[str]) -> str:
 
 
 def differences(part: str, declared: Facts, live: Facts) -> list[Difference]:
-    """What the kernel has otherwise than declared, or has beyond it."""
+    """Differences between the kernel's state and the declared one, also of undeclared things."""
     found = []
     for subject, properties in declared.items():
         if subject not in live:

@@ -45,7 +45,7 @@ echo '{MARK}'
 
 @dataclass(frozen=True)
 class Reading:
-    """What the kernel says in one network namespace."""
+    """The kernel's state of one network namespace."""
 
     links: list[Json]
     routes: list[Json]

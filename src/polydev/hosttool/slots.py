@@ -223,7 +223,7 @@ Command = tuple[list[str], str]
 
 
 def port_commands(slot: Slot) -> list[Command]:
-    """What sets the slot's port in the bridge; it may be repeated."""
+    """Commands that set the slot's port in the bridge; they may be repeated."""
     return [(["ip", "-batch", "-"], port_of(slot))]
 
 
@@ -244,7 +244,7 @@ def setting_commands(slot: Slot) -> list[Command]:
 
 
 def slot_commands(slot: Slot) -> list[Command]:
-    """What makes a slot: programs and what each reads."""
+    """Commands that make a slot: programs, each with its input."""
     tap = f"tuntap add dev {TAP} mode tap user {slot.user}\n"
     return [
         (["ip", "netns", "add", slot.namespace], ""),

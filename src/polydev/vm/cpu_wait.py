@@ -90,7 +90,7 @@ NO_WAIT = CpuWait()
 
 
 def wait_between(before: CpuSample, after: CpuSample) -> CpuWait:
-    """What a VM lost between two samples of its process.
+    """The wait of a VM between two samples of its process.
 
     Threads that had to wait for each other, having too few CPUs for all of them, would have
     done so on a quiet machine too. Where on average no more than one thread was at work, each

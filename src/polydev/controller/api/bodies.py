@@ -1,4 +1,4 @@
-"""What all JSON bodies of requests share."""
+"""The base of all JSON bodies of requests."""
 
 from __future__ import annotations
 

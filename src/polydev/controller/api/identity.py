@@ -130,7 +130,7 @@ class Identity:
         peer: str | None = None,
         forwarded_for: Iterable[str] = (),
     ) -> Caller:
-        """Who sent this `Authorization` header or, where that is no bearer token, `access_token`.
+        """Return the sender of `Authorization` or, where that is no bearer token, `access_token`.
 
         `forwarded_for` are the values of X-Forwarded-For, of which only trusted proxies are
         believed.

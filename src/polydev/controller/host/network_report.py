@@ -44,7 +44,7 @@ class Deviation:
 def read_report(
     file: Path = FILE, clock: Callable[[], float] = time.monotonic
 ) -> tuple[Deviation, ...]:
-    """What the watch found last. Raises NoReport, and FileNotFoundError where none ever was."""
+    """The newest report of the watch. Raises NoReport, or FileNotFoundError if there is none."""
     try:
         report = json.loads(file.read_bytes())
         age = clock() - float(report["at"])
@@ -93,7 +93,7 @@ def network_observed(found: Sequence[Deviation]) -> Observed:
 
 
 def unread_observed(why: str) -> Observed:
-    """Nobody knows whether the walls stand, so alerts about them stay as they are."""
+    """The state of the walls is unknown, so alerts about them stay as they are."""
     message = f"the network of VMs is not watched: {why}"
     return {"vm_network": [Observation("watch", message, None, "warning", "critical")]}
 

@@ -142,7 +142,7 @@ def _memory(pid: int, cgroup: Path | None) -> dict[str, Any]:
 
 
 def allocated_bytes(folder: Path) -> int:
-    """What the files below `folder` take up; what goes away meanwhile counts nothing.
+    """Disk space of the files below `folder`; files that go away meanwhile count nothing.
 
     Follows no link. Raises LookupError where there is far more than in any VM's folder.
     """
@@ -159,7 +159,7 @@ def allocated_bytes(folder: Path) -> int:
 
 
 def _sizes(folder: int, depth: int = 0) -> Iterator[int]:
-    """What each file takes up in a folder, given by its descriptor, and in those below."""
+    """Disk space of each file in a folder, given by its descriptor, and in those below."""
     if depth > MOST_DEPTH:
         raise LookupError(f"folders in more than {MOST_DEPTH} levels")
     with os.scandir(folder) as entries:

@@ -210,7 +210,7 @@ class Tending:
         self._watch.ask(pace.ask if has_network else pace.ask_blind, pace.ask_share)
 
     def _waited(self, vm: Vm, slot: SlotState) -> CpuWait:
-        """What the VM waited for a CPU since its stage began or, if it is up, was well last."""
+        """The VM's wait for a CPU since its stage began or, if it is up, since it was well last."""
         pid = slot.pid
         if pid is None:
             return self._wait

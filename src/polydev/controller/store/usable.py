@@ -38,7 +38,7 @@ HINTS = (
 
 
 async def check(url: str, *, with_tools: bool) -> dict[str, object]:
-    """What the database is. Raises DatabaseUnusable with what to do; never with a password."""
+    """Describe the database. Raises DatabaseUnusable with what to do; never with a password."""
     if sa.make_url(url).get_backend_name() != "postgresql":
         return {"database": described(url), "revision": None, "expected": HEAD, "exposed": {}}
     engine = create_engine(url)
