@@ -24,32 +24,40 @@ from polydev.image.store import ImageStore
 from polydev.lab import find as find_lab
 from polydev.progress import Steps
 from polydev.settings import Settings
-from tests.hosts import DeployedHost, lab_host
+from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
 from tests.inv import Inv, own_inv
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RECIPE = ROOT / "golden" / "recipe.yaml"
 KINDS = frozenset({"unit", "spec", "integration", "e2e", "bench"})
-# The files with tests of what `up` made, in their order. The VM costs the tests after it CPU time
-# until the first file has ended it; the last file ends the host.
-HOST_FILES = (
-    "e2e/test_desktop.py",
-    "integration/test_verify.py",
-    "integration/test_deploy.py",
-    "integration/test_deploy_faults.py",
-    "integration/test_rollback.py",
-    "integration/test_deploy_postgres.py",
-    "integration/test_credentials_host.py",
-    "integration/test_doctor.py",
-    "integration/test_isolation.py",
-    "integration/test_vm_walls.py",
-    "integration/test_microvm.py",
-    "integration/test_sessions.py",
-    "e2e/test_down.py",
-)
-SHARED_HOST = pytest.StashKey[DeployedHost]()
-FAILED_ON_HOST = pytest.StashKey[str]()
+# The files of each lane whose tests share a host, in their order.
+HOST_LANES = {
+    # What `up` made. Its VM costs the tests after it CPU time until the first file has ended it;
+    # the last file ends the host.
+    "up": (
+        "e2e/test_desktop.py",
+        "integration/test_verify.py",
+        "integration/test_deploy.py",
+        "integration/test_deploy_faults.py",
+        "integration/test_rollback.py",
+        "integration/test_deploy_postgres.py",
+        "integration/test_credentials_host.py",
+        "integration/test_doctor.py",
+        "e2e/test_down.py",
+    ),
+    # A host of their own, so that they run beside those of `up`.
+    "vms": (
+        "integration/vms/test_isolation.py",
+        "integration/vms/test_vm_walls.py",
+        "integration/vms/test_microvm.py",
+        "integration/vms/test_sessions.py",
+    ),
+}
+LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
+# Unit tests run beside `up`, whose image the other lane takes from the cache.
+ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["vms"])
+FAILED_IN = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure() -> None:
@@ -69,17 +77,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(TESTS).parts[0]
         if kind in KINDS:
             item.add_marker(kind)
-        if "up" in getattr(item, "fixturenames", ()) and not is_on_host(item):
-            raise pytest.UsageError(f"tests/conftest.py: HOST_FILES lacks {file_of(item)}")
+        fixtures = getattr(item, "fixturenames", ())
+        lane = LANE_OF.get(file_of(item))
+        if ("deployed" in fixtures and lane is None) or ("up" in fixtures and lane != "up"):
+            raise pytest.UsageError(f"tests/conftest.py: HOST_LANES lacks {file_of(item)}")
     items.sort(key=turn)
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
-    """Keeps the tests of a file in one lane of pytest-xdist, and those of the shared host too."""
+    """Keeps the tests of a file in one process of pytest-xdist, and those of a shared host too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "host" if file.removeprefix("tests/") in HOST_FILES else file
+        return LANE_OF.get(file.removeprefix("tests/"), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
@@ -94,30 +104,30 @@ def pytest_runtest_makereport(
     if report.skipped and "CI" in os.environ and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"CI skips no test, and this one was skipped: {report.longrepr}"
-    if report.failed and is_on_host(item):
-        item.session.stash[FAILED_ON_HOST] = file_of(item)
+    lane = LANE_OF.get(file_of(item))
+    if report.failed and lane:
+        item.session.stash.setdefault(FAILED_IN, {})[lane] = file_of(item)
     return report
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Reset the shared host before the first test after a file in which one failed."""
-    stash = item.session.stash
-    failed_in = stash.get(FAILED_ON_HOST, None)
-    if failed_in is None or failed_in == file_of(item) or not is_on_host(item):
+    """Reset a shared host before the first test after a file in which one failed."""
+    lane = LANE_OF.get(file_of(item))
+    failed_in = item.session.stash.get(FAILED_IN, {})
+    if lane not in failed_in or failed_in[lane] == file_of(item):
         return
-    del stash[FAILED_ON_HOST]
-    if SHARED_HOST in stash:
-        stash[SHARED_HOST].reset()
+    del failed_in[lane]
+    shared_hosts = item.session.stash.get(SHARED_HOSTS, {})
+    if lane in shared_hosts:
+        shared_hosts[lane].reset()
 
 
 def turn(item: pytest.Item) -> int:
     """The key by which tests are sorted: the longest lane first, beside which runs the rest."""
-    return HOST_FILES.index(file_of(item)) if is_on_host(item) else len(HOST_FILES)
-
-
-def is_on_host(item: pytest.Item) -> bool:
-    return file_of(item) in HOST_FILES
+    file = file_of(item)
+    place = "unit" if file.startswith("unit/") else file
+    return ORDER.index(place) if place in ORDER else len(ORDER)
 
 
 def file_of(item: pytest.Item) -> str:
@@ -187,5 +197,5 @@ def deployed(
     assert lab is not None
     with lab_host(lab, main_inv.settings, tmp_path_factory.mktemp("logs")) as host:
         host.save()
-        request.session.stash[SHARED_HOST] = host
+        request.session.stash.setdefault(SHARED_HOSTS, {})["up"] = host
         yield host

@@ -111,6 +111,10 @@ class DeployedHost:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
 
 
+# The host of each lane of tests/conftest.py, which resets it after a failure.
+SHARED_HOSTS = pytest.StashKey[dict[str, DeployedHost]]()
+
+
 @functools.cache
 def _described(project: Project, lab: Lab) -> DescribedHost:
     """The host of the inventory: reading it starts a process, and nobody edits it meanwhile."""

@@ -38,7 +38,6 @@ from polydev.image.record import (
     ROOTFS,
     FileEntry,
     ImageRecord,
-    Verification,
     manifest_digest,
 )
 from polydev.image.tree import allocated_bytes, file_sha256
@@ -47,6 +46,7 @@ from polydev.run import run
 from polydev.ssh import SshTarget
 from tests.hosts import TOOL, DeployedHost
 from tests.quickguest import command_line, cpio_archive, initrd_files
+from tests.verified import said_to_be_verified
 
 # Enough for many that ask at once; it boots with 88, and the kernel alone needs more than 80.
 MEMORY_MIB = 128
@@ -97,11 +97,10 @@ def quick_record(made: Path, kernel_version: str, variant: str) -> ImageRecord:
         )
         for path in paths
     }
-    now = datetime.now(timezone.utc)
-    return ImageRecord(
+    record = ImageRecord(
         digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
         recipe=f"quick-vm-{variant.replace(':', '-')}",
-        created_at=now,
+        created_at=datetime.now(timezone.utc),
         source_date_epoch=0,
         kernel_version=kernel_version,
         files=files,
@@ -109,18 +108,9 @@ def quick_record(made: Path, kernel_version: str, variant: str) -> ImageRecord:
         layers=[],
         packages=[],
         builder={"polydev": __version__},
-        verification=Verification(
-            at=now,
-            passed=True,
-            cause=None,
-            hypervisor="none: made for tests",
-            accelerator="tcg",
-            stage_reached="ready",
-            boot_timings_seconds={},
-            specs=[],
-            seconds=0.0,
-        ),
+        verification=None,
     )
+    return said_to_be_verified(record)
 
 
 def golden_parts(golden: Path) -> Parts:

@@ -8,13 +8,11 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from polydev.image.build import BuildResult
-from polydev.image.record import Verification
 from polydev.image.store import ImageStore
 from polydev.lab import Lab, down, up
 from polydev.progress import Steps
@@ -22,20 +20,9 @@ from polydev.release.records import Record
 from polydev.settings import Settings
 from tests.bench.conftest import Ratios
 from tests.hosts import DeployedHost, lab_host
+from tests.verified import said_to_be_verified
 
 MB = 1e6
-# What a deployment asks for; that the image boots is measured elsewhere.
-SAID_TO_BE_VERIFIED = Verification(
-    at=datetime.now(timezone.utc),
-    passed=True,
-    cause=None,
-    hypervisor="none",
-    accelerator="tcg",
-    stage_reached="none",
-    boot_timings_seconds={},
-    specs=[],
-    seconds=0,
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ def images(store: ImageStore, cold: BuildResult, touched: BuildResult) -> tuple[
     """Digests of an image and of one that differs from it in a file of the agent; the first is
     golden."""
     for result in (cold, touched):
-        store.write_record(result.record.model_copy(update={"verification": SAID_TO_BE_VERIFIED}))
+        store.write_record(said_to_be_verified(result.record))
     store.promote(cold.record.digest)
     return cold.record.digest, touched.record.digest
 

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
 
 from polydev.local import LocalVm, find
-from polydev.run import run
+from polydev.run import LineProcess
 from polydev.vm.health import agent_health
 from tests.inv import ROOT, Inv
 
@@ -36,6 +37,8 @@ CANVAS = "#noVNC_container canvas"
 NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
 START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
 MOST = 0.8
+# A line of the shell that runs the README's lines.
+WAITS = "the README's session waits for its end:"
 # Until a guest without KVM and on a busy machine counts as dead.
 PATIENCE_MS = 180_000
 
@@ -187,15 +190,49 @@ def test_up_ends_with_a_host_deployed_with_the_image(up: dict[str, Any]) -> None
     assert report["components"]["imageStore"]["golden"] == up["image"]
 
 
-def test_a_session_by_the_lines_of_the_readme(inv: Inv, up: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class ReadmeSession:
+    """A session that the README's lines have started, and the shell that waits to end it.
+
+    said    what the lines wrote until then
+    """
+
+    shell: LineProcess
+    id: str
+    said: str
+
+    def end(self) -> str:
+        """Run the last lines and return what they wrote."""
+        self.shell.send("")
+        return b"".join(self.shell.lines()).decode()
+
+
+@pytest.fixture(scope="module")
+def readme_session(inv: Inv, up: dict[str, Any]) -> Iterator[ReadmeSession]:
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     (lines,) = [block for block in blocks if "/api/auth/start" in block]
-    done = run(["sh", "-eu", "-c", lines], env=inv.folders, cwd=ROOT)
-    for state in ("vm_starting", "vm_created", "terminated"):
-        assert state in done.stdout
-    assert '"vmIP":"192.168.100.' in done.stdout.replace(" ", "")
-    assert "polydev: ready after" in done.stdout
+    until_end, last_lines = lines.split("# End it.")
+    script = f'{until_end}\necho; echo "{WAITS} $session"; read -r _\n#{last_lines}'
+    folders = [f"{name}={value}" for name, value in inv.folders.items()]
+    shell = LineProcess(["env", *folders, "sh", "-eu", "-c", script], cwd=ROOT)
+    try:
+        said = ""
+        for line in shell.lines():
+            if line.startswith(WAITS.encode()):
+                yield ReadmeSession(shell, line.split()[-1].decode(), said)
+                return
+            said += line.decode()
+        pytest.fail(f"the README's lines ended early: {said}\n{shell.last_words()}")
+    finally:
+        shell.end()
+
+
+def test_a_session_by_the_lines_of_the_readme(readme_session: ReadmeSession) -> None:
+    for state in ("vm_starting", "vm_created"):
+        assert state in readme_session.said
+    assert '"vmIP":"192.168.100.' in readme_session.said.replace(" ", "")
+    assert "polydev: ready after" in readme_session.said
 
 
 @pytest.fixture(scope="module")
@@ -215,35 +252,34 @@ class QuietFiles(SimpleHTTPRequestHandler):
         """The test says what went wrong."""
 
 
-def test_a_session_in_a_web_browser(
-    inv: Inv, browser: Browser, up: dict[str, Any], novnc_page: str, tmp_path: Path
+def test_that_session_in_a_web_browser(
+    inv: Inv,
+    browser: Browser,
+    up: dict[str, Any],
+    readme_session: ReadmeSession,
+    novnc_page: str,
+    tmp_path: Path,
 ) -> None:
+    path = f"api/auth/session/{readme_session.id}/novnc/websock?access_token={up['token']}"
+    host, port = up["url"].removeprefix("http://").split(":")
+    words = {"host": host, "port": port, "path": path, "autoconnect": "true"}
+    page = browser.new_page(viewport=SCREEN)
+    page.goto(f"{novnc_page}?{urlencode(words)}")
+    page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    login = inv.answer("session.login", readme_session.id)
+    assert login["status"] == "waiting"
+    assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
+    wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
+    page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
     headers = {"Authorization": f"Bearer {up['token']}"}
-    with httpx.Client(base_url=up["url"], headers=headers, timeout=30) as user:
-        body = {"userId": up["userId"], "provider": "claude"}
-        session = user.post("/api/auth/start", json=body).raise_for_status().json()["id"]
-        with user.stream("GET", f"/api/auth/session/{session}/events", timeout=300) as news:
-            assert any('"vm_created"' in line for line in news.iter_lines())
-        path = f"api/auth/session/{session}/novnc/websock?access_token={up['token']}"
-        host, port = up["url"].removeprefix("http://").split(":")
-        words = {"host": host, "port": port, "path": path, "autoconnect": "true"}
-        page = browser.new_page(viewport=SCREEN)
-        page.goto(f"{novnc_page}?{urlencode(words)}")
-        page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
-        wait_for_colour(page, START_PAGE)
-        open_in_guest(page, "data:text/html,<body bgcolor=teal>")
-        wait_for_colour(page, TEAL)
-        page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
-        login = inv.answer("session.login", session)
-        assert login["status"] == "waiting"
-        assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
-        wait_until_gone(page, TEAL)  # the URL is open in the guest's browser too
-        page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
-        state = user.get(f"/api/auth/session/{session}").raise_for_status().json()["status"]
-        assert state == "oauth_pending"
-        user.delete(f"/api/auth/session/{session}").raise_for_status()
-        page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
-        page.close()
+    answer = httpx.get(f"{up['url']}/api/auth/session/{readme_session.id}", headers=headers)
+    assert answer.raise_for_status().json()["status"] == "oauth_pending"
+    open_in_guest(page, "data:text/html,<body bgcolor=teal>")
+    wait_for_colour(page, TEAL)
+    page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
+    assert "terminated" in readme_session.end()
+    page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
+    page.close()
 
 
 def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:

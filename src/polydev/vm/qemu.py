@@ -13,6 +13,8 @@ from polydev.vm.config import (
 )
 
 QEMU = "qemu-system-x86_64"
+# TCG carries out `rep movsb` byte by byte. Without ERMS, kernel and C library copy in larger units.
+EMULATED_CPU = "max,erms=off"
 # Whoever escapes from a guest into QEMU starts no program and gets no privilege there.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 TEST_CONSOLE_TTY = "ttyS1"
@@ -49,7 +51,7 @@ def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
         cache = f"tb-size={config.translation_cache_mib}"
-        argv += ["-accel", f"tcg,thread=multi,{cache}", "-cpu", "max"]
+        argv += ["-accel", f"tcg,thread=multi,{cache}", "-cpu", EMULATED_CPU]
     argv += ["-smp", str(config.cpus), "-m", str(config.memory_mib)]
     argv += ["-kernel", str(config.kernel), "-initrd", str(config.initrd)]
     argv += ["-append", kernel_command_line(config)]

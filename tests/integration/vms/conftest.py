@@ -1,0 +1,52 @@
+"""A host of their own for the tests of what VMs may do and of sessions on VMs that boot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from polydev.image.record import ImageRecord
+from polydev.image.store import ImageStore
+from polydev.lab import up
+from polydev.progress import Steps
+from polydev.settings import Settings
+from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
+from tests.inv import Inv, own_inv
+from tests.verified import said_to_be_verified
+
+
+@pytest.fixture(scope="session")
+def inv(tmp_path_factory: pytest.TempPathFactory) -> Inv:
+    return own_inv(tmp_path_factory.mktemp("vms"))
+
+
+@pytest.fixture(scope="session")
+def golden_settings(inv: Inv, store: ImageStore, image: ImageRecord) -> Settings:
+    """Settings whose store has the image as its golden one, by hard links."""
+    own = ImageStore(inv.settings.store)
+    shutil.copytree(store.path(image.digest), own.path(image.digest), copy_function=os.link)
+    own.write_record(said_to_be_verified(image))
+    own.promote(image.digest)
+    return inv.settings
+
+
+@pytest.fixture(scope="session")
+def deployed(
+    inv: Inv,
+    golden_settings: Settings,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[DeployedHost]:
+    """A lab after its first deployment; each test leaves it as declared."""
+    lab = up(inv.lab, golden_settings, Steps())
+    try:
+        with lab_host(lab, golden_settings, tmp_path_factory.mktemp("logs")) as host:
+            assert host.deploy().status == "succeeded"
+            host.save()
+            request.session.stash.setdefault(SHARED_HOSTS, {})["vms"] = host
+            yield host
+    finally:
+        inv("down")
