@@ -54,9 +54,10 @@ def kernel_follow(tree: Path, path: str) -> str | int:
     how = struct.pack("QQQ", os.O_PATH, 0, RESOLVE_IN_ROOT)
     root = os.open(tree, os.O_PATH)
     try:
-        found = libc.syscall(OPENAT2, root, os.fsencode(path), how, len(how))
-        if found < 0:
-            return ctypes.get_errno()
+        while (found := libc.syscall(OPENAT2, root, os.fsencode(path), how, len(how))) < 0:
+            # EAGAIN: something was renamed or mounted meanwhile, anywhere on the machine.
+            if (error := ctypes.get_errno()) != errno.EAGAIN:
+                return error
         try:
             return os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), tree)
         finally:
