@@ -5,12 +5,14 @@ Each result is printed and kept in a JSON file: POLYDEV_BENCH_REPORT, or .inv/be
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -22,6 +24,11 @@ from polydev.settings import Settings
 from tests.bench.plain import PlainImage, make_plain_image
 
 ROOT = Path(__file__).resolve().parents[2]
+ATTEMPTS = 3
+# Of a cold build's time.
+AGENT_BUILD_LIMIT = 0.15
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,19 @@ def results() -> list[Result]:
 def ratio(capsys: pytest.CaptureFixture[str], results: list[Result]) -> Ratios:
     default = ROOT / ".inv" / "bench.json"
     return Ratios(Path(os.environ.get("POLYDEV_BENCH_REPORT", default)), capsys, results)
+
+
+def quickest(measured: Callable[[], T], seconds: Callable[[T], float], good_seconds: float) -> T:
+    """The quickest of at most three times; the first that is good is not repeated.
+
+    Of work that takes a few seconds, what else the machine has to do then is a large part.
+    """
+    results = []
+    for _ in range(ATTEMPTS):
+        results.append(measured())
+        if seconds(results[-1]) <= good_seconds:
+            break
+    return min(results, key=seconds)
 
 
 @dataclass(frozen=True)
@@ -123,21 +143,20 @@ def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[
 def touched(
     settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
 ) -> BuildResult:
-    """A build after one file of the agent changed; afterwards the file is as it was.
-
-    The quickest of three: in a few seconds, most of them spent writing, what the tests before
-    left for the disk to do counts for more than what is measured.
-    """
+    """A build after one file of the agent changed; afterwards the file is as it was."""
     before = checkout.agent_file.read_text()
-    results = []
+    numbers = itertools.count()
+
+    def build_again() -> BuildResult:
+        checkout.agent_file.write_text(f"{before}# touched: {next(numbers)}\n")
+        os.sync()
+        return build(checkout.recipe, settings, store, Steps(), BuildOptions())
+
     try:
-        for number in range(3):
-            checkout.agent_file.write_text(f"{before}# touched: {number}\n")
-            os.sync()
-            results.append(build(checkout.recipe, settings, store, Steps(), BuildOptions()))
+        good_seconds = AGENT_BUILD_LIMIT * cold.seconds
+        return quickest(build_again, lambda result: result.seconds, good_seconds)
     finally:
         checkout.agent_file.write_text(before)
-    return min(results, key=lambda result: result.seconds)
 
 
 @pytest.fixture(scope="session")

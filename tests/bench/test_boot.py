@@ -13,7 +13,7 @@ import pytest
 
 from polydev.image.build import BuildResult
 from polydev.image.folder import vm_config
-from polydev.image.record import KERNEL
+from polydev.image.record import KERNEL, Verification
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
 from polydev.progress import Steps
@@ -22,10 +22,12 @@ from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import VmConfig
 from tests.bench import plain as untuned
 from tests.bench.answering import Answering, boot_seconds
-from tests.bench.conftest import ROOT, Ratios
+from tests.bench.conftest import ROOT, Ratios, quickest
 from tests.bench.plain import PlainImage
 
 SPECS = ROOT / "tests" / "spec" / "image"
+# Of a bare boot's time.
+VERIFY_LIMIT = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,14 @@ def test_a_verification_takes_little_more_than_a_boot(
     cold: BuildResult,
     golden_boot: Answering,
 ) -> None:
-    """The quicker of two verifications: one more thing to do on the machine is a tenth of it."""
-    seconds = []
-    for _ in range(2):
+    assert golden_boot.ready
+
+    def verify_again() -> Verification:
         record = verify(cold.record.digest, settings, store, SPECS, Steps(), VerifyOptions())
         assert record.verification
         assert record.verification.passed
-        seconds.append(record.verification.seconds)
-    assert golden_boot.ready
-    ratio("verify/bare-boot", min(seconds), golden_boot.ready, limit=1.5)
+        return record.verification
+
+    good_seconds = VERIFY_LIMIT * golden_boot.ready
+    found = quickest(verify_again, lambda verification: verification.seconds, good_seconds)
+    ratio("verify/bare-boot", found.seconds, golden_boot.ready, limit=VERIFY_LIMIT)

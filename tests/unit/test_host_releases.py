@@ -129,63 +129,7 @@ class TestListing:
         assert len(release_damage(venv.parent, listed)) == 1
 
 
-class Pip:
-    """What would be run, and the venv that it makes."""
-
-    def __init__(self, fails_at: str = "") -> None:
-        self.fails_at = fails_at
-        self.ran: list[list[str]] = []
-
-    def __call__(self, argv: list[str]) -> None:
-        self.ran.append(argv)
-        if self.fails_at and self.fails_at in argv:
-            raise HostError("release-failed", f"{argv[0]} exited with 1: no room")
-        if "venv" in argv:
-            program = Path(argv[-1]) / "bin" / "master-controller"
-            program.parent.mkdir(parents=True)
-            program.write_text("x")
-
-
 class TestCreate:
-    @pytest.fixture
-    def arrived(self, root: Path) -> Path:
-        folder = root / "incoming" / IDS[0]
-        folder.mkdir(parents=True)
-        (folder / "requirements.txt").write_text("a==1 --hash=sha256:0\n")
-        return folder
-
-    def test_it_is_made_of_what_lies_here_only(
-        self, root: Path, paths: Paths, arrived: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pip = Pip()
-        monkeypatch.setattr(releases, "_run", pip)
-        known = create(IDS[0], "a" * 64, "abcd", paths, root)
-        place = root / "releases" / IDS[0]
-        assert json.loads((place / "release.json").read_text()) == known
-        assert (known["id"], known["digest"], known["commit"]) == (IDS[0], "a" * 64, "abcd")
-        assert (place / "requirements.txt").read_text() == "a==1 --hash=sha256:0\n"
-        assert (place / FILES).exists()
-        assert not arrived.exists()
-        install_words = pip.ran[1]
-        assert {"--no-index", "--no-deps", "--require-hashes", "--isolated"} <= set(install_words)
-        assert install_words[install_words.index("--find-links") + 1] == str(root / "wheels")
-
-    @pytest.mark.parametrize("step", ["venv", "pip"])
-    def test_one_that_is_not_finished_does_not_say_it_is(
-        self,
-        root: Path,
-        paths: Paths,
-        arrived: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        step: str,
-    ) -> None:
-        monkeypatch.setattr(releases, "_run", Pip(fails_at=step))
-        with pytest.raises(HostError, match="no room"):
-            create(IDS[0], "a" * 64, "abcd", paths, root)
-        assert not (root / "releases" / IDS[0] / "release.json").exists()
-        monkeypatch.setattr(releases, "_run", Pip())
-        assert create(IDS[0], "a" * 64, "abcd", paths, root)["id"] == IDS[0]
-
     def test_an_id_that_is_a_path_is_refused(self, root: Path, paths: Paths) -> None:
         with pytest.raises(HostError) as failure:
             create("../../etc", "a" * 64, "abcd", paths, root)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.packages import make_venv, run
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.program import Program, database_in_words
 from polydev.hosttool.sequence import next_number, number_in, order
@@ -44,12 +45,7 @@ def create(
     remove(place)
     # A venv has its own path in it, so it is made where it stays.
     make_folder(place)
-    _run([python, "-m", "venv", str(place / "venv")])
-    pip = [str(place / "venv/bin/python"), "-I", "-m", "pip", "--isolated"]
-    pip += ["--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
-    pip += ["--require-hashes", "--find-links", str(root / "wheels")]
-    pip += ["-r", str(arrived / "requirements.txt")]
-    _run(pip)
+    make_venv(place, arrived, root, python)
     shutil.copyfile(arrived / "requirements.txt", place / "requirements.txt")
     _write_listing(place)
     known: dict[str, object] = {
@@ -59,7 +55,8 @@ def create(
         "commit": commit,
         "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    # Last: a release without it was not finished.
+    # Last: a release without it was not finished, and the disk has all that came before.
+    run(["sync", "--file-system", str(place)])
     write_new(place / "release.json", json_bytes(known), 0o644)
     sync(place)
     remove(arrived)
@@ -134,12 +131,3 @@ def _prune_wheels(root: Path) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _run(argv: list[str]) -> None:
-    import subprocess
-
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=0o022)
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise HostError("release-failed", f"{argv[0]} exited with {done.returncode}: {said}")

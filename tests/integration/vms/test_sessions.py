@@ -102,6 +102,9 @@ def test_two_users_have_a_browser_each(service: Operated) -> None:
     for session, vm in zip(started, vms, strict=True):
         said = inside_vm(service, vm["vmIP"])
         assert (said["session_id"], said["vm_id"]) == (session["id"], vm["vmId"])
+        page = f"http://{vm['vmIP']}:6080/vnc.html"
+        code = f"import urllib.request as u; print(u.urlopen('{page}').status)"
+        assert service.host.inside(f'python3 -c "{code}"') == "200"
         asyncio.run(
             asyncio.wait_for(
                 see_start_page(viewer_url(base, session["id"]), service.user.token), 300
