@@ -90,6 +90,28 @@ class TestPercent:
             "warning",
         ]
 
+    @pytest.mark.parametrize(
+        ("stands", "values", "told"),
+        [
+            (None, (75, 95, 76, 97), "CPU is at 76 %"),
+            ("critical", (80, 82, 55.6, 55.6), "CPU is at 82 %"),
+            ("critical", (66, 66, 66, 66), "CPU is at 66 %; the alert is cleared below 65 %"),
+            ("warning", (60, 50, 40, 30), "CPU is at 30 %"),
+        ],
+    )
+    def test_the_message_has_a_value_that_calls_for_this_severity(
+        self, stands: Severity | None, values: tuple[float, ...], told: str
+    ) -> None:
+        watch = Watch()
+        if stands:
+            watch.standing["cpu", HOST] = stands
+        for value in values:
+            seen = percent_observation("CPU", HOST, value, LIMITS)
+            changes = watch.see({"cpu": [seen]})
+        (change,) = changes
+        assert change.message == told
+        assert change.value == float(told.split()[3])
+
     def test_a_warning_that_gets_worse(self) -> None:
         watch = Watch()
         watch.cpu(*[75] * 4)
@@ -291,6 +313,16 @@ class TestObserved:
         sample = Sample(slots=Slots(total=8, held=3))
         seen = self.one(observed(sample, stock(held, failed_while_up=2), LIMITS), "unhealthy_vms")
         assert seen.value == 3
+
+
+def test_what_the_log_calls_a_change() -> None:
+    changes: list[tuple[Severity | None, Severity | None]] = [
+        ("warning", None),
+        ("warning", "critical"),
+        (None, "warning"),
+    ]
+    called = [Change("cpu", HOST, to, before, "", None).event for to, before in changes]
+    assert called == ["alert raised", "alert lowered", "alert cleared"]
 
 
 def test_messages() -> None:

@@ -341,6 +341,31 @@ def test_ids_that_are_none_and_ids_of_nothing(host: ApiHost, path: str) -> None:
     host.run(scenario)
 
 
+def test_ids_may_be_in_capitals(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        user_id = asked.users["user"].upper()
+        capitals = {"Authorization": f"Bearer {token_of(user_id)}"}
+        body = {"userId": user_id, "provider": "claude"}
+        answer = await asked.ask("POST", "/api/auth/start", headers=capitals, json=body)
+        session = answer.json()
+        assert session["userId"] == asked.users["user"]
+        session_id, vm_id = session["id"].upper(), session["vmId"].upper()
+        stored = {"provider": "claude", "credentials": {"token": "x"}, "sessionId": session_id}
+        kept = await asked.ask("POST", "/api/auth/credentials/store", headers=capitals, json=stored)
+        assert kept.json()["sessionId"] == session["id"]
+        for path in (
+            f"/api/auth/session/{session_id}",
+            f"/api/auth/session/{session_id}/vm",
+            f"/api/auth/sessions?before={session_id}",
+            f"/api/vm/{vm_id}",
+            f"/api/vm/{vm_id}/console",
+            f"/api/vm?before={vm_id}",
+        ):
+            assert (await asked.ask("GET", path, headers=capitals)).status_code == 200, path
+
+    host.run(scenario)
+
+
 def test_unknown_users_and_others(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": UNKNOWN, "provider": "claude"}

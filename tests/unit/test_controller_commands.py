@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_a_user_is_added_listed_and_given_another_role(controller: CommandLine) 
     assert datetime.fromisoformat(made["createdAt"]).tzinfo is not None
     assert controller("user", "list") == [made]
     assert controller("user", "role", USER, "--role", "operator")["role"] == "operator"
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("health",), ("user", "list")], ids=" ".join)
+def test_the_log_of_each_verb_masks_addresses_of_the_configured_network(
+    controller: CommandLine, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with controller.config.open("a") as config:
+        config.write("vm_network: 10.9.8.0/24\n")
+    controller(*words)
+    logging.getLogger("anybody").warning("http://10.9.8.7:8080 is silent")
+    assert "http://10.9.8.x:8080 is silent" in capsys.readouterr().err
 
 
 def test_a_user_gets_an_id_where_none_is_given(controller: CommandLine) -> None:

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from polydev.controller import settings as configured
 from polydev.controller.api.identity import Identity, JwtReader
-from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, KEEP_SECONDS, Keys
+from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Keys
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import place_of, source_of
 from polydev.controller.model import Caller, Role, User, now
@@ -50,9 +50,12 @@ class OneUser:
 
 @dataclass
 class Provider:
-    """An identity provider with a key of each kind; `down` fails whatever it is asked."""
+    """An identity provider with a key of each kind. `down` fails whatever it is asked; one with
+    `go_on` answers once that is set.
+    """
 
     down: bool = False
+    go_on: asyncio.Event | None = None
     asked: int = 0
     now: float = 1000.0
     rsa_key: Any = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
@@ -69,9 +72,11 @@ class Provider:
             ]
         }
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: httpx.Request) -> httpx.Response:
         assert str(request.url) == URL
         self.asked += 1
+        if self.go_on is not None:
+            await self.go_on.wait()
         if self.down:
             raise httpx.ConnectError("refused")
         return httpx.Response(200, json=self.document())
@@ -135,6 +140,11 @@ def test_a_jwt_names_a_user_whose_role_the_database_knows() -> None:
     made = identity(leeway_seconds=10)
     found = caller(hs256(role="admin", exp=int(until.timestamp())), made)
     assert found == Caller(USER_ID, "user", "jwt", until + timedelta(seconds=10))
+
+
+def test_the_letters_of_a_subject_may_have_any_case() -> None:
+    for subject in (USER_ID.upper(), USER_ID.title()):
+        assert caller(hs256(sub=subject)).user_id == USER_ID
 
 
 def test_an_operators_token() -> None:
@@ -205,7 +215,9 @@ def test_audience_and_issuer_where_configured() -> None:
     assert caller(hs256(aud="whoever")).user_id == USER_ID
 
 
-@pytest.mark.parametrize("subject", [STRANGER, "not-an-id", "{" + USER_ID + "}", USER_ID.upper()])
+@pytest.mark.parametrize(
+    "subject", [STRANGER, "not-an-id", "{" + USER_ID + "}", USER_ID.replace("-", "")]
+)
 def test_strangers_are_known_and_may_nothing(subject: str) -> None:
     with pytest.raises(NotAllowed) as refused:
         caller(hs256(sub=subject))
@@ -254,14 +266,80 @@ def test_made_up_keys_make_no_more_requests(provider: Provider) -> None:
     assert provider.asked <= 3
 
 
-def test_a_key_taken_back_is_refused_in_time(provider: Provider) -> None:
-    made = identity(provider)
-    old = provider.token("RS256")
-    caller(old, made)
-    provider.ids["RS256"] = "rsa-2"
-    caller(old, made)
-    provider.now += KEEP_SECONDS + 1
-    assert refusal(old, made) == "the token's key is not known"
+def test_a_key_taken_back_is_refused_once_the_provider_was_asked_again(provider: Provider) -> None:
+    async def scenario() -> None:
+        made = identity(provider)
+        old = f"Bearer {provider.token('RS256')}"
+        await made.caller(old)
+        provider.ids["RS256"] = "rsa-2"
+        await made.caller(old)
+        provider.now += KEEP_SECONDS + 1
+        await made.caller(old)
+        await asyncio.wait(
+            asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
+        )
+        assert provider.asked == 2
+        with pytest.raises(NotAuthenticated, match="the token's key is not known"):
+            await made.caller(old)
+
+    asyncio.run(scenario())
+
+
+def test_nobody_with_a_known_key_waits_for_a_provider_that_hangs(provider: Provider) -> None:
+    async def scenario() -> None:
+        made = identity(provider)
+        known, new = f"Bearer {provider.token('RS256')}", f"Bearer {provider.token('ES256')}"
+        provider.ids["ES256"] = "not there yet"
+        await made.caller(known)
+        provider.ids["ES256"] = "ec-1"
+        provider.go_on = asyncio.Event()
+        provider.now += KEEP_SECONDS + 1
+        callers = await asyncio.gather(*(made.caller(known) for _ in range(9)))
+        assert {each.user_id for each in callers} == {USER_ID}
+        waiting = [asyncio.create_task(made.caller(new)) for _ in range(2)]
+        await made.caller(known)
+        assert not any(each.done() for each in waiting)
+        waiting[0].cancel()  # its client has left; the other one waits on
+        provider.go_on.set()
+        assert (await waiting[1]).user_id == USER_ID
+        assert provider.asked == 2
+
+    asyncio.run(scenario())
+
+
+def test_after_a_long_silence_the_provider_is_asked_first(provider: Provider) -> None:
+    async def scenario() -> None:
+        made = identity(provider)
+        old = f"Bearer {provider.token('RS256')}"
+        await made.caller(old)
+        provider.ids["RS256"] = "rsa-2"
+        provider.now += IDLE_SECONDS + 1
+        refusals = await asyncio.gather(
+            *(made.caller(old) for _ in range(3)), return_exceptions=True
+        )
+        assert [type(each) for each in refusals] == [NotAuthenticated] * 3
+        assert provider.asked == 2
+        provider.ids["RS256"] = "rsa-1"
+        provider.now += FETCH_PAUSE_SECONDS + 1
+        await made.caller(old)
+        provider.down = True
+        provider.now += IDLE_SECONDS + 1
+        assert (await made.caller(old)).user_id == USER_ID
+
+    asyncio.run(scenario())
+
+
+def test_a_fetch_under_way_ends_with_the_service(provider: Provider) -> None:
+    async def scenario() -> None:
+        keys = provider.keys()
+        await keys.get("rsa-1")
+        provider.go_on = asyncio.Event()
+        provider.now += KEEP_SECONDS + 1
+        await keys.get("rsa-1")
+        await keys.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
 
 
 def test_an_outage_of_the_provider(provider: Provider) -> None:
@@ -282,21 +360,55 @@ def test_an_outage_of_the_provider(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "reason"),
     [
-        httpx.Response(500),
-        httpx.Response(200, text="<html>"),
-        httpx.Response(200, json={"keys": []}),
-        httpx.Response(200, json=[1]),
-        httpx.Response(200, content=b"\xff" * 1000),
-        httpx.Response(200, content=b"[" * 300_000),
+        (httpx.Response(500), "it answers 500"),
+        (httpx.Response(404), "it answers 404"),
+        (httpx.Response(301), "it answers 301"),
+        (httpx.Response(301, headers={"Location": URL}), "it redirects more than 3 times"),
+        (
+            httpx.Response(302, headers={"Location": "http://identity.test/keys"}),
+            "it redirects from https to an address without TLS",
+        ),
+        (httpx.Response(302, headers={"Location": "file:///etc/passwd"}), "without TLS"),
+        (httpx.Response(200, text="<html>"), "its answer is no JSON"),
+        (httpx.Response(200), "its answer is no JSON"),
+        (httpx.Response(200, json=[1]), "its answer is no set of keys"),
+        (httpx.Response(200, json={"keys": {}}), "its answer is no set of keys"),
+        (httpx.Response(200, json={}), "its answer is no set of keys"),
+        (httpx.Response(200, content=b"\xff" * 1000), "its answer is no JSON"),
+        (httpx.Response(200, content=b"[" * 200_000), "its answer is no JSON"),
+        (httpx.Response(200, content=b"[" * 300_000), "its answer has more than 262144 bytes"),
     ],
 )
-def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response) -> None:
+def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reason: str) -> None:
     keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
     reader = JwtReader(None, configured.Identity(), keys)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as refused:
         asyncio.run(reader.read(provider.token("RS256")))
+    assert reason in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "listed", [[], [{"kty": "new"}], [1, None], [{"kty": "RSA", "kid": "rsa-1"}]], ids=repr
+)
+def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any]) -> None:
+    answer = httpx.Response(200, json={"keys": listed})
+    keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
+    reader = JwtReader(None, configured.Identity(), keys)
+    with pytest.raises(NotAuthenticated, match="the token's key is not known"):
+        asyncio.run(reader.read(provider.token("RS256")))
+
+
+def test_keys_that_have_moved_are_found(provider: Provider) -> None:
+    def moved(request: httpx.Request) -> httpx.Response:
+        steps = {"/jwks.json": "/old", "/old": "https://keys.test/new"}
+        if request.url.path in steps:
+            return httpx.Response(301, headers={"Location": steps[request.url.path]})
+        return httpx.Response(200, json=provider.document())
+
+    reader = JwtReader(None, configured.Identity(), Keys(URL, httpx.MockTransport(moved)))
+    assert asyncio.run(reader.read(provider.token("RS256")))[0] == USER_ID
 
 
 def attempt(made: Identity, token: str, peer: str | None) -> int:

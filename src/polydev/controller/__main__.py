@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         settings = load_settings(arguments.config)
-        configure_logs(settings.log_level, settings.log_format)
+        configure_logs(settings.log_level, settings.log_format, settings.vm_network)
         if "command" in arguments:
             return _command(arguments.command, settings, arguments)
         if arguments.verb == "serve":

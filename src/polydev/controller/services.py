@@ -82,6 +82,7 @@ class Services:
 
     async def close(self) -> None:
         await self.end()
+        await self.identity.close()
         await self.agent.close()
         if self.hypervisor is not None:
             await self.hypervisor.close()

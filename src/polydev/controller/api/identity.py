@@ -65,6 +65,10 @@ class JwtReader:
         until = float(claims["exp"]) + self._rules.leeway_seconds
         return str(claims["sub"]), _time_of(until)
 
+    async def close(self) -> None:
+        if self._keys is not None:
+            await self._keys.close()
+
     def _claims(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
         return jwt.decode(
             token,
@@ -85,8 +89,11 @@ class JwtReader:
         key_id = header.get("kid")
         try:
             key = await self._keys.get(key_id if isinstance(key_id, str) else None)
-        except KeysUnavailable:
-            raise Unavailable("the identity provider's keys cannot be fetched now") from None
+        except KeysUnavailable as error:
+            raise Unavailable(
+                f"the identity provider's keys cannot be fetched now: {error}",
+                "an operator checks identity.jwks_url in the configuration",
+            ) from None
         if key is None:
             raise NotAuthenticated("the token's key is not known", HOW)
         return key
@@ -149,13 +156,17 @@ class Identity:
             self._failures.take(source)
             raise
 
+    async def close(self) -> None:
+        await self._jwts.close()
+
     async def _holder(self, token: str) -> Caller:
         if len(token) > MOST_TOKEN_CHARACTERS:
             raise NotAuthenticated("the token is too long", HOW)
         if token.startswith(TOKEN_PREFIX):
             return await self._of_token(token)
         subject, until = await self._jwts.read(token)
-        user = await self._users.find(subject) if _is_uuid(subject) else None
+        user_id = _user_id(subject)
+        user = await self._users.find(user_id) if user_id else None
         if user is None:
             raise NotAllowed(
                 "the token's subject is no user of this host", "an admin adds users: user.add"
@@ -184,11 +195,13 @@ def presented(authorization: str | None, access_token: str | None) -> str:
     raise NotAuthenticated("who asks is not known: there is no token", HOW)
 
 
-def _is_uuid(text: str) -> bool:
+def _user_id(subject: str) -> str | None:
+    """The id as it is stored, of a subject that is a UUID in any case of its letters, else None."""
     try:
-        return str(UUID(text)) == text
+        user_id = str(UUID(subject))
     except ValueError:
-        return False
+        return None
+    return user_id if user_id == subject.lower() else None  # not the other forms that Python takes
 
 
 def caller_of(request: Request) -> Caller:

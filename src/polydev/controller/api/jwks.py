@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
+from contextvars import Context
+from typing import Any
 
 import httpx
 import jwt
@@ -15,15 +18,27 @@ log = structlog.stdlib.get_logger(__name__)
 FETCH_TIMEOUT_SECONDS = 5.0
 FETCH_PAUSE_SECONDS = 10.0
 KEEP_SECONDS = 600.0
+# After so long without an attempt a known key is only taken once the provider was asked.
+IDLE_SECONDS = 3600.0
 MOST_BYTES = 256 * 1024
+MOST_REDIRECTS = 3
 
 
 class KeysUnavailable(Exception):
-    """The provider could not be asked, and no key of it is known."""
+    """The provider could not be asked, for the reason that this says, and no key is known."""
+
+
+class NotFetched(Exception):
+    """Why the provider's answer is no set of keys, in words without its address."""
 
 
 class Keys:
-    """Keys by their id. Fetches at most once in FETCH_PAUSE_SECONDS, whatever is asked for."""
+    """Keys by their id. Fetches at most once in FETCH_PAUSE_SECONDS, whatever is asked for.
+
+    A key that is known is answered at once; where it is older than KEEP_SECONDS, the provider is
+    asked beside that. What is known stays good while the provider does not answer: its outage must
+    not be ours.
+    """
 
     def __init__(
         self,
@@ -37,42 +52,106 @@ class Keys:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._trouble = "it was not asked yet"
+        self._fetching: asyncio.Task[None] | None = None
+        self._was_idle = False
 
     async def get(self, key_id: str | None) -> jwt.PyJWK | None:
         """The key, or None if the provider has none of that id. Raises KeysUnavailable."""
-        if key_id not in self._keys or self._since(self._fetched_at) > KEEP_SECONDS:
-            async with self._one_at_a_time:
-                if self._since(self._tried_at) > FETCH_PAUSE_SECONDS:
-                    await self._fetch()
+        is_known = key_id in self._keys
+        if not is_known or self._since(self._fetched_at) > KEEP_SECONDS:
+            fetching = self._fetch_beside()
+            if fetching is not None and (not is_known or self._was_idle):
+                await asyncio.shield(fetching)  # others wait for the same
         if self._fetched_at is None:
-            raise KeysUnavailable
+            raise KeysUnavailable(self._trouble)
         return self._keys.get(key_id)
 
     def _since(self, moment: float | None) -> float:
         return float("inf") if moment is None else self._clock() - moment
 
+    def _fetch_beside(self) -> asyncio.Task[None] | None:
+        """The fetch under way, begun now if one is due."""
+        is_idle = self._fetching is None or self._fetching.done()
+        if is_idle and self._since(self._tried_at) > FETCH_PAUSE_SECONDS:
+            self._was_idle = self._since(self._tried_at) > IDLE_SECONDS
+            self._tried_at = self._clock()
+            # In a context of its own: it outlives the request, whose id is not to be in its logs.
+            self._fetching = Context().run(asyncio.create_task, self._fetch())
+        return None if self._fetching is None or self._fetching.done() else self._fetching
+
     async def _fetch(self) -> None:
-        self._tried_at = self._clock()
         try:
-            document = await asyncio.wait_for(self._document(), FETCH_TIMEOUT_SECONDS)
-            found = jwt.PyJWKSet.from_json(document).keys
+            text = await asyncio.wait_for(self._document(), FETCH_TIMEOUT_SECONDS)
+            keys = keys_of(text)
         except Exception as error:  # who knows what it sends
-            # What is known stays good: the provider's outage must not be ours.
-            log.warning("keys of the identity provider not fetched", error=repr(error))
+            self._trouble = _reason(error)
+            log.warning("identity_keys_not_fetched", url=self._url, reason=self._trouble)
             return
-        self._keys = {key.key_id: key for key in found}
+        if not keys:
+            log.warning("identity_has_no_keys", url=self._url)
+        self._keys = keys
         self._fetched_at = self._clock()
 
-    async def _document(self) -> str:
-        async with (
-            httpx.AsyncClient(transport=self._transport, timeout=FETCH_TIMEOUT_SECONDS) as client,
-            client.stream("GET", self._url) as answer,
-        ):
-            answer.raise_for_status()
-            read = bytearray()
-            async for part in answer.aiter_bytes():
-                read += part
-                if len(read) > MOST_BYTES:
-                    raise ValueError(f"more than {MOST_BYTES} bytes")
-        return read.decode()
+    async def _document(self) -> bytes:
+        """What the provider answers, at the address to which it redirects at last."""
+        async with httpx.AsyncClient(
+            transport=self._transport, timeout=FETCH_TIMEOUT_SECONDS
+        ) as client:
+            request = client.build_request("GET", self._url)
+            for _ in range(1 + MOST_REDIRECTS):
+                answer = await client.send(request, stream=True)
+                try:
+                    if answer.next_request is None:
+                        return await _body(answer)
+                finally:
+                    await answer.aclose()
+                if request.url.scheme == "https" and answer.next_request.url.scheme != "https":
+                    raise NotFetched("it redirects from https to an address without TLS")
+                request = answer.next_request
+        raise NotFetched(f"it redirects more than {MOST_REDIRECTS} times")
+
+    async def close(self) -> None:
+        """End the fetch under way."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait({self._fetching})
+
+
+async def _body(answer: httpx.Response) -> bytes:
+    if not answer.is_success:
+        raise NotFetched(f"it answers {answer.status_code}")
+    read = bytearray()
+    async for part in answer.aiter_bytes():
+        read += part
+        if len(read) > MOST_BYTES:
+            raise NotFetched(f"its answer has more than {MOST_BYTES} bytes")
+    return bytes(read)
+
+
+def keys_of(text: bytes) -> dict[str | None, jwt.PyJWK]:
+    """The keys of a JWKS by their id, without those that cannot be used. Raises NotFetched."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise NotFetched("its answer is no JSON") from None
+    listed = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise NotFetched("its answer is no set of keys")
+    found = [key for each in listed if (key := _key_of(each)) is not None]
+    return {key.key_id: key for key in found}
+
+
+def _key_of(described: Any) -> jwt.PyJWK | None:
+    try:
+        return jwt.PyJWK(described)
+    except Exception:  # of a kind that is not known here, or none at all
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotFetched):
+        return str(error)
+    if isinstance(error, (asyncio.TimeoutError, httpx.TimeoutException)):
+        return f"it does not answer within {FETCH_TIMEOUT_SECONDS:g} s"
+    return f"it cannot be reached ({type(error).__name__})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -53,10 +53,15 @@ Observed = Mapping[Rule, Iterable[Observation]]
 
 @dataclass(frozen=True)
 class Pending:
-    """A change that must last: since when, and the least of it that lasted."""
+    """A change that must last: since when, and the least of it that lasted.
+
+    `message` and `value` are those of the latest moment that called for just this severity.
+    """
 
     severity: Severity | None
     since: datetime
+    message: str
+    value: float | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,13 @@ class Change:
     def is_worse(self) -> bool:
         return _RANKS[self.severity] > _RANKS[self.before]
 
+    @property
+    def event(self) -> str:
+        """What the log calls it."""
+        if self.severity is None:
+            return "alert cleared"
+        return "alert raised" if self.is_worse else "alert lowered"
+
 
 def percent_observation(
     what: str, subject: str, value: float | None, limits: AlertRules
@@ -82,13 +94,13 @@ def percent_observation(
     subject = subject[:MOST_SUBJECT_CHARACTERS]
     if value is None:
         return Observation(subject, f"{what} cannot be measured", None, None, "critical")
-    return Observation(
-        subject,
-        f"{what} is at {value:g} %",
-        value,
-        raises=_level(value, limits),
-        keeps=_level(value + limits.hysteresis_percent, limits),
-    )
+    raises = _level(value, limits)
+    keeps = _level(value + limits.hysteresis_percent, limits)
+    message = f"{what} is at {value:g} %"
+    if keeps is not None and raises is None:
+        cleared_percent = limits.warning_percent - limits.hysteresis_percent
+        message += f"; the alert is cleared below {cleared_percent:g} %"
+    return Observation(subject, message, value, raises, keeps)
 
 
 def _level(percent: float, limits: AlertRules) -> Severity | None:
@@ -161,14 +173,14 @@ def changes_due(
         want = wanted(seen, stands)
         if want == stands:
             continue
-        wait = _lasted(pending.get((rule, subject)), want, stands, at)
+        message = seen.message if seen else f"{subject} is not there any more"
+        now = Pending(want, at, message, seen.value if seen else None)
+        wait = _lasted(pending.get((rule, subject)), now, stands)
         patience = limits.for_seconds if rule in LASTING else 0.0
         if at - wait.since < timedelta(seconds=patience):
             waiting[rule, subject] = wait
             continue
-        message = seen.message if seen else f"{subject} is not there any more"
-        value = seen.value if seen else None
-        changes.append(Change(rule, subject, wait.severity, stands, message, value))
+        changes.append(Change(rule, subject, wait.severity, stands, wait.message, wait.value))
     return changes, waiting
 
 
@@ -182,12 +194,11 @@ def _subjects(
             yield rule, subject, seen.get(subject)
 
 
-def _lasted(
-    earlier: Pending | None, want: Severity | None, stands: Severity | None, at: datetime
-) -> Pending:
+def _lasted(earlier: Pending | None, now: Pending, stands: Severity | None) -> Pending:
     """A change the other way begins anew; one the same way goes on, as far as both go."""
-    rises = _RANKS[want] > _RANKS[stands]
+    rises = _RANKS[now.severity] > _RANKS[stands]
     if earlier is None or (_RANKS[earlier.severity] > _RANKS[stands]) != rises:
-        return Pending(want, at)
+        return now
     nearer = min if rises else max
-    return Pending(nearer(earlier.severity, want, key=_RANKS.__getitem__), earlier.since)
+    least = nearer(now, earlier, key=lambda each: _RANKS[each.severity])  # of equals the first
+    return replace(least, since=earlier.since)

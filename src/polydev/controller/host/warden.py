@@ -53,7 +53,7 @@ class Warden:
         if done is None:  # another process was first, and tells of it
             return
         log.warning(
-            "alert cleared" if change.severity is None else "alert raised",
+            change.event,
             rule=change.rule,
             subject=change.subject,
             severity=change.severity,
