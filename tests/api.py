@@ -198,5 +198,6 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
     told: dict[str, Any] = answer.json()
     assert (answer.status_code, told["status"]) == (status, status), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+    assert told["error"] == told["detail"]  # the name that older clients read
     assert told["type"] == (f"urn:polydev:error:{code}" if code else "about:blank")
     return told

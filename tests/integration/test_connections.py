@@ -294,6 +294,7 @@ def test_a_refusal_says_what_is_wrong(run: Run) -> None:
             assert answer.headers["connection"] == "close"
             told = json.loads(answer.body)
             assert told["detail"] == "a request may have 100 headers at most"
+            assert told["error"] == told["detail"]
             assert told["requestId"] == answer.headers["x-request-id"]
             assert await peer.end() == b""
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from pydantic import SecretStr
 from polydev.client.credentials import new_key
 from polydev.controller.api.answers import (
     SESSION_EXAMPLE,
+    SESSION_VM_EXAMPLE,
     VM_EXAMPLE,
     SessionAnswer,
+    SessionVmAnswer,
     VmAnswer,
 )
 from polydev.controller.api.events import stream
@@ -84,6 +86,7 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("POST", "/api/auth/session/{session_id}/heartbeat"): OWN,
     ("GET", "/api/auth/session/{session_id}/oauth-url"): COMING,
     ("POST", "/api/auth/session/{session_id}/oauth-url"): COMING,
+    ("GET", "/api/vm/auth/session/{session_id}/oauth-url"): COMING,
     ("GET", "/api/auth/session/{session_id}/events"): OWN,
     ("POST", "/api/auth/credentials/store"): EACH_OWN,
     ("GET", "/api/auth/credentials"): ALL,
@@ -194,6 +197,47 @@ def test_a_token_in_the_query_where_browsers_need_it_only(host: ApiHost) -> None
     host.run(scenario)
 
 
+def milliseconds(at: str) -> int:
+    """Since 1970, of a time as the API writes it."""
+    return round(datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() * 1000)
+
+
+def test_names_of_older_clients(host: ApiHost) -> None:
+    names = {"claude_code": "claude", "codex_cli": "codex", "gemini_cli": "gemini"}
+
+    async def scenario(asked: Served) -> None:
+        for older, present in names.items():
+            body = {"userId": asked.users["user"], "provider": older}
+            session = (await asked.ask("POST", "/api/auth/start", json=body)).json()
+            assert session["provider"] == present
+            assert session["sessionId"] == session["id"]
+            assert session["novncURL"] == f"/session/{session['id']}"
+            assert session["browserIP"] == f"192.168.100.{2 + list(names).index(older)}"
+            (listed,) = (await asked.ask("GET", "/api/auth/sessions?limit=1")).json()["sessions"]
+            assert listed == session
+            stored = {"provider": older, "credentials": {"token": older}}
+            kept = await asked.ask("POST", "/api/auth/credentials/store", json=stored)
+            assert kept.json()["provider"] == present
+            assert kept.headers["location"].endswith(f"/{present}")
+            found = await asked.ask("GET", f"/api/auth/credentials/{older}")
+            assert found.json()["credentials"] == {"token": older}
+            gone = await asked.ask("DELETE", f"/api/auth/credentials/{older}")
+            assert gone.status_code == 204
+            gone = await asked.ask("GET", f"/api/auth/credentials/{present}")
+            problem(gone, 404, "credentials-not-found")
+        key = {"Idempotency-Key": "one key"}
+        for name, status in (("claude", 201), ("claude_code", 200), ("codex_cli", 409)):
+            body = {"userId": asked.users["user"], "provider": name}
+            answer = await asked.ask("POST", "/api/auth/start", json=body, headers=key)
+            assert answer.status_code == status
+        path = session["links"]["oauthUrl"]
+        older_path = path.replace("/api/auth/", "/api/vm/auth/")
+        first, second = [await asked.ask("GET", each) for each in (path, older_path)]
+        assert (first.status_code, first.json()) == (second.status_code, second.json())
+
+    host.run(scenario)
+
+
 def test_a_session_from_start_to_end(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
@@ -210,12 +254,16 @@ def test_a_session_from_start_to_end(host: ApiHost) -> None:
         assert vm["vmIP"] == "192.168.100.2"
         assert vm["ports"] == {"agent": 8080, "vnc": 5901, "novnc": 6080}
         assert vm["imageDigest"] == IMAGE_DIGEST
+        assert vm["created"] == vm["lastHeartbeat"] == milliseconds(session["createdAt"])
         beaten = (await asked.ask("POST", f"{path}/heartbeat")).json()
-        assert beaten["heartbeatAt"]
         assert beaten["status"] == "vm_created"
+        vm = (await asked.ask("GET", session["links"]["vm"])).json()
+        assert vm["lastHeartbeat"] == milliseconds(beaten["heartbeatAt"])
+        assert beaten["browserIP"] == vm["vmIP"]
         ended = (await asked.ask("DELETE", path)).json()
         assert ended["status"] == "terminated"
         assert ended["endedAt"]
+        assert ended["browserIP"] is None
         assert "failure" in ended
         assert (await asked.ask("DELETE", path)).json() == ended
         problem(await asked.ask("GET", session["links"]["vm"]), 410, "session-expired")
@@ -719,6 +767,7 @@ def test_the_documentation_loads_nothing_from_anywhere(host: ApiHost) -> None:
 def test_examples_are_what_they_are_examples_of() -> None:
     SessionAnswer.model_validate(SESSION_EXAMPLE)
     VmAnswer.model_validate(VM_EXAMPLE)
+    SessionVmAnswer.model_validate(SESSION_VM_EXAMPLE)
     for status, answer in refusals(400, 404, 409, 410, 422).items():
         (content,) = answer["content"].values()
         assert Problem.model_validate(content["example"]).status == status

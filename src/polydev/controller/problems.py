@@ -94,7 +94,8 @@ class InvalidInput(BaseModel):
 class Problem(BaseModel):
     """`type` is urn:polydev:error:<code> for this project's own errors, else about:blank.
 
-    A kind of error may have members of its own beside these.
+    `error` is the same text as `detail`, for older clients. A kind of error may have members of its
+    own beside these.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
@@ -103,6 +104,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    error: str
     instance: str
     request_id: str
     hint: str | None = None
@@ -148,7 +150,7 @@ def problem_of(error: Exception, path: str, request_id: str) -> Problem:
         told["detail"] = "the database does not answer now"
     else:
         told["detail"] = "an unexpected error; the log has it under this request's id"
-    return Problem(instance=path, request_id=request_id, **told)
+    return Problem(error=told["detail"], instance=path, request_id=request_id, **told)
 
 
 def _members(error: Error) -> Mapping[str, Any]:

@@ -41,6 +41,7 @@ class Refusal(Exception):
             "title": self.status.phrase,
             "status": self.status.value,
             "detail": self.detail,
+            "error": self.detail,
             "requestId": request_id,
         }
         body = json.dumps(problem).encode()

@@ -19,6 +19,7 @@ NOVNC_PORT = 6080
 
 SESSION_EXAMPLE: dict[str, Any] = {
     "id": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+    "sessionId": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
     "userId": "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10",
     "provider": "claude",
     "status": "vm_starting",
@@ -28,6 +29,8 @@ SESSION_EXAMPLE: dict[str, Any] = {
     "endedAt": None,
     "reason": None,
     "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
+    "novncURL": "/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+    "browserIP": "192.168.100.2",
     "boot": {
         "stage": "network",
         "stageAt": "2026-11-21T10:15:09Z",
@@ -53,6 +56,11 @@ VM_EXAMPLE: dict[str, Any] = {
     "endedAt": None,
     "releasedAt": None,
     "ports": {"agent": AGENT_PORT, "vnc": VNC_PORT, "novnc": NOVNC_PORT},
+}
+SESSION_VM_EXAMPLE: dict[str, Any] = {
+    **VM_EXAMPLE,
+    "created": 1795256100000,
+    "lastHeartbeat": 1795256160000,
 }
 
 
@@ -88,11 +96,16 @@ class Links(Answer):
 
 
 class SessionAnswer(Answer):
-    """A session. `boot` is how far its VM is, `failure` why it failed if it did."""
+    """A session. `boot` is how far its VM is, `failure` why it failed if it did.
+
+    Names of older clients: `sessionId` is `id`, `novncURL` the path of the viewer's page, and
+    `browserIP` the address of its VM, null once that is over.
+    """
 
     model_config = ConfigDict(title="Session", json_schema_extra={"examples": [SESSION_EXAMPLE]})
 
     id: str
+    session_id: str
     user_id: str
     provider: Provider
     status: SessionState
@@ -102,6 +115,8 @@ class SessionAnswer(Answer):
     ended_at: datetime | None
     reason: str | None
     vm_id: str
+    novnc_url: str = Field(alias="novncURL")
+    browser_ip: str | None = Field(alias="browserIP")
     boot: Boot
     failure: Failure | None = None
     links: Links
@@ -140,6 +155,21 @@ class VmAnswer(Answer):
     ports: Ports = Ports()
 
 
+class SessionVmAnswer(VmAnswer):
+    """A session's VM, with two names of older clients, in milliseconds since 1970.
+
+    created         when its session was started
+    lastHeartbeat   when it was used last; `created` if it was not used yet
+    """
+
+    model_config = ConfigDict(
+        title="SessionVm", json_schema_extra={"examples": [SESSION_VM_EXAMPLE]}
+    )
+
+    created: int
+    last_heartbeat: int
+
+
 class VmList(Answer):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
@@ -158,9 +188,14 @@ def session_path(session_id: str) -> str:
     return f"/api/auth/session/{session_id}"
 
 
+def viewer_page(session_id: str) -> str:
+    return f"/session/{session_id}"
+
+
 def session_answer(session: Session, vm: Vm) -> SessionAnswer:
     return SessionAnswer(
         id=session.id,
+        session_id=session.id,
         user_id=session.user_id,
         provider=session.provider,
         status=session.state,
@@ -170,6 +205,8 @@ def session_answer(session: Session, vm: Vm) -> SessionAnswer:
         ended_at=session.ended_at,
         reason=session.reason,
         vm_id=session.vm_id,
+        novnc_url=viewer_page(session.id),
+        browser_ip=vm.vm_ip if is_live(vm) else None,
         boot=Boot(stage=vm.stage, stage_at=vm.stage_at, timings=vm.timings),
         failure=_failure(vm),
         links=_links(session_path(session.id)),
@@ -210,6 +247,19 @@ def vm_answer(vm: Vm) -> VmAnswer:
         ended_at=vm.ended_at,
         released_at=vm.released_at,
     )
+
+
+def session_vm_answer(session: Session, vm: Vm) -> SessionVmAnswer:
+    return SessionVmAnswer(
+        **dict(vm_answer(vm)),
+        created=_milliseconds(session.created_at),
+        last_heartbeat=_milliseconds(session.heartbeat_at or session.created_at),
+    )
+
+
+def _milliseconds(at: datetime) -> int:
+    """Since 1970."""
+    return round(at.timestamp() * 1000)
 
 
 def is_live(vm: Vm) -> bool:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from polydev.controller.api.answers import Answer
 from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.providers import NamedProvider
 from polydev.controller.api.refusals import refusals
 from polydev.controller.model import Provider
 from polydev.controller.services import Services
@@ -57,7 +58,7 @@ OWN_REFUSALS = {
     503: ("The host has no key for credentials, or the database is down", NO_KEY),
 }
 
-OfProvider = Annotated[Provider, Path(description="Whose tool the credentials are for")]
+OfProvider = Annotated[NamedProvider, Path(description="Whose tool the credentials are for")]
 
 
 def compact_json(credentials: Any) -> bytes:
@@ -95,7 +96,7 @@ class StoreRequest(RequestBody):
         },
     )
 
-    provider: Provider
+    provider: NamedProvider
     credentials: Annotated[dict[str, Any], BeforeValidator(_sealable)] = Field(
         min_length=1, repr=False, description=f"{MAX_BYTES} bytes at most, as compact JSON"
     )

@@ -16,6 +16,8 @@ from polydev.controller.model import Provider, Session
 from polydev.controller.services import Services
 from polydev.errors import LoginFailed
 
+PREFIX = "/api/auth"
+OLDER_PREFIX = "/api/vm/auth"
 RETRY_SECONDS = 2
 LOGIN_EXAMPLE: dict[str, Any] = {
     "sessionId": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
@@ -42,10 +44,16 @@ class LoginAnswer(Answer):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/api/auth", tags=["login"], dependencies=[BEARER])
+    router = APIRouter(tags=["login"], dependencies=[BEARER])
 
     @router.get(
-        "/session/{session_id}/oauth-url",
+        f"{OLDER_PREFIX}/session/{{session_id}}/oauth-url",
+        summary="The same as /api/auth/session/{session_id}/oauth-url, for older clients",
+        response_model=LoginAnswer,
+        responses=RESPONSES,
+    )
+    @router.get(
+        f"{PREFIX}/session/{{session_id}}/oauth-url",
         summary="Where the user logs in; the first question starts the tool",
         response_model=LoginAnswer,
         responses=RESPONSES,
@@ -55,7 +63,7 @@ def routes(services: Services) -> APIRouter:
         return await _login(services, session, response, again=False)
 
     @router.post(
-        "/session/{session_id}/oauth-url",
+        f"{PREFIX}/session/{{session_id}}/oauth-url",
         summary="Start the tool, also one whose login has failed",
         response_model=LoginAnswer,
         responses=RESPONSES,

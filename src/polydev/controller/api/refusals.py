@@ -117,7 +117,7 @@ def refusals(
 
 
 def _refusal(status: int, description: str, told: dict[str, Any]) -> dict[str, Any]:
-    example = {"type": "about:blank", "status": status, **_ANY, **told}
+    example = {"type": "about:blank", "status": status, "error": told["detail"], **_ANY, **told}
     schema = {"$ref": f"{SCHEMA_PATH}/Problem"}
     return {
         "description": description,

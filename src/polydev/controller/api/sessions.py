@@ -11,14 +11,15 @@ from pydantic import ConfigDict, Field
 from polydev.controller.api.answers import (
     SessionAnswer,
     SessionList,
-    VmAnswer,
+    SessionVmAnswer,
     is_live,
     session_answer,
     session_path,
-    vm_answer,
+    session_vm_answer,
 )
 from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.providers import NamedProvider
 from polydev.controller.api.refusals import refusals
 from polydev.controller.health import image_store_state
 from polydev.controller.model import Caller, Provider, Session, Vm
@@ -52,7 +53,7 @@ class StartRequest(RequestBody):
     )
 
     user_id: UUID = Field(alias="userId")
-    provider: Provider
+    provider: NamedProvider
 
 
 def routes(services: Services) -> APIRouter:
@@ -200,9 +201,9 @@ def _add_vm(router: APIRouter, services: Services) -> None:
         summary="The VM of a session, and its address",
         responses=refusals(404, 410, 422),
     )
-    async def get_vm_of_session(session_id: SessionId, caller: Asking) -> VmAnswer:
+    async def get_vm_of_session(session_id: SessionId, caller: Asking) -> SessionVmAnswer:
         session = await session_for(services, caller, session_id)
-        return vm_answer(await live_vm_of(services, session))
+        return session_vm_answer(session, await live_vm_of(services, session))
 
 
 async def live_vm_of(services: Services, session: Session) -> Vm:
