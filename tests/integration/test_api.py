@@ -17,6 +17,7 @@ import httpx
 import pytest
 import structlog
 
+from polydev.controller.api import events
 from polydev.controller.app import create_app
 from polydev.controller.logs import configure_logs
 from polydev.controller.server import Server
@@ -180,6 +181,27 @@ def test_a_session_from_start_to_end(tmp_path: Path) -> None:
             await asked.get(session["links"]["vm"], 410)
             assert await asked.get("/api/vm") == {"vms": [], "next": None}
         assert host.hypervisor.left() == []
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("enough", ["sed -u /vm_created/q", "grep -m1 vm_created"])
+def test_curl_ends_once_its_reader_has_read_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: str
+) -> None:
+    monkeypatch.setattr(events, "PING_SECONDS", 100 * DEADLINE_SECONDS)
+
+    async def scenario(host: FakeHost) -> None:
+        async with controller(host) as asked:
+            session = await asked.start()
+            url = f"{asked.http.base_url}{session['links']['events']}"
+            header = f"Authorization: {asked.user['Authorization']}"
+            pipeline = await asyncio.create_subprocess_exec(
+                *("sh", "-c", f'curl -sN -H "$1" "$2" | {enough}', "sh", header, url),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            said, _ = await pipeline.communicate()
+            assert b'"state": "vm_created"' in said.splitlines()[-1]
 
     run(tmp_path, scenario)
 

@@ -23,8 +23,9 @@ from polydev.controller.api import (
     vms,
 )
 from polydev.controller.api.refusals import problem_schemas
+from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.middleware import BodyLimit, Gate, Requests
+from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.services import Services, build_services
 from polydev.controller.settings import Settings
@@ -79,4 +80,7 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     """The last added is the outermost."""
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
     app.add_middleware(Gate, identity=services.identity, requests=services.requests)
+    app.add_middleware(Failures)
+    if services.settings.cors_origins:
+        app.add_middleware(Cors, origins=services.settings.cors_origins)
     app.add_middleware(Requests, metrics=services.metrics)

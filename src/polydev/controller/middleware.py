@@ -30,7 +30,7 @@ QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
 
 class Requests:
-    """Outermost: gives the id, logs and counts, and answers what nothing else caught."""
+    """Outermost: gives the id, logs and counts."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -50,19 +50,9 @@ class Requests:
         started = time.perf_counter()
         with bound_contextvars(requestId=request_id), self.metrics.in_flight.track_inprogress():
             try:
-                await self._answer(scope, receive, sent)
+                await self.app(scope, receive, sent)
             finally:
                 self._tell(scope, sent.status, time.perf_counter() - started)
-
-    async def _answer(self, scope: Scope, receive: Receive, sent: _Sent) -> None:
-        try:
-            await self.app(scope, receive, sent)
-        except Exception as error:
-            log.exception("unexpected error", path=scope["path"])
-            if sent.status:
-                raise  # too late for another answer: the server closes the connection
-            response = await answer_problem(Request(scope), error)
-            await response(scope, receive, sent)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
@@ -98,6 +88,33 @@ class _Sent:
             headers["X-Content-Type-Options"] = "nosniff"
             headers.setdefault("Cache-Control", "no-store")
         await self.send(message)
+
+
+class Failures:
+    """Answers what nothing else caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noticed)
+        except Exception as error:
+            log.exception("unexpected error", path=scope["path"])
+            if has_begun:
+                raise  # too late for another answer: the server closes the connection
+            response = await answer_problem(Request(scope), error)
+            await response(scope, receive, send)
 
 
 class BodyLimit:

@@ -214,6 +214,8 @@ class Settings(BaseSettings):
     connections: ConnectionLimits = ConnectionLimits()
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Whose word on where a request comes from is taken: addresses or networks of proxies."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API from a browser."""
     identity: Identity = Identity()
     samples: Sampling = Sampling()
     alert: AlertRules = AlertRules()
@@ -268,6 +270,16 @@ class Settings(BaseSettings):
             if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url) is None:
                 raise ValueError(f"address {number} is no URL of Apprise, such as mailto://…")
         return secret
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        from polydev.controller.cors import checked_origin
+
+        try:
+            return tuple(checked_origin(each) for each in origins)
+        except ValueError as error:
+            raise ValueError(f"of one entry: {error}") from None
 
     @field_validator("database_url")
     @classmethod

@@ -21,6 +21,9 @@ from polydev.controller.states import SESSION_ENDS
 MEDIA_TYPE = "text/event-stream"
 RETRY_MILLISECONDS = 1000
 PING_SECONDS = 15.0
+# Pings come soon after news at first: a program that has read enough, as `curl | sed '/…/q'`, only
+# notices that nobody reads on when it gets more to write.
+FIRST_PING_SECONDS = 0.25
 PING = ": ping\n\n"
 MOST_NUMBER = 2**31 - 1
 EXAMPLE = (
@@ -81,6 +84,7 @@ async def stream(
 
 
 async def _news(services: Services, session_id: str, after: int, over: Over) -> AsyncIterator[str]:
+    pause = FIRST_PING_SECONDS
     while not services.ending.is_set():
         if over.done():
             yield over_text(over.result())
@@ -90,22 +94,22 @@ async def _news(services: Services, session_id: str, after: int, over: Over) -> 
         for each in found:
             yield event_text(each)
             after = each.number
+            pause = FIRST_PING_SECONDS
             if is_end(each):
                 return
-        if not found and not await _woken(ring, over):
+        if not found and not await _woken(ring, over, pause):
             yield PING
-            if not (await services.sessions.get(session_id)).is_live:
+            is_quiet, pause = pause >= PING_SECONDS, min(2 * pause, PING_SECONDS)
+            if is_quiet and not (await services.sessions.get(session_id)).is_live:
                 return  # it resumed after the end
 
 
-async def _woken(ring: asyncio.Event, over: Over) -> bool:
+async def _woken(ring: asyncio.Event, over: Over, seconds: float) -> bool:
     """Whether there is something to look at before the next ping."""
     rung = asyncio.ensure_future(ring.wait())
     try:
         either: set[asyncio.Future[Any]] = {rung, over}
-        done, _ = await asyncio.wait(
-            either, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         rung.cancel()
     return bool(done)
