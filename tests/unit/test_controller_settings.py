@@ -59,7 +59,19 @@ def test_database_password_is_not_shown() -> None:
         ("prot: 4000\n", "prot: "),
         ("database_url: mysql://secret@db\n", "database_url: "),
         ("- port\n", "must hold keys and values"),
-        ("port: [\n", "is not YAML"),
+        ("port: [\n", "line 2: is not YAML"),
+        ("port: 1\nport: 2\n", "port: this key stands twice, in line 1 and in line 2"),
+        ("1: x\n", "line 1: the key 1 is not text"),
+        ("session: {1: x}\n", "session: line 1: the key 1 is not text"),
+        (
+            "session: {per_usr: 1}\n",
+            "session.per_usr: there is no such key; did you mean per_",
+        ),
+        ("per_user: 1\n", "per_user: there is no such key; did you mean session.per_user?"),
+        ("identity: {jwks_url: 'https://x:abc/y'}\n", "identity.jwks_url: its host or port"),
+        ("identity: {jwks_url: 'https:///y'}\n", "identity.jwks_url: its host or port"),
+        ("slots: [2, x]\n", "slots.1: must be a whole number"),
+        ("database_url: postgresql://u:secret@db:abc/x\n", "database_url: its host or port"),
     ],
 )
 def test_error_names_file_and_key_but_no_value(file: Path, text: str, said: str) -> None:
@@ -68,6 +80,56 @@ def test_error_names_file_and_key_but_no_value(file: Path, text: str, said: str)
         load_settings(file)
     assert caught.value.message.startswith(f"{file}: {said}")
     assert "secret@db" not in caught.value.message
+
+
+WRONG_VARIABLES = [
+    ("SLOTS", "2,3", "the variable POLYDEV_CONTROLLER_SLOTS: .*JSON"),
+    ("SLOTS", "", "the variable POLYDEV_CONTROLLER_SLOTS: .*JSON"),
+    ("IDENTITY", "{audience: x}", "the variable POLYDEV_CONTROLLER_IDENTITY: .*JSON"),
+    ("TRUSTED_PROXIES", "10.0.0.1", "the variable POLYDEV_CONTROLLER_TRUSTED_PROXIES: .*JSON"),
+    ("SLOTS", "[1]", "slots.0: must be 2 or more"),
+    ("PORT", "many", "port: must be a whole number"),
+    ("SESSION__PER_USR", "1", "session.per_usr: there is no such key; did you mean per_user"),
+    ("SESSION__PER_USER__X", "1", "session.per_user: must be a whole number"),
+    ("SESSION", "[]", "session: must be a mapping of keys"),
+    ("LOG_LEVL", "debug", "the variable POLYDEV_CONTROLLER_LOG_LEVL: .*did you mean log_level"),
+    ("DATABASE_URL", "postgresql://u:hidden@db:abc/x", "database_url: its host or port"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), WRONG_VARIABLES)
+def test_a_wrong_variable_is_named_and_not_quoted(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"POLYDEV_CONTROLLER_{name}", value)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_settings(file)
+    assert caught.value.hint
+    assert "hidden" not in caught.value.message + caught.value.hint
+
+
+def test_the_hint_names_the_variable_as_it_is_written(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYDEV_CONTROLLER_SESSION__PER_USER", "0")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file)
+    assert "POLYDEV_CONTROLLER_SESSION__PER_USER" in str(caught.value.hint)
+
+
+def test_lists_and_groups_come_from_variables_too(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYDEV_CONTROLLER_SLOTS", "[2, 3]")
+    monkeypatch.setenv("POLYDEV_CONTROLLER_IDENTITY", '{"audience": "x"}')
+    settings = load_settings(file)
+    assert (settings.slots, settings.identity.audience) == ((2, 3), "x")
+
+
+def test_text_that_is_not_utf_8_is_told(file: Path) -> None:
+    file.write_bytes(b"port: 1\n# gr\xf6\xdfe\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: line 2: is not UTF-8 text"):
+        load_settings(file)
 
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
@@ -194,13 +256,13 @@ class TestKeys:
         ("given", "key", "words"),
         [
             ({"log_levl": "debug"}, "log_levl", "there is no such key; did you mean log_level?"),
-            ({"drain_seconds": "soon"}, "drain_seconds", "valid integer"),
+            ({"drain_seconds": "soon"}, "drain_seconds", "must be a whole number"),
             ({"drain_seconds": 120}, "drain_seconds", "less than 60"),
-            ({"session": {"per_user": 0}}, "session.per_user", "greater than or equal to 1"),
+            ({"session": {"per_user": 0}}, "session.per_user", "must be 1 or more"),
             ({"session": {"peruser": 1}}, "session.peruser", "there is no such key"),
             ({"database_url": "sqlite://"}, "database_url", "name its file as `database-url`"),
             ({"jwt_secret": JWT}, "jwt_secret", "this is a secret"),
-            ({"rate": None}, "rate", "valid dictionary"),
+            ({"rate": None}, "rate", "must be a mapping of keys"),
         ],
     )
     def test_a_wrong_one_is_named(self, given: dict[str, Any], key: str, words: str) -> None:

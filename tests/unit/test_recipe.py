@@ -79,9 +79,9 @@ def test_layer_is_made_inside_those_below_only_where_it_must(
 @pytest.mark.parametrize(
     ("place", "value", "told"),
     [
-        ((), {"colour": "red"}, "colour: unknown key"),
-        (("kernel",), {"modulez": []}, "kernel.modulez: unknown key"),
-        (("layers", 1), {"enabel": []}, "layers[1].enabel: unknown key"),
+        ((), {"colour": "red"}, "colour: there is no such key"),
+        (("kernel",), {"modulez": []}, "kernel.modulez: there is no such key"),
+        (("layers", 1), {"enabel": []}, "layers[1].enabel: there is no such key"),
         (("layers", 1), {"enable": ["no-suffix"]}, "layers[1].enable[0]: "),
         (("layers", 1), {"mask": ["a.service", "a b.service"]}, "layers[1].mask[1]: "),
         (("layers", 0), {"packages": ["Not A Package"]}, "layers[0].packages[0]: "),

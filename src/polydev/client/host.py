@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from polydev.client import probe
-from polydev.errors import CommandTimeout, DeployError
+from polydev.errors import CommandTimeout, ConfigError, DeployError
 from polydev.run import run
 from polydev.ssh import SshTarget
+from polydev.yaml_files import parse_yaml
 
 PROBE_SECONDS = 120.0
 SSH_FAILED = 255
@@ -40,8 +39,8 @@ class HostFacts:
     def config(self) -> dict[str, Any]:
         """The controller's configuration; empty where there is none that can be read."""
         try:
-            found = yaml.safe_load(self.said.get("config") or "")
-        except yaml.YAMLError:
+            found = parse_yaml(self.said.get("config") or "")
+        except ConfigError:
             found = None
         return found if isinstance(found, dict) else {}
 

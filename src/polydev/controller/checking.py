@@ -13,13 +13,13 @@ JSON out: problems, each with the key of the inventory and what is wrong with it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from polydev.controller.settings import SECRETS, Settings, problems_of, secret_name
+from polydev.controller.settings import SECRETS, Settings, secret_name
+from polydev.validation import dotted, near, problems_of
 
 
 class Candidate(Settings):
@@ -47,12 +47,14 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
     try:
         Candidate(**{**config, **sound, **kept})
     except ValidationError as error:
-        found += [(_path(key, kept), words) for key, words in problems_of(error)]
+        found += [
+            (_path(dotted(path), kept), words) for path, words in problems_of(error, Settings)
+        ]
     except TypeError:
         found.append(("controller", "its keys must be text"))
     if "secrets.alert-urls" not in {key for key, _ in found}:
         found += _of_no_service(kept.get("alert_urls", ""))
-    return [{"key": key, "message": _suggested(key, words)} for key, words in found]
+    return [{"key": key, "message": words} for key, words in found]
 
 
 def _of_no_service(addresses: str) -> Iterator[tuple[str, str]]:
@@ -74,17 +76,9 @@ def _unknown(secrets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     known = [secret_name(field) for field in SECRETS]
     for name in secrets:
         if name not in known:
-            hyphened = name.replace("_", "-")
-            suggestion = f"did you mean {hyphened}? " if hyphened in known else ""
-            words = f"the controller has no such secret; {suggestion}it knows {', '.join(known)}"
-            yield f"secrets.{name}", words
+            words = f"the controller has no such secret{near(name, known)}"
+            yield f"secrets.{name}", f"{words}; it knows {', '.join(known)}"
 
 
 def _path(key: str, secrets: Mapping[str, str]) -> str:
     return f"secrets.{secret_name(key)}" if key in secrets else f"controller.{key}"
-
-
-def _suggested(key: str, words: str) -> str:
-    part, _, name = key.partition(".")
-    close = get_close_matches(name, Settings.model_fields, n=1) if part == "controller" else []
-    return f"{words}; did you mean {close[0]}?" if close and close[0] != name else words

@@ -11,15 +11,23 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from polydev.errors import ConfigError
+from polydev.validation import dotted, near, problems_of
+from polydev.yaml_files import load_yaml
 
 ENVIRONMENT_PREFIX = "POLYDEV_CONTROLLER_"
 # Fields that are secrets; a secret's file is called like its field, with hyphens.
@@ -27,6 +35,33 @@ SECRETS = ("alert_urls", "credentials_key", "database_url", "jwt_secret")
 MIN_JWT_SECRET_BYTES = 32  # RFC 7518, 3.2: as long as the hash of HS256
 BYTE_ORDER_MARK = "\ufeff"
 TRUE_WORDS = ("1", "true", "yes", "on")
+
+
+class Environment(EnvSettingsSource):
+    """Variables, whose errors name them. One whose key there is not would change nothing."""
+
+    def __call__(self) -> dict[str, Any]:
+        known = list(self.settings_cls.model_fields)
+        for variable in os.environ:
+            if variable.upper().startswith(ENVIRONMENT_PREFIX):
+                name = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")[0]
+                if name not in known:
+                    raise ConfigError(
+                        f"the variable {variable}: there is no key {name}{near(name, known)}",
+                        "docs/controller.md has every key",
+                    )
+        return super().__call__()
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            variable = ENVIRONMENT_PREFIX + field_name.upper()
+            raise ConfigError(
+                f"the variable {variable}: lists and groups of keys are written as JSON, which "
+                "this is not",
+                'such as [2, 3] or {"per_user": 4}; docs/controller.md has every key',
+            ) from None
 
 
 class Credentials(PydanticBaseSettingsSource):
@@ -141,6 +176,18 @@ class Identity(Group):
     audience: str | None = None
     issuer: str | None = None
     leeway_seconds: float = Field(default=10, ge=0)
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _has_a_host(cls, url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or "https://none.example")
+            is_readable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_readable = False
+        if not is_readable:
+            raise ValueError("its host or port cannot be read")
+        return url
 
 
 class Sampling(Group):
@@ -297,17 +344,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, Credentials(settings_cls), init_settings
+        return Environment(settings_cls), Credentials(settings_cls), init_settings
 
 
 def load_settings(file: Path) -> Settings:
     """Read `file` and everything that overrides it. Raises ConfigError naming file and key."""
-    try:
-        values = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=file) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {error}", file=file) from error
+    values = load_yaml(file)
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
@@ -318,29 +360,20 @@ def load_settings(file: Path) -> Settings:
         raise _config_error(file, error) from None  # pydantic's own text quotes the values
 
 
-def problems_of(error: ValidationError) -> list[tuple[str, str]]:
-    """Each wrong key with what is wrong with it, in words that quote no value."""
-    return [
-        (".".join(str(part) for part in each["loc"]), _words(each))
-        for each in error.errors(include_input=False, include_url=False)
-        if each["type"] != "default_factory_not_called"  # it only follows from another one
-    ]
-
-
-def _words(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        return "there is no such key"
-    return str(problem["msg"]).removeprefix("Value error, ")
-
-
 def _config_error(file: Path, error: ValidationError) -> ConfigError:
-    first, *others = problems_of(error)
+    first, *others = [(dotted(path), words) for path, words in problems_of(error, Settings)]
     rest = "".join(f"; {key}: {message}" for key, message in others)
     places = [f"the secret {secret_name(first[0])}"] if first[0] in SECRETS else []
-    places += ["the file", f"the variable {ENVIRONMENT_PREFIX}{first[0].upper()}"]
+    places += ["the file", f"the variable {_variable_of(first[0])}"]
     return ConfigError(
         f"{first[1]}{rest}",
         f"correct {' or '.join(places)}",
         file=file,
         key=first[0],
     )
+
+
+def _variable_of(key: str) -> str:
+    """The variable that overrides a key; an item of a list has none but the list's."""
+    names = takewhile(lambda part: not part.isdecimal(), key.split("."))
+    return ENVIRONMENT_PREFIX + "__".join(names).upper()

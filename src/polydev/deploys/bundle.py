@@ -30,7 +30,10 @@ PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 LOCK = Path("requirements/controller.txt")
 PACKAGE = Path("src/polydev")
 # The controller and what the layers contract lets it import. A change elsewhere is no new release.
-RELEASED = ("__init__.py", "controller", "errors.py", "run.py", "settings.py", "vm")
+RELEASED = (
+    *("__init__.py", "controller", "errors.py", "run.py", "settings.py", "validation.py", "vm"),
+    "yaml_files.py",
+)
 DISTRIBUTION = "polydev-controller"
 # A distribution of its own: it has its own commands, and what it depends on is all in the bundle's
 # requirements. The version names the sources, so no two wheels of one name differ on a host.

@@ -12,7 +12,6 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,6 +23,8 @@ from pydantic import (
 
 from polydev.errors import ConfigError
 from polydev.image.guestpath import is_mounted
+from polydev.validation import problems_of
+from polydev.yaml_files import load_yaml
 
 # npm's record of where each package goes.
 LOCK = "package-lock.json"
@@ -189,8 +190,7 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         faults = [
-            f"{path}: {_key_path(fault['loc'])}: {_plain(fault['type'], fault['msg'])}"
-            for fault in error.errors()
+            f"{path}: {_key_path(place)}: {words}" for place, words in problems_of(error, Recipe)
         ]
         raise ConfigError(
             "\n".join(faults), "the keys of a recipe are described in golden/README.md"
@@ -205,7 +205,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data = _read_yaml(path)
     for index, layer in enumerate(_list_of(dict, data, "layers", path)):
         if "folder" in layer:
-            raise ConfigError("unknown key", file=path, key=f"layers[{index}].folder")
+            raise ConfigError("there is no such key", file=path, key=f"layers[{index}].folder")
         layer["folder"] = path.parent.resolve()
     base_name = data.pop("extends", None)
     without = _list_of(str, data, "without", path)
@@ -246,18 +246,7 @@ def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be read: {error.strerror}", "name a recipe with --recipe", file=path
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("is not UTF-8 text", file=path) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"is not YAML: {error}", file=path, key=where) from error
+    data = load_yaml(path, "name a recipe with --recipe")
     if not isinstance(data, dict):
         raise ConfigError("must be a mapping of keys", file=path)
     return data
@@ -318,8 +307,3 @@ def _key_path(location: tuple[int | str, ...]) -> str:
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
-
-
-def _plain(kind: str, message: str) -> str:
-    plain = {"extra_forbidden": "unknown key", "missing": "is missing"}
-    return plain.get(kind, message.removeprefix("Value error, "))

@@ -1,0 +1,104 @@
+"""YAML as all of our files are read: every key is text and stands once.
+
+PyYAML takes the last of two equal keys and loses the first without a word, and reads `on`, `1` and
+`2024-01-01` as keys that are no text. Errors name the line and quote no value: it may be a secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polydev.errors import ConfigError
+
+TEXT_TAG = "tag:yaml.org,2002:str"
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
+def load_yaml(file: Path, hint: str | None = None) -> Any:
+    """Return what a file holds. Raises ConfigError; `hint` is for a file that cannot be read."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", hint, file=file) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            "is not UTF-8 text", "save the file as UTF-8", file=file, key=f"line {line}"
+        ) from None
+    return parse_yaml(text, file)
+
+
+def parse_yaml(text: str, file: Path | None = None) -> Any:
+    """Return what a text holds. Raises ConfigError naming `file` and the line."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_keys(node, "", file, [])
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}" if mark else ""
+        words = ", ".join(part for part in (error.problem, error.context) if part)
+        raise ConfigError(f"is not YAML: {words}", file=file, key=where) from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(f"is not YAML: {error.reason}", file=file, key=f"line {line}") from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply", file=file) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, whose errors about values are YAML errors with a line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value that cannot be a YAML {kind}", node.start_mark
+            ) from None
+
+
+def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.Node]) -> None:
+    """Raise ConfigError for a key that is no text, that stands twice, or for a loop of aliases."""
+    if any(node is each for each in above):
+        raise ConfigError("contains itself", file=file, key=path)
+    within = [*above, node]
+    if isinstance(node, yaml.SequenceNode):
+        for index, each in enumerate(node.value):
+            _check_keys(each, f"{path}[{index}]", file, within)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag not in (TEXT_TAG, MERGE_TAG):
+                name = f" {key.value}" if isinstance(key, yaml.ScalarNode) else ""
+                raise ConfigError(
+                    f"the key{name} is not text",
+                    "write a text, in quotes if need be",
+                    file=file,
+                    key=_place(path, f"line {line}"),
+                )
+            below = f"{path}.{key.value}" if path else str(key.value)
+            if key.value in lines:
+                raise ConfigError(
+                    f"this key stands twice, in line {lines[key.value]} and in line {line}",
+                    "only one of them can count: remove the other",
+                    file=file,
+                    key=below,
+                )
+            lines[key.value] = line
+            _check_keys(value, below, file, within)
+
+
+def _place(*parts: str) -> str:
+    return ": ".join(part for part in parts if part)
