@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydev.ssh import SshTarget
+from polydev.run import run
+from polydev.ssh import SshTarget, ssh_option
 
 DATA = {
     "ssh_hostname": "198.51.100.2",
@@ -39,7 +40,7 @@ def test_it_is_read_from_what_pyinfra_reads(target: SshTarget) -> None:
 
 def test_a_name_alone_is_enough() -> None:
     target = SshTarget.from_data("browsers.example", {})
-    assert (target.destination, target.port) == ("browsers.example", 22)
+    assert (target.destination, target.port) == ("browsers.example", None)
     assert "-i" not in target.options()
     assert not any("UserKnownHostsFile" in word for word in target.options())
 
@@ -64,5 +65,109 @@ def test_a_commands_words_arrive_as_they_are(words: list[str]) -> None:
     assert shlex.split(argv[-1]) == ["sudo", "-n", *words]
 
 
-def test_rsync_uses_the_same_words(target: SshTarget) -> None:
-    assert shlex.split(target.rsync_shell()) == ["ssh", *target.options()]
+def resolved(target: SshTarget, config: Path) -> dict[str, str]:
+    """What ssh itself makes of the words, and of its configuration."""
+    config.touch()
+    words = [word for word in target.options() if word != "none"]
+    done = run(["ssh", "-G", "-F", config, *words, target.destination])
+    lines = (line.partition(" ") for line in done.stdout.splitlines())
+    return {key: value for key, _, value in lines}
+
+
+class TestWhatSshMakesOfIt:
+    def test_its_configuration_counts_where_the_inventory_is_silent(self, tmp_path: Path) -> None:
+        config = tmp_path / "config"
+        config.write_text(
+            "Host box\n HostName 192.0.2.7\n Port 2222\n User ada\n IdentityFile /k\n"
+        )
+        found = resolved(SshTarget.from_data("box", {}), config)
+        wanted = {"hostname": "192.0.2.7", "port": "2222", "user": "ada", "identityfile": "/k"}
+        assert wanted.items() <= found.items()
+
+    def test_the_inventory_counts_before_it(self, tmp_path: Path) -> None:
+        config = tmp_path / "config"
+        config.write_text("Host box\n Port 2222\n User ada\n")
+        data = {"ssh_port": 22, "ssh_user": "deploy"}
+        found = resolved(SshTarget.from_data("box", data), config)
+        assert (found["port"], found["user"]) == ("22", "deploy")
+
+    def test_another_configuration_can_be_named(self, tmp_path: Path) -> None:
+        config = tmp_path / "my config"
+        config.write_text("Host box\n Port 2222\n")
+        target = SshTarget.from_data("box", {"ssh_config_file": str(config)})
+        done = run([*target.argv("true")[:1], "-G", *target.options(), target.destination])
+        assert "\nport 2222\n" in done.stdout
+
+    @pytest.mark.parametrize("name", ["a b", "a 'b'", 'a "b"', "a\\b", "a\\ b", "ü", "#a", "a=b"])
+    def test_a_path_is_one_path_whatever_is_in_it(self, tmp_path: Path, name: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        data = {key: str(folder / key) for key in ("ssh_known_hosts_file", "ssh_key")}
+        (folder / "ssh_key").touch()
+        found = resolved(SshTarget.from_data("box", data), tmp_path / "config")
+        assert found["userknownhostsfile"] == data["ssh_known_hosts_file"]
+        assert found["identityfile"] == data["ssh_key"]
+
+    def test_ssh_expands_no_more_than_it_shall(self) -> None:
+        assert ssh_option("ControlPath", "/a%h b", "/%C") == 'ControlPath="/a%%h b/%C"'
+        assert "IdentityFile=/a%%h" in SshTarget("box", "box", key=Path("/a%h")).options()
+        assert ssh_option("UserKnownHostsFile", "/a%h") == "UserKnownHostsFile=/a%%h"
+
+    def test_paths_begin_in_the_checkout(self) -> None:
+        data = {"ssh_key": "keys/x", "ssh_known_hosts_file": "/etc/known"}
+        target = SshTarget.from_data("box", data, Path("/checkout"))
+        assert target.key == Path("/checkout/keys/x")
+        assert target.known_hosts == Path("/etc/known")
+
+
+class TestRsync:
+    @pytest.fixture
+    def asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """What rsync runs in the place of ssh: it writes down its words."""
+        program, words = tmp_path / "ssh", tmp_path / "words"
+        program.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >{words}\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return words
+
+    def words(self, asked: Path, target: SshTarget) -> list[str]:
+        run(
+            ["rsync", f"--rsh={target.rsync_shell()}", "/etc/hostname", target.remote("/x/")],
+            check=False,
+        )
+        return asked.read_text().split("\0")[:-1]
+
+    @pytest.mark.parametrize(
+        ("hostname", "user", "heard"),
+        [
+            ("2001:db8::10", "deploy", ["-l", "deploy", "2001:db8::10"]),
+            ("2001:db8::10", None, ["2001:db8::10"]),
+            ("::1", "deploy", ["-l", "deploy", "::1"]),
+            ("192.0.2.7", "deploy", ["-l", "deploy", "192.0.2.7"]),
+            ("box.example", None, ["box.example"]),
+        ],
+    )
+    def test_it_goes_to_the_same_host(
+        self, asked: Path, hostname: str, user: str | None, heard: list[str]
+    ) -> None:
+        target = SshTarget("box", hostname, user)
+        options = target.options()
+        assert self.words(asked, target)[: len(options) + len(heard)] == [*options, *heard]
+        assert target.destination == (f"{user}@{hostname}" if user else hostname)
+
+    @given(st.lists(st.text("ab '\"\\%$-ü", min_size=1), min_size=2, max_size=2))
+    @settings(
+        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    def test_it_uses_the_same_words(self, asked: Path, names: list[str]) -> None:
+        key, known = (f"/{name}/x" for name in names)
+        data = {"ssh_key": key, "ssh_known_hosts_file": known, "ssh_port": 2222}
+        target = SshTarget.from_data("box", data)
+        assert self.words(asked, target)[: len(target.options())] == target.options()
+
+
+def test_an_operator_is_told_the_whole_way() -> None:
+    data = {"ssh_hostname": "192.0.2.7", "ssh_port": 2222, "ssh_key": "/a b/key", "ssh_user": "ada"}
+    line = SshTarget.from_data("box", data).by_hand()
+    assert line == "ssh -p 2222 -i '/a b/key' -o IdentitiesOnly=yes ada@192.0.2.7"
+    assert SshTarget.from_data("box", {}).by_hand() == "ssh box"

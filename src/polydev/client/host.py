@@ -63,7 +63,7 @@ def gather(target: SshTarget) -> HostFacts:
     after = time.time()
     words = done.stderr.strip()
     if done.status == SSH_FAILED:
-        raise DeployError(f"cannot be reached over SSH: {words}", f"ssh {target.destination}")
+        raise DeployError(f"cannot be reached over SSH: {words}", f"try: {target.by_hand()}")
     try:
         said = json.loads(done.stdout)
     except ValueError:

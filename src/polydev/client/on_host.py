@@ -113,7 +113,7 @@ def refusal(target: SshTarget, status: int, stderr: str, stdout: str = "") -> De
     if status == SSH_FAILED:
         return DeployError(
             f"cannot reach {target.name} over SSH: {stderr.strip()}",
-            f"try: ssh {target.destination}, or ./inv doctor",
+            f"try: {target.by_hand()}, or ./inv doctor",
         )
     if status == WRONG_WORDS:
         said = stderr.strip().rpartition("error: ")[2]

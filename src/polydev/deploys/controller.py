@@ -112,8 +112,8 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
         requirements = Path(name, "requirements.txt")
         requirements.write_text(bundle.requirements)
         wheels = [str(wheel.path) for wheel in bundle.wheels]
-        run([*common, *wheels, f"{target.destination}:{ROOT}/wheels/"])
-        run([*common, str(requirements), f"{target.destination}:{ROOT}/incoming/{release}/"])
+        run([*common, *wheels, target.remote(f"{ROOT}/wheels/")])
+        run([*common, str(requirements), target.remote(f"{ROOT}/incoming/{release}/")])
     logger.info(f"release {release}: {len(bundle.wheels)} wheels")
 
 

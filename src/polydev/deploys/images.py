@@ -57,7 +57,7 @@ def rsync_argv(
     argv += [f"--rsync-path={remote_rsync(deployment_id)}", f"--rsh={target.rsync_shell()}"]
     if basis:
         argv.append(f"--copy-dest={STORE}/images/{basis}")
-    return [*argv, f"{source}/", f"{target.destination}:{STORE}/incoming/{digest}/"]
+    return [*argv, f"{source}/", target.remote(f"{STORE}/incoming/{digest}/")]
 
 
 def bytes_sent(stats: str) -> int:

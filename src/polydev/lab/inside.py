@@ -6,11 +6,13 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from polydev.errors import LabError
 from polydev.lab.container import init_pid
 from polydev.lab.model import Lab
 from polydev.run import Completed, run
+from polydev.ssh import SshTarget
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -25,19 +27,17 @@ class Logs:
 
 def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[str]:
     """Run a command by SSH, with the lab's key and its known host key only."""
-    options = {
-        "IdentitiesOnly": "yes",
-        "BatchMode": "yes",
-        "ConnectTimeout": "5",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": lab.known_hosts,
-        "GlobalKnownHostsFile": "/dev/null",
-    }
-    return [
-        *("ssh", "-F", "none", "-i", str(lab.key), "-p", str(lab.ssh_port)),
-        *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
-        *(f"{user or lab.user}@{lab.address}", "--", shlex.join(command)),
-    ]
+    target = SshTarget(
+        name=lab.name,
+        hostname=lab.address,
+        user=user or lab.user,
+        port=lab.ssh_port,
+        key=lab.key,
+        known_hosts=lab.known_hosts,
+        config=Path("none"),
+    )
+    options = [*target.options(timeout_seconds=5), "-o", "GlobalKnownHostsFile=/dev/null"]
+    return ["ssh", *options, target.destination, "--", shlex.join(command)]
 
 
 def run_inside(

@@ -69,7 +69,7 @@ def describe(project: Project) -> list[DescribedHost]:
     hosts = [
         DescribedHost(
             name=each["name"],
-            target=SshTarget.from_data(each["name"], each["connection"]),
+            target=SshTarget.from_data(each["name"], each["connection"], project.root),
             scope=each["scope"],
             deadman_seconds=each["deadmanSeconds"],
         )

@@ -23,7 +23,7 @@ from polydev.hosttool.placing import placing
 from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.run import LineProcess, run
-from polydev.ssh import SshTarget
+from polydev.ssh import SshTarget, ssh_option
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class HostConnection:
 
     def _argv(self, *words: str) -> list[str]:
         shared = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30"]
-        shared += ["-o", f"ControlPath={self._sockets.name}/%C"]
+        shared += ["-o", ssh_option("ControlPath", self._sockets.name, "/%C")]
         return ["ssh", *self.target.options(), *shared, *words, self.target.destination]
 
     def command(
@@ -78,7 +78,7 @@ class HostConnection:
         if done.status == SSH_FAILED:
             raise Unreachable(
                 f"cannot reach {self.target.name} over SSH: {done.stderr.strip()}",
-                f"try: ssh {self.target.destination}",
+                f"try: {self.target.by_hand()}",
             )
         if done.status != 0:
             raise _tool_error(self.target.name, text, done.stdout, done.stderr)
