@@ -13,7 +13,7 @@ from invoke.tasks import task
 from polydev.cli import answer, edge
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs import access, controller, credentials, database, doctor, golden, hosts, lab
+from verbs import access, controller, credentials, database, doctor, golden, hosts, lab, remote
 from verbs.controller import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
@@ -219,7 +219,7 @@ for verb in (hosts.unlock, controller.sessions, controller.vms, controller.conso
     namespace.add_task(verb)
 for verb in (controller.viewer, doctor.doctor, check, test):
     namespace.add_task(verb)
-for name, module in (("golden", golden), ("lab", lab), ("database", database)):
+for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
     namespace.add_collection(Collection.from_module(module, name=name))
 for name, verbs in (
     ("session", (controller.end_session, controller.login)),

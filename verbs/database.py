@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from invoke.context import Context
 from invoke.tasks import task
@@ -27,7 +28,7 @@ def backup(
     answer(
         {**made, "file": str(target)},
         as_json=json,
-        text=f"{target}, {made['bytes']:,} bytes: back with ./inv database.restore {file}",
+        text=f"{target}, {made['bytes']:,} bytes: back with ./inv database.restore {quote(file)}",
     )
 
 

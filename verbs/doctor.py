@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from invoke.tasks import task
 
 from polydev.cli import answer, edge
 from polydev.errors import ConfigError, DeployError
+from polydev.hints import for_same_host
 from polydev.settings import Settings
 from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
@@ -29,13 +31,18 @@ def doctor(
     """Look at this machine and a host, and say what to do: exit status 1 if there is a problem."""
     from polydev.client.findings import has_problem
 
-    found = [*_this_machine(), *_host(inventory, host)]
+    found = [_with_options(each) for each in [*_this_machine(), *_host(inventory, host)]]
     answer(
         [finding.as_dict() for finding in found],
         as_json=json,
         text=table_text(("", "where", "what", "found"), [_row(finding) for finding in found]),
     )
     raise SystemExit(1 if has_problem(found) else 0)
+
+
+def _with_options(finding: Finding) -> Finding:
+    """The finding, whose commands mean the host that was looked at."""
+    return replace(finding, todo=for_same_host(finding.todo) if finding.todo else None)
 
 
 def _row(finding: Finding) -> tuple[str, ...]:

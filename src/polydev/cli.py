@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from pydantic import BaseModel
 from rich.console import Console
 
+from polydev import hints
 from polydev.errors import Error
 
 P = ParamSpec("P")
@@ -28,12 +30,15 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
 
     With `json` among the verb's arguments the error goes to stdout as JSON too.
     """
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         logging.basicConfig(level=os.environ.get("POLYDEV_LOG", "WARNING").upper())
         # A build that is told to end cleans up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        given = {name: str(each) for name, each in kwargs.items() if each != defaults.get(name)}
+        hints.choose(given)
         try:
             return function(*args, **kwargs)
         except Error as error:
@@ -46,18 +51,24 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def fail(error: Error, *, as_json: bool) -> NoReturn:
+    message = hints.for_same_host(error.message)
+    hint = hints.for_same_host(error.hint) if error.hint else None
     if as_json:
-        sys.stdout.write(json.dumps(error.as_dict()) + "\n")
-    stderr.print(f"error: {error.message}")
-    if error.hint:
-        stderr.print(f"next:  {error.hint}")
+        told = error.as_dict() | {"message": message, "hint": hint}
+        sys.stdout.write(json.dumps(told) + "\n")
+    stderr.print(f"error: {message}")
+    if hint:
+        stderr.print(f"next:  {hint}")
     raise SystemExit(1)
 
 
 def answer(value: BaseModel | dict[str, Any] | list[Any], *, as_json: bool, text: str) -> None:
-    """Print a verb's answer: as JSON for programs, else as text for people."""
+    """Print a verb's answer: as JSON for programs, else as text for people.
+
+    Commands in the text get the options by which they mean the same host.
+    """
     if not as_json:
-        stdout.print(text)
+        stdout.print(hints.for_same_host(text))
         return
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")

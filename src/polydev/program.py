@@ -11,7 +11,7 @@ import sys
 from invoke.exceptions import ParseError
 from invoke.program import Program
 
-from polydev import __version__
+from polydev import __version__, hints
 from polydev.cli import fail
 from polydev.errors import ConfigError
 
@@ -29,6 +29,9 @@ class Verbs(Program):
             words = list(self.core.unparsed)
             refusal = usage_error(str(error), words, list(self.parser.contexts))
             fail(refusal, as_json="--json" in words)
+        hints.know_verbs(
+            {name: frozenset(verb.args) for name, verb in self.parser.contexts.items()}
+        )
 
 
 def usage_error(said: str, words: list[str], verbs: list[str]) -> ConfigError:

@@ -103,6 +103,11 @@ class SshTarget:
         options = self.options(timeout_seconds=timeout_seconds)
         return ["ssh", *options, self.destination, "--", remote]
 
+    def shell_argv(self, *, is_terminal: bool) -> list[str]:
+        """Open a shell of root on the host; one that reads a pipe has no terminal."""
+        terminal = ["-t"] if is_terminal else []
+        return ["ssh", *terminal, *self.options(), self.destination, "--", "sudo -n -i"]
+
     def rsync_shell(self) -> str:
         """The value of rsync's `--rsh`, which knows quotes, a doubled one within, and no more."""
         words = ["ssh", *self.options()]

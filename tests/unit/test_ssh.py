@@ -171,3 +171,11 @@ def test_an_operator_is_told_the_whole_way() -> None:
     line = SshTarget.from_data("box", data).by_hand()
     assert line == "ssh -p 2222 -i '/a b/key' -o IdentitiesOnly=yes ada@192.0.2.7"
     assert SshTarget.from_data("box", {}).by_hand() == "ssh box"
+
+
+def test_a_shell_is_root_s_and_has_a_terminal_where_there_is_one() -> None:
+    target = SshTarget("b-1", "192.0.2.1", user="deploy", port=2222)
+    assert target.shell_argv(is_terminal=True)[:4] == ["ssh", "-t", "-p", "2222"]
+    piped = target.shell_argv(is_terminal=False)
+    assert "-t" not in piped
+    assert piped[-3:] == ["deploy@192.0.2.1", "--", "sudo -n -i"]

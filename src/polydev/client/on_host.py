@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ class HostController:
         except DeployError as error:
             error.message = COPY_THERE.sub(str(file), error.message)
             if not stop and "stop" in (error.hint or ""):
-                error.hint = f"./inv database.restore {file} --stop"
+                error.hint = f"./inv database.restore {shlex.quote(str(file))} --stop"
             raise
 
     def _exchange(

@@ -73,7 +73,7 @@ class HostConnection:
             raise TookTooLong(
                 f"{self.target.name}: `{text.splitlines()[0]}` did not end within "
                 f"{timeout_seconds:g} s",
-                "see what the host does: ./inv ssh, then systemctl and journalctl",
+                "see what the host does: ./inv host.shell, then systemctl and journalctl",
             ) from error
         if done.status == SSH_FAILED:
             raise Unreachable(

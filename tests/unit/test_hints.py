@@ -1,0 +1,111 @@
+"""Commands in messages: they exist, and they mean the host that the verb was about."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge
+from polydev.errors import DeployError
+from polydev.hints import with_options
+from polydev.program import Verbs
+from tasks import namespace
+
+ROOT = Path(__file__).parents[2]
+TAKES: dict[str, frozenset[str]] = {
+    str(each.name): frozenset(each.args) for each in namespace.to_contexts()
+}
+CHOSEN = {"inventory": "inventory/production.py", "host": "b-1"}
+SAME = "--inventory inventory/production.py --host b-1"
+# Written as ./inv VERB, with a verb that the program fills in, or with Invoke's own options.
+NAMED = re.compile(r"\./inv ([a-z]+(?:\.[a-z]+)?)(?![\w.]*\w)")
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("back with ./inv database.restore F", f"back with ./inv database.restore {SAME} F"),
+        ("./inv database.restore F --stop", f"./inv database.restore {SAME} F --stop"),
+        (
+            "wait for it, or end it: `./inv unlock`",
+            f"wait for it, or end it: `./inv unlock {SAME}`",
+        ),
+        (
+            "./inv deploy mends; ./inv drift shows",
+            f"./inv deploy {SAME} mends; ./inv drift {SAME} shows",
+        ),
+        ("./inv rollback --to 1", f"./inv rollback {SAME} --to 1"),
+        (
+            "./inv deployments,\nthen ./inv deploy.",
+            f"./inv deployments {SAME},\nthen ./inv deploy {SAME}.",
+        ),
+        ("./inv golden.build, then ./inv deploy", f"./inv golden.build, then ./inv deploy {SAME}"),
+        ("./inv token.list --inventory F", "./inv token.list --host b-1 --inventory F"),
+        ("./inv lab.up starts one", "./inv lab.up starts one"),
+        ("./inv --help VERB shows", "./inv --help VERB shows"),
+        ("no command", "no command"),
+    ],
+)
+def test_a_command_gets_the_options_that_it_takes(said: str, wanted: str) -> None:
+    assert with_options(said, TAKES, CHOSEN) == wanted
+    assert with_options(wanted, TAKES, CHOSEN) == wanted
+
+
+def test_values_are_quoted_for_the_shell() -> None:
+    said = with_options("./inv unlock", TAKES, {"inventory": "my hosts.py"})
+    assert said == "./inv unlock --inventory 'my hosts.py'"
+
+
+def test_without_options_nothing_is_added() -> None:
+    assert with_options("./inv unlock", TAKES, {}) == "./inv unlock"
+
+
+def test_every_command_that_a_message_names_exists() -> None:
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("verbs/*.py"), ROOT / "tasks.py"]
+    named = {verb for file in files for verb in NAMED.findall(file.read_text())}
+    assert "unlock" in named
+    assert named - {"lists", "once"} - set(TAKES) == set()
+
+
+@task
+@edge
+def unlock(_context: Context, inventory: str = "lab", host: str = "", json: bool = False) -> None:
+    answer({}, as_json=json, text="then ./inv unlock")
+
+
+@task
+@edge
+def deploy(_context: Context, inventory: str = "lab", host: str = "", json: bool = False) -> None:
+    raise DeployError("held, see ./inv unlock", "./inv unlock")
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    program = Verbs(namespace=Collection(unlock, deploy), binary="./inv")
+    with suppress(SystemExit):
+        program.run(["inv", *words], exit=False)
+    return SimpleNamespace(**capsys.readouterr()._asdict())
+
+
+def test_answers_and_errors_repeat_what_the_verb_was_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--inventory", "p.py", "--host", "b-1"]
+    same = "./inv unlock --inventory p.py --host b-1"
+    assert said_by(capsys, "unlock", *words).out == f"then {same}\n"
+    said = said_by(capsys, "deploy", *words, "--json")
+    assert said.err == f"error: held, see {same}\nnext:  {same}\n"
+    assert json.loads(said.out)["hint"] == same
+
+
+def test_what_was_not_given_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    said_by(capsys, "deploy", "--inventory", "p.py")
+    assert said_by(capsys, "unlock").out == "then ./inv unlock\n"

@@ -1,0 +1,81 @@
+"""host.*: a shell on a host and its journal, over SSH."""
+
+from __future__ import annotations
+
+import sys
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge
+from polydev.errors import ConfigError, DeployError
+from verbs.hosts import described_host
+from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
+
+UNITS = ("master-controller.service", "microvm@*.service", "polydev-*.service")
+LOGS_SECONDS = 120.0
+SSH_FAILED = 255
+
+
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP})
+@edge
+def shell(context: Context, inventory: str = LAB_INVENTORY, host: str = "") -> None:
+    """A root shell on a host. Ends with the shell's status."""
+    from polydev.run import call
+
+    _, described = described_host(inventory, host)
+    raise SystemExit(call(described.target.shell_argv(is_terminal=sys.stdin.isatty())))
+
+
+@task(
+    help={
+        "unit": "only this unit's, such as ssh.service (default: controller, VMs, network); "
+        "all: the whole journal",
+        "lines": "how many of the newest",
+        "follow": "go on with what comes, until Ctrl-C",
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "json": JSON_HELP,
+    }
+)
+@edge
+def logs(
+    context: Context,
+    unit: str = "",
+    lines: int = 100,
+    follow: bool = False,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """What a host's journal says of the controller, the VMs and their network."""
+    from polydev.run import call, run
+
+    if follow and json:
+        raise ConfigError("--follow has no end, --json has one", "leave one of them out")
+    if lines < 1:
+        raise ConfigError(f"--lines {lines} shows nothing", "1 or more")
+    _, described = described_host(inventory, host)
+    argv = described.target.argv(*journal_words(unit, lines, follow=follow))
+    if follow:
+        raise SystemExit(call(argv))
+    done = run(argv, check=False, timeout_seconds=LOGS_SECONDS)
+    if done.status == SSH_FAILED:
+        raise DeployError(
+            f"cannot reach {described.name} over SSH: {done.stderr.strip()}",
+            f"try: {described.target.by_hand()}",
+        )
+    if done.status != 0:
+        raise DeployError(f"{described.name}: journalctl failed: {done.stderr.strip()}")
+    said = done.stdout.splitlines()
+    if json:
+        answer({"host": described.name, "lines": said}, as_json=True, text="")
+        return
+    print(*said, sep="\n")
+
+
+def journal_words(unit: str, lines: int, *, follow: bool) -> list[str]:
+    """Return the command that shows this part of the journal."""
+    units = {"": UNITS, "all": ()}.get(unit, (unit,))
+    words = ["journalctl", "--no-pager", "--quiet", f"--lines={lines}", *(["--follow"] * follow)]
+    return [*words, *(f"--unit={each}" for each in units)]
