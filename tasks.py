@@ -13,7 +13,18 @@ from invoke.tasks import task
 from polydev.cli import answer, edge
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs import access, controller, credentials, database, doctor, golden, hosts, lab, remote
+from verbs import (
+    access,
+    controller,
+    credentials,
+    database,
+    deployments,
+    doctor,
+    golden,
+    hosts,
+    lab,
+    remote,
+)
 from verbs.controller import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
@@ -213,7 +224,7 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
 
 
 namespace = Collection(up, down, where)
-for verb in (hosts.deploy, hosts.backup, hosts.rollback, hosts.deployments, hosts.drift):
+for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments, hosts.drift):
     namespace.add_task(verb)
 for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
     namespace.add_task(verb)

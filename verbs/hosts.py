@@ -32,7 +32,7 @@ def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
     return project, hosts[0]
 
 
-def _record_fields(record: Record) -> dict[str, Any]:
+def record_fields(record: Record) -> dict[str, Any]:
     return record.model_dump(mode="json", by_alias=True)
 
 
@@ -70,7 +70,7 @@ def deploy(
         return
     record = changes.deploy(project, described, options, Steps(), LOGS)
     answer(
-        _record_fields(record),
+        record_fields(record),
         as_json=json,
         text=f"deployment {record.id} of {record.host} succeeded: {record.changes} changes",
     )
@@ -94,7 +94,8 @@ def _plan_text(plan: Plan) -> str:
     help={
         "inventory": INVENTORY_HELP,
         "host": HOST_HELP,
-        "to": "id of a deployment that succeeded (default: the one before the current)",
+        "to": "id of a deployment that succeeded, or its beginning (default: the one before "
+        "the current)",
         "json": JSON_HELP,
     }
 )
@@ -113,7 +114,7 @@ def rollback(
     project, described = described_host(inventory, host)
     record = changes.rollback(project, described, to or None, Steps(), LOGS)
     answer(
-        _record_fields(record),
+        record_fields(record),
         as_json=json,
         text=f"{record.host} is back at deployment {record.state}",
     )
@@ -130,33 +131,7 @@ def backup(
 
     project, described = described_host(inventory, host)
     record = changes.back_up(project, described, Steps(), LOGS)
-    answer(_record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
-
-
-@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
-@edge
-def deployments(
-    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
-) -> None:
-    """What was deployed to a host, newest first, and how it ended."""
-    from polydev.release import changes
-    from polydev.release.records import current_state, newest_first
-    from polydev.release.transaction import records_of
-
-    _, described = described_host(inventory, host)
-    with changes.connected(described) as connection:
-        records = newest_first(records_of(connection))
-    current = current_state(records)
-    lines = [
-        f"{'*' if record.id == current else ' '} {record.id:<32} {record.kind:<9}"
-        f"{record.status:<16}{record.changes:>4} changes  {record.reason or ''}".rstrip()
-        for record in records
-    ]
-    answer(
-        [_record_fields(record) for record in records],
-        as_json=json,
-        text="\n".join(lines) or f"nothing was deployed to {described.name}: ./inv deploy",
-    )
+    answer(record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
 
 
 @task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})

@@ -17,8 +17,10 @@ from polydev.release.records import (
     Status,
     backup_of,
     current_state,
+    interrupted_without,
     newest_first,
     next_state,
+    one_named,
     rollback_state,
     states,
 )
@@ -226,6 +228,18 @@ class TestRollback:
             rollback_state(three.records, "x")
         assert told.value.hint == f"one of: {ids(three)[1]}, {ids(three)[0]}"
 
+    def test_the_beginning_of_an_id_is_enough(self, three: History) -> None:
+        first, second, third = (record.id for record in three.records)
+        assert rollback_state(three.records, first[:-1]) == first
+        # Of several, those that cannot be gone back to are no choice.
+        one_way = history("deploy", "refused", "deploy")
+        assert rollback_state(one_way.records, "2025") == one_way.records[0].id
+        with pytest.raises(DeployError, match="the beginning of 2 deployments"):
+            rollback_state(three.records, "2025")
+        with pytest.raises(DeployError, match="already"):
+            rollback_state(three.records, third)
+        assert rollback_state(three.records, second) == second
+
     def test_where_one_is_damaged_the_one_before_it_is_offered(self, three: History) -> None:
         assert next_state(three.records, ids(three)[1]) == ids(three)[0]
         assert next_state(three.records, ids(three)[0]) is None
@@ -280,3 +294,29 @@ class TestWhateverHappened:
             document = record.model_dump(mode="json", by_alias=True)
             assert "startedAt" in document
             assert Record.model_validate(document) == record
+
+
+def running(name: str, reason: str | None = None) -> Record:
+    return Record(id=name, started_at=BEGIN, status="running", reason=reason)
+
+
+class TestInterrupted:
+    def test_one_that_does_not_hold_the_lock(self) -> None:
+        records = [running("20250131_120000-aaaa"), running("20250131_110000-bbbb", "why")]
+        found = interrupted_without({"20250131_120000-aaaa"}, records, "its operator died")
+        assert [each.status for each in found] == ["running", "interrupted"]
+        assert found[1].reason == "why"
+        found = interrupted_without((), records, "its operator died")
+        assert [each.reason for each in found] == ["its operator died", "why"]
+        assert records[0].status == "running"
+
+    def test_what_has_ended_stays(self, three: History) -> None:
+        assert interrupted_without((), three.records, "no") == three.records
+
+
+def test_an_exact_id_is_that_one_and_no_other() -> None:
+    records = [running("20250131_120000-aaaa"), running("20250131_120000-aaaa-dirty")]
+    assert one_named(records, "20250131_120000-aaaa").id == "20250131_120000-aaaa"
+    assert one_named(records, "20250131_120000-aaaa-").id == "20250131_120000-aaaa-dirty"
+    with pytest.raises(DeployError, match="no deployment 2026"):
+        one_named(records, "2026")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from polydev.hosttool.sequence import order
 
 Kind = Literal["deploy", "rollback", "backup"]
 Status = Literal["running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted"]
+MOST_NAMED = 5
 LIST_HINT = "./inv deployments shows all of them"
 
 
@@ -105,9 +106,39 @@ def state_before(state: str, records: Iterable[Record]) -> str | None:
     return made.previous if made else None
 
 
+def interrupted_without(
+    holders: Collection[str], records: Iterable[Record], reason: str
+) -> list[Record]:
+    """The records, where one that runs but does not hold the host's lock is interrupted."""
+
+    def seen(record: Record) -> Record:
+        if record.status != "running" or record.id in holders:
+            return record
+        return record.model_copy(
+            update={"status": "interrupted", "reason": record.reason or reason}
+        )
+
+    return [seen(record) for record in records]
+
+
+def one_named(records: Sequence[Record], wanted: str) -> Record:
+    """The one record whose id begins so. Raises DeployError where none does, or several do."""
+    found = [record for record in newest_first(records) if record.id.startswith(wanted)]
+    exact = [record for record in found if record.id == wanted]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise DeployError(f"no deployment {wanted}", LIST_HINT)
+    some = ", ".join(record.id for record in found[:MOST_NAMED])
+    raise DeployError(
+        f"{wanted} is the beginning of {len(found)} deployments: {some}", "give more of it"
+    )
+
+
 def rollback_state(records: Sequence[Record], to: str | None) -> str:
     """The state to go back to: the one that is asked for, or the one before the current.
 
+    `to` is an id or the beginning of one. Of several, the one that can be gone back to counts.
     Before means what the current deployment found, not what happened to be deployed last: that
     may have been rolled back from. Raises DeployError where there is none, or the one asked for
     did not succeed.
@@ -121,9 +152,13 @@ def rollback_state(records: Sequence[Record], to: str | None) -> str:
                 f"there is nothing to roll back to (succeeded deployments: {known})", LIST_HINT
             )
         return before
-    named = next((record for record in records if record.id == to), None)
-    if named is None:
+    beginning = [record for record in records if record.id.startswith(to)]
+    if not beginning:
         raise DeployError(f"no deployment {to}", f"one of: {known}")
+    is_exact = any(each.id == to for each in beginning)
+    usable = [each for each in beginning if each.id in possible and not is_exact]
+    named = one_named(usable or beginning, to)
+    to = named.id
     if named.status != "succeeded" or named.kind != "deploy":
         raise DeployError(
             f"{named.kind} {to} is {named.status}: only a deployment that succeeded can be rolled "

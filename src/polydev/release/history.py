@@ -1,0 +1,41 @@
+"""What was done to a host, as its records and its lock say it together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from polydev.release.connection import TOOL, HostConnection
+from polydev.release.records import Record, interrupted_without, newest_first
+
+UNFINISHED = "its operator's process ended; the next deployment finishes what it left"
+
+
+def history(connection: HostConnection) -> list[Record]:
+    """Every record that the host keeps, newest first; one that nobody is at is interrupted.
+
+    The lock is read before and after: one that held it at either time may be under way.
+    """
+    words = f"{{ {TOOL} lock show; {TOOL} record list; {TOOL} lock show; }}"
+    said = documents(connection.command(f"test ! -x {TOOL} || {words}"))
+    if not said:
+        return []
+    before, kept, after = said
+    records = [Record.model_validate(each) for each in kept["records"] if "startedAt" in each]
+    return newest_first(interrupted_without(_holders((before, after)), records, UNFINISHED))
+
+
+def _holders(shown: Iterable[dict[str, Any]]) -> set[str]:
+    return {str(each["lock"]["id"]) for each in shown if each["held"] and each["lock"]}
+
+
+def documents(text: str) -> list[Any]:
+    """Return the JSON documents that follow one another in a text."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    text = text.strip()
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found

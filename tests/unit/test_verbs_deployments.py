@@ -1,0 +1,41 @@
+"""deployments: one line for each, and all that is known of one."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from polydev.release.history import documents
+from polydev.release.records import Record
+from verbs.deployments import details, line
+
+RECORD = Record(
+    id="20250131_120000-aaaa",
+    number=3,
+    status="rolled-back",
+    started_at=datetime(2025, 1, 31, 12, tzinfo=timezone.utc),
+    who="ada@desk",
+    backup=True,
+    operations=["Install packages"],
+    reason="pyinfra ended without an answer\nTraceback\nKeyError",
+    gate={"ok": False, "checks": [{"name": "bridge", "ok": False, "detail": "br-vm is down"}]},
+    undone={"restored": {"files": 3}},
+)
+
+
+def test_a_reason_of_many_lines_takes_one() -> None:
+    shown = line(RECORD, is_current=True)
+    assert shown.splitlines() == [shown]
+    assert shown.startswith("* 20250131_120000-aaaa ")
+    assert shown.endswith("pyinfra ended without an answer …")
+    assert "changes" in line(RECORD.model_copy(update={"reason": None}), is_current=False)
+
+
+def test_details_have_everything() -> None:
+    shown = details(RECORD)
+    for text in ("ada@desk", "KeyError", "Install packages", "NO  bridge: br-vm is down", "files"):
+        assert text in shown
+
+
+def test_documents_one_after_the_other() -> None:
+    assert documents('{"a": 1}\n{"b": [2]}\n\n null\n') == [{"a": 1}, {"b": [2]}, None]
+    assert documents("\n") == []

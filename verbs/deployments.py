@@ -1,0 +1,103 @@
+"""deployments: what was done to a host, in a list or one of them in detail."""
+
+from __future__ import annotations
+
+import json as json_text
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from polydev.cli import answer, edge, stdout
+from polydev.errors import ConfigError
+from verbs.hosts import described_host, record_fields
+from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
+from verbs.tables import minute, more_text
+
+if TYPE_CHECKING:
+    from polydev.release.records import Record
+
+MOST_SHOWN = 20
+WIDEST = 160
+
+
+@task(
+    positional=["id"],
+    help={
+        "id": "show all that is known of this one: its id, or the beginning of it",
+        "limit": f"how many of the newest (default: {MOST_SHOWN})",
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "json": JSON_HELP,
+    },
+)
+@edge
+def deployments(
+    context: Context,
+    id: str = "",
+    limit: int = MOST_SHOWN,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """What was deployed to a host, newest first, and how it ended; or one of them in detail."""
+    from polydev.release import changes
+    from polydev.release.history import history
+    from polydev.release.records import current_state, one_named
+
+    if limit < 1:
+        raise ConfigError(f"--limit {limit} shows nothing", "1 or more")
+    _, described = described_host(inventory, host)
+    with changes.connected(described) as connection:
+        records = history(connection)
+    if id:
+        record = one_named(records, id)
+        answer(record_fields(record), as_json=json, text=details(record))
+        return
+    current, shown = current_state(records), records[:limit]
+    width = stdout.width if stdout.is_terminal else WIDEST
+    lines = [line(record, is_current=record.id == current)[:width].rstrip() for record in shown]
+    none = f"nothing was deployed to {described.name}: ./inv deploy"
+    more = more_text(len(records) > limit, limit, all_of_them=True)
+    why = "\n(details: ./inv deployments ID)" if any(each.reason for each in shown) else ""
+    answer(
+        [record_fields(record) for record in shown],
+        as_json=json,
+        text=("\n".join(lines) or none) + more + why,
+    )
+
+
+def line(record: Record, *, is_current: bool) -> str:
+    """A record in one line; of its reason the first."""
+    reason, *rest = (record.reason or "").strip().splitlines() or [""]
+    return (
+        f"{'*' if is_current else ' '} {record.id:<32} {record.kind:<9}{record.status:<16}"
+        f"{record.changes:>4} changes  {reason}{' …' if rest else ''}"
+    )
+
+
+def details(record: Record) -> str:
+    """Return all that is known of a record, for people."""
+    fields = record_fields(record)
+    times = {name: minute(fields[name]) for name in ("startedAt", "finishedAt")}
+    plain = {
+        name: value
+        for name, value in (fields | times).items()
+        if name not in ("reason", "operations", "gate", "undone") and value not in (None, "")
+    }
+    lines = [f"{name:<12}{value}" for name, value in plain.items()]
+    lines += _part("reason", (record.reason or "").splitlines())
+    lines += _part("operations", record.operations)
+    if record.gate:
+        checks = record.gate.get("checks", [])
+        found = [
+            f"{'ok' if each['ok'] else 'NO':<4}{each['name']}: {each['detail']}" for each in checks
+        ]
+        lines += _part("health gate", found)
+    if record.undone:
+        lines += _part("way back", json_text.dumps(record.undone, indent=1).splitlines())
+    return "\n".join(lines)
+
+
+def _part(name: str, lines: list[str]) -> list[str]:
+    return [f"{name}:", *(f"    {each}" for each in lines)] if lines else []
