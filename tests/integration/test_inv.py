@@ -181,6 +181,46 @@ def test_only_the_verb_test_needs_the_packages_for_tests(tree: Tree) -> None:
     assert tree.calls()[-1].endswith("--no-install-recommends chromium")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("user.add", "--name", "test"),
+        ("lab.up", "--name=test"),
+        ("session.end", "test"),
+        ("golden.show", "--json", "test"),
+        ("--list",),
+        (),
+    ],
+)
+def test_the_word_test_counts_as_a_verb_only(tree: Tree, words: tuple[str, ...]) -> None:
+    tree.start("check")
+    tree.calls()
+    assert tree.start(*words).status == 0
+    assert tree.calls() == []
+
+
+@pytest.mark.parametrize(
+    "words", [("test", "--help"), ("--help", "test"), ("test", "--only", "unit", "--help")]
+)
+def test_help_changes_nothing(tree: Tree, words: tuple[str, ...]) -> None:
+    tree.start("check")
+    tree.dpkg_status.write_text("")
+    (tree.root / "requirements/lock.txt").write_text("invoke==4\n")
+    before = {file: file.stat().st_mtime_ns for file in tree.root.rglob("*")}
+    tree.calls()
+    shown = tree.start(*words, FAKE_UID="1000")
+    assert (shown.status, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines()[3:] == ["--help", "test"]
+    assert tree.calls() == []
+    assert {file: file.stat().st_mtime_ns for file in tree.root.rglob("*")} == before
+
+
+def test_help_without_a_venv_makes_that_alone(tree: Tree) -> None:
+    tree.dpkg_status.write_text("")
+    assert tree.start("test", "--help", FAKE_UID="1000").status == 0
+    assert [call.split()[0] for call in tree.calls()] == ["venv", "pip"]
+
+
 def test_without_dpkg_the_supported_systems_are_named(tree: Tree) -> None:
     (tree.fakes / "dpkg-query").unlink()
     tree.dpkg_status.unlink()
