@@ -104,10 +104,13 @@ def up(
 
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
     """The lab, deployed with the golden image."""
+    from polydev.deployment_id import commit_of
     from polydev.lab import up
     from polydev.release import changes
 
     made = up(lab_name(), Settings.from_environment(), steps)
+    if commit_of(ROOT) is None:
+        steps.note("this folder is no git checkout, so the deployment's id names no commit")
     project, host = described_host(LAB_INVENTORY, "")
     record = changes.deploy(project, host, changes.DeployOptions(), steps, LOGS)
     with steps.step(f"{host.name}: users"):

@@ -57,11 +57,13 @@ def deploy(
     json: bool = False,
 ) -> None:
     """Deploy to a host; whatever fails, it goes back to what it was."""
+    from polydev.deployment_id import require_commit
     from polydev.progress import Steps
     from polydev.release import changes
 
     if target not in TARGETS:
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
+    require_commit(ROOT)
     project, described = described_host(inventory, host)
     options = changes.DeployOptions(target=target, bootstrap=bootstrap)
     if plan:

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.run import run
+from polydev.errors import ConfigError
+from polydev.run import Completed, run
 
 PATTERN = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
+NO_COMMIT = "0000"
+# They would make git speak of another repository, as in a hook.
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 
 
 def utc_now() -> datetime:
@@ -21,8 +25,32 @@ def utc_now() -> datetime:
 
 def new_deployment_id(root: Path = Path(), clock: Callable[[], datetime] = utc_now) -> str:
     """`YYYYMMDD_HHMMSS-<short commit>` in UTC; `-dirty` where the checkout has changes."""
-    commit = run(["git", "-C", root, "rev-parse", "--short=8", "HEAD"], check=False)
-    changes = run(["git", "-C", root, "status", "--porcelain"], check=False)
-    short = commit.stdout.strip() if commit.status == 0 else "0000"
-    dirty = "-dirty" if changes.stdout.strip() else ""
-    return f"{clock():%Y%m%d_%H%M%S}-{short}{dirty}"
+    return f"{clock():%Y%m%d_%H%M%S}-{commit_of(root) or NO_COMMIT}"
+
+
+def commit_of(root: Path) -> str | None:
+    """The checkout's short commit, with `-dirty` where it has changes; None where it has none."""
+    found = _git(root, "rev-parse", "--show-prefix", "--short=8", "HEAD")
+    *prefix, commit = found.stdout.splitlines() or [""]
+    # A prefix: this folder lies in another repository, whose commits say nothing of it.
+    if found.status != 0 or any(prefix):
+        return None
+    changes = _git(root, "status", "--porcelain", "--untracked-files=normal")
+    is_clean = changes.status == 0 and not changes.stdout.strip()
+    return commit.strip() if is_clean else f"{commit.strip()}-dirty"
+
+
+def require_commit(root: Path) -> None:
+    """Raise ConfigError where a deployment could not say what it was made from."""
+    if commit_of(root) is None:
+        raise ConfigError(
+            f"{root} is no git checkout with a commit, so nobody could tell what was deployed",
+            "clone the repository, or make this one: git init, git add ., git commit",
+        )
+
+
+def _git(root: Path, *words: str) -> Completed:
+    """Ask git about this folder alone, whoever owns it: its code runs here anyway."""
+    apart = [word for name in GIT_VARIABLES for word in ("-u", name)]
+    trusted = f"safe.directory={root.resolve()}"
+    return run(["env", *apart, "git", "-c", trusted, "-C", root, *words], check=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
 from polydev import deployment_id
-from polydev.deployment_id import PATTERN, new_deployment_id
+from polydev.deployment_id import PATTERN, commit_of, new_deployment_id, require_commit
+from polydev.errors import ConfigError
 from polydev.hosttool.paths import DEPLOYMENT_ID
-from polydev.run import Completed
+from polydev.run import Completed, run
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,8 @@ def test_the_host_has_the_same_idea_of_it() -> None:
     [
         ("abcd1234\n", 0, "", "abcd1234"),
         ("abcd1234\n", 0, " M a.py\n", "abcd1234-dirty"),
+        ("\nabcd1234\n", 0, "", "abcd1234"),
+        ("part/\nabcd1234\n", 0, "", "0000"),  # of the repository around it
         ("", 128, "", "0000"),
     ],
 )
@@ -68,3 +73,55 @@ def test_a_new_one_says_when_and_what(
 
 def answered(argv: list[object], stdout: str, status: int) -> Completed:
     return Completed(tuple(map(str, argv)), status, stdout, "", 0.0)
+
+
+class TestCheckout:
+    @pytest.fixture
+    def checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        root = tmp_path / "checkout"
+        root.mkdir()
+        (root / "file").write_text("1\n")
+        for words in (
+            ["init", "-q"],
+            ["add", "."],
+            ["-c", "user.name=A", "-c", "user.email=a@x", "commit", "-q", "-m", "first"],
+        ):
+            run(["git", "-C", root, *words])
+        return root
+
+    def head(self, root: Path) -> str:
+        return run(["git", "-C", root, "rev-parse", "--short=8", "HEAD"]).stdout.strip()
+
+    def test_its_commit_and_whether_it_has_changes(self, checkout: Path) -> None:
+        head = self.head(checkout)
+        assert commit_of(checkout) == head
+        require_commit(checkout)
+        (checkout / "new").touch()
+        assert commit_of(checkout) == f"{head}-dirty"
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+    def test_one_of_another_user_has_its_true_commit(self, checkout: Path) -> None:
+        head = self.head(checkout)
+        (checkout / "file").write_text("2\n")
+        for path in (checkout, *checkout.rglob("*")):
+            os.chown(path, 12345, 12345)
+        assert commit_of(checkout) == f"{head}-dirty"
+
+    def test_variables_of_another_repository_do_not_count(
+        self, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        head = self.head(checkout)
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+        assert commit_of(checkout) == head
+
+    def test_without_a_commit_of_its_own_it_is_refused(self, checkout: Path) -> None:
+        inside = checkout / "unpacked"
+        inside.mkdir()
+        empty = checkout.parent / "empty"
+        run(["git", "init", "-q", empty])
+        for folder in (inside, empty, checkout.parent):
+            assert commit_of(folder) is None
+            with pytest.raises(ConfigError, match="no git checkout") as refused:
+                require_commit(folder)
+            assert "git init" in str(refused.value.hint)
