@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.deploys import network
+from polydev.deploys import network, ranges
 from polydev.deploys.accounts import HOST_FILE
 from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData, host_data
@@ -488,7 +488,7 @@ class TestFirewall:
 
     @given(st.ip_addresses(v=4))
     def test_what_is_not_the_internet_is_closed(self, address: IPv4Address) -> None:
-        is_closed = any(address in IPv4Network(each) for each in network.CLOSED)
+        is_closed = any(address in IPv4Network(each) for each in ranges.CLOSED)
         if not any(address in each for each in APART):
             assert is_closed == (address.is_multicast or not address.is_global)
 
@@ -502,7 +502,7 @@ class TestFirewall:
         ],
     )
     def test_those_that_matter_most_are_closed(self, address: str) -> None:
-        assert any(ip_address(address) in IPv4Network(each) for each in network.CLOSED)
+        assert any(ip_address(address) in IPv4Network(each) for each in ranges.CLOSED)
 
 
 class TestNames:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from polydev.deployment_id import PATTERN as DEPLOYMENT_ID
 from polydev.deploys.listen import Listen, listen_from
+from polydev.deploys.ranges import Problem, contradictions
+from polydev.deploys.way import PREFIX, Way
 from polydev.errors import ConfigError
 from polydev.settings import Settings
+from polydev.validation import dotted, problems_of
 
 Target = Literal["all", "master-controller", "vm-agent"]
 Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
@@ -30,7 +35,7 @@ FIRST_SLOT = 2
 # What the guest of the golden image asks by itself.
 IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 # What pyinfra itself, or a connector, reads from the same place.
-FOREIGN_PREFIXES = ("ssh_", "_", "sudo")
+FOREIGN_PREFIXES = (PREFIX, "_", "sudo")
 
 
 def _listen(text: str) -> str:
@@ -66,7 +71,7 @@ class HostData(Checked):
     """
 
     target: Target = "all"
-    deployment_id: str | None = None
+    deployment_id: Annotated[str, Field(pattern=rf"^{DEPLOYMENT_ID.pattern}$")] | None = None
     slots: Annotated[int, Field(ge=1, le=250)] = 8
     vm_cpus: Annotated[int, Field(ge=1, le=64)] = 2
     vm_memory_mib: Annotated[int, Field(ge=128)] = 2048
@@ -131,15 +136,36 @@ class HostData(Checked):
 
 
 def host_data(values: dict[str, Any], host: str) -> HostData:
-    """Check the values of one host. Raises ConfigError naming host and key."""
+    """Check the values of one host. Raises ConfigError naming host and each key that is wrong."""
+    way = {key: each for key, each in values.items() if key.startswith(PREFIX)}
     own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
+    found = [*_wrong(Way, way)]
     try:
-        return HostData.model_validate(own)
+        site = HostData.model_validate(own)
     except ValidationError as error:
-        first = error.errors()[0]
-        parts = [str(part) for part in first["loc"] if part != "[key]"]
-        key = ".".join(parts) or "the host"
-        raise ConfigError(
-            f"inventory: {host}: {key}: {first['msg'].removeprefix('Value error, ')}",
-            "inventory/production.example.py shows every key",
-        ) from error
+        found += _named(error, HostData)
+    else:
+        found += contradictions(site)
+    if found:
+        refuse(host, found)
+    return site
+
+
+def _wrong(model: type[BaseModel], values: dict[str, Any]) -> list[Problem]:
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        return _named(error, model)
+    return []
+
+
+def _named(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    return [(dotted(path) or "the host", words) for path, words in problems_of(error, model)]
+
+
+def refuse(host: str, found: Iterable[Problem]) -> NoReturn:
+    """Raise the ConfigError for what is wrong with the inventory's values of a host."""
+    words = "; ".join(f"{key}: {why}" for key, why in found)
+    raise ConfigError(
+        f"inventory: {host}: {words}", "inventory/production.example.py shows every key"
+    )

@@ -6,10 +6,12 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
 
 from pyinfra.api.facts import FactBase
 
+from polydev.deploys.ranges import HostNetwork
 from polydev.deploys.render import STAMPS
 from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
 
@@ -211,6 +213,34 @@ class SocketState(JsonFact):
     def process(self, output: Iterable[str]) -> dict[str, Any]:
         found = super().process(output)
         return {} if "error" in found else found
+
+
+class HostNetworks(FactBase[list[HostNetwork]]):
+    """Networks of the host's addresses and routes; nothing where it has no `ip` yet.
+
+    Routes that lead nowhere count for nothing: ours for the VMs' network is one.
+    """
+
+    def command(self) -> str:
+        asked = "ip -json -4 address show; echo; ip -json -4 route show table all; echo"
+        return f"! command -v ip >/dev/null || {{ {asked}; }}"
+
+    @staticmethod
+    def default() -> list[HostNetwork]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[HostNetwork]:
+        said = [each for line in output if line.strip() for each in json.loads(line)]
+        found = []
+        for each in said:
+            device = each.get("ifname") or each.get("dev") or ""
+            for info in each.get("addr_info", []):
+                own = IPv4Interface(f"{info['local']}/{info['prefixlen']}")
+                found.append(HostNetwork(own.network, device, own.ip))
+            if "dst" in each and each.get("type", "unicast") == "unicast":
+                to = each["dst"].replace("default", "0.0.0.0/0")
+                found.append(HostNetwork(IPv4Network(to), device))
+        return found
 
 
 class LiveNetwork(FactBase[dict[str, list[str]]]):

@@ -27,6 +27,7 @@ from polydev.deploys.network import (
     live_network,
     names,
     network_watch,
+    require_free_networks,
     slot_units,
     slots,
 )
@@ -96,6 +97,7 @@ def browser_host() -> None:
     if site.concerns("master-controller"):
         check_controller(site, name)
     tune_connection()
+    require_free_networks(site)
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()
     if site.concerns():

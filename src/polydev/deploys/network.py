@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import collapse_addresses
 from pathlib import Path
 from typing import Any
 
 from pyinfra.context import host
 
 from polydev import hosttool
-from polydev.deploys.data import HostData
-from polydev.deploys.facts import LiveNetwork
+from polydev.deploys.data import HostData, refuse
+from polydev.deploys.facts import HostNetworks, LiveNetwork
 from polydev.deploys.operations import TOOL, live_firewall, template
+from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts
 from polydev.deploys.render import render_unit
 from polydev.deploys.typed import concern
 from polydev.deploys.units import only_units, unit, unit_file
@@ -27,25 +29,6 @@ SLOTS_TARGET = "polydev-slots.target"
 DOMAIN = "vm.internal"
 TABLE = "polydev"
 
-# Not the internet: what IANA's registry of special-purpose addresses calls not globally reachable
-# (https://www.iana.org/assignments/iana-ipv4-special-registry), and multicast.
-CLOSED = (
-    "0.0.0.0/8",  # this network
-    "10.0.0.0/8",  # private
-    "100.64.0.0/10",  # shared: carriers, and metadata of some clouds
-    "127.0.0.0/8",  # loopback
-    "169.254.0.0/16",  # link-local: metadata of clouds
-    "172.16.0.0/12",  # private
-    "192.0.0.0/24",  # protocol assignments
-    "192.0.2.0/24",  # documentation
-    "192.88.99.0/24",  # former relays from 6to4
-    "192.168.0.0/16",  # private
-    "198.18.0.0/15",  # benchmarks
-    "198.51.100.0/24",  # documentation
-    "203.0.113.0/24",  # documentation
-    "224.0.0.0/3",  # multicast, reserved, broadcast
-)
-
 
 def network_values(site: HostData) -> dict[str, Any]:
     numbers = site.slot_numbers
@@ -60,7 +43,7 @@ def network_values(site: HostData) -> dict[str, Any]:
         "slots": {number: site.slot_address(number) for number in numbers},
         "slot_units": slot_units(site),
         "closed": CLOSED,
-        "reachable": site.reachable,
+        "reachable": list(collapse_addresses(site.reachable)),
         "private_resolvers": [each for each in site.resolvers if not each.is_global],
         "upstream_resolvers": site.upstream_resolvers,
         "domain": DOMAIN,
@@ -70,6 +53,13 @@ def network_values(site: HostData) -> dict[str, Any]:
 
 def slot_units(site: HostData) -> list[str]:
     return [f"microvm-slot@{number}.service" for number in site.slot_numbers]
+
+
+def require_free_networks(site: HostData) -> None:
+    """Raise ConfigError where the host has a network or an address that its VMs' would overlap."""
+    networks: list[HostNetwork] = host.get_fact(HostNetworks)
+    if found := list(conflicts(site, networks, BRIDGE)):
+        refuse(str(host.name), found)
 
 
 Live = dict[str, list[str]]
