@@ -199,6 +199,11 @@ class TestWords:
         self.say(words, logging.ERROR, "    [x] Error: executed 0 commands")
         assert words.why() == "two: second"
 
+    def test_where_nothing_was_said_there_is_still_a_reason(self, words: Any) -> None:
+        assert words.why("No such private key file: /x") == (
+            "connection: No such private key file: /x"
+        )
+
     def test_what_is_said_twice_counts_once_and_the_end_counts_most(self, words: Any) -> None:
         for number in range(40):
             self.say(words, logging.WARNING, f"line {number // 2}")
@@ -250,6 +255,22 @@ class TestDescribe:
         text = (ROOT / "inventory/production.example.py").read_text()
         for key in ("secrets", "firecracker", "image"):
             assert f'# "{key}": ' in text
+
+    def test_a_list_of_another_name_is_named(self, runner: Any, tmp_path: Path) -> None:
+        inventory = tmp_path / "inventory.py"
+        inventory.write_text("hosts = [('browsers', {'slots': 3})]\n")
+        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
+        with pytest.raises(ConfigError, match="no list browser_hosts; is it hosts"):
+            made.describe()
+
+    def test_a_broken_file_of_values_for_all_is_named(self, runner: Any, tmp_path: Path) -> None:
+        inventory = tmp_path / "inventory.py"
+        inventory.write_text("browser_hosts = ['browsers']\n")
+        (tmp_path / "group_data").mkdir()
+        (tmp_path / "group_data" / "all.py").write_text("slots = eight\n")
+        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
+        with pytest.raises(ConfigError, match=r"all\.py: cannot be read: NameError"):
+            made.describe()
 
     def test_what_is_wrong_is_named(self, runner: Any, tmp_path: Path) -> None:
         inventory = tmp_path / "inventory.py"

@@ -786,6 +786,24 @@ class TestVerbs:
         assert operator.planned == {"target": "vm-agent", "plan_only": True}
         assert operator.bench.host.calls == []
 
+    def test_a_plan_of_a_host_that_is_not_reached_says_what_ssh_says(
+        self, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        @contextmanager
+        def planned(*_: Any, **__: Any) -> Iterator[Any]:
+            raise DeployError("connection: it failed without a word")
+            yield
+
+        def command(self: Any, text: str, **_: Any) -> str:
+            raise Unreachable("cannot reach browsers over SSH: Permission denied (publickey).")
+
+        monkeypatch.setattr(changes, "planned", planned)
+        with pytest.raises(DeployError, match="without a word"):
+            changes.plan(PROJECT, operator.described, DeployOptions())
+        monkeypatch.setattr(Connection, "command", command)
+        with pytest.raises(Unreachable, match="publickey"):
+            changes.plan(PROJECT, operator.described, DeployOptions())
+
     def test_a_rollback_goes_to_what_was_before(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()

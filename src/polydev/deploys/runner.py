@@ -23,10 +23,13 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import BaseStateCallback, State, StateStage
 from pyinfra.connectors import util as connectors
 from pyinfra.context import ctx_config, ctx_host, ctx_state
+from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 
 from polydev.deploys.data import host_data
-from polydev.errors import ConfigError, DeployError
+from polydev.deploys.inventory_file import check_inventory
+from polydev.deploys.way import PREFIX
+from polydev.errors import ConfigError, DeployError, Error
 from polydev.hosttool.operations import in_slice
 
 Emit = Callable[..., None]
@@ -65,13 +68,18 @@ class Runner:
         """Every host with its checked values, its connection and what a backup of it holds."""
         from polydev.deploys.host import scope
 
+        check_inventory(self.inventory)
         described = []
         with ctx_state.use(State()):
             inventory = self._load({})
         for host in inventory:
             values = dict(host.data.dict())
             site = host_data(values, host.name)
-            connection = {key: str(value) for key, value in values.items() if key[:4] == "ssh_"}
+            connection = {
+                key: str(value)
+                for key, value in values.items()
+                if key.startswith(PREFIX) and value is not None
+            }
             described.append(
                 {
                     "name": host.name,
@@ -101,7 +109,7 @@ class Runner:
                 return self._apply(state, words, data.get("deployment_id"), plan_only=plan_only)
             except PyinfraError as error:
                 # pyinfra's own words for it are fewer than those of the operation.
-                raise DeployError(words.why() or str(error)) from error
+                raise DeployError(words.why(str(error))) from error
             finally:
                 disconnect_all(state)
 
@@ -148,7 +156,14 @@ class Runner:
         return changing
 
     def _load(self, data: dict[str, Any]) -> Inventory:
-        loaded: Inventory = make_inventory(str(self.inventory), data, str(Path.cwd()))
+        try:
+            loaded: Inventory = make_inventory(str(self.inventory), data, str(Path.cwd()))
+        except UnexpectedExternalError as error:
+            why = error.exception
+            if isinstance(why, Error):
+                raise why from None
+            words = f"cannot be read: {type(why).__name__}: {why}"
+            raise ConfigError(words, "correct the file", file=Path(error.filename)) from why
         return loaded
 
 
@@ -199,10 +214,11 @@ class _Words(logging.Handler):
             self.operation, self.wrong = text.removeprefix(OPERATION), []
         self.emit_event("log", level=record.levelname.lower(), text=text)
 
-    def why(self) -> str:
-        """The operation that failed and what the host said of it, once."""
+    def why(self, otherwise: str = "") -> str:
+        """The operation that failed and what was said of it, once; `otherwise` if nothing was."""
         # The host tool says it twice: for programs, then in words.
         said = dict.fromkeys(line for line in self.wrong if not line.startswith(NOT_WORDS))
+        said = said or dict.fromkeys([otherwise or "it failed without a word"])
         return f"{self.operation}: " + "\n".join(list(said)[-15:])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from polydev.deployment_id import new_deployment_id, utc_now
+from polydev.errors import DeployError
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
 from polydev.release.connection import (
@@ -52,13 +53,22 @@ def connected(host: DescribedHost) -> Iterator[HostConnection]:
 
 
 def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
-    """What a deployment would change now; nothing is changed, and no lock is needed."""
+    """What a deployment would change now; nothing is changed, and no lock is needed.
+
+    Raises Unreachable, with the words of ssh, where the host cannot be reached.
+    """
     data = {**options.data, "target": options.target}
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        planned(project, host.name, data, nowhere, plan_only=True) as applying,
-    ):
-        return applying.plan
+    try:
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            planned(project, host.name, data, nowhere, plan_only=True) as applying,
+        ):
+            return applying.plan
+    except DeployError:
+        # What keeps pyinfra out is told better by ssh, and just as a deployment tells it.
+        with connected(host) as connection:
+            connection.command("true")
+        raise
 
 
 def deploy(

@@ -1,0 +1,84 @@
+"""The inventory as a file of Python: what pyinfra would pass over without a word is an error."""
+
+from __future__ import annotations
+
+import runpy
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polydev.errors import ConfigError, Error
+from polydev.validation import near
+
+LIST = "browser_hosts"
+HINT = f"inventory/production.example.py shows the list, {LIST}"
+
+
+def check_inventory(file: Path) -> None:
+    """Raise ConfigError unless all hosts of the file are in one sound list of the right name."""
+    names = _run(file)
+    lists = {name: value for name, value in names.items() if _is_group(name, value)}
+    if LIST not in names:
+        others = ", ".join(lists)
+        meant = near(LIST, list(lists)) if len(lists) != 1 else f"; is it {others}?"
+        raise ConfigError(f"there is no list {LIST}{meant}", HINT, file=file)
+    found = names[LIST]
+    hosts = found[0] if isinstance(found, tuple) and len(found) == 2 else found
+    if not isinstance(hosts, list):
+        kind = type(found).__name__
+        raise ConfigError(f"must be a list, and is of type {kind}", HINT, file=file, key=LIST)
+    known = list(_host_names(hosts, file))
+    for name, value in lists.items():
+        members = value[0] if isinstance(value, tuple) else value
+        for each in members:
+            host = each[0] if isinstance(each, tuple) else each
+            if host not in known:
+                raise ConfigError(
+                    f"{host!r} is not in {LIST}; every list counts as hosts",
+                    f"name the host in {LIST}; a list of other things is named with an underscore, "
+                    f"as _{name}",
+                    file=file,
+                    key=name,
+                )
+
+
+def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for index, each in enumerate(hosts):
+        key = f"{LIST}[{index}]"
+        match each:
+            case str(name) | (str(name), dict()) if name and not isinstance(each, list):
+                pass
+            case _:
+                words = 'must be a name, or a name with its values: ("browsers-1", {"slots": 8})'
+                raise ConfigError(words, HINT, file=file, key=key)
+        if name in seen:
+            words = f"the host {name} stands twice"
+            raise ConfigError(words, "give each host all of its values once", file=file, key=key)
+        seen.add(name)
+        yield name
+
+
+def _is_group(name: str, value: object) -> bool:
+    """Whether pyinfra takes this name of a module for a list of hosts."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and not name.startswith("_") and all(isinstance(x, str | tuple) for x in value)
+
+
+def _run(file: Path) -> dict[str, Any]:
+    try:
+        return runpy.run_path(str(file))
+    except Error:
+        raise
+    except SyntaxError as error:
+        words = f"is not Python: {error.msg}"
+        raise ConfigError(words, HINT, file=file, key=f"line {error.lineno}") from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        where = f"line {lines[-1]}" if lines else ""
+        words = f"cannot be read: {type(error).__name__}: {error}"
+        raise ConfigError(words, HINT, file=file, key=where) from None

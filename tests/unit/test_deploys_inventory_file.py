@@ -1,0 +1,74 @@
+"""Inventories as files: what pyinfra would pass over, or answer with a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys.inventory_file import check_inventory
+from polydev.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hosts = [('a', {})]", "there is no list browser_hosts; is it hosts?"),
+        ("browser_host = ['a']\nx = ['b']", "there is no list browser_hosts; did you mean browser"),
+        ("browserhosts = ['a']", "there is no list browser_hosts; is it browserhosts?"),
+        ("_browser_hosts = ['a']", "there is no list browser_hosts"),
+        ("", "there is no list browser_hosts"),
+        ("browser_hosts = {'a': {}}", "browser_hosts: must be a list, and is of type dict"),
+        ("browser_hosts = ('a', 'b', 'c')", "browser_hosts: must be a list, and is of type tuple"),
+        ("browser_hosts = 'a'", "browser_hosts: must be a list, and is of type str"),
+        ("browser_hosts = None", "browser_hosts: must be a list, and is of type NoneType"),
+        ("browser_hosts = ['a', ['b', {}]]", "browser_hosts[1]: must be a name, or a name with"),
+        ("browser_hosts = [('a', None)]", "browser_hosts[0]: must be a name, or a name with"),
+        ("browser_hosts = [('a',)]", "browser_hosts[0]: must be a name, or a name with"),
+        ("browser_hosts = [3]", "browser_hosts[0]: must be a name, or a name with"),
+        ("browser_hosts = ['']", "browser_hosts[0]: must be a name, or a name with"),
+        ("browser_hosts = ['a', ('a', {})]", "browser_hosts[1]: the host a stands twice"),
+        ("browser_hosts = ['a']\nDNS = ['8.8.8.8']", "DNS: '8.8.8.8' is not in browser_hosts"),
+        ("browser_hosts = ['a']\nmore = (['b'], {})", "more: 'b' is not in browser_hosts"),
+        ("browser_hosts = [\n", "line 1: is not Python: '[' was never closed"),
+        ("x = 1\nbrowser_hosts = [y]\n", "line 2: cannot be read: NameError: name 'y' is not"),
+        ("import nowhere_at_all\n", "line 1: cannot be read: ModuleNotFoundError"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "inventory.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        check_inventory(file)
+    assert caught.value.message.startswith(f"{file}: {said}")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "browser_hosts = ['a', ('b', {})]",
+        "browser_hosts = (['a', 'b'], {'slots': 3})",
+        "browser_hosts = []",
+        "browser_hosts = ['a', 'b']\nberlin = ['a']\n_dns = ['8.8.8.8']\nports = [1, 2]\nnone = []",
+    ],
+)
+def test_what_is_taken(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "inventory.py"
+    file.write_text(text)
+    check_inventory(file)
+
+
+@pytest.mark.parametrize("name", ["lab.py", "production.example.py"])
+def test_those_of_the_checkout_are_sound(name: str) -> None:
+    check_inventory(ROOT / "inventory" / name)
+
+
+def test_an_error_of_ours_is_told_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "inventory.py"
+    file.write_text("from polydev.errors import ConfigError\nraise ConfigError('mine', 'hint')\n")
+    with pytest.raises(ConfigError) as caught:
+        check_inventory(file)
+    assert (caught.value.message, caught.value.hint) == ("mine", "hint")
