@@ -60,7 +60,7 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
         yield name
 
 
-def _is_group(name: str, value: object) -> bool:
+def _is_group(name: str, value: Any) -> bool:
     """Whether pyinfra takes this name of a module for a list of hosts."""
     if isinstance(value, tuple) and value:
         value = value[0]
