@@ -26,8 +26,8 @@ browser_hosts = [
             # "bridge_address": "192.168.100.1/24",
             # Private networks that VMs may reach all the same; none unless named.
             "reachable": [],
-            # A proxy that speaks TLS sits in front, so the controller listens here only: tokens
-            # are not for everybody to read. Without this it listens at every address.
+            # A proxy that speaks TLS sits in front, so the controller listens here only, as it does
+            # without this: tokens are not for everybody to read.
             "controller_listen": "127.0.0.1:4000",
             "controller": {
                 "log_level": "info",

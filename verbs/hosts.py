@@ -82,13 +82,14 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
     changing = [
         {"name": operation.name, "diff": list(operation.diff)} for operation in plan.changing
     ]
-    return {"changes": len(changing), "operations": changing}
+    return {"changes": len(changing), "operations": changing, "warnings": list(plan.warnings)}
 
 
 def _plan_text(plan: Plan) -> str:
     lines = []
     for operation in plan.changing:
         lines += [operation.name, *(f"    {line}" for line in operation.diff)]
+    lines += [f"warning: {each}" for each in plan.warnings]
     return "\n".join([*lines, f"{len(plan.changing)} of {len(plan.operations)} would change"])
 
 

@@ -13,6 +13,8 @@ _lab = find(os.environ.get("POLYDEV_LAB", "dev"), Settings.from_environment())
 slots = 8
 journal_max_mib = 64
 deadman_seconds = 20
+# The lab is this machine's alone, and reached from here without a proxy.
+controller_listen = "0.0.0.0:4000"
 # Made once for each lab, and gone with it.
 secrets = {FILE: str(ensure_key(_lab.folder))} if _lab else {}
 del _lab  # what is left is data

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polydev.deploys.controller import config_text, secret_text
+from polydev.deploys.controller import check_controller, config_text, secret_text
 from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
 from polydev.deploys.hypervisor import checked_bytes, hypervisor
 from polydev.deploys.images import (
@@ -26,6 +26,7 @@ from polydev.errors import ConfigError
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host
 
+ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "a" * 64
 # What systemd would take for something else, or for nothing.
 NO_LISTEN = (
@@ -128,6 +129,35 @@ class TestData:
         site = HostData(controller_listen="[2001:DB8:0::7]:04000")
         assert site.controller_listen == str(site.listen) == "[2001:db8::7]:4000"
         assert yaml.safe_load(config_text(site))["host"] == "2001:db8::7"
+
+
+class TestController:
+    """The keys of `controller`, as the plan looks at them."""
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"port": 4001}, "controller.port: follows from controller_listen"),
+            ({"host": "::"}, "controller.host: follows from controller_listen"),
+            ({"vm_network": "10.0.0.0/8"}, "controller.vm_network: follows from bridge_address"),
+            ({"vm": {"cpus": 9}}, "controller.vm: follows from vm_cpus"),
+            ({"image_store": "/x"}, "controller.image_store: follows from"),
+            ({"slots": [2, 99]}, "controller.slots: the host has slots 2 to 9"),
+            ({"log_levl": "debug"}, "controller.log_levl: .*did you mean log_level?"),
+            ({"drain_seconds": "soon"}, "controller.drain_seconds: must be a whole number"),
+            ({"database_url": "postgresql://x"}, "controller.database_url: this is a secret"),
+            ({"per_user": 1}, "controller.per_user: .*did you mean session.per_user"),
+        ],
+    )
+    def test_what_would_be_refused_there_is_refused_here(
+        self, given: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=f"inventory: box: {said}"):
+            check_controller(HostData(controller=given, source=ROOT), "box")
+
+    def test_fewer_slots_and_what_is_the_same_are_taken(self) -> None:
+        given = {"slots": [], "port": 4000, "log_level": "debug"}
+        check_controller(HostData(controller=given, source=ROOT), "box")
 
 
 class TestFirecracker:

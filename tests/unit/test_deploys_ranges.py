@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polydev.deploys.data import host_data
 from polydev.deploys.facts import HostNetworks
 from polydev.deploys.network import BRIDGE, network_values, require_free_networks
-from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts
+from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.errors import ConfigError
 from tests.unit.fake_host import fake_host
 
@@ -181,6 +181,25 @@ class TestHost:
         ((key, words),) = conflicts(site, [own], BRIDGE)
         assert key == "resolvers.1"
         assert "192.168.100.1 is the host's cache" in words
+
+    @pytest.mark.parametrize(
+        ("listen", "found"),
+        [
+            ("127.0.0.1:4000", []),
+            ("10.7.0.3:4000", []),
+            ("9.9.9.9:4000", ["9.9.9.9"]),
+            ("[2600::9]:4000", ["2600::9"]),
+            ("0.0.0.0:4000", ["8.8.4.4"]),
+            ("[::]:4000", ["8.8.4.4", "2600::7"]),
+        ],
+    )
+    def test_where_tokens_would_cross_the_internet(self, listen: str, found: list[str]) -> None:
+        said = HostNetworks().process(answer(eth0="8.8.4.4", eth1="10.7.0.3", eth2="2600::7"))
+        site = host_data({"controller_listen": listen}, "box")
+        assert open_to_the_internet(site, said) == found
+
+    def test_without_a_word_it_is_open_to_the_host_alone(self) -> None:
+        assert host_data({}, "box").listen.address.is_loopback
 
     def test_the_plan_refuses_it(self) -> None:
         site = host_data({"bridge_address": "10.7.0.1/24"}, "box")

@@ -271,7 +271,7 @@ class TestUnits:
             ({}, {"controller": {"log_level": "debug"}}, CONTROLLER),
             (
                 {},
-                {"controller_listen": "127.0.0.1:4000"},
+                {"controller_listen": "0.0.0.0:4000"},
                 CONTROLLER | {"master-controller.socket"},
             ),
             ({}, {"journal_max_mib": 64}, {"systemd-journald.service.d/polydev.conf"}),
@@ -550,7 +550,7 @@ class TestOtherFiles:
         words = {"controller": {"log_level": "debug", "drain_seconds": 5}}
         text = files_of(site(**words))["/etc/master-controller/config.yaml"]
         assert yaml.safe_load(text) == {
-            "host": "0.0.0.0",
+            "host": "127.0.0.1",
             "port": 4000,
             "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
             "image_store": "/var/lib/firecracker/snapshots/base",

@@ -122,6 +122,17 @@ class TestPlan:
         make(WRONG).apply(None, {}, plan_only=True)
         assert not of(events, "start") + of(events, "done")
 
+    def test_what_the_operator_should_know_comes_with_it(
+        self, make: Make, events: Events, tmp_path: Path
+    ) -> None:
+        made = make(RIGHT)
+        with (tmp_path / "deploy.py").open("a") as deploy:
+            deploy.write("from polydev.deploys.typed import warn\nwarn('tokens in plain text')\n")
+        made.apply(None, {}, plan_only=True)
+        (plan,) = of(events, "plan")
+        assert plan["warnings"] == ["tokens in plain text"]
+        assert plan["changes"] == 0
+
     def test_a_host_that_is_not_there(self, make: Make) -> None:
         with pytest.raises(ConfigError, match="has no host elsewhere"):
             make(RIGHT).apply("elsewhere", {}, plan_only=True)

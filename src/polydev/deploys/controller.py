@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from pyinfra.context import host
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.checking import require_sound
-from polydev.deploys.data import HostData
+from polydev.deploys.data import HostData, refuse
 from polydev.deploys.facts import (
     DatabaseCheck,
     DatabaseInUse,
@@ -40,6 +41,7 @@ from polydev.deploys.operations import (
     told,
 )
 from polydev.deploys.packages import postgresql_client
+from polydev.deploys.ranges import Problem
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import ConfigError, DeployError
@@ -52,6 +54,15 @@ ROOT = "/opt/master-controller"
 CONFIG = "/etc/master-controller/config.yaml"
 SECRETS = "/etc/master-controller/secrets"
 MAX_SECRET_BYTES = 64 * 1024
+# Keys of the configuration that a deployment knows better, and what they follow from.
+FOLLOWS = {
+    "host": "controller_listen",
+    "port": "controller_listen",
+    "vm_network": "bridge_address",
+    "vm": "vm_cpus, vm_memory_mib and vm_translation_cache_mib",
+    "vm_root": "the units that run VMs",
+    "image_store": "where images are sent to",
+}
 SOCKET = "master-controller.socket"
 SERVICE = "master-controller.service"
 NEXT = "master-controller-next@.service"
@@ -83,11 +94,27 @@ def config_text(site: HostData) -> str:
     return yaml.safe_dump({**fixed_config(site), **site.controller}, sort_keys=True)
 
 
+def overridden(site: HostData) -> Iterator[Problem]:
+    """Keys of `controller` that would contradict what the rest of the inventory says."""
+    fixed = fixed_config(site)
+    for key in FOLLOWS.keys() & site.controller.keys():
+        if site.controller[key] != fixed[key]:
+            yield f"controller.{key}", f"follows from {FOLLOWS[key]}: leave it out"
+    slots = site.controller.get("slots", [])
+    if isinstance(slots, list | tuple) and not set(map(str, slots)) <= set(
+        map(str, fixed["slots"])
+    ):
+        numbers = f"{fixed['slots'][0]} to {fixed['slots'][-1]}"
+        yield "controller.slots", f"the host has slots {numbers}: set `slots` for more"
+
+
 def check_controller(site: HostData, host: str) -> None:
     """Ask the controller that is to be deployed for its word on keys and secrets.
 
     Raises ConfigError naming each that it would refuse.
     """
+    if found := list(overridden(site)):
+        refuse(host, found)
     secrets = {name: secret_text(name, file) for name, file in site.secrets.items()}
     require_sound(host, site.source, fixed_config(site), site.controller, secrets)
 

@@ -80,7 +80,7 @@ class HostData(Checked):
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS
     reachable: tuple[IPv4Network, ...] = ()
-    controller_listen: Annotated[str, AfterValidator(_listen)] = "0.0.0.0:4000"
+    controller_listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:4000"
     controller: dict[str, Any] = {}
     secrets: dict[SecretName, Path] = {}
     firecracker: Firecracker | None = None

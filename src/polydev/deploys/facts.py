@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, ip_interface
 from typing import Any
 
 from pyinfra.api.facts import FactBase
@@ -222,7 +222,7 @@ class HostNetworks(FactBase[list[HostNetwork]]):
     """
 
     def command(self) -> str:
-        asked = "ip -json -4 address show; echo; ip -json -4 route show table all; echo"
+        asked = "ip -json address show; echo; ip -json -4 route show table all; echo"
         return f"! command -v ip >/dev/null || {{ {asked}; }}"
 
     @staticmethod
@@ -235,7 +235,7 @@ class HostNetworks(FactBase[list[HostNetwork]]):
         for each in said:
             device = each.get("ifname") or each.get("dev") or ""
             for info in each.get("addr_info", []):
-                own = IPv4Interface(f"{info['local']}/{info['prefixlen']}")
+                own = ip_interface(f"{info['local']}/{info['prefixlen']}")
                 found.append(HostNetwork(own.network, device, own.ip))
             if "dst" in each and each.get("type", "unicast") == "unicast":
                 to = each["dst"].replace("default", "0.0.0.0/0")

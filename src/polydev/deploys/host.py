@@ -30,6 +30,7 @@ from polydev.deploys.network import (
     require_free_networks,
     slot_units,
     slots,
+    warn_of_open_api,
 )
 from polydev.deploys.operations import TOOL
 from polydev.deploys.packages import packages
@@ -98,6 +99,7 @@ def browser_host() -> None:
         check_controller(site, name)
     tune_connection()
     require_free_networks(site)
+    warn_of_open_api(site)
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()
     if site.concerns():

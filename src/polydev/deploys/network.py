@@ -12,9 +12,9 @@ from polydev import hosttool
 from polydev.deploys.data import HostData, refuse
 from polydev.deploys.facts import HostNetworks, LiveNetwork
 from polydev.deploys.operations import TOOL, live_firewall, template
-from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts
+from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.deploys.render import render_unit
-from polydev.deploys.typed import concern
+from polydev.deploys.typed import concern, warn
 from polydev.deploys.units import only_units, unit, unit_file
 from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
 
@@ -60,6 +60,17 @@ def require_free_networks(site: HostData) -> None:
     networks: list[HostNetwork] = host.get_fact(HostNetworks)
     if found := list(conflicts(site, networks, BRIDGE)):
         refuse(str(host.name), found)
+
+
+def warn_of_open_api(site: HostData) -> None:
+    """Say so where tokens would cross the internet in plain text."""
+    networks: list[HostNetwork] = host.get_fact(HostNetworks)
+    if found := open_to_the_internet(site, networks):
+        warn(
+            f"{host.name}: controller_listen: {site.controller_listen} is open to the internet at "
+            f"{', '.join(found)}, and tokens go there in plain text; listen at 127.0.0.1 with a "
+            'proxy that speaks TLS in front (docs/controller.md, "Behind a proxy")'
+        )
 
 
 Live = dict[str, list[str]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from polydev.hosttool.slots import GUEST_GATEWAY
@@ -51,11 +51,11 @@ DEFAULT_ROUTE_BITS = 2
 
 @dataclass(frozen=True)
 class HostNetwork:
-    """A network that a host has besides its VMs': of an address of its own, or of a route."""
+    """A network that a host has: of an address of its own, or of a route."""
 
-    network: IPv4Network
+    network: IPv4Network | IPv6Network
     device: str
-    address: IPv4Address | None = None
+    address: IPv4Address | IPv6Address | None = None
 
     def __str__(self) -> str:
         where = f"on {self.device}" if self.device else "in its routes"
@@ -141,6 +141,16 @@ def conflicts(site: HostData, host: Iterable[HostNetwork], vms: str) -> Iterator
             words = "is the host's own address, which VMs do not reach"
             better = f"{site.bridge_address.ip} is the host's cache of names"
             yield f"resolvers.{index}", f"{address} {words}; {better}"
+
+
+def open_to_the_internet(site: HostData, host: Iterable[HostNetwork]) -> list[str]:
+    """Return the public addresses of the host at which the controller would listen."""
+    listen = site.listen.address
+    if not listen.is_unspecified:
+        return [str(listen)] if listen.is_global else []
+    versions = (4, 6) if listen.version == 6 else (4,)
+    own = [each.address for each in host if each.address and each.address.version in versions]
+    return [str(address) for address in own if address.is_global]
 
 
 def _is_default(found: HostNetwork) -> bool:

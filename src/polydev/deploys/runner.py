@@ -28,6 +28,7 @@ from pyinfra_cli.inventory import make_inventory
 
 from polydev.deploys.data import host_data
 from polydev.deploys.inventory_file import check_inventory
+from polydev.deploys.typed import FOR_OPERATOR
 from polydev.deploys.way import PREFIX
 from polydev.errors import ConfigError, DeployError, Error
 from polydev.hosttool.operations import in_slice
@@ -152,7 +153,7 @@ class Runner:
                         }
                     )
         changing = sum(bool(operation["changes"]) for operation in operations)
-        self.emit("plan", changes=changing, operations=operations)
+        self.emit("plan", changes=changing, operations=operations, warnings=words.warnings)
         return changing
 
     def _load(self, data: dict[str, Any]) -> Inventory:
@@ -197,10 +198,14 @@ class _Words(logging.Handler):
         self.said: dict[str, list[str]] = {}
         self.operation = "connection"
         self.wrong: list[str] = []
+        self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         text = COLOURS.sub("", record.getMessage()).rstrip()
         if not text:
+            return
+        if getattr(record, FOR_OPERATOR, False):
+            self.warnings.append(text)
             return
         if self.state.current_stage == StateStage.Prepare:
             host: Any = ctx_host.get()

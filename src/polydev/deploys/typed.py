@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, ParamSpec, cast
 
+from pyinfra import logger
 from pyinfra.api.deploy import deploy
 from pyinfra.api.operation import OperationMeta
 from pyinfra.api.operation import operation as pyinfra_operation
@@ -12,6 +13,8 @@ from pyinfra.context import host as context_host
 
 P = ParamSpec("P")
 Commands = Generator[Any, None, None]
+# Marks what is logged for the operator, beside what pyinfra says of itself.
+FOR_OPERATOR = "for_operator"
 
 
 def concern(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -22,6 +25,11 @@ def concern(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
 def operation(commands: Callable[..., Commands]) -> Callable[..., OperationMeta]:
     """An operation from the generator of its commands; pyinfra adds `name` and its own words."""
     return cast("Callable[..., OperationMeta]", pyinfra_operation()(commands))
+
+
+def warn(text: str) -> None:
+    """Tell the operator, with the plan; it keeps nothing from being done."""
+    logger.warning(text, extra={FOR_OPERATOR: True})
 
 
 def host_values() -> tuple[str, dict[str, Any]]:

@@ -43,7 +43,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Plan:
+    """What a deployment would do; `warnings` are what the operator should know before it does."""
+
     operations: tuple[Operation, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def changing(self) -> list[Operation]:
@@ -133,7 +136,7 @@ def planned(
             Operation(each["name"], each["changes"], tuple(each["diff"]))
             for each in event["operations"]
         )
-        yield Applying(process, Plan(operations), log_file)
+        yield Applying(process, Plan(operations, tuple(event.get("warnings", ()))), log_file)
 
 
 @contextmanager

@@ -85,6 +85,8 @@ def deploy(
             with steps.step(f"{host.name}: plan"):
                 plan_process = planned(project, host.name, data, log_file, plan_only=False)
                 applying = stack.enter_context(plan_process)
+            for warning in applying.plan.warnings:
+                steps.note(f"warning: {warning}")
             return _apply(transaction, applying, options, steps)
 
 
