@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 from verbs import (
     access,
+    alerts,
     controller,
     credentials,
     database,
@@ -24,8 +24,9 @@ from verbs import (
     hosts,
     lab,
     remote,
+    sessions,
 )
-from verbs.controller import access_fields, controller_url, lab_access
+from verbs.connection import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY, LOGS, RECIPE, RECIPE_HELP, ROOT, SPECS, lab_name
@@ -231,13 +232,23 @@ for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments
     namespace.add_task(verb)
 for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
     namespace.add_task(verb)
-for verb in (controller.viewer, doctor.doctor, check, test):
+for verb in (sessions.viewer, alerts.alerts, doctor.doctor, check, test):
     namespace.add_task(verb)
 for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
     namespace.add_collection(Collection.from_module(module, name=name))
 for name, verbs in (
-    ("session", (controller.end_session, controller.login)),
-    ("user", (access.add_user, access.list_users, access.change_role)),
+    ("session", (sessions.start_session, sessions.end_session, sessions.login)),
+    (
+        "user",
+        (
+            access.add_user,
+            access.list_users,
+            access.change_role,
+            access.rename_user,
+            access.remove_user,
+        ),
+    ),
+    ("alert", (alerts.try_alerts,)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
     ("credentials", (credentials.make_key, credentials.rotate)),
 ):

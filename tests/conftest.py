@@ -43,6 +43,7 @@ HOST_LANES = {
         "integration/test_rollback.py",
         "integration/test_deploy_postgres.py",
         "integration/test_credentials_host.py",
+        "integration/test_operator_verbs.py",
         "integration/test_doctor.py",
         "e2e/test_down.py",
     ),

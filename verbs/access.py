@@ -1,13 +1,16 @@
-"""user.*, token.*: who may ask a host's controller for what. They run on the host, over SSH."""
+"""user.*, token.*: who may ask a host's controller for what. They run on the host, over SSH.
+
+Users are named by id, the beginning of it, or name; the host knows who is meant.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
+from polydev.errors import ConfigError
 from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, table_text
@@ -15,7 +18,9 @@ from verbs.tables import minute, table_text
 if TYPE_CHECKING:
     from polydev.client.on_host import HostController
 
+TOKEN_DAYS = 90.0
 ON_HOST_HELP = {"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP}
+USER_HELP = "a user's id, 4 or more characters of its beginning, or their name"
 ROLE_HELP = "admin (all), operator (all sessions and VMs) or user (their own)"
 
 
@@ -66,7 +71,7 @@ def list_users(
 @task(
     name="role",
     positional=["user", "role"],
-    help={"user": "id of a user", "role": ROLE_HELP, **ON_HOST_HELP},
+    help={"user": USER_HELP, "role": ROLE_HELP, **ON_HOST_HELP},
 )
 @edge
 def change_role(
@@ -83,11 +88,47 @@ def change_role(
 
 
 @task(
+    name="rename",
+    positional=["user", "name"],
+    help={"user": USER_HELP, "name": "what people call them from now", **ON_HOST_HELP},
+)
+@edge
+def rename_user(
+    context: Context,
+    user: str,
+    name: str,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Give a user another name."""
+    changed = host_controller(inventory, host).ask("user", "rename", user, name)
+    answer(changed, as_json=json, text=f"user {changed['id']} is called {changed['name']}")
+
+
+@task(name="remove", positional=["user"], help={"user": USER_HELP, **ON_HOST_HELP})
+@edge
+def remove_user(
+    context: Context,
+    user: str,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Remove a user with their sessions, tokens and credentials. Ends their VMs."""
+    removed = host_controller(inventory, host).ask("user", "remove", user)
+    counts = ", ".join(f"{removed[what]} {what}" for what in ("sessions", "tokens", "credentials"))
+    name = removed["name"] or "no name"
+    answer(removed, as_json=json, text=f"user {removed['id']} ({name}) is removed, with {counts}")
+
+
+@task(
     name="create",
     help={
-        "user": "id of the user that it stands for",
+        "user": f"whom it stands for: {USER_HELP}",
         "name": "what it is for",
-        "days": "days until it expires (default: it does not)",
+        "days": f"days until it expires (default: {TOKEN_DAYS:g})",
+        "never": "it does not expire",
         **ON_HOST_HELP,
     },
 )
@@ -96,19 +137,24 @@ def create_token(
     context: Context,
     user: str,
     name: str,
-    days: float = 0.0,
+    days: float = TOKEN_DAYS,
+    never: bool = False,
     inventory: str = LAB_INVENTORY,
     host: str = "",
     json: bool = False,
 ) -> None:
     """Make a token for a user. It is shown this once; the host stores its hash only."""
-    limit = ["--days", f"{days:g}"] if days else []
+    if never and days != TOKEN_DAYS:
+        raise ConfigError("--days says when it expires, --never that it does not", "give one")
+    limit = ["--never"] if never else ["--days", f"{days:g}"]
     words = ("token", "create", "--user", user, "--name", name, *limit)
     made = host_controller(inventory, host).ask(*words)
-    answer(made, as_json=json, text=f"token {made['id']}, shown this once:\n{made['token']}")
+    until = f"until {minute(made['expiresAt'])} UTC" if made["expiresAt"] else "for ever"
+    text = f"token {made['id']}, good {until}, shown this once:\n{made['token']}"
+    answer(made, as_json=json, text=text)
 
 
-@task(name="list", help={"user": "only this user's", **ON_HOST_HELP})
+@task(name="list", help={"user": f"only those of one: {USER_HELP}", **ON_HOST_HELP})
 @edge
 def list_tokens(
     context: Context,

@@ -2,98 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge, stderr
+from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from polydev.settings import Settings
-from verbs.hosts import described_host
-from verbs.places import JSON_HELP, LAB_INVENTORY, lab_name
+from verbs.connection import API_HELP, connect
 from verbs.tables import minute, more_text, short, table_text
 
-if TYPE_CHECKING:
-    from polydev.client.access import Access
-    from polydev.client.api import ControllerApi
-    from polydev.lab import Lab
-
-URL_HELP = "address of the controller (default: POLYDEV_URL, or the lab's)"
-API_HELP = {
-    "url": URL_HELP,
-    "token": "an operator's token (default: POLYDEV_TOKEN, or the lab's, which ./inv up makes)",
-    "json": JSON_HELP,
-}
+LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
 MOST_SHOWN = 50
 LIMIT_HELP = f"how many of the newest (default: {MOST_SHOWN})"
-LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
-
-
-def controller_url(address: str) -> str:
-    return f"http://{address}:4000"
-
-
-def connect(url: str, token: str) -> ControllerApi:
-    """The API that is meant: as told, by the environment, or the lab's.
-
-    A lab's own token goes to the lab only, never to an address that was given.
-    """
-    from polydev.client.api import ControllerApi
-
-    url = url or os.environ.get("POLYDEV_URL", "")
-    token = token or os.environ.get("POLYDEV_TOKEN", "")
-    if not url:
-        url, of_lab = _lab_operator()
-        token = token or of_lab
-    if not token:
-        raise ConfigError(
-            f"no token for {url}",
-            "./inv up makes one for the lab; for another host, ./inv token.create --inventory FILE "
-            "--user ID --name NAME, then POLYDEV_TOKEN or --token",
-        )
-    return ControllerApi(url, token)
-
-
-def _lab_operator() -> tuple[str, str]:
-    """The lab's address, and the token of its operator or nothing."""
-    from polydev.client.access import stored_access
-    from polydev.lab import find
-
-    lab = find(lab_name(), Settings.from_environment())
-    if lab is None:
-        raise ConfigError(
-            f"no lab {lab_name()} runs, and no other controller is named",
-            "./inv up starts the lab; another controller is named by POLYDEV_URL or --url",
-        )
-    access = stored_access(lab.folder)
-    return controller_url(lab.address), access.operator.token if access else ""
-
-
-def lab_access(lab: Lab) -> Access:
-    """The users of a deployed lab with tokens that count, made now if need be."""
-    from polydev.client.access import ensure_access
-    from polydev.client.api import ControllerApi
-    from polydev.client.on_host import HostController
-
-    def is_valid(token: str) -> bool:
-        with ControllerApi(controller_url(lab.address), token) as api:
-            return api.takes_token()
-
-    _, described = described_host(LAB_INVENTORY, f"lab-{lab.name}")
-    return ensure_access(lab.folder, HostController(described.target).ask, is_valid)
-
-
-def access_fields(lab: Lab, access: Access) -> dict[str, str]:
-    """What `where` and `up` say of a lab's demo user."""
-    return {
-        "url": controller_url(lab.address),
-        "userId": access.demo.user_id,
-        "token": access.demo.token,
-    }
 
 
 @task(help={"all": "those that are over too", "limit": LIMIT_HELP, **API_HELP})
@@ -104,10 +24,12 @@ def sessions(
     limit: int = MOST_SHOWN,
     url: str = "",
     token: str = "",
+    inventory: str = "",
+    host: str = "",
     json: bool = False,
 ) -> None:
     """Sessions, newest first, and how far each is."""
-    with connect(url, token) as api:
+    with connect(url, token, inventory, host) as api:
         found = api.sessions(all_of_them=all, limit=limit + 1)
     shown = found[:limit]
     columns = ("session", "user", "provider", "status", "stage", "VM", "since", "until", "reason")
@@ -137,10 +59,12 @@ def vms(
     limit: int = MOST_SHOWN,
     url: str = "",
     token: str = "",
+    inventory: str = "",
+    host: str = "",
     json: bool = False,
 ) -> None:
     """VMs, newest first, and how far each is."""
-    with connect(url, token) as api:
+    with connect(url, token, inventory, host) as api:
         found = api.vms(all_of_them=all, limit=limit + 1)
     shown = found[:limit]
     columns = ("VM", "slot", "address", "status", "stage", "image", "since")
@@ -177,6 +101,8 @@ def console(
     lines: int = 100,
     url: str = "",
     token: str = "",
+    inventory: str = "",
+    host: str = "",
     json: bool = False,
 ) -> None:
     """What a VM's serial console says."""
@@ -184,7 +110,7 @@ def console(
 
     if follow and json:
         raise ConfigError("--follow has no end, --json has one", "leave one of them out")
-    with connect(url, token) as api:
+    with connect(url, token, inventory, host) as api:
         ids = [each["vmId"] for each in api.vms(all_of_them=True)]
         path = f"/api/vm/{one_with_prefix(ids, vm, 'VM', LOST_HINT)}/console"
         if follow:
@@ -192,90 +118,8 @@ def console(
                 print(line, flush=True)
             return
         found = api.get(path, tail=lines)
-    answer(found, as_json=json, text="\n".join(plain_lines(f"{line}\n" for line in found["lines"])))
-
-
-@task(
-    positional=["session"],
-    help={
-        "session": "its id, or the start of it",
-        "port": "port on this machine (default: a free one)",
-        **API_HELP,
-    },
-)
-@edge
-def viewer(
-    context: Context,
-    session: str,
-    port: int = 0,
-    url: str = "",
-    token: str = "",
-    json: bool = False,
-) -> None:
-    """Lead a VNC program on this machine to a session's screen, until the session ends or Ctrl-C.
-
-    With --json the address is told as soon as the port is open.
-    """
-    from polydev.client.viewer import HOST, Viewer
-
-    def tell(opened: int) -> None:
-        where = f"{HOST}:{opened}"
-        text = f"as in: vncviewer {HOST}::{opened}"
-        answer({"session": session_id, "vnc": where}, as_json=json, text=text)
-        sys.stdout.flush()
-
-    with connect(url, token) as api:
-        session_id = _session_id(api, session)
-        try:
-            ended = asyncio.run(Viewer(api, session_id, stderr.print).serve(port, tell))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} cannot be opened: {error.strerror}", "choose another with --port"
-            ) from error
-    stderr.print(f"session {session_id} is {ended}")
-
-
-@task(
-    positional=["session"],
-    help={
-        "session": "its id, or the start of it",
-        "again": "start the tool again, after a login that failed",
-        **API_HELP,
-    },
-)
-@edge
-def login(
-    context: Context,
-    session: str,
-    again: bool = False,
-    url: str = "",
-    token: str = "",
-    json: bool = False,
-) -> None:
-    """Start the login of a session's tool, wait for its URL, and say it."""
-    from polydev.client.login import wait_for_url
-
-    with connect(url, token) as api:
-        found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
-    text = found["url"] or f"{found['provider']} is logged in"
-    answer(found, as_json=json, text=text)
-
-
-def _session_id(api: ControllerApi, session: str) -> str:
-    from polydev.client.api import one_with_prefix
-
-    ids = [each["id"] for each in api.sessions(all_of_them=True)]
-    return one_with_prefix(ids, session, "session", LOST_HINT)
-
-
-@task(
-    name="end", positional=["session"], help={"session": "its id, or the start of it", **API_HELP}
-)
-@edge
-def end_session(
-    context: Context, session: str, url: str = "", token: str = "", json: bool = False
-) -> None:
-    """End a session and its VM."""
-    with connect(url, token) as api:
-        ended = api.delete(f"/api/auth/session/{_session_id(api, session)}")
-    answer(ended, as_json=json, text=f"session {ended['id']} is {ended['status']}")
+    if json:
+        answer(found, as_json=True, text="")
+        return
+    for line in plain_lines(f"{line}\n" for line in found["lines"]):
+        print(line)  # as the VM wrote it

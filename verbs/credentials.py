@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from verbs.access import ON_HOST_HELP
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY

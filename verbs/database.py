@@ -6,9 +6,8 @@ from pathlib import Path
 from shlex import quote
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from verbs.access import ON_HOST_HELP, host_controller
 from verbs.places import LAB_INVENTORY
 

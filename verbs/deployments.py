@@ -6,9 +6,8 @@ import json as json_text
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge, stdout
+from polydev.cli import answer, edge, stdout, task
 from polydev.errors import ConfigError
 from verbs.hosts import described_host, record_fields
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY

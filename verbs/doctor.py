@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError, DeployError
 from polydev.hints import for_same_host
 from polydev.settings import Settings

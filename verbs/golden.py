@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge, megabytes
+from polydev.cli import answer, edge, megabytes, task
 from polydev.settings import Settings
 from verbs.places import IMAGE_HELP, JSON_HELP, RECIPE, RECIPE_HELP, SPECS
 

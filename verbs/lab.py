@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 from verbs.places import JSON_HELP, LAB_HELP, lab_name

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 from invoke.context import Context
-from invoke.tasks import task
 
-from polydev.cli import answer, edge
+from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError, DeployError
 from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY

@@ -12,17 +12,45 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from invoke.tasks import Task
+from invoke.tasks import task as invoke_task
 from pydantic import BaseModel
 from rich.console import Console
 
 from polydev import hints
 from polydev.errors import Error
 
+SHORT_OPTIONS = {
+    "all": "a",
+    "follow": "f",
+    "host": "H",
+    "inventory": "i",
+    "json": "j",
+    "limit": "l",
+    "name": "n",
+    "plan": "p",
+    "url": "u",
+}
+"""The short form of an option, the same in every verb. No other option has one."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 stdout = Console(soft_wrap=True, highlight=False, markup=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+class Verb(Task):  # type: ignore[type-arg]
+    """A verb of `./inv`. Invoke would give each option the first letter that is free in it."""
+
+    def arg_opts(self, name: str, default: str, taken_names: set[str]) -> dict[str, Any]:
+        options = super().arg_opts(name, default, taken_names)
+        is_option = name in SHORT_OPTIONS and not options["positional"]
+        options["names"] = [options["names"][0], *([SHORT_OPTIONS[name]] if is_option else [])]
+        return options
+
+
+task = functools.partial(invoke_task, klass=Verb)
 
 
 def edge(function: Callable[P, R]) -> Callable[P, R]:

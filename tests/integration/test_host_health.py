@@ -23,6 +23,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from polydev.controller.host.alert_trial import masked, try_alerts
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
 from polydev.controller.host.outbox import MOST_AGE_SECONDS, MOST_WAITING, Message, Outbox
@@ -117,6 +118,36 @@ def everything_logged() -> Iterator[list[str]]:
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+class TestTrial:
+    @run_async
+    async def test_each_address_is_tried_and_no_url_is_told(self) -> None:
+        with everything_logged() as logged:
+            async with webhook(404) as bad, webhook() as good:
+                urls = SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}")
+                answers = await try_alerts(urls)
+        assert [(each.target, each.service, each.sent) for each in answers] == [
+            (1, "JSON", False),
+            (2, "unknown", False),
+            (3, "JSON", True),
+        ]
+        assert "error=404" in str(answers[0].said)
+        assert SECRET not in f"{answers} {logged}"
+        assert good.bodies[0]["title"].startswith("[test]")
+
+    @run_async
+    async def test_a_connection_that_fails_is_told(self) -> None:
+        async with webhook() as hook:
+            url = hook.url
+        [answer] = await try_alerts(SecretStr(url))
+        assert not answer.sent
+        assert "Connection error" in str(answer.said)
+
+    def test_what_may_be_secret_in_an_address_is_masked(self) -> None:
+        url = "mailto://ada:passw0rd@mail.example.com/path1?key=abcdef"
+        said = masked("no mail.example.com for ada:passw0rd, path1, abcdef", url)
+        assert said == "no mail.example.com for ada:…, …, …"
 
 
 class TestSending:

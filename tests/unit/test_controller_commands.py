@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from polydev.controller.__main__ import main
-from polydev.controller.commands import GROUPS, DatabaseUnusable, opened
+from polydev.controller.command import DatabaseUnusable, opened
+from polydev.controller.commands import GROUPS
 from polydev.controller.migrate import migrate
 from polydev.controller.store.users import Tokens
 
@@ -96,7 +97,6 @@ def test_a_token_stands_for_its_user_until_it_is_revoked(controller: CommandLine
     controller("user", "add", "--role", "user", "--id", USER)
     made = controller("token", "create", "--user", USER, "--name", "tests")
     assert controller.user_of(made["token"]) == USER
-    assert made["expiresAt"] is None
     revoked = controller("token", "revoke", made["id"])
     assert revoked["revokedAt"] is not None
     assert controller.user_of(made["token"]) is None
@@ -117,6 +117,53 @@ def test_a_token_can_expire(controller: CommandLine) -> None:
     made = controller("token", "create", "--user", USER, "--name", "tests", "--days", "30")
     left = datetime.fromisoformat(made["expiresAt"]) - datetime.now(timezone.utc)
     assert timedelta(days=29) < left <= timedelta(days=30)
+
+
+def test_a_token_expires_after_ninety_days_unless_told_otherwise(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--id", USER)
+    made = controller("token", "create", "--user", USER, "--name", "tests")
+    left = datetime.fromisoformat(made["expiresAt"]) - datetime.now(timezone.utc)
+    assert timedelta(days=89) < left <= timedelta(days=90)
+    made = controller("token", "create", "--user", USER, "--name", "tests", "--never")
+    assert made["expiresAt"] is None
+    assert controller.user_of(made["token"]) == USER
+
+
+@pytest.mark.parametrize("who", [USER, USER.upper(), USER[:4], USER[:8].upper(), "Ada"])
+def test_a_user_is_named_by_id_its_beginning_or_name(controller: CommandLine, who: str) -> None:
+    controller("user", "add", "--role", "user", "--name", "Ada", "--id", USER)
+    controller("user", "add", "--role", "user", "--name", "Bob")
+    assert controller("user", "show", who)["id"] == USER
+    assert controller("user", "role", who, "--role", "admin")["id"] == USER
+    assert controller("user", "rename", who, "Ada L.")["name"] == "Ada L."
+    made = controller("token", "create", "--user", USER, "--name", "tests")
+    assert controller("token", "list", "--user", "Ada L.")[0]["id"] == made["id"]
+    assert controller("token", "list", "--user", "Bob") == []
+
+
+def test_a_name_that_several_have_is_refused(controller: CommandLine) -> None:
+    ids = [controller("user", "add", "--role", "user", "--name", "Ada")["id"] for _ in range(2)]
+    said = controller.refused("token", "create", "--user", "Ada", "--name", "tests")
+    assert all(each in said for each in ids)
+    assert "there is no user 'Eve'" in controller.refused("user", "role", "Eve", "--role", "admin")
+    # What is too short to be the beginning of an id may still be a name.
+    assert "there is no user" in controller.refused("user", "show", ids[0][:3])
+
+
+def test_a_user_is_removed_with_what_is_theirs(controller: CommandLine) -> None:
+    controller("user", "add", "--role", "user", "--name", "Ada", "--id", USER)
+    kept = controller("user", "add", "--role", "user", "--name", "Bob")
+    token = controller("token", "create", "--user", "Ada", "--name", "tests")["token"]
+    removed = controller("user", "remove", "Ada")
+    assert (removed["id"], removed["tokens"], removed["sessions"]) == (USER, 1, 0)
+    assert controller.user_of(token) is None
+    assert controller("user", "list") == [kept]
+    assert "there is no user" in controller.refused("user", "remove", "Ada")
+
+
+def test_alerts_need_an_address_to_be_tried(controller: CommandLine) -> None:
+    said = controller.refused("alert", "test")
+    assert "no alert-urls" in said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
 from polydev.controller.__main__ import main
-from polydev.controller.commands import opened
+from polydev.controller.command import opened
 from polydev.controller.migrate import migrate
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credentials import Credentials

@@ -16,7 +16,7 @@ ANSWER_SECONDS = 30.0
 MOST_LISTED = 200
 SHORTEST_PREFIX = 4
 UNKNOWN_CALLER_HINT = (
-    "make another with ./inv token.create --user ID --name NAME (./inv user.list has the ids), "
+    "make another with ./inv token.create --user USER --name NAME (./inv user.list has them), "
     "then POLYDEV_TOKEN=… or --token"
 )
 # The C1 set: some terminals take these for escape sequences.
@@ -78,9 +78,9 @@ class ControllerApi:
             answer = self._client.get(path, params=query)
         return _content(answer)
 
-    def post(self, path: str) -> Any:
+    def post(self, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Any:
         with self._reached():
-            answer = self._client.post(path)
+            answer = self._client.post(path, json=body, headers=headers)
         return _content(answer)
 
     def delete(self, path: str) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polydev
-from polydev.controller.commands import Run, add_groups
+from polydev.controller.command import Run
+from polydev.controller.commands import add_groups
 from polydev.controller.release import release_id
 from polydev.errors import Error
 

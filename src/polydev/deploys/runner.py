@@ -26,8 +26,9 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 
-from polydev.deploys.data import host_data
+from polydev.deploys.data import HostData, host_data
 from polydev.deploys.inventory_file import check_inventory
+from polydev.deploys.listen import Listen
 from polydev.deploys.typed import FOR_OPERATOR
 from polydev.deploys.way import PREFIX
 from polydev.errors import ConfigError, DeployError, Error
@@ -37,6 +38,12 @@ Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
 OPERATION = "--> Starting operation: "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def controller_address(site: HostData) -> str:
+    """Return where the host itself reaches its controller, as a URL has it."""
+    listen = site.listen
+    return str(Listen(listen.from_host, listen.port))
 
 
 def no_password(_prompt: str = "") -> str:
@@ -87,6 +94,7 @@ class Runner:
                     "connection": connection,
                     "scope": scope(site),
                     "deadmanSeconds": site.deadman_seconds,
+                    "controller": controller_address(site),
                 }
             )
         return described

@@ -24,12 +24,16 @@ Say = Callable[[str, float | None], None]
 
 @dataclass(frozen=True)
 class DescribedHost:
-    """One host of an inventory: how it is reached, and what a backup of it holds."""
+    """One host of an inventory: how it is reached, and what a backup of it holds.
+
+    `controller` is the address and port at which the host itself reaches its controller.
+    """
 
     name: str
     target: SshTarget
     scope: Mapping[str, Any]
     deadman_seconds: int
+    controller: str = "127.0.0.1:4000"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def describe(project: Project) -> list[DescribedHost]:
             target=SshTarget.from_data(each["name"], each["connection"], project.root),
             scope=each["scope"],
             deadman_seconds=each["deadmanSeconds"],
+            controller=each["controller"],
         )
         for each in event["hosts"]
     ]

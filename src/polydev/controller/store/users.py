@@ -20,6 +20,8 @@ from polydev.controller.store.transactions import Database
 from polydev.errors import SessionError, UserNotFound
 
 TOKEN_PREFIX = "pdt_"  # noqa: S105 - by this a token is told from a JWT
+SHORTEST_PREFIX = 4
+MOST_NAMED = 5
 USED_EVERY = timedelta(minutes=1)
 
 
@@ -64,6 +66,28 @@ class Users:
         async with self._database.reading() as connection:
             found = await connection.execute(USERS.order_by(users.created_at, users.id))
             return [user_of(row) for row in found.mappings()]
+
+    async def named(self, who: str) -> User:
+        """The user with that id or name, or whose id begins so. Raises UserNotFound for none,
+        SessionError for several.
+        """
+        users = await self.list()
+        if exact := [user for user in users if user.id == who.lower()]:
+            return exact[0]
+        found = [user for user in users if user.name == who or is_prefix(who, user.id)]
+        if not found:
+            raise UserNotFound(f"there is no user {who!r}", "./inv user.list shows all of them")
+        if len(found) > 1:
+            some = ", ".join(f"{user.id} ({user.name or 'no name'})" for user in found[:MOST_NAMED])
+            raise SessionError(f"{len(found)} users are meant by {who!r}: {some}", "name one by id")
+        return found[0]
+
+    async def rename(self, user_id: str, name: str) -> User:
+        """Raises UserNotFound."""
+        statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(name=name)
+        async with self._database.writing() as connection:
+            await connection.execute(statement)
+        return await self.get(user_id)
 
     async def set_role(self, user_id: str, role: Role) -> User:
         """Raises UserNotFound."""
@@ -155,6 +179,10 @@ class Tokens:
         statement = sa.update(tables.tokens).where(tables.tokens.c.sha256 == hashed)
         async with self._database.writing() as connection:
             await connection.execute(statement.values(used_at=at))
+
+
+def is_prefix(text: str, user_id: str) -> bool:
+    return len(text) >= SHORTEST_PREFIX and user_id.startswith(text.lower())
 
 
 def token_hash(plain: str) -> str:

@@ -1,0 +1,68 @@
+"""What the verbs of the command line share: their form, and the database opened for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polydev.errors import Error
+
+if TYPE_CHECKING:
+    from polydev.controller.settings import Settings
+    from polydev.controller.store.transactions import Database
+
+Run = Callable[["Settings", argparse.Namespace], Awaitable[object]]
+MIGRATE_HINT = "master-controller migrate --config FILE"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of a group; `options` are what `add_argument` takes."""
+
+    help: str
+    run: Run
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class DatabaseUnusable(Error):
+    """The database cannot be reached, or has another schema than this release."""
+
+    code = "database"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """The database at this release's schema, closed again. Raises DatabaseUnusable."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from polydev.controller.database import create_engine, schema_revision
+    from polydev.controller.migrations import HEAD
+    from polydev.controller.store.transactions import Database
+
+    _require_file(url)
+    database = Database(create_engine(url))
+    try:
+        revision = await schema_revision(database.engine)
+        if revision != HEAD:
+            found = f"is at revision {revision}" if revision else "was never migrated"
+            raise DatabaseUnusable(f"the database {found}, this release needs {HEAD}", MIGRATE_HINT)
+        yield database
+    except (SQLAlchemyError, OSError) as error:
+        # Only the driver's own words: SQLAlchemy's would quote the statement.
+        cause = getattr(error, "orig", None) or error
+        raise DatabaseUnusable(f"the database cannot be used: {cause}") from error
+    finally:
+        await database.close()
+
+
+def _require_file(url: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    parts = make_url(url)
+    # SQLite would make an empty one.
+    if parts.get_backend_name() == "sqlite" and not Path(parts.database or "").is_file():
+        raise DatabaseUnusable(f"there is no database {parts.database}", MIGRATE_HINT)

@@ -1,0 +1,93 @@
+"""A test message to each address that alerts go to, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from polydev.controller.host.sending import TIMEOUT_SECONDS, opened
+from polydev.errors import ConfigError
+
+if TYPE_CHECKING:
+    from apprise import Apprise
+
+TITLE = "[test] {host}: an operator tries where alerts go"
+BODY = "Nothing is wrong. Alerts of this host arrive here."
+SHORTEST_SECRET = 4
+MOST_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`target` is an address's place in the list; `said` is the service's word on a failure."""
+
+    target: int
+    service: str
+    sent: bool
+    said: str | None
+
+
+async def try_alerts(
+    urls: SecretStr | None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> list[Answer]:
+    """Send to one after the other. Raises ConfigError where no address is configured."""
+    listed = urls.get_secret_value().split() if urls else []
+    if not listed:
+        raise ConfigError(
+            "no alert-urls are configured on this host",
+            "name a file of addresses as alert-urls in the inventory's secrets, then ./inv deploy",
+        )
+    return [await _try(number, url, timeout_seconds) for number, url in enumerate(listed, start=1)]
+
+
+async def _try(number: int, url: str, timeout_seconds: float) -> Answer:
+    send_by = opened(url)
+    if send_by is None:
+        return Answer(number, "unknown", sent=False, said="no service has such an address")
+    service = str(next(iter(send_by)).service_name)
+    try:
+        sent, said = await asyncio.wait_for(_sent(send_by), timeout_seconds)
+    except asyncio.TimeoutError:
+        sent, said = False, f"no answer within {timeout_seconds:g} s"
+    except Exception as error:  # whatever a service's plugin does
+        sent, said = False, type(error).__name__
+    return Answer(number, service, sent, None if sent else masked(said, url)[:MOST_CHARACTERS])
+
+
+async def _sent(send_by: Apprise) -> tuple[bool, str]:
+    from apprise import NotifyType
+
+    said = StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("apprise")
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False  # its words may hold the address
+    logger.setLevel(logging.WARNING)
+    try:
+        title = TITLE.format(host=socket.gethostname())
+        sending = send_by.async_notify(body=BODY, title=title, notify_type=NotifyType.INFO)
+        return bool(await sending), " ".join(said.getvalue().split()) or "without a word"
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagates
+        logger.removeHandler(handler)
+
+
+def masked(text: str, url: str) -> str:
+    """Return the text without what may be secret in an address: all but scheme and host."""
+    _, _, rest = url.partition("://")
+    user, at, address = rest.rpartition("@")
+    host = re.split(r"[/:?#]", address, maxsplit=1)[0]
+    parts = re.split(r"[/:?#&=@,]", f"{user}{at}{address.removeprefix(host)}")
+    for part in sorted(parts, key=len, reverse=True):
+        if len(part) >= SHORTEST_SECRET:
+            text = text.replace(part, "…")
+    return text

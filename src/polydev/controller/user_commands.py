@@ -1,0 +1,206 @@
+"""Users and tokens on the command line. A user is named by id, the beginning of it, or name."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, get_args
+
+from polydev.controller.command import Verb, opened
+from polydev.controller.model import Role, Token, User, now
+
+if TYPE_CHECKING:
+    from polydev.controller.settings import Settings
+
+NAME_LENGTH = 200
+TOKEN_DAYS = 90.0
+
+
+def user_fields(user: User) -> dict[str, object]:
+    return {
+        "id": user.id,
+        "role": user.role,
+        "name": user.name,
+        "createdAt": user.created_at.isoformat(),
+    }
+
+
+def token_fields(token: Token) -> dict[str, object]:
+    times = {
+        "createdAt": token.created_at,
+        "expiresAt": token.expires_at,
+        "revokedAt": token.revoked_at,
+        "usedAt": token.used_at,
+    }
+    said = {name: time.isoformat() if time else None for name, time in times.items()}
+    return {"id": token.id, "userId": token.user_id, "name": token.name, **said}
+
+
+async def add_user(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        made = await Users(database).add(arguments.role, arguments.name, arguments.id)
+    return user_fields(made)
+
+
+async def list_users(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        return [user_fields(user) for user in await Users(database).list()]
+
+
+async def change_role(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        users = Users(database)
+        user = await users.named(arguments.user)
+        return user_fields(await users.set_role(user.id, arguments.role))
+
+
+async def rename_user(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        users = Users(database)
+        user = await users.named(arguments.user)
+        return user_fields(await users.rename(user.id, arguments.name))
+
+
+async def show_user(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        return user_fields(await Users(database).named(arguments.user))
+
+
+async def remove_user(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.removing import remove_user
+    from polydev.controller.store.users import Users
+
+    async with opened(settings.database_url) as database:
+        user = await Users(database).named(arguments.user)
+        removed = await remove_user(database, user.id)
+    return {**user_fields(user), **vars(removed)}
+
+
+async def create_token(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Tokens, Users
+
+    expires_at = None if arguments.never else now() + timedelta(days=arguments.days)
+    async with opened(settings.database_url) as database:
+        user = await Users(database).named(arguments.user)
+        made, plain = await Tokens(database).create(user.id, arguments.name, expires_at)
+    return {**token_fields(made), "token": plain}
+
+
+async def list_tokens(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Tokens, Users
+
+    async with opened(settings.database_url) as database:
+        of_user = (await Users(database).named(arguments.user)).id if arguments.user else None
+        return [token_fields(token) for token in await Tokens(database).list(of_user)]
+
+
+async def revoke_token(settings: Settings, arguments: argparse.Namespace) -> object:
+    from polydev.controller.store.users import Tokens
+
+    async with opened(settings.database_url) as database:
+        return token_fields(await Tokens(database).revoke(arguments.token))
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from None
+
+
+def _name(text: str) -> str:
+    if not text.strip() or len(text) > NAME_LENGTH:
+        raise argparse.ArgumentTypeError(f"a name has 1 to {NAME_LENGTH} characters")
+    return text
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+        timedelta(days=days)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days") from None
+    if not 0 < days <= 36500:
+        raise argparse.ArgumentTypeError("days are more than 0, and a hundred years at most")
+    return days
+
+
+ROLE = {"choices": get_args(Role), "required": True, "help": "what the user may do"}
+USER = {
+    "metavar": "USER",
+    "help": "a user's id, 4 or more characters of its beginning, or their name",
+}
+USER_GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
+    "user": (
+        "who may ask for sessions, and as what",
+        {
+            "add": Verb(
+                "add a user and print them as JSON",
+                add_user,
+                {
+                    "--role": ROLE,
+                    "--name": {"type": _name, "help": "what people call them"},
+                    "--id": {
+                        "type": _uuid,
+                        "metavar": "UUID",
+                        "help": "their id elsewhere, such as a JWT's `sub` (default: a new one)",
+                    },
+                },
+            ),
+            "list": Verb("print all users as JSON", list_users),
+            "role": Verb("give a user another role", change_role, {"user": USER, "--role": ROLE}),
+            "rename": Verb(
+                "give a user another name",
+                rename_user,
+                {"user": USER, "name": {"type": _name, "help": "what people call them from now"}},
+            ),
+            "show": Verb("print one user as JSON", show_user, {"user": USER}),
+            "remove": Verb(
+                "remove a user with their sessions, tokens and credentials; print how many",
+                remove_user,
+                {"user": USER},
+            ),
+        },
+    ),
+    "token": (
+        "tokens that stand for a user; only their hashes are stored",
+        {
+            "create": Verb(
+                "make a token and print it as JSON, this once",
+                create_token,
+                {
+                    "--user": {**USER, "required": True},
+                    "--name": {"type": _name, "required": True, "help": "what it is for"},
+                    "--days": {
+                        "type": _days,
+                        "metavar": "N",
+                        "default": TOKEN_DAYS,
+                        "help": f"days until it expires (default: {TOKEN_DAYS:g})",
+                    },
+                    "--never": {"action": "store_true", "help": "it does not expire"},
+                },
+            ),
+            "list": Verb(
+                "print tokens as JSON, without the tokens themselves",
+                list_tokens,
+                {"--user": {**USER, "help": "only those of this user"}},
+            ),
+            "revoke": Verb(
+                "end a token; it counts no more from its next use",
+                revoke_token,
+                {"token": {"type": _uuid, "metavar": "ID", "help": "id of the token"}},
+            ),
+        },
+    ),
+}

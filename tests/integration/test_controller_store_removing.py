@@ -1,0 +1,70 @@
+"""A user is removed with all that is theirs, on real SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from polydev.client.credentials import new_key
+from polydev.controller.sealing import keyring_of
+from polydev.controller.store import tables
+from polydev.controller.store.credentials import Credentials
+from polydev.controller.store.removing import REASON, Removed, remove_user
+from polydev.errors import SessionError, UserNotFound
+from tests.stores import Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+
+async def rows(store: Store) -> dict[str, int]:
+    async with store.database.reading() as connection:
+        return {
+            table.name: (
+                await connection.execute(sa.select(sa.func.count()).select_from(table))
+            ).scalar_one()
+            for table in tables.metadata.sorted_tables
+            if table.name != "slots"
+        }
+
+
+@run_async
+async def test_everything_of_a_user_goes_and_nothing_of_others(store_url: str) -> None:
+    async with opened(store_url) as store:
+        other = await store.new_user()
+        await store.start_ready(other)
+        await store.tokens.create(other, "theirs")
+        before = await rows(store)
+        user = await store.new_user()
+        for session in (await store.start_ready(user), await store.start(user)):
+            await store.sessions.apply(session.id, "terminate")
+            await store.vms.released(session.vm_id)
+        await store.tokens.create(user, "one")
+        await store.tokens.create(user, "two")
+        await Credentials(store.database, keyring_of(SecretStr(new_key()))).store(
+            user, "claude", b"secret"
+        )
+        assert await remove_user(store.database, user) == Removed(2, 2, 1)
+        assert await rows(store) == before
+        with pytest.raises(UserNotFound):
+            await remove_user(store.database, user)
+
+
+@run_async
+async def test_a_vm_that_holds_its_slot_is_waited_for(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        session = await store.start_ready(user)
+        _, plain = await store.tokens.create(user, "one")
+        with pytest.raises(SessionError, match="1 of their VMs"):
+            await remove_user(store.database, user, patience_seconds=0)
+        ended = await store.sessions.get(session.id)
+        assert (ended.state, ended.reason) == ("terminated", REASON)
+        assert (await store.vms.get(session.vm_id)).state == "stopping"
+        assert await store.tokens.caller_of(plain) is None
+        removing = asyncio.create_task(remove_user(store.database, user))
+        await store.vms.released(session.vm_id)
+        assert (await removing).sessions == 1
+        assert await store.users.list() == []

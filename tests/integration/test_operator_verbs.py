@@ -1,0 +1,92 @@
+"""Operators' verbs against a real host: its controller through SSH, its users, its journal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.run import Completed, run
+from tests.hosts import ROOT, DeployedHost
+
+
+@dataclass(frozen=True)
+class Operator:
+    """./inv with the lab's inventory named, as for any host."""
+
+    host: DeployedHost
+    token: str = ""
+
+    def __call__(self, verb: str, *words: str, in_json: bool = True) -> Completed:
+        argv = [sys.executable, "-m", "polydev.program", "--search-root", str(ROOT), verb]
+        argv += ["--inventory", "inventory/lab.py", *(["--json"] if in_json else []), *words]
+        env = {"POLYDEV_TOKEN": self.token} if self.token else {}
+        return run(argv, cwd=ROOT, env=env, check=False)
+
+    def answer(self, verb: str, *words: str) -> Any:
+        done = self(verb, *words)
+        assert done.status == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def operator(deployed: DeployedHost) -> Iterator[Operator]:
+    """An admin of the host, who is removed afterwards."""
+    nobody = Operator(deployed)
+    admin = nobody.answer("user.add", "--role", "admin", "--name", "op 1")["id"]
+    token = nobody.answer("token.create", "--user", "op 1", "--name", "tests")["token"]
+    yield Operator(deployed, token)
+    assert nobody.answer("user.remove", admin)["tokens"] == 1
+
+
+def test_a_controller_is_asked_through_ssh(operator: Operator) -> None:
+    assert operator.answer("sessions") == []
+    assert operator.answer("vms") == []
+    assert isinstance(operator.answer("alerts", "--all"), list)
+    refused = Operator(operator.host, "pdt_wrong")("sessions", in_json=False)
+    assert refused.status == 1
+    assert "./inv token.create --inventory inventory/lab.py --user" in refused.stderr
+
+
+def test_users_are_named_by_name_and_removed(operator: Operator) -> None:
+    ada = operator.answer("user.add", "--role", "user", "--name", "Ada")["id"]
+    made = operator.answer("token.create", "--user", "Ada", "--name", "laptop")
+    assert made["userId"] == ada
+    assert made["expiresAt"]
+    assert operator.answer("user.rename", ada[:8], "Ada L.")["name"] == "Ada L."
+    assert operator.answer("user.remove", "Ada L.")["tokens"] == 1
+    assert ada not in [each["id"] for each in operator.answer("user.list")]
+
+
+def test_alerts_without_addresses_say_what_to_do(operator: Operator) -> None:
+    refused = operator("alert.test")
+    assert refused.status == 1
+    assert "alert-urls" in json.loads(refused.stdout)["message"]
+
+
+def test_journal_and_shell(operator: Operator) -> None:
+    lines = operator.answer("host.logs", "--lines", "5")["lines"]
+    assert 0 < len(lines) <= 5
+    argv = [sys.executable, "-m", "polydev.program", "--search-root", str(ROOT), "host.shell"]
+    shell = run([*argv, "--inventory", "inventory/lab.py"], cwd=ROOT, input="id -u\n", check=False)
+    assert (shell.status, shell.stdout.strip()) == (0, "0")
+
+
+def test_deployments_in_lines_and_one_in_detail(operator: Operator) -> None:
+    newest, *_ = operator.answer("deployments", "--limit", "1")
+    assert operator.answer("deployments", newest["id"][:-1]) == newest
+    shown = operator("deployments", in_json=False).stdout
+    assert newest["id"] in shown
+
+
+def test_hints_repeat_the_inventory(operator: Operator, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    done = operator("database.backup", str(copy), in_json=False)
+    assert done.status == 0, done.stderr
+    # The lab's inventory is what the verbs take by themselves, so it need not be named.
+    assert f"./inv database.restore {copy}" in done.stdout

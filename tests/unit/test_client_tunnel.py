@@ -1,0 +1,23 @@
+"""A controller through SSH: what is said where ssh does not get there."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from polydev.client.tunnel import tunnel
+from polydev.errors import DeployError
+from polydev.ssh import SshTarget
+
+
+def test_a_host_that_cannot_be_reached_is_named_with_what_ssh_said() -> None:
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        target = SshTarget("b-1", "127.0.0.1", user="deploy", port=port)
+        with pytest.raises(DeployError) as told, tunnel(target, "127.0.0.1:4000"):
+            pass
+    assert "cannot reach b-1 over SSH" in told.value.message
+    assert "Connection refused" in told.value.message
+    assert f"-p {port}" in str(told.value.hint)

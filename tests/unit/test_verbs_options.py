@@ -1,0 +1,42 @@
+"""Short options: one letter means the same in every verb; and every verb has its help."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from invoke.parser.context import ParserContext
+
+from polydev.cli import SHORT_OPTIONS
+from tasks import namespace
+
+VERBS: dict[str, ParserContext] = {str(each.name): each for each in namespace.to_contexts()}
+# One letter long as it is: pytest's own name for it.
+WHOLE = {"k"}
+
+
+def test_a_letter_means_one_option_in_all_verbs() -> None:
+    meanings: dict[str, set[str]] = defaultdict(set)
+    for verb in VERBS.values():
+        for option in verb.args.values():
+            for name in option.names:
+                if len(name) == 1 and name not in WHOLE:
+                    meanings[name].add(str(option.name))
+    assert meanings == {letter: {name} for name, letter in SHORT_OPTIONS.items()}
+
+
+def test_no_letter_takes_the_place_of_help() -> None:
+    assert "h" not in SHORT_OPTIONS.values()
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    options = VERBS[name].args.values()
+    assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["sessions", "vms", "console", "viewer", "alerts", "session.start", "session.end"]
+)
+def test_what_asks_a_controller_reaches_it_through_ssh_too(name: str) -> None:
+    assert {"url", "token", "inventory", "host"} <= set(VERBS[name].args)

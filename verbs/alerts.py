@@ -1,0 +1,67 @@
+"""alerts and alert.test: what stands and what stood on a host, and whether anybody hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke.context import Context
+
+from polydev.cli import answer, edge, task
+from verbs.access import ON_HOST_HELP, host_controller
+from verbs.connection import API_HELP, connect
+from verbs.places import LAB_INVENTORY
+from verbs.tables import minute, table_text
+
+MOST_SHOWN = 50
+TRIAL_SECONDS = 600.0
+
+
+@task(
+    help={
+        "all": "those that were cleared within --hours too",
+        "hours": "how far back --all looks (default: 24)",
+        "limit": f"how many of those that stood at most (default: {MOST_SHOWN})",
+        **API_HELP,
+    }
+)
+@edge
+def alerts(
+    context: Context,
+    all: bool = False,
+    hours: int = 24,
+    limit: int = MOST_SHOWN,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Alerts of a host that stand. Asks with the token of an admin."""
+    with connect(url, token, inventory, host) as api:
+        found = api.get("/api/admin/alerts", hours=hours, limit=limit)
+    shown = found["history"] if all else found["standing"]
+    columns = ("severity", "rule", "subject", "since", "cleared", "message")
+    none = "no alerts stand" + ("" if all else " (--all shows those that stood)")
+    text = table_text(columns, map(_row, shown)) if shown else none
+    answer(shown, as_json=json, text=text)
+
+
+def _row(alert: dict[str, Any]) -> list[object]:
+    times = [minute(alert["raisedAt"]), minute(alert["clearedAt"])]
+    return [alert["severity"], alert["rule"], alert["subject"], *times, alert["message"]]
+
+
+@task(name="test", help=ON_HOST_HELP)
+@edge
+def try_alerts(
+    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+) -> None:
+    """Send a test alert to each address of alert-urls: exit status 1 if one does not take it."""
+    controller = host_controller(inventory, host)
+    found = controller.ask("alert", "test", timeout_seconds=TRIAL_SECONDS)
+    rows = [
+        [each["target"], each["service"], "sent" if each["sent"] else "FAILED", each["said"]]
+        for each in found
+    ]
+    answer(found, as_json=json, text=table_text(("URL", "service", "", "said"), rows))
+    raise SystemExit(0 if all(each["sent"] for each in found) else 1)

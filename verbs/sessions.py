@@ -1,0 +1,168 @@
+"""session.* and viewer: one session, over the controller's API."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from invoke.context import Context
+
+from polydev.cli import answer, edge, stderr, task
+from polydev.errors import ConfigError
+from verbs.access import USER_HELP, host_controller
+from verbs.connection import API_HELP, connect, lab_demo_user
+from verbs.controller import LOST_HINT
+from verbs.places import LAB_INVENTORY
+
+if TYPE_CHECKING:
+    from polydev.client.api import ControllerApi
+
+
+@task(
+    positional=["session"],
+    help={
+        "session": "its id, or the start of it",
+        "port": "port on this machine (default: a free one)",
+        **API_HELP,
+    },
+)
+@edge
+def viewer(
+    context: Context,
+    session: str,
+    port: int = 0,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Lead a VNC program on this machine to a session's screen, until the session ends or Ctrl-C.
+
+    With --json the address is told as soon as the port is open.
+    """
+    from polydev.client.viewer import HOST, Viewer
+
+    def tell(opened: int) -> None:
+        where = f"{HOST}:{opened}"
+        text = f"as in: vncviewer {HOST}::{opened}"
+        answer({"session": session_id, "vnc": where}, as_json=json, text=text)
+        sys.stdout.flush()
+
+    with connect(url, token, inventory, host) as api:
+        session_id = _session_id(api, session)
+        try:
+            ended = asyncio.run(Viewer(api, session_id, stderr.print).serve(port, tell))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be opened: {error.strerror}", "choose another with --port"
+            ) from error
+    stderr.print(f"session {session_id} is {ended}")
+
+
+@task(
+    positional=["session"],
+    help={
+        "session": "its id, or the start of it",
+        "again": "start the tool again, after a login that failed",
+        **API_HELP,
+    },
+)
+@edge
+def login(
+    context: Context,
+    session: str,
+    again: bool = False,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Start the login of a session's tool, wait for its URL, and say it."""
+    from polydev.client.login import wait_for_url
+
+    with connect(url, token, inventory, host) as api:
+        found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
+    text = found["url"] or f"{found['provider']} is logged in"
+    answer(found, as_json=json, text=text)
+
+
+@task(
+    name="start",
+    help={
+        "user": f"whose it is (of the lab: its demo user unless named): {USER_HELP}",
+        "provider": "claude, codex or gemini (default: claude)",
+        "key": "idempotency key: the same key starts no second session",
+        **API_HELP,
+    },
+)
+@edge
+def start_session(
+    context: Context,
+    user: str = "",
+    provider: str = "claude",
+    key: str = "",
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Start a session on a VM of its own. The VM boots afterwards: ./inv sessions shows how far."""
+    with connect(url, token, inventory, host) as api:
+        user_id = session_user(user, url, inventory, host)
+        headers = {"Idempotency-Key": key} if key else {}
+        body = {"userId": user_id, "provider": provider}
+        started = api.post("/api/auth/start", body, headers)
+    text = f"session {started['id']} of {user_id} is {started['status']}\nnext: ./inv sessions"
+    answer(started, as_json=json, text=text)
+
+
+def session_user(user: str, url: str, inventory: str, host: str) -> str:
+    """Return the id of the user that is meant. Another than by UUID is asked of the host."""
+    try:
+        return str(UUID(user))
+    except ValueError:
+        pass
+    is_elsewhere = url or (os.environ.get("POLYDEV_URL") and not (inventory or host))
+    if is_elsewhere:
+        raise ConfigError(
+            f"{user!r} is no id of a user" if user else "whose session is it?",
+            "give the whole id with --user; names need --inventory instead of an address",
+        )
+    if not user and not (inventory or host):
+        return lab_demo_user()
+    if not user:
+        raise ConfigError("whose session is it?", "name one with --user; ./inv user.list has all")
+    found = host_controller(inventory or LAB_INVENTORY, host).ask("user", "show", user)
+    return str(found["id"])
+
+
+def _session_id(api: ControllerApi, session: str) -> str:
+    from polydev.client.api import one_with_prefix
+
+    ids = [each["id"] for each in api.sessions(all_of_them=True)]
+    return one_with_prefix(ids, session, "session", LOST_HINT)
+
+
+@task(
+    name="end", positional=["session"], help={"session": "its id, or the start of it", **API_HELP}
+)
+@edge
+def end_session(
+    context: Context,
+    session: str,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """End a session and its VM."""
+    with connect(url, token, inventory, host) as api:
+        ended = api.delete(f"/api/auth/session/{_session_id(api, session)}")
+    answer(ended, as_json=json, text=f"session {ended['id']} is {ended['status']}")
