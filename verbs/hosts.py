@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ def record_fields(record: Record) -> dict[str, Any]:
         "target": "all, master-controller or vm-agent (the golden image that has it)",
         "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
         "plan": "only say what would change",
+        "detailed_exitcode": "with --plan: exit status 0 if nothing would change, 2 if something",
+        "wait": "how many seconds to wait while somebody else deploys there (default: 0)",
         "json": JSON_HELP,
     }
 )
@@ -53,6 +56,8 @@ def deploy(
     target: str = "all",
     bootstrap: bool = False,
     plan: bool = False,
+    detailed_exitcode: bool = False,
+    wait: float = 0.0,
     json: bool = False,
 ) -> None:
     """Deploy to a host; whatever fails, it goes back to what it was."""
@@ -62,13 +67,17 @@ def deploy(
 
     if target not in TARGETS:
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
+    if detailed_exitcode and not plan:
+        raise ConfigError("--detailed-exitcode is about a plan", "give --plan too")
+    if not 0 <= wait < inf:
+        raise ConfigError(f"--wait {wait:g} is no number of seconds", "0 or more")
     require_commit(ROOT)
     project, described = described_host(inventory, host)
-    options = changes.DeployOptions(target=target, bootstrap=bootstrap)
+    options = changes.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
     if plan:
         found = changes.plan(project, described, options)
         answer(_plan_fields(found), as_json=json, text=_plan_text(found))
-        return
+        raise SystemExit(2 if detailed_exitcode and found.changing else 0)
     record = changes.deploy(project, described, options, Steps(), LOGS)
     answer(
         record_fields(record),

@@ -40,6 +40,12 @@ def commit_of(root: Path) -> str | None:
     return commit.strip() if is_clean else f"{commit.strip()}-dirty"
 
 
+def contains(root: Path, commit: str) -> bool | None:
+    """Whether the checkout's commit is that one or descends from it; None where it is unknown."""
+    found = _git(root, "merge-base", "--is-ancestor", commit.removesuffix("-dirty"), "HEAD")
+    return {0: True, 1: False}.get(found.status)
+
+
 def require_commit(root: Path) -> None:
     """Raise ConfigError where a deployment could not say what it was made from."""
     if commit_of(root) is None:

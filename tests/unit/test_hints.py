@@ -18,12 +18,10 @@ from polydev.cli import answer, edge
 from polydev.errors import DeployError
 from polydev.hints import with_options
 from polydev.program import Verbs
-from tasks import namespace
+from tests.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
-TAKES: dict[str, frozenset[str]] = {
-    str(each.name): frozenset(each.args) for each in namespace.to_contexts()
-}
+TAKES = {name: frozenset(verb.args) for name, verb in VERBS.items()}
 CHOSEN = {"inventory": "inventory/production.py", "host": "b-1"}
 SAME = "--inventory inventory/production.py --host b-1"
 # Written as ./inv VERB, with a verb that the program fills in, or with Invoke's own options.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from invoke.parser.context import ParserContext
 
 from polydev.cli import SHORT_OPTIONS
-from tasks import namespace
+from tests.verbs import VERBS
 
-VERBS: dict[str, ParserContext] = {str(each.name): each for each in namespace.to_contexts()}
 # One letter long as it is: pytest's own name for it.
 WHOLE = {"k"}
 

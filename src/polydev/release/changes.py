@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from polydev.deployment_id import new_deployment_id, utc_now
+from polydev.deployment_id import NO_COMMIT, contains, new_deployment_id, utc_now
 from polydev.errors import DeployError
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
@@ -36,10 +36,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """`bootstrap` asks nothing of the health of a host that is being set up."""
+    """`bootstrap` asks nothing of the health of a host that is being set up.
+
+    `wait_seconds` says how long a lock that somebody else holds is waited for.
+    """
 
     target: str = "all"
     bootstrap: bool = False
+    wait_seconds: float = 0
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,13 +85,30 @@ def deploy(
             connection.install_tool()
         data = {**options.data, "target": options.target, "deployment_id": change.id}
         transaction = Transaction(connection, host, change, steps, log_file)
-        with transaction.locked("deploy"), ExitStack() as stack:
+        with transaction.locked("deploy", options.wait_seconds), ExitStack() as stack:
+            if warning := other_line(project.root, change, transaction.earlier):
+                steps.note(f"warning: {warning}")
             with steps.step(f"{host.name}: plan"):
                 plan_process = planned(project, host.name, data, log_file, plan_only=False)
                 applying = stack.enter_context(plan_process)
             for warning in applying.plan.warnings:
                 steps.note(f"warning: {warning}")
             return _apply(transaction, applying, options, steps)
+
+
+def other_line(root: Path, change: Record, earlier: list[Record]) -> str | None:
+    """Return a warning where the host was deployed from a commit that is not in this checkout."""
+    found = next((each for each in earlier if each.id == change.previous), None)
+    if found is None or found.commit in ("", NO_COMMIT):
+        return None
+    was = f"{found.host} was deployed by {found.who} from commit {found.commit}"
+    match contains(root, found.commit):
+        case True:
+            return None
+        case False:
+            return f"{was}, which {change.commit} does not contain: its changes are taken back"
+        case _:
+            return f"{was}, which this checkout does not know: its changes may be taken back"
 
 
 def _apply(

@@ -39,6 +39,7 @@ from polydev.release.records import (
     newest_first,
 )
 from polydev.release.restoring import RestoreGoesOn
+from polydev.release.waiting import when_free
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,10 @@ def records_of(connection: HostConnection) -> list[Record]:
 
 
 class Transaction:
-    """One change under way: its record, its backup, its way back."""
+    """One change under way: its record, its backup, its way back.
+
+    `earlier` are the records of what was done to the host before, once it is locked.
+    """
 
     def __init__(
         self,
@@ -73,11 +77,15 @@ class Transaction:
         self.record = record
         self.steps = steps
         self.log_file = log_file
+        self.earlier: list[Record] = []
 
     @contextmanager
-    def locked(self, purpose: str) -> Iterator[None]:
-        """Hold the host; first finish what a deployment that died there left behind."""
-        self._lock = self._new_lock(purpose)
+    def locked(self, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
+        """Hold the host; first finish what a deployment that died there left behind.
+
+        A lock that is held is waited for. Raises LockHeld.
+        """
+        self._lock = when_free(lambda: self._new_lock(purpose), wait_seconds, self.steps.note)
         try:
             if stale := self._lock.stale:
                 self.steps.note(f"{self.host.name}: {stale.get('id')} of {stale.get('owner')} died")
@@ -88,7 +96,8 @@ class Transaction:
             for died in newest_first(records):
                 if died.status == "running":
                     self._recover(died)
-            self.record.previous = current_state(records_of(self.connection))
+            self.earlier = records_of(self.connection)
+            self.record.previous = current_state(self.earlier)
             self.record.state = self.record.previous
             yield
         finally:

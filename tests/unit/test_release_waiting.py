@@ -1,0 +1,60 @@
+"""A lock that is held is waited for, for as long as was said."""
+
+from __future__ import annotations
+
+import pytest
+
+from polydev.errors import LockHeld
+from polydev.release import waiting
+from polydev.release.waiting import when_free
+
+
+class HeldLock:
+    """A lock on a clock that passes while somebody waits; it is free from `free_at` on."""
+
+    def __init__(self, free_at: float) -> None:
+        self.now = 0.0
+        self.free_at = free_at
+        self.said: list[str] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def take(self) -> str:
+        if self.now < self.free_at:
+            raise LockHeld(f"ben deploys to this host since {self.now:g}")
+        return "taken"
+
+
+def wait(monkeypatch: pytest.MonkeyPatch, lock: HeldLock, seconds: float) -> str:
+    monkeypatch.setattr(waiting, "time", lock)
+    return when_free(lock.take, seconds, lock.said.append)
+
+
+def test_a_free_lock_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = HeldLock(0)
+    assert wait(monkeypatch, lock, 0) == "taken"
+    assert (lock.now, lock.said) == (0, [])
+
+
+def test_a_held_lock_is_refused_at_once_unless_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = HeldLock(1)
+    with pytest.raises(LockHeld):
+        wait(monkeypatch, lock, 0)
+    assert (lock.now, lock.said) == (0, [])
+
+
+def test_it_is_taken_when_it_becomes_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = HeldLock(7)
+    assert wait(monkeypatch, lock, 60) == "taken"
+    assert lock.said == ["waiting up to 60 s: ben deploys to this host since 0"]
+
+
+def test_it_is_given_up_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = HeldLock(61)
+    with pytest.raises(LockHeld):
+        wait(monkeypatch, lock, 59)
+    assert lock.now == 59
