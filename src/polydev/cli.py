@@ -18,7 +18,9 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from polydev import hints
-from polydev.errors import Error
+from polydev.errors import ConfigError, Error
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 SHORT_OPTIONS = {
     "all": "a",
@@ -62,12 +64,12 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        logging.basicConfig(level=os.environ.get("POLYDEV_LOG", "WARNING").upper())
         # A build that is told to end cleans up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         given = {name: str(each) for name, each in kwargs.items() if each != defaults.get(name)}
         hints.choose(given)
         try:
+            logging.basicConfig(level=log_level())
             return function(*args, **kwargs)
         except Error as error:
             fail(error, as_json=bool(kwargs.get("json")))
@@ -76,6 +78,15 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(130) from None
 
     return wrapper
+
+
+def log_level() -> str:
+    """What POLYDEV_LOG says. Raises ConfigError where it is no level."""
+    level = (os.environ.get("POLYDEV_LOG") or "WARNING").upper()
+    if level not in LOG_LEVELS:
+        words = f"the variable POLYDEV_LOG: {level.lower()} is no level of logs"
+        raise ConfigError(words, f"one of {', '.join(LOG_LEVELS).lower()}")
+    return level
 
 
 def fail(error: Error, *, as_json: bool) -> NoReturn:

@@ -23,8 +23,12 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        def folder(name: str, otherwise: str) -> Path:
+            # A variable that is set to nothing would mean the folder that one happens to be in.
+            return Path(environ.get(name) or otherwise).absolute()
+
         return cls(
-            store=Path(environ.get("POLYDEV_STORE", "/var/lib/firecracker/snapshots/base")),
-            cache=Path(environ.get("POLYDEV_CACHE", "/var/cache/polydev")),
-            state=Path(environ.get("POLYDEV_STATE", "/var/lib/polydev")),
+            store=folder("POLYDEV_STORE", "/var/lib/firecracker/snapshots/base"),
+            cache=folder("POLYDEV_CACHE", "/var/cache/polydev"),
+            state=folder("POLYDEV_STATE", "/var/lib/polydev"),
         )

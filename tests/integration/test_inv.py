@@ -111,8 +111,9 @@ def test_first_start_sets_up_then_runs_the_verb_where_the_user_is(tree: Tree) ->
     assert first.status == 0, first.stderr
     said = [str(tree.fakes), "--search-root", str(tree.root), "golden.build", "--json"]
     assert first.stdout.splitlines() == said
-    query, venv, pip = tree.calls()
-    assert (query, venv) == ("dpkg-query", "venv")
+    calls = tree.calls()  # apt's and those for .venv run side by side
+    assert sorted(call.split()[0] for call in calls) == ["dpkg-query", "pip", "venv"]
+    (pip,) = (call for call in calls if call.startswith("pip"))
     assert "--require-hashes" in pip
     assert pip.endswith(f"-r {tree.root}/requirements/lock.txt")
     path_file = tree.root / ".venv/lib/python3.11/site-packages/polydev.pth"
@@ -146,10 +147,11 @@ def test_missing_packages_without_root_are_named(tree: Tree) -> None:
     tree.dpkg_status.write_text("mmdebstrap\n")
     refused = tree.start("check", FAKE_UID="1000")
     assert (refused.status, refused.stdout) == (1, "")
-    missing, following = refused.stderr.splitlines()
+    said = [line for line in refused.stderr.splitlines() if "making .venv" not in line]
+    missing, following = said
     assert missing == "inv: missing system packages: qemu"
     assert following.endswith("apt-get install --no-install-recommends qemu")
-    assert tree.calls() == ["dpkg-query"]
+    assert not [call for call in tree.calls() if call.startswith("apt-get")]
 
 
 def test_root_installs_exactly_what_is_missing(tree: Tree) -> None:
@@ -158,7 +160,7 @@ def test_root_installs_exactly_what_is_missing(tree: Tree) -> None:
     assert done.status == 0
     assert "apt-get says" in done.stderr
     assert "apt-get says" not in done.stdout
-    _, update, install, *_ = tree.calls()
+    update, install = (call for call in tree.calls() if call.startswith("apt-get"))
     assert update == "apt-get -q update"
     assert install.endswith("--no-install-recommends qemu")
 
@@ -225,7 +227,7 @@ def test_without_dpkg_the_supported_systems_are_named(tree: Tree) -> None:
     (tree.fakes / "dpkg-query").unlink()
     tree.dpkg_status.unlink()
     refused = tree.start("check")
-    assert (refused.status, refused.stdout, tree.calls()) == (1, "", [])
+    assert (refused.status, refused.stdout) == (1, "")
     assert "Debian 12 or Ubuntu 22.04" in refused.stderr
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import BuildError, ConfigError, Error
+from polydev.settings import Settings
 from verbs.tables import more_text
 
 
@@ -71,6 +73,29 @@ def test_error_is_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[st
         "hint": "see the README",
     }
     assert "error: colour: unknown key" in err
+
+
+def test_a_level_of_logs_that_is_none_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYDEV_LOG", "loud")
+    with pytest.raises(SystemExit):
+        verb()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "error: the variable POLYDEV_LOG: loud is no level of logs"
+    assert "debug" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "store"),
+    [("", Path("/var/lib/firecracker/snapshots/base")), ("/a b", Path("/a b"))],
+)
+def test_a_folder_that_is_set_to_nothing_is_the_usual_one(value: str, store: Path) -> None:
+    assert Settings.from_environment({"POLYDEV_STORE": value}).store == store
+
+
+def test_a_folder_that_is_set_is_the_same_wherever_a_process_is() -> None:
+    assert Settings.from_environment({"POLYDEV_STATE": "here"}).state == Path.cwd() / "here"
 
 
 def test_interrupt_ends_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,8 +98,10 @@ def browser_host() -> None:
     if site.concerns("master-controller"):
         check_controller(site, name)
     tune_connection()
-    require_free_networks(site)
-    warn_of_open_api(site)
+    if site.concerns():
+        require_free_networks(site)
+    if site.concerns("master-controller"):
+        warn_of_open_api(site)
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()
     if site.concerns():

@@ -75,7 +75,8 @@ def _run(file: Path) -> dict[str, Any]:
         raise
     except SyntaxError as error:
         words = f"is not Python: {error.msg}"
-        raise ConfigError(words, HINT, file=file, key=f"line {error.lineno}") from None
+        where = f"line {error.lineno}" if error.lineno else ""
+        raise ConfigError(words, HINT, file=file, key=where) from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]
