@@ -155,6 +155,11 @@ class TestController:
         with pytest.raises(ConfigError, match=f"inventory: box: {said}"):
             check_controller(HostData(controller=given, source=ROOT), "box")
 
+    def test_a_source_that_is_no_checkout_is_named(self, tmp_path: Path) -> None:
+        for folder in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(ConfigError, match=r"inventory: box: source: .*is no checkout"):
+                check_controller(HostData(source=folder), "box")
+
     def test_fewer_slots_and_what_is_the_same_are_taken(self) -> None:
         given = {"slots": [], "port": 4000, "log_level": "debug"}
         check_controller(HostData(controller=given, source=ROOT), "box")

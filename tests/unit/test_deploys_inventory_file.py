@@ -66,6 +66,19 @@ def test_those_of_the_checkout_are_sound(name: str) -> None:
     check_inventory(ROOT / "inventory" / name)
 
 
+@pytest.mark.parametrize("name", ["inventory.py", "group_data/all.py"])
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name: str) -> None:
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "inventory.py").write_text("browser_hosts = ['a']\n")
+    with (tmp_path / name).open("a") as file:
+        file.write("_x = {\n 'slots': 3,\n 'y': {'slots': 4},\n 'slots': 5}\n")
+    with pytest.raises(
+        ConfigError, match=r"slots: this key stands twice, in line \d and in"
+    ) as told:
+        check_inventory(tmp_path / "inventory.py")
+    assert told.value.file == tmp_path / name
+
+
 def test_an_error_of_ours_is_told_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "inventory.py"
     file.write_text("from polydev.errors import ConfigError\nraise ConfigError('mine', 'hint')\n")

@@ -30,6 +30,8 @@ from polydev.errors import ConfigError
         ({"ssh_user": 1}, "ssh_user: must be text"),
         ({"ssh_key": "/nowhere/key"}, "ssh_key: no such file: /nowhere/key"),
         ({"ssh_key": ""}, "ssh_key: no such file"),
+        ({"ssh_config_file": "/nowhere/config"}, "ssh_config_file: no such file"),
+        ({"ssh_config_file": "~/.ssh/other"}, "ssh_config_file: write the whole path"),
         ({"ssh_password": "hunter2"}, "the host: ssh_password: hosts are reached by key"),
         ({"ssh_key_password": "hunter2"}, "the host: ssh_key_password: .*SSH agent"),
     ],
@@ -52,7 +54,7 @@ def test_a_public_key_is_not_the_key(tmp_path: Path) -> None:
         {"ssh_hostname": "2001:db8::10", "ssh_port": "2222", "ssh_user": "ada"},
         {"ssh_hostname": "fe80::1%eth0"},
         {"ssh_hostname": "box.example", "ssh_port": None},
-        {"ssh_known_hosts_file": "~/a b/known", "ssh_config_file": "~/.ssh/other"},
+        {"ssh_known_hosts_file": "~/a b/known", "ssh_config_file": "/dev/../etc/hostname"},
     ],
 )
 def test_what_is_taken(values: dict[str, Any]) -> None:

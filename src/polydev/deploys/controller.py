@@ -63,6 +63,7 @@ FOLLOWS = {
     "vm_root": "the units that run VMs",
     "image_store": "where images are sent to",
 }
+SOURCES = "src/polydev/controller"
 SOCKET = "master-controller.socket"
 SERVICE = "master-controller.service"
 NEXT = "master-controller-next@.service"
@@ -113,6 +114,8 @@ def check_controller(site: HostData, host: str) -> None:
 
     Raises ConfigError naming each that it would refuse.
     """
+    if not (site.source / SOURCES).is_dir():
+        refuse(host, [("source", f"{site.source.resolve()} is no checkout: it has no {SOURCES}")])
     if found := list(overridden(site)):
         refuse(host, found)
     secrets = {name: secret_text(name, file) for name, file in site.secrets.items()}

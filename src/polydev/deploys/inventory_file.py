@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import traceback
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ HINT = f"inventory/production.example.py shows the list, {LIST}"
 
 def check_inventory(file: Path) -> None:
     """Raise ConfigError unless all hosts of the file are in one sound list of the right name."""
+    for each in (file, *sorted((file.parent / "group_data").glob("*.py"))):
+        _refuse_keys_twice(each)
     names = _run(file)
     lists = {name: value for name, value in names.items() if _is_group(name, value)}
     if LIST not in names:
@@ -66,6 +69,27 @@ def _is_group(name: str, value: Any) -> bool:
         value = value[0]
     is_list = isinstance(value, list) and bool(value)
     return is_list and not name.startswith("_") and all(isinstance(x, str | tuple) for x in value)
+
+
+def _refuse_keys_twice(file: Path) -> None:
+    """Raise ConfigError where a mapping names a key twice: Python would take the last."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # told when it is run
+    for node in ast.walk(tree):
+        lines: dict[object, int] = {}
+        for key in node.keys if isinstance(node, ast.Dict) else ():
+            if isinstance(key, ast.Constant):
+                if key.value in lines:
+                    before = lines[key.value]
+                    raise ConfigError(
+                        f"this key stands twice, in line {before} and in line {key.lineno}",
+                        "only one of them can count: remove the other",
+                        file=file,
+                        key=str(key.value),
+                    )
+                lines[key.value] = key.lineno
 
 
 def _run(file: Path) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def _key(text: str) -> str:
     return text
 
 
+def _config(text: str) -> str:
+    if text.startswith("~"):
+        raise ValueError("write the whole path: pyinfra does not expand ~ here")
+    if not Path(text).is_file():
+        raise ValueError(f"no such file: {Path(text).absolute()}")
+    return text
+
+
 class Way(BaseModel):
     """Keys that ssh, rsync and pyinfra follow; the others are pyinfra's alone, and harmless."""
 
@@ -62,7 +70,7 @@ class Way(BaseModel):
     ssh_user: Annotated[str, AfterValidator(_user)] | None = None
     ssh_key: Annotated[str, AfterValidator(_key)] | None = None
     ssh_known_hosts_file: Annotated[str, Field(min_length=1)] | None = None
-    ssh_config_file: Annotated[str, Field(min_length=1)] | None = None
+    ssh_config_file: Annotated[str, AfterValidator(_config)] | None = None
     ssh_strict_host_key_checking: Literal["yes", "accept-new"] | None = None
     ssh_allow_agent: bool | None = None
     ssh_look_for_keys: bool | None = None
