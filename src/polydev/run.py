@@ -59,6 +59,8 @@ trap '' HUP INT QUIT TERM
 ) <&3 &
 """
 
+# What programs say is read, so it may not depend on the language of the machine.
+PLAIN_ENGLISH = {"LC_ALL": "C.UTF-8"}
 # Processes that some thread waits for; whoever ends the work as a whole ends them too.
 _waited_for: set[subprocess.Popen[bytes]] = set()
 
@@ -211,7 +213,7 @@ def spawn(
     It ends with this process, unless it `stays`: then the caller records it, to end it one day.
     """
     words = [str(word) for word in argv]
-    environment = {**os.environ, **(env or {})}
+    environment = {**os.environ, **PLAIN_ENGLISH, **(env or {})}
     if stays:
         environment.pop(OWNER, None)
     else:

@@ -106,6 +106,12 @@ def test_output_that_is_no_text_is_no_fault() -> None:
     assert run(["printf", "caf\\351"]).stdout == "caf\ufffd"
 
 
+def test_programs_speak_plain_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert run(["sh", "-c", "echo $LC_ALL"]).stdout == "C.UTF-8\n"
+    assert run(["sh", "-c", "echo $LC_ALL"], env={"LC_ALL": "C"}).stdout == "C\n"
+
+
 def test_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "1")
     assert run(["sh", "-c", "echo $OURS$ADDED"], env={"ADDED": "2"}).stdout == "12\n"

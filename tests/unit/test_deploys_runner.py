@@ -115,6 +115,24 @@ class TestPlan:
         assert {each["host"] for each in plan["operations"]} == {"@fake/1"}
         assert "ip_forward = 0" in "".join(plan["operations"][0]["diff"])
 
+    def test_facts_are_read_in_plain_english(
+        self, runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+        inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
+        inventory.write_text("hosts = ['@local']\n")
+        told = tmp_path / "told"
+        deploy.write_text(
+            "from pyinfra.context import host\n"
+            "from pyinfra.facts.server import Command\n"
+            "said = host.get_fact(Command, command='echo $LC_ALL', _sudo=False)\n"
+            f"open({str(told)!r}, 'w').write(said)\n"
+        )
+        runner.Runner(inventory, deploy, lambda event, **fields: None).apply(
+            None, {}, plan_only=True
+        )
+        assert told.read_text() == "C.UTF-8"
+
     def test_a_plan_runs_nothing(
         self, make: Make, events: Events, told_to: Callable[[str], None]
     ) -> None:

@@ -103,6 +103,7 @@ def _run(argv: list[str]) -> tuple[int, str] | None:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
+            env=dict(os.environ, LC_ALL="C.UTF-8"),
             capture_output=True,
             timeout=COMMAND_SECONDS,
             check=False,

@@ -33,6 +33,7 @@ from polydev.deploys.typed import FOR_OPERATOR
 from polydev.deploys.way import PREFIX
 from polydev.errors import ConfigError, DeployError, Error
 from polydev.hosttool.operations import in_slice
+from polydev.run import PLAIN_ENGLISH
 
 Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
@@ -101,7 +102,7 @@ class Runner:
 
     def apply(self, name: str | None, data: dict[str, Any], *, plan_only: bool) -> int:
         """Plan one host and, if told to go on, make it so. 0, or 1 after a failure."""
-        config = Config(SUDO=True, DIFF=True)
+        config = Config(SUDO=True, DIFF=True, ENV=PLAIN_ENGLISH)
         state = State()
         words = _Words(self.emit, state)
         logger = logging.getLogger("pyinfra")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,6 +55,8 @@ def _add(leaf: argparse.ArgumentParser, verb: Verb) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status."""
+    # What the programs that it starts say is read, and not by people alone.
+    os.environ["LC_ALL"] = "C.UTF-8"
     try:
         arguments = parser().parse_args(words)
         paths = Paths.below(arguments.root) if arguments.root else Paths()

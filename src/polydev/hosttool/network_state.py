@@ -179,7 +179,6 @@ def _ask(argv: list[str], text: str) -> str:
             errors="replace",
             timeout=ANSWER_SECONDS,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError("network-unread", f"cannot ask for the network: {error}") from error

@@ -257,7 +257,7 @@ def _remove_trees(folders: list[Path]) -> str:
     """Remove folders of any depth, which a VM makes only if it broke out of its unit's filter."""
     argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", *folders]
     try:
-        removed = run(argv, timeout_seconds=REMOVAL_SECONDS, env={"LC_ALL": "C"}, check=False)
+        removed = run(argv, timeout_seconds=REMOVAL_SECONDS, check=False)
     except CommandTimeout:
         return f"not done within {REMOVAL_SECONDS} s"
     return removed.stderr.strip().rpartition("\n")[2]

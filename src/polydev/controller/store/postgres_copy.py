@@ -122,7 +122,7 @@ def program(name: str) -> str:
 def tool_version(name: str) -> int:
     """The major version of one of PostgreSQL's tools. Raises CopyError if it is not installed."""
     try:
-        said = run([program(name), "--version"], env={"LC_ALL": "C"}).stdout
+        said = run([program(name), "--version"]).stdout
     except ConfigError as error:
         raise CopyError(f"{name} is not installed", CLIENT_HINT) from error
     found = re.search(r"\b(\d+)", said)
@@ -139,7 +139,7 @@ def _number(version: str) -> float:
 def _do(words: Sequence[str], url: str | None = None) -> None:
     tool, *rest = words
     # In English: what it says is read below.
-    env = {"LC_ALL": "C", "PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS)}
+    env = {"PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS)}
     try:
         run([program(tool), *rest], env={**env, **(secrets_of(url) if url else {})})
     except ConfigError as error:
