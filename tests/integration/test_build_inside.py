@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from polydev.errors import BuildError, Error
-from polydev.image import tree
+from polydev.image import layercache, tree
 from polydev.image.apt import Archive, Deb
 from polydev.image.layercache import META, BuiltLayer, LayerCache
 from polydev.image.layers import LayerPlan, guest_files
@@ -250,6 +250,25 @@ def test_package_unpacked_through_a_link_lands_in_the_image(workshop: Workshop) 
     for path in (f"{workshop.in_image}/new", f"usr/lib/{STRAY}", f"run/lock/{STRAY}"):
         assert (made.tree / path).read_text() == "n"
     assert not (made.tree / "lib").exists()
+
+
+def test_layer_is_on_the_disk_before_it_has_its_name(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(argv: list[str | Path], **words: Any) -> object:
+        if argv[0] == "sync":
+            made = Path(argv[-1])
+            seen.append((made / "tree/new").read_text() + (made / META).read_text()[0])
+            assert not workshop.cache.path(workshop.plans[-1]).exists()
+        return run(argv, **words)
+
+    monkeypatch.setattr(layercache, "run", watched)
+    workshop.write("files/new", "whole")
+    made = workshop.lay("more", below=(workshop.base(),), files="files")
+    assert seen == ["whole{"]
+    assert (made.tree / "new").is_file()
 
 
 def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:

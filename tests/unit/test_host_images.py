@@ -23,6 +23,7 @@ from polydev.hosttool.images import (
     prune,
 )
 from polydev.hosttool.paths import Paths
+from tests.diskwork import watched_disk
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -58,6 +59,16 @@ def have(store: Path, *digests: str) -> None:
 
 
 class TestAdd:
+    def test_it_is_on_the_disk_before_it_has_its_name(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arrive(store)
+        # The lock file is empty: its name alone counts.
+        with watched_disk(monkeypatch, frozenset({"in-use.lock"})) as work:
+            add(A, store)
+        assert work.renames == 1
+        assert work.faults() == []
+
     def test_a_whole_image_gets_its_place_at_once(self, store: Path) -> None:
         arrive(store)
         assert add(A, store) == {"digest": A, "added": True}
@@ -202,6 +213,24 @@ class TestPrune:
             fcntl.flock(lock, fcntl.LOCK_SH)
             assert prune(paths, store) == {"removed": []}
         assert prune(paths, store) == {"removed": [A]}
+
+    def test_nobody_can_begin_to_hold_what_goes(
+        self, store: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A VM that starts between the look and the removal would lose its image."""
+        have(store, A, B)
+        make_golden(B, store)
+        real, refused = os.rename, []
+
+        def rename(source: Path, target: Path) -> None:
+            with (Path(source) / "in-use.lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            refused.append(Path(source).name)
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", rename)
+        prune(paths, store)
+        assert refused == [A]
 
     def test_what_broke_off_on_its_way_goes(self, store: Path, paths: Paths) -> None:
         have(store, A)

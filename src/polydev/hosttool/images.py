@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from polydev.hosttool.durable import (
@@ -78,7 +80,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
             f"image {digest[:12]} arrived damaged: {', '.join(wrong) or 'its record'}",
             "deploy again: what is right is not sent a second time",
         )
-    for name in BOOT_FILES:
+    for name in (*BOOT_FILES, "record.json"):
         sync(arrived / name)
     (arrived / "in-use.lock").touch(0o644)
     sync(arrived)
@@ -118,24 +120,32 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
     needed = {golden_digest(store), *((each.get("golden") or {}).get("image") for each in saved)}
     removed = []
     for folder in sorted((store / "images").glob("*")):
-        if folder.name not in needed and _is_free(folder):
-            # Out of sight first, so that a kill leaves no part of an image to be found.
-            gone = store / "incoming" / f".gone-{folder.name}"
-            make_folder(gone.parent)
-            folder.rename(gone)
-            removed.append(folder.name)
+        if folder.name in needed:
+            continue
+        with _nobodys(folder) as is_free:
+            if is_free:
+                # Out of sight first, so that a kill leaves no part of an image to be found.
+                gone = store / "incoming" / f".gone-{folder.name}"
+                make_folder(gone.parent)
+                folder.rename(gone)
+                removed.append(folder.name)
     for rest in (store / "incoming").glob("*"):
         remove(rest)
     return {"removed": removed}
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether no process holds the image, as a VM that runs from it does."""
+@contextmanager
+def _nobodys(folder: Path) -> Iterator[bool]:
+    """Whether no process holds the image, as a VM that runs from it does; none begins to meanwhile."""
     try:
-        with (folder / "in-use.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = (folder / "in-use.lock").open()
     except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
-    return True
+        yield True
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

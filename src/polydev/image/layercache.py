@@ -20,6 +20,7 @@ from polydev.image.guestpath import Clash, in_tree
 from polydev.image.inside import REFUSED
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
 from polydev.image.overlaying import matches, nodes, put
+from polydev.image.promotion import sync
 from polydev.image.recipe import Recipe
 from polydev.image.record import INITRD, KERNEL, TREE, Package
 from polydev.image.sandbox import Overlay, contained_argv, in_overlay_argv
@@ -114,7 +115,10 @@ class LayerCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path(plan).exists():
             remove_layer(self.path(plan))
+        # The name says that the layer is whole: the disk must have it before it has the name.
+        run(["sync", "--file-system", made])
         made.rename(self.path(plan))
+        sync(self.folder)
         return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
 
     def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> list[Package]:
