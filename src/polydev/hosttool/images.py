@@ -136,7 +136,7 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
 
 @contextmanager
 def _nobodys(folder: Path) -> Iterator[bool]:
-    """Whether no process holds the image, as a VM that runs from it does; none begins to meanwhile."""
+    """Whether no process holds the image, as its VMs do; none begins to meanwhile."""
     try:
         lock = (folder / "in-use.lock").open()
     except FileNotFoundError:
