@@ -47,7 +47,7 @@ def alerts(
 
 
 def _row(alert: dict[str, Any]) -> list[object]:
-    times = [minute(alert["raisedAt"]), minute(alert["clearedAt"])]
+    times = [minute(alert["raised_at"]), minute(alert["cleared_at"])]
     return [alert["severity"], alert["rule"], alert["subject"], *times, alert["message"]]
 
 

@@ -21,9 +21,9 @@ WIDEST = 160
 
 
 @task(
-    positional=["id"],
     help={
-        "id": "show all that is known of this one: its id, or the beginning of it",
+        "id": "show all that is known of this one: its id, or the beginning of it; --id may be left "
+        "out",
         "limit": f"how many of the newest (default: {MOST_SHOWN})",
         "inventory": INVENTORY_HELP,
         "host": HOST_HELP,

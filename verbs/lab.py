@@ -73,9 +73,9 @@ def list_labs(context: Context, json: bool = False) -> None:
 def shell(context: Context, name: str = "") -> None:
     """A root shell in a lab, past SSH."""
     from polydev.lab import shell
-    from polydev.run import call
+    from polydev.run import hand_over
 
-    raise SystemExit(call(shell(_lab(name))))
+    hand_over(shell(_lab(name)))
 
 
 @task(help={"name": LAB_HELP})

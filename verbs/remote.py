@@ -20,10 +20,10 @@ SSH_FAILED = 255
 @edge
 def shell(context: Context, inventory: str = LAB_INVENTORY, host: str = "") -> None:
     """A root shell on a host. Ends with the shell's status."""
-    from polydev.run import call
+    from polydev.run import hand_over
 
     _, described = described_host(inventory, host)
-    raise SystemExit(call(described.target.shell_argv(is_terminal=sys.stdin.isatty())))
+    hand_over(described.target.shell_argv(is_terminal=sys.stdin.isatty()))
 
 
 @task(

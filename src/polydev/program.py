@@ -15,6 +15,8 @@ from polydev import __version__, hints
 from polydev.cli import fail
 from polydev.errors import ConfigError
 
+WORD_OF = {"deployments": "--id"}
+"""The option for which a word after the verb may stand."""
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 NOT_A_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
@@ -23,15 +25,36 @@ NOT_A_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
 class Verbs(Program):
     def parse_tasks(self) -> None:
         """Raises SystemExit with one message where Invoke would print its own."""
+        words = self.core.unparsed
         try:
-            super().parse_tasks()
+            try:
+                super().parse_tasks()
+            except ParseError as error:
+                named = with_option_named(str(error), words)
+                if named == words:
+                    raise
+                words[:] = named
+                super().parse_tasks()
         except (ParseError, ValueError) as error:
-            words = list(self.core.unparsed)
             refusal = usage_error(str(error), words, list(self.parser.contexts))
             fail(refusal, as_json="--json" in words)
         hints.know_verbs(
             {name: frozenset(verb.args) for name, verb in self.parser.contexts.items()}
         )
+
+
+def with_option_named(said: str, words: list[str]) -> list[str]:
+    """Return the words, in which one that Invoke does not place is the option that it stands for.
+
+    Invoke knows no word of a verb that may be left out.
+    """
+    unknown = UNKNOWN.fullmatch(said)
+    option = WORD_OF.get(words[0]) if words else None
+    if unknown is None or option is None or option in words or unknown[1].startswith("-"):
+        return words
+    # Values of options were understood, so the word is the last one that is like it.
+    at = len(words) - 1 - words[::-1].index(unknown[1])
+    return [*words[:at], option, *words[at:]]
 
 
 def usage_error(said: str, words: list[str], verbs: list[str]) -> ConfigError:

@@ -15,6 +15,7 @@ import selectors
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -371,6 +372,16 @@ def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[in
         os.dup2(output.fileno(), descriptor)
     for descriptor in pass_fds:
         os.set_inheritable(descriptor, True)
+    _execute(words)
+
+
+def hand_over(argv: Sequence[Argument]) -> NoReturn:
+    """Let a program take this process's place, with its terminal and standard input."""
+    sys.stdout.flush()
+    _execute([str(word) for word in argv])
+
+
+def _execute(words: list[str]) -> NoReturn:
     try:
         os.execvp(words[0], words)  # noqa: S606  (words, not a shell's line)
     except FileNotFoundError as error:

@@ -22,6 +22,11 @@ def sessions(_context: Context, json: bool = False) -> None:
     """Takes nothing."""
 
 
+@task
+def deployments(_context: Context, id: str = "", host: str = "") -> None:
+    print(id, host)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, str]:
     """Standard output, the error and the hint."""
     program = Verbs(namespace=Collection(console, sessions), binary="./inv")
@@ -63,3 +68,27 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_right_runs(capsys: pytest.CaptureFixture[str]) -> None:
     Verbs(namespace=Collection(console, sessions)).run(["inv", "console", "abcd"], exit=False)
     assert capsys.readouterr().out == "abcd 100\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ("deployments 2026", "2026 "),
+        ("deployments --host a a", "a a"),
+        ("deployments 2026 --host a", "2026 a"),
+        ("deployments --id 2026", "2026 "),
+        ("deployments", " "),
+    ],
+)
+def test_a_word_that_may_be_left_out(
+    capsys: pytest.CaptureFixture[str], words: str, out: str
+) -> None:
+    Verbs(namespace=Collection(deployments)).run(["inv", *words.split()], exit=False)
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_one_word_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    program = Verbs(namespace=Collection(deployments), binary="./inv")
+    with pytest.raises(SystemExit):
+        program.run(["inv", "deployments", "1", "2"])
+    assert "deployments does not take '2'" in capsys.readouterr().err
