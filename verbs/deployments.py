@@ -22,8 +22,7 @@ WIDEST = 160
 
 @task(
     help={
-        "id": "show all that is known of this one: its id, or the beginning of it; --id may be left "
-        "out",
+        "id": "show this one in detail: its id or the beginning of it; --id may be left out",
         "limit": f"how many of the newest (default: {MOST_SHOWN})",
         "inventory": INVENTORY_HELP,
         "host": HOST_HELP,

@@ -34,7 +34,7 @@ class Operator:
         return json.loads(done.stdout)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def operator(deployed: DeployedHost) -> Iterator[Operator]:
     """An admin of the host, who is removed afterwards."""
     nobody = Operator(deployed)
@@ -79,7 +79,7 @@ def test_journal_and_shell(operator: Operator) -> None:
 
 def test_deployments_in_lines_and_one_in_detail(operator: Operator) -> None:
     newest, *_ = operator.answer("deployments", "--limit", "1")
-    assert operator.answer("deployments", newest["id"][:-1]) == newest
+    assert operator.answer("deployments", newest["id"]) == newest
     shown = operator("deployments", in_json=False).stdout
     assert newest["id"] in shown
 
