@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 Inode = tuple[int, int]
+# Names of what is about to be removed: they claim nothing of its content.
+OUT_OF_SIGHT = (".old-", ".gone-")
 
 
 def _inode(info: os.stat_result) -> Inode:
@@ -38,13 +40,17 @@ class DiskWork:
 
     def rename(self, source: Path, target: Path, spared: frozenset[str]) -> None:
         self.renames += 1
+        if target.name.startswith(OUT_OF_SIGHT):
+            # It could come back without its content.
+            self.names_pending[_inode(source.parent.stat())] = f"{target}, no longer {source}"
+            return
+        self.names_pending[_inode(target.parent.stat())] = str(target)
         below = source.rglob("*") if source.is_dir() and not source.is_symlink() else ()
         for path in [source, *below]:
             info = path.lstat()
             counts = not stat.S_ISLNK(info.st_mode) and path.name not in spared
             if counts and _inode(info) not in self.synced:
                 self.unsynced_content.append(f"{path} before it became {target}")
-        self.names_pending[_inode(target.parent.stat())] = str(target)
 
     def has_synced(self, *paths: Path) -> bool:
         return {_inode(path.stat()) for path in paths} <= self.synced

@@ -191,10 +191,14 @@ class TestListing:
 
 
 class TestPrune:
-    def test_what_nothing_needs_goes(self, store: Path, paths: Paths) -> None:
+    def test_what_nothing_needs_goes(
+        self, store: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         have(store, A, B)
         make_golden(B, store)
-        assert prune(paths, store) == {"removed": [A]}
+        with watched_disk(monkeypatch) as work:
+            assert prune(paths, store) == {"removed": [A]}
+        assert (work.renames, work.faults()) == (1, [])
         assert listing(store)["images"] == [B]
         assert not list((store / "incoming").iterdir())
 

@@ -231,6 +231,8 @@ def prune(paths: Paths, keep: int) -> list[str]:
         old = [each for each in ids[keep:] if each != needed]
         for backup_id in old:
             (paths.backups / backup_id).rename(paths.backups / f"{OLD}{backup_id}")
+        if old:
+            sync(paths.backups)  # else a power cut may bring back a backup without its files
         _remove_leftovers(paths)
     return old
 

@@ -40,6 +40,7 @@ def _make(entry: Entry) -> None:
     fresh = unfinished(entry.path)
     fresh.mkdir(0o700)
     _adjust(fresh, entry)
+    sync(fresh)
     fresh.rename(entry.path)
     sync(entry.path.parent)
 

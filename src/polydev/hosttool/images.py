@@ -128,6 +128,7 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
                 gone = store / "incoming" / f".gone-{folder.name}"
                 make_folder(gone.parent)
                 folder.rename(gone)
+                sync(folder.parent)
                 removed.append(folder.name)
     for rest in (store / "incoming").glob("*"):
         remove(rest)

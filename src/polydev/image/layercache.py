@@ -280,6 +280,7 @@ def remove_layer(folder: Path) -> None:
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
+    sync(folder.parent)
     shutil.rmtree(gone)
 
 

@@ -1,0 +1,97 @@
+"""What the host tool gives a name is on the disk before, and the name is soon after.
+
+The kill tests look at processes that end; here the machine may lose its power too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool import backup, deadman, durable, records
+from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.images import make_golden
+from polydev.hosttool.sequence import next_number
+from tests.diskwork import watched_disk
+from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, bare_host, deploy, put
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = bare_host(tmp_path / "host")
+    deploy(host)
+    return host
+
+
+def changed(host: Host) -> None:
+    """A backup, and then everything as another deployment leaves it."""
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+
+
+def lost(host: Host) -> None:
+    """A backup, and then nothing of what it holds, not even its folders."""
+    host.backup()
+    etc = host.root / "etc" / "polydev"
+    durable.remove(etc)
+    host.controller.database.unlink()
+
+
+def released(host: Host) -> None:
+    host.release(NEW)
+
+
+def kept_twice(host: Host) -> None:
+    host.backup()
+    host.backup(SECOND)
+
+
+def another_image(host: Host) -> None:
+    deploy(host, "2", NEW, "b" * 64)
+    put(host.store / "images" / ("a" * 64) / "record.json", "{}")
+
+
+def nothing(host: Host) -> None:
+    """The host as it is."""
+
+
+def hand_over(host: Host) -> object:
+    return Handover(host.systemd, host.controller.root, Limits()).to(NEW)
+
+
+def write_record(host: Host) -> object:
+    return records.write(host.paths, {"id": FIRST, "status": "running"})
+
+
+def arm(host: Host) -> object:
+    return deadman.arm(host.paths, host.systemd, FIRST, 90)
+
+
+Prepare = Callable[[Host], None]
+Verb = Callable[[Host], object]
+VERBS: dict[str, tuple[Prepare, Verb]] = {
+    "backup": (nothing, lambda host: host.backup()),
+    "restore": (changed, lambda host: host.restore()),
+    "restore of what was lost": (lost, lambda host: host.restore()),
+    "restore for the dead man": (changed, lambda host: host.restore(reach=True)),
+    "backup prune": (kept_twice, lambda host: backup.prune(host.paths, keep=1)),
+    "handover": (released, hand_over),
+    "record": (nothing, write_record),
+    "number": (nothing, lambda host: next_number(host.paths)),
+    "dead man": (changed, arm),
+    "golden": (another_image, lambda host: make_golden("a" * 64, host.store)),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_power_cut_takes_back_no_half(
+    host: Host, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    prepare, verb = VERBS[name]
+    prepare(host)
+    with watched_disk(monkeypatch) as work:
+        verb(host)
+    assert work.renames > 0
+    assert work.faults() == []
