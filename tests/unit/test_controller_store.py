@@ -16,7 +16,7 @@ from polydev.controller.migrate import migrate
 from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
-from polydev.controller.store import tables
+from polydev.controller.store import forgetting, tables
 from polydev.controller.store.postgres_copy import libpq_url, secrets_of
 from polydev.controller.store.sessions import expiry_reason, idle_end
 from polydev.controller.store.tables import UtcDateTime
@@ -203,3 +203,58 @@ def test_blanks_arrive_as_blanks() -> None:
     assert libpq_url(url) == (
         "postgresql://me@h/data?options=-c%20search_path%3Dx&sslrootcert=%2Fa%20b%2Bc"
     )
+
+
+def test_a_use_that_comes_in_between_keeps_a_session(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question for what is due and the end of the first of it."""
+
+    async def story() -> None:
+        async with opened(url, SLOTS, LIMITS) as store:
+            await forget(store)
+            used = await store.start_ready(await store.new_user())
+            store.clock.pass_seconds(LIMITS.idle_seconds + 1)
+            end = store.sessions._expire
+
+            async def used_first(session_id: str) -> Session | None:
+                await store.sessions.heartbeat(session_id)
+                return await end(session_id)
+
+            monkeypatch.setattr(store.sessions, "_expire", used_first)
+            assert await store.sessions.expire_due() == []
+            assert (await store.sessions.get(used.id)).is_live
+
+    asyncio.run(story())
+
+
+def test_a_heartbeat_leaves_a_boot_its_time(url: str) -> None:
+    async def story() -> None:
+        async with opened(url, SLOTS, LIMITS) as store:
+            await forget(store)
+            begun = await store.start(await store.new_user())
+            assert begun.expires_at > store.clock() + timedelta(seconds=LIMITS.idle_seconds)
+            used = await store.sessions.heartbeat(begun.id)
+            assert used.expires_at == begun.expires_at
+
+    asyncio.run(story())
+
+
+def test_what_is_old_is_forgotten_by_its_end(url: str) -> None:
+    """A session that began long ago, and ended lately, stays with its VM."""
+
+    async def story() -> None:
+        async with opened(url, SLOTS, LIMITS) as store:
+            await forget(store)
+            made = await store.start(await store.new_user())
+            store.clock.pass_seconds(30)
+            between = store.clock()
+            store.clock.pass_seconds(30)
+            await store.sessions.apply(made.id, "terminate")
+            await store.vms.released(made.vm_id)
+            assert await forgetting.forget(store.database, between, 10) == 0
+            assert (await store.sessions.get(made.id)).id == made.id
+            store.clock.pass_seconds(1)
+            assert await forgetting.forget(store.database, store.clock(), 10) == 1
+
+    asyncio.run(story())
