@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
-from polydev.image.verify import image_fault
+from polydev.image.verify import _Attempt, image_fault
+from polydev.progress import Steps
 from polydev.run import run
 from polydev.vm.cpu_wait import CpuWait
 
@@ -86,3 +88,32 @@ def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Pa
         "test_http": True,
         "test_asyncio": True,
     }
+
+
+RUNS = {
+    "passes": "def test_it(): pass",
+    "fails": "def test_it(): assert False, 'port 8080 is closed'",
+    "breaks": "import pytest\n@pytest.fixture\ndef guest(): 1 / 0\ndef test_it(guest): pass",
+    "cannot be read": "def test_it(:",
+    "has none": "",
+}
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> None:
+    specs, evidence = tmp_path / "specs", tmp_path / "evidence"
+    specs.mkdir()
+    evidence.mkdir()
+    mark = "import pytest\npytestmark = pytest.mark.offline\n"
+    (specs / "test_offline.py").write_text(mark + RUNS[how] + "\n")
+    attempt = _Attempt(cast(Any, None), tmp_path, specs, evidence, Steps())
+    if how == "passes":
+        attempt._specs("offline", [])
+        assert [(result.name, result.outcome) for result in attempt.results] == [
+            ("test_it", "passed")
+        ]
+        return
+    with pytest.raises(SpecError) as fault:
+        attempt._specs("offline", [])
+    if how == "fails":
+        assert fault.value.message == "1 spec failed: test_it: port 8080 is closed"

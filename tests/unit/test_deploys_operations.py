@@ -35,6 +35,7 @@ from polydev.deploys.operations import (
     folders_as_in,
     kernel_value,
     live_firewall,
+    only_files,
     opaque_file,
     text_file,
     users_as_in,
@@ -405,6 +406,20 @@ class TestFolders:
             "- /b: mode 750, u:g",
             "+ /b: mode 2750, u:g",
         ]
+
+
+class TestOnlyFiles:
+    def test_files_that_nobody_wants_go(self, faked: Faked) -> None:
+        there = {"ls -1A": ["kept", "a stranger's", "old"]}
+        assert faked(there).commands(only_files, folder="/etc/x", wanted=["kept", "new"]) == [
+            """rm '/etc/x/a stranger'"'"'s'""",
+            "rm /etc/x/old",
+        ]
+
+    def test_wanted_files_and_a_folder_that_is_not_there_are_left_alone(self, faked: Faked) -> None:
+        for there in (["kept"], []):
+            host = faked({"ls -1A": there})
+            assert host.commands(only_files, folder="/etc/x", wanted=["kept"]) == []
 
 
 class TestKernelValue:

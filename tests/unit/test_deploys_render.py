@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from polydev.deploys import network, ranges
 from polydev.deploys.accounts import HOST_FILE
@@ -587,3 +588,12 @@ class TestOtherFiles:
         assert reach_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
         assert reach_hash(HostData(slots=9)) != base  # the firewall's range
         assert reach_hash(host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base
+
+
+def test_a_value_that_is_missing_is_no_empty_text(tmp_path: Path) -> None:
+    template = tmp_path / "templates/etc/x.conf.j2"
+    template.parent.mkdir(parents=True)
+    template.write_text("listen = {{ address }}\n")
+    assert render("/etc/x.conf", {"address": "::1"}, tmp_path) == "listen = ::1\n"
+    with pytest.raises(UndefinedError, match="address"):
+        render("/etc/x.conf", {}, tmp_path)
