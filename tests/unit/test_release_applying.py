@@ -211,12 +211,14 @@ class TestDescribe:
         "connection": {"ssh_hostname": "198.51.100.2", "ssh_user": "deploy", "ssh_port": "2222"},
         "scope": {"paths": ["/etc"]},
         "deadmanSeconds": 90,
+        "controller": "127.0.0.1:4000",
     }
 
     def test_each_host(self, running: Any) -> None:
         process = running(Told(event("hosts", hosts=[self.HOST])))
         (found,) = describe(PROJECT)
         assert (found.name, found.deadman_seconds) == ("browsers", 90)
+        assert found.controller == "127.0.0.1:4000"
         assert found.scope == {"paths": ["/etc"]}
         assert (found.target.destination, found.target.port) == ("deploy@198.51.100.2", 2222)
         assert "--host" not in process.argv
