@@ -129,13 +129,26 @@ HOSTS = (
         ("- slot-7: settings net.ipv4.ip_forward: 0",),
     ),
 )
+SSHD = (
+    Edit(
+        "rm /etc/ssh/sshd_config.d/00-polydev.conf && systemctl restart ssh.service",
+        "SSH | /etc/ssh/sshd_config.d/00-polydev.conf",
+        ("+ PasswordAuthentication no",),
+    ),
+    Edit("", "SSH | ssh.service", ("- sshd: clientaliveinterval 0", "+ sshd: clientaliveinterval 5")),
+    Edit(
+        "echo PasswordAuthentication yes >/etc/ssh/sshd_config.d/50-polydev.conf",
+        "SSH | /etc/ssh/sshd_config.d/50-polydev.conf",
+        ("- /etc/ssh/sshd_config.d/50-polydev.conf",),
+    ),
+)
 # The last of all: with the bridge down, nothing that needs its address can be started.
 BRIDGE = Edit(
     "ip link set br-vm down",
     "Bridge | polydev-network.service",
     ("- bridge: br-vm state: down", "+ bridge: br-vm state: up"),
 )
-EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS, BRIDGE)
+EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS, *SSHD, BRIDGE)
 
 
 def verb(*words: str, **env: str) -> Completed:
@@ -318,6 +331,38 @@ class TestHandEdits:
 
     def test_then_nothing_is_to_be_done(self, mended: Mended) -> None:
         assert (mended.again.changes, mended.again.operations) == (0, [])
+
+
+CLOUD_INIT = "/etc/ssh/sshd_config.d/50-cloud-init.conf"
+YES = "PasswordAuthentication yes\\nPermitRootLogin yes\\nKbdInteractiveAuthentication yes\\n"
+
+
+class TestSshd:
+    """Settings that a cloud image or an administrator has beside ours."""
+
+    @pytest.fixture
+    def host(self, deployed: DeployedHost) -> Iterator[DeployedHost]:
+        deployed.inside("cp /etc/ssh/sshd_config /run/sshd_config")
+        try:
+            yield deployed
+        finally:
+            deployed.inside(f"cp /run/sshd_config /etc/ssh/sshd_config; rm -f {CLOUD_INIT}")
+
+    def test_others_do_not_win_over_ours(self, host: DeployedHost) -> None:
+        host.inside(f"printf '{YES}Match User deploy\\n{YES}' >{CLOUD_INIT}")
+        host.inside(f"sed -i '1i {YES}' /etc/ssh/sshd_config")
+        assert host.gate()["ok"]
+        assert host.plan().changing == []
+        said = host.inside("sshd -T -C user=deploy,host=x,addr=10.0.0.1").splitlines()
+        assert {"permitrootlogin no", "passwordauthentication no"} <= set(said)
+
+    def test_what_wins_nevertheless_is_named(self, host: DeployedHost) -> None:
+        host.inside(f"sed -i '1i Match User deploy\\n{YES}Match all' /etc/ssh/sshd_config")
+        (detail,) = (each["detail"] for each in host.gate()["checks"] if not each["ok"])
+        assert "/etc/ssh/sshd_config:2: passwordauthentication yes for Match User deploy" in detail
+        operations = {operation.name: operation.diff for operation in host.plan().changing}
+        assert list(operations) == ["Dead-man timer | armed", "SSH | ssh.service"]
+        assert any("for Match User deploy" in line for line in operations["SSH | ssh.service"])
 
 
 class TestTargets:

@@ -726,6 +726,7 @@ class TestReach:
         "reach": "h",
         "firewall": "x",
         "bridge": [],
+        "sshd": [],
         "scope": '{"paths": ["it\'s"]}',
         "seconds": 90,
         "deployment_id": ID,
@@ -755,6 +756,14 @@ class TestReach:
         values = {**self.VALUES, "bridge": ["- br-vm state: down"]}
         assert len(host.commands(reach.arm, **values)) == 2
         assert "- way to the host: the bridge was changed by hand" in told()
+
+    def test_settings_of_sshd_changed_by_hand_have_a_timer_too(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
+        values = {**self.VALUES, "sshd": ["- sshd: passwordauthentication yes"]}
+        assert len(host.commands(reach.arm, **values)) == 2
+        assert "- way to the host: the SSH daemon was changed by hand" in told()
 
     def confirm(self, faked: Faked, active: str) -> list[str]:
         host = faked({"systemctl show": shown(active=active)})

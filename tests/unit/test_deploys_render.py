@@ -25,7 +25,9 @@ from polydev.deploys.host import browser_host, scope, unit_order
 from polydev.deploys.kernel import VALUES, sysctl_text
 from polydev.deploys.reach import REACH_FILES, reach_hash
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
+from polydev.deploys.services import SSHD_FILE, SSHD_FILE_BEFORE
 from polydev.errors import ConfigError
+from polydev.hosttool import sshd
 from tests.unit.fake_host import FakeHost, fake_host
 
 UNITS = "/etc/systemd/system/"
@@ -580,8 +582,31 @@ class TestOtherFiles:
             assert plan[f"Kernel settings | sysctl {key}"] == [f"sysctl -q -w {key}={value}"]
 
     def test_nobody_logs_in_as_root_or_by_a_password(self, site: Site) -> None:
-        lines = files_of(site())["/etc/ssh/sshd_config.d/50-polydev.conf"].splitlines()
+        lines = files_of(site())["/etc/ssh/sshd_config.d/00-polydev.conf"].splitlines()
         assert {"PermitRootLogin no", "PasswordAuthentication no"} <= set(lines)
+
+    def test_sshd_takes_them_before_those_of_the_hosts_maker(self, site: Site) -> None:
+        """Of several values sshd takes the first, and those of a Match block before any other."""
+        files = files_of(site())
+        (path,) = (path for path in files if path.startswith("/etc/ssh/"))
+        assert Path(path).name < "01-permitrootlogin.conf" < "50-cloud-init.conf"
+        lines = [line for line in files[path].splitlines() if not line.startswith("#")]
+        assert lines[0] == "Match all"
+        told = {name.lower(): value for name, value in map(str.split, lines[1:])}
+        assert told == json.loads(files[HOST_FILE])["sshd"]
+        assert path == SSHD_FILE == f"/{sshd.PARTS}/{sshd.OURS}"
+
+    def test_the_file_of_earlier_releases_goes_and_a_rollback_brings_it_back(
+        self, site: Site
+    ) -> None:
+        with fake_host({**DEBIAN, "ls -1A /etc/ssh": [Path(SSHD_FILE_BEFORE).name]}) as host:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", site()))
+                browser_host()
+            assert host.planned[f"SSH | {SSHD_FILE_BEFORE}"] == [f"rm {SSHD_FILE_BEFORE}"]
+        made = scope(HostData())
+        assert SSHD_FILE_BEFORE in made["paths"]
+        assert SSHD_FILE_BEFORE in made["reach"]
 
     def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
         base = reach_hash(HostData())

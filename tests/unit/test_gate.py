@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import gate, images, network_state, slots
+from polydev.hosttool import gate, images, network_state, slots, sshd
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.gate import question
 from polydev.hosttool.network import Difference
@@ -158,10 +158,21 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_all_is_well(host: Host) -> None:
     assert host.look() == {}
     names = [check.name for check in host.checks]
-    network = ["bridge", "kernel", "firewall", "slots"]
+    network = ["sshd", "bridge", "kernel", "firewall", "slots"]
     assert names == ["units", *network, "names", "image", "socket", "controller"]
     assert [check.detail for check in host.checks][:2] == ["3 active", "as declared"]
-    assert host.checks[4].detail == "2 as declared"
+    assert host.checks[5].detail == "2 as declared"
+
+
+def test_settings_of_sshd_that_are_not_declared_are_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sshd, "effective", lambda _: {"passwordauthentication": "yes"})
+    host.known["sshd"] = {"passwordauthentication": "no"}
+    host.file.write_text(json.dumps(host.known))
+    (detail,) = host.look().values()
+    assert detail.startswith("- sshd: passwordauthentication yes; + sshd: ")
+    assert "/etc/ssh/sshd_config" in detail
 
 
 def test_a_bare_host_has_nothing_to_be_wrong(host: Host) -> None:

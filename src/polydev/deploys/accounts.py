@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from polydev.deploys.data import HostData
 from polydev.deploys.network import BRIDGE, slot_config
 from polydev.deploys.operations import directory, folders_as_in, template, text_file, users_as_in
+from polydev.deploys.services import effective_sshd
 from polydev.deploys.typed import concern
 
 CONTROLLER_USER = "polydev-controller"
@@ -76,6 +77,7 @@ def host_json(site: HostData, units: list[str]) -> str:
         "slotConfig": slot_config(site),
         "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
+        "sshd": effective_sshd(),
         "units": units,
     }
     return json.dumps(known, indent=1) + "\n"

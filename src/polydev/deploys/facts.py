@@ -272,6 +272,27 @@ class LiveNetwork(FactBase[dict[str, list[str]]]):
         return found
 
 
+class LiveSshd(FactBase[list[str]]):
+    """Where the SSH daemon's settings are not as the text of a host.json declares them.
+
+    A host tool that is not there yet, or is older than the question, finds nothing; the health
+    gate asks again.
+    """
+
+    def command(self, tool: str, declared: str) -> str:
+        return (
+            f"test ! -x {tool} || printf %s {shlex.quote(declared)} | "
+            f"{tool} sshd check --host /dev/stdin 2>/dev/null || true"
+        )
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [str(line) for line in JsonFact().process(output).get("differences", [])]
+
+
 class DatabaseInUse(JsonFact):
     """`database`: which one the host's files name now, in words; {} where no tool says so."""
 

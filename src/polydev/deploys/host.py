@@ -36,7 +36,7 @@ from polydev.deploys.operations import TOOL
 from polydev.deploys.packages import packages
 from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
 from polydev.deploys.render import template_paths
-from polydev.deploys.services import journal, ssh
+from polydev.deploys.services import SSHD_FILE_BEFORE, journal, live_sshd, ssh
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
@@ -63,10 +63,10 @@ def unit_order(site: HostData) -> list[str]:
 def scope(site: HostData) -> dict[str, Any]:
     """What a backup of this host holds: everything that a deploy may change, but packages."""
     paths = {*template_paths(), HOST_FILE, STAMP, TOOL, controller_part.CONFIG}
-    paths |= {controller_part.SECRETS, "/etc/sysctl.d/60-polydev.conf"}
+    paths |= {controller_part.SECRETS, SSHD_FILE_BEFORE, "/etc/sysctl.d/60-polydev.conf"}
     return {
         "paths": sorted(paths),
-        "reach": [*REACH_FILES, STAMP],
+        "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],
         "units": unit_order(site),
         "controller": {
             "root": controller_part.ROOT,
@@ -113,9 +113,10 @@ def browser_host() -> None:
     if site.concerns("vm-agent"):
         images(site, target)
     if site.concerns():
-        live = live_network(host_json(site, unit_order(site)))
-        before_reach(site, live, json.dumps(scope(site)), deployment_id)
-        ssh()
+        declared = host_json(site, unit_order(site))
+        live, sshd = live_network(declared), live_sshd(declared)
+        before_reach(site, live, sshd, json.dumps(scope(site)), deployment_id)
+        ssh(sshd)
         bridge(site, live)
         firewall(site)
         slots(site, live)

@@ -190,6 +190,17 @@ def only_files(folder: str, wanted: list[str]) -> Commands:
 
 
 @operation
+def no_file(path: str) -> Commands:
+    """Nothing lies at this path."""
+    folder, _, name = path.rpartition("/")
+    if name not in host.get_fact(Names, folder=folder):
+        host.noop(f"no {path} is there")
+        return
+    told(f"- {path}")
+    yield StringCommand(f"rm {shlex.quote(path)}")
+
+
+@operation
 def live_firewall(family: str, table: str, text: str, path: str) -> Commands:
     """The kernel's table is what the file makes of it, whoever touched it since."""
     difference = host.get_fact(Firewall, family=family, table=table, text=text)

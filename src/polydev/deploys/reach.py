@@ -18,7 +18,7 @@ from polydev.deploys.facts import Firewall, JsonFile, Unit
 from polydev.deploys.network import TABLE, Live, network_values
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
-from polydev.deploys.services import SSHD_FILE
+from polydev.deploys.services import SSHD_FILE, sshd_values
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import CommandError, DeployError
 from polydev.hosttool.network import BRIDGE_PART
@@ -40,7 +40,7 @@ REACH_FILES = (
 
 
 def reach_hash(site: HostData) -> str:
-    values = {**network_values(site), "config": "", "stamp": ""}
+    values = {**network_values(site), **sshd_values(), "config": "", "stamp": ""}
     return config_hash(*(render(path, values) for path in REACH_FILES))
 
 
@@ -49,6 +49,7 @@ def arm(
     reach: str,
     firewall: str,
     bridge: list[str],
+    sshd: list[str],
     scope: str,
     seconds: int,
     deployment_id: str,
@@ -57,6 +58,7 @@ def arm(
     confirmed = host.get_fact(JsonFile, path=STAMP).get("confirmed")
     touched = ["the firewall"] if _is_touched(firewall) else []
     touched += ["the bridge"] if bridge else []
+    touched += ["the SSH daemon"] if sshd else []
     if confirmed == reach and not touched:
         host.noop("the way to the host does not change")
         return
@@ -111,13 +113,16 @@ def _answer(argv: list[str]) -> str | None:
 
 
 @concern("Dead-man timer")
-def before_reach(site: HostData, live: Live, scope: str, deployment_id: str) -> None:
+def before_reach(
+    site: HostData, live: Live, sshd: list[str], scope: str, deployment_id: str
+) -> None:
     firewall = render(FIREWALL_FILE, network_values(site))
     arm(
         name="armed",
         reach=reach_hash(site),
         firewall=firewall,
         bridge=live.get(BRIDGE_PART, []),
+        sshd=sshd,
         scope=scope,
         seconds=site.deadman_seconds,
         deployment_id=deployment_id,

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyinfra.context import host
+
 from polydev.deploys.data import HostData
-from polydev.deploys.operations import directory, template
+from polydev.deploys.facts import LiveSshd
+from polydev.deploys.operations import TOOL, directory, no_file, template
 from polydev.deploys.typed import concern
 from polydev.deploys.units import UNITS, unit, unit_file
 
 SSH_UNIT = "ssh.service"
 JOURNAL_UNIT = "systemd-journald.service"
-SSHD_FILE = "/etc/ssh/sshd_config.d/50-polydev.conf"
+SSHD_FILE = "/etc/ssh/sshd_config.d/00-polydev.conf"
+# Its name in earlier releases; a cloud image's 50-cloud-init.conf came before it.
+SSHD_FILE_BEFORE = "/etc/ssh/sshd_config.d/50-polydev.conf"
+SSHD_SETTINGS = {
+    "PermitRootLogin": "no",
+    "PasswordAuthentication": "no",
+    "KbdInteractiveAuthentication": "no",
+    "PermitEmptyPasswords": "no",
+    "PubkeyAuthentication": "yes",
+    # A deployment holds its lock for as long as its connection lives: a dead one must be noticed.
+    "ClientAliveInterval": "5",
+    "ClientAliveCountMax": "3",
+}
 SSHD_DROP_IN = "ssh.service.d/polydev.conf"
 JOURNAL_FILE = "/etc/systemd/journald.conf.d/50-polydev.conf"
 JOURNAL_DROP_IN = "systemd-journald.service.d/polydev.conf"
@@ -21,12 +36,34 @@ def journal_values(site: HostData) -> dict[str, Any]:
     return {"journal_max_mib": site.journal_max_mib}
 
 
+def sshd_values() -> dict[str, Any]:
+    return {"sshd_settings": SSHD_SETTINGS}
+
+
+def effective_sshd() -> dict[str, str]:
+    """The settings as `sshd -T` names them."""
+    return {name.lower(): value for name, value in SSHD_SETTINGS.items()}
+
+
+def live_sshd(declared: str) -> list[str]:
+    """Where the SSH daemon's settings are not as a host.json declares them, as differences."""
+    found: list[str] = host.get_fact(LiveSshd, tool=TOOL, declared=declared)
+    return found
+
+
 @concern("SSH")
-def ssh() -> None:
-    settings = template(SSHD_FILE, {})
+def ssh(differences: list[str]) -> None:
+    settings = template(SSHD_FILE, sshd_values())
+    no_file(name=SSHD_FILE_BEFORE, path=SSHD_FILE_BEFORE)
     directory(f"{UNITS}/ssh.service.d")
     config = unit_file(SSHD_DROP_IN, {}, settings)
-    unit(name=SSH_UNIT, unit=SSH_UNIT, config=config.hash, files=config.files)
+    unit(
+        name=SSH_UNIT,
+        unit=SSH_UNIT,
+        config=config.hash,
+        files=config.files,
+        differences=differences,
+    )
 
 
 @concern("Journal")

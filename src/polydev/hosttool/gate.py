@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from polydev.hosttool import images, network_state, slots
+from polydev.hosttool import images, network_state, slots, sshd
 from polydev.hosttool.controller_socket import at, described
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.listening import listeners
@@ -58,6 +58,7 @@ def look(systemd: Systemd) -> list[Check]:
     host = slots.read_host()
     known = [str(unit) for unit in _words(host.get("units"))]
     checks = units_checks(systemd, known)
+    checks.append(sshd_check(host))
     checks += _network_checks(host)
     if "polydev-dns.service" in known:
         checks.append(_guarded("names", lambda: names_check(host)))
@@ -101,6 +102,14 @@ def network_checks(found: list[Difference], slot_count: int) -> list[Check]:
 
 def _part_check(name: str, found: list[Difference], well: str) -> Check:
     return Check(name, not found, "; ".join(each.text for each in found) or well)
+
+
+def sshd_check(host: dict[str, object]) -> Check:
+    """Whether the SSH daemon's settings are as declared, whichever file says otherwise."""
+    declared = host.get("sshd")
+    found = sshd.differences(declared if isinstance(declared, dict) else {})
+    hint = "; what /etc/ssh/sshd_config and the files in sshd_config.d say before ours wins"
+    return Check("sshd", not found, "; ".join(found) + hint if found else "as declared")
 
 
 def image_check() -> Check:

@@ -13,11 +13,18 @@ from polydev.hosttool import (
     network_state,
     releases,
     slots,
+    sshd,
 )
 from polydev.hosttool.busy import alone, alone_with_slot
 from polydev.hosttool.verbs import ID, LIMITS, Call, Verb, argument, required
 
 SLOT = argument("number", type=int, help="number of the slot")
+DECLARED = argument(
+    "--host",
+    type=Path,
+    default=slots.HOST_FILE,
+    help=f"what declares them (default: {slots.HOST_FILE})",
+)
 DIGEST = required("--digest", help="digest of an image")
 
 
@@ -55,6 +62,12 @@ def network_watch(call: Call) -> object:
 
 def network_mend(call: Call) -> object:
     return network_state.mend_bridge()
+
+
+def sshd_check(call: Call) -> object:
+    declared = slots.read_host(call.arguments.host).get("sshd")
+    found = sshd.differences(declared if isinstance(declared, dict) else {})
+    return {"ok": not found, "differences": found}
 
 
 def image_list(call: Call) -> object:
@@ -114,14 +127,10 @@ HOST_VERBS = (
         "network check",
         "Where bridge, firewall and slots are not as declared",
         network_check,
-        (
-            argument(
-                "--host",
-                type=Path,
-                default=slots.HOST_FILE,
-                help=f"what declares them (default: {slots.HOST_FILE})",
-            ),
-        ),
+        (DECLARED,),
+    ),
+    Verb(
+        "sshd check", "Where the SSH daemon's settings are not as declared", sshd_check, (DECLARED,)
     ),
     Verb(
         "network watch",

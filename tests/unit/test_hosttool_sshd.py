@@ -1,0 +1,89 @@
+"""The SSH daemon's settings compared with the declared ones; a real sshd is asked on labs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys.services import SSHD_FILE, effective_sshd
+from polydev.hosttool import sshd
+from polydev.hosttool.errors import HostError
+
+DECLARED = effective_sshd()
+INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf\n"
+Write = Callable[[str, str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    (tmp_path / "etc/ssh/sshd_config.d").mkdir(parents=True)
+
+    def write_file(name: str, text: str) -> None:
+        (tmp_path / "etc/ssh" / name).write_text(text)
+
+    write_file("sshd_config", INCLUDE)
+    write_file(f"sshd_config.d/{Path(SSHD_FILE).name}", "Match all\nPasswordAuthentication no\n")
+    return write_file
+
+
+def found(root: Path) -> list[str]:
+    return list(sshd.exceptions(DECLARED, root))
+
+
+def test_what_comes_after_ours_changes_nothing(write: Write, tmp_path: Path) -> None:
+    text = "PasswordAuthentication yes\nMatch User bob\nPermitRootLogin yes\n"
+    write("sshd_config.d/50-cloud-init.conf", text)
+    write("sshd_config", f"{INCLUDE}{text}")
+    assert found(tmp_path) == []
+
+
+def test_a_match_block_before_the_include_is_named(write: Write, tmp_path: Path) -> None:
+    write("sshd_config", f"# ours\nMatch User bob\n  PermitRootLogin yes\nMatch all\n{INCLUDE}")
+    assert found(tmp_path) == ["/etc/ssh/sshd_config:3: permitrootlogin yes for Match User bob"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ChallengeResponseAuthentication yes",
+        "KbdInteractiveAuthentication=yes",
+        '\tkbdinteractiveauthentication "yes"',
+    ],
+)
+def test_so_is_one_in_a_file_before_ours(write: Write, tmp_path: Path, line: str) -> None:
+    write("sshd_config.d/00-a.conf", f"Match Address 10.0.0.0/8\n{line}\n")
+    (said,) = found(tmp_path)
+    assert said == (
+        "/etc/ssh/sshd_config.d/00-a.conf:2: kbdinteractiveauthentication yes "
+        "for Match Address 10.0.0.0/8"
+    )
+
+
+def test_a_block_ends_with_its_file(write: Write, tmp_path: Path) -> None:
+    write("sshd_config.d/00-a.conf", "Match User bob\nX11Forwarding no\n")
+    write("sshd_config.d/00-b.conf", "PasswordAuthentication yes\n")
+    assert found(tmp_path) == []
+
+
+def test_effective_settings_are_compared(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {**DECLARED, "passwordauthentication": "yes"}
+    monkeypatch.setattr(sshd, "effective", lambda _: now)
+    assert sshd.differences(DECLARED, tmp_path) == [
+        "- sshd: passwordauthentication yes",
+        "+ sshd: passwordauthentication no",
+    ]
+    assert sshd.differences({}, tmp_path) == [], "an earlier deploy declared none"
+
+
+def test_a_configuration_that_sshd_cannot_read_is_a_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unread(_: Path) -> dict[str, str]:
+        raise HostError("sshd-unread", "line 3: Bad configuration option: foo")
+
+    monkeypatch.setattr(sshd, "effective", unread)
+    assert sshd.differences(DECLARED) == ["- sshd: line 3: Bad configuration option: foo"]
