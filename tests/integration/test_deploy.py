@@ -135,7 +135,9 @@ SSHD = (
         "SSH | /etc/ssh/sshd_config.d/00-polydev.conf",
         ("+ PasswordAuthentication no",),
     ),
-    Edit("", "SSH | ssh.service", ("- sshd: clientaliveinterval 0", "+ sshd: clientaliveinterval 5")),
+    Edit(
+        "", "SSH | ssh.service", ("- sshd: clientaliveinterval 0", "+ sshd: clientaliveinterval 5")
+    ),
     Edit(
         "echo PasswordAuthentication yes >/etc/ssh/sshd_config.d/50-polydev.conf",
         "SSH | /etc/ssh/sshd_config.d/50-polydev.conf",

@@ -320,7 +320,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
     exposed: dict[str, str] = {}
     if url:
         require_usable(url)
-        postgresql_client()
+        postgresql_client(target)
         exposed = dict(host.get_fact(DatabaseShown, tool=TOOL).get("exposed") or {})
     to = described(url) if url else SQLITE_WORDS
     values = unit_values(site)

@@ -105,7 +105,7 @@ def browser_host() -> None:
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()
     if site.concerns():
-        packages()
+        packages(target)
         accounts(site, unit_order(site))
         kernel()
         journal(site)

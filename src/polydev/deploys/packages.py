@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 
+from pyinfra import logger
 from pyinfra.context import host
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
-from polydev.deploys.typed import concern
+from polydev.deploys.operations import TOOL, done_here
+from polydev.deploys.typed import Commands, concern, operation
+from polydev.errors import DeployError
+from polydev.run import run
+from polydev.ssh import SshTarget
 
 # What the host runs, without what the packages recommend.
 PACKAGES = (
@@ -25,30 +32,82 @@ PACKAGES = (
     "rsync",  # images arrive by differences
 )
 POSTGRESQL_CLIENT = re.compile(r"postgresql-client(-\d+)?")
+LOCK_SECONDS = 600
+ASK_EVERY_SECONDS = 2.0
+TELL_EVERY_SECONDS = 30.0
+# apt waits by itself for dpkg's locks only; those of its lists and archives it wants at once.
+LOCK_TIMEOUT = f"-o DPkg::Lock::Timeout={LOCK_SECONDS}"
 
 
 @concern("Packages")
-def packages() -> None:
+def packages(target: SshTarget) -> None:
     known = host.get_fact(DebPackages)
     missing = [name for name in PACKAGES if name not in known]
     if missing:
         # Only then: asking for news on every deploy would count as a change.
-        apt.update(name="package lists", cache_time=3600)
+        _update(target)
     apt.packages(
         name="packages",
         packages=list(PACKAGES),
         no_recommends=True,
         update=False,
+        extra_install_args=LOCK_TIMEOUT,
     )
 
 
 @concern("PostgreSQL client")
-def postgresql_client() -> None:
+def postgresql_client(target: SshTarget) -> None:
     """What backups of the controller's database are made with; any version that is there stays."""
     known = host.get_fact(DebPackages)
     if any(POSTGRESQL_CLIENT.fullmatch(name) for name in known):
         return
-    apt.update(name="package lists", cache_time=3600)
+    _update(target)
     apt.packages(
-        name="postgresql-client", packages=["postgresql-client"], no_recommends=True, update=False
+        name="postgresql-client",
+        packages=["postgresql-client"],
+        no_recommends=True,
+        update=False,
+        extra_install_args=LOCK_TIMEOUT,
     )
+
+
+def _update(target: SshTarget) -> None:
+    """Bring news of packages; apt is free before that, and for what is to be installed."""
+    apt_is_free(name="apt is free for its lists", target=target)
+    apt.update(name="package lists", cache_time=3600)
+    apt_is_free(name="apt is free for packages", target=target)
+
+
+@operation
+def apt_is_free(target: SshTarget) -> Commands:
+    """No other process, such as unattended-upgrades, has a lock of apt's or dpkg's."""
+    yield done_here(wait_for_apt, target, LOCK_SECONDS, ASK_EVERY_SECONDS)
+
+
+def wait_for_apt(target: SshTarget, seconds: float, every_seconds: float) -> None:
+    """Return once nobody has apt's or dpkg's locks; tell who has them meanwhile.
+
+    Raises DeployError when time is up.
+    """
+    began = time.monotonic()
+    told, told_at = "", began
+    while who := _holders(target):
+        now = time.monotonic()
+        if now >= began + seconds:
+            raise DeployError(
+                f"{target.name}: packages cannot be installed: after {seconds:.0f} s {who}",
+                "let it finish, or end it on the host, then deploy again",
+            )
+        if who != told or now >= told_at + TELL_EVERY_SECONDS:
+            logger.info(f"waiting for {who} ({now - began:.0f} s of at most {seconds:.0f} s)")
+            told, told_at = who, now
+        time.sleep(every_seconds)
+
+
+def _holders(target: SshTarget) -> str:
+    """Who holds which locks, in words; empty for nobody."""
+    said = run(target.argv(TOOL, "apt", "locks", timeout_seconds=15), timeout_seconds=30).stdout
+    locks: dict[str, list[str]] = {}
+    for each in json.loads(said)["held"]:
+        locks.setdefault(f"{each['name']} (pid {each['pid']})", []).append(each["lock"])
+    return "; ".join(f"{who} holds {', '.join(names)}" for who, names in locks.items())

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from polydev.hosttool import (
+    apt_locks,
     controller_socket,
     database_verbs,
     gate,
@@ -95,6 +96,10 @@ def socket_state(call: Call) -> object:
     return controller_socket.state(call.systemd, call.arguments.address, call.arguments.port)
 
 
+def apt_locked(call: Call) -> object:
+    return apt_locks.held(call.paths)
+
+
 def release_create(call: Call) -> object:
     arguments = call.arguments
     with alone(call.paths, f"release create {arguments.id}"):
@@ -159,6 +164,7 @@ HOST_VERBS = (
             required("--port", type=int, help="on which port"),
         ),
     ),
+    Verb("apt locks", "Which processes hold locks of apt or dpkg", apt_locked),
     Verb(
         "release create",
         "Make a release of the controller from what arrived for it",

@@ -23,6 +23,8 @@ class Paths:
     controller_config: Path = Path("/etc/master-controller")
     images: Path = Path("/var/lib/firecracker/snapshots/base")
     dpkg: Path = Path("/var/lib/dpkg")
+    apt_lists: Path = Path("/var/lib/apt/lists")
+    apt_archives: Path = Path("/var/cache/apt/archives")
     controller_home: Path = Path("/var/lib/master-controller")
 
     @classmethod

@@ -44,7 +44,7 @@ def effective(root: Path = ROOT) -> Settings:
     except OSError as error:
         raise HostError("sshd-unread", f"{argv[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        raise HostError("sshd-unread", done.stderr.strip()[-500:] or "sshd -T failed")
+        raise HostError("sshd-unread", " ".join(done.stderr.split())[-500:] or "no answer")
     lines = (line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     return {name.lower(): value.strip() for name, value in lines}
 
