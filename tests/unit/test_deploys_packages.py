@@ -99,7 +99,7 @@ def test_a_host_where_apt_never_ran_has_no_locks(tmp_path: Path) -> None:
 
 
 def test_a_deployment_waits_and_says_for_whom(
-    paths: Paths, target: Here, hold: Hold, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, target: Here, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
     frontend, _, lists, _ = apt_locks.locks(paths)
     process = hold(frontend, lists)
@@ -111,9 +111,13 @@ def test_a_deployment_waits_and_says_for_whom(
             end(process)
 
     logger = logging.getLogger("pyinfra")
-    monkeypatch.setattr(logger, "handlers", [Progress()])
-    monkeypatch.setattr(logger, "level", logging.INFO)
-    wait_for_apt(target, 60, 0.01)
+    caplog.set_level(logging.INFO, logger="pyinfra")
+    progress = Progress()
+    logger.addHandler(progress)
+    try:
+        wait_for_apt(target, 60, 0.01)
+    finally:
+        logger.removeHandler(progress)
     (line,) = told
     assert re.match(rf"waiting for \S+ \(pid {process.pid}\) holds {frontend}, {lists} \(", line)
 
