@@ -82,6 +82,27 @@ HOSTS = (
         "Firewall | table polydev",
         ('+\t\toifname "br-vm" drop',),
     ),
+    Edit(
+        "usermod --shell /bin/bash --password '' --groups adm polydev-vm-3",
+        "Accounts and folders | users",
+        (
+            "- user polydev-vm-3: shell /bin/bash",
+            "- user polydev-vm-3: password not locked",
+            "- user polydev-vm-3: further groups adm",
+        ),
+    ),
+    Edit(
+        "gpasswd --add deploy polydev-controller && "
+        "usermod --comment Somebody polydev-controller && "
+        "unshare --fork --pid --mount-proc usermod --home /tmp polydev-controller",
+        "Accounts and folders | users",
+        (
+            "- user polydev-controller: comment Somebody",
+            "- user polydev-controller: home /tmp",
+            "+ user polydev-controller: home /var/lib/master-controller",
+            "- user polydev-controller: further members of its group deploy",
+        ),
+    ),
     Edit("", "Dead-man timer | armed", ("way to the host",)),
     Edit(
         "sysctl -q -w net.core.somaxconn=128",

@@ -20,7 +20,6 @@ from polydev.deploys.facts import (
     Firewall,
     Folders,
     JsonFile,
-    KnownUsers,
     LiveNetwork,
     PythonVersion,
     StaleUnits,
@@ -38,7 +37,6 @@ from polydev.deploys.operations import (
     only_files,
     opaque_file,
     text_file,
-    users_as_in,
 )
 from polydev.deploys.units import only_units, reread_units, unit
 from polydev.errors import DeployError
@@ -167,10 +165,6 @@ class TestFacts:
     @pytest.mark.parametrize("lines", [[], ['{"error": "usage", "message": "no such verb"}']])
     def test_host_tool_that_cannot_compare_yet_finds_nothing(self, lines: list[str]) -> None:
         assert LiveNetwork().process(lines) == {}
-
-    def test_users_that_are_there(self) -> None:
-        assert KnownUsers().process(["a:x:1:1::/:/bin/sh", "b:x:2:2::/:/bin/sh"]) == ["a", "b"]
-        assert KnownUsers().command(("a", "b")).startswith("getent passwd a b")
 
     def test_folders_with_mode_and_owner(self) -> None:
         lines = ["directory:/a:2750:u:g", "regular file:/b:644:root:root"]
@@ -369,20 +363,6 @@ class TestRereadUnits:
     @pytest.mark.parametrize("said", ["NeedDaemonReload=yes", "Touched=yes"])
     def test_another_file_is_read_and_nothing_restarts(self, faked: Faked, said: str) -> None:
         assert self.run(faked, said) == ["systemctl daemon-reload"]
-
-
-class TestUsers:
-    def run(self, faked: Faked, there: str) -> list[str]:
-        return faked({"getent": there}).commands(users_as_in, file="/etc/u.conf", users=("a", "b"))
-
-    def test_all_of_them_are_there(self, faked: Faked) -> None:
-        assert self.run(faked, "a:x:1\nb:x:2") == []
-
-    def test_one_command_makes_all_that_are_missing(
-        self, faked: Faked, told: Callable[[], list[str]]
-    ) -> None:
-        assert self.run(faked, "a:x:1") == ["systemd-sysusers /etc/u.conf"]
-        assert told()[-1] == "+ user b"
 
 
 class TestFolders:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from polydev.deploys.data import HostData
 from polydev.deploys.network import BRIDGE, slot_config
-from polydev.deploys.operations import directory, folders_as_in, template, text_file, users_as_in
+from polydev.deploys.operations import directory, folders_as_in, template, text_file
 from polydev.deploys.services import effective_sshd
 from polydev.deploys.typed import concern
+from polydev.deploys.users import Account, accounts_as_in
 
 CONTROLLER_USER = "polydev-controller"
 CONTROLLER_HOME = "/var/lib/master-controller"
@@ -86,7 +88,8 @@ def host_json(site: HostData, units: list[str]) -> str:
 @concern("Accounts and folders")
 def accounts(site: HostData, units: list[str]) -> None:
     folders = all_folders(site)
-    values = {
+    values: dict[str, Any] = {
+        "controller_comment": "Controller of the browser VMs",
         "controller_user": CONTROLLER_USER,
         "controller_home": CONTROLLER_HOME,
         "vm_user": VM_USER,
@@ -95,8 +98,11 @@ def accounts(site: HostData, units: list[str]) -> None:
     }
     directory("/etc/sysusers.d")
     template(USERS_FILE, values)
-    users = (CONTROLLER_USER, *map(vm_user, site.slot_numbers))
-    users_as_in(name="users", file=USERS_FILE, users=users)
+    users = (
+        Account(CONTROLLER_USER, values["controller_comment"], CONTROLLER_HOME),
+        *(Account(vm_user(number), f"VM of slot {number}") for number in site.slot_numbers),
+    )
+    accounts_as_in(name="users", file=USERS_FILE, wanted=users)
     template(FOLDERS_FILE, values)
     states = {folder.path: folder.state for folder in folders}
     folders_as_in(name="folders", file=FOLDERS_FILE, folders=states)

@@ -144,20 +144,6 @@ class StaleUnits(FactBase[bool]):
         return any(line in ("NeedDaemonReload=yes", TOUCHED) for line in output)
 
 
-class KnownUsers(FactBase[list[str]]):
-    """Which of these users the host has."""
-
-    def command(self, users: tuple[str, ...]) -> str:
-        return f"getent passwd {shlex.join(users)} || true"
-
-    @staticmethod
-    def default() -> list[str]:
-        return []
-
-    def process(self, output: Iterable[str]) -> list[str]:
-        return [line.partition(":")[0] for line in output]
-
-
 class Folders(FactBase[dict[str, tuple[str, str, str]]]):
     """Mode, user and group of each of these paths that is a folder."""
 

@@ -15,7 +15,7 @@ from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host, state
 from pyinfra.facts.files import Directory, FileContents
 
-from polydev.deploys.facts import FileState, Firewall, Folders, KnownUsers, Names, SysctlValue
+from polydev.deploys.facts import FileState, Firewall, Folders, Names, SysctlValue
 from polydev.deploys.render import render
 from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
@@ -146,18 +146,6 @@ def folder(path: str, mode: str, user: str, group: str) -> Commands:
     if not there:
         yield StringCommand(f"mkdir -p {name}")
     yield StringCommand(f"chmod {mode} {name} && chown {user}:{group} {name}")
-
-
-@operation
-def users_as_in(file: str, users: tuple[str, ...]) -> Commands:
-    """These users, whom a file of sysusers.d describes, are there; all by one command."""
-    there: list[str] = host.get_fact(KnownUsers, users=users)
-    missing = [name for name in users if name not in there]
-    if not missing:
-        host.noop("all users are there")
-        return
-    told("\n".join(f"+ user {name}" for name in missing))
-    yield StringCommand(f"systemd-sysusers {shlex.quote(file)}")
 
 
 @operation
