@@ -14,20 +14,22 @@ from verbs.places import JSON_HELP, LAB_HELP, lab_name
 if TYPE_CHECKING:
     from polydev.lab import Lab
 
+SUITE_HELP = "Debian release of a new lab: bookworm (Debian 12, the default) or trixie (Debian 13)"
 
-@task(help={"name": LAB_HELP, "json": JSON_HELP})
+
+@task(help={"name": LAB_HELP, "suite": SUITE_HELP, "json": JSON_HELP})
 @edge
-def up(context: Context, name: str = "", json: bool = False) -> None:
+def up(context: Context, name: str = "", suite: str = "", json: bool = False) -> None:
     """Start a lab: a throw-away Debian host in a container, reached over SSH."""
     from polydev.lab import up
     from polydev.progress import Steps
 
-    made = up(name or lab_name(), Settings.from_environment(), Steps())
+    made = up(name or lab_name(), Settings.from_environment(), Steps(), suite or None)
     choice = "" if made.name == "dev" else f"POLYDEV_LAB={made.name} "
     answer(
         _lab_fields(made),
         as_json=json,
-        text=f"lab {made.name} runs at {made.address}\n"
+        text=f"lab {made.name} ({made.suite}) runs at {made.address}\n"
         f"  {choice}./inv deploy\n  {choice}./inv lab.shell",
     )
 
@@ -35,6 +37,7 @@ def up(context: Context, name: str = "", json: bool = False) -> None:
 def _lab_fields(lab: Lab) -> dict[str, Any]:
     return {
         "name": lab.name,
+        "suite": lab.suite,
         "address": lab.address,
         "sshPort": lab.ssh_port,
         "user": lab.user,
@@ -64,7 +67,8 @@ def list_labs(context: Context, json: bool = False) -> None:
     answer(
         [_lab_fields(lab) for lab in found],
         as_json=json,
-        text="\n".join(f"{lab.name:<12}{lab.address}" for lab in found) or "none: ./inv lab.up",
+        text="\n".join(f"{lab.name:<12}{lab.suite:<10}{lab.address}" for lab in found)
+        or "none: ./inv lab.up",
     )
 
 

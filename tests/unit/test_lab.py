@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -11,13 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.errors import ConfigError
-from polydev.lab import Lab, LabError, ssh_argv
+from polydev.lab import Lab, LabError, ssh_argv, up
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
 from polydev.lab.container import container_argv, innermost_pid, nspawn_argv
 from polydev.lab.files import lay, network_files, share_packages
 from polydev.lab.inside import inside_argv
 from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
-from polydev.lab.root import FILES, PRIVATE, mmdebstrap_argv, package_sources, root_id
+from polydev.lab.root import (
+    FILES,
+    PRIVATE,
+    SUITES,
+    mmdebstrap_argv,
+    package_sources,
+    root_id,
+)
+from polydev.progress import Steps
 from polydev.settings import Settings
 
 INTERFACE_NAME_CHARACTERS = 15
@@ -103,8 +112,27 @@ class TestRecord:
     def test_no_folder_is_no_lab(self, own_settings: Settings) -> None:
         assert recorded_labs(replace(own_settings, state=Path("/nowhere"))) == []
 
+    def test_made_before_there_was_a_choice_it_has_bookworm(self, lab: Lab) -> None:
+        record = json.loads(lab.model_dump_json())
+        del record["suite"]
+        (lab.folder / "lab.json").write_text(json.dumps(record))
+        assert read_lab(lab.folder) == lab
+
+    def test_one_of_another_suite_is_not_taken(self, lab: Lab, own_settings: Settings) -> None:
+        lab.write()
+        with pytest.raises(ConfigError, match="lab one has Debian 12, not Debian 13") as refused:
+            up("one", own_settings, Steps(), "trixie")
+        todo = "./inv lab.down --name one, then ./inv lab.up --name one --suite trixie"
+        assert todo in str(refused.value.hint)
+        assert read_lab(lab.folder) == lab
+
     def test_never_started_does_not_run(self, lab: Lab) -> None:
         assert not lab.running()
+
+
+def places(suite: str, targets: str) -> list[str]:
+    """The package sources of a suite, without what they are signed by."""
+    return [line.split(" ", 2)[2] for line in package_sources(suite, targets)]
 
 
 class TestRoot:
@@ -115,26 +143,43 @@ class TestRoot:
         "http://b.example/tools|bookworm|main|Somebody\n"
         "http://a.example/debian|trixie|main|Debian\n"
     )
+    ARGV = mmdebstrap_argv(Path("/t"), "bookworm", [])
 
     def test_sources_are_debians_own_of_this_suite(self) -> None:
-        lines = package_sources(self.TARGETS)
-        assert [line.split(" ", 2)[2] for line in lines] == [
+        assert places("bookworm", self.TARGETS) == [
             "http://a.example/debian bookworm main",
             "http://a.example/debian-security bookworm-security main",
         ]
 
-    def test_a_machine_that_knows_none_leaves_it_to_mmdebstrap(self) -> None:
-        assert package_sources("") == []
-        assert mmdebstrap_argv(Path("/t"), [])[-2:] == ["bookworm", "/t"]
+    def test_a_suite_that_apt_knows_comes_from_where_apt_has_it(self) -> None:
+        assert places("trixie", self.TARGETS) == ["http://a.example/debian trixie main"]
 
-    def test_other_sources_make_another_root(self) -> None:
-        assert root_id([]) != root_id(["deb x"])
-        assert root_id(["deb x"]) == root_id(["deb x"])
+    def test_another_suite_comes_from_the_mirrors_of_the_one_that_apt_knows(self) -> None:
+        known = self.TARGETS.replace("|trixie|", "|bookworm-backports|")
+        assert places("trixie", known) == [
+            "http://a.example/debian trixie main",
+            "http://a.example/debian-security trixie-security main",
+        ]
+
+    @pytest.mark.parametrize("suite", SUITES)
+    def test_a_machine_that_knows_none_leaves_it_to_mmdebstrap(self, suite: str) -> None:
+        assert package_sources(suite, "") == []
+        assert mmdebstrap_argv(Path("/t"), suite, [])[-2:] == [suite, "/t"]
+
+    def test_other_sources_and_other_suites_make_another_root(self) -> None:
+        assert root_id("bookworm", []) != root_id("bookworm", ["deb x"])
+        assert root_id("bookworm", ["deb x"]) == root_id("bookworm", ["deb x"])
+        assert root_id("bookworm", []) != root_id("trixie", [])
+
+    def test_an_unknown_suite_is_refused_with_those_that_there_are(
+        self, own_settings: Settings
+    ) -> None:
+        with pytest.raises(ConfigError, match="cannot have the suite 'sid'") as refused:
+            up("one", own_settings, Steps(), "sid")
+        assert refused.value.hint == "choose one: bookworm (Debian 12), trixie (Debian 13)"
 
     def test_what_a_deploy_brings_is_not_there(self) -> None:
-        include = next(
-            word for word in mmdebstrap_argv(Path("/t"), []) if word.startswith("--include=")
-        )
+        include = next(word for word in self.ARGV if word.startswith("--include="))
         packages = include.removeprefix("--include=").split(",")
         assert not {"qemu-system-x86", "nftables", "dnsmasq", "dnsmasq-base"} & set(packages)
 
@@ -142,9 +187,8 @@ class TestRoot:
         assert set(FILES) >= PRIVATE
 
     def test_killed_it_leaves_no_mount(self) -> None:
-        words = mmdebstrap_argv(Path("/t"), [])
-        assert words.index("unshare") < words.index("mmdebstrap")
-        assert {"--mount", "--kill-child"} < set(words)
+        assert self.ARGV.index("unshare") < self.ARGV.index("mmdebstrap")
+        assert {"--mount", "--kill-child"} < set(self.ARGV)
 
 
 class TestFiles:

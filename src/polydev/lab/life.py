@@ -18,7 +18,7 @@ from polydev.lab.container import console_hint, kill, link_owner, power_off, sta
 from polydev.lab.files import ARCHIVES, lay_folder, share_packages, write_lab_files
 from polydev.lab.inside import ssh_argv
 from polydev.lab.model import Lab, lab_folder, read_lab, recorded_labs
-from polydev.lab.root import ready_root
+from polydev.lab.root import DEFAULT_SUITE, SUITES, checked_suite, ready_root
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings
@@ -33,23 +33,34 @@ PROGRAMS = ("systemd-nspawn", "slirp4netns", "mmdebstrap", "ssh", "nsenter", "un
 MACHINE_LOCK = Path("/run/polydev-labs.lock")
 
 
-def up(name: str, settings: Settings, steps: Steps) -> Lab:
+def up(name: str, settings: Settings, steps: Steps, suite: str | None = None) -> Lab:
     """A running lab that SSH reaches; one that runs is returned as it is.
 
-    One that was powered off boots with the files that it had. Raises LabError, ConfigError.
+    One that was powered off boots with the files that it had. `suite` is the Debian release of a
+    new lab; one that is there already must have it. Raises LabError, ConfigError.
     """
+    wanted = None if suite is None else checked_suite(suite)
     folder = lab_folder(name, settings)
     _check_programs()
     with _lab_lock(folder):
         made = read_lab(folder)
+        if made is not None and wanted is not None and wanted != made.suite:
+            raise ConfigError(
+                f"lab {name} has {SUITES[made.suite]}, not {SUITES[wanted]}",
+                f"choose another name, or make it anew, without its files: ./inv lab.down --name "
+                f"{name}, then ./inv lab.up --name {name} --suite {wanted}",
+            )
         if made is not None and made.running():
             _wait_login(made)
             return made
         if made is not None:
             return _boot(name, lambda: made, settings, steps)
-        root = ready_root(settings, steps)
+        new_suite = wanted or DEFAULT_SUITE
+        root = ready_root(new_suite, settings, steps)
         try:
-            return _boot(name, lambda: _make(name, folder, settings, root), settings, steps)
+            return _boot(
+                name, lambda: _make(name, folder, settings, new_suite, root), settings, steps
+            )
         except BaseException:
             _remove(folder, settings)
             raise
@@ -126,13 +137,20 @@ def _stop(lab: Lab) -> None:
         power_off(lab, POWER_OFF_SECONDS)
 
 
-def _make(name: str, folder: Path, settings: Settings, root: Path) -> Lab:
+def _make(name: str, folder: Path, settings: Settings, suite: str, root: Path) -> Lab:
     """A lab's folder and files, with addresses of its own; nothing runs yet."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
     gateway, address = allot([*recorded, *networks_in_use()])
-    lab = Lab(name=name, folder=folder, root=root, address=str(address), gateway=str(gateway))
+    lab = Lab(
+        name=name,
+        folder=folder,
+        suite=suite,
+        root=root,
+        address=str(address),
+        gateway=str(gateway),
+    )
     lab.upper.mkdir(mode=0o755)
     write_lab_files(lab)
     lab.write()

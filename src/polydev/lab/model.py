@@ -23,6 +23,7 @@ class Lab(BaseModel):
     """A throw-away host.
 
     pid      of the process that everything in the lab is a child of (0: never started)
+    suite    its Debian release; labs made before there was a choice have bookworm
     root     tree that the lab's files lie over
     address  of the lab; `gateway` is this machine's end of the link
     """
@@ -31,6 +32,7 @@ class Lab(BaseModel):
 
     name: str
     folder: Path
+    suite: str = "bookworm"
     root: Path
     address: str
     gateway: str

@@ -10,15 +10,18 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polydev.errors import CommandError, LabError
+from polydev.errors import CommandError, ConfigError, LabError
 from polydev.progress import Steps
 from polydev.run import run, run_lines
 from polydev.settings import Settings
 
-SUITE = "bookworm"
+# Suites that a lab can have, and how people call them; the first one is what a lab gets unless
+# another one is asked for.
+SUITES: Mapping[str, str] = {"bookworm": "Debian 12", "trixie": "Debian 13"}
+DEFAULT_SUITE = next(iter(SUITES))
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PACKAGES = (
     *("ca-certificates", "dbus", "debian-archive-keyring", "iproute2", "iputils-ping", "kmod"),
@@ -50,23 +53,35 @@ rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/machine-id" "$1/etc/resolv.conf" "$1/etc/h
 """
 
 
-def ready_root(settings: Settings, steps: Steps) -> Path:
-    """The tree, made now if it is not there yet. Raises LabError."""
-    sources = package_sources(
-        run(["apt-get", "indextargets", "--format", INDEX_FIELDS, "Created-By: Packages"]).stdout
-    )
+def checked_suite(suite: str) -> str:
+    """`suite`, if a lab can have it. Raises ConfigError."""
+    if suite not in SUITES:
+        raise ConfigError(
+            f"a lab cannot have the suite {suite!r}",
+            "choose one: " + ", ".join(f"{name} ({called})" for name, called in SUITES.items()),
+        )
+    return suite
+
+
+def ready_root(suite: str, settings: Settings, steps: Steps) -> Path:
+    """The tree of a suite, made now if it is not there yet. Raises LabError."""
+    targets = ["apt-get", "indextargets", "--format", INDEX_FIELDS, "Created-By: Packages"]
+    sources = package_sources(suite, run(targets).stdout)
     folder = settings.cache.absolute() / "lab"
-    root = folder / root_id(sources)
+    root = folder / root_id(suite, sources)
     if root.is_dir():
         return root
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "root.lock").open("w") as lock, steps.step("lab's root filesystem") as step:
+    with (
+        (folder / "root.lock").open("w") as lock,
+        steps.step(f"lab's root filesystem, {suite}") as step,
+    ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.is_dir():
             building = folder / "building"
             shutil.rmtree(building, ignore_errors=True)
             try:
-                _make(building, sources, step.say)
+                _make(building, suite, sources, step.say)
                 building.rename(root)
             except BaseException:
                 shutil.rmtree(building, ignore_errors=True)
@@ -74,31 +89,44 @@ def ready_root(settings: Settings, steps: Steps) -> Path:
     return root
 
 
-def root_id(sources: Sequence[str]) -> str:
-    """Name of the tree that these package sources and this file give."""
-    inputs = [SUITE, PACKAGES, dict(FILES), sorted(PRIVATE), _FINISH, list(sources)]
+def root_id(suite: str, sources: Sequence[str]) -> str:
+    """Name of the tree that this suite, these package sources and this file give."""
+    inputs = [suite, PACKAGES, dict(FILES), sorted(PRIVATE), _FINISH, list(sources)]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 INDEX_FIELDS = "$(SITE)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
+POCKETS = ("", "-updates", "-security")
 
 
-def package_sources(targets: str) -> list[str]:
-    """apt source lines of Debian's own archives, from the targets that apt knows.
+def package_sources(suite: str, targets: str) -> list[str]:
+    """apt source lines of Debian's own archives for a suite, from the targets that apt knows.
 
-    None, where this machine's apt does not know the suite: mmdebstrap then takes its own.
+    Where this machine's apt does not know the suite, its mirrors of another suite are taken. None,
+    where it knows no suite of a lab: mmdebstrap then takes its own.
     """
-    wanted = {SUITE, f"{SUITE}-updates", f"{SUITE}-security"}
-    lines = set()
+    for known in (suite, *SUITES):
+        lines = {
+            f"deb [signed-by={KEYRING}] {site} {suite}{pocket} main"
+            for site, pocket in _mirrors(known, targets)
+        }
+        if lines:
+            return sorted(lines)
+    return []
+
+
+def _mirrors(suite: str, targets: str) -> Iterator[tuple[str, str]]:
+    """Each site of a suite, with what follows the suite's name there."""
     for target in targets.splitlines():
         site, release, component, origin = target.split("|")
+        pocket = release.removeprefix(suite)
         # Before the first `apt-get update` apt does not know the origin and echoes the field.
-        if release in wanted and component == "main" and origin in ("Debian", "$(ORIGIN)", ""):
-            lines.add(f"deb [signed-by={KEYRING}] {site} {release} main")
-    return sorted(lines)
+        of_debian = component == "main" and origin in ("Debian", "$(ORIGIN)", "")
+        if of_debian and release == suite + pocket and pocket in POCKETS:
+            yield site, pocket
 
 
-def mmdebstrap_argv(target: Path, sources: Sequence[str]) -> list[str]:
+def mmdebstrap_argv(target: Path, suite: str, sources: Sequence[str]) -> list[str]:
     """Makes the tree in namespaces of its own, so that killing it leaves no mount."""
     return [
         *("setpriv", "--pdeathsig", "KILL"),
@@ -107,20 +135,27 @@ def mmdebstrap_argv(target: Path, sources: Sequence[str]) -> list[str]:
         f"--keyring={KEYRING}",
         f"--include={','.join(PACKAGES)}",
         f"--customize-hook={_FINISH}",
-        *(SUITE, str(target), *sources),
+        *(suite, str(target), *sources),
     ]
 
 
-def _make(target: Path, sources: Sequence[str], say: Callable[[str], None]) -> None:
+def _make(target: Path, suite: str, sources: Sequence[str], say: Callable[[str], None]) -> None:
     try:
-        run_lines(mmdebstrap_argv(target, sources), say)
+        run_lines(mmdebstrap_argv(target, suite, sources), say)
     except CommandError as error:
         raise LabError(
-            f"the lab's root filesystem could not be made: {error.stderr_tail or error.message}",
-            "check this machine's network and apt configuration (apt-get update), then run the "
-            "same command again",
+            f"the root filesystem of a lab with {SUITES[suite]} ({suite}) could not be made: "
+            f"{error.stderr_tail or error.message}",
+            f"check that this machine's apt works (apt-get update) and that its mirror has {suite}"
+            f" ({', '.join(_places(sources)) or 'the usual one'}); then run the same command again",
         ) from error
     for path, content in FILES.items():
         file = target / path
         file.write_text(content)
         file.chmod(0o440 if path in PRIVATE else 0o644)
+
+
+def _places(sources: Sequence[str]) -> list[str]:
+    """Where apt looks for the suites of source lines."""
+    words = [line.split() for line in sources]
+    return [f"{site.rstrip('/')}/dists/{release}" for _, _, site, release, _ in words]
