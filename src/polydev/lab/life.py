@@ -41,26 +41,20 @@ def up(name: str, settings: Settings, steps: Steps, suite: str | None = None) ->
     """
     wanted = None if suite is None else checked_suite(suite)
     folder = lab_folder(name, settings)
-    _check_programs()
     with _lab_lock(folder):
         made = read_lab(folder)
-        if made is not None and wanted is not None and wanted != made.suite:
-            raise ConfigError(
-                f"lab {name} has {SUITES[made.suite]}, not {SUITES[wanted]}",
-                f"choose another name, or make it anew, without its files: ./inv lab.down --name "
-                f"{name}, then ./inv lab.up --name {name} --suite {wanted}",
-            )
+        if made is not None and wanted is not None and made.suite != wanted:
+            raise _another_suite(made, wanted)
+        _check_programs()
         if made is not None and made.running():
             _wait_login(made)
             return made
         if made is not None:
             return _boot(name, lambda: made, settings, steps)
-        new_suite = wanted or DEFAULT_SUITE
-        root = ready_root(new_suite, settings, steps)
+        chosen = wanted or DEFAULT_SUITE
+        root = ready_root(chosen, settings, steps)
         try:
-            return _boot(
-                name, lambda: _make(name, folder, settings, new_suite, root), settings, steps
-            )
+            return _boot(name, lambda: _make(folder, settings, chosen, root), settings, steps)
         except BaseException:
             _remove(folder, settings)
             raise
@@ -137,19 +131,14 @@ def _stop(lab: Lab) -> None:
         power_off(lab, POWER_OFF_SECONDS)
 
 
-def _make(name: str, folder: Path, settings: Settings, suite: str, root: Path) -> Lab:
+def _make(folder: Path, settings: Settings, suite: str, root: Path) -> Lab:
     """A lab's folder and files, with addresses of its own; nothing runs yet."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
-    gateway, address = allot([*recorded, *networks_in_use()])
+    gateway, address = map(str, allot([*recorded, *networks_in_use()]))
     lab = Lab(
-        name=name,
-        folder=folder,
-        suite=suite,
-        root=root,
-        address=str(address),
-        gateway=str(gateway),
+        name=folder.name, folder=folder, suite=suite, root=root, address=address, gateway=gateway
     )
     lab.upper.mkdir(mode=0o755)
     write_lab_files(lab)
@@ -256,6 +245,14 @@ def _collect_packages(lab: Lab, settings: Settings) -> None:
     shared = _shared_packages(settings)
     shared.mkdir(parents=True, exist_ok=True)
     share_packages(lab.upper / ARCHIVES, shared)
+
+
+def _another_suite(lab: Lab, wanted: str) -> ConfigError:
+    return ConfigError(
+        f"lab {lab.name} has {SUITES.get(lab.suite, lab.suite)}, not {SUITES[wanted]}",
+        f"choose another name, or make it anew, without its files: ./inv lab.down --name {lab.name}"
+        f", then ./inv lab.up --name {lab.name} --suite {wanted}",
+    )
 
 
 def _check_programs() -> None:
