@@ -164,9 +164,12 @@ class RawViewer:
 
 @asynccontextmanager
 async def raw_viewer(
-    screens: Screens, session_id: str, *headers: str, caller: str = "user"
+    screens: Screens, session_id: str, *headers: str, caller: str = "user", after: bytes = b""
 ) -> AsyncIterator[RawViewer]:
-    """Upgraded, and with small buffers, so that a slow one is felt soon."""
+    """Upgraded, and with small buffers, so that a slow one is felt soon.
+
+    `after` follows the request for the upgrade, without waiting for its answer.
+    """
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     made.setblocking(False)
@@ -178,6 +181,7 @@ async def raw_viewer(
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
     lines += [f"Authorization: Bearer {screens.tokens[caller]}", *headers]
     writer.write("\r\n".join([*lines, "", ""]).encode())
+    writer.write(after)
     try:
         answer = await reader.readuntil(b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 101 "), answer

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from polydev.controller.api import events
@@ -338,6 +339,37 @@ def test_a_console_that_the_vm_replaces_while_it_is_followed(tmp_path: Path) -> 
             assert "root:" not in rest
 
     run(tmp_path, scenario)
+
+
+def test_clients_that_leave_cost_the_database_no_connection(tmp_path: Path) -> None:
+    lost: list[object] = []
+
+    async def scenario(host: FakeHost) -> None:
+        host.hypervisor.next.append(SlowVm)
+        changes: dict[str, Any] = {"rate": {"streams": 100, "burst": 10_000}}
+        async with controller(host, **changes) as asked:
+            session = await asked.start()
+            pool = asked.server.services.database.engine.sync_engine.pool
+            sa.event.listen(pool, "invalidate", lambda *words: lost.append(words))
+            paths = (session["links"]["events"], f"/api/vm/{session['vmId']}/console?follow=true")
+
+            async def leaves(number: int) -> None:
+                url = asked.http.base_url
+                reader, writer = await asyncio.open_connection(url.host, url.port)
+                words = f"GET {paths[number % 2]} HTTP/1.1\r\nHost: x\r\n"
+                token = asked.user["Authorization"]
+                writer.write(f"{words}Authorization: {token}\r\n\r\n".encode())
+                if number % 3:  # else before there is an answer
+                    await reader.readline()
+                await asyncio.sleep(number % 20 / 1000)
+                writer.transport.abort()
+
+            for _ in range(3):
+                await asyncio.gather(*(leaves(number) for number in range(60)))
+            assert (await asked.get(session["links"]["self"]))["id"] == session["id"]
+
+    run(tmp_path, scenario)
+    assert lost == []
 
 
 def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:

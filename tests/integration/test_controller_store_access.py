@@ -174,7 +174,7 @@ async def test_who_has_privileges_is_named(supabase: str, grant: str, said: str)
     assert await exposed(supabase) == {"anon": said}
     database = Database(create_engine(supabase))
     try:
-        found = await Health(database.engine, Path("/nowhere"), None, 0.0).database()
+        found = await Health(database, Path("/nowhere"), None, 0.0).database()
     finally:
         await database.close()
     assert found.status == "degraded"

@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from polydev.controller import services
 from polydev.controller.api import novnc
-from polydev.controller.api.permits import Permits
+from polydev.controller.api.permits import ANOTHERS, Permits
 from polydev.controller.app import create_app
 from polydev.controller.model import Session, now
 from polydev.controller.relay import seats
@@ -30,9 +30,11 @@ from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.seats import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
+from tests.api import JWT_SECRET, token_of
 from tests.driving import Clock, until
 from tests.relays import (
     HEIGHT,
+    PATIENCE_SECONDS,
     WIDTH,
     Screens,
     closing_of,
@@ -300,6 +302,49 @@ def test_a_viewer_goes_soon_after_its_token_was_revoked(
     run(scenario)
 
 
+def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "Permits", partial(Permits, look_seconds=0.05))
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        own = await made.session(user="operator")
+        made.tokens["JWT"] = token_of(made.users["operator"])
+        url = f"http://127.0.0.1:{made.port}"
+        async with AsyncExitStack() as open_ones:
+            viewers = [
+                await open_ones.enter_async_context(made.connect(session.id, caller))
+                for caller in ("operator", "JWT")
+            ]
+            kept = await open_ones.enter_async_context(made.connect(own.id, "JWT"))
+            for each in (*viewers, kept):
+                assert await each.recv() == RFB_GREETING
+            http = await open_ones.enter_async_context(
+                httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_SECONDS)
+            )
+            paths = (
+                f"/api/auth/session/{session.id}/events",
+                f"/api/vm/{session.vm_id}/console?follow=true",
+            )
+            streams = []
+            for path in paths:
+                for caller in ("operator", "JWT"):
+                    token = {"Authorization": f"Bearer {made.tokens[caller]}"}
+                    asked = http.stream("GET", path, headers=token)
+                    streams.append(await open_ones.enter_async_context(asked))
+            assert [each.status_code for each in streams] == [200] * 4
+            await made.services.users.set_role(made.users["operator"], "user")
+            for each in viewers:
+                assert await closing_of(each) == (4403, ANOTHERS)
+            ends = [(await each.aread()).decode() for each in streams]
+            assert all("event: over" in text and ANOTHERS in text for text in ends[:2])
+            await kept.send(b"still here")
+            assert await kept.recv() == b"still here"
+
+    play(tmp_path, scenario, jwt_secret=JWT_SECRET)
+
+
 def test_a_vm_that_goes_with_its_session_is_told_as_that(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -402,6 +447,49 @@ def test_a_viewer_that_breaks_the_rules_is_told_which(run: Run, frames: bytes, c
             kind, said = await viewer.frame()
             assert (kind, int.from_bytes(said[:2], "big")) == (CLOSE, code)
             assert said[2:]
+
+    run(scenario)
+
+
+EMPTY = b"\x82\x80\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "frame", [EMPTY, b"\x89\x80\0\0\0\0", b"\x8a\x80\0\0\0\0"], ids=["data", "ping", "pong"]
+)
+def test_a_viewer_that_sends_frames_without_end_is_closed(run: Run, frame: bytes) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with raw_viewer(made, session.id) as viewer:
+            assert await viewer.frame() == (BINARY, RFB_GREETING)
+            viewer.writer.write(frame * 500_000)
+            kind = said = None
+            while kind != CLOSE:
+                kind, said = await viewer.frame()
+            assert said
+            assert int.from_bytes(said[:2], "big") == 1008
+        # The user has a budget, and not the connection; others have their own.
+        async with raw_viewer(made, session.id) as viewer:
+            viewer.writer.write(frame)
+            while (kind := (await viewer.frame())[0]) not in (CLOSE, PONG):
+                pass
+        async with made.connect(session.id, "operator") as other:
+            assert await other.recv() == RFB_GREETING
+            await other.send(b"still here")
+            assert await other.recv() == b"still here"
+
+    run(scenario)
+
+
+def test_many_frames_of_a_viewer_before_it_is_let_in_are_not_read(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            async with raw_viewer(made, session.id, after=EMPTY * 100_000) as viewer:
+                while (await viewer.frame())[0] != CLOSE:
+                    pass
+        async with made.connect(session.id, "operator") as other:
+            assert await other.recv() == RFB_GREETING
 
     run(scenario)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+from typing import cast
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from polydev.controller.api import console
-from polydev.controller.api.console import follow, tail
+from polydev.controller.api.console import Consoles, tail
 from polydev.controller.machines.console import added_since
+from polydev.controller.store.vms import Vms
+from polydev.errors import VmError
 
 
 @pytest.fixture
@@ -44,46 +49,159 @@ def test_a_line_without_end_is_cut(file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (len(text), text[-3:], end) == (1000, b"end", 200_003)
 
 
+class SomeVms:
+    """VMs of which some are over. Each question first has the guest write what comes next; `half`
+    is set once there were more than ten.
+    """
+
+    def __init__(self, file: Path, *writes: bytes) -> None:
+        self.file = file
+        self.writes = list(writes)
+        self.asked: list[set[str]] = []
+        self.failure: Exception | None = None
+        self.half = asyncio.Event()
+
+    async def over_of(self, ids: Collection[str]) -> set[str]:
+        self.asked.append(set(ids))
+        if len(self.asked) > 10:
+            self.half.set()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if self.writes:
+            with self.file.open("ab") as opened:
+                opened.write(self.writes.pop(0))
+        return set() if self.writes else set(ids)
+
+
+def consoles_of(vms: SomeVms) -> Consoles:
+    return Consoles(cast(Vms, vms), every_seconds=0)
+
+
+async def all_of(consoles: Consoles, file: Path, lines: int = 10, vm_id: str = "vm") -> bytes:
+    parts = consoles.follow(vm_id, file, lines, lambda: False)
+    return b"".join([part async for part in parts])
+
+
+@pytest.mark.parametrize("block_bytes", [4, 1 << 16])
 def test_follows_until_it_is_over_and_loses_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(console, "BLOCK_BYTES", block_bytes)
+    file.write_bytes(b"zero\n")
+    vms = SomeVms(file, b"", b"first\n", b"second\n", b"the last words\n")
+    said = asyncio.run(all_of(consoles_of(vms), file))
+    assert said == b"zero\nfirst\nsecond\nthe last words\n"
+
+
+def test_any_number_of_followers_costs_one_look(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "FOLLOW_SECONDS", 0)
-    monkeypatch.setattr(console, "BLOCK_BYTES", 4)
+    reads: list[Path] = []
 
-    async def scenario() -> bytes:
-        writes = iter([b"", b"first\n", b"second\n", b"the last words\n"])
+    def counted(path: Path, offset: int, most: int) -> tuple[bytes, int]:
+        reads.append(path)
+        return added_since(path, offset, most)
 
-        async def over() -> bool:
-            more = next(writes, None)
-            if more:
-                with file.open("ab") as opened:
-                    opened.write(more)
-            return more is None
-
-        text = b""
-        async for part in follow(file, 10, over, asyncio.Event()):
-            text += part
-        return text
-
-    file.write_bytes(b"zero\n")
-    assert asyncio.run(scenario()) == b"zero\nfirst\nsecond\nthe last words\n"
-
-
-async def _next(parts: AsyncIterator[bytes]) -> bytes:
-    return await parts.__anext__()
-
-
-def test_ends_when_the_service_does(file: Path) -> None:
-    async def never() -> bool:
-        return False
+    monkeypatch.setattr(console, "added_since", counted)
+    vms = SomeVms(file, *[b"a line\n"] * 20)
 
     async def scenario() -> None:
-        ending = asyncio.Event()
-        followed = follow(file, 10, never, ending)
-        waiting = asyncio.create_task(_next(followed))
-        await asyncio.sleep(0)
-        ending.set()
-        with pytest.raises(StopAsyncIteration):
-            await waiting
+        consoles = consoles_of(vms)
+        others = file.parent / "other"
+        said = await asyncio.gather(
+            *(all_of(consoles, file) for _ in range(40)),
+            *(all_of(consoles, others, vm_id="other") for _ in range(40)),
+        )
+        assert set(said) == {b"a line\n" * 20, b""}
 
     asyncio.run(scenario())
+    assert len(vms.asked) <= 21
+    assert vms.asked[-1] == {"vm", "other"}
+    assert len(reads) <= 2 * len(vms.asked)
+
+
+def test_one_who_comes_later_and_one_who_reads_slowly_miss_nothing(file: Path) -> None:
+    lines = [b"line %d\n" % number for number in range(30)]
+    vms = SomeVms(file, *lines)
+
+    async def scenario() -> None:
+        consoles = consoles_of(vms)
+        slow = consoles.follow("vm", file, 100, lambda: False)
+        said = await anext(slow)
+        quick = asyncio.create_task(all_of(consoles, file, 100))
+        await asyncio.wait_for(vms.half.wait(), 60)
+        late = asyncio.create_task(all_of(consoles, file, 100))
+        assert await quick == await late == b"".join(lines)
+        async for part in slow:
+            said += part
+        assert said == b"".join(lines)
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_was_begun_anew_is_read_from_its_beginning(file: Path) -> None:
+    class Anew(SomeVms):
+        async def over_of(self, ids: Collection[str]) -> set[str]:
+            if len(self.writes) == 1:
+                os.truncate(file, 0)
+            return await super().over_of(ids)
+
+    file.write_bytes(b"a long line of the first boot\n")
+    vms = Anew(file, b"more\n", b"second boot\n")
+    said = asyncio.run(all_of(consoles_of(vms), file))
+    assert said == b"a long line of the first boot\nmore\nsecond boot\n"
+
+
+@pytest.mark.parametrize("failure", [OperationalError("SELECT", {}, Exception()), ValueError("x")])
+def test_a_question_that_fails_ends_nothing(file: Path, failure: Exception) -> None:
+    vms = SomeVms(file, b"first\n", b"second\n")
+    vms.failure = failure
+    assert asyncio.run(all_of(consoles_of(vms), file)) == b"first\nsecond\n"
+
+
+def put_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+
+
+def test_a_file_that_was_replaced_ends_it_with_a_reason(file: Path) -> None:
+    class Replaced(SomeVms):
+        async def over_of(self, ids: Collection[str]) -> set[str]:
+            put_link(file)
+            return set()
+
+    file.write_bytes(b"one\n")
+
+    async def scenario() -> None:
+        consoles = consoles_of(Replaced(file))
+        parts = consoles.follow("vm", file, 10, lambda: False)
+        assert await anext(parts) == b"one\n"
+        with pytest.raises(VmError, match="symbolic link"):
+            await anext(parts)
+
+    asyncio.run(scenario())
+
+
+def test_ends_when_it_is_told_to_and_nobody_looks_on(file: Path) -> None:
+    async def scenario() -> None:
+        over = asyncio.Event()
+        consoles = consoles_of(SomeVms(file, *[b""] * 1000))
+        following = [
+            asyncio.create_task(_rest(consoles.follow("vm", file, 10, over.is_set)))
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0.01)
+        assert not any(each.done() for each in following)
+        over.set()
+        consoles.ring()
+        assert await asyncio.gather(*following) == [b""] * 3
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
+
+    asyncio.run(scenario())
+
+
+async def _rest(parts: AsyncIterator[bytes]) -> bytes:
+    return b"".join([part async for part in parts])

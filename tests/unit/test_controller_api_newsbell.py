@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from sqlalchemy.exc import OperationalError
 
 from polydev.controller.api.newsbell import NewsBell
@@ -15,16 +16,16 @@ class Latest:
     def __init__(self) -> None:
         self.number = 0
         self.asked = 0
-        self.fails = False
+        self.failure: Exception | None = None
         self.often = asyncio.Event()
 
     async def __call__(self) -> int:
         self.asked += 1
         if self.asked >= 5:
             self.often.set()
-        if self.fails:
-            self.fails = False
-            raise OperationalError("SELECT", {}, Exception("gone"))
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
         return self.number
 
 
@@ -63,10 +64,13 @@ def test_asks_only_while_somebody_listens_and_once_for_all() -> None:
     asyncio.run(scenario())
 
 
-def test_goes_on_after_the_database_was_away() -> None:
+@pytest.mark.parametrize(
+    "failure", [OperationalError("SELECT", {}, Exception("gone")), ValueError("a bug"), OSError()]
+)
+def test_goes_on_after_whatever_failed(failure: Exception) -> None:
     async def scenario() -> None:
         latest = Latest()
-        latest.fails = True
+        latest.failure = failure
         bell = NewsBell(latest, 0)
         async with bell.listening():
             await heard(bell)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import cast
 
+import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.api.permits import EXPIRED, REVOKED, Permits
+from polydev.controller.api.permits import ANOTHERS, EXPIRED, REVOKED, Permits
 from polydev.controller.model import Caller
-from polydev.controller.store.users import Tokens
+from polydev.controller.store.users import Tokens, Users
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PATIENCE_SECONDS = 60
@@ -35,15 +37,34 @@ class SomeTokens:
         return set(ids) - self.revoked
 
 
+class SomeUsers:
+    """Users of which some are operators."""
+
+    def __init__(self) -> None:
+        self.operators = {"olga"}
+        self.asked: list[set[str]] = []
+
+    async def who_see_all(self, ids: Collection[str]) -> set[str]:
+        self.asked.append(set(ids))
+        return set(ids) & self.operators
+
+
 def caller(token_id: str | None = None, seconds: float | None = None) -> Caller:
     expires_at = None if seconds is None else START + timedelta(seconds=seconds)
     return Caller("ada", "user", "token", expires_at, token_id)
 
 
-def play(scenario: Callable[[Permits, SomeTokens], Awaitable[None]]) -> None:
+def play(
+    scenario: Callable[[Permits, SomeTokens], Awaitable[None]], users: SomeUsers | None = None
+) -> None:
     async def run() -> None:
         tokens = SomeTokens()
-        permits = Permits(cast(Tokens, tokens), look_seconds=0.001, clock=lambda: START)
+        permits = Permits(
+            cast(Tokens, tokens),
+            cast(Users, users or SomeUsers()),
+            look_seconds=0.001,
+            clock=lambda: START,
+        )
         await asyncio.wait_for(asyncio.ensure_future(scenario(permits, tokens)), PATIENCE_SECONDS)
         assert len(asyncio.all_tasks()) == 1  # nobody looks on for those who have gone
 
@@ -92,3 +113,25 @@ def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
             assert await over == REVOKED
 
     play(scenario)
+
+
+@pytest.mark.parametrize("token_id", ["one", None])
+def test_an_operator_without_the_role_may_follow_nothing_of_others(token_id: str | None) -> None:
+    users = SomeUsers()
+
+    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+        olga = replace(caller(token_id), user_id="olga")
+        with (
+            permits.lasting(olga, "ada") as over,
+            permits.lasting(olga, "olga") as own,
+            permits.lasting(caller(), "ada") as others_own,
+        ):
+            await asyncio.sleep(0.01)
+            assert not over.done()
+            users.operators.clear()
+            assert await over == ANOTHERS
+            assert not own.done()
+            assert not others_own.done()
+        assert users.asked[0] == {"olga"}  # of what is the caller's own nothing is asked
+
+    play(scenario, users)

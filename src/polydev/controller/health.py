@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 import polydev
 from polydev.controller.api.answers import Answer
 from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
+from polydev.controller.store import transactions
 from polydev.controller.store.access import exposed_to
 
 DATABASE_TIMEOUT_SECONDS = 5
@@ -58,7 +58,7 @@ class HealthReport(Answer):
 class Health:
     """Asks the components; remembers if the database was ever at this code's revision."""
 
-    engine: AsyncEngine
+    store: transactions.Database
     image_store: Path
     release: str | None
     started: float
@@ -83,7 +83,8 @@ class Health:
 
     async def database(self) -> Database:
         try:
-            revision, roles = await asyncio.wait_for(self._look(), DATABASE_TIMEOUT_SECONDS)
+            looking = self.store.uninterrupted(self._look())
+            revision, roles = await asyncio.wait_for(looking, DATABASE_TIMEOUT_SECONDS)
         except asyncio.TimeoutError:
             return Database(
                 status="unhealthy", detail=f"no answer within {DATABASE_TIMEOUT_SECONDS} s"
@@ -97,8 +98,8 @@ class Health:
 
     async def _look(self) -> tuple[str | None, list[str]]:
         """The revision, and which roles beside the owner may use the tables."""
-        revision = await schema_revision(self.engine)
-        async with self.engine.connect() as connection:
+        revision = await schema_revision(self.store.engine)
+        async with self.store.reading() as connection:
             return revision, list(await exposed_to(connection))
 
 

@@ -17,6 +17,8 @@ from polydev.vm.stages import Stage
 Role = Literal["admin", "operator", "user"]
 Provider = Literal["claude", "codex", "gemini"]
 Severity = Literal["warning", "critical"]
+SEE_ALL: tuple[Role, ...] = ("admin", "operator")
+"""Roles that may see and end what is other users'."""
 
 
 def now() -> datetime:
@@ -52,7 +54,7 @@ class Caller:
 
     @property
     def sees_all(self) -> bool:
-        return self.role in ("admin", "operator")
+        return self.role in SEE_ALL
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from polydev.controller.api.console import Consoles
 from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import Keys
 from polydev.controller.api.limits import Buckets
@@ -41,7 +42,8 @@ class Services:
 
     requests, starts   how often each caller may ask, and start sessions
     streams            how many of them each user may read at once
-    permits            end what lasts when its caller's token is over
+    permits            end what lasts when its caller has no right to it any more
+    consoles           of VMs that somebody follows
     news               rings when any session has news
     ending             set as soon as the service is told to end: streams let go of their clients
     """
@@ -66,6 +68,7 @@ class Services:
     starts: Buckets
     streams: Streams
     permits: Permits
+    consoles: Consoles
     news: NewsBell
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,6 +81,7 @@ class Services:
         """Give up the lead, and let those go who follow something. VMs run on."""
         self.ending.set()
         self.news.ring()
+        self.consoles.ring()
         await self.background.end()
 
     async def close(self) -> None:
@@ -123,12 +127,13 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         agent=agent,
         sampler=sampler,
         identity=_identity(settings, users, tokens),
-        health=Health(database.engine, settings.image_store, release, started),
+        health=Health(database, settings.image_store, release, started),
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
         streams=Streams(rate.streams),
-        permits=Permits(tokens),
+        permits=Permits(tokens, users),
+        consoles=Consoles(vms),
         news=NewsBell(sessions.latest_news_number),
         background=Background(_works(settings, database, driver, sampler)),
     )
@@ -155,7 +160,8 @@ def _works(
     settings: Settings, database: Database, driver: Driver | None, sampler: Sampler
 ) -> dict[str, Work]:
     async def declare_slots() -> None:
-        await sync_slots(database, settings.slots, settings.vm_network)
+        declared = sync_slots(database, settings.slots, settings.vm_network)
+        await database.uninterrupted(declared)
 
     # Slots apart: they may have to wait for VMs, which the driver ends.
     works: dict[str, Work] = {"slots": declare_slots, "sampler": sampler.run}

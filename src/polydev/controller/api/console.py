@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from polydev.controller.machines.console import added_since
+from polydev.controller.machines.console import LAST_BYTES, MAX_BACKLOG_BYTES, added_since
+from polydev.controller.store.vms import Vms
+from polydev.controller.watching import Watch
+from polydev.errors import VmError
 from polydev.vm.files import opened
 
 BLOCK_BYTES = 64 * 1024
@@ -36,29 +41,138 @@ def tail(file: Path, lines: int) -> tuple[bytes, int]:
     return b"".join(kept)[-MOST_TAIL_BYTES:], end
 
 
-async def follow(
-    file: Path, lines: int, over: Callable[[], Awaitable[bool]], ending: asyncio.Event
-) -> AsyncIterator[bytes]:
-    """The last lines and then what is added, until `over` says that no more comes.
+class Feed:
+    """What one VM's console has got since somebody follows it, up to the offset `end`.
 
-    Raises VmError for a file that must not be read.
+    data      the latest part of that; what is before it is read from the file
+    begun     how often the file was begun anew
+    changed   set by the next change
     """
-    text, offset = await asyncio.to_thread(tail, file, lines)
-    if text:
-        yield text
-    while not ending.is_set():
-        last = await over()
-        added, offset = await asyncio.to_thread(added_since, file, offset, BLOCK_BYTES)
-        if added:
-            yield added
-        elif last:
-            return
-        else:
-            await _pause(ending)
+
+    def __init__(self, file: Path, end: int) -> None:
+        self.file = file
+        self.end = end
+        self.data = b""
+        self.begun = 0
+        self.failure: VmError | None = None
+        self.is_over = False
+        self.changed = asyncio.Event()
+        self.followers = 0
+
+    def ring(self) -> None:
+        rung, self.changed = self.changed, asyncio.Event()
+        rung.set()
+
+    def note(self, found: Added, *, is_over: bool) -> None:
+        """Keep what was added; tell the followers if anything has changed."""
+        has_changed = is_over != self.is_over
+        self.is_over = is_over
+        if isinstance(found, VmError):
+            self.failure, has_changed = found, True
+        elif found[0]:
+            self.data, end = found
+            if end - len(self.data) < self.end:
+                self.begun += 1
+            self.end, has_changed = end, True
+        if has_changed:
+            self.ring()
+
+    async def part(self, offset: int) -> bytes:
+        """Some of what is between that offset and the end; nothing where that is not there."""
+        start = self.end - len(self.data)
+        if offset >= start:
+            return self.data[offset - start :][:BLOCK_BYTES]
+        most = min(BLOCK_BYTES, self.end - offset)
+        return await asyncio.to_thread(_read, self.file, offset, most)
 
 
-async def _pause(ending: asyncio.Event) -> None:
+class Consoles:
+    """The consoles that are followed: one look at their files, and one question, for all."""
+
+    def __init__(self, vms: Vms, every_seconds: float = FOLLOW_SECONDS) -> None:
+        self._vms = vms
+        self._feeds: dict[str, Feed] = {}
+        self._watch = Watch("consoles", self._look, partial(asyncio.sleep, every_seconds))
+
+    def ring(self) -> None:
+        """Have every follower look whether it is to end."""
+        for feed in self._feeds.values():
+            feed.ring()
+
+    async def follow(
+        self, vm_id: str, file: Path, lines: int, is_to_end: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        """The last lines and then what is added, until the VM is over or the follower is to end.
+
+        After a change of the latter, `ring`. Raises VmError for a file that must not be read.
+        """
+        text, offset = await asyncio.to_thread(tail, file, lines)
+        if text:
+            yield text
+        with self._feed(vm_id, file, offset) as feed:
+            begun = feed.begun
+            while not is_to_end():
+                changed = feed.changed
+                if feed.failure is not None:
+                    raise feed.failure
+                if feed.begun != begun:
+                    begun, offset = feed.begun, 0
+                if feed.end - offset > MAX_BACKLOG_BYTES:  # it reads too slowly
+                    offset = feed.end - LAST_BYTES
+                if offset < feed.end:
+                    part = await feed.part(offset)
+                    offset = offset + len(part) if part else feed.end
+                    if part and not is_to_end():
+                        yield part
+                elif feed.is_over:
+                    return
+                else:
+                    await changed.wait()
+
+    @contextmanager
+    def _feed(self, vm_id: str, file: Path, end: int) -> Iterator[Feed]:
+        feed = self._feeds.setdefault(vm_id, Feed(file, end))
+        feed.followers += 1
+        try:
+            with self._watch.needed():
+                yield feed
+        finally:
+            feed.followers -= 1
+            if not feed.followers and self._feeds.get(vm_id) is feed:
+                del self._feeds[vm_id]
+
+    async def _look(self) -> None:
+        feeds = dict(self._feeds)
+        over: set[str] = set()
+        try:
+            over = await self._vms.over_of(set(feeds))
+        finally:
+            places = [(feed.file, feed.end) for feed in feeds.values()]
+            found = await asyncio.to_thread(_added, places)
+            for (vm_id, feed), added in zip(feeds.items(), found, strict=True):
+                feed.note(added, is_over=vm_id in over)
+                if feed.is_over or feed.failure is not None:
+                    self._feeds.pop(vm_id, None)  # whoever follows from now on begins anew
+
+
+Added = tuple[bytes, int] | VmError
+
+
+def _added(places: Iterable[tuple[Path, int]]) -> list[Added]:
+    """What was added to each file after an offset, or why it must not be read."""
+    return [_added_to(file, offset) for file, offset in places]
+
+
+def _added_to(file: Path, offset: int) -> Added:
     try:
-        await asyncio.wait_for(ending.wait(), FOLLOW_SECONDS)
-    except asyncio.TimeoutError:
-        return
+        return added_since(file, offset, MAX_BACKLOG_BYTES)
+    except VmError as error:
+        return error
+
+
+def _read(file: Path, offset: int, most: int) -> bytes:
+    try:
+        with opened(file) as descriptor:
+            return os.pread(descriptor, most, offset)
+    except FileNotFoundError:
+        return b""

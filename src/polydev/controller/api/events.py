@@ -66,17 +66,18 @@ def routes(services: Services) -> APIRouter:
         if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
             return Response(status_code=204)  # tells an EventSource not to come again
         services.streams.check(caller.user_id)
-        text = stream(services, caller, session.id, last_event_id)
+        text = stream(services, caller, session.id, last_event_id, session.user_id)
         return StreamingResponse(text, media_type=MEDIA_TYPE)
 
     return router
 
 
 async def stream(
-    services: Services, caller: Caller, session_id: str, after: int
+    services: Services, caller: Caller, session_id: str, after: int, owner_id: str | None = None
 ) -> AsyncGenerator[str, None]:
-    """News after that number, until the session, the caller's token or the service ends."""
-    with services.streams.reading(caller.user_id), services.permits.lasting(caller) as over:
+    """News after that number, until the session, the caller's right to it or the service ends."""
+    permit = services.permits.lasting(caller, owner_id)
+    with services.streams.reading(caller.user_id), permit as over:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
         async with services.news.listening():
             async for text in _news(services, session_id, after, over):

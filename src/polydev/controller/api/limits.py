@@ -42,12 +42,15 @@ class Buckets:
             wait = math.ceil((1 - left) / self.per_second)
             raise HTTPException(429, f"too many, wait {wait} s", {"Retry-After": str(wait)})
 
-    def take(self, caller: str) -> None:
-        """Count one. Raises HTTPException 429, and counts none, where there is none left."""
+    def take(self, caller: str, count: int = 1) -> None:
+        """Count so many. Raises HTTPException 429, and counts none, where there is none left.
+
+        More than are left may be taken at once; the next ones wait for these.
+        """
         self.look(caller)
         now = self._clock()
         bucket = self._buckets.pop(caller, None) or _Bucket(self.burst, now)
-        self._buckets[caller] = _Bucket(self._filled(bucket, now) - 1, now)
+        self._buckets[caller] = _Bucket(self._filled(bucket, now) - count, now)
         if len(self._buckets) > MOST_BUCKETS:
             del self._buckets[next(iter(self._buckets))]
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
-import structlog
-
-from polydev.controller.problems import DATABASE_ERRORS
-
-log = structlog.stdlib.get_logger(__name__)
+from polydev.controller.watching import Watch
 
 EVERY_SECONDS = 0.25
 
@@ -25,23 +22,16 @@ class NewsBell:
         self, latest: Callable[[], Awaitable[int]], every_seconds: float = EVERY_SECONDS
     ) -> None:
         self._latest = latest
-        self._every_seconds = every_seconds
         self._next = asyncio.Event()
-        self._listeners = 0
-        self._task: asyncio.Task[None] | None = None
+        self._known: int | None = None
+        self._watch = Watch("news", self._look, partial(asyncio.sleep, every_seconds))
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        self._listeners += 1
-        if self._task is None:
-            self._task = asyncio.create_task(self._watch())
-        try:
+        if not self._watch.is_needed:
+            self._known = None  # rings at once: there may be news since the listener read
+        with self._watch.needed():
             yield
-        finally:
-            self._listeners -= 1
-            if not self._listeners:
-                self._task.cancel()
-                self._task = None
 
     def next_ring(self) -> asyncio.Event:
         """Set by the next ring. Taken before the news are read, none can be missed."""
@@ -51,17 +41,8 @@ class NewsBell:
         rung, self._next = self._next, asyncio.Event()
         rung.set()
 
-    async def _watch(self) -> None:
-        known = -1  # rings at once: there may be news since the listener read
-        while True:
-            try:
-                # A question that is cancelled costs its connection, and cancelled twice, as at the
-                # end of the process, aiosqlite waits for ever.
-                latest = await asyncio.shield(self._latest())
-            except DATABASE_ERRORS as error:
-                log.warning("news not read", error=type(error).__name__)
-            else:
-                if latest != known:
-                    self.ring()
-                known = latest
-            await asyncio.sleep(self._every_seconds)
+    async def _look(self) -> None:
+        latest = await self._latest()
+        if latest != self._known:
+            self.ring()
+        self._known = latest

@@ -18,8 +18,10 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocket
 
+from polydev.controller.api.limits import Buckets
 from polydev.controller.api.permits import Over
 from polydev.controller.api.sessions import session_for
 from polydev.controller.model import Caller, Session, Vm
@@ -32,8 +34,8 @@ from polydev.controller.relay.closings import (
     Refused,
     closing_of,
     not_ready,
+    permit_over,
     session_over,
-    token_over,
 )
 from polydev.controller.relay.figures import RelayFigures
 from polydev.controller.relay.pump import Buffers, open_screen, relay
@@ -48,6 +50,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 SUBPROTOCOL = "binary"
 BOOTING = ("creating", "starting")
+# Of all viewers of one user. A mouse sends a thousand at most, one that was held up a few at once.
+FRAMES_PER_SECOND = 4000
+FRAMES_BURST = 8000
 
 T = TypeVar("T")
 
@@ -79,6 +84,7 @@ class Screens:
         self._figures = RelayFigures(services.metrics.registry, self._seats.viewers)
         self._buffers = Buffers()
         self._beat = Beat()
+        self._frames = Buckets(FRAMES_PER_SECOND, FRAMES_BURST)
 
     async def show(self, websocket: WebSocket, session_id: str) -> None:
         """From the upgrade to the end of the connection."""
@@ -108,12 +114,13 @@ class Screens:
     ) -> Admitted:
         """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
         caller = await self._caller(websocket)
-        over = left_behind.enter_context(self._services.permits.lasting(caller))
-        over.add_done_callback(partial(_let_go, viewer))
+        viewer.may_send = partial(self._may_send, caller.user_id)
         known = _uuid(session_id)
         # First the seat, then the question: so no end of the session can be missed.
         seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
         session = await session_for(self._services, caller, known)
+        permit = self._services.permits.lasting(caller, session.user_id)
+        left_behind.enter_context(permit).add_done_callback(partial(_let_go, viewer))
         vm = await self._services.vms.get(session.vm_id)
         _check_state(session, vm)
         self._seats.take(seat)
@@ -129,6 +136,13 @@ class Screens:
         )
         self._services.requests.take(caller.user_id)
         return caller
+
+    def _may_send(self, user_id: str, frames: int) -> bool:
+        try:
+            self._frames.take(user_id, frames)
+        except HTTPException:
+            return False
+        return True
 
     async def _refuse(self, viewer: Viewer, session_id: str, error: Exception) -> None:
         told = await self._explained(session_id, closing_of(error))
@@ -176,9 +190,9 @@ class Screens:
 
 
 def _let_go(viewer: Viewer, over: Over) -> None:
-    """Close a viewer whose token is over; one that has gone is left alone."""
+    """Close a viewer who may not look on; one that has gone is left alone."""
     if not over.cancelled():
-        viewer.end(token_over(over.result()))
+        viewer.end(permit_over(over.result()))
 
 
 def masked(address: str) -> str:

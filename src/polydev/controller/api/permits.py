@@ -1,7 +1,8 @@
-"""Streams and viewers outlast the request that let them in, but not the token that it had.
+"""Streams and viewers outlast the request that let them in, but not the right to it.
 
-When a token ends by itself is known from the beginning. That somebody revoked one is asked now
-and then, with one question for all that lasts.
+When a token ends by itself is known from the beginning. That somebody revoked one, or took the role
+from an operator who follows what is another user's, is asked now and then, with the same questions
+for all that lasts.
 """
 
 from __future__ import annotations
@@ -9,20 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import Context
 from datetime import datetime
-
-import structlog
+from functools import partial
 
 from polydev.controller.model import Caller, now
-from polydev.controller.problems import DATABASE_ERRORS
-from polydev.controller.store.users import Tokens
+from polydev.controller.store.users import Tokens, Users
+from polydev.controller.watching import Watch
 
-log = structlog.stdlib.get_logger(__name__)
-
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 5.0
 EXPIRED = "the token has expired"
 REVOKED = "the token was revoked"
+ANOTHERS = "the caller is no operator any more, and the session is another user's"
 
 Over = asyncio.Future[str]
 
@@ -31,62 +29,67 @@ class Permits:
     def __init__(
         self,
         tokens: Tokens,
+        users: Users,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._tokens = tokens
-        self._look_seconds = look_seconds
+        self._users = users
         self._clock = clock
-        self._revocable: dict[Over, str] = {}
-        self._watching: asyncio.Task[None] | None = None
+        self._tokens_of: dict[Over, str] = {}
+        self._operators_of: dict[Over, str] = {}
+        self._watch = Watch("permits", self._look, partial(asyncio.sleep, look_seconds))
 
     @contextmanager
-    def lasting(self, caller: Caller) -> Iterator[Over]:
-        """Done, with the reason, once the caller's token is over; cancelled at the end."""
+    def lasting(self, caller: Caller, owner_id: str | None = None) -> Iterator[Over]:
+        """Done, with the reason, once the caller may no longer follow what is the owner's.
+
+        Without an owner it is the caller's own. Cancelled at the end of the block.
+        """
         loop = asyncio.get_running_loop()
         over: Over = loop.create_future()
         timer = None
         if caller.expires_at is not None:
             left = (caller.expires_at - self._clock()).total_seconds()
             timer = loop.call_later(max(left, 0), _end, over, EXPIRED)
-        if caller.token_id is not None:
-            self._watch(over, caller.token_id)
         try:
-            yield over
+            with self._watched(over, caller, owner_id):
+                yield over
         finally:
             if timer is not None:
                 timer.cancel()
-            self._forget(over)
             over.cancel()
 
-    def _watch(self, over: Over, token_id: str) -> None:
-        self._revocable[over] = token_id
-        if self._watching is None:
-            # In a context of its own: it outlives the request, whose id is not to be in its logs.
-            self._watching = Context().run(asyncio.create_task, self._look_again_and_again())
-
-    def _forget(self, over: Over) -> None:
-        self._revocable.pop(over, None)
-        if self._watching is not None and not self._revocable:
-            self._watching.cancel()
-            self._watching = None
-
-    async def _look_again_and_again(self) -> None:
-        while True:
-            await asyncio.sleep(self._look_seconds)
-            try:
-                await asyncio.shield(self._look())  # never cancelled: see NewsBell
-            except DATABASE_ERRORS as error:
-                log.warning("tokens_not_watched", error=type(error).__name__)
-            except Exception:
-                log.exception("tokens_not_watched")
+    @contextmanager
+    def _watched(self, over: Over, caller: Caller, owner_id: str | None) -> Iterator[None]:
+        if caller.token_id is not None:
+            self._tokens_of[over] = caller.token_id
+        if owner_id not in (None, caller.user_id):
+            self._operators_of[over] = caller.user_id
+        if over not in self._tokens_of and over not in self._operators_of:
+            yield
+            return
+        try:
+            with self._watch.needed():
+                yield
+        finally:
+            self._tokens_of.pop(over, None)
+            self._operators_of.pop(over, None)
 
     async def _look(self) -> None:
-        asked = dict(self._revocable)
-        valid = await self._tokens.not_revoked(set(asked.values()))
-        for over, token_id in asked.items():
-            if token_id not in valid:
-                _end(over, REVOKED)
+        tokens, operators = dict(self._tokens_of), dict(self._operators_of)
+        if tokens:
+            valid = await self._tokens.not_revoked(set(tokens.values()))
+            _end_without(tokens, valid, REVOKED)
+        if operators:
+            still = await self._users.who_see_all(set(operators.values()))
+            _end_without(operators, still, ANOTHERS)
+
+
+def _end_without(asked: dict[Over, str], good: set[str], reason: str) -> None:
+    for over, name in asked.items():
+        if name not in good:
+            _end(over, reason)
 
 
 def _end(over: Over, reason: str) -> None:

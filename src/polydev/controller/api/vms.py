@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
-from polydev.controller.api.console import MOST_LINES, follow, tail
+from polydev.controller.api.console import MOST_LINES, tail
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
 from polydev.controller.host.sampler import figures_of
@@ -24,6 +24,7 @@ from polydev.errors import NotAllowed, SessionExpired, VmError
 from polydev.vm.stages import last_lines
 
 MOST_LISTED = 500
+NOBODY = ""  # whose a VM is that has no session
 TEXT = "text/plain; charset=utf-8"
 CONSOLE_EXAMPLE = "[    0.000000] Linux version 6.1.0\n[    3.1] systemd[1]: Welcome to Debian\n"
 CONSOLE_ANSWER = {
@@ -128,7 +129,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
         file = _console_of(services, vm)
         text, _ = await asyncio.to_thread(tail, file, lines)
         if following:
-            return _following(services, caller, vm, file, lines)
+            return await _following(services, caller, vm, file, lines)
         if "application/json" in request.headers.get("accept", ""):
             return _as_lines(vm, text, lines)
         return Response(text, media_type=TEXT)
@@ -150,24 +151,22 @@ def _console_of(services: Services, vm: Vm) -> File:
     raise SessionExpired("the VM is over, and its console is not kept")
 
 
-def _following(
+async def _following(
     services: Services, caller: Caller, vm: Vm, file: File, lines: int
 ) -> StreamingResponse:
     services.streams.check(caller.user_id)
+    session = await services.sessions.of_vm(vm.id)
+    permit = services.permits.lasting(caller, session.user_id if session else NOBODY)
 
     async def text() -> AsyncIterator[bytes]:
-        with (
-            services.streams.reading(caller.user_id),
-            services.permits.lasting(caller) as token_over,
-        ):
+        with services.streams.reading(caller.user_id), permit as over:
+            over.add_done_callback(lambda _over: services.consoles.ring())
 
-            async def over() -> bool:
-                return token_over.done() or (await services.vms.get(vm.id)).released_at is not None
+            def is_to_end() -> bool:
+                return over.done() or services.ending.is_set()
 
             try:
-                async for part in follow(file, lines, over, services.ending):
-                    if token_over.done():
-                        return
+                async for part in services.consoles.follow(vm.id, file, lines, is_to_end):
                     yield part
             except VmError as error:  # its process replaced the file meanwhile
                 yield f"\nerror: {error.message}\n".encode()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
+from polydev.controller.api.permits import ANOTHERS
 from polydev.controller.model import Session, Vm
 from polydev.controller.problems import DATABASE_ERRORS, Unavailable
 from polydev.errors import (
@@ -20,6 +21,7 @@ NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
 VANISHED = 1006  # only ever written in logs: it says that nothing could be sent
+POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 NOT_AUTHENTICATED = 4401
@@ -51,6 +53,7 @@ class Refused(Exception):
 BY_VIEWER = Closing(NORMAL, "closed by the viewer", "viewer-closed")
 VIEWER_VANISHED = Closing(VANISHED, "the viewer is gone without a word", "viewer-vanished")
 VIEWER_SILENT = Closing(INTERNAL_ERROR, "the viewer answered no ping", "viewer-silent")
+TOO_MANY_FRAMES = Closing(POLICY_VIOLATION, "the viewer sends too many messages", "too-many-frames")
 NOT_BINARY = Closing(UNSUPPORTED_DATA, "the screen's protocol is binary", "text")
 RESTARTING = Closing(GOING_AWAY, "the service restarts; connect again", "restarting")
 VNC_DOWN = Closing(INTERNAL_ERROR, "the VM's screen does not answer", "vnc-down")
@@ -70,7 +73,10 @@ def session_over(session: Session) -> Closing:
     return Closing(SESSION_OVER, f"the session is over ({session.state}){reason}", "session-over")
 
 
-def token_over(reason: str) -> Closing:
+def permit_over(reason: str) -> Closing:
+    """`reason` is one of api.permits."""
+    if reason == ANOTHERS:
+        return Closing(NOT_ALLOWED, reason, "role-over")
     return Closing(NOT_AUTHENTICATED, reason, "token-over")
 
 

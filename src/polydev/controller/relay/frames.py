@@ -39,11 +39,13 @@ def shortened(reason: str) -> bytes:
 class Received:
     """What some bytes of a viewer held.
 
+    frames      how many, of whatever kind
     data        what they say to the VM
     pong        the answer owed to their last ping; earlier ones need none
     closing     how the viewer ends it, or why it has to be ended
     """
 
+    frames: int
     data: bytes
     pong: bytes | None = None
     closing: Closing | None = None
@@ -61,8 +63,10 @@ class FrameReader:
         parts: list[bytes] = []
         pong = None
         closing = None
+        count = 0
         for event in self._protocol.events_received():
             assert isinstance(event, Frame)
+            count += 1
             if event.opcode in (Opcode.BINARY, Opcode.CONT):
                 parts.append(bytes(event.data))
             elif event.opcode is Opcode.PING:
@@ -73,7 +77,7 @@ class FrameReader:
                 closing = NOT_BINARY
                 break
         self._protocol.data_to_send()  # its own answers are not those that are sent
-        return Received(b"".join(parts), pong, closing or self._broken())
+        return Received(count, b"".join(parts), pong, closing or self._broken())
 
     def _broken(self) -> Closing | None:
         """Why the frames cannot be read any further."""

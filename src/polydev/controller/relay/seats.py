@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import Context
 from typing import Any
 
 import structlog
@@ -26,6 +25,7 @@ from polydev.controller.relay.closings import (
 )
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.store.sessions import Sessions
+from polydev.controller.watching import Watch
 from polydev.errors import SessionNotFound
 
 log = structlog.stdlib.get_logger(__name__)
@@ -62,7 +62,8 @@ class Seats:
         self._sessions = sessions
         self._news = news
         self._seats: set[Seat] = set()
-        self._watching: asyncio.Task[None] | None = None
+        self._ring = asyncio.Event()
+        self._watch = Watch("viewers", self._look, self._pause)
         self._heartbeats_at = 0.0
 
     def viewers(self) -> Iterator[Viewer]:
@@ -73,16 +74,11 @@ class Seats:
         """A seat before the session, which is watched from now on."""
         seat = Seat(session_id, viewer)
         self._seats.add(seat)
-        if self._watching is None:
-            # In a context of its own: it outlives the request, whose id is not to be in its logs.
-            self._watching = Context().run(asyncio.create_task, self._watch())
         try:
-            yield seat
+            with self._watch.needed():
+                yield seat
         finally:
             self._seats.remove(seat)
-            if not self._seats:
-                self._watching.cancel()
-                self._watching = None
 
     def take(self, seat: Seat) -> None:
         """Let the viewer look. Raises Refused if enough do, or if the session is over."""
@@ -105,18 +101,21 @@ class Seats:
         if ended != VIEWER_SILENT:
             await self._guarded(self._beat_for({session_id}))
 
-    async def _watch(self) -> None:
-        pause = min(LOOK_SECONDS, self._sessions.watched_seconds)
-        while True:
-            ring = self._news.next_ring()
-            await self._guarded(self._end_those_over())
-            await self._guarded(self._beat_when_due())
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ring.wait(), pause)
+    async def _look(self) -> None:
+        self._ring = self._news.next_ring()
+        try:
+            await self._end_those_over()
+        finally:
+            await self._beat_when_due()
+
+    async def _pause(self) -> None:
+        seconds = min(LOOK_SECONDS, self._sessions.watched_seconds)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ring.wait(), seconds)
 
     async def _guarded(self, question: Coroutine[Any, Any, None]) -> None:
         try:
-            await asyncio.shield(question)  # never cancelled: see NewsBell
+            await question
         except DATABASE_ERRORS as error:
             log.warning("viewers_not_watched", error=type(error).__name__)
         except Exception:

@@ -38,6 +38,8 @@ HANDSHAKE_SECONDS = 10.0
 MOST_MESSAGE_BYTES = 1 << 20
 # More would be old by the time that a slow viewer gets it, and would keep pings from it.
 MOST_UNSENT_BYTES = 1 << 20
+# RFB's server speaks first, so a viewer has nothing to send before the connection is taken over.
+MOST_EARLY_BYTES = 4096
 EXTENSION = "polydev.take_over"
 # At lower levels both libraries tell the address asked for, and with it the token in its query.
 QUIET = logging.getLogger(f"{__name__}.quiet")
@@ -79,6 +81,8 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self.conn = ServerProtocol(max_size=MOST_MESSAGE_BYTES, logger=QUIET)
         self._ending: asyncio.Future[None] = self.loop.create_future()
         self._is_taken = False
+        self._is_asked = False
+        self._early_bytes = 0
         self._handshake: asyncio.TimerHandle | None = None
         if getattr(server_state, "draining_seconds", None) is not None:
             self._ending.set_result(None)  # upgraded on a connection from before
@@ -93,6 +97,11 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self._end_handshake()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_asked:
+            self._early_bytes += len(data)
+            if self._early_bytes > MOST_EARLY_BYTES:
+                self.transport.abort()
+                return
         super().data_received(data)
         # The base class answers what is no handshake, but not what it cannot read as a request.
         if self.conn.handshake_exc is not None and not self.transport.is_closing():
@@ -105,6 +114,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
+        self._is_asked = True
         if self.response.status_code == 101:
             self.scope["extensions"][EXTENSION] = {"now": self.take_over}
             # So that `writable` says whether the answer to the handshake has left.

@@ -16,6 +16,7 @@ from typing import Literal
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
     RESTARTING,
+    TOO_MANY_FRAMES,
     VANISHED,
     VIEWER_SILENT,
     VIEWER_VANISHED,
@@ -25,7 +26,7 @@ from polydev.controller.relay.frames import PING, FrameReader, binary_header, cl
 from polydev.controller.relay.pipes import Pipe
 from polydev.controller.relay.takeover import Connection
 
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 13  # few enough that reading as many empty frames delays nobody
 CLOSE_SECONDS = 5.0
 
 Deliver = Callable[[bytes], None]
@@ -36,6 +37,7 @@ class Viewer:
 
     bytes_to, bytes_from    what went to the viewer and came from it, without frames
     on_drained              called when a frame that had to wait has left
+    may_send                whether it may send so many frames more; they are counted
     """
 
     def __init__(self, connection: Connection, beat: Beat) -> None:
@@ -49,6 +51,7 @@ class Viewer:
         self.bytes_to = 0
         self.bytes_from = 0
         self.on_drained: Callable[[], None] | None = None
+        self.may_send: Callable[[int], bool] = lambda _frames: True
         self._deliver: Deliver | None = None
         self._rest = memoryview(b"")
         self._pipe: Pipe | None = None
@@ -189,6 +192,10 @@ class Viewer:
     def _take_frames(self, data: bytes) -> None:
         self._give_sign()
         received = self._reader.read(data)
+        if not self.may_send(received.frames):
+            self.pause()
+            self.end(TOO_MANY_FRAMES)
+            return
         if received.pong is not None:
             self._say("pong", received.pong)
         if received.data:

@@ -11,9 +11,10 @@ from sqlalchemy.exc import IntegrityError
 
 from polydev.controller.model import Alert, Severity, now
 from polydev.controller.store.tables import alerts
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 
 
+@uninterrupted
 class Alerts:
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
         self._database = database

@@ -17,7 +17,7 @@ from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
 from polydev.controller.store.rows import Row
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 from polydev.errors import (
     CredentialsLocked,
@@ -51,6 +51,7 @@ class Resealed:
     locked: int
 
 
+@uninterrupted
 class Credentials:
     """Each user's, one of each provider. Without keys they can be listed and removed only."""
 

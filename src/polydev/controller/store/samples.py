@@ -10,12 +10,13 @@ import sqlalchemy as sa
 
 from polydev.controller.settings import Sampling
 from polydev.controller.store.tables import samples
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 
 # Databases take only so many values in one statement.
 MOST_VALUES = 500
 
 
+@uninterrupted
 class Samples:
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -26,7 +26,7 @@ from polydev.controller.store.forgetting import forget
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_slot
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
@@ -45,6 +45,7 @@ class NewSession:
     idempotency_key: str | None = None
 
 
+@uninterrupted
 class Sessions:
     def __init__(
         self, database: Database, limits: SessionLimits, clock: Callable[[], datetime] = now

@@ -1,14 +1,51 @@
-"""Transactions: to read, and to write without being overtaken."""
+"""Transactions: to read, and to write without being overtaken; questions that always end.
+
+A question that is cancelled costs its connection, and one that is cancelled twice, as at the end of
+the process, never ends. Whoever asks may be cancelled at any time: a client leaves, a time limit
+passes, the service ends. So every question runs in a task of its own, which goes on without them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from polydev.controller.database import BUSY_TIMEOUT_MS
+
+T = TypeVar("T")
+Store = TypeVar("Store")
+# For a question of which nobody waits for the answer any more; then it is cancelled, once.
+LEFT_SECONDS = 30.0
+ENDING_SECONDS = 10.0
+
+
+def uninterrupted(store: type[Store]) -> type[Store]:
+    """Make each public question of a store run to its end, whatever becomes of who asks.
+
+    The store's database is its `_database`.
+    """
+    for name, method in list(vars(store).items()):
+        if iscoroutinefunction(method) and not name.startswith("_"):
+            setattr(store, name, _uninterrupted(method))
+    return store
+
+
+def _uninterrupted(
+    method: Callable[..., Coroutine[Any, Any, T]],
+) -> Callable[..., Coroutine[Any, Any, T]]:
+    @wraps(method)
+    async def question(store: Any, *words: Any, **named: Any) -> T:
+        database: Database = store._database
+        return await database.uninterrupted(method(store, *words, **named))
+
+    return question
 
 
 class Database:
@@ -19,6 +56,20 @@ class Database:
         # SQLite's write lock from the start: a reader that turns writer would be refused at once
         # if another wrote meanwhile, whatever time-out it has. Other databases ignore it.
         self._writing = engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def uninterrupted(self, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to a question that goes on though its caller is cancelled meanwhile."""
+        task = asyncio.create_task(question)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                timer = asyncio.get_running_loop().call_later(LEFT_SECONDS, task.cancel)
+                task.add_done_callback(lambda _task: timer.cancel())
+            raise
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -37,4 +88,11 @@ class Database:
             yield connection
 
     async def close(self) -> None:
+        """Wait for the questions under way, not for ever, and close all connections."""
+        if self._under_way:
+            _, late = await asyncio.wait(self._under_way, timeout=ENDING_SECONDS)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=ENDING_SECONDS)
         await self.engine.dispose()

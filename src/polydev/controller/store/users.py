@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Caller, Role, Token, User, now
+from polydev.controller.model import SEE_ALL, Caller, Role, Token, User, now
 from polydev.controller.store import tables
 from polydev.controller.store.rows import TOKENS, USERS, token_of, user_of
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import SessionError, UserNotFound
 
 TOKEN_PREFIX = "pdt_"  # noqa: S105 - by this a token is told from a JWT
@@ -29,6 +29,7 @@ class TokenNotFound(SessionError):
     code = "token-not-found"
 
 
+@uninterrupted
 class Users:
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
         self._database = database
@@ -89,6 +90,13 @@ class Users:
             await connection.execute(statement)
         return await self.get(user_id)
 
+    async def who_see_all(self, ids: Collection[str]) -> set[str]:
+        """Those of these users who may see what is others' now."""
+        users = tables.users.c
+        statement = sa.select(users.id).where(users.id.in_(ids), users.role.in_(SEE_ALL))
+        async with self._database.reading() as connection:
+            return set((await connection.execute(statement)).scalars())
+
     async def set_role(self, user_id: str, role: Role) -> User:
         """Raises UserNotFound."""
         statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(role=role)
@@ -97,6 +105,7 @@ class Users:
         return await self.get(user_id)
 
 
+@uninterrupted
 class Tokens:
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
         self._database = database

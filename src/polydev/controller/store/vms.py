@@ -28,13 +28,14 @@ from polydev.controller.store.mending import mend
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
 from polydev.controller.store.sessions import idle_end
-from polydev.controller.store.transactions import Database
+from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import VmError
 from polydev.vm.stages import STAGES, Stage
 
 _vms = tables.vms.c
 
 
+@uninterrupted
 class Vms:
     def __init__(
         self, database: Database, limits: SessionLimits, clock: Callable[[], datetime] = now
@@ -55,6 +56,12 @@ class Vms:
     async def some(self, ids: Collection[str]) -> dict[str, Vm]:
         """Those of these VMs that there are, by id."""
         return {vm.id: vm for vm in await self._read(VMS.where(_vms.id.in_(ids)))}
+
+    async def over_of(self, ids: Collection[str]) -> set[str]:
+        """Those of these VMs of which nothing is left, or that are not known."""
+        there = sa.select(_vms.id).where(_vms.id.in_(ids), _vms.released_at.is_(None))
+        async with self._database.reading() as connection:
+            return set(ids) - set((await connection.execute(there)).scalars())
 
     async def list(
         self,

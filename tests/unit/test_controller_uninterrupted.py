@@ -1,0 +1,151 @@
+"""Questions to the database end by themselves, whatever becomes of who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import pkgutil
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from inspect import iscoroutinefunction, signature
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller import store
+from polydev.controller.database import create_engine
+from polydev.controller.health import Health
+from polydev.controller.store import transactions
+from polydev.controller.store.transactions import Database, uninterrupted
+
+LONG = sa.text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
+    " SELECT count(*) FROM n"
+)
+
+
+@uninterrupted
+class Counting:
+    """A store with a question that takes a while; `begun` is set with it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.begun = asyncio.Event()
+        self.answers: list[int] = []
+
+    async def count(self) -> None:
+        async with self._database.reading() as connection:
+            self.begun.set()
+            self.answers.append((await connection.execute(LONG)).scalar_one())
+
+    async def stuck(self) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+class Lost:
+    """How many connections of a database were given up."""
+
+    def __init__(self, database: Database) -> None:
+        self.count = 0
+        sa.event.listen(database.engine.sync_engine.pool, "invalidate", self._note)
+
+    def _note(self, *_words: object) -> None:
+        self.count += 1
+
+
+def play(migrated: Path, folder: Path, scenario: Callable[[Database], Awaitable[None]]) -> None:
+    file = folder / "controller.sqlite3"
+    shutil.copy(migrated, file)
+
+    async def run() -> None:
+        database = Database(create_engine(f"sqlite+aiosqlite:///{file}"))
+        lost = Lost(database)
+        await scenario(database)
+        await database.close()
+        assert lost.count == 0
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def test_a_question_ends_though_who_asked_is_cancelled_again_and_again(
+    migrated: Path, tmp_path: Path
+) -> None:
+    async def scenario(database: Database) -> None:
+        counting = Counting(database)
+        asking = asyncio.create_task(counting.count())
+        await counting.begun.wait()
+        await asyncio.sleep(0)
+        while not asking.done():
+            asking.cancel()
+            await asyncio.sleep(0)
+        assert asking.cancelled()
+        assert counting.answers == []
+        await database.close()
+        assert counting.answers == [300000]
+
+    play(migrated, tmp_path, scenario)
+
+
+def test_a_question_that_never_ends_is_given_up_once_nobody_waits(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "LEFT_SECONDS", 0)
+
+    async def scenario(database: Database) -> None:
+        stuck = Counting(database)
+        asking = asyncio.create_task(stuck.stuck())
+        await stuck.begun.wait()
+        asking.cancel()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others)
+
+    play(migrated, tmp_path, scenario)
+
+
+def test_the_end_does_not_wait_for_ever(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "ENDING_SECONDS", 0.01)
+
+    async def scenario(database: Database) -> None:
+        stuck = Counting(database)
+        asking = asyncio.create_task(stuck.stuck())
+        await stuck.begun.wait()
+        asking.cancel()
+        await database.close()
+
+    play(migrated, tmp_path, scenario)
+
+
+def test_a_report_of_health_in_vain_costs_no_connection(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polydev.controller.health.DATABASE_TIMEOUT_SECONDS", 1e-9)
+
+    async def scenario(database: Database) -> None:
+        health = Health(database, tmp_path, None, 0.0)
+        assert (await health.database()).detail == "no answer within 1e-09 s"
+
+    play(migrated, tmp_path, scenario)
+
+
+def stores() -> Iterator[type]:
+    for module in pkgutil.iter_modules(store.__path__, f"{store.__name__}."):
+        for each in vars(importlib.import_module(module.name)).values():
+            is_here = isinstance(each, type) and each.__module__ == module.name
+            if is_here and "database" in signature(each).parameters:
+                yield each
+
+
+@pytest.mark.parametrize("kind", list(stores()), ids=lambda kind: kind.__name__)
+def test_every_question_of_every_store_is_such(kind: type) -> None:
+    questions = {
+        name: method
+        for name, method in vars(kind).items()
+        if iscoroutinefunction(method) and not name.startswith("_")
+    }
+    assert questions
+    assert [name for name, method in questions.items() if not hasattr(method, "__wrapped__")] == []
