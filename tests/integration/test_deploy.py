@@ -388,6 +388,21 @@ class TestSshd:
         assert any("for Match User deploy" in line for line in operations["SSH | ssh.service"])
 
 
+class TestRelease:
+    def test_one_changed_by_hand_is_named_and_made_anew(self, deployed: DeployedHost) -> None:
+        found = deployed.inside(
+            "echo >$(echo /opt/master-controller/current/venv/lib/python3*/site-packages)/x.pth"
+        )
+        assert found == ""
+        changing = {operation.name: operation.diff for operation in deployed.plan().changing}
+        names = [f"Controller | {name}" for name in ("release", "database", "handover")]
+        assert list(changing) == names
+        assert any("x.pth does not belong to the release" in line for line in changing[names[0]])
+        record = deployed.deploy()
+        assert (record.status, record.operations) == ("succeeded", names)
+        assert deployed.plan().changing == []
+
+
 class TestTargets:
     def test_each_mends_its_part_only(self, deployed: DeployedHost) -> None:
         edit(deployed, (*CONTROLLERS, *IMAGES, FOLDER))

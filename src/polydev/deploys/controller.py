@@ -26,6 +26,7 @@ from polydev.deploys.facts import (
     FileState,
     JsonFile,
     PythonVersion,
+    ReleaseDamage,
     SocketState,
     Unit,
 )
@@ -151,9 +152,11 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
 def release(site: HostData, target: SshTarget, digest: str, release: str, commit: str) -> Commands:
     """A release with this digest is there, made without any package index; not yet in use."""
     now = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
-    if now.get("digest") == digest:
+    damage = host.get_fact(ReleaseDamage, tool=TOOL)
+    if now.get("digest") == digest and not damage:
         host.noop(f"release {now.get('id')} is the same")
         return
+    told("\n".join(f"- {line}" for line in damage))
     told(f"- release {now.get('id')} ({str(now.get('digest'))[:12]})")
     told(f"+ release {release} ({digest[:12]})")
     python = host.get_fact(PythonVersion)
@@ -176,7 +179,8 @@ def migration(
     """The database that the configuration names has the schema of the release that is to run."""
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
     running = host.get_fact(Unit, unit=SERVICE, files=files)
-    is_same = current.get("digest") == digest
+    damage = host.get_fact(ReleaseDamage, tool=TOOL)
+    is_same = current.get("digest") == digest and not damage
     if is_same and running.config == config and not exposed:
         host.noop("the database is as its release needs it")
         return
@@ -235,7 +239,8 @@ def handover(
     """The service runs this release with this configuration; somebody always accepts."""
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
     running = host.get_fact(Unit, unit=SERVICE, files=files)
-    is_same = current.get("digest") == digest
+    damage = host.get_fact(ReleaseDamage, tool=TOOL)
+    is_same = current.get("digest") == digest and not damage
     is_current = running.config == config and not running.touched
     if is_same and running.active and running.enabled and is_current:
         host.noop(f"{SERVICE} runs release {current.get('id')}")

@@ -201,6 +201,20 @@ class SocketState(JsonFact):
         return {} if "error" in found else found
 
 
+class ReleaseDamage(FactBase[list[str]]):
+    """What of the release in use is not as it was installed; nothing where no tool can say so."""
+
+    def command(self, tool: str) -> str:
+        return f"test ! -x {tool} || {tool} release check 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [str(line) for line in JsonFact().process(output).get("damage", [])]
+
+
 class HostNetworks(FactBase[list[HostNetwork]]):
     """Networks of the host's addresses and routes; nothing where it has no `ip` yet.
 

@@ -119,6 +119,8 @@ def image_check() -> Check:
         detail = "the golden link leads to no promotion" if is_link else "no golden image yet"
         return Check("image", not is_link, detail)
     there = (images.STORE / "images" / golden / "rootfs.ext4").is_file()
+    if there and not images.leads_to(images.STORE, golden):
+        return Check("image", False, f"the golden link does not lead to {golden[:12]}")
     return Check("image", there, f"golden {golden[:12]}" + ("" if there else " is not there"))
 
 

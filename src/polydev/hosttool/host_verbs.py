@@ -12,6 +12,7 @@ from polydev.hosttool import (
     gate,
     images,
     network_state,
+    release,
     releases,
     slots,
     sshd,
@@ -108,6 +109,10 @@ def release_create(call: Call) -> object:
         )
 
 
+def release_check(call: Call) -> object:
+    return release.current_damage(call.paths.controller)
+
+
 def release_migrate(call: Call) -> object:
     arguments = call.arguments
     with alone(call.paths, f"release migrate {arguments.id}"):
@@ -175,6 +180,7 @@ HOST_VERBS = (
             required("--commit", help="the commit that it was made from"),
         ),
     ),
+    Verb("release check", "Whether the release in use is as it was installed", release_check),
     Verb(
         "release migrate",
         "Bring the database to what a release needs",

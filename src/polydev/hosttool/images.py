@@ -48,11 +48,31 @@ def golden_digest(store: Path) -> str | None:
     return str(entry["digest"]) if entry else None
 
 
+def leads_to(store: Path, digest: str | None) -> bool:
+    """Whether the golden link leads to this image, over each link on its way."""
+    rootfs = store / "images" / str(digest) / "rootfs.ext4"
+    return rootfs.is_file() and (store / GOLDEN).resolve() == rootfs.resolve()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an image's files are there, each of its size; their checksums take minutes."""
+    record = read_json(folder / "record.json")
+    if record is None:
+        return False
+    sizes = {name: entry.get("sizeBytes") for name, entry in record.get("files", {}).items()}
+    return all(
+        (folder / name).is_file() and size in (None, (folder / name).stat().st_size)
+        for name, size in sizes.items()
+    )
+
+
 def listing(store: Path = STORE) -> dict[str, object]:
-    """`images`: whole ones, oldest first; `golden`: a digest or None."""
-    folders = [path for path in (store / "images").glob("*") if (path / "record.json").exists()]
+    """`images`: whole ones, oldest first; `golden`: the one that the link leads to, or None."""
+    folders = [path for path in (store / "images").glob("*") if is_whole(path)]
     folders.sort(key=lambda path: path.stat().st_mtime)
-    return {"images": [path.name for path in folders], "golden": golden_digest(store)}
+    golden = golden_digest(store)
+    names = [path.name for path in folders]
+    return {"images": names, "golden": golden if leads_to(store, golden) else None}
 
 
 def add(digest: str, store: Path = STORE) -> dict[str, object]:
@@ -85,6 +105,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
     (arrived / "in-use.lock").touch(0o644)
     sync(arrived)
     make_folder(place.parent)
+    remove(place)  # a damaged one
     arrived.rename(place)
     sync(place.parent)
     return {"digest": digest, "added": True}
@@ -95,7 +116,7 @@ def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
     if not (store / "images" / digest / "record.json").exists():
         raise HostError("no-image", f"no image {digest[:12]} in {store}")
     was = golden_digest(store)
-    if was == digest:
+    if was == digest and leads_to(store, digest):
         return {"golden": digest, "was": was, "changed": False}
     folder = store / "promotions"
     make_folder(folder)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from polydev.hosttool.durable import read_json
 from polydev.hosttool.scope import Controller
 from polydev.hosttool.tree import file_sha256
 
@@ -47,6 +49,31 @@ def release_damage(folder: Path, expected_sum: str | None) -> list[str]:
     damage = list(_differences(folder, files))
     more = [f"and {len(damage) - SHOWN} more files of it"] if len(damage) > SHOWN else []
     return damage[:SHOWN] + more
+
+
+def current_damage(root: Path) -> dict[str, object]:
+    """`damage`: what of the release in use is not as it was installed, also files beside it."""
+    current = root / "current"
+    if not current.is_symlink():
+        return {"release": None, "damage": []}
+    folder = current.resolve()
+    files = folder / FILES
+    # Releases made by an earlier host tool have no checksum of their list.
+    known = (read_json(folder / "release.json") or {}).get("files")
+    expected = str(known) if known else file_sha256(files) if files.is_file() else "unknown"
+    damage = release_damage(folder, expected) or [*islice(_unlisted(folder, files), SHOWN)]
+    return {"release": folder.name, "damage": damage}
+
+
+def _unlisted(folder: Path, files: Path) -> Iterator[str]:
+    listed = {json.loads(line)["path"] for line in files.read_bytes().splitlines()}
+    for path in sorted((folder / "venv").rglob("*")):
+        is_other = path.is_symlink() or not path.is_dir()
+        # Python writes what it compiles; what was compiled at first is listed.
+        if is_other and path.parent.name != "__pycache__":
+            name = path.relative_to(folder).as_posix()
+            if name not in listed:
+                yield f"{path} does not belong to the release"
 
 
 def _differences(folder: Path, files: Path) -> Iterator[str]:

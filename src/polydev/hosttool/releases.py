@@ -26,7 +26,9 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.packages import make_venv, run
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.program import Program, database_in_words
+from polydev.hosttool.release import FILES
 from polydev.hosttool.sequence import next_number, number_in, order
+from polydev.hosttool.tree import file_sha256
 
 ROOT = Path("/opt/master-controller")
 PYTHON = "/usr/bin/python3"
@@ -53,6 +55,7 @@ def create(
         "number": next_number(paths),
         "digest": digest,
         "commit": commit,
+        "files": file_sha256(place / FILES),
         "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     # Last: a release without it was not finished, and the disk has all that came before.

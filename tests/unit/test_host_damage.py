@@ -1,0 +1,156 @@
+"""A release or an image that somebody changed by hand on the host is told of and made anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys import controller, images
+from polydev.deploys.data import HostData
+from polydev.hosttool import images as store_of
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.release import FILES, current_damage
+from polydev.hosttool.releases import create
+from polydev.ssh import SshTarget
+from tests.unit.fake_host import fake_host
+from tests.unit.test_host_images import A, B, arrive, have
+
+ID = "20250131_120000-abcd"
+DIGEST = "d" * 64
+TARGET = SshTarget("browsers", "browsers.example")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A controller's folder with a release in use."""
+    root = tmp_path / "controller"
+
+    def make(place: Path, *_: object) -> None:
+        (place / "venv/bin").mkdir(parents=True)
+        (place / "venv/bin/master-controller").write_text("program")
+        (place / "venv/lib").symlink_to("bin")
+
+    monkeypatch.setattr("polydev.hosttool.releases.make_venv", make)
+    monkeypatch.setattr("polydev.hosttool.releases.run", lambda _: None)
+    (root / "incoming" / ID).mkdir(parents=True)
+    (root / "incoming" / ID / "requirements.txt").touch()
+    create(ID, DIGEST, "abcd", Paths.below(tmp_path), root, sys.executable)
+    (root / "current").symlink_to(f"releases/{ID}")
+    return root
+
+
+def damage(root: Path) -> list[str]:
+    found = current_damage(root)
+    assert found["release"] == ID
+    assert isinstance(found["damage"], list)
+    return found["damage"]
+
+
+def test_a_release_as_it_was_installed_is_whole(root: Path) -> None:
+    (root / "current/venv/bin/__pycache__").mkdir()
+    (root / "current/venv/bin/__pycache__/x.cpython-311.pyc").touch()
+    assert damage(root) == []
+
+
+def test_a_host_without_a_release_has_none_that_is_damaged(tmp_path: Path) -> None:
+    assert current_damage(tmp_path) == {"release": None, "damage": []}
+
+
+def append(path: Path) -> None:
+    path.write_text(path.read_text() + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda release: append(release / "venv/bin/master-controller"), "has sha256"),
+        (lambda release: (release / "venv/bin/master-controller").unlink(), "has no venv/bin"),
+        (lambda release: (release / "venv/bin/master-controller").chmod(0o777), "has mode 0777"),
+        (lambda release: (release / "venv/lib").unlink(), "is not the link that it was"),
+        (lambda release: (release / "venv/bin/x.pth").touch(), "does not belong to the release"),
+        (lambda release: append(release / FILES), "is not the list that was there"),
+        (lambda release: (release / FILES).unlink(), "is missing"),
+    ],
+)
+def test_each_change_of_a_release_is_named(
+    root: Path, change: Callable[[Path], object], said: str
+) -> None:
+    change(root / "releases" / ID)
+    (line,) = damage(root)
+    assert said in line
+
+
+def test_a_release_of_an_earlier_tool_is_measured_by_its_list(root: Path) -> None:
+    file = root / "current/release.json"
+    known = json.loads(file.read_bytes())
+    del known["files"]
+    file.write_text(json.dumps(known))
+    assert damage(root) == []
+    append(root / "current/venv/bin/master-controller")
+    assert len(damage(root)) == 1
+
+
+def planned(found: list[str]) -> list[str]:
+    answers = {
+        "release.json": [json.dumps({"id": ID, "digest": DIGEST})],
+        "release check": [json.dumps({"damage": found})],
+        "sys.version_info": ["3.11"],
+    }
+    words = {"digest": DIGEST, "release": "20250201_120000-abcd"}
+    with fake_host(answers) as host:
+        site = HostData()
+        controller.release(name="made", site=site, target=TARGET, commit="abcd", **words)
+        controller.handover(name="handed over", config="", **words)
+        return [command for commands in host.planned.values() for command in commands]
+
+
+def test_a_damaged_release_is_made_anew_under_another_name() -> None:
+    made = planned(["x has sha256 1"])
+    assert any("release create --id 20250201_120000-abcd" in command for command in made)
+    assert made[-1].endswith("handover --release 20250201_120000-abcd")
+    whole = planned([])
+    assert not any("release create" in command for command in whole)
+    assert whole[-1].endswith(f"handover --release {ID}")
+
+
+class TestImages:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Path:
+        store = tmp_path / "store"
+        have(store, A, B)
+        store_of.make_golden(A, store)
+        for digest in (A, B):
+            file = store / "images" / digest / "record.json"
+            record = json.loads(file.read_bytes())
+            for name, entry in record["files"].items():
+                entry["sizeBytes"] = (file.parent / name).stat().st_size
+            file.write_text(json.dumps(record))
+        return store
+
+    def test_a_link_that_leads_elsewhere_is_no_golden_image_and_is_made_anew(
+        self, store: Path
+    ) -> None:
+        link = store / "promotions/000001"
+        link.unlink()
+        link.symlink_to(f"../images/{B}")
+        assert store_of.listing(store) == {"images": [A, B], "golden": None}
+        assert store_of.make_golden(A, store)["changed"]
+        assert store_of.listing(store)["golden"] == A
+        assert not store_of.make_golden(A, store)["changed"]
+
+    def test_one_that_is_not_whole_is_sent_again(self, store: Path) -> None:
+        with (store / "images" / A / "rootfs.ext4").open("r+") as file:
+            file.truncate(3)
+        found = store_of.listing(store)
+        assert found["images"] == [B]
+        with fake_host({"image list": [json.dumps(found)]}) as host:
+            words = {"site": HostData(), "target": TARGET, "digest": A}
+            commands = host.commands(images.golden_image, **words)
+        assert any(command.endswith(f"image add --digest {A}") for command in commands)
+        arrive(store, A)
+        store_of.add(A, store)
+        assert store_of.listing(store)["images"] == [B, A]
