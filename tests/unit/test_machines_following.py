@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_what_was_seen_stays_when_its_text_is_gone() -> None:
     assert "services" in follower.seen
     assert follower.failed_units == ["filler.service"]
     assert len(follower.tail) <= 15 * 401
+
+
+def test_a_console_without_an_end_costs_no_memory() -> None:
+    follower = SerialFollower()
+    follower.feed(BOOT)
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            follower.feed(b"x" * KEPT_CHARACTERS + b"\n")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 10 * KEPT_CHARACTERS
 
 
 def test_panic_in_two_pieces() -> None:
