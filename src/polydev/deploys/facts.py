@@ -38,13 +38,16 @@ class Unit(FactBase[UnitState]):
 
     def command(self, unit: str, files: tuple[tuple[str, str], ...] = ()) -> str:
         name = shlex.quote(unit)
+        stamp = f"{STAMPS}/{name}"
         asked = (
             f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result "
-            f"-p NeedDaemonReload; echo Config=$(cat {STAMPS}/{name} 2>/dev/null)"
+            f"-p NeedDaemonReload; echo Config=$(cat {stamp} 2>/dev/null)"
         )
         for path, sha256 in files:
             asked += f"; {_unless_same(path, sha256)}"
-            asked += f"; test ! {shlex.quote(path)} -nt {STAMPS}/{name} || echo {TOUCHED}"
+            # Shells differ on whether a file is newer than a stamp that is not there.
+            newer = f"test -e {stamp} && test {shlex.quote(path)} -nt {stamp}"
+            asked += f"; if {newer}; then echo {TOUCHED}; fi"
         return asked
 
     @staticmethod

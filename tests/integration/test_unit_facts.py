@@ -1,0 +1,48 @@
+"""What a unit's fact asks, as the shells of hosts answer it.
+
+The dash of Debian 13 and bash say that a file is newer than one that is not there; the dash of
+Debian 12 says that it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys import facts
+from polydev.deploys.facts import Unit
+from polydev.run import run
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(facts, "STAMPS", str(tmp_path))
+    path = tmp_path / "x.target"
+    path.write_text("[Unit]\n")
+    return path
+
+
+def touched(shell: str, unit: str, file: Path) -> bool:
+    sums = ((str(file), hashlib.sha256(file.read_bytes()).hexdigest()),)
+    # Whether systemd runs on this machine does not matter here.
+    said = run([shell, "-c", Unit().command(unit, files=sums)], check=False).stdout
+    return Unit().process(said.splitlines()).touched
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+class TestUnit:
+    def test_one_that_has_no_stamp_is_not_touched(self, shell: str, file: Path) -> None:
+        assert not touched(shell, "polydev-none.target", file)
+
+    @pytest.mark.parametrize(("stamped_later", "is_touched"), [(10, False), (-10, True)])
+    def test_one_whose_file_is_newer_than_its_stamp_is(
+        self, shell: str, file: Path, stamped_later: int, is_touched: bool
+    ) -> None:
+        stamp = file.with_name("polydev-none.service")
+        stamp.touch()
+        made = file.stat().st_mtime + stamped_later
+        os.utime(stamp, (made, made))
+        assert touched(shell, stamp.name, file) is is_touched
