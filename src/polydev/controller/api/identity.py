@@ -169,7 +169,8 @@ class Identity:
         user = await self._users.find(user_id) if user_id else None
         if user is None:
             raise NotAllowed(
-                "the token's subject is no user of this host", "an admin adds users: user.add"
+                "the token's subject is no user of this host",
+                "an administrator adds users with ./inv user.add",
             )
         return Caller(user.id, user.role, "jwt", until)
 

@@ -211,4 +211,6 @@ async def lock_user(connection: AsyncConnection, user_id: str) -> None:
 
 
 def no_user(user_id: str) -> UserNotFound:
-    return UserNotFound(f"there is no user {user_id}", "an administrator adds users with ./inv user.add")
+    return UserNotFound(
+        f"there is no user {user_id}", "an administrator adds users with ./inv user.add"
+    )
