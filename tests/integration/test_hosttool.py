@@ -307,6 +307,7 @@ VERBS = (
     ("image", "golden", "--digest", "a" * 64),
     ("image", "prune"),
     ("backup", "prune", "--keep", "1"),
+    ("deadman", "arm", "--seconds", "90", "--backup", FIRST),
     ("deadman", "confirm"),
     ("controller", "token", "create"),
     ("database", "backup"),
