@@ -24,8 +24,9 @@ TIMER, SERVICE = f"{NAME}.timer", f"{NAME}.service"
 
 def arm(paths: Paths, systemd: Systemd, backup_id: str, seconds: int) -> dict[str, Any]:
     """Start the timer, or start it anew with all its time. Raises HostError `backup-damaged`."""
-    require_whole(load(paths, backup_id), with_host=False)
     with alone(paths, "deadman arm"):
+        # Looked at in our turn: else it could be pruned before it is armed.
+        require_whole(load(paths, backup_id), with_host=False)
         now = datetime.now(timezone.utc)
         state = {
             "armed": True,
