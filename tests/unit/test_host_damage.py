@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from polydev.hosttool import images as store_of
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release import FILES, current_damage
 from polydev.hosttool.releases import create
+from polydev.hosttool.tree import file_sha256
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host
 from tests.unit.test_host_images import A, B, arrive, have
@@ -64,9 +66,31 @@ def append(path: Path) -> None:
     path.write_text(path.read_text() + "\n")
 
 
+def edit_in_secret(path: Path) -> None:
+    """Another content of the same size, and the time of before."""
+    before = path.stat()
+    path.write_text(path.read_text()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("polydev.hosttool.release.file_sha256", counted)
+    assert damage(root) == []
+    assert read == [FILES]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda release: edit_in_secret(release / "venv/bin/master-controller"), "has sha256"),
         (lambda release: append(release / "venv/bin/master-controller"), "has sha256"),
         (lambda release: (release / "venv/bin/master-controller").unlink(), "has no venv/bin"),
         (lambda release: (release / "venv/bin/master-controller").chmod(0o777), "has mode 0777"),

@@ -1,7 +1,7 @@
 """Is a release on this host still what it was when it was installed?
 
 releases/<id>/files.jsonl    one line for each file: path (from the release's folder), mode,
-                             and sha256 or, for a symbolic link, target
+                             ctime and sha256 or, for a symbolic link, target
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ def release_sum(controller: Controller, release: str) -> str | None:
         return None
 
 
-def release_damage(folder: Path, expected_sum: str | None) -> list[str]:
-    """What of the release is not as its list says, for a person; [] for a whole one."""
+def release_damage(
+    folder: Path, expected_sum: str | None, *, changed_only: bool = False
+) -> list[str]:
+    """What of the release is not as its list says, for a person; [] for a whole one.
+
+    `changed_only`: read only what was written to since, as the kernel's ctime says, which no
+    program sets. Decay of the disk is not seen then.
+    """
     if not (folder / PROGRAM).exists():
         return [f"release {folder.name} has no {PROGRAM}"]
     if expected_sum is None:
@@ -46,7 +52,7 @@ def release_damage(folder: Path, expected_sum: str | None) -> list[str]:
         return [f"{files} is missing"]
     if file_sha256(files) != expected_sum:
         return [f"{files} is not the list that was there"]
-    damage = list(_differences(folder, files))
+    damage = list(_differences(folder, files, changed_only=changed_only))
     more = [f"and {len(damage) - SHOWN} more files of it"] if len(damage) > SHOWN else []
     return damage[:SHOWN] + more
 
@@ -61,7 +67,8 @@ def current_damage(root: Path) -> dict[str, object]:
     # Releases made by an earlier host tool have no checksum of their list.
     known = (read_json(folder / "release.json") or {}).get("files")
     expected = str(known) if known else file_sha256(files) if files.is_file() else "unknown"
-    damage = release_damage(folder, expected) or [*islice(_unlisted(folder, files), SHOWN)]
+    damage = release_damage(folder, expected, changed_only=True)
+    damage = damage or [*islice(_unlisted(folder, files), SHOWN)]
     return {"release": folder.name, "damage": damage}
 
 
@@ -76,7 +83,7 @@ def _unlisted(folder: Path, files: Path) -> Iterator[str]:
                 yield f"{path} does not belong to the release"
 
 
-def _differences(folder: Path, files: Path) -> Iterator[str]:
+def _differences(folder: Path, files: Path, *, changed_only: bool) -> Iterator[str]:
     for line in files.read_bytes().splitlines():
         wanted = json.loads(line)
         path = folder / wanted["path"]
@@ -85,8 +92,11 @@ def _differences(folder: Path, files: Path) -> Iterator[str]:
                 yield f"{path} is not the link that it was"
             continue
         try:
+            state = path.stat()
+            if changed_only and state.st_ctime_ns == wanted.get("ctimeNs"):
+                continue
             found = file_sha256(path)
-            mode = stat.S_IMODE(path.stat().st_mode)
+            mode = stat.S_IMODE(state.st_mode)
         except OSError as error:
             yield f"{path}: {error.strerror}"
             continue

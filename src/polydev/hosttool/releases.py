@@ -72,7 +72,7 @@ def _write_listing(place: Path) -> None:
 
 
 def files_of(venv: Path) -> Iterator[dict[str, object]]:
-    """Path below the release, mode and SHA-256 (or target) of everything in its venv."""
+    """Path below the release, mode, ctime and SHA-256 (or target) of everything in its venv."""
     for path in sorted(venv.rglob("*")):
         state = path.lstat()
         entry: dict[str, object] = {"path": path.relative_to(venv.parent).as_posix()}
@@ -80,7 +80,8 @@ def files_of(venv: Path) -> Iterator[dict[str, object]]:
             yield {**entry, "target": os.readlink(path)}
         elif stat.S_ISREG(state.st_mode):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            yield {**entry, "mode": f"{stat.S_IMODE(state.st_mode):o}", "sha256": digest}
+            mode = f"{stat.S_IMODE(state.st_mode):o}"
+            yield {**entry, "mode": mode, "ctimeNs": state.st_ctime_ns, "sha256": digest}
 
 
 def migrate(release: str, paths: Paths, user: str | None = None) -> dict[str, object]:
