@@ -58,8 +58,8 @@ def test_every_unknown_key_is_named_with_its_place(inv: Inv, tmp_path: Path) -> 
     recipe = extended(tmp_path, "colour: red\nkernel: {speed: fast}\n")
     lines = message(inv("golden.build", "--recipe", recipe)).splitlines()
     assert sorted(lines) == [
-        f"{recipe}: colour: unknown key",
-        f"{recipe}: kernel.speed: unknown key",
+        f"{recipe}: colour: there is no such key",
+        f"{recipe}: kernel.speed: there is no such key",
     ]
 
 
