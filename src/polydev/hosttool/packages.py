@@ -13,8 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.release import FILES, release_damage
-from polydev.hosttool.tree import file_sha256
+from polydev.hosttool.release import release_damage, sum_at_install
 
 REQUIREMENTS = "requirements.txt"
 OURS = "polydev-controller=="
@@ -45,10 +44,10 @@ def make_venv(place: Path, arrived: Path, root: Path, python: str) -> None:
 def _release_with_same_packages(requirements: Path, venv: Path, root: Path) -> Path | None:
     wanted = _lines(requirements, ours=False), _python_version(venv)
     for place in sorted((root / "releases").iterdir(), reverse=True):
-        # One that is not finished, or was damaged, lacks files.
-        with suppress(OSError):
+        # One that is not finished, or was damaged, lacks files or has others.
+        with suppress(OSError, ValueError):
             has = _lines(place / REQUIREMENTS, ours=False), _python_version(place / "venv")
-            if has == wanted and release_damage(place, file_sha256(place / FILES)) == []:
+            if has == wanted and release_damage(place, sum_at_install(place)) == []:
                 return place
     return None
 

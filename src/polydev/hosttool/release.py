@@ -38,7 +38,7 @@ def release_sum(controller: Controller, release: str) -> str | None:
 def release_damage(
     folder: Path, expected_sum: str | None, *, changed_only: bool = False
 ) -> list[str]:
-    """What of the release is not as its list says, for a person; [] for a whole one.
+    """Return the differences of a release from its list, for a person; [] for a whole one.
 
     `changed_only`: read only what was written to since, as the kernel's ctime says, which no
     program sets. Decay of the disk is not seen then.
@@ -63,13 +63,19 @@ def current_damage(root: Path) -> dict[str, object]:
     if not current.is_symlink():
         return {"release": None, "damage": []}
     folder = current.resolve()
-    files = folder / FILES
-    # Releases made by an earlier host tool have no checksum of their list.
-    known = (read_json(folder / "release.json") or {}).get("files")
-    expected = str(known) if known else file_sha256(files) if files.is_file() else "unknown"
-    damage = release_damage(folder, expected, changed_only=True)
-    damage = damage or [*islice(_unlisted(folder, files), SHOWN)]
+    damage = release_damage(folder, sum_at_install(folder), changed_only=True)
+    damage = damage or [*islice(_unlisted(folder, folder / FILES), SHOWN)]
     return {"release": folder.name, "damage": damage}
+
+
+def sum_at_install(folder: Path) -> str:
+    """Return the checksum that the list of a release's files had when it was installed.
+
+    Releases of an earlier host tool have none: their list is taken for what it was.
+    """
+    files = folder / FILES
+    known = (read_json(folder / "release.json") or {}).get("files")
+    return str(known) if known else file_sha256(files) if files.is_file() else "unknown"
 
 
 def _unlisted(folder: Path, files: Path) -> Iterator[str]:
