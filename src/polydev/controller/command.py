@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: their form, and the database opened for them."""
+"""Shared by the verbs of the command line: their form, and the database opened for them."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ class SocketState(JsonFact):
 
 
 class ReleaseDamage(FactBase[list[str]]):
-    """What of the release in use is not as it was installed; nothing where no tool can say so."""
+    """Differences of the release in use from what was installed; none where no tool can say so."""
 
     def command(self, tool: str) -> str:
         return f"test ! -x {tool} || {tool} release check 2>/dev/null || true"

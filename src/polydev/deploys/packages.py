@@ -105,7 +105,7 @@ def wait_for_apt(target: SshTarget, seconds: float, every_seconds: float) -> Non
 
 
 def _holders(target: SshTarget) -> str:
-    """Who holds which locks, in words; empty for nobody."""
+    """Return the holders of the locks in words; empty if nobody holds one."""
     said = run(target.argv(TOOL, "apt", "locks", timeout_seconds=15), timeout_seconds=30).stdout
     locks: dict[str, list[str]] = {}
     for each in json.loads(said)["held"]:

@@ -99,7 +99,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def differences(now: Account, wanted: Account) -> Iterator[tuple[str, str, str]]:
-    """What of an account is not as declared: its word, what it is, what it is to be."""
+    """Yield each difference of an account from its declaration: word, what is, what is to be."""
     for word, of in (
         ("comment", lambda each: each.comment),
         ("home", lambda each: each.home),
@@ -130,7 +130,7 @@ def mending(now: Account, wanted: Account) -> Iterator[str]:
         yield f"{UNSEEN} {shlex.join(['usermod', '--home', wanted.home, name])}"
     if now.members:
         yield shlex.join(["gpasswd", "--members", "", name])
-    # Whose primary group it is has one of their own, as everybody has on Debian.
+    # A member with this primary group gets back a group of their own, as every user on Debian has.
     for member in now.members:
         if_primary = f'[ "$(id -gn {shlex.quote(member)})" != {shlex.quote(name)} ]'
         yield f"{if_primary} || {shlex.join(['usermod', '--gid', member, member])}"

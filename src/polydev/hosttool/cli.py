@@ -55,7 +55,7 @@ def _add(leaf: argparse.ArgumentParser, verb: Verb) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status."""
-    # What the programs that it starts say is read, and not by people alone.
+    # Other code reads the output of the programs that it starts.
     os.environ["LC_ALL"] = "C.UTF-8"
     try:
         arguments = parser().parse_args(words)

@@ -33,7 +33,7 @@ def differences(declared: Settings, root: Path = ROOT) -> list[str]:
 
 
 def effective(root: Path = ROOT) -> Settings:
-    """What holds for whoever no Match block names. Raises HostError `sshd-unread`."""
+    """Return the settings for users whom no Match block names. Raises HostError `sshd-unread`."""
     import subprocess
 
     argv = ["/usr/sbin/sshd", "-T"]

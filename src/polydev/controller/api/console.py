@@ -42,7 +42,7 @@ def tail(file: Path, lines: int) -> tuple[bytes, int]:
 
 
 class Feed:
-    """What one VM's console has got since somebody follows it, up to the offset `end`.
+    """New text of one VM's console since its first follower came, up to the offset `end`.
 
     data      the latest part of that; what is before it is read from the file
     begun     how often the file was begun anew
@@ -159,7 +159,7 @@ Added = tuple[bytes, int] | VmError
 
 
 def _added(places: Iterable[tuple[Path, int]]) -> list[Added]:
-    """What was added to each file after an offset, or why it must not be read."""
+    """Return the text that each file has after an offset, or why it must not be read."""
     return [_added_to(file, offset) for file, offset in places]
 
 

@@ -94,7 +94,7 @@ class Keys:
         self._fetched_at = self._clock()
 
     async def _document(self) -> bytes:
-        """What the provider answers, at the address to which it redirects at last."""
+        """Return the provider's answer, from the last address to which it redirects."""
         async with httpx.AsyncClient(
             transport=self._transport, timeout=FETCH_TIMEOUT_SECONDS
         ) as client:

@@ -81,7 +81,7 @@ class Change:
 
     @property
     def event(self) -> str:
-        """What the log calls it."""
+        """Return its name in the log."""
         if self.severity is None:
             return "alert cleared"
         return "alert raised" if self.is_worse else "alert lowered"
