@@ -33,6 +33,8 @@ SCREEN: ViewportSize = {"width": 1280, "height": 800}
 # The address bar of the guest's browser, on its screen of the same size.
 ADDRESS_BAR: Position = {"x": 640, "y": 63}
 CANVAS = "#noVNC_container canvas"
+# Before that noVNC has a canvas too, but loses what is typed.
+CONNECTED = f":root.noVNC_connected {CANVAS}"
 # What noVNC itself lays over the guest's screen for the first seconds.
 NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
 START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
@@ -96,7 +98,7 @@ def viewer(browser: Browser, up: dict[str, Any]) -> Iterator[Page]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(up["viewer"])
-    page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    page.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
     yield page
     context.close()
     assert errors == []
@@ -128,7 +130,7 @@ def test_the_desktop_outlives_its_viewer(viewer: Page) -> None:
 def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> None:
     second = viewer.context.new_page()
     second.goto(up["viewer"])
-    second.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    second.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
     open_in_guest(second, "data:text/html,<body bgcolor=teal>")
     for page in (second, viewer):
         wait_for_colour(page, TEAL)
@@ -265,7 +267,8 @@ def test_that_session_in_a_web_browser(
     words = {"host": host, "port": port, "path": path, "autoconnect": "true"}
     page = browser.new_page(viewport=SCREEN)
     page.goto(f"{novnc_page}?{urlencode(words)}")
-    page.wait_for_selector(CANVAS, timeout=PATIENCE_MS)
+    page.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
+    wait_for_colour(page, START_PAGE)
     login = inv.answer("session.login", readme_session.id)
     assert login["status"] == "waiting"
     assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
