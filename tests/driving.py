@@ -43,6 +43,26 @@ CHECKS = {"every_seconds": 0.01, "timeout_seconds": 5, "failures": 3}
 T = TypeVar("T")
 
 
+class CountedDriver(Driver):
+    """`turns`: how often it has looked at everything."""
+
+    turns = 0
+
+    async def _guarded_tick(self) -> float:
+        pause = await super()._guarded_tick()
+        self.turns += 1
+        return pause
+
+    async def more_turns(self) -> None:
+        """Wait until it has looked often enough to do whatever it is going to do."""
+        enough = self.turns + 20
+
+        async def has_turned() -> bool:
+            return self.turns >= enough
+
+        await until(has_turned, "more turns of the driver")
+
+
 class Clock:
     """Time that passes only where a test says so."""
 
@@ -74,10 +94,10 @@ class World:
     @asynccontextmanager
     async def driving(
         self, hypervisor: Hypervisor | None = None, vms: Any = None, pace: Pace = QUICK
-    ) -> AsyncIterator[Driver]:
+    ) -> AsyncIterator[CountedDriver]:
         """A driver at work, as one process has it."""
         agent = AgentClient(self.settings.vm_check.timeout_seconds)
-        driver = Driver(
+        driver = CountedDriver(
             self.settings,
             vms or self.vms,
             self.sessions,
@@ -98,6 +118,15 @@ class World:
 
     async def vm_of(self, session: Session) -> Vm:
         return await self.vms.get(session.vm_id)
+
+    async def looked_at(self) -> None:
+        """Wait until the driver has looked often enough at a VM that boots to find it late."""
+        seen = self.host.hypervisor.looks
+
+        async def often() -> bool:
+            return self.host.hypervisor.looks > seen + 20
+
+        await until(often, "more looks")
 
     async def until_session(self, session: Session, *states: str) -> Session:
         async def look() -> Session | None:

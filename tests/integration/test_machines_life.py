@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -122,7 +121,7 @@ def test_each_stage_has_its_deadline(
                 world.clock.pass_(seconds - 1)
             else:
                 world.clock.pass_(seconds - 11)
-            await asyncio.sleep(0.1)
+            await world.looked_at()
             assert (await world.vm_of(session)).state == "starting"
             world.clock.pass_(1)
             reason, vm = await failed(world, session)
@@ -134,16 +133,6 @@ def test_each_stage_has_its_deadline(
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-async def looked_at(world: World) -> None:
-    """Wait until the driver has looked often enough at a VM that boots to find it late."""
-    seen = world.host.hypervisor.looks
-
-    async def often() -> bool:
-        return world.host.hypervisor.looks > seen + 20
-
-    await until(often, "more looks")
-
-
 def test_vm_that_waits_for_a_cpu_has_longer_to_boot(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
@@ -151,18 +140,18 @@ def test_vm_that_waits_for_a_cpu_has_longer_to_boot(tmp_path: Path) -> None:
             fake = await world.host.hypervisor.started(2)
             await fake.reach("kernel")
             await world.until_stage(session, "kernel")
-            await looked_at(world)
+            await world.looked_at()
             # Its deadline of 120 s is over by the clock, but it waited for half of the time.
             fake.cpu = ThreadTimes(ran=90, waited=90)
             world.clock.pass_(180)
-            await looked_at(world)
+            await world.looked_at()
             await fake.reach("init")
             await world.until_stage(session, "init")
         # Another process takes over, and sees the VM for the first time.
         fake.cpu = ThreadTimes(ran=110, waited=250)
         world.clock.pass_(180)
         async with world.driving():
-            await looked_at(world)
+            await world.looked_at()
             await fake.reach("ready")
             await world.until_session(session, "vm_created")
 
@@ -176,7 +165,7 @@ def test_starved_vm_fails_in_the_end_and_the_machine_is_named(tmp_path: Path) ->
             fake = await world.host.hypervisor.started(2)
             await fake.reach("kernel")
             await world.until_stage(session, "kernel")
-            await looked_at(world)
+            await world.looked_at()
             fake.cpu = ThreadTimes(ran=20, waited=460)
             world.clock.pass_(480)
             reason, _ = await failed(world, session)
@@ -438,11 +427,11 @@ def test_sick_vm_is_kept_for_debugging(tmp_path: Path) -> None:
 def test_vm_that_does_not_boot_is_kept_for_debugging_until_it_ends(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
-        async with world.driving():
+        async with world.driving() as driver:
             await world.until_stage(session, "kernel")
             world.clock.pass_(121)
             await world.until_session(session, "failed")
-            await asyncio.sleep(0.1)
+            await driver.more_turns()
             assert 2 in world.host.hypervisor.running()
             assert (await world.vm_of(session)).state == "stopping"
             world.host.hypervisor.vms[2].end()
@@ -454,12 +443,12 @@ def test_vm_that_does_not_boot_is_kept_for_debugging_until_it_ends(tmp_path: Pat
 def test_session_without_heartbeat_expires_and_its_vm_ends(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
-        async with world.driving():
+        async with world.driving() as driver:
             await world.until_session(session, "vm_created")
             world.clock.pass_(299)
             await world.sessions.heartbeat(session.id)
             world.clock.pass_(299)
-            await asyncio.sleep(0.1)
+            await driver.more_turns()
             assert (await world.sessions.get(session.id)).is_live
             world.clock.pass_(1)
             expired = await world.until_session(session, "expired")

@@ -171,7 +171,7 @@ def test_restart_gives_a_vm_no_more_time(tmp_path: Path) -> None:
         world.clock.pass_(119)
         async with world.driving():
             await until(lambda: _true(fake.runs), "the VM")
-            await asyncio.sleep(0.1)
+            await world.looked_at()
             assert (await world.vm_of(session)).state == "starting"
             world.clock.pass_(1)
             await world.until_session(session, "failed")
@@ -214,7 +214,7 @@ def test_one_of_two_drivers_leads_and_hands_over(tmp_path: Path) -> None:
         async with world.driving() as first:
             await world.until_session(session, "vm_created")
             async with world.driving() as second:
-                await asyncio.sleep(0.1)
+                await second.more_turns()
                 assert (first.leads, second.leads) == (True, False)
                 other = await world.start()
                 await world.until_session(other, "vm_created")

@@ -93,6 +93,8 @@ def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Pa
 RUNS = {
     "passes": "def test_it(): pass",
     "fails": "def test_it(): assert False, 'port 8080 is closed'",
+    "skips": "def test_it(): pytest.skip('no browser here')",
+    "may fail": "@pytest.mark.xfail\ndef test_it(): assert False",
     "breaks": "import pytest\n@pytest.fixture\ndef guest(): 1 / 0\ndef test_it(guest): pass",
     "cannot be read": "def test_it(:",
     "has none": "",
@@ -115,5 +117,6 @@ def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> No
         return
     with pytest.raises(SpecError) as fault:
         attempt._specs("offline", [])
-    if how == "fails":
-        assert fault.value.message == "1 spec failed: test_it: port 8080 is closed"
+    said = {"fails": "port 8080 is closed", "skips": "skipped: no browser here"}
+    if how in said:
+        assert fault.value.message == f"1 spec failed: test_it: {said[how]}"

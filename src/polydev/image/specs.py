@@ -123,6 +123,9 @@ def _spec_name(node: str) -> str:
 def _reason(report: pytest.TestReport) -> str:
     if report.outcome == "passed":
         return ""
+    if report.outcome == "skipped":
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        return f"skipped: {str(reason).removeprefix('Skipped: ')}"
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr)
     # pytest's own account of the comparison follows on lines of its own.
