@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx
+import requests
 
+from polydev.http_client import HttpSession
 from tests.hosts import DeployedHost
 
 CONTROLLER = (
@@ -44,7 +45,7 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_
 class Api:
     """The controller of a host, for one caller."""
 
-    http: httpx.Client
+    http: HttpSession
     token: str
     user_id: str
 
@@ -129,7 +130,7 @@ class Operated:
     def _answers(self) -> bool | None:
         try:
             return self.admin.http.get("/api/auth/health").status_code == 200 or None
-        except httpx.HTTPError:
+        except requests.RequestException:
             return None
 
     def leftovers(self) -> dict[str, str]:
@@ -149,7 +150,7 @@ def controller(host: DeployedHost, words: str) -> Any:
     return json.loads(host.inside(CONTROLLER.format(words=words)))
 
 
-def caller(host: DeployedHost, http: httpx.Client, role: str) -> Api:
+def caller(host: DeployedHost, http: HttpSession, role: str) -> Api:
     """A new user of this role, with a token."""
     user = controller(host, f"user add --role {role} --name test-{role}")
     token = controller(host, f"token create --user {user['id']} --name tests")
@@ -159,5 +160,5 @@ def caller(host: DeployedHost, http: httpx.Client, role: str) -> Api:
 @contextmanager
 def operated(host: DeployedHost) -> Iterator[Operated]:
     base = f"http://{host.lab.address}:4000"
-    with httpx.Client(base_url=base, trust_env=False, timeout=30) as http:
+    with HttpSession(base) as http:
         yield Operated(host, caller(host, http, "admin"), caller(host, http, "user"))

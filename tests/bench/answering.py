@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
+import requests
 
+from polydev import http_client
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.machine import Machine, start
 from polydev.vm.stages import last_lines
@@ -77,8 +78,8 @@ def _wait(machine: Machine, started: float, answers: Callable[[], bool]) -> floa
 
 def _status(url: str, timeout_seconds: float = QUESTION_SECONDS) -> int | None:
     try:
-        return httpx.get(url, timeout=timeout_seconds, trust_env=False).status_code
-    except httpx.HTTPError:
+        return http_client.get(url, timeout_seconds).status_code
+    except requests.RequestException:
         return None
 
 

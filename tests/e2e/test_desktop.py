@@ -19,11 +19,12 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from polydev import http_client
+from polydev.client.api import ControllerApi
 from polydev.local import LocalVm, find
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
@@ -197,7 +198,7 @@ def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
 
 def test_up_ends_with_a_host_deployed_with_the_image(up: dict[str, Any]) -> None:
     assert up["deployment"]["status"] == "succeeded"
-    answer = httpx.get(f"{up['controller']}/api/auth/health")
+    answer = http_client.get(f"{up['controller']}/api/auth/health")
     assert answer.status_code == 200
     report = answer.json()
     assert report["release"] == up["deployment"]["id"]
@@ -286,9 +287,9 @@ def test_that_session_in_a_web_browser(
     assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
     wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
-    headers = {"Authorization": f"Bearer {up['token']}"}
-    answer = httpx.get(f"{up['url']}/api/auth/session/{readme_session.id}", headers=headers)
-    assert answer.raise_for_status().json()["status"] == "oauth_pending"
+    with ControllerApi(up["url"], up["token"]) as api:
+        session = api.get(f"/api/auth/session/{readme_session.id}")
+    assert session["status"] == "oauth_pending"
     paint_in_guest(page, "teal", TEAL)
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
     assert "terminated" in readme_session.end()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
 
-import httpx
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from polydev.client import viewer
@@ -20,31 +22,41 @@ GREETING = b"RFB 003.008\n"
 
 
 class FakeController:
-    """A session's calls in memory, and its screen on a real WebSocket that sends all back."""
+    """Answers for one session, and has its screen on a WebSocket of the same port."""
 
-    def __init__(self, on_viewer: Callable[[ServerConnection], Awaitable[None]]) -> None:
+    def __init__(
+        self, on_viewer: Callable[[ServerConnection], Awaitable[None]], status: int = 200
+    ) -> None:
         self.on_viewer = on_viewer
+        self.status = status
         self.ended = False
-        self.asked: list[str] = []
         self.seen: list[ServerConnection] = []
         self.said: list[str] = []
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(f"{request.method} {request.url.path.rpartition('/')[2]}")
+    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path.endswith("/websock"):
+            return None
         ended = "2026-11-21T10:15:00Z" if self.ended else None
-        return httpx.Response(200, json={"endedAt": ended, "status": "terminated"})
+        body = {"endedAt": ended, "status": "terminated", "detail": "none"}
+        return connection.respond(HTTPStatus(self.status), json.dumps(body))
 
     async def _screen(self, connection: ServerConnection) -> None:
         self.seen.append(connection)
         await self.on_viewer(connection)
 
     def serving(self) -> AbstractAsyncContextManager[Server]:
-        return serve(self._screen, HOST, 0, subprotocols=[Subprotocol("binary")], max_size=None)
+        return serve(
+            self._screen,
+            HOST,
+            0,
+            subprotocols=[Subprotocol("binary")],
+            max_size=None,
+            process_request=self._answer,
+        )
 
     def viewer(self, server: Server) -> Viewer:
         port = next(iter(server.sockets)).getsockname()[1]
-        transport = httpx.MockTransport(self.answer)
-        api = ControllerApi(f"http://{HOST}:{port}", "pdt_secret", transport)
+        api = ControllerApi(f"http://{HOST}:{port}", "pdt_secret")
         return Viewer(api, SESSION, self.said.append)
 
 
@@ -111,12 +123,11 @@ def test_the_controllers_reason_for_closing_is_told() -> None:
 
 
 def test_a_session_that_may_not_be_seen_ends_it_at_once() -> None:
-    fake = FakeController(greet_and_echo)
-    refusing = httpx.MockTransport(lambda _request: httpx.Response(404, json={"detail": "none"}))
+    fake = FakeController(greet_and_echo, status=404)
 
     async def use() -> None:
-        api = ControllerApi(f"http://{HOST}:1", "pdt_secret", refusing)
-        await Viewer(api, SESSION, fake.said.append).serve(0, lambda _port: None)
+        async with fake.serving() as server:
+            await fake.viewer(server).serve(0, lambda _port: None)
 
     with pytest.raises(ControllerRefused, match="none"):
         asyncio.run(use())

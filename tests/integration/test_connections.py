@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import uvloop
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
 
 from polydev.controller.app import create_app
 from polydev.controller.migrate import migrate
@@ -48,7 +48,7 @@ MEBIBYTE = 1 << 20
 @dataclass
 class Answer:
     status: int
-    headers: httpx.Headers
+    headers: CaseInsensitiveDict[str]
     body: bytes
 
 
@@ -68,7 +68,7 @@ class Peer:
     async def answer(self) -> Answer:
         head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)
         first, *lines = head.decode("latin-1").split("\r\n")
-        headers = httpx.Headers(dict(line.split(": ", 1) for line in lines if line))
+        headers = CaseInsensitiveDict(dict(line.split(": ", 1) for line in lines if line))
         length = int(headers.get("content-length", 0))
         return Answer(int(first.split()[1]), headers, await self.reader.readexactly(length))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from polydev.client.credentials import ensure_key, new_key, rotate
 from polydev.client.on_host import HostController
+from polydev.http_client import HttpSession
 from tests.hosts import DeployedHost
 
 SECRET = "/etc/master-controller/secrets/credentials-key"
@@ -16,21 +16,20 @@ PATH = "/api/auth/credentials"
 CREDENTIALS = {"token": "marker-of-a-secret-that-nobody-sees"}
 
 
-def caller(host: DeployedHost) -> httpx.Client:
+def caller(host: DeployedHost) -> HttpSession:
     """A new user of the host's controller."""
     there = HostController(host.host.target)
     user = there.ask("user", "add", "--role", "user")["id"]
     token = there.ask("token", "create", "--user", user, "--name", "tests")["token"]
-    return httpx.Client(
-        base_url=f"http://{host.lab.address}:4000",
-        headers={"Authorization": f"Bearer {token}"},
-        trust_env=False,
-        timeout=60,
-    )
+    session = HttpSession(f"http://{host.lab.address}:4000", timeout_seconds=60)
+    session.headers["Authorization"] = f"Bearer {token}"
+    return session
 
 
-def stored(client: httpx.Client) -> object:
-    return client.get(f"{PATH}/claude").raise_for_status().json()["credentials"]
+def stored(client: HttpSession) -> object:
+    answer = client.get(f"{PATH}/claude")
+    answer.raise_for_status()
+    return answer.json()["credentials"]
 
 
 def test_a_key_is_changed_and_taken_back_and_nothing_is_lost(
@@ -41,7 +40,7 @@ def test_a_key_is_changed_and_taken_back_and_nothing_is_lost(
     before = deployed.records()[0].state
     target = deployed.host.target
     with caller(deployed) as client:
-        body = {"provider": "claude", "credentials": CREDENTIALS}
+        body: dict[str, Any] = {"provider": "claude", "credentials": CREDENTIALS}
         client.post(f"{PATH}/store", json=body).raise_for_status()
         keys = tmp_path / "keys"
         keys.write_text(f"{new_key()}\n{own.read_text()}")

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
+from polydev.http_client import HttpSession
 from polydev.run import PIPE, end_group, spawn
 from tests.hosts import ROOT
 from tests.sessions import FROM_HERE_ON, Api, wait_for
@@ -51,7 +51,7 @@ def service(tmp_path: Path) -> Iterator[FakeService]:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         base = f"http://127.0.0.1:{told['port']}"
-        with httpx.Client(base_url=base, trust_env=False, timeout=30) as http:
+        with HttpSession(base) as http:
             users = [Api(http, token, user) for user, token in told["tokens"].items()]
             yield FakeService(psutil.Process(process.pid), users, tmp_path / "microvm")
         assert process.stdin is not None

@@ -50,7 +50,8 @@ def test_sound_image_has_no_fault() -> None:
 
 
 SPECS = """
-import asyncio, socket, pytest, httpx
+import asyncio, socket, pytest
+from polydev import http_client
 from polydev.errors import VmTimeout
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_socket():
         client.recv(1)
 def test_http():
     server = socket.create_server(("127.0.0.1", 0))
-    httpx.get(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=0.01)
+    http_client.get(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout_seconds=0.01)
 def test_asyncio():
     asyncio.run(asyncio.wait_for(asyncio.sleep(9), 0.01))
 """

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
-import httpx
+import requests
+import urllib3
 
+from polydev import http_client
 from polydev.errors import ConfigError, Error
 from polydev.vm.stages import last_lines
 
 ANSWER_SECONDS = 30.0
+BLOCK_BYTES = 64 * 1024
 MOST_LISTED = 200
 SHORTEST_PREFIX = 4
 UNKNOWN_CALLER_HINT = (
@@ -42,64 +47,58 @@ class ControllerRefused(Error):
 class ControllerApi:
     """Raises ControllerUnreachable and ControllerRefused. Used as a context, closed with it."""
 
-    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
-        """Raises ConfigError for an address that is none."""
+    def __init__(self, url: str, token: str) -> None:
+        """Raises ConfigError for an address or a token that is none."""
         self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_address(self.url):
             raise ConfigError(f"{url!r} is no address of a controller", "as in http://HOST:4000")
-        self.authorization = {"Authorization": f"Bearer {token}"}
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers={**self.authorization, "Accept": "application/json"},
-            timeout=ANSWER_SECONDS,
-            # Labs and hosts are reached directly; a proxy is for what is far away.
-            trust_env=self.url.startswith("https://"),
-            transport=transport,
-        )
+        self.authorization = {"Authorization": f"Bearer {_header('the token', token)}"}
+        self._session = http_client.HttpSession(self.url, ANSWER_SECONDS)
+        self._session.headers.update({**self.authorization, "Accept": "application/json"})
 
     def __enter__(self) -> ControllerApi:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._client.close()
+        self._session.close()
 
     def takes_token(self) -> bool:
         """Whether the token stands for somebody here."""
         try:
             self.get("/api/auth/sessions", limit=1)
         except ControllerRefused as error:
-            if error.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 return False
             raise
         return True
 
     def get(self, path: str, **query: str | int) -> Any:
         with self._reached():
-            answer = self._client.get(path, params=query)
+            answer = self._session.get(path, params=query)
         return _content(answer)
 
-    def post(self, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Any:
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        given = {name: _header(name, value) for name, value in (headers or {}).items()}
         with self._reached():
-            answer = self._client.post(path, json=body, headers=headers)
+            answer = self._session.post(path, json=body, headers=given)
         return _content(answer)
 
     def delete(self, path: str) -> Any:
         with self._reached():
-            answer = self._client.delete(path)
+            answer = self._session.delete(path)
         return _content(answer)
 
     def text_parts(self, path: str, **query: str | int) -> Iterator[str]:
         """An answer that goes on, as it comes."""
         # It may be silent for long, but must begin.
-        patient = httpx.Timeout(ANSWER_SECONDS, read=None)
-        with (
-            self._reached(),
-            self._client.stream("GET", path, params=query, timeout=patient) as answer,
-        ):
-            if answer.is_error:
-                answer.read()
+        with self._reached(), self._session.get(path, params=query, stream=True) as answer:
+            if not answer.ok:
                 raise refused(answer)
-            yield from answer.iter_text()
+            _wait_without_limit(answer)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            while part := answer.raw.read1(BLOCK_BYTES, decode_content=True):
+                yield decoder.decode(part)
+            yield decoder.decode(b"", final=True)
 
     def sessions(self, *, all_of_them: bool, limit: int | None = None) -> list[dict[str, Any]]:
         """Sessions that may be seen, newest first; those that are over only if wanted."""
@@ -133,10 +132,10 @@ class ControllerApi:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except httpx.TimeoutException as error:
+        except requests.Timeout as error:
             raise self._unreachable(f"no answer within {ANSWER_SECONDS:g} s") from error
-        except httpx.HTTPError as error:
-            raise self._unreachable(str(error) or type(error).__name__) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise self._unreachable(http_client.reason(error)) from error
 
     def _unreachable(self, cause: str) -> ControllerUnreachable:
         return ControllerUnreachable(
@@ -145,8 +144,33 @@ class ControllerApi:
         )
 
 
-def _content(answer: httpx.Response) -> Any:
-    if answer.is_error:
+def _is_address(url: str) -> bool:
+    try:
+        requests.Request("GET", url).prepare()
+    except requests.RequestException:
+        return False
+    return url.startswith(("http://", "https://"))
+
+
+def _header(what: str, value: str) -> str:
+    """The value, where a header can hold it. Raises ConfigError without it: it may be secret."""
+    if not (value.isascii() and value.isprintable()) or value != value.strip():
+        raise ConfigError(
+            f"{what} has a character that HTTP cannot carry",
+            "leave out line ends, blanks around it and all that is not ASCII",
+        )
+    return value
+
+
+def _wait_without_limit(answer: requests.Response) -> None:
+    """Let the rest of an answer that has begun take as long as it likes."""
+    connection = answer.raw.connection
+    if connection is not None and connection.sock is not None:
+        connection.sock.settimeout(None)
+
+
+def _content(answer: requests.Response) -> Any:
+    if not answer.ok:
         raise refused(answer)
     try:
         return answer.json()
@@ -156,18 +180,18 @@ def _content(answer: httpx.Response) -> Any:
         ) from None
 
 
-def refused(answer: httpx.Response) -> ControllerRefused:
+def refused(answer: requests.Response) -> ControllerRefused:
     """The error in an answer: problem details (RFC 9457), or whatever a proxy says."""
     try:
         told = answer.json()
     except ValueError:
         told = {}
     problem = told if isinstance(told, dict) else {}
-    said = problem.get("detail") or f"{answer.status_code} {answer.reason_phrase}"
+    said = problem.get("detail") or f"{answer.status_code} {answer.reason}"
     hint = problem.get("hint")
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
         hint = UNKNOWN_CALLER_HINT
-    elif answer.status_code == httpx.codes.FORBIDDEN:
+    elif answer.status_code == HTTPStatus.FORBIDDEN:
         hint = hint or "use the token of a user with the role operator or admin"
     return ControllerRefused(str(said), hint, answer.status_code)
 

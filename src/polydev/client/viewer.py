@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
 from polydev.client.api import ControllerApi
+from polydev.http_client import is_far
 
 LOOK_SECONDS = 10.0
 BLOCK_BYTES = 64 * 1024
@@ -62,13 +63,12 @@ class Viewer:
         self._say(f"a viewer has gone: {why}")
 
     def _websocket(self) -> connect:
-        is_far = self._api.url.startswith("https://")
         return connect(
             self._api.url.replace("http", "ws", 1) + f"{self._path}/novnc/websock",
             additional_headers=self._api.authorization,
             subprotocols=[Subprotocol("binary")],
             compression=None,
-            proxy=True if is_far else None,
+            proxy=True if is_far(self._api.url) else None,
             max_size=None,
         )
 

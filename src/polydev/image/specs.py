@@ -27,7 +27,7 @@ SHELL_TIMEOUT_SECONDS = 60.0
 # testinfra puts the host into each test's name: noise here, where there is one host.
 _HOST_PARAMETER = re.compile(r"(?:chroot|console)://[^\]]*/[\w.]+-?")
 # By name: importing the libraries that raise them would cost every phase its time.
-TIMEOUTS = {"TimeoutError", "TimeoutException", "VmTimeout"}
+TIMEOUTS = {"TimeoutError", "Timeout", "VmTimeout"}
 TIMED_OUT = ("timed_out", True)
 PHASES = ("offline", "booted", "outside")
 

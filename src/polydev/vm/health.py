@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import httpx
+import requests
 
+from polydev import http_client
 from polydev.errors import VmError, VmTimeout
 from polydev.vm.config import Ports
 
@@ -18,15 +19,16 @@ def agent_health(
     Raises VmError when nothing answers, VmTimeout when that took too long.
     """
     try:
-        answer = httpx.get(f"{ports.agent_url}/health", timeout=timeout_seconds, trust_env=False)
-    except httpx.TimeoutException:
+        answer = http_client.get(f"{ports.agent_url}/health", timeout_seconds)
+    except requests.Timeout:
         raise VmTimeout(
             f"the agent does not answer on {ports.agent_url} within {timeout_seconds:g} s"
         ) from None
-    except httpx.HTTPError as error:
-        raise VmError(f"the agent does not answer on {ports.agent_url}: {error}") from error
+    except requests.RequestException as error:
+        why = http_client.reason(error)
+        raise VmError(f"the agent does not answer on {ports.agent_url}: {why}") from error
     try:
         body = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = {}
     return answer.status_code, body if isinstance(body, dict) else {}

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import asyncvnc
-import httpx
 import numpy
 import pytest
+import requests
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -65,10 +65,10 @@ def news_until(api: Api, session_id: str, state: str) -> list[dict[str, Any]]:
     """The events of a session's stream, up to the one that brings it into `state`."""
     path = f"/api/auth/session/{session_id}/events"
     found: list[dict[str, Any]] = []
-    with api.http.stream("GET", path, headers=api.headers, timeout=300) as answer:
+    with api.http.get(path, headers=api.headers, timeout=300, stream=True) as answer:
         assert answer.status_code == 200
         for line in answer.iter_lines():
-            if line.startswith("data:"):
+            if line.startswith(b"data:"):
                 found.append(json.loads(line[5:]))
                 assert found[-1].get("state") != "failed", found
                 if found[-1].get("state") == state:
@@ -90,7 +90,7 @@ async def see_start_page(url: str, token: str) -> None:
 
 
 def test_two_users_have_a_browser_each(service: Operated) -> None:
-    base = str(service.user.http.base_url).rstrip("/")
+    base = service.user.http.base_url
     started = [service.user.start("claude"), service.user.start("codex")]
     seen = [news_until(service.user, each["id"], "vm_created") for each in started]
     for news in seen:
@@ -145,7 +145,7 @@ def test_of_two_that_want_the_last_slot_one_gets_it(quick: Operated) -> None:
     users = [quick.another_user() for _ in range(9)]
     held = [user.start() for user in users[:7]]
 
-    def ask(user: Api) -> httpx.Response:
+    def ask(user: Api) -> requests.Response:
         body = {"userId": user.user_id, "provider": "claude"}
         return user.http.post("/api/auth/start", json=body, headers=user.headers)
 
@@ -194,7 +194,7 @@ def test_restarted_controller_finds_its_vm_and_the_viewer_comes_back(quick: Oper
     quick.user.wait(session["id"], "vm_created")
     vm = quick.user.vm(session["id"])
     pid = quick.host.inside("pgrep qemu-system")
-    url = viewer_url(str(quick.user.http.base_url).rstrip("/"), session["id"])
+    url = viewer_url(quick.user.http.base_url, session["id"])
 
     async def watch() -> int:
         async with open_websocket(url, quick.user.token) as client:

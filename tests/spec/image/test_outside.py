@@ -9,12 +9,12 @@ import time
 from typing import Any
 
 import asyncvnc
-import httpx
 import numpy
 import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from polydev import http_client
 from polydev.vm.config import Ports
 
 pytestmark = pytest.mark.outside
@@ -28,11 +28,11 @@ START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
 
 
 def test_agent_is_healthy(guest: Ports) -> None:
-    answer = httpx.get(f"{guest.agent_url}/health", timeout=20)
+    answer = http_client.get(f"{guest.agent_url}/health", timeout_seconds=20)
     deadline = time.monotonic() + HEALTH_TIMEOUT_SECONDS
     # The agent's own probes of the desktop may come too late where the guest has little CPU.
     while answer.status_code == 503 and time.monotonic() < deadline:
-        answer = httpx.get(f"{guest.agent_url}/health", timeout=20)
+        answer = http_client.get(f"{guest.agent_url}/health", timeout_seconds=20)
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["status"] == "ready"
@@ -40,14 +40,14 @@ def test_agent_is_healthy(guest: Ports) -> None:
 
 
 def test_agent_knows_image_and_vm(guest: Ports) -> None:
-    body = httpx.get(f"{guest.agent_url}/health", timeout=20).json()
+    body = http_client.get(f"{guest.agent_url}/health", timeout_seconds=20).json()
     assert len(body["image_digest"]) == 64
     assert body["vm_id"]
     assert body["uptime_seconds"] > 0
 
 
 def test_agent_metrics(guest: Ports) -> None:
-    text = httpx.get(f"{guest.agent_url}/metrics", timeout=30).text
+    text = http_client.get(f"{guest.agent_url}/metrics").text
     assert "polydev_agent_up 1" in text
 
 
@@ -57,7 +57,7 @@ def test_vnc_speaks_rfb(guest: Ports) -> None:
 
 
 def test_novnc_page(guest: Ports) -> None:
-    answer = httpx.get(f"{guest.novnc_url}/vnc.html", timeout=30)
+    answer = http_client.get(f"{guest.novnc_url}/vnc.html")
     assert answer.status_code == 200
     assert "noVNC" in answer.text
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import time
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
+from polydev import http_client
+from polydev.http_client import HttpSession
 from polydev.vm.config import Ports
 
 pytestmark = pytest.mark.outside
@@ -22,20 +23,20 @@ TOOL, ITS_HOSTS = "claude", ("claude.com", "claude.ai", "anthropic.com")
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_no_login_is_under_way_unasked(guest: Ports, provider: str) -> None:
-    answer = httpx.get(f"{guest.agent_url}/login/{provider}", timeout=20)
+    answer = http_client.get(f"{guest.agent_url}/login/{provider}")
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"provider": provider, "status": "none", "url": None, "detail": ""}
 
 
 def test_a_login_comes_to_its_page(guest: Ports) -> None:
-    url = f"{guest.agent_url}/login/{TOOL}"
-    body = httpx.post(url, timeout=60).json()
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not _is_settled(body):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{TOOL} after {TIMEOUT_SECONDS:g} s: {body}")
-        time.sleep(POLL_SECONDS)  # each answer costs the emulated guest something
-        body = httpx.get(url, timeout=20).json()
+    with HttpSession(f"{guest.agent_url}/login/{TOOL}", timeout_seconds=60) as session:
+        body = session.post("").json()
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not _is_settled(body):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{TOOL} after {TIMEOUT_SECONDS:g} s: {body}")
+            time.sleep(POLL_SECONDS)  # each answer costs the emulated guest something
+            body = session.get("", timeout=20).json()
     assert body["status"] == "waiting", f"{TOOL}: {body}"
     assert body["detail"] == "", "the browser does not show the page"
     page = urlsplit(body["url"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from polydev.client.api import ControllerApi, ControllerRefused
 from polydev.client.login import ASK_SECONDS, wait_for_url
+from tests.loopback import Answer, Asked, as_json, served
 
 PATH = "/api/auth/session/5b0c/oauth-url"
 LOGIN = {"sessionId": "5b0c", "provider": "codex", "url": None}
@@ -21,16 +21,16 @@ class Answers:
         self.said: list[str] = []
         self.pauses: list[float] = []
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(f"{request.method} {request.url.path}")
+    def __call__(self, request: Asked) -> Answer:
+        self.asked.append(f"{request.method} {request.path}")
         status = self.left.pop(0)
         if status == "failed":
-            return httpx.Response(502, json={"detail": "codex did not come to its login: no disk"})
+            return as_json({"detail": "codex did not come to its login: no disk"}, 502)
         url = "https://auth.example/1" if status == "waiting" else None
-        return httpx.Response(200 if url else 202, json={**LOGIN, "status": status, "url": url})
+        return as_json({**LOGIN, "status": status, "url": url}, 200 if url else 202)
 
     def wait(self, *, again: bool = False) -> dict[str, object]:
-        with ControllerApi("http://192.0.2.1", "t", httpx.MockTransport(self)) as api:
+        with served(self) as server, ControllerApi(server.url, "t") as api:
             return wait_for_url(
                 api, "5b0c", self.said.append, again=again, pause=self.pauses.append
             )

@@ -1,0 +1,231 @@
+"""The API's client against a web server: what it asks, and what it says when that fails."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from polydev.client import api as client_api
+from polydev.client.api import ControllerApi, ControllerRefused, ControllerUnreachable
+from polydev.errors import ConfigError
+from tests.loopback import Answer, Answerer, Asked, as_json, served
+
+CONSOLE = "/api/vm/1/console"
+
+
+@contextmanager
+def asking(answer: Answerer) -> Iterator[tuple[ControllerApi, list[Asked]]]:
+    """The client of a controller that answers so, and what that controller is asked."""
+    with served(answer) as server, ControllerApi(server.url, "pdt_secret") as api:
+        yield api, server.asked
+
+
+def always(status: int, body: Any = None) -> Answerer:
+    return lambda _asked: as_json(body, status)
+
+
+def test_the_token_goes_with_each_request_and_the_query_says_which() -> None:
+    lists = {"sessions": [{"id": "a"}], "vms": [{"vmId": "b"}]}
+    with asking(always(200, lists)) as (api, asked):
+        assert api.sessions(all_of_them=False) == [{"id": "a"}]
+        assert api.vms(all_of_them=True) == [{"vmId": "b"}]
+    assert [each.headers["Authorization"] for each in asked] == ["Bearer pdt_secret"] * 2
+    assert [each.target for each in asked] == [
+        "/api/auth/sessions?live=true&limit=200",
+        "/api/vm?all=true&limit=200",
+    ]
+
+
+def test_a_password_of_netrc_does_not_replace_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login ada password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with asking(always(200, {})) as (api, asked):
+        api.get("/api/vm")
+    assert asked[0].headers["Authorization"] == "Bearer pdt_secret"
+
+
+def test_a_body_and_headers_arrive() -> None:
+    with asking(always(201, {"id": "a"})) as (api, asked):
+        assert api.post("/api/auth/start", {"userId": "ä"}, {"Idempotency-Key": "k"}) == {"id": "a"}
+        api.post("/api/auth/login")
+    assert json.loads(asked[0].body) == {"userId": "ä"}
+    assert asked[0].headers["Content-Type"] == "application/json"
+    assert asked[0].headers["Idempotency-Key"] == "k"
+    assert (asked[1].method, asked[1].body) == ("POST", b"")
+
+
+def test_a_key_that_no_header_can_hold_is_refused() -> None:
+    with (
+        pytest.raises(ConfigError, match="Idempotency-Key has"),
+        asking(always(201, {})) as (api, asked),
+    ):
+        api.post("/api/auth/start", {}, {"Idempotency-Key": "kä"})
+    assert asked == []
+
+
+def test_lists_are_read_page_by_page_as_far_as_wanted() -> None:
+    pages = {None: (["a", "b"], "b"), "b": (["c", "d"], "d"), "d": (["e"], None)}
+
+    def answer(asked: Asked) -> Answer:
+        (before,) = parse_qs(urlsplit(asked.target).query).get("before", [None])
+        ids, following = pages[before]
+        return as_json({"vms": [{"vmId": each} for each in ids], "next": following})
+
+    with asking(answer) as (api, asked):
+        assert "".join(vm["vmId"] for vm in api.vms(all_of_them=True)) == "abcde"
+        assert "".join(vm["vmId"] for vm in api.vms(all_of_them=False, limit=3)) == "abc"
+    queries = [urlsplit(each.target).query for each in asked]
+    assert queries[:2] == ["all=true&limit=200", "all=true&limit=200&before=b"]
+    assert queries[3:] == ["all=false&limit=3", "all=false&limit=3&before=b"]
+
+
+def test_a_refusal_has_the_controllers_own_words_and_hint() -> None:
+    problem = {"detail": "there is no session 1", "hint": "look again", "status": 404}
+    with pytest.raises(ControllerRefused) as refused, asking(always(404, problem)) as (api, _):
+        api.delete("/api/auth/session/1")
+    assert refused.value.message == "there is no session 1"
+    assert (refused.value.hint, refused.value.status) == ("look again", 404)
+
+
+def test_an_unknown_caller_is_told_how_to_make_a_token() -> None:
+    with (
+        pytest.raises(ControllerRefused) as refused,
+        asking(always(401, {"detail": "no"})) as (api, _),
+    ):
+        api.get("/api/vm")
+    assert "./inv token.create" in str(refused.value.hint)
+
+
+def test_a_refusal_that_is_no_problem_document_is_told_by_its_status() -> None:
+    with (
+        pytest.raises(ControllerRefused, match="502 Bad Gateway"),
+        asking(lambda _asked: Answer(502, b"<html>")) as (api, _),
+    ):
+        api.get("/api/vm")
+
+
+def test_nobody_there_is_told_with_the_address_and_what_to_do() -> None:
+    url = "http://127.0.0.1:1"
+    with pytest.raises(ControllerUnreachable) as failed, ControllerApi(url, "t") as api:
+        api.get("/api/vm")
+    assert failed.value.message == (
+        f"no controller answers at {url}: [Errno 111] Connection refused"
+    )
+    assert "./inv up" in str(failed.value.hint)
+    assert "./inv doctor" in str(failed.value.hint)
+
+
+def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_api, "ANSWER_SECONDS", 0.05)
+    over = Event()
+
+    def late(_asked: Asked) -> Answer:
+        over.wait()
+        return Answer()
+
+    with asking(late) as (api, _):
+        with pytest.raises(ControllerUnreachable, match=r"no answer within 0\.05 s"):
+            api.get("/api/vm")
+        with pytest.raises(ControllerUnreachable, match=r"no answer within 0\.05 s"):
+            next(api.text_parts(CONSOLE))  # it may pause, but must begin
+        over.set()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(body=b"hello"), Answer(body=b'{"cut'), Answer(), Answer(302, b"", {"Location": "/"})],
+    ids=["text", "cut", "empty", "redirect"],
+)
+def test_somebody_else_at_the_address_is_told(answer: Answer) -> None:
+    with (
+        pytest.raises(ControllerUnreachable, match=r"/api/vm\?limit=1 answers, but not as a con"),
+        asking(lambda _asked: answer) as (api, asked),
+    ):
+        api.get("/api/vm", limit=1)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("status", "taken"), [(200, True), (401, False), (403, False)])
+def test_a_token_counts_if_the_controller_takes_it(status: int, taken: bool) -> None:
+    with asking(always(status, {"sessions": []})) as (api, _):
+        assert api.takes_token() is taken
+
+
+def test_an_ill_controller_says_nothing_about_a_token() -> None:
+    with pytest.raises(ControllerRefused), asking(always(503, {})) as (api, _):
+        api.takes_token()
+
+
+def test_a_stream_that_is_refused_raises_before_its_first_part() -> None:
+    with (
+        pytest.raises(ControllerRefused, match="it is over"),
+        asking(always(410, {"detail": "it is over"})) as (api, _),
+    ):
+        next(api.text_parts(CONSOLE))
+
+
+def test_a_stream_is_told_as_it_comes_and_its_pauses_have_no_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[float | None] = []
+    set_limit = socket.socket.settimeout
+
+    def noted(self: socket.socket, seconds: float | None) -> None:
+        limits.append(seconds)
+        set_limit(self, seconds)
+
+    monkeypatch.setattr(socket.socket, "settimeout", noted)
+    seen = Event()
+    euro = "€".encode()
+
+    def parts() -> Iterator[bytes]:
+        yield b"first"
+        assert seen.wait(10)
+        yield euro[:1]
+        yield euro[1:] + b"\xff"
+
+    answer = Answer(headers={"Content-Type": "text/plain"}, parts=parts())
+    with asking(lambda _asked: answer) as (api, asked):
+        found = api.text_parts(CONSOLE, tail=5, follow="true")
+        assert next(found) == "first"
+        assert limits[0] == client_api.ANSWER_SECONDS
+        assert limits[-1] is None
+        seen.set()
+        assert "".join(found) == "€\N{REPLACEMENT CHARACTER}"
+    assert asked[0].target == f"{CONSOLE}?tail=5&follow=true"
+
+
+def test_a_stream_without_chunks_is_told_as_it_comes() -> None:
+    """What ends with its connection, as behind proxies that speak HTTP/1.0."""
+    seen = Event()
+
+    def raw() -> Iterator[bytes]:
+        yield b"HTTP/1.0 200 OK\r\n\r\nfirst"
+        assert seen.wait(10)
+        yield b"second"
+
+    with asking(lambda _asked: Answer(raw=raw())) as (api, _):
+        found = api.text_parts(CONSOLE)
+        assert next(found) == "first"
+        seen.set()
+        assert "".join(found) == "second"
+
+
+def test_a_stream_that_breaks_off_is_told() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+    with asking(lambda _asked: Answer(raw=[raw])) as (api, _):
+        found = api.text_parts(CONSOLE)
+        assert next(found) == "first"
+        with pytest.raises(ControllerUnreachable, match="the answer broke off"):
+            next(found)
