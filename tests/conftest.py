@@ -57,6 +57,8 @@ HOST_LANES = {
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
 # Unit tests run beside `up`, whose image the other lane takes from the cache.
 ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["vms"])
+# Characters of one value in the name of a test.
+LONGEST_ID = 32
 FAILED_IN = pytest.StashKey[dict[str, str]]()
 
 
@@ -68,6 +70,13 @@ def pytest_configure() -> None:
     # Where the tests run as a background job, SIGINT is ignored, and so it would be by every
     # process that they start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Shorten a value that would make a test's name too long to read, or to select by."""
+    if isinstance(val, str) and len(val) > LONGEST_ID:
+        return f"{val[:LONGEST_ID]}..."
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -211,7 +211,7 @@ def test_what_is_no_backup_is_not_restored(controller: CommandLine, tmp_path: Pa
         ["user", "add", "--role", "king"],
         ["user", "add", "--role", "user", "--id", "17"],
         ["user", "add", "--role", "user", "--name", ""],
-        ["user", "add", "--role", "user", "--name", "x" * 201],
+        pytest.param(["user", "add", "--role", "user", "--name", "x" * 201], id="a name too long"),
         ["user", "add"],
         ["token", "create", "--user", USER, "--name", "t", "--days", "0"],
         ["token", "create", "--user", USER, "--name", "t", "--days", "soon"],

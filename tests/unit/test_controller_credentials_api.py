@@ -239,7 +239,22 @@ def test_any_object_comes_back_as_it_was(host: Host, credentials: dict[str, Any]
         ({MARKER: MARKER}, "body"),
         ({"session_id": UNKNOWN}, "body"),
     ],
-    ids=str,
+    ids=[
+        "empty",
+        "text",
+        "list",
+        "null",
+        "too-long",
+        "infinity",
+        "no-number",
+        "surrogate",
+        "surrogate-in-key",
+        "provider",
+        "no-provider",
+        "session",
+        "unknown-key",
+        "key-in-snake-case",
+    ],
 )
 def test_what_is_malformed_is_422_and_not_repeated(
     host: Host, changes: dict[str, Any], pointer: str
