@@ -1,7 +1,7 @@
 """A recorder of what is brought to the disk, in which order: what a power cut may undo.
 
 Names that are given by a rename must stand for what is on the disk already, and the folder that
-has the name must be brought to the disk afterwards.
+has the name must be brought to the disk afterwards, as it must be for links.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ class DiskWork:
             if counts and _inode(info) not in self.synced:
                 self.unsynced_content.append(f"{path} before it became {target}")
 
+    def link(self, target: Path) -> None:
+        self.names_pending[_inode(target.parent.stat())] = str(target)
+
     def has_synced(self, *paths: Path) -> bool:
         return {_inode(path.stat()) for path in paths} <= self.synced
 
@@ -68,6 +71,7 @@ def watched_disk(
     """Record syncs and renames; files whose names are `spared` are made durable by others."""
     work = DiskWork()
     real_sync, real_rename, real_replace = os.fsync, os.rename, os.replace
+    real_symlink, real_link = os.symlink, os.link
 
     def sync(descriptor: int) -> None:
         real_sync(descriptor)
@@ -83,8 +87,18 @@ def watched_disk(
         work.rename(Path(source), Path(target), spared)
         real_replace(source, target)
 
+    def symlink(text: Any, target: Any, is_folder: bool = False) -> None:
+        real_symlink(text, target, is_folder)
+        work.link(Path(target))
+
+    def link(source: Any, target: Any, **how: Any) -> None:
+        real_link(source, target, **how)
+        work.link(Path(target))
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", sync)
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "replace", replace)
+        patch.setattr(os, "symlink", symlink)
+        patch.setattr(os, "link", link)
         yield work

@@ -26,6 +26,7 @@ from polydev.image.record import TREE
 from polydev.image.rootfs import make_rootfs
 from polydev.image.stacking import stack
 from polydev.run import run
+from tests.diskwork import watched_disk
 
 pytestmark = [
     pytest.mark.integration,
@@ -266,7 +267,10 @@ def test_layer_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(layercache, "run", watched)
     workshop.write("files/new", "whole")
-    made = workshop.lay("more", below=(workshop.base(),), files="files")
+    base = workshop.base()
+    with watched_disk(monkeypatch) as work:
+        made = workshop.lay("more", below=(base,), files="files")
+    assert str(workshop.cache.path(workshop.plans[-1])) not in work.names_pending.values()
     assert seen == ["whole{"]
     assert (made.tree / "new").is_file()
 

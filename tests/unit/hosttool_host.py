@@ -22,6 +22,7 @@ from polydev.hosttool.cli import parser
 from polydev.hosttool.database import content_sha256
 from polydev.hosttool.durable import UNFINISHED
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.images import BOOT_FILES
 from polydev.hosttool.listing import listing
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import Options
@@ -367,6 +368,20 @@ class Host:
         self.systemd.reload()
         for unit in units:
             self.systemd.come_up(unit)
+
+
+def arrive(store: Path, digest: str) -> Path:
+    """An image as it lies in a store before it is taken in."""
+    folder = store / "incoming" / digest
+    folder.mkdir(parents=True)
+    for name in BOOT_FILES:
+        (folder / name).write_text(f"{name} of {digest}")
+    files = {
+        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        for name in BOOT_FILES
+    }
+    (folder / "record.json").write_text(json.dumps({"digest": digest, "files": files}))
+    return folder
 
 
 def bare_host(root: Path) -> Host:

@@ -19,7 +19,8 @@ from polydev.hosttool.releases import create
 from polydev.hosttool.tree import file_sha256
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host
-from tests.unit.test_host_images import A, B, arrive, have
+from tests.unit.hosttool_host import arrive
+from tests.unit.test_host_images import A, B, have
 
 ID = "20250131_120000-abcd"
 DIGEST = "d" * 64

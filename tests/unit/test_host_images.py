@@ -24,6 +24,7 @@ from polydev.hosttool.images import (
 )
 from polydev.hosttool.paths import Paths
 from tests.diskwork import watched_disk
+from tests.unit.hosttool_host import arrive
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -38,19 +39,6 @@ def paths(tmp_path: Path) -> Paths:
     return Paths.below(tmp_path)
 
 
-def arrive(store: Path, digest: str = A) -> Path:
-    folder = store / "incoming" / digest
-    folder.mkdir(parents=True)
-    for name in BOOT_FILES:
-        (folder / name).write_text(f"{name} of {digest}")
-    files = {
-        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
-        for name in BOOT_FILES
-    }
-    (folder / "record.json").write_text(json.dumps({"digest": digest, "files": files}))
-    return folder
-
-
 def have(store: Path, *digests: str) -> None:
     for number, digest in enumerate(digests):
         arrive(store, digest)
@@ -62,7 +50,7 @@ class TestAdd:
     def test_it_is_on_the_disk_before_it_has_its_name(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        arrive(store)
+        arrive(store, A)
         # The lock file is empty: its name alone counts.
         with watched_disk(monkeypatch, frozenset({"in-use.lock"})) as work:
             add(A, store)
@@ -70,7 +58,7 @@ class TestAdd:
         assert work.faults() == []
 
     def test_a_whole_image_gets_its_place_at_once(self, store: Path) -> None:
-        arrive(store)
+        arrive(store, A)
         assert add(A, store) == {"digest": A, "added": True}
         assert (store / "images" / A / "rootfs.ext4").read_text() == f"rootfs.ext4 of {A}"
         assert (store / "images" / A / "in-use.lock").exists()
@@ -82,7 +70,7 @@ class TestAdd:
 
     @pytest.mark.parametrize("name", BOOT_FILES)
     def test_a_damaged_file_is_named_and_what_arrived_stays(self, store: Path, name: str) -> None:
-        folder = arrive(store)
+        folder = arrive(store, A)
         (folder / name).write_text("else")
         with pytest.raises(HostError, match=f"damaged: {name}$") as failure:
             add(A, store)
@@ -92,7 +80,7 @@ class TestAdd:
 
     @pytest.mark.parametrize("name", [*BOOT_FILES, "record.json"])
     def test_one_that_is_not_whole(self, store: Path, name: str) -> None:
-        (arrive(store) / name).unlink()
+        (arrive(store, A) / name).unlink()
         with pytest.raises(HostError, match="did not arrive whole"):
             add(A, store)
         assert not (store / "images").exists()
@@ -105,12 +93,12 @@ class TestAdd:
 
     @pytest.mark.parametrize("text", ["", "{", "{}", '{"files": {}}'])
     def test_a_record_that_says_nothing(self, store: Path, text: str) -> None:
-        (arrive(store) / "record.json").write_text(text)
+        (arrive(store, A) / "record.json").write_text(text)
         with pytest.raises(HostError, match="did not arrive whole"):
             add(A, store)
 
     def test_once_it_is_mended_it_is_taken(self, store: Path) -> None:
-        folder = arrive(store)
+        folder = arrive(store, A)
         (folder / "vmlinux").write_text("else")
         with pytest.raises(HostError):
             add(A, store)

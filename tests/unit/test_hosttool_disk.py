@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool import backup, deadman, durable, records
+from polydev.hosttool.dump import make_dump
 from polydev.hosttool.handover import Handover, Limits
 from polydev.hosttool.images import make_golden
+from polydev.hosttool.program import Program
 from polydev.hosttool.sequence import next_number
 from tests.diskwork import watched_disk
-from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, bare_host, deploy, put
+from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy, put
 
 
 @pytest.fixture
@@ -67,6 +69,33 @@ def write_record(host: Host) -> object:
 
 def arm(host: Host) -> object:
     return deadman.arm(host.paths, host.systemd, FIRST, 90)
+
+
+class DumpingProgram(Program):
+    """A release whose `database backup` writes a file, as the controller's user may."""
+
+    def own(self, path: Path) -> None:
+        """All is this process's."""
+
+    def ask(
+        self, *words: str, code: str = "", database_url: str | None = None
+    ) -> dict[str, object]:
+        assert words[:2] == ("database", "backup")
+        Path(words[2]).write_text("a dump")
+        return {"revision": "0003"}
+
+
+def test_a_dump_is_on_the_disk_before_its_backup_counts(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup itself sees to no content but what it writes."""
+    folder = host.root / "backup"
+    folder.mkdir()
+    host.paths.home.mkdir(parents=True)
+    with watched_disk(monkeypatch) as work:
+        dump = make_dump(DumpingProgram(host.paths, host.controller.release(OLD)), folder)
+    assert dump.stored.read_text() == "a dump"
+    assert work.has_synced(dump.stored)
 
 
 Prepare = Callable[[Host], None]

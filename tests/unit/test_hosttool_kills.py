@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
-from polydev.hosttool import backup, deadman, records, saved
+from polydev.hosttool import backup, deadman, images, records, releases, saved
 from polydev.hosttool.database import BESIDE
 from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.release import PROGRAM
 from polydev.hosttool.units import MAIN, next_unit
-from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy
+from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, arrive, bare_host, deploy
+
+NEW_IMAGE = "b" * 64
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +72,14 @@ def test_restore_of_nothing(tmp_path: Path) -> None:
         assert_restored(host, before)
 
 
-def test_restore_of_a_lost_database(host: Host) -> None:
-    """A log that is left over is never beside the new file: it would be played into it."""
+def test_restore_of_what_was_lost(host: Host) -> None:
+    """A log that is left over is never beside the new file: it would be played into it. A folder
+    is there with its mode or not at all.
+    """
+    folder = host.root / "etc/polydev/more"
+    folder.chmod(0o750)
     saved = host.backup()
+    shutil.rmtree(folder)
     assert saved.database
     assert saved.database.kept.stored
     wanted = saved.database.kept.stored.read_bytes()
@@ -79,6 +89,7 @@ def test_restore_of_a_lost_database(host: Host) -> None:
     for path in beside:
         path.write_bytes(b"left over")
     for _ in host.killed_everywhere(host.restore):
+        assert not folder.exists() or S_IMODE(folder.stat().st_mode) == 0o750
         if live.exists() and live.read_bytes() == wanted:
             assert not any(path.exists() for path in beside)
         host.restore()
@@ -157,3 +168,56 @@ def test_arming_the_dead_man(host: Host) -> None:
         assert deadman.status(host.paths, host.systemd)["timer"]
         deadman.confirm(host.paths, host.systemd)
         assert not deadman.status(host.paths, host.systemd)["timer"]
+
+
+def test_image_add(host: Host) -> None:
+    """An image in the place of a damaged one is whole as soon as it is there."""
+    arrive(host.store, NEW_IMAGE)
+    place = host.store / "images" / NEW_IMAGE
+    place.mkdir()
+    for name in ("record.json", *images.BOOT_FILES[1:]):
+        (place / name).write_text("{}")
+    wanted = {*images.BOOT_FILES, "record.json", "in-use.lock"}
+    for _ in host.killed_everywhere(lambda: images.add(NEW_IMAGE, host.store)):
+        if (place / images.BOOT_FILES[0]).exists():
+            assert {path.name for path in place.iterdir()} == wanted
+        images.add(NEW_IMAGE, host.store)
+        assert images.is_whole(place)
+        assert not (host.store / "incoming" / NEW_IMAGE).exists()
+
+
+def test_golden(host: Host) -> None:
+    was = images.golden_digest(host.store)
+    arrive(host.store, NEW_IMAGE)
+    images.add(NEW_IMAGE, host.store)
+    seen = []
+    for _ in host.killed_everywhere(lambda: images.make_golden(NEW_IMAGE, host.store)):
+        seen.append(images.golden_digest(host.store))
+        assert images.leads_to(host.store, seen[-1])
+        images.make_golden(NEW_IMAGE, host.store)
+        assert images.golden_digest(host.store) == NEW_IMAGE
+        assert host.unfinished() == []
+    assert set(seen) == {was, NEW_IMAGE}
+    assert seen == sorted(seen, key=[was, NEW_IMAGE].index)
+
+
+def test_image_prune(host: Host) -> None:
+    arrive(host.store, NEW_IMAGE)
+    images.add(NEW_IMAGE, host.store)
+    files = len(list((host.store / "images" / NEW_IMAGE).iterdir()))
+    for _ in host.killed_everywhere(lambda: images.prune(host.paths, host.store)):
+        left = host.store / "images" / NEW_IMAGE
+        assert not left.exists() or len(list(left.iterdir())) == files
+        images.prune(host.paths, host.store)
+        assert not left.exists()
+        assert list((host.store / "incoming").iterdir()) == []
+        assert images.leads_to(host.store, images.golden_digest(host.store))
+
+
+def test_release_prune(host: Host) -> None:
+    host.release(NEW)
+    root = host.controller.root
+    for _ in host.killed_everywhere(lambda: releases.prune(0, host.paths, root)):
+        assert (root / "releases" / OLD / PROGRAM).exists(), "it serves"
+        releases.prune(0, host.paths, root)
+        assert [path.name for path in (root / "releases").iterdir()] == [OLD]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polydev.hosttool.durable import (
+    UNFINISHED,
     make_folder,
     point_link,
     read_json,
@@ -120,6 +121,8 @@ def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
         return {"golden": digest, "was": was, "changed": False}
     folder = store / "promotions"
     make_folder(folder)
+    for left in folder.glob(f".*{UNFINISHED}"):  # by a killed promotion, under its number
+        remove(left)
     found = (re.match(r"\d+", path.name) for path in folder.iterdir())
     number = max((int(name[0]) for name in found if name), default=0) + 1
     entry = {

@@ -227,12 +227,12 @@ class ImageStore:
         damaged or missing in it is taken from the new one, which must be the same.
         """
         image_folder.check_complete(incoming, record)
-        write_durably(incoming / RECORD, image_folder.record_text(record))
         for path in sorted(incoming.rglob("*")):
             # The boot files are large; promote brings them to the disk before the link moves.
             if not path.is_symlink() and path.name not in BOOT_FILES:
                 sync(path)
-        sync(incoming)
+        # Last: it brings the names of all files in the folder to the disk, too.
+        write_durably(incoming / RECORD, image_folder.record_text(record))
         target = self.path(record.digest)
         target.parent.mkdir(exist_ok=True)
         while True:
