@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import jwt
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from polydev.controller.app import create_app
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
@@ -22,6 +24,7 @@ from polydev.controller.settings import Settings
 from polydev.controller.store.slots import sync_slots
 
 JWT_SECRET = "the secret of the tests, long enough"
+SQLITE = "sqlite+aiosqlite:///"
 IMAGE_DIGEST = "4f1d" * 16
 USERS: Mapping[str, Role] = {
     "user": "user",
@@ -180,6 +183,10 @@ class ApiHost:
     settings: Settings
     hypervisor: StillHypervisor
 
+    @property
+    def database(self) -> Path:
+        return Path(self.settings.database_url.removeprefix(SQLITE))
+
     def run(self, scenario: Scenario, **changes: Any) -> None:
         """With an application of its own; `changes` are of its settings."""
 
@@ -191,6 +198,19 @@ class ApiHost:
                 await scenario(asked)
 
         asyncio.run(talk())
+
+
+def api_host(migrated: Path, folder: Path, **words: Any) -> ApiHost:
+    """With a copy of a migrated database; `words` are settings besides."""
+    database = folder / "controller.sqlite3"
+    shutil.copy(migrated, database)
+    settings = Settings(
+        database_url=f"{SQLITE}{database}",
+        image_store=image_store(folder / "store"),
+        jwt_secret=SecretStr(JWT_SECRET),
+        **words,
+    )
+    return ApiHost(settings, StillHypervisor(folder / "microvm"))
 
 
 def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:

@@ -151,6 +151,22 @@ def logs_of_its_own() -> Iterator[None]:
             logging.getLogger().removeHandler(handler)
 
 
+@pytest.fixture
+def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Set back what the controller's logs change, before what they are written to is closed."""
+    import structlog  # few tests need it
+
+    from polydev.controller.logs import QUIET
+
+    loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
+    yield
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    structlog.reset_defaults()
+
+
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The machine's cache of layers, but a store and a state of the tests' own."""

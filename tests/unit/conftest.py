@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 
 from polydev.controller.migrate import migrate
+from polydev.hosttool.paths import Paths
+from tests.unit.command_line import CommandLine
+from tests.unit.hosttool_host import Host, bare_host, deploy
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,25 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
     asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
     return file
+
+
+@pytest.fixture
+def controller(migrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The controller's command line, on a database that was migrated."""
+    made = CommandLine(tmp_path, capsys)
+    shutil.copy(migrated, made.database)
+    return made
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """Places of a host, in a folder where nothing is yet."""
+    return Paths.below(tmp_path)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host of the host tool after its first deployment. Tests of other hosts have their own."""
+    made = bare_host(tmp_path / "host")
+    deploy(made)
+    return made

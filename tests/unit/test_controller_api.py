@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -31,17 +30,15 @@ from polydev.controller.api.events import stream
 from polydev.controller.api.refusals import refusals
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
-from polydev.controller.settings import RateLimits, SessionLimits, Settings
+from polydev.controller.settings import RateLimits, SessionLimits
 from tests.api import (
     CALLERS,
     IMAGE_DIGEST,
-    JWT_SECRET,
     STRANGERS,
     USERS,
     ApiHost,
     Served,
-    StillHypervisor,
-    image_store,
+    api_host,
     problem,
     routes_of,
     token_of,
@@ -54,19 +51,16 @@ LEEWAY_SECONDS = 10
 
 @pytest.fixture
 def host(migrated: Path, tmp_path: Path) -> ApiHost:
-    shutil.copy(migrated, tmp_path / "controller.sqlite3")
-    settings = Settings(
-        database_url=f"sqlite+aiosqlite:///{tmp_path / 'controller.sqlite3'}",
-        image_store=image_store(tmp_path / "store"),
+    return api_host(
+        migrated,
+        tmp_path,
         release_file=tmp_path / "release.json",
         slots=tuple(range(2, 32)),
-        jwt_secret=SecretStr(JWT_SECRET),
         credentials_key=SecretStr(new_key()),
         session=SessionLimits(per_user=100),
         rate=RateLimits(starts_burst=100),
         max_body_bytes=1000,
     )
-    return ApiHost(settings, StillHypervisor(tmp_path / "microvm"))
 
 
 # What the user, another user, an operator and an admin are answered; all others get 401.

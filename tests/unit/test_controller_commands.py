@@ -8,58 +8,25 @@ import logging
 import uuid
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from polydev.controller.__main__ import main
 from polydev.controller.command import DatabaseUnusable, opened
 from polydev.controller.commands import GROUPS
-from polydev.controller.migrate import migrate
 from polydev.controller.store.users import Tokens
+from tests.unit.command_line import CommandLine
 
 USER = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10"
 
 
-class CommandLine:
-    """One database and its configuration; a call is one process's worth of `main`."""
+def user_of(controller: CommandLine, token: str) -> str | None:
+    async def look() -> str | None:
+        async with opened(controller.url) as database:
+            caller = await Tokens(database).caller_of(token)
+        return caller.user_id if caller else None
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.database = folder / "controller.sqlite3"
-        self.url = f"sqlite+aiosqlite:///{self.database}"
-        self.config = folder / "config.yaml"
-        self.config.write_text(f"database_url: {self.url}\n")
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> Any:
-        """What a verb that succeeds answers."""
-        status = main([*words, "--config", str(self.config)])
-        said = self._capsys.readouterr()
-        assert status == 0, said.err
-        return json.loads(said.out)
-
-    def refused(self, *words: str) -> str:
-        """The message of a verb that fails."""
-        assert main([*words, "--config", str(self.config)]) == 1
-        said = self._capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        return said.err
-
-    def user_of(self, token: str) -> str | None:
-        async def look() -> str | None:
-            async with opened(self.url) as database:
-                caller = await Tokens(database).caller_of(token)
-            return caller.user_id if caller else None
-
-        return asyncio.run(look())
-
-
-@pytest.fixture
-def controller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    made = CommandLine(tmp_path, capsys)
-    asyncio.run(migrate(made.url))
-    return made
+    return asyncio.run(look())
 
 
 def test_a_user_is_added_listed_and_given_another_role(controller: CommandLine) -> None:
@@ -96,10 +63,10 @@ def test_a_user_who_is_there_is_not_added_again(controller: CommandLine) -> None
 def test_a_token_stands_for_its_user_until_it_is_revoked(controller: CommandLine) -> None:
     controller("user", "add", "--role", "user", "--id", USER)
     made = controller("token", "create", "--user", USER, "--name", "tests")
-    assert controller.user_of(made["token"]) == USER
+    assert user_of(controller, made["token"]) == USER
     revoked = controller("token", "revoke", made["id"])
     assert revoked["revokedAt"] is not None
-    assert controller.user_of(made["token"]) is None
+    assert user_of(controller, made["token"]) is None
 
 
 def test_a_token_is_shown_once_and_not_stored(controller: CommandLine) -> None:
@@ -126,7 +93,7 @@ def test_a_token_expires_after_ninety_days_unless_told_otherwise(controller: Com
     assert timedelta(days=89) < left <= timedelta(days=90)
     made = controller("token", "create", "--user", USER, "--name", "tests", "--never")
     assert made["expiresAt"] is None
-    assert controller.user_of(made["token"]) == USER
+    assert user_of(controller, made["token"]) == USER
 
 
 @pytest.mark.parametrize("who", [USER, USER.upper(), USER[:4], USER[:8].upper(), "Ada"])
@@ -156,7 +123,7 @@ def test_a_user_is_removed_with_what_is_theirs(controller: CommandLine) -> None:
     token = controller("token", "create", "--user", "Ada", "--name", "tests")["token"]
     removed = controller("user", "remove", "Ada")
     assert (removed["id"], removed["tokens"], removed["sessions"]) == (USER, 1, 0)
-    assert controller.user_of(token) is None
+    assert user_of(controller, token) is None
     assert controller("user", "list") == [kept]
     assert "there is no user" in controller.refused("user", "remove", "Ada")
 

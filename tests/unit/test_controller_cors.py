@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from polydev.controller.cors import checked_origin
 from polydev.controller.settings import Settings
-from tests.api import JWT_SECRET, ApiHost, Served, StillHypervisor, image_store, problem
+from tests.api import ApiHost, Served, api_host, problem
 
 ORIGIN = "https://app.example.com"
 OTHERS = ("https://evil.example.com", "http://app.example.com", f"{ORIGIN}:8443", "null", "")
@@ -21,14 +20,7 @@ START = "/api/auth/start"
 
 @pytest.fixture
 def host(migrated: Path, tmp_path: Path) -> ApiHost:
-    shutil.copy(migrated, tmp_path / "controller.sqlite3")
-    settings = Settings(
-        database_url=f"sqlite+aiosqlite:///{tmp_path / 'controller.sqlite3'}",
-        image_store=image_store(tmp_path / "store"),
-        slots=(2, 3),
-        jwt_secret=SecretStr(JWT_SECRET),
-    )
-    return ApiHost(settings, StillHypervisor(tmp_path / "microvm"))
+    return api_host(migrated, tmp_path, slots=(2, 3))
 
 
 def preflight(origin: str, method: str = "POST", **more: str) -> dict[str, str]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import structlog
 from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
@@ -31,9 +27,9 @@ from polydev.controller.api.credentials import (
 )
 from polydev.controller.app import create_app
 from polydev.controller.logs import QUIET, configure_logs
-from polydev.controller.settings import SessionLimits, Settings
+from polydev.controller.settings import SessionLimits
 from polydev.errors import ConfigError
-from tests.api import JWT_SECRET, ApiHost, Served, StillHypervisor, image_store, problem
+from tests.api import ApiHost, Served, StillHypervisor, api_host, problem
 
 PATH = "/api/auth/credentials"
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
@@ -41,27 +37,18 @@ MARKER = "marker-of-a-secret-that-nobody-sees"
 SECRET = {"tokens": {"access": MARKER, "refresh": ["ü", 1.5, None, True]}, "expires": 10**30}
 
 
-@dataclass(frozen=True)
-class Host(ApiHost):
-    database: Path
-
-
 @pytest.fixture
-def host(migrated: Path, tmp_path: Path) -> Host:
-    file = tmp_path / "controller.sqlite3"
-    shutil.copy(migrated, file)
-    settings = Settings(
-        database_url=f"sqlite+aiosqlite:///{file}",
-        image_store=image_store(tmp_path / "store"),
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
+    return api_host(
+        migrated,
+        tmp_path,
         slots=(2, 3, 4),
-        jwt_secret=SecretStr(JWT_SECRET),
         credentials_key=SecretStr(new_key()),
         session=SessionLimits(per_user=100),
     )
-    return Host(settings, StillHypervisor(tmp_path / "microvm"), file)
 
 
-def in_database(host: Host, statement: str, *values: str) -> None:
+def in_database(host: ApiHost, statement: str, *values: str) -> None:
     with closing(sqlite3.connect(host.database)) as database, database:
         database.execute(statement, values)
 
@@ -85,7 +72,7 @@ async def in_state(asked: Served, caller: str, state: str) -> str:
     return str(session["id"])
 
 
-def test_from_stored_to_removed(host: Host) -> None:
+def test_from_stored_to_removed(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         made = await store(asked)
         assert made.status_code == 201
@@ -107,7 +94,7 @@ def test_from_stored_to_removed(host: Host) -> None:
     host.run(scenario)
 
 
-def test_those_stored_again_are_the_new_ones(host: Host) -> None:
+def test_those_stored_again_are_the_new_ones(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", "vm_created")
         first = (await store(asked, sessionId=session)).json()
@@ -129,7 +116,7 @@ def test_those_stored_again_are_the_new_ones(host: Host) -> None:
     host.run(scenario)
 
 
-def test_nobody_has_those_of_another(host: Host) -> None:
+def test_nobody_has_those_of_another(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         assert (await store(asked)).status_code == 201
         for caller in ("other user", "operator", "admin"):
@@ -155,7 +142,7 @@ def test_nobody_has_those_of_another(host: Host) -> None:
         ("oauth_pending", "authenticated"),
     ],
 )
-def test_a_session_that_waits_for_its_login_goes_on(host: Host, before: str, after: str) -> None:
+def test_a_session_that_waits_for_its_login_goes_on(host: ApiHost, before: str, after: str) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", before)
         news = len(await asked.services.sessions.news(session))
@@ -174,7 +161,7 @@ def test_a_session_that_waits_for_its_login_goes_on(host: Host, before: str, aft
 
 
 @pytest.mark.parametrize("caller", ["other user", "operator", "admin"])
-def test_a_session_of_another_is_refused_to_all(host: Host, caller: str) -> None:
+def test_a_session_of_another_is_refused_to_all(host: ApiHost, caller: str) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", "oauth_pending")
         problem(await store(asked, caller, sessionId=session), 403, "not-allowed")
@@ -185,7 +172,7 @@ def test_a_session_of_another_is_refused_to_all(host: Host, caller: str) -> None
     host.run(scenario)
 
 
-def test_sessions_that_do_not_fit_change_nothing(host: Host) -> None:
+def test_sessions_that_do_not_fit_change_nothing(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         problem(await store(asked, sessionId=UNKNOWN), 404, "session-not-found")
         session = await in_state(asked, "user", "oauth_pending")
@@ -212,7 +199,7 @@ def nested(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "credentials", [of_size(MAX_BYTES), nested(300), {"": ""}, {"credentials": {"a": [[[]]]}}]
 )
-def test_any_object_comes_back_as_it_was(host: Host, credentials: dict[str, Any]) -> None:
+def test_any_object_comes_back_as_it_was(host: ApiHost, credentials: dict[str, Any]) -> None:
     async def scenario(asked: Served) -> None:
         assert (await store(asked, credentials=credentials)).status_code == 201
         found = await asked.ask("GET", f"{PATH}/claude")
@@ -257,7 +244,7 @@ def test_any_object_comes_back_as_it_was(host: Host, credentials: dict[str, Any]
     ],
 )
 def test_what_is_malformed_is_422_and_not_repeated(
-    host: Host, changes: dict[str, Any], pointer: str
+    host: ApiHost, changes: dict[str, Any], pointer: str
 ) -> None:
     async def scenario(asked: Served) -> None:
         body = {"provider": "claude", "credentials": {"token": MARKER}, **changes}
@@ -286,7 +273,7 @@ def test_what_is_malformed_is_422_and_not_repeated(
     ids=["half", "list", "text", "form", "deep", "long number"],
 )
 def test_what_is_no_object_of_json_is_refused_and_not_repeated(
-    host: Host, content: str, kind: str, status: int
+    host: ApiHost, content: str, kind: str, status: int
 ) -> None:
     async def scenario(asked: Served) -> None:
         headers = {"Content-Type": kind}
@@ -297,7 +284,7 @@ def test_what_is_no_object_of_json_is_refused_and_not_repeated(
     host.run(scenario)
 
 
-def test_an_unknown_provider_is_422(host: Host) -> None:
+def test_an_unknown_provider_is_422(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for method in ("GET", "DELETE"):
             problem(await asked.ask(method, f"{PATH}/tidy"), 422)
@@ -305,7 +292,7 @@ def test_an_unknown_provider_is_422(host: Host) -> None:
     host.run(scenario)
 
 
-def test_nobody_keeps_an_answer(host: Host) -> None:
+def test_nobody_keeps_an_answer(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for method, path in (
             ("POST", "/store"),
@@ -322,7 +309,7 @@ def test_nobody_keeps_an_answer(host: Host) -> None:
     host.run(scenario)
 
 
-def test_without_a_key_none_are_kept_but_all_can_be_removed(host: Host) -> None:
+def test_without_a_key_none_are_kept_but_all_can_be_removed(host: ApiHost) -> None:
     async def keep(asked: Served) -> None:
         await store(asked)
 
@@ -337,7 +324,7 @@ def test_without_a_key_none_are_kept_but_all_can_be_removed(host: Host) -> None:
     host.run(scenario, credentials_key=None)
 
 
-def test_without_their_key_they_are_locked_until_stored_again(host: Host) -> None:
+def test_without_their_key_they_are_locked_until_stored_again(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await store(asked)
         in_database(host, "UPDATE credentials SET key_id = 'f00d'")
@@ -352,7 +339,7 @@ def test_without_their_key_they_are_locked_until_stored_again(host: Host) -> Non
     host.run(scenario)
 
 
-def test_a_row_of_another_does_not_open(host: Host) -> None:
+def test_a_row_of_another_does_not_open(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await store(asked)
         in_database(host, "UPDATE credentials SET user_id = ?", asked.users["other user"])
@@ -364,7 +351,7 @@ def test_a_row_of_another_does_not_open(host: Host) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "hidden", new_key()[:-4]], ids=["empty", "word", "cut"])
-def test_a_malformed_key_ends_the_start_and_is_not_shown(host: Host, key: str) -> None:
+def test_a_malformed_key_ends_the_start_and_is_not_shown(host: ApiHost, key: str) -> None:
     settings = host.settings.model_copy(update={"credentials_key": SecretStr(key)})
     with pytest.raises(ConfigError) as caught:
         create_app(settings, StillHypervisor(Path()))
@@ -378,7 +365,7 @@ def test_examples_are_what_the_documentation_says_they_are() -> None:
     assert str(EXAMPLE) not in repr(request)
 
 
-def test_refusals_are_documented_as_they_are(host: Host) -> None:
+def test_refusals_are_documented_as_they_are(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         absent = (await asked.ask("GET", f"{PATH}/claude")).json()
         described = (await asked.ask("GET", "/openapi.json")).json()["paths"]
@@ -395,20 +382,8 @@ def test_refusals_are_documented_as_they_are(host: Host) -> None:
     host.run(scenario)
 
 
-@pytest.fixture
-def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Before what they went to is closed."""
-    loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
-    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
-    yield
-    loggers[0].handlers[:] = handlers
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    structlog.reset_defaults()
-
-
 @pytest.mark.usefixtures("logs_as_before")
-def test_logs_hold_none_of_it(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_hold_none_of_it(host: ApiHost, capsys: pytest.CaptureFixture[str]) -> None:
     """Not even where libraries tell all they know."""
 
     async def scenario(asked: Served) -> None:

@@ -43,12 +43,11 @@ class Here(SshTarget):
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    made = Paths.below(tmp_path)
-    for lock in apt_locks.locks(made):
+def paths(paths: Paths) -> Paths:
+    for lock in apt_locks.locks(paths):
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch(0o640)
-    return made
+    return paths
 
 
 @pytest.fixture

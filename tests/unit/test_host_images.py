@@ -34,11 +34,6 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    return Paths.below(tmp_path)
-
-
 def have(store: Path, *digests: str) -> None:
     for number, digest in enumerate(digests):
         arrive(store, digest)

@@ -23,11 +23,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "controller"
 
 
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    return Paths.below(tmp_path)
-
-
 def install(root: Path, *names: str, current: str | None = None) -> None:
     for name in names:
         (root / "releases" / name).mkdir(parents=True)

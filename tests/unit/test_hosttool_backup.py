@@ -22,14 +22,7 @@ from polydev.hosttool.paths import Paths
 from polydev.hosttool.reserve import RESERVE_BYTES
 from polydev.hosttool.scope import Scope, scope_from
 from polydev.hosttool.units import known_units
-from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, deploy, put
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
+from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, put
 
 
 def refused(code: str, host: Host, backup_id: str = FIRST) -> str:

@@ -17,14 +17,7 @@ from polydev.hosttool.images import make_golden
 from polydev.hosttool.program import Program
 from polydev.hosttool.sequence import next_number
 from tests.diskwork import watched_disk
-from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy, put
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
+from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 
 
 def changed(host: Host) -> None:

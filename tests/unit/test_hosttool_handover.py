@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover, Limits
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
-from tests.unit.hosttool_host import NEW, OLD, Host, bare_host, deploy
+from tests.unit.hosttool_host import NEW, OLD, Host
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def host(host: Host) -> Host:
     """The old release serves, the new one is installed."""
-    host = bare_host(tmp_path / "host")
-    deploy(host)
     host.release(NEW)
     return host
 

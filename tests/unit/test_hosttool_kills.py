@@ -24,13 +24,6 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
-
-
 def assert_restored(host: Host, before: object) -> None:
     assert host.seen() == before
     assert host.unfinished() == []

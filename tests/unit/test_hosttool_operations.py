@@ -13,14 +13,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.operations import SLICE, configure_packages, in_slice, permit, stop
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import Options
-from tests.unit.hosttool_host import FIRST, SECOND, Host, bare_host, deploy
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
+from tests.unit.hosttool_host import FIRST, SECOND, Host
 
 
 @pytest.fixture

@@ -37,14 +37,6 @@ from tests.unit.hosttool_host import (
 )
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """A host after its first deployment."""
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
-
-
 def assert_second_restore_does_nothing(host: Host, backup_id: str = FIRST) -> None:
     host.systemd.log.clear()
     again = host.restore(backup_id)

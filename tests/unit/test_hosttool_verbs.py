@@ -27,21 +27,9 @@ from polydev.hosttool.restore import Options
 from polydev.hosttool.systemd import UnitState, states_of_show
 from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
 from polydev.hosttool.verbs import VERBS
-from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, bare_host, deploy, put, unit_text
+from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, deploy, put, unit_text
 
 WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    return Paths.below(tmp_path)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = bare_host(tmp_path / "host")
-    deploy(host)
-    return host
 
 
 class TestRecords:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +27,14 @@ from polydev.release.connection import (
 from polydev.release.restoring import RestoreGoesOn
 from polydev.run import Completed
 from polydev.ssh import SshTarget
-from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, bare_host, deploy
+from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, deploy
 
 JOB = RestoreJob(SECOND, FIRST)
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def host(host: Host) -> Host:
     """A host with a backup, and a deployment after it."""
-    host = bare_host(tmp_path / "host")
-    deploy(host)
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
     return host
