@@ -119,6 +119,17 @@ async def test_a_token_expires_and_its_use_is_noted_once_a_minute(store_url: str
 
 
 @run_async
+async def test_a_slot_that_is_declared_no_more_is_not_taken(store_url: str) -> None:
+    async with opened(store_url, slots=3) as store:
+        user = await store.new_user()
+        await sync_slots(store.database, [2, 4], IPv4Network("192.168.100.0/24"))
+        taken = [(await store.vms.get((await store.start(user)).vm_id)).slot for _ in range(2)]
+        assert taken == [2, 4]
+        with pytest.raises(CapacityError):
+            await store.start(await store.new_user())
+
+
+@run_async
 async def test_slots_are_what_is_declared(store_url: str) -> None:
     async with opened(store_url, slots=3) as store:
         network = IPv4Network("192.168.100.0/24")

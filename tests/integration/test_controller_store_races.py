@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import tables
+from polydev.controller.store.changes import change_session, change_vm, locked_session
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
@@ -142,6 +143,84 @@ async def test_an_end_and_steps_of_the_vm(store_url: str) -> None:
             assert vm.state == "stopping"
             assert (session.state, vm.reason) in (("terminated", None), ("failed", "it died"))
         assert await api.vms.rescue() == []
+
+
+async def heartbeat(store: Store, session: Session) -> None:
+    with pytest.raises(SessionExpired):
+        await store.sessions.heartbeat(session.id)
+
+
+async def login(store: Store, session: Session) -> None:
+    with pytest.raises(SessionExpired):
+        await store.sessions.login_is(session.id, "waiting")
+
+
+async def step(store: Store, session: Session) -> None:
+    with pytest.raises(SessionExpired):
+        await store.sessions.apply(session.id, "fail")
+
+
+async def expiry(store: Store, session: Session) -> None:
+    store.clock.at = session.expires_at
+    assert await store.sessions.expire_due() == []
+
+
+async def look(store: Store, session: Session) -> None:
+    await store.sessions.watched([session.id])
+
+
+@pytest.mark.parametrize("late", [heartbeat, login, step, expiry, look])
+@run_async
+async def test_who_comes_after_the_end_of_a_session_sees_it(
+    store_url: str, late: Callable[[Store, Session], Coroutine[None, None, None]]
+) -> None:
+    """The end is under way when it comes, and not yet committed."""
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=1)
+        session = await first.start_ready(await first.new_user())
+        async with first.database.writing() as connection:
+            ended = await change_session(connection, session, "terminate", first.clock.at)
+            coming = asyncio.create_task(late(second, session))
+            if connection.dialect.name == "postgresql":
+                await lock_awaited(connection)
+        await coming
+        assert await first.sessions.get(session.id) == ended
+
+
+@run_async
+async def test_steps_of_one_vm_wait_for_each_other(store_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=1)
+        async with first.database.writing() as connection:
+            vm_id = await take_slot(connection, DIGEST, first.clock.at)
+            assert vm_id
+        await first.vms.launched(vm_id)
+        async with first.database.writing() as connection:
+            await change_vm(connection, vm_id, stage="init", timings={"init": 2.0})
+            coming = asyncio.create_task(second.vms.stage_reached(vm_id, "kernel"))
+            if connection.dialect.name == "postgresql":
+                await lock_awaited(connection)
+        await coming
+        vm = await first.vms.get(vm_id)
+        assert (vm.stage, set(vm.timings)) == ("init", {"init", "kernel"})
+
+
+@run_async
+async def test_the_end_of_a_session_and_of_its_vm_take_turns(store_url: str) -> None:
+    """Each changes both; in one order, so that neither waits for what the other has."""
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=1)
+        session = await first.start_ready(await first.new_user())
+        async with first.database.writing() as connection:
+            session = await locked_session(connection, session.id)
+            dying = asyncio.create_task(second.vms.fail(session.vm_id, "it died"))
+            if connection.dialect.name == "postgresql":
+                await lock_awaited(connection)
+            ended = await change_session(connection, session, "terminate", first.clock.at)
+        await dying
+        assert await first.sessions.get(session.id) == ended
+        vm = await first.vms.get(session.vm_id)
+        assert (vm.state, vm.reason) == ("stopping", None)
 
 
 @run_async
