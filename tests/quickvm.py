@@ -45,8 +45,8 @@ from polydev.lab import run_inside
 from polydev.run import run
 from polydev.ssh import SshTarget
 from tests.hosts import TOOL, DeployedHost
+from tests.images import said_to_be_verified
 from tests.quickguest import command_line, cpio_archive, initrd_files
-from tests.verified import said_to_be_verified
 
 # Enough for many that ask at once; it boots with 88, and the kernel alone needs more than 80.
 MEMORY_MIB = 128

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import ParamSpec
 
 from polydev.controller.database import create_engine
+from polydev.controller.migrate import MIGRATIONS
+from polydev.controller.migrations import HEAD
 from polydev.controller.model import Session, now
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store.sessions import NewSession, Sessions
@@ -23,6 +27,20 @@ from polydev.controller.store.vms import Vms
 
 NETWORK = IPv4Network("192.168.100.0/24")
 DIGEST = "d" * 64
+FAILING_MIGRATION = f'''
+"""Half of it works."""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "bad"
+down_revision = "{HEAD}"
+
+
+def upgrade() -> None:
+    op.create_table("half", sa.Column("id", sa.Integer, primary_key=True))
+    op.add_column("users", sa.Column("mail", sa.String))
+    op.execute("INSERT INTO users (id, role, created_at) VALUES ('1', 'nobody', '2026-01-01')")
+'''
 P = ParamSpec("P")
 
 
@@ -36,6 +54,13 @@ def run_async(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
         asyncio.run(coroutine)
 
     return in_loop
+
+
+def with_a_failing_migration(folder: Path) -> Path:
+    """Copy the migrations into a folder, with one after them that fails half-way."""
+    shutil.copytree(MIGRATIONS, folder)
+    (folder / "versions/bad.py").write_text(FAILING_MIGRATION)
+    return folder
 
 
 @dataclass

@@ -20,7 +20,7 @@ from polydev.release.records import Record
 from polydev.settings import Settings
 from tests.bench.conftest import Ratios, quickest
 from tests.hosts import DeployedHost, lab_host
-from tests.verified import said_to_be_verified
+from tests.images import said_to_be_verified
 
 MB = 1e6
 # Of a first deployment's time: facts about the live host, sshd, users and release files among them.

@@ -22,25 +22,9 @@ from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Users
 from polydev.run import run
-from tests.stores import run_async
+from tests.stores import run_async, with_a_failing_migration
 
 pytest_plugins = ["tests.databases"]
-
-FAILING = f'''
-"""Half of it works."""
-import sqlalchemy as sa
-import yaml
-from alembic import op
-
-revision = "bad"
-down_revision = "{HEAD}"
-
-
-def upgrade() -> None:
-    op.create_table("half", sa.Column("id", sa.Integer, primary_key=True))
-    op.add_column("users", sa.Column("mail", sa.String))
-    op.execute("INSERT INTO users (id, role, created_at) VALUES ('1', 'nobody', '2026-01-01')")
-'''
 
 
 async def look(url: str, asked: Any) -> Any:
@@ -111,9 +95,7 @@ async def test_a_failing_migration_leaves_everything_as_it_was(
 ) -> None:
     await migrate(empty_url)
     before = await look(empty_url, schema)
-    folder = tmp_path / "migrations"
-    shutil.copytree(MIGRATIONS, folder)
-    (folder / "versions/bad.py").write_text(FAILING)
+    folder = with_a_failing_migration(tmp_path / "migrations")
     with pytest.raises(MigrationError, match="users_role"):
         await migrate(empty_url, folder)
     assert await look(empty_url, schema) == before

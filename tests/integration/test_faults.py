@@ -7,10 +7,8 @@ nothing to do with the desktop are variants of headless.yaml, which is built and
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,15 @@ from polydev.errors import BootError, ImageError, SpecError
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.record import (
-    BOOT_FILES,
     ROOTFS,
-    FileEntry,
     ImageRecord,
-    manifest_digest,
 )
 from polydev.image.store import ImageStore
 from polydev.image.tree import file_sha256
 from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
 from polydev.progress import Steps
 from polydev.settings import Settings
-from tests.verified import said_to_be_verified
+from tests.images import add_image
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
@@ -92,32 +87,9 @@ FAULTS = (
 @pytest.fixture(scope="module")
 def golden(store: ImageStore) -> str:
     """A golden image of a few bytes: no refused image may take its place."""
-    contents = {name: f"{name} of the golden image".encode() for name in BOOT_FILES}
-    files = {
-        name: FileEntry(
-            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
-        )
-        for name, data in contents.items()
-    }
-    record = ImageRecord(
-        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
-        recipe="golden",
-        created_at=datetime.now(timezone.utc),
-        source_date_epoch=0,
-        kernel_version="6.1",
-        files=files,
-        content_bytes=0,
-        layers=[],
-        packages=[],
-        builder={},
-        verification=None,
-    )
-    with store.new_incoming() as incoming:
-        for name, data in contents.items():
-            (incoming / name).write_bytes(data)
-        store.add(incoming, said_to_be_verified(record))
-    store.promote(record.digest)
-    return record.digest
+    digest = add_image(store, "the golden image", verified=True).digest
+    store.promote(digest)
+    return digest
 
 
 def build_variant(name: str, settings: Settings, store: ImageStore) -> ImageRecord:

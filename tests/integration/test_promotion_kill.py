@@ -7,7 +7,6 @@ without waiting for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,19 +24,15 @@ import polydev
 from polydev import run
 from polydev.image import promotion
 from polydev.image.record import (
-    BOOT_FILES,
     RECORD,
     ROOTFS,
-    FileEntry,
     ImageRecord,
-    Verification,
-    manifest_digest,
 )
 from polydev.image.store import INCOMING, ImageStore
+from tests.images import FIRST, contents, record_of
 
 pytestmark = pytest.mark.integration
 
-FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
 SOURCE = str(Path(polydev.__file__).parent.parent)
 KEEP = 1
 
@@ -138,36 +133,9 @@ def stopped_promotion(store: ImageStore, digest: str) -> Iterator[subprocess.Pop
 def image_folder(folder: Path, seed: str, age_minutes: int) -> ImageRecord:
     """A finished image outside of any store, its record beside the boot files."""
     folder.mkdir()
-    files = {}
-    for name in BOOT_FILES:
-        data = f"{name} of {seed}".encode()
+    for name, data in contents(seed).items():
         (folder / name).write_bytes(data)
-        files[name] = FileEntry(
-            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
-        )
-    record = ImageRecord(
-        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
-        recipe="golden",
-        created_at=FIRST - timedelta(minutes=age_minutes),
-        source_date_epoch=0,
-        kernel_version="6.1.0",
-        files=files,
-        content_bytes=100,
-        layers=[],
-        packages=[],
-        builder={},
-        verification=Verification(
-            at=FIRST,
-            passed=True,
-            cause=None,
-            hypervisor="qemu",
-            accelerator="tcg",
-            stage_reached="ready",
-            boot_timings_seconds={},
-            specs=[],
-            seconds=1.0,
-        ),
-    )
+    record = record_of(seed, FIRST - timedelta(minutes=age_minutes), verified=True)
     (folder / RECORD).write_text(record.model_dump_json())
     return record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,14 +14,11 @@ import pytest
 from polydev.controller.migrations import HEAD
 from polydev.errors import DeployError
 from polydev.image.record import (
-    BOOT_FILES,
-    FileEntry,
     ImageRecord,
-    Verification,
-    manifest_digest,
 )
 from polydev.image.store import ImageStore
 from tests.hosts import DeployedHost, variant
+from tests.images import add_image
 from tests.load import under_load
 
 DATABASE = "/var/lib/master-controller/controller.sqlite3"
@@ -81,37 +77,7 @@ def run_sql(host: DeployedHost, statement: str) -> None:
 def other_image(tmp_path: Path) -> ImageRecord:
     """An image that is small, in a store of its own; nobody boots it."""
     store = ImageStore(tmp_path / "store")
-    with store.new_incoming() as incoming:
-        files = {}
-        for name in BOOT_FILES:
-            data = f"{name} of another image\n".encode()
-            (incoming / name).write_bytes(data)
-            digest = hashlib.sha256(data).hexdigest()
-            files[name] = FileEntry(sha256=digest, size_bytes=len(data), allocated_bytes=len(data))
-        record = ImageRecord(
-            digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
-            recipe="other",
-            created_at=datetime.now(timezone.utc),
-            source_date_epoch=0,
-            kernel_version="0",
-            files=files,
-            content_bytes=0,
-            layers=[],
-            packages=[],
-            builder={},
-            verification=Verification(
-                passed=True,
-                at=datetime.now(timezone.utc),
-                cause=None,
-                hypervisor="qemu",
-                accelerator="tcg",
-                stage_reached="ready",
-                boot_timings_seconds={},
-                specs=[],
-                seconds=0,
-            ),
-        )
-        return store.add(incoming, record)
+    return add_image(store, "another image", datetime.now(timezone.utc), verified=True)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -17,21 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from polydev.controller.database import create_engine, schema_revision
 from polydev.controller.migrate import MIGRATIONS, MigrationError, migrate
 from polydev.controller.migrations import HEAD
-
-FAILING = f'''
-"""Half of it works."""
-import sqlalchemy as sa
-from alembic import op
-
-revision = "bad"
-down_revision = "{HEAD}"
-
-
-def upgrade() -> None:
-    op.create_table("half", sa.Column("id", sa.Integer, primary_key=True))
-    op.add_column("users", sa.Column("mail", sa.String))
-    op.execute("INSERT INTO users (id, role, created_at) VALUES ('1', 'nobody', '2026')")
-'''
+from tests.stores import with_a_failing_migration
 
 
 @pytest.fixture
@@ -70,9 +55,7 @@ def test_failing_migration_leaves_everything_as_it_was(
     if not from_nothing:
         asyncio.run(migrate(url))
     before = dump(file)
-    folder = tmp_path / "migrations"
-    shutil.copytree(MIGRATIONS, folder)
-    (folder / "versions/bad.py").write_text(FAILING)
+    folder = with_a_failing_migration(tmp_path / "migrations")
     with pytest.raises(MigrationError, match="CHECK constraint failed: users_role"):
         asyncio.run(migrate(url, folder))
     assert dump(file) == before

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -28,55 +28,12 @@ from polydev.image.record import (
     SBOM,
     FileEntry,
     ImageRecord,
-    Verification,
-    manifest_digest,
 )
 from polydev.image.store import IN_USE, INCOMING, ImageStore
 from tests.diskwork import watched_disk
+from tests.images import FIRST, contents, record_of, verification
 
 pytestmark = pytest.mark.unit
-
-FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
-
-
-def verification(passed: bool = True) -> Verification:
-    return Verification(
-        at=FIRST,
-        passed=passed,
-        cause=None if passed else "nginx.service failed",
-        hypervisor="qemu",
-        accelerator="tcg",
-        stage_reached="ready",
-        boot_timings_seconds={"kernel": 1.5},
-        specs=[],
-        seconds=9.0,
-    )
-
-
-def contents(seed: str) -> dict[str, bytes]:
-    return {name: f"{name} of {seed}".encode() for name in BOOT_FILES}
-
-
-def record_of(seed: str, age_minutes: int = 0, verified: bool | None = None) -> ImageRecord:
-    files = {
-        name: FileEntry(
-            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
-        )
-        for name, data in contents(seed).items()
-    }
-    return ImageRecord(
-        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
-        recipe="golden",
-        created_at=FIRST - timedelta(minutes=age_minutes),
-        source_date_epoch=0,
-        kernel_version="6.1.0",
-        files=files,
-        content_bytes=100,
-        layers=[],
-        packages=[],
-        builder={},
-        verification=None if verified is None else verification(verified),
-    )
 
 
 def add(
@@ -86,7 +43,8 @@ def add(
         for name, data in contents(seed).items():
             (incoming / name).write_bytes(data)
         (incoming / SBOM).write_text("{}")
-        return store.add(incoming, record_of(seed, age_minutes, verified))
+        created_at = FIRST - timedelta(minutes=age_minutes)
+        return store.add(incoming, record_of(seed, created_at, verified))
 
 
 def promoted(store: ImageStore, *seeds: str) -> list[str]:

@@ -14,8 +14,8 @@ from polydev.lab import up
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
+from tests.images import said_to_be_verified
 from tests.inv import Inv, own_inv
-from tests.verified import said_to_be_verified
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,72 @@
+"""Images of a few bytes that nobody boots, and records by which an image counts as verified."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+
+from polydev.image.record import (
+    BOOT_FILES,
+    FileEntry,
+    ImageRecord,
+    Verification,
+    manifest_digest,
+)
+from polydev.image.store import ImageStore
+
+FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+
+
+def verification(passed: bool = True) -> Verification:
+    return Verification(
+        at=FIRST,
+        passed=passed,
+        cause=None if passed else "nginx.service failed",
+        hypervisor="none: made for tests",
+        accelerator="tcg",
+        stage_reached="ready",
+        boot_timings_seconds={"kernel": 1.5},
+        specs=[],
+        seconds=9.0,
+    )
+
+
+def said_to_be_verified(record: ImageRecord) -> ImageRecord:
+    """The record as a passed verification leaves it, though nothing was booted."""
+    return record.model_copy(update={"verification": verification()})
+
+
+def contents(seed: str) -> dict[str, bytes]:
+    """The files of an image, other ones for each seed."""
+    return {name: f"{name} of {seed}".encode() for name in BOOT_FILES}
+
+
+def record_of(seed: str, created_at: datetime = FIRST, verified: bool | None = None) -> ImageRecord:
+    files = {
+        name: FileEntry(
+            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), allocated_bytes=4096
+        )
+        for name, data in contents(seed).items()
+    }
+    return ImageRecord(
+        digest=manifest_digest({name: entry.sha256 for name, entry in files.items()}),
+        recipe="golden",
+        created_at=created_at,
+        source_date_epoch=0,
+        kernel_version="6.1.0",
+        files=files,
+        content_bytes=100,
+        layers=[],
+        packages=[],
+        builder={},
+        verification=None if verified is None else verification(verified),
+    )
+
+
+def add_image(
+    store: ImageStore, seed: str, created_at: datetime = FIRST, verified: bool | None = None
+) -> ImageRecord:
+    with store.new_incoming() as incoming:
+        for name, data in contents(seed).items():
+            (incoming / name).write_bytes(data)
+        return store.add(incoming, record_of(seed, created_at, verified))
