@@ -66,6 +66,8 @@ def up(
     from polydev.local import bring_up
     from polydev.progress import Steps
 
+    if lab:
+        _require_commit()
     settings, store, steps = Settings.from_environment(), open_store(), Steps()
     built = build(load_recipe(Path(recipe)), settings, store, steps, BuildOptions())
     record = built.record
@@ -103,15 +105,23 @@ def up(
     )
 
 
+def _require_commit() -> None:
+    """Raise ConfigError where the lab's deployment could not be named, before anything is built."""
+    from polydev.deployment_id import require_commit
+
+    try:
+        require_commit(ROOT)
+    except ConfigError as error:
+        error.hint = f"{error.hint}; or leave the lab out: ./inv up --no-lab"
+        raise
+
+
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
     """The lab, deployed with the golden image."""
-    from polydev.deployment_id import commit_of
     from polydev.lab import up
     from polydev.release import changes
 
     made = up(lab_name(), Settings.from_environment(), steps)
-    if commit_of(ROOT) is None:
-        steps.note("this folder is no git checkout, so the deployment's id names no commit")
     project, host = described_host(LAB_INVENTORY, "")
     record = changes.deploy(project, host, changes.DeployOptions(), steps, LOGS)
     with steps.step(f"{host.name}: users"):

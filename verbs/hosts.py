@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polydev.release.records import Record
 
 TARGETS = ("all", "master-controller", "vm-agent")
+WAIT_HELP = "how many seconds to wait while somebody else is at work there (default: 0)"
 
 
 def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
@@ -32,6 +33,18 @@ def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
     return project, hosts[0]
 
 
+def require_ready(wait: float) -> None:
+    """Return if a change of a host can begin: it is named by a commit, and waits for a time.
+
+    Raises ConfigError.
+    """
+    from polydev.deployment_id import require_commit
+
+    if not 0 <= wait < inf:
+        raise ConfigError(f"--wait {wait:g} is no number of seconds", "0 or more")
+    require_commit(ROOT)
+
+
 def record_fields(record: Record) -> dict[str, Any]:
     return record.model_dump(mode="json", by_alias=True)
 
@@ -44,7 +57,7 @@ def record_fields(record: Record) -> dict[str, Any]:
         "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
         "plan": "only say what would change",
         "detailed_exitcode": "with --plan: exit status 0 if nothing would change, 2 if something",
-        "wait": "how many seconds to wait while somebody else deploys there (default: 0)",
+        "wait": WAIT_HELP,
         "json": JSON_HELP,
     }
 )
@@ -61,7 +74,6 @@ def deploy(
     json: bool = False,
 ) -> None:
     """Deploy to a host; whatever fails, it goes back to what it was."""
-    from polydev.deployment_id import require_commit
     from polydev.progress import Steps
     from polydev.release import changes
 
@@ -69,9 +81,7 @@ def deploy(
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
     if detailed_exitcode and not plan:
         raise ConfigError("--detailed-exitcode is about a plan", "give --plan too")
-    if not 0 <= wait < inf:
-        raise ConfigError(f"--wait {wait:g} is no number of seconds", "0 or more")
-    require_commit(ROOT)
+    require_ready(wait)
     project, described = described_host(inventory, host)
     options = changes.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
     if plan:
@@ -107,6 +117,7 @@ def _plan_text(plan: Plan) -> str:
         "host": HOST_HELP,
         "to": "id of a deployment that succeeded, or its beginning (default: the one before "
         "the current)",
+        "wait": WAIT_HELP,
         "json": JSON_HELP,
     }
 )
@@ -116,14 +127,16 @@ def rollback(
     inventory: str = LAB_INVENTORY,
     host: str = "",
     to: str = "",
+    wait: float = 0.0,
     json: bool = False,
 ) -> None:
     """Bring a host back to the state of an earlier deployment, its database too."""
     from polydev.progress import Steps
     from polydev.release import changes
 
+    require_ready(wait)
     project, described = described_host(inventory, host)
-    record = changes.rollback(project, described, to or None, Steps(), LOGS)
+    record = changes.rollback(project, described, to or None, Steps(), LOGS, wait)
     answer(
         record_fields(record),
         as_json=json,
@@ -131,17 +144,22 @@ def rollback(
     )
 
 
-@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "wait": WAIT_HELP, "json": JSON_HELP})
 @edge
 def backup(
-    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    wait: float = 0.0,
+    json: bool = False,
 ) -> None:
     """Back up a host's configuration, database, release and golden link now."""
     from polydev.progress import Steps
     from polydev.release import changes
 
+    require_ready(wait)
     project, described = described_host(inventory, host)
-    record = changes.back_up(project, described, Steps(), LOGS)
+    record = changes.back_up(project, described, Steps(), LOGS, wait)
     answer(record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
 
 

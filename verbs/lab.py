@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
@@ -75,11 +76,11 @@ def list_labs(context: Context, json: bool = False) -> None:
 @task(help={"name": LAB_HELP})
 @edge
 def shell(context: Context, name: str = "") -> None:
-    """A root shell in a lab, past SSH."""
+    """A root shell in a lab, past SSH; or what is piped in. Ends with the shell's status."""
     from polydev.lab import shell
     from polydev.run import hand_over
 
-    hand_over(shell(_lab(name)))
+    hand_over(shell(_lab(name), is_terminal=os.isatty(0)))
 
 
 @task(help={"name": LAB_HELP})

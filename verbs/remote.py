@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 from invoke.context import Context
 
@@ -19,11 +19,11 @@ SSH_FAILED = 255
 @task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP})
 @edge
 def shell(context: Context, inventory: str = LAB_INVENTORY, host: str = "") -> None:
-    """A root shell on a host. Ends with the shell's status."""
+    """A root shell on a host; or what is piped in. Ends with the shell's status."""
     from polydev.run import hand_over
 
     _, described = described_host(inventory, host)
-    hand_over(described.target.shell_argv(is_terminal=sys.stdin.isatty()))
+    hand_over(described.target.shell_argv(is_terminal=os.isatty(0)))
 
 
 @task(

@@ -198,9 +198,15 @@ class TestInside:
         assert Path("/dev/net/tun").stat().st_mode == machines
 
     def test_shell_has_a_terminal(self, lab: Lab) -> None:
-        said = run(shell(lab), input="tty; echo $((6 * 7)); exit\n").stdout
+        said = run(shell(lab, is_terminal=True), input="tty; echo $((6 * 7)); exit\n").stdout
         assert "/dev/pts/" in said
         assert "\n42" in said
+
+    def test_shell_runs_what_is_piped_in_and_ends_with_it(self, lab: Lab) -> None:
+        piped = shell(lab, is_terminal=False)
+        done = run(piped, input="echo $((6 * 7)); tty\n(exit 3)\n", check=False)
+        assert (done.stdout, done.status) == ("42\nnot a tty\n", 3)
+        assert run(piped, input="").stdout == ""
 
     def test_logs_hold_journal_and_console(self, lab: Lab) -> None:
         run_inside(lab, ["logger", "a word for the journal"])

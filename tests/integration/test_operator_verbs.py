@@ -73,8 +73,26 @@ def test_journal_and_shell(operator: Operator) -> None:
     lines = operator.answer("host.logs", "--lines", "5")["lines"]
     assert 0 < len(lines) <= 5
     argv = [sys.executable, "-m", "polydev.program", "--search-root", str(ROOT), "host.shell"]
-    shell = run([*argv, "--inventory", "inventory/lab.py"], cwd=ROOT, input="id -u\n", check=False)
-    assert (shell.status, shell.stdout.strip()) == (0, "0")
+    argv += ["--inventory", "inventory/lab.py"]
+    shell = run(argv, cwd=ROOT, input="id -u\n(exit 3)\n", check=False)
+    assert (shell.status, shell.stdout.strip()) == (3, "0"), "it ends with what was piped in"
+
+
+def test_a_plan_without_changes_ends_with_status_0(operator: Operator) -> None:
+    found = operator.answer("deploy", "--plan", "--detailed-exitcode")
+    assert found == {"changes": 0, "operations": [], "warnings": []}
+
+
+def test_a_session_is_started_once_for_a_key_and_ended(operator: Operator) -> None:
+    ada = operator.answer("user.add", "--role", "user", "--name", "Ada")["id"]
+    words = ("--user", "Ada", "--provider", "codex", "--key", "one")
+    started = operator.answer("session.start", *words)
+    assert (started["userId"], started["provider"]) == (ada, "codex")
+    assert operator.answer("session.start", *words)["id"] == started["id"]
+    assert [each["id"] for each in operator.answer("sessions")] == [started["id"]]
+    # Before its VM has booted: that costs nothing, and other tests boot VMs to their end.
+    assert operator.answer("session.end", started["id"][:8])["status"] == "terminated"
+    assert operator.answer("user.remove", "Ada")["sessions"] == 1
 
 
 def test_deployments_in_lines_and_one_in_detail(operator: Operator) -> None:

@@ -341,6 +341,43 @@ class TestProcess:
         assert (said[0]["event"], said[0]["error"]) == ("error", "config")
         assert said[0]["hint"]
 
+    @pytest.mark.parametrize(
+        ("deploy", "missing"),
+        [
+            ("from polydev.deploys.render import render\nrender('/etc/x.conf', {})", "x.conf.j2"),
+            ("open('requirements/lock.txt')", "requirements/lock.txt"),
+            ("import polydev.deploys.gone", "module polydev.deploys.gone"),
+            (None, "deploy.py"),
+        ],
+    )
+    def test_a_checkout_that_changes_meanwhile_is_told(
+        self,
+        lines: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        deploy: str | None,
+        missing: str,
+    ) -> None:
+        (tmp_path / "inventory.py").write_text("hosts = ['@fake/0']\n")
+        (tmp_path / "templates").mkdir()
+        if deploy:
+            (tmp_path / "deploy.py").write_text(deploy)
+        monkeypatch.chdir(tmp_path)
+        status, said = lines("apply", "--inventory", "inventory.py")
+        assert (status, said[-1]["event"], said[-1]["error"]) == (1, "error", "config")
+        assert missing in said[-1]["message"]
+        assert "the checkout changed while it was deployed" in said[-1]["message"]
+        assert "run it again" in said[-1]["hint"]
+
+    def test_a_file_of_another_place_is_another_fault(
+        self, lines: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "inventory.py").write_text("hosts = ['@fake/0']\n")
+        (tmp_path / "deploy.py").write_text("open('/nowhere/at/all')")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            lines("apply", "--inventory", "inventory.py")
+
     def test_what_is_applied(self, lines: Any, runner: Any, monkeypatch: Any) -> None:
         seen = []
 

@@ -32,9 +32,17 @@ def commit(root: Path, what: str = "one more") -> str:
 
 
 def warning(root: Path, on_host: str) -> str | None:
-    before = Record(id="before", commit=on_host, host="b-1", who="ben@desk", started_at=AT)
-    change = Record(id="now", commit="abcd1234", previous="before", started_at=AT)
-    return other_line(root, change, [before])
+    before = Record(
+        id="before",
+        commit=on_host,
+        host="b-1",
+        who="ben@desk",
+        started_at=AT,
+        status="succeeded",
+        state="before",
+        changes=1,
+    )
+    return other_line(root, [before])
 
 
 def test_the_same_commit_and_descendants_are_as_they_should_be(checkout: Path) -> None:
@@ -62,4 +70,4 @@ def test_a_commit_that_nobody_here_knows_is_told(checkout: Path) -> None:
 def test_a_host_without_a_commit_is_no_reason(checkout: Path) -> None:
     assert warning(checkout, "0000") is None
     assert warning(checkout, "") is None
-    assert other_line(checkout, Record(id="first", started_at=AT), []) is None
+    assert other_line(checkout, []) is None

@@ -784,7 +784,16 @@ class TestVerbs:
         found = changes.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"))
         assert [each.name for each in found.changing] == ["a"]
         assert operator.planned == {"target": "vm-agent", "plan_only": True}
-        assert operator.bench.host.calls == []
+        assert operator.bench.host.calls == ["records"]
+        assert found.warnings == ()
+
+    def test_a_plan_warns_of_a_commit_that_this_checkout_does_not_contain(
+        self, operator: Operator
+    ) -> None:
+        operator.bench.host.records[FIRST]["commit"] = "0123abcd"
+        found = changes.plan(PROJECT, operator.described, DeployOptions())
+        (warning,) = found.warnings
+        assert "from commit 0123abcd, which this checkout does not know" in warning
 
     def test_a_plan_of_a_host_that_is_not_reached_says_what_ssh_says(
         self, operator: Operator, monkeypatch: pytest.MonkeyPatch
@@ -855,6 +864,24 @@ class TestVerbs:
             changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert operator.bench.host.calls[-1] == "unlock"
         assert OWN not in operator.bench.host.records
+
+    @pytest.mark.parametrize("verb", ["rollback", "backup"])
+    def test_a_lock_that_is_held_is_waited_for(
+        self, operator: Operator, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        waited: list[float] = []
+
+        def when_free(take: Any, seconds: float, say: Any) -> Any:
+            waited.append(seconds)
+            return take()
+
+        monkeypatch.setattr(transaction, "when_free", when_free)
+        operator.bench.host.succeeded(FIRST, SECOND)
+        if verb == "rollback":
+            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs, 60)
+        else:
+            changes.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
+        assert waited == [60]
 
     def test_a_backup_by_hand(self, operator: Operator) -> None:
         record = changes.back_up(PROJECT, operator.described, steps(), operator.logs)

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from polydev.deploys.checkout import part_that_went
 from polydev.errors import ConfigError, Error
 
 PR_SET_PDEATHSIG = 1
@@ -37,6 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         return runner.apply(arguments.host, json.loads(arguments.data), plan_only=arguments.plan)
     except Error as error:
         emit("error", **error.as_dict())
+        return 1
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        if (missing := part_that_went(error)) is None:
+            raise
+        emit("error", **missing.as_dict())
         return 1
 
 

@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
+
+from polydev.deploys.checkout import changed
 
 TEMPLATES = Path("templates")
 SUFFIX = ".j2"
@@ -36,9 +38,12 @@ def _environment(folder: Path) -> Environment:
 
 
 def render(path: str, values: dict[str, Any], root: Path = Path()) -> str:
-    """The file that belongs at `path` on the host."""
-    name = f"{path.lstrip('/')}{SUFFIX}"
-    return _environment((root / TEMPLATES).resolve()).get_template(name).render(values)
+    """The file that belongs at `path` on the host. Raises ConfigError where it has no template."""
+    name, folder = f"{path.lstrip('/')}{SUFFIX}", (root / TEMPLATES).resolve()
+    try:
+        return _environment(folder).get_template(name).render(values)
+    except TemplateNotFound as error:
+        raise changed(str(folder / str(error))) from error
 
 
 def config_hash(*texts: str) -> str:

@@ -56,11 +56,13 @@ def run_inside(
     return run(words, input=input, timeout_seconds=timeout_seconds, check=check)
 
 
-def shell(lab: Lab) -> list[str]:
-    """An interactive root shell in the lab, for `polydev.run.call`.
+def shell(lab: Lab, *, is_terminal: bool) -> list[str]:
+    """A root shell in the lab, for `polydev.run.hand_over`; one that reads a pipe ends with it.
 
-    `script` gives it a terminal of the lab's own, so that job control works.
+    `script` gives an interactive one a terminal of the lab's own, so that job control works.
     """
+    if not is_terminal:
+        return [*inside_argv(_init(lab)), "bash", "--login"]
     terminal = os.environ.get("TERM", "dumb")
     return [
         *inside_argv(_init(lab), terminal),

@@ -11,11 +11,11 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from polydev.deployment_id import NO_COMMIT, contains, new_deployment_id, utc_now
+from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
 from polydev.errors import DeployError
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
@@ -26,6 +26,7 @@ from polydev.release.connection import (
 from polydev.release.records import (
     Record,
     backup_of,
+    current_state,
     next_state,
     rollback_state,
 )
@@ -62,17 +63,19 @@ def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
     Raises Unreachable, with the words of ssh, where the host cannot be reached.
     """
     data = {**options.data, "target": options.target}
-    try:
-        with (
-            Path(os.devnull).open("w") as nowhere,
-            planned(project, host.name, data, nowhere, plan_only=True) as applying,
-        ):
-            return applying.plan
-    except DeployError:
-        # What keeps pyinfra out is told better by ssh, and just as a deployment tells it.
-        with connected(host) as connection:
+    with connected(host) as connection:
+        try:
+            with (
+                Path(os.devnull).open("w") as nowhere,
+                planned(project, host.name, data, nowhere, plan_only=True) as applying,
+            ):
+                found = applying.plan
+        except DeployError:
+            # What keeps pyinfra out is told better by ssh, and just as a deployment tells it.
             connection.command("true")
-        raise
+            raise
+        warning = other_line(project.root, records_of(connection))
+    return replace(found, warnings=(*([warning] if warning else []), *found.warnings))
 
 
 def deploy(
@@ -86,7 +89,7 @@ def deploy(
         data = {**options.data, "target": options.target, "deployment_id": change.id}
         transaction = Transaction(connection, host, change, steps, log_file)
         with transaction.locked("deploy", options.wait_seconds), ExitStack() as stack:
-            if warning := other_line(project.root, change, transaction.earlier):
+            if warning := other_line(project.root, transaction.earlier):
                 steps.note(f"warning: {warning}")
             with steps.step(f"{host.name}: plan"):
                 plan_process = planned(project, host.name, data, log_file, plan_only=False)
@@ -96,9 +99,10 @@ def deploy(
             return _apply(transaction, applying, options, steps)
 
 
-def other_line(root: Path, change: Record, earlier: list[Record]) -> str | None:
+def other_line(root: Path, records: list[Record]) -> str | None:
     """Return a warning where the host was deployed from a commit that is not in this checkout."""
-    found = next((each for each in earlier if each.id == change.previous), None)
+    current = current_state(records)
+    found = next((each for each in records if each.id == current), None)
     if found is None or found.commit in ("", NO_COMMIT):
         return None
     was = f"{found.host} was deployed by {found.who} from commit {found.commit}"
@@ -106,7 +110,7 @@ def other_line(root: Path, change: Record, earlier: list[Record]) -> str | None:
         case True:
             return None
         case False:
-            return f"{was}, which {change.commit} does not contain: its changes are taken back"
+            return f"{was}, which {commit_of(root)} does not contain: its changes are taken back"
         case _:
             return f"{was}, which this checkout does not know: its changes may be taken back"
 
@@ -134,9 +138,14 @@ def _apply(
 
 
 def rollback(
-    project: Project, host: DescribedHost, to: str | None, steps: Steps, logs: Path
+    project: Project,
+    host: DescribedHost,
+    to: str | None,
+    steps: Steps,
+    logs: Path,
+    wait_seconds: float = 0,
 ) -> Record:
-    """Bring a host back to the state of an earlier deployment.
+    """Bring a host back to the state of an earlier deployment. A lock that is held is waited for.
 
     Raises DeployError where that is not possible (nothing is changed then), RollbackFailed.
     """
@@ -145,7 +154,7 @@ def rollback(
         with steps.step(f"{host.name}: connection"):
             connection.install_tool()
         transaction = Transaction(connection, host, change, steps, log_file)
-        with transaction.locked("rollback"):
+        with transaction.locked("rollback", wait_seconds):
             records = records_of(connection)
             state = rollback_state(records, to)
             backup = backup_of(state, records)
@@ -172,13 +181,15 @@ def _require_sound(
         raise HostRefused(f"cannot go back to {state}: {error.message}", hint) from error
 
 
-def back_up(project: Project, host: DescribedHost, steps: Steps, logs: Path) -> Record:
-    """A backup by hand, outside any deployment."""
+def back_up(
+    project: Project, host: DescribedHost, steps: Steps, logs: Path, wait_seconds: float = 0
+) -> Record:
+    """A backup by hand, outside any deployment. A lock that is held is waited for."""
     change = _new(project, host, "all", "backup")
     with _kept_log(logs, change.id) as log_file, connected(host) as connection:
         connection.install_tool()
         transaction = Transaction(connection, host, change, steps, log_file)
-        with transaction.locked("backup"):
+        with transaction.locked("backup", wait_seconds):
             return transaction.run(lambda: None, gate=False)
 
 

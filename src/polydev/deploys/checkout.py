@@ -1,0 +1,27 @@
+"""The checkout that is deployed, whose files may change while a deployment reads them. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polydev.errors import ConfigError
+
+PACKAGE = "polydev"
+
+
+def part_that_went(error: OSError | ImportError, root: Path | None = None) -> ConfigError | None:
+    """Return the error for a part of the checkout that is not there any more; else None."""
+    root = (root or Path.cwd()).resolve()
+    if isinstance(error, ImportError):
+        name = error.name or ""
+        return changed(f"module {name}") if name.partition(".")[0] == PACKAGE else None
+    file = Path(str(error.filename or "")).absolute()
+    return changed(str(file)) if file.is_relative_to(root) else None
+
+
+def changed(what: str) -> ConfigError:
+    """Return the error for what a deployment did not find any more."""
+    return ConfigError(
+        f"{what} is missing: the checkout changed while it was deployed",
+        "run it again; where it stays missing, `git status` says why",
+    )

@@ -1,0 +1,43 @@
+"""Verbs that change hosts, from a folder that is no checkout, or with options that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke.context import Context
+
+import tasks
+from verbs import hosts
+
+
+def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> dict[str, str]:
+    """What a verb that is refused answers."""
+    with pytest.raises(SystemExit) as ended:
+        verb.body(Context(), json=True, **options)
+    assert ended.value.code == 1
+    told: dict[str, str] = json.loads(capsys.readouterr().out)
+    return told
+
+
+@pytest.mark.parametrize("verb", [hosts.deploy, hosts.rollback, hosts.backup, tasks.up])
+def test_a_folder_without_a_commit_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Any
+) -> None:
+    for module in (hosts, tasks):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    told = refusal(capsys, verb)
+    assert told["error"] == "config"
+    assert told["message"].startswith(f"{tmp_path} is no git checkout with a commit")
+    assert "git init" in told["hint"]
+    assert ("--no-lab" in told["hint"]) == (verb is tasks.up)
+
+
+@pytest.mark.parametrize("verb", [hosts.deploy, hosts.rollback, hosts.backup])
+@pytest.mark.parametrize("wait", [-1.0, float("inf"), float("nan")])
+def test_a_wait_that_is_no_time_is_refused(
+    capsys: pytest.CaptureFixture[str], verb: Any, wait: float
+) -> None:
+    assert "is no number of seconds" in refusal(capsys, verb, wait=wait)["message"]
