@@ -1,4 +1,4 @@
-"""database.*: copies of a host's database here, and back from one. Over SSH."""
+"""database.*: copies of a host's database here, and back from one; its move to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from shlex import quote
 from invoke.context import Context
 
 from polydev.cli import answer, edge, task
+from polydev.errors import ConfigError
 from verbs.access import ON_HOST_HELP, host_controller
-from verbs.places import LAB_INVENTORY
+from verbs.hosts import (
+    WAIT_HELP,
+    described_host,
+    plan_fields,
+    plan_text,
+    record_fields,
+    require_ready,
+)
+from verbs.places import LAB_INVENTORY, LOGS
 
 
 @task(positional=["file"], help={"file": "where to, on this machine", **ON_HOST_HELP})
@@ -57,4 +66,54 @@ def restore(
         as_json=json,
         text=f"the database is what {source} holds: {rows['users']} users, "
         f"{rows['sessions']} sessions",
+    )
+
+
+@task(
+    help={
+        "to": "postgresql: the one whose address is the secret database-url of the inventory",
+        "replace": "delete what PostgreSQL has of ours first (else it must have no rows)",
+        "plan": "only check, and say what would change",
+        "wait": WAIT_HELP,
+        **ON_HOST_HELP,
+    }
+)
+@edge
+def move(
+    context: Context,
+    to: str = "",
+    replace: bool = False,
+    plan: bool = False,
+    wait: float = 0.0,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Move a host's database from SQLite to PostgreSQL, with all it holds; or back where it was.
+
+    The controller is deployed with the database of the secret database-url. It is stopped for some
+    seconds, while every row is copied and compared; VMs go on. rollback leads back to SQLite.
+    """
+    from polydev.progress import Steps
+    from polydev.release import changes
+
+    if to != "postgresql":
+        raise ConfigError(
+            f"a database moves to postgresql, not to {to}" if to else "where does it move to?",
+            "./inv database.move --to postgresql; back to SQLite: ./inv rollback",
+        )
+    require_ready(wait)
+    project, described = described_host(inventory, host)
+    options = changes.move_options(replace_rows=replace, wait_seconds=wait)
+    if plan:
+        found = changes.plan(project, described, options)
+        answer(plan_fields(found), as_json=json, text=plan_text(found))
+        return
+    record, rows = changes.move_database(project, described, options, Steps(), LOGS)
+    counts = ", ".join(f"{count} {table}" for table, count in rows.items() if count)
+    answer(
+        record_fields(record) | {"moved": rows},
+        as_json=json,
+        text=f"{record.host} uses PostgreSQL since {record.id}: moved and compared {counts}\n"
+        "back to SQLite, without what is written from now on: ./inv rollback",
     )

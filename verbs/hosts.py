@@ -86,7 +86,7 @@ def deploy(
     options = changes.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
     if plan:
         found = changes.plan(project, described, options)
-        answer(_plan_fields(found), as_json=json, text=_plan_text(found))
+        answer(plan_fields(found), as_json=json, text=plan_text(found))
         raise SystemExit(2 if detailed_exitcode and found.changing else 0)
     record = changes.deploy(project, described, options, Steps(), LOGS)
     answer(
@@ -96,14 +96,14 @@ def deploy(
     )
 
 
-def _plan_fields(plan: Plan) -> dict[str, Any]:
+def plan_fields(plan: Plan) -> dict[str, Any]:
     changing = [
         {"name": operation.name, "diff": list(operation.diff)} for operation in plan.changing
     ]
     return {"changes": len(changing), "operations": changing, "warnings": list(plan.warnings)}
 
 
-def _plan_text(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     lines = []
     for operation in plan.changing:
         lines += [operation.name, *(f"    {line}" for line in operation.diff)]
@@ -174,9 +174,9 @@ def drift(
     project, described = described_host(inventory, host)
     found = changes.plan(project, described, changes.DeployOptions())
     answer(
-        _plan_fields(found),
+        plan_fields(found),
         as_json=json,
-        text=_plan_text(found) if found.changing else f"{described.name} is as declared",
+        text=plan_text(found) if found.changing else f"{described.name} is as declared",
     )
     raise SystemExit(2 if found.changing else 0)
 

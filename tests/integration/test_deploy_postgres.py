@@ -1,4 +1,4 @@
-"""A host whose controller uses PostgreSQL: deployed by a secret alone, upgraded, and taken back.
+"""A host whose controller moves to PostgreSQL with all it has, is upgraded there, and taken back.
 
 A real server on this machine serves it, at the lab's gateway and for the lab's address only.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
+import httpx
 import pytest
 
 from polydev.client.credentials import FILE
 from polydev.client.on_host import HostController
 from polydev.controller.migrations import HEAD
 from polydev.errors import DeployError
+from polydev.progress import Steps
+from polydev.release import changes
+from polydev.release.changes import move_options
 from tests.databases import PostgresServer, running_server
-from tests.hosts import DeployedHost, variant
+from tests.hosts import DATABASE, DeployedHost, variant
 from tests.integration.test_deploy_faults import failing_migration
 from tests.integration.test_rollback import with_new_controller
 
@@ -46,6 +51,13 @@ def with_database(host: DeployedHost, server: PostgresServer, file: Path, url: s
     return replace(host, data={"secrets": secrets})
 
 
+def name_in_sqlite(host: DeployedHost, user: str, name: str) -> None:
+    """Name a user in the host's SQLite, which takes longer names than PostgreSQL."""
+    change = f"UPDATE users SET name = '{name}' WHERE id = '{user}'"
+    code = f'import sqlite3; c = sqlite3.connect("{DATABASE}"); c.execute("{change}"); c.commit()'
+    host.inside(f"python3 -c {quote(code)}")
+
+
 def test_a_host_with_postgresql(
     deployed: DeployedHost, server: PostgresServer, tmp_path: Path
 ) -> None:
@@ -63,17 +75,45 @@ def test_a_host_with_postgresql(
         assert "wr0ng" not in failure.value.message
     assert len(deployed.records()) == records
 
-    # Only the secret changes.
+    # A deployment of the secret alone would begin with an empty database, which the plan says.
     other = with_database(deployed, server, tmp_path / "url", url)
-    record = other.deploy(target=TARGET)
-    assert other.release() == former
-    (said,) = [each for each in record.operations if "database: " in each]
+    planned = other.plan(target=TARGET)
+    assert any("database.move --to postgresql takes them along" in w for w in planned.warnings)
+    (said,) = [each.name for each in planned.changing if "database: " in each.name]
     assert f"{words} instead of SQLite, nothing is copied" in said
+
+    # A move takes all along.
     there = HostController(deployed.host.target)
     user = there.ask("user", "add", "--role", "admin")["id"]
-    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    token = there.ask("token", "create", "--user", user, "--name", "old", "--never")["token"]
+    users = {each["id"] for each in there.ask("user", "list")}
+    moving = move_options(replace_rows=False)
+    moving = replace(moving, data={**other.data, **moving.data})
+    arguments = (other.project, other.host, moving, Steps(), other.logs)
+
+    # One whose copy fails leaves the host with SQLite, and what was written meanwhile.
+    name_in_sqlite(deployed, user, "x" * 300)
+    with pytest.raises(DeployError, match="does not take a row of users"):
+        changes.move_database(*arguments)
+    assert deployed.records()[0].status == "rolled-back"
+    assert {each["id"] for each in there.ask("user", "list")} == users
+    assert not deployed.plan(target=TARGET).changing
+    name_in_sqlite(deployed, user, "Ada")
+
+    record, moved = changes.move_database(*arguments)
+    assert other.release() == former
+    (said,) = [each for each in record.operations if "database: " in each]
+    assert f"{words} instead of SQLite, copied while the controller is stopped" in said
+    assert moved["users"] == len(users)
+    assert set(server.rows(name, "SELECT id FROM users")) == {(each,) for each in users}
     assert deployed.gate()["ok"]
+    sessions = f"http://{deployed.lab.address}:4000/api/auth/sessions"
+    assert httpx.get(sessions, headers={"Authorization": f"Bearer {token}"}).status_code == 200
     assert not other.plan(target=TARGET).changing
+    with pytest.raises(DeployError, match=r"uses PostgreSQL, .* already"):
+        changes.move_database(*arguments)
+    later_user = there.ask("user", "add", "--role", "user")["id"]
+    both = {(each,) for each in (*users, later_user)}
 
     # A later release upgrades the schema.
     later = variant(other, tmp_path / "later", with_new_controller)
@@ -89,18 +129,24 @@ def test_a_host_with_postgresql(
     assert PASSWORD not in broken.value.message
     assert deployed.records()[0].status == "rolled-back"
     assert later.release() == upgraded.id
-    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    assert set(server.rows(name, "SELECT id FROM users")) == both
     assert deployed.gate()["ok"]
 
-    # Back to the former release with PostgreSQL, and to SQLite: each database is as it was.
+    # Back to the former release with PostgreSQL, and to SQLite as it was when it was left.
     back = deployed.rollback(to=record.id)
     assert back.state == record.id
     assert server.rows(name, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert server.rows(name, "SELECT to_regclass('things')") == [(None,)]
-    assert server.rows(name, "SELECT id FROM users") == [(user,)]
+    assert set(server.rows(name, "SELECT id FROM users")) == both
     deployed.rollback(to=before)
-    assert user not in [each["id"] for each in there.ask("user", "list")]
+    assert {each["id"] for each in there.ask("user", "list")} == users
+    assert there.ask("user", "remove", user)["tokens"] == 1
     assert not deployed.plan().changing
+
+    # Its rows are in the way of another move.
+    with pytest.raises(DeployError, match=r"has rows in .*users") as refused:
+        changes.move_database(*arguments)
+    assert "--replace" in str(refused.value.hint)
 
     logs = "".join(file.read_text() for file in deployed.logs.glob("*.log"))
     journal = deployed.inside("journalctl --output cat --no-pager")

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from polydev.controller.migrate import migrate as controller_migrate
 from polydev.controller.migrations import HEAD
-from polydev.hosttool import backup, releases
+from polydev.hosttool import backup, database_verbs, releases
+from polydev.hosttool.cli import parser
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.program import Program, database_in_words
 from polydev.hosttool.saved import load, require_whole
+from polydev.hosttool.units import MAIN, SOCKET
+from polydev.hosttool.verbs import Call
 from tests.databases import PostgresServer
 from tests.stores import opened
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy
@@ -53,7 +59,7 @@ class Databases:
         program.write_text(PROGRAM.format(log=self.seen))
         program.chmod(0o755)
         (host.controller.release(release) / "files.jsonl").unlink(missing_ok=True)
-        config = {"database_url": f"sqlite+aiosqlite:///{host.controller.database}"}
+        config = {"database_url": self.sqlite}
         (host.paths.controller_config / "config.yaml").write_text(yaml.safe_dump(config))
 
     def deploy(self) -> None:
@@ -68,19 +74,26 @@ class Databases:
         secret.write_text(f"{url}\n")
         secret.chmod(0o600)
 
-    def users(self, number: int) -> int:
+    @property
+    def sqlite(self) -> str:
+        return f"sqlite+aiosqlite:///{self.host.controller.database}"
+
+    def users(self, where: int | str) -> int:
         async def count() -> int:
-            async with opened(self.url(number)) as store:
+            async with opened(self._url(where)) as store:
                 return len(await store.users.list())
 
         return asyncio.run(count())
 
-    def add_user(self, number: int) -> None:
+    def add_user(self, where: int | str) -> None:
         async def add() -> None:
-            async with opened(self.url(number)) as store:
+            async with opened(self._url(where)) as store:
                 await store.new_user()
 
         asyncio.run(add())
+
+    def _url(self, where: int | str) -> str:
+        return where if isinstance(where, str) else self.url(where)
 
 
 @pytest.fixture
@@ -195,6 +208,88 @@ def test_a_database_that_cannot_be_used_is_told_without_its_password(
         assert "Traceback" not in failure.value.message
         assert "horse" not in failure.value.message
     assert backup.backups(databases.host.paths) == []
+
+
+@pytest.fixture
+def on_sqlite(databases: Databases) -> Databases:
+    """A host whose controller runs with a SQLite database of ours, and that has a backup."""
+    databases.host.controller.database.unlink()
+    asyncio.run(controller_migrate(databases.sqlite))
+    databases.add_user(databases.sqlite)
+    databases.host.backup()
+    databases.add_user(databases.sqlite)
+    databases.use(databases.url(0))
+    migrate(databases)
+    return databases
+
+
+def move(databases: Databases, *options: str) -> dict[str, Any]:
+    """`polydev-host database move`: its answer."""
+    words = ["database", "move", "--release", OLD, "--backup", FIRST, *options]
+    found = database_verbs.move(
+        Call(parser().parse_args(words), databases.host.paths, databases.host.systemd)
+    )
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
+    on_sqlite: Databases,
+) -> None:
+    host = on_sqlite.host
+    host.systemd.log.clear()
+    found = move(on_sqlite)
+    assert (found["release"], found["moved"]["users"]) == (OLD, 2)
+    assert found["database"] == database_in_words(host.paths)
+    assert on_sqlite.users(0) == 2
+    log = host.systemd.log
+    assert log[:3] == [f"stop {SOCKET}", f"stop {MAIN}", "daemon-reload"]
+    assert f"restart {MAIN}" in log[3:]
+    assert PASSWORD not in on_sqlite.seen.read_text()
+    assert not (host.paths.home / "exchange").exists()
+
+    # What is written from now on is PostgreSQL's alone.
+    on_sqlite.add_user(0)
+    saved = load(host.paths, FIRST)
+    assert saved.moved == found["moved"]
+    for file in ("moved", "moved.json"):
+        content = (saved.folder / file).read_bytes()
+        (saved.folder / file).write_bytes(content.replace(b"users", b"usors", 1))
+        with pytest.raises(HostError, match="is damaged"):
+            host.restore()
+        (saved.folder / file).write_bytes(content)
+    host.restore()
+    assert database_in_words(host.paths) == "SQLite"
+    assert (on_sqlite.users(on_sqlite.sqlite), on_sqlite.users(0)) == (2, 3)
+
+
+def test_a_move_that_fails_leaves_both_and_the_way_back_starts_the_controller(
+    on_sqlite: Databases,
+) -> None:
+    host = on_sqlite.host
+    with sqlite3.connect(host.controller.database) as live:
+        live.execute("UPDATE users SET name = ?", ("x" * 300,))
+    with pytest.raises(HostError, match="does not take a row of users"):
+        move(on_sqlite)
+    assert not host.systemd.states([MAIN])[MAIN].is_running, (
+        "it would end VMs that it does not know"
+    )
+    assert on_sqlite.users(0) == 0
+    host.restore()
+    assert host.systemd.states([MAIN])[MAIN].is_running
+    assert on_sqlite.users(on_sqlite.sqlite) == 2
+
+
+def test_rows_that_are_there_are_deleted_only_if_told_so(on_sqlite: Databases) -> None:
+    on_sqlite.add_user(0)
+    log = on_sqlite.host.systemd.log
+    log.clear()
+    with pytest.raises(HostError, match="has rows in slots, users already") as failure:
+        move(on_sqlite)
+    assert "--replace" in str(failure.value.hint)
+    assert log == [], "nothing was stopped"
+    move(on_sqlite, "--replace")
+    assert on_sqlite.users(0) == 2
 
 
 def test_secrets_are_in_no_argument(databases: Databases) -> None:

@@ -83,6 +83,12 @@ def test_a_plan_without_changes_ends_with_status_0(operator: Operator) -> None:
     assert found == {"changes": 0, "operations": [], "warnings": []}
 
 
+def test_a_move_without_an_address_is_refused(operator: Operator) -> None:
+    refused = operator("database.move", "--to", "postgresql", "--plan")
+    assert refused.status == 1
+    assert "secrets.database-url is missing" in json.loads(refused.stdout)["message"]
+
+
 def test_a_session_is_started_once_for_a_key_and_ended(operator: Operator) -> None:
     ada = operator.answer("user.add", "--role", "user", "--name", "Ada")["id"]
     words = ("--user", "Ada", "--provider", "codex", "--key", "one")

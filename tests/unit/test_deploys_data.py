@@ -13,7 +13,7 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polydev.deploys.controller import check_controller, config_text, secret_text
+from polydev.deploys.controller import check_controller, config_text
 from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
 from polydev.deploys.hypervisor import checked_bytes, hypervisor
 from polydev.deploys.images import (
@@ -22,6 +22,7 @@ from polydev.deploys.images import (
     rsync_argv,
     wanted_image,
 )
+from polydev.deploys.secret_files import secret_text
 from polydev.errors import ConfigError
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from polydev.deploys import controller, images, reach
+from polydev.deploys import controller, database, images, reach
 from polydev.deploys.data import HostData
+from polydev.deploys.database import DatabaseChange
 from polydev.deploys.facts import (
     Firewall,
     Folders,
@@ -39,7 +40,7 @@ from polydev.deploys.operations import (
     text_file,
 )
 from polydev.deploys.units import only_units, reread_units, unit
-from polydev.errors import DeployError
+from polydev.errors import ConfigError, DeployError
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import HERE, FakeHost, fake_host, placed_input
 
@@ -598,9 +599,7 @@ class TestMigration:
             digest=A,
             release=ID,
             config=config,
-            was=was,
-            to=self.WORDS,
-            exposed=exposed,
+            database=DatabaseChange(was, self.WORDS, exposed),
         )
 
     def test_nothing_where_the_release_and_its_configuration_are_the_same(
@@ -652,6 +651,76 @@ class TestHandover:
         host = faked()
         found = host.commands(controller.handover, digest=A, release=ID, config="now")
         assert found[-1] == f"{TOOL} handover --release {ID}"
+
+
+class TestMove:
+    """The database goes from SQLite to PostgreSQL with what is in it, or without."""
+
+    URL = "postgresql+psycopg://me:horse@db.example/data"
+    USABLE: ClassVar[dict[str, Any]] = {"checked": True, "occupied": []}
+
+    def require(
+        self,
+        faked: Faked,
+        url: str | None = URL,
+        was: str = "SQLite",
+        how: str = "copy",
+        **found: Any,
+    ) -> None:
+        faked()
+        site = HostData.model_validate({"move_database": how})
+        database.require_movable(site, url, was, {**self.USABLE, **found})
+
+    def refusal(self, faked: Faked, **values: Any) -> str:
+        """What keeps the move from being planned."""
+        with pytest.raises((ConfigError, DeployError)) as refused:
+            self.require(faked, **values)
+        assert refused.value.hint
+        assert "horse" not in refused.value.message
+        return str(refused.value.message)
+
+    def test_an_empty_database_that_the_secret_names_will_do(self, faked: Faked) -> None:
+        self.require(faked)
+
+    def test_without_the_secret_it_is_refused(self, faked: Faked) -> None:
+        assert "secrets.database-url is missing" in self.refusal(faked, url=None)
+
+    def test_a_host_with_postgresql_has_nothing_to_move(self, faked: Faked) -> None:
+        assert "uses PostgreSQL, x already" in self.refusal(faked, was="PostgreSQL, x")
+
+    def test_a_host_without_a_controller_has_nothing_to_move(self, faked: Faked) -> None:
+        assert "no controller is deployed there" in self.refusal(faked, checked=False)
+
+    def test_rows_that_are_there_are_refused_unless_they_are_to_go(self, faked: Faked) -> None:
+        said = self.refusal(faked, occupied=["users", "slots"])
+        assert "data at db.example as me has rows in users, slots already" in said
+        self.require(faked, how="replace", occupied=["users"])
+
+    def test_the_host_copies_while_the_controller_is_stopped(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        known = json.dumps({"id": "20250101_000000-ffff", "digest": A})
+        host = faked({"release.json": [known], "systemctl show": shown(config="then")})
+        values = {"digest": A, "release": ID, "config": "now", "move": f"--backup {ID}"}
+        found = host.commands(controller.handover, **values)
+        assert found == [f"{TOOL} database move --release 20250101_000000-ffff --backup {ID}"]
+        assert any("is stopped while its database is copied" in line for line in told())
+
+    def test_another_database_without_a_move_is_warned_of(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        faked({"release.json": [json.dumps({"id": ID})]})
+        database.warn_of_another("SQLite", "PostgreSQL, x")
+        warning = told()[-1]
+        assert "from SQLite to PostgreSQL, x. Nothing is copied" in warning
+        assert "./inv database.move --to postgresql takes them along" in warning
+
+    def test_a_first_deployment_has_nothing_to_lose(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        faked()
+        database.warn_of_another("SQLite", "PostgreSQL, x")
+        assert not any("database changes" in line for line in told())
 
 
 class TestListening:
@@ -761,8 +830,6 @@ class TestReach:
 
 class TestSecrets:
     def test_one_that_is_missing_is_named(self, faked: Faked, tmp_path: Path) -> None:
-        from polydev.errors import ConfigError
-
         faked()
         site = HostData(secrets={"jwt-secret": tmp_path / "none"}, deployment_id=ID)
         with pytest.raises(ConfigError, match=r"secrets\.jwt-secret: .*No such file"):

@@ -10,7 +10,7 @@ import pytest
 from invoke.context import Context
 
 import tasks
-from verbs import hosts
+from verbs import database, hosts
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> dict[str, str]:
@@ -22,22 +22,34 @@ def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> di
     return told
 
 
-@pytest.mark.parametrize("verb", [hosts.deploy, hosts.rollback, hosts.backup, tasks.up])
+CHANGING = [hosts.deploy, hosts.rollback, hosts.backup, database.move]
+
+
+@pytest.mark.parametrize("verb", [*CHANGING, tasks.up])
 def test_a_folder_without_a_commit_is_refused_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Any
 ) -> None:
     for module in (hosts, tasks):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    told = refusal(capsys, verb)
+    told = refusal(capsys, verb, **({"to": "postgresql"} if verb is database.move else {}))
     assert told["error"] == "config"
     assert told["message"].startswith(f"{tmp_path} is no git checkout with a commit")
     assert "git init" in told["hint"]
     assert ("--no-lab" in told["hint"]) == (verb is tasks.up)
 
 
-@pytest.mark.parametrize("verb", [hosts.deploy, hosts.rollback, hosts.backup])
+@pytest.mark.parametrize("verb", CHANGING)
 @pytest.mark.parametrize("wait", [-1.0, float("inf"), float("nan")])
 def test_a_wait_that_is_no_time_is_refused(
     capsys: pytest.CaptureFixture[str], verb: Any, wait: float
 ) -> None:
-    assert "is no number of seconds" in refusal(capsys, verb, wait=wait)["message"]
+    options = {"to": "postgresql"} if verb is database.move else {}
+    told = refusal(capsys, verb, wait=wait, **options)
+    assert "is no number of seconds" in told["message"]
+
+
+@pytest.mark.parametrize("to", ["", "sqlite", "mysql"])
+def test_a_database_moves_to_postgresql_only(capsys: pytest.CaptureFixture[str], to: str) -> None:
+    told = refusal(capsys, database.move, to=to)
+    assert "database.move --to postgresql" in told["hint"]
+    assert "./inv rollback" in told["hint"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +17,8 @@ from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.checking import require_sound
 from polydev.deploys.data import HostData, refuse
+from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import (
-    DatabaseCheck,
-    DatabaseInUse,
-    DatabaseShown,
-    FileState,
     JsonFile,
     PythonVersion,
     ReleaseDamage,
@@ -43,18 +38,16 @@ from polydev.deploys.operations import (
 )
 from polydev.deploys.packages import postgresql_client
 from polydev.deploys.ranges import Problem
+from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
-from polydev.errors import ConfigError, DeployError
-from polydev.hosttool.address import POSTGRESQL, described, kind_of
+from polydev.errors import DeployError
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.ssh import SshTarget
 
 ROOT = "/opt/master-controller"
 CONFIG = "/etc/master-controller/config.yaml"
-SECRETS = "/etc/master-controller/secrets"
-MAX_SECRET_BYTES = 64 * 1024
 # Keys of the configuration that a deployment knows better, and what they follow from.
 FOLLOWS = {
     "host": "controller_listen",
@@ -68,9 +61,6 @@ SOURCES = "src/polydev/controller"
 SOCKET = "master-controller.socket"
 SERVICE = "master-controller.service"
 NEXT = "master-controller-next@.service"
-DATABASE_URL = "database-url"
-SQLITE_WORDS = "SQLite"
-NOTHING_COPIED = "nothing is copied: users, tokens and sessions stay where they are"
 
 
 def fixed_config(site: HostData) -> dict[str, Any]:
@@ -171,9 +161,7 @@ def migration(
     digest: str,
     release: str,
     config: str,
-    was: str,
-    to: str,
-    exposed: dict[str, str],
+    database: DatabaseChange,
     files: tuple[tuple[str, str], ...] = (),
 ) -> Commands:
     """The database that the configuration names has the schema of the release that is to run."""
@@ -181,17 +169,10 @@ def migration(
     running = host.get_fact(Unit, unit=SERVICE, files=files)
     damage = host.get_fact(ReleaseDamage, tool=TOOL)
     is_same = current.get("digest") == digest and not damage
-    if is_same and running.config == config and not exposed:
+    if is_same and running.config == config and not database.exposed:
         host.noop("the database is as its release needs it")
         return
-    if was != to:
-        told(f"- database: {was}")
-        told(f"+ database: {to}")
-        told(f"  {NOTHING_COPIED}")
-    else:
-        told(f"  database: {to}, at the schema of release {current['id'] if is_same else release}")
-    for role, privileges in exposed.items():
-        told(f"- {role} may {privileges}")
+    told("\n".join(database.differences(current["id"] if is_same else release)))
     yield StringCommand(f"{TOOL} release migrate --id {current['id'] if is_same else release}")
 
 
@@ -234,9 +215,16 @@ def listening(lost: bool) -> Commands:
 
 @operation
 def handover(
-    digest: str, release: str, config: str, files: tuple[tuple[str, str], ...] = ()
+    digest: str,
+    release: str,
+    config: str,
+    files: tuple[tuple[str, str], ...] = (),
+    move: str = "",
 ) -> Commands:
-    """The service runs this release with this configuration; somebody always accepts."""
+    """The service runs this release with this configuration; somebody always accepts.
+
+    `move` are the words that a move of the database adds, which stops the service meanwhile.
+    """
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
     running = host.get_fact(Unit, unit=SERVICE, files=files)
     damage = host.get_fact(ReleaseDamage, tool=TOOL)
@@ -249,43 +237,14 @@ def handover(
     was = f"release {current.get('id')}, configuration {running.config or 'unknown'}"
     told(f"- {SERVICE}: {was}{touched_words(running, config)}")
     told(f"+ {SERVICE}: release {to}, configuration {config}")
+    if move:
+        told(f"  {SERVICE} is stopped while its database is copied")
+        yield StringCommand(f"{TOOL} database move --release {to} {move}")
+        return
     yield StringCommand("systemctl daemon-reload")
     if not running.enabled:
         yield StringCommand(f"systemctl enable {SERVICE}")
     yield StringCommand(f"{TOOL} handover --release {to}")
-
-
-def database_url(site: HostData) -> str | None:
-    """The address of the database, if it is a secret. Raises ConfigError without quoting it."""
-    file = site.secrets.get(DATABASE_URL)
-    if file is None:
-        return None
-    url = secret_text(DATABASE_URL, file).strip()
-    if kind_of(url) != POSTGRESQL:
-        raise ConfigError(
-            f"inventory: secrets.{DATABASE_URL}: {file}: it names no PostgreSQL",
-            "leave the secret out: without it the host has its own SQLite database",
-        )
-    return url
-
-
-def require_usable(url: str) -> None:
-    """Let the host try a database that it does not use yet, before anything changes.
-
-    A host without a release cannot try; its first migration does. Raises DeployError.
-    """
-    text = f"{url}\n"
-    now = host.get_fact(FileState, path=f"{SECRETS}/{DATABASE_URL}")
-    if now.sha256 in (hashlib.sha256(each.encode()).hexdigest() for each in (url, text)):
-        return
-    question = json.dumps({"databaseUrl": url})
-    found = host.get_fact(DatabaseCheck, tool=TOOL, _stdin=question)
-    if found.get("error") == "database-unusable":
-        raise DeployError(
-            f"{host.name}: the database of secrets.{DATABASE_URL} cannot be used: "
-            f"{found.get('message')}",
-            found.get("hint"),
-        )
 
 
 def _secrets(site: HostData) -> list[PlacedFile]:
@@ -299,35 +258,12 @@ def _secrets(site: HostData) -> list[PlacedFile]:
     return placed
 
 
-def secret_text(name: str, file: Path) -> str:
-    """What the secret `name` of an inventory is. Raises ConfigError, which does not quote it."""
-    try:
-        if file.exists() and not file.is_file():
-            why = "is a directory or a device, not a file"
-        elif file.stat().st_size > MAX_SECRET_BYTES:
-            why = f"is larger than {MAX_SECRET_BYTES} bytes, which no secret is"
-        else:
-            return file.read_bytes().decode()
-    except OSError as error:
-        why = error.strerror or "cannot be read"
-    except UnicodeDecodeError:
-        why = "is no UTF-8 text, as secrets must be"
-    raise ConfigError(
-        f"inventory: secrets.{name}: {file}: {why}", "correct the file, or name another one"
-    )
-
-
 @concern("Controller")
 def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
     found = require_free(site)
-    url = database_url(site)
-    was = str(host.get_fact(DatabaseInUse, tool=TOOL).get("database", SQLITE_WORDS))
-    exposed: dict[str, str] = {}
-    if url:
-        require_usable(url)
+    database = database_change(site)
+    if database.is_postgresql:
         postgresql_client(target)
-        exposed = dict(host.get_fact(DatabaseShown, tool=TOOL).get("exposed") or {})
-    to = described(url) if url else SQLITE_WORDS
     values = unit_values(site)
     settings = PlacedFile(CONFIG, config_text(site))
     text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
@@ -346,13 +282,11 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         commit=commit,
     )
     migration(
-        name="database" if was == to else f"database: {to} instead of {was}, {NOTHING_COPIED}",
+        name=database.operation,
         digest=digest,
         release=deployment_id,
         config=config.hash,
-        was=was,
-        to=to,
-        exposed=exposed,
+        database=database,
         files=config.files,
     )
     unit(
@@ -371,6 +305,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         release=deployment_id,
         config=config.hash,
         files=config.files,
+        move=database.move_words(deployment_id),
     )
 
 

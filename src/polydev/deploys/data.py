@@ -68,6 +68,8 @@ class HostData(Checked):
     store               where that image lies on the operator's machine
     source              the checkout that the controller is made from
     secrets             name → file on the operator's machine
+    move_database       set by the verb: what SQLite holds is taken along to PostgreSQL, and in
+                        `replace` what that has of ours is deleted
     """
 
     target: Target = "all"
@@ -88,6 +90,7 @@ class HostData(Checked):
     store: Path = Field(default_factory=lambda: Settings.from_environment().store)
     cache: Path = Field(default_factory=lambda: Settings.from_environment().cache)
     source: Path = Path()
+    move_database: Literal["no", "copy", "replace"] = "no"
     journal_max_mib: Annotated[int, Field(ge=16)] = 512
     deadman_seconds: Annotated[int, Field(ge=10)] = 90
 

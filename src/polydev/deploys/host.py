@@ -36,6 +36,7 @@ from polydev.deploys.operations import TOOL
 from polydev.deploys.packages import packages
 from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
 from polydev.deploys.render import template_paths
+from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.services import SSHD_FILE_BEFORE, journal, live_sshd, ssh
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
@@ -63,7 +64,7 @@ def unit_order(site: HostData) -> list[str]:
 def scope(site: HostData) -> dict[str, Any]:
     """What a backup of this host holds: everything that a deploy may change, but packages."""
     paths = {*template_paths(), HOST_FILE, STAMP, TOOL, controller_part.CONFIG}
-    paths |= {controller_part.SECRETS, SSHD_FILE_BEFORE, "/etc/sysctl.d/60-polydev.conf"}
+    paths |= {SECRETS, SSHD_FILE_BEFORE, "/etc/sysctl.d/60-polydev.conf"}
     return {
         "paths": sorted(paths),
         "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],

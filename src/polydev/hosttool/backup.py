@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev.hosttool.busy import alone
-from polydev.hosttool.database import AT_REST, content_sha256, copy_database
+from polydev.hosttool.database import AT_REST, content_sha256, copy_database, row_counts
 from polydev.hosttool.dump import KeptDump, make_dump
-from polydev.hosttool.durable import json_bytes, make_folder, read_json, sync, write_new
+from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import golden_of
 from polydev.hosttool.paths import Paths, require_id
@@ -25,6 +25,7 @@ from polydev.hosttool.release import current_release, release_sum
 from polydev.hosttool.reserve import RESERVE_BYTES, keep_reserve
 from polydev.hosttool.saved import (
     MANIFEST,
+    MOVED,
     SUM,
     Kept,
     KeptDatabase,
@@ -32,6 +33,7 @@ from polydev.hosttool.saved import (
     load,
     manifest_of,
     require_whole,
+    write_moved,
 )
 from polydev.hosttool.scope import Controller, Scope, require_restorable
 from polydev.hosttool.sequence import next_number, number_of, order
@@ -75,6 +77,22 @@ def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Save
         fresh.rename(paths.backups / backup_id)
         sync(paths.backups)
         return load(paths, backup_id)
+
+
+def keep_moved(saved: Saved) -> Saved:
+    """Copy into a backup what the database says once the controller has stopped for its move.
+
+    A restore so loses nothing that was written between the backup and the move.
+    """
+    controller = saved.scope.controller
+    if controller is None:
+        raise HostError("bad-scope", f"backup {saved.id} has no controller in it")
+    # The first copy counts again until this one is whole.
+    remove(saved.folder / MOVED)
+    database = _keep_database(saved.folder, controller.database, "moved")
+    if database.kept.stored is None:
+        raise HostError("database-missing", f"there is no database {controller.database}")
+    return write_moved(saved, database, row_counts(database.kept.stored))
 
 
 def _existing(paths: Paths, backup_id: str, scope: Scope) -> Saved:
@@ -157,11 +175,11 @@ def _keep_all(fresh: Path, entries: list[Entry]) -> Iterator[Kept]:
         yield Kept(entry, stored)
 
 
-def _keep_database(fresh: Path, live: Path) -> KeptDatabase:
+def _keep_database(fresh: Path, live: Path, name: str = "database") -> KeptDatabase:
     entry = entry_of(live)
     if entry.kind == "absent":
         return KeptDatabase(Kept(entry), "")
-    stored = fresh / "database"
+    stored = fresh / name
     copy_database(live, stored)
     content = content_sha256(stored, AT_REST)
     if content is None:

@@ -76,6 +76,18 @@ def content_sha256(path: Path, access: str = LIVE) -> str | None:
     return digest.hexdigest()
 
 
+def row_counts(path: Path) -> dict[str, int]:
+    """How many rows each table of a copy has, but the one that names its schema."""
+    with _connected(path, AT_REST) as copy:
+        tables = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        internal = ("sqlite_", "alembic_version")
+        names = [str(row[0]) for row in tables if not str(row[0]).startswith(internal)]
+        return {
+            name: copy.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]  # noqa: S608  (its own)
+            for name in names
+        }
+
+
 @contextmanager
 def _connected(path: Path, access: str) -> Iterator[Connection]:
     import sqlite3

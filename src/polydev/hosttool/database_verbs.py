@@ -15,17 +15,26 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from polydev.hosttool.backup import keep_moved
 from polydev.hosttool.busy import alone
 from polydev.hosttool.dump import CODE, NAME, exchange
+from polydev.hosttool.durable import copy_new
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.handover import Handover
 from polydev.hosttool.lock import Lock
+from polydev.hosttool.paths import require_id
 from polydev.hosttool.program import Program, current_program, database_in_words
+from polydev.hosttool.saved import Saved, load
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET
 
 if TYPE_CHECKING:
     from polydev.hosttool.verbs import Call
 
 RESTORE_LOCK_SECONDS = 3600
+REPLACE_HINT = (
+    "name an empty database in the secret database-url; or delete what this one has: "
+    "./inv database.move --to postgresql --replace"
+)
 
 
 def controller(call: Call) -> object:
@@ -79,6 +88,52 @@ def restore(call: Call) -> object:
             return program.ask("database", "restore", str(place / NAME), code=CODE)
 
 
+def move(call: Call) -> object:
+    """Copy SQLite into the PostgreSQL that the host's files name, and let a release run with that.
+
+    The controller is stopped from before the copy until the release runs. Where anything fails it
+    stays so, since it would begin with a database that is not whole, and end VMs that this one does
+    not know; the deployment's way back starts it with SQLite.
+    """
+    arguments = call.arguments
+    release, saved = require_id(arguments.release), load(call.paths, arguments.backup)
+    program = Program(call.paths, call.paths.controller / "releases" / release)
+    with alone(call.paths, f"database move for {release}"):
+        _require_target(call, program)
+        _stop(call)
+        # Only now: before, the controller would have been started again with the new files.
+        call.systemd.act("daemon-reload", timeout_seconds=call.limits.start_seconds)
+        saved = keep_moved(saved)
+        with exchange(program) as place:
+            copy_new(saved.folder / "moved", place / NAME)
+            program.own(place / NAME)
+            said = program.ask("database", "restore", str(place / NAME), code=CODE)
+        _require_all_moved(saved, said)
+        handover = Handover(call.systemd, call.paths.controller, call.limits).to(release)
+    return {**handover, "database": database_in_words(call.paths), "moved": saved.moved}
+
+
+def _require_target(call: Call, program: Program) -> None:
+    """Raise HostError, before anything is stopped, where rows of ours are in the way."""
+    found = program.ask("database", "check", "--no-tools", code="database-unusable")
+    occupied = found.get("occupied")
+    if isinstance(occupied, list) and occupied and not call.arguments.replace:
+        raise HostError(
+            "database-occupied",
+            f"{database_in_words(call.paths)} has rows in {', '.join(occupied)} already",
+            REPLACE_HINT,
+        )
+
+
+def _require_all_moved(saved: Saved, said: dict[str, object]) -> None:
+    rows = said["rows"]
+    assert isinstance(rows, dict)
+    moved = saved.moved or {}
+    lost = [name for name, count in rows.items() if moved.get(name, 0) != count]
+    if lost:
+        raise HostError(CODE, f"not every row arrived in {', '.join(lost)}", "run it again")
+
+
 def _program(call: Call) -> Program:
     program = current_program(call.paths)
     if not program.file.exists():
@@ -114,21 +169,29 @@ def _deployment_lock(call: Call) -> Iterator[None]:
         lock.let_go(is_done=True)
 
 
+def _stop(call: Call) -> None:
+    """Stop what runs of the controller. The socket goes first: it would start the service again."""
+    for unit in _running(call):
+        call.systemd.act("stop", unit, timeout_seconds=call.limits.drain_seconds)
+
+
+def _running(call: Call) -> list[str]:
+    units = [SOCKET, MAIN, *call.systemd.loaded(NEXT_PATTERN)]
+    states = call.systemd.states(units)
+    return [unit for unit in units if states[unit].is_running]
+
+
 @contextmanager
 def _stopped(call: Call) -> Iterator[None]:
-    """Stop the controller, and start again what of it ran. The socket would start it before."""
-    systemd, limits = call.systemd, call.limits
-    units = [SOCKET, MAIN, *systemd.loaded(NEXT_PATTERN)]
-    states = systemd.states(units)
-    running = [unit for unit in units if states[unit].is_running]
+    """Stop the controller, and start again what of it ran."""
+    running = _running(call)
     try:
-        for unit in running:
-            systemd.act("stop", unit, timeout_seconds=limits.drain_seconds)
+        _stop(call)
         yield
     finally:
         for unit in running:
             if unit in (SOCKET, MAIN):
-                systemd.act("start", unit, timeout_seconds=limits.start_seconds)
+                call.systemd.act("start", unit, timeout_seconds=call.limits.start_seconds)
 
 
 @contextmanager

@@ -214,6 +214,17 @@ HOST_VERBS = (
         (argument("--stop", action="store_true", help="stop the controller meanwhile"), *LIMITS),
     ),
     Verb(
+        "database move",
+        "Copy SQLite into PostgreSQL while the controller is stopped, and start it with that",
+        database_verbs.move,
+        (
+            required("--release", help="id of the release that is to run"),
+            required("--backup", help="id of the backup to go back to"),
+            argument("--replace", action="store_true", help="delete what PostgreSQL has of ours"),
+            *LIMITS,
+        ),
+    ),
+    Verb(
         "health",
         "The health gate: check until all is well, or time is up",
         health,

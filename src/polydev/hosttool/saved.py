@@ -5,17 +5,20 @@ backups/<id>/backup.json.sha256
 backups/<id>/files/000001         contents of files, in the manifest's order
 backups/<id>/database                SQLite's
 backups/<id>/dump                    PostgreSQL's, where the host uses one
+backups/<id>/moved.json, moved       SQLite's once more, where this deployment moved it to
+                                     PostgreSQL: as it was when the controller had stopped
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polydev.hosttool.dump import KeptDump, dump_from
+from polydev.hosttool.durable import json_bytes, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import Golden, golden_damage
 from polydev.hosttool.paths import Paths, require_id
@@ -27,6 +30,7 @@ from polydev.hosttool.tree import Entry, entry_from, file_sha256, gid_of, uid_of
 
 MANIFEST = "backup.json"
 SUM = "backup.json.sha256"
+MOVED = "moved.json"
 SHOWN = 5
 NEXT_ONE = "choose another backup: `polydev-host backup list`"
 
@@ -52,7 +56,8 @@ class Saved:
     """A backup as its manifest describes it; where nothing of the kind existed, None.
 
     `number` is its place in the order of all that was made on the host; None in backups of
-    earlier versions, which are older than all that have one.
+    earlier versions, which are older than all that have one. `moved` counts the rows of each table
+    that the deployment of this backup moved to PostgreSQL; `database` is what they were then.
     """
 
     id: str
@@ -67,6 +72,7 @@ class Saved:
     database: KeptDatabase | None
     dump: KeptDump | None
     golden: Golden | None
+    moved: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """For a list of backups."""
@@ -80,6 +86,7 @@ class Saved:
             "release": self.release,
             "database": self.dump.database if self.dump else self._sqlite_in_words(),
             "golden": self.golden.image if self.golden else None,
+            "moved": self.moved,
         }
 
     def _sqlite_in_words(self) -> str | None:
@@ -94,7 +101,7 @@ def load(paths: Paths, backup_id: str) -> Saved:
         expected = (folder / SUM).read_text().split()[0]
         if hashlib.sha256(data).hexdigest() != expected:
             raise ValueError(f"{MANIFEST} does not have the checksum in {SUM}")
-        return _saved_from(folder, json.loads(data))
+        return _with_moved(_saved_from(folder, json.loads(data)))
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise HostError("backup-missing", f"there is no backup {backup_id}", NEXT_ONE) from None
@@ -171,6 +178,30 @@ def _saved_from(folder: Path, document: dict[str, Any]) -> Saved:
         dump=dump and dump_from(folder, dump),
         golden=golden and Golden(golden["target"], golden["image"]),
     )
+
+
+def _with_moved(saved: Saved) -> Saved:
+    found = read_json(saved.folder / MOVED)
+    if found is None:
+        return saved
+    moved = found["moved"]
+    if _sum_of(moved) != found["sha256"]:
+        raise ValueError(f"{MOVED} does not have the checksum in it")
+    database = moved["database"]
+    kept = KeptDatabase(_kept_from(saved.folder, database), database["content"])
+    return replace(saved, database=kept, moved=moved["rows"])
+
+
+def write_moved(saved: Saved, database: KeptDatabase, rows: dict[str, int]) -> Saved:
+    """Let a later copy of the database, which lies in the backup's folder, stand for the first."""
+    document = _kept_document(saved.folder, database.kept) | {"content": database.content}
+    moved = {"database": document, "rows": rows}
+    write_json(saved.folder / MOVED, {"moved": moved, "sha256": _sum_of(moved)})
+    return replace(saved, database=database, moved=rows)
+
+
+def _sum_of(document: object) -> str:
+    return hashlib.sha256(json_bytes(document)).hexdigest()
 
 
 def _kept_from(folder: Path, document: dict[str, Any]) -> Kept:

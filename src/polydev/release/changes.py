@@ -99,6 +99,30 @@ def deploy(
             return _apply(transaction, applying, options, steps)
 
 
+def move_database(
+    project: Project,
+    host: DescribedHost,
+    options: DeployOptions,
+    steps: Steps,
+    logs: Path,
+) -> tuple[Record, dict[str, int]]:
+    """Deploy the controller with PostgreSQL and what SQLite holds; the rows of each table.
+
+    Raises DeployError (after the host went back to SQLite), LockHeld.
+    """
+    record = deploy(project, host, options, steps, logs)
+    with connected(host) as connection:
+        backups = connection.tool("backup", "list")["backups"]
+    moved = next((each["moved"] for each in backups if each["id"] == record.id), None)
+    return record, moved or {}
+
+
+def move_options(*, replace_rows: bool, wait_seconds: float = 0) -> DeployOptions:
+    """Return what a deployment is told that moves the database."""
+    data = {"move_database": "replace" if replace_rows else "copy"}
+    return DeployOptions("master-controller", wait_seconds=wait_seconds, data=data)
+
+
 def other_line(root: Path, records: list[Record]) -> str | None:
     """Return a warning where the host was deployed from a commit that is not in this checkout."""
     current = current_state(records)

@@ -1,13 +1,15 @@
 """Copies of the database: made while it is in use, put back whole or not at all.
 
 url, file -> sqlite_copy or postgres_copy. A copy of SQLite is a SQLite file, one of PostgreSQL an
-archive of pg_dump with our tables only: the database may hold more, as Supabase's does.
+archive of pg_dump with our tables only: the database may hold more, as Supabase's does. A copy of
+SQLite may be put back into PostgreSQL too (postgres_fill), by which a host moves there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from polydev.controller.database import create_engine, schema_revision
 from polydev.controller.migrate import known_revisions, migrate
 from polydev.controller.store import postgres_copy, sqlite_copy, tables
 from polydev.controller.store.copying import STOP_HINT, CopyError
+from polydev.controller.store.postgres_fill import fill
 
 SQLITE_START = b"SQLite format 3\0"
 ARCHIVE_START = b"PGDMP"
@@ -51,8 +54,10 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
     from PostgreSQL, to which the restore is a transaction like any other.
     """
     kind = _kind(url)
-    _require_kind(file, kind)
-    if kind == "sqlite":
+    copied = _require_kind(file, kind)
+    if copied != kind:
+        revision = await _fill_postgres(url, file)
+    elif kind == "sqlite":
         found = await asyncio.to_thread(sqlite_copy.revision_of, file)
         revision = _require_known(found, str(file))
         await asyncio.to_thread(sqlite_copy.put_back, url, file)
@@ -73,16 +78,31 @@ def _kind(url: str) -> str:
     return sa.make_url(url).get_backend_name()
 
 
-def _require_kind(file: Path, kind: str) -> None:
+async def _fill_postgres(url: str, file: Path) -> str:
+    """Put a copy of SQLite into PostgreSQL: the revision of the copy."""
+    revision = _require_known(await asyncio.to_thread(sqlite_copy.revision_of, file), str(file))
+    if (there := await _revision(url)) is not None:
+        _require_known(there, "the database")
+    await _require_unused(url)
+    with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
+        copy = Path(folder, "copy")
+        await asyncio.to_thread(shutil.copyfile, file, copy)
+        await fill(url, copy)
+    return revision
+
+
+def _require_kind(file: Path, kind: str) -> str:
+    """Return the kind of the copy. Raises CopyError where the database cannot take it."""
     try:
         with file.open("rb") as opened:
             start = opened.read(len(SQLITE_START))
     except OSError as error:
         raise CopyError(f"{file} cannot be read: {error.strerror}") from error
     found = next((name for name, mark in KINDS.items() if start.startswith(mark)), None)
-    if found != kind:
+    if found is None or (found, kind) == ("postgresql", "sqlite"):
         what = f"a copy of another kind of database, {found}" if found else "no copy of a database"
         raise CopyError(f"{file} is {what}", f"the settings name a database of {kind}")
+    return found
 
 
 def _require_known(revision: str | None, what: str) -> str:

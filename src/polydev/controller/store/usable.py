@@ -13,6 +13,7 @@ from polydev.controller.command import DatabaseUnusable
 from polydev.controller.database import create_engine, described, schema_revision
 from polydev.controller.migrate import known_revisions
 from polydev.controller.migrations import HEAD
+from polydev.controller.store import tables
 from polydev.controller.store.access import exposed_to
 from polydev.controller.store.postgres_copy import CLIENT_HINT, tool_version
 
@@ -40,7 +41,8 @@ HINTS = (
 async def check(url: str, *, with_tools: bool) -> dict[str, object]:
     """Describe the database. Raises DatabaseUnusable with what to do; never with a password."""
     if sa.make_url(url).get_backend_name() != "postgresql":
-        return {"database": described(url), "revision": None, "expected": HEAD, "exposed": {}}
+        plain = {"database": described(url), "revision": None, "expected": HEAD}
+        return {**plain, "exposed": {}, "occupied": []}
     engine = create_engine(url)
     try:
         revision = await asyncio.wait_for(schema_revision(engine), CONNECT_SECONDS)
@@ -48,6 +50,7 @@ async def check(url: str, *, with_tools: bool) -> dict[str, object]:
             server = await _server_version(connection)
             await _require_rights(connection, revision)
             exposed = await exposed_to(connection)
+            occupied = await _occupied(connection) if revision else []
     except asyncio.TimeoutError:
         raise _unusable(url, f"timeout: no answer within {CONNECT_SECONDS} s") from None
     except (SQLAlchemyError, OSError) as error:
@@ -73,7 +76,20 @@ async def check(url: str, *, with_tools: bool) -> dict[str, object]:
         "revision": revision,
         "expected": HEAD,
         "exposed": exposed,
+        "occupied": occupied,
     }
+
+
+async def _occupied(connection: AsyncConnection) -> list[str]:
+    """Those of our tables that have rows; an older schema may lack some of them."""
+    names = [table.name for table in tables.metadata.sorted_tables]
+    there = (
+        "SELECT name FROM unnest(CAST(:names AS text[])) name WHERE to_regclass(name) IS NOT NULL"
+    )
+    found = (await connection.execute(sa.text(there), {"names": names})).scalars().all()
+    some = [sa.select(sa.literal(1)).select_from(sa.table(name)) for name in found]
+    has_rows = await connection.execute(sa.select(*(sa.exists(each) for each in some)))
+    return [name for name, has in zip(found, has_rows.one(), strict=True) if has]
 
 
 async def _server_version(connection: AsyncConnection) -> int:

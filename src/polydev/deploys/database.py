@@ -1,0 +1,170 @@
+"""Which database the controller is going to have: as before, or another one, moved or empty.
+
+secret and facts → DatabaseChange, or an error before anything changes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyinfra.context import host
+
+from polydev.deploys.data import HostData
+from polydev.deploys.facts import (
+    DatabaseCheck,
+    DatabaseInUse,
+    DatabaseShown,
+    FileState,
+    JsonFile,
+)
+from polydev.deploys.operations import TOOL
+from polydev.deploys.secret_files import SECRETS, secret_text
+from polydev.deploys.typed import warn
+from polydev.errors import ConfigError, DeployError
+from polydev.hosttool.address import POSTGRESQL, described, kind_of
+from polydev.hosttool.database_verbs import REPLACE_HINT
+
+CURRENT_RELEASE = "/opt/master-controller/current/release.json"
+DATABASE_URL = "database-url"
+SQLITE_WORDS = "SQLite"
+NOTHING_COPIED = "nothing is copied: users, tokens and sessions stay where they are"
+ALL_COPIED = "copied while the controller is stopped: users, tokens, sessions, all there is"
+MOVE_VERB = "./inv database.move --to postgresql"
+
+
+@dataclass(frozen=True)
+class DatabaseChange:
+    """Both databases in words; `exposed` are roles beside the owner that may use its tables."""
+
+    was: str
+    to: str
+    exposed: dict[str, str] = field(default_factory=dict)
+    is_move: bool = False
+    replaces: bool = False
+
+    @property
+    def is_postgresql(self) -> bool:
+        return self.to != SQLITE_WORDS
+
+    @property
+    def operation(self) -> str:
+        if self.was == self.to:
+            return "database"
+        return f"database: {self.to} instead of {self.was}, {self._copied}"
+
+    @property
+    def _copied(self) -> str:
+        return ALL_COPIED if self.is_move else NOTHING_COPIED
+
+    def differences(self, release: str) -> list[str]:
+        """Return what a plan shows where the database is brought to what a release needs."""
+        lines = [f"- {role} may {privileges}" for role, privileges in self.exposed.items()]
+        if self.was == self.to:
+            return [f"  database: {self.to}, at the schema of release {release}", *lines]
+        return [
+            f"- database: {self.was}",
+            f"+ database: {self.to}",
+            f"  {self._copied}",
+            *lines,
+        ]
+
+    def move_words(self, deployment_id: str) -> str:
+        """Return what `database move` on the host is told; empty where nothing is moved."""
+        if not self.is_move:
+            return ""
+        return f"--backup {deployment_id}" + (" --replace" if self.replaces else "")
+
+
+def database_change(site: HostData) -> DatabaseChange:
+    """Compare the host's database with the inventory's. Raises ConfigError, DeployError."""
+    url = database_url(site)
+    was = str(host.get_fact(DatabaseInUse, tool=TOOL).get("database", SQLITE_WORDS))
+    usable = require_usable(url) if url else {}
+    is_move = site.move_database != "no"
+    if is_move:
+        require_movable(site, url, was, usable)
+    to = described(url) if url else SQLITE_WORDS
+    if was != to and not is_move:
+        warn_of_another(was, to)
+    shown = host.get_fact(DatabaseShown, tool=TOOL) if url else {}
+    exposed = dict(shown.get("exposed") or {})
+    return DatabaseChange(was, to, exposed, is_move, site.move_database == "replace")
+
+
+def database_url(site: HostData) -> str | None:
+    """The address of the database, if it is a secret. Raises ConfigError without quoting it."""
+    file = site.secrets.get(DATABASE_URL)
+    if file is None:
+        return None
+    url = secret_text(DATABASE_URL, file).strip()
+    if kind_of(url) != POSTGRESQL:
+        raise ConfigError(
+            f"inventory: secrets.{DATABASE_URL}: {file}: it names no PostgreSQL",
+            "leave the secret out: without it the host has its own SQLite database",
+        )
+    return url
+
+
+def require_usable(url: str) -> dict[str, Any]:
+    """Let the host try a database that it does not use yet, before anything changes.
+
+    Return what it says of it: nothing of one in use. A host without a release cannot try; its first
+    migration does. Raises DeployError.
+    """
+    text = f"{url}\n"
+    now = host.get_fact(FileState, path=f"{SECRETS}/{DATABASE_URL}")
+    if now.sha256 in (hashlib.sha256(each.encode()).hexdigest() for each in (url, text)):
+        return {}
+    question = json.dumps({"databaseUrl": url})
+    found: dict[str, Any] = host.get_fact(DatabaseCheck, tool=TOOL, _stdin=question)
+    if found.get("error") == "database-unusable":
+        raise DeployError(
+            f"{host.name}: the database of secrets.{DATABASE_URL} cannot be used: "
+            f"{found.get('message')}",
+            found.get("hint"),
+        )
+    return found
+
+
+def require_movable(site: HostData, url: str | None, was: str, found: dict[str, Any]) -> None:
+    """Return if the host's database can be moved to the PostgreSQL of the secret.
+
+    `found` is what the host said of that one. Raises ConfigError, DeployError.
+    """
+    if url is None:
+        raise ConfigError(
+            f"inventory: {host.name}: secrets.{DATABASE_URL} is missing: it names the PostgreSQL",
+            "write its address, postgresql+psycopg://USER:PASSWORD@HOST/NAME, into a file that "
+            "`secrets` names; docs/controller.md has more",
+        )
+    if not found.get("checked", was != SQLITE_WORDS):
+        raise DeployError(
+            f"{host.name}: no controller is deployed there, so there is nothing to move",
+            "./inv deploy begins with the database of the inventory",
+        )
+    if was != SQLITE_WORDS:
+        raise DeployError(
+            f"{host.name}: the controller uses {was} already",
+            "between two of PostgreSQL: ./inv database.backup FILE before the secret is changed "
+            "and deployed, ./inv database.restore FILE --stop after",
+        )
+    occupied = found.get("occupied")
+    if occupied and site.move_database != "replace":
+        raise DeployError(
+            f"{host.name}: {described(url)} has rows in {', '.join(occupied)} already",
+            REPLACE_HINT,
+        )
+
+
+def warn_of_another(was: str, to: str) -> None:
+    """Tell the operator that a host with a release is going to have another database."""
+    if not host.get_fact(JsonFile, path=CURRENT_RELEASE):
+        return
+    along = f": {MOVE_VERB} takes them along" if was == SQLITE_WORDS else ""
+    warn(
+        f"the controller's database changes from {was} to {to}. Nothing is copied: users, tokens "
+        f"and sessions stay behind{along}. VMs of those sessions are ended"
+    )

@@ -1,0 +1,28 @@
+"""Secrets as files on the operator's machine, and where they lie on a host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polydev.errors import ConfigError
+
+SECRETS = "/etc/master-controller/secrets"
+MAX_SECRET_BYTES = 64 * 1024
+
+
+def secret_text(name: str, file: Path) -> str:
+    """What the secret `name` of an inventory is. Raises ConfigError, which does not quote it."""
+    try:
+        if file.exists() and not file.is_file():
+            why = "is a directory or a device, not a file"
+        elif file.stat().st_size > MAX_SECRET_BYTES:
+            why = f"is larger than {MAX_SECRET_BYTES} bytes, which no secret is"
+        else:
+            return file.read_bytes().decode()
+    except OSError as error:
+        why = error.strerror or "cannot be read"
+    except UnicodeDecodeError:
+        why = "is no UTF-8 text, as secrets must be"
+    raise ConfigError(
+        f"inventory: secrets.{name}: {file}: {why}", "correct the file, or name another one"
+    )

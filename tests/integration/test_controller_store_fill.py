@@ -1,0 +1,199 @@
+"""A copy of SQLite in PostgreSQL: the same rows, numbers that go on, and all of it or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.database import create_engine
+from polydev.controller.migrate import migrate
+from polydev.controller.migrations import HEAD
+from polydev.controller.sealing import Keyring
+from polydev.controller.store import postgres_fill, tables, usable
+from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.backup import backup, restore
+from polydev.controller.store.copying import CopyError
+from polydev.controller.store.credentials import Credentials
+from polydev.controller.store.samples import Samples
+from tests.databases import PostgresServer, sqlite_url
+from tests.stores import Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+FIGURES = {"cpu": 1 / 3, "text": "zwölf \0 \U0001f600", "none": None, "list": [1, True]}
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An address of a database that was never used."""
+    name = postgres_server.create()
+    yield postgres_server.url(name)
+    postgres_server.drop(name)
+
+
+@asynccontextmanager
+async def filled(folder: Path) -> AsyncIterator[Store]:
+    """A SQLite database with rows in every table, and numbers that were used and are gone."""
+    url = sqlite_url(folder)
+    await migrate(url)
+    async with opened(url) as store:
+        user, other = await store.new_user(), await store.new_user()
+        await store.tokens.create(user, "laptop")
+        session = await store.start_ready(user)
+        over = await store.start(other, key="one")
+        await store.sessions.apply(over.id, "terminate")
+        sealed = Credentials(store.database, Keyring((b"k" * 32,)), store.clock)
+        await sealed.store(user, "claude", bytes(range(256)))
+        await Samples(store.database).add(store.clock(), FIGURES)
+        await Alerts(store.database, store.clock).raise_("cpu", "host", "warning", "busy", 71.5)
+        await store.sessions.tell(session.id, "note", {"last": True})
+        async with store.database.writing() as connection:
+            news = tables.session_news
+            last = sa.select(sa.func.max(news.c.number)).scalar_subquery()
+            await connection.execute(sa.delete(news).where(news.c.number == last))
+        yield store
+
+
+async def rows_of(url: str) -> dict[str, list[Any]]:
+    engine = create_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return {
+                table.name: sorted(map(repr, (await connection.execute(sa.select(table))).all()))
+                for table in tables.metadata.sorted_tables
+            }
+    finally:
+        await engine.dispose()
+
+
+@run_async
+async def test_every_row_arrives_and_numbers_go_on(tmp_path: Path, postgres_url: str) -> None:
+    copy = tmp_path / "copy"
+    async with filled(tmp_path) as store:
+        used = await store.sessions.latest_news_number() + 1
+        await backup(sqlite_url(tmp_path), copy)
+    before, content = await rows_of(sqlite_url(tmp_path)), copy.read_bytes()
+    assert all(before.values()), "every table has rows"
+    said = await restore(postgres_url, copy)
+    assert said["rows"] == {name: len(rows) for name, rows in before.items()}
+    assert (said["database"], said["revision"]) == ("postgresql", HEAD)
+    assert await rows_of(postgres_url) == before
+    assert copy.read_bytes() == content
+    async with opened(postgres_url) as store:
+        (session, *_) = await store.sessions.list()
+        await store.sessions.tell(session.id, "note", {})
+        assert await store.sessions.latest_news_number() == used + 1, "no number is used twice"
+        assert (await usable.check(postgres_url, with_tools=False))["exposed"] == {}
+
+
+@run_async
+async def test_what_was_there_is_replaced_and_named_before(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    copy = tmp_path / "copy"
+    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == []
+    await migrate(postgres_url)
+    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == []
+    async with opened(postgres_url) as store:
+        former = await store.new_user()
+    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == ["slots", "users"]
+    async with filled(tmp_path):
+        await backup(sqlite_url(tmp_path), copy)
+    await restore(postgres_url, copy)
+    async with opened(postgres_url) as store:
+        assert await store.users.find(former) is None
+
+
+@run_async
+async def test_a_copy_of_an_older_release_is_brought_to_this_one(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    copy = tmp_path / "copy"
+    await migrate(sqlite_url(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
+        old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
+        old.execute("DROP TABLE credentials")
+        old.execute("UPDATE alembic_version SET version_num = '0002'")
+    await backup(sqlite_url(tmp_path), copy)
+    said = await restore(postgres_url, copy)
+    assert (said["revision"], said["migratedFrom"]) == (HEAD, "0002")
+    async with opened(postgres_url) as store:
+        assert [(user.id, user.name) for user in await store.users.list()] == [("1", "Ada")]
+
+
+@run_async
+async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
+    """SQLite holds texts of any length, and zeros in them; PostgreSQL refuses both."""
+    await migrate(sqlite_url(tmp_path))
+    await migrate(postgres_url)
+    async with opened(postgres_url) as store:
+        former = await store.new_user()
+    before = await rows_of(postgres_url)
+    for number, name in enumerate(("x" * 201, "a\0b")):
+        copy = tmp_path / f"copy-{number}"
+        await backup(sqlite_url(tmp_path), copy)
+        with closing(sqlite3.connect(copy)) as bad, bad:
+            row = ("1", "user", "2026-01-01 12:00:00.000000", name)
+            bad.execute("INSERT INTO users (id, role, created_at, name) VALUES (?, ?, ?, ?)", row)
+        with pytest.raises(CopyError, match="does not take a row of users: ") as failure:
+            await restore(postgres_url, copy)
+        assert name not in failure.value.message
+        assert await rows_of(postgres_url) == before
+    assert former in str(before["users"])
+
+
+@run_async
+async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
+    postgres_server: PostgresServer, tmp_path: Path, postgres_url: str
+) -> None:
+    copy = tmp_path / "copy"
+    await migrate(postgres_url)
+    name = sa.make_url(postgres_url).database
+    assert name
+    postgres_server.do(
+        "CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.name := 'other'; RETURN NEW; END $$",
+        name,
+    )
+    trigger = "CREATE TRIGGER later BEFORE INSERT ON tokens FOR EACH ROW EXECUTE FUNCTION later()"
+    postgres_server.do(trigger, name)
+    async with filled(tmp_path):
+        await backup(sqlite_url(tmp_path), copy)
+    with pytest.raises(CopyError, match="tokens: PostgreSQL has 1 rows that are not the 1"):
+        await restore(postgres_url, copy)
+    assert not any((await rows_of(postgres_url)).values())
+
+
+@run_async
+async def test_a_database_that_a_controller_uses_is_refused(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    copy = tmp_path / "copy"
+    await migrate(sqlite_url(tmp_path))
+    await backup(sqlite_url(tmp_path), copy)
+    await migrate(postgres_url)
+    async with opened(postgres_url) as store, store.database.reading():
+        with pytest.raises(CopyError, match="a controller uses the database"):
+            await restore(postgres_url, copy)
+
+
+@run_async
+async def test_large_databases_come_in_parts(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_fill, "ROWS_AT_ONCE", 7)
+    copy = tmp_path / "copy"
+    await migrate(sqlite_url(tmp_path))
+    async with opened(sqlite_url(tmp_path)) as store:
+        users = {await store.new_user() for _ in range(30)}
+        await backup(sqlite_url(tmp_path), copy)
+    await asyncio.wait_for(restore(postgres_url, copy), 60)
+    async with opened(postgres_url) as store:
+        assert {user.id for user in await store.users.list()} == users
