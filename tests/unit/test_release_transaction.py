@@ -792,6 +792,8 @@ class TestVerbs:
     ) -> None:
         operator.bench.host.records[FIRST]["commit"] = "0123abcd"
         found = changes.plan(PROJECT, operator.described, DeployOptions())
+        operator.operations = []
+        assert changes.plan(PROJECT, operator.described, DeployOptions()).warnings == ()
         (warning,) = found.warnings
         assert "from commit 0123abcd, which this checkout does not know" in warning
 

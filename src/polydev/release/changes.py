@@ -74,8 +74,7 @@ def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
             # What keeps pyinfra out is told better by ssh, and just as a deployment tells it.
             connection.command("true")
             raise
-        warning = other_line(project.root, records_of(connection))
-    return replace(found, warnings=(*([warning] if warning else []), *found.warnings))
+        return _with_other_line(found, project, records_of(connection))
 
 
 def deploy(
@@ -89,11 +88,10 @@ def deploy(
         data = {**options.data, "target": options.target, "deployment_id": change.id}
         transaction = Transaction(connection, host, change, steps, log_file)
         with transaction.locked("deploy", options.wait_seconds), ExitStack() as stack:
-            if warning := other_line(project.root, transaction.earlier):
-                steps.note(f"warning: {warning}")
             with steps.step(f"{host.name}: plan"):
                 plan_process = planned(project, host.name, data, log_file, plan_only=False)
                 applying = stack.enter_context(plan_process)
+            applying.plan = _with_other_line(applying.plan, project, transaction.earlier)
             for warning in applying.plan.warnings:
                 steps.note(f"warning: {warning}")
             return _apply(transaction, applying, options, steps)
@@ -121,6 +119,12 @@ def move_options(*, replace_rows: bool, wait_seconds: float = 0) -> DeployOption
     """Return what a deployment is told that moves the database."""
     data = {"move_database": "replace" if replace_rows else "copy"}
     return DeployOptions("master-controller", wait_seconds=wait_seconds, data=data)
+
+
+def _with_other_line(plan: Plan, project: Project, records: list[Record]) -> Plan:
+    """Return the plan, which warns of changes that this checkout does not know and takes back."""
+    warning = other_line(project.root, records) if plan.changing else None
+    return replace(plan, warnings=(warning, *plan.warnings)) if warning else plan
 
 
 def other_line(root: Path, records: list[Record]) -> str | None:
