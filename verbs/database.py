@@ -72,7 +72,8 @@ def restore(
 @task(
     help={
         "to": "postgresql: the one whose address is the secret database-url of the inventory",
-        "replace": "delete what PostgreSQL has of ours first (else it must have no rows)",
+        "replace": "delete what PostgreSQL has of ours, of which no backup is made (without it, "
+        "a database that has rows is refused)",
         "plan": "only check, and say what would change",
         "wait": WAIT_HELP,
         **ON_HOST_HELP,
@@ -89,7 +90,7 @@ def move(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Move a host's database from SQLite to PostgreSQL, with all it holds; or back where it was.
+    """Move a host's database from SQLite to PostgreSQL, with all it holds.
 
     The controller is deployed with the database of the secret database-url. It is stopped for some
     seconds, while every row is copied and compared; VMs go on. rollback leads back to SQLite.

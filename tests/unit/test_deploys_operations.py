@@ -715,6 +715,13 @@ class TestMove:
         assert "from SQLite to PostgreSQL, x. Nothing is copied" in warning
         assert "./inv database.move --to postgresql takes them along" in warning
 
+    def test_a_plan_shows_what_is_deleted(self) -> None:
+        for replaces in (False, True):
+            change = DatabaseChange("SQLite", "PostgreSQL, x", is_move=True, replaces=replaces)
+            shown = "\n".join(change.differences(ID))
+            assert ("without a backup" in shown) == replaces
+            assert change.move_words(ID).endswith("--replace") == replaces
+
     def test_a_first_deployment_has_nothing_to_lose(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:

@@ -68,6 +68,7 @@ class DatabaseChange:
             f"- database: {self.was}",
             f"+ database: {self.to}",
             f"  {self._copied}",
+            *(["- rows that it has of ours, without a backup of them"] if self.replaces else []),
             *lines,
         ]
 

@@ -89,7 +89,11 @@ def keep_moved(saved: Saved) -> Saved:
         raise HostError("bad-scope", f"backup {saved.id} has no controller in it")
     # The first copy counts again until this one is whole.
     remove(saved.folder / MOVED)
-    database = _keep_database(saved.folder, controller.database, "moved")
+    try:
+        database = _keep_database(saved.folder, controller.database, "moved")
+    except BaseException:  # such as a full disk, which needs the room for its way back
+        remove(saved.folder / "moved")
+        raise
     if database.kept.stored is None:
         raise HostError("database-missing", f"there is no database {controller.database}")
     return write_moved(saved, database, row_counts(database.kept.stored))
