@@ -61,7 +61,7 @@ def test_accelerators() -> None:
     tcg, kvm = qemu_argv(CONFIG), qemu_argv(replace(CONFIG, accelerator="kvm"))
     assert (value(kvm, "-accel"), value(kvm, "-cpu")) == ("kvm", "host")
     assert value(tcg, "-accel").split(",")[:2] == ["tcg", "thread=multi"]
-    assert value(tcg, "-cpu") == "max,erms=off"
+    assert value(tcg, "-cpu") == "max,erms=off,fsrm=off"
 
 
 def test_ports_are_forwarded_from_loopback_to_the_guest() -> None:
