@@ -10,6 +10,8 @@ import pytest
 from invoke.context import Context
 
 import tasks
+from polydev.release import changes
+from polydev.release.applying import Operation, Plan
 from verbs import database, hosts
 
 
@@ -53,3 +55,23 @@ def test_a_database_moves_to_postgresql_only(capsys: pytest.CaptureFixture[str],
     told = refusal(capsys, database.move, to=to)
     assert "database.move --to postgresql" in told["hint"]
     assert "./inv rollback" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("detailed", "changing", "status"), [(True, True, 2), (True, False, 0), (False, True, 0)]
+)
+def test_a_plan_says_by_its_status_whether_something_would_change(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    detailed: bool,
+    changing: bool,
+    status: int,
+) -> None:
+    plan = Plan((Operation("a", changing, ("+ a",) * changing),), ("another commit",) * changing)
+    monkeypatch.setattr(hosts, "described_host", lambda *_: (None, None))
+    monkeypatch.setattr(changes, "plan", lambda *_: plan)
+    for as_json in (True, False):
+        with pytest.raises(SystemExit) as ended:
+            hosts.deploy.body(Context(), plan=True, detailed_exitcode=detailed, json=as_json)
+        assert ended.value.code == status
+        assert ("another commit" in capsys.readouterr().out) == changing
