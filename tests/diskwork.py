@@ -1,14 +1,15 @@
 """A recorder of what is brought to the disk, in which order: what a power cut may undo.
 
 Names that are given by a rename must stand for what is on the disk already, and the folder that
-has the name must be brought to the disk afterwards, as it must be for links.
+has the name must be brought to the disk afterwards, as it must be for links. So must a file be
+whose mode, owner or times were changed.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ class DiskWork:
         self.synced: set[Inode] = set()
         self.unsynced_content: list[str] = []
         self.names_pending: dict[Inode, str] = {}
+        self.rights_pending: dict[Inode, str] = {}
         self.renames = 0
 
     def sync(self, descriptor: int) -> None:
         inode = _inode(os.fstat(descriptor))
         self.synced.add(inode)
         self.names_pending.pop(inode, None)
+        self.rights_pending.pop(inode, None)
 
     def rename(self, source: Path, target: Path, spared: frozenset[str]) -> None:
         self.renames += 1
@@ -55,12 +58,19 @@ class DiskWork:
     def link(self, target: Path) -> None:
         self.names_pending[_inode(target.parent.stat())] = str(target)
 
+    def change(self, path: Path) -> None:
+        info = path.lstat()
+        if stat.S_ISREG(info.st_mode):
+            self.rights_pending[_inode(info)] = str(path)
+
     def has_synced(self, *paths: Path) -> bool:
         return {_inode(path.stat()) for path in paths} <= self.synced
 
     def faults(self) -> list[str]:
         names = self.names_pending.values()
         late = [f"the name {name} was not brought to the disk" for name in names]
+        rights = self.rights_pending.values()
+        late += [f"mode or owner of {name} was not brought to the disk" for name in rights]
         return [*self.unsynced_content, *late]
 
 
@@ -95,7 +105,16 @@ def watched_disk(
         real_link(source, target, **how)
         work.link(Path(target))
 
+    def changing(real: Callable[..., None]) -> Callable[..., None]:
+        def change(path: Any, *rights: Any, **how: Any) -> None:
+            real(path, *rights, **how)
+            work.change(Path(path))
+
+        return change
+
     with monkeypatch.context() as patch:
+        for name in ("chmod", "chown", "utime"):
+            patch.setattr(os, name, changing(getattr(os, name)))
         patch.setattr(os, "fsync", sync)
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "replace", replace)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store import tables
+from polydev.controller.store import slots, tables
 from polydev.controller.store.changes import change_session, change_vm, locked_session
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
@@ -105,11 +105,13 @@ async def test_who_comes_second_takes_the_next_slot(store_url: str) -> None:
         assert slots == {taken: 2, session.vm_id: 3}
 
 
-async def lock_awaited(connection: AsyncConnection) -> None:
-    """Until some other connection waits for a lock."""
+async def lock_awaited(connection: AsyncConnection, by: asyncio.Task[None] | None = None) -> None:
+    """Until some other connection waits for a lock, or the task that was to do so has ended."""
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not (await connection.execute(waiting)).scalar_one():
+        if by is not None and by.done():
+            return
         assert time.monotonic() < deadline, "nobody waits"
         await asyncio.sleep(0.01)
 
@@ -182,7 +184,7 @@ async def test_who_comes_after_the_end_of_a_session_sees_it(
             ended = await change_session(connection, session, "terminate", first.clock.at)
             coming = asyncio.create_task(late(second, session))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection)
+                await lock_awaited(connection, coming)
         await coming
         assert await first.sessions.get(session.id) == ended
 
@@ -250,12 +252,40 @@ async def test_news_come_into_sight_in_order(store_url: str) -> None:
 
 
 @run_async
+async def test_slots_are_declared_by_one_controller_at_a_time(store_url: str) -> None:
+    """The second comes when the first has read which slots there are."""
+    real = slots._known
+    seconds: list[asyncio.Task[None]] = []
+
+    async def known(connection: AsyncConnection) -> object:
+        found = await real(connection)
+        if not seconds:
+            coming = sync_slots(second.database, range(2, 6), NETWORK)
+            seconds.append(asyncio.create_task(coming))
+            if connection.dialect.name == "postgresql":
+                await lock_awaited(connection, seconds[0])
+        return found
+
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slots, "_known", known)
+            await sync_slots(first.database, range(2, 4), NETWORK)
+            await seconds[0]
+        assert await declared(first) == [2, 3, 4, 5]
+
+
+@run_async
 async def test_controllers_that_start_at_once(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         both = await stores(stack, store_url, slots=0)
         await asyncio.gather(
             *(sync_slots(each.database, range(2, 40), NETWORK) for each in both * 4)
         )
-        async with both[0].database.reading() as connection:
-            found = await connection.execute(sa.select(tables.slots.c.number))
-            assert sorted(found.scalars()) == list(range(2, 40))
+        assert await declared(both[0]) == list(range(2, 40))
+
+
+async def declared(store: Store) -> list[int]:
+    async with store.database.reading() as connection:
+        found = await connection.execute(sa.select(tables.slots.c.number))
+        return sorted(found.scalars())

@@ -33,6 +33,11 @@ SCOPE = {"paths": ["/etc/polydev"]}
 PROJECT = Project(Path("/nowhere"), Path("/nowhere/inventory.py"))
 
 
+def signals() -> list[object]:
+    """What Ctrl-C and the end of a terminal would do now."""
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
 @dataclass
 class Host:
     """What is true on the host: its state, its backups, its records, in the order of all calls."""
@@ -558,11 +563,11 @@ class TestFailure:
     def test_the_operators_ctrl_c_is_undone_and_a_second_one_waits(self, make: Make) -> None:
         bench = make()
         seen = []
-        before = signal.getsignal(signal.SIGINT)
+        before = signals()
         health = bench.connection.health
 
         def health_asked() -> dict[str, Any]:
-            seen.append(signal.getsignal(signal.SIGINT))
+            seen.append(signals())
             found: dict[str, Any] = health()
             return found
 
@@ -575,8 +580,8 @@ class TestFailure:
         error = self.raised(bench, change)
         assert type(error) is DeployError
         assert bench.host.record().status == "rolled-back"
-        assert seen == [signal.SIG_IGN]
-        assert signal.getsignal(signal.SIGINT) is before
+        assert seen == [[signal.SIG_IGN] * 2]
+        assert signals() == before
 
     def test_a_full_disk_of_the_operators_is_a_failure_too(self, make: Make) -> None:
         bench = make()

@@ -246,7 +246,6 @@ def _listed(paths: Paths, backup_id: str) -> dict[str, object]:
 def prune(paths: Paths, keep: int) -> list[str]:
     """Remove all but the newest `keep`, and never the one that an armed dead-man would use."""
     with alone(paths, "backup prune"):
-        _remove_leftovers(paths)
         deadman = read_json(paths.deadman) or {}
         needed = deadman.get("backup") if deadman.get("armed") else None
         ids = [str(each["id"]) for each in backups(paths)]

@@ -64,28 +64,28 @@ class Pump:
         self._loop.add_reader(self._number, self._on_vm_readable)
 
     def _on_vm_readable(self) -> None:
-        if self._viewer.waits:  # for a ping or a pong that did not fit
+        if self._viewer.waits:  # for the last frame, or for a ping or pong, to leave
             self._loop.remove_reader(self._number)
             return
         try:
-            has_left = self._splice(self._pipe) if self._pipe else self._copy()
+            if self._pipe:
+                self._splice(self._pipe)
+            else:
+                self._copy()
         except BlockingIOError:
             return
         except (EOFError, OSError):
             self._vm_gone()
-            return
-        if not has_left:
-            self._loop.remove_reader(self._number)  # until the viewer is drained
 
-    def _copy(self) -> bool:
+    def _copy(self) -> None:
         count = self._vm.recv_into(self._buffer)
         if not count:
             raise EOFError
         if count == BUFFER_BYTES:
             self._pipe = self._pipes.take()
-        return self._viewer.send(self._buffer[:count])
+        self._viewer.send(self._buffer[:count])
 
-    def _splice(self, pipe: Pipe) -> bool:
+    def _splice(self, pipe: Pipe) -> None:
         count = pipe.fill(self._number)
         if not count:
             raise EOFError
@@ -93,7 +93,6 @@ class Pump:
         if has_left and count < LITTLE_BYTES:
             self._pipes.give_back(pipe)
             self._pipe = None
-        return has_left
 
     def _to_vm(self, data: bytes) -> None:
         try:

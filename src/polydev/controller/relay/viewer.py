@@ -171,6 +171,7 @@ class Viewer:
     def resume(self) -> None:
         if not self._is_reading:
             self._is_reading = True
+            self._ping_is_due = False  # what it has said meanwhile is yet to be read
             self._loop.add_reader(self._number, self._on_readable)
 
     def _on_readable(self) -> None:

@@ -1,0 +1,221 @@
+"""One viewer and its VM over sockets of this machine, each as slow and as silent as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from polydev.controller.relay.beat import Beat
+from polydev.controller.relay.closings import VIEWER_SILENT, VM_GONE, Closing, Refused
+from polydev.controller.relay.pipes import Pipes
+from polydev.controller.relay.pump import Buffers, Pump
+from polydev.controller.relay.seats import Seat, Seats
+from polydev.controller.relay.takeover import Connection
+from polydev.controller.relay.viewer import Viewer
+from tests.driving import until
+from tests.relays import RawViewer
+
+BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
+MUCH = 8 << 20  # more than the buffers of two sockets hold
+OVER = Closing(4000, "the session is over", "session-over")
+
+
+class ByHand(Beat):
+    """Beats when a test says so."""
+
+    def _wait(self) -> None:
+        """No timer."""
+
+    def beat(self) -> None:
+        for call in list(self._called):
+            call()
+
+
+class Bench:
+    """A viewer as the relay has it, `far` what a web browser has, and what went to the VM."""
+
+    def __init__(self, early: bytes = b"") -> None:
+        self.beat = ByHand()
+        self.to_vm: list[bytes] = []
+        near, self._far = connected()
+        protocol = ServerProtocol(state=OPEN)
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.viewer = Viewer(Connection(near, protocol, early, ending, lambda: None), self.beat)
+
+    async def far(self) -> RawViewer:
+        return RawViewer(*await asyncio.open_connection(sock=self._far))
+
+    def begin(self) -> None:
+        self.viewer.begin(self.to_vm.append)
+
+    async def until_delivered(self, data: bytes) -> None:
+        async def is_delivered() -> bool:
+            return b"".join(self.to_vm) == data
+
+        await until(is_delivered, "the bytes for the VM")
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+    near.setblocking(False)
+    return near, far
+
+
+def play(scenario: Callable[[Bench], Awaitable[None]], early: bytes = b"") -> None:
+    async def played() -> None:
+        bench = Bench(early)
+        try:
+            await asyncio.wait_for(scenario(bench), 60)
+        finally:
+            bench.viewer.abort()
+            bench._far.close()
+
+    asyncio.run(played())
+
+
+def test_what_came_before_the_takeover_goes_first() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.begin()
+        (await bench.far()).send(BINARY, b" and late")
+        await bench.until_delivered(b"early and late")
+        assert bench.viewer.bytes_from == len(b"early and late")
+
+    play(scenario, early=b"early")
+
+
+def test_who_is_not_listened_to_is_not_taken_for_dead() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewer = bench.viewer
+        bench.begin()
+        bench.beat.beat()
+        viewer.pause()  # its VM takes nothing
+        for _ in range(3):
+            bench.beat.beat()
+        viewer.resume()
+        bench.beat.beat()  # before anything could be read
+        assert not viewer.ended.done()
+        bench.beat.beat()
+        assert viewer.ended.result() is VIEWER_SILENT
+
+    play(scenario)
+
+
+def test_a_frame_that_does_not_leave_at_once_leaves_whole_and_pings_follow_it() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewer, data = bench.viewer, os.urandom(MUCH)
+        drained = asyncio.Event()
+        viewer.on_drained = drained.set
+        bench.begin()
+        assert not viewer.send(memoryview(data))
+        assert viewer.waits
+        bench.beat.beat()
+        far = await bench.far()
+        assert await far.frame() == (BINARY, data)
+        assert await far.frame() == (PING, b"")
+        await drained.wait()
+        assert not viewer.waits
+        assert viewer.bytes_to == MUCH
+
+    play(scenario)
+
+
+def test_while_something_waits_the_vm_is_not_read() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewer, data = bench.viewer, os.urandom(MUCH)
+        near, vm = connected()
+        assert not viewer.send(memoryview(data))
+        pump = Pump(viewer, near, Buffers())
+        pump.begin()
+        try:
+            vm.sendall(b"the screen")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert readable(near), "it was read"
+            far = await bench.far()
+            assert await far.frame() == (BINARY, data)
+            assert await far.frame() == (BINARY, b"the screen")
+            vm.close()
+            assert await viewer.ended is VM_GONE
+        finally:
+            pump.close()
+            near.close()
+
+    play(scenario)
+
+
+def readable(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+def test_what_a_viewer_says_after_the_end_goes_nowhere() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.begin()
+        far = await bench.far()
+        closing = asyncio.create_task(bench.viewer.close(OVER))
+        assert await far.frame() == (CLOSE, OVER.code.to_bytes(2, "big") + OVER.reason.encode())
+        far.send(BINARY, b"too late")
+        far.writer.write_eof()
+        await closing
+        assert bench.to_vm == []
+
+    play(scenario)
+
+
+def test_a_viewer_that_answers_no_close_is_let_go_all_the_same() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.begin()
+        far = await bench.far()
+        await bench.viewer.close(OVER, within_seconds=0)
+        assert bench.viewer.ended.result() is OVER
+        assert await far.frame() == (CLOSE, OVER.code.to_bytes(2, "big") + OVER.reason.encode())
+        assert await far.reader.read() == b""
+
+    play(scenario)
+
+
+def test_a_pipe_with_something_left_in_it_is_nobody_elses() -> None:
+    pipes = Pipes()
+    near, far = connected()
+    with near, far, pipes.kept():
+        empty, full = pipes.take(), pipes.take()
+        far.sendall(b"of one viewer")
+        while not readable(near):
+            pass
+        assert full.fill(near.fileno()) == full.held > 0
+        pipes.give_back(empty)
+        pipes.give_back(full)
+        taken = [pipes.take(), pipes.take()]
+        assert empty in taken
+        assert [pipe.held for pipe in taken] == [0, 0]
+        for pipe in taken:
+            pipes.give_back(pipe)
+
+
+def test_who_may_not_look_yet_is_told_nothing_of_the_end() -> None:
+    async def scenario(bench: Bench) -> None:
+        seat = Seat("a session", bench.viewer)
+        seat.end(OVER)
+        assert not bench.viewer.ended.done()
+        seats = Seats(cast(Any, None), cast(Any, None))
+        with pytest.raises(Refused) as refused:
+            seats.take(seat)
+        assert refused.value.closing is OVER
+        assert not seat.is_taken
+        seat.is_taken = True
+        seat.end(OVER)
+        assert bench.viewer.ended.result() is OVER
+
+    play(scenario)
