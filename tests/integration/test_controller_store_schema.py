@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from polydev.controller.command import DatabaseUnusable
 from polydev.controller.database import create_engine, schema_revision
 from polydev.controller.migrate import MIGRATIONS, MigrationError, migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables
+from polydev.controller.store.schema import SchemaError
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.usable import check
 from polydev.controller.store.users import Users
 from polydev.run import run
-from tests.stores import run_async, with_a_failing_migration
+from tests.stores import opened, run_async, with_a_failing_migration
 
 pytest_plugins = ["tests.databases"]
 
@@ -122,6 +128,179 @@ async def test_users_of_the_first_revision_stay(empty_url: str, tmp_path: Path) 
         assert user.created_at.isoformat() == "2026-01-01T12:00:00+00:00"
     finally:
         await database.close()
+
+
+BOTH, POSTGRESQL = ("sqlite", "postgresql"), ("postgresql",)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Something done to a database by hand, and the lines by which it is named."""
+
+    statement: str
+    lines: tuple[str, ...]
+    kinds: tuple[str, ...] = BOTH
+
+
+MENDED = (
+    Edit("DROP INDEX vms_created", ("+ index vms_created",)),
+    Edit("DROP INDEX vms_slot_held", ("+ index vms_slot_held",)),
+    Edit(
+        "DROP INDEX vms_slot_held; CREATE UNIQUE INDEX vms_slot_held ON vms (slot)"
+        " WHERE released_at IS NOT NULL",
+        (
+            "- index vms_slot_held: of released_at IS NOT NULL",
+            "+ index vms_slot_held: of released_at IS NULL",
+        ),
+    ),
+    Edit("CREATE UNIQUE INDEX one_role ON users (role)", ("- index one_role",)),
+    Edit(
+        "CREATE TRIGGER silence BEFORE INSERT ON users BEGIN SELECT RAISE(IGNORE); END",
+        ("- trigger silence on users",),
+        ("sqlite",),
+    ),
+    Edit(
+        "CREATE TRIGGER silence BEFORE INSERT ON users FOR EACH ROW"
+        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        ("- trigger silence on users",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "CREATE RULE silence AS ON INSERT TO users DO INSTEAD NOTHING",
+        ("- rule silence on users",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "CREATE POLICY all_rows ON users USING (true)",
+        ("- policy all_rows on users",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE users DISABLE ROW LEVEL SECURITY",
+        ("+ table users: row level security",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE users FORCE ROW LEVEL SECURITY",
+        ("- table users: row level security, forced on its owner too",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "GRANT SELECT, UPDATE ON users TO PUBLIC",
+        ("- PUBLIC may SELECT, UPDATE on users",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE users DROP CONSTRAINT users_role",
+        ("+ check users_role on users: role IN ('admin', 'operator', 'user')",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE sessions DROP CONSTRAINT sessions_idempotency",
+        ("+ constraint sessions_idempotency on sessions",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE sessions DROP CONSTRAINT sessions_vm_id_fkey",
+        ("+ constraint of vm_id on sessions",),
+        POSTGRESQL,
+    ),
+    Edit(
+        "ALTER TABLE users ALTER role SET DEFAULT 'admin'",
+        ("- column users.role: default 'admin'::character varying",),
+        POSTGRESQL,
+    ),
+)
+REFUSED = (
+    Edit("ALTER TABLE vms DROP COLUMN serial_tail", ("+ column vms.serial_tail",)),
+    Edit("ALTER TABLE users ADD COLUMN mail TEXT", ("- column users.mail",)),
+    Edit("DROP TABLE samples", ("+ table samples",)),
+    Edit(
+        "ALTER TABLE samples DROP CONSTRAINT samples_pkey",
+        ("- primary key of samples: none", "+ primary key of samples: at"),
+        POSTGRESQL,
+    ),
+)
+
+
+async def edited(url: str, edits: Iterable[Edit]) -> list[str]:
+    """Make the edits that this kind of database takes; the lines that are to name them."""
+    kind = "sqlite" if url.startswith("sqlite") else "postgresql"
+    ours = [each for each in edits if kind in each.kinds]
+
+    def make(connection: sa.Connection) -> None:
+        for each in ours:
+            parts = [each.statement] if "TRIGGER" in each.statement else each.statement.split("; ")
+            for part in parts:
+                connection.exec_driver_sql(part)
+
+    if ours:
+        await look(url, make)
+    return sorted(line for each in ours for line in each.lines)
+
+
+async def named(url: str) -> list[str]:
+    found = (await check(url, with_tools=False))["differences"]
+    assert isinstance(found, list)
+    return sorted(found)
+
+
+@run_async
+async def test_what_was_changed_by_hand_is_named_and_mended_by_a_migration(store_url: str) -> None:
+    assert await named(store_url) == []
+    before = await look(store_url, schema)
+    # The second is an earlier form of the third.
+    wanted = await edited(store_url, (each for each in MENDED if each is not MENDED[1]))
+    assert await named(store_url) == wanted
+    assert await migrate(store_url) == (HEAD, HEAD)
+    assert await named(store_url) == []
+    assert await look(store_url, schema) == before
+    assert await named(store_url) == await edited(store_url, ())
+
+
+@pytest.mark.parametrize("edit", REFUSED, ids=lambda edit: edit.statement)
+@run_async
+async def test_what_holds_data_is_named_and_refused(store_url: str, edit: Edit) -> None:
+    wanted = await edited(store_url, (edit,))
+    assert await named(store_url) == wanted
+    if wanted:
+        before = await look(store_url, schema)
+        with pytest.raises(SchemaError, match=re.escape(wanted[0])) as refusal:
+            await migrate(store_url)
+        assert "./inv database.restore" in (refusal.value.hint or "")
+        assert await look(store_url, schema) == before
+
+
+@run_async
+async def test_an_index_that_rows_forbid_is_no_silent_success(store_url: str) -> None:
+    """Two VMs hold a slot since nobody kept them from it."""
+    await edited(store_url, (MENDED[1],))
+    async with opened(store_url) as store:
+        for _ in range(2):
+            await store.start(await store.new_user())
+        async with store.database.writing() as connection:
+            await connection.execute(sa.update(tables.vms).values(slot=2))
+    with pytest.raises(MigrationError, match=r"vms_slot_held|vms\.slot"):
+        await migrate(store_url)
+
+
+@pytest.mark.parametrize("revision", ["9999", "0002"])
+@run_async
+async def test_another_revision_is_named(store_url: str, revision: str) -> None:
+    change = f"UPDATE alembic_version SET version_num = '{revision}'"
+    await edited(store_url, (Edit(change, ()),))
+    if revision == "9999":
+        with pytest.raises(DatabaseUnusable, match="9999, which this release does not know") as no:
+            await check(store_url, with_tools=False)
+        assert "./inv rollback" in (no.value.hint or "")
+    else:
+        assert await named(store_url) == [f"+ revision {HEAD}", f"- revision {revision}"]
+
+
+@run_async
+async def test_tables_of_others_are_nobodys_business(store_url: str) -> None:
+    await edited(store_url, (Edit("CREATE TABLE others (id integer)", ()),))
+    assert await named(store_url) == []
 
 
 @run_async

@@ -32,7 +32,7 @@ async def test_one_that_can_be_used(postgres_server: PostgresServer, database: s
     url = postgres_server.url(database)
     found = await usable.check(url, with_tools=True)
     assert found["database"] == f"PostgreSQL, {database} at {postgres_server.folder} as owner"
-    assert (found["revision"], found["expected"], found["exposed"]) == (None, HEAD, {})
+    assert (found["revision"], found["expected"], found["differences"]) == (None, HEAD, [])
     await migrate(url)
     assert (await usable.check(url, with_tools=True))["revision"] == HEAD
 

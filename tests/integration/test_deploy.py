@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from polydev.client.findings import Finding
+from polydev.client.host import gather
+from polydev.client.host_rules import host_findings
 from polydev.errors import ConfigError
 from polydev.release.applying import describe
 from polydev.release.records import Record
 from polydev.run import Completed, run
-from tests.hosts import ROOT, TOOL, DeployedHost, variant
+from tests.hosts import DATABASE, ROOT, TOOL, DeployedHost, variant
 
 PROGRAMS = Path(sys.executable).parent
 UNITS = "/etc/systemd/system"
@@ -32,16 +36,22 @@ Host *
   ControlPath {folder}/%C
 """
 DIGEST = re.compile(r"(?<=golden image) [0-9a-f]{12}$")
+# Each plan thinks of a release of its own.
+NEW_ID = re.compile(r"\d{8}_\d{6}-[0-9a-f]+(-dirty)?")
 NOBODYS_LAB = "nobodys"
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Something done to a host by hand; `operation` mends it and shows `difference`."""
+    """Something done to a host by hand; `operation` mends it and shows `difference`.
+
+    Where VMs, or the walls between them, are in danger, `problem` is how the doctor says so.
+    """
 
     command: str
     operation: str
     difference: tuple[str, ...]
+    problem: str = ""
 
 
 CONTROLLERS = (
@@ -54,14 +64,39 @@ CONTROLLERS = (
     Edit("", "Controller | handover", ("- master-controller.service: release",)),
 )
 IMAGES = (
-    Edit("rm /var/lib/firecracker/snapshots/base/golden-rootfs.ext4", "Images | golden image", ()),
+    Edit(
+        "rm /var/lib/firecracker/snapshots/base/golden-rootfs.ext4",
+        "Images | golden image",
+        (),
+        "golden image: there is none",
+    ),
 )
 FOLDER = Edit(
     "chmod 777 /etc/polydev",
     "Accounts and folders | folders",
     ("- /etc/polydev: mode 777", "+ /etc/polydev: mode 755"),
 )
-HOSTS = (
+IN_DATABASE = f"""python3 -c "import sqlite3, sys
+connection = sqlite3.connect('{DATABASE}')
+[connection.execute(each) for each in sys.argv[1:]]
+connection.commit()" """
+# Of everything that a deployment makes one that somebody changed.
+RELEASES = (
+    Edit(
+        "echo >$(echo /opt/master-controller/current/venv/lib/python3*/site-packages)/x.pth",
+        "Controller | release",
+        ("x.pth does not belong to the release",),
+        "release: /opt/master-controller/releases/",
+    ),
+    Edit(
+        f"{IN_DATABASE} 'DROP INDEX vms_slot_held' 'CREATE INDEX by_role ON users (role)'"
+        " 'CREATE TRIGGER silence BEFORE INSERT ON users BEGIN SELECT RAISE(IGNORE); END'",
+        "Controller | database",
+        ("+ index vms_slot_held", "- index by_role", "- trigger silence on users"),
+        "database: + index vms_slot_held",
+    ),
+)
+UNITS_AND_FILES = (
     FOLDER,
     Edit(
         f"sed -i s/^RestartSec=1/RestartSec=7/ {UNITS}/polydev-dns.service && "
@@ -71,9 +106,84 @@ HOSTS = (
     ),
     Edit("", "Names | polydev-dns.service", ("files changed",)),
     Edit(
+        "chmod 666 /etc/polydev/dns.conf",
+        "Names | /etc/polydev/dns.conf",
+        ("mode 666", "mode 644"),
+    ),
+    Edit(
+        f"chown deploy {UNITS}/microvm@.service",
+        f"VMs | {UNITS}/microvm@.service",
+        ("mode 644, deploy:root", "mode 644, root:root"),
+    ),
+    Edit(
+        "systemctl stop microvm-slot@3.service",
+        "Slots | microvm-slot@3.service",
+        ("- microvm-slot@3.service: not active", "+ microvm-slot@3.service: active"),
+        "slots: slot-3",
+    ),
+    Edit(
+        "systemctl disable polydev-network.service",
+        "Bridge | polydev-network.service",
+        ("active, not enabled", "active, enabled"),
+    ),
+)
+USERS = "Accounts and folders | users"
+ACCOUNTS = (
+    Edit(
+        "usermod --shell /bin/bash --password '' --groups adm polydev-vm-3",
+        USERS,
+        (
+            "- user polydev-vm-3: shell /bin/bash",
+            "- user polydev-vm-3: password not locked",
+            "- user polydev-vm-3: further groups adm",
+        ),
+        "accounts: - user polydev-vm-3: shell",
+    ),
+    Edit(
+        "gpasswd --add deploy polydev-controller && "
+        "usermod --comment Somebody polydev-controller && "
+        "unshare --fork --pid --mount-proc usermod --home /tmp polydev-controller",
+        USERS,
+        (
+            "- user polydev-controller: comment Somebody",
+            "- user polydev-controller: home /tmp",
+            "+ user polydev-controller: home /var/lib/master-controller",
+            "- user polydev-controller: further members of its group deploy",
+        ),
+        "accounts: - user polydev-controller: further members of its group deploy",
+    ),
+    Edit(
+        "usermod --non-unique --uid 0 polydev-vm-5",
+        USERS,
+        ("- user polydev-vm-5: ids 0:", "+ user polydev-vm-5: ids of its own"),
+        "accounts: - user polydev-vm-5: ids 0:",
+    ),
+    Edit(
+        "echo 'polydev-vm-4 ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/90-by-hand && "
+        "chmod 440 /etc/sudoers.d/90-by-hand",
+        USERS,
+        ("- user polydev-vm-4: sudo /etc/sudoers.d/90-by-hand",),
+        "accounts: - user polydev-vm-4: sudo /etc/sudoers.d/90-by-hand",
+    ),
+    Edit(
+        "sed -i 's#/^microvm.*/[.]test#/./.test#' /etc/polkit-1/rules.d/50-polydev.rules && "
+        "systemctl restart polkit.service",
+        "VMs | /etc/polkit-1/rules.d/50-polydev.rules",
+        ("/./.test(", "/^microvm@[0-9]+"),
+    ),
+    Edit(
+        "",
+        "VMs | polkit",
+        ("- polkit: the controller may start ssh.service",),
+        "polkit: the controller may start ssh.service",
+    ),
+)
+KERNEL = (
+    Edit(
         "nft add rule inet polydev from_vm_to_host tcp dport 4000 accept",
         "Firewall | table polydev",
         ("-\t\ttcp dport 4000 accept",),
+        "firewall: tcp dport 4000 accept",
     ),
     Edit(
         "nft -a list chain inet polydev from_vm | "
@@ -81,27 +191,7 @@ HOSTS = (
         "nft delete rule inet polydev from_vm handle/p' | sh",
         "Firewall | table polydev",
         ('+\t\toifname "br-vm" drop',),
-    ),
-    Edit(
-        "usermod --shell /bin/bash --password '' --groups adm polydev-vm-3",
-        "Accounts and folders | users",
-        (
-            "- user polydev-vm-3: shell /bin/bash",
-            "- user polydev-vm-3: password not locked",
-            "- user polydev-vm-3: further groups adm",
-        ),
-    ),
-    Edit(
-        "gpasswd --add deploy polydev-controller && "
-        "usermod --comment Somebody polydev-controller && "
-        "unshare --fork --pid --mount-proc usermod --home /tmp polydev-controller",
-        "Accounts and folders | users",
-        (
-            "- user polydev-controller: comment Somebody",
-            "- user polydev-controller: home /tmp",
-            "+ user polydev-controller: home /var/lib/master-controller",
-            "- user polydev-controller: further members of its group deploy",
-        ),
+        'firewall: oifname "br-vm" drop',
     ),
     Edit("", "Dead-man timer | armed", ("way to the host",)),
     Edit(
@@ -110,44 +200,47 @@ HOSTS = (
         ("- net.core.somaxconn = 128", "+ net.core.somaxconn = 4096"),
     ),
     Edit(
-        "chmod 666 /etc/polydev/dns.conf",
-        "Names | /etc/polydev/dns.conf",
-        ("mode 666", "mode 644"),
-    ),
-    Edit(
-        "systemctl stop microvm-slot@3.service",
-        "Slots | microvm-slot@3.service",
-        ("- microvm-slot@3.service: not active", "+ microvm-slot@3.service: active"),
-    ),
-    Edit(
-        "systemctl disable polydev-network.service",
-        "Bridge | polydev-network.service",
-        ("active, not enabled", "active, enabled"),
-    ),
-    Edit(
         "bridge link set dev vm-2 isolated off",
         "Slots | microvm-slot@2.service",
         ("- slot-2: vm-2 isolated: off", "+ slot-2: vm-2 isolated: on"),
+        "slots: slot-2: vm-2 isolated: off instead of on",
     ),
     Edit(
         "ip netns exec slot-4 nft flush ruleset",
         "Slots | microvm-slot@4.service",
         ("+ slot-4: nftables rules: type filter hook forward priority filter; policy drop;",),
+        "slots: slot-4: nftables rules",
     ),
     Edit(
         "ip netns exec slot-5 ip link set tap0 down",
         "Slots | microvm-slot@5.service",
         ("- slot-5: tap0 state: down", "+ slot-5: tap0 state: up"),
+        "slots: slot-5: tap0 state: down",
     ),
     Edit(
         "ip link set vm-6 down",
         "Slots | microvm-slot@6.service",
         ("- slot-6: vm-6 state: down", "+ slot-6: vm-6 state: up"),
+        "slots: slot-6: vm-6 state: down",
     ),
     Edit(
         "ip netns exec slot-7 sysctl -q -w net.ipv4.ip_forward=0",
         "Slots | microvm-slot@7.service",
         ("- slot-7: settings net.ipv4.ip_forward: 0",),
+        "slots: slot-7: settings net.ipv4.ip_forward: 0",
+    ),
+    Edit(
+        "ip -n slot-8 address add 192.0.2.9/24 dev tap0 && "
+        "ip -n slot-8 route add 198.51.100.0/24 dev tap0",
+        "Slots | microvm-slot@8.service",
+        ("192.0.2.9/24", "198.51.100.0/24"),
+        "slots: slot-8: ",
+    ),
+    Edit(
+        "ip netns delete slot-9",
+        "Slots | microvm-slot@9.service",
+        ("- slot-9: namespace: missing", "+ slot-9: namespace: there"),
+        "slots: slot-9: namespace: missing",
     ),
 )
 SSHD = (
@@ -157,7 +250,10 @@ SSHD = (
         ("+ PasswordAuthentication no",),
     ),
     Edit(
-        "", "SSH | ssh.service", ("- sshd: clientaliveinterval 0", "+ sshd: clientaliveinterval 5")
+        "",
+        "SSH | ssh.service",
+        ("- sshd: clientaliveinterval 0", "+ sshd: clientaliveinterval 5"),
+        "sshd: - sshd: clientaliveinterval 0",
     ),
     Edit(
         "echo PasswordAuthentication yes >/etc/ssh/sshd_config.d/50-polydev.conf",
@@ -170,8 +266,10 @@ BRIDGE = Edit(
     "ip link set br-vm down",
     "Bridge | polydev-network.service",
     ("- bridge: br-vm state: down", "+ bridge: br-vm state: up"),
+    "bridge: bridge: br-vm state: down",
 )
-EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS, *SSHD, BRIDGE)
+HOSTS = (*RELEASES, *UNITS_AND_FILES, *ACCOUNTS, *KERNEL, *SSHD, BRIDGE)
+EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS)
 
 
 def verb(*words: str, **env: str) -> Completed:
@@ -251,6 +349,7 @@ class Mended:
     plan_json: Completed
     specs: Completed
     gate: dict[str, Any]
+    doctor: dict[str, Finding]
     watched: dict[str, Any]
     is_left_alone: bool
     record: Record
@@ -259,13 +358,13 @@ class Mended:
 
     @property
     def differences(self) -> dict[str, list[str]]:
-        found = json.loads(self.drift_json.stdout)["operations"]
+        found = json.loads(NEW_ID.sub("ID", self.drift_json.stdout))["operations"]
         return {operation["name"]: operation["diff"] for operation in found}
 
 
 @pytest.fixture(scope="module")
 def mended(deployed: DeployedHost) -> Mended:
-    before = without_golden(deployed.listing())
+    before = without_new(deployed.listing())
     edit(deployed, EVERYTHING)
     edited, records = deployed.listing(), len(deployed.records())
     drift, drift_json = verb("drift"), verb("drift", "--json")
@@ -273,6 +372,8 @@ def mended(deployed: DeployedHost) -> Mended:
     is_left_alone = (deployed.listing(), len(deployed.records())) == (edited, records)
     specs = run_specs(deployed)
     gate = deployed.gate()
+    target = deployed.host.target
+    doctor = {each.name: each for each in host_findings(target.name, gather(target))}
     # By now the watch has compared at least once since the edits.
     watched = json.loads(deployed.inside("cat /run/polydev/network.json"))
     record, again = deployed.deploy(), deployed.deploy()
@@ -282,11 +383,12 @@ def mended(deployed: DeployedHost) -> Mended:
         plan_json=plan_json,
         specs=specs,
         gate=gate,
+        doctor=doctor,
         watched=watched,
         is_left_alone=is_left_alone,
         record=record,
         again=again,
-        is_restored=without_golden(deployed.listing()) == before,
+        is_restored=without_new(deployed.listing()) == before,
     )
 
 
@@ -294,9 +396,10 @@ def edit(deployed: DeployedHost, edits: tuple[Edit, ...]) -> None:
     deployed.inside("set -e\n" + "\n".join(each.command for each in edits))
 
 
-def without_golden(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The golden link names one promotion more each time that it is made anew."""
-    return [entry for entry in listing if not str(entry["path"]).endswith("golden-rootfs.ext4")]
+def without_new(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is not made under another name: not the links to the image and to the release."""
+    links = ("/golden-rootfs.ext4", "/current")
+    return [entry for entry in listing if not str(entry["path"]).endswith(links)]
 
 
 def mending(edits: tuple[Edit, ...], names: list[str]) -> list[str]:
@@ -318,7 +421,8 @@ class TestHandEdits:
         for difference in edit.difference:
             assert any(difference in line for line in said), said
         # Text for people has no tabs.
-        shown = [" ".join(line.split()) for line in mended.drift.stdout.splitlines()]
+        text = NEW_ID.sub("ID", mended.drift.stdout)
+        shown = [" ".join(line.split()) for line in text.splitlines()]
         assert name in shown
         assert {" ".join(line.split()) for line in said} <= set(shown)
 
@@ -328,7 +432,8 @@ class TestHandEdits:
 
     def test_plan_says_the_same_and_changes_nothing(self, mended: Mended) -> None:
         assert mended.plan_json.status == 0
-        assert json.loads(mended.plan_json.stdout) == json.loads(mended.drift_json.stdout)
+        plan, drift = mended.plan_json.stdout, mended.drift_json.stdout
+        assert json.loads(NEW_ID.sub("ID", plan)) == json.loads(NEW_ID.sub("ID", drift))
         assert mended.is_left_alone
 
     def test_specs_fail_meanwhile(self, mended: Mended) -> None:
@@ -339,13 +444,23 @@ class TestHandEdits:
     def test_gate_and_watch_name_every_part_of_the_network(self, mended: Mended) -> None:
         details = {each["name"]: each["detail"] for each in mended.gate["checks"] if not each["ok"]}
         assert "br-vm state: down instead of up" in details["bridge"]
-        for number in (2, 3, 4, 5, 6, 7):
+        for number in range(2, 10):
             assert f"slot-{number}: " in details["slots"]
         assert "firewall" in details
         parts = {each["part"] for each in mended.watched["differences"]}
-        assert parts == {"bridge", "firewall", *(f"slot-{number}" for number in range(2, 8))}
+        assert parts == {"bridge", "firewall", *(f"slot-{number}" for number in range(2, 10))}
         opened = {each["part"] for each in mended.watched["differences"] if each["opens"]}
         assert {"slot-2", "slot-4", "firewall"} <= opened
+
+    @pytest.mark.parametrize(
+        "edit", [each for each in EVERYTHING if each.problem], ids=lambda edit: edit.problem
+    )
+    def test_doctor_names_what_endangers_vms(self, mended: Mended, edit: Edit) -> None:
+        name, _, words = edit.problem.partition(": ")
+        found = mended.doctor[name]
+        assert found.state == "problem"
+        assert words in found.found
+        assert found.todo
 
     def test_deployment_mends_exactly_these(self, mended: Mended) -> None:
         assert mended.record.operations == list(mended.differences)
@@ -388,19 +503,56 @@ class TestSshd:
         assert any("for Match User deploy" in line for line in operations["SSH | ssh.service"])
 
 
-class TestRelease:
-    def test_one_changed_by_hand_is_named_and_made_anew(self, deployed: DeployedHost) -> None:
-        found = deployed.inside(
-            "echo >$(echo /opt/master-controller/current/venv/lib/python3*/site-packages)/x.pth"
-        )
-        assert found == ""
-        changing = {operation.name: operation.diff for operation in deployed.plan().changing}
-        names = [f"Controller | {name}" for name in ("release", "database", "handover")]
-        assert list(changing) == names
-        assert any("x.pth does not belong to the release" in line for line in changing[names[0]])
-        record = deployed.deploy()
-        assert (record.status, record.operations) == ("succeeded", names)
-        assert deployed.plan().changing == []
+RECEIVER = """
+import http.server, sys
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        with open(sys.argv[1], "ab") as file:
+            file.write(body + b"\\n")
+        self.send_response(204)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", 8999), Receiver).serve_forever()
+"""
+
+
+@contextmanager
+def received_alerts(host: DeployedHost) -> Iterator[Callable[[str], str]]:
+    """What awaits a message with this text at a receiver that the controller sends alerts to."""
+    folder, received = "/run/systemd/system/master-controller.service.d", "/run/alerts"
+    again = "systemctl daemon-reload && systemctl restart master-controller.service"
+    host.inside(
+        f"set -e; echo json://127.0.0.1:8999/ >/run/alert-urls; touch {received}; mkdir {folder}\n"
+        f"printf '[Service]\\nLoadCredential=alert-urls:/run/alert-urls\\n' >{folder}/alerts.conf\n"
+        f"systemd-run -q --unit=receiver python3 -c {shlex.quote(RECEIVER)} {received}\n{again}"
+    )
+
+    def await_message(text: str) -> str:
+        until = 'until grep -F "$1" "$2"; do sleep 0.2; done'
+        return host.inside(f"timeout 600 sh -c '{until}' sh {shlex.quote(text)} {received}")
+
+    try:
+        yield await_message
+    finally:
+        host.inside(f"rm -r {folder} /run/alert-urls {received}; systemctl stop receiver; {again}")
+
+
+class TestAlerts:
+    def test_a_wall_between_vms_that_is_opened_raises_an_alert(
+        self, deployed: DeployedHost
+    ) -> None:
+        opened = [each for each in KERNEL if "isolated" in each.command or "flush" in each.command]
+        assert len(opened) == 2
+        with received_alerts(deployed) as await_message:
+            for each in opened:
+                began = time.monotonic()
+                deployed.inside(each.command)
+                said = await_message(each.problem.removeprefix("slots: "))
+                print(f"{each.command}: told after {time.monotonic() - began:.0f} s")
+                assert "[critical]" in said
+                assert "vm isolation" in said
+        assert deployed.deploy().operations == [each.operation for each in opened]
+        assert not deployed.plan().changing
 
 
 class TestTargets:

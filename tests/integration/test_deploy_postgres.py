@@ -27,6 +27,18 @@ from tests.integration.test_rollback import with_new_controller
 
 PASSWORD = "s3cret-that-nobody-sees"
 TARGET = "master-controller"
+CHANGED_BY_HAND = (
+    "GRANT SELECT ON users TO PUBLIC",
+    "ALTER TABLE tokens DISABLE ROW LEVEL SECURITY",
+    "DROP INDEX vms_slot_held",
+    "CREATE RULE silence AS ON INSERT TO alerts DO INSTEAD NOTHING",
+)
+NAMED = (
+    "- PUBLIC may SELECT on users",
+    "+ table tokens: row level security",
+    "+ index vms_slot_held",
+    "- rule silence on alerts",
+)
 
 
 @pytest.fixture
@@ -112,6 +124,19 @@ def test_a_host_with_postgresql(
     assert not other.plan(target=TARGET).changing
     later_user = there.ask("user", "add", "--role", "user")["id"]
     both = {(each,) for each in (*users, later_user)}
+
+    # What somebody changes there by hand is drift, and mended.
+    for statement in CHANGED_BY_HAND:
+        server.do(statement, name)
+    (found,) = other.plan(target=TARGET).changing
+    assert found.name == "Controller | database"
+    assert set(NAMED) <= {line.strip() for line in found.diff}
+    assert other.deploy(target=TARGET).operations == [found.name]
+    assert not other.plan(target=TARGET).changing
+    server.do("UPDATE alembic_version SET version_num = '9999'", name)
+    (found,) = other.plan(target=TARGET).changing
+    assert any("revision 9999, which this release does not know" in line for line in found.diff)
+    server.do(f"UPDATE alembic_version SET version_num = '{HEAD}'", name)
 
     # A later release upgrades the schema.
     later = variant(other, tmp_path / "later", with_new_controller)

@@ -166,6 +166,7 @@ def _lose(name: str) -> Callable[[Path], None]:
         _lose("venv/bin/master-controller"),
         lambda place: file_of_other(place).write_text("version = 'another'\n"),
         lambda place: file_of_other(place).chmod(0o600),
+        lambda place: file_of_other(place).with_name("x.pth").touch(),
     ],
 )
 def test_nothing_is_copied_from_a_damaged_release(

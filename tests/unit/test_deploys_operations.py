@@ -21,7 +21,6 @@ from polydev.deploys.facts import (
     Firewall,
     Folders,
     JsonFile,
-    LiveNetwork,
     PythonVersion,
     StaleUnits,
     SysctlValue,
@@ -29,6 +28,7 @@ from polydev.deploys.facts import (
     UnitState,
     UnitStates,
 )
+from polydev.deploys.looked import Looked
 from polydev.deploys.operations import (
     file,
     folder,
@@ -142,30 +142,6 @@ class TestFacts:
         asked = StaleUnits().command("x@*.service", (("/etc/x", A),))
         assert asked.startswith("systemctl show -p NeedDaemonReload 'x@*.service'; ")
         assert f"echo '{A}  /etc/x' | sha256sum --check" in asked
-
-    def test_network_is_compared_by_the_host_tool_with_what_is_declared(self) -> None:
-        asked = LiveNetwork().command(TOOL, '{"it\'s": 1}')
-        assert asked.startswith(f"test ! -x {TOOL} || printf %s ")
-        assert f"""'{{"it'"'"'s": 1}}' | {TOOL} network check --host /dev/stdin""" in asked
-
-    def test_differences_of_the_network_by_part(self) -> None:
-        said = {
-            "differences": [
-                {"part": "slot-2", "diff": ["- a", "+ b"]},
-                {"part": "firewall", "diff": ["- c"]},
-                {"part": "kernel", "diff": ["- d"]},
-                {"part": "slot-2", "diff": ["- e"]},
-            ]
-        }
-        assert LiveNetwork().process([json.dumps(said)]) == {"slot-2": ["- a", "+ b", "- e"]}
-
-    def test_network_that_cannot_be_read_is_a_difference(self) -> None:
-        said = json.dumps({"error": "network-unread", "message": "cannot read: no"})
-        assert LiveNetwork().process([said]) == {"bridge": ["- cannot read: no"]}
-
-    @pytest.mark.parametrize("lines", [[], ['{"error": "usage", "message": "no such verb"}']])
-    def test_host_tool_that_cannot_compare_yet_finds_nothing(self, lines: list[str]) -> None:
-        assert LiveNetwork().process(lines) == {}
 
     def test_folders_with_mode_and_owner(self) -> None:
         lines = ["directory:/a:2750:u:g", "regular file:/b:644:root:root"]
@@ -511,8 +487,8 @@ class TestFolder:
 
 class TestGoldenImage:
     def run(self, faked: Faked, there: object, digest: str = C) -> list[str]:
-        host = faked({"image list": [json.dumps(there)]})
-        return host.commands(images.golden_image, site=SITE, target=TARGET, digest=digest)
+        words = {"site": SITE, "target": TARGET, "digest": digest}
+        return faked().commands(images.golden_image, **words, there=there)
 
     def test_nothing_where_it_is_golden(self, faked: Faked) -> None:
         assert self.run(faked, {"images": [A, C], "golden": C}) == []
@@ -548,8 +524,8 @@ class TestGoldenImage:
     ) -> None:
         sent: list[object] = []
         monkeypatch.setattr(images, "send_image", lambda *words: sent.append(words))
-        host = faked({"image list": [json.dumps(there)]})
-        images.golden_image(name="it", site=SITE, target=TARGET, digest=C)
+        host = faked()
+        images.golden_image(name="it", site=SITE, target=TARGET, digest=C, there=there)
         (operation,) = host.state.ops[host.host].values()
         list(operation.command_generator())[1].function()
         assert sent == [(SITE, TARGET, C, basis)]
@@ -557,8 +533,9 @@ class TestGoldenImage:
     def test_a_plan_says_all_that_will_happen(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
-        faked({"image list": [json.dumps({"images": [A], "golden": A})]})
-        images.golden_image(name="it", site=SITE, target=TARGET, digest=C)
+        faked()
+        there = {"images": [A], "golden": A}
+        images.golden_image(name="it", site=SITE, target=TARGET, digest=C, there=there)
         assert told()[-3:] == [f"+ image {C}", f"- golden image {A}", f"+ golden image {C}"]
 
 
@@ -569,9 +546,8 @@ TOOL = "/opt/polydev-ai/bin/polydev-host"
 class TestRelease:
     def run(self, faked: Faked, now: object) -> list[str]:
         host = faked({"current/release.json": [json.dumps(now)]})
-        return host.commands(
-            controller.release, site=SITE, target=TARGET, digest=A, release=ID, commit="abcd1234"
-        )
+        words = {"digest": A, "release": ID, "commit": "abcd1234", "damage": []}
+        return host.commands(controller.release, site=SITE, target=TARGET, **words)
 
     def test_nothing_where_the_current_one_is_the_same(self, faked: Faked) -> None:
         assert self.run(faked, {"id": "20250101_000000-ffff", "digest": A}) == []
@@ -590,7 +566,7 @@ class TestMigration:
     WORDS = "PostgreSQL, data at db.example as me"
 
     def run(
-        self, faked: Faked, digest: str, was: str, exposed: dict[str, str], config: str = "now"
+        self, faked: Faked, digest: str, was: str, differences: list[str], config: str = "now"
     ) -> list[str]:
         known = json.dumps({"id": self.OLD, "digest": digest})
         host = faked({"release.json": [known], "systemctl show": shown()})
@@ -599,24 +575,28 @@ class TestMigration:
             digest=A,
             release=ID,
             config=config,
-            database=DatabaseChange(was, self.WORDS, exposed),
+            database=DatabaseChange(was, self.WORDS, tuple(differences)),
+            damage=[],
         )
 
     def test_nothing_where_the_release_and_its_configuration_are_the_same(
         self, faked: Faked
     ) -> None:
-        assert self.run(faked, A, self.WORDS, {}) == []
+        assert self.run(faked, A, self.WORDS, []) == []
 
     def test_a_new_release_migrates(self, faked: Faked) -> None:
-        assert self.run(faked, B, self.WORDS, {}) == [f"{TOOL} release migrate --id {ID}"]
+        assert self.run(faked, B, self.WORDS, []) == [f"{TOOL} release migrate --id {ID}"]
 
     def test_another_database_is_migrated_by_the_same_release(self, faked: Faked) -> None:
-        found = self.run(faked, A, "SQLite", {}, config="then")
+        found = self.run(faked, A, "SQLite", [], config="then")
         assert found == [f"{TOOL} release migrate --id {self.OLD}"]
 
-    def test_tables_that_others_may_use_are_closed(self, faked: Faked) -> None:
-        found = self.run(faked, A, self.WORDS, {"anon": "SELECT on users"})
+    def test_a_schema_changed_by_hand_is_named_and_mended(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        found = self.run(faked, A, self.WORDS, ["- anon may SELECT on users"])
         assert found == [f"{TOOL} release migrate --id {self.OLD}"]
+        assert "- anon may SELECT on users" in told()
 
 
 class TestHandover:
@@ -625,7 +605,7 @@ class TestHandover:
     def run(self, faked: Faked, digest: str, state: str) -> list[str]:
         known = json.dumps({"id": self.OLD, "digest": digest})
         host = faked({"release.json": [known], "systemctl show": state})
-        return host.commands(controller.handover, digest=A, release=ID, config="now")
+        return host.commands(controller.handover, digest=A, release=ID, config="now", damage=[])
 
     def test_nothing_where_it_runs(self, faked: Faked) -> None:
         assert self.run(faked, A, shown()) == []
@@ -649,7 +629,7 @@ class TestHandover:
 
     def test_the_first_one_of_all(self, faked: Faked) -> None:
         host = faked()
-        found = host.commands(controller.handover, digest=A, release=ID, config="now")
+        found = host.commands(controller.handover, digest=A, release=ID, config="now", damage=[])
         assert found[-1] == f"{TOOL} handover --release {ID}"
 
 
@@ -702,7 +682,7 @@ class TestMove:
         known = json.dumps({"id": "20250101_000000-ffff", "digest": A})
         host = faked({"release.json": [known], "systemctl show": shown(config="then")})
         values = {"digest": A, "release": ID, "config": "now", "move": f"--backup {ID}"}
-        found = host.commands(controller.handover, **values)
+        found = host.commands(controller.handover, **values, damage=[])
         assert found == [f"{TOOL} database move --release 20250101_000000-ffff --backup {ID}"]
         assert any("is stopped while its database is copied" in line for line in told())
 
@@ -733,18 +713,21 @@ class TestMove:
 class TestListening:
     def test_a_host_that_cannot_say_is_deployed_to(self, faked: Faked) -> None:
         faked()
-        assert controller.require_free(SITE) == {}
+        controller.require_free(SITE, {})
 
     def test_an_address_that_the_host_lacks_is_refused(self, faked: Faked) -> None:
-        faked({f"{TOOL} socket": [json.dumps({"hasAddress": False, "others": []})]})
+        faked()
         with pytest.raises(
             DeployError, match=r"controller_listen 10\.9\.9\.9:4000: the host has no"
         ):
-            controller.require_free(HostData(controller_listen="10.9.9.9:4000"))
+            controller.require_free(
+                HostData(controller_listen="10.9.9.9:4000"), {"hasAddress": False, "others": []}
+            )
 
     def test_the_bridges_may_come_with_this_deployment(self, faked: Faked) -> None:
-        faked({f"{TOOL} socket": [json.dumps({"hasAddress": False, "others": []})]})
-        controller.require_free(HostData(controller_listen=f"{SITE.gateway}:4000"))
+        faked()
+        site = HostData(controller_listen=f"{SITE.gateway}:4000")
+        controller.require_free(site, {"hasAddress": False, "others": []})
 
     def test_a_port_of_another_program_is_refused_by_its_name(self, faked: Faked) -> None:
         other = {
@@ -754,14 +737,11 @@ class TestListening:
             "name": "nginx",
             "unit": "nginx.service",
         }
-        faked({f"{TOOL} socket": [json.dumps({"hasAddress": True, "others": [other]})]})
+        faked()
+        site = HostData(controller_listen="0.0.0.0:80")
         with pytest.raises(DeployError, match=r"nginx \(pid 7, nginx\.service\)") as refused:
-            controller.require_free(HostData(controller_listen="0.0.0.0:80"))
+            controller.require_free(site, {"hasAddress": True, "others": [other]})
         assert refused.value.hint
-
-    def test_an_earlier_host_tool_says_nothing(self, faked: Faked) -> None:
-        faked({f"{TOOL} socket": [json.dumps({"error": "usage", "message": "?", "hint": None})]})
-        assert controller.require_free(SITE) == {}
 
     def test_a_lost_socket_is_drift_and_is_made_anew(
         self, faked: Faked, told: Callable[[], list[str]]
@@ -840,4 +820,4 @@ class TestSecrets:
         faked()
         site = HostData(secrets={"jwt-secret": tmp_path / "none"}, deployment_id=ID)
         with pytest.raises(ConfigError, match=r"secrets\.jwt-secret: .*No such file"):
-            controller.controller(site, TARGET, ID)
+            controller.controller(site, TARGET, ID, Looked())

@@ -16,6 +16,7 @@ from polydev.client.host_rules import (
     host_findings,
     image_finding,
     kvm_finding,
+    looked_findings,
     memory_finding,
     polkit_finding,
     python_finding,
@@ -146,6 +147,30 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
     assert (broken.state, broken.found) == ("problem", "polydev-dns.service is failed")
     assert "./inv deploy" in str(broken.todo)
     assert (whole.state, whole.todo) == ("ok", None)
+
+
+@pytest.mark.parametrize(
+    ("part", "answer", "words"),
+    [
+        ("accounts", [], None),
+        ("accounts", ["- user polydev-vm-2: sudo /etc/sudoers.d/x"], "polydev-vm-2: sudo"),
+        ("database", {"database": "SQLite", "differences": []}, None),
+        ("database", {"differences": ["+ index vms_slot_held"]}, "vms_slot_held"),
+        ("release", {"damage": ["x.pth does not belong to the release"]}, "x.pth"),
+        ("release", {"error": "unread", "message": "no such file"}, "no such file"),
+    ],
+)
+def test_what_the_host_tool_finds_changed_by_hand_is_a_problem(
+    part: str, answer: Any, words: str | None
+) -> None:
+    (found,) = looked_findings("host", facts(look={part: answer}))
+    assert (found.name, found.state) == (part, "problem" if words else "ok")
+    assert words is None or words in found.found
+    assert bool(found.todo) == bool(words)
+
+
+def test_an_earlier_host_tool_looks_at_less() -> None:
+    assert looked_findings("host", facts(look=None)) == []
 
 
 def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:

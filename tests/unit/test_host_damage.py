@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
 
     monkeypatch.setattr("polydev.hosttool.release.file_sha256", counted)
     assert damage(root) == []
-    assert read == [FILES]
+    assert read == []
 
 
 @pytest.mark.parametrize(
@@ -122,10 +123,9 @@ def test_a_release_of_an_earlier_tool_is_measured_by_its_list(root: Path) -> Non
 def planned(found: list[str]) -> list[str]:
     answers = {
         "release.json": [json.dumps({"id": ID, "digest": DIGEST})],
-        "release check": [json.dumps({"damage": found})],
         "sys.version_info": ["3.11"],
     }
-    words = {"digest": DIGEST, "release": "20250201_120000-abcd"}
+    words: dict[str, Any] = {"digest": DIGEST, "release": "20250201_120000-abcd", "damage": found}
     with fake_host(answers) as host:
         site = HostData()
         controller.release(name="made", site=site, target=TARGET, commit="abcd", **words)
@@ -172,8 +172,8 @@ class TestImages:
             file.truncate(3)
         found = store_of.listing(store)
         assert found["images"] == [B]
-        with fake_host({"image list": [json.dumps(found)]}) as host:
-            words = {"site": HostData(), "target": TARGET, "digest": A}
+        with fake_host({}) as host:
+            words = {"site": HostData(), "target": TARGET, "digest": A, "there": found}
             commands = host.commands(images.golden_image, **words)
         assert any(command.endswith(f"image add --digest {A}") for command in commands)
         arrive(store, A)

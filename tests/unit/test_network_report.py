@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.host.alerting import LASTING
 from polydev.controller.host.network_report import (
     Deviation,
     NoReport,
@@ -17,6 +18,8 @@ from polydev.controller.host.network_report import (
     unread_check,
     unread_observed,
 )
+from polydev.controller.settings import Sampling
+from polydev.hosttool import network_state
 
 NOW = 1000.0
 OPEN = Deviation("slot-2", "slot-2: vm-2 isolated: off instead of on", True)
@@ -98,6 +101,12 @@ class TestAlerts:
             ("slot-3", "warning"),
             ("bridge", "critical"),
         ]
+
+    def test_open_wall_is_told_within_30_s(self) -> None:
+        """It is compared, then sampled, and then counts without having lasted."""
+        assert "vm_isolation" not in LASTING
+        # The rest is for the comparison itself and for the message.
+        assert network_state.EVERY_SECONDS + Sampling().every_seconds <= 20
 
     def test_without_differences_what_stands_is_cleared(self) -> None:
         assert network_observed(()) == {"vm_isolation": [], "vm_network": []}

@@ -62,6 +62,16 @@ GATE_TODO = {
     "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
 }
 
+# What the host tool compares beside the gate: what is well, and what to do where it is not.
+LOOKED_AT = {
+    "accounts": ("the users of VMs and controller have no rights but their own", "./inv deploy"),
+    "database": (
+        "its schema is as migrations make it",
+        "./inv drift tells what ./inv deploy mends",
+    ),
+    "release": ("the controller's files are as they were installed", "./inv deploy"),
+}
+
 
 def unreachable_finding(where: str, error: DeployError) -> Finding:
     return Finding(where, "SSH", "problem", error.message, error.hint or "see that it runs")
@@ -75,6 +85,7 @@ def host_findings(where: str, facts: HostFacts) -> list[Finding]:
         todo = "./inv deploy"
         return [*found, Finding(where, "deployment", "problem", "nothing is deployed to it", todo)]
     found += gate_findings(where, facts)
+    found += looked_findings(where, facts)
     found += [health_finding(where, facts), polkit_finding(where, facts)]
     todo = "./inv deploy brings it"
     found.append(qemu_finding(where, facts.said.get("qemu"), todo))
@@ -148,6 +159,20 @@ def gate_findings(where: str, facts: HostFacts) -> list[Finding]:
         )
         for check in checks
     ]
+
+
+def looked_findings(where: str, facts: HostFacts) -> list[Finding]:
+    """Changes by hand that endanger VMs, beside those that the gate names."""
+    found = []
+    for name, answer in facts.part("look").items():
+        well, todo = LOOKED_AT[name]
+        lines = answer
+        if isinstance(answer, dict):
+            failed = [answer["message"]] if "error" in answer else []
+            lines = failed or answer.get("differences") or answer.get("damage") or []
+        state: State = "problem" if lines else "ok"
+        found.append(Finding(where, name, state, "; ".join(lines) or well, todo if lines else None))
+    return found
 
 
 def health_finding(where: str, facts: HostFacts) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from polydev.deploys.data import HostData
@@ -11,9 +11,11 @@ from polydev.deploys.network import BRIDGE, slot_config
 from polydev.deploys.operations import directory, folders_as_in, template, text_file
 from polydev.deploys.services import effective_sshd
 from polydev.deploys.typed import concern
-from polydev.deploys.users import Account, accounts_as_in
+from polydev.deploys.users import accounts_as_in
+from polydev.hosttool.accounts import Account
 
 CONTROLLER_USER = "polydev-controller"
+CONTROLLER_COMMENT = "Controller of the browser VMs"
 CONTROLLER_HOME = "/var/lib/master-controller"
 VM_USER = "polydev-vm-"
 VM_ROOT = "/var/lib/microvm"
@@ -80,16 +82,24 @@ def host_json(site: HostData, units: list[str]) -> str:
         "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
         "sshd": effective_sshd(),
+        "accounts": [asdict(each) for each in declared_accounts(site)],
         "units": units,
     }
     return json.dumps(known, indent=1) + "\n"
 
 
+def declared_accounts(site: HostData) -> list[Account]:
+    return [
+        Account(CONTROLLER_USER, CONTROLLER_COMMENT, CONTROLLER_HOME),
+        *(Account(vm_user(number), f"VM of slot {number}") for number in site.slot_numbers),
+    ]
+
+
 @concern("Accounts and folders")
-def accounts(site: HostData, units: list[str]) -> None:
+def accounts(site: HostData, declared: str, differences: list[str] | None) -> None:
     folders = all_folders(site)
     values: dict[str, Any] = {
-        "controller_comment": "Controller of the browser VMs",
+        "controller_comment": CONTROLLER_COMMENT,
         "controller_user": CONTROLLER_USER,
         "controller_home": CONTROLLER_HOME,
         "vm_user": VM_USER,
@@ -98,12 +108,8 @@ def accounts(site: HostData, units: list[str]) -> None:
     }
     directory("/etc/sysusers.d")
     template(USERS_FILE, values)
-    users = (
-        Account(CONTROLLER_USER, values["controller_comment"], CONTROLLER_HOME),
-        *(Account(vm_user(number), f"VM of slot {number}") for number in site.slot_numbers),
-    )
-    accounts_as_in(name="users", file=USERS_FILE, wanted=users)
+    accounts_as_in(name="users", differences=differences, document=declared)
     template(FOLDERS_FILE, values)
     states = {folder.path: folder.state for folder in folders}
     folders_as_in(name="folders", file=FOLDERS_FILE, folders=states)
-    text_file(HOST_FILE, host_json(site, units))
+    text_file(HOST_FILE, declared)

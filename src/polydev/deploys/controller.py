@@ -21,10 +21,9 @@ from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import (
     JsonFile,
     PythonVersion,
-    ReleaseDamage,
-    SocketState,
     Unit,
 )
+from polydev.deploys.looked import Looked
 from polydev.deploys.operations import (
     TOOL,
     PlacedFile,
@@ -139,10 +138,11 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
 
 
 @operation
-def release(site: HostData, target: SshTarget, digest: str, release: str, commit: str) -> Commands:
+def release(
+    site: HostData, target: SshTarget, digest: str, release: str, commit: str, damage: list[str]
+) -> Commands:
     """A release with this digest is there, made without any package index; not yet in use."""
     now = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
-    damage = host.get_fact(ReleaseDamage, tool=TOOL)
     if now.get("digest") == digest and not damage:
         host.noop(f"release {now.get('id')} is the same")
         return
@@ -162,29 +162,26 @@ def migration(
     release: str,
     config: str,
     database: DatabaseChange,
+    damage: list[str],
     files: tuple[tuple[str, str], ...] = (),
 ) -> Commands:
     """The database that the configuration names has the schema of the release that is to run."""
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
     running = host.get_fact(Unit, unit=SERVICE, files=files)
-    damage = host.get_fact(ReleaseDamage, tool=TOOL)
     is_same = current.get("digest") == digest and not damage
-    if is_same and running.config == config and not database.exposed:
+    if is_same and running.config == config and not database.changed:
         host.noop("the database is as its release needs it")
         return
     told("\n".join(database.differences(current["id"] if is_same else release)))
     yield StringCommand(f"{TOOL} release migrate --id {current['id'] if is_same else release}")
 
 
-def require_free(site: HostData) -> dict[str, Any]:
-    """What the host says of the controller's socket, where nothing keeps it from listening.
+def require_free(site: HostData, found: dict[str, Any]) -> None:
+    """Raise DeployError naming what keeps the controller from listening, before anything changes.
 
-    Raises DeployError naming what does, before anything changes.
+    `found` is what the host says of the controller's socket.
     """
     listen = site.listen
-    found: dict[str, Any] = host.get_fact(
-        SocketState, tool=TOOL, address=str(listen.address), port=listen.port
-    )
     where = f"{host.name}: controller_listen {listen}"
     if not found.get("hasAddress", True) and listen.address != site.gateway:
         raise DeployError(
@@ -197,7 +194,6 @@ def require_free(site: HostData) -> dict[str, Any]:
             f"{where}: {first['name']} (pid {first['pid']}, {first['unit']}) listens there already",
             "end it, or take another port",
         )
-    return found
 
 
 @operation
@@ -218,6 +214,7 @@ def handover(
     digest: str,
     release: str,
     config: str,
+    damage: list[str],
     files: tuple[tuple[str, str], ...] = (),
     move: str = "",
 ) -> Commands:
@@ -227,7 +224,6 @@ def handover(
     """
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
     running = host.get_fact(Unit, unit=SERVICE, files=files)
-    damage = host.get_fact(ReleaseDamage, tool=TOOL)
     is_same = current.get("digest") == digest and not damage
     is_current = running.config == config and not running.touched
     if is_same and running.active and running.enabled and is_current:
@@ -259,9 +255,9 @@ def _secrets(site: HostData) -> list[PlacedFile]:
 
 
 @concern("Controller")
-def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
-    found = require_free(site)
-    database = database_change(site)
+def controller(site: HostData, target: SshTarget, deployment_id: str, live: Looked) -> None:
+    require_free(site, live.socket)
+    database = database_change(site, live.database)
     if database.is_postgresql:
         postgresql_client(target)
     values = unit_values(site)
@@ -280,6 +276,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         digest=digest,
         release=deployment_id,
         commit=commit,
+        damage=live.damage,
     )
     migration(
         name=database.operation,
@@ -287,6 +284,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         release=deployment_id,
         config=config.hash,
         database=database,
+        damage=live.damage,
         files=config.files,
     )
     unit(
@@ -298,12 +296,13 @@ def controller(site: HostData, target: SshTarget, deployment_id: str) -> None:
         # next request, and systemd restarts no socket whose service runs.
         stop_first=SOCKET,
     )
-    listening(name="socket", lost=bool(found.get("lost")))
+    listening(name="socket", lost=bool(live.socket.get("lost")))
     handover(
         name="handover",
         digest=digest,
         release=deployment_id,
         config=config.hash,
+        damage=live.damage,
         files=config.files,
         move=database.move_words(deployment_id),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pyinfra.context import host
@@ -15,8 +15,6 @@ from pyinfra.context import host
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import (
     DatabaseCheck,
-    DatabaseInUse,
-    DatabaseShown,
     FileState,
     JsonFile,
 )
@@ -37,11 +35,11 @@ MOVE_VERB = "./inv database.move --to postgresql"
 
 @dataclass(frozen=True)
 class DatabaseChange:
-    """Both databases in words; `exposed` are roles beside the owner that may use its tables."""
+    """Both databases in words; `changed` are lines of what somebody changed in the one in use."""
 
     was: str
     to: str
-    exposed: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
     is_move: bool = False
     replaces: bool = False
 
@@ -61,15 +59,13 @@ class DatabaseChange:
 
     def differences(self, release: str) -> list[str]:
         """Return what a plan shows where the database is brought to what a release needs."""
-        lines = [f"- {role} may {privileges}" for role, privileges in self.exposed.items()]
         if self.was == self.to:
-            return [f"  database: {self.to}, at the schema of release {release}", *lines]
+            return [f"  database: {self.to}, at the schema of release {release}", *self.changed]
         return [
             f"- database: {self.was}",
             f"+ database: {self.to}",
             f"  {self._copied}",
             *(["- rows that it has of ours, without a backup of them"] if self.replaces else []),
-            *lines,
         ]
 
     def move_words(self, deployment_id: str) -> str:
@@ -79,10 +75,14 @@ class DatabaseChange:
         return f"--backup {deployment_id}" + (" --replace" if self.replaces else "")
 
 
-def database_change(site: HostData) -> DatabaseChange:
-    """Compare the host's database with the inventory's. Raises ConfigError, DeployError."""
+def database_change(site: HostData, now: dict[str, Any]) -> DatabaseChange:
+    """Compare the host's database with the inventory's. Raises ConfigError, DeployError.
+
+    `now` is what the host says of the one in use. What was changed in one that is given up is
+    nobody's business.
+    """
     url = database_url(site)
-    was = str(host.get_fact(DatabaseInUse, tool=TOOL).get("database", SQLITE_WORDS))
+    was = str(now.get("database", SQLITE_WORDS))
     usable = require_usable(url) if url else {}
     is_move = site.move_database != "no"
     if is_move:
@@ -90,9 +90,8 @@ def database_change(site: HostData) -> DatabaseChange:
     to = described(url) if url else SQLITE_WORDS
     if was != to and not is_move:
         warn_of_another(was, to)
-    shown = host.get_fact(DatabaseShown, tool=TOOL) if url else {}
-    exposed = dict(shown.get("exposed") or {})
-    return DatabaseChange(was, to, exposed, is_move, site.move_database == "replace")
+    changed = tuple(now.get("differences", [])) if was == to else ()
+    return DatabaseChange(was, to, changed, is_move, site.move_database == "replace")
 
 
 def database_url(site: HostData) -> str | None:

@@ -13,7 +13,6 @@ from pyinfra.api.facts import FactBase
 
 from polydev.deploys.ranges import HostNetwork
 from polydev.deploys.render import STAMPS
-from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
 
 TOUCHED = "Touched=yes"
 
@@ -182,42 +181,6 @@ class JsonFile(JsonFact):
         return f"cat {shlex.quote(path)} 2>/dev/null || true"
 
 
-class ImageStore(JsonFact):
-    """`images` (digests) and `golden` (a digest or null) of the host's store."""
-
-    def command(self, tool: str) -> str:
-        return f"test ! -x {tool} || {tool} image list || true"
-
-
-class SocketState(JsonFact):
-    """Whether the controller's socket was lost, and what is in its way at an address.
-
-    {} where the host has no tool yet, or an earlier one.
-    """
-
-    def command(self, tool: str, address: str, port: int) -> str:
-        words = f"socket --address {shlex.quote(address)} --port {port}"
-        return f"test ! -x {tool} || {tool} {words} 2>/dev/null || true"
-
-    def process(self, output: Iterable[str]) -> dict[str, Any]:
-        found = super().process(output)
-        return {} if "error" in found else found
-
-
-class ReleaseDamage(FactBase[list[str]]):
-    """Differences of the release in use from what was installed; none where no tool can say so."""
-
-    def command(self, tool: str) -> str:
-        return f"test ! -x {tool} || {tool} release check 2>/dev/null || true"
-
-    @staticmethod
-    def default() -> list[str]:
-        return []
-
-    def process(self, output: Iterable[str]) -> list[str]:
-        return [str(line) for line in JsonFact().process(output).get("damage", [])]
-
-
 class HostNetworks(FactBase[list[HostNetwork]]):
     """Networks of the host's addresses and routes; nothing where it has no `ip` yet.
 
@@ -244,70 +207,6 @@ class HostNetworks(FactBase[list[HostNetwork]]):
                 to = each["dst"].replace("default", "0.0.0.0/0")
                 found.append(HostNetwork(IPv4Network(to), device))
         return found
-
-
-class LiveNetwork(FactBase[dict[str, list[str]]]):
-    """Parts of the VMs' network that the kernel has otherwise than declared: lines of each.
-
-    `declared` is the text of host.json. Firewall and kernel have facts of their own. A host tool
-    that is not there yet, or is older than the question, finds nothing: the units of its host
-    are restarted anyway.
-    """
-
-    def command(self, tool: str, declared: str) -> str:
-        return (
-            f"test ! -x {tool} || printf %s {shlex.quote(declared)} | "
-            f"{tool} network check --host /dev/stdin 2>/dev/null || true"
-        )
-
-    @staticmethod
-    def default() -> dict[str, list[str]]:
-        return {}
-
-    def process(self, output: Iterable[str]) -> dict[str, list[str]]:
-        said = JsonFact().process(output)
-        if said.get("error") not in (None, "usage"):
-            return {BRIDGE_PART: [f"- {said.get('message', said)}"]}
-        found: dict[str, list[str]] = {}
-        for each in said.get("differences", []):
-            if each["part"] not in (FIREWALL_PART, KERNEL_PART):
-                found.setdefault(each["part"], []).extend(each["diff"])
-        return found
-
-
-class LiveSshd(FactBase[list[str]]):
-    """Where the SSH daemon's settings are not as the text of a host.json declares them.
-
-    A host tool that is not there yet, or is older than the question, finds nothing; the health
-    gate asks again.
-    """
-
-    def command(self, tool: str, declared: str) -> str:
-        return (
-            f"test ! -x {tool} || printf %s {shlex.quote(declared)} | "
-            f"{tool} sshd check --host /dev/stdin 2>/dev/null || true"
-        )
-
-    @staticmethod
-    def default() -> list[str]:
-        return []
-
-    def process(self, output: Iterable[str]) -> list[str]:
-        return [str(line) for line in JsonFact().process(output).get("differences", [])]
-
-
-class DatabaseInUse(JsonFact):
-    """`database`: which one the host's files name now, in words; {} where no tool says so."""
-
-    def command(self, tool: str) -> str:
-        return f"test ! -x {tool} || {tool} database where 2>/dev/null || true"
-
-
-class DatabaseShown(JsonFact):
-    """The database in use as its release sees it: `exposed` are roles that may use its tables."""
-
-    def command(self, tool: str) -> str:
-        return f"test ! -x {tool} || {tool} database show 2>/dev/null || true"
 
 
 class DatabaseCheck(JsonFact):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from functools import partial
 from typing import Any
 
 from pyinfra.context import host
@@ -11,11 +12,13 @@ from pyinfra.context import host
 from polydev.deployment_id import new_deployment_id
 from polydev.deploys import controller as controller_part
 from polydev.deploys.accounts import HOST_FILE, accounts, host_json
+from polydev.deploys.asking import Meanwhile, ask_through_one_shell
 from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.data import HostData, host_data
 from polydev.deploys.hypervisor import hypervisor
 from polydev.deploys.images import STORE, images
 from polydev.deploys.kernel import kernel
+from polydev.deploys.looked import look
 from polydev.deploys.network import (
     DNS_UNIT,
     FIREWALL_UNIT,
@@ -24,7 +27,6 @@ from polydev.deploys.network import (
     WATCH_UNIT,
     bridge,
     firewall,
-    live_network,
     names,
     network_watch,
     require_free_networks,
@@ -37,7 +39,7 @@ from polydev.deploys.packages import packages
 from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
 from polydev.deploys.render import template_paths
 from polydev.deploys.secret_files import SECRETS
-from polydev.deploys.services import SSHD_FILE_BEFORE, journal, live_sshd, ssh
+from polydev.deploys.services import SSHD_FILE_BEFORE, journal, ssh
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
@@ -96,9 +98,12 @@ def browser_host() -> None:
     name, values = host_values()
     site = host_data(values, name)
     target = SshTarget.from_data(name, values)
-    if site.concerns("master-controller"):
-        check_controller(site, name)
     tune_connection()
+    checking = Meanwhile(partial(_check_controller, site, name))
+    ask_through_one_shell()
+    declared = host_json(site, unit_order(site))
+    live = look(TOOL, parts(site), declared, str(site.listen.address), site.listen.port)
+    checking.result()
     if site.concerns():
         require_free_networks(site)
     if site.concerns("master-controller"):
@@ -107,25 +112,35 @@ def browser_host() -> None:
     host_tool()
     if site.concerns():
         packages(target)
-        accounts(site, unit_order(site))
+        accounts(site, declared, live.accounts)
         kernel()
         journal(site)
         hypervisor(site)
     if site.concerns("vm-agent"):
-        images(site, target)
+        images(site, target, live.images)
     if site.concerns():
-        declared = host_json(site, unit_order(site))
-        live, sshd = live_network(declared), live_sshd(declared)
-        before_reach(site, live, sshd, json.dumps(scope(site)), deployment_id)
-        ssh(sshd)
-        bridge(site, live)
+        before_reach(site, live.network, live.sshd, json.dumps(scope(site)), deployment_id)
+        ssh(live.sshd)
+        bridge(site, live.network)
         firewall(site)
-        slots(site, live)
+        slots(site, live.network)
         names(site)
         network_watch(site)
         after_reach(site, target)
-        vms(site)
+        vms(site, live.polkit)
     if site.concerns("master-controller"):
-        controller(site, target, deployment_id)
+        controller(site, target, deployment_id, live)
     if site.concerns():
         accelerator(site)
+
+
+def _check_controller(site: HostData, name: str) -> None:
+    if site.concerns("master-controller"):
+        check_controller(site, name)
+
+
+def parts(site: HostData) -> list[str]:
+    """What a deployment of these concerns asks the host tool for."""
+    asked = ["accounts", "network", "sshd", "polkit"] if site.concerns() else []
+    asked += ["images"] if site.concerns("vm-agent") else []
+    return asked + (["database", "release", "socket"] if site.concerns("master-controller") else [])

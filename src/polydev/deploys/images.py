@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
-from pyinfra.context import host
 
 from polydev.deploys.data import HostData
-from polydev.deploys.facts import ImageStore
 from polydev.deploys.operations import TOOL, done_here, remote_rsync, told
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
@@ -75,9 +74,8 @@ def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None
 
 
 @operation
-def golden_image(site: HostData, target: SshTarget, digest: str) -> Commands:
-    """This image is in the store, whole, and golden."""
-    there = host.get_fact(ImageStore, tool=TOOL)
+def golden_image(site: HostData, target: SshTarget, digest: str, there: dict[str, Any]) -> Commands:
+    """This image is in the store, whole, and golden; `there` says which the host has."""
     images, golden = there.get("images", []), there.get("golden")
     if digest not in images:
         told(f"+ image {digest}")
@@ -93,6 +91,8 @@ def golden_image(site: HostData, target: SshTarget, digest: str) -> Commands:
 
 
 @concern("Images")
-def images(site: HostData, target: SshTarget) -> None:
+def images(site: HostData, target: SshTarget, there: dict[str, Any]) -> None:
     digest = wanted_image(site)
-    golden_image(name=f"golden image {digest[:12]}", site=site, target=target, digest=digest)
+    golden_image(
+        name=f"golden image {digest[:12]}", site=site, target=target, digest=digest, there=there
+    )

@@ -10,7 +10,8 @@ from pyinfra.context import host
 
 from polydev import hosttool
 from polydev.deploys.data import HostData, refuse
-from polydev.deploys.facts import HostNetworks, LiveNetwork
+from polydev.deploys.facts import HostNetworks
+from polydev.deploys.looked import Live
 from polydev.deploys.operations import TOOL, live_firewall, template
 from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.deploys.render import render_unit
@@ -71,15 +72,6 @@ def warn_of_open_api(site: HostData) -> None:
             f"{', '.join(found)}, and tokens go there in plain text; listen at 127.0.0.1 with a "
             'proxy that speaks TLS in front (docs/controller.md, "Behind a proxy")'
         )
-
-
-Live = dict[str, list[str]]
-
-
-def live_network(declared: str) -> Live:
-    """Each part of the network that is not as a host.json declares it, with its differences."""
-    found: Live = host.get_fact(LiveNetwork, tool=TOOL, declared=declared)
-    return found
 
 
 @concern("Bridge")

@@ -15,7 +15,8 @@ from pyinfra.context import host
 
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import Firewall, JsonFile, Unit
-from polydev.deploys.network import TABLE, Live, network_values
+from polydev.deploys.looked import Live
+from polydev.deploys.network import TABLE, network_values
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.services import SSHD_FILE, sshd_values

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyinfra.context import host
-
 from polydev.deploys.data import HostData
-from polydev.deploys.facts import LiveSshd
-from polydev.deploys.operations import TOOL, directory, no_file, template
+from polydev.deploys.operations import directory, no_file, template
 from polydev.deploys.typed import concern
 from polydev.deploys.units import UNITS, unit, unit_file
 
@@ -43,12 +40,6 @@ def sshd_values() -> dict[str, Any]:
 def effective_sshd() -> dict[str, str]:
     """The settings as `sshd -T` names them."""
     return {name.lower(): value for name, value in SSHD_SETTINGS.items()}
-
-
-def live_sshd(declared: str) -> list[str]:
-    """Where the SSH daemon's settings are not as a host.json declares them, as differences."""
-    found: list[str] = host.get_fact(LiveSshd, tool=TOOL, declared=declared)
-    return found
 
 
 @concern("SSH")

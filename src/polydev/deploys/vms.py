@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyinfra.api.command import StringCommand
+from pyinfra.context import host
+
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.controller import ROOT
 from polydev.deploys.data import HostData
 from polydev.deploys.network import VM_UNIT
-from polydev.deploys.operations import template
-from polydev.deploys.typed import concern
+from polydev.deploys.operations import TOOL, template, told
+from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import reread_units, unit, unit_file
 
 ACCELERATOR_UNIT = "polydev-accelerator.service"
@@ -29,11 +32,22 @@ def vm_values(site: HostData) -> dict[str, Any]:
     }
 
 
+@operation
+def rights_by_polkit(differences: list[str]) -> Commands:
+    """polkit lets the controller start VMs and nothing else, as its file says."""
+    if not differences:
+        host.noop("polkit lets the controller start VMs and nothing else")
+        return
+    told("\n".join(differences))
+    yield StringCommand(f"systemctl restart polkit.service && {TOOL} polkit check")
+
+
 @concern("VMs")
-def vms(site: HostData) -> None:
+def vms(site: HostData, polkit: list[str]) -> None:
     """For the VMs to come: those that run are not touched."""
     values = vm_values(site)
     template(POLKIT_FILE, values)
+    rights_by_polkit(name="polkit", differences=polkit)
     config = unit_file(VM_UNIT, values)
     reread_units(name=VM_UNIT, pattern=VM_UNIT.replace("@", "@*"), files=config.files)
 

@@ -38,9 +38,9 @@ def copy_database(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        with _connected(source, LIVE) as live, _connected(target, LIVE) as copy:
+        with connected(source, LIVE) as live, connected(target, LIVE) as copy:
             live.backup(copy)
-        with _connected(target, AT_REST) as copy:
+        with connected(target, AT_REST) as copy:
             damage = _damage(copy)
     except sqlite3.Error as error:
         raise HostError("database-damaged", f"{source} cannot be copied: {error}") from error
@@ -64,7 +64,7 @@ def content_sha256(path: Path, access: str = LIVE) -> str | None:
 
     digest = hashlib.sha256()
     try:
-        with _connected(path, access) as connection:
+        with connected(path, access) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             connection.execute("BEGIN")
             for pragma in COMPARED_PRAGMAS:
@@ -78,7 +78,7 @@ def content_sha256(path: Path, access: str = LIVE) -> str | None:
 
 def row_counts(path: Path) -> dict[str, int]:
     """How many rows each table of a copy has, but the one that names its schema."""
-    with _connected(path, AT_REST) as copy:
+    with connected(path, AT_REST) as copy:
         tables = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         internal = ("sqlite_", "alembic_version")
         names = [str(row[0]) for row in tables if not str(row[0]).startswith(internal)]
@@ -89,7 +89,7 @@ def row_counts(path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _connected(path: Path, access: str) -> Iterator[Connection]:
+def connected(path: Path, access: str) -> Iterator[Connection]:
     import sqlite3
 
     connection = sqlite3.connect(f"{path.as_uri()}?{access}", uri=True, isolation_level=None)
@@ -114,7 +114,7 @@ def restore_in_place(live: Path, stored: Path, entry: Entry) -> None:
             )
 
     try:
-        with _connected(stored, AT_REST) as copy, _connected(live, LIVE) as database:
+        with connected(stored, AT_REST) as copy, connected(live, LIVE) as database:
             copy.backup(database, progress=give_up, sleep=PAUSE_SECONDS)
     except sqlite3.Error as error:
         raise HostError("database-damaged", f"{live} cannot be restored: {error}") from error

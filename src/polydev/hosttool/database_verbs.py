@@ -44,10 +44,6 @@ def controller(call: Call) -> object:
         sys.exit(_program(call).run_through(words))
 
 
-def where(call: Call) -> object:
-    return {"database": database_in_words(call.paths)}
-
-
 def check(call: Call) -> object:
     """Whether the database at the address on stdin can be used, as the current release sees it."""
     url = str(call.document().get("databaseUrl", ""))
@@ -56,10 +52,6 @@ def check(call: Call) -> object:
         return {"checked": False}
     words = ["database", "check", "--no-tools"]
     return {"checked": True, **program.ask(*words, code="database-unusable", database_url=url)}
-
-
-def show(call: Call) -> object:
-    return _program(call).ask("database", "check", "--no-tools", code="database-unusable")
 
 
 def backup(call: Call) -> object:

@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 
 from polydev.hosttool import (
+    accounts,
     apt_locks,
-    controller_socket,
     database_verbs,
     gate,
     images,
+    look,
     network_state,
-    release,
+    polkit,
     releases,
     slots,
-    sshd,
 )
 from polydev.hosttool.busy import alone, alone_with_slot
 from polydev.hosttool.verbs import ID, LIMITS, Call, Verb, argument, required
@@ -66,10 +66,16 @@ def network_mend(call: Call) -> object:
     return network_state.mend_bridge()
 
 
-def sshd_check(call: Call) -> object:
-    declared = slots.read_host(call.arguments.host).get("sshd")
-    found = sshd.differences(declared if isinstance(declared, dict) else {})
-    return {"ok": not found, "differences": found}
+def accounts_mend(call: Call) -> object:
+    return accounts.mend(accounts.accounts_of(slots.read_host(call.arguments.host)))
+
+
+def polkit_check(call: Call) -> object:
+    return polkit.require()
+
+
+def look_at_host(call: Call) -> object:
+    return look.look(call, call.document())
 
 
 def image_list(call: Call) -> object:
@@ -93,10 +99,6 @@ def image_prune(call: Call) -> object:
         return images.prune(call.paths, call.paths.images)
 
 
-def socket_state(call: Call) -> object:
-    return controller_socket.state(call.systemd, call.arguments.address, call.arguments.port)
-
-
 def apt_locked(call: Call) -> object:
     return apt_locks.held(call.paths)
 
@@ -107,10 +109,6 @@ def release_create(call: Call) -> object:
         return releases.create(
             arguments.id, arguments.digest, arguments.commit, call.paths, call.paths.controller
         )
-
-
-def release_check(call: Call) -> object:
-    return release.current_damage(call.paths.controller)
 
 
 def release_migrate(call: Call) -> object:
@@ -140,9 +138,6 @@ HOST_VERBS = (
         (DECLARED,),
     ),
     Verb(
-        "sshd check", "Where the SSH daemon's settings are not as declared", sshd_check, (DECLARED,)
-    ),
-    Verb(
         "network watch",
         f"Check without end, and write the result to {network_state.REPORT}",
         network_watch,
@@ -155,20 +150,14 @@ HOST_VERBS = (
             ),
         ),
     ),
+    Verb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
+    Verb("polkit check", "Whether the controller may start VMs, and nothing else", polkit_check),
+    Verb("look", "Where the host is not as the document on stdin declares it", look_at_host),
     Verb("network mend", "Set the bridge as declared", network_mend),
     Verb("image list", "Whole images, and the golden one", image_list),
     Verb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
     Verb("image golden", "Make an image golden", image_golden, (DIGEST,)),
     Verb("image prune", "Remove images that nothing needs", image_prune),
-    Verb(
-        "socket",
-        "Whether the controller listens through systemd, and who is in the way at an address",
-        socket_state,
-        (
-            required("--address", help="where it is to listen"),
-            required("--port", type=int, help="on which port"),
-        ),
-    ),
     Verb("apt locks", "Which processes hold locks of apt or dpkg", apt_locked),
     Verb(
         "release create",
@@ -180,7 +169,6 @@ HOST_VERBS = (
             required("--commit", help="the commit that it was made from"),
         ),
     ),
-    Verb("release check", "Whether the release in use is as it was installed", release_check),
     Verb(
         "release migrate",
         "Bring the database to what a release needs",
@@ -199,8 +187,6 @@ HOST_VERBS = (
         database_verbs.controller,
         (argument("words", nargs=argparse.REMAINDER, help="a verb of master-controller"),),
     ),
-    Verb("database where", "Which database the host's files name", database_verbs.where),
-    Verb("database show", "The database in use, as its release sees it", database_verbs.show),
     Verb(
         "database check",
         "See that the database at the address on stdin can be used",

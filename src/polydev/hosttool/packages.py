@@ -47,7 +47,7 @@ def _release_with_same_packages(requirements: Path, venv: Path, root: Path) -> P
         # One that is not finished, or was damaged, lacks files or has others.
         with suppress(OSError, ValueError):
             has = _lines(place / REQUIREMENTS, ours=False), _python_version(place / "venv")
-            if has == wanted and release_damage(place, sum_at_install(place)) == []:
+            if has == wanted and release_damage(place, sum_at_install(place), others=True) == []:
                 return place
     return None
 

@@ -79,6 +79,16 @@ class Paths:
         """The id of the deployment whose operations may run; a restart of the host forgets it."""
         return self.stamps.parent / "operations"
 
+    @property
+    def known_schema(self) -> Path:
+        """Which schema of the database a release found right; a restart of the host forgets it."""
+        return self.stamps.parent / "schema.json"
+
+    @property
+    def database(self) -> Path:
+        """The controller's SQLite database."""
+        return self.controller_home / "controller.sqlite3"
+
     def slot_queue(self, number: int) -> Path:
         """Whose turn it is to change a slot."""
         return self.stamps.parent / "slots" / f"{number}.queue"

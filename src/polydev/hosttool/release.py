@@ -6,11 +6,13 @@ releases/<id>/files.jsonl    one line for each file: path (from the release's fo
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import stat
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.scope import Controller
@@ -36,12 +38,12 @@ def release_sum(controller: Controller, release: str) -> str | None:
 
 
 def release_damage(
-    folder: Path, expected_sum: str | None, *, changed_only: bool = False
+    folder: Path, expected_sum: str | None, *, changed_only: bool = False, others: bool = False
 ) -> list[str]:
     """Return the differences of a release from its list, for a person; [] for a whole one.
 
     `changed_only`: read only what was written to since, as the kernel's ctime says, which no
-    program sets. Decay of the disk is not seen then.
+    program sets. Decay of the disk is not seen then. `others`: name files that are not listed too.
     """
     if not (folder / PROGRAM).exists():
         return [f"release {folder.name} has no {PROGRAM}"]
@@ -50,9 +52,12 @@ def release_damage(
     files = folder / FILES
     if not files.is_file():
         return [f"{files} is missing"]
-    if file_sha256(files) != expected_sum:
+    text = files.read_bytes()
+    if hashlib.sha256(text).hexdigest() != expected_sum:
         return [f"{files} is not the list that was there"]
-    damage = list(_differences(folder, files, changed_only=changed_only))
+    listed = [json.loads(line) for line in text.splitlines()]
+    damage = list(_differences(folder, listed, changed_only=changed_only))
+    damage += _unlisted(folder, {entry["path"] for entry in listed}) if others else []
     more = [f"and {len(damage) - SHOWN} more files of it"] if len(damage) > SHOWN else []
     return damage[:SHOWN] + more
 
@@ -63,8 +68,7 @@ def current_damage(root: Path) -> dict[str, object]:
     if not current.is_symlink():
         return {"release": None, "damage": []}
     folder = current.resolve()
-    damage = release_damage(folder, sum_at_install(folder), changed_only=True)
-    damage = damage or [*islice(_unlisted(folder, folder / FILES), SHOWN)]
+    damage = release_damage(folder, sum_at_install(folder), changed_only=True, others=True)
     return {"release": folder.name, "damage": damage}
 
 
@@ -78,20 +82,21 @@ def sum_at_install(folder: Path) -> str:
     return str(known) if known else file_sha256(files) if files.is_file() else "unknown"
 
 
-def _unlisted(folder: Path, files: Path) -> Iterator[str]:
-    listed = {json.loads(line)["path"] for line in files.read_bytes().splitlines()}
-    for path in sorted((folder / "venv").rglob("*")):
-        is_other = path.is_symlink() or not path.is_dir()
+def _unlisted(folder: Path, listed: set[str]) -> Iterator[str]:
+    for place, folders, names in os.walk(folder / "venv"):
         # Python writes what it compiles; what was compiled at first is listed.
-        if is_other and path.parent.name != "__pycache__":
-            name = path.relative_to(folder).as_posix()
-            if name not in listed:
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for name in sorted([*names, *links]):
+            path = f"{place}/{name}"
+            if path.removeprefix(f"{folder}/") not in listed:
                 yield f"{path} does not belong to the release"
 
 
-def _differences(folder: Path, files: Path, *, changed_only: bool) -> Iterator[str]:
-    for line in files.read_bytes().splitlines():
-        wanted = json.loads(line)
+def _differences(
+    folder: Path, listed: list[dict[str, Any]], *, changed_only: bool
+) -> Iterator[str]:
+    for wanted in listed:
         path = folder / wanted["path"]
         if "target" in wanted:
             if not path.is_symlink() or str(path.readlink()) != wanted["target"]:

@@ -27,6 +27,7 @@ from polydev.hosttool.packages import make_venv, run
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.program import Program, database_in_words
 from polydev.hosttool.release import FILES
+from polydev.hosttool.schema import remember
 from polydev.hosttool.sequence import next_number, number_in, order
 from polydev.hosttool.tree import file_sha256
 
@@ -99,6 +100,7 @@ def migrate(release: str, paths: Paths, user: str | None = None) -> dict[str, ob
             f"({database_in_words(paths)}): {error.message}",
             error.hint,
         ) from error
+    remember(paths, release)
     return {"release": release, "migrated": True, "database": found["database"]}
 
 

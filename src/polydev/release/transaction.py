@@ -93,10 +93,10 @@ class Transaction:
             records = records_of(self.connection)
             self._require_new(records)
             # Records say who died even where their lock was broken since.
-            for died in newest_first(records):
-                if died.status == "running":
-                    self._recover(died)
-            self.earlier = records_of(self.connection)
+            dead = [each for each in newest_first(records) if each.status == "running"]
+            for died in dead:
+                self._recover(died)
+            self.earlier = records_of(self.connection) if dead else records
             self.record.previous = current_state(self.earlier)
             self.record.state = self.record.previous
             yield
@@ -139,8 +139,8 @@ class Transaction:
     def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
         """Back up, change, gate, record; on any failure the way back. None changes nothing."""
         try:
-            self._write("running")
             if change is not None:
+                self._write("running")
                 with self.steps.step(f"{self.host.name}: backup"):
                     self._back_up()
                 if self.record.kind == "deploy":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
-from polydev.controller.store.access import CLOSE
+from polydev.controller.migrations import HEAD
+from polydev.controller.store.access import close
+from polydev.controller.store.schema import mend
 
 # Any number, the same in all processes: the key of a lock in PostgreSQL.
 LOCK = 0x6D696772
@@ -19,6 +21,7 @@ with context.begin_transaction():
         # Of two that migrate at once, the second waits and finds all done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
     context.run_migrations()
-    if connection.dialect.name == "postgresql":
-        # Even where there was nothing to migrate: somebody may have granted something since.
-        connection.exec_driver_sql(CLOSE, execution_options={"no_parameters": True})
+    if context.get_context().get_current_revision() == HEAD:
+        # Even where there was nothing to migrate: somebody may have changed something since.
+        mend(connection)
+    close(connection)

@@ -2,12 +2,15 @@
 
 A database may give roles privileges on every new table, as Supabase does for `anon`, which stands
 for everybody. Each migration and each restore ends, in its own transaction, with `CLOSE`: row
-level security on, all privileges of others revoked, on tables, their columns and sequences. It
-also marks our tables by a comment: a restore by an older release so finds those that it does not
-know. The tables stay where they are, since the release before still serves from them.
+level security on, all privileges of others revoked, on tables, their columns and sequences, and
+no trigger, rule or policy of others. It also marks our tables by a comment: a restore by an older
+release so finds those that it does not know. The tables stay where they are, since the release
+before still serves from them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,7 +27,7 @@ def known_tables() -> list[str]:
 
 # Ours are the tables of this release and those that are marked, beside the version's table.
 _OURS = f"""
-    SELECT c.oid, c.relname, c.relowner, c.relacl, c.relrowsecurity
+    SELECT c.oid, c.relname, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity
     FROM pg_catalog.pg_class c
     WHERE c.relkind IN ('r', 'p')
         AND c.relnamespace = (
@@ -70,6 +73,24 @@ def _granted(ours: str) -> str:
     FROM grants WHERE grantee <> relowner"""
 
 
+def _added(ours: str) -> str:
+    """SQL: what somebody attached to our tables, which have nothing of the kind, and its end."""
+    return f"""
+    WITH ours AS ({ours}
+    )
+    SELECT 'trigger' AS kind, t.tgname AS name, ours.relname AS within,
+        pg_catalog.format('DROP TRIGGER %I ON %s', t.tgname, ours.oid::regclass) AS drop
+    FROM pg_catalog.pg_trigger t JOIN ours ON ours.oid = t.tgrelid WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'rule', r.rulename, ours.relname,
+        pg_catalog.format('DROP RULE %I ON %s', r.rulename, ours.oid::regclass)
+    FROM pg_catalog.pg_rewrite r JOIN ours ON ours.oid = r.ev_class
+    UNION ALL
+    SELECT 'policy', p.polname, ours.relname,
+        pg_catalog.format('DROP POLICY %I ON %s', p.polname, ours.oid::regclass)
+    FROM pg_catalog.pg_policy p JOIN ours ON ours.oid = p.polrelid"""
+
+
 CLOSE = f"""DO $close$
 DECLARE
     found record;
@@ -79,6 +100,11 @@ BEGIN
         IF NOT found.relrowsecurity THEN
             EXECUTE pg_catalog.format(
                 'ALTER TABLE %s ENABLE ROW LEVEL SECURITY', found.oid::regclass
+            );
+        END IF;
+        IF found.relforcerowsecurity THEN
+            EXECUTE pg_catalog.format(
+                'ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', found.oid::regclass
             );
         END IF;
         IF pg_catalog.obj_description(found.oid, 'pg_class') IS DISTINCT FROM '{tables.MARK}' THEN
@@ -92,6 +118,10 @@ BEGIN
         EXECUTE pg_catalog.format(
             'REVOKE ALL ON %s %s FROM %s CASCADE', found.kind, found.oid::regclass, found.quoted
         );
+    END LOOP;
+    FOR found IN SELECT * FROM ({_added(_OURS)}) a
+    LOOP
+        EXECUTE found.drop;
     END LOOP;
 END
 $close$;"""
@@ -110,6 +140,15 @@ _EXPOSED = sa.text(
     " pg_catalog.string_agg(DISTINCT within::text, ', ') AS tables"
     f" FROM ({_granted(_OURS)}) g GROUP BY role ORDER BY role".replace(":", r"\:")
 )
+_LOOSE = sa.text(
+    "SELECT relname, relrowsecurity, relforcerowsecurity,"
+    " pg_catalog.pg_get_userbyid(relowner) AS owner, current_user AS role,"
+    " pg_catalog.pg_has_role(current_user, relowner, 'USAGE') AS is_owner"
+    f" FROM ({_OURS}) ours ORDER BY relname".replace(":", r"\:")
+)
+_ADDED = sa.text(
+    f"SELECT * FROM ({_added(_OURS)}) a ORDER BY kind, within, name".replace(":", r"\:")
+)
 
 
 async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
@@ -118,3 +157,34 @@ async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
         return {}
     rows = await connection.execute(_EXPOSED)
     return {row.role: f"{row.privileges} on {row.tables}" for row in rows}
+
+
+def close(connection: sa.Connection) -> None:
+    """Let nobody but the owner use our tables; the transaction is the caller's."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(CLOSE, execution_options={"no_parameters": True})
+
+
+def loosened(connection: sa.Connection) -> Iterator[str]:
+    """Yield what `CLOSE` would set back: `-` what holds, `+` what is to hold."""
+    if connection.dialect.name != "postgresql":
+        return
+    for row in connection.execute(_EXPOSED):
+        yield f"- {row.role} may {row.privileges} on {row.tables}"
+    for row in connection.execute(_LOOSE):
+        if not row.relrowsecurity:
+            yield f"+ table {row.relname}: row level security"
+        if row.relforcerowsecurity:
+            yield f"- table {row.relname}: row level security, forced on its owner too"
+    for row in connection.execute(_ADDED):
+        yield f"- {row.kind} {row.name} on {row.within}"
+
+
+def foreign_owners(connection: sa.Connection) -> Iterator[str]:
+    """Yield which of our tables belong to a role that we may not act as."""
+    if connection.dialect.name != "postgresql":
+        return
+    for row in connection.execute(_LOOSE):
+        if not row.is_owner:
+            yield f"- table {row.relname}: owner {row.owner}"
+            yield f"+ table {row.relname}: owner {row.role}"

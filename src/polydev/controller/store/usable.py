@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 
 import sqlalchemy as sa
@@ -14,8 +15,8 @@ from polydev.controller.database import create_engine, described, schema_revisio
 from polydev.controller.migrate import known_revisions
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables
-from polydev.controller.store.access import exposed_to
 from polydev.controller.store.postgres_copy import CLIENT_HINT, tool_version
+from polydev.controller.store.schema import differences, lines_of
 
 CONNECT_SECONDS = 30
 OLDEST_SERVER = 12
@@ -40,17 +41,21 @@ HINTS = (
 
 async def check(url: str, *, with_tools: bool) -> dict[str, object]:
     """Describe the database. Raises DatabaseUnusable with what to do; never with a password."""
-    if sa.make_url(url).get_backend_name() != "postgresql":
-        plain = {"database": described(url), "revision": None, "expected": HEAD}
-        return {**plain, "exposed": {}, "occupied": []}
-    engine = create_engine(url)
+    parts = sa.make_url(url)
+    found: dict[str, object] = {"database": described(url), "expected": HEAD, "occupied": []}
+    is_postgresql = parts.get_backend_name() == "postgresql"
+    if not is_postgresql and not os.path.isfile(parts.database or ""):  # noqa: ASYNC240, PTH113
+        return {**found, "revision": None, "differences": []}  # SQLite would make an empty one
+    engine, server = create_engine(url), OLDEST_SERVER
     try:
         revision = await asyncio.wait_for(schema_revision(engine), CONNECT_SECONDS)
         async with engine.connect() as connection:
-            server = await _server_version(connection)
-            await _require_rights(connection, revision)
-            exposed = await exposed_to(connection)
-            occupied = await _occupied(connection) if revision else []
+            if is_postgresql:
+                server = await _server_version(connection)
+                await _require_rights(connection, revision)
+                found["occupied"] = await _occupied(connection) if revision else []
+            found["revision"] = revision
+            found["differences"] = await connection.run_sync(_differences, revision)
     except asyncio.TimeoutError:
         raise _unusable(url, f"timeout: no answer within {CONNECT_SECONDS} s") from None
     except (SQLAlchemyError, OSError) as error:
@@ -61,23 +66,24 @@ async def check(url: str, *, with_tools: bool) -> dict[str, object]:
     if revision is not None and revision not in known_revisions():
         raise DatabaseUnusable(
             f"{described(url)}: it is at revision {revision}, which this release does not know",
-            "deploy a newer release, or name another database",
+            "deploy the release that knows it, or go back to a copy: ./inv rollback; "
+            f"if only the number was changed by hand, set version_num to {HEAD} in alembic_version",
         )
     if server < OLDEST_SERVER:
         raise DatabaseUnusable(
             f"{described(url)}: the server is PostgreSQL {server}, {OLDEST_SERVER} is needed",
             "use a newer server",
         )
-    if with_tools:
+    if with_tools and is_postgresql:
         await asyncio.to_thread(_require_tools, server)
-    return {
-        "database": described(url),
-        "server": server,
-        "revision": revision,
-        "expected": HEAD,
-        "exposed": exposed,
-        "occupied": occupied,
-    }
+    return found
+
+
+def _differences(connection: sa.Connection, revision: str | None) -> list[str]:
+    """Lines of what is not as this release's migrations make it; none before the first one."""
+    if revision in (None, HEAD):
+        return lines_of(differences(connection)) if revision else []
+    return [f"- revision {revision}", f"+ revision {HEAD}"]
 
 
 async def _occupied(connection: AsyncConnection) -> list[str]:

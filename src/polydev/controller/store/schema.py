@@ -1,0 +1,245 @@
+"""The schema that a database has against the one that migrations make: compared, and mended.
+
+Alembic compares tables, columns, keys and indexes with `tables.metadata`. Compared beside it: which
+rows a partial index has, primary keys, checks, triggers and, in PostgreSQL, who may do what (see
+`access`). Tables that are not ours do not count.
+
+Mended is what can be made again from nothing: indexes, access, in PostgreSQL constraints too. What
+holds data is left as it is: a column that somebody dropped comes back from a copy only, and one
+that somebody added may hold what nobody has a copy of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.autogenerate import produce_migrations
+from alembic.operations import Operations, ops
+from alembic.runtime.migration import MigrationContext
+
+from polydev.controller.store import access, tables
+from polydev.errors import Error
+
+POSTGRESQL = "postgresql"
+HINT = (
+    "columns and tables come back from a copy: ./inv rollback or ./inv database.restore; "
+    "what was added by hand has to be dropped by hand, by SQL"
+)
+
+
+class SchemaError(Error):
+    """The database is not as migrations make it, and only a person can say what is to be done."""
+
+    code = "schema"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`lines` have `-` for what is there and `+` for what is to be; `mend` brings that about."""
+
+    lines: tuple[str, ...]
+    mend: Callable[[], object] | None = None
+
+
+def differences(connection: sa.Connection) -> list[Difference]:
+    """Where a database at this release's revision is not as its migrations make it."""
+    context = MigrationContext.configure(
+        connection,
+        opts={"compare_type": True, "compare_server_default": True, "include_name": _is_ours},
+    )
+    do = Operations(context)
+    inspector = sa.inspect(connection)
+    there = set(inspector.get_table_names())
+    close = partial(access.close, connection)
+    ours = [table for table in tables.metadata.sorted_tables if table.name in there]
+    return [
+        *_compared(context, do),
+        *_partial_indexes(inspector, ours, do),
+        *_primary_keys(inspector, ours),
+        *_checks(inspector, ours, do),
+        *_triggers(connection),
+        *(Difference((line,), close) for line in access.loosened(connection)),
+        *(Difference((line,)) for line in access.foreign_owners(connection)),
+    ]
+
+
+def mend(connection: sa.Connection) -> None:
+    """Set back what can be set back. Raises SchemaError naming what cannot."""
+    for each in differences(connection):
+        if each.mend:
+            each.mend()
+    if left := lines_of(differences(connection)):
+        raise SchemaError(f"the database is not as its migrations make it: {'; '.join(left)}", HINT)
+
+
+def lines_of(found: Iterable[Difference]) -> list[str]:
+    return [line for each in found for line in each.lines]
+
+
+def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    return kind != "table" or name in tables.metadata.tables
+
+
+def _compared(context: MigrationContext, do: Operations) -> Iterator[Difference]:
+    found = produce_migrations(context, tables.metadata).upgrade_ops
+    assert found is not None
+    can_alter = context.dialect.name == POSTGRESQL
+    for each in _flat(found.ops):
+        lines = tuple(_lines(each))
+        is_index = isinstance(each, ops.CreateIndexOp | ops.DropIndexOp)
+        is_altered = isinstance(
+            each, ops.AlterColumnOp | ops.AddConstraintOp | ops.DropConstraintOp
+        )
+        if lines:
+            can_be_mended = is_index or (is_altered and can_alter)
+            yield Difference(lines, partial(do.invoke, each) if can_be_mended else None)
+
+
+def _lines(found: ops.MigrateOperation) -> Iterator[str]:
+    """What one of Alembic's operations would bring about."""
+    match found:
+        case ops.CreateTableOp():
+            yield f"+ table {found.table_name}"
+        case ops.AddColumnOp():
+            yield f"+ column {found.table_name}.{found.column.name}"
+        case ops.DropColumnOp():
+            yield f"- column {found.table_name}.{found.column_name}"
+        case ops.CreateIndexOp():
+            yield f"+ index {found.index_name}"
+        case ops.DropIndexOp():
+            yield f"- index {found.index_name}"
+        case ops.AlterColumnOp():
+            yield from _altered(found)
+        case ops.AddConstraintOp():
+            yield f"+ constraint {_constraint(found)}"
+        case ops.DropConstraintOp():
+            yield f"- constraint {_constraint(found)}"
+        # Comments of tables are our mark, which `access.CLOSE` sets.
+
+
+def _flat(found: Iterable[ops.MigrateOperation]) -> Iterator[ops.MigrateOperation]:
+    for each in found:
+        if isinstance(each, ops.OpContainer):
+            yield from _flat(each.ops)
+        else:
+            yield each
+
+
+def _altered(found: ops.AlterColumnOp) -> Iterator[str]:
+    name = f"column {found.table_name}.{found.column_name}"
+    if found.modify_type is not None:
+        yield f"- {name}: type {found.existing_type}"
+        yield f"+ {name}: type {found.modify_type}"
+    if found.modify_nullable is not None:
+        yield f"- {name}: {'NULL' if found.existing_nullable else 'NOT NULL'}"
+        yield f"+ {name}: {'NULL' if found.modify_nullable else 'NOT NULL'}"
+    if found.modify_server_default is not False:
+        was = getattr(found.existing_server_default, "arg", None)
+        yield f"- {name}: default {was}"
+
+
+def _constraint(found: ops.AddConstraintOp | ops.DropConstraintOp) -> str:
+    """Its name, or columns where it has none."""
+    constraint: Any = found.to_constraint()
+    columns = ", ".join(column.name for column in constraint.columns)
+    return f"{constraint.name or f'of {columns}'} on {constraint.table.name}"
+
+
+def _partial_indexes(
+    inspector: sa.Inspector, ours: list[sa.Table], do: Operations
+) -> Iterator[Difference]:
+    """Those that take in other rows; Alembic compares columns only."""
+    word = f"{inspector.dialect.name}_where"
+    for table in ours:
+        live = {each["name"]: each for each in inspector.get_indexes(table.name)}
+        for index in table.indexes:
+            if (there := live.get(str(index.name))) is None:
+                continue
+            was = _rows(there.get("dialect_options", {}).get(word))
+            wanted = _rows(index.dialect_options[inspector.dialect.name]["where"])
+            if was != wanted:
+                lines = (f"- index {index.name}: of {was}", f"+ index {index.name}: of {wanted}")
+                yield Difference(lines, _made_anew(index, do))
+
+
+def _rows(condition: object) -> str:
+    """A condition without the parentheses and names of tables that databases add or leave out."""
+    if condition is None:
+        return "all rows"
+    return re.sub(r"[()]|\b\w+\.", "", str(condition))
+
+
+def _made_anew(index: sa.Index, do: Operations) -> Callable[[], object]:
+    def make() -> None:
+        do.invoke(ops.DropIndexOp.from_index(index))
+        do.invoke(ops.CreateIndexOp.from_index(index))
+
+    return make
+
+
+def _primary_keys(inspector: sa.Inspector, ours: list[sa.Table]) -> Iterator[Difference]:
+    for table in ours:
+        was = inspector.get_pk_constraint(table.name)["constrained_columns"]
+        wanted = [column.name for column in table.primary_key]
+        if was != wanted:
+            name = f"primary key of {table.name}"
+            lines = (f"- {name}: {', '.join(was) or 'none'}", f"+ {name}: {', '.join(wanted)}")
+            yield Difference(lines)
+
+
+def _checks(inspector: sa.Inspector, ours: list[sa.Table], do: Operations) -> Iterator[Difference]:
+    """Checks are compared by the values that they name: databases write the rest anew."""
+    can_alter = inspector.dialect.name == POSTGRESQL
+    for table in ours:
+        live = {
+            str(each["name"]): str(each["sqltext"])
+            for each in inspector.get_check_constraints(table.name)
+        }
+        wanted = {
+            str(each.name): str(each.sqltext)
+            for each in table.constraints
+            if isinstance(each, sa.CheckConstraint)
+        }
+        for name in sorted(live.keys() | wanted.keys()):
+            was, text = live.get(name), wanted.get(name)
+            if was and text and _values(was) == _values(text):
+                continue
+            lines = [f"- check {name} on {table.name}: {was}"] if was else []
+            lines += [f"+ check {name} on {table.name}: {text}"] if text else []
+            mend = _set_check(do, table.name, name, was, text) if can_alter else None
+            yield Difference(tuple(lines), mend)
+
+
+def _values(condition: str) -> list[str]:
+    return sorted(re.findall(r"'([^']*)'", condition))
+
+
+def _set_check(
+    do: Operations, table: str, name: str, was: str | None, wanted: str | None
+) -> Callable[[], object]:
+    def make() -> None:
+        if was:
+            do.drop_constraint(name, table, type_="check")
+        if wanted:
+            do.create_check_constraint(name, table, sa.text(wanted))
+
+    return make
+
+
+def _triggers(connection: sa.Connection) -> Iterator[Difference]:
+    """Those of SQLite; `access` knows those of PostgreSQL."""
+    if connection.dialect.name != "sqlite":
+        return
+    quoted = connection.dialect.identifier_preparer.quote
+    asked = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
+    for name, table in connection.exec_driver_sql(asked).all():
+        if table in (*tables.metadata.tables, access.VERSION_TABLE):
+            drop = f"DROP TRIGGER {quoted(name)}"
+            yield Difference(
+                (f"- trigger {name} on {table}",), partial(connection.exec_driver_sql, drop)
+            )

@@ -1,0 +1,101 @@
+"""How a plan asks a host: through one shell of root that stays open, and nothing twice.
+
+pyinfra starts a channel, sudo and a shell for each fact, and asks again for what it was told
+before. That makes up most of a plan's time. While a plan is made the host is not changed, so what
+was answered once holds; operations that run later ask in pyinfra's own way.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import gevent
+from pyinfra.api.state import StateStage
+from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
+from pyinfra.context import host, state
+
+from polydev.errors import Error
+
+Answer = tuple[bool, CommandOutput]
+
+
+class RootShell:
+    """Runs one command after the other. What it cannot answer, pyinfra asks, and tells why."""
+
+    def __init__(self, client: Any) -> None:
+        self._input, self._output, _ = client.exec_command("sudo -H -n sh")
+        self._has_ended = False
+
+    def output_of(self, command: str) -> list[str] | None:
+        """The lines that a command wrote; None where it failed, or the shell has ended."""
+        if self._has_ended:
+            return None
+        mark = f"{secrets.token_hex(16)} "
+        asked = f"{command} </dev/null 2>/dev/null; s=$?; echo; echo {mark}$s\n"
+        try:
+            self._input.write(asked)
+            self._input.flush()
+            lines: list[str] = []
+            for line in self._output:
+                if line.startswith(mark):
+                    return _without_end(lines) if line == f"{mark}0\n" else None
+                lines.append(line)
+        except OSError:
+            pass
+        self._has_ended = True
+        return None
+
+
+def _without_end(lines: list[str]) -> list[str]:
+    """Lines as pyinfra has them, without the end that the mark needs before it."""
+    text = "".join(lines).removesuffix("\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def ask_through_one_shell() -> None:
+    """Let the facts of the plan that is being made go this way, where the host is asked by SSH."""
+    connector: Any = host.connector
+    client = getattr(connector, "client", None)
+    if client is None:
+        return
+    shell, ordinary = RootShell(client), connector.run_shell_command
+    known: dict[str, Answer] = {}
+
+    def run_shell_command(command: Any, *words: Any, **arguments: Any) -> Answer:
+        is_plain = arguments.get("_sudo") and not arguments.get("_stdin")
+        if state.current_stage != StateStage.Prepare or not is_plain:
+            answer: Answer = ordinary(command, *words, **arguments)
+            return answer
+        environment, executable = arguments.get("_env"), arguments.get("_shell_executable", "sh")
+        made = make_unix_command(command, _env=environment, _shell_executable=executable)
+        text = made.get_raw_value()
+        if text not in known:
+            lines = shell.output_of(text)
+            if lines is None:
+                known[text] = ordinary(command, *words, **arguments)
+            else:
+                known[text] = True, CommandOutput([OutputLine("stdout", line) for line in lines])
+        return known[text]
+
+    connector.run_shell_command = run_shell_command
+
+
+class Meanwhile:
+    """Work on this machine while the host is asked; `result` waits for it, and raises its error."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        self._greenlet = gevent.spawn(self._attempt)
+
+    def _attempt(self) -> Error | None:
+        try:
+            self._work()
+        except Error as error:
+            return error
+        return None
+
+    def result(self) -> None:
+        error = self._greenlet.get()
+        if error is not None:
+            raise error

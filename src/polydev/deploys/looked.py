@@ -1,0 +1,102 @@
+"""What the host tool says of the host before it is changed: all of it by one call, asked once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyinfra.context import host
+
+from polydev.deploys.facts import JsonFact
+from polydev.deploys.typed import warn
+from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
+
+Live = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Answers by their part, as `polydev.hosttool.look` gives them; empty for a new host.
+
+    Lines have `-` for what is there and `+` for what is declared.
+    """
+
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def _lines(self, part: str) -> list[str]:
+        found = self.said.get(part, [])
+        return [f"- {part}: {found['message']}"] if "error" in found else [str(e) for e in found]
+
+    def _document(self, part: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.said.get(part) or {}
+        return {} if "error" in found else found
+
+    @property
+    def network(self) -> Live:
+        """Each part of the network that is not as declared; firewall and kernel have own facts."""
+        said = self.said.get("network") or {}
+        if "error" in said:
+            return {BRIDGE_PART: [f"- {said['message']}"]}
+        found: Live = {}
+        for each in said.get("differences", []):
+            if each["part"] not in (FIREWALL_PART, KERNEL_PART):
+                found.setdefault(each["part"], []).extend(each["diff"])
+        return found
+
+    @property
+    def sshd(self) -> list[str]:
+        return self._lines("sshd")
+
+    @property
+    def polkit(self) -> list[str]:
+        return self._lines("polkit")
+
+    @property
+    def accounts(self) -> list[str] | None:
+        """None where nobody can say so: all of them are to be made."""
+        return self._lines("accounts") if "accounts" in self.said else None
+
+    @property
+    def damage(self) -> list[str]:
+        """Differences of the release in use from what was installed."""
+        return [str(line) for line in self._document("release").get("damage", [])]
+
+    @property
+    def socket(self) -> dict[str, Any]:
+        """Whether the controller's socket was lost, and what is in its way at its address."""
+        return self._document("socket")
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """`images` (digests) and `golden` (a digest or null) of the host's store."""
+        return self._document("images")
+
+    @property
+    def database(self) -> dict[str, Any]:
+        """`database`: which one the host's files name, in words; `differences`: lines."""
+        return self._document("database")
+
+
+class Look(JsonFact):
+    def command(self, tool: str, question: str) -> str:
+        asked = f"printf %s {shlex.quote(question)} | {tool} look 2>/dev/null"
+        return f"test ! -x {tool} || {asked} || true"
+
+
+def look(tool: str, parts: list[str], declared: str, address: str, port: int) -> Looked:
+    """Ask for these parts. `declared` is the text of the host.json that the host is to have."""
+    question = {
+        "parts": parts,
+        "host": json.loads(declared),
+        "socket": {"address": address, "port": port},
+    }
+    said = host.get_fact(Look, tool=tool, question=json.dumps(question))
+    if "error" in said:
+        warn(
+            f"{host.name}: its host tool is of another release, which cannot say how the host is: "
+            "this plan may name too much or too little"
+        )
+        return Looked()
+    return Looked(said)

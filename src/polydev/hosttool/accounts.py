@@ -1,0 +1,290 @@
+"""Users of ours as host.json declares them and as the host has them: compared, and mended.
+
+Nobody logs in as one of them, each has ids of its own and is alone in a group of its own, and sudo
+lets none of them do anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.durable import write_durably
+from polydev.hosttool.errors import HostError
+
+ETC = Path("/etc")
+SYSUSERS = "/etc/sysusers.d/polydev.conf"
+NO_LOGIN = "/usr/sbin/nologin"
+NO_PASSWORD = "!*"  # noqa: S105  (what systemd-sysusers writes: no password fits)
+# People's begin after it.
+HIGHEST_ID = 999
+SUDOERS = "sudoers"
+# A line that is more than a comment; #998 is a user by number.
+RULE = re.compile(r"^\s*([^#\s]|#\d)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user, alone in a group of the same name and in no other one.
+
+    `group` is the primary group, `others` are further groups, `members` are further users of the
+    user's own group, `ids` says whose the numbers are, `sudo` names files that give it rights.
+    """
+
+    name: str
+    comment: str
+    home: str = "/"
+    shell: str = NO_LOGIN
+    is_locked: bool = True
+    group: str = ""
+    others: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    ids: str = "of its own"
+    sudo: tuple[str, ...] = ()
+
+    @property
+    def declared(self) -> Account:
+        return replace(self, group=self.group or self.name)
+
+
+def accounts_of(host: dict[str, object]) -> list[Account]:
+    """The accounts that a host.json declares; none in one of an earlier deploy."""
+    known = host.get("accounts")
+    return [Account(**each).declared for each in known] if isinstance(known, list) else []
+
+
+def differences(wanted: list[Account], etc: Path = ETC) -> list[str]:
+    """Lines with `-` for what is there and `+` for what is declared; [] where they are the same."""
+    there = read(etc)
+    found = []
+    for each in wanted:
+        now = there.get(each.name)
+        if now is None:
+            found.append(f"+ user {each.name}")
+            continue
+        for word, was, is_to_be in _compared(now, each):
+            found += [f"- user {each.name}: {word} {was}", f"+ user {each.name}: {word} {is_to_be}"]
+    return found
+
+
+def _compared(now: Account, wanted: Account) -> Iterator[tuple[str, str, str]]:
+    """Yield each difference of an account from its declaration: word, what is, what is to be."""
+    for word, of in (
+        ("comment", lambda each: each.comment),
+        ("home", lambda each: each.home),
+        ("shell", lambda each: each.shell),
+        ("password", lambda each: "locked" if each.is_locked else "not locked"),
+        ("ids", lambda each: each.ids),
+        ("group", lambda each: each.group),
+        ("further groups", lambda each: ", ".join(each.others) or "none"),
+        ("further members of its group", lambda each: ", ".join(each.members) or "none"),
+        ("sudo", lambda each: ", ".join(each.sudo) or "none"),
+    ):
+        if of(now) != of(wanted):
+            yield word, of(now), of(wanted)
+
+
+# Read
+
+
+def read(etc: Path = ETC) -> dict[str, Account]:
+    """All users of the host's own tables. Of passwords, only whether one fits."""
+    # name, password, gid, members
+    groups = _table(etc / "group", 4)
+    names = {gid: name for name, _, gid, *_ in groups}
+    members = {name: _names(text) for name, _, _, text, *_ in groups}
+    # name, password, uid, gid, comment, home, shell
+    users = _table(etc / "passwd", 7)
+    primary = {name: names.get(gid, gid) for name, _, _, gid, *_ in users}
+    locked = {name: word[:1] in ("!", "*") for name, word, *_ in _table(etc / "shadow", 2)}
+    own = {name: gid for name, _, gid, *_ in groups}
+    uids, gids = Counter(row[2] for row in users), Counter(row[2] for row in groups)
+    granted = _granted_by_sudo(etc)
+    found = {}
+    for name, _, uid, gid, comment, home, shell, *_ in users:
+        others = tuple(sorted(each for each in members if name in members[each] and each != name))
+        is_shared = uids[uid] > 1 or gids[gid] > 1 or gids[own.get(name, gid)] > 1
+        account = Account(
+            name=name,
+            comment=comment,
+            home=home,
+            shell=shell,
+            is_locked=locked.get(name, False),
+            group=primary[name],
+            others=others,
+            members=tuple(
+                sorted(
+                    {*members.get(name, ()), *(u for u, g in primary.items() if g == name)} - {name}
+                )
+            ),
+            ids=f"{uid}:{gid}, of others too" if is_shared else Account.ids,
+        )
+        words = {("username", "ALL"), ("username", name), ("userid", uid), ("usergid", gid)}
+        words |= {("usergroup", each) for each in (account.group, *others)}
+        by = tuple(file for file, rules in granted.items() if any(_fits(r, words) for r in rules))
+        found[name] = replace(account, sudo=by)
+    return found
+
+
+def _table(file: Path, fields: int) -> list[list[str]]:
+    try:
+        lines = file.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    rows = (line.split(":") for line in lines)
+    return [row for row in rows if len(row) >= fields]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+# What a rule of sudoers calls its users, one kind and one value each; whom it does not mean.
+Users = list[tuple[tuple[str, str], bool]]
+
+
+def _fits(users: Users, words: set[tuple[str, str]]) -> bool:
+    """Whether a rule is about the user whom these words mean; the last that fits decides."""
+    fits = [not is_negated for word, is_negated in users if word in words]
+    return bool(fits) and fits[-1]
+
+
+def _granted_by_sudo(etc: Path) -> dict[str, list[Users]]:
+    """The users of each rule that permits something, by the file that it stands in."""
+    return {
+        str(file): [users for users, permits in _rules(file) if permits]
+        for file in (etc / SUDOERS, *sorted((etc / "sudoers.d").glob("*")))
+        # sudo itself leaves out names with a dot in them, and those that end with ~.
+        if file.is_file() and "." not in file.name and not file.name.endswith("~")
+    }
+
+
+def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
+    """Yield the rules of one file, without those that it includes, and if they permit something."""
+    text = "".join(
+        line
+        for line in file.read_text(errors="replace").splitlines(keepends=True)
+        if not line.lstrip().startswith(("@include", "#include"))
+    )
+    for rule in _parsed(text).get("User_Specs", []) if RULE.search(text) else []:
+        users = [(_word(each), bool(each.get("negated"))) for each in rule["User_List"]]
+        commands = [each for spec in rule["Cmnd_Specs"] for each in spec["Commands"]]
+        yield users, any(not each.get("negated") for each in commands)
+
+
+def _parsed(sudoers: str) -> dict[str, Any]:
+    """What sudo's own reader makes of a file; {} where there is none."""
+    import subprocess
+
+    argv = ["cvtsudoers", "--expand-aliases", "--output-format", "json", "-"]
+    try:
+        done = subprocess.run(argv, input=sudoers, capture_output=True, text=True, check=False)
+        return dict(json.loads(done.stdout or "{}"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _word(user: dict[str, object]) -> tuple[str, str]:
+    return next(((kind, str(value)) for kind, value in user.items() if kind != "negated"), ("", ""))
+
+
+# Mend
+
+
+def mend(wanted: list[Account], etc: Path = ETC) -> dict[str, object]:
+    """Make those that are missing and set the others back. Raises HostError `accounts-wrong`."""
+    _run(["systemd-sysusers", SYSUSERS])
+    there = read(etc)
+    wrong = {each.name for each in wanted if there[each.name] != each}
+    set_back([each for each in wanted if each.name in wrong], there, etc)
+    for each in wanted:
+        for command in mending(there[each.name], each):
+            _run(command)
+    names = {each.name for each in wanted}
+    for file in map(Path, sorted({file for name in names for file in there[name].sudo})):
+        if _is_about(file, names):
+            file.unlink()
+    if left := differences(wanted, etc):
+        raise HostError(
+            "accounts-wrong",
+            "; ".join(line for line in left if line[0] == "-") or "; ".join(left),
+            "on the host, as root: visudo -f FILE where sudo is named, else usermod",
+        )
+    return {"mended": sorted(wrong)}
+
+
+def set_back(wrong: list[Account], there: dict[str, Account], etc: Path = ETC) -> None:
+    """Write the lines of these users and of their groups as they are to be.
+
+    Not usermod: it refuses whoever has a process, whom root's id has always, and of who has the
+    home / it gives all that is root's to another user.
+    """
+    with (etc / ".pwd.lock").open("a") as lock:  # that of all programs that write these files
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        users, groups = _table(etc / "passwd", 7), _table(etc / "group", 4)
+        own = {each.name for each in wrong}
+        for each in wrong:
+            user = next(row for row in users if row[0] == each.name)
+            group = next(row for row in groups if row[0] == each.name)
+            if there[each.name].ids != each.ids:
+                user[2] = group[2] = _own_id(each, users, groups)
+            user[3:] = [group[2], each.comment, each.home, each.shell]
+        _write_rows(etc / "group", [row for row in groups if row[0] in own])
+        _write_rows(etc / "passwd", [row for row in users if row[0] in own])
+
+
+def _write_rows(file: Path, rows: list[list[str]]) -> None:
+    """Put these rows in the place of those that have their names; other lines stay as they are."""
+    fresh = {row[0]: ":".join(row) for row in rows}
+    lines = file.read_text(errors="surrogateescape").splitlines()
+    kept = "".join(f"{fresh.get(line.partition(':')[0], line)}\n" for line in lines)
+    write_durably(file, kept.encode(errors="surrogateescape"))
+
+
+def _own_id(account: Account, users: list[list[str]], groups: list[list[str]]) -> str:
+    """An id that nobody else has, as user or as group; if it can be told, the one that it had."""
+    taken = {row[2] for row in (*users, *groups) if row[0] != account.name}
+    own = [row[2] for row in (*groups, *users) if row[0] == account.name]
+    home = Path(account.home)
+    own += [str(home.stat().st_uid)] if account.home != "/" and home.is_dir() else []
+    wanted = map(str, range(HIGHEST_ID, 0, -1))
+    fits = (each for each in (*own, *wanted) if each not in taken)
+    return next(each for each in fits if 0 < int(each) <= HIGHEST_ID)
+
+
+def _is_about(file: Path, names: set[str]) -> bool:
+    """Whether all that a file of sudoers.d says is about these users."""
+    rules = list(_rules(file))
+    users = [word for rule, _ in rules for word, _ in rule]
+    return file.name != SUDOERS and all(kind == "username" and n in names for kind, n in users)
+
+
+def mending(now: Account, wanted: Account) -> Iterator[list[str]]:
+    """Commands that set back what is not in an account's own lines."""
+    name = wanted.name
+    if now.ids != wanted.ids and wanted.home != "/":
+        yield ["chown", "--recursive", f"{name}:{name}", wanted.home]
+    if not now.is_locked:
+        yield ["usermod", "--password", NO_PASSWORD, name]
+    if now.others != wanted.others:
+        yield ["usermod", "--groups", "", name]
+    if now.members:
+        yield ["gpasswd", "--members", "", name]
+    # A member with this primary group gets back a group of their own, as every user on Debian has.
+    for member in now.members:
+        if_primary = 'test "$(id -gn "$1")" != "$2" || usermod --gid "$1" "$1"'
+        yield ["sh", "-c", if_primary, "sh", member, name]
+
+
+def _run(argv: list[str]) -> None:
+    import subprocess
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HostError("accounts-wrong", f"{' '.join(argv[:6])}: {done.stderr.strip()[-500:]}")

@@ -1,0 +1,90 @@
+"""All that a deployment's plan wants to know of a host and only this tool can say, by one call.
+
+Each start of Python costs a plan more than most of its questions, so there is one; and what waits
+for other programs waits side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from polydev.hosttool import (
+    accounts,
+    controller_socket,
+    images,
+    network_state,
+    polkit,
+    program,
+    release,
+    schema,
+    sshd,
+)
+from polydev.hosttool.errors import HostError
+
+if TYPE_CHECKING:
+    from polydev.hosttool.verbs import Call
+
+Json = dict[str, Any]
+
+
+def look(call: Call, question: Mapping[str, Any]) -> Json:
+    """Answer each part that is asked for; one that cannot be answered has `error` and `message`.
+
+    `host` is a host.json as it is to be, `socket` where the controller is to listen, `parts` names
+    what is asked for.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = [name for name in PARTS if name in question["parts"]]
+    with ThreadPoolExecutor(max(1, len(asked))) as pool:
+        said = {name: pool.submit(_answer, PARTS[name], call, question) for name in asked}
+    return {name: each.result() for name, each in said.items()}
+
+
+Part = Callable[["Call", Mapping[str, Any]], object]
+
+
+def _answer(part: Part, call: Call, question: Mapping[str, Any]) -> object:
+    try:
+        return part(call, question)
+    except HostError as error:
+        return error.as_dict()
+    except (OSError, ValueError, KeyError) as error:
+        return HostError("unread", f"{type(error).__name__}: {error}").as_dict()
+
+
+def _database(call: Call, _question: Mapping[str, Any]) -> Json:
+    """Which database the host's files name, and what its release finds wrong with it."""
+    named: Json = {"database": program.database_in_words(call.paths)}
+    asked = program.current_program(call.paths)
+    if not asked.file.exists():
+        return named
+    if schema.is_known(call.paths, asked.release.name):
+        return {**named, "differences": []}
+    try:
+        said = asked.ask("database", "check", "--no-tools", code="database-unusable")
+    except HostError as error:
+        return {**named, "differences": [f"- {error.message}"], "hint": error.hint}
+    found = said.get("differences")
+    if found == []:
+        schema.remember(call.paths, asked.release.name)
+    return {**named, "differences": found or []}
+
+
+def _socket(call: Call, question: Mapping[str, Any]) -> Json:
+    where = question["socket"]
+    return controller_socket.state(call.systemd, where["address"], where["port"])
+
+
+# The slowest first.
+PARTS: dict[str, Part] = {
+    "database": _database,
+    "network": lambda _, question: network_state.as_document(network_state.check(question["host"])),
+    "release": lambda call, _: release.current_damage(call.paths.controller),
+    "socket": _socket,
+    "sshd": lambda _, question: sshd.differences(question["host"]["sshd"]),
+    "polkit": lambda *_: polkit.differences(),
+    "accounts": lambda _, question: accounts.differences(accounts.accounts_of(question["host"])),
+    "images": lambda call, _: images.listing(call.paths.images),
+}

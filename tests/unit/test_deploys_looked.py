@@ -1,0 +1,67 @@
+"""What a plan makes of the host tool's answers, and of a host that has another tool or none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from polydev.deploys.looked import Look, Looked, look
+from tests.unit.fake_host import fake_host
+
+TOOL = "/opt/polydev-ai/bin/polydev-host"
+FAILED = {"error": "unread", "message": "cannot read: no", "hint": None}
+
+
+def asked(answer: list[str]) -> Looked:
+    with fake_host({f"{TOOL} look": answer}):
+        return look(TOOL, ["sshd", "accounts"], '{"it\'s": 1}', "127.0.0.1", 4000)
+
+
+def test_one_question_holds_all_that_is_declared() -> None:
+    command = Look().command(TOOL, '{"it\'s": 1}')
+    assert command.startswith(f"test ! -x {TOOL} || printf %s ")
+    assert f"""'{{"it'"'"'s": 1}}' | {TOOL} look""" in command
+
+
+def test_differences_of_the_network_by_part() -> None:
+    differences = [
+        {"part": "slot-2", "diff": ["- a", "+ b"]},
+        {"part": "firewall", "diff": ["- c"]},
+        {"part": "kernel", "diff": ["- d"]},
+        {"part": "slot-2", "diff": ["- e"]},
+    ]
+    found = Looked({"network": {"differences": differences}})
+    assert found.network == {"slot-2": ["- a", "+ b", "- e"]}
+
+
+def test_what_cannot_be_read_is_a_difference() -> None:
+    found = Looked(dict.fromkeys(("network", "sshd", "accounts", "polkit"), FAILED))
+    assert found.network == {"bridge": ["- cannot read: no"]}
+    assert found.sshd == ["- sshd: cannot read: no"]
+    assert found.accounts == ["- accounts: cannot read: no"]
+
+
+@pytest.mark.parametrize("part", ["release", "socket", "images", "database"])
+def test_one_that_fails_says_nothing_of_what_is_made_anew_anyway(part: str) -> None:
+    found: Any = Looked({part: FAILED})
+    attribute = {"release": "damage"}.get(part, part)
+    assert not getattr(found, attribute)
+
+
+def test_a_host_without_the_tool_has_all_to_come() -> None:
+    found = asked([])
+    assert (found.network, found.sshd, found.accounts, found.damage) == ({}, [], None, [])
+
+
+def test_a_tool_of_another_release_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    found = asked([json.dumps({"error": "usage", "message": "no such verb", "hint": None})])
+    assert found == Looked()
+    assert "host tool is of another release" in caplog.text
+
+
+def test_answers_by_their_part() -> None:
+    said = {"sshd": ["- a"], "accounts": [], "release": {"damage": ["x is missing"]}}
+    found = asked([json.dumps(said)])
+    assert (found.sshd, found.accounts, found.damage) == (["- a"], [], ["x is missing"])

@@ -1,0 +1,258 @@
+"""Users of a host as declared, and what sets back what somebody changed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys.accounts import declared_accounts
+from polydev.deploys.data import HostData
+from polydev.deploys.users import accounts_as_in
+from polydev.hosttool import accounts
+from polydev.hosttool.accounts import (
+    Account,
+    _is_about,
+    accounts_of,
+    differences,
+    mending,
+    read,
+    set_back,
+)
+from tests.unit.fake_host import fake_host
+
+WANTED = [
+    Account("controller", "Controller of VMs", "/var/lib/controller").declared,
+    Account("vm-2", "VM of slot 2").declared,
+]
+USUAL = {
+    "passwd": [
+        "root:x:0:0:root:/root:/bin/bash",
+        "anna:x:1000:1000::/home/anna:/bin/bash",
+        "controller:x:997:997:Controller of VMs:/var/lib/controller:/usr/sbin/nologin",
+        "vm-2:x:996:996:VM of slot 2:/:/usr/sbin/nologin",
+    ],
+    "group": ["root:x:0:", "sudo:x:27:anna", "anna:x:1000:", "controller:x:997:", "vm-2:x:996:"],
+    "shadow": ["root:*:1::::::", "controller:!*:1::::::", "vm-2:!*:1::::::"],
+    "sudoers": ["root ALL=(ALL:ALL) ALL", "%sudo ALL=(ALL:ALL) ALL", "@includedir /etc/sudoers.d"],
+}
+CONTROLLER = USUAL["passwd"][2]
+
+
+def etc(folder: Path, changed: dict[str, str] | None = None, without: str = "\0") -> Path:
+    """The tables of a host on which these lines, named by what they begin with, were changed."""
+    changed = changed or {}
+    for table, all_lines in USUAL.items():
+        lines = [
+            changed.get(f"{table}:{line.partition(':')[0]}", line)
+            for line in all_lines
+            if not line.startswith(f"{without}:")
+        ]
+        (folder / table).write_text("".join(f"{line}\n" for line in lines))
+    (folder / "sudoers.d").mkdir(exist_ok=True)
+    return folder
+
+
+def test_as_declared(tmp_path: Path) -> None:
+    assert differences(WANTED, etc(tmp_path)) == []
+
+
+def test_one_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert differences(WANTED, etc(tmp_path, without="vm-2")) == ["+ user vm-2"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference", "command"),
+    [
+        (
+            {"passwd:controller": CONTROLLER.replace("/usr/sbin/nologin", "/bin/bash")},
+            "shell /bin/bash",
+            "",
+        ),
+        (
+            {"passwd:controller": CONTROLLER.replace("/var/lib/controller", "/tmp")},
+            "home /tmp",
+            "",
+        ),
+        (
+            {"passwd:controller": CONTROLLER.replace("Controller of VMs", "")},
+            "comment ",
+            "",
+        ),
+        (
+            {"passwd:controller": CONTROLLER.replace("997:997", "997:27")},
+            "group sudo",
+            "",
+        ),
+        (
+            {"passwd:controller": CONTROLLER.replace("997:997", "997:31337")},
+            "group 31337",
+            "",
+        ),
+        (
+            {"passwd:controller": CONTROLLER.replace("997:997", "0:997")},
+            "ids 0:997, of others too",
+            "chown --recursive controller:controller /var/lib/controller",
+        ),
+        (
+            {"group:root": "root:x:997:"},
+            "ids 997:997, of others too",
+            "chown --recursive controller:controller /var/lib/controller",
+        ),
+        (
+            {"shadow:controller": "controller:$y$j9T$:1::::::"},
+            "password not locked",
+            "usermod --password !* controller",
+        ),
+        (
+            {"group:sudo": "sudo:x:27:anna,controller"},
+            "further groups sudo",
+            "usermod --groups  controller",
+        ),
+        (
+            {"group:controller": "controller:x:997:anna"},
+            "further members of its group anna",
+            "gpasswd --members  controller",
+        ),
+        (
+            {"passwd:anna": "anna:x:1000:997::/home/anna:/bin/bash"},
+            "further members of its group anna",
+            "sh anna controller",
+        ),
+    ],
+)
+def test_each_change_by_hand_is_named_and_set_back(
+    tmp_path: Path, changed: dict[str, str], difference: str, command: str
+) -> None:
+    folder = etc(tmp_path, changed)
+    said, there = differences(WANTED, folder), read(folder)
+    assert f"- user controller: {difference}" in said
+    commands = [" ".join(each) for each in mending(there["controller"], WANTED[0])]
+    if command:
+        assert any(each.endswith(command) for each in commands)
+        return
+    assert commands == []
+    set_back(WANTED[:1], there, folder)
+    assert differences(WANTED, folder) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"passwd:vm-2": "vm-2:x:0:996:VM of slot 2:/:/usr/sbin/nologin"}, "996"),
+        ({"group:vm-2": "vm-2:x:27:"}, "996"),
+        ({"passwd:vm-2": "vm-2:x:0:0::/:/bin/sh", "group:vm-2": "vm-2:x:0:"}, "999"),
+        ({"passwd:vm-2": "vm-2:x:997:997::/:/bin/sh", "group:vm-2": "vm-2:x:997:"}, "999"),
+        ({"passwd:vm-2": "vm-2:x:0:1000::/:/bin/sh", "group:vm-2": "vm-2:x:999:"}, "999"),
+    ],
+)
+def test_the_id_that_it_had_is_its_own_again(
+    tmp_path: Path, changed: dict[str, str], found: str
+) -> None:
+    folder = etc(tmp_path, changed)
+    with (folder / "passwd").open("a") as file:
+        file.write("+@people\n")  # a line that is no user's
+    set_back(WANTED[1:], read(folder), folder)
+    assert differences(WANTED[1:], folder) == []
+    passwd = (folder / "passwd").read_text()
+    assert f"vm-2:x:{found}:{found}:VM of slot 2:/:/usr/sbin/nologin\n" in passwd
+    assert passwd.endswith("\n+@people\n")
+    assert passwd.startswith("".join(f"{line}\n" for line in USUAL["passwd"][:3]))
+
+
+def spec(*users: dict[str, object], command: dict[str, object] | None = None) -> dict[str, object]:
+    """A rule as cvtsudoers writes it."""
+    commands = [{"Commands": [command or {"command": "ALL"}]}]
+    return {"User_List": list(users), "Cmnd_Specs": commands}
+
+
+VM: dict[str, object] = {"username": "vm-2"}
+
+
+@pytest.fixture
+def sudoers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that have the answers of cvtsudoers in them; labs have the program itself."""
+    monkeypatch.setattr(accounts, "_parsed", lambda text: {"User_Specs": json.loads(text)})
+
+
+@pytest.mark.usefixtures("sudoers")
+@pytest.mark.parametrize(
+    ("file", "rule", "is_granted"),
+    [
+        ("sudoers.d/90-x", spec(VM), True),
+        ("sudoers.d/90-x", spec({"userid": 996}), True),
+        ("sudoers.d/90-x", spec({"usergroup": "vm-2"}), True),
+        ("sudoers.d/90-x", spec({"usergid": 996}), True),
+        ("sudoers.d/90-x", spec({"username": "ALL"}, {"username": "root", "negated": True}), True),
+        ("sudoers", spec(VM), True),
+        (
+            "sudoers.d/90-x",
+            spec(
+                {"username": "ALL"},
+                {"username": "vm-2", "negated": True},
+                {"username": "controller", "negated": True},
+            ),
+            False,
+        ),
+        ("sudoers.d/90-x", spec(VM, command={"command": "ALL", "negated": True}), False),
+        ("sudoers.d/90-x", spec({"username": "anna"}), False),
+        ("sudoers.d/90.x", spec(VM), False),
+    ],
+)
+def test_rights_by_sudo_are_named(
+    tmp_path: Path, file: str, rule: dict[str, object], is_granted: bool
+) -> None:
+    folder = etc(tmp_path)
+    (folder / "sudoers").write_text("[]")
+    (folder / file).write_text(json.dumps([rule]))
+    said = differences(WANTED, folder)
+    assert (f"- user vm-2: sudo {folder / file}" in said) == is_granted
+    assert bool(said) == is_granted
+
+
+@pytest.mark.usefixtures("sudoers")
+def test_only_a_file_about_nobody_else_is_removed(tmp_path: Path) -> None:
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.write_text(json.dumps([spec(VM), spec({"username": "controller"})]))
+    others.write_text(json.dumps([spec(VM, {"username": "anna"})]))
+    names = {"vm-2", "controller"}
+    assert _is_about(ours, names)
+    assert not _is_about(others, names)
+
+
+def test_files_of_comments_start_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_parsed", lambda text: pytest.fail(text))
+    folder = etc(tmp_path)
+    (folder / "sudoers").write_text("# nothing\n\n@includedir /etc/sudoers.d\n")
+    assert differences(WANTED, folder) == []
+
+
+def test_a_password_is_read_as_a_fact_only(tmp_path: Path) -> None:
+    found = read(etc(tmp_path, {"shadow:controller": "controller:$y$secret:1::::::"}))
+    assert not found["controller"].is_locked
+    assert "secret" not in repr(found)
+
+
+def test_what_host_json_declares() -> None:
+    declared = declared_accounts(HostData(slots=2))
+    document: dict[str, object] = {"accounts": [vars(each) for each in declared]}
+    assert [each.name for each in accounts_of(document)] == [each.name for each in declared]
+    assert accounts_of({}) == [], "of an earlier deploy"
+
+
+class TestOperation:
+    def run(self, differences: list[str] | None) -> list[str]:
+        with fake_host({}) as host:
+            return host.commands(accounts_as_in, differences=differences, document="{}")
+
+    def test_nothing_where_all_are_as_declared(self) -> None:
+        assert self.run([]) == []
+
+    @pytest.mark.parametrize("found", [None, ["- user vm-2: sudo /etc/sudoers.d/x"]])
+    def test_one_command_makes_and_sets_back(self, found: list[str] | None) -> None:
+        (command,) = self.run(found)
+        assert command.startswith("printf %s '{}' | ")
+        assert command.endswith("accounts mend --host /dev/stdin")
