@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
+from polydev.image.record import BOOT_FILES, FileEntry
+from polydev.image.tree import file_sha256
 from polydev.image.verify import _Attempt, image_fault
 from polydev.progress import Steps
 from polydev.run import run
@@ -121,3 +124,28 @@ def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> No
     said = {"fails": "port 8080 is closed", "skips": "skipped: no browser here"}
     if how in said:
         assert fault.value.message == f"1 spec failed: test_it: {said[how]}"
+
+
+@pytest.mark.parametrize("damaged", [None, *BOOT_FILES])
+def test_damaged_bytes_explain_all_that_was_seen_of_them(
+    damaged: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    for name in BOOT_FILES:
+        (tmp_path / name).write_text(name)
+        files[name] = FileEntry(
+            sha256=file_sha256(tmp_path / name), size_bytes=1, allocated_bytes=1
+        )
+    if damaged:
+        (tmp_path / damaged).write_text("else")
+
+    def wrong(*_words: object) -> None:
+        raise SpecError("wrong")
+
+    monkeypatch.setattr(_Attempt, "_run_offline", wrong)
+    monkeypatch.setattr(_Attempt, "_run_booted", wrong)
+    record = cast(Any, SimpleNamespace(files=files))
+    attempt = _Attempt(record, tmp_path, tmp_path, tmp_path, Steps())
+    fault = attempt.run(cast(Any, SimpleNamespace(folder=tmp_path)), 0, 1)
+    assert fault is not None
+    assert fault.message.startswith(f"{damaged} is damaged:" if damaged else "wrong")

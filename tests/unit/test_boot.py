@@ -11,7 +11,7 @@ import pytest
 
 from polydev.errors import BootError, MachineBusy, VmError
 from polydev.image import boot as boot_module
-from polydev.image.boot import Boot, follow
+from polydev.image.boot import Boot, Look, follow
 from polydev.image.evidence import (
     UNITS,
     Evidence,
@@ -317,6 +317,34 @@ def test_only_a_boot_that_tests_has_a_console() -> None:
     assert "systemd.debug_shell=ttyS1" in kernel_command_line(under_test)
     assert qemu_argv(under_test).count("-serial") == 2
     assert "console.sock" in " ".join(qemu_argv(under_test))
+
+
+class ServingVm(Machine):
+    """A VM without a console, whose guest has come up, as its serial console says."""
+
+    def __init__(self) -> None:
+        super().__init__(config(test_console=False), pid=0)
+
+    def serial(self) -> str:
+        return "systemd[1]: Reached target multi-user.target - Multi-User System.\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (None, "the agent does not answer"),
+        (404, "the agent answers 404 on /health"),
+        (503, "vnc: refused"),
+    ],
+)
+def test_a_guest_in_use_is_judged_by_what_is_seen_of_it(status: int | None, said: str) -> None:
+    boot = Boot(ServingVm())
+    boot.reached("kernel", "init", "services")
+    if status == 503:
+        boot.health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
+    look = Look.__new__(Look)  # as one that has got this answer
+    look.boot, look.status, look.evidence = boot, status, None
+    assert look.cause(None) == said
 
 
 class DeadVm(Machine):

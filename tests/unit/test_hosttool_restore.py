@@ -17,7 +17,7 @@ from polydev.hosttool import backup, database, restore_controller, saved
 from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.restore import Options, restore
-from polydev.hosttool.units import MAIN, SOCKET
+from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from polydev.run import PIPE, end_group, spawn
 from tests.disk import recorded
 from tests.unit.hosttool_host import (
@@ -456,3 +456,15 @@ class TestDatabase:
         host.controller.database.chmod(0o666)
         assert host.restore()["database"] == "adjusted"
         assert host.controller.database.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: Host) -> None:
+    """A handover was killed when the new release ran beside the service, which then fell over."""
+    host.backup()
+    deploy(host, "1", NEW, "b" * 64)
+    host.systemd.come_up(next_unit(NEW))
+    host.systemd.active.pop(MAIN)
+    host.systemd.log.clear()
+    host.restore()
+    log = host.systemd.log
+    assert log.index(f"restart {MAIN}") < log.index(f"stop {next_unit(NEW)}")

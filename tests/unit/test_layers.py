@@ -12,6 +12,7 @@ import yaml
 
 from polydev.errors import ConfigError
 from polydev.image.apt import Archive, Deb
+from polydev.image.layercache import remove_layer
 from polydev.image.layers import (
     GuestFile,
     LayerPlan,
@@ -22,6 +23,7 @@ from polydev.image.layers import (
     write_staging,
 )
 from polydev.image.recipe import load_recipe
+from tests.diskwork import watched_disk
 
 RECIPE = """
 name: small
@@ -295,3 +297,16 @@ def test_recipe_of_these_tests_has_all_kinds_of_layers() -> None:
     layers = yaml.safe_load(RECIPE)["layers"]
     keys = {key for layer in layers for key in layer}
     assert keys == {"name", "packages", "files", "run", "unpack", "enable", "mask", "npm", "copy"}
+
+
+def test_no_part_of_a_removed_layer_is_ever_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = tmp_path / "0123-web"
+    for left in (tmp_path / ".0123-web.gone", layer):  # the first by a removal that was killed
+        (left / "tree").mkdir(parents=True)
+        (left / "tree" / "file").write_text("x")
+    with watched_disk(monkeypatch) as work:
+        remove_layer(layer)
+    assert (work.renames, work.faults()) == (1, [])
+    assert list(tmp_path.iterdir()) == []

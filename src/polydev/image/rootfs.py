@@ -69,7 +69,6 @@ def make_rootfs(
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, "root.polydev")
     at = scratch / "merged"
     at.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
     with file.open("wb") as stream:
         stream.truncate(size)
     clock = {"E2FSPROGS_FAKE_TIME": str(epoch)}
