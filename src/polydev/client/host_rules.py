@@ -206,7 +206,7 @@ def polkit_finding(where: str, facts: HostFacts) -> Finding:
         found = f"could not be asked; polkit.service is {active}"
         return Finding(where, "polkit", "warning", found, "./inv deploy; then again")
     if not reads_rules(version := str(facts.said.get("polkitVersion") or "")):
-        todo = "use Debian 12 or Ubuntu 24.04: VMs cannot be started there"
+        todo = "use Debian 12, Debian 13 or Ubuntu 24.04: VMs cannot be started there"
         return Finding(where, "polkit", "problem", f"{version} reads no rules in JavaScript", todo)
     found = "the controller may not start VMs"
     return Finding(where, "polkit", "problem", found, "./inv deploy brings the rule")
