@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -13,7 +14,13 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from polydev.controller.relay.beat import Beat
-from polydev.controller.relay.closings import VIEWER_SILENT, VM_GONE, Closing, Refused
+from polydev.controller.relay.closings import (
+    VIEWER_SILENT,
+    VIEWER_VANISHED,
+    VM_GONE,
+    Closing,
+    Refused,
+)
 from polydev.controller.relay.pipes import Pipes
 from polydev.controller.relay.pump import Buffers, Pump
 from polydev.controller.relay.seats import Seat, Seats
@@ -125,6 +132,19 @@ def test_a_frame_that_does_not_leave_at_once_leaves_whole_and_pings_follow_it() 
         await drained.wait()
         assert not viewer.waits
         assert viewer.bytes_to == MUCH
+
+    play(scenario)
+
+
+def test_who_has_hung_up_is_noticed_by_what_is_sent() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewer = bench.viewer
+        linger = struct.pack("ii", 1, 0)  # a reset, at once
+        bench._far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        bench._far.close()
+        assert not viewer.send(memoryview(b"the screen"))
+        assert not viewer.waits
+        assert viewer.ended.result() is VIEWER_VANISHED
 
     play(scenario)
 

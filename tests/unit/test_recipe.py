@@ -82,6 +82,7 @@ def test_layer_is_made_inside_those_below_only_where_it_must(
         ((), {"colour": "red"}, "colour: there is no such key"),
         (("kernel",), {"modulez": []}, "kernel.modulez: there is no such key"),
         (("layers", 1), {"enabel": []}, "layers[1].enabel: there is no such key"),
+        (("layers", 1), {"folder": "/"}, "layers[1].folder: there is no such key"),
         (("layers", 1), {"enable": ["no-suffix"]}, "layers[1].enable[0]: "),
         (("layers", 1), {"mask": ["a.service", "a b.service"]}, "layers[1].mask[1]: "),
         (("layers", 0), {"packages": ["Not A Package"]}, "layers[0].packages[0]: "),

@@ -97,6 +97,13 @@ class TestStart:
         assert (order.image, order.image_digest) == (f"/store/images/{DIGEST}", DIGEST)
         assert (order.session_id, order.cpus, order.memory_mib) == ("mine", 3, 2048)
 
+    def test_a_start_goes_on_after_one_that_was_killed_half_way(self, site: Site) -> None:
+        site.start()
+        (site.root / "2" / "current").rename(site.root / "2" / ".current")
+        site.units.states.pop(UNIT, None)
+        site.start()
+        assert site.left() == ["2", "2/current", "2/one", "2/one/launch.json", "3"]
+
     def test_its_user_gets_in_and_may_write_and_nobody_else(self, site: Site) -> None:
         site.start()
         folder = site.root / "2" / "one"

@@ -28,6 +28,7 @@ from polydev.yaml_files import load_yaml
 
 # npm's record of where each package goes.
 LOCK = "package-lock.json"
+KEYS_HINT = "the keys of a recipe are described in golden/README.md"
 
 
 def _no_control_characters(text: Any) -> Any:
@@ -192,9 +193,7 @@ def load_recipe(path: Path) -> Recipe:
         faults = [
             f"{path}: {_key_path(place)}: {words}" for place, words in problems_of(error, Recipe)
         ]
-        raise ConfigError(
-            "\n".join(faults), "the keys of a recipe are described in golden/README.md"
-        ) from error
+        raise ConfigError("\n".join(faults), KEYS_HINT) from error
     _check_layers(path, recipe)
     return recipe
 
@@ -205,7 +204,8 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data = _read_yaml(path)
     for index, layer in enumerate(_list_of(dict, data, "layers", path)):
         if "folder" in layer:
-            raise ConfigError("there is no such key", file=path, key=f"layers[{index}].folder")
+            key = f"layers[{index}].folder"
+            raise ConfigError("there is no such key", KEYS_HINT, file=path, key=key)
         layer["folder"] = path.parent.resolve()
     base_name = data.pop("extends", None)
     without = _list_of(str, data, "without", path)
