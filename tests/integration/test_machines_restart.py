@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from polydev.controller.machines.hypervisor import Hypervisor, Launch
 from polydev.controller.model import Session
@@ -313,16 +314,19 @@ def test_database_that_is_away_for_a_while(tmp_path: Path) -> None:
                 return getattr(world.vms, name)
 
         vms, session = Away(), await world.start()
-        async with world.driving(vms=vms):
-            await until(lambda: _true(vms.seen > 5), "looks in vain")
-            vms.is_away = False
-            await world.until_session(session, "vm_created")
-            vms.is_away, vms.seen = True, 0
-            await until(lambda: _true(vms.seen > 5), "looks in vain")
-            assert 2 in world.host.hypervisor.running()
-            vms.is_away = False
-            await world.sessions.apply(session.id, "terminate")
-            await world.until_released(session)
+        with capture_logs() as logs:
+            async with world.driving(vms=vms):
+                await until(lambda: _true(vms.seen > 5), "looks in vain")
+                vms.is_away = False
+                await world.until_session(session, "vm_created")
+                vms.is_away, vms.seen = True, 0
+                await until(lambda: _true(vms.seen > 5), "looks in vain")
+                assert 2 in world.host.hypervisor.running()
+                vms.is_away = False
+                await world.sessions.apply(session.id, "terminate")
+                await world.until_released(session)
+        told = [each for each in logs if each["event"] == "driver_trouble"]
+        assert len([each for each in told if each["part"] == "tick"]) == 2, "once each time"
 
     play(worlds(tmp_path), scenario)
 
