@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import deadman, restore
+from polydev.hosttool import backup, busy, deadman, restore
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.operations import SLICE, configure_packages, in_slice, permit, stop
 from polydev.hosttool.paths import Paths
@@ -154,3 +155,27 @@ class TestPackages:
         (paths.dpkg / "status").write_text("no list of packages\n")
         (paths.dpkg / "updates" / "0001").write_text("")
         assert str(configure_packages(paths)).startswith("failed: ")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda host: host.backup(SECOND),
+        lambda host: host.restore(),
+        lambda host: restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options()),
+    ],
+    ids=["backup", "restore", "dead man"],
+)
+def test_a_host_that_is_busy_is_left_alone(
+    changed: Host, verb: Callable[[Host], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadman.arm(changed.paths, changed.systemd, FIRST, 90)
+    take = busy._take
+    before = changed.seen()["listing"]
+    with busy.alone(changed.paths, "another verb"):
+        monkeypatch.setattr(busy, "_take", lambda queue, what, _deadline: take(queue, what, 0))
+        with pytest.raises(HostError, match="the host is busy: another verb"):
+            verb(changed)
+    assert changed.seen()["listing"] == before
+    assert deadman.status(changed.paths, changed.systemd)["armed"]
+    assert [each["id"] for each in backup.backups(changed.paths)] == [FIRST]
