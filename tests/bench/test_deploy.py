@@ -24,7 +24,7 @@ from tests.images import said_to_be_verified
 
 MB = 1e6
 # Of a first deployment's time: facts about the live host, sshd, users and release files among them.
-NO_OP_LIMIT = 0.13
+NO_OP_LIMIT = 0.1
 
 
 @dataclass(frozen=True)
