@@ -38,11 +38,11 @@ from polydev.deploys.operations import (
 from polydev.deploys.packages import postgresql_client
 from polydev.deploys.ranges import Problem
 from polydev.deploys.secret_files import SECRETS, secret_text
+from polydev.deploys.sending import send
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import DeployError
 from polydev.progress import Steps
-from polydev.run import run
 from polydev.ssh import SshTarget
 
 ROOT = "/opt/master-controller"
@@ -131,9 +131,12 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
     with TemporaryDirectory(prefix="polydev-release-") as name:
         requirements = Path(name, "requirements.txt")
         requirements.write_text(bundle.requirements)
-        wheels = [str(wheel.path) for wheel in bundle.wheels]
-        run([*common, *wheels, target.remote(f"{ROOT}/wheels/")])
-        run([*common, str(requirements), target.remote(f"{ROOT}/incoming/{release}/")])
+        for files, folder in (
+            ([wheel.path for wheel in bundle.wheels], f"{ROOT}/wheels"),
+            ([requirements], f"{ROOT}/incoming/{release}"),
+        ):
+            size_bytes = sum(file.stat().st_size for file in files)
+            send([*common, *files, target.remote(f"{folder}/")], target, folder, size_bytes)
     logger.info(f"release {release}: {len(bundle.wheels)} wheels")
 
 

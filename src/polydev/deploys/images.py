@@ -12,11 +12,11 @@ from pyinfra.api.command import StringCommand
 
 from polydev.deploys.data import HostData
 from polydev.deploys.operations import TOOL, done_here, remote_rsync, told
+from polydev.deploys.sending import send
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
 from polydev.hosttool import images as host_store
 from polydev.hosttool.images import GOLDEN
-from polydev.run import run
 from polydev.ssh import SshTarget
 
 STORE = str(host_store.STORE)
@@ -67,8 +67,9 @@ def bytes_sent(stats: str) -> int:
 
 def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None) -> None:
     source = site.store / "images" / digest
-    done = run(rsync_argv(target, source, digest, basis, site.deployment_id))
     size = sum(path.stat().st_blocks * 512 for path in source.iterdir())
+    argv = rsync_argv(target, source, digest, basis, site.deployment_id)
+    done = send(argv, target, f"{STORE}/incoming/{digest}", size)
     against = f", against {basis[:12]}" if basis else ""
     logger.info(f"image {digest[:12]}: sent {bytes_sent(done.stdout)} of {size} bytes{against}")
 

@@ -1,0 +1,41 @@
+"""Files sent to a host by rsync, and why one could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from polydev.errors import CommandError, DeployError
+from polydev.run import Completed, run
+from polydev.ssh import SshTarget
+
+
+def send(argv: Sequence[str | Path], target: SshTarget, folder: str, size_bytes: int) -> Completed:
+    """Run rsync to a folder of the host, and return what it said.
+
+    Raises DeployError if it failed and the folder has no room for `size_bytes`: rsync may end
+    before the receiver's own words about that have come. Raises CommandError of other failures.
+    """
+    try:
+        return run(argv)
+    except CommandError as error:
+        free_bytes = free_bytes_in(target, folder)
+        if free_bytes is None or free_bytes >= size_bytes:
+            raise
+        raise DeployError(
+            f"{target.name}: no space left in {folder}: {_in_mb(free_bytes)} are free, "
+            f"{_in_mb(size_bytes)} were to be sent",
+            f"make room on that disk, then deploy again; as it is now: df {folder}",
+        ) from error
+
+
+def free_bytes_in(target: SshTarget, folder: str) -> int | None:
+    """The room in a folder of the host; None if the host cannot be asked."""
+    argv = target.argv("df", "--block-size=1", "--output=avail", folder)
+    done = run(argv, check=False)
+    figure = done.stdout.rpartition("Avail")[2].strip()
+    return int(figure) if done.status == 0 and figure.isdecimal() else None
+
+
+def _in_mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

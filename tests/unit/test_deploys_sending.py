@@ -1,0 +1,53 @@
+"""Why rsync could not send: the host is asked for its room afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from polydev.deploys import sending
+from polydev.errors import CommandError, DeployError
+from polydev.run import Completed
+from polydev.ssh import SshTarget
+
+TARGET = SshTarget("browsers-1", "browsers-1.example.com")
+CUT_OFF = "rsync: connection unexpectedly closed (12 bytes received so far) [sender]"
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A host that takes no files; what it says of its room is a status and text."""
+    room: dict[str, Any] = {}
+
+    def run(argv: Sequence[str], *, check: bool = True) -> Completed:
+        if argv[0] == "rsync":
+            raise CommandError(argv, 12, CUT_OFF)
+        assert not check
+        return Completed(tuple(argv), room["status"], room["said"], "", 0.1)
+
+    monkeypatch.setattr(sending, "run", run)
+    return room
+
+
+def test_a_full_disk_is_named(host: dict[str, Any]) -> None:
+    host.update(status=0, said="   Avail\n 1048576\n")
+    with pytest.raises(DeployError) as failure:
+        sending.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
+    assert failure.value.message == (
+        "browsers-1: no space left in /opt/x/wheels: 1.0 MB are free, 30.0 MB were to be sent"
+    )
+    assert failure.value.hint
+    assert isinstance(failure.value.__cause__, CommandError)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(0, "Avail\n30000000\n"), (255, ""), (1, "Avail\n"), (0, ""), (0, "Avail\n-\n")],
+    ids=["room", "no-answer", "no-folder", "silent", "no-figure"],
+)
+def test_another_fault_is_rsyncs_own(host: dict[str, Any], status: int, said: str) -> None:
+    host.update(status=status, said=said)
+    with pytest.raises(CommandError, match="unexpectedly closed"):
+        sending.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
