@@ -152,12 +152,21 @@ def logs_of_its_own() -> Iterator[None]:
 
 
 @pytest.fixture
-def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+def logs_as_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Set back what the controller's logs change, before what they are written to is closed."""
     import structlog  # few tests need it
 
     from polydev.controller.logs import QUIET
 
+    configure = structlog.configure
+
+    def configure_for_now(**words: Any) -> None:
+        # A logger that is cached keeps this configuration, and later tests do not see its lines.
+        configure(**{**words, "cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_for_now)
     loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
     handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
     yield
