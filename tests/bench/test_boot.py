@@ -26,8 +26,8 @@ from tests.bench.conftest import ROOT, Ratios, quickest
 from tests.bench.plain import PlainImage
 
 SPECS = ROOT / "tests" / "spec" / "image"
-# Of a bare boot's time. The specs take about ten seconds, however quick the boot is.
-VERIFY_LIMIT = 1.6
+# Of a bare boot's time.
+VERIFY_LIMIT = 1.5
 
 
 @pytest.fixture(scope="module")
