@@ -12,9 +12,12 @@ ASKED = {"microvm@2.service": True, "ssh.service": False}
 
 def differences() -> list[str]:
     """Lines with `-` for what holds and `+` for what is declared; [] if nobody can be asked."""
+    process = _main_process()
+    if process is None:
+        return []
     found = []
     for unit, is_to_be in ASKED.items():
-        may = _may_start(unit)
+        may = _may_start(process, unit)
         if may is not None and may != is_to_be:
             found += [f"- polkit: {_said(unit, may)}", f"+ polkit: {_said(unit, is_to_be)}"]
     return found
@@ -35,11 +38,14 @@ def _said(unit: str, may: bool) -> str:
     return f"the controller may {'' if may else 'not '}start {unit}"
 
 
-def _may_start(unit: str) -> bool | None:
-    process = _ask(["systemctl", "show", "-P", "MainPID", MAIN])
-    if process is None or process[1] in ("", "0"):
-        return None
-    words = ["pkcheck", "--action-id", ACTION, "--process", process[1]]
+def _main_process() -> str | None:
+    """PID of the running controller; None if it does not run."""
+    said = _ask(["systemctl", "show", "-P", "MainPID", MAIN])
+    return said[1] if said and said[1] not in ("", "0") else None
+
+
+def _may_start(process: str, unit: str) -> bool | None:
+    words = ["pkcheck", "--action-id", ACTION, "--process", process]
     done = _ask([*words, "--detail", "unit", unit, "--detail", "verb", "start"])
     return None if done is None else done[0] == 0
 
