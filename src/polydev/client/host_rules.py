@@ -62,7 +62,7 @@ GATE_TODO = {
     "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
 }
 
-# What the host tool compares beside the gate: what is well, and what to do where it is not.
+# Parts that the host tool compares beside the gate: the words if all is well, and the remedy.
 LOOKED_AT = {
     "accounts": ("the users of VMs and controller have no rights but their own", "./inv deploy"),
     "database": (

@@ -138,7 +138,7 @@ def _health() -> dict[str, Any] | None:
 
 
 def _look(host: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the host tool finds changed by hand; a tool of an earlier release cannot say so."""
+    """Ask the host tool for changes by hand; None if it is of a release that cannot answer."""
     if host is None or not Path(TOOL).exists():
         return None
     done = _run([TOOL, "look"], json.dumps({"parts": LOOKED_AT, "host": host}))

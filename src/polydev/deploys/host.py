@@ -140,7 +140,7 @@ def _check_controller(site: HostData, name: str) -> None:
 
 
 def parts(site: HostData) -> list[str]:
-    """What a deployment of these concerns asks the host tool for."""
+    """Return the parts that a deployment of these concerns asks the host tool for."""
     asked = ["accounts", "network", "sshd", "polkit"] if site.concerns() else []
     asked += ["images"] if site.concerns("vm-agent") else []
     return asked + (["database", "release", "socket"] if site.concerns("master-controller") else [])

@@ -1,4 +1,4 @@
-"""What the host tool says of the host before it is changed: all of it by one call, asked once."""
+"""The host tool's account of a host before a deployment: one call answers all questions."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ MAX_SECRET_BYTES = 64 * 1024
 
 
 def secret_text(name: str, file: Path) -> str:
-    """What the secret `name` of an inventory is. Raises ConfigError, which does not quote it."""
+    """Return the text of an inventory's secret. Raises ConfigError, which does not quote it."""
     try:
         if file.exists() and not file.is_file():
             why = "is a directory or a device, not a file"

@@ -1,7 +1,7 @@
 """Users of ours as host.json declares them and as the host has them: compared, and mended.
 
-Nobody logs in as one of them, each has ids of its own and is alone in a group of its own, and sudo
-lets none of them do anything.
+Each of them has ids of its own, is alone in a group of its own, cannot log in, and has no rights by
+sudo.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-# What a rule of sudoers calls its users, one kind and one value each; whom it does not mean.
+# The users of a rule of sudoers: kind and value of each, and whether the rule excludes it.
 Users = list[tuple[tuple[str, str], bool]]
 
 
@@ -179,7 +179,7 @@ def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
 
 
 def _parsed(sudoers: str) -> dict[str, Any]:
-    """What sudo's own reader makes of a file; {} where there is none."""
+    """Return a file as sudo's own parser reads it; {} if there is no such parser."""
     import subprocess
 
     argv = ["cvtsudoers", "--expand-aliases", "--output-format", "json", "-"]

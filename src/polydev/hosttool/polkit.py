@@ -1,4 +1,4 @@
-"""What polkit lets the controller do: start VMs, and no other unit. Asked of polkit itself."""
+"""The controller's rights by polkit: start VMs, and no other unit. Polkit itself is asked."""
 
 from __future__ import annotations
 

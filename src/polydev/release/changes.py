@@ -71,7 +71,7 @@ def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
             ):
                 found = applying.plan
         except DeployError:
-            # What keeps pyinfra out is told better by ssh, and just as a deployment tells it.
+            # ssh says better than pyinfra why a host cannot be reached, as in a deployment.
             connection.command("true")
             raise
         return _with_other_line(found, project, records_of(connection))

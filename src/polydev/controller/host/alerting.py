@@ -25,7 +25,7 @@ Key = tuple[str, str]  # rule and subject
 HOST = "host"
 MOST_SUBJECT_CHARACTERS = 200
 
-# What comes and goes must last before it counts; what has happened counts at once.
+# A condition that comes and goes must last before it counts; an event counts at once.
 LASTING: frozenset[Rule] = frozenset(
     ("cpu", "memory", "disk", "no_slots", "unhealthy_vms", "vm_network")
 )

@@ -101,7 +101,7 @@ def _compared(context: MigrationContext, do: Operations) -> Iterator[Difference]
 
 
 def _lines(found: ops.MigrateOperation) -> Iterator[str]:
-    """What one of Alembic's operations would bring about."""
+    """Yield the lines that describe one of Alembic's operations."""
     match found:
         case ops.CreateTableOp():
             yield f"+ table {found.table_name}"
