@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 from polydev.image.build import BuildOptions, build
@@ -142,6 +143,19 @@ def file_of(item: pytest.Item) -> str:
     return (item.path.relative_to(TESTS) if inside else item.path).as_posix()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def loggers_are_not_cached() -> Iterator[None]:
+    """A cached logger would keep one test's configuration, and hide its lines from later tests."""
+    configure = structlog.configure
+
+    def configure_for_now(**words: Any) -> None:
+        configure(**{**words, "cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_for_now)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logs_of_its_own() -> Iterator[None]:
     """Where a test sends logs to is closed with it, and must not be written to by the next."""
@@ -152,21 +166,10 @@ def logs_of_its_own() -> Iterator[None]:
 
 
 @pytest.fixture
-def logs_as_before(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Set back what the controller's logs change, before what they are written to is closed."""
-    import structlog  # few tests need it
-
     from polydev.controller.logs import QUIET
 
-    configure = structlog.configure
-
-    def configure_for_now(**words: Any) -> None:
-        # A logger that is cached keeps this configuration, and later tests do not see its lines.
-        configure(**{**words, "cache_logger_on_first_use": False})
-
-    monkeypatch.setattr(structlog, "configure", configure_for_now)
     loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
     handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
     yield
