@@ -20,7 +20,7 @@ from polydev.errors import BuildError, Error
 from polydev.image import layercache, tree
 from polydev.image.apt import Archive, Deb
 from polydev.image.layercache import META, BuiltLayer, LayerCache
-from polydev.image.layers import LayerPlan, guest_files
+from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.record import TREE
 from polydev.image.rootfs import make_rootfs
@@ -273,6 +273,13 @@ def test_layer_is_on_the_disk_before_it_has_its_name(
     assert str(workshop.cache.path(workshop.plans[-1])) not in work.names_pending.values()
     assert seen == ["whole{"]
     assert (made.tree / "new").is_file()
+
+
+def test_package_without_a_kernel_is_named(workshop: Workshop) -> None:
+    debs = (workshop.deb("linux-image-none", {}), workshop.deb("tiny-initramfs", {}))
+    plan = LayerPlan(KERNEL_LAYER, "1" * 64, None, (), debs, (), ())
+    with pytest.raises(BuildError, match="package linux-image-none brings no kernel"):
+        workshop.cache.build(plan, workshop.folder / "scratch", QuietStep())
 
 
 def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:

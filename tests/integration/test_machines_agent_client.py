@@ -84,6 +84,40 @@ def test_bad_agent_is_told_in_words_and_in_time(
     assert ADDRESS not in error.message
 
 
+@pytest.mark.parametrize("end", ["closed", "cancelled"])
+def test_question_that_is_ended_midway_leaves_nothing(end: str) -> None:
+    async def scenario() -> None:
+        has_come, is_gone = asyncio.Event(), asyncio.Event()
+        others = {asyncio.current_task()}
+
+        async def listening(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            others.add(asyncio.current_task())
+            await reader.readuntil(b"\r\n\r\n")
+            has_come.set()
+            await reader.read()
+            is_gone.set()
+            writer.close()
+
+        server = await asyncio.start_server(listening, ADDRESS, 0)
+        client = AgentClient(60, port=server.sockets[0].getsockname()[1])
+        asking = asyncio.create_task(client.health(ADDRESS))
+        await has_come.wait()
+        if end == "closed":
+            await client.close()
+            with pytest.raises(AgentUnreachable, match="the connection broke"):
+                await asking
+        else:
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        await is_gone.wait()
+        assert asyncio.all_tasks() <= others
+        await client.close()
+        server.close()
+
+    asyncio.run(scenario())
+
+
 def test_nobody_there() -> None:
     async def scenario() -> None:
         client = AgentClient(5, port=1)

@@ -16,6 +16,7 @@ from tests.vms import (
     BrokenVm,
     DyingVm,
     FakeVm,
+    HealthyVm,
     NeverBootsVm,
     NoNetworkVm,
     NoSpaceVm,
@@ -191,6 +192,37 @@ def test_sick_vm_that_waits_for_a_cpu_has_more_checks(tmp_path: Path) -> None:
         assert vm.failed_checks > 3
         assert reason.startswith(f"{vm.failed_checks} health checks in a row failed; the VM waited")
         assert reason.endswith("for a CPU: vnc: port 5901 is closed")
+
+    play(worlds(tmp_path), scenario)
+
+
+@pytest.mark.parametrize(
+    ("check", "failed_checks"),
+    [
+        (3, 3),  # the last good one: those that failed had all the time that they need
+        (4, 4),  # the first one that failed
+    ],
+)
+def test_what_a_vm_waited_counts_from_its_last_good_check(
+    tmp_path: Path, check: int, failed_checks: int
+) -> None:
+    async def scenario(world: World) -> None:
+        class OnceStarvedVm(HealthyVm):
+            """Waits for a CPU before one check; is well for the first 3."""
+
+            def health(self) -> HealthReply:
+                if self.asked == check:
+                    self.cpu = ThreadTimes(waited=9)
+                if self.asked > 3:
+                    self.sicken()
+                world.clock.pass_(10)
+                return super().health()
+
+        world.host.hypervisor.next.append(OnceStarvedVm)
+        session = await world.start()
+        async with world.driving():
+            _, vm = await failed(world, session)
+        assert vm.failed_checks == failed_checks
 
     play(worlds(tmp_path), scenario)
 

@@ -30,14 +30,21 @@ from tests.unit.fake_host import fake_host
 ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "a" * 64
 # What systemd would take for something else, or for nothing.
-NO_LISTEN = (
-    *("4000", ":4000", "localhost:4000", "*:4000", "0.0.0.0:http", "0.0.0.0:", "0.0.0.0"),
-    *("0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:99999", "0.0.0.0:-1", "0.0.0.0:+1", "0.0.0.0:4 0"),
-    *("0.0.0.0:\u0664000", " 0.0.0.0:4000", "0.0.0.0:4000 ", "0.0.0.0:4000\n", "/run/x.sock"),
-    *("::1:4000", "::", "[::1]", "[::1]:0", "[127.0.0.1]:4000", "[fe80::1%eth0]:4000"),
-    *("1.2.3:4000", "1.2.3.256:4000", "01.2.3.4:4000", "224.0.0.1:4000", "[ff02::1]:4000"),
-    *("255.255.255.255:4000", "0.0.0.0:4000\nListenStream=1", "", "vsock:2:4000"),
-)
+NO_LISTEN = {
+    "it has no address, or no port": ("4000", "0.0.0.0", "/run/x.sock", ""),
+    "is no port": (
+        *("0.0.0.0:http", "0.0.0.0:", "0.0.0.0:-1", "0.0.0.0:+1", "0.0.0.0:4 0", "::", "[::1]"),
+        *("0.0.0.0:\u0664000", "0.0.0.0:4000 ", "0.0.0.0:4000\n", "0.0.0.0:4000\nListenStream=1"),
+    ),
+    "is not from 1 to 65535": ("0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:99999", "[::1]:0"),
+    "is no IP address": (
+        *(":4000", "localhost:4000", "*:4000", " 0.0.0.0:4000", "1.2.3:4000", "1.2.3.256:4000"),
+        *("01.2.3.4:4000", "vsock:2:4000", "[::1:4000", "::1]:4000"),
+    ),
+    "stands in brackets": ("::1:4000", "[127.0.0.1]:4000"),
+    "an address with a scope cannot be listened at": ("[fe80::1%eth0]:4000",),
+    "the address of no host": ("224.0.0.1:4000", "[ff02::1]:4000", "255.255.255.255:4000"),
+}
 
 
 class TestData:
@@ -75,7 +82,6 @@ class TestData:
             ({"bridge_address": "10.0.0.0/24"}, "the host"),
             ({"bridge_address": "10.0.0.255/24"}, "the host"),
             ({"resolvers": []}, "resolvers"),
-            *(({"controller_listen": text}, "controller_listen") for text in NO_LISTEN),
         ],
     )
     def test_what_is_wrong_is_named_with_its_host(self, values: dict[str, Any], key: str) -> None:
@@ -83,6 +89,17 @@ class TestData:
             host_data(values, "browsers-7")
         assert told.value.message.startswith(f"inventory: browsers-7: {key}")
         assert "production.example" in str(told.value.hint)
+
+    @pytest.mark.parametrize(
+        ("text", "why"), [(text, why) for why, texts in NO_LISTEN.items() for text in texts]
+    )
+    def test_what_cannot_be_listened_at_is_refused_with_its_reason(
+        self, text: str, why: str
+    ) -> None:
+        with pytest.raises(ConfigError) as told:
+            host_data({"controller_listen": text}, "browsers-7")
+        assert told.value.message.startswith("inventory: browsers-7: controller_listen")
+        assert f"{why}; it is an IP address and a port" in told.value.message
 
     def test_the_bridge_may_be_the_first_or_come_after_the_last_vm(self) -> None:
         for address in ("10.0.0.1/24", "10.0.0.10/24", "10.0.0.254/24"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.image import inside
 from polydev.image.guestpath import FOLDER, Clash, Node, follow, in_tree, landings, on_disk
 from polydev.image.overlaying import folder_inside, matches, remove_inside
 from polydev.image.tree import scrub
@@ -212,6 +213,18 @@ def test_folder_is_made_inside_the_tree(tree: Path, machine: Path) -> None:
     assert made.is_dir()
     with pytest.raises(Clash, match="/file is no folder"):
         folder_inside(tree, "/file")
+
+
+def test_what_a_build_asks_for_inside(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside.main(["folder", str(tree), "/new", "/etc"]) == 0
+    assert capsys.readouterr().out == f"{tree}/new\n{tree}/etc\n"
+    assert inside.main(["fit", str(tree), str(tmp_path / "none"), str(tmp_path / "to")]) == 1
+    assert capsys.readouterr().err.startswith("refused: ")
+    with pytest.raises(ValueError, match="erase"):
+        inside.main(["erase", str(tree), "/etc"])
+    assert (tree / "etc/plain").exists()
 
 
 @pytest.mark.parametrize("path", ["/", "/root", "/dev/x", "/proc"])

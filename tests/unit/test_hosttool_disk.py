@@ -20,6 +20,12 @@ from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 
 
+def test_what_is_brought_to_the_disk_is_closed(tmp_path: Path) -> None:
+    durable.sync(tmp_path)
+    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert tmp_path not in opened
+
+
 def changed(host: Host) -> None:
     """A backup, and then everything as another deployment leaves it."""
     host.backup()

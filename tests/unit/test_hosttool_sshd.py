@@ -87,3 +87,10 @@ def test_a_configuration_that_sshd_cannot_read_is_a_difference(
 
     monkeypatch.setattr(sshd, "effective", unread)
     assert sshd.differences(DECLARED) == ["- sshd: line 3: Bad configuration option: foo"]
+
+
+def test_so_is_an_sshd_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (said,) = sshd.differences(DECLARED, tmp_path)  # an empty tree, and so without a daemon
+    assert said.startswith("- sshd: chroot: ")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sshd.differences(DECLARED, tmp_path) == ["- sshd: chroot: No such file or directory"]

@@ -95,6 +95,15 @@ class TestGo:
         assert change.done == ["a", "b"]
         assert [json.loads(line) for line in log.getvalue().splitlines()] == events
 
+    def test_an_operation_is_in_the_file_before_it_is_shown(self, tmp_path: Path) -> None:
+        """Whoever is killed in the middle of it leaves its name."""
+        started, file, seen = event("start", name="a"), tmp_path / "x.log", []
+        process: Any = Told(started, event("done", changed=0))
+        with file.open("w") as log:
+            change = Applying(process, plan_of("a"), log)
+            change.go(lambda *_: seen.append(json.loads(file.read_text())))
+        assert seen == [started]
+
     def test_an_operation_that_fails_is_named_and_its_reason_raised(self) -> None:
         process = Told(
             event("end", name="a", ok=False),

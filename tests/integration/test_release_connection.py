@@ -1,0 +1,158 @@
+"""Commands for a host, through an ssh of the test's own: what it is asked runs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys import reach
+from polydev.errors import DeployError, LockHeld
+from polydev.release import connection as connections
+from polydev.release import history as histories
+from polydev.release.connection import DeploymentLock, HostConnection, HostRefused, Unreachable
+from polydev.ssh import SshTarget
+
+TARGET = SshTarget("browsers", "198.51.100.2")
+# The command is the last word; with `-O exit` there is none.
+SSH = """#!/bin/sh
+if [ -e "$0.cut" ]; then echo 'connection refused' >&2; exit 255; fi
+for word in "$@"; do [ "$word" != -O ] || exit 0; command=$word; done
+exec sh -c "$command"
+"""
+SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 1\nshift\nexec "$@"\n'
+Tool = Callable[[str], None]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the programs that stand before the machine's own."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"ssh": SSH, "sudo": SUDO}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.fixture
+def connection(programs: Path) -> Iterator[HostConnection]:
+    made = HostConnection(TARGET)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tool(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """Put a host tool there, which is this shell script."""
+    file = programs / "polydev-host"
+    for module in (connections, reach, histories):
+        monkeypatch.setattr(module, "TOOL", str(file))
+
+    def write(text: str) -> None:
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+
+    return write
+
+
+def test_a_command_runs_as_one_line_of_shell(connection: HostConnection) -> None:
+    text = "cat; printf '%s\\n' \"it's $((1 + 1))\" '$HOME'"
+    assert connection.command(text, input="in\n") == "in\nit's 2\n$HOME\n"
+
+
+def test_a_command_that_fails_is_told_with_its_words(connection: HostConnection) -> None:
+    with pytest.raises(DeployError, match=r"browsers: sh failed: no room$") as told:
+        connection.command("sh -c 'echo no room >&2; exit 3'")
+    assert not isinstance(told.value, Unreachable | HostRefused)
+
+
+def test_a_host_that_cannot_be_reached(connection: HostConnection, programs: Path) -> None:
+    (programs / "ssh.cut").touch()
+    with pytest.raises(Unreachable, match="cannot reach browsers over SSH: connection refused"):
+        connection.command("true")
+    with pytest.raises(Unreachable):
+        connection.wait_until_back(0)
+    (programs / "ssh.cut").unlink()
+    connection.wait_until_back(0)
+
+
+def test_the_tool_is_asked_with_its_words_and_a_document(
+    connection: HostConnection, tool: Tool
+) -> None:
+    tool("""printf '{"words": "%s", "document": %s}' "$*" "$(cat)" """)
+    assert connection.tool("look", "a b", document={"x": 1}) == {
+        "words": "look a b",
+        "document": {"x": 1},
+    }
+    tool("echo '[1, 2]'")
+    assert connection.tool("list") == {"items": [1, 2]}
+    tool("""echo '{"error": "backup-damaged", "message": "no", "hint": "other"}'; exit 1""")
+    with pytest.raises(HostRefused, match="browsers: no"):
+        connection.tool("restore")
+
+
+class TestLock:
+    GIVEN = '{"lock": {"id": "1-a", "since": "2026-11-21T10:00:00+00:00"}, "stale": {"id": "0-b"}}'
+
+    def test_it_is_held_until_it_is_released(self, tool: Tool, tmp_path: Path) -> None:
+        heard = tmp_path / "heard"
+        tool(f"echo \"$*\" >{heard}; echo '{self.GIVEN}'; head -n 1 >>{heard}")
+        lock = DeploymentLock(TARGET, "1-a", "ada", "deploy", again=True)
+        assert lock.is_held
+        assert lock.stale == {"id": "0-b"}
+        assert lock.clock_offset_seconds != 0
+        lock.release()
+        assert not lock.is_held
+        words = "lock hold --id 1-a --owner ada --purpose deploy --seconds 120 --again"
+        assert heard.read_text() == f"{words}\nrelease\n"
+
+    def test_one_that_somebody_else_has(self, tool: Tool) -> None:
+        tool("""echo '{"error": "lock-held", "message": "bob has it"}'; exit 1""")
+        with pytest.raises(LockHeld, match="browsers: bob has it"):
+            DeploymentLock(TARGET, "1-a", "ada", "deploy")
+
+    def test_a_host_that_cannot_be_reached(self, programs: Path) -> None:
+        (programs / "ssh.cut").touch()
+        with pytest.raises(Unreachable, match="cannot lock browsers: connection refused"):
+            DeploymentLock(TARGET, "1-a", "ada", "deploy")
+
+
+def test_only_whoever_has_the_lock_may_be_under_way(connection: HostConnection, tool: Tool) -> None:
+    assert histories.history(connection) == [], "a host without the tool"
+    ids = ["before", "between", "broken-off"]
+    records = [{"id": each, "startedAt": "2026-11-21T10:00:00Z"} for each in ids]
+    tool(f"""
+case "$1 $2" in
+"record list") echo '{json.dumps({"records": [*records, {"id": "of an older tool"}]})}';;
+*)  [ -e "$0.asked" ] && id=between || id=before
+    echo '{{"held": true, "lock": {{"id": "'$id'"}}}}'; touch "$0.asked";;
+esac""")
+    found = {record.id: record.status for record in histories.history(connection)}
+    assert found == {"before": "running", "between": "running", "broken-off": "interrupted"}
+    tool(f"""
+[ "$1" = lock ] || echo '{json.dumps({"records": records})}'
+[ "$1" != lock ] || echo '{{"held": false, "lock": {{"id": "before"}}}}'""")
+    assert {record.status for record in histories.history(connection)} == {"interrupted"}
+
+
+def test_the_timer_is_confirmed_once_the_host_answers(tool: Tool, tmp_path: Path) -> None:
+    tried = tmp_path / "tried"
+    tool(f"""echo "$*" >>{tried}; [ "$(wc -l <{tried})" -gt 1 ]""")
+    reach.come_back(TARGET, 60)
+    assert tried.read_text() == "deadman confirm\n" * 2
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("no route", 0), ("deadman-fired", 2)])
+def test_an_operator_who_is_shut_out_is_told(
+    tool: Tool, tmp_path: Path, said: str, seconds: int
+) -> None:
+    tried = tmp_path / "tried"
+    tool(f"echo again >>{tried}; echo {said} >&2; exit 1")
+    with pytest.raises(DeployError, match=rf"browsers could not be reached (.|\n)*{said}$"):
+        reach.come_back(TARGET, seconds)
+    assert tried.read_text() == "again\n"
