@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -106,7 +107,11 @@ def test_bytes_go_both_ways_whole_until_the_session_is_over() -> None:
     assert fake.seen[0].subprotocol == "binary"
 
 
-def test_the_controllers_reason_for_closing_is_told() -> None:
+def test_the_controllers_reason_for_closing_is_told_and_the_token_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("websockets.server").setLevel(logging.WARNING)  # of the fake controller
     fake = FakeController(close_at_once)
 
     async def use() -> None:
@@ -120,6 +125,7 @@ def test_the_controllers_reason_for_closing_is_told() -> None:
 
     asyncio.run(use())
     assert fake.said[-1] == "a viewer has gone: 4410 the VM is gone"
+    assert "pdt_secret" not in caplog.text
 
 
 def test_a_session_that_may_not_be_seen_ends_it_at_once() -> None:

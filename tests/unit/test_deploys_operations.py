@@ -7,9 +7,11 @@ import itertools
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from stat import filemode
 from typing import Any, ClassVar
 
 import pytest
@@ -41,6 +43,7 @@ from polydev.deploys.operations import (
 )
 from polydev.deploys.units import only_units, reread_units, unit
 from polydev.errors import ConfigError, DeployError
+from polydev.run import run
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import HERE, FakeHost, fake_host, placed_input
 
@@ -464,9 +467,10 @@ class TestFile:
 
 
 class TestFolder:
+    REST = "atime=1 mtime=1 ctime=1 size=4 '/x'"
+
     def stat(self, mode: str = "drwxr-xr-x", user: str = "root") -> dict[str, object]:
-        line = f"user={user} group=root mode={mode} atime=1 mtime=1 ctime=1 size=4 '/x'"
-        return {"stat": [line]}
+        return {"stat": [f"user={user} group=root mode={mode} {self.REST}"]}
 
     def run(self, host: FakeHost) -> list[str]:
         return host.commands(folder, path="/x", mode="755", user="root", group="root")
@@ -475,14 +479,25 @@ class TestFolder:
         assert self.run(faked(self.stat())) == []
 
     def test_one_that_is_missing(self, faked: Faked) -> None:
-        assert self.run(faked()) == ["mkdir -p /x", "chmod 755 /x && chown root:root /x"]
+        assert self.run(faked()) == ["mkdir -p /x", "chmod 00755 /x && chown root:root /x"]
 
     @pytest.mark.parametrize(("mode", "user"), [("drwxrwxrwx", "root"), ("drwxr-xr-x", "ada")])
     def test_mode_and_owner_are_mended_and_told(
         self, faked: Faked, told: Callable[[], list[str]], mode: str, user: str
     ) -> None:
-        assert self.run(faked(self.stat(mode, user))) == ["chmod 755 /x && chown root:root /x"]
+        assert self.run(faked(self.stat(mode, user))) == ["chmod 00755 /x && chown root:root /x"]
         assert "+ /x: mode 755, root:root" in told()
+
+    def test_set_id_bits_are_seen_and_taken_away(self, faked: Faked, tmp_path: Path) -> None:
+        place = tmp_path / "x"
+        place.mkdir()
+        place.chmod(0o2755)
+        user, group, mode = place.owner(), place.group(), filemode(place.stat().st_mode)
+        there = {"stat": [f"user={user} group={group} mode={mode} {self.REST}"]}
+        wanted = {"path": str(place), "mode": "755", "user": user, "group": group}
+        (command,) = faked(there).commands(folder, **wanted)
+        run(["sh", "-c", command])
+        assert place.stat().st_mode & 0o7777 == 0o755
 
 
 class TestGoldenImage:
@@ -627,6 +642,18 @@ class TestHandover:
         found = self.run(faked, A, shown(enabled="disabled"))
         assert found[1] == "systemctl enable master-controller.service"
 
+    def test_the_hosts_own_words_are_no_shell(self, faked: Faked) -> None:
+        known = json.dumps({"id": "x; reboot", "digest": A})
+        host = faked({"release.json": [known], "systemctl show": shown(config="then")})
+        words = {"digest": A, "release": ID, "config": "now", "damage": []}
+        change = DatabaseChange("SQLite", "PostgreSQL, x")
+        found = [
+            *host.commands(controller.handover, **words),
+            *host.commands(controller.handover, **words, move="--backup 1"),
+            *host.commands(controller.migration, **words, database=change),
+        ]
+        assert sum("x; reboot" in shlex.split(line) for line in found) == 3
+
     def test_the_first_one_of_all(self, faked: Faked) -> None:
         host = faked()
         found = host.commands(controller.handover, digest=A, release=ID, config="now", damage=[])
@@ -658,6 +685,26 @@ class TestMove:
         assert refused.value.hint
         assert "horse" not in refused.value.message
         return str(refused.value.message)
+
+    def test_the_host_tries_a_database_that_it_does_not_use_yet(self, faked: Faked) -> None:
+        faked({"database check": json.dumps(self.USABLE).splitlines()})
+        assert database.require_usable(self.URL) == self.USABLE
+
+    @pytest.mark.parametrize("end", ["", "\n"])
+    def test_one_that_it_uses_already_is_not_tried(self, faked: Faked, end: str) -> None:
+        digest = hashlib.sha256(f"{self.URL}{end}".encode()).hexdigest()
+        known = f"600 root root\n{digest}  -".splitlines()
+        faked({"stat -c": known, "database check": ['{"error": "database-unusable"}']})
+        assert database.require_usable(self.URL) == {}
+
+    def test_a_database_that_the_host_cannot_use_is_refused_with_its_words(
+        self, faked: Faked
+    ) -> None:
+        said = {"error": "database-unusable", "message": "no route", "hint": "open the port"}
+        faked({"database check": [json.dumps(said)]})
+        with pytest.raises(DeployError, match=r"database-url cannot be used: no route$") as told:
+            database.require_usable(self.URL)
+        assert told.value.hint == "open the port"
 
     def test_an_empty_database_that_the_secret_names_will_do(self, faked: Faked) -> None:
         self.require(faked)

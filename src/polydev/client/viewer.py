@@ -7,6 +7,7 @@ counts each as use of the session.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,6 +23,9 @@ BLOCK_BYTES = 64 * 1024
 HOST = "127.0.0.1"
 
 Say = Callable[[str], None]
+# At lower levels the library tells all headers, and with them the token.
+QUIET = logging.getLogger(f"{__name__}.quiet")
+QUIET.setLevel(logging.WARNING)
 
 
 class Viewer:
@@ -70,6 +74,7 @@ class Viewer:
             compression=None,
             proxy=True if is_far(self._api.url) else None,
             max_size=None,
+            logger=QUIET,
         )
 
 

@@ -176,7 +176,8 @@ def migration(
         host.noop("the database is as its release needs it")
         return
     told("\n".join(database.differences(current["id"] if is_same else release)))
-    yield StringCommand(f"{TOOL} release migrate --id {current['id'] if is_same else release}")
+    to = current["id"] if is_same else release
+    yield StringCommand(f"{TOOL} release migrate --id {shlex.quote(to)}")
 
 
 def require_free(site: HostData, found: dict[str, Any]) -> None:
@@ -238,12 +239,12 @@ def handover(
     told(f"+ {SERVICE}: release {to}, configuration {config}")
     if move:
         told(f"  {SERVICE} is stopped while its database is copied")
-        yield StringCommand(f"{TOOL} database move --release {to} {move}")
+        yield StringCommand(f"{TOOL} database move --release {shlex.quote(to)} {move}")
         return
     yield StringCommand("systemctl daemon-reload")
     if not running.enabled:
         yield StringCommand(f"systemctl enable {SERVICE}")
-    yield StringCommand(f"{TOOL} handover --release {to}")
+    yield StringCommand(f"{TOOL} handover --release {shlex.quote(to)}")
 
 
 def _secrets(site: HostData) -> list[PlacedFile]:

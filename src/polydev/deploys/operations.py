@@ -145,7 +145,8 @@ def folder(path: str, mode: str, user: str, group: str) -> Commands:
     name = shlex.quote(path)
     if not there:
         yield StringCommand(f"mkdir -p {name}")
-    yield StringCommand(f"chmod {mode} {name} && chown {user}:{group} {name}")
+    # Of a folder, chmod takes set-id bits away only where they are named, by five digits.
+    yield StringCommand(f"chmod {mode:0>5} {name} && chown {user}:{group} {name}")
 
 
 @operation
