@@ -291,6 +291,13 @@ def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:
     assert (made.tree / workshop.in_image / "web/package.json").is_file()
 
 
+def test_npm_lock_that_does_not_fit_is_told(workshop: Workshop) -> None:
+    workshop.write("web/package.json", '{"name": "app", "dependencies": {"left": "1.0.0"}}')
+    workshop.write("web/package-lock.json", LOCK)
+    with pytest.raises(BuildError, match=r"npm could not install .*/web/package-lock.json: npm"):
+        workshop.lay("web", npm={"folder": "web", "to": "/opt/web"})
+
+
 def test_file_below_a_link_to_run_is_kept_in_the_image(workshop: Workshop) -> None:
     workshop.write(f"files/var/run/{STRAY}")
     made = workshop.lay("more", below=(workshop.base(),), files="files", run=["touch /run/moment"])

@@ -129,3 +129,31 @@ def test_machines_own_apt_settings_are_kept_out(archive: Archive) -> None:
     assert settings["Dir::State::status"] == str(archive.folder / "status")
     assert settings["Dir::Etc::sourceparts"] == "/dev/null"
     assert settings["APT::Install-Recommends"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("listed", "lines"),
+    [
+        (
+            "http://a/debian|bookworm|main|Debian\nhttp://a/debian|bookworm-updates|main|$(ORIGIN)\n"
+            "http://a/debian|bookworm|contrib|Debian\nhttp://a/debian|trixie|main|Debian\n"
+            "http://b/other|bookworm|main|Other\n",
+            ["http://a/debian bookworm main", "http://a/debian bookworm-updates main"],
+        ),
+        ("", ["http://c/debian bookworm main"]),
+    ],
+)
+def test_sources_are_the_machines_own_else_those_of_mmdebstrap(
+    monkeypatch: pytest.MonkeyPatch, listed: str, lines: list[str]
+) -> None:
+    said = {"apt-get": listed, "mmdebstrap": "I: chosen\ndeb http://c/debian bookworm main\n"}
+
+    def answer(argv: Sequence[str], **_: object) -> Completed:
+        return Completed((), 0, said[argv[0]], said[argv[0]], 0.0)
+
+    monkeypatch.setattr(apt, "run", answer)
+    expected = [f"deb [signed-by={apt.KEYRING}] {line}" for line in lines]
+    assert apt.package_sources("bookworm").splitlines() == expected
+    said |= {"apt-get": "", "mmdebstrap": "E: unknown suite\n"}
+    with pytest.raises(BuildError, match="no package source for Debian bookworm is known"):
+        apt.package_sources("bookworm")

@@ -48,6 +48,8 @@ def test_a_sound_machine_has_nothing_to_do() -> None:
     found = machine_findings(SOUND)
     assert {(finding.state, finding.todo) for finding in found} == {("ok", None)}
     assert not has_problem(found)
+    names = ["packages", "Python", "rights", "QEMU", "KVM", "room for images", "room for builds"]
+    assert [finding.name for finding in found] == names
 
 
 def test_every_finding_that_is_not_ok_says_what_to_do() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from polydev.errors import ConfigError
 from polydev.lab import Lab, LabError, ssh_argv, up
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
-from polydev.lab.container import container_argv, innermost_pid, nspawn_argv
+from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
 from polydev.lab.files import lay, network_files, share_packages
 from polydev.lab.inside import inside_argv
 from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
@@ -245,6 +245,16 @@ class TestArgv:
         words = inside_argv(7)
         assert words[words.index("--target") + 1] == "7"
         assert words[words.index("env") :][:3] == ["env", "--chdir=/", "-i"]
+
+    def test_a_machine_without_control_groups_is_told(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"
+        monkeypatch.setattr(Path, "read_text", lambda _: mounts)
+        assert cgroup_of(lab) == Path("/sys/fs/cgroup/polydev-lab-one")
+        mounts = mounts.replace("cgroup2", "cgroup")
+        with pytest.raises(LabError, match="has no cgroup2 hierarchy"):
+            cgroup_of(lab)
 
     def test_pid_in_its_own_namespace(self) -> None:
         assert innermost_pid("Name:\tsystemd\nNSpid:\t4242\t9\t1\n") == 1

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 
 from polydev.errors import ImageError
 from polydev.image import promotion
-from polydev.image.build import BuildOptions, _Builder
 from polydev.image.promotion import store_lock
-from polydev.image.recipe import load_recipe
 from polydev.image.record import (
     BOOT_FILES,
     INITRD,
@@ -32,14 +30,10 @@ from polydev.image.record import (
     ImageRecord,
 )
 from polydev.image.store import IN_USE, INCOMING, ImageStore
-from polydev.progress import Steps
-from polydev.settings import Settings
 from tests.diskwork import watched_disk
 from tests.images import FIRST, contents, record_of, verification
 
 pytestmark = pytest.mark.unit
-
-RECIPE = Path(__file__).resolve().parents[2] / "golden" / "recipe.yaml"
 
 
 def add(
@@ -121,27 +115,6 @@ def test_unfinished_image_is_not_added(store: ImageStore, damage: str) -> None:
         with pytest.raises(ImageError, match="cannot add"):
             store.add(incoming, record)
     assert store.digests() == []
-
-
-@pytest.mark.parametrize(
-    ("verified", "is_damaged", "is_taken"),
-    [(None, True, True), (True, True, True), (False, False, True), (False, True, False)],
-)
-def test_build_takes_an_image_that_is_there_unless_it_was_refused_for_damage(
-    store: ImageStore, tmp_path: Path, verified: bool | None, is_damaged: bool, is_taken: bool
-) -> None:
-    cache = tmp_path / "cache"
-    places = Settings(store=store.root, cache=cache, state=tmp_path / "state")
-    builder = _Builder(load_recipe(RECIPE), places, store, Steps(), BuildOptions(offline=True))
-    assert builder._known_image("none") is None
-    record = add(store, "a", verified=verified)
-    (cache / "assemblies").mkdir(parents=True)
-    for name, digest in {"made": record.digest, "pruned": "0" * 64}.items():
-        (cache / "assemblies" / name).write_text(digest)
-    if is_damaged:
-        (store.path(record.digest) / ROOTFS).write_text("torn")
-    assert builder._known_image("made") == (record if is_taken else None)
-    assert builder._known_image("pruned") is None
 
 
 def test_adding_an_image_again_keeps_its_record(store: ImageStore) -> None:
