@@ -64,15 +64,23 @@ def test_facts_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "uptime").write_text("12.34 20.00\n")
     (tmp_path / "net/route").write_text(ROUTE_HEAD + DEFAULT_ROUTE)
     (tmp_path / "sys/kernel/random/boot_id").write_text("0b0e\n")
-    facts = Facts(str(tmp_path))
+    facts = Facts(str(tmp_path), str(tmp_path / "identity"))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == ("abc", "vm-7", "0b0e")
     assert facts.session_id == "s-9"
     assert facts.uptime_seconds == 12.34
     assert facts.has_route
 
 
+def test_what_the_host_said_later_counts(tmp_path: Path) -> None:
+    (tmp_path / "cmdline").write_text("polydev.image=abc polydev.vm=template polydev.session=old\n")
+    identity = tmp_path / "identity"
+    identity.write_text("polydev.vm=vm-7 polydev.session=\n")
+    facts = Facts(str(tmp_path), str(identity))
+    assert (facts.image_digest, facts.vm_id, facts.session_id) == ("abc", "vm-7", None)
+
+
 def test_facts_that_cannot_be_read_are_empty(tmp_path: Path) -> None:
-    facts = Facts(str(tmp_path / "missing"))
+    facts = Facts(str(tmp_path / "missing"), str(tmp_path / "missing"))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == (None, None, "")
     assert facts.session_id is None
     assert facts.uptime_seconds == uptime_seconds("") == 0.0

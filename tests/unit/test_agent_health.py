@@ -51,7 +51,7 @@ class Guest:
         self.health = Health(
             checks={name: self._check(name) for name in CHECKED},
             ask=self._ask,
-            facts=lambda: Facts(str(proc)),
+            facts=lambda: Facts(str(proc), str(proc / "identity")),
             keep_seconds=keep_seconds,
             clock=lambda: self.now,
         )

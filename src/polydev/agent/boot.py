@@ -18,8 +18,9 @@ ANYWHERE = "00000000"
 class Facts:
     """One reading of /proc; every field may change when a VM is resumed as a clone."""
 
-    def __init__(self, proc: str) -> None:
-        command_line = read_text(f"{proc}/cmdline")
+    def __init__(self, proc: str, identity: str) -> None:
+        # What the host said later counts: a clone was booted as another VM.
+        command_line = f"{read_text(f'{proc}/cmdline')} {read_text(identity)}"
         self.image_digest = value_of(command_line, IMAGE_WORD)
         self.vm_id = value_of(command_line, VM_WORD)
         self.session_id = value_of(command_line, SESSION_WORD)

@@ -207,6 +207,6 @@ def health_of_guest(settings: Settings) -> Health:
         ask=lambda: ask_units(
             settings.systemctl, tuple(UNIT_OF.values()), settings.check_timeout_seconds
         ),
-        facts=lambda: Facts(settings.proc),
+        facts=lambda: Facts(settings.proc, settings.identity),
         keep_seconds=settings.keep_seconds,
     )

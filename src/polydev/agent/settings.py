@@ -23,6 +23,7 @@ class Settings:
     x_socket: str = "/tmp/.X11-unix/X1"  # noqa: S108 - where X servers put it
     systemctl: str = "systemctl"
     proc: str = "/proc"
+    identity: str = "/run/polydev/identity"  # by the host, in words of the kernel's command line
     console: str = "/dev/console"
     logins: str = "/run/polydev-login"  # a folder for each provider, written by its login
     login_programs: str = "/usr/lib/polydev-agent/bin"  # what tools find before all others

@@ -24,7 +24,8 @@ def pause_seconds(shortest: float, cpu_seconds: float) -> float:
 
 def watch(health: Health, settings: Settings, log: Callable[[str], None]) -> None:
     """Announce that the agent answers, look until all is well, announce that."""
-    _say(settings, f"polydev: agent answers after {Facts(settings.proc).uptime_seconds:.2f} s", log)
+    uptime_seconds = Facts(settings.proc, settings.identity).uptime_seconds
+    _say(settings, f"polydev: agent answers after {uptime_seconds:.2f} s", log)
     pause = 0.0
     while not health.wait_ready(pause):
         before = _cpu_seconds()

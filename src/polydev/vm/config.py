@@ -13,6 +13,8 @@ GUEST_ADDRESS = "172.16.0.2"
 GUEST_GATEWAY = "172.16.0.1"
 GUEST_NETWORK = "172.16.0.0/24"
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
+# The virtio-serial port through which a VM gets its identity.
+IDENTITY_PORT = "polydev.identity"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ NO_PORTS = Ports(agent=0, vnc=0, novnc=0)
 
 
 @dataclass(frozen=True)
+class MemoryFile:
+    """A file that holds the guest's memory.
+
+    private     of a clone: changes stay in the VM, which waits for the state of its devices;
+                otherwise the file changes with the memory
+    """
+
+    path: Path
+    private: bool
+
+
+@dataclass(frozen=True)
 class VmConfig:
     """One VM. `folder` holds its disk, sockets and logs; sizes as their names say.
 
@@ -50,6 +64,7 @@ class VmConfig:
     session_id      whose session the VM serves, if anybody's
     translation_cache_mib   TCG's: 1 GiB saves a browser's start from translating twice
     test_console    a root shell on a second serial port: for boots that test, never in use
+    memory_file     what holds the memory of a template or a clone; of others, nothing does
     outbound        whether the guest reaches beyond its own network (user-mode NAT, through
                     which it reaches this machine's loopback services too)
     """
@@ -71,6 +86,11 @@ class VmConfig:
     mac: str = "52:54:00:16:00:02"
     test_console: bool = False
     outbound: bool = False
+    memory_file: MemoryFile | None = None
+
+    @property
+    def is_clone(self) -> bool:
+        return self.memory_file is not None and self.memory_file.private
 
     @property
     def disk(self) -> Path:
@@ -91,3 +111,8 @@ class VmConfig:
     @property
     def console_socket(self) -> Path:
         return self.folder / "console.sock"
+
+    @property
+    def identity_socket(self) -> Path:
+        """Leads to the guest's service that takes an identity."""
+        return self.folder / "identity.sock"

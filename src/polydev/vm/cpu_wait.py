@@ -44,6 +44,11 @@ class CpuSample:
     busy: float = 0.0
     stolen: float = 0.0
 
+    @property
+    def ran(self) -> float:
+        """What its threads ran, in seconds."""
+        return sum(thread.ran for thread in self.threads.values())
+
     def at_start(self, at: float) -> CpuSample:
         """A sample from when the threads, which began at `at`, had not run yet."""
         return replace(self, at=at, threads=dict.fromkeys(self.threads, ThreadTimes()))

@@ -77,7 +77,8 @@ def start(
     *,
     record: Callable[[Machine], None] | None = None,
 ) -> Machine:
-    """Start a VM on a fresh overlay of its image and return once QEMU runs.
+    """Start a VM on a fresh overlay of its image, a clone on the disk in its folder, and return
+    once QEMU runs.
 
     Ports that are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs. With
     `record`, which is given the VM at once, it outlives this process. Raises VmError with what
@@ -107,7 +108,8 @@ def start(
 def _start_once(config: VmConfig, pass_fds: tuple[int, ...], *, stays: bool) -> Machine:
     config.serial_log.unlink(missing_ok=True)
     config.qmp_socket.unlink(missing_ok=True)
-    run(overlay_argv(config))
+    if not config.is_clone:
+        run(overlay_argv(config))
     with config.qemu_log.open("wb") as log:
         process = spawn(qemu_argv(config), stdout=log, stderr=log, pass_fds=pass_fds, stays=stays)
     # Machine.alive reaps it; Popen, which would complain of that, is told it is over.

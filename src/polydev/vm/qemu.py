@@ -7,6 +7,7 @@ from polydev.vm.config import (
     GUEST_ADDRESS,
     GUEST_GATEWAY,
     GUEST_NETWORK,
+    IDENTITY_PORT,
     NOVNC_PORT,
     VNC_PORT,
     VmConfig,
@@ -47,13 +48,13 @@ def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
     """`qmp_listener`: a descriptor that listens for QMP; else QEMU makes its own socket."""
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-name", f"polydev-{config.vm_id},debug-threads=on"]
-    argv += ["-machine", "q35"]
+    argv += _memory(config)
     if config.accelerator == "kvm":
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
         cache = f"tb-size={config.translation_cache_mib}"
         argv += ["-accel", f"tcg,thread=multi,{cache}", "-cpu", EMULATED_CPU]
-    argv += ["-smp", str(config.cpus), "-m", str(config.memory_mib)]
+    argv += ["-smp", str(config.cpus)]
     argv += ["-kernel", str(config.kernel), "-initrd", str(config.initrd)]
     argv += ["-append", kernel_command_line(config)]
     argv += ["-drive", f"if=none,id=root,file={config.disk},format=qcow2,cache=unsafe"]
@@ -61,6 +62,11 @@ def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
     argv += ["-netdev", _netdev(config)]
     argv += ["-device", f"virtio-net-pci,netdev=net0,mac={config.mac},romfile="]
     argv += ["-device", "virtio-rng-pci"]
+    # It tells the guest's kernel that it was resumed as a clone.
+    argv += ["-device", "vmgenid,guid=auto"]
+    argv += ["-chardev", f"socket,id=identity,path={config.identity_socket},server=on,wait=off"]
+    argv += ["-device", "virtio-serial-pci"]
+    argv += ["-device", f"virtserialport,chardev=identity,name={IDENTITY_PORT}"]
     argv += ["-serial", f"file:{config.serial_log}"]
     where = f"path={config.qmp_socket}" if qmp_listener is None else f"fd={qmp_listener}"
     argv += ["-chardev", f"socket,id=qmp,{where},server=on,wait=off"]
@@ -71,6 +77,18 @@ def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
         argv += ["-chardev", f"socket,id=console,path={config.console_socket},server=on,wait=off"]
         argv += ["-serial", "chardev:console"]
     return argv
+
+
+def _memory(config: VmConfig) -> list[str]:
+    """Size and backing of the memory. A clone waits until it is told where its state comes from."""
+    size = ["-m", str(config.memory_mib)]
+    if config.memory_file is None:
+        return ["-machine", "q35", *size]
+    share = "off" if config.memory_file.private else "on"
+    backend = f"memory-backend-file,id=memory,size={config.memory_mib}M"
+    argv = ["-machine", "q35,memory-backend=memory", *size]
+    argv += ["-object", f"{backend},mem-path={config.memory_file.path},share={share}"]
+    return argv + (["-incoming", "defer"] if config.is_clone else [])
 
 
 def _netdev(config: VmConfig) -> str:

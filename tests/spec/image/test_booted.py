@@ -7,7 +7,7 @@ from testinfra.host import Host
 
 pytestmark = pytest.mark.booted
 
-UNITS = ["systemd-networkd", "polydev-agent", "polydev-vnc", "polydev-desktop"]
+UNITS = ["systemd-networkd", "polydev-agent", "polydev-identity", "polydev-vnc", "polydev-desktop"]
 UNITS += ["polydev-novnc", "polydev-browser"]
 # Another spec starts a login meanwhile: its unit, and the slice that systemd makes for it.
 LOGIN_UNITS = ("polydev-login@", r"system-polydev\x2dlogin.slice")

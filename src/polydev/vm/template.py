@@ -1,0 +1,221 @@
+"""Templates: the memory, devices and disk of a booted VM, from which clones are resumed.
+
+    Machine --save--> folder --sealed--> descriptors that nobody can write to
+    VmConfig with that memory --machine.start--> QEMU --load--> paused clone --run_on--> clone
+    Machine --give_identity--> Receipt
+
+A template loads only into the very version and configuration of QEMU that saved it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient, QMPError
+
+from polydev.errors import VmError
+from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.identity import (
+    MAX_LINE_BYTES,
+    Identity,
+    Receipt,
+    clock_line,
+    guest_time_from,
+    identity_line,
+    receipt_from,
+)
+
+T = TypeVar("T")
+
+MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+POLL_SECONDS = 0.01
+# A guest that uses less than this share of a CPU is at rest; a page may keep one from it for ever.
+IDLE_SHARE, SETTLE_SPAN_SECONDS, SETTLE_SECONDS = 0.15, 2.0, 60.0
+SAVE_SECONDS, LOAD_SECONDS, ANSWER_SECONDS = 60.0, 15.0, 15.0
+# A guest that runs for the first time sets its clock late: it translates its code meanwhile.
+CLOCK_ERROR_SECONDS, CLOCK_TRIES = 0.02, 5
+
+
+@asynccontextmanager
+async def monitor(socket: Path) -> AsyncIterator[QMPClient]:
+    """A connection to a VM's QEMU. Raises VmError, also for what QEMU refuses meanwhile."""
+    client = QMPClient()
+    try:
+        await client.connect(str(socket))
+        yield client
+    except (QMPError, EOFError, OSError) as error:
+        raise VmError(f"QEMU: {error}") from error
+    finally:
+        # It tells of a QEMU that has ended: whoever asked something of it has been told.
+        with suppress(QMPError, EOFError, OSError):
+            await client.disconnect()
+
+
+def settle(sample: Callable[[], CpuSample], alive: Callable[[], bool]) -> None:
+    """Wait until a VM has little to do: what is under way would go on in each of its clones.
+
+    Raises VmError where it ends.
+    """
+    before = sample()
+    for _ in range(round(SETTLE_SECONDS / SETTLE_SPAN_SECONDS)):
+        time.sleep(SETTLE_SPAN_SECONDS)
+        if not alive():
+            raise VmError("the VM ended before it was saved")
+        now = sample()
+        if now.ran - before.ran < IDLE_SHARE * (now.at - before.at):
+            return
+        before = now
+
+
+async def save(qmp_socket: Path, state: Path) -> None:
+    """Stop a VM and write the state of its devices; its memory is in its file then, and QEMU ends.
+
+    Raises VmError.
+    """
+    stream = state.with_name(f"{state.name}.sock")
+    written = asyncio.Event()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with state.open("wb") as file:
+            while data := await reader.read(1 << 20):
+                file.write(data)
+        writer.close()
+        written.set()
+
+    async def move() -> None:
+        async with monitor(qmp_socket) as client:
+            await client.execute("stop")
+            await _leave_memory_in_its_file(client)
+            await client.execute("migrate", {"uri": f"unix:{stream}"})
+            await _migrated(client)
+            await client.execute("quit")
+            await written.wait()
+
+    server = await asyncio.start_unix_server(receive, stream)
+    try:
+        await _within(SAVE_SECONDS, move(), "the saving of the VM")
+    finally:
+        server.close()
+        stream.unlink(missing_ok=True)
+
+
+async def load(qmp_socket: Path, state: int) -> None:
+    """Give a clone the state of its devices, from a descriptor that QEMU has; it stays paused.
+
+    Raises VmError.
+    """
+
+    async def move() -> None:
+        async with monitor(qmp_socket) as client:
+            await _leave_memory_in_its_file(client)
+            await client.execute("migrate-incoming", {"uri": f"fd:{state}"})
+            await _migrated(client)
+
+    await _within(LOAD_SECONDS, move(), "the loading of the template")
+
+
+async def pause(qmp_socket: Path) -> None:
+    """Stop the VM's processors; its clock stands. Raises VmError."""
+    async with monitor(qmp_socket) as client:
+        await client.execute("stop")
+
+
+async def run_on(qmp_socket: Path) -> None:
+    """Let a paused VM run. Raises VmError."""
+    async with monitor(qmp_socket) as client:
+        await client.execute("cont")
+
+
+async def give_identity(
+    socket: Path, identity: Identity, seconds: float = ANSWER_SECONDS
+) -> Receipt:
+    """Give a running VM its identity and the time, and return its receipt.
+
+    Raises VmError where it does not answer, refuses, or has another identity.
+    """
+    try:
+        return await _within(seconds, _exchange(socket, identity), "the guest's answer")
+    except (OSError, EOFError, ValueError) as error:
+        raise VmError(f"the guest took no identity: {error}") from error
+
+
+async def _exchange(socket: Path, identity: Identity) -> Receipt:
+    reader, writer = await asyncio.open_unix_connection(socket, limit=MAX_LINE_BYTES)
+
+    async def ask(line: bytes) -> bytes:
+        writer.write(line)
+        return await reader.readuntil(b"\n")
+
+    try:
+        receipt = receipt_from(await ask(identity_line(identity, time.time())), identity)
+        error = receipt.guest_time - time.time()
+        for _ in range(CLOCK_TRIES):
+            if abs(error) <= CLOCK_ERROR_SECONDS:
+                return receipt
+            error = guest_time_from(await ask(clock_line(time.time()))) - time.time()
+    finally:
+        writer.close()
+    raise VmError(f"the guest's clock is off by {error:.3f} s after {CLOCK_TRIES} settings")
+
+
+def sealed(file: Path) -> int:
+    """A descriptor of the file's content, in memory, that nobody can change any more.
+
+    Raises OSError.
+    """
+    copy = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with file.open("rb") as source:
+            size = os.fstat(source.fileno()).st_size
+            os.ftruncate(copy, size)
+            _copy_data(source.fileno(), copy, size)
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _copy_data(source: int, copy: int, size: int) -> None:
+    """Copy what is not a hole."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError:  # nothing but a hole follows
+            return
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        os.lseek(copy, at, os.SEEK_SET)
+        while at < end:
+            at += os.sendfile(copy, source, at, end - at)
+
+
+async def _leave_memory_in_its_file(client: QMPClient) -> None:
+    capability = {"capability": "x-ignore-shared", "state": True}
+    await client.execute("migrate-set-capabilities", {"capabilities": [capability]})
+
+
+async def _migrated(client: QMPClient) -> None:
+    while True:
+        found: Any = await client.execute("query-migrate")
+        status = found.get("status")
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise VmError(f"QEMU could not move the state of its devices: {found}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise VmError(f"{what} took more than {seconds:g} s") from None

@@ -1,0 +1,218 @@
+"""A real template of the golden image, and clones of it: each with an identity of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations, count
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import VmError
+from polydev.image.boot import Boot, follow
+from polydev.image.console import Console
+from polydev.image.folder import vm_config
+from polydev.image.record import KERNEL, ImageRecord
+from polydev.image.store import ImageStore
+from polydev.image.tree import file_sha256
+from polydev.settings import Settings
+from polydev.vm import template
+from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.config import NO_PORTS, MemoryFile, VmConfig
+from polydev.vm.health import agent_health
+from polydev.vm.identity import Receipt, new_identity
+from polydev.vm.machine import Machine, start
+from polydev.vm.scratch import scratch_folder
+
+BOOT_SECONDS = 240
+CLOCK_LIMIT_SECONDS = 0.1
+SEALED = (template.MEMORY, template.STATE)
+NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A template: its folder, and descriptors of sealed copies of memory and state."""
+
+    folder: Path
+    config: VmConfig
+    memory: int
+    state: int
+
+
+@dataclass(frozen=True)
+class Clone:
+    machine: Machine
+    receipt: Receipt
+
+    def inside(self, command: str) -> str:
+        with Console(self.machine.config.console_socket) as console:
+            console.open_shell(60)
+            return console.run(command).text.strip()
+
+
+@pytest.fixture(scope="module")
+def saved(image: ImageRecord, store: ImageStore, settings: Settings) -> Iterator[Saved]:
+    folder = store.path(image.digest)
+    accelerator = choose_accelerator(folder / KERNEL, settings.state / "accelerator.json")
+    with scratch_folder() as scratch:
+        memory = MemoryFile(scratch / template.MEMORY, private=False)
+        config = vm_config(folder, "template", scratch, accelerator)
+        machine = start(replace(config, test_console=True, memory_file=memory))
+        try:
+            follow(Boot(machine), BOOT_SECONDS, lambda stage: None)
+            template.settle(machine.cpu_sample, machine.alive)
+            asyncio.run(template.save(machine.config.qmp_socket, scratch / template.STATE))
+        finally:
+            machine.stop()
+        descriptors = [
+            template.sealed(scratch / name) for name in (template.MEMORY, template.STATE)
+        ]
+        yield Saved(scratch, machine.config, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@pytest.fixture(scope="module")
+def begin(saved: Saved) -> Iterator[Callable[[int], Machine]]:
+    """Starts QEMU for a clone that is to load this state."""
+    numbers, made = count(1), []
+
+    def make(state: int) -> Machine:
+        folder = saved.folder / f"clone-{next(numbers)}"
+        folder.mkdir()
+        shutil.copy(saved.folder / template.DISK, folder)
+        memory = MemoryFile(Path(f"/proc/self/fd/{saved.memory}"), private=True)
+        config = replace(saved.config, folder=folder, memory_file=memory, ports=NO_PORTS)
+        os.lseek(state, 0, os.SEEK_SET)
+        made.append(start(config, (saved.memory, state)))
+        return made[-1]
+
+    yield make
+    for machine in made:
+        machine.stop()
+
+
+@pytest.fixture(scope="module")
+def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machine]:
+    """Makes a clone that is loaded and still paused."""
+
+    def make() -> Machine:
+        machine = begin(saved.state)
+        asyncio.run(template.load(machine.config.qmp_socket, saved.state))
+        return machine
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def clones(resume: Callable[[], Machine]) -> list[Clone]:
+    """Three that run side by side, each with its identity."""
+    found = []
+    for number in range(3):
+        machine = resume()
+        asyncio.run(template.run_on(machine.config.qmp_socket))
+        identity = new_identity(f"vm-{number}", f"session-{number}")
+        found.append(Clone(machine, identified(machine, identity.vm_id, identity.session_id)))
+    return found
+
+
+def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
+    identity = new_identity(vm_id, session_id)
+    return asyncio.run(template.give_identity(machine.config.identity_socket, identity))
+
+
+def test_each_clone_is_the_vm_that_its_host_says(clones: list[Clone]) -> None:
+    for number, clone in enumerate(clones):
+        _, health = agent_health(clone.machine.config.ports, 30)
+        assert health["status"] == "ready"
+        assert (health["vm_id"], health["session_id"]) == (f"vm-{number}", f"session-{number}")
+        assert health["boot_id"] == clone.receipt.boot_id
+        names = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id"
+        receipt = clone.receipt
+        expected = [receipt.hostname, receipt.machine_id, receipt.boot_id]
+        assert clone.inside(names).split() == expected
+        assert clone.inside("getent hosts $(hostname)").split()[0] == "127.0.0.1"
+
+
+def test_no_two_have_anything_in_common(clones: list[Clone]) -> None:
+    for one, other in combinations(clones, 2):
+        for name in ("random", "hostname", "machine_id", "boot_id", "secret_sha256"):
+            assert getattr(one.receipt, name) != getattr(other.receipt, name)
+    # What the template's kernel would have given next is what a clone without entropy gives.
+    drawn = [clone.inside("head -c 16 /dev/urandom | base64") for clone in clones]
+    assert len(set(drawn)) == len(clones)
+
+
+def test_the_secret_is_root_only(clones: list[Clone]) -> None:
+    clone = clones[0]
+    assert clone.inside("stat -c '%U %a' /run/polydev/secret") == "root 600"
+    digest = clone.inside("tr -d '\\n' </run/polydev/secret | sha256sum").split()[0]
+    assert digest == clone.receipt.secret_sha256
+
+
+def test_a_clone_paused_for_a_while_has_the_hosts_time_again(clones: list[Clone]) -> None:
+    clone = clones[0]
+    socket = clone.machine.config.qmp_socket
+    asyncio.run(template.pause(socket))
+    before = clone.machine.cpu_sample().ran
+    time.sleep(1)  # the guest's clock stands meanwhile: that is what is looked at
+    assert clone.machine.cpu_sample().ran - before < 0.01
+    asyncio.run(template.run_on(socket))
+    receipt = identified(clone.machine, "vm-0", "session-0")
+    assert abs(receipt.guest_time - time.time()) < CLOCK_LIMIT_SECONDS
+
+
+def test_chromium_has_a_network_process_of_its_own(
+    clones: list[Clone], resume: Callable[[], Machine]
+) -> None:
+    fresh = resume()
+    asyncio.run(template.run_on(fresh.config.qmp_socket))
+    with Console(fresh.config.console_socket) as console:
+        console.open_shell(60)
+        before = console.run(NETWORK_PROCESS).text.split()
+    assert before
+    identified(fresh, "fresh", None)
+    with Console(fresh.config.console_socket) as console:
+        console.open_shell(60)
+        assert not set(before) & set(console.run(NETWORK_PROCESS).text.split())
+        # The desktop's browser goes on.
+        assert console.run("systemctl is-active polydev-browser").text.strip() == "active"
+
+
+def test_nothing_that_a_clone_does_changes_the_template(saved: Saved, clones: list[Clone]) -> None:
+    assert all(clone.machine.alive() for clone in clones)
+    for descriptor, name in zip((saved.memory, saved.state), SEALED, strict=True):
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"x", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, 1)
+        copy = Path(f"/proc/self/fd/{descriptor}")
+        assert file_sha256(copy) == file_sha256(saved.folder / name)
+
+
+def test_a_damaged_state_is_refused_with_the_reason(
+    saved: Saved, begin: Callable[[int], Machine], tmp_path: Path
+) -> None:
+    damaged = tmp_path / template.STATE
+    content = (saved.folder / template.STATE).read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    descriptor = template.sealed(damaged)
+    try:
+        machine = begin(descriptor)
+        with pytest.raises(VmError, match="QEMU"):
+            asyncio.run(template.load(machine.config.qmp_socket, descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def test_a_guest_that_does_not_answer_is_told(resume: Callable[[], Machine]) -> None:
+    machine = resume()  # nobody lets it run
+    given = template.give_identity(machine.config.identity_socket, new_identity("x", None), 0.5)
+    with pytest.raises(VmError, match=r"the guest's answer took more than 0\.5 s"):
+        asyncio.run(given)

@@ -1,0 +1,182 @@
+"""The identity that a host gives a VM, on both sides of the port between them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polydev.agent.identity import Guest, answer, end_processes, words_of
+from polydev.errors import VmError
+from polydev.run import spawn
+from polydev.vm.identity import (
+    Identity,
+    clock_line,
+    guest_time_from,
+    identity_line,
+    new_identity,
+    receipt_from,
+)
+
+IDENTITY = new_identity("0d9c6e1a-VM", "s-9")
+
+
+class PlainGuest(Guest):
+    """Takes an identity without the machine on which the tests run: files below a folder only."""
+
+    def take(self, words: Mapping[str, str], received_at: float) -> dict[str, str]:
+        names = ("vm", "session", "hostname", "machine_id", "boot_id", "secret", "time")
+        return {name: words[name] for name in names} | {"random": words["entropy"][:32]}
+
+    def set_clock(self, words: Mapping[str, str], received_at: float) -> dict[str, str]:
+        return {"time": words["time"]}
+
+
+def receipt(**changes: str | None) -> bytes:
+    """The guest's line for IDENTITY, with some words changed or, if None, left out."""
+    line = answer(PlainGuest(), identity_line(IDENTITY, 1234.5).decode(), 0.0)
+    words: dict[str, str | None] = {**words_of(line), **changes}
+    shown = [f"{name}={value}" for name, value in words.items() if value is not None]
+    return " ".join(["identity", *shown]).encode() + b"\n"
+
+
+def test_the_guest_gets_what_the_host_gives() -> None:
+    found = receipt_from(receipt(), IDENTITY)
+    assert (found.vm_id, found.session_id) == (IDENTITY.vm_id, "s-9")
+    assert (found.hostname, found.machine_id) == (IDENTITY.hostname, IDENTITY.machine_id)
+    assert found.guest_time == 1234.5
+    assert len(bytes.fromhex(found.random)) == 16
+    assert IDENTITY.secret not in repr(found)
+
+
+def test_a_vm_may_have_no_session() -> None:
+    nobodys = replace(IDENTITY, session_id=None)
+    line = answer(PlainGuest(), identity_line(nobodys, 1.0).decode(), 0.0)
+    assert receipt_from(line.encode(), nobodys).session_id is None
+
+
+@pytest.mark.parametrize("name", ["vm", "session", "hostname", "machine_id", "boot_id", "secret"])
+@pytest.mark.parametrize("value", ["other", None])
+def test_a_receipt_of_another_identity_is_refused(name: str, value: str | None) -> None:
+    with pytest.raises(VmError, match=f"differs from its identity: {name}"):
+        receipt_from(receipt(**{name: value}), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "words", [{"time": None}, {"time": "noon"}, {"random": None}, {"random": "xy"}]
+)
+def test_a_receipt_that_lacks_something_is_refused(words: Mapping[str, str | None]) -> None:
+    with pytest.raises(VmError, match="receipt is not complete"):
+        receipt_from(receipt(**words), IDENTITY)
+
+
+@pytest.mark.parametrize("line", [b"\n", b"", b"refused OSError: \x1b[2J\xff\n", b"clock time=1\n"])
+def test_what_is_no_receipt_is_refused_in_words_that_can_be_shown(line: bytes) -> None:
+    with pytest.raises(VmError, match="the guest refused it") as caught:
+        receipt_from(line, IDENTITY)
+    assert caught.value.message.isprintable()
+
+
+def test_identities_differ() -> None:
+    first, second = new_identity("one", "s"), new_identity("two", "s")
+    for name in ("hostname", "machine_id", "boot_id", "secret"):
+        assert getattr(first, name) != getattr(second, name)
+    assert new_identity("one", "s").boot_id != first.boot_id
+    assert new_identity("one", "s").secret != first.secret
+
+
+def test_names_suit_the_systems_that_read_them() -> None:
+    assert re.fullmatch(r"[0-9a-f]{32}", IDENTITY.machine_id)
+    assert re.fullmatch(r"[a-z][a-z0-9-]{0,62}", IDENTITY.hostname)
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", IDENTITY.boot_id)
+
+
+def test_entropy_is_new_in_each_line() -> None:
+    lines = [identity_line(IDENTITY, 1.0).decode() for _ in range(2)]
+    first, second = (words_of(line)["entropy"] for line in lines)
+    assert first != second
+    assert len(bytes.fromhex(first)) == 64
+
+
+def test_the_clock_is_set_again() -> None:
+    line = answer(PlainGuest(), clock_line(99.25).decode(), 0.0)
+    assert guest_time_from(line.encode()) == 99.25
+    with pytest.raises(VmError, match="did not set its clock"):
+        guest_time_from(b"clock soon\n")
+
+
+@pytest.mark.parametrize("line", ["", "reboot now=1", "identity", "identity entropy=xyz", "clock"])
+def test_the_guest_refuses_what_it_does_not_know(line: str) -> None:
+    said = answer(Guest("/nowhere/"), line, 0.0)
+    assert said.startswith("refused ")
+    assert said.count("\n") == 1
+
+
+SERVICE = """
+import sys
+from polydev.agent.identity import serve
+from tests.unit.test_identity import PlainGuest
+serve(int(sys.argv[1]), PlainGuest())
+"""
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    """The host's end of a port that the guest's service serves."""
+    host, guest = socket.socketpair()
+    argv = [sys.executable, "-c", SERVICE, str(guest.fileno())]
+    process = spawn(argv, cwd=Path(__file__).parents[2], pass_fds=[guest.fileno()])
+    host.settimeout(60)
+    try:
+        yield host
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_lines_may_come_in_pieces_and_together(port: socket.socket) -> None:
+    line = identity_line(IDENTITY, 7.0)
+    port.sendall(line[:20])
+    port.sendall(line[20:] + clock_line(8.0))
+    with port.makefile("rb") as answers:
+        assert receipt_from(answers.readline(), IDENTITY).guest_time == 7.0
+        assert guest_time_from(answers.readline()) == 8.0
+
+
+def test_a_line_without_an_end_is_not_kept_for_ever(port: socket.socket) -> None:
+    for _ in range(64):
+        port.sendall(b"x" * 4096)
+    port.sendall(b"\n" + clock_line(8.0))
+    with port.makefile("rb") as answers:
+        assert answers.readline().startswith(b"refused ")
+        assert guest_time_from(answers.readline()) == 8.0
+
+
+def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path) -> None:
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    marked, other = (spawn(["sleep", "60"]) for _ in range(2))
+    try:
+        proc = tmp_path / "proc"
+        for process, text in ((marked, f"chromium\0--type={mark}\0"), (other, "chromium\0")):
+            (proc / str(process.pid)).mkdir(parents=True)
+            (proc / str(process.pid) / "cmdline").write_text(text)
+        (proc / "self").mkdir()
+        (proc / "999999999").mkdir()
+        end_processes(str(proc), mark.encode())
+        assert marked.wait(10) == -9
+        assert other.poll() is None
+    finally:
+        for process in (marked, other):
+            process.kill()
+            process.wait()
+
+
+def test_an_identity_is_never_shown_with_its_secret() -> None:
+    assert isinstance(IDENTITY, Identity)
+    assert IDENTITY.secret not in repr(IDENTITY)
