@@ -128,7 +128,8 @@ def _flocked(paths: Paths) -> int:
         "lock-held",
         f"{lock.get('owner', 'somebody')} deploys to this host since {lock.get('since')}, "
         f"until {lock.get('expires')} at the latest: {lock.get('purpose')} ({lock.get('id')})",
-        "wait for it (./inv deploy --wait SECONDS), or end it: `./inv unlock`",
+        "wait for it (--wait SECONDS, which deploy, rollback, backup and database.move take), "
+        "or end it: `./inv unlock`",
     )
 
 
