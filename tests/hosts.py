@@ -50,7 +50,8 @@ class DeployedHost:
         return changes.deploy(self.project, self.host, chosen, Steps(), self.logs)
 
     def plan(self, **options: Any) -> Plan:
-        return changes.plan(self.project, self.host, DeployOptions(data=self.data, **options))
+        chosen = DeployOptions(data=self.data, **options)
+        return changes.plan(self.project, self.host, chosen, Steps())
 
     def rollback(self, to: str | None = None) -> Record:
         return changes.rollback(self.project, self.host, to, Steps(), self.logs)

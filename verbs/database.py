@@ -107,7 +107,7 @@ def move(
     project, described = described_host(inventory, host)
     options = changes.move_options(replace_rows=replace, wait_seconds=wait)
     if plan:
-        found = changes.plan(project, described, options)
+        found = changes.plan(project, described, options, Steps())
         answer(plan_fields(found), as_json=json, text=plan_text(found))
         return
     record, rows = changes.move_database(project, described, options, Steps(), LOGS)

@@ -85,7 +85,7 @@ def deploy(
     project, described = described_host(inventory, host)
     options = changes.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
     if plan:
-        found = changes.plan(project, described, options)
+        found = changes.plan(project, described, options, Steps())
         answer(plan_fields(found), as_json=json, text=plan_text(found))
         raise SystemExit(2 if detailed_exitcode and found.changing else 0)
     record = changes.deploy(project, described, options, Steps(), LOGS)
@@ -169,10 +169,11 @@ def drift(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """What on a host is not as declared: exit status 2 and each difference, or 0."""
+    from polydev.progress import Steps
     from polydev.release import changes
 
     project, described = described_host(inventory, host)
-    found = changes.plan(project, described, changes.DeployOptions())
+    found = changes.plan(project, described, changes.DeployOptions(), Steps())
     answer(
         plan_fields(found),
         as_json=json,

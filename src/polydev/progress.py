@@ -41,7 +41,9 @@ class Steps:
         self.console.print(f"[green]✓[/] {name} [dim]{seconds:.1f} s[/]", highlight=False)
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        # In a log a line stays whole; on a terminal, bars below it count lines.
+        whole = not self.console.is_terminal
+        self.console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
     def _bar(self, name: str) -> _Bar:
         if self._bars is None:

@@ -786,19 +786,26 @@ class TestVerbs:
         assert record.status == "succeeded"
 
     def test_a_plan_takes_no_lock_and_writes_nothing(self, operator: Operator) -> None:
-        found = changes.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"))
+        found = changes.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"), steps())
         assert [each.name for each in found.changing] == ["a"]
         assert operator.planned == {"target": "vm-agent", "plan_only": True}
         assert operator.bench.host.calls == ["records"]
         assert found.warnings == ()
 
+    def test_a_plan_shows_that_it_is_made(self, operator: Operator) -> None:
+        shown = io.StringIO()
+        changes.plan(
+            PROJECT, operator.described, DeployOptions(), Steps(Console(file=shown, width=80))
+        )
+        assert "… browsers: plan" in shown.getvalue()
+
     def test_a_plan_warns_of_a_commit_that_this_checkout_does_not_contain(
         self, operator: Operator
     ) -> None:
         operator.bench.host.records[FIRST]["commit"] = "0123abcd"
-        found = changes.plan(PROJECT, operator.described, DeployOptions())
+        found = changes.plan(PROJECT, operator.described, DeployOptions(), steps())
         operator.operations = []
-        assert changes.plan(PROJECT, operator.described, DeployOptions()).warnings == ()
+        assert changes.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings == ()
         (warning,) = found.warnings
         assert "from commit 0123abcd, which this checkout does not know" in warning
 
@@ -815,10 +822,10 @@ class TestVerbs:
 
         monkeypatch.setattr(changes, "planned", planned)
         with pytest.raises(DeployError, match="without a word"):
-            changes.plan(PROJECT, operator.described, DeployOptions())
+            changes.plan(PROJECT, operator.described, DeployOptions(), steps())
         monkeypatch.setattr(Connection, "command", command)
         with pytest.raises(Unreachable, match="publickey"):
-            changes.plan(PROJECT, operator.described, DeployOptions())
+            changes.plan(PROJECT, operator.described, DeployOptions(), steps())
 
     def test_a_rollback_goes_to_what_was_before(self, operator: Operator) -> None:
         host = operator.bench.host

@@ -57,13 +57,13 @@ def connected(host: DescribedHost) -> Iterator[HostConnection]:
         connection.close()
 
 
-def plan(project: Project, host: DescribedHost, options: DeployOptions) -> Plan:
+def plan(project: Project, host: DescribedHost, options: DeployOptions, steps: Steps) -> Plan:
     """What a deployment would change now; nothing is changed, and no lock is needed.
 
     Raises Unreachable, with the words of ssh, where the host cannot be reached.
     """
     data = {**options.data, "target": options.target}
-    with connected(host) as connection:
+    with steps.step(f"{host.name}: plan"), connected(host) as connection:
         try:
             with (
                 Path(os.devnull).open("w") as nowhere,
