@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import json
 
-from polydev.client.api import ControllerApi, one_with_prefix, plain_lines
+import pytest
+import requests
+
+from polydev.client.api import ControllerApi, one_with_prefix, plain_lines, refused
 from polydev.errors import ConfigError
 
 IDS = ("abcd1111-0000", "abcd2222-0000", "ef000000-0000")
@@ -23,6 +27,19 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_told(token: str) -> 
     with pytest.raises(ConfigError, match="the token has") as refused:
         ControllerApi("http://lab:4000", token)
     assert "pdt_" not in f"{refused.value.message}{refused.value.hint}"
+
+
+def test_values_that_are_refused_are_named() -> None:
+    answer = requests.Response()
+    answer.status_code = 422
+    problem = {
+        "detail": "the request is not valid",
+        "errors": [{"pointer": "body/provider", "detail": "Input should be 'claude'"}],
+    }
+    answer.raw = io.BytesIO(json.dumps(problem).encode())
+    assert refused(answer).message == (
+        "the request is not valid: provider: Input should be 'claude'"
+    )
 
 
 def test_one_id_is_found_by_its_beginning() -> None:

@@ -188,12 +188,20 @@ def refused(answer: requests.Response) -> ControllerRefused:
         told = {}
     problem = told if isinstance(told, dict) else {}
     said = problem.get("detail") or f"{answer.status_code} {answer.reason}"
+    if wrong := [_wrong_value(each) for each in problem.get("errors") or ()]:
+        said = f"{said}: {'; '.join(wrong)}"
     hint = problem.get("hint")
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
         hint = UNKNOWN_CALLER_HINT
     elif answer.status_code == HTTPStatus.FORBIDDEN:
         hint = hint or "use the token of a user with the role operator or admin"
     return ControllerRefused(str(said), hint, answer.status_code)
+
+
+def _wrong_value(error: Mapping[str, str]) -> str:
+    """One value that was refused: its name in the request, and why."""
+    _, _, name = error["pointer"].partition("/")
+    return f"{name or error['pointer']}: {error['detail']}"
 
 
 def plain_lines(parts: Iterable[str]) -> Iterator[str]:
