@@ -6,7 +6,7 @@ from typing import Any
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, task
+from polydev.cli import answer, edge, require_at_least, task
 from verbs.access import ON_HOST_HELP, host_controller
 from verbs.connection import API_HELP, connect
 from verbs.places import LAB_INVENTORY
@@ -37,6 +37,8 @@ def alerts(
     json: bool = False,
 ) -> None:
     """Alerts of a host that stand. Asks with the token of an admin."""
+    require_at_least(1, "hours", hours)
+    require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.get("/api/admin/alerts", hours=hours, limit=limit)
     shown = found["history"] if all else found["standing"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, task
+from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
 from verbs.tables import minute, more_text, short, table_text
@@ -29,6 +29,7 @@ def sessions(
     json: bool = False,
 ) -> None:
     """Sessions, newest first, and how far each is."""
+    require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.sessions(all_of_them=all, limit=limit + 1)
     shown = found[:limit]
@@ -64,6 +65,7 @@ def vms(
     json: bool = False,
 ) -> None:
     """VMs, newest first, and how far each is."""
+    require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.vms(all_of_them=all, limit=limit + 1)
     shown = found[:limit]
@@ -110,6 +112,7 @@ def console(
 
     if follow and json:
         raise ConfigError("--follow has no end, --json has one", "leave one of them out")
+    require_at_least(0, "lines", lines)
     with connect(url, token, inventory, host) as api:
         ids = [each["vmId"] for each in api.vms(all_of_them=True)]
         path = f"/api/vm/{one_with_prefix(ids, vm, 'VM', LOST_HINT)}/console"

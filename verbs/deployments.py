@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, stdout, task
-from polydev.errors import ConfigError
+from polydev.cli import answer, edge, require_at_least, stdout, task
 from verbs.hosts import described_host, record_fields
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, more_text
@@ -43,8 +42,7 @@ def deployments(
     from polydev.release.history import history
     from polydev.release.records import current_state, one_named
 
-    if limit < 1:
-        raise ConfigError(f"--limit {limit} shows nothing", "1 or more")
+    require_at_least(1, "limit", limit)
     _, described = described_host(inventory, host)
     with changes.connected(described) as connection:
         records = history(connection)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, megabytes, task
+from polydev.cli import answer, edge, megabytes, require_at_least, task
 from polydev.settings import Settings
 from verbs.places import IMAGE_HELP, JSON_HELP, RECIPE, RECIPE_HELP, SPECS
 
@@ -90,6 +90,7 @@ def verify(context: Context, image: str, deadline: float = 0.0, json: bool = Fal
     from polydev.image.verify import VerifyOptions, verify
     from polydev.progress import Steps
 
+    require_at_least(0, "deadline", deadline)
     store = open_store()
     record = verify(
         store.resolve(image),
@@ -200,6 +201,7 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     from polydev.run import orphans
     from polydev.vm.scratch import abandoned_folders
 
+    require_at_least(0, "keep", keep)
     store = open_store()
     pruned = store.prune(keep, dry_run=dry_run)
     layers, layer_bytes = prune_cache(Settings.from_environment().cache, store, dry_run=dry_run)

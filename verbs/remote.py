@@ -6,7 +6,7 @@ import os
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, task
+from polydev.cli import answer, edge, require_at_least, stderr, task
 from polydev.errors import ConfigError, DeployError
 from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
@@ -52,8 +52,7 @@ def logs(
 
     if follow and json:
         raise ConfigError("--follow has no end, --json has one", "leave one of them out")
-    if lines < 1:
-        raise ConfigError(f"--lines {lines} shows nothing", "1 or more")
+    require_at_least(1, "lines", lines)
     _, described = described_host(inventory, host)
     argv = described.target.argv(*journal_words(unit, lines, follow=follow))
     if follow:
@@ -69,6 +68,9 @@ def logs(
     said = done.stdout.splitlines()
     if json:
         answer({"host": described.name, "lines": said}, as_json=True, text="")
+        return
+    if not said:
+        stderr.print(f"the journal of {described.name} has nothing of {unit or 'our units'}")
         return
     print(*said, sep="\n")
 

@@ -20,6 +20,8 @@ from verbs.places import LAB_INVENTORY
 if TYPE_CHECKING:
     from polydev.client.api import ControllerApi
 
+HIGHEST_PORT = 65_535
+
 
 @task(
     positional=["session"],
@@ -52,6 +54,8 @@ def viewer(
         answer({"session": session_id, "vnc": where}, as_json=json, text=text)
         sys.stdout.flush()
 
+    if not 0 <= port <= HIGHEST_PORT:
+        raise ConfigError(f"--port {port} is no port", f"1 to {HIGHEST_PORT}, or 0 for a free one")
     with connect(url, token, inventory, host) as api:
         session_id = _session_id(api, session)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -22,6 +23,10 @@ from polydev.errors import ConfigError, Error
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
+REFUSAL_HINTS = dict.fromkeys(
+    (errno.EACCES, errno.EPERM), "run it as the user whose file it is, usually root"
+) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
+
 SHORT_OPTIONS = {
     "all": "a",
     "follow": "f",
@@ -34,6 +39,8 @@ SHORT_OPTIONS = {
     "url": "u",
 }
 """The short form of an option, the same in every verb. No other option has one."""
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +73,8 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         # A build that is told to end cleans up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         given = {name: str(each) for name, each in kwargs.items() if each != defaults.get(name)}
         hints.choose(given)
         try:
@@ -73,11 +82,28 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except Error as error:
             fail(error, as_json=bool(kwargs.get("json")))
+        except OSError as error:
+            if error.filename is None:  # no file was refused: it is a bug, or nobody reads on
+                raise
+            log.debug("a file was refused", exc_info=True)
+            fail(file_refused(error), as_json=bool(kwargs.get("json")))
         except KeyboardInterrupt:
             stderr.print("interrupted; nothing is left half-made, run it again to go on")
             raise SystemExit(130) from None
 
     return wrapper
+
+
+def file_refused(error: OSError) -> Error:
+    """Return what the operating system says of a file that a verb needs."""
+    hint = REFUSAL_HINTS.get(error.errno or 0, "POLYDEV_LOG=debug shows what needs it")
+    return Error(f"cannot use {error.filename}: {error.strerror}", hint)
+
+
+def require_at_least(least: float, option: str, value: float) -> None:
+    """Raise ConfigError where the number given with an option is less, or none."""
+    if not value >= least:
+        raise ConfigError(f"--{option} {value:g} is too small", f"{least:g} or more")
 
 
 def log_level() -> str:

@@ -19,7 +19,9 @@ WORD_OF = {"deployments": "--id"}
 """The option for which a word after the verb may stand."""
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
-NOT_A_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
+NOT_WHOLE = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
+NOT_A_NUMBER = re.compile(r"could not convert string to float: (.*)")
+JSON_WORD = re.compile(r"--json|-[a-zA-Z]*j[a-zA-Z]*")
 
 
 class Verbs(Program):
@@ -37,7 +39,7 @@ class Verbs(Program):
                 super().parse_tasks()
         except (ParseError, ValueError) as error:
             refusal = usage_error(str(error), words, list(self.parser.contexts))
-            fail(refusal, as_json="--json" in words)
+            fail(refusal, as_json=any(map(JSON_WORD.fullmatch, words)))
         hints.know_verbs(
             {name: frozenset(verb.args) for name, verb in self.parser.contexts.items()}
         )
@@ -76,8 +78,10 @@ def usage_error(said: str, words: list[str], verbs: list[str]) -> ConfigError:
 def _plain(said: str) -> str:
     if no_value := NO_VALUE.match(said):
         return f"--{no_value[1]} needs a value"
+    if not_whole := NOT_WHOLE.fullmatch(said):
+        return f"{not_whole[1]} is no whole number"
     if no_number := NOT_A_NUMBER.fullmatch(said):
-        return f"{no_number[1]} is no whole number"
+        return f"{no_number[1]} is no number"
     return said
 
 
@@ -88,7 +92,3 @@ def main() -> None:
     except BrokenPipeError:  # as with `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-
-
-if __name__ == "__main__":
-    main()

@@ -40,7 +40,7 @@ FAKES = {
                 echo "pip ${*:3}" >>"$FAKE_LOG"
                 sleep "$FAKE_PIP_SECONDS"
                 exit "$FAKE_PIP_STATUS" ;;
-            "-m polydev.program")
+            "-m polydev")
                 printf "%s\n" "$PWD" "${@:3}" ;;
         esac
         """,
@@ -277,3 +277,12 @@ def test_starts_at_the_same_time_set_up_once(tree: Tree) -> None:
     assert [end.status for end in ends] == [0, 0, 0]
     calls = tree.calls()
     assert (calls.count("dpkg-query"), calls.count("venv")) == (1, 1)
+
+
+def test_a_checkout_that_cannot_be_set_up_says_who_can(tree: Tree) -> None:
+    (tree.root / ".inv").touch()  # root may write everywhere, but not below a file
+    refused = tree.start("check")
+    assert (refused.status, refused.stdout) == (1, "")
+    said = refused.stderr.splitlines()
+    assert said[-2] == f"inv: cannot set things up in {tree.root}"
+    assert said[-1].startswith("inv: next: ")

@@ -23,7 +23,7 @@ class Operator:
     token: str = ""
 
     def __call__(self, verb: str, *words: str, in_json: bool = True) -> Completed:
-        argv = [sys.executable, "-m", "polydev.program", "--search-root", str(ROOT), verb]
+        argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), verb]
         argv += ["--inventory", "inventory/lab.py", *(["--json"] if in_json else []), *words]
         env = {"POLYDEV_TOKEN": self.token} if self.token else {}
         return run(argv, cwd=ROOT, env=env, check=False)
@@ -72,7 +72,7 @@ def test_alerts_without_addresses_say_what_to_do(operator: Operator) -> None:
 def test_journal_and_shell(operator: Operator) -> None:
     lines = operator.answer("host.logs", "--lines", "5")["lines"]
     assert 0 < len(lines) <= 5
-    argv = [sys.executable, "-m", "polydev.program", "--search-root", str(ROOT), "host.shell"]
+    argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), "host.shell"]
     argv += ["--inventory", "inventory/lab.py"]
     shell = run(argv, cwd=ROOT, input="id -u\n(exit 3)\n", check=False)
     assert (shell.status, shell.stdout.strip()) == (3, "0"), "it ends with what was piped in"

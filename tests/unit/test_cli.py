@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import Iterator
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
+from invoke.context import Context
 from pydantic import BaseModel
 
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import BuildError, ConfigError, Error
 from polydev.settings import Settings
+from verbs import alerts, controller, deployments, golden, remote, sessions
 from verbs.tables import more_text
 
 
@@ -103,6 +108,53 @@ def test_interrupt_ends_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> 
         verb(KeyboardInterrupt())
     assert ended.value.code == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_file_that_is_refused_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wanted = tmp_path / "file" / "state"
+    wanted.parent.touch()
+    for refusal, hint in (
+        (PermissionError(errno.EACCES, "Permission denied", str(wanted)), "usually root"),
+        (OSError(errno.ENOSPC, "No space left on device", str(wanted)), "make room there"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", str(wanted)), "POLYDEV_LOG=debug"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            verb(refusal, json=True)
+        assert ended.value.code == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["message"] == f"cannot use {wanted}: {refusal.strerror}"
+        assert hint in told["hint"]
+
+
+def test_nobody_who_reads_on_is_no_file() -> None:
+    with pytest.raises(BrokenPipeError):
+        verb(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "said"),
+    [
+        (controller.sessions, {"limit": 0}, "--limit 0 is too small"),
+        (controller.vms, {"limit": -1}, "--limit -1 is too small"),
+        (controller.console, {"vm": "abcd", "lines": -5}, "--lines -5 is too small"),
+        (alerts.alerts, {"hours": -1}, "--hours -1 is too small"),
+        (alerts.alerts, {"limit": 0}, "--limit 0 is too small"),
+        (deployments.deployments, {"limit": 0}, "--limit 0 is too small"),
+        (remote.logs, {"lines": 0}, "--lines 0 is too small"),
+        (golden.prune, {"keep": -1}, "--keep -1 is too small"),
+        (golden.verify, {"image": "golden", "deadline": -5.0}, "--deadline -5 is too small"),
+        (golden.verify, {"image": "golden", "deadline": nan}, "--deadline nan is too small"),
+        (sessions.viewer, {"session": "abcd", "port": 99_999}, "--port 99999 is no port"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str], asked: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        asked.body(Context(), json=True, **options)
+    assert json.loads(capsys.readouterr().out)["message"] == said
 
 
 def test_bug_is_not_dressed_up_as_an_error() -> None:

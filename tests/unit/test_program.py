@@ -13,7 +13,9 @@ from polydev.program import Verbs
 
 
 @task(positional=["vm"])
-def console(_context: Context, vm: str, lines: int = 100, json: bool = False) -> None:
+def console(
+    _context: Context, vm: str, lines: int = 100, pause: float = 1.0, json: bool = False
+) -> None:
     print(vm, lines)
 
 
@@ -46,6 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, 
         ("sessions --nonsense", "sessions takes no --nonsense", "./inv sessions --help"),
         ("sessions more", "sessions does not take 'more'", "./inv sessions --help"),
         ("console abcd --lines many", "'many' is no whole number", "./inv console --help"),
+        ("console abcd --pause long", "'long' is no number", "./inv console --help"),
         ("console abcd --lines", "--lines needs a value", "./inv console --help"),
         (
             "console",
@@ -60,8 +63,9 @@ def test_what_is_wrong_and_what_to_do(
     assert refused(capsys, *words.split()) == ("", error, hint)
 
 
-def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
-    out, error, hint = refused(capsys, "sessions", "--json", "--nonsense")
+@pytest.mark.parametrize("asked", ["--json", "-j"])
+def test_programs_get_json(capsys: pytest.CaptureFixture[str], asked: str) -> None:
+    out, error, hint = refused(capsys, "sessions", asked, "--nonsense")
     assert json.loads(out) == {"error": "config", "message": error, "hint": hint}
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+from invoke.context import Context
+
+import polydev.run
+from polydev.run import Completed
+from verbs import remote
 from verbs.remote import UNITS, journal_words
 
 
@@ -22,3 +28,15 @@ def test_units(unit: str, units: list[str]) -> None:
 
 def test_follow() -> None:
     assert "--follow" in journal_words("", 5, follow=True)
+
+
+def test_a_unit_that_said_nothing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = SimpleNamespace(argv=lambda *words: list(words))
+    host = SimpleNamespace(name="browsers", target=target)
+    monkeypatch.setattr(remote, "described_host", lambda *_: (None, host))
+    monkeypatch.setattr(polydev.run, "run", lambda *_, **__: Completed((), 0, "", "", 0.1))
+    remote.logs.body(Context(), unit="shh.service")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "the journal of browsers has nothing of shh.service\n")

@@ -97,7 +97,13 @@ def verify(
     record = store.record(digest)
     evidence = settings.state / "verify" / digest[:12]
     shutil.rmtree(evidence, ignore_errors=True)
-    evidence.mkdir(parents=True)
+    try:
+        evidence.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"the evidence of an earlier verification, {evidence}, cannot be removed",
+            "verify as the user whose it is, usually root",
+        ) from error
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
     started = time.monotonic()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.errors import LabError
+from polydev.errors import ConfigError, LabError
 from polydev.lab.container import init_pid
 from polydev.lab.model import Lab
 from polydev.run import Completed, run
@@ -96,6 +96,8 @@ def inside_argv(init: int, terminal: str = "dumb") -> list[str]:
 
 
 def _init(lab: Lab) -> int:
+    if os.geteuid() != 0:
+        raise ConfigError("labs are root's: their namespaces need it", "use sudo")
     init = init_pid(lab) if lab.running() else None
     if init is None:
         raise LabError(f"lab {lab.name} does not run", f"./inv lab.up --name {lab.name}")

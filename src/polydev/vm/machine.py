@@ -60,10 +60,20 @@ class Machine:
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def stop(self, grace_seconds: float = 5.0) -> None:
-        """End QEMU. The disk of a VM is thrown away with it, so the guest is not asked."""
+        """End QEMU. The disk of a VM is thrown away with it, so the guest is not asked.
+
+        Raises VmError where it is another user's.
+        """
         for sent in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(self.pid, sent)
+            except ProcessLookupError:
+                pass
+            except PermissionError as error:
+                raise VmError(
+                    f"cannot end QEMU, process {self.pid}: it is another user's",
+                    "run it as the user who started it, usually root",
+                ) from error
             deadline = time.monotonic() + grace_seconds
             while time.monotonic() < deadline:
                 if not self.alive():

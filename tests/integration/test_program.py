@@ -1,0 +1,47 @@
+"""The process of ./inv at Ctrl-C: while it loads, and once its verb runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from polydev.run import Completed, run
+
+pytestmark = pytest.mark.integration
+
+CTRL_C = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+VERB = """
+from invoke import Context
+from polydev.cli import edge, task
+
+@task
+@edge
+def work(context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def work(folder: Path, tasks: str, signals: str = "--default-signal=INT") -> Completed:
+    """What ./inv does with these verbs."""
+    (folder / "tasks.py").write_text(tasks)
+    inv = [sys.executable, "-m", "polydev", "--search-root", str(folder)]
+    return run(["env", signals, *inv, "work"], check=False, timeout_seconds=60)
+
+
+def test_while_the_verbs_load_it_ends_without_a_word(tmp_path: Path) -> None:
+    done = work(tmp_path, CTRL_C + VERB)
+    assert (done.status, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_verb_says_that_it_was_interrupted(tmp_path: Path) -> None:
+    done = work(tmp_path, "import os, signal\n" + VERB)
+    assert (done.status, done.stdout) == (130, "")
+    assert done.stderr.startswith("interrupted")
+
+
+def test_a_job_that_ignores_it_goes_on(tmp_path: Path) -> None:
+    done = work(tmp_path, CTRL_C + VERB, "--ignore-signal=INT")
+    assert (done.status, done.stdout, done.stderr) == (0, "", "")
