@@ -30,7 +30,7 @@ BRIDGE_OPTIONS = {"stp_state": "0", "vlan_filtering": "0", "group_fwd_mask": "0"
 WORST_METRIC = 4294967295
 # Differences in these stop traffic and let no more of it through.
 ONLY_CLOSING = frozenset(
-    {"state", "address", FORWARDING, "stp_state", "learning", "flood"}
+    {"state", "address", "stp_state", "learning", "flood"}
     | {"mcast_flood", "bcast_flood", "guard", "root_block", "locked"}
 )
 MOST_SHOWN_LINES = 3
@@ -118,7 +118,8 @@ def differences(part: str, declared: Facts, live: Facts) -> list[Difference]:
 def _opens(name: str, found: Lines, declared: Lines) -> bool:
     if name == "rules":
         return True
-    return name not in ONLY_CLOSING and not set(found) <= set(declared)
+    only_closes = name in ONLY_CLOSING or name == FORWARDING or name.endswith(".forwarding")
+    return not only_closes and not set(found) <= set(declared)
 
 
 # The bridge
@@ -155,6 +156,7 @@ def routes_to_vms(bridge: str, address: IPv4Interface) -> Lines:
 
 def bridge_settings(bridge: str) -> dict[str, str]:
     return {
+        f"net.ipv4.conf.{bridge}.forwarding": "1",
         f"net.ipv4.conf.{bridge}.proxy_arp": "0",
         f"net.ipv4.conf.{bridge}.proxy_arp_pvlan": "0",
         f"net.ipv4.conf.{bridge}.route_localnet": "0",

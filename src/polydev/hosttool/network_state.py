@@ -225,7 +225,10 @@ def _write(report: dict[str, object]) -> None:
 
 
 def mend_bridge() -> dict[str, object]:
-    """Set the bridge as declared; its addresses and routes are networkd's to bring."""
+    """Set the bridge as declared; networkd brings its addresses and routes.
+
+    What is beyond them goes here: networkd leaves link-local addresses of IPv6 where they are.
+    """
     host = slots.read_host()
     bridge = host["bridge"]
     if not isinstance(bridge, dict):
@@ -243,7 +246,10 @@ def mend_bridge() -> dict[str, object]:
         if live.get(name, {}).get(option, (value,)) != (value,)
     ]
     commands += [f"link set {port} nomaster" for port in network.foreign_ports(live)]
-    declared = network.routes_to_vms(name, IPv4Interface(bridge["address"]))
+    addresses = live.get(name, {}).get("addresses", ())
+    own = IPv4Interface(bridge["address"])
+    commands += [f"address delete {each} dev {name}" for each in addresses if each != str(own)]
+    declared = network.routes_to_vms(name, own)
     (routes,) = live["routes"].values()
     commands += [f"route delete {route}" for route in routes if route not in declared]
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]

@@ -46,6 +46,7 @@ PORT_FLAGS = {
 INTERFACE_SETTINGS = {
     "ipv6.conf.{}.disable_ipv6": "1",
     "ipv6.conf.{}.accept_ra": "0",
+    "ipv4.conf.{}.forwarding": "1",
     "ipv4.conf.{}.accept_redirects": "0",
     "ipv4.conf.{}.accept_source_route": "0",
     "ipv4.conf.{}.proxy_arp": "0",
