@@ -96,6 +96,7 @@ RELEASES = (
         "database: + index vms_slot_held",
     ),
 )
+OPEN = "microvm@.service.d/x.conf"
 UNITS_AND_FILES = (
     FOLDER,
     Edit(
@@ -105,6 +106,16 @@ UNITS_AND_FILES = (
         ("- RestartSec=7", "+ RestartSec=1"),
     ),
     Edit("", "Names | polydev-dns.service", ("files changed",)),
+    Edit(
+        f"mkdir -p {UNITS}/microvm@.service.d {UNITS}/polydev-firewall.service.d && "
+        f"printf '[Service]\nPrivateDevices=no\nSystemCallFilter=\n' >{UNITS}/{OPEN} && "
+        f"printf '[Service]\nUMask=0000\n' >{UNITS}/polydev-firewall.service.d/x.conf && "
+        f"ln -s /dev/null {UNITS}/microvm@4.service && systemctl daemon-reload",
+        "Units | files of others",
+        (f"- {UNITS}/{OPEN}", f"- {UNITS}/microvm@4.service"),
+        f"overrides: {UNITS}/{OPEN}",
+    ),
+    Edit("", "Firewall | polydev-firewall.service", ("files changed",)),
     Edit(
         "chmod 666 /etc/polydev/dns.conf",
         "Names | /etc/polydev/dns.conf",
@@ -574,7 +585,7 @@ class TestTargets:
             }
             for target in ("master-controller", "vm-agent")
         }
-        assert parts["master-controller"] == {"Host tool", "Controller"}
+        assert parts["master-controller"] == {"Host tool", "Units", "Controller"}
         assert parts["vm-agent"] == {"Host tool", "Images"}
 
 

@@ -41,7 +41,7 @@ from polydev.deploys.operations import (
     opaque_file,
     text_file,
 )
-from polydev.deploys.units import only_units, reread_units, unit
+from polydev.deploys.units import no_overrides, only_units, reread_units, unit
 from polydev.errors import ConfigError, DeployError
 from polydev.run import run
 from polydev.ssh import SshTarget
@@ -198,6 +198,23 @@ class TestUnit:
         found = host.commands(unit, unit="x.service", config="now")
         assert verbs(found) == (["systemctl daemon-reload", *wanted] if wanted else [])
 
+    @pytest.mark.parametrize(
+        ("drop_in", "own", "restarts"),
+        [
+            ("/etc/systemd/system/x.service.d/y.conf", "/etc/systemd/system/x.service", True),
+            ("/run/systemd/system/x-.service.d/y.conf", "/etc/systemd/system/x.service", True),
+            ("/usr/lib/systemd/system/service.d/y.conf", "/etc/systemd/system/x.service", False),
+            ("/etc/systemd/system/x.service.d/y.conf", "/etc/systemd/system/x.service.d/p", False),
+        ],
+    )
+    def test_drop_ins_of_others_count_too_where_the_unit_is_ours(
+        self, faked: Faked, drop_in: str, own: str, restarts: bool
+    ) -> None:
+        marker = "Own=yes" if "echo Own=yes" in Unit().command("x.service", ((own, A),)) else ""
+        host = faked({"systemctl show": f"{shown()}\nDropInPaths={drop_in}\n{marker}"})
+        found = host.commands(unit, unit="x.service", config="now", files=((own, A),))
+        assert bool(found) is restarts
+
     @pytest.mark.parametrize("sign", ["NeedDaemonReload=yes", "Touched=yes"])
     def test_files_that_somebody_changed_count_as_another_configuration(
         self, faked: Faked, told: Callable[[], list[str]], sign: str
@@ -330,6 +347,17 @@ class TestOnlyUnits:
     @pytest.mark.parametrize("wanted", [[2, 3, 4, 5], [2, 3, 4, 5, 6]])
     def test_nothing_where_none_is_too_many(self, faked: Faked, wanted: list[int]) -> None:
         assert self.run(faked, wanted) == []
+
+
+class TestNoOverrides:
+    def test_they_go_before_systemd_reads_its_files_again(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        paths = ["/etc/systemd/system/x.service.d/a b.conf", "/run/systemd/system/x@3.service"]
+        found = faked({}).commands(no_overrides, paths=paths)
+        assert found == [f"rm '{paths[0]}' {paths[1]}", "systemctl daemon-reload"]
+        assert told()[:2] == [f"- {path}" for path in paths]
+        assert faked({}).commands(no_overrides, paths=[]) == []
 
 
 class TestRereadUnits:

@@ -150,7 +150,7 @@ class TestWholeHost:
     @pytest.mark.parametrize(
         ("target", "concerns"),
         [
-            ("master-controller", {"Host tool", "Controller"}),
+            ("master-controller", {"Host tool", "Units", "Controller"}),
             ("vm-agent", {"Host tool", "Images"}),
         ],
     )

@@ -157,6 +157,8 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
         ("database", {"database": "SQLite", "differences": []}, None),
         ("database", {"differences": ["+ index vms_slot_held"]}, "vms_slot_held"),
         ("release", {"damage": ["x.pth does not belong to the release"]}, "x.pth"),
+        ("overrides", [], None),
+        ("overrides", ["/etc/systemd/system/microvm@4.service"], "microvm@4"),
         ("release", {"error": "unread", "message": "no such file"}, "no such file"),
     ],
 )

@@ -69,6 +69,7 @@ LOOKED_AT = {
         "its schema is as migrations make it",
         "./inv drift tells what ./inv deploy mends",
     ),
+    "overrides": ("no file of others changes units of ours", "./inv deploy removes these"),
     "release": ("the controller's files are as they were installed", "./inv deploy"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from polydev.deploys.data import HostData
 from polydev.deploys.network import BRIDGE, slot_config
 from polydev.deploys.operations import directory, folders_as_in, template, text_file
+from polydev.deploys.render import own_units
 from polydev.deploys.services import effective_sshd
 from polydev.deploys.typed import concern
 from polydev.deploys.users import accounts_as_in
@@ -84,6 +85,7 @@ def host_json(site: HostData, units: list[str]) -> str:
         "sshd": effective_sshd(),
         "accounts": [asdict(each) for each in declared_accounts(site)],
         "units": units,
+        "ownUnits": own_units(),
     }
     return json.dumps(known, indent=1) + "\n"
 

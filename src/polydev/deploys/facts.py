@@ -12,7 +12,7 @@ from typing import Any
 from pyinfra.api.facts import FactBase
 
 from polydev.deploys.ranges import HostNetwork
-from polydev.deploys.render import STAMPS
+from polydev.deploys.render import STAMPS, UNITS
 
 TOUCHED = "Touched=yes"
 
@@ -21,7 +21,8 @@ TOUCHED = "Touched=yes"
 class UnitState:
     """`config` is what the unit was started with, as its own start wrote it down.
 
-    `touched`: a file of the unit's is not what it should be, or was changed after that start.
+    `touched`: a file of the unit's is not what it should be, was changed after that start, or is a
+    drop-in that is not ours.
     """
 
     active: bool = False
@@ -40,8 +41,11 @@ class Unit(FactBase[UnitState]):
         stamp = f"{STAMPS}/{name}"
         asked = (
             f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result "
-            f"-p NeedDaemonReload; echo Config=$(cat {stamp} 2>/dev/null)"
+            f"-p NeedDaemonReload -p DropInPaths; echo Config=$(cat {stamp} 2>/dev/null)"
         )
+        # Of a unit that the system brings, the drop-ins are everybody's.
+        if any(path.rpartition("/")[0] == UNITS for path, _ in files):
+            asked += "; echo Own=yes"
         for path, sha256 in files:
             asked += f"; {_unless_same(path, sha256)}"
             # Shells differ on whether a file is newer than a stamp that is not there.
@@ -61,8 +65,15 @@ class Unit(FactBase[UnitState]):
             config=found.get("Config", ""),
             loaded=found.get("LoadState") == "loaded",
             result=found.get("Result", ""),
-            touched="yes" in (found.get("NeedDaemonReload"), found.get("Touched")),
+            touched="yes" in (found.get("NeedDaemonReload"), found.get("Touched"))
+            or ("Own" in found and _names_one_unit(found.get("DropInPaths", ""))),
         )
+
+
+def _names_one_unit(drop_ins: str) -> bool:
+    """Whether one of them is not for every unit of a kind, as in service.d."""
+    folders = (path.split("/")[-2] for path in drop_ins.split() if path.count("/") > 1)
+    return any("." in folder.removesuffix(".d") for folder in folders)
 
 
 def _unless_same(path: str, sha256: str) -> str:

@@ -42,6 +42,7 @@ from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.services import SSHD_FILE_BEFORE, journal, ssh
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
+from polydev.deploys.units import units_are_ours
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
 from polydev.ssh import SshTarget
 
@@ -110,6 +111,9 @@ def browser_host() -> None:
         warn_of_open_api(site)
     deployment_id = site.deployment_id or new_deployment_id()
     host_tool()
+    if site.concerns("master-controller"):
+        of_all = site.concerns()
+        units_are_ours([each for each in live.overrides if of_all or "master-controller" in each])
     if site.concerns():
         packages(target)
         accounts(site, declared, live.accounts)
@@ -143,4 +147,6 @@ def parts(site: HostData) -> list[str]:
     """Return the parts that a deployment of these concerns asks the host tool for."""
     asked = ["accounts", "network", "sshd", "polkit"] if site.concerns() else []
     asked += ["images"] if site.concerns("vm-agent") else []
-    return asked + (["database", "release", "socket"] if site.concerns("master-controller") else [])
+    if site.concerns("master-controller"):
+        asked += ["database", "overrides", "release", "socket"]
+    return asked

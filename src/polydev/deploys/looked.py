@@ -54,6 +54,12 @@ class Looked:
         return self._lines("polkit")
 
     @property
+    def overrides(self) -> list[str]:
+        """Files of others that change units of ours."""
+        found = self.said.get("overrides", [])
+        return [str(each) for each in found] if isinstance(found, list) else []
+
+    @property
     def accounts(self) -> list[str] | None:
         """None where nobody can say so: all of them are to be made."""
         return self._lines("accounts") if "accounts" in self.said else None

@@ -15,6 +15,7 @@ from polydev.deploys.checkout import changed
 TEMPLATES = Path("templates")
 SUFFIX = ".j2"
 STAMPS = "/run/polydev/config"
+UNITS = "/etc/systemd/system"
 # Calls of systemd's group @system-service that no unit of ours makes. By io_uring, which is in
 # @aio, a process does what the filter of its calls forbids, and opens sockets of every family. The
 # others reach into other processes, into the kernel's keyrings, and past the paths of files.
@@ -59,7 +60,7 @@ def render_unit(
     name: str, values: dict[str, Any], depends: Iterable[str] = (), root: Path = Path()
 ) -> tuple[str, str]:
     """A unit file and the hash of its configuration: the file itself and what it reads."""
-    path = f"/etc/systemd/system/{name}"
+    path = f"{UNITS}/{name}"
     bare = render(path, {**values, "config": "", "stamp": ""}, root)
     config = config_hash(bare, *depends)
     text = render(path, {**values, "config": config, "stamp": stamp_command(config)}, root)
@@ -73,3 +74,9 @@ def template_paths(root: Path = Path()) -> list[str]:
         "/" + path.relative_to(folder).as_posix().removesuffix(SUFFIX)
         for path in folder.rglob(f"*{SUFFIX}")
     )
+
+
+def own_units(root: Path = Path()) -> list[str]:
+    """Names of the units whose whole file is a template of ours."""
+    parts = (path.rpartition("/") for path in template_paths(root))
+    return [name for folder, _, name in parts if folder == UNITS]

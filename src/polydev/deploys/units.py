@@ -11,10 +11,8 @@ from pyinfra.context import host
 
 from polydev.deploys.facts import StaleUnits, Unit, UnitState, UnitStates
 from polydev.deploys.operations import PlacedFile, text_file, told
-from polydev.deploys.render import render_unit
-from polydev.deploys.typed import Commands, operation
-
-UNITS = "/etc/systemd/system"
+from polydev.deploys.render import UNITS, render_unit
+from polydev.deploys.typed import Commands, concern, operation
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,23 @@ def unit_file(name: str, values: dict[str, Any], *depends: PlacedFile | str) -> 
     own = PlacedFile(f"{UNITS}/{name}", text)
     text_file(own.path, text)
     return UnitConfig(config, tuple(each.sum for each in (own, *placed)))
+
+
+@operation
+def no_overrides(paths: list[str]) -> Commands:
+    """No file of others changes units of ours; those that run with one are restarted after this."""
+    if not paths:
+        host.noop("no file of others changes units of ours")
+        return
+    told("\n".join(f"- {path}" for path in paths))
+    yield StringCommand(f"rm {shlex.join(paths)}")
+    yield StringCommand("systemctl daemon-reload")
+
+
+@concern("Units")
+def units_are_ours(overrides: list[str]) -> None:
+    """Before any unit is started again."""
+    no_overrides(name="files of others", paths=overrides)
 
 
 @operation

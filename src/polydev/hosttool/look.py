@@ -14,6 +14,7 @@ from polydev.hosttool import (
     controller_socket,
     images,
     network_state,
+    overrides,
     polkit,
     program,
     release,
@@ -86,5 +87,6 @@ PARTS: dict[str, Part] = {
     "sshd": lambda _, question: sshd.differences(question["host"]["sshd"]),
     "polkit": lambda *_: polkit.differences(),
     "accounts": lambda _, question: accounts.differences(accounts.accounts_of(question["host"])),
+    "overrides": lambda _, question: overrides.find(question["host"]["ownUnits"]),
     "images": lambda call, _: images.listing(call.paths.images),
 }
