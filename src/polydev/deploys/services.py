@@ -6,8 +6,9 @@ from typing import Any
 
 from polydev.deploys.data import HostData
 from polydev.deploys.operations import directory, no_file, template
+from polydev.deploys.render import UNITS
 from polydev.deploys.typed import concern
-from polydev.deploys.units import UNITS, unit, unit_file
+from polydev.deploys.units import unit, unit_file
 
 SSH_UNIT = "ssh.service"
 JOURNAL_UNIT = "systemd-journald.service"
