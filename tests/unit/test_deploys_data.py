@@ -43,6 +43,9 @@ NO_LISTEN = {
     ),
     "stands in brackets": ("::1:4000", "[127.0.0.1]:4000"),
     "an address with a scope cannot be listened at": ("[fe80::1%eth0]:4000",),
+    "cannot be listened at by itself": (
+        *("[fe80::1]:4000", "[::ffff:127.0.0.1]:4000", "[::ffff:0.0.0.0]:4000"),
+    ),
     "the address of no host": ("224.0.0.1:4000", "[ff02::1]:4000", "255.255.255.255:4000"),
 }
 
@@ -70,6 +73,14 @@ class TestData:
             ({"target": "everything"}, "target"),
             ({"journal_max_mib": 1}, "journal_max_mib"),
             ({"deadman_seconds": 1}, "deadman_seconds"),
+            ({"journal_max_mib": 10**15}, "journal_max_mib: must be 1048576 or less"),
+            ({"deadman_seconds": 86400}, "deadman_seconds: must be 3600 or less"),
+            ({"vm_memory_mib": 10**12}, "vm_memory_mib: must be 1048576 or less"),
+            ({"vm_translation_cache_mib": 10**9}, "vm_translation_cache_mib: must be 1048576"),
+            ({3: 4}, "3: there is no such key"),
+            ({"source": "a\0b"}, "source: is no path"),
+            ({"store": "\0"}, "store: is no path"),
+            ({"secrets": {"jwt-secret": "\0"}}, "secrets.jwt-secret: is no path"),
             ({"firecracker": {"file": "fc", "sha256": "0"}}, "firecracker.sha256"),
             ({"secrets": {"jwt-secret": 3}}, "secrets.jwt-secret"),
             ({"secrets": {"../../etc/cron.d/x": "x"}}, "secrets.../../etc/cron.d/x"),
@@ -160,6 +171,8 @@ class TestController:
             ({"vm_network": "10.0.0.0/8"}, "controller.vm_network: follows from bridge_address"),
             ({"vm": {"cpus": 9}}, "controller.vm: follows from vm_cpus"),
             ({"image_store": "/x"}, "controller.image_store: follows from"),
+            ({"PORT": 4001}, "controller.PORT: there is no such key; did you mean port?"),
+            ({"JWT_SECRET": "x" * 40}, "controller.JWT_SECRET: there is no such key; did you mean"),
             ({"slots": [2, 99]}, "controller.slots: the host has slots 2 to 9"),
             ({"log_levl": "debug"}, "controller.log_levl: .*did you mean log_level?"),
             ({"drain_seconds": "soon"}, "controller.drain_seconds: must be a whole number"),

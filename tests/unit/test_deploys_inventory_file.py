@@ -79,6 +79,18 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name
     assert told.value.file == tmp_path / name
 
 
+@pytest.mark.parametrize("key", ["move_database", "target", "deployment_id"])
+@pytest.mark.parametrize("is_of_all", [False, True])
+def test_what_a_verb_says_is_refused(tmp_path: Path, key: str, *, is_of_all: bool) -> None:
+    """With `move_database` each deployment would delete the rows of a PostgreSQL."""
+    values = {} if is_of_all else {key: "replace"}
+    (tmp_path / "inventory.py").write_text(f"browser_hosts = [('a', {values})]\n")
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "group_data/all.py").write_text(f"{key} = 'replace'\n" if is_of_all else "")
+    with pytest.raises(ConfigError, match=f"{key} is a verb's to say"):
+        check_inventory(tmp_path / "inventory.py")
+
+
 def test_an_error_of_ours_is_told_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "inventory.py"
     file.write_text("from polydev.errors import ConfigError\nraise ConfigError('mine', 'hint')\n")

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from polydev.controller.settings import SECRETS, Settings, secret_name
+from polydev.controller.settings import SECRETS, Settings, secret_name, wrong_case
 from polydev.validation import dotted, near, problems_of
 
 
@@ -68,7 +68,9 @@ def _of_no_service(addresses: str) -> Iterator[tuple[str, str]]:
 
 def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in given:
-        if key in SECRETS:
+        if meant := wrong_case(key):
+            yield f"controller.{key}", f"there is no such key; did you mean {meant}?"
+        elif key in SECRETS:
             yield f"controller.{key}", f"this is a secret: name its file as `{secret_name(key)}`"
 
 

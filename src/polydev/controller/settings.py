@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +32,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from typing_extensions import Self
 
 from polydev.errors import ConfigError
 from polydev.validation import dotted, near, problems_of
@@ -35,6 +44,13 @@ SECRETS = ("alert_urls", "credentials_key", "database_url", "jwt_secret")
 MIN_JWT_SECRET_BYTES = 32  # RFC 7518, 3.2: as long as the hash of HS256
 BYTE_ORDER_MARK = "\ufeff"
 TRUE_WORDS = ("1", "true", "yes", "on")
+# Ten years, and a century: beyond, points in time have no date.
+MOST_SECONDS = 10 * 366 * 24 * 3600
+MOST_DAYS = 36525
+# A token that is off by more was not made for now.
+MOST_LEEWAY_SECONDS = 3600
+MOST_VM_MIB = 1024 * 1024
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
 
 
 class Environment(EnvSettingsSource):
@@ -85,21 +101,34 @@ class Credentials(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
+def is_key_of_two(secret: bytes) -> bool:
+    """Whether PyJWT takes it for the key of another algorithm, and so for no secret."""
+    from jwt.utils import is_pem_format, is_ssh_key  # dear to import, and not always
+
+    return is_pem_format(secret) or is_ssh_key(secret)
+
+
+def wrong_case(key: object) -> str | None:
+    """The key that is meant by one in other letters; pydantic-settings takes both for the same."""
+    name = str(key).lower()
+    return name if name in Settings.model_fields and name != key else None
+
+
 def secret_name(field: str) -> str:
     """The name of the file of a secret."""
     return field.replace("_", "-")
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class VmSizes(Group):
     """What every VM of this host has. The cache of translated code is TCG's."""
 
     cpus: int = Field(default=2, ge=1, le=64)
-    memory_mib: int = Field(default=2048, ge=128)
-    translation_cache_mib: int = Field(default=1024, ge=32)
+    memory_mib: int = Field(default=2048, ge=128, le=MOST_VM_MIB)
+    translation_cache_mib: int = Field(default=1024, ge=32, le=MOST_VM_MIB)
 
 
 class BootDeadlines(Group):
@@ -108,11 +137,11 @@ class BootDeadlines(Group):
     On a busy machine it may take longer: what the VM waits for a CPU does not count.
     """
 
-    kernel: float = Field(default=60, gt=0)
-    init: float = Field(default=120, gt=0)
-    network: float = Field(default=120, gt=0)
-    services: float = Field(default=180, gt=0)
-    ready: float = Field(default=300, gt=0)
+    kernel: Seconds = 60
+    init: Seconds = 120
+    network: Seconds = 120
+    services: Seconds = 180
+    ready: Seconds = 300
 
 
 class SessionLimits(Group):
@@ -122,16 +151,16 @@ class SessionLimits(Group):
     """
 
     per_user: int = Field(default=2, ge=1)
-    idle_seconds: float = Field(default=300, gt=0)
-    max_seconds: float = Field(default=4 * 3600, gt=0)
-    heartbeat_live_seconds: float = Field(default=30, gt=0)
+    idle_seconds: Seconds = 300
+    max_seconds: Seconds = 4 * 3600
+    heartbeat_live_seconds: Seconds = 30
 
 
 class VmChecks(Group):
     """How a VM that is up is watched."""
 
-    every_seconds: float = Field(default=10, gt=0)
-    timeout_seconds: float = Field(default=10, gt=0)
+    every_seconds: Seconds = 10
+    timeout_seconds: Seconds = 10
     failures: int = Field(default=3, ge=1)
 
 
@@ -161,9 +190,9 @@ class ConnectionLimits(Group):
     unfinished_per_address          and those of one IPv4 address or network of IPv6
     """
 
-    header_seconds: float = Field(default=10, gt=0)
-    body_seconds: float = Field(default=60, gt=0)
-    send_seconds: float = Field(default=60, gt=0)
+    header_seconds: Seconds = 10
+    body_seconds: Seconds = 60
+    send_seconds: Seconds = 60
     most: int = Field(default=4096, ge=1)
     unfinished: int = Field(default=1024, ge=1)
     unfinished_per_address: int = Field(default=256, ge=1)
@@ -173,9 +202,9 @@ class Identity(Group):
     """Whose JWTs are taken, besides those signed with `jwt_secret`."""
 
     jwks_url: str | None = Field(default=None, pattern="^https?://")
-    audience: str | None = None
-    issuer: str | None = None
-    leeway_seconds: float = Field(default=10, ge=0)
+    audience: str | None = Field(default=None, min_length=1)
+    issuer: str | None = Field(default=None, min_length=1)
+    leeway_seconds: float = Field(default=10, ge=0, le=MOST_LEEWAY_SECONDS)
 
     @field_validator("jwks_url")
     @classmethod
@@ -183,6 +212,7 @@ class Identity(Group):
         try:
             parts = urlsplit(url or "https://none.example")
             is_readable = bool(parts.hostname) and parts.port != 0
+            is_readable &= re.search(r"\s|[\x00-\x1f\x7f]", url or "") is None
         except ValueError:
             is_readable = False
         if not is_readable:
@@ -193,10 +223,10 @@ class Identity(Group):
 class Sampling(Group):
     """The host's figures: how often they are taken, and kept whole and thinned out."""
 
-    every_seconds: float = Field(default=10, gt=0)
-    whole_seconds: float = Field(default=3600, gt=0)
-    thinned_every_seconds: float = Field(default=60, gt=0)
-    keep_seconds: float = Field(default=24 * 3600, gt=0)
+    every_seconds: Seconds = 10
+    whole_seconds: Seconds = 3600
+    thinned_every_seconds: Seconds = 60
+    keep_seconds: Seconds = 24 * 3600
 
 
 class AlertRules(Group):
@@ -205,17 +235,31 @@ class AlertRules(Group):
     warning_percent: float = Field(default=70, gt=0, le=100)
     critical_percent: float = Field(default=90, gt=0, le=100)
     hysteresis_percent: float = Field(default=5, ge=0)
-    for_seconds: float = Field(default=30, ge=0)
+    for_seconds: float = Field(default=30, ge=0, le=MOST_SECONDS)
     """How long a value must be above before it counts."""
     failed_boots: int = Field(default=3, ge=1)
-    failed_boots_seconds: float = Field(default=900, gt=0)
+    failed_boots_seconds: Seconds = 900
+
+    @model_validator(mode="after")
+    def _can_be_raised_and_cleared(self) -> Self:
+        if self.warning_percent >= self.critical_percent:
+            raise ValueError("warning_percent must be less than critical_percent")
+        if self.hysteresis_percent >= self.warning_percent:
+            raise ValueError(
+                "hysteresis_percent must be less than warning_percent, or no alert ends"
+            )
+        return self
 
 
 class Settings(BaseSettings):
     """One frozen value. What is passed in stands for the file, so the environment overrides it."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
     )
 
     host: str = "127.0.0.1"
@@ -231,9 +275,9 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(default=30, ge=1, lt=60)
     """How long requests under way may take once the service is told to end; systemd kills what
     runs on after a minute."""
-    keep_alive_seconds: int = Field(default=5, ge=1)
+    keep_alive_seconds: int = Field(default=5, ge=1, le=MOST_SECONDS)
     """How long a connection may wait for its next request."""
-    drain_keep_alive_seconds: float = Field(default=2, ge=0.1)
+    drain_keep_alive_seconds: float = Field(default=2, ge=0.1, lt=60)
     """The same, once the service is told to end."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     slots: tuple[Annotated[int, Field(ge=2, le=254)], ...] = ()
@@ -249,9 +293,9 @@ class Settings(BaseSettings):
     boot_deadline_seconds: BootDeadlines = BootDeadlines()
     session: SessionLimits = SessionLimits()
     vm_check: VmChecks = VmChecks()
-    keep_failed_seconds: int = Field(default=24 * 3600, ge=0)
+    keep_failed_seconds: int = Field(default=24 * 3600, ge=0, le=MOST_SECONDS)
     """How long the logs of a VM that failed are kept."""
-    keep_ended_days: int = Field(default=90, ge=0)
+    keep_ended_days: int = Field(default=90, ge=0, le=MOST_DAYS)
     """How long sessions that are over are kept, with their VMs; 0: for ever."""
     debug_preserve_vms: bool = Field(
         default_factory=lambda: os.environ.get("DEBUG_PRESERVE_VMS", "").lower() in TRUE_WORDS
@@ -296,6 +340,11 @@ class Settings(BaseSettings):
                 f"it has {size} bytes, and tokens could be forged: at least {MIN_JWT_SECRET_BYTES} "
                 "are needed (`openssl rand -base64 32` makes one)"
             )
+        if secret and is_key_of_two(secret.get_secret_value().encode()):
+            raise ValueError(
+                "it is a public or private key, by which no HS256 token is signed "
+                "(`openssl rand -base64 32` makes a secret; public keys come by identity.jwks_url)"
+            )
         return secret
 
     @field_validator("credentials_key")
@@ -317,6 +366,16 @@ class Settings(BaseSettings):
             if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url) is None:
                 raise ValueError(f"address {number} is no URL of Apprise, such as mailto://…")
         return secret
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_not_everybody(
+        cls, proxies: tuple[IPv4Network | IPv6Network, ...]
+    ) -> tuple[IPv4Network | IPv6Network, ...]:
+        for each in proxies:
+            if each.prefixlen == 0:
+                raise ValueError(f"{each} is everybody: anybody could say where a request is from")
+        return proxies
 
     @field_validator("cors_origins")
     @classmethod
@@ -354,6 +413,11 @@ def load_settings(file: Path) -> Settings:
         values = {}
     if not isinstance(values, Mapping):
         raise ConfigError("must hold keys and values", file=file)
+    for key in values:
+        if meant := wrong_case(key):
+            raise ConfigError(
+                f"there is no such key; did you mean {meant}?", file=file, key=str(key)
+            )
     try:
         return Settings(**values)
     except ValidationError as error:

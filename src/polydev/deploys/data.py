@@ -29,9 +29,18 @@ def _is_secret_name(name: str) -> str:
     return name
 
 
+def _can_be_a_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("is no path")
+    return path
+
+
+LocalPath = Annotated[Path, AfterValidator(_can_be_a_path)]
 # They become names of files on the host; which ones there are is the controller's word.
 SecretName = Annotated[str, AfterValidator(_is_secret_name)]
 FIRST_SLOT = 2
+MOST_MIB = 1024 * 1024  # a TiB
+MOST_DEADMAN_SECONDS = 3600
 # What the guest of the golden image asks by itself.
 IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 # What pyinfra itself, or a connector, reads from the same place.
@@ -49,9 +58,9 @@ class Checked(BaseModel):
 class Firecracker(Checked):
     """Programs on the operator's machine, sent as they are once their checksums are right."""
 
-    file: Path
+    file: LocalPath
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    jailer_file: Path
+    jailer_file: LocalPath
     jailer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -76,23 +85,23 @@ class HostData(Checked):
     deployment_id: Annotated[str, Field(pattern=rf"^{DEPLOYMENT_ID.pattern}$")] | None = None
     slots: Annotated[int, Field(ge=1, le=250)] = 8
     vm_cpus: Annotated[int, Field(ge=1, le=64)] = 2
-    vm_memory_mib: Annotated[int, Field(ge=128)] = 2048
-    vm_translation_cache_mib: Annotated[int, Field(ge=32)] = 1024
+    vm_memory_mib: Annotated[int, Field(ge=128, le=MOST_MIB)] = 2048
+    vm_translation_cache_mib: Annotated[int, Field(ge=32, le=MOST_MIB)] = 1024
     bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS
     reachable: tuple[IPv4Network, ...] = ()
     controller_listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:4000"
     controller: dict[str, Any] = {}
-    secrets: dict[SecretName, Path] = {}
+    secrets: dict[SecretName, LocalPath] = {}
     firecracker: Firecracker | None = None
     image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    store: Path = Field(default_factory=lambda: Settings.from_environment().store)
-    cache: Path = Field(default_factory=lambda: Settings.from_environment().cache)
-    source: Path = Path()
+    store: LocalPath = Field(default_factory=lambda: Settings.from_environment().store)
+    cache: LocalPath = Field(default_factory=lambda: Settings.from_environment().cache)
+    source: LocalPath = Path()
     move_database: Literal["no", "copy", "replace"] = "no"
-    journal_max_mib: Annotated[int, Field(ge=16)] = 512
-    deadman_seconds: Annotated[int, Field(ge=10)] = 90
+    journal_max_mib: Annotated[int, Field(ge=16, le=MOST_MIB)] = 512
+    deadman_seconds: Annotated[int, Field(ge=10, le=MOST_DEADMAN_SECONDS)] = 90
 
     @model_validator(mode="after")
     def _slots_fit(self) -> Self:
@@ -140,6 +149,7 @@ class HostData(Checked):
 
 def host_data(values: dict[str, Any], host: str) -> HostData:
     """Check the values of one host. Raises ConfigError naming host and each key that is wrong."""
+    values = {str(key): each for key, each in values.items()}
     way = {key: each for key, each in values.items() if key.startswith(PREFIX)}
     own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
     found = [*_wrong(Way, way)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from polydev.errors import ConfigError, Error
 from polydev.validation import near
 
 LIST = "browser_hosts"
+# What the verbs say of a deployment; a host for which it always held would be another one.
+OF_VERBS = ("target", "deployment_id", "move_database")
 HINT = f"inventory/production.example.py shows the list, {LIST}"
 
 
@@ -20,6 +22,8 @@ def check_inventory(file: Path) -> None:
     """Raise ConfigError unless all hosts of the file are in one sound list of the right name."""
     for each in (file, *sorted((file.parent / "group_data").glob("*.py"))):
         _refuse_keys_twice(each)
+        if each != file:
+            _refuse_keys_of_verbs(_assigned(each), each, "its keys")
     names = _run(file)
     lists = {name: value for name, value in names.items() if _is_group(name, value)}
     if LIST not in names:
@@ -51,8 +55,10 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
     for index, each in enumerate(hosts):
         key = f"{LIST}[{index}]"
         match each:
-            case str(name) | (str(name), dict()) if name and not isinstance(each, list):
+            case str(name) if name:
                 pass
+            case (str(name), dict(values)) if name and not isinstance(each, list):
+                _refuse_keys_of_verbs(values, file, key)
             case _:
                 words = 'must be a name, or a name with its values: ("browsers-1", {"slots": 8})'
                 raise ConfigError(words, HINT, file=file, key=key)
@@ -61,6 +67,13 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
             raise ConfigError(words, "give each host all of its values once", file=file, key=key)
         seen.add(name)
         yield name
+
+
+def _refuse_keys_of_verbs(values: Iterable[object], file: Path, place: str) -> None:
+    for name in OF_VERBS:
+        if name in values:
+            hint = "leave it out; ./inv --help deploy and ./inv --help database.move have options"
+            raise ConfigError(f"{name} is a verb's to say", hint, file=file, key=place)
 
 
 def _is_group(name: str, value: Any) -> bool:
@@ -90,6 +103,18 @@ def _refuse_keys_twice(file: Path) -> None:
                         key=str(key.value),
                     )
                 lines[key.value] = key.lineno
+
+
+def _assigned(file: Path) -> set[str]:
+    """Names that a module sets, which of group data are keys of hosts."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    targets = [
+        target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
+    ]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _run(file: Path) -> dict[str, Any]:

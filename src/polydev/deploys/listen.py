@@ -50,6 +50,10 @@ def listen_from(text: str) -> Listen:
         raise _wrong(text, "an IPv6 address, and no other, stands in brackets")
     if isinstance(address, IPv6Address) and address.scope_id:
         raise _wrong(text, "an address with a scope cannot be listened at")
+    if isinstance(address, IPv6Address) and (address.is_link_local or address.ipv4_mapped):
+        raise _wrong(
+            text, f"{address} cannot be listened at by itself; take an address of the host"
+        )
     if address.is_multicast or address == IPv4Address("255.255.255.255"):
         raise _wrong(text, f"{address} is the address of no host")
     return Listen(address, int(port_text))

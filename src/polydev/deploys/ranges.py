@@ -37,9 +37,11 @@ CLOSED = (
     "203.0.113.0/24",  # documentation
     "224.0.0.0/3",  # multicast, reserved, broadcast
 )
+THIS_NETWORK = IPv4Network("0.0.0.0/8")
+NAMES_PORT = 53
 # Of these no network of VMs is made, and none is opened to them.
 NEVER = {
-    IPv4Network("0.0.0.0/8"): "this network itself",
+    THIS_NETWORK: "this network itself",
     IPv4Network("127.0.0.0/8"): "loopback",
     IPv4Network("169.254.0.0/16"): "link-local addresses, where clouds have their metadata",
     IPv4Network("224.0.0.0/3"): "multicast and reserved addresses",
@@ -73,15 +75,22 @@ def contradictions(site: HostData) -> Iterator[Problem]:
         if why := _why_no_resolver_of_vms(address, site.bridge_address):
             yield f"resolvers.{index}", f"{address} {why}"
     for index, address in enumerate(site.upstream_resolvers):
-        if address.is_unspecified or address.is_multicast or address.is_reserved:
+        if _is_no_host(address):
             yield f"upstream_resolvers.{index}", f"{address} is the address of no host"
         elif address in site.bridge_address.network:
             words = "lies in the VMs' network; it must be a resolver that the host itself reaches"
             yield f"upstream_resolvers.{index}", f"{address} {words}"
+    yield from _of_listen(site)
+
+
+def _of_listen(site: HostData) -> Iterator[Problem]:
     listen = site.listen.address
     if listen in site.bridge_address.network and listen != site.bridge_address.ip:
         words = f"lies in the VMs' network, where the host is {site.bridge_address.ip}"
         yield "controller_listen", f"{listen} {words}"
+    elif site.listen.port == NAMES_PORT and (listen.is_unspecified or listen == site.gateway):
+        words = f"port {NAMES_PORT} of {site.gateway} is that of the host's cache of names"
+        yield "controller_listen", f"{words}; take another one"
     elif listen in GUESTS:
         yield "controller_listen", f"{listen} lies in {GUESTS}, the network inside every VM"
 
@@ -113,7 +122,7 @@ def _why_not_reachable(network: IPv4Network, bridge: IPv4Network) -> str | None:
 
 
 def _why_no_resolver_of_vms(address: IPv4Address, bridge: IPv4Interface) -> str | None:
-    if address.is_unspecified or address.is_multicast or address.is_reserved:
+    if _is_no_host(address):
         return "is the address of no host"
     if address.is_loopback:
         return f"would be the VM itself; {bridge.ip} is the host's own cache of names"
@@ -155,6 +164,10 @@ def open_to_the_internet(site: HostData, host: Iterable[HostNetwork]) -> list[st
 
 def _is_default(found: HostNetwork) -> bool:
     return found.address is None and found.network.prefixlen < DEFAULT_ROUTE_BITS
+
+
+def _is_no_host(address: IPv4Address) -> bool:
+    return address in THIS_NETWORK or address.is_multicast or address.is_reserved
 
 
 def _first_overlap(network: IPv4Network, others: Iterable[IPv4Network]) -> IPv4Network | None:
