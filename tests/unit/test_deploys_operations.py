@@ -355,7 +355,11 @@ class TestNoOverrides:
     ) -> None:
         paths = ["/etc/systemd/system/x.service.d/a b.conf", "/run/systemd/system/x@3.service"]
         found = faked({}).commands(no_overrides, paths=paths)
-        assert found == [f"rm '{paths[0]}' {paths[1]}", "systemctl daemon-reload"]
+        assert found == [
+            f"rm '{paths[0]}' {paths[1]}",
+            "rmdir --ignore-fail-on-non-empty /etc/systemd/system/x.service.d",
+            "systemctl daemon-reload",
+        ]
         assert told()[:2] == [f"- {path}" for path in paths]
         assert faked({}).commands(no_overrides, paths=[]) == []
 

@@ -40,7 +40,10 @@ def no_overrides(paths: list[str]) -> Commands:
         host.noop("no file of others changes units of ours")
         return
     told("\n".join(f"- {path}" for path in paths))
+    folders = sorted({path.rpartition("/")[0] for path in paths if ".d/" in path})
     yield StringCommand(f"rm {shlex.join(paths)}")
+    if folders:
+        yield StringCommand(f"rmdir --ignore-fail-on-non-empty {shlex.join(folders)}")
     yield StringCommand("systemctl daemon-reload")
 
 
