@@ -94,6 +94,17 @@ def test_another_schema_is_asked_about_until_it_is_right(
     assert database(paths)["differences"] == []
 
 
+def test_what_is_known_and_cannot_be_read_is_asked_anew(
+    paths: Paths, asked: list[list[str]]
+) -> None:
+    database(paths)
+    paths.known_schema.write_text("x")
+    asked.append(["- something"])
+    assert database(paths)["differences"] == ["- something"]
+    asked.append([])
+    assert database(paths)["differences"] == []
+
+
 def test_another_release_is_asked_anew(paths: Paths, asked: list[list[str]]) -> None:
     schema.remember(paths, "20250101_120000-ffff")
     asked.append(["- something"])

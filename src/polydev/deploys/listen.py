@@ -51,9 +51,7 @@ def listen_from(text: str) -> Listen:
     if isinstance(address, IPv6Address) and address.scope_id:
         raise _wrong(text, "an address with a scope cannot be listened at")
     if isinstance(address, IPv6Address) and (address.is_link_local or address.ipv4_mapped):
-        raise _wrong(
-            text, f"{address} cannot be listened at by itself; take an address of the host"
-        )
+        raise _wrong(text, f"{address} cannot be listened at by itself")
     if address.is_multicast or address == IPv4Address("255.255.255.255"):
         raise _wrong(text, f"{address} is the address of no host")
     return Listen(address, int(port_text))

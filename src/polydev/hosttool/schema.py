@@ -37,7 +37,10 @@ def checksum(database: Path) -> str | None:
 def is_known(paths: Paths, release: str) -> bool:
     """Whether this release has found the schema right, and it is the same since."""
     found = _now(paths, release)
-    return found is not None and read_json(paths.known_schema) == found
+    try:
+        return found is not None and read_json(paths.known_schema) == found
+    except ValueError:
+        return False
 
 
 def remember(paths: Paths, release: str) -> None:
