@@ -163,8 +163,9 @@ class SystemdBus:
         try:
             return await _reply(await self._connected(), message)
         except BUS_ERRORS as error:
+            words = str(error) or "the connection broke"
             raise VmError(
-                f"systemd cannot be asked over D-Bus: {error}", "systemctl status dbus.service"
+                f"systemd cannot be asked over D-Bus: {words}", "systemctl status dbus.service"
             ) from error
 
     async def _connected(self) -> MessageBus:
