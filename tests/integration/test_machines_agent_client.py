@@ -55,21 +55,21 @@ async def redirecting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 @pytest.mark.parametrize(
-    ("serve", "kind", "words"),
+    ("serve", "seconds", "kind", "words"),
     [
-        (silent, AgentUnreachable, "did not answer within 0.3 s"),
-        (dripping, AgentUnreachable, "did not answer within 0.3 s"),
-        (endless, ProtocolError, "is over"),
-        (garbage, AgentUnreachable, "no HTTP"),
-        (redirecting, ProtocolError, "answers 302"),
+        (silent, 0.3, AgentUnreachable, "did not answer within 0.3 s"),
+        (dripping, 0.3, AgentUnreachable, "did not answer within 0.3 s"),
+        (endless, 60, ProtocolError, "is over"),
+        (garbage, 60, AgentUnreachable, "no HTTP"),
+        (redirecting, 60, ProtocolError, "answers 302"),
     ],
 )
 def test_bad_agent_is_told_in_words_and_in_time(
-    serve: Serve, kind: type[AgentError], words: str
+    serve: Serve, seconds: float, kind: type[AgentError], words: str
 ) -> None:
     async def scenario() -> AgentError:
         server = await asyncio.start_server(serve, ADDRESS, 0)
-        client = AgentClient(0.3, port=server.sockets[0].getsockname()[1])
+        client = AgentClient(seconds, port=server.sockets[0].getsockname()[1])
         try:
             with pytest.raises(AgentError) as raised:
                 await client.health(ADDRESS)
