@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.errors import ConfigError
-from polydev.lab import Lab, LabError, ssh_argv, up
+from polydev.lab import Lab, LabError, life, root, ssh_argv, up
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
 from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
 from polydev.lab.files import lay, network_files, share_packages
@@ -126,6 +126,22 @@ class TestRecord:
         assert todo in str(refused.value.hint)
         assert read_lab(lab.folder) == lab
 
+    def test_one_that_lets_nobody_in_is_ended(
+        self, lab: Lab, own_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def shut(lab: Lab) -> None:
+            raise LabError("nobody got in")
+
+        ended: list[Lab] = []
+        monkeypatch.setattr(life, "MACHINE_LOCK", own_settings.state / "lock")
+        monkeypatch.setattr(life, "_start", lambda lab, _settings: lab)
+        monkeypatch.setattr(life, "_wait_login", shut)
+        monkeypatch.setattr(life, "kill", ended.append)
+        own_settings.state.mkdir(exist_ok=True)
+        with pytest.raises(LabError, match="nobody got in"):
+            life._boot("one", lambda: lab, own_settings, Steps())
+        assert ended == [lab]
+
     def test_never_started_does_not_run(self, lab: Lab) -> None:
         assert not lab.running()
 
@@ -186,6 +202,16 @@ class TestRoot:
     def test_private_files_are_among_the_files(self) -> None:
         assert set(FILES) >= PRIVATE
 
+    def test_one_that_cannot_be_made_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        argv = ["sh", "-c", "echo 'E: no such mirror' >&2; exit 1"]
+        monkeypatch.setattr(root, "mmdebstrap_argv", lambda *_: argv)
+        sources = ["deb [signed-by=x] http://a/debian/ bookworm main"]
+        with pytest.raises(LabError, match=r"Debian 12 \(bookworm\) .* E: no such mirror") as told:
+            root._make(tmp_path, "bookworm", sources, lambda _: None)
+        assert "http://a/debian/dists/bookworm" in str(told.value.hint)
+
     def test_killed_it_leaves_no_mount(self) -> None:
         assert self.ARGV.index("unshare") < self.ARGV.index("mmdebstrap")
         assert {"--mount", "--kill-child"} < set(self.ARGV)
@@ -203,6 +229,10 @@ class TestFiles:
     def test_network_is_this_labs(self, lab: Lab) -> None:
         files = network_files(lab)
         assert files["etc/hostname"] == "one\n"
+        assert set(files) == {
+            *("etc/hostname", "etc/hosts", "etc/resolv.conf"),
+            *(f"etc/systemd/network/10-{link}.network" for link in ("host0", "uplink")),
+        }
         host0 = files["etc/systemd/network/10-host0.network"]
         assert f"Address=198.51.100.2/{LINK_PREFIX}\n" in host0
 
