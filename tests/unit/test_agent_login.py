@@ -165,6 +165,8 @@ def test_a_state_from_a_stranger_is_within_the_contract(data: bytes) -> None:
 
 def test_every_provider_has_its_tool() -> None:
     assert set(TOOLS) == set(PROVIDERS)
+    commands = ("claude auth login", "codex login", "gemini --acp")
+    assert {" ".join(tool.argv) for tool in TOOLS.values()} == set(commands)
 
 
 def test_requests_are_numbered_lines_of_json() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from polydev.image import inside
 from polydev.image.guestpath import FOLDER, Clash, Node, follow, in_tree, landings, on_disk
-from polydev.image.overlaying import folder_inside, matches, remove_inside
+from polydev.image.overlaying import folder_inside, link_or_copy, matches, remove_inside
 from polydev.image.tree import scrub
 
 OPENAT2, RESOLVE_IN_ROOT = 437, 0x10
@@ -258,3 +258,26 @@ def test_globs_name_the_same_as_pathlibs_where_there_are_no_links(tmp_path: Path
         if pattern == "**":
             expected = sorted(path for path in tmp_path.rglob("*"))
         assert list(matches(tmp_path, pattern)) == expected, pattern
+
+
+def test_file_gets_a_second_name_and_on_another_filesystem_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(*_: object, **_how: object) -> None:
+        raise OSError(errno.EXDEV, "another filesystem")
+
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("text")
+    file.chmod(0o4755)
+    link.symlink_to("nowhere")
+    link_or_copy(file, tmp_path / "second")
+    assert file.samefile(tmp_path / "second")
+    with pytest.raises(FileExistsError):
+        link_or_copy(file, tmp_path / "second")
+    monkeypatch.setattr(os, "link", elsewhere)
+    for each in (file, link):
+        link_or_copy(each, tmp_path / f"{each.name} copied")
+    copy = tmp_path / "file copied"
+    assert not file.samefile(copy)
+    assert (copy.read_text(), copy.stat().st_mode) == ("text", file.stat().st_mode)
+    assert os.readlink(tmp_path / "link copied") == "nowhere"
