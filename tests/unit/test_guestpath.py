@@ -207,6 +207,12 @@ def test_no_way_of_removing_leads_out_of_the_tree(tree: Path, machine: Path) -> 
     assert list(machine.iterdir()) == [machine / "canary.log"]
 
 
+def test_what_lies_on_the_disk(tree: Path) -> None:
+    paths = ("etc", "etc/plain", "abs", "none", "etc/plain/x")
+    found = [FOLDER, Node("file"), Node("link", "/usr/lib"), None, None]
+    assert [on_disk(tree)(path) for path in paths] == found
+
+
 def test_folder_is_made_inside_the_tree(tree: Path, machine: Path) -> None:
     made = folder_inside(tree, "/out/new")
     assert made == tree / str(machine).lstrip("/") / "new"
