@@ -40,24 +40,24 @@ HOST_LANES = {
         "integration/test_verify.py",
         "integration/test_deploy.py",
         "integration/test_deploy_faults.py",
-        "integration/test_rollback.py",
-        "integration/test_deploy_postgres.py",
-        "integration/test_credentials_host.py",
         "integration/test_operator_verbs.py",
         "integration/test_doctor.py",
         "e2e/test_down.py",
     ),
     # A host of their own, so that they run beside those of `up`.
-    "vms": (
-        "integration/vms/test_isolation.py",
-        "integration/vms/test_vm_walls.py",
-        "integration/vms/test_microvm.py",
-        "integration/vms/test_sessions.py",
+    "second": (
+        "integration/second_host/test_rollback.py",
+        "integration/second_host/test_deploy_postgres.py",
+        "integration/second_host/test_credentials_host.py",
+        "integration/second_host/test_isolation.py",
+        "integration/second_host/test_vm_walls.py",
+        "integration/second_host/test_microvm.py",
+        "integration/second_host/test_sessions.py",
     ),
 }
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
 # Unit tests run beside `up`, whose image the other lane takes from the cache.
-ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["vms"])
+ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["second"])
 # Characters of one value in the name of a test.
 LONGEST_ID = 32
 FAILED_IN = pytest.StashKey[dict[str, str]]()

@@ -1,4 +1,4 @@
-"""A host of their own for the tests of what VMs may do and of sessions on VMs that boot."""
+"""A host of their own, for tests that run beside those of the host that `./inv up` deploys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.inv import Inv, own_inv
 
 @pytest.fixture(scope="session")
 def inv(tmp_path_factory: pytest.TempPathFactory) -> Inv:
-    return own_inv(tmp_path_factory.mktemp("vms"))
+    return own_inv(tmp_path_factory.mktemp("second"))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def deployed(
         with lab_host(lab, golden_settings, tmp_path_factory.mktemp("logs")) as host:
             assert host.deploy().status == "succeeded"
             host.save()
-            request.session.stash.setdefault(SHARED_HOSTS, {})["vms"] = host
+            request.session.stash.setdefault(SHARED_HOSTS, {})["second"] = host
             yield host
     finally:
         inv("down")
