@@ -39,13 +39,13 @@ HOST_LANES = {
         "e2e/test_desktop.py",
         "integration/test_verify.py",
         "integration/test_deploy.py",
-        "integration/test_deploy_faults.py",
         "integration/test_operator_verbs.py",
         "integration/test_doctor.py",
         "e2e/test_down.py",
     ),
     # A host of their own, so that they run beside those of `up`.
     "second": (
+        "integration/second_host/test_deploy_faults.py",
         "integration/second_host/test_rollback.py",
         "integration/second_host/test_deploy_postgres.py",
         "integration/second_host/test_credentials_host.py",

@@ -2,7 +2,8 @@
 
 Each fault is a recipe in tests/faults, a variant of sound.yaml there: the browser VM with
 stand-ins for its providers, so that nothing but the fault is wrong with it. Faults that have
-nothing to do with the desktop are variants of headless.yaml, which is built and booted sooner.
+nothing to do with the desktop are variants of headless.yaml, and those of a desktop whose browser
+does not matter of without-browser.yaml: they are built and booted sooner.
 """
 
 from __future__ import annotations
