@@ -97,6 +97,7 @@ RELEASES = (
     ),
 )
 OPEN = "microvm@.service.d/x.conf"
+ROOTFS = "$(readlink -f /var/lib/firecracker/snapshots/base/golden-rootfs.ext4)"
 UNITS_AND_FILES = (
     FOLDER,
     Edit(
@@ -116,6 +117,12 @@ UNITS_AND_FILES = (
         f"overrides: {UNITS}/{OPEN}",
     ),
     Edit("", "Firewall | polydev-firewall.service", ("files changed",)),
+    Edit(
+        f"chmod 777 /run/polydev/config && chown polydev-vm-3 {ROOTFS}",
+        "Accounts and folders | rights to write",
+        ("- /run/polydev/config: mode 777 of 0:0", "rootfs.ext4: mode 644 of "),
+        "permissions: /run/polydev/config: mode 777",
+    ),
     Edit(
         "chmod 666 /etc/polydev/dns.conf",
         "Names | /etc/polydev/dns.conf",

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 from polydev.deploys import controller, database, images, reach
+from polydev.deploys.accounts import only_root_writes
 from polydev.deploys.data import HostData
 from polydev.deploys.database import DatabaseChange
 from polydev.deploys.facts import (
@@ -362,6 +363,17 @@ class TestNoOverrides:
         ]
         assert told()[:2] == [f"- {path}" for path in paths]
         assert faked({}).commands(no_overrides, paths=[]) == []
+
+
+class TestOnlyRootWrites:
+    def test_the_paths_are_named_and_the_host_mends_them(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
+        writable = ["/run/polydev: mode 777 of 0:0", "/etc/ssh/x: mode 644 of 4242:0"]
+        found = faked({}).commands(only_root_writes, writable=writable)
+        assert found == [f"{TOOL} permissions mend"]
+        assert told()[:2] == [f"- {each}" for each in writable]
+        assert faked({}).commands(only_root_writes, writable=[]) == []
 
 
 class TestRereadUnits:

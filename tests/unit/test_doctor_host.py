@@ -158,6 +158,8 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
         ("database", {"differences": ["+ index vms_slot_held"]}, "vms_slot_held"),
         ("release", {"damage": ["x.pth does not belong to the release"]}, "x.pth"),
         ("overrides", [], None),
+        ("permissions", [], None),
+        ("permissions", ["/run/polydev: mode 777 of 0:0"], "/run/polydev: mode 777"),
         ("overrides", ["/etc/systemd/system/microvm@4.service"], "microvm@4"),
         ("release", {"error": "unread", "message": "no such file"}, "no such file"),
     ],

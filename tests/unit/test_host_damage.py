@@ -148,12 +148,6 @@ class TestImages:
         store = tmp_path / "store"
         have(store, A, B)
         store_of.make_golden(A, store)
-        for digest in (A, B):
-            file = store / "images" / digest / "record.json"
-            record = json.loads(file.read_bytes())
-            for name, entry in record["files"].items():
-                entry["sizeBytes"] = (file.parent / name).stat().st_size
-            file.write_text(json.dumps(record))
         return store
 
     def test_a_link_that_leads_elsewhere_is_no_golden_image_and_is_made_anew(

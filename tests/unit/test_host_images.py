@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import tree
+from polydev.hosttool import images, tree
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden import golden_of
 from polydev.hosttool.images import (
     BOOT_FILES,
+    CHECKED,
     GOLDEN,
     add,
     golden_digest,
@@ -171,6 +172,42 @@ class TestListing:
         arrive(store, "e" * 64)
         make_golden(A, store)
         assert listing(store) == {"images": [C, A, B], "golden": A}
+
+    @pytest.mark.parametrize("name", BOOT_FILES)
+    def test_one_with_a_byte_changed_is_not_whole(self, store: Path, name: str) -> None:
+        have(store, A, B)
+        with (store / "images" / A / name).open("r+b") as file:
+            file.write(b"X")
+        assert listing(store)["images"] == [B]
+        assert listing(store)["images"] == [B]
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {"cmdline": {}}}'])
+    def test_one_without_a_record_is_not_whole(self, store: Path, text: str) -> None:
+        have(store, A)
+        (store / "images" / A / CHECKED).unlink()
+        (store / "images" / A / "record.json").write_text(text)
+        assert listing(store)["images"] == []
+
+    def test_checksums_are_made_once_and_again_after_a_change(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        have(store, A, B)
+        read: list[str] = []
+
+        def file_sha256(path: Path) -> str:
+            read.append(path.name)
+            return tree.file_sha256(path)
+
+        monkeypatch.setattr(images, "file_sha256", file_sha256)
+        assert listing(store)["images"] == [A, B]
+        assert read == []
+        (store / "images" / A / "vmlinux").chmod(0o600)
+        # Of an earlier host tool, which did not note it.
+        (store / "images" / B / CHECKED).unlink()
+        assert listing(store)["images"] == [A, B]
+        assert sorted(read) == sorted(2 * BOOT_FILES)
+        assert listing(store)["images"] == [A, B]
+        assert len(read) == 2 * len(BOOT_FILES)
 
 
 class TestPrune:

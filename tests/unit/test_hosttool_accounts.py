@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,47 @@ def test_rights_by_sudo_are_named(
     said = differences(WANTED, folder)
     assert (f"- user vm-2: sudo {folder / file}" in said) == is_granted
     assert bool(said) == is_granted
+
+
+@pytest.mark.usefixtures("sudoers")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "@include {0}/else/where.conf",
+        '@include "{0}/else/where.conf"',
+        "#include ../else/where.conf",
+        "  @includedir {0}/else",
+        "#includedir ../else",
+        "@include /etc/else/where.conf",
+        "@include {0}/else/a\\ blank",
+        "@include {0}/else/%h",
+    ],
+)
+def test_files_that_are_included_count(
+    tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_parsed", parsed_with_includes)
+    folder = etc(tmp_path)
+    (folder / "sudoers").write_text("[]")
+    (folder / "else").mkdir()
+    name = os.uname().nodename.partition(".")[0]
+    for each in ("where.conf", "where", "a blank", name):
+        (folder / "else" / each).write_text(json.dumps([spec(VM)]))
+    (folder / "sudoers.d/90-x").write_text(line.format(folder) + "\n")
+    (said, _) = differences(WANTED, folder)
+    assert said.startswith("- user vm-2: sudo ")
+    assert f"{folder}/else/" in said or f"{folder}/sudoers.d/../else/" in said
+
+
+def parsed_with_includes(text: str) -> dict[str, object]:
+    return {"User_Specs": json.loads(text or "[]")}
+
+
+@pytest.mark.usefixtures("sudoers")
+def test_files_that_include_each_other_are_read_once(tmp_path: Path) -> None:
+    folder = etc(tmp_path)
+    (folder / "sudoers").write_text(f"@include {folder}/sudoers\n@include {folder}/missing\n")
+    assert differences(WANTED, folder) == []
 
 
 @pytest.mark.usefixtures("sudoers")

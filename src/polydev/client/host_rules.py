@@ -70,6 +70,7 @@ LOOKED_AT = {
         "./inv drift tells what ./inv deploy mends",
     ),
     "overrides": ("no file of others changes units of ours", "./inv deploy removes these"),
+    "permissions": ("only root may write to what it trusts", "./inv deploy"),
     "release": ("the controller's files are as they were installed", "./inv deploy"),
 }
 

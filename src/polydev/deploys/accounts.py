@@ -6,12 +6,15 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pyinfra.api.command import StringCommand
+from pyinfra.context import host
+
 from polydev.deploys.data import HostData
 from polydev.deploys.network import BRIDGE, slot_config
-from polydev.deploys.operations import directory, folders_as_in, template, text_file
+from polydev.deploys.operations import TOOL, directory, folders_as_in, template, text_file, told
 from polydev.deploys.render import own_units
 from polydev.deploys.services import effective_sshd
-from polydev.deploys.typed import concern
+from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.users import accounts_as_in
 from polydev.hosttool.accounts import Account
 
@@ -97,8 +100,20 @@ def declared_accounts(site: HostData) -> list[Account]:
     ]
 
 
+@operation
+def only_root_writes(writable: list[str]) -> Commands:
+    """Only root may write to what it trusts; `writable` are paths to which others may."""
+    if not writable:
+        host.noop("only root may write to what it trusts")
+        return
+    told("\n".join(f"- {each}" for each in writable))
+    yield StringCommand(f"{TOOL} permissions mend")
+
+
 @concern("Accounts and folders")
-def accounts(site: HostData, declared: str, differences: list[str] | None) -> None:
+def accounts(
+    site: HostData, declared: str, differences: list[str] | None, writable: list[str]
+) -> None:
     folders = all_folders(site)
     values: dict[str, Any] = {
         "controller_comment": CONTROLLER_COMMENT,
@@ -115,3 +130,4 @@ def accounts(site: HostData, declared: str, differences: list[str] | None) -> No
     states = {folder.path: folder.state for folder in folders}
     folders_as_in(name="folders", file=FOLDERS_FILE, folders=states)
     text_file(HOST_FILE, declared)
+    only_root_writes(name="rights to write", writable=writable)

@@ -116,7 +116,7 @@ def browser_host() -> None:
         units_are_ours([each for each in live.overrides if of_all or "master-controller" in each])
     if site.concerns():
         packages(target)
-        accounts(site, declared, live.accounts)
+        accounts(site, declared, live.accounts, live.permissions)
         kernel()
         journal(site)
         hypervisor(site)
@@ -145,7 +145,7 @@ def _check_controller(site: HostData, name: str) -> None:
 
 def parts(site: HostData) -> list[str]:
     """Return the parts that a deployment of these concerns asks the host tool for."""
-    asked = ["accounts", "network", "sshd", "polkit"] if site.concerns() else []
+    asked = ["accounts", "network", "permissions", "sshd", "polkit"] if site.concerns() else []
     asked += ["images"] if site.concerns("vm-agent") else []
     if site.concerns("master-controller"):
         asked += ["database", "overrides", "release", "socket"]

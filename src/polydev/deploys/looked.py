@@ -60,6 +60,11 @@ class Looked:
         return [str(each) for each in found] if isinstance(found, list) else []
 
     @property
+    def permissions(self) -> list[str]:
+        """Paths that others than root may write to, which they must not."""
+        return self._lines("permissions")
+
+    @property
     def accounts(self) -> list[str] | None:
         """None where nobody can say so: all of them are to be made."""
         return self._lines("accounts") if "accounts" in self.said else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ NO_PASSWORD = "!*"  # noqa: S105  (what systemd-sysusers writes: no password fit
 # People's begin after it.
 HIGHEST_ID = 999
 SUDOERS = "sudoers"
+# sudoers(5): the word before it may be # as well; blanks in a path are quoted or escaped.
+INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"(.+)"|(\S(?:.*\S)?))\s*$', re.MULTILINE)
 # A line that is more than a comment; #998 is a user by number.
 RULE = re.compile(r"^\s*([^#\s]|#\d)", re.MULTILINE)
 
@@ -159,14 +162,36 @@ def _granted_by_sudo(etc: Path) -> dict[str, list[Users]]:
     """The users of each rule that permits something, by the file that it stands in."""
     return {
         str(file): [users for users, permits in _rules(file) if permits]
-        for file in (etc / SUDOERS, *sorted((etc / "sudoers.d").glob("*")))
-        # sudo itself leaves out names with a dot in them, and those that end with ~.
-        if file.is_file() and "." not in file.name and not file.name.endswith("~")
+        for file in _files_of_sudo(etc)
     }
 
 
+def _files_of_sudo(etc: Path) -> list[Path]:
+    """The main file, those in its folder, and all that they include."""
+    found: list[Path] = []
+    left = [etc / SUDOERS, *_in_folder(etc / "sudoers.d")]
+    while left:
+        file = left.pop()
+        if file in found or not file.is_file():
+            continue
+        found.append(file)
+        for kind, quoted, plain in INCLUDE.findall(file.read_text(errors="replace")):
+            name = quoted or plain.replace("\\ ", " ")
+            place = file.parent / name.replace("%h", os.uname().nodename.partition(".")[0])
+            if place.is_relative_to(ETC):
+                place = etc / place.relative_to(ETC)
+            left += [place] if kind == "include" else _in_folder(place)
+    return sorted(found)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """What sudo reads of a folder: no names with a dot in them, and none that end with ~."""
+    files = folder.glob("*")
+    return [file for file in files if "." not in file.name and not file.name.endswith("~")]
+
+
 def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
-    """Yield the rules of one file, without those that it includes, and if they permit something."""
+    """Yield the rules in one file itself, and whether each permits something."""
     text = "".join(
         line
         for line in file.read_text(errors="replace").splitlines(keepends=True)

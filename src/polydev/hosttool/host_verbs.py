@@ -13,6 +13,7 @@ from polydev.hosttool import (
     images,
     look,
     network_state,
+    permissions,
     polkit,
     releases,
     slots,
@@ -68,6 +69,10 @@ def network_mend(call: Call) -> object:
 
 def accounts_mend(call: Call) -> object:
     return accounts.mend(accounts.accounts_of(slots.read_host(call.arguments.host)))
+
+
+def permissions_mend(call: Call) -> object:
+    return permissions.mend()
 
 
 def polkit_check(call: Call) -> object:
@@ -151,6 +156,7 @@ HOST_VERBS = (
         ),
     ),
     Verb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
+    Verb("permissions mend", "Let only root write to what it trusts", permissions_mend),
     Verb("polkit check", "Whether the controller may start VMs, and nothing else", polkit_check),
     Verb("look", "Where the host is not as the document on stdin declares it", look_at_host),
     Verb("network mend", "Set the bridge as declared", network_mend),

@@ -15,6 +15,7 @@ from polydev.hosttool import (
     images,
     network_state,
     overrides,
+    permissions,
     polkit,
     program,
     release,
@@ -88,5 +89,6 @@ PARTS: dict[str, Part] = {
     "polkit": lambda *_: polkit.differences(),
     "accounts": lambda _, question: accounts.differences(accounts.accounts_of(question["host"])),
     "overrides": lambda _, question: overrides.find(question["host"]["ownUnits"]),
+    "permissions": lambda *_: permissions.find(),
     "images": lambda call, _: images.listing(call.paths.images),
 }
