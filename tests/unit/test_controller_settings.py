@@ -271,6 +271,7 @@ class TestKeys:
             ({"session": {"max_seconds": 1e300}}, "session.max_seconds", "or less"),
             ({"session": {"idle_seconds": 1e12}}, "session.idle_seconds", "or less"),
             ({"samples": {"keep_seconds": 1e12}}, "samples.keep_seconds", "or less"),
+            ({"samples": {"every_seconds": 1e-9}}, "samples.every_seconds", "0.001 or more"),
             ({"alert": {"for_seconds": float("inf")}}, "alert.for_seconds", "finite"),
             ({"alert": {"failed_boots_seconds": 1e12}}, "alert.failed_boots_seconds", "or less"),
             ({"boot_deadline_seconds": {"kernel": 1e300}}, "boot_deadline_seconds.kernel", "or"),

@@ -50,7 +50,9 @@ MOST_DAYS = 36525
 # A token that is off by more was not made for now.
 MOST_LEEWAY_SECONDS = 3600
 MOST_VM_MIB = 1024 * 1024
-Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+# Anything shorter is done without a pause.
+LEAST_SECONDS = 0.001
+Seconds = Annotated[float, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
 
 
 class Environment(EnvSettingsSource):
@@ -281,7 +283,7 @@ class Settings(BaseSettings):
     """The same, once the service is told to end."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     slots: tuple[Annotated[int, Field(ge=2, le=254)], ...] = ()
-    """The slots that the host has; without any, no session can be started."""
+    """The slots that the host has, each once; without any, no session can be started."""
     vm_network: IPv4Network = IPv4Network("192.168.100.0/24")
     vm_root: Path = Path("/var/lib/microvm")
     vm: VmSizes = VmSizes()
@@ -366,6 +368,13 @@ class Settings(BaseSettings):
             if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url) is None:
                 raise ValueError(f"address {number} is no URL of Apprise, such as mailto://…")
         return secret
+
+    @field_validator("slots")
+    @classmethod
+    def _is_there_once(cls, slots: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(slots)) < len(slots):
+            raise ValueError("names a slot twice")
+        return slots
 
     @field_validator("trusted_proxies")
     @classmethod

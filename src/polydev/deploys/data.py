@@ -8,7 +8,16 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pyinfra.api.arguments import all_global_arguments
 from typing_extensions import Self
 
 from polydev.deployment_id import PATTERN as DEPLOYMENT_ID
@@ -17,7 +26,7 @@ from polydev.deploys.ranges import Problem, contradictions
 from polydev.deploys.way import PREFIX, Way
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from polydev.validation import dotted, problems_of
+from polydev.validation import dotted, near, problems_of
 
 Target = Literal["all", "master-controller", "vm-agent"]
 Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
@@ -53,6 +62,14 @@ def _listen(text: str) -> str:
 
 class Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        """No key of ours is true or false, which pydantic would read as 1 or 0."""
+        if isinstance(value, bool):
+            raise ValueError("must not be true or false")
+        return value
 
 
 class Firecracker(Checked):
@@ -152,7 +169,7 @@ def host_data(values: dict[str, Any], host: str) -> HostData:
     values = {str(key): each for key, each in values.items()}
     way = {key: each for key, each in values.items() if key.startswith(PREFIX)}
     own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
-    found = [*_wrong(Way, way)]
+    found = [*_wrong(Way, way), *_unknown_to_pyinfra(values)]
     try:
         site = HostData.model_validate(own)
     except ValidationError as error:
@@ -162,6 +179,13 @@ def host_data(values: dict[str, Any], host: str) -> HostData:
     if found:
         refuse(host, found)
     return site
+
+
+def _unknown_to_pyinfra(values: dict[str, Any]) -> list[Problem]:
+    """Keys that look like arguments of pyinfra's operations, and are none."""
+    known = [name for name, _ in all_global_arguments()]
+    unknown = [key for key in values if key.startswith("_") and key not in known]
+    return [(key, f"pyinfra has no such argument{near(key, known)}") for key in unknown]
 
 
 def _wrong(model: type[BaseModel], values: dict[str, Any]) -> list[Problem]:

@@ -25,7 +25,7 @@ def _hostname(text: str) -> str:
         raise ValueError("write an IPv6 address without brackets")
     if "@" in text:
         raise ValueError(f"write the user as ssh_user: {text.partition('@')[0]}")
-    if not re.fullmatch(r"[^\s/'\"\\\\-][^\s/'\"\\\\]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*", text):
         raise ValueError("is no name or address of a host")
     return text
 
@@ -38,7 +38,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _user(text: str) -> str:
-    if not re.fullmatch(r"[^\s@:/'\"\\\\-][^\s@:/'\"\\\\]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
         raise ValueError("is no name of a user")
     return text
 
@@ -49,6 +49,12 @@ def _key(text: str) -> str:
         raise ValueError(f"no such file: {path.absolute()}")
     if path.suffix == ".pub":
         raise ValueError(f"this is the public key; the private one is {text.removesuffix('.pub')}")
+    return text
+
+
+def _known_hosts(text: str) -> str:
+    if not text or Path(os.path.expanduser(text)).is_dir():  # noqa: PTH111  (as pyinfra)
+        raise ValueError("is no name of a file")
     return text
 
 
@@ -69,15 +75,15 @@ class Way(BaseModel):
     ssh_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ssh_user: Annotated[str, AfterValidator(_user)] | None = None
     ssh_key: Annotated[str, AfterValidator(_key)] | None = None
-    ssh_known_hosts_file: Annotated[str, Field(min_length=1)] | None = None
+    ssh_known_hosts_file: Annotated[str, AfterValidator(_known_hosts)] | None = None
     ssh_config_file: Annotated[str, AfterValidator(_config)] | None = None
     ssh_strict_host_key_checking: Literal["yes", "accept-new"] | None = None
     ssh_allow_agent: bool | None = None
     ssh_look_for_keys: bool | None = None
     ssh_forward_agent: bool | None = None
-    ssh_connect_retries: int | None = None
-    ssh_connect_retry_min_delay: float | None = None
-    ssh_connect_retry_max_delay: float | None = None
+    ssh_connect_retries: Annotated[int, Field(ge=0)] | None = None
+    ssh_connect_retry_min_delay: Annotated[float, Field(ge=0)] | None = None
+    ssh_connect_retry_max_delay: Annotated[float, Field(ge=0)] | None = None
     ssh_file_transfer_protocol: Literal["sftp", "scp"] | None = None
     ssh_paramiko_connect_kwargs: dict[str, Any] | None = None
 
