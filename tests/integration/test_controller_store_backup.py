@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import postgres_copy
-from polydev.controller.store.backup import backup, restore
+from polydev.controller.store.backup import backup, require_restorable, restore
 from polydev.controller.store.copying import CopyError
 from tests.databases import PostgresServer, sqlite_url
 from tests.disk import recorded
@@ -131,8 +131,9 @@ async def test_what_is_no_copy_changes_nothing(
     other = b"PGDMP" if store_url.startswith("sqlite") else b"SQLite format 3\0"
     if what != "nothing":
         bad.write_bytes({"text": b"hello", "half": whole[: len(whole) // 2]}.get(what, other))
-    with pytest.raises(CopyError, match=told):
-        await restore(store_url, bad)
+    for attempt in (require_restorable, restore):
+        with pytest.raises(CopyError, match=told):
+            await attempt(store_url, bad)
     assert sorted(await users_of(store_url)) == sorted(before)
 
 
@@ -153,8 +154,10 @@ async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Pa
             copy.execute("UPDATE alembic_version SET version_num = '9999'")
     else:
         await asyncio.to_thread(postgres_copy.copy_to, store_url, newer)
-    with pytest.raises(CopyError, match="is at revision 9999, which this release does not know"):
-        await restore(store_url, newer)
+    for attempt in (require_restorable, restore):
+        with pytest.raises(CopyError, match="is at revision 9999, which this release does not"):
+            await attempt(store_url, newer)
+    assert (await require_restorable(store_url, file))["revision"] == HEAD
     await restore(store_url, file)
     assert await users_of(store_url) == [user]
 

@@ -292,6 +292,22 @@ def test_rows_that_are_there_are_deleted_only_if_told_so(on_sqlite: Databases) -
     assert on_sqlite.users(0) == 2
 
 
+def test_a_file_that_is_no_copy_is_refused_before_the_controller_is_stopped(
+    on_sqlite: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = on_sqlite.host
+    host.systemd.log.clear()
+    file = tmp_path / "README.md"
+    file.write_text("# Not a database\n")
+    call = Call(parser().parse_args(["database", "restore", "--stop"]), host.paths, host.systemd)
+    monkeypatch.setattr(database_verbs, "_end_by_signal", lambda: None)  # the test goes on
+    with file.open() as given:
+        monkeypatch.setattr(sys, "stdin", given)
+        with pytest.raises(HostError, match="is no copy of a database"):
+            database_verbs.restore(call)
+    assert host.systemd.log == []
+
+
 def test_secrets_are_in_no_argument(databases: Databases) -> None:
     databases.use(databases.url(0))
     program = Program(databases.host.paths, databases.host.controller.release(OLD))

@@ -40,8 +40,10 @@ async def back_up_database(settings: Settings, arguments: argparse.Namespace) ->
 
 
 async def restore_database(settings: Settings, arguments: argparse.Namespace) -> object:
-    from polydev.controller.store.backup import restore
+    from polydev.controller.store.backup import require_restorable, restore
 
+    if arguments.check:
+        return await require_restorable(settings.database_url, arguments.file)
     return await restore(settings.database_url, arguments.file, in_use=arguments.in_use)
 
 
@@ -85,6 +87,10 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                     "--in-use": {
                         "action": "store_true",
                         "help": "the service may go on meanwhile; PostgreSQL only",
+                    },
+                    "--check": {
+                        "action": "store_true",
+                        "help": "only read the copy, and say whether it could be put back",
                     },
                 },
             ),

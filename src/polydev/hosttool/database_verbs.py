@@ -76,8 +76,11 @@ def restore(call: Call) -> object:
         with (place / NAME).open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
         program.own(place / NAME)
+        words = ("database", "restore", str(place / NAME))
+        if call.arguments.stop:
+            program.ask(*words, "--check", code=CODE)
         with _stopped(call) if call.arguments.stop else _as_it_is():
-            return program.ask("database", "restore", str(place / NAME), code=CODE)
+            return program.ask(*words, code=CODE)
 
 
 def move(call: Call) -> object:

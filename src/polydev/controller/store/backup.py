@@ -74,6 +74,19 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
     return {"file": str(file), "database": kind, "revision": after, **migrated, "rows": rows}
 
 
+async def require_restorable(url: str, file: Path) -> dict[str, object]:
+    """Read a copy and put it nowhere: what it is. Raises CopyError, as `restore` would."""
+    copied = _require_kind(file, _kind(url))
+    if copied == "sqlite":
+        revision = await asyncio.to_thread(sqlite_copy.revision_of, file)
+    else:
+        with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
+            script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
+            revision = postgres_copy.revision_in(script)
+    known = _require_known(revision, str(file))
+    return {"file": str(file), "database": copied, "revision": known}
+
+
 def _kind(url: str) -> str:
     return sa.make_url(url).get_backend_name()
 
