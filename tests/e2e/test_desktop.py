@@ -169,10 +169,10 @@ def test_vm_in_use_has_no_test_console(vm: LocalVm) -> None:
     assert "Kernel command line:" in serial
     assert "debug_shell" not in serial
     assert "debug-shell" not in serial
-    # Outside: QEMU has its own monitor and the log's serial port, and no other.
+    # Outside: QEMU has its own monitor, the log's serial port and that of the VM's identity.
     assert not vm.config.console_socket.exists()
     devices = {device["label"] for device in _ask_qemu(vm.config.qmp_socket, "query-chardev")}
-    assert devices == {"qmp", "serial0"}
+    assert devices == {"qmp", "serial0", "identity"}
 
 
 def _ask_qemu(path: Path, command: str) -> list[dict[str, str]]:
