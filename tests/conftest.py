@@ -39,6 +39,8 @@ HOST_LANES = {
         "e2e/test_desktop.py",
         "integration/test_verify.py",
         "integration/test_deploy.py",
+        "integration/test_deploy_postgres.py",
+        "integration/test_credentials_host.py",
         "integration/test_operator_verbs.py",
         "integration/test_doctor.py",
         "e2e/test_down.py",
@@ -47,8 +49,6 @@ HOST_LANES = {
     "second": (
         "integration/second_host/test_deploy_faults.py",
         "integration/second_host/test_rollback.py",
-        "integration/second_host/test_deploy_postgres.py",
-        "integration/second_host/test_credentials_host.py",
         "integration/second_host/test_isolation.py",
         "integration/second_host/test_vm_walls.py",
         "integration/second_host/test_microvm.py",
