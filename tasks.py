@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,6 +224,8 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
         check(context)
     if "spec" in kinds:
         verify(context, "latest")
+    # Hundreds of processes import the same modules: each would compile them anew.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""
     pytest = [sys.executable, "-m", "pytest", *(["-k", k] if k else [])]
     wanted = [kind for kind in TEST_KINDS if kind in (kinds or TEST_KINDS)]
     in_lanes = [f"tests/{kind}" for kind in wanted if kind != "bench"]
