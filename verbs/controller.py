@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from invoke.context import Context
@@ -117,8 +118,9 @@ def console(
         ids = [each["vmId"] for each in api.vms(all_of_them=True)]
         path = f"/api/vm/{one_with_prefix(ids, vm, 'VM', LOST_HINT)}/console"
         if follow:
-            for line in plain_lines(api.text_parts(path, tail=lines, follow="true")):
-                print(line, flush=True)
+            with suppress(KeyboardInterrupt):  # its end, and no failure
+                for line in plain_lines(api.text_parts(path, tail=lines, follow="true")):
+                    print(line, flush=True)
             return
         found = api.get(path, tail=lines)
     if json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from invoke.context import Context
 
@@ -56,7 +57,9 @@ def logs(
     _, described = described_host(inventory, host)
     argv = described.target.argv(*journal_words(unit, lines, follow=follow))
     if follow:
-        raise SystemExit(call(argv))
+        with suppress(KeyboardInterrupt):  # its end, and no failure
+            raise SystemExit(call(argv))
+        return
     done = run(argv, check=False, timeout_seconds=LOGS_SECONDS)
     if done.status == SSH_FAILED:
         raise DeployError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -59,12 +60,13 @@ def viewer(
     with connect(url, token, inventory, host) as api:
         session_id = _session_id(api, session)
         try:
-            ended = asyncio.run(Viewer(api, session_id, stderr.print).serve(port, tell))
+            with suppress(KeyboardInterrupt):  # its end, and no failure
+                ended = asyncio.run(Viewer(api, session_id, stderr.print).serve(port, tell))
+                stderr.print(f"session {session_id} is {ended}")
         except OSError as error:
             raise ConfigError(
                 f"port {port} cannot be opened: {error.strerror}", "choose another with --port"
             ) from error
-    stderr.print(f"session {session_id} is {ended}")
 
 
 @task(

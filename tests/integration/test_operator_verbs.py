@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
-from polydev.run import Completed, run
+from polydev.run import Completed, run, spawn
 from tests.hosts import ROOT, DeployedHost
 
 
@@ -76,6 +78,18 @@ def test_journal_and_shell(operator: Operator) -> None:
     argv += ["--inventory", "inventory/lab.py"]
     shell = run(argv, cwd=ROOT, input="id -u\n(exit 3)\n", check=False)
     assert (shell.status, shell.stdout.strip()) == (3, "0"), "it ends with what was piped in"
+
+
+def test_what_is_followed_ends_with_ctrl_c_and_status_0(operator: Operator) -> None:
+    argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), "host.logs", "--follow"]
+    argv += ["--lines", "1", "--inventory", "inventory/lab.py"]
+    following = spawn(argv, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    assert following.stdout
+    assert following.stdout.readline(), "it shows what was said before"
+    following.send_signal(signal.SIGINT)
+    _, said = following.communicate()
+    assert following.returncode == 0
+    assert said == b""
 
 
 def test_a_plan_without_changes_ends_with_status_0(operator: Operator) -> None:
