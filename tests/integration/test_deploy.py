@@ -97,7 +97,7 @@ RELEASES = (
     ),
 )
 OPEN = "microvm@.service.d/x.conf"
-ROOTFS = "$(readlink -f /var/lib/firecracker/snapshots/base/golden-rootfs.ext4)"
+ROOTFS = "/var/lib/firecracker/snapshots/base/images/*/rootfs.ext4"
 UNITS_AND_FILES = (
     FOLDER,
     Edit(

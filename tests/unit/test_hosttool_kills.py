@@ -170,7 +170,7 @@ def test_image_add(host: Host) -> None:
     place.mkdir()
     for name in ("record.json", *images.BOOT_FILES[1:]):
         (place / name).write_text("{}")
-    wanted = {*images.BOOT_FILES, "record.json", "in-use.lock"}
+    wanted = {*images.BOOT_FILES, "record.json", images.CHECKED, "in-use.lock"}
     for _ in host.killed_everywhere(lambda: images.add(NEW_IMAGE, host.store)):
         if (place / images.BOOT_FILES[0]).exists():
             assert {path.name for path in place.iterdir()} == wanted
