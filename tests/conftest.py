@@ -39,6 +39,7 @@ HOST_LANES = {
         "e2e/test_desktop.py",
         "integration/test_verify.py",
         "integration/test_deploy.py",
+        "integration/test_rollback.py",
         "integration/test_deploy_postgres.py",
         "integration/test_credentials_host.py",
         "integration/test_operator_verbs.py",
@@ -48,7 +49,6 @@ HOST_LANES = {
     # A host of their own, so that they run beside those of `up`.
     "second": (
         "integration/second_host/test_deploy_faults.py",
-        "integration/second_host/test_rollback.py",
         "integration/second_host/test_isolation.py",
         "integration/second_host/test_vm_walls.py",
         "integration/second_host/test_microvm.py",

@@ -23,7 +23,7 @@ from polydev.release.changes import move_options
 from tests.databases import PostgresServer, running_server
 from tests.hosts import DATABASE, DeployedHost, variant
 from tests.integration.second_host.test_deploy_faults import failing_migration
-from tests.integration.second_host.test_rollback import with_new_controller
+from tests.integration.test_rollback import with_new_controller
 
 PASSWORD = "s3cret-that-nobody-sees"
 TARGET = "master-controller"
