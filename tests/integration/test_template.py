@@ -144,7 +144,7 @@ def test_no_two_have_anything_in_common(clones: list[Clone]) -> None:
     for one, other in combinations(clones, 2):
         for name in ("random", "hostname", "machine_id", "boot_id", "secret_sha256"):
             assert getattr(one.receipt, name) != getattr(other.receipt, name)
-    # What the template's kernel would have given next is what a clone without entropy gives.
+    # Clones without entropy of their own would all give what the template's kernel gave next.
     drawn = [clone.inside("head -c 16 /dev/urandom | base64") for clone in clones]
     assert len(set(drawn)) == len(clones)
 

@@ -1,4 +1,4 @@
-"""What only root may write to is found, and set back, where somebody else may."""
+"""Rights to write to what root trusts: others' are found and taken away."""
 
 from __future__ import annotations
 

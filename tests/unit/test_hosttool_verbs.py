@@ -93,7 +93,7 @@ class TestLock:
         assert held.document["expires"] in refusal.value.message
         assert refusal.value.hint is not None
         assert "./inv unlock" in refusal.value.hint
-        # Whoever moves a database must not be told to deploy without its rows.
+        # A hint for somebody who moves a database must not lead to a deployment without its rows.
         assert "./inv deploy" not in refusal.value.hint
         assert lock.show(paths) == {"lock": held.document, "held": True}
         held.let_go(is_done=True)

@@ -168,7 +168,7 @@ def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path) -> None:
             (proc / str(process.pid) / "cmdline").write_text(text)
         (proc / "self").mkdir()
         (proc / "999999999").mkdir()
-        end_processes(str(proc), mark.encode())
+        end_processes(str(proc), mark)
         assert marked.wait(10) == -9
         assert other.poll() is None
     finally:

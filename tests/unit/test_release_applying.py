@@ -96,7 +96,7 @@ class TestGo:
         assert [json.loads(line) for line in log.getvalue().splitlines()] == events
 
     def test_an_operation_is_in_the_file_before_it_is_shown(self, tmp_path: Path) -> None:
-        """Whoever is killed in the middle of it leaves its name."""
+        """An operator that is killed in the middle of it leaves its name."""
         started, file, seen = event("start", name="a"), tmp_path / "x.log", []
         process: Any = Told(started, event("done", changed=0))
         with file.open("w") as log:

@@ -19,7 +19,7 @@ class Facts:
     """One reading of /proc; every field may change when a VM is resumed as a clone."""
 
     def __init__(self, proc: str, identity: str) -> None:
-        # What the host said later counts: a clone was booted as another VM.
+        # The later word of the host counts: a clone was booted as another VM.
         command_line = f"{read_text(f'{proc}/cmdline')} {read_text(identity)}"
         self.image_digest = value_of(command_line, IMAGE_WORD)
         self.vm_id = value_of(command_line, VM_WORD)
@@ -30,7 +30,7 @@ class Facts:
 
 
 def read_text(path: str) -> str:
-    """The text of a file of /proc; empty if it cannot be read."""
+    """The text of a small file; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

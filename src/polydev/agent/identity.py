@@ -17,6 +17,8 @@ from fcntl import F_SETFL, F_SETOWN, fcntl, ioctl
 from signal import SIG_BLOCK, SIGIO, pthread_sigmask, sigwait
 from time import CLOCK_REALTIME, clock_settime, monotonic, time
 
+from polydev.agent.boot import SESSION_WORD, VM_WORD, read_text
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ MAX_LINE_BYTES = 4096
 # random(4): add entropy and count it; let the kernel's generator use it at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 # Chromium's process for network connections, whose random numbers only a new process renews.
-NETWORK_PROCESS = b"network.mojom.NetworkService"
+NETWORK_PROCESS = "network.mojom.NetworkService"
 SIGKILL = 9
 
 
@@ -54,16 +56,16 @@ class Guest:
         _write(self.boot_id, f"{words['boot_id']}\n")
         _write(self.secret, f"{words['secret']}\n", 0o600)
         session = words.get("session", "")
-        _write(self.identity, f"polydev.vm={words['vm']} polydev.session={session}\n")
+        _write(self.identity, f"{VM_WORD}{words['vm']} {SESSION_WORD}{session}\n")
         end_processes(self.proc, NETWORK_PROCESS)
         self.set_clock(words, received_at)
         return {
             "vm": words["vm"],
             "session": session,
             "hostname": os.uname().nodename,
-            "machine_id": _read(self.machine_id),
-            "boot_id": _read(f"{self.proc}/sys/kernel/random/boot_id"),
-            "secret": _read(self.secret),
+            "machine_id": read_text(self.machine_id).strip(),
+            "boot_id": read_text(f"{self.proc}/sys/kernel/random/boot_id").strip(),
+            "secret": read_text(self.secret).strip(),
             "random": os.urandom(16).hex(),
             "time": f"{time():.6f}",
         }
@@ -83,22 +85,14 @@ class Guest:
             os.close(descriptor)
 
 
-def end_processes(proc: str, mark: bytes) -> None:
+def end_processes(proc: str, mark: str) -> None:
     """Kill the processes whose command line contains `mark`."""
-    for name in os.listdir(proc):
-        if not name.isdigit():
-            continue
-        try:
-            descriptor = os.open(f"{proc}/{name}/cmdline", os.O_RDONLY)
-        except OSError:  # it has ended
-            continue
-        try:
-            if mark in os.read(descriptor, MAX_LINE_BYTES):
+    for name in filter(str.isdigit, os.listdir(proc)):
+        if mark in read_text(f"{proc}/{name}/cmdline"):
+            try:
                 os.kill(int(name), SIGKILL)
-        except OSError:
-            pass
-        finally:
-            os.close(descriptor)
+            except OSError:  # it has ended
+                pass
 
 
 def words_of(line: str) -> dict[str, str]:
@@ -115,7 +109,8 @@ def answer(guest: Guest, line: str, received_at: float) -> str:
         verbs = {"identity": guest.take, "clock": guest.set_clock}
         found = verbs[kind](words_of(line), received_at)
     except (KeyError, ValueError, OSError) as error:
-        return f"refused {type(error).__name__}: {error}\n".replace("\n", " ").strip() + "\n"
+        words = f"{type(error).__name__}: {error}".replace("\n", " ")
+        return f"refused {words}\n"
     return " ".join([kind, *(f"{name}={value}" for name, value in found.items())]) + "\n"
 
 
@@ -149,13 +144,5 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         os.write(descriptor, text.encode("ascii"))
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: str) -> str:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(descriptor, MAX_LINE_BYTES).decode("ascii").strip()
     finally:
         os.close(descriptor)

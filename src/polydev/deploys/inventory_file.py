@@ -13,7 +13,7 @@ from polydev.errors import ConfigError, Error
 from polydev.validation import near
 
 LIST = "browser_hosts"
-# What the verbs say of a deployment; a host for which it always held would be another one.
+# Only verbs set these, for one deployment: in an inventory they would hold for each.
 OF_VERBS = ("target", "deployment_id", "move_database")
 HINT = f"inventory/production.example.py shows the list, {LIST}"
 

@@ -185,7 +185,7 @@ def _files_of_sudo(etc: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """What sudo reads of a folder: no names with a dot in them, and none that end with ~."""
+    """The files of a folder that sudo reads: without a dot in the name, and no ~ at its end."""
     files = folder.glob("*")
     return [file for file in files if "." not in file.name and not file.name.endswith("~")]
 

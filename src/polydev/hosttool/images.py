@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from polydev.hosttool.durable import (
     UNFINISHED,
@@ -66,10 +67,10 @@ def is_whole(folder: Path) -> bool:
     ctime says so, which no program sets. Decay of the disk is not seen then.
     """
     try:
-        files = json.loads((folder / "record.json").read_bytes())["files"]
+        record = json.loads((folder / "record.json").read_bytes())
         if read_json(folder / CHECKED) == _written(folder):
             return True
-        if any(file_sha256(folder / name) != files[name]["sha256"] for name in BOOT_FILES):
+        if _damaged(folder, record):
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -78,6 +79,12 @@ def is_whole(folder: Path) -> bool:
     write_json(folder / CHECKED, _written(folder))
     os.utime(folder, ns=(came.st_atime_ns, came.st_mtime_ns))
     return True
+
+
+def _damaged(folder: Path, record: dict[str, Any]) -> list[str]:
+    """The files of an image that have not the checksums of its record."""
+    sums = {name: record["files"][name]["sha256"] for name in BOOT_FILES}
+    return [name for name, sha256 in sums.items() if file_sha256(folder / name) != sha256]
 
 
 def _written(folder: Path) -> dict[str, int]:
@@ -104,11 +111,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
         return {"digest": digest, "added": False}
     try:
         record = json.loads((arrived / "record.json").read_bytes())
-        wrong = [
-            name
-            for name in BOOT_FILES
-            if file_sha256(arrived / name) != record["files"][name]["sha256"]
-        ]
+        wrong = _damaged(arrived, record)
     except (OSError, ValueError, KeyError) as error:
         raise HostError(
             "image-damaged", f"image {digest[:12]} did not arrive whole: {error}"

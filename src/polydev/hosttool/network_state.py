@@ -227,7 +227,7 @@ def _write(report: dict[str, object]) -> None:
 def mend_bridge() -> dict[str, object]:
     """Set the bridge as declared; networkd brings its addresses and routes.
 
-    What is beyond them goes here: networkd leaves link-local addresses of IPv6 where they are.
+    Addresses beyond these are deleted here: networkd leaves link-local ones of IPv6 where they are.
     """
     host = slots.read_host()
     bridge = host["bridge"]

@@ -1,4 +1,4 @@
-"""What only root may write to, since root or the controller trusts it: compared, and mended.
+"""Files and folders that only root may write to, since root or the controller trusts them.
 
 Files and folders that a deployment declares are compared by the deployment. Here it is the folders
 around them, and what programs write into them.

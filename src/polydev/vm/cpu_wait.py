@@ -46,7 +46,7 @@ class CpuSample:
 
     @property
     def ran(self) -> float:
-        """What its threads ran, in seconds."""
+        """Seconds that its threads ran."""
         return sum(thread.ran for thread in self.threads.values())
 
     def at_start(self, at: float) -> CpuSample:

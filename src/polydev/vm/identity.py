@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Identity:
-    """What is different in each VM. `secret` is known to the VM and its host only; in hex."""
+    """Values that differ in each VM. Only the VM and its host know `secret`, which is in hex."""
 
     vm_id: str
     session_id: str | None
@@ -33,7 +33,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What holds in the guest after it took its identity.
+    """The state of the guest after it took its identity.
 
     secret_sha256   of the secret that it has, in hex
     random          the first bytes that its kernel's generator gave afterwards, in hex
@@ -65,17 +65,8 @@ def new_identity(vm_id: str, session_id: str | None) -> Identity:
 
 def identity_line(identity: Identity, time: float) -> bytes:
     """The line that gives the guest its identity, entropy and the time (seconds since 1970)."""
-    words = {
-        "vm": identity.vm_id,
-        "session": identity.session_id or "",
-        "hostname": identity.hostname,
-        "machine_id": identity.machine_id,
-        "boot_id": identity.boot_id,
-        "secret": identity.secret,
-        "entropy": secrets.token_hex(ENTROPY_BYTES),
-        "time": f"{time:.6f}",
-    }
-    return _line("identity", words)
+    once = {"entropy": secrets.token_hex(ENTROPY_BYTES), "time": f"{time:.6f}"}
+    return _line("identity", {**_lasting_words(identity), **once})
 
 
 def clock_line(time: float) -> bytes:
@@ -93,15 +84,7 @@ def guest_time_from(line: bytes) -> float:
 
 def receipt_from(line: bytes, identity: Identity) -> Receipt:
     """The receipt of an identity. Raises VmError where the guest refused it or has another one."""
-    words = _words("identity", line)
-    expected = {
-        "vm": identity.vm_id,
-        "session": identity.session_id or "",
-        "hostname": identity.hostname,
-        "machine_id": identity.machine_id,
-        "boot_id": identity.boot_id,
-        "secret": identity.secret,
-    }
+    words, expected = _words("identity", line), _lasting_words(identity)
     if wrong := [name for name, value in expected.items() if words.get(name) != value]:
         raise VmError(f"the guest's receipt differs from its identity: {', '.join(wrong)}")
     try:
@@ -118,6 +101,18 @@ def receipt_from(line: bytes, identity: Identity) -> Receipt:
         random=random.hex(),
         guest_time=guest_time,
     )
+
+
+def _lasting_words(identity: Identity) -> dict[str, str]:
+    """The words that the guest gets and has to give back."""
+    return {
+        "vm": identity.vm_id,
+        "session": identity.session_id or "",
+        "hostname": identity.hostname,
+        "machine_id": identity.machine_id,
+        "boot_id": identity.boot_id,
+        "secret": identity.secret,
+    }
 
 
 def _line(kind: str, words: dict[str, str]) -> bytes:

@@ -87,12 +87,11 @@ def start(
     *,
     record: Callable[[Machine], None] | None = None,
 ) -> Machine:
-    """Start a VM on a fresh overlay of its image, a clone on the disk in its folder, and return
-    once QEMU runs.
+    """Start a VM and return once QEMU runs.
 
-    Ports that are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs. With
-    `record`, which is given the VM at once, it outlives this process. Raises VmError with what
-    QEMU said.
+    It gets a fresh overlay of its image; a clone has its disk in its folder already. Ports that
+    are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs. With `record`, which
+    is given the VM at once, it outlives this process. Raises VmError with what QEMU said.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):

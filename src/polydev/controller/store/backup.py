@@ -11,8 +11,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -54,20 +55,16 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
     from PostgreSQL, to which the restore is a transaction like any other.
     """
     kind = _kind(url)
-    copied = _require_kind(file, kind)
-    if copied != kind:
-        revision = await _fill_postgres(url, file)
-    elif kind == "sqlite":
-        found = await asyncio.to_thread(sqlite_copy.revision_of, file)
-        revision = _require_known(found, str(file))
-        await asyncio.to_thread(sqlite_copy.put_back, url, file)
-    else:
-        with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
-            script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
-            revision = _require_known(postgres_copy.revision_in(script), str(file))
+    async with _read(file, kind) as copy:
+        if copy.kind != kind:
+            await _fill_postgres(url, file)
+        elif copy.script is None:
+            await asyncio.to_thread(sqlite_copy.put_back, url, file)
+        else:
             if not in_use:
                 await _require_unused(url)
-            await asyncio.to_thread(postgres_copy.put_back, url, script)
+            await asyncio.to_thread(postgres_copy.put_back, url, copy.script)
+    revision = copy.revision
     _before, after = await migrate(url)
     rows = await _rows(url)
     migrated = {} if revision == after else {"migratedFrom": revision}
@@ -76,24 +73,39 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
 
 async def require_restorable(url: str, file: Path) -> dict[str, object]:
     """Read a copy and put it nowhere: what it is. Raises CopyError, as `restore` would."""
-    copied = _require_kind(file, _kind(url))
+    async with _read(file, _kind(url)) as copy:
+        return {"file": str(file), "database": copy.kind, "revision": copy.revision}
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy that this release knows. `script` is what PostgreSQL's tools make of theirs."""
+
+    kind: str
+    revision: str
+    script: Path | None = None
+
+
+@asynccontextmanager
+async def _read(file: Path, kind: str) -> AsyncIterator[_Copy]:
+    """A copy that a database of this kind can take. Raises CopyError."""
+    copied = _require_kind(file, kind)
     if copied == "sqlite":
-        revision = await asyncio.to_thread(sqlite_copy.revision_of, file)
-    else:
-        with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
-            script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
-            revision = postgres_copy.revision_in(script)
-    known = _require_known(revision, str(file))
-    return {"file": str(file), "database": copied, "revision": known}
+        found = await asyncio.to_thread(sqlite_copy.revision_of, file)
+        yield _Copy(copied, _require_known(found, str(file)))
+        return
+    with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
+        script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
+        revision = _require_known(postgres_copy.revision_in(script), str(file))
+        yield _Copy(copied, revision, script)
 
 
 def _kind(url: str) -> str:
     return sa.make_url(url).get_backend_name()
 
 
-async def _fill_postgres(url: str, file: Path) -> str:
-    """Put a copy of SQLite into PostgreSQL: the revision of the copy."""
-    revision = _require_known(await asyncio.to_thread(sqlite_copy.revision_of, file), str(file))
+async def _fill_postgres(url: str, file: Path) -> None:
+    """Put a copy of SQLite into PostgreSQL."""
     if (there := await _revision(url)) is not None:
         _require_known(there, "the database")
     await _require_unused(url)
@@ -101,7 +113,6 @@ async def _fill_postgres(url: str, file: Path) -> str:
         copy = Path(folder, "copy")
         await asyncio.to_thread(shutil.copyfile, file, copy)
         await fill(url, copy)
-    return revision
 
 
 def _require_kind(file: Path, kind: str) -> str:
