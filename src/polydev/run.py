@@ -108,10 +108,11 @@ def run(
     input: str | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     check: bool = True,
     hint: str | None = None,
 ) -> Completed:
-    """Run a program to its end. `env` is added to this process's environment.
+    """Run a program to its end. `env` is added to this process's environment, or replaces it.
 
     Raises CommandError (status other than 0, unless `check` is false), CommandTimeout, or
     ConfigError when the program is not installed.
@@ -123,6 +124,7 @@ def run(
         words,
         cwd=cwd,
         env=env,
+        inherit=inherit,
         stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,6 +156,7 @@ def run_lines(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     noise: tuple[str, ...] = (),
     log_file: Path | None = None,
 ) -> None:
@@ -165,7 +168,14 @@ def run_lines(
     """
     words = [str(word) for word in argv]
     log.debug("run %s", shlex.join(words))
-    process = spawn(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = spawn(
+        words,
+        cwd=cwd,
+        env=env,
+        inherit=inherit,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
     _waited_for.add(process)
     try:
@@ -203,6 +213,7 @@ def spawn(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
@@ -212,9 +223,10 @@ def spawn(
     """Start a program in a session of its own and return at once.
 
     It ends with this process, unless it `stays`: then the caller records it, to end it one day.
+    Without `inherit` its environment is `env` and nothing else.
     """
     words = [str(word) for word in argv]
-    environment = {**os.environ, **PLAIN_ENGLISH, **(env or {})}
+    environment = {**(os.environ if inherit else {}), **PLAIN_ENGLISH, **(env or {})}
     if stays:
         environment.pop(OWNER, None)
     else:

@@ -261,9 +261,17 @@ def test_small_image_is_the_same_in_another_place(
 
 
 def test_without_the_cache_all_is_made_again_with_the_same_bytes(
-    place: Workplace, undisturbed: dict[str, Any]
+    place: Workplace, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cached layers that are empty would give an empty image."""
+    """Cached layers that are empty would give an empty image.
+
+    Nor do the bytes depend on the variables and the umask of who builds.
+    """
+    other_way = "" if os.environ.get("PYTHONDONTWRITEBYTECODE") else "1"
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", other_way)
+    monkeypatch.setenv("SYSTEMD_OFFLINE", "0")
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    before = os.umask(0o077)
     layers = place.cache / "layers"
     for cached in list(layers.iterdir()):
         meta = (cached / META).read_text()
@@ -272,7 +280,10 @@ def test_without_the_cache_all_is_made_again_with_the_same_bytes(
         (cached / META).write_text(meta)
     settings = Settings(place.store.root, place.cache, place.folder / "state")
     options = BuildOptions(offline=True, no_cache=True)
-    afresh = build(load_recipe(place.recipe), settings, place.store, Steps(), options)
+    try:
+        afresh = build(load_recipe(place.recipe), settings, place.store, Steps(), options)
+    finally:
+        os.umask(before)
     assert afresh.made == tuple(layer.name for layer in afresh.record.layers)
     assert afresh.record.digest == undisturbed["digest"]
 

@@ -88,7 +88,7 @@ def build(
             "golden.build makes users, devices and mounts and must run as root",
             "run it again with sudo",
         )
-    with _space_errors(settings.cache), _build_lock(settings.cache, steps):
+    with _space_errors(settings.cache), _build_lock(settings.cache, steps), _usual_modes():
         builder = _Builder(recipe, settings, store, steps, options)
         record, made = builder.run()
     return BuildResult(record, made or (), made is not None, time.monotonic() - started)
@@ -338,6 +338,16 @@ def _space_errors(cache: Path) -> Iterator[None]:
         if not any(words in error.message.casefold() for words in NO_SPACE):
             raise
         raise _no_space(cache) from error
+
+
+@contextmanager
+def _usual_modes() -> Iterator[None]:
+    """Files of an image have the same modes, whatever this process's umask."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _no_space(cache: Path) -> BuildError:

@@ -23,18 +23,12 @@ from polydev.image.overlaying import matches, nodes, put
 from polydev.image.promotion import sync
 from polydev.image.recipe import Recipe
 from polydev.image.record import INITRD, KERNEL, TREE, Package
-from polydev.image.sandbox import Overlay, contained_argv, in_overlay_argv
+from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv
 from polydev.progress import Step
 from polydev.run import run, run_lines
 
 META = "layer.json"
 APT_STATUS = ("pmstatus:", "dlstatus:")
-CHROOT_ENVIRONMENT = {
-    "DEBIAN_FRONTEND": "noninteractive",
-    "HOME": "/root",
-    "LC_ALL": "C.UTF-8",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-}
 
 
 @dataclass(frozen=True)
@@ -174,11 +168,11 @@ class LayerCache:
             *(self.recipe.suite, str(root)),
             *self.archive.sources.read_text().splitlines(),
         ]
-        environment = {"SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch)}
         run_lines(
             contained_argv(argv),
             lambda line: step.say(line.removeprefix("I: ")),
-            env=environment,
+            env=build_environment(self.recipe.source_date_epoch),
+            inherit=False,
             log_file=self.log_file(plan),
         )
 
@@ -208,15 +202,12 @@ class LayerCache:
         script = chroot_script(layer, install)
         places = (at, staging, scratch / "fitted", self.archive.debs)
         command = ["sh", "-eu", "-c", script, "layer", *map(str, places)]
-        environment = {
-            **CHROOT_ENVIRONMENT,
-            "SOURCE_DATE_EPOCH": str(self.recipe.source_date_epoch),
-        }
         argv = in_overlay_argv(overlay, command, for_chroot=True)
         run_lines(
             argv,
             lambda line: _say_apt_status(step, line),
-            env=environment,
+            env=build_environment(self.recipe.source_date_epoch),
+            inherit=False,
             noise=APT_STATUS,
             log_file=self.log_file(plan),
         )

@@ -29,7 +29,7 @@ from polydev.image.recipe import Layer, Recipe
 from polydev.image.tree import SCRUBBED
 
 # Goes up when the builder itself makes something else of the same inputs.
-FORMAT = 3
+FORMAT = 4
 KERNEL_LAYER = "kernel"
 TINY_INITRAMFS = "tiny-initramfs-core"
 TEMPLATE_SUFFIX = ".j2"

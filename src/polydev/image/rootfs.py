@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.errors import BuildError, CommandError
-from polydev.image.sandbox import Overlay, in_overlay_argv
+from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
 from polydev.run import run
 
 BLOCK_BYTES = 4096
@@ -71,13 +71,14 @@ def make_rootfs(
     at.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:
         stream.truncate(size)
-    clock = {"E2FSPROGS_FAKE_TIME": str(epoch)}
+    environment = build_environment(epoch)
     try:
         run(
             in_overlay_argv(
                 Overlay(tuple(layers), at), mkfs_argv(file, at, len(entries), identity)
             ),
-            env=clock,
+            env=environment,
+            inherit=False,
         )
     except CommandError as error:
         raise BuildError(
@@ -86,5 +87,5 @@ def make_rootfs(
         ) from error
     commands = scratch / "debugfs-commands"
     commands.write_text(time_commands(FIRST_INODE, FIRST_INODE + len(entries), epoch))
-    run(["debugfs", "-w", "-f", commands, file], env=clock)
+    run(["debugfs", "-w", "-f", commands, file], env=environment, inherit=False)
     commands.unlink()

@@ -50,6 +50,23 @@ exec "$@"
 """
 
 
+def build_environment(epoch: int) -> dict[str, str]:
+    """Return the whole environment of what makes an image's bytes, whoever builds where.
+
+    `epoch` (seconds) is what programs take for the time; https://reproducible-builds.org/specs/
+    """
+    return {
+        "DEBIAN_FRONTEND": "noninteractive",
+        "E2FSPROGS_FAKE_TIME": str(epoch),
+        "HOME": "/root",
+        "LC_ALL": "C.UTF-8",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        # Packages' scripts compile on purpose; what they only import is compiled in no set order.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SOURCE_DATE_EPOCH": str(epoch),
+    }
+
+
 @dataclass(frozen=True)
 class Overlay:
     """Trees, lowest first, seen as one at `at`; writes go to `upper` (none: read-only).
