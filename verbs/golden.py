@@ -195,16 +195,17 @@ def diff(context: Context, old: str, new: str, json: bool = False) -> None:
 def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = False) -> None:
     """Remove images that are not golden, not previous, not in use and not among the newest.
 
-    Cached layers that no image is made of any more go with them.
+    Cached layers go with them, once no image of any store that this cache built for needs them.
     """
-    from polydev.image.build import prune_cache
+    from polydev.image.prunecache import prune_cache
     from polydev.run import orphans
     from polydev.vm.scratch import abandoned_folders
 
     require_at_least(0, "keep", keep)
     store = open_store()
     pruned = store.prune(keep, dry_run=dry_run)
-    layers, layer_bytes = prune_cache(Settings.from_environment().cache, store, dry_run=dry_run)
+    cache = Settings.from_environment().cache
+    layers, layer_bytes = prune_cache(cache, store, going=pruned.removed, dry_run=dry_run)
     folders = abandoned_folders(remove=not dry_run)
     left = orphans()
     verb = "would remove" if dry_run else "removed"

@@ -26,6 +26,7 @@ from polydev.image import tree
 from polydev.image.build import BuildOptions, BuildResult, build, file_entry
 from polydev.image.diff import diff, tree_diff
 from polydev.image.layercache import META
+from polydev.image.prunecache import STORES
 from polydev.image.recipe import load_recipe
 from polydev.image.record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
 from polydev.image.sbom import component
@@ -296,6 +297,7 @@ def test_build_killed_anywhere(place: Workplace, undisturbed: dict[str, Any], sh
     assert_all_whole(place)
     assert place.build()["digest"] == undisturbed["digest"]
     assert place.store.digests() == [undisturbed["digest"]]
+    assert (place.cache / STORES).read_text() == f"{place.store.root}\n"
     place.store.prune(keep=9)
     assert list((place.store.root / INCOMING).iterdir()) == []
 

@@ -22,9 +22,10 @@ from polydev import __version__
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
-from polydev.image.layercache import BuiltLayer, LayerCache, layer_bytes, remove_layer
+from polydev.image.layercache import BuiltLayer, LayerCache
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
 from polydev.image.promotion import write_durably
+from polydev.image.prunecache import remember_store
 from polydev.image.recipe import Recipe
 from polydev.image.record import (
     BOOT_FILES,
@@ -89,6 +90,7 @@ def build(
             "run it again with sudo",
         )
     with _space_errors(settings.cache), _build_lock(settings.cache, steps), _usual_modes():
+        remember_store(settings.cache, store)
         builder = _Builder(recipe, settings, store, steps, options)
         record, made = builder.run()
     return BuildResult(record, made or (), made is not None, time.monotonic() - started)
@@ -282,30 +284,6 @@ def tool_versions() -> dict[str, str]:
     """Versions of the programs whose output becomes part of an image."""
     shown = run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *TOOLS]).stdout
     return dict(line.split(" ", 1) for line in shown.splitlines())
-
-
-def prune_cache(cache: Path, store: ImageStore, *, dry_run: bool = False) -> tuple[list[str], int]:
-    """Remove cached layers that no image of the store is made of: their ids and their bytes.
-
-    Raises BuildError while a build is running.
-    """
-    used = {layer.id for digest in store.digests() for layer in store.record(digest).layers}
-    folder = cache / "layers"
-    if not folder.is_dir():
-        return [], 0
-    with (cache / "build.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BuildError(
-                "a build is running, and what it uses cannot be told yet",
-                "prune again when it has ended",
-            ) from error
-        unused = sorted(path for path in folder.iterdir() if path.name not in used)
-        freed = sum(map(layer_bytes, unused))
-        for path in unused if not dry_run else ():
-            remove_layer(path)
-    return [path.name for path in unused], freed
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,6 +139,11 @@ class ImageStore:
                 )
             )
         return listed
+
+    def layer_ids(self, without: Collection[str] = ()) -> set[str]:
+        """Ids of the layers that its images are made of, but for those `without`."""
+        records = [each for each in self._records() if each.digest not in without]
+        return {layer.id for record in records for layer in record.layers}
 
     def _records(self) -> list[ImageRecord]:
         found = [self._record_unless_pruned(digest) for digest in self.digests()]

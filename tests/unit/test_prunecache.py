@@ -1,0 +1,90 @@
+"""Which cached layers a prune takes: those that no image of any store needs."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import BuildError, ImageError
+from polydev.image.prunecache import prune_cache, remember_store
+from polydev.image.record import RECORD, LayerEntry
+from polydev.image.store import ImageStore
+from tests.images import add_image
+
+
+def store_with(folder: Path, *layers: str) -> ImageStore:
+    """A store with one image, which is made of these layers."""
+    store = ImageStore(folder)
+    record = add_image(store, folder.name)
+    entries = [LayerEntry(name=layer, id=layer, seconds=None) for layer in layers]
+    store.write_record(record.model_copy(update={"layers": entries}))
+    return store
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    for name in ("shared", "mine", "theirs", "nobodys"):
+        (tmp_path / "cache/layers" / name).mkdir(parents=True)
+    return tmp_path / "cache"
+
+
+def layers_in(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "layers").iterdir())
+
+
+def test_layers_of_other_stores_stay(cache: Path, tmp_path: Path) -> None:
+    mine, theirs = (store_with(tmp_path / name, "shared", name) for name in ("mine", "theirs"))
+    for store in (theirs, mine, theirs):
+        remember_store(cache, store)
+    assert prune_cache(cache, mine, dry_run=True) == (["nobodys"], 0)
+    assert prune_cache(cache, mine) == (["nobodys"], 0)
+    assert layers_in(cache) == ["mine", "shared", "theirs"]
+    # A store that nothing was built for, not even one with a folder.
+    assert prune_cache(cache, ImageStore(tmp_path / "new")) == ([], 0)
+
+
+def test_a_store_that_is_gone_needs_no_layers(cache: Path, tmp_path: Path) -> None:
+    mine, theirs = (store_with(tmp_path / name, "shared", name) for name in ("mine", "theirs"))
+    remember_store(cache, theirs)
+    remember_store(cache, mine)
+    shutil.rmtree(theirs.root)
+    assert prune_cache(cache, mine)[0] == ["nobodys", "theirs"]
+    remember_store(cache, mine)
+    assert (cache / "stores").read_text() == f"{mine.root}\n"
+
+
+def test_the_same_store_by_another_path_is_one(cache: Path, tmp_path: Path) -> None:
+    mine = store_with(tmp_path / "mine", "mine")
+    remember_store(cache, mine)
+    (tmp_path / "link").symlink_to(mine.root)
+    by_link = ImageStore(tmp_path / "link")
+    assert "mine" in prune_cache(cache, by_link, going=mine.digests())[0]
+
+
+def test_a_dry_run_tells_the_layers_of_images_that_would_go(cache: Path, tmp_path: Path) -> None:
+    mine = store_with(tmp_path / "mine", "mine")
+    would = mine.prune(keep=0, dry_run=True).removed
+    told = prune_cache(cache, mine, going=would, dry_run=True)
+    assert "mine" in told[0]
+    assert mine.prune(keep=0).removed == would
+    assert prune_cache(cache, mine, going=would) == told
+
+
+def test_nothing_goes_while_another_store_cannot_be_read(cache: Path, tmp_path: Path) -> None:
+    mine, theirs = (store_with(tmp_path / name, name) for name in ("mine", "theirs"))
+    remember_store(cache, theirs)
+    (theirs.path(theirs.digests()[0]) / RECORD).write_text("torn")
+    with pytest.raises(ImageError, match=str(theirs.root)):
+        prune_cache(cache, mine)
+    assert "theirs" in layers_in(cache)
+
+
+def test_nothing_goes_while_a_build_runs(cache: Path, tmp_path: Path) -> None:
+    with (cache / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BuildError, match="a build is running"):
+            prune_cache(cache, ImageStore(tmp_path))
+    assert "nobodys" in layers_in(cache)
