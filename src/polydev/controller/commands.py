@@ -7,6 +7,8 @@ printed as JSON. They work on the database, whether the service runs or not.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,22 @@ async def try_alerts(settings: Settings, _arguments: argparse.Namespace) -> obje
     from polydev.controller.host.alert_trial import try_alerts
 
     return [vars(answer) for answer in await try_alerts(settings.alert_urls)]
+
+
+async def build_template(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.machines.template_maker import make_template
+
+    def say(words: str) -> None:
+        sys.stderr.write(f"{words}\n")
+
+    template, made = await asyncio.to_thread(make_template, settings, say)
+    return {"made": made, **vars(template)}
+
+
+async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.machines.template_maker import templates_of
+
+    return [vars(template) for template in templates_of(settings).all()]
 
 
 async def back_up_database(settings: Settings, arguments: argparse.Namespace) -> object:
@@ -63,6 +81,16 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                 "seal with the first key what another one seals; print how many as JSON",
                 rotate_credentials,
             ),
+        },
+    ),
+    "templates": (
+        "booted VMs, saved, from which other VMs are resumed",
+        {
+            "build": Verb(
+                "make the golden image's, unless it is there; in a network namespace of its own",
+                build_template,
+            ),
+            "list": Verb("print those that are there as JSON", list_templates),
         },
     ),
     "alert": (

@@ -1,9 +1,11 @@
 """`polydev-microvm N`: what the unit of slot N runs. It becomes QEMU.
 
     launch.json -> the image, held -> overlay -> QEMU, its greeting -> systemd hears "ready"
+    ... -> a template's files, from its holder -> disk -> QEMU, its state loaded -> "ready"
 
-The unit has started when QEMU's machine is complete, so whatever hinders that fails the start,
-with words in the VM's qemu.log and in the journal. Every VM pays for what is imported here.
+The unit has started when QEMU's machine is complete; that of a clone is paused then. So whatever
+hinders that fails the start, with words in the VM's qemu.log and in the journal. Every VM pays for
+what is imported here.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
 
 from polydev.errors import Error, VmError
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
-from polydev.vm.config import Accelerator, VmConfig
+from polydev.vm.config import Accelerator, MemoryFile, VmConfig
 from polydev.vm.files import last_bytes
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
 from polydev.vm.qemu import overlay_argv, qemu_argv
@@ -67,10 +70,17 @@ def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
 
 
 def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str) -> NoReturn:
-    config = vm_config(order_from(folder / ORDER_FILE), folder, accelerator)
+    order = order_from(folder / ORDER_FILE)
+    config = vm_config(order, folder, accelerator)
     with ExitStack() as stack:
-        hold = stack.enter_context(held(config.rootfs.parent))
-        run(overlay_argv(config))
+        kept = [stack.enter_context(held(config.rootfs.parent))]
+        state = None
+        if order.template is None:
+            run(overlay_argv(config))
+        else:
+            memory, state = clone_files(order.template, config.disk)
+            config = replace(config, memory_file=MemoryFile(fd_path(memory), private=True))
+            kept += [memory, state]
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
         config.qmp_socket.unlink(missing_ok=True)
@@ -81,23 +91,73 @@ def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str
         def tell() -> None:
             # It ends with QEMU now, and with it the wait for a greeting that does not come.
             listener.close()
-            tell_systemd(client, systemd, config.qemu_log)
+            tell_systemd(client, systemd, config.qemu_log, state)
 
         leave_behind(tell)
         argv = qemu_argv(config, listener.fileno())
-        become(argv, output=log, pass_fds=(hold, listener.fileno()))
+        become(argv, output=log, pass_fds=(*kept, listener.fileno()))
 
 
-def tell_systemd(client: socket.socket, systemd: str, log: Path) -> None:
-    """Wait for QEMU's greeting or its end; tell systemd of the one, the journal of the other."""
+def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | None = None) -> None:
+    """Wait for QEMU's greeting or its end; tell systemd of the one, the journal of the other.
+
+    `state`: the descriptor in QEMU from which a clone's devices are loaded before that.
+    """
     # systemd ends what is left of a unit that fails: there is still something to say then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if not greeted(client):
+    why = "QEMU ended:"
+    if state is None:
+        is_ready = greeted(client)
+    else:
+        is_ready, why = loaded(client, state)
+    if not is_ready:
         lines = last_bytes(log, MAX_TAIL_BYTES).decode(errors="replace").splitlines()
-        sys.stderr.write("\n".join(["QEMU ended:", *lines[-TAIL_LINES:]]) + "\n")
+        sys.stderr.write("\n".join([why, *lines[-TAIL_LINES:]]) + "\n")
         sys.stderr.flush()
     elif systemd:
         notify(systemd, "READY=1")
+
+
+def clone_files(key: str, disk: Path) -> tuple[int, int]:
+    """Descriptors of a template's memory and state; its disk is copied. Raises VmError, OSError."""
+    # Only clones pay for these.
+    from polydev.vm.holder import fetch
+    from polydev.vm.template import copy_data
+
+    memory, state, template_disk = fetch(key)
+    with disk.open("wb") as copy, reopened(template_disk) as source:
+        copy_data(source, copy.fileno())
+    with reopened(state) as own:
+        return memory, os.dup(own)
+
+
+def loaded(client: socket.socket, state: int) -> tuple[bool, str]:
+    """Whether QEMU has loaded a clone's devices; if not, why."""
+    import asyncio
+
+    from polydev.vm.template import load
+
+    try:
+        asyncio.run(load(client, state))
+    except VmError as error:
+        return False, error.message
+    return True, ""
+
+
+@contextmanager
+def reopened(descriptor: int) -> Iterator[int]:
+    """In place of a descriptor, another of the same file, with a position of its own."""
+    own = os.open(fd_path(descriptor), os.O_RDONLY)
+    os.close(descriptor)
+    try:
+        yield own
+    finally:
+        os.close(own)
+
+
+def fd_path(descriptor: int) -> Path:
+    """The file behind a descriptor, for whoever has it."""
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 def vm_config(order: Order, folder: Path, accelerator: Accelerator) -> VmConfig:

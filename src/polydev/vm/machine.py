@@ -95,7 +95,8 @@ def start(
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
-        chosen = replace(config, ports=free_ports(config.ports))
+        ports = config.ports if config.tap else free_ports(config.ports)
+        chosen = replace(config, ports=ports)
         machine = _start_once(chosen, pass_fds, stays=record is not None)
         try:
             if record is not None:

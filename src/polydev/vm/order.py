@@ -25,7 +25,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Order:
-    """One VM. `image` is the folder of the image that it boots; sizes as their names say."""
+    """One VM. `image` is the folder of the image that it boots; sizes as their names say.
+
+    template    the key of the template that it is resumed from, instead of a boot
+    """
 
     vm_id: str
     session_id: str | None
@@ -34,6 +37,7 @@ class Order:
     cpus: int
     memory_mib: int
     translation_cache_mib: int
+    template: str | None = None
     tap: str = "tap0"
 
 
@@ -65,10 +69,11 @@ def order_from(file: Path) -> Order:
 def _is_valid(name: str, value: Any) -> bool:
     if name in ("cpus", "memory_mib", "translation_cache_mib"):
         return type(value) is int and value > 0
-    if name == "session_id" and value is None:
+    if name in ("session_id", "template") and value is None:
         return True
     if not isinstance(value, str):
         return False
     if name == "image":
         return value.startswith("/") and "," not in value
-    return (_DIGEST if name == "image_digest" else _ID).fullmatch(value) is not None
+    form = _DIGEST if name in ("image_digest", "template") else _ID
+    return form.fullmatch(value) is not None

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -31,10 +32,8 @@ from polydev.vm.identity import (
     identity_line,
     receipt_from,
 )
+from polydev.vm.limits import within
 
-T = TypeVar("T")
-
-MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 POLL_SECONDS = 0.01
 # A guest that uses less than this share of a CPU is at rest; a page may keep one from it for ever.
@@ -45,11 +44,14 @@ CLOCK_ERROR_SECONDS, CLOCK_TRIES = 0.02, 5
 
 
 @asynccontextmanager
-async def monitor(socket: Path) -> AsyncIterator[QMPClient]:
-    """A connection to a VM's QEMU. Raises VmError, also for what QEMU refuses meanwhile."""
+async def monitor(where: Path | socket.socket) -> AsyncIterator[QMPClient]:
+    """A connection to a VM's QEMU: to its QMP socket, or by a socket that is connected already.
+
+    Raises VmError, also for what QEMU refuses meanwhile.
+    """
     client = QMPClient()
     try:
-        await client.connect(str(socket))
+        await client.connect(str(where) if isinstance(where, Path) else where)
         yield client
     except (QMPError, EOFError, OSError) as error:
         raise VmError(f"QEMU: {error}") from error
@@ -101,25 +103,25 @@ async def save(qmp_socket: Path, state: Path) -> None:
 
     server = await asyncio.start_unix_server(receive, stream)
     try:
-        await _within(SAVE_SECONDS, move(), "the saving of the VM")
+        await within(SAVE_SECONDS, move(), "the saving of the VM")
     finally:
         server.close()
         stream.unlink(missing_ok=True)
 
 
-async def load(qmp_socket: Path, state: int) -> None:
+async def load(where: Path | socket.socket, state: int) -> None:
     """Give a clone the state of its devices, from a descriptor that QEMU has; it stays paused.
 
     Raises VmError.
     """
 
     async def move() -> None:
-        async with monitor(qmp_socket) as client:
+        async with monitor(where) as client:
             await _leave_memory_in_its_file(client)
             await client.execute("migrate-incoming", {"uri": f"fd:{state}"})
             await _migrated(client)
 
-    await _within(LOAD_SECONDS, move(), "the loading of the template")
+    await within(LOAD_SECONDS, move(), "the loading of the template")
 
 
 async def pause(qmp_socket: Path) -> None:
@@ -135,20 +137,20 @@ async def run_on(qmp_socket: Path) -> None:
 
 
 async def give_identity(
-    socket: Path, identity: Identity, seconds: float = ANSWER_SECONDS
+    place: Path, identity: Identity, seconds: float = ANSWER_SECONDS
 ) -> Receipt:
     """Give a running VM its identity and the time, and return its receipt.
 
     Raises VmError where it does not answer, refuses, or has another identity.
     """
     try:
-        return await _within(seconds, _exchange(socket, identity), "the guest's answer")
+        return await within(seconds, _exchange(place, identity), "the guest's answer")
     except (OSError, EOFError, ValueError) as error:
         raise VmError(f"the guest took no identity: {error}") from error
 
 
-async def _exchange(socket: Path, identity: Identity) -> Receipt:
-    reader, writer = await asyncio.open_unix_connection(socket, limit=MAX_LINE_BYTES)
+async def _exchange(place: Path, identity: Identity) -> Receipt:
+    reader, writer = await asyncio.open_unix_connection(place, limit=MAX_LINE_BYTES)
 
     async def ask(line: bytes) -> bytes:
         writer.write(line)
@@ -174,9 +176,7 @@ def sealed(file: Path) -> int:
     copy = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with file.open("rb") as source:
-            size = os.fstat(source.fileno()).st_size
-            os.ftruncate(copy, size)
-            _copy_data(source.fileno(), copy, size)
+            copy_data(source.fileno(), copy)
         fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(copy)
@@ -184,9 +184,10 @@ def sealed(file: Path) -> int:
     return copy
 
 
-def _copy_data(source: int, copy: int, size: int) -> None:
-    """Copy what is not a hole."""
-    at = 0
+def copy_data(source: int, copy: int) -> None:
+    """Copy a file into an empty one; what is a hole stays one."""
+    size, at = os.fstat(source).st_size, 0
+    os.ftruncate(copy, size)
     while at < size:
         try:
             at = os.lseek(source, at, os.SEEK_DATA)
@@ -212,10 +213,3 @@ async def _migrated(client: QMPClient) -> None:
         if status in ("failed", "cancelled"):
             raise VmError(f"QEMU could not move the state of its devices: {found}")
         await asyncio.sleep(POLL_SECONDS)
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except (TimeoutError, asyncio.TimeoutError):
-        raise VmError(f"{what} took more than {seconds:g} s") from None

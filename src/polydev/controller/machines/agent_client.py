@@ -10,10 +10,10 @@ import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from polydev.controller.machines.bridge import bridge_trouble
-from polydev.controller.machines.limits import within
 from polydev.controller.model import Provider
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentUnreachable, ProtocolError, VmError
+from polydev.vm.limits import within
 
 AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
-from polydev.controller.machines.limits import within
 from polydev.controller.machines.pace import Pace
 from polydev.errors import VmError
+from polydev.vm.limits import within
 
 T = TypeVar("T")
 

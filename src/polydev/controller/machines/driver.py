@@ -21,7 +21,6 @@ from polydev.controller.machines.decisions import boot_queue
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import Lead, lead_file
-from polydev.controller.machines.limits import end, within
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.reconciling import Reconciler, SlotLocks
 from polydev.controller.machines.tending import Means, Tending
@@ -32,6 +31,7 @@ from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.vm.cpu_time import cpu_sample
 from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.limits import end, within
 
 log = structlog.stdlib.get_logger(__name__)
 

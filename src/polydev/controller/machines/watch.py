@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from polydev.controller.machines.limits import end
 from polydev.errors import AgentError
+from polydev.vm.limits import end
 
 Told = TypeVar("Told")
 

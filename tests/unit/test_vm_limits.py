@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import pytest
 
-from polydev.controller.machines import limits
-from polydev.controller.machines.limits import within
 from polydev.errors import VmError
+from polydev.vm import limits
+from polydev.vm.limits import within
 
 
 async def forever() -> None:

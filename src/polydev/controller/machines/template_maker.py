@@ -1,0 +1,243 @@
+"""Makes the template of this host's golden image: boots it, saves it, tries a clone of it.
+
+    golden image -> VM on a TAP of this network namespace -> settled, saved -> clone -> added
+
+It runs in a network namespace of its own, where the guest has its usual address and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from polydev.controller.health import image_store_state
+from polydev.controller.machines.agent_client import AgentClient, AgentHealth
+from polydev.controller.machines.console import LogReader
+from polydev.controller.machines.decisions import account, with_account
+from polydev.controller.machines.following import SerialFollower
+from polydev.controller.settings import BootDeadlines, Settings
+from polydev.errors import AgentError, ImageError, VmError
+from polydev.run import run
+from polydev.vm import template
+from polydev.vm.accelerator import known_accelerator
+from polydev.vm.config import GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
+from polydev.vm.cpu_wait import CpuWait, verdict
+from polydev.vm.identity import new_identity
+from polydev.vm.launch import fd_path, held, vm_config
+from polydev.vm.machine import Machine, start
+from polydev.vm.order import Order
+from polydev.vm.qemu import QEMU
+from polydev.vm.templates import (
+    DISK,
+    FILES,
+    MEMORY,
+    STATE,
+    Template,
+    Templates,
+    file_sums,
+    template_key,
+)
+
+TAP = "tap0"
+POLL_SECONDS = 1.0
+AGENT_SECONDS = 10.0
+CLONE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A template that VMs of this host could be resumed from."""
+
+    config: VmConfig
+    qemu: str
+    key: str
+
+
+def templates_of(settings: Settings) -> Templates:
+    return Templates(settings.image_store / "templates")
+
+
+def wanted_template(settings: Settings) -> Wanted:
+    """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
+    golden = image_store_state(settings.image_store)
+    if golden.golden is None:
+        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
+    return wanted_of(settings, golden.golden)
+
+
+def wanted_of(settings: Settings, image_digest: str) -> Wanted:
+    """The same of any image. Raises VmError where its files are not there."""
+    order = Order(
+        vm_id="template",
+        session_id=None,
+        image=str(settings.image_store / "images" / image_digest),
+        image_digest=image_digest,
+        cpus=settings.vm.cpus,
+        memory_mib=settings.vm.memory_mib,
+        translation_cache_mib=settings.vm.translation_cache_mib,
+    )
+    config = vm_config(order, Path("/"), known_accelerator())
+    qemu = run([QEMU, "--version"]).stdout.partition("\n")[0]
+    return Wanted(config, qemu, template_key(config, qemu))
+
+
+def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Template, bool]:
+    """The golden image's template, and whether it was made now. Others of its image are removed.
+
+    Raises ImageError, and VmError with the reason where its VM or the clone of it did not come up.
+    """
+    wanted, templates = wanted_template(settings), templates_of(settings)
+    known = templates.find(wanted.key)
+    if known is None:
+        try:
+            made = asyncio.run(_make(settings, wanted, templates, say))
+        except OSError as error:
+            raise VmError(f"{error.filename or 'the template'}: {error.strerror}") from error
+        _remove_old(settings, templates, made)
+        return made, True
+    _remove_old(settings, templates, known)
+    return known, False
+
+
+def _remove_old(settings: Settings, templates: Templates, kept: Template) -> None:
+    """Remove the templates of images that are gone, and other ones of this image."""
+    images = settings.image_store / "images"
+    for each in templates.all():
+        is_same = each.image_digest == kept.image_digest
+        if each.key != kept.key and (is_same or not (images / each.image_digest).exists()):
+            templates.remove(each.key)
+
+
+async def _make(
+    settings: Settings, wanted: Wanted, templates: Templates, say: Callable[[str], None]
+) -> Template:
+    began = time.monotonic()
+    add_tap()
+    agent = AgentClient(AGENT_SECONDS)
+    try:
+        with templates.incoming() as folder, held(wanted.config.rootfs.parent) as hold:
+            memory = MemoryFile(folder / MEMORY, private=False)
+            config = replace(wanted.config, folder=folder, memory_file=memory)
+            with running(config, (hold,)) as machine:
+                await _booted(machine, agent, settings.boot_deadline_seconds, say)
+                booted = time.monotonic()
+                say("waiting until the guest is at rest")
+                await asyncio.to_thread(template.settle, machine.cpu_sample, machine.alive)
+                say("saving memory and devices")
+                await template.save(config.qmp_socket, folder / STATE)
+            made = Template(
+                key=wanted.key,
+                image_digest=config.image_digest,
+                qemu=wanted.qemu,
+                accelerator=config.accelerator,
+                cpus=config.cpus,
+                memory_mib=config.memory_mib,
+                files=file_sums(folder),
+                made_at=round(time.time(), 3),
+                boot_seconds=round(booted - began, 3),
+                seconds=0.0,
+            )
+            say("trying a clone")
+            await _try_clone(config, hold, agent)
+            made = replace(made, seconds=round(time.monotonic() - began, 3))
+            for path in folder.iterdir():
+                if path.name not in FILES:
+                    path.unlink()
+            templates.add(folder, made)
+    finally:
+        await agent.close()
+    return made
+
+
+@contextmanager
+def running(config: VmConfig, pass_fds: tuple[int, ...]) -> Iterator[Machine]:
+    """A VM that ends with this context."""
+    machine = start(config, pass_fds)
+    try:
+        yield machine
+    finally:
+        machine.stop()
+
+
+async def _booted(
+    machine: Machine, agent: AgentClient, deadlines: BootDeadlines, say: Callable[[str], None]
+) -> None:
+    """Wait until the guest's agent is content. Raises VmError with the reason where it will not."""
+    console, serial, cpu = (
+        LogReader(machine.config.serial_log),
+        SerialFollower(),
+        machine.watch_cpu(),
+    )
+    limit = sum(deadlines.model_dump().values())
+    told: set[str] = set()
+    while True:
+        serial.feed(console.read())
+        for stage in sorted(serial.seen - told):
+            say(f"boot stage {stage}")
+        told |= serial.seen
+        answer = await _health(agent) if serial.seen & {"network", "services", "ready"} else None
+        if isinstance(answer, AgentHealth) and answer.status == "ready":
+            return
+        why = serial.gave_up or _too_late(cpu.total(), limit)
+        if not machine.alive():
+            why = f"its VM ended: {machine.qemu_said() or 'without a word'}"
+        if why:
+            raise VmError(with_account(why, account(answer)))
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _too_late(wait: CpuWait, limit: float) -> str | None:
+    if verdict(wait, limit) == "in time":
+        return None
+    return f"the guest was not ready within {limit:g} s; {wait}"
+
+
+async def _health(agent: AgentClient) -> AgentHealth | AgentError:
+    try:
+        return await agent.health(GUEST_ADDRESS)
+    except AgentError as error:
+        return error
+
+
+async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
+    """Raises VmError where a clone does not become the VM that it is told to be."""
+    folder = config.folder / "clone"
+    folder.mkdir()
+    template_disk = (config.folder / DISK).open("rb")
+    memory = (config.folder / MEMORY).open("rb")
+    state = (config.folder / STATE).open("rb")
+    with template_disk, memory, state:
+        with (folder / DISK).open("wb") as copy:
+            template.copy_data(template_disk.fileno(), copy.fileno())
+        private = MemoryFile(fd_path(memory.fileno()), private=True)
+        clone = replace(config, vm_id="trial", folder=folder, memory_file=private)
+        with running(clone, (hold, memory.fileno(), state.fileno())) as machine:
+            await template.load(clone.qmp_socket, state.fileno())
+            await template.run_on(clone.qmp_socket)
+            identity = new_identity("trial", "trial")
+            await template.give_identity(clone.identity_socket, identity, CLONE_SECONDS)
+            answer = await _health(agent)
+            if isinstance(answer, AgentError) or answer.status != "ready":
+                raise VmError(with_account("a clone of it is not ready", account(answer)))
+            if (answer.vm_id, answer.session_id) != ("trial", "trial"):
+                raise VmError(f"a clone of it takes itself for VM {answer.vm_id}")
+            if not machine.alive():
+                raise VmError("a clone of it ended")
+    for left in folder.iterdir():
+        left.unlink()
+    folder.rmdir()
+
+
+def add_tap() -> None:
+    """A TAP with the guest's gateway, as a slot has one. Raises CommandError."""
+    lines = [
+        f"tuntap add dev {TAP} mode tap",
+        f"address add {GUEST_GATEWAY}/30 dev {TAP}",
+        f"link set {TAP} up",
+    ]
+    if not Path(f"/sys/class/net/{TAP}").exists():
+        run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")

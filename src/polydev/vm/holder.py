@@ -1,0 +1,157 @@
+"""`polydev-template-holder`: has templates in memory that nobody can write to, and hands them out.
+
+    files of a template --sealed, checksums compared--> descriptors --SCM_RIGHTS--> a VM's launcher
+
+A launcher, with the rights of its slot's user, says the template's key; the answer is `ok` with a
+descriptor for each of its files, or `refused` with the reason. What lies in a template is secret
+from nobody, but it must be the same for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from polydev.errors import Error, VmError
+from polydev.vm.template import sealed
+from polydev.vm.templates import FILES, Templates, file_sha256
+
+log = logging.getLogger(__name__)
+
+SOCKET = Path("/run/polydev/templates.sock")
+FOLDER = Path("/var/lib/firecracker/snapshots/base/templates")
+# systemd hands over the socket that it listens on as the first descriptor; sd_listen_fds(3).
+FIRST_DESCRIPTOR = 3
+OK, REFUSED = b"ok", b"refused "
+KEY = re.compile(rb"[0-9a-f]{64}")
+MAX_ANSWER_BYTES = 4096
+QUESTION_SECONDS = 2.0
+# A template is read from the disk once; a VM that waits for it has a minute to start.
+ANSWER_SECONDS = 45.0
+CREDENTIALS = struct.Struct("3i")
+
+
+class Holder:
+    """Answers launchers: of each user, one at a time, so that none keeps others waiting."""
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
+        self._held: dict[str, tuple[int, ...]] = {}
+        self._loading = asyncio.Lock()
+        self._asking: set[int] = set()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer for ever. The listener does not block."""
+        loop, tasks = asyncio.get_running_loop(), set()
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            task = asyncio.create_task(self._serve(client))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _serve(self, client: socket.socket) -> None:
+        with client:
+            client.setblocking(False)
+            user = CREDENTIALS.unpack(
+                client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+            )[1]
+            if user in self._asking:
+                return
+            self._asking.add(user)
+            try:
+                await self._answer(client)
+            except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+                log.info("user %d: %s", user, str(error) or "no question came")
+            finally:
+                self._asking.discard(user)
+
+    async def _answer(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        question = await asyncio.wait_for(loop.sock_recv(client, 128), QUESTION_SECONDS)
+        try:
+            descriptors = await self._descriptors(question)
+        except (Error, OSError) as error:
+            log.warning("refused: %s", error)
+            client.send(REFUSED + str(error).encode()[: MAX_ANSWER_BYTES - len(REFUSED)])
+            return
+        socket.send_fds(client, [OK], descriptors)
+
+    async def _descriptors(self, question: bytes) -> tuple[int, ...]:
+        if not KEY.fullmatch(question):
+            raise VmError("that is no key of a template")
+        key = question.decode()
+        async with self._loading:
+            self._let_go()
+            if key not in self._held:
+                self._held[key] = await asyncio.to_thread(hold, self._templates, key)
+            return self._held[key]
+
+    def _let_go(self) -> None:
+        """Of templates that are there no more; VMs keep what they have of them."""
+        for key in list(self._held):
+            if self._templates.find(key) is None:
+                for descriptor in self._held.pop(key):
+                    os.close(descriptor)
+
+
+def hold(templates: Templates, key: str) -> tuple[int, ...]:
+    """Sealed copies of a template's files, in the order of FILES.
+
+    Raises OSError, and VmError where it is not there or not what its record says.
+    """
+    template = templates.find(key)
+    if template is None:
+        raise VmError(f"there is no template {key[:12]}")
+    made: list[int] = []
+    try:
+        for name in FILES:
+            made.append(sealed(templates.place(key) / name))
+            if file_sha256(made[-1]) != template.files[name]:
+                raise VmError(f"template {key[:12]} is damaged: {name} has another checksum")
+    except BaseException:
+        for descriptor in made:
+            os.close(descriptor)
+        raise
+    return tuple(made)
+
+
+def fetch(key: str, place: Path = SOCKET) -> tuple[int, ...]:
+    """Ask the holder for a template: descriptors in the order of FILES.
+
+    Raises VmError with its reason, or where there is no holder.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(ANSWER_SECONDS)
+            client.connect(str(place))
+            client.sendall(key.encode())
+            answer, found, _, _ = socket.recv_fds(client, MAX_ANSWER_BYTES, len(FILES))
+    except OSError as error:
+        raise VmError(f"the holder of templates does not answer: {error}") from error
+    if answer == OK and len(found) == len(FILES):
+        return tuple(found)
+    for descriptor in found:
+        os.close(descriptor)
+    why = answer.removeprefix(REFUSED).decode("ascii", "replace")
+    raise VmError(f"no template from its holder: {why or 'it said nothing'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the socket that systemd listens on."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    folder = Path(argv[0]) if argv else FOLDER
+    with socket.socket(fileno=FIRST_DESCRIPTOR) as listener:
+        listener.setblocking(False)
+        asyncio.run(Holder(Templates(folder)).serve(listener))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

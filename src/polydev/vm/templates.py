@@ -1,0 +1,159 @@
+"""The templates of a host, on its disk: `templates/<key>/{memory,state,disk.qcow2,record.json}`.
+
+    VmConfig and QEMU's version -> key        what a template loads into is all in its key
+    Incoming --add--> <key>                   whole, or not there
+
+The folder `templates` lies in the image store; `current` in it names the template of new VMs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from polydev.vm.config import MemoryFile, VmConfig
+from polydev.vm.qemu import qemu_argv
+
+MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
+FILES = (MEMORY, STATE, DISK)
+RECORD = "record.json"
+INCOMING = ".incoming"
+# Goes up when a template of older code serves no more.
+FORMAT = 1
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is known of a template.
+
+    files       SHA-256 of each file, in hex
+    qemu        QEMU's version, in its own words
+    made_at     seconds since 1970
+    boot_seconds, seconds   how long its VM took to boot, and all of it
+    """
+
+    key: str
+    image_digest: str
+    qemu: str
+    accelerator: str
+    cpus: int
+    memory_mib: int
+    files: dict[str, str]
+    made_at: float
+    boot_seconds: float
+    seconds: float
+
+
+def template_key(config: VmConfig, qemu_version: str) -> str:
+    """Return the key of the template for VMs like this one: 64 hexadecimal digits."""
+    anybody = replace(
+        config,
+        vm_id="template",
+        session_id=None,
+        folder=Path("/vm"),
+        test_console=False,
+        memory_file=MemoryFile(Path("/memory"), private=False),
+    )
+    parts = {"format": FORMAT, "qemu": qemu_version, "argv": qemu_argv(anybody)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Templates:
+    """The templates in a folder, which may not be there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, key: str) -> Path:
+        return self.folder / key
+
+    def find(self, key: str) -> Template | None:
+        """A template by its key; None where there is none that can be read."""
+        try:
+            return _template_from(json.loads((self.place(key) / RECORD).read_bytes()), key)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def all(self) -> list[Template]:
+        """Oldest first."""
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = (self.find(each.name) for each in folders)
+        return sorted((each for each in found if each), key=lambda each: each.made_at)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A fresh folder on the same file system; it is gone afterwards, unless it was added."""
+        place = self.folder / INCOMING
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def add(self, incoming: Path, template: Template) -> None:
+        """Let the files in `incoming` be this template, once the disk has them."""
+        (incoming / RECORD).write_text(json.dumps(asdict(template), indent=1) + "\n")
+        for name in (*FILES, RECORD):
+            (incoming / name).chmod(0o644)
+            _sync(incoming / name)
+        _sync(incoming)
+        self.remove(template.key)
+        incoming.rename(self.place(template.key))
+        _sync(self.folder)
+
+    def remove(self, key: str) -> None:
+        """Remove a template; VMs that were resumed from it run on."""
+        gone = self.folder / f".{key}.gone"
+        shutil.rmtree(gone, ignore_errors=True)
+        try:
+            self.place(key).rename(gone)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def file_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a template, in hex."""
+    return {name: file_sha256(folder / name) for name in FILES}
+
+
+def file_sha256(file: Path | int) -> str:
+    """SHA-256 of a file, or of a descriptor's, which is read without its position."""
+    digest = hashlib.sha256()
+    descriptor = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    try:
+        at = 0
+        while chunk := os.pread(descriptor, CHUNK_BYTES, at):
+            digest.update(chunk)
+            at += len(chunk)
+    finally:
+        if isinstance(file, Path):
+            os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _template_from(found: Any, key: str) -> Template:
+    """Raises ValueError and TypeError where it is not this template's record."""
+    if not isinstance(found, dict) or set(found) != {each.name for each in fields(Template)}:
+        raise ValueError("no record of a template")
+    template = Template(**found)
+    if template.key != key or set(template.files) != set(FILES):
+        raise ValueError("the record of another template")
+    return template
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
