@@ -105,7 +105,7 @@ def host(image: ImageRecord, store: ImageStore) -> Iterator[Host]:
         own.mkdir()
         (own / "images").symlink_to(store.root / "images")
         (own / "golden-rootfs.ext4").symlink_to(f"images/{image.digest}/rootfs.ext4")
-        settings = {"image_store": str(own), "log_format": "console"}
+        settings = {"image_store": str(own), "log_format": "console", "templates": True}
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         made = Host(folder, {}).command("templates", "build")
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -229,6 +229,18 @@ def test_an_error_inside_leaves_no_connection_open(controller: CommandLine) -> N
         asyncio.run(fail())
 
 
+def test_no_template_is_made_where_they_are_switched_off(controller: CommandLine) -> None:
+    with controller.config.open("a") as config:
+        config.write("templates: false\n")
+    assert controller("templates", "build") == {"made": False, "enabled": False}
+
+
+def test_a_template_is_made_of_a_golden_image_only(controller: CommandLine, tmp_path: Path) -> None:
+    with controller.config.open("a") as config:
+        config.write(f"templates: true\nimage_store: {tmp_path}\n")
+    assert "golden" in controller.refused("templates", "build")
+
+
 @pytest.mark.parametrize(
     "words", [[group, verb] for group, (_, verbs) in GROUPS.items() for verb in verbs], ids=" ".join
 )

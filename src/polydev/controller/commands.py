@@ -38,11 +38,14 @@ async def try_alerts(settings: Settings, _arguments: argparse.Namespace) -> obje
 async def build_template(settings: Settings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.machines.template_maker import make_template
 
+    if not settings.templates:
+        return {"made": False, "enabled": False}
+
     def say(words: str) -> None:
         sys.stderr.write(f"{words}\n")
 
     template, made = await asyncio.to_thread(make_template, settings, say)
-    return {"made": made, **vars(template)}
+    return {"made": made, "enabled": True, **vars(template)}
 
 
 async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> object:

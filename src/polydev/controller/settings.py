@@ -293,6 +293,8 @@ class Settings(BaseSettings):
     """How many VMs may boot at the same time; others wait. By default what the cores can do:
     more would only make each of them late."""
     boot_deadline_seconds: BootDeadlines = BootDeadlines()
+    templates: bool = False
+    """Sessions' VMs are resumed from a template of the golden image; false: each boots."""
     session: SessionLimits = SessionLimits()
     vm_check: VmChecks = VmChecks()
     keep_failed_seconds: int = Field(default=24 * 3600, ge=0, le=MOST_SECONDS)
