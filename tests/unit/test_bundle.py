@@ -20,6 +20,7 @@ from polydev.deploys.bundle import (
     pip_download_words,
     requirements_text,
     source_digest,
+    vm_digest,
 )
 from polydev.errors import ConfigError
 from polydev.progress import Steps
@@ -46,6 +47,17 @@ def test_digest_follows_what_is_released(root: Path, file: str) -> None:
     with (root / PACKAGE / file).open("a") as changed:
         changed.write("# changed\n")
     assert source_digest(root) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "is_of_vms"),
+    [("vm/holder.py", True), ("errors.py", True), ("controller/app.py", False)],
+)
+def test_what_runs_vms_has_a_digest_of_its_own(root: Path, file: str, is_of_vms: bool) -> None:
+    before = vm_digest(root)
+    with (root / PACKAGE / file).open("a") as changed:
+        changed.write("# changed\n")
+    assert (vm_digest(root) != before) is is_of_vms
 
 
 def test_digest_follows_the_lock_and_names(root: Path) -> None:

@@ -150,7 +150,7 @@ class TestWholeHost:
     @pytest.mark.parametrize(
         ("target", "concerns"),
         [
-            ("master-controller", {"Host tool", "Units", "Controller"}),
+            ("master-controller", {"Host tool", "Units", "Controller", "Templates"}),
             ("vm-agent", {"Host tool", "Images"}),
         ],
     )
@@ -219,8 +219,8 @@ class TestUnits:
         for name, config in configs(files).items():
             unit = unit_of(files[UNITS + name])
             assert re.fullmatch(r"[0-9a-f]{16}", config)
-            if name in ("polydev-slots.target", "master-controller-next@.service"):
-                continue  # a target runs nothing; the successor is never asked
+            if name.endswith((".target", ".path")) or name == "master-controller-next@.service":
+                continue  # these run nothing; the successor is never asked
             section = "Socket" if name.endswith(".socket") else "Service"
             assert f"ExecStartPre={stamp_command(config)}" in files[UNITS + name]
             assert unit.has_section(section)
@@ -257,7 +257,11 @@ class TestUnits:
                 }
                 | CONTROLLER,
             ),
-            ({}, {"vm_memory_mib": 4096}, CONTROLLER),
+            (
+                {},
+                {"vm_memory_mib": 4096},
+                CONTROLLER | {"polydev-template.service", "polydev-templates.service"},
+            ),
             ({}, {"reachable": ["10.0.0.0/24"]}, {"polydev-firewall.service"}),
             ({}, {"resolvers": ["1.1.1.1"]}, {"microvm-slot@.service"}),
             (
@@ -401,6 +405,63 @@ class TestVms:
         assert unit["ReadWritePaths"] == "/var/lib/microvm"
         assert "ProtectProc" not in unit
         assert "AF_UNIX" in unit["RestrictAddressFamilies"].split()
+
+
+class TestTemplates:
+    MAKER, HOLDER = "polydev-template.service", "polydev-templates.service"
+
+    def service(self, site: Site, name: str, **words: Any) -> configparser.SectionProxy:
+        return unit_of(files_of(site(**words))[UNITS + name])["Service"]
+
+    def test_the_maker_has_a_network_of_its_own_and_writes_to_one_folder(self, site: Site) -> None:
+        unit = self.service(site, self.MAKER)
+        folder = "/var/lib/firecracker/snapshots/base/templates"
+        assert (unit["PrivateNetwork"], unit["CapabilityBoundingSet"]) == ("yes", "CAP_NET_ADMIN")
+        assert unit["ReadWritePaths"] == folder
+        assert "/etc/master-controller/secrets" in unit["InaccessiblePaths"].split()
+        assert (unit["IPAddressDeny"], unit["IPAddressAllow"]) == ("any", "172.16.0.0/30")
+        folders = files_of(site())["/etc/tmpfiles.d/polydev.conf"].splitlines()
+        assert f"d {folder} 755 root root" in folders
+
+    def test_their_room_is_that_of_a_vm(self, site: Site) -> None:
+        words = {"vm_memory_mib": 1000, "vm_translation_cache_mib": 100}
+        maker, holder = (self.service(site, name, **words) for name in (self.MAKER, self.HOLDER))
+        assert (maker["MemoryMax"], maker["LimitFSIZE"]) == ("2124M", "9192M")
+        assert holder["MemoryMax"] == "3024M"
+
+    def test_the_holder_tells_users_apart(self, site: Site) -> None:
+        # In a user namespace all who ask would be the same one.
+        assert "PrivateUsers" not in self.service(site, self.HOLDER)
+
+    def test_no_deploy_waits_for_the_maker_or_ends_it(self, site: Site) -> None:
+        values = site()
+        for name, commands in plan_of(values).items():
+            acting = [line for line in commands if re.search(rf"systemctl .*{self.MAKER}", line)]
+            assert all("systemctl show" in line for line in acting), name
+        assert self.MAKER not in unit_order(host_data(values, "x"))
+        assert "Restart" in unit_of(files_of(values)[UNITS + self.MAKER])["Service"]
+
+    def test_a_way_back_knows_the_maker_too(self) -> None:
+        assert self.MAKER in scope(HostData())["units"]
+
+    def test_changes_are_seen_in_folders_since_a_link_that_is_replaced_is_not(
+        self, site: Site
+    ) -> None:
+        text = files_of(site())[f"{UNITS}polydev-template.path"]
+        store = "/var/lib/firecracker/snapshots/base"
+        assert re.findall("^PathChanged=(.*)$", text, re.MULTILINE) == [
+            *(store, f"{store}/images", "/opt/master-controller"),
+            *("/etc/master-controller/config.yaml", "/usr/bin/qemu-system-x86_64"),
+            "/run/polydev/accelerator.json",
+        ]
+
+    def test_another_code_of_vms_restarts_the_holder(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was = configs(files_of(site()))
+        monkeypatch.setattr("polydev.deploys.templates.vm_digest", lambda root: "another")
+        now = configs(files_of(site()))
+        assert {name for name in now if now[name] != was[name]} == {self.HOLDER}
 
 
 class TestFirewall:

@@ -22,6 +22,7 @@ from polydev.client.host_rules import (
     python_finding,
     space_findings,
     system_finding,
+    templates_finding,
     unreachable_finding,
     upstreams_finding,
 )
@@ -45,7 +46,11 @@ SOUND: dict[str, Any] = {
     "accelerator": {"accelerator": "kvm"},
     "golden": {"digest": "4f1d" * 16, "createdAt": "2027-01-10T10:00:00Z"},
     "health": {"ok": True, "checks": [{"name": "units", "ok": True, "detail": "12 active"}]},
-    "units": {"polkit.service": "active", "polydev-accelerator.service": "active"},
+    "units": {
+        **dict.fromkeys(("polkit.service", "polydev-accelerator.service"), "active"),
+        "polydev-templates.socket": "active",
+        "polydev-template.service": "inactive",
+    },
     "failedVms": [],
     "polkit": {"vm": True, "other": False},
     "controller": {"status": "healthy", "components": {"database": {"status": "healthy"}}},
@@ -236,6 +241,30 @@ def test_a_host_without_kvm_is_warned_of(changed: Any, words: str) -> None:
     finding = kvm_finding("host", facts(**changed))
     assert finding.state == "warning"
     assert words in finding.found
+
+
+@pytest.mark.parametrize(
+    ("socket", "maker", "words", "todo"),
+    [
+        ("active", "failed", "has failed", "journalctl -u polydev-template.service"),
+        ("inactive", "inactive", "polydev-templates.socket is inactive", "./inv deploy"),
+        (None, None, "polydev-templates.socket is unknown", "./inv deploy"),
+    ],
+)
+def test_a_host_that_has_no_template_to_give_is_told_why(
+    socket: str | None, maker: str | None, words: str, todo: str
+) -> None:
+    units = {"polydev-templates.socket": socket, "polydev-template.service": maker}
+    finding = templates_finding("host", facts(units={**SOUND["units"], **units}))
+    assert finding.state == "warning"
+    assert words in finding.found
+    assert todo in str(finding.todo)
+
+
+@pytest.mark.parametrize("maker", ["active", "activating", "inactive"])
+def test_one_that_is_made_just_now_is_no_failure(maker: str) -> None:
+    units = {**SOUND["units"], "polydev-template.service": maker}
+    assert templates_finding("host", facts(units=units)).state == "ok"
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,10 @@ def test_units_that_are_not_active_are_named(host: Host) -> None:
 
 def test_before_the_first_release_the_controller_is_not_missed(host: Host) -> None:
     host.current.unlink()
-    host.systemd = Units(master_controller="inactive", polydev_network="failed")
+    host.known["units"] = [*UNITS, "polydev-templates.service"]
+    host.write()
+    down = {"master_controller": "inactive", "polydev_templates": "inactive"}
+    host.systemd = Units(**down, polydev_network="failed")
     assert host.look() == {"units": "polydev-network.service is failed"}
     assert "controller" not in [check.name for check in host.checks]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_a_group_that_only_reads_stays(tree: Path) -> None:
     os.chown(tree / "inner/file", 0, OTHER)
     (tree / "inner/file").chmod(0o640)
     assert find((Tree(tree),)) == []
+
+
+def test_whom_all_may_ask_listens_for_root(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("asked.sock")
+    place = tree / "asked.sock"
+    place.chmod(0o666)
+    assert find((Tree(tree),)) == []
+    os.chown(place, OTHER, 0)
+    assert find((Tree(tree),)) == [f"{place}: mode 666 of {OTHER}:0"]
 
 
 def test_a_link_at_the_top_is_followed_and_none_below(tree: Path, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def host_findings(where: str, facts: HostFacts) -> list[Finding]:
     found += [health_finding(where, facts), polkit_finding(where, facts)]
     todo = "./inv deploy brings it"
     found.append(qemu_finding(where, facts.said.get("qemu"), todo))
-    found += [kvm_finding(where, facts), memory_finding(where, facts)]
+    found += [kvm_finding(where, facts), templates_finding(where, facts)]
+    found.append(memory_finding(where, facts))
     found += [failed_vms_finding(where, facts), image_finding(where, facts)]
     return [*found, upstreams_finding(where, facts)]
 
@@ -237,6 +238,24 @@ def kvm_finding(where: str, facts: HostFacts) -> Finding:
         )
     why = facts.part("accelerator").get("why") or "it was not said why"
     return Finding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
+
+
+def templates_finding(where: str, facts: HostFacts) -> Finding:
+    """Whether a template is made and handed out; without one each VM boots."""
+    units = facts.part("units")
+    holder = units.get("polydev-templates.socket") or "unknown"
+    if holder != "active":
+        found = f"polydev-templates.socket is {holder}: nobody hands them out, so VMs boot"
+        return Finding(where, "templates", "warning", found, "./inv deploy")
+    if units.get("polydev-template.service") == "failed":
+        return Finding(
+            where,
+            "templates",
+            "warning",
+            "polydev-template.service has failed: the golden image has none, so VMs boot",
+            "on the host: journalctl -u polydev-template.service",
+        )
+    return Finding(where, "templates", "ok", "nothing has failed")
 
 
 def memory_finding(where: str, facts: HostFacts) -> Finding:

@@ -29,7 +29,10 @@ ACCELERATOR = "/run/polydev/accelerator.json"
 STORE = "/var/lib/firecracker/snapshots/base"
 GOLDEN = STORE + "/golden-rootfs.ext4"
 FOLDERS = ("/", STORE, "/var/lib/microvm", "/var/lib/master-controller")
-UNITS = ("master-controller.service", "polkit.service", "polydev-accelerator.service")
+UNITS = (
+    *("master-controller.service", "polkit.service", "polydev-accelerator.service"),
+    *("polydev-templates.socket", "polydev-template.service"),
+)
 QEMU = "qemu-system-x86_64"
 START_UNIT = "org.freedesktop.systemd1.manage-units"
 # May it start a VM; may it end what it must not touch?

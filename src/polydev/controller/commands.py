@@ -35,8 +35,9 @@ async def try_alerts(settings: Settings, _arguments: argparse.Namespace) -> obje
     return [vars(answer) for answer in await try_alerts(settings.alert_urls)]
 
 
-async def build_template(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def build_template(settings: Settings, arguments: argparse.Namespace) -> object:
     from polydev.controller.machines.template_maker import make_template
+    from polydev.run import hand_over
 
     if not settings.templates:
         return {"made": False, "enabled": False}
@@ -45,6 +46,9 @@ async def build_template(settings: Settings, _arguments: argparse.Namespace) -> 
         sys.stderr.write(f"{words}\n")
 
     template, made = await asyncio.to_thread(make_template, settings, say)
+    if made and arguments.again:
+        say(f"template {template.key[:12]} is made; looking whether it is still the wanted one")
+        hand_over(sys.argv)
     return {"made": made, "enabled": True, **vars(template)}
 
 
@@ -92,6 +96,12 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "build": Verb(
                 "make the golden image's, unless it is there; in a network namespace of its own",
                 build_template,
+                {
+                    "--again": {
+                        "action": "store_true",
+                        "help": "once it is made, begin anew: another one may be wanted by then",
+                    },
+                },
             ),
             "list": Verb("print those that are there as JSON", list_templates),
         },

@@ -54,6 +54,7 @@ FOLDERS = (
     Folder("/var/lib/firecracker"),
     Folder("/var/lib/firecracker/snapshots"),
     Folder("/var/lib/firecracker/snapshots/base"),
+    Folder("/var/lib/firecracker/snapshots/base/templates"),
     Folder(VM_ROOT),
 )
 

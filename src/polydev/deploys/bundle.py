@@ -106,10 +106,22 @@ def source_digest(root: Path) -> str:
 
     Raises ConfigError where a file of it is missing.
     """
+    return _digest(root, _sources(root, RELEASED))
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256(PYPROJECT.encode())
-    for file in _sources(root):
+    for file in files:
         total.update(f"{hashlib.sha256(_content(root / file)).hexdigest()}  {file}\n".encode())
     return total.hexdigest()
+
+
+def vm_digest(root: Path) -> str:
+    """The hash of what runs VMs in a release: `polydev.vm`, and all that it is made from.
+
+    Raises ConfigError.
+    """
+    return _digest(root, _sources(root, ("errors.py", "run.py", "vm")))
 
 
 def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> Bundle:
@@ -174,9 +186,9 @@ def _exact_pins(pins: Iterable[Pin], wheels: Iterable[Wheel]) -> list[Pin]:
     ]
 
 
-def _sources(root: Path) -> list[Path]:
+def _sources(root: Path, parts: Iterable[str]) -> list[Path]:
     package = root / PACKAGE
-    inside = [file for part in RELEASED for file in [package / part, *(package / part).rglob("*")]]
+    inside = [file for part in parts for file in [package / part, *(package / part).rglob("*")]]
     files = [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
     return [*sorted(file.relative_to(root) for file in files), LOCK]
 
@@ -207,7 +219,7 @@ def _own_wheel(root: Path, folder: Path, digest: str, version: str, steps: Steps
 def _build_wheel(root: Path, target: Path, digest: str, version: str) -> None:
     with TemporaryDirectory(prefix="polydev-wheel-") as name:
         copy = Path(name)
-        for file in _sources(root):
+        for file in _sources(root, RELEASED):
             made = copy / file
             made.parent.mkdir(parents=True, exist_ok=True)
             made.write_bytes(_content(root / file))

@@ -40,6 +40,7 @@ from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
 from polydev.deploys.render import template_paths
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.services import SSHD_FILE_BEFORE, journal, ssh
+from polydev.deploys.templates import MAKER_UNIT, TEMPLATE_UNITS, templates
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
 from polydev.deploys.units import units_are_ours
@@ -61,6 +62,7 @@ def unit_order(site: HostData) -> list[str]:
         WATCH_UNIT,
         *controller_part.unit_names(),
         ACCELERATOR_UNIT,
+        *TEMPLATE_UNITS,
     ]
 
 
@@ -71,7 +73,7 @@ def scope(site: HostData) -> dict[str, Any]:
     return {
         "paths": sorted(paths),
         "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],
-        "units": unit_order(site),
+        "units": [*unit_order(site), MAKER_UNIT],
         "controller": {
             "root": controller_part.ROOT,
             "database": "/var/lib/master-controller/controller.sqlite3",
@@ -136,6 +138,8 @@ def browser_host() -> None:
         controller(site, target, deployment_id, live)
     if site.concerns():
         accelerator(site)
+    if site.concerns("master-controller"):
+        templates(site)
 
 
 def _check_controller(site: HostData, name: str) -> None:

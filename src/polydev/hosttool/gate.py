@@ -26,7 +26,7 @@ from polydev.hosttool.units import SOCKET
 
 CURRENT = Path("/opt/master-controller/current")
 # These run programs of a release of the controller.
-OF_RELEASE = ("master-controller", "polydev-accelerator")
+OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer

@@ -42,7 +42,7 @@ class Site:
 
     def started(self) -> list[str]:
         """The units that run something, so that they write down what they were started with."""
-        return [unit for unit in self.units if not unit.endswith(".target")]
+        return [unit for unit in self.units if not unit.endswith((".target", ".path"))]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

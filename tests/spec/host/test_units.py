@@ -12,6 +12,7 @@ from tests.spec.host.conftest import Site
 OWN_UNITS = ["polydev-network.service", "polydev-firewall.service", "polydev-dns.service"]
 OWN_UNITS += ["master-controller.service", "master-controller-next@.service"]
 OWN_UNITS += ["microvm-slot@.service", "microvm@.service", "polydev-accelerator.service"]
+OWN_UNITS += ["polydev-templates.service", "polydev-template.service"]
 # 0.0 is wholly confined, 10.0 not at all.
 MOST_EXPOSED = 3.0
 # Units above it: how far, and why.
@@ -112,7 +113,11 @@ def test_written_reasons_are_needed(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("user", "unit"),
-    [("polydev-controller", "master-controller.service"), ("polydev-dns", "polydev-dns.service")],
+    [
+        ("polydev-controller", "master-controller.service"),
+        ("polydev-dns", "polydev-dns.service"),
+        ("polydev-templates", "polydev-templates.service"),
+    ],
 )
 def test_service_runs_unprivileged(host: Host, user: str, unit: str) -> None:
     process = host.check_output(f"systemctl show -p MainPID --value {unit}")
@@ -190,6 +195,37 @@ def test_what_vms_run_under_was_tried(host: Host) -> None:
     found = json.loads(host.check_output("cat /run/polydev/accelerator.json"))
     assert found["accelerator"] in ("kvm", "tcg")
     assert (found["accelerator"] == "kvm") == (found["why"] is None)
+
+
+class TestTemplates:
+    STORE = "/var/lib/firecracker/snapshots/base"
+
+    def test_one_is_made_anew_where_what_it_is_made_for_changes(self, host: Host) -> None:
+        shown = host.check_output("systemctl show -P Paths polydev-template.path")
+        for path in (self.STORE, "/opt/master-controller", "/etc/master-controller/config.yaml"):
+            assert f"{path} (PathChanged)" in shown
+        assert host.check_output("systemctl show -P Triggers polydev-template.path") == (
+            "polydev-template.service"
+        )
+
+    def test_only_root_makes_what_all_are_resumed_from(self, host: Host) -> None:
+        folder = host.file(f"{self.STORE}/templates")
+        assert (folder.user, folder.mode) == ("root", 0o755)
+
+    def test_whoever_starts_a_vm_may_ask_for_one(self, host: Host) -> None:
+        place = host.file("/run/polydev/templates.sock")
+        assert place.is_socket
+        assert place.mode == 0o666
+        assert host.file("/run/polydev").mode == 0o755
+
+    def test_its_guest_has_no_network_but_its_own(self, host: Host) -> None:
+        names = ("PrivateNetwork", "CapabilityBoundingSet", "RestrictNamespaces")
+        shown = host.check_output(f"systemctl show -p {','.join(names)} polydev-template.service")
+        assert dict(line.split("=", 1) for line in shown.splitlines()) == {
+            "PrivateNetwork": "yes",
+            "CapabilityBoundingSet": "cap_net_admin",
+            "RestrictNamespaces": "yes",
+        }
 
 
 def test_controller_is_healthy(host: Host, site: Site) -> None:
