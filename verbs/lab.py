@@ -86,10 +86,14 @@ def shell(context: Context, name: str = "") -> None:
 @task(help={"name": LAB_HELP})
 @edge
 def logs(context: Context, name: str = "") -> None:
-    """What a lab's journal and console say."""
-    from polydev.lab import logs
+    """What a lab's journal and console say; of one that is powered off, its console alone."""
+    from polydev.lab import labs, logs
 
-    found = logs(_lab(name))
+    wanted = name or lab_name()
+    known = {lab.name: lab for lab in labs(Settings.from_environment())}
+    if wanted not in known:
+        raise ConfigError(f"there is no lab {wanted}", f"./inv lab.up --name {wanted}")
+    found = logs(known[wanted])
     print(found.journal, found.console, sep="\n")
 
 

@@ -19,6 +19,7 @@ WORD_OF = {"deployments": "--id"}
 """The option for which a word after the verb may stand."""
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
+EMPTY = "--{} needs a value that is not empty"
 NOT_WHOLE = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
 NOT_A_NUMBER = re.compile(r"could not convert string to float: (.*)")
 JSON_WORD = re.compile(r"--json|-[a-zA-Z]*j[a-zA-Z]*")
@@ -37,12 +38,20 @@ class Verbs(Program):
                     raise
                 words[:] = named
                 super().parse_tasks()
+            self._require_values()
         except (ParseError, ValueError) as error:
             refusal = usage_error(str(error), words, list(self.parser.contexts))
             fail(refusal, as_json=any(map(JSON_WORD.fullmatch, words)))
         hints.know_verbs(
             {name: frozenset(verb.args) for name, verb in self.parser.contexts.items()}
         )
+
+    def _require_values(self) -> None:
+        """Raises ParseError for an option with an empty text, which no verb tells from none."""
+        for verb in self.tasks:
+            for argument in verb.args.values():
+                if argument.raw_value == "":
+                    raise ParseError(EMPTY.format(argument.name))
 
 
 def with_option_named(said: str, words: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -104,7 +105,7 @@ def test_question_that_is_ended_midway_leaves_nothing(end: str) -> None:
         await has_come.wait()
         if end == "closed":
             await client.close()
-            with pytest.raises(AgentUnreachable, match="the connection broke"):
+            with pytest.raises(AgentUnreachable, match="the controller ends"):
                 await asking
         else:
             asking.cancel()
@@ -126,5 +127,29 @@ def test_nobody_there() -> None:
                 await client.health(ADDRESS)
         finally:
             await client.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_closes_it_waits_for_no_connection() -> None:
+    async def scenario() -> None:
+        with socket.socket() as full:
+            full.bind((ADDRESS, 0))
+            full.listen(0)
+            # Connections beyond the queue are neither taken nor refused.
+            others = [socket.socket() for _ in range(4)]
+            for other in others:
+                other.setblocking(False)
+                other.connect_ex(full.getsockname())
+            client = AgentClient(3600, port=full.getsockname()[1])
+            asking = asyncio.create_task(client.health(ADDRESS))
+            for _ in range(20):  # until it connects
+                await asyncio.sleep(0)
+            assert client._under_way
+            await client.close()
+            with pytest.raises(AgentUnreachable, match="the controller ends"):
+                await asking
+            for other in others:
+                other.close()
 
     asyncio.run(scenario())

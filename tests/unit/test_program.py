@@ -50,6 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, 
         ("console abcd --lines many", "'many' is no whole number", "./inv console --help"),
         ("console abcd --pause long", "'long' is no number", "./inv console --help"),
         ("console abcd --lines", "--lines needs a value", "./inv console --help"),
+        ("console --vm=", "--vm needs a value that is not empty", "./inv console --help"),
         (
             "console",
             "'console' did not receive required positional arguments: 'vm'",

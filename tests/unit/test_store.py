@@ -399,6 +399,7 @@ def test_name_of_nothing(store: ImageStore, name: str) -> None:
     with pytest.raises(ImageError, match=r"^(there is )?no ") as caught:
         store.resolve(name)
     assert "golden." in (caught.value.hint or "")
+    assert "golden.list" not in (caught.value.hint or ""), "it would show nothing"
 
 
 def test_unknown_name_is_answered_with_the_known_ones(store: ImageStore) -> None:

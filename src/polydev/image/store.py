@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 INCOMING = "incoming"
 TRASH = ".trash-"
 LIST_HINT = "./inv golden.list shows every image"
+MAKE_HINT = "./inv golden.build makes one, ./inv up a golden one"
 WRITE_HINT = "run it as the user who owns the store, usually root"
 
 
@@ -166,12 +167,13 @@ class ImageStore:
         if name == "latest":
             records = self._records()
             if not records:
-                raise ImageError(f"no image in {self.root}", "./inv golden.build makes one")
+                raise ImageError(f"no image in {self.root}", MAKE_HINT)
             return records[0].digest
         if name in ("golden", "previous"):
             entries = promotion.history(self.root)[: 1 if name == "golden" else 2]
             if len(entries) < (1 if name == "golden" else 2):
-                raise ImageError(f"there is no {name} image in {self.root}", LIST_HINT)
+                hint = LIST_HINT if self.digests() else MAKE_HINT
+                raise ImageError(f"there is no {name} image in {self.root}", hint)
             found = [entries[-1].digest] if self.path(entries[-1].digest).is_dir() else []
         else:
             wanted = name.lower() if re.fullmatch(r"[0-9a-fA-F]{6,64}", name) else None
@@ -180,8 +182,9 @@ class ImageStore:
             candidates = ", ".join(each[:16] for each in found)
             raise ImageError(f"{name} could be any of {candidates}", "give more of the digest")
         if not found:
-            known = ", ".join(each[:12] for each in self.digests()) or "none"
-            raise ImageError(f"no image {name} in {self.root}", f"{LIST_HINT}; known: {known}")
+            known = ", ".join(each[:12] for each in self.digests())
+            hint = f"{LIST_HINT}; known: {known}" if known else MAKE_HINT
+            raise ImageError(f"no image {name} in {self.root}", hint)
         return found[0]
 
     def hold(self, digest: str) -> Hold:

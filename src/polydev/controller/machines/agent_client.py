@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from polydev.controller.machines.bridge import bridge_trouble
 from polydev.controller.model import Provider
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentUnreachable, ProtocolError, VmError
-from polydev.vm.limits import within
+from polydev.vm.limits import end, within
 
 AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
@@ -85,6 +86,8 @@ class AgentClient:
     def __init__(self, timeout_seconds: float, port: int = AGENT_PORT) -> None:
         self._timeout_seconds = timeout_seconds
         self._port = port
+        self._under_way: set[asyncio.Task[tuple[int, bytes]]] = set()
+        self._is_closed = False
         # A connection that is kept could be to the VM that had the address before.
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -116,7 +119,7 @@ class AgentClient:
 
     async def _ask(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
         try:
-            asking = self._send(method, vm_ip, path)
+            asking = self._ask_until_closed(method, vm_ip, path)
             return await within(self._timeout_seconds, asking, "the answer")
         except VmError:
             raise AgentUnreachable(
@@ -126,7 +129,22 @@ class AgentClient:
             words = bridge_trouble(error) or _words(error)
             raise AgentUnreachable(f"its agent does not answer: {words}") from None
 
+    async def _ask_until_closed(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
+        task = asyncio.ensure_future(self._send(method, vm_ip, path))
+        self._under_way.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._is_closed:
+                raise AgentUnreachable("its agent was not heard out: the controller ends") from None
+            raise
+        finally:
+            self._under_way.discard(task)
+
     async def close(self) -> None:
+        """End what is asked now, also while it connects, with AgentUnreachable."""
+        self._is_closed = True
+        await end(*self._under_way)
         await self._http.aclose()
 
     async def _send(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
