@@ -118,10 +118,33 @@ UNITS_AND_FILES = (
     ),
     Edit("", "Firewall | polydev-firewall.service", ("files changed",)),
     Edit(
-        f"chmod 777 /run/polydev/config && chown polydev-vm-3 {ROOTFS}",
+        f"chmod 777 /run/polydev/config && chown polydev-vm-3 {ROOTFS} && chmod 644 {DATABASE}",
         "Accounts and folders | rights to write",
-        ("- /run/polydev/config: mode 777 of 0:0", "rootfs.ext4: mode 644 of "),
+        (
+            "- /run/polydev/config: mode 777 of 0:0",
+            "rootfs.ext4: mode 644 of ",
+            f"- {DATABASE}: mode 644 of ",
+        ),
         "permissions: /run/polydev/config: mode 777",
+    ),
+    Edit(
+        "echo net.ipv4.ip_forward=0 >/etc/sysctl.d/99-x.conf && "
+        "printf '[Journal]\nStorage=volatile\n' >/etc/systemd/journald.conf.d/99-x.conf && "
+        "printf '[Match]\nName=br-vm\n' >/etc/systemd/network/05-x.network && "
+        "echo 'd /etc/polydev 0777' >/etc/tmpfiles.d/a.conf",
+        "Settings | files of others",
+        (
+            "- /etc/sysctl.d/99-x.conf: net.ipv4.ip_forward=0",
+            "- /etc/systemd/journald.conf.d/99-x.conf: Storage=volatile",
+            "- /etc/systemd/network/05-x.network",
+            "- /etc/tmpfiles.d/a.conf: d /etc/polydev 0777",
+        ),
+        "settings: - /etc/sysctl.d/99-x.conf",
+    ),
+    Edit(
+        "rm /opt/polydev-ai/reserve",
+        "Host tool | /opt/polydev-ai/reserve",
+        ("- /opt/polydev-ai/reserve: 0 MiB", "+ /opt/polydev-ai/reserve: 16 MiB"),
     ),
     Edit(
         "chmod 666 /etc/polydev/dns.conf",
@@ -145,6 +168,9 @@ UNITS_AND_FILES = (
         ("active, not enabled", "active, enabled"),
     ),
 )
+RULE_BY_HAND = """polkit.addRule(function(action, subject) {
+    if (subject.user.indexOf("polydev-vm-") == 0) return polkit.Result.YES;
+});"""
 USERS = "Accounts and folders | users"
 ACCOUNTS = (
     Edit(
@@ -177,6 +203,12 @@ ACCOUNTS = (
         "accounts: - user polydev-vm-5: ids 0:",
     ),
     Edit(
+        "gpasswd --administrators deploy polydev-vm-6",
+        USERS,
+        ("- user polydev-vm-6: administrators of its group deploy",),
+        "accounts: - user polydev-vm-6: administrators of its group deploy",
+    ),
+    Edit(
         "echo 'polydev-vm-4 ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/90-by-hand && "
         "chmod 440 /etc/sudoers.d/90-by-hand",
         USERS,
@@ -185,6 +217,7 @@ ACCOUNTS = (
     ),
     Edit(
         "sed -i 's#/^microvm.*/[.]test#/./.test#' /etc/polkit-1/rules.d/50-polydev.rules && "
+        f"echo '{RULE_BY_HAND}' >/etc/polkit-1/rules.d/10-by-hand.rules && "
         "systemctl restart polkit.service",
         "VMs | /etc/polkit-1/rules.d/50-polydev.rules",
         ("/./.test(", "/^microvm@[0-9]+"),
@@ -192,7 +225,11 @@ ACCOUNTS = (
     Edit(
         "",
         "VMs | polkit",
-        ("- polkit: the controller may start ssh.service",),
+        (
+            "- polkit: the controller may start ssh.service",
+            "- polkit: /etc/polkit-1/rules.d/10-by-hand.rules names users of ours",
+            "- polkit: polydev-vm-2 may org.freedesktop.login1.reboot",
+        ),
         "polkit: the controller may start ssh.service",
     ),
 )
@@ -212,6 +249,16 @@ KERNEL = (
         'firewall: oifname "br-vm" drop',
     ),
     Edit("", "Dead-man timer | armed", ("way to the host",)),
+    Edit(
+        "sysctl -q -w net.ipv4.conf.all.proxy_arp=1 && "
+        "ip rule add to 192.168.100.0/25 priority 90 prohibit",
+        "Bridge | polydev-network.service",
+        (
+            "- bridge: settings net.ipv4.conf.all.proxy_arp: 1",
+            "- bridge: routes policy: 90: prohibit dst 192.168.100.0 dstlen 25",
+        ),
+        "bridge: bridge: routes policy: unexpected: 90: prohibit",
+    ),
     Edit(
         "sysctl -q -w net.core.somaxconn=128",
         "Kernel settings | sysctl net.core.somaxconn",
@@ -242,16 +289,17 @@ KERNEL = (
         "slots: slot-6: vm-6 state: down",
     ),
     Edit(
-        "ip netns exec slot-7 sysctl -q -w net.ipv4.ip_forward=0",
+        "ip netns exec slot-7 sysctl -q -w net.ipv4.ip_forward=0 && ip link set vm-7 mtu 1400",
         "Slots | microvm-slot@7.service",
-        ("- slot-7: settings net.ipv4.ip_forward: 0",),
+        ("- slot-7: settings net.ipv4.ip_forward: 0", "- slot-7: vm-7 mtu: 1400"),
         "slots: slot-7: settings net.ipv4.ip_forward: 0",
     ),
     Edit(
         "ip -n slot-8 address add 192.0.2.9/24 dev tap0 && "
-        "ip -n slot-8 route add 198.51.100.0/24 dev tap0",
+        "ip -n slot-8 route add 198.51.100.0/24 dev tap0 && "
+        "ip -n slot-8 neighbour add 192.168.100.1 lladdr 02:00:00:00:00:99 dev uplink",
         "Slots | microvm-slot@8.service",
-        ("192.0.2.9/24", "198.51.100.0/24"),
+        ("192.0.2.9/24", "198.51.100.0/24", "192.168.100.1 lladdr 02:00:00:00:00:99 dev uplink"),
         "slots: slot-8: ",
     ),
     Edit(
@@ -570,6 +618,27 @@ class TestAlerts:
                 assert "[critical]" in said
                 assert "vm isolation" in said
         assert deployed.deploy().operations == [each.operation for each in opened]
+        assert not deployed.plan().changing
+
+
+class TestWatch:
+    def test_one_that_hangs_is_named_and_started_again(self, deployed: DeployedHost) -> None:
+        unit, report = "polydev-network-watch.service", "/run/polydev/network.json"
+        deployed.inside(
+            f"systemctl kill --signal=STOP {unit} && "
+            f'sed -i \'s/"at": [0-9.]*/"at": -100/\' {report}'
+        )
+        drift = verb("drift", "--json")
+        assert drift.status == 2
+        (found,) = json.loads(drift.stdout)["operations"]
+        assert found["name"] == f"Watch of the network | {unit}"
+        assert found["diff"][0].strip().startswith("- report of the watch: ")
+        (check,) = (each for each in deployed.gate()["checks"] if not each["ok"])
+        assert check["name"] == "watch"
+        doctor = host_findings("host", gather(deployed.host.target))
+        (problem,) = (each for each in doctor if each.name == "watch")
+        assert (problem.state, problem.found) == ("problem", check["detail"])
+        assert deployed.deploy().operations == [found["name"]]
         assert not deployed.plan().changing
 
 

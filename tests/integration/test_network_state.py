@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -66,6 +67,31 @@ EDITS = (
         "bridge: routes to 192.168.100.0/24: unexpected: 192.168.100.7 dev lo",
         opens=True,
     ),
+    Edit(
+        "sysctl -q -w net.ipv4.conf.all.proxy_arp=1",
+        "bridge: settings net.ipv4.conf.all.proxy_arp: 1 instead of 0",
+        opens=True,
+    ),
+    Edit("ip link set br-vm mtu 1280", "bridge: br-vm mtu: 1280 instead of 1500"),
+    Edit(
+        "ip neighbour add 192.168.100.4 lladdr 02:00:00:00:00:99 dev br-vm nud permanent",
+        "bridge: neighbours permanent: unexpected: "
+        "192.168.100.4 lladdr 02:00:00:00:00:99 dev br-vm",
+        opens=True,
+    ),
+    Edit(
+        "bridge fdb add 02:00:c0:a8:64:04 dev vm-3 master static",
+        "bridge: br-vm static stations: unexpected: 02:00:c0:a8:64:04 dev vm-3",
+        opens=True,
+    ),
+    Edit(
+        "ip rule add to 192.168.100.0/25 priority 90 unreachable && "
+        "ip route add default dev lo table 77 && ip rule add priority 91 lookup 77 && "
+        "ip rule add from 192.168.100.3 priority 92 lookup 77",
+        "bridge: routes policy: unexpected: 90: unreachable dst 192.168.100.0 dstlen 25, "
+        "91: 77, 92: 77 src 192.168.100.3",
+        opens=True,
+    ),
     # The firewall
     Edit(
         "nft add rule inet polydev from_vm_to_host tcp dport 22 accept",
@@ -89,6 +115,7 @@ EDITS = (
     Edit(
         "bridge link set dev vm-2 hairpin on", "slot-2: vm-2 hairpin: on instead of off", opens=True
     ),
+    Edit("ip link set vm-6 mtu 1400", "slot-6: vm-6 mtu: 1400 instead of 1500"),
     Edit("ip link set vm-5 down", "slot-5: vm-5 state: down instead of up"),
     Edit("ip link set vm-7 nomaster", "slot-7: vm-7 bridge: none instead of br-vm", opens=True),
     Edit("bridge link set dev vm-8 state 0", "slot-8: vm-8 state: up but disabled instead of up"),
@@ -155,6 +182,16 @@ EDITS = (
         opens=True,
     ),
     Edit(
+        inside(12, "ip link set uplink mtu 1300") + " && " + inside(11, "ip link set tap0 mtu 900"),
+        "slot-12: uplink mtu: 1300 instead of 1500",
+    ),
+    Edit(
+        inside(13, "ip neighbour add 192.168.100.1 lladdr 02:00:00:00:00:9a dev uplink"),
+        "slot-13: neighbours permanent: unexpected: "
+        "192.168.100.1 lladdr 02:00:00:00:00:9a dev uplink",
+        opens=True,
+    ),
+    Edit(
         inside(13, "ip route delete default"), "slot-13: routes of the slot: missing: default via"
     ),
 )
@@ -163,6 +200,7 @@ CONSEQUENCES = (
     "slot-4: routes of the slot: missing: 172.16.0.0/30 dev tap0",
     "slot-6: settings net.ipv4.conf.",
     "slot-8: uplink addresses: unexpected: fe80::",
+    "slot-11: tap0 mtu: 900 instead of 1500",
     "slot-12: routes of the slot: unexpected: 172.16.0.0/24 dev tap0",
 )
 
@@ -216,6 +254,7 @@ def said(host: SmallHost) -> Iterator[list[dict[str, object]]]:
     said = host.tell("network", "check")["differences"]
     mend_bridge(host)
     host.inside("nft -f /etc/polydev/firewall.nft; sysctl -q -w net.ipv4.ip_forward=1")
+    host.inside("ip route flush table 77")
     yield said
     host.inside("ip link delete stranger")
 
@@ -280,6 +319,61 @@ class TestBroken:
         for number in SITE.slot_numbers:
             host.tell("slot", "mend", number)
         assert host.differences() == []
+
+
+class TestPolicy:
+    """Rules of routing policy: named only where they decide on packets of VMs."""
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            "rule add fwmark 0x80000 priority 91 lookup 77",  # as VPNs have them
+            "rule add priority 91 lookup 78",  # where nothing leads to VMs
+            "rule add from 10.9.0.0/16 priority 91 lookup 77",
+            "rule add iif lo to 10.9.0.0/16 priority 91 lookup 77",
+            "rule add oif stranger priority 91 lookup 77",
+            "rule add priority 90 lookup main suppress_prefixlength 0\n"
+            "rule add not fwmark 0xca6c priority 91 lookup 77",
+        ],
+    )
+    def test_those_of_others_are_theirs(self, host: SmallHost, rules: str) -> None:
+        with ruled(host, rules):
+            assert host.differences() == []
+            mend_bridge(host)
+            assert host.inside("ip rule show priority 91") != ""
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            "not fwmark 0xca6c priority 91 lookup 77",
+            "iif br-vm priority 91 lookup 77",
+            "to 192.168.100.5 priority 91 prohibit",
+            "iif lo to 192.168.0.0/16 priority 91 lookup 77",
+        ],
+    )
+    def test_one_that_takes_packets_of_vms_is_removed(self, host: SmallHost, rule: str) -> None:
+        with ruled(host, f"rule add {rule}"):
+            (said,) = host.differences()
+            assert said.startswith("bridge: routes policy: unexpected: 91: ")
+            mend_bridge(host)
+            assert host.differences() == []
+
+    def test_the_main_table_is_asked_again(self, host: SmallHost) -> None:
+        host.inside("ip rule delete priority 32766")
+        assert host.differences() == ["bridge: routes policy: missing: main"]
+        mend_bridge(host)
+        assert host.differences() == []
+
+
+@contextmanager
+def ruled(host: SmallHost, rules: str) -> Iterator[None]:
+    """These rules, and a table 77 whose default route leads elsewhere."""
+    host.inside(f"printf 'route add default dev lo table 77\n{rules}\n' | ip -batch -")
+    try:
+        yield
+    finally:
+        host.inside("ip route flush table 77; ip rule delete priority 90", check=False)
+        host.inside("ip rule delete priority 91", check=False)
 
 
 class TestKeptForItsVm:

@@ -165,6 +165,7 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
         ("overrides", [], None),
         ("permissions", [], None),
         ("permissions", ["/run/polydev: mode 777 of 0:0"], "/run/polydev: mode 777"),
+        ("settings", ["- /etc/sysctl.d/99-x.conf: net.ipv4.ip_forward=0"], "99-x.conf"),
         ("overrides", ["/etc/systemd/system/microvm@4.service"], "microvm@4"),
         ("release", {"error": "unread", "message": "no such file"}, "no such file"),
     ],
@@ -198,6 +199,19 @@ def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:
 )
 def test_the_controllers_own_words_count(report: Any, state: str) -> None:
     assert health_finding("host", facts(controller=report)).state == state
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["- polkit: polydev-vm-2 may reboot", "+ polkit: polydev-vm-2 may not reboot"],
+        {"error": "unread", "message": "polydev-vm-2 may reboot"},
+    ],
+)
+def test_rights_of_vms_users_by_polkit_are_a_problem(answer: Any) -> None:
+    found = [each for each in host_findings("host", facts(look={"polkit": answer})) if each.todo]
+    assert [(each.name, each.state) for each in found] == [("polkit", "problem")]
+    assert "polydev-vm-2 may reboot" in found[0].found
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polydev.controller.host import network_report
 from polydev.hosttool import gate, images, network_state, slots, sshd
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.gate import question
@@ -210,6 +212,38 @@ def test_every_part_of_the_network_is_named_with_its_differences(host: Host) -> 
         "firewall": "firewall: nftables rules: unexpected: accept",
         "slots": "slot-2: vm-2 isolated: off instead of on; slot-3: tap0: missing instead of there",
     }
+
+
+@pytest.mark.parametrize(
+    ("age", "found"),
+    [
+        (1.0, None),
+        (61.0, "61 s old"),
+        (-5.0, "-5 s old"),  # of before the machine's start
+        (None, "none was written since the host's start"),
+        ("x", "cannot be read"),
+    ],
+)
+def test_a_watch_that_does_not_report_is_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch, age: float | str | None, found: str | None
+) -> None:
+    """It may be there and hang, as by SIGSTOP."""
+    monkeypatch.setattr(network_state, "REPORT", host.root / "network.json")
+    if age is not None:
+        at = time.monotonic() - age if isinstance(age, float) else age
+        network_state.REPORT.write_text(json.dumps({"at": at}))
+    assert host.look() == {}, "there is no watch on this host"
+    host.known["units"] = [*UNITS, "polydev-network-watch.service"]
+    host.write()
+    said = host.look()
+    assert list(said) == ([] if found is None else ["watch"])
+    if found:
+        assert found in said["watch"]
+        assert "polydev-network-watch.service does not run, or hangs" in said["watch"]
+        assert network_state.watch_differences()[1] == (
+            "+ report of the watch: no more than 60 s old"
+        )
+    assert network_state.FRESH_SECONDS == network_report.FRESH_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ USUAL = {
         "vm-2:x:996:996:VM of slot 2:/:/usr/sbin/nologin",
     ],
     "group": ["root:x:0:", "sudo:x:27:anna", "anna:x:1000:", "controller:x:997:", "vm-2:x:996:"],
+    "gshadow": ["root:*::", "sudo:*::anna", "anna:!::", "controller:!*::", "vm-2:!::"],
     "shadow": ["root:*:1::::::", "controller:!*:1::::::", "vm-2:!*:1::::::"],
     "sudoers": ["root ALL=(ALL:ALL) ALL", "%sudo ALL=(ALL:ALL) ALL", "@includedir /etc/sudoers.d"],
 }
@@ -116,6 +117,14 @@ def test_one_that_is_missing_is_named(tmp_path: Path) -> None:
             "further members of its group anna",
             "gpasswd --members  controller",
         ),
+        (
+            {"gshadow:controller": "controller:!*::anna"},
+            "further members of its group anna",
+            "gpasswd --members  controller",
+        ),
+        ({"gshadow:controller": "controller:!*:anna:"}, "administrators of its group anna", ""),
+        ({"gshadow:controller": "controller:$y$j9T$::"}, "password of its group set", ""),
+        ({"group:controller": "controller:$1$a:997:"}, "password of its group set", ""),
         (
             {"passwd:anna": "anna:x:1000:997::/home/anna:/bin/bash"},
             "further members of its group anna",
@@ -272,6 +281,16 @@ def test_files_of_comments_start_no_program(
     assert differences(WANTED, folder) == []
 
 
+def test_a_host_without_gshadow(tmp_path: Path) -> None:
+    changed = CONTROLLER.replace("/usr/sbin/nologin", "/bin/bash")
+    folder = etc(tmp_path, {"passwd:controller": changed})
+    (folder / "gshadow").unlink()
+    assert len(differences(WANTED, folder)) == 2
+    set_back(WANTED[:1], read(folder), folder)
+    assert differences(WANTED, folder) == []
+    assert not (folder / "gshadow").exists()
+
+
 def test_a_password_is_read_as_a_fact_only(tmp_path: Path) -> None:
     found = read(etc(tmp_path, {"shadow:controller": "controller:$y$secret:1::::::"}))
     assert not found["controller"].is_locked
@@ -280,8 +299,8 @@ def test_a_password_is_read_as_a_fact_only(tmp_path: Path) -> None:
 
 def test_what_host_json_declares() -> None:
     declared = declared_accounts(HostData(slots=2))
-    document: dict[str, object] = {"accounts": [vars(each) for each in declared]}
-    assert [each.name for each in accounts_of(document)] == [each.name for each in declared]
+    document = json.loads(json.dumps({"accounts": [vars(each) for each in declared]}))
+    assert accounts_of(document) == [each.declared for each in declared]
     assert accounts_of({}) == [], "of an earlier deploy"
 
 

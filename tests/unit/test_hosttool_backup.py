@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydev.hosttool import backup, saved
+from polydev.hosttool import backup, reserve, saved
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
@@ -75,11 +76,31 @@ def test_too_little_room_is_said_in_figures_before_anything_is_written(
     assert not host.paths.backups.exists()
 
 
-def test_restore_gives_its_reserve_to_a_full_disk(host: Host) -> None:
+def test_restore_gives_its_reserve_to_a_full_disk(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host.backup()
-    assert host.paths.reserve.stat().st_size == RESERVE_BYTES
-    host.restore()
+    assert reserve.differences(host.paths) == []
+
+    def still_full(_: Paths) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("polydev.hosttool.restore.keep_reserve", still_full)
+        host.restore()
     assert not host.paths.reserve.exists()
+    missing = f"- {host.paths.reserve}: 0 MiB kept for a full disk"
+    assert reserve.differences(host.paths)[0] == missing
+
+
+def test_restore_keeps_room_for_the_next_one(host: Host) -> None:
+    host.backup()
+    host.paths.reserve.unlink()
+    host.restore()
+    assert reserve.differences(host.paths) == []
+    os.truncate(host.paths.reserve, 0)
+    os.truncate(host.paths.reserve, RESERVE_BYTES)  # a hole keeps no room
+    assert reserve.differences(host.paths) != []
 
 
 def test_socket_cannot_be_kept(host: Host) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polydev.hosttool import look, polkit, schema
+from polydev.hosttool import look, schema
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.program import Program
@@ -134,34 +133,3 @@ def test_only_what_is_asked_for_is_answered_and_a_failure_is_its_own(paths: Path
     assert list(found) == ["release", "sshd"]
     assert found["release"]["release"] == RELEASE
     assert found["sshd"]["error"] == "unread"
-
-
-@pytest.mark.parametrize(
-    ("may", "found"),
-    [
-        ({"microvm@2.service": 0, "ssh.service": 1}, ""),
-        ({"microvm@2.service": 0, "ssh.service": 0}, "the controller may start ssh.service"),
-        (
-            {"microvm@2.service": 1, "ssh.service": 1},
-            "the controller may not start microvm@2.service",
-        ),
-        ({}, ""),
-    ],
-)
-def test_what_polkit_lets_the_controller_do(
-    may: dict[str, int], found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ask(argv: list[str]) -> tuple[int, str] | None:
-        if argv[0] == "systemctl":
-            return 0, "4711" if may else "0"
-        return next(status for unit, status in may.items() if unit in argv), ""
-
-    monkeypatch.setattr(polkit, "_ask", ask)
-    said = polkit.differences()
-    assert [line for line in said if line[0] == "-"] == ([f"- polkit: {found}"] if found else [])
-    check: Callable[[], object] = polkit.require
-    if found:
-        with pytest.raises(HostError, match=found):
-            check()
-    else:
-        check()

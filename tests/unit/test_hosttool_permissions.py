@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool.permissions import Tree, find, mend
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.permissions import Tree, find, mend, trees
 
 OTHER = 4242
 
@@ -93,3 +94,62 @@ def test_another_owner_may_be_trusted_in_one_tree(tree: Path) -> None:
     mend((Tree(tree, "nobody"),))
     assert {path.stat().st_uid for path in (tree, tree / "inner")} == {nobody}
     assert find((Tree(tree, "no-such-user"),)) != []
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "wanted"),
+    [
+        (0o666, 4711, 0o600),
+        (0o640, 4711, 0o600),
+        (0o604, 4711, 0o600),
+        (0o400, 4711, 0o600),
+        (0o4755, 4711, 0o700),
+        (0o600, 0, 0o600),
+        (0o600, OTHER, 0o600),
+    ],
+)
+def test_what_is_private_is_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, wanted: int
+) -> None:
+    monkeypatch.setattr(Tree, "owner_id", 4711)
+    home = tmp_path / "home"
+    (home / "alerts").mkdir(parents=True)
+    (home / "alerts").chmod(0o700)
+    for name in ("database", "alerts/1"):
+        (home / name).touch()
+        (home / name).chmod(0o600)
+    for path in (home / "alerts", *home.rglob("*")):
+        os.chown(path, 4711, 0)
+    private = (Tree(home, "somebody", is_private=True),)
+    assert find(private) == []
+    os.chown(home / "alerts/1", owner, 0)
+    (home / "alerts/1").chmod(mode)
+    assert find(private) == [f"{home}/alerts/1: mode {mode:03o} of {owner}:0"]
+    mend(private)
+    assert find(private) == []
+    state = (home / "alerts/1").stat()
+    assert (state.st_mode & 0o7777, state.st_uid) == (wanted, 4711)
+
+
+def test_a_folder_of_a_private_tree_is_entered_by_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "home/inner").mkdir(parents=True)
+    (tmp_path / "home/inner").chmod(0o755)
+    private = (Tree(tmp_path / "home", is_private=True),)
+    assert find(private) == [f"{tmp_path}/home/inner: mode 755 of 0:0"]
+    mend(private)
+    assert find(private) == []
+
+
+def test_all_trees_of_a_host_lie_below_its_root(tmp_path: Path) -> None:
+    """A host in a folder, as tests have it, says nothing of the machine around it."""
+    paths = Paths.below(tmp_path)
+    assert {each.path.is_relative_to(tmp_path) for each in trees(paths)} == {True}
+    (tmp_path / "etc/ssh").mkdir(parents=True)
+    (tmp_path / "etc/ssh").chmod(0o777)
+    (paths.controller_home / "controller.sqlite3").parent.mkdir(parents=True)
+    (paths.controller_home / "controller.sqlite3").touch(0o600)
+    (paths.controller_home / "controller.sqlite3").chmod(0o666)
+    assert [line.partition(":")[0] for line in find(trees(paths))] == [
+        f"{tmp_path}/etc/ssh",
+        f"{tmp_path}/var/lib/master-controller/controller.sqlite3",
+    ]

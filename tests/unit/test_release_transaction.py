@@ -843,18 +843,29 @@ class TestVerbs:
         self, operator: Operator
     ) -> None:
         host = operator.bench.host
-        host.succeeded(FIRST, SECOND)
+        host.records.clear()
+        host.state = None
+        host.succeeded(FIRST, SECOND, THIRD)
 
         class SickWhenOld(Connection):
             def health(self) -> dict[str, Any]:
-                ok = self.host.state == SECOND
+                ok = self.host.state == THIRD
                 return {"ok": ok, "checks": [check("controller", ok)]}
 
         operator.become(SickWhenOld)
-        with pytest.raises(HealthGateFailed, match=f"back at {SECOND}"):
+        with pytest.raises(HealthGateFailed, match=f"back at {THIRD}") as failure:
             changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
-        assert host.state == SECOND
+        assert host.state == THIRD
         assert host.record().status == "rolled-back"
+        assert f"{SECOND} was restored as {THIRD} found it" in failure.value.message
+        assert f"./inv rollback --to {FIRST}" in str(failure.value.hint)
+
+        host.keep(host.record().model_copy(update={"id": "20250301_120000-abcd"}))
+        del host.records[OWN]
+        with pytest.raises(HealthGateFailed) as failure:
+            changes.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+        assert "rollback" not in str(failure.value.hint)
+        assert f"the commit of {FIRST}" in str(failure.value.hint)
 
     def test_a_damaged_backup_changes_nothing_and_the_next_one_is_offered(
         self, operator: Operator

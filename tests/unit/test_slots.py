@@ -100,9 +100,10 @@ class TestCommands:
         assert veth_of(slot).splitlines() == [
             "link add vm-2 type veth peer name uplink address 02:00:c0:a8:64:02 netns slot-2",
         ]
-        down, master, flags, up = port_of(slot).splitlines()
+        down, master, mtu, flags, up = port_of(slot).splitlines()
         assert (down, up) == ("link set vm-2 down", "link set vm-2 up")
         assert master == "link set vm-2 master br-vm"
+        assert mtu == "link set vm-2 mtu 1500"
         assert flags.startswith("link set vm-2 type bridge_slave isolated on hairpin off ")
 
     def test_inside_are_its_address_its_way_out_and_the_tap(self) -> None:

@@ -56,6 +56,7 @@ GATE_TODO = {
     "kernel": "./inv deploy mends it; ./inv drift shows every difference",
     "firewall": "./inv deploy mends it; ./inv drift shows every difference",
     "slots": "./inv deploy mends it; on the host: journalctl -u 'microvm-slot@*'",
+    "watch": "./inv deploy restarts it; on the host: journalctl -u polydev-network-watch",
     "names": "on the host: journalctl -u polydev-dns.service; then ./inv deploy",
     "image": "./inv deploy --target vm-agent",
     "socket": "./inv deploy restarts it",
@@ -70,7 +71,8 @@ LOOKED_AT = {
         "./inv drift tells what ./inv deploy mends",
     ),
     "overrides": ("no file of others changes units of ours", "./inv deploy removes these"),
-    "permissions": ("only root may write to what it trusts", "./inv deploy"),
+    "permissions": ("nobody else may write to what root and controller trust", "./inv deploy"),
+    "settings": ("no file of others undoes ours at the next start", "./inv deploy"),
     "release": ("the controller's files are as they were installed", "./inv deploy"),
 }
 
@@ -168,6 +170,8 @@ def looked_findings(where: str, facts: HostFacts) -> list[Finding]:
     """Changes by hand that endanger VMs, beside those that the gate names."""
     found = []
     for name, answer in facts.part("look").items():
+        if name == "polkit":  # told with what the probe asked polkit
+            continue
         well, todo = LOOKED_AT[name]
         lines = answer
         if isinstance(answer, dict):
@@ -196,6 +200,9 @@ def health_finding(where: str, facts: HostFacts) -> Finding:
 
 def polkit_finding(where: str, facts: HostFacts) -> Finding:
     """Asked of polkit itself: VMs may be started by the controller, and nothing else."""
+    if lines := facts.part("look").get("polkit"):
+        said = [lines["message"]] if isinstance(lines, dict) else lines
+        return Finding(where, "polkit", "problem", "; ".join(said), "./inv deploy")
     polkit = facts.part("polkit")
     starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
     if starts_others:

@@ -37,7 +37,7 @@ QEMU = "qemu-system-x86_64"
 START_UNIT = "org.freedesktop.systemd1.manage-units"
 # May it start a VM; may it end what it must not touch?
 ASKED = {"vm": "microvm@2.service", "other": "ssh.service"}
-LOOKED_AT = ("accounts", "database", "overrides", "permissions", "release")
+LOOKED_AT = ("accounts", "database", "overrides", "permissions", "polkit", "release", "settings")
 ASKED_NAME = "debian.org"
 COMMAND_SECONDS = 20
 ANSWER_SECONDS = 3

@@ -10,10 +10,12 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.data import HostData
-from polydev.deploys.network import BRIDGE, slot_config
+from polydev.deploys.kernel import PATH as SYSCTL_FILE
+from polydev.deploys.kernel import VALUES, sysctl_text
+from polydev.deploys.network import BRIDGE, network_values, slot_config
 from polydev.deploys.operations import TOOL, directory, folders_as_in, template, text_file, told
-from polydev.deploys.render import own_units
-from polydev.deploys.services import effective_sshd
+from polydev.deploys.render import own_units, render
+from polydev.deploys.services import JOURNAL_FILE, effective_sshd, journal_values
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.users import accounts_as_in
 from polydev.hosttool.accounts import Account
@@ -88,10 +90,33 @@ def host_json(site: HostData, units: list[str]) -> str:
         "controllerPort": site.controller_port,
         "sshd": effective_sshd(),
         "accounts": [asdict(each) for each in declared_accounts(site)],
+        "settings": {path: render(path, values) for path, values in _settings(site).items()}
+        | {SYSCTL_FILE: sysctl_text(VALUES)},
         "units": units,
         "ownUnits": own_units(),
     }
     return json.dumps(known, indent=1) + "\n"
+
+
+def _settings(site: HostData) -> dict[str, dict[str, Any]]:
+    """Templates that files of others may undo, each with its values."""
+    network = network_values(site)
+    return {
+        JOURNAL_FILE: journal_values(site),
+        FOLDERS_FILE: folder_values(site),
+        **{f"/etc/systemd/network/30-{BRIDGE}.{kind}": network for kind in ("netdev", "network")},
+    }
+
+
+def folder_values(site: HostData) -> dict[str, Any]:
+    return {
+        "controller_comment": CONTROLLER_COMMENT,
+        "controller_user": CONTROLLER_USER,
+        "controller_home": CONTROLLER_HOME,
+        "vm_user": VM_USER,
+        "slots": site.slot_numbers,
+        "folders": all_folders(site),
+    }
 
 
 def declared_accounts(site: HostData) -> list[Account]:
@@ -103,7 +128,7 @@ def declared_accounts(site: HostData) -> list[Account]:
 
 @operation
 def only_root_writes(writable: list[str]) -> Commands:
-    """Only root may write to what it trusts; `writable` are paths to which others may."""
+    """Nobody else may write to what root trusts, nor read what is the controller's own."""
     if not writable:
         host.noop("only root may write to what it trusts")
         return
@@ -116,14 +141,7 @@ def accounts(
     site: HostData, declared: str, differences: list[str] | None, writable: list[str]
 ) -> None:
     folders = all_folders(site)
-    values: dict[str, Any] = {
-        "controller_comment": CONTROLLER_COMMENT,
-        "controller_user": CONTROLLER_USER,
-        "controller_home": CONTROLLER_HOME,
-        "vm_user": VM_USER,
-        "slots": site.slot_numbers,
-        "folders": folders,
-    }
+    values = folder_values(site)
     directory("/etc/sysusers.d")
     template(USERS_FILE, values)
     accounts_as_in(name="users", differences=differences, document=declared)

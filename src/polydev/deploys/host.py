@@ -17,7 +17,7 @@ from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.data import HostData, host_data
 from polydev.deploys.hypervisor import hypervisor
 from polydev.deploys.images import STORE, images
-from polydev.deploys.kernel import kernel
+from polydev.deploys.kernel import kernel, settings_count
 from polydev.deploys.looked import look
 from polydev.deploys.network import (
     DNS_UNIT,
@@ -47,6 +47,8 @@ from polydev.deploys.units import units_are_ours
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
 from polydev.ssh import SshTarget
 
+# What a deployment of everything asks the host tool for, beside the parts of its targets.
+OF_ALL = ("accounts", "network", "permissions", "polkit", "reserve", "settings", "sshd", "watch")
 KEEPALIVE_SECONDS = 5
 CUT_AFTER_MS = 20_000
 
@@ -112,7 +114,7 @@ def browser_host() -> None:
     if site.concerns("master-controller"):
         warn_of_open_api(site)
     deployment_id = site.deployment_id or new_deployment_id()
-    host_tool()
+    host_tool(live.reserve)
     if site.concerns("master-controller"):
         of_all = site.concerns()
         units_are_ours([each for each in live.overrides if of_all or "master-controller" in each])
@@ -121,6 +123,7 @@ def browser_host() -> None:
         accounts(site, declared, live.accounts, live.permissions)
         kernel()
         journal(site)
+        settings_count(live.settings, declared)
         hypervisor(site)
     if site.concerns("vm-agent"):
         images(site, target, live.images)
@@ -131,7 +134,7 @@ def browser_host() -> None:
         firewall(site)
         slots(site, live.network)
         names(site)
-        network_watch(site)
+        network_watch(site, live.watch)
         after_reach(site, target)
         vms(site, live.polkit)
     if site.concerns("master-controller"):
@@ -149,7 +152,7 @@ def _check_controller(site: HostData, name: str) -> None:
 
 def parts(site: HostData) -> list[str]:
     """Return the parts that a deployment of these concerns asks the host tool for."""
-    asked = ["accounts", "network", "permissions", "sshd", "polkit"] if site.concerns() else []
+    asked = list(OF_ALL) if site.concerns() else []
     asked += ["images"] if site.concerns("vm-agent") else []
     if site.concerns("master-controller"):
         asked += ["database", "overrides", "release", "socket"]

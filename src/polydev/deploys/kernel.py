@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from polydev.deploys.operations import kernel_value, text_file
-from polydev.deploys.typed import concern
+import shlex
+
+from pyinfra.api.command import StringCommand
+from pyinfra.context import host
+
+from polydev.deploys.operations import TOOL, kernel_value, text_file, told
+from polydev.deploys.typed import Commands, concern, operation
 
 PATH = "/etc/sysctl.d/60-polydev.conf"
 VALUES = {
@@ -21,3 +26,23 @@ def kernel() -> None:
     text_file(PATH, sysctl_text(VALUES))
     for key, value in VALUES.items():
         kernel_value(name=f"sysctl {key}", key=key, value=value)
+
+
+@operation
+def nothing_undoes(differences: list[str] | None, document: str) -> Commands:
+    """No line of others wins over the settings of a host.json at the host's next start.
+
+    Without the host tool's word all of them are looked at, which changes none that is right.
+    """
+    if differences == []:
+        host.noop("no file of others undoes a setting of ours")
+        return
+    told("\n".join(differences or []))
+    given = f"printf %s {shlex.quote(document)}"
+    yield StringCommand(f"{given} | {TOOL} settings mend --host /dev/stdin")
+
+
+@concern("Settings")
+def settings_count(differences: list[str] | None, document: str) -> None:
+    """Those of folders and of the network too: whose files were read before ours, or after."""
+    nothing_undoes(name="files of others", differences=differences, document=document)

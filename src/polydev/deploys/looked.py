@@ -61,8 +61,21 @@ class Looked:
 
     @property
     def permissions(self) -> list[str]:
-        """Paths that others than root may write to, which they must not."""
+        """Paths with rights for somebody who must not have them."""
         return self._lines("permissions")
+
+    @property
+    def reserve(self) -> list[str]:
+        return self._lines("reserve")
+
+    @property
+    def watch(self) -> list[str]:
+        return self._lines("watch")
+
+    @property
+    def settings(self) -> list[str] | None:
+        """What undoes files of ours; None where nobody can say so."""
+        return self._lines("settings") if "settings" in self.said else None
 
     @property
     def accounts(self) -> list[str] | None:

@@ -128,11 +128,17 @@ def slots(site: HostData, live: Live) -> None:
 
 
 @concern("Watch of the network")
-def network_watch(site: HostData) -> None:
+def network_watch(site: HostData, differences: list[str]) -> None:
     """After all that it watches, so that it starts with the host tool that made it."""
     code = [hosttool_code(name) for name in ("network", "network_state", "slots")]
     config = unit_file(WATCH_UNIT, network_values(site), *code)
-    unit(name=WATCH_UNIT, unit=WATCH_UNIT, config=config.hash, files=config.files)
+    unit(
+        name=WATCH_UNIT,
+        unit=WATCH_UNIT,
+        config=config.hash,
+        files=config.files,
+        differences=differences,
+    )
 
 
 def slot_config(site: HostData) -> str:

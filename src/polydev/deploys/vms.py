@@ -34,12 +34,12 @@ def vm_values(site: HostData) -> dict[str, Any]:
 
 @operation
 def rights_by_polkit(differences: list[str]) -> Commands:
-    """polkit lets the controller start VMs and nothing else, as its file says."""
+    """polkit lets the controller start VMs and nothing else, and VMs' users do nothing."""
     if not differences:
         host.noop("polkit lets the controller start VMs and nothing else")
         return
     told("\n".join(differences))
-    yield StringCommand(f"systemctl restart polkit.service && {TOOL} polkit check")
+    yield StringCommand(f"{TOOL} polkit mend")
 
 
 @concern("VMs")

@@ -37,7 +37,8 @@ class Account:
     """A user, alone in a group of the same name and in no other one.
 
     `group` is the primary group, `others` are further groups, `members` are further users of the
-    user's own group, `ids` says whose the numbers are, `sudo` names files that give it rights.
+    user's own group, `admins` may change these, `is_closed` says that no password lets others
+    join it. `ids` says whose the numbers are, `sudo` names files that give it rights.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Account:
     group: str = ""
     others: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+    is_closed: bool = True
     ids: str = "of its own"
     sudo: tuple[str, ...] = ()
 
@@ -59,7 +62,17 @@ class Account:
 def accounts_of(host: dict[str, object]) -> list[Account]:
     """The accounts that a host.json declares; none in one of an earlier deploy."""
     known = host.get("accounts")
-    return [Account(**each).declared for each in known] if isinstance(known, list) else []
+    if not isinstance(known, list):
+        return []
+    return [_account(each).declared for each in known]
+
+
+def _account(document: dict[str, Any]) -> Account:
+    """JSON has no tuples, by which accounts are compared."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    return Account(**values)
 
 
 def differences(wanted: list[Account], etc: Path = ETC) -> list[str]:
@@ -87,6 +100,8 @@ def _compared(now: Account, wanted: Account) -> Iterator[tuple[str, str, str]]:
         ("group", lambda each: each.group),
         ("further groups", lambda each: ", ".join(each.others) or "none"),
         ("further members of its group", lambda each: ", ".join(each.members) or "none"),
+        ("administrators of its group", lambda each: ", ".join(each.admins) or "none"),
+        ("password of its group", lambda each: "none" if each.is_closed else "set"),
         ("sudo", lambda each: ", ".join(each.sudo) or "none"),
     ):
         if of(now) != of(wanted):
@@ -101,7 +116,11 @@ def read(etc: Path = ETC) -> dict[str, Account]:
     # name, password, gid, members
     groups = _table(etc / "group", 4)
     names = {gid: name for name, _, gid, *_ in groups}
-    members = {name: _names(text) for name, _, _, text, *_ in groups}
+    # name, password, administrators, members
+    shadows: dict[str, tuple[str, ...]] = {name: ("", "", "", "") for name, *_ in groups}
+    shadows |= {name: (name, *rest) for name, *rest in _table(etc / "gshadow", 4)}
+    members = {name: (*_names(text), *_names(shadows[name][3])) for name, _, _, text, *_ in groups}
+    passwords = {name: (word, shadows[name][1]) for name, word, *_ in groups}
     # name, password, uid, gid, comment, home, shell
     users = _table(etc / "passwd", 7)
     primary = {name: names.get(gid, gid) for name, _, _, gid, *_ in users}
@@ -126,6 +145,8 @@ def read(etc: Path = ETC) -> dict[str, Account]:
                     {*members.get(name, ()), *(u for u, g in primary.items() if g == name)} - {name}
                 )
             ),
+            admins=tuple(sorted(_names(shadows[name][2]))) if name in shadows else (),
+            is_closed=all(word in ("", "x") or word[0] in "!*" for word in passwords.get(name, ())),
             ids=f"{uid}:{gid}, of others too" if is_shared else Account.ids,
         )
         words = {("username", "ALL"), ("username", name), ("userid", uid), ("usergid", gid)}
@@ -260,12 +281,19 @@ def set_back(wrong: list[Account], there: dict[str, Account], etc: Path = ETC) -
             if there[each.name].ids != each.ids:
                 user[2] = group[2] = _own_id(each, users, groups)
             user[3:] = [group[2], each.comment, each.home, each.shell]
+            group[1] = "x"
+        shadows = _table(etc / "gshadow", 4)
+        for row in shadows:
+            row[1:3] = [NO_PASSWORD, ""]
+        _write_rows(etc / "gshadow", [row for row in shadows if row[0] in own])
         _write_rows(etc / "group", [row for row in groups if row[0] in own])
         _write_rows(etc / "passwd", [row for row in users if row[0] in own])
 
 
 def _write_rows(file: Path, rows: list[list[str]]) -> None:
     """Put these rows in the place of those that have their names; other lines stay as they are."""
+    if not rows:
+        return
     fresh = {row[0]: ":".join(row) for row in rows}
     lines = file.read_text(errors="surrogateescape").splitlines()
     kept = "".join(f"{fresh.get(line.partition(':')[0], line)}\n" for line in lines)

@@ -27,6 +27,7 @@ from polydev.hosttool.units import SOCKET
 CURRENT = Path("/opt/master-controller/current")
 # These run programs of a release of the controller.
 OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
+WATCH = "polydev-network-watch.service"
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
@@ -60,6 +61,8 @@ def look(systemd: Systemd) -> list[Check]:
     checks = units_checks(systemd, known)
     checks.append(sshd_check(host))
     checks += _network_checks(host)
+    if WATCH in known:
+        checks.append(watch_check(network_state.watch_differences()))
     if "polydev-dns.service" in known:
         checks.append(_guarded("names", lambda: names_check(host)))
     checks.append(image_check())
@@ -98,6 +101,13 @@ def network_checks(found: list[Difference], slot_count: int) -> list[Check]:
         *(_part_check(part, [e for e in found if e.part == part], "as declared") for part in parts),
         _part_check("slots", slots_found, f"{slot_count} as declared"),
     ]
+
+
+def watch_check(found: list[str]) -> Check:
+    """Whether somebody would notice a change of the network."""
+    hint = f": {WATCH} does not run, or hangs"
+    detail = found[0].removeprefix("- ") + hint if found else "it has just reported"
+    return Check("watch", not found, detail)
 
 
 def _part_check(name: str, found: list[Difference], well: str) -> Check:

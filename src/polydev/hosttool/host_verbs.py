@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from polydev.hosttool import (
     accounts,
@@ -16,6 +17,8 @@ from polydev.hosttool import (
     permissions,
     polkit,
     releases,
+    reserve,
+    settings,
     slots,
 )
 from polydev.hosttool.busy import alone, alone_with_slot
@@ -72,11 +75,21 @@ def accounts_mend(call: Call) -> object:
 
 
 def permissions_mend(call: Call) -> object:
-    return permissions.mend()
+    return permissions.mend(permissions.trees(call.paths))
 
 
-def polkit_check(call: Call) -> object:
-    return polkit.require()
+def polkit_mend(call: Call) -> object:
+    return polkit.mend(slots.read_host(call.arguments.host), call.paths.root)
+
+
+def settings_mend(call: Call) -> object:
+    host: Any = slots.read_host(call.arguments.host)
+    return settings.mend(host["settings"], call.paths.root)
+
+
+def reserve_keep(call: Call) -> object:
+    reserve.keep_reserve(call.paths)
+    return {"kept": str(call.paths.reserve)}
 
 
 def look_at_host(call: Call) -> object:
@@ -157,7 +170,14 @@ HOST_VERBS = (
     ),
     Verb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
     Verb("permissions mend", "Let only root write to what it trusts", permissions_mend),
-    Verb("polkit check", "Whether the controller may start VMs, and nothing else", polkit_check),
+    Verb("polkit mend", "Remove rules of others about our users", polkit_mend, (DECLARED,)),
+    Verb(
+        "settings mend",
+        "Take out what other files set against ours",
+        settings_mend,
+        (DECLARED,),
+    ),
+    Verb("reserve keep", "Keep room for restores on a full disk", reserve_keep),
     Verb("look", "Where the host is not as the document on stdin declares it", look_at_host),
     Verb("network mend", "Set the bridge as declared", network_mend),
     Verb("image list", "Whole images, and the golden one", image_list),

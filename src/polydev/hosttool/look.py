@@ -19,7 +19,9 @@ from polydev.hosttool import (
     polkit,
     program,
     release,
+    reserve,
     schema,
+    settings,
     sshd,
 )
 from polydev.hosttool.errors import HostError
@@ -74,6 +76,10 @@ def _database(call: Call, _question: Mapping[str, Any]) -> Json:
     return {**named, "differences": found or []}
 
 
+def _accounts(call: Call, question: Mapping[str, Any]) -> list[str]:
+    return accounts.differences(accounts.accounts_of(question["host"]), call.paths.etc)
+
+
 def _socket(call: Call, question: Mapping[str, Any]) -> Json:
     where = question["socket"]
     return controller_socket.state(call.systemd, where["address"], where["port"])
@@ -86,9 +92,16 @@ PARTS: dict[str, Part] = {
     "release": lambda call, _: release.current_damage(call.paths.controller),
     "socket": _socket,
     "sshd": lambda _, question: sshd.differences(question["host"]["sshd"]),
-    "polkit": lambda *_: polkit.differences(),
-    "accounts": lambda _, question: accounts.differences(accounts.accounts_of(question["host"])),
-    "overrides": lambda _, question: overrides.find(question["host"]["ownUnits"]),
-    "permissions": lambda *_: permissions.find(),
+    "polkit": lambda call, question: polkit.differences(question["host"], call.paths.root),
+    "accounts": _accounts,
+    "overrides": lambda call, question: overrides.find(
+        question["host"]["ownUnits"], call.paths.root
+    ),
+    "settings": lambda call, question: settings.differences(
+        question["host"].get("settings", {}), call.paths.root
+    ),
+    "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),
+    "reserve": lambda call, _: reserve.differences(call.paths),
+    "watch": lambda *_: network_state.watch_differences(),
     "images": lambda call, _: images.listing(call.paths.images),
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 from polydev.hosttool.slots import (
     GUEST_GATEWAY,
+    MTU,
     PORT_FLAGS,
     TAP,
     UPLINK,
@@ -30,9 +31,11 @@ BRIDGE_OPTIONS = {"stp_state": "0", "vlan_filtering": "0", "group_fwd_mask": "0"
 WORST_METRIC = 4294967295
 # Differences in these stop traffic and let no more of it through.
 ONLY_CLOSING = frozenset(
-    {"state", "address", "stp_state", "learning", "flood"}
+    {"state", "address", "mtu", "stp_state", "learning", "flood"}
     | {"mcast_flood", "bcast_flood", "guard", "root_block", "locked"}
 )
+# Of the rules of routing policy: what others do not decide on, the main table does.
+BY_MAIN = "main"
 MOST_SHOWN_LINES = 3
 SETTINGS = "settings"
 THERE, MISSING = ("there",), ("missing",)
@@ -40,6 +43,19 @@ THERE, MISSING = ("there",), ("missing",)
 Lines = tuple[str, ...]
 Facts = Mapping[str, Mapping[str, Lines]]
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The kernel's state of one network namespace; `stations` are those of the bridge in it."""
+
+    links: list[Json]
+    routes: list[Json]
+    policy: list[Json]
+    neighbours: list[Json]
+    settings: dict[str, str]
+    rules: Lines
+    stations: list[Json]
 
 
 @dataclass(frozen=True)
@@ -134,9 +150,15 @@ def declared_bridge(host: Json) -> Facts:
             "state": ("up",),
             "kind": ("bridge",),
             "addresses": (str(address),),
+            "mtu": (MTU,),
+            "static stations": (),
             **{option: (value,) for option, value in BRIDGE_OPTIONS.items()},
         },
-        "routes": {f"to {address.network}": routes_to_vms(name, address)},
+        "routes": {
+            f"to {address.network}": routes_to_vms(name, address),
+            "policy": (BY_MAIN,),
+        },
+        "neighbours": {"permanent": ()},
         SETTINGS: {key: (value,) for key, value in bridge_settings(name).items()},
     }
 
@@ -155,7 +177,11 @@ def routes_to_vms(bridge: str, address: IPv4Interface) -> Lines:
 
 
 def bridge_settings(bridge: str) -> dict[str, str]:
+    """The kernel settings that the bridge depends on; where `all` has a 1, every interface has."""
     return {
+        "net.ipv4.conf.all.proxy_arp": "0",
+        "net.ipv4.conf.all.proxy_arp_pvlan": "0",
+        "net.ipv4.conf.all.route_localnet": "0",
         f"net.ipv4.conf.{bridge}.forwarding": "1",
         f"net.ipv4.conf.{bridge}.proxy_arp": "0",
         f"net.ipv4.conf.{bridge}.proxy_arp_pvlan": "0",
@@ -163,34 +189,117 @@ def bridge_settings(bridge: str) -> dict[str, str]:
     }
 
 
-def live_bridge(
-    host: Json,
-    links: Sequence[Json],
-    routes: Sequence[Json],
-    settings: Mapping[str, str],
-    slots_there: Iterable[int],
-) -> Facts:
+def live_bridge(host: Json, live: Reading, slots_there: Iterable[int]) -> Facts:
     """`slots_there` are the slots that have a namespace, those beyond the last one too."""
     name, network = str(host["bridge"]["name"]), IPv4Interface(host["bridge"]["address"]).network
-    own_ports = {f"vm-{number}" for number in (*host["slots"], *slots_there)}
+    ports = {f"vm-{number}" for number in (*host["slots"], *slots_there)}
+    settings = {key: live.settings[key] for key in bridge_settings(name) if key in live.settings}
     facts: dict[str, Mapping[str, Lines]] = {
-        "routes": {f"to {network}": _routes_into(network, routes)},
-        SETTINGS: _settings(
-            {key: value for key, value in settings.items() if key in bridge_settings(name)}
-        ),
+        "routes": {
+            f"to {network}": _routes_into(network, live.routes),
+            "policy": (
+                *(_rule(each) for each in rules_before_main(host, live)),
+                *([BY_MAIN] if any(map(_asks_main, live.policy)) else []),
+            ),
+        },
+        "neighbours": {"permanent": _neighbours(live, {name, *ports})},
+        SETTINGS: _settings(settings),
     }
-    for link in links:
+    for link in live.links:
         if link["ifname"] == name:
             options = link.get("linkinfo", {}).get("info_data", {})
             facts[name] = {
                 "state": _state(link),
                 "kind": (str(link.get("linkinfo", {}).get("info_kind", "none")),),
                 "addresses": _addresses(link),
+                "mtu": (_mtu_of_bridge(link, live.links),),
+                "static stations": tuple(map(station, static_stations(live))),
                 **{each: (_word(options.get(each)),) for each in BRIDGE_OPTIONS},
             }
-        elif link.get("master") == name and link["ifname"] not in own_ports:
+        elif link.get("master") == name and link["ifname"] not in ports:
             facts[f"port {link['ifname']}"] = {}
     return facts
+
+
+def _mtu_of_bridge(bridge: Json, links: Sequence[Json]) -> str:
+    """One that is as small as that of a port was made so by the kernel, for that port."""
+    ports = [each["mtu"] for each in links if each.get("master") == bridge["ifname"]]
+    is_made_so = bridge["mtu"] == min(ports, default=0) < int(MTU)
+    return MTU if is_made_so else str(bridge["mtu"])
+
+
+def _neighbours(live: Reading, links: Iterable[str]) -> Lines:
+    """Hardware addresses that somebody fixed, so that nobody asks for them any more."""
+    found = [each for each in live.neighbours if each["dev"] in links]
+    return tuple(sorted(f"{e['dst']} lladdr {e.get('lladdr')} dev {e['dev']}" for e in found))
+
+
+def static_stations(live: Reading) -> list[Json]:
+    """Entries of the bridge that say by which port a hardware address is reached, made by hand."""
+    own = {each.get("address") for each in live.links}
+    return [
+        each
+        for each in live.stations
+        if each.get("state") == "static"
+        or (each.get("state") == "permanent" and "master" in each and each["mac"] not in own)
+    ]
+
+
+def station(entry: Json) -> str:
+    return f"{entry['mac']} dev {entry['ifname']}"
+
+
+def rules_before_main(host: Json, live: Reading) -> list[Json]:
+    """Rules of routing policy that decide on VMs' packets before the main table does."""
+    bridge, network = host["bridge"], IPv4Interface(host["bridge"]["address"]).network
+    found = []
+    for rule in live.policy:
+        if _asks_main(rule):
+            break
+        if rule.get("table") in ("local", "main") or not _is_about(rule, network, bridge["name"]):
+            continue
+        routes = [each for each in live.routes if each.get("table") == rule.get("table")]
+        if "table" not in rule or any(_leads(each, network) for each in routes):
+            found.append(rule)
+    return found
+
+
+def _asks_main(rule: Json) -> bool:
+    """Whether it sends every packet to the main table, if only for more than a default route."""
+    known = {"priority", "src", "table", "protocol", "suppress_prefixlen"}
+    is_for_all = rule.get("src") == "all" and set(rule) <= known
+    return is_for_all and rule.get("table") == "main" and rule.get("suppress_prefixlen", 0) == 0
+
+
+def _is_about(rule: Json, network: IPv4Network, bridge: str) -> bool:
+    if "not" in rule:  # nearly all packets
+        return True
+    links = {rule[key] for key in ("iif", "oif") if key in rule}
+    if "fwmark" in rule or "l3mdev" in rule or not links <= {bridge, "lo"}:
+        return False
+    ends = [(rule[key], rule.get(f"{key}len", 32)) for key in ("src", "dst") if key in rule]
+    return all(
+        end == "all" or IPv4Network(f"{end}/{length}", strict=False).overlaps(network)
+        for end, length in ends
+    )
+
+
+def _leads(route: Json, network: IPv4Network) -> bool:
+    to = str(route["dst"]).replace("default", "0.0.0.0/0")
+    return ":" not in to and IPv4Network(to).overlaps(network)
+
+
+def rule_words(rule: Json) -> str:
+    """A rule as `ip rule` takes it."""
+    words = ["not"] if "not" in rule else []
+    words += ["priority", str(rule["priority"])]
+    for word, key in (("from", "src"), ("to", "dst")):
+        if key in rule:
+            length = f"/{rule[f'{key}len']}" if f"{key}len" in rule else ""
+            words += [word, f"{rule[key]}{length}"]
+    for key in ("iif", "oif", "fwmark"):
+        words += [key, str(rule[key])] if key in rule else []
+    return " ".join([*words, *(["table", str(rule["table"])] if "table" in rule else [])])
 
 
 def foreign_ports(facts: Facts) -> list[str]:
@@ -211,7 +320,7 @@ def live_kernel(settings: Mapping[str, str]) -> Facts:
 def declared_port(slot: Slot) -> Facts:
     """The slot's end in the bridge."""
     flags = {name: (value,) for name, value in PORT_FLAGS.items()}
-    return {slot.port: {"bridge": (slot.bridge,), "state": ("up",), **flags}}
+    return {slot.port: {"bridge": (slot.bridge,), "state": ("up",), "mtu": (MTU,), **flags}}
 
 
 def declared_slot(slot: Slot, rules: Lines) -> Facts:
@@ -224,12 +333,14 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
             "state": ("up",),
             "kind": ("tap",),
             "user": (slot.user,),
+            "mtu": (MTU,),
             "addresses": (f"{GUEST_GATEWAY}/30",),
         },
         UPLINK: {
             "state": ("up",),
             "kind": ("veth",),
             "address": (slot.hardware_address,),
+            "mtu": (MTU,),
             "addresses": (f"{slot.address}/{slot.prefix}",),
         },
         "routes": {
@@ -245,6 +356,7 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
             ),
             "policy": ("0: local", "32766: main", "32767: default"),
         },
+        "neighbours": {"permanent": ()},
         SETTINGS: {key: (value,) for key, value in settings_of(slot).items()},
         "nftables": {"rules": rules},
     }
@@ -260,6 +372,7 @@ def live_port(slot: Slot, links: Sequence[Json]) -> Facts:
             facts[slot.port] = {
                 "bridge": (str(link.get("master", "none")),),
                 "state": _state(link, flags.get("state") if is_bridge_up else None),
+                "mtu": (str(link["mtu"]),),
                 # A kernel that does not know a flag cannot have it set.
                 **{
                     name: (_word(flags.get(name, wanted == "on")),)
@@ -269,24 +382,20 @@ def live_port(slot: Slot, links: Sequence[Json]) -> Facts:
     return facts
 
 
-def live_slot(
-    slot: Slot,
-    links: Sequence[Json],
-    routes: Sequence[Json],
-    policy: Sequence[Json],
-    settings: Mapping[str, str],
-    rules: Lines,
-) -> Facts:
+def live_slot(live: Reading) -> Facts:
     """The inside of a slot. An interface that is down and not ours carries nothing."""
     facts: dict[str, Mapping[str, Lines]] = {
         "routes": {
-            "of the slot": tuple(sorted(_route(each) for each in routes if not _is_local(each))),
-            "policy": tuple(_rule(each) for each in policy),
+            "of the slot": tuple(
+                sorted(_route(each) for each in live.routes if not _is_local(each))
+            ),
+            "policy": tuple(_rule(each) for each in live.policy),
         },
-        SETTINGS: _settings(settings),
-        "nftables": {"rules": rules},
+        "neighbours": {"permanent": _neighbours(live, (TAP, UPLINK))},
+        SETTINGS: _settings(live.settings),
+        "nftables": {"rules": live.rules},
     }
-    for link in links:
+    for link in live.links:
         name, info = link["ifname"], link.get("linkinfo", {})
         data = info.get("info_data", {})
         if name in ("lo", TAP, UPLINK):
@@ -295,6 +404,7 @@ def live_slot(
                 "kind": (str(data.get("type") or info.get("info_kind", "none")),),
                 "user": (str(data.get("user", "everybody")),),
                 "address": (str(link.get("address")),),
+                "mtu": (str(link["mtu"]),),
                 "addresses": _addresses(link),
             }
         elif "UP" in link["flags"]:

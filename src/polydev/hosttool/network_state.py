@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 
 from polydev.hosttool import network, slots
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.network import Difference, Json, Lines
-from polydev.hosttool.slots import Slot
+from polydev.hosttool.network import Difference, Json, Lines, Reading
+from polydev.hosttool.slots import MTU, Slot
 
 FIREWALL_FILE = Path("/etc/polydev/firewall.nft")
 STAMPS = Path("/run/polydev/config")
@@ -28,11 +27,13 @@ NFT = Path("/usr/sbin/nft")
 LINKS = Path("/sys/class/net")
 TABLE = "inet polydev"
 EVERY_SECONDS = 10.0
+# A report that is older was not followed by another one: the watch hangs, or does not run.
+FRESH_SECONDS = 60.0
 # Of one core, at most: a host with many slots is read less often.
 MOST_LOAD = 0.1
 ANSWER_SECONDS = 30.0
 MARK = "---- polydev ----"
-QUERIES = "address show\nroute show table all\nrule show\n"
+QUERIES = "address show\nroute show table all\nrule show\nneighbour show nud permanent\n"
 # Stands for a slot's address, so that nft has to list the rules of one slot only.
 ANY_SLOT = IPv4Interface("192.0.2.1/24")
 READ = f"""\
@@ -41,17 +42,6 @@ echo '{MARK}'
 sysctl -e "$@"
 echo '{MARK}'
 """
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The kernel's state of one network namespace."""
-
-    links: list[Json]
-    routes: list[Json]
-    policy: list[Json]
-    settings: dict[str, str]
-    rules: Lines
 
 
 def check(host: Json) -> list[Difference]:
@@ -63,7 +53,7 @@ def check(host: Json) -> list[Difference]:
     bridge = str(host["bridge"]["name"])
     here = _read_host(bridge)
     there = _numbers(slots.there()["slots"])
-    live = network.live_bridge(host, here.links, here.routes, here.settings, there)
+    live = network.live_bridge(host, here, there)
     found = network.differences(network.BRIDGE_PART, network.declared_bridge(host), live)
     kernel = network.live_kernel(here.settings)
     found += network.differences(network.KERNEL_PART, network.declared_kernel(), kernel)
@@ -88,13 +78,7 @@ def _check_slot(slot: Slot, host: Json, here: Reading) -> list[Difference]:
     if inside is None:
         return [Difference(part, "namespace", network.MISSING, network.THERE, opens=False)]
     declared = network.declared_slot(slot, rules_as_listed(slot))
-    live = {
-        **live,
-        **network.live_slot(
-            slot, inside.links, inside.routes, inside.policy, inside.settings, inside.rules
-        ),
-    }
-    return network.differences(part, declared, live)
+    return network.differences(part, declared, {**live, **network.live_slot(inside)})
 
 
 def is_kept(number: int, host: Json) -> bool:
@@ -125,7 +109,8 @@ def _listed_by(rules: str, what: str, _program: int) -> Lines:
 
 
 def _read_host(bridge: str) -> Reading:
-    script = f"{READ}nft -s list table {TABLE} 2>/dev/null || true"
+    stations = f"bridge -json fdb show br {bridge} 2>/dev/null || echo '[]'"
+    script = f"{READ}nft -s list table {TABLE} 2>/dev/null\necho '{MARK}'\n{stations}"
     settings = [network.FORWARDING, *network.bridge_settings(bridge)]
     return _reading(["sh", "-c", script, "sh", *settings])
 
@@ -146,16 +131,18 @@ def _read_slot(slot: Slot) -> Reading | None:
 
 
 def _reading(argv: list[str]) -> Reading:
-    answers, settings, rules = _ask(argv, QUERIES).split(f"{MARK}\n")
-    links, routes, policy = _documents(answers)
+    answers, settings, rules, *stations = _ask(argv, QUERIES).split(f"{MARK}\n")
+    links, routes, policy, neighbours = _documents(answers)
     values = (line.partition(" = ") for line in settings.splitlines())
     return Reading(
         # `ip` leaves gaps for what it was not asked for.
         [each for each in links if each],
         routes,
         policy,
+        neighbours,
         {key.strip(): value.strip() for key, _, value in values},
         tuple(rules.splitlines()),
+        json.loads(stations[0]) if stations else [],
     )
 
 
@@ -213,6 +200,22 @@ def _report() -> dict[str, object]:
     return {"at": time.monotonic(), **found}
 
 
+def watch_differences() -> list[str]:
+    """Lines with `-` for what is and `+` for what is to be; [] if the watch has just reported."""
+    try:
+        age = time.monotonic() - float(json.loads(REPORT.read_bytes())["at"])
+    except FileNotFoundError:
+        found = "none was written since the host's start"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        found = f"it cannot be read: {error}"
+    else:
+        if 0 <= age <= FRESH_SECONDS:
+            return []
+        found = f"{age:.0f} s old"
+    wanted = f"no more than {FRESH_SECONDS:.0f} s old"
+    return [f"- report of the watch: {found}", f"+ report of the watch: {wanted}"]
+
+
 def _write(report: dict[str, object]) -> None:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     fresh = REPORT.with_suffix(".new")
@@ -236,7 +239,7 @@ def mend_bridge() -> dict[str, object]:
     name = str(bridge["name"])
     here = _read_host(name)
     there = _numbers(slots.there()["slots"])
-    live = network.live_bridge(host, here.links, here.routes, here.settings, there)
+    live = network.live_bridge(host, here, there)
     if name not in live:
         _make_bridge(name)
     # Only what differs: a kernel may lack an option, and then refuses its default too.
@@ -250,10 +253,19 @@ def mend_bridge() -> dict[str, object]:
     own = IPv4Interface(bridge["address"])
     commands += [f"address delete {each} dev {name}" for each in addresses if each != str(own)]
     declared = network.routes_to_vms(name, own)
-    (routes,) = live["routes"].values()
+    routes = live["routes"][f"to {own.network}"]
     commands += [f"route delete {route}" for route in routes if route not in declared]
+    rules = network.rules_before_main(host, here)
+    commands += [f"rule delete {network.rule_words(rule)}" for rule in rules]
+    if network.BY_MAIN not in live["routes"]["policy"]:
+        commands.append("rule add priority 32766 lookup main")
+    commands += [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
+    if live.get(name, {}).get("mtu", (MTU,)) != (MTU,):
+        commands.append(f"link set {name} mtu {MTU}")
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
     _ask(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
+    stations = map(network.station, network.static_stations(here))
+    _ask(["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations))
     settings = [f"{key}={value}" for key, value in network.bridge_settings(name).items()]
     _ask(["sysctl", "-q", "-w", *settings], "")
     return {"mended": name}
@@ -276,7 +288,7 @@ def mend_slot(number: int) -> dict[str, object]:
     slots.mend(slot, only_port=only_port)
     inside = None if only_port else _read_slot(slot)
     if inside is not None:
-        live = network.live_slot(slot, inside.links, [], [], {}, ())
+        live = network.live_slot(inside)
         down = [f"link set {link} down\n" for link in network.foreign_links(live)]
         _ask(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
     left = _check_slot(slot, host, _read_host(slot.bridge))

@@ -26,10 +26,15 @@ class Paths:
     apt_lists: Path = Path("/var/lib/apt/lists")
     apt_archives: Path = Path("/var/cache/apt/archives")
     controller_home: Path = Path("/var/lib/master-controller")
+    etc: Path = Path("/etc")
 
     @classmethod
     def below(cls, root: Path) -> Paths:
         return cls(*(root / path.relative_to("/") for path in astuple(cls())))
+
+    @property
+    def root(self) -> Path:
+        return self.etc.parent
 
     @property
     def tool(self) -> Path:

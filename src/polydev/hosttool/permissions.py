@@ -1,7 +1,7 @@
-"""Files and folders that only root may write to, since root or the controller trusts them.
+"""Rights to files that a deployment does not write itself: programs write them, or others do.
 
-Files and folders that a deployment declares are compared by the deployment. Here it is the folders
-around them, and what programs write into them.
+Root and the controller trust some folders, so only root may write there; and what the controller
+writes is for nobody else. Files and folders that a deployment declares are compared by it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.images import STORE
-from polydev.hosttool.releases import ROOT as CONTROLLER
+from polydev.hosttool.paths import Paths
 
 ROOT_ID = 0
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder with all that is in it, to which only root and its `owner` may write."""
+    """A folder with all that is in it, to which only root and its `owner` may write.
+
+    Of one that is private, all that is in it is the owner's, and nobody else's to read.
+    """
 
     path: Path
     owner: str = "root"
+    is_private: bool = False
 
     @property
     def owner_id(self) -> int:
@@ -35,49 +38,61 @@ class Tree:
         except KeyError:
             return ROOT_ID
 
+    def mode_for(self, state: os.stat_result) -> int:
+        """The mode that a file or folder is to have, by the one that it has."""
+        mode = stat.S_IMODE(state.st_mode)
+        if self.is_private:
+            return 0o700 if stat.S_ISDIR(state.st_mode) else mode & 0o700 | 0o600
+        of_a_group = mode & stat.S_IWGRP and state.st_gid != ROOT_ID
+        is_open = of_a_group or mode & stat.S_IWOTH or not self.may_own(state.st_uid)
+        return mode & ~0o022 if is_open else mode
 
-TREES = (
-    Tree(Path("/etc/polkit-1/rules.d"), "polkitd"),  # polkit's package makes it so
-    Tree(Path("/etc/ssh")),
-    Tree(Path("/etc/sudoers.d")),
-    Tree(Path("/etc/sysctl.d")),
-    Tree(Path("/etc/systemd")),
-    Tree(Path("/etc/sysusers.d")),
-    Tree(Path("/etc/tmpfiles.d")),
-    Tree(Path("/opt/polydev-ai")),
-    Tree(Path("/run/polydev")),
-    Tree(STORE),
-    Tree(CONTROLLER / "wheels"),
-    Tree(CONTROLLER / "current"),
-)
+    def may_own(self, owner_id: int) -> bool:
+        return owner_id == self.owner_id or (owner_id == ROOT_ID and not self.is_private)
 
 
-def find(trees: Iterable[Tree] = TREES) -> list[str]:
-    """The paths that somebody else may write to, each with its mode and the ids of its owner."""
-    return [
-        f"{path}: {_said(state)}" for tree in trees for path, state in _writable_by_others(tree)
-    ]
+def trees(paths: Paths) -> tuple[Tree, ...]:
+    """All that is compared on a host."""
+    etc = ("ssh", "sudoers.d", "sysctl.d", "systemd", "sysusers.d", "tmpfiles.d")
+    return (
+        Tree(paths.etc / "polkit-1/rules.d", "polkitd"),  # polkit's package makes it so
+        *(Tree(paths.etc / name) for name in etc),
+        Tree(paths.home),
+        Tree(paths.stamps.parent),
+        Tree(paths.images),
+        Tree(paths.controller / "wheels"),
+        Tree(paths.controller / "current"),
+        Tree(paths.controller_home, "polydev-controller", is_private=True),
+    )
 
 
-def mend(trees: Iterable[Tree] = TREES) -> dict[str, object]:
-    """Take the right to write from everybody else. Raises HostError `permissions-wrong`."""
+def find(trees: Sequence[Tree]) -> list[str]:
+    """The paths whose rights are wrong, each with its mode and the ids of its owner."""
+    return [f"{path}: {_said(state)}" for tree in trees for path, state in _wrong(tree)]
+
+
+def mend(trees: Sequence[Tree]) -> dict[str, object]:
+    """Take from everybody else what is not theirs. Raises HostError `permissions-wrong`."""
     mended = []
     for tree in trees:
-        for path, state in _writable_by_others(tree):
+        for path, state in _wrong(tree):
             try:
-                if not _is_trusted(state, tree):
+                if not tree.may_own(state.st_uid):
                     os.chown(path, tree.owner_id, -1, follow_symlinks=False)
-                path.chmod(stat.S_IMODE(state.st_mode) & ~0o022)
+                path.chmod(tree.mode_for(state))
+            except FileNotFoundError:  # removed meanwhile
+                continue
             except OSError as error:
                 raise HostError("permissions-wrong", f"{path}: {error.strerror}") from error
             mended.append(str(path))
     return {"mended": mended}
 
 
-def _writable_by_others(tree: Tree) -> Iterator[tuple[Path, os.stat_result]]:
+def _wrong(tree: Tree) -> Iterator[tuple[Path, os.stat_result]]:
     # `current` is a link; of what lies below, none is followed.
     top = tree.path.resolve()
-    paths = [top] if top.exists() else []
+    # Folders of a host that only their owner may enter are among those that are declared.
+    paths = [top] if top.exists() and not tree.is_private else []
     for folder, folders, files in os.walk(top):
         paths += [Path(folder, name) for name in (*folders, *files)]
     for path in paths:
@@ -86,16 +101,11 @@ def _writable_by_others(tree: Tree) -> Iterator[tuple[Path, os.stat_result]]:
         except FileNotFoundError:  # removed meanwhile
             continue
         # Whoever may write to a socket may ask who listens there, and that is for it to judge.
-        is_asked = stat.S_ISSOCK(state.st_mode) and _is_trusted(state, tree)
+        is_asked = stat.S_ISSOCK(state.st_mode) and tree.may_own(state.st_uid)
         if stat.S_ISLNK(state.st_mode) or is_asked:
             continue
-        of_a_group = state.st_mode & stat.S_IWGRP and state.st_gid != ROOT_ID
-        if of_a_group or state.st_mode & stat.S_IWOTH or not _is_trusted(state, tree):
+        if tree.mode_for(state) != stat.S_IMODE(state.st_mode) or not tree.may_own(state.st_uid):
             yield path, state
-
-
-def _is_trusted(state: os.stat_result, tree: Tree) -> bool:
-    return state.st_uid in (ROOT_ID, tree.owner_id)
 
 
 def _said(state: os.stat_result) -> str:

@@ -1,37 +1,81 @@
-"""The controller's rights by polkit: start VMs, and no other unit. Polkit itself is asked."""
+"""Rights by polkit: the controller may start VMs and nothing else, the VMs' users may do nothing.
+
+polkit itself is asked about the controller's process, and about one that a VM's user has for that
+moment. Rules of others that name a user of ours are named besides: they may be about any action.
+"""
 
 from __future__ import annotations
+
+import pwd
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.units import MAIN
 
+ROOT = Path("/")
+# The first of these that has a file of a name has the only one that polkit reads.
+FOLDERS = tuple(
+    Path(folder, "polkit-1/rules.d") for folder in ("etc", "run", "usr/local/share", "usr/share")
+)
+OWN = FOLDERS[0] / "50-polydev.rules"
+OUR_USERS = re.compile(r"polydev-(vm|controller)")
+VM_USER = re.compile(r"polydev-vm-\d+")
 ACTION = "org.freedesktop.systemd1.manage-units"
 # May it start a VM; may it end what it must not touch?
 ASKED = {"microvm@2.service": True, "ssh.service": False}
+# Of a VM's user: units of the host, programs as root, the end of the host.
+ASKED_OF_VM = (ACTION, "org.freedesktop.policykit.exec", "org.freedesktop.login1.reboot")
 
 
-def differences() -> list[str]:
-    """Lines with `-` for what holds and `+` for what is declared; [] if nobody can be asked."""
-    process = _main_process()
-    if process is None:
-        return []
-    found = []
-    for unit, is_to_be in ASKED.items():
-        may = _may_start(process, unit)
-        if may is not None and may != is_to_be:
-            found += [f"- polkit: {_said(unit, may)}", f"+ polkit: {_said(unit, is_to_be)}"]
+def differences(host: dict[str, object], root: Path = ROOT) -> list[str]:
+    """Lines with `-` for what holds and `+` for what is declared; [] if nobody can be asked.
+
+    `host` is what host.json holds.
+    """
+    found = [f"- polkit: {path} names users of ours" for path in rules_of_others(root)]
+    if process := _main_process():
+        for unit, is_to_be in ASKED.items():
+            may = _may(process, ACTION, unit)
+            if may is not None and may != is_to_be:
+                found += [f"- polkit: {_said(unit, may)}", f"+ polkit: {_said(unit, is_to_be)}"]
+    user = _vm_user(host)
+    for action in _permitted(user) if user else ():
+        found += [f"- polkit: {user} may {action}", f"+ polkit: {user} may not {action}"]
     return found
 
 
-def require() -> dict[str, object]:
-    """Raises HostError `polkit-wrong` where the controller may more than it is to, or less."""
-    if found := differences():
+def rules_of_others(root: Path = ROOT) -> list[str]:
+    """Paths of the files with rules, other than ours, that name a user of ours."""
+    found: dict[str, Path] = {}
+    for folder in FOLDERS:
+        for file in (root / folder).glob("*.rules"):
+            found.setdefault(file.name, folder / file.name)
+    return [
+        f"/{path}"
+        for path in sorted(found.values())
+        if path != OWN and OUR_USERS.search((root / path).read_text(errors="replace"))
+    ]
+
+
+def mend(host: dict[str, object], root: Path = ROOT) -> dict[str, object]:
+    """Remove the administrator's rules that name users of ours, and let polkit read its rules.
+
+    Raises HostError `polkit-wrong` where somebody has other rights all the same.
+    """
+    removed = [path for path in rules_of_others(root) if path.startswith(("/etc/", "/run/"))]
+    for path in removed:
+        (root / path.lstrip("/")).unlink()
+    _ask(["systemctl", "restart", "polkit.service"])
+    if found := differences(host, root):
         raise HostError(
             "polkit-wrong",
             found[0].removeprefix("- "),
             "look for rules of others in /etc/polkit-1/rules.d and /usr/share/polkit-1/rules.d",
         )
-    return {"ok": True}
+    return {"removed": removed}
 
 
 def _said(unit: str, may: bool) -> str:
@@ -44,9 +88,45 @@ def _main_process() -> str | None:
     return said[1] if said and said[1] not in ("", "0") else None
 
 
-def _may_start(process: str, unit: str) -> bool | None:
-    words = ["pkcheck", "--action-id", ACTION, "--process", process]
-    done = _ask([*words, "--detail", "unit", unit, "--detail", "verb", "start"])
+def _vm_user(host: dict[str, object]) -> str | None:
+    accounts = host.get("accounts")
+    names = (str(each["name"]) for each in accounts) if isinstance(accounts, list) else ()
+    return next((name for name in names if VM_USER.fullmatch(name)), None)
+
+
+def _permitted(user: str) -> list[str]:
+    """Those of the actions that a process of the user may do without a password."""
+    with _process_of(user) as process:
+        if process is None:
+            return []
+        return [action for action in ASKED_OF_VM if _may(process, action, "ssh.service")]
+
+
+@contextmanager
+def _process_of(user: str) -> Iterator[str | None]:
+    """PID of a process that waits as that user; None if there is no such user."""
+    import subprocess
+
+    try:
+        known = pwd.getpwnam(user)
+    except KeyError:
+        yield None
+        return
+    with subprocess.Popen(
+        ["/bin/cat"],  # it ends with its input
+        stdin=subprocess.PIPE,
+        user=known.pw_uid,
+        group=known.pw_gid,
+        extra_groups=(),
+    ) as waiting:
+        yield str(waiting.pid)
+
+
+def _may(process: str, action: str, unit: str) -> bool | None:
+    words = ["pkcheck", "--action-id", action, "--process", process]
+    if action == ACTION:
+        words += ["--detail", "unit", unit, "--detail", "verb", "start"]
+    done = _ask(words)
     return None if done is None else done[0] == 0
 
 

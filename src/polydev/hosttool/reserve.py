@@ -8,6 +8,7 @@ from polydev.hosttool.durable import make_folder
 from polydev.hosttool.paths import Paths
 
 RESERVE_BYTES = 16 << 20
+BLOCK_BYTES = 512  # in which stat counts
 
 
 def keep_reserve(paths: Paths) -> None:
@@ -16,6 +17,9 @@ def keep_reserve(paths: Paths) -> None:
     try:
         os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
         os.fsync(descriptor)
+    except OSError:
+        paths.reserve.unlink()
+        raise
     finally:
         os.close(descriptor)
 
@@ -23,3 +27,17 @@ def keep_reserve(paths: Paths) -> None:
 def use_reserve(paths: Paths) -> None:
     """Give the room back to the disk; the next backup keeps it anew."""
     paths.reserve.unlink(missing_ok=True)
+
+
+def differences(paths: Paths) -> list[str]:
+    """Lines with `-` for what is there and `+` for what is to be; [] where the room is kept."""
+    try:
+        kept = paths.reserve.stat().st_blocks * BLOCK_BYTES
+    except FileNotFoundError:
+        kept = 0
+    if kept >= RESERVE_BYTES:
+        return []
+    return [
+        f"- {paths.reserve}: {kept >> 20} MiB kept for a full disk",
+        f"+ {paths.reserve}: {RESERVE_BYTES >> 20} MiB kept for a full disk",
+    ]

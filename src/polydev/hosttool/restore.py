@@ -24,7 +24,7 @@ from polydev.hosttool.operations import configure_packages, stop
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending, read_pending
 from polydev.hosttool.plan import changes, with_later, within
-from polydev.hosttool.reserve import use_reserve
+from polydev.hosttool.reserve import keep_reserve, use_reserve
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_units import UnitsRestore
 from polydev.hosttool.saved import Saved, load, require_whole
@@ -86,7 +86,10 @@ def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -
         saved = within(saved, own.scope.reach, _units_within_reach(paths, saved))
     require_whole(own, saved, with_host=not options.reach)
     use_reserve(paths)
-    return Restoration(paths, systemd, saved, options).run()
+    done = Restoration(paths, systemd, saved, options).run()
+    with suppress(OSError):  # no room yet: the next backup keeps it
+        keep_reserve(paths)
+    return done
 
 
 def _later(paths: Paths, saved: Saved) -> list[Saved]:

@@ -21,6 +21,8 @@ GUEST = "172.16.0.2"
 GUEST_GATEWAY = "172.16.0.1"
 TAP = "tap0"
 UPLINK = "uplink"
+# Of every interface, as the kernel and the guest have it by themselves.
+MTU = "1500"
 GUEST_PORTS = (8080, 5901, 6080)
 HOST_FILE = Path("/etc/polydev/host.json")
 NAMESPACES = Path("/run/netns")
@@ -136,6 +138,7 @@ def port_of(slot: Slot) -> str:
     return f"""\
 link set {slot.port} down
 link set {slot.port} master {slot.bridge}
+link set {slot.port} mtu {MTU}
 link set {slot.port} type bridge_slave {flags}
 link set {slot.port} up
 """
@@ -149,15 +152,17 @@ rule add priority 32766 lookup main
 rule add priority 32767 lookup default
 route flush table all protocol boot
 route flush table all protocol static
+neighbour flush dev {UPLINK} nud permanent
+neighbour flush dev {TAP} nud permanent
 addr flush dev {UPLINK}
 addr flush dev {TAP}
 link set lo up
-link set {UPLINK} address {slot.hardware_address}
+link set {UPLINK} address {slot.hardware_address} mtu {MTU}
 addr add {slot.address}/{slot.prefix} dev {UPLINK}
 link set {UPLINK} up
 route add default via {slot.gateway}
 addr add {GUEST_GATEWAY}/30 dev {TAP}
-link set {TAP} up
+link set {TAP} mtu {MTU} up
 """
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
-from polydev.errors import DeployError
+from polydev.errors import DeployError, HealthGateFailed
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
 from polydev.release.connection import (
@@ -195,7 +195,24 @@ def rollback(
                     transaction.record.state = state
                     transaction.record.changes = 1
 
-            return transaction.run(change_back, gate=True)
+            try:
+                return transaction.run(change_back, gate=True)
+            except HealthGateFailed as error:
+                raise _not_well_then(error, state, backup, records) from error
+
+
+def _not_well_then(
+    error: HealthGateFailed, state: str, backup: str, records: list[Record]
+) -> HealthGateFailed:
+    """Say that the state was not well when its backup was made, and where to go instead."""
+    found = (
+        f"{error.message}\n{state} was restored as {backup} found it: what was changed by hand "
+        "until then is in that backup too"
+    )
+    further = next_state(records, state)
+    instead = [f"./inv rollback --to {further} goes further back"] if further else []
+    instead.append(f"check out the commit of {state} and ./inv deploy, which mends the host too")
+    return HealthGateFailed(found, "; or ".join(instead))
 
 
 def _require_sound(

@@ -1,0 +1,109 @@
+"""What polkit lets users of ours do, and the rules of others that are about them."""
+
+from __future__ import annotations
+
+import pwd
+from pathlib import Path
+
+import pytest
+
+from polydev.hosttool import polkit
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.polkit import differences, mend, rules_of_others
+
+# Its user's processes are made by the tests.
+HOST: dict[str, object] = {"accounts": [{"name": "polydev-controller"}, {"name": "polydev-vm-2"}]}
+RULES = "polkit-1/rules.d"
+BY_HAND = 'polkit.addRule(function(a, s) { if (s.user == "polydev-vm-3") return "yes"; });\n'
+USUAL = {"microvm@2.service": 0, "ssh.service": 1}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What pkcheck says of each unit about the controller, and of each action about a VM's user."""
+    said: dict[str, int] = dict(USUAL)
+
+    def ask(argv: list[str]) -> tuple[int, str]:
+        if argv[0] == "systemctl":
+            return 0, "4711" if said else "0"
+        if argv[4] != "4711":
+            return said.get(argv[2], 1), ""
+        return next(status for unit, status in said.items() if unit in argv), ""
+
+    monkeypatch.setattr(polkit, "_ask", ask)
+    # A user of this machine in the place of a VM's.
+    monkeypatch.setattr(polkit, "_vm_user", lambda host: "nobody" if host else None)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (USUAL, ""),
+        ({**USUAL, "ssh.service": 0}, "the controller may start ssh.service"),
+        ({**USUAL, "microvm@2.service": 1}, "the controller may not start microvm@2.service"),
+        ({**USUAL, polkit.ACTION: 0}, f"nobody may {polkit.ACTION}"),
+        (
+            {**USUAL, "org.freedesktop.login1.reboot": 0},
+            "nobody may org.freedesktop.login1.reboot",
+        ),
+        ({}, ""),
+    ],
+)
+def test_what_polkit_lets_them_do(
+    asked: dict[str, int], said: dict[str, int], found: str, tmp_path: Path
+) -> None:
+    asked.clear()
+    asked.update(said)
+    lines = differences(HOST, tmp_path)
+    assert [each for each in lines if each[0] == "-"] == ([f"- polkit: {found}"] if found else [])
+    if found:
+        with pytest.raises(HostError, match=found):
+            mend(HOST, tmp_path)
+    else:
+        assert mend(HOST, tmp_path) == {"removed": []}
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("name", "is_mended"),
+    [
+        (f"etc/{RULES}/10-by-hand.rules", True),
+        (f"run/{RULES}/99-x.rules", True),
+        (f"usr/share/{RULES}/10-package.rules", False),
+    ],
+)
+def test_rules_of_others_about_them(tmp_path: Path, name: str, is_mended: bool) -> None:
+    put(tmp_path, f"etc/{RULES}/50-polydev.rules", "polydev-controller")
+    put(tmp_path, f"etc/{RULES}/40-sudo.rules", 'polkit.addAdminRule(() => ["unix-group:sudo"]);')
+    assert differences(HOST, tmp_path) == []
+    put(tmp_path, name, BY_HAND)
+    assert differences(HOST, tmp_path) == [f"- polkit: /{name} names users of ours"]
+    if is_mended:
+        assert mend(HOST, tmp_path) == {"removed": [f"/{name}"]}
+        assert differences(HOST, tmp_path) == []
+    else:
+        with pytest.raises(HostError, match=f"/{name} names users of ours"):
+            mend(HOST, tmp_path)
+        assert (tmp_path / name).exists()
+
+
+def test_a_file_with_the_same_name_is_read_once(tmp_path: Path) -> None:
+    put(tmp_path, f"etc/{RULES}/10-x.rules", "// nothing\n")
+    put(tmp_path, f"usr/share/{RULES}/10-x.rules", BY_HAND)
+    assert rules_of_others(tmp_path) == []
+
+
+def test_a_process_of_the_user_is_asked_about() -> None:
+    with polkit._process_of("nobody") as process:
+        status = Path(f"/proc/{process}/status").read_text()
+    assert f"\nUid:\t{pwd.getpwnam('nobody').pw_uid}\t" in status
+    assert not Path(f"/proc/{process}").exists()
+    with polkit._process_of("no-such-user") as process:
+        assert process is None
+
+
+def put(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
