@@ -7,6 +7,7 @@ Images, boots and hosts are expensive: each is made once and shared.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ HOST_LANES = {
         "integration/second_host/test_deploy_faults.py",
         "integration/second_host/test_isolation.py",
         "integration/second_host/test_vm_walls.py",
+        "integration/second_host/test_templates.py",
         "integration/second_host/test_microvm.py",
         "integration/second_host/test_sessions.py",
     ),
@@ -64,6 +66,8 @@ FAILED_IN = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure() -> None:
+    # Labs of tests make no template, unless a test switches that on.
+    os.environ["POLYDEV_LAB_TEMPLATES"] = "false"
     # Beside VMs that boot, an example may take as long as it likes.
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("lanes", deadline=None, suppress_health_check=slow)

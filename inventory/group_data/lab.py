@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from polydev.client.credentials import FILE, ensure_key
 from polydev.lab import find
@@ -18,7 +19,7 @@ controller_listen = "0.0.0.0:4000"
 # Made once for each lab, and gone with it.
 secrets = {FILE: str(ensure_key(_lab.folder))} if _lab else {}
 del _lab  # what is left is data
-controller = {
+controller: dict[str, Any] = {
     "rate": {
         "requests_per_second": 1000,
         "burst": 1000,
@@ -28,3 +29,6 @@ controller = {
         "failures_burst": 1000,
     }
 }
+# Making a template costs a lab the CPU time of a boot.
+if os.environ.get("POLYDEV_LAB_TEMPLATES") == "false":
+    controller["templates"] = False

@@ -17,7 +17,7 @@ from polydev.hosttool import backup, database, restore_controller, saved
 from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.restore import Options, restore
-from polydev.hosttool.units import MAIN, SOCKET, next_unit
+from polydev.hosttool.units import HOLDER, MAIN, MAKER, SOCKET, next_unit
 from polydev.run import PIPE, end_group, spawn
 from tests.disk import recorded
 from tests.unit.hosttool_host import (
@@ -138,6 +138,42 @@ def test_a_unit_restarts_only_if_it_runs_with_another_configuration(host: Host) 
     assert done["units"] == [{"unit": FIREWALL, "did": "reload-or-restart"}]
     assert "daemon-reload" in host.systemd.log
     assert done["handover"] is None
+
+
+def knows_of(host: Host, unit: str) -> None:
+    """The host has one more unit."""
+    paths, units = (*host.scope.paths, host.paths.units / unit), (*host.scope.units, unit)
+    host.scope = replace(host.scope, paths=tuple(sorted(paths)), units=units)
+    host.unit(unit, "1")
+
+
+def test_the_holder_of_templates_starts_once_its_release_is_back(host: Host) -> None:
+    knows_of(host, HOLDER)
+    host.start(HOLDER)
+    before = host.seen()
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    host.unit(HOLDER, "2")
+    host.start(HOLDER)
+    assert host.restore()["handover"] == OLD
+    assert host.seen() == before
+    log = host.systemd.log
+    assert log.index(f"reload-or-restart {HOLDER}") > log.index(f"restart {MAIN}")
+    assert_second_restore_does_nothing(host)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_maker_of_templates_goes_on_where_there_was_one(host: Host, is_new: bool) -> None:
+    knows_of(host, MAKER)
+    if is_new:
+        (host.paths.units / MAKER).unlink()
+    host.systemd.reload()
+    host.backup()
+    host.unit(MAKER, "2")
+    host.start(MAKER)
+    host.restore()
+    assert (MAKER in host.systemd.active) is not is_new
+    assert [line for line in host.systemd.log if MAKER in line] == [f"stop {MAKER}"] * is_new
 
 
 def test_a_unit_that_was_off_goes_off_and_one_that_was_on_comes_back(host: Host) -> None:

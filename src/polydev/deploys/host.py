@@ -75,7 +75,8 @@ def scope(site: HostData) -> dict[str, Any]:
     return {
         "paths": sorted(paths),
         "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],
-        "units": [*unit_order(site), MAKER_UNIT],
+        # The maker first: where it is stopped, then after what starts it.
+        "units": [MAKER_UNIT, *unit_order(site)],
         "controller": {
             "root": controller_part.ROOT,
             "database": "/var/lib/master-controller/controller.sqlite3",

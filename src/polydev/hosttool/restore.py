@@ -139,6 +139,7 @@ class Restoration:
         self.units.restore()
         self.say("controller")
         handover = self.controller.restore_release()
+        self.units.restore_holder()
         database = self.controller.remove_database() or database
         if problems := [*self.controller.problems, *self.units.problems]:
             raise HostError(

@@ -11,7 +11,9 @@ from polydev.hosttool.saved import Saved
 from polydev.hosttool.systemd import Systemd, UnitState
 from polydev.hosttool.tree import is_below
 from polydev.hosttool.units import (
+    HOLDER,
     MAIN,
+    MAKER,
     NEXT_PATTERN,
     SLOT,
     SOCKET,
@@ -83,20 +85,28 @@ class UnitsRestore:
 
     def restore(self) -> None:
         """Enable, stop, start and restart, in this order; the service itself is handed over."""
-        wanted = {unit: state for unit, state in self.saved.units.items() if state.exists}
+        wanted = self._wanted()
         now = self.systemd.states(list(wanted))
         for unit, state in wanted.items():
             if state.is_enabled != now[unit].is_enabled and now[unit].exists:
                 self._enable(unit, state, now[unit])
-        for unit in reversed([each for each in wanted if each not in self.in_use]):
+        for unit in reversed([each for each in wanted if each not in (MAKER, *self.in_use)]):
             if now[unit].is_running and not wanted[unit].is_running:
                 self._act("stop", unit)
                 forget_config(self.paths, unit)
         for unit, state in wanted.items():
-            if state.is_running and unit != MAIN and unit not in self.in_use:
+            if state.is_running and unit not in (MAIN, HOLDER, MAKER, *self.in_use):
                 self._bring_up(unit, now[unit])
         if any(is_below(path, [self.paths.sysctl]) for path in self.pending.paths):
             self._act("restart", SYSCTL_UNIT)
+
+    def restore_holder(self) -> None:
+        """Start and restart what runs a program of the release, once that one is back."""
+        if HOLDER in (wanted := self._wanted()) and wanted[HOLDER].is_running:
+            self._bring_up(HOLDER, self.systemd.states([HOLDER])[HOLDER])
+
+    def _wanted(self) -> dict[str, UnitState]:
+        return {unit: state for unit, state in self.saved.units.items() if state.exists}
 
     def _enable(self, unit: str, wanted: UnitState, now: UnitState) -> None:
         # Other words than these two ("static", "masked") come from the files, which are back.

@@ -23,6 +23,10 @@ NEXT_PATTERN = f"{NEXT}*.service"
 VM = "microvm@"
 VM_PATTERN = f"{VM}*.service"
 SLOT = "microvm-slot@"
+# It runs a program of the release that `current` names as it starts.
+HOLDER = "polydev-templates.service"
+# Changes start it, those of a way back too, and it ends by itself.
+MAKER = "polydev-template.service"
 CONFIG_LINE = re.compile(r"^X-Polydev-Config=(\S+)", re.MULTILINE)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests import forbidden_calls
 from tests.hosts import DeployedHost
+from tests.walls import confining_properties, said_with
 
 SLOT = 2
 CONTROLLER = "master-controller.service"
@@ -26,11 +27,6 @@ for name in sys.argv[1:]:
     except Error as error:
         print(error.message)
 """
-# What the unit runs and how it starts. All else of its section confines it.
-NOT_CONFINING = {
-    *("ExecStart", "ExecStartPre", "Type", "NotifyAccess", "Environment", "TimeoutStartSec"),
-    *("Restart", "RestartSec", "StateDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve"),
-}
 # systemd's filters of address families and namespaces answer with these instead of EPERM.
 REFUSED_OTHERWISE = {
     **{f"socket({family})": "EAFNOSUPPORT" for family in forbidden_calls.FAMILIES},
@@ -38,25 +34,6 @@ REFUSED_OTHERWISE = {
     "openat2(S_ISUID)": "ENOSYS",
 }
 UNPRIVILEGED_MAY = ("mkdirat", "symlinkat", "linkat", "socket(AF_INET)")
-
-
-def confining_properties(unit: str, slot: int) -> list[str]:
-    """The lines of the unit's section that confine it, of what `systemctl cat` shows."""
-    section, found = "", []
-    for line in unit.splitlines():
-        if line.startswith("["):
-            section = line
-        name, is_setting, _ = line.partition("=")
-        if section == "[Service]" and is_setting and not line.startswith("#"):
-            found += [line.replace("%i", str(slot))] if name not in NOT_CONFINING else []
-    return found
-
-
-def said_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
-    """What a process with these properties says."""
-    words = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait"]
-    words += [f"--property={each}" for each in properties]
-    return host.inside(shlex.join([*words, *argv]))
 
 
 def outcomes(host: DeployedHost, properties: list[str]) -> dict[str, dict[str, str]]:

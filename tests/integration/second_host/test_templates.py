@@ -1,0 +1,110 @@
+"""A template on a deployed host: made behind walls, and handed to who starts VMs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from inventory.group_data import lab
+from polydev.vm.templates import FILES
+from tests.hosts import DeployedHost
+from tests.walls import confining_properties, said_with
+
+SLOT = 2
+MAKER = "polydev-template.service"
+HOLDER = "polydev-templates.service"
+BIN = "/opt/master-controller/current/venv/bin"
+STORE = "/var/lib/firecracker/snapshots/base"
+FOLDER = f"{STORE}/templates"
+LIST = f"{BIN}/master-controller templates list --config /etc/master-controller/config.yaml"
+# What is tried with each descriptor; none of it may be done.
+WRITE = """
+import json, mmap, os, sys
+from polydev.vm.holder import fetch
+def tried(descriptor, name):
+    path = f"/proc/self/fd/{descriptor}"
+    ways = {
+        "write": lambda: os.pwrite(descriptor, b"x", 0),
+        "cut": lambda: os.ftruncate(descriptor, 0),
+        "map": lambda: mmap.mmap(descriptor, 4096),
+        "write opened again": lambda: os.pwrite(os.open(path, os.O_RDWR), b"x", 0),
+    }
+    for way, do in ways.items():
+        try:
+            do()
+        except PermissionError:
+            continue
+        yield f"{name}: {way}"
+found = fetch(sys.argv[1])
+done = [each for name, descriptor in enumerate(found) for each in tried(descriptor, name)]
+print(json.dumps({"files": len(found), "user": os.getuid(), "done": done}))
+"""
+# What there is for the maker's guest, and for who escapes from it into QEMU.
+WALLS = """
+import json, os, socket, subprocess, sys
+from polydev.controller.machines.template_maker import add_tap
+def tried(do):
+    try:
+        do()
+    except OSError as error:
+        return error.strerror
+def ip(*words):
+    return json.loads(subprocess.check_output(["ip", "-json", *words]))
+add_tap()
+folder, store, host = sys.argv[1:]
+print(json.dumps({
+    "links": sorted(each["ifname"] for each in ip("link")),
+    "routes": [each["dst"] for each in ip("route")],
+    "host": tried(lambda: socket.create_connection((host, 53), 2)),
+    "template": tried(lambda: open(folder + "/.tried", "w").close()),
+    "image": tried(lambda: os.mkdir(store + "/images/tried")),
+    "secrets": tried(lambda: os.listdir("/etc/master-controller/secrets")),
+    "database": tried(lambda: os.listdir("/var/lib/master-controller")),
+}))
+os.unlink(folder + "/.tried")
+"""
+
+
+@pytest.fixture
+def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
+    """The host with templates, until it is again as it was."""
+    host = replace(deployed, data={"controller": {**lab.controller, "templates": True}})
+    assert host.deploy().status == "succeeded"
+    yield host
+    deployed.deploy()
+    # Its folder and what the holder has of it.
+    deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
+
+
+def test_the_makers_guest_has_a_network_that_leads_nowhere(deployed: DeployedHost) -> None:
+    properties = confining_properties(deployed.inside(f"systemctl cat {MAKER}"), 0)
+    words = (f"{BIN}/python", "-c", WALLS, FOLDER, STORE, "192.168.100.1")
+    assert json.loads(said_with(deployed, properties, *words)) == {
+        "links": ["lo", "tap0"],
+        "routes": ["172.16.0.0/30"],
+        "host": "Network is unreachable",
+        "template": None,
+        "image": "Read-only file system",
+        "secrets": "Permission denied",
+        "database": "Permission denied",
+    }
+
+
+def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: DeployedHost) -> None:
+    host = switched_on
+    host.inside(f"systemctl start --wait {MAKER}")
+    said = host.inside(f"journalctl -u {MAKER} -b -o cat")
+    (template,) = json.loads(host.inside(LIST))
+    assert template["image_digest"] == host.golden_image().name, said
+    # After each that was made it looks again.
+    last = [json.loads(line) for line in said.splitlines() if line.startswith("{")][-1]
+    assert (last["enabled"], last["made"], last["key"]) == (True, False, template["key"])
+
+    properties = confining_properties(host.inside(f"systemctl cat microvm@{SLOT}.service"), SLOT)
+    user = int(host.inside(f"id -u polydev-vm-{SLOT}"))
+    client = said_with(host, properties, f"{BIN}/python", "-c", WRITE, template["key"])
+    assert json.loads(client) == {"files": len(FILES), "user": user, "done": []}
+    assert host.plan().changing == []

@@ -1,0 +1,32 @@
+"""Processes with the properties of a unit, without being it: what such a one may do is tried."""
+
+from __future__ import annotations
+
+import shlex
+
+from tests.hosts import DeployedHost
+
+# What the unit runs and how it starts. All else of its section confines it.
+NOT_CONFINING = {
+    *("ExecStart", "ExecStartPre", "Type", "NotifyAccess", "Environment", "TimeoutStartSec"),
+    *("Restart", "RestartSec", "StateDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve"),
+}
+
+
+def confining_properties(unit: str, slot: int) -> list[str]:
+    """The lines of the unit's section that confine it, of what `systemctl cat` shows."""
+    section, found = "", []
+    for line in unit.splitlines():
+        if line.startswith("["):
+            section = line
+        name, is_setting, _ = line.partition("=")
+        if section == "[Service]" and is_setting and not line.startswith("#"):
+            found += [line.replace("%i", str(slot))] if name not in NOT_CONFINING else []
+    return found
+
+
+def said_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
+    """What a process with these properties says."""
+    words = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait"]
+    words += [f"--property={each}" for each in properties]
+    return host.inside(shlex.join([*words, *argv]))
