@@ -12,10 +12,11 @@ import pytest
 
 from polydev.hosttool import backup, deadman, durable, records
 from polydev.hosttool.dump import make_dump
-from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.handover import Handover
 from polydev.hosttool.images import make_golden
 from polydev.hosttool.program import Program
 from polydev.hosttool.sequence import next_number
+from polydev.hosttool.systemd import Limits
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.handover import Handover
+from polydev.hosttool.systemd import Limits
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host
 

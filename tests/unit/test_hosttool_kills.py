@@ -11,8 +11,9 @@ import pytest
 
 from polydev.hosttool import backup, deadman, images, records, releases, saved
 from polydev.hosttool.database import BESIDE
-from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.handover import Handover
 from polydev.hosttool.release import PROGRAM
+from polydev.hosttool.systemd import Limits
 from polydev.hosttool.units import MAIN, next_unit
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, arrive, bare_host, deploy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import json
@@ -26,7 +27,6 @@ from polydev.hosttool.reserve import keep_reserve
 from polydev.hosttool.restore import Options
 from polydev.hosttool.systemd import UnitState, states_of_show
 from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
-from polydev.hosttool.verbs import VERBS
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, deploy, put, unit_text
 
 WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
@@ -346,11 +346,29 @@ class TestCommandLine:
         assert (status, document["error"]) == (1, "no-space")
 
     def test_every_verb_has_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for verb in VERBS:
+        for verb in cli.verbs_of(None):
             with pytest.raises(SystemExit) as end:
                 cli.main([*verb.words.split(), "--help"])
             assert end.value.code == 0
             assert verb.help.split()[0] in capsys.readouterr().out
+
+
+def test_all_of_ours_that_a_verb_needs_is_imported_before_it_begins() -> None:
+    """A restore may put another version of the tool in the place of the file that runs."""
+    later = []
+    for path in Path(hosttool.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                imports = [each for each in ast.walk(node) if "Import" in type(each).__name__]
+                later += [f"{path.stem}: {ast.unparse(each)}" for each in imports]
+    assert [each for each in later if "polydev" in each or "importlib" in each] == []
+
+
+def test_each_noun_has_its_verbs_in_one_module() -> None:
+    nouns = [noun for of_module in cli.NOUNS.values() for noun in of_module]
+    assert sorted(nouns) == sorted({verb.words.split()[0] for verb in cli.verbs_of(None)})
+    for noun in nouns:
+        assert noun in {verb.words.split()[0] for verb in cli.verbs_of(noun)}
 
 
 def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
-"""Words → a verb → one JSON document on stdout; a failure is one too, and exit status 1."""
+"""Words → a verb → one JSON document on stdout; a failure is one too, and exit status 1.
+
+Only the verbs of the noun that is asked for are imported, and these before anything is done: each
+start of the tool compiles what it imports, and a restore may replace its file while it runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import sys
@@ -13,11 +18,23 @@ from pathlib import Path
 from typing import NoReturn
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.host_verbs import HOST_VERBS
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.verbs import VERBS, Call, Verb
+from polydev.hosttool.verbs import Call, Verb
 
-ALL_VERBS = (*VERBS, *HOST_VERBS)
+# The nouns whose verbs each module has.
+NOUNS = {
+    "lock_verbs": ("lock",),
+    "record_verbs": ("record", "operations"),
+    "backup_verbs": ("backup", "restore", "restore-job", "handover", "deadman", "listing"),
+    "network_verbs": ("slot", "network"),
+    "image_verbs": ("image",),
+    "release_verbs": ("release",),
+    "database_verbs": ("controller", "database"),
+    "host_verbs": (
+        *("accounts", "permissions", "polkit", "settings", "reserve"),
+        *("look", "apt", "health"),
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,23 +44,42 @@ class Parser(argparse.ArgumentParser):
         raise HostError("usage", f"{self.prog}: {message}", f"{self.prog} --help")
 
 
-def parser() -> Parser:
+def parser(words: Sequence[str] | None = None) -> Parser:
+    """Return the parser of all verbs, or of those with the noun that these words begin with."""
     top = Parser(prog="polydev-host", description="What a deployed browser-VM host does itself.")
-    top.add_argument("--root", type=Path, help="a folder to take for / (for tests)")
+    _add_root(top)
     groups = {"": top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)}
-    for verb in ALL_VERBS:
+    verbs = verbs_of(_noun(words))
+    for verb in verbs:
         group, _, word = verb.words.rpartition(" ")
         if group not in groups:
-            noun = groups[""].add_parser(group, help=_group_help(group))
+            noun = groups[""].add_parser(group, help=_group_help(group, verbs))
             groups[group] = noun.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
         _add(groups[group].add_parser(word, help=verb.help, description=verb.help), verb)
     return top
 
 
-def _group_help(group: str) -> str:
-    words = [
-        verb.words.rpartition(" ")[2] for verb in ALL_VERBS if verb.words.startswith(f"{group} ")
-    ]
+def verbs_of(noun: str | None) -> list[Verb]:
+    """Import the verbs of a noun; all there are where there is no such noun."""
+    names = [name for name, nouns in NOUNS.items() if noun in nouns] or list(NOUNS)
+    modules = [importlib.import_module(f"polydev.hosttool.{name}") for name in names]
+    return [verb for module in modules for verb in module.VERBS]
+
+
+def _noun(words: Sequence[str] | None) -> str | None:
+    """The first word that is no option of the tool itself."""
+    before = Parser(add_help=False)
+    _add_root(before)
+    _, left = before.parse_known_args(words or [])
+    return left[0] if left else None
+
+
+def _add_root(to: Parser) -> None:
+    to.add_argument("--root", type=Path, help="a folder to take for / (for tests)")
+
+
+def _group_help(group: str, verbs: Sequence[Verb]) -> str:
+    words = [verb.words.rpartition(" ")[2] for verb in verbs if verb.words.startswith(f"{group} ")]
     return ", ".join(words)
 
 
@@ -58,7 +94,8 @@ def main(words: Sequence[str] | None = None) -> int:
     # Other code reads the output of the programs that it starts.
     os.environ["LC_ALL"] = "C.UTF-8"
     try:
-        arguments = parser().parse_args(words)
+        words = sys.argv[1:] if words is None else words
+        arguments = parser(words).parse_args(words)
         paths = Paths.below(arguments.root) if arguments.root else Paths()
         value = arguments.verb.run(Call(arguments, paths))
     except Exception as error:

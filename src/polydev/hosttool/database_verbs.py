@@ -5,6 +5,7 @@ Each holds the host alone, so that none comes in between while a restore or a ba
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -13,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from polydev.hosttool.backup import keep_moved
 from polydev.hosttool.busy import alone
@@ -26,9 +26,7 @@ from polydev.hosttool.paths import require_id
 from polydev.hosttool.program import Program, current_program, database_in_words
 from polydev.hosttool.saved import Saved, load
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET
-
-if TYPE_CHECKING:
-    from polydev.hosttool.verbs import Call
+from polydev.hosttool.verbs import LIMITS, Call, Verb, argument, required
 
 RESTORE_LOCK_SECONDS = 3600
 REPLACE_HINT = (
@@ -192,3 +190,36 @@ def _stopped(call: Call) -> Iterator[None]:
 @contextmanager
 def _as_it_is() -> Iterator[None]:
     yield
+
+
+VERBS = (
+    Verb(
+        "controller",
+        "The controller's own command line, as its user and with its secrets",
+        controller,
+        (argument("words", nargs=argparse.REMAINDER, help="a verb of master-controller"),),
+    ),
+    Verb(
+        "database check",
+        "See that the database at the address on stdin can be used",
+        check,
+    ),
+    Verb("database backup", "Write a copy of the database to stdout", backup),
+    Verb(
+        "database restore",
+        "Replace the database by the copy on stdin",
+        restore,
+        (argument("--stop", action="store_true", help="stop the controller meanwhile"), *LIMITS),
+    ),
+    Verb(
+        "database move",
+        "Copy SQLite into PostgreSQL while the controller is stopped, and start it with that",
+        move,
+        (
+            required("--release", help="id of the release that is to run"),
+            required("--backup", help="id of the backup to go back to"),
+            argument("--replace", action="store_true", help="delete what PostgreSQL has of ours"),
+            *LIMITS,
+        ),
+    ),
+)

@@ -17,22 +17,10 @@ from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release import PROGRAM
-from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.systemd import Limits, Systemd
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET, next_unit
 
 JOURNAL_LINES = 30
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a unit may take to come up, and how long to finish what it has begun."""
-
-    start_seconds: float = 90.0
-    drain_seconds: float = 90.0
-
-    @property
-    def restart_seconds(self) -> float:
-        return self.start_seconds + self.drain_seconds
 
 
 def hand_over(paths: Paths, systemd: Systemd, release: str, limits: Limits) -> dict[str, object]:

@@ -19,7 +19,6 @@ from polydev.hosttool.busy import alone
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.files import apply, remove_unfinished
 from polydev.hosttool.golden import LINK, point_golden
-from polydev.hosttool.handover import Limits
 from polydev.hosttool.operations import configure_packages, stop
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending, read_pending
@@ -28,7 +27,7 @@ from polydev.hosttool.reserve import keep_reserve, use_reserve
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_units import UnitsRestore
 from polydev.hosttool.saved import Saved, load, require_whole
-from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.systemd import Limits, Systemd
 from polydev.hosttool.tree import entries_below, is_below
 from polydev.hosttool.units import MAIN, SOCKET, has_files_among
 

@@ -12,13 +12,13 @@ from polydev.hosttool.database import (
 from polydev.hosttool.dump import restore_dump
 from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover, Limits
+from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending
 from polydev.hosttool.program import Program
 from polydev.hosttool.saved import KeptDatabase, Saved
 from polydev.hosttool.scope import Controller
-from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.systemd import Limits, Systemd
 from polydev.hosttool.tree import Entry, entry_of, is_below
 from polydev.hosttool.units import (
     MAIN,

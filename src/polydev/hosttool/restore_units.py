@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from polydev.hosttool.controller_socket import users
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Limits
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.pending import Pending
 from polydev.hosttool.saved import Saved
-from polydev.hosttool.systemd import Systemd, UnitState
+from polydev.hosttool.systemd import Limits, Systemd, UnitState
 from polydev.hosttool.tree import is_below
 from polydev.hosttool.units import (
     HOLDER,

@@ -30,6 +30,18 @@ class UnitState:
         return self.enabled == "enabled"
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long a unit may take to come up, and how long to finish what it has begun."""
+
+    start_seconds: float = 90.0
+    drain_seconds: float = 90.0
+
+    @property
+    def restart_seconds(self) -> float:
+        return self.start_seconds + self.drain_seconds
+
+
 class Systemd(Protocol):
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         """Each unit's state; one that systemd does not know has `exists=False`."""

@@ -1,0 +1,122 @@
+"""Verbs about the way back: backups, restores, the handover, the timer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from polydev.hosttool import backup, deadman, handover, listing, restore, restore_job
+from polydev.hosttool.paths import require_id
+from polydev.hosttool.restore_job import RestoreJob
+from polydev.hosttool.saved import load, require_whole
+from polydev.hosttool.scope import scope_from
+from polydev.hosttool.verbs import ID, LIMITS, Call, Verb, argument, required
+
+
+def backup_create(call: Call) -> object:
+    scope = scope_from(call.document())
+    return backup.create(call.paths, call.systemd, call.arguments.id, scope).as_dict()
+
+
+def backup_verify(call: Call) -> object:
+    saved = load(call.paths, call.arguments.id)
+    require_whole(saved)
+    return saved.as_dict() | {"whole": True}
+
+
+def backup_list(call: Call) -> object:
+    return {"backups": backup.backups(call.paths)}
+
+
+def backup_prune(call: Call) -> object:
+    return {"removed": backup.prune(call.paths, call.arguments.keep)}
+
+
+def restore_backup(call: Call) -> object:
+    arguments = call.arguments
+    options = restore.Options(arguments.reach, not arguments.no_database, call.limits)
+    if arguments.because == "deadman":
+        return restore.restore_for_deadman(call.paths, call.systemd, arguments.id, options)
+
+    def run(say: restore_job.Say) -> dict[str, object]:
+        return restore.restore(call.paths, call.systemd, arguments.id, replace(options, say=say))
+
+    if not arguments.by:
+        return run(options.say)
+    return restore_job.follow(call.paths, RestoreJob(arguments.by, arguments.id), run)
+
+
+def start_restore(call: Call) -> object:
+    job = RestoreJob(call.arguments.by, call.arguments.id)
+    return restore_job.start(call.paths, call.systemd, job)
+
+
+def hand_over(call: Call) -> object:
+    release = require_id(call.arguments.release)
+    return handover.hand_over(call.paths, call.systemd, release, call.limits)
+
+
+def deadman_arm(call: Call) -> object:
+    arguments = call.arguments
+    return deadman.arm(call.paths, call.systemd, arguments.backup, arguments.seconds)
+
+
+def deadman_confirm(call: Call) -> object:
+    return deadman.confirm(call.paths, call.systemd)
+
+
+def deadman_status(call: Call) -> object:
+    return deadman.status(call.paths, call.systemd)
+
+
+def list_scope(call: Call) -> object:
+    return listing.listing(scope_from(call.document()))
+
+
+VERBS = (
+    Verb("backup create", "Save what the scope on stdin names", backup_create, (ID,)),
+    Verb("backup verify", "See that a backup can be restored", backup_verify, (ID,)),
+    Verb("backup list", "All backups, newest first", backup_list),
+    Verb(
+        "backup prune",
+        "Remove old backups",
+        backup_prune,
+        (required("--keep", type=int, help="how many of the newest stay"),),
+    ),
+    Verb(
+        "restore",
+        "Bring the host back to what a backup says",
+        restore_backup,
+        (
+            ID,
+            argument("--reach", action="store_true", help="only what the way in depends on"),
+            argument("--no-database", action="store_true", help="leave the database alone"),
+            argument("--because", choices=["deadman"], help="who asks for it, if not a person"),
+            argument("--by", help="id of the deployment that started it with `restore-job`"),
+            *LIMITS,
+        ),
+    ),
+    Verb(
+        "restore-job",
+        "Start a restore that goes on without this connection, or say how far it is",
+        start_restore,
+        (ID, required("--by", help="id of the deployment or rollback that asks")),
+    ),
+    Verb(
+        "handover",
+        "Let the controller run another release, without a dropped request",
+        hand_over,
+        (required("--release", help="id of an installed release"), *LIMITS),
+    ),
+    Verb(
+        "deadman arm",
+        "Take changes back by itself unless confirmed in time",
+        deadman_arm,
+        (
+            required("--seconds", type=int, help="time to confirm"),
+            required("--backup", help="id of the backup to go back to"),
+        ),
+    ),
+    Verb("deadman confirm", "Keep the changes", deadman_confirm),
+    Verb("deadman status", "Whether the timer is armed, or went off", deadman_status),
+    Verb("listing", "What lies in the scope on stdin", list_scope),
+)

@@ -1,0 +1,81 @@
+"""Verbs about the host's network: its slots, its bridge, its firewall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polydev.hosttool import network_state, slots
+from polydev.hosttool.busy import alone_with_slot
+from polydev.hosttool.verbs import Call, Verb, argument
+
+SLOT = argument("number", type=int, help="number of the slot")
+DECLARED = argument(
+    "--host",
+    type=Path,
+    default=slots.HOST_FILE,
+    help=f"what declares them (default: {slots.HOST_FILE})",
+)
+
+
+def slot_up(call: Call) -> object:
+    number = call.arguments.number
+    with alone_with_slot(call.paths, number, f"slot up {number}"):
+        return slots.up(number)
+
+
+def slot_down(call: Call) -> object:
+    number = call.arguments.number
+    with alone_with_slot(call.paths, number, f"slot down {number}"):
+        return slots.down(number)
+
+
+def slot_list(call: Call) -> object:
+    return slots.there()
+
+
+def slot_mend(call: Call) -> object:
+    number = call.arguments.number
+    with alone_with_slot(call.paths, number, f"slot mend {number}"):
+        return network_state.mend_slot(number)
+
+
+def network_check(call: Call) -> object:
+    host = slots.read_host(call.arguments.host)
+    return network_state.as_document(network_state.check(host))
+
+
+def network_watch(call: Call) -> object:
+    network_state.watch(call.arguments.seconds)
+    return None
+
+
+def network_mend(call: Call) -> object:
+    return network_state.mend_bridge()
+
+
+VERBS = (
+    Verb("slot up", "Make the network of one VM", slot_up, (SLOT,)),
+    Verb("slot down", "Remove it", slot_down, (SLOT,)),
+    Verb("slot list", "The slots that exist now", slot_list),
+    Verb("slot mend", "Set a slot as declared, also under a running VM", slot_mend, (SLOT,)),
+    Verb(
+        "network check",
+        "Where bridge, firewall and slots are not as declared",
+        network_check,
+        (DECLARED,),
+    ),
+    Verb(
+        "network watch",
+        f"Check without end, and write the result to {network_state.REPORT}",
+        network_watch,
+        (
+            argument(
+                "--seconds",
+                type=float,
+                default=network_state.EVERY_SECONDS,
+                help=f"from one check to the next ({network_state.EVERY_SECONDS:g})",
+            ),
+        ),
+    ),
+    Verb("network mend", "Set the bridge as declared", network_mend),
+)
