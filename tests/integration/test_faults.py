@@ -3,7 +3,8 @@
 Each fault is a recipe in tests/faults, a variant of sound.yaml there: the browser VM with
 stand-ins for its providers, so that nothing but the fault is wrong with it. Faults that have
 nothing to do with the desktop are variants of headless.yaml, and those of a desktop whose browser
-does not matter of without-browser.yaml: they are built and booted sooner.
+does not matter of without-browser.yaml: they are built and booted sooner, and have specs of their
+own, so that these too have nothing to say but what the fault causes.
 """
 
 from __future__ import annotations
@@ -34,26 +35,36 @@ TESTS = Path(__file__).resolve().parents[1]
 VARIANTS = TESTS / "faults"
 SPECS = TESTS / "spec" / "image"
 HEADLESS_SPECS = VARIANTS / "headless-specs"
+WITHOUT_BROWSER_SPECS = VARIANTS / "without-browser-specs"
 
 
 @dataclass(frozen=True)
 class Fault:
     """A faulty recipe and what its refusal must say.
 
-    has_desktop         whether the image has one, so that there is a picture to keep
+    specs               that it is verified by; with a desktop there is a picture to keep
     deadline_seconds    given where nothing but the deadline can tell
     """
 
     name: str
     words: tuple[str, ...]
     error: type[ImageError] = BootError
-    has_desktop: bool = False
+    specs: Path = HEADLESS_SPECS
     deadline_seconds: float | None = None
 
 
 FAULTS = (
-    Fault("vnc-not-enabled", ("polydev-vnc.service is not enabled",), SpecError, has_desktop=True),
-    Fault("novnc-wrong-port", ("novnc:", "ailed to connect to 127.0.0.1:5999"), has_desktop=True),
+    Fault(
+        "vnc-not-enabled",
+        ("1 spec failed: ", "polydev-vnc.service is not enabled"),
+        SpecError,
+        specs=WITHOUT_BROWSER_SPECS,
+    ),
+    Fault(
+        "novnc-wrong-port",
+        ("novnc:", "ailed to connect to 127.0.0.1:5999"),
+        specs=WITHOUT_BROWSER_SPECS,
+    ),
     Fault("agent-crashes", ("polydev-agent.service", "RuntimeError: the agent has a bug")),
     Fault("agent-answers-500", ("the agent answers 500 on /health",)),
     Fault(
@@ -81,7 +92,7 @@ FAULTS = (
         deadline_seconds=30,
     ),
     Fault("root-full", ("the root filesystem is full (0 KiB free)",)),
-    Fault("browser-cannot-start", ("polydev-browser.service", "ICU data"), has_desktop=True),
+    Fault("browser-cannot-start", ("polydev-browser.service", "ICU data"), specs=SPECS),
 )
 
 
@@ -103,9 +114,8 @@ def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, g
     link = store.golden_link.readlink()
     digest = build_variant(fault.name, settings, store).digest
     options = VerifyOptions(deadline_seconds=fault.deadline_seconds)
-    specs = SPECS if fault.has_desktop else HEADLESS_SPECS
     with pytest.raises(fault.error) as refusal:
-        verify(digest, settings, store, specs, Steps(), options)
+        verify(digest, settings, store, fault.specs, Steps(), options)
     cause = refusal.value.message
     print(f"{fault.name}: {cause}")
     assert [words for words in fault.words if words not in cause] == [], cause
@@ -124,7 +134,7 @@ def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, g
 
     evidence = settings.state / "verify" / digest[:12]
     assert "Linux version" in (evidence / SERIAL_LOG).read_text()
-    assert (evidence / SCREENSHOT).exists() == fault.has_desktop
+    assert (evidence / SCREENSHOT).exists() == (fault.specs != HEADLESS_SPECS)
 
 
 def test_flipped_bit_is_refused_and_repaired(

@@ -1,0 +1,1 @@
+../../spec/image/test_offline.py
