@@ -53,13 +53,19 @@ def test_an_agent_that_changed_costs_its_layer_and_the_filesystem(
 def test_a_build_in_another_place_gives_the_same_bytes(
     settings: Settings, checkout: Checkout, cold: BuildResult, tmp_path: Path
 ) -> None:
-    """The other one is of layers that other tests, or an operator, had built before this run."""
-    before = replace(settings, store=tmp_path, cache=Settings.from_environment().cache)
-    store = ImageStore(before.store)
-    other = build(checkout.recipe, before, store, Steps(), BuildOptions())
-    assert cold.made == tuple(layer.name for layer in other.record.layers)
-    assert other.record.files[ROOTFS].sha256 == cold.record.files[ROOTFS].sha256
-    shutil.rmtree(tmp_path)
+    """The other one is of layers that other tests, or an operator, had built before this run.
+
+    What they gave is noted beside these layers; where it is not, the image is built from them.
+    """
+    assert cold.made == tuple(layer.name for layer in cold.record.layers)
+    cache = Settings.from_environment().cache
+    notes = (settings.cache / "assemblies").iterdir()
+    (name,) = [note.name for note in notes if note.read_text() == cold.record.digest]
+    if not (cache / "assemblies" / name).exists():
+        there = replace(settings, store=tmp_path, cache=cache)
+        build(checkout.recipe, there, ImageStore(there.store), Steps(), BuildOptions())
+        shutil.rmtree(tmp_path)
+    assert (cache / "assemblies" / name).read_text() == cold.record.digest
 
 
 def test_the_image_is_smaller_than_a_plain_one(
