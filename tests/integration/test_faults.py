@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 TESTS = Path(__file__).resolve().parents[1]
 VARIANTS = TESTS / "faults"
 SPECS = TESTS / "spec" / "image"
-HEADLESS_SPECS = VARIANTS / "headless-specs"
-WITHOUT_BROWSER_SPECS = VARIANTS / "without-browser-specs"
+HEADLESS_SPECS = VARIANTS / "headless_specs"
+WITHOUT_BROWSER_SPECS = VARIANTS / "without_browser_specs"
 
 
 @dataclass(frozen=True)
