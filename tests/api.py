@@ -22,6 +22,8 @@ from polydev.controller.model import Role
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
 from polydev.controller.store.slots import sync_slots
+from polydev.errors import VmError
+from polydev.vm.identity import Identity, Receipt
 
 JWT_SECRET = "the secret of the tests, long enough"
 SQLITE = "sqlite+aiosqlite:///"
@@ -43,6 +45,14 @@ class StillHypervisor:
         self.root = root
 
     async def start(self, launch: Launch) -> None: ...
+
+    async def template(self, image_digest: str) -> str | None:
+        return None
+
+    async def resume(self, slot: int, vm_id: str) -> None: ...
+
+    async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
+        raise VmError("nobody is there")
 
     async def stop(self, slot: int) -> None: ...
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from polydev.agent.messages import HealthReply, LoginReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import ThreadTimes
+from polydev.vm.identity import Identity, Receipt
 from polydev.vm.stages import STAGES, Stage
 
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
@@ -52,7 +55,8 @@ class FakeVm:
         self.launch = launch
         self.address = address
         self.folder = folder
-        self.said_vm_id: str | None = launch.vm_id
+        # A clone takes itself for its template's VM until it is told.
+        self.said_vm_id: str | None = "template" if launch.template else launch.vm_id
         self.stage: Stage = "none"
         self.activity: Activity = "inactive"
         self.detail = ""
@@ -76,11 +80,20 @@ class FakeVm:
         """What starting its process does; returns when that runs."""
         self.activity = "active"
         self.say("")
-        await self.boot()
+        if self.launch.template is None:
+            await self.boot()
 
     async def boot(self) -> None:
         """How far it comes by itself."""
         await self.reach("ready")
+
+    def take(self, identity: Identity) -> Receipt:
+        """What its guest says once it was told who it is. Raises VmError."""
+        self.said_vm_id = identity.vm_id
+        words = asdict(identity)
+        secret = words.pop("secret").encode()
+        digest = hashlib.sha256(secret).hexdigest()
+        return Receipt(**words, secret_sha256=digest, random="00" * 16, guest_time=0.0)
 
     async def reach(self, stage: Stage) -> None:
         """Go on to `stage`, with what each stage on the way says and opens."""
@@ -277,6 +290,33 @@ class SickVm(FakeVm):
         if self.asked > 1:
             self.sicken()
         return super().health()
+
+
+class UnloadableVm(FakeVm):
+    """Boots, but cannot be resumed: its template does not load."""
+
+    async def begin(self) -> None:
+        if self.launch.template:
+            self.end("failed", "exit-code 1")
+            raise VmError(f"microvm@{self.launch.slot} did not start")
+        await super().begin()
+
+
+class NamelessVm(FakeVm):
+    """Is resumed, but its guest takes no identity."""
+
+    def take(self, identity: Identity) -> Receipt:
+        raise VmError("the guest's answer did not end within 45 s")
+
+
+class DiesAsCloneVm(FakeVm):
+    """Its process ends as soon as it is resumed; it boots well."""
+
+    async def boot(self) -> None:
+        if self.launch.template:
+            self.die()
+        else:
+            await super().boot()
 
 
 class StubbornVm(FakeVm):

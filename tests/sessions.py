@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import asyncvnc
+import numpy
 import requests
 
 from polydev.http_client import HttpSession
 from tests.hosts import DeployedHost
+from tests.viewer import rfb_viewer
 
 CONTROLLER = (
     "runuser -u polydev-controller --"
@@ -21,6 +24,7 @@ CONTROLLER = (
 )
 # Until a VM on a busy machine without KVM counts as dead.
 PATIENCE_SECONDS = 600
+START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
 # Each look costs the host's two cores something that its VMs then do not have.
 POLL_SECONDS = 0.25
 
@@ -162,3 +166,38 @@ def operated(host: DeployedHost) -> Iterator[Operated]:
     base = f"http://{host.lab.address}:4000"
     with HttpSession(base) as http:
         yield Operated(host, caller(host, http, "admin"), caller(host, http, "user"))
+
+
+def inside_vm(service: Operated, address: str) -> dict[str, Any]:
+    """What the agent at `address` says to its host."""
+    code = f"import urllib.request as u; print(u.urlopen('http://{address}:8080/health').read().decode())"
+    found: dict[str, Any] = json.loads(service.host.inside(f'python3 -c "{code}"'))
+    return found
+
+
+def news_until(api: Api, session_id: str, state: str) -> list[dict[str, Any]]:
+    """The events of a session's stream, up to the one that brings it into `state`."""
+    path = f"/api/auth/session/{session_id}/events"
+    found: list[dict[str, Any]] = []
+    with api.http.get(path, headers=api.headers, timeout=300, stream=True) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith(b"data:"):
+                found.append(json.loads(line[5:]))
+                assert found[-1].get("state") != "failed", found
+                if found[-1].get("state") == state:
+                    break
+    return found
+
+
+async def start_page_share(client: asyncvnc.Client) -> float:
+    pixels = (await client.screenshot())[:, :, :3]
+    near = numpy.abs(pixels.astype(int) - START_PAGE_COLOUR) <= 6
+    return float(numpy.all(near, axis=2).mean())
+
+
+async def see_start_page(url: str, token: str) -> None:
+    async with rfb_viewer(url, token) as client:
+        while await start_page_share(client) <= 0.4:
+            client.video.refresh()
+            await client.read()

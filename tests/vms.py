@@ -28,12 +28,15 @@ from polydev.controller.migrate import migrate
 from polydev.controller.model import slot_address
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.identity import Identity, Receipt
 from tests.fake_vms import (
     RFB_GREETING,
     BrokenVm,
+    DiesAsCloneVm,
     DyingVm,
     FakeVm,
     HealthyVm,
+    NamelessVm,
     NeverBootsVm,
     NoNetworkVm,
     NoSpaceVm,
@@ -42,6 +45,7 @@ from tests.fake_vms import (
     SickVm,
     SlowVm,
     StubbornVm,
+    UnloadableVm,
     WrongVm,
 )
 
@@ -49,11 +53,13 @@ __all__ = [
     "IMAGE_DIGEST",
     "RFB_GREETING",
     "BrokenVm",
+    "DiesAsCloneVm",
     "DyingVm",
     "FakeHost",
     "FakeHypervisor",
     "FakeVm",
     "HealthyVm",
+    "NamelessVm",
     "NeverBootsVm",
     "NoNetworkVm",
     "NoSpaceVm",
@@ -62,6 +68,7 @@ __all__ = [
     "SickVm",
     "SlowVm",
     "StubbornVm",
+    "UnloadableVm",
     "WrongVm",
     "fake_hosts",
 ]
@@ -80,6 +87,7 @@ class FakeHypervisor:
     calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
     vms     each slot's latest VM, running or not
     looks   how often somebody asked for CPU times
+    templates   of images, by digest
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class FakeHypervisor:
         self.calls: list[str] = []
         self.vms: dict[int, FakeVm] = {}
         self.looks = 0
+        self.templates: dict[str, str] = {}
         self._changed = asyncio.Condition()
 
     async def start(self, launch: Launch) -> None:
@@ -107,6 +116,23 @@ class FakeHypervisor:
         await vm.begin()
         async with self._changed:
             self._changed.notify_all()
+
+    async def template(self, image_digest: str) -> str | None:
+        return self.templates.get(image_digest)
+
+    async def resume(self, slot: int, vm_id: str) -> None:
+        self.calls.append(f"resume {slot}")
+        await self._clone(slot, vm_id).boot()
+
+    async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
+        self.calls.append(f"identify {slot}")
+        return self._clone(slot, vm_id).take(identity)
+
+    def _clone(self, slot: int, vm_id: str) -> FakeVm:
+        vm = self.vms[slot]
+        if not vm.runs or self._named(slot) != vm_id:
+            raise VmError(f"VM {vm_id} does not run")
+        return vm
 
     async def stop(self, slot: int) -> None:
         self.calls.append(f"stop {slot}")

@@ -21,6 +21,7 @@ from polydev.controller.host.alerting import (
     changes_due,
     failed_boots_observation,
     no_slots_observation,
+    not_resumed_observation,
     percent_observation,
     unhealthy_vms_observation,
 )
@@ -176,6 +177,14 @@ class TestDisks:
         assert len(percent_observation("disk", "/" + "x" * 500, 1, LIMITS).subject) == 200
 
 
+def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
+    seen = not_resumed_observation(2, "there is no template of its image", LIMITS)
+    assert (seen.raises, seen.keeps, seen.value) == ("warning", "warning", 2.0)
+    assert seen.message.startswith("2 VMs booted within ")
+    assert seen.message.endswith("; the last one since there is no template of its image")
+    assert not_resumed_observation(0, "", LIMITS).raises is None
+
+
 class TestFailedBoots:
     def severity(self, failed: int, stands: bool) -> Severity | None:
         watch = Watch()
@@ -288,6 +297,7 @@ class TestObserved:
             "memory",
             "disk",
             "failed_boots",
+            "not_resumed",
             "no_slots",
             "unhealthy_vms",
         }

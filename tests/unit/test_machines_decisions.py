@@ -101,6 +101,12 @@ def test_next_step(state: VmState, activity: Activity, named: str | None, step: 
     assert next_step(vm(state), SlotState(2, activity, named), preserve=False) == step
 
 
+def test_a_clone_gets_its_identity_before_anything_else() -> None:
+    slot = SlotState(2, "active", OURS)
+    assert next_step(vm("starting", template="7e"), slot, preserve=False) == "identify"
+    assert next_step(vm("ready", template="7e"), slot, preserve=False) == "check"
+
+
 @pytest.mark.parametrize(
     ("activity", "named", "reason", "step"),
     [

@@ -53,7 +53,7 @@ async def build_template(settings: Settings, arguments: argparse.Namespace) -> o
 
 
 async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
-    from polydev.controller.machines.template_maker import templates_of
+    from polydev.controller.machines.host_templates import templates_of
 
     return [vars(template) for template in templates_of(settings).all()]
 

@@ -78,6 +78,9 @@ class Vm:
     timings     seconds from the start of the unit to each stage reached
     reason      why it failed; with `failed_units` and `serial_tail` of that moment
     failed_checks   health checks failed in a row
+    template    what it was, or is to be, resumed from, instead of a boot
+    boots_because   why it boots although templates are in use
+    receipt     what a clone's guest said of its identity, before it was anybody's
     """
 
     id: str
@@ -97,6 +100,9 @@ class Vm:
     serial_tail: str | None = None
     failed_checks: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
+    template: str | None = None
+    boots_because: str | None = None
+    receipt: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 from inventory.group_data import lab
 from polydev.vm.templates import FILES
 from tests.hosts import DeployedHost
+from tests.sessions import inside_vm, news_until, operated, see_start_page
+from tests.viewer import viewer_url
 from tests.walls import confining_properties, said_with
 
 SLOT = 2
@@ -68,7 +71,7 @@ os.unlink(folder + "/.tried")
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
     """The host with templates, until it is again as it was."""
     host = replace(deployed, data={"controller": {**lab.controller, "templates": True}})
@@ -108,3 +111,29 @@ def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: Deplo
     client = said_with(host, properties, f"{BIN}/python", "-c", WRITE, template["key"])
     assert json.loads(client) == {"files": len(FILES), "user": user, "done": []}
     assert host.plan().changing == []
+
+
+def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
+    """Each with its own identity, ready at once, and seen through the controller."""
+    host = switched_on
+    host.inside(f"systemctl start --wait {MAKER}")
+    (template,) = json.loads(host.inside(LIST))
+    with operated(host) as service:
+        base = service.user.http.base_url
+        started = [service.user.start("claude"), service.user.start("codex")]
+        for each in started:
+            news = news_until(service.user, each["id"], "vm_created")
+            assert [told["stage"] for told in news if "stage" in told] == ["ready"]
+        boots = [service.user.session(each["id"])["boot"] for each in started]
+        assert {boot["template"] for boot in boots} == {template["key"]}
+        receipts = [boot["receipt"] for boot in boots]
+        for name in ("vmId", "sessionId", "hostname", "machineId", "bootId", "random"):
+            assert receipts[0][name] != receipts[1][name]
+        for session in started:
+            vm = service.user.vm(session["id"])
+            said = inside_vm(service, vm["vmIP"])
+            assert (said["session_id"], said["vm_id"]) == (session["id"], vm["vmId"])
+            seen = see_start_page(viewer_url(base, session["id"]), service.user.token)
+            asyncio.run(asyncio.wait_for(seen, 300))
+            assert service.user.end(session["id"])["status"] == "terminated"
+        service.wait_until_nothing_held()

@@ -35,6 +35,9 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "stage": "network",
         "stageAt": "2026-11-21T10:15:09Z",
         "timings": {"kernel": 1.2, "init": 4.8, "network": 8.9},
+        "template": None,
+        "bootsBecause": "there is no template of its image",
+        "receipt": None,
     },
     "links": {
         "self": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
@@ -70,12 +73,36 @@ class Answer(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
 
+class Receipt(Answer):
+    """What a guest said of itself once it had its identity, before it was anybody's.
+
+    Only the guest and its host know the secret; `random` is the first that its kernel drew then.
+    """
+
+    vm_id: str
+    session_id: str | None
+    hostname: str
+    machine_id: str
+    boot_id: str
+    secret_sha256: str
+    random: str
+    guest_time: float
+
+
 class Boot(Answer):
-    """`timings` are seconds from the VM's start to each stage that it has reached."""
+    """`timings` are seconds from the VM's start to each stage that it has reached.
+
+    template        what the VM was resumed from, which has no boot then
+    bootsBecause    why it boots although this host resumes VMs
+    receipt         by which a resumed VM is known to be this one
+    """
 
     stage: Stage
     stage_at: datetime
     timings: Mapping[str, float]
+    template: str | None
+    boots_because: str | None
+    receipt: Receipt | None
 
 
 class Failure(Answer):
@@ -207,9 +234,20 @@ def session_answer(session: Session, vm: Vm) -> SessionAnswer:
         vm_id=session.vm_id,
         novnc_url=viewer_page(session.id),
         browser_ip=vm.vm_ip if is_live(vm) else None,
-        boot=Boot(stage=vm.stage, stage_at=vm.stage_at, timings=vm.timings),
+        boot=_boot(vm),
         failure=_failure(vm),
         links=_links(session_path(session.id)),
+    )
+
+
+def _boot(vm: Vm) -> Boot:
+    return Boot(
+        stage=vm.stage,
+        stage_at=vm.stage_at,
+        timings=vm.timings,
+        template=vm.template,
+        boots_because=vm.boots_because,
+        receipt=Receipt.model_validate(vm.receipt) if vm.receipt else None,
     )
 
 

@@ -15,6 +15,7 @@ Rule = Literal[
     "memory",
     "disk",
     "failed_boots",
+    "not_resumed",
     "no_slots",
     "unhealthy_vms",
     "deploy_failed",
@@ -118,6 +119,16 @@ def failed_boots_observation(failed: int, limits: AlertRules) -> Observation:
         raises="critical" if failed >= limits.failed_boots else None,
         keeps="critical" if failed * 2 >= limits.failed_boots else None,
     )
+
+
+def not_resumed_observation(booted: int, reason: str, limits: AlertRules) -> Observation:
+    """`booted` VMs were to be resumed from a template, and were not."""
+    severity: Severity | None = "warning" if booted else None
+    lately = _minutes(limits.failed_boots_seconds)
+    message = f"{booted} VMs booted within {lately} that are usually resumed from a template"
+    if reason:
+        message += f"; the last one since {reason}"
+    return Observation(HOST, message, float(booted), severity, severity)
 
 
 def no_slots_observation(total: int, held: int) -> Observation:

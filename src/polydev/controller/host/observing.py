@@ -10,6 +10,7 @@ from polydev.controller.host.alerting import (
     deploy_observation,
     failed_boots_observation,
     no_slots_observation,
+    not_resumed_observation,
     percent_observation,
     unhealthy_vms_observation,
 )
@@ -27,6 +28,7 @@ def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observe
     if stock is not None and sample.slots is not None:
         failing = sum(each.state == "ready" and each.failed_checks > 0 for each in stock.held)
         found["failed_boots"] = [failed_boots_observation(stock.failed_boots, limits)]
+        found["not_resumed"] = [not_resumed_observation(*stock.booted_instead, limits)]
         found["no_slots"] = [no_slots_observation(sample.slots.total, sample.slots.held)]
         found["unhealthy_vms"] = [unhealthy_vms_observation(failing, stock.failed_while_up, limits)]
     return found

@@ -71,6 +71,7 @@ class Stock:
     held        VMs that hold a slot
     live        sessions that are not over
     failed_boots, failed_while_up   VMs that failed lately, before and after they were ready
+    booted_instead  VMs that were not resumed lately as they should be; the newest one's reason
     used        what VMs use, by id
     """
 
@@ -79,6 +80,7 @@ class Stock:
     failed_boots: int
     failed_while_up: int
     used: Mapping[str, VmFigures]
+    booted_instead: tuple[int, str] = (0, "")
 
 
 def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sample:

@@ -172,6 +172,7 @@ class Sampler:
             held=held,
             live=await self._sessions.list(live_only=True, limit=MOST_SESSIONS),
             failed_boots=await self._vms.failed_since(since),
+            booted_instead=await self._vms.booted_instead(since),
             failed_while_up=await self._vms.failed_while_up(since, made_since),
             used=await self._used(held),
         )

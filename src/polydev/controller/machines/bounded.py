@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
 from polydev.controller.machines.pace import Pace
 from polydev.errors import VmError
+from polydev.vm.identity import Identity, Receipt
 from polydev.vm.limits import within
 
 T = TypeVar("T")
@@ -24,6 +25,18 @@ class BoundedHypervisor:
     async def start(self, launch: Launch) -> None:
         what = f"the start in slot {launch.slot}"
         await _kept(self._pace.start_limit, self._inner.start(launch), what)
+
+    async def template(self, image_digest: str) -> str | None:
+        what = "the look for a template"
+        return await _kept(self._pace.look_limit, self._inner.template(image_digest), what)
+
+    async def resume(self, slot: int, vm_id: str) -> None:
+        work = self._inner.resume(slot, vm_id)
+        await _kept(self._pace.look_limit, work, f"the resuming in slot {slot}")
+
+    async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
+        work = self._inner.identify(slot, vm_id, identity)
+        return await _kept(self._pace.identify_limit, work, f"the identity in slot {slot}")
 
     async def stop(self, slot: int) -> None:
         await _kept(self._pace.stop_limit, self._inner.stop(slot), f"the stop of slot {slot}")

@@ -13,7 +13,7 @@ from polydev.errors import AgentError
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
 from polydev.vm.stages import STAGES, Stage
 
-Step = Literal["evict", "start", "launched", "follow", "check", "ended", "leave", "end"]
+Step = Literal["evict", "start", "launched", "identify", "follow", "check", "ended", "leave", "end"]
 Answer = AgentHealth | AgentError
 # Components speak for themselves; how much of it a reason may hold.
 MAX_DETAIL_CHARACTERS = 300
@@ -26,6 +26,7 @@ def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
 
     evict     whoever runs in the slot, without holding it
     launched  note that it runs: it was started by a process that did not live to say so
+    identify  let a clone run on, as the VM that it is to be
     ended     note that it runs no more
     leave     it has failed and is kept for debugging, until it ends
     """
@@ -37,7 +38,9 @@ def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
     if vm.state in ("starting", "ready"):
         if not is_ours:
             return "ended"
-        return "follow" if vm.state == "starting" else "check"
+        if vm.state == "starting":
+            return "identify" if vm.template else "follow"
+        return "check"
     return "leave" if preserve and vm.reason and is_ours else "end"
 
 

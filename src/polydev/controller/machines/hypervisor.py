@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from polydev.vm.identity import Identity, Receipt
+
 Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a VM is started with; the host's own settings say the rest (sizes, kernel, network)."""
+    """What a VM is started with; the host's own settings say the rest (sizes, kernel, network).
+
+    template    the template that it is resumed from, instead of a boot
+    """
 
     vm_id: str
     slot: int
     image_digest: str
     session_id: str | None
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,19 @@ class Hypervisor(Protocol):
     """Raises VmError where the service manager or the file system refuses."""
 
     async def start(self, launch: Launch) -> None:
-        """Start a VM in its slot and return once its process runs, not when it has booted."""
+        """Start a VM in its slot and return once its process runs, not when it has booted.
+
+        One that is resumed from a template is loaded then and does not run on before `resume`.
+        """
+
+    async def template(self, image_digest: str) -> str | None:
+        """From which VMs of this image can be resumed now; None where there is no template."""
+
+    async def resume(self, slot: int, vm_id: str) -> None:
+        """Let a VM run on that is paused."""
+
+    async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
+        """Give a VM that runs its identity. Its receipt is what holds in the guest then."""
 
     async def stop(self, slot: int) -> None:
         """End what runs in the slot, whoever it is, and return once nothing of it runs."""

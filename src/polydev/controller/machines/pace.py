@@ -33,6 +33,7 @@ class Pace:
     start_limit: float = 120.0
     stop_limit: float = 120.0
     look_limit: float = 15.0
+    identify_limit: float = 60.0
     discard_limit: float = 60.0
     database_limit: float = 30.0
     step_limit: float = 400.0

@@ -14,15 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
+from polydev.controller.machines.host_templates import templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Activity, Launch, SlotState
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.settings import Settings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
 from polydev.run import run
 from polydev.vm.files import last_bytes, opened_folder
+from polydev.vm.identity import Identity, Receipt
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
+from polydev.vm.template import give_identity, run_on
 
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
+QMP_SOCKET, IDENTITY_SOCKET = "qmp.sock", "identity.sock"
+# A guest on a busy host takes long to answer; a boot would take longer.
+IDENTIFY_SECONDS = 45.0
 LOGS = (SERIAL_LOG, QEMU_LOG)
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 TAIL_LINES = 5
@@ -45,6 +51,7 @@ class SystemdHypervisor:
         self._root = settings.vm_root.resolve()
         self._images = settings.image_store / "images"
         self._sizes = settings.vm
+        self._settings = settings
         self._bus = bus or SystemdBus()
 
     async def start(self, launch: Launch) -> None:
@@ -58,6 +65,16 @@ class SystemdHypervisor:
         result = await self._bus.start(unit_of(launch.slot))
         if result != "done":
             raise await self._failure(launch, result)
+
+    async def template(self, image_digest: str) -> str | None:
+        return await _files(self._template, image_digest)
+
+    async def resume(self, slot: int, vm_id: str) -> None:
+        await run_on(self._folder(slot, vm_id) / QMP_SOCKET)
+
+    async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
+        place = self._folder(slot, vm_id) / IDENTITY_SOCKET
+        return await give_identity(place, identity, IDENTIFY_SECONDS)
 
     async def stop(self, slot: int) -> None:
         unit = unit_of(slot)
@@ -97,6 +114,10 @@ class SystemdHypervisor:
         """Let go of the bus; VMs run on."""
         await self._bus.close()
 
+    def _template(self, image_digest: str) -> str | None:
+        wanted = wanted_of(self._settings, image_digest)
+        return wanted.key if templates_of(self._settings).find(wanted.key) else None
+
     def _folder(self, slot: int, vm_id: str) -> Path:
         return self._root / str(slot) / vm_id
 
@@ -128,6 +149,7 @@ class SystemdHypervisor:
             cpus=self._sizes.cpus,
             memory_mib=self._sizes.memory_mib,
             translation_cache_mib=self._sizes.translation_cache_mib,
+            template=launch.template,
         )
 
     async def _failure(self, launch: Launch, result: str) -> VmError:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from polydev.controller.health import image_store_state
@@ -19,18 +19,16 @@ from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.console import LogReader
 from polydev.controller.machines.decisions import account, with_account
 from polydev.controller.machines.following import SerialFollower
+from polydev.controller.machines.host_templates import Wanted, templates_of, wanted_of
 from polydev.controller.settings import BootDeadlines, Settings
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.run import run
 from polydev.vm import template
-from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.identity import new_identity
-from polydev.vm.launch import fd_path, held, vm_config
+from polydev.vm.launch import fd_path, held
 from polydev.vm.machine import Machine, start
-from polydev.vm.order import Order
-from polydev.vm.qemu import QEMU
 from polydev.vm.templates import (
     DISK,
     FILES,
@@ -39,7 +37,6 @@ from polydev.vm.templates import (
     Template,
     Templates,
     file_sums,
-    template_key,
 )
 
 TAP = "tap0"
@@ -48,41 +45,12 @@ AGENT_SECONDS = 10.0
 CLONE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A template that VMs of this host could be resumed from."""
-
-    config: VmConfig
-    qemu: str
-    key: str
-
-
-def templates_of(settings: Settings) -> Templates:
-    return Templates(settings.image_store / "templates")
-
-
 def wanted_template(settings: Settings) -> Wanted:
     """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
     golden = image_store_state(settings.image_store)
     if golden.golden is None:
         raise ImageError(golden.detail, "an operator promotes an image and deploys it")
     return wanted_of(settings, golden.golden)
-
-
-def wanted_of(settings: Settings, image_digest: str) -> Wanted:
-    """The same of any image. Raises VmError where its files are not there."""
-    order = Order(
-        vm_id="template",
-        session_id=None,
-        image=str(settings.image_store / "images" / image_digest),
-        image_digest=image_digest,
-        cpus=settings.vm.cpus,
-        memory_mib=settings.vm.memory_mib,
-        translation_cache_mib=settings.vm.translation_cache_mib,
-    )
-    config = vm_config(order, Path("/"), known_accelerator())
-    qemu = run([QEMU, "--version"]).stdout.partition("\n")[0]
-    return Wanted(config, qemu, template_key(config, qemu))
 
 
 def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Template, bool]:

@@ -45,9 +45,10 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import Error, FilesLeft
+from polydev.errors import Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
+from polydev.vm.identity import new_identity
 from polydev.vm.stages import Stage
 
 log = structlog.stdlib.get_logger(__name__)
@@ -126,13 +127,15 @@ class Tending:
             await self._start(vm)
         elif step == "launched":
             await self._means.vms.launched(vm.id)
+        elif step == "identify":
+            await self._identify(vm)
         elif step == "follow":
             self._wait = self._waited(vm, slot)
             return await self._follow(vm)
         elif step == "check":
             return await self._check(vm, slot)
         elif step == "ended":
-            await self._fail(vm, self._why_it_ended(vm, slot))
+            await self._ended(vm, slot)
         elif step == "end":
             await self._end(vm)
         return step != "leave"
@@ -151,10 +154,58 @@ class Tending:
         if session is None:
             await self._means.vms.stop(vm.id)
             return
-        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id)
-        await self._means.hypervisor.start(launch)
+        template = await self._template(vm)
+        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id, template)
+        try:
+            await self._means.hypervisor.start(launch)
+        except VmError as error:
+            if template is None:
+                raise
+            await self._boot_instead(vm, error.message)
+            return
         await self._means.vms.launched(vm.id)
-        self._log(vm).info("vm_launched", slot=vm.slot)
+        self._log(vm).info("vm_launched", slot=vm.slot, template=template)
+
+    async def _template(self, vm: Vm) -> str | None:
+        """What it is resumed from. It is noted before there is a clone that nobody knows as one."""
+        if vm.template or vm.boots_because or not self._means.settings.templates:
+            return vm.template
+        why = "there is no template of its image"
+        try:
+            found = await self._means.hypervisor.template(vm.image_digest)
+        except VmError as error:
+            found, why = None, error.message
+        if found is None:
+            await self._means.vms.boots(vm.id, why)
+        else:
+            await self._means.vms.resumes(vm.id, found)
+        return found
+
+    async def _identify(self, vm: Vm) -> None:
+        """A clone is the session's VM once its guest has said so; never before."""
+        hypervisor = self._means.hypervisor
+        identity = new_identity(vm.id, self._session_id)
+        try:
+            await hypervisor.resume(vm.slot, vm.id)
+            receipt = await hypervisor.identify(vm.slot, vm.id, identity)
+        except VmError as error:
+            await self._boot_instead(vm, error.message)
+            return
+        await self._means.vms.resumed(vm.id, receipt)
+        self._note_ready(vm)
+
+    async def _boot_instead(self, vm: Vm, reason: str) -> None:
+        """Of a template that is of no use now: its VM boots, and says why."""
+        self._log(vm).warning("vm_not_resumed", template=vm.template, reason=reason)
+        await self._means.hypervisor.stop(vm.slot)
+        await self._means.vms.boots(vm.id, with_account("it could not be resumed", reason))
+
+    async def _ended(self, vm: Vm, slot: SlotState) -> None:
+        reason = self._why_it_ended(vm, slot)
+        if vm.state == "starting" and vm.template:
+            await self._boot_instead(vm, reason)
+        else:
+            await self._fail(vm, reason)
 
     async def _follow(self, vm: Vm) -> bool:
         """Go along with a boot: what its console and its agent say, and by when."""
@@ -178,6 +229,9 @@ class Tending:
 
     async def _ready(self, vm: Vm) -> None:
         await self._means.vms.ready(vm.id)
+        self._note_ready(vm)
+
+    def _note_ready(self, vm: Vm) -> None:
         seconds = (self._means.clock() - (vm.started_at or vm.created_at)).total_seconds()
         self._means.figures.booted.observe(seconds)
         self._log(vm).info("vm_ready", seconds=round(seconds, 3))

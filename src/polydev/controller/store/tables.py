@@ -84,6 +84,9 @@ vms = sa.Table(
     sa.Column("serial_tail", sa.Text),
     sa.Column("failed_checks", sa.Integer, nullable=False),
     sa.Column("timings", sa.JSON, nullable=False),
+    sa.Column("template", sa.String(64)),
+    sa.Column("boots_because", sa.Text),
+    sa.Column("receipt", sa.JSON(none_as_null=True)),
     sa.CheckConstraint(
         "state IN ('creating', 'starting', 'ready', 'stopping', 'ended', 'failed')",
         name="vms_state",

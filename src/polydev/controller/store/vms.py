@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
 from polydev.controller.store.sessions import idle_end
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import VmError
+from polydev.vm.identity import Receipt
 from polydev.vm.stages import STAGES, Stage
 
 _vms = tables.vms.c
@@ -97,8 +99,36 @@ class Vms:
                 return
             at = self._clock()
             await change_vm(connection, vm_id, state="starting", started_at=at)
-            if session and session.is_live:
+            # One that boots after all was launched before.
+            if session and session.state == "vm_creating":
                 await change_session(connection, session, "vm_launched", at)
+
+    async def resumes(self, vm_id: str, template: str) -> None:
+        """It is to be resumed from a template, which is not yet so."""
+        async with self._database.writing() as connection:
+            vm, _session = await locked_vm(connection, vm_id)
+            if vm.state == "creating":
+                await change_vm(connection, vm_id, template=template)
+
+    async def boots(self, vm_id: str, because: str) -> None:
+        """It boots, from the beginning, and is not resumed; its session is told why."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state not in ("creating", "starting") or vm.receipt:
+                return
+            reason, at = _storable(because), self._clock()
+            again = {"state": "creating", "started_at": None, "stage": "none", "stage_at": at}
+            await change_vm(connection, vm_id, template=None, boots_because=reason, **again)
+            if session and session.is_live:
+                await tell(connection, session.id, at, "booting", {"because": reason})
+
+    async def resumed(self, vm_id: str, receipt: Receipt) -> None:
+        """A clone has become this VM, by its guest's own word, and is up."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.state == "starting" and vm.template:
+                await change_vm(connection, vm_id, receipt=asdict(receipt))
+                await self._be_ready(connection, vm, session)
 
     async def stage_reached(self, vm_id: str, stage: Stage) -> None:
         """Note when a stage came, once; and the stage, if no later one came before."""
@@ -111,14 +141,16 @@ class Vms:
         """Its agent answers. From now on its session lives by its heartbeats."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
-            if vm.state != "starting":
-                return
-            at = self._clock()
-            await change_vm(connection, vm_id, state="ready", ready_at=at)
-            await _note_stage(connection, vm, session, "ready", at)
-            if session and session.is_live:
-                expires_at = idle_end(session, at, self._limits)
-                await change_session(connection, session, "vm_ready", at, expires_at=expires_at)
+            if vm.state == "starting":
+                await self._be_ready(connection, vm, session)
+
+    async def _be_ready(self, connection: AsyncConnection, vm: Vm, session: Session | None) -> None:
+        at = self._clock()
+        await change_vm(connection, vm.id, state="ready", ready_at=at)
+        await _note_stage(connection, vm, session, "ready", at)
+        if session and session.is_live:
+            expires_at = idle_end(session, at, self._limits)
+            await change_session(connection, session, "vm_ready", at, expires_at=expires_at)
 
     async def checked(self, vm_id: str, ok: bool) -> int:
         """Note a health check; how many failed in a row, now."""
@@ -189,6 +221,12 @@ class Vms:
         async with self._database.reading() as connection:
             counts = [await connection.execute(asked) for asked in (over, stops)]
             return sum(count.scalar_one() for count in counts)
+
+    async def booted_instead(self, since: datetime) -> tuple[int, str]:
+        """How many VMs made since then were not resumed but boot, and the newest one's reason."""
+        asked = VMS.where(_vms.created_at >= since, _vms.boots_because.is_not(None))
+        found = await self._read(asked.order_by(_vms.created_at.desc()))
+        return len(found), found[0].boots_because or "" if found else ""
 
     async def failed_while_up(self, since: datetime, made_since: datetime) -> int:
         """How many VMs failed since then after they had been ready; only those made since another

@@ -1,0 +1,127 @@
+"""VMs that are resumed from a template under the driver, and those that boot instead."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.machines.hypervisor import Launch
+from tests.driving import World, play, until, worlds
+from tests.vms import (
+    IMAGE_DIGEST,
+    DiesAsCloneVm,
+    FakeVm,
+    HealthyVm,
+    NamelessVm,
+    UnloadableVm,
+)
+
+TEMPLATE = "7e" * 32
+
+
+def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.state, vm.stage, vm.template) == ("ready", "ready", TEMPLATE)
+            assert vm.receipt is not None
+            assert (vm.receipt["vm_id"], vm.receipt["session_id"]) == (vm.id, session.id)
+            calls = [call for call in world.host.hypervisor.calls if not call.startswith("discard")]
+            assert calls == ["start 2", "resume 2", "identify 2"]
+            # Its checks find the VM that it was told to be.
+            fake, asked = world.host.hypervisor.vms[2], world.host.hypervisor.vms[2].asked
+
+            async def asked_again() -> bool:
+                return fake.asked > asked + 3
+
+            await until(asked_again, "checks")
+            assert (await world.vm_of(session)).state == "ready"
+            assert not await world.news(session, "booting")
+
+    play(worlds(tmp_path, templates=True), scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (UnloadableVm, "it could not be resumed: microvm@2 did not start"),
+        (NamelessVm, "it could not be resumed: the guest's answer did not end within 45 s"),
+        (DiesAsCloneVm, "it could not be resumed: VM "),
+    ],
+)
+def test_a_clone_that_is_none_boots_and_says_why(
+    tmp_path: Path, kind: type[FakeVm], reason: str
+) -> None:
+    async def scenario(world: World) -> None:
+        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.template, vm.receipt) == (None, None)
+            assert (vm.boots_because or "").startswith(reason)
+            assert set(vm.timings) >= {"kernel", "ready"}
+            (told,) = await world.news(session, "booting")
+            assert told.data == {"because": vm.boots_because}
+            lately = world.clock() - timedelta(seconds=1)
+            assert await world.vms.booted_instead(lately) == (1, vm.boots_because)
+            assert await world.vms.booted_instead(world.clock() + timedelta(seconds=1)) == (0, "")
+
+    play(worlds(tmp_path, kind=kind, templates=True), scenario)
+
+
+def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert vm.boots_because == "there is no template of its image"
+            assert world.host.hypervisor.calls[:1] == ["start 2"]
+
+    play(worlds(tmp_path, templates=True), scenario)
+
+
+def test_where_templates_are_off_nobody_asks_for_one(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.template, vm.boots_because) == (None, None)
+
+    play(worlds(tmp_path), scenario)
+
+
+@pytest.mark.parametrize("done", ["noted", "started", "launched", "resumed", "identified"])
+def test_whoever_takes_over_gives_a_clone_its_identity(tmp_path: Path, done: str) -> None:
+    """A controller ended after each of its steps; the next one finds out what is true."""
+
+    async def scenario(world: World) -> None:
+        hypervisor = world.host.hypervisor
+        hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        session = await world.start()
+        vm = await world.vm_of(session)
+        await world.vms.resumes(vm.id, TEMPLATE)
+        if done != "noted":
+            await hypervisor.start(Launch(vm.id, vm.slot, vm.image_digest, session.id, TEMPLATE))
+        if done in ("launched", "resumed", "identified"):
+            await world.vms.launched(vm.id)
+        if done in ("resumed", "identified"):
+            await hypervisor.resume(vm.slot, vm.id)
+        if done == "identified":
+            hypervisor.vms[vm.slot].said_vm_id = vm.id
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            found = await world.vm_of(session)
+            assert found.receipt is not None
+            assert found.receipt["session_id"] == session.id
+            assert hypervisor.calls.count("start 2") == 1
+
+    play(worlds(tmp_path, kind=HealthyVm, templates=True), scenario)
