@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,6 @@ def pytest_configure() -> None:
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("lanes", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("lanes")
-    # Where the tests run as a background job, SIGINT is ignored, and so it would be by every
-    # process that they start and interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -1,0 +1,17 @@
+"""Ctrl-C ends a run of tests, whatever the test does that it comes to. A plugin of pytest."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+def pytest_configure() -> None:
+    # Where the tests run as a background job, SIGINT is ignored, and so it would be by every
+    # process that they start and interrupt. It is not Python's own handler: in its place
+    # asyncio.run has one that only cancels the test, which may take that for something else.
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
