@@ -93,6 +93,21 @@ def test_restore_gives_its_reserve_to_a_full_disk(
     assert reserve.differences(host.paths)[0] == missing
 
 
+def test_a_disk_without_that_room_keeps_no_part_of_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = os.posix_fallocate
+
+    def allocate_a_part(descriptor: int, start: int, _length: int) -> None:
+        allocate(descriptor, start, 4096)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate_a_part)
+    with pytest.raises(OSError, match="full"):
+        reserve.keep_reserve(host.paths)
+    assert not host.paths.reserve.exists()
+
+
 def test_restore_keeps_room_for_the_next_one(host: Host) -> None:
     host.backup()
     host.paths.reserve.unlink()

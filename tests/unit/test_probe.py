@@ -1,0 +1,29 @@
+"""What the doctor's probe asks of a host's systemd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polydev.client import probe
+
+# Units and their states, as systemctl lists those of the state that is asked for.
+SYSTEMCTL = """#!/bin/sh
+for word; do case $word in
+--state=*) state=${word#--state=};;
+--all) all=yes;;
+microvm@*) pattern=$word;;
+esac; done
+test "$all" = yes && test "$pattern" = 'microvm@*' || exit 1
+for unit in microvm@2.service/active microvm@3.service/failed microvm@4.service/failed; do
+    case $unit in */$state) echo "${unit%/*} loaded ${unit#*/} dead VM";; esac
+done
+"""
+
+
+def test_only_vms_that_failed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert probe._failed_vms() == ["microvm@3.service", "microvm@4.service"]
