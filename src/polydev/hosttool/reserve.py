@@ -25,7 +25,7 @@ def keep_reserve(paths: Paths) -> None:
 
 
 def use_reserve(paths: Paths) -> None:
-    """Give the room back to the disk; the next backup keeps it anew."""
+    """Give the room back to the disk; a restore that is done, or the next backup, keeps it anew."""
     paths.reserve.unlink(missing_ok=True)
 
 
