@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,14 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from polydev.errors import VmError
 from polydev.run import Process, end_group, run, spawn
+from polydev.vm.holder import fetch
 from polydev.vm.order import Order, order_text
+from polydev.vm.templates import FILES, STATE, Template, Templates, file_sums
 
 LAUNCH = """
 import sys
 from pathlib import Path
-from polydev.vm import launch
+from polydev.vm import holder, launch
 launch.ROOT = Path(sys.argv[1])
+holder.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
 sys.exit(launch.main(["2"]))
 """
 # It greets on the socket that it was handed, and says who it is.
@@ -34,6 +39,38 @@ client.sendall(b'{{"QMP": {{}}}}')
 client.recv(1)
 listener.accept()
 """
+# One that waits for the state of its devices, and says what came of that.
+INCOMING_QEMU = """#!{python}
+import json, re, socket, sys
+words = " ".join(sys.argv)
+print(words, flush=True)
+listener = socket.socket(fileno=int(re.search(r"fd=(\\d+),server", words)[1]))
+client, _ = listener.accept()
+version = {{"qemu": {{"major": 7, "minor": 2, "micro": 0}}, "package": ""}}
+def say(what):
+    client.sendall(json.dumps(what).encode() + b"\\n")
+say({{"QMP": {{"version": version, "capabilities": []}}}})
+text = ""
+while data := client.recv(4096):
+    text += data.decode()
+    while text.lstrip().startswith("{{"):
+        try:
+            asked, end = json.JSONDecoder().raw_decode(text.lstrip())
+        except ValueError:  # the rest is still to come
+            break
+        text = text.lstrip()[end:]
+        print(asked["execute"], json.dumps(asked.get("arguments")), flush=True)
+        found = {{"status": "{status}"}} if asked["execute"] == "query-migrate" else {{}}
+        say({{"return": found, "id": asked.get("id")}})
+listener.accept()
+"""
+HOLD = """
+import os, sys
+from polydev.vm import holder
+os.dup2(int(sys.argv[1]), holder.FIRST_DESCRIPTOR)
+sys.exit(holder.main(sys.argv[2:]))
+"""
+KEY, DAMAGED, UNKNOWN = "a" * 64, "b" * 64, "c" * 64
 BROKEN_QEMU = """#!/bin/sh
 echo 'could not configure /dev/net/tun (tap0)' >&2
 exit 3
@@ -62,6 +99,10 @@ class Slot:
         file.write_text(text)
         file.chmod(0o755)
 
+    def order(self, template: str | None = None) -> None:
+        order = Order("vm", "mine", str(self.root / "image"), "d" * 64, 1, 128, 32, template)
+        (self.root / "2/vm/launch.json").write_text(order_text(order))
+
     def launch(self) -> Process:
         path = f"{self.root / 'bin'}:{os.environ['PATH']}"
         env = {"PATH": path, "NOTIFY_SOCKET": str(self.root / "notify")}
@@ -85,8 +126,6 @@ class Slot:
 def slot(tmp_path: Path) -> Iterator[Slot]:
     for name in ("2/vm", "image", "bin"):
         (tmp_path / name).mkdir(parents=True)
-    order = Order("vm", "mine", str(tmp_path / "image"), "d" * 64, 1, 128, 32)
-    (tmp_path / "2/vm/launch.json").write_text(order_text(order))
     (tmp_path / "2/current").symlink_to("vm")
     (tmp_path / "image/cmdline").write_text("root=/dev/vda")
     (tmp_path / "image/in-use.lock").touch()
@@ -94,6 +133,7 @@ def slot(tmp_path: Path) -> Iterator[Slot]:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(SECONDS)
         slot = Slot(tmp_path, systemd)
+        slot.order()
         slot.program("qemu-img", QEMU_IMG)
         yield slot
 
@@ -165,3 +205,124 @@ def test_a_slot_that_names_no_vm(slot: Slot) -> None:
     (slot.root / "2/current").unlink()
     assert slot.launch().wait(SECONDS) == 1
     assert f"{slot.root}/2 names no VM" in slot.said("journal")
+
+
+@pytest.fixture
+def holder(slot: Slot) -> Iterator[Path]:
+    """The socket of a holder that has a template, and one whose state is another than recorded."""
+    templates = Templates(slot.root / "templates")
+    for key in (KEY, DAMAGED):
+        with templates.incoming() as folder:
+            for name in FILES:
+                (folder / name).write_bytes(f"{name} of a template".encode())
+            sums = file_sums(folder)
+            if key == DAMAGED:
+                (folder / STATE).write_bytes(b"another")
+            words = (key, "d" * 64, "QEMU", "tcg", 1, 128)
+            templates.add(folder, Template(*words, sums, made_at=1, boot_seconds=1, seconds=1))
+    place = slot.root / "templates.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        argv = [sys.executable, "-c", HOLD, str(listener.fileno()), str(templates.folder)]
+        process = spawn(argv, pass_fds=(listener.fileno(),))
+        try:
+            yield place
+        finally:
+            end_group(process)
+
+
+def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> None:
+    slot.program(
+        "qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="completed")
+    )
+    slot.order(KEY)
+    process = slot.launch()
+    try:
+        assert [slot.hear(), slot.hear()] == ["READY=1", "BARRIER=1"]
+        words, *asked = slot.said("2/vm/qemu.log").splitlines()
+        memory = re.search(r"mem-path=(/proc/self/fd/\d+),share=off", words)
+        assert memory is not None
+        held = Path(f"/proc/{process.pid}/fd") / Path(memory[1]).name
+        assert held.read_bytes() == b"memory of a template"
+        assert (slot.folder / "disk.qcow2").read_bytes() == b"disk.qcow2 of a template"
+        assert [line.partition(" ")[0] for line in asked] == [
+            "qmp_capabilities",
+            "migrate-set-capabilities",
+            "migrate-incoming",
+            "query-migrate",
+        ]
+        state = re.search(r"fd:(\d+)", asked[2])
+        assert state is not None
+        assert (held.parent / state[1]).read_bytes() == b"state of a template"
+    finally:
+        end_group(process)
+
+
+def test_a_clone_that_does_not_load_ends_with_the_reason(slot: Slot, holder: Path) -> None:
+    slot.program("qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="failed"))
+    slot.order(KEY)
+    assert slot.launch().wait(SECONDS) == -signal.SIGTERM
+    assert is_let_go(slot.lock)
+    assert "QEMU could not move the state of its devices" in slot.said("journal")
+    slot.systemd.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        slot.hear()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        (UNKNOWN, "no template from its holder: there is no template cccccccccccc"),
+        (DAMAGED, "template bbbbbbbbbbbb is damaged: state has another checksum"),
+    ],
+)
+def test_no_clone_of_what_is_not_a_whole_template(
+    slot: Slot, holder: Path, key: str, reason: str
+) -> None:
+    slot.order(key)
+    assert slot.launch().wait(SECONDS) == 1
+    assert reason in slot.said("2/vm/qemu.log")
+    assert reason in slot.said("journal")
+
+
+def test_no_holder(slot: Slot) -> None:
+    slot.order(KEY)
+    assert slot.launch().wait(SECONDS) == 1
+    assert "the holder of templates does not answer: " in slot.said("journal")
+
+
+def test_what_is_handed_out_cannot_be_written(holder: Path) -> None:
+    for descriptor in fetch(KEY, holder):
+        for write in (lambda at: os.pwrite(at, b"x", 0), lambda at: os.ftruncate(at, 1)):
+            with pytest.raises(PermissionError):
+                write(descriptor)
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("question", [b"", b"x" * 64, b"a" * 63, b"a" * 65, b"../" * 10])
+def test_what_is_no_key_is_refused(holder: Path, question: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(holder))
+        client.sendall(question)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b"refused that is no key of a template"
+
+
+def test_a_user_who_says_nothing_keeps_no_other_waiting(holder: Path) -> None:
+    """Of each user one question at a time: the next one of the same user is closed at once."""
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as second:
+        silent.connect(str(holder))
+        second.connect(str(holder))
+        assert second.recv(100) == b""
+        assert silent.recv(100) == b""  # once its time is over
+    for descriptor in fetch(KEY, holder):
+        os.close(descriptor)
+
+
+def test_a_template_that_is_removed_is_not_handed_out_any_more(slot: Slot, holder: Path) -> None:
+    for descriptor in fetch(KEY, holder):
+        os.close(descriptor)
+    Templates(slot.root / "templates").remove(KEY)
+    with pytest.raises(VmError, match="there is no template aaaaaaaaaaaa"):
+        fetch(KEY, holder)

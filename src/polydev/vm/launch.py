@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
@@ -88,18 +88,23 @@ def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str
         listener.listen()
         client.connect(str(config.qmp_socket))
 
+        qemu = os.getpid()
+
         def tell() -> None:
             # It ends with QEMU now, and with it the wait for a greeting that does not come.
             listener.close()
-            tell_systemd(client, systemd, config.qemu_log, state)
+            if not tell_systemd(client, systemd, config.qemu_log, state):
+                end_waiting(qemu, config)
 
         leave_behind(tell)
         argv = qemu_argv(config, listener.fileno())
         become(argv, output=log, pass_fds=(*kept, listener.fileno()))
 
 
-def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | None = None) -> None:
+def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | None = None) -> bool:
     """Wait for QEMU's greeting or its end; tell systemd of the one, the journal of the other.
+
+    Return whether the VM is ready.
 
     `state`: the descriptor in QEMU from which a clone's devices are loaded before that.
     """
@@ -116,6 +121,19 @@ def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | No
         sys.stderr.flush()
     elif systemd:
         notify(systemd, "READY=1")
+    return is_ready
+
+
+def end_waiting(qemu: int, config: VmConfig) -> None:
+    """End a QEMU that has not loaded its state: it would wait for it until the start is given up.
+
+    One that ended by itself is left alone, and so is a launcher that could not become QEMU.
+    """
+    from polydev.vm.machine import process_runs
+
+    if process_runs(qemu, str(config.identity_socket)):
+        with suppress(ProcessLookupError):
+            os.kill(qemu, signal.SIGTERM)
 
 
 def clone_files(key: str, disk: Path) -> tuple[int, int]:
