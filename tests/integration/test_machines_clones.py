@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.machines.hypervisor import Launch
+from polydev.errors import ConfigError
 from tests.driving import World, play, until, worlds
 from tests.vms import (
     IMAGE_DIGEST,
@@ -83,6 +84,21 @@ def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
             vm = await world.vm_of(session)
             assert vm.boots_because == "there is no template of its image"
             assert world.host.hypervisor.calls[:1] == ["start 2"]
+
+    play(worlds(tmp_path, templates=True), scenario)
+
+
+def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async def unknown(image_digest: str) -> str | None:
+            raise ConfigError("program not found: qemu-system-x86_64")
+
+        world.host.hypervisor.template = unknown  # type: ignore[method-assign]
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert vm.boots_because == "program not found: qemu-system-x86_64"
 
     play(worlds(tmp_path, templates=True), scenario)
 

@@ -173,7 +173,7 @@ class Tending:
         why = "there is no template of its image"
         try:
             found = await self._means.hypervisor.template(vm.image_digest)
-        except VmError as error:
+        except Error as error:
             found, why = None, error.message
         if found is None:
             await self._means.vms.boots(vm.id, why)
