@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke.context import Context
 
 from polydev.errors import ConfigError
 from polydev.lab import Lab, LabError, life, root, ssh_argv, up
@@ -28,6 +29,7 @@ from polydev.lab.root import (
 )
 from polydev.progress import Steps
 from polydev.settings import Settings
+from verbs.lab import logs
 
 INTERFACE_NAME_CHARACTERS = 15
 
@@ -111,6 +113,22 @@ class TestRecord:
 
     def test_no_folder_is_no_lab(self, own_settings: Settings) -> None:
         assert recorded_labs(replace(own_settings, state=Path("/nowhere"))) == []
+
+    def test_one_that_is_powered_off_shows_its_console(
+        self,
+        lab: Lab,
+        own_settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("POLYDEV_STATE", str(own_settings.state))
+        lab.write()
+        lab.console_log.write_text("Powering off.\n")
+        logs(Context(), name="one")
+        assert capsys.readouterr().out == "\nPowering off.\n\n"
+        with pytest.raises(SystemExit):
+            logs(Context(), name="two")
+        assert capsys.readouterr().err.startswith("error: there is no lab two\n")
 
     def test_made_before_there_was_a_choice_it_has_bookworm(self, lab: Lab) -> None:
         record = json.loads(lab.model_dump_json())
