@@ -192,6 +192,10 @@ EDITS = (
         opens=True,
     ),
     Edit(
+        inside(13, "ip link set tap0 address 02:00:00:00:00:9c"),
+        "slot-13: tap0 address: 02:00:00:00:00:9c instead of 52:54:00:16:00:01",
+    ),
+    Edit(
         inside(13, "ip route delete default"), "slot-13: routes of the slot: missing: default via"
     ),
 )
@@ -212,7 +216,9 @@ BROKEN = {
         + " && "
         + inside(3, "ip tuntap add dev tap0 mode tap")
         + " && "
-        + inside(3, "sh -c 'ip address add 172.16.0.1/30 dev tap0; ip link set tap0 up'"),
+        + inside(3, "sh -c 'ip address add 172.16.0.1/30 dev tap0; ip link set tap0 up'")
+        + " && "
+        + inside(3, "ip link set tap0 address 52:54:00:16:00:01"),
         ("slot-3: tap0 user: everybody instead of polydev-vm-3",),
     ),
     4: (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.machines import template_maker
 from polydev.hosttool import slots
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.slots import (
@@ -21,6 +22,7 @@ from polydev.hosttool.slots import (
     slot_of,
     veth_of,
 )
+from polydev.vm import config
 
 HOST: dict[str, Any] = {
     "bridge": {"name": "br-vm", "address": "192.168.100.1/24"},
@@ -36,6 +38,14 @@ def chain(rules: str, table: str, name: str) -> list[str]:
     found = re.search(rf"^\tchain {name} \{{\n(.*?)^\t\}}$", body, re.DOTALL | re.MULTILINE)
     assert found
     return [line.strip() for line in found[1].splitlines() if line.strip()]
+
+
+def test_a_guests_network_is_the_same_wherever_it_runs() -> None:
+    """Where a template boots and where its clones run on."""
+    ours = (slots.GUEST, slots.GUEST_GATEWAY, slots.GATEWAY_HARDWARE_ADDRESS, slots.TAP)
+    theirs = (config.GUEST_ADDRESS, config.GUEST_GATEWAY, config.GATEWAY_MAC, template_maker.TAP)
+    assert ours == theirs
+    assert f"link set tap0 address {config.GATEWAY_MAC}" in inside_of(slot_of(2, HOST))
 
 
 class TestSlot:

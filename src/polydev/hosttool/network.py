@@ -14,6 +14,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
 
 from polydev.hosttool.slots import (
+    GATEWAY_HARDWARE_ADDRESS,
     GUEST_GATEWAY,
     MTU,
     PORT_FLAGS,
@@ -333,6 +334,7 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
             "state": ("up",),
             "kind": ("tap",),
             "user": (slot.user,),
+            "address": (GATEWAY_HARDWARE_ADDRESS,),
             "mtu": (MTU,),
             "addresses": (f"{GUEST_GATEWAY}/30",),
         },

@@ -19,6 +19,8 @@ from polydev.hosttool.errors import HostError
 
 GUEST = "172.16.0.2"
 GUEST_GATEWAY = "172.16.0.1"
+# The same in all slots: a clone remembers its gateway's from where its template booted.
+GATEWAY_HARDWARE_ADDRESS = "52:54:00:16:00:01"
 TAP = "tap0"
 UPLINK = "uplink"
 # Of every interface, as the kernel and the guest have it by themselves.
@@ -162,7 +164,7 @@ addr add {slot.address}/{slot.prefix} dev {UPLINK}
 link set {UPLINK} up
 route add default via {slot.gateway}
 addr add {GUEST_GATEWAY}/30 dev {TAP}
-link set {TAP} mtu {MTU} up
+link set {TAP} address {GATEWAY_HARDWARE_ADDRESS} mtu {MTU} up
 """
 
 

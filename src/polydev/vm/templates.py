@@ -26,7 +26,7 @@ FILES = (MEMORY, STATE, DISK)
 RECORD = "record.json"
 INCOMING = ".incoming"
 # Goes up when a template of older code serves no more.
-FORMAT = 1
+FORMAT = 2
 CHUNK_BYTES = 1 << 20
 
 

@@ -13,10 +13,12 @@ from inventory.group_data import lab
 from polydev.vm.templates import FILES
 from tests.hosts import DeployedHost
 from tests.sessions import inside_vm, news_until, operated, see_start_page
-from tests.viewer import viewer_url
+from tests.viewer import open_websocket, viewer_url
 from tests.walls import confining_properties, said_with
 
 SLOT = 2
+TAKEN_AGAIN = 6
+RFB = b"RFB 003.008\n"
 MAKER = "polydev-template.service"
 HOLDER = "polydev-templates.service"
 BIN = "/opt/master-controller/current/venv/bin"
@@ -137,3 +139,17 @@ def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
             asyncio.run(asyncio.wait_for(seen, 300))
             assert service.user.end(session["id"])["status"] == "terminated"
         service.wait_until_nothing_held()
+        # In a slot that another clone has only just left.
+        for _ in range(TAKEN_AGAIN):
+            session = service.user.start("claude")
+            news_until(service.user, session["id"], "vm_created")
+            greeting = asyncio.run(greeted(viewer_url(base, session["id"]), service.user.token))
+            assert greeting == RFB
+            service.user.end(session["id"])
+            service.wait_until_nothing_held()
+
+
+async def greeted(url: str, token: str) -> object:
+    """The first message of a session's screen."""
+    async with open_websocket(url, token) as viewer:
+        return await viewer.recv()

@@ -24,7 +24,7 @@ from polydev.controller.settings import BootDeadlines, Settings
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.run import run
 from polydev.vm import template
-from polydev.vm.config import GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
+from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.identity import new_identity
 from polydev.vm.launch import fd_path, held
@@ -204,6 +204,7 @@ def add_tap() -> None:
     """A TAP with the guest's gateway, as a slot has one. Raises CommandError."""
     lines = [
         f"tuntap add dev {TAP} mode tap",
+        f"link set {TAP} address {GATEWAY_MAC}",
         f"address add {GUEST_GATEWAY}/30 dev {TAP}",
         f"link set {TAP} up",
     ]
