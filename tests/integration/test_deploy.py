@@ -662,7 +662,7 @@ class TestTargets:
             }
             for target in ("master-controller", "vm-agent")
         }
-        assert parts["master-controller"] == {"Host tool", "Units", "Controller"}
+        assert parts["master-controller"] == {"Host tool", "Units", "Controller", "Templates"}
         assert parts["vm-agent"] == {"Host tool", "Images"}
 
 

@@ -396,6 +396,20 @@ class TestDatabase:
         host.restore()
         assert host.rows() == ["written by 1"]
 
+    def test_a_process_that_ends_as_it_is_looked_at_has_nothing_open(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look = os.scandir
+
+        def ended(path: str) -> object:
+            if path == "/proc/1/fd":
+                raise FileNotFoundError(path)
+            return look(path)
+
+        monkeypatch.setattr(os, "scandir", ended)
+        with host.controller.database.open("rb"):
+            assert database.processes_with(host.controller.database) == [os.getpid()]
+
     def test_one_with_another_journal(self, host: Host) -> None:
         host.backup()
         host.execute("PRAGMA journal_mode=DELETE")

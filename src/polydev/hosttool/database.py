@@ -171,12 +171,18 @@ def processes_with(live: Path) -> list[int]:
     """Processes that have the database, its log or the log's index open."""
     real = os.path.realpath(live)
     places = {real, *(f"{real}{suffix}" for suffix in BESIDE)}
+    pids = sorted(int(each.name) for each in os.scandir("/proc") if each.name.isdecimal())
+    return [pid for pid in pids if not places.isdisjoint(_opened_by(pid))]
+
+
+def _opened_by(pid: int) -> set[str]:
+    """Paths of what a process has open; nothing of one that has ended meanwhile."""
     found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # the process has ended, or closed it
-            if os.readlink(link).removesuffix(" (deleted)") in places:
-                found.add(int(link.parts[2]))
-    return sorted(found)
+    with suppress(OSError):
+        for link in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # it has closed it
+                found.add(os.readlink(link.path).removesuffix(" (deleted)"))
+    return found
 
 
 def _name_of(pid: int) -> str:
