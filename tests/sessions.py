@@ -184,7 +184,7 @@ def news_until(api: Api, session_id: str, state: str) -> list[dict[str, Any]]:
         for line in answer.iter_lines():
             if line.startswith(b"data:"):
                 found.append(json.loads(line[5:]))
-                assert found[-1].get("state") != "failed", found
+                assert found[-1].get("state") != "failed", api.session(session_id)
                 if found[-1].get("state") == state:
                     break
     return found
