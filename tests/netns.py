@@ -38,7 +38,7 @@ for number in {slots}; do
     echo "polydev-vm-$number:x:$((61000 + number)):61000::/:" >>/etc/passwd
 done
 ip link set lo up
-ip link add br-vm type bridge stp_state 0
+ip link add br-vm address 02:50:00:00:00:01 type bridge stp_state 0
 {addresses}
 sysctl -q -w net.ipv4.ip_forward=1
 nft -f /etc/polydev/firewall.nft

@@ -248,7 +248,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
 
 def mend_bridge(host: SmallHost) -> None:
     """As a deployment does it; addresses and routes are networkd's part."""
-    host.tell("network", "mend")
+    said = host.tell("network", "mend")
+    assert "error" not in said, said
     host.bring_addresses()
 
 

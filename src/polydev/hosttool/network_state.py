@@ -242,8 +242,12 @@ def mend_bridge() -> dict[str, object]:
     live = network.live_bridge(host, here, there)
     if name not in live:
         _make_bridge(name)
+    # First what the kernel forgets by itself where the bridge gets another address as ports leave.
+    stations = map(network.station, network.static_stations(here))
+    _ask(["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations))
+    commands = [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
     # Only what differs: a kernel may lack an option, and then refuses its default too.
-    commands = [
+    commands += [
         f"link set {name} type bridge {option} {value}"
         for option, value in network.BRIDGE_OPTIONS.items()
         if live.get(name, {}).get(option, (value,)) != (value,)
@@ -259,13 +263,10 @@ def mend_bridge() -> dict[str, object]:
     commands += [f"rule delete {network.rule_words(rule)}" for rule in rules]
     if network.BY_MAIN not in live["routes"]["policy"]:
         commands.append("rule add priority 32766 lookup main")
-    commands += [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
     if live.get(name, {}).get("mtu", (MTU,)) != (MTU,):
         commands.append(f"link set {name} mtu {MTU}")
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
     _ask(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
-    stations = map(network.station, network.static_stations(here))
-    _ask(["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations))
     settings = [f"{key}={value}" for key, value in network.bridge_settings(name).items()]
     _ask(["sysctl", "-q", "-w", *settings], "")
     return {"mended": name}
