@@ -27,6 +27,7 @@ from pathlib import Path
 
 from polydev import __version__
 from polydev.deploys.images import STORE, rsync_argv
+from polydev.disk import file_sha256
 from polydev.image.folder import IN_USE, read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep
 from polydev.image.record import (
@@ -40,7 +41,7 @@ from polydev.image.record import (
     ImageRecord,
     manifest_digest,
 )
-from polydev.image.tree import allocated_bytes, file_sha256
+from polydev.image.tree import allocated_bytes
 from polydev.lab import run_inside
 from polydev.run import run
 from polydev.ssh import SshTarget

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.disk import file_sha256
 from polydev.errors import BootError, ImageError, SpecError
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
@@ -23,7 +24,6 @@ from polydev.image.record import (
     ImageRecord,
 )
 from polydev.image.store import ImageStore
-from polydev.image.tree import file_sha256
 from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
 from polydev.progress import Steps
 from polydev.settings import Settings

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from polydev.disk import file_sha256
 from polydev.errors import VmError
 from polydev.image.boot import Boot, follow
 from polydev.image.console import Console
 from polydev.image.folder import vm_config
 from polydev.image.record import KERNEL, ImageRecord
 from polydev.image.store import ImageStore
-from polydev.image.tree import file_sha256
 from polydev.settings import Settings
 from polydev.vm import template
 from polydev.vm.accelerator import choose_accelerator

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from polydev.disk import file_sha256
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
 from polydev.image.record import BOOT_FILES, FileEntry
-from polydev.image.tree import file_sha256
 from polydev.image.verify import _Attempt, image_fault
 from polydev.progress import Steps
 from polydev.run import run

@@ -401,8 +401,8 @@ class TestDatabase:
     ) -> None:
         look = os.scandir
 
-        def ended(path: str) -> object:
-            if path == "/proc/1/fd":
+        def ended(path: str | Path) -> object:
+            if str(path) == "/proc/1/fd":
                 raise FileNotFoundError(path)
             return look(path)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from polydev.disk import file_sha256
 from polydev.image.tree import (
     OPAQUE_XATTR,
     clamp_times,
-    file_sha256,
     list_tree,
     merge_listings,
     read_listing,

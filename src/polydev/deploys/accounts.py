@@ -128,7 +128,7 @@ def declared_accounts(site: HostData) -> list[Account]:
 
 @operation
 def only_root_writes(writable: list[str]) -> Commands:
-    """Nobody else may write to what root trusts, nor read what is the controller's own."""
+    """Nobody else may write to files that root trusts, nor read the controller's own."""
     if not writable:
         host.noop("only root may write to what it trusts")
         return

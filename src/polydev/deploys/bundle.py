@@ -31,7 +31,16 @@ LOCK = Path("requirements/controller.txt")
 PACKAGE = Path("src/polydev")
 # The controller and what the layers contract lets it import. A change elsewhere is no new release.
 RELEASED = (
-    *("__init__.py", "controller", "errors.py", "run.py", "settings.py", "validation.py", "vm"),
+    *(
+        "__init__.py",
+        "controller",
+        "disk.py",
+        "errors.py",
+        "run.py",
+        "settings.py",
+        "validation.py",
+        "vm",
+    ),
     "yaml_files.py",
 )
 DISTRIBUTION = "polydev-controller"
@@ -121,7 +130,7 @@ def vm_digest(root: Path) -> str:
 
     Raises ConfigError.
     """
-    return _digest(root, _sources(root, ("errors.py", "run.py", "vm")))
+    return _digest(root, _sources(root, ("disk.py", "errors.py", "run.py", "vm")))
 
 
 def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> Bundle:

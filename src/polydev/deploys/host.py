@@ -47,7 +47,7 @@ from polydev.deploys.units import units_are_ours
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
 from polydev.ssh import SshTarget
 
-# What a deployment of everything asks the host tool for, beside the parts of its targets.
+# A deployment of everything asks the host tool for these too, beside the parts of its targets.
 OF_ALL = ("accounts", "network", "permissions", "polkit", "reserve", "settings", "sshd", "watch")
 KEEPALIVE_SECONDS = 5
 CUT_AFTER_MS = 20_000

@@ -1,4 +1,4 @@
-"""What makes and hands out templates, from which VMs are resumed."""
+"""The units that make templates, from which VMs are resumed, and hand them out."""
 
 from __future__ import annotations
 

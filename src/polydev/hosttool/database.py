@@ -12,11 +12,12 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from polydev.hosttool.durable import copy_new, sync, unfinished
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.listening import PROC, opened_by
 from polydev.hosttool.tree import Entry, gid_of, uid_of
 
 TYPE_CHECKING = False
@@ -171,18 +172,12 @@ def processes_with(live: Path) -> list[int]:
     """Processes that have the database, its log or the log's index open."""
     real = os.path.realpath(live)
     places = {real, *(f"{real}{suffix}" for suffix in BESIDE)}
-    pids = sorted(int(each.name) for each in os.scandir("/proc") if each.name.isdecimal())
-    return [pid for pid in pids if not places.isdisjoint(_opened_by(pid))]
-
-
-def _opened_by(pid: int) -> set[str]:
-    """Paths of what a process has open; nothing of one that has ended meanwhile."""
-    found = set()
-    with suppress(OSError):
-        for link in os.scandir(f"/proc/{pid}/fd"):
-            with suppress(OSError):  # it has closed it
-                found.add(os.readlink(link.path).removesuffix(" (deleted)"))
-    return found
+    found = []
+    for process in PROC.glob("[0-9]*"):
+        opened = {each.removesuffix(" (deleted)") for each in opened_by(process)}
+        if not places.isdisjoint(opened):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 def _name_of(pid: int) -> str:

@@ -97,13 +97,18 @@ def _address(text: str) -> str:
 def _holders(proc: Path, inodes: Iterable[str]) -> Iterator[tuple[int, str]]:
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for folder in proc.glob("[0-9]*"):
-        seen = set()
-        with suppress(OSError):  # the process has ended
-            for link in os.scandir(folder / "fd"):
-                with suppress(OSError):
-                    seen.add(os.readlink(link.path))
-        for target in sorted(seen & wanted.keys()):
+        for target in sorted(opened_by(folder) & wanted.keys()):
             yield int(folder.name), wanted[target]
+
+
+def opened_by(process: Path) -> set[str]:
+    """What a process has open, by its folder in /proc; nothing of one that ends meanwhile."""
+    found = set()
+    with suppress(OSError):
+        for link in os.scandir(process / "fd"):
+            with suppress(OSError):  # it has closed it
+                found.add(os.readlink(link.path))
+    return found
 
 
 def _unit(proc: Path, pid: int) -> str:

@@ -1,4 +1,4 @@
-"""What a verb is: words, help, arguments, and the function that does it.
+"""A verb: words, help, arguments, and the function that does it.
 
 A function takes a `Call` and returns what is printed as JSON, or None for nothing more. To add
 a verb, write its function beside those of its noun, and a line into the `VERBS` of that module;

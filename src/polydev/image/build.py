@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
+from polydev.disk import file_sha256
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
@@ -169,8 +170,7 @@ class _Builder:
     def _is_damaged(self, record: ImageRecord) -> bool:
         folder = self.store.path(record.digest)
         return any(
-            not (folder / name).is_file()
-            or tree.file_sha256(folder / name) != record.files[name].sha256
+            not (folder / name).is_file() or file_sha256(folder / name) != record.files[name].sha256
             for name in BOOT_FILES
         )
 
@@ -274,7 +274,7 @@ class _Builder:
 
 def file_entry(path: Path) -> FileEntry:
     return FileEntry(
-        sha256=tree.file_sha256(path),
+        sha256=file_sha256(path),
         size_bytes=path.stat().st_size,
         allocated_bytes=tree.allocated_bytes(path),
     )

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from polydev.disk import file_sha256, sync
 from polydev.errors import ImageError
-from polydev.image.promotion import sync
 from polydev.image.record import (
     BOOT_FILES,
     CMDLINE,
@@ -27,7 +27,6 @@ from polydev.image.record import (
     ImageRecord,
     manifest_digest,
 )
-from polydev.image.tree import file_sha256
 from polydev.vm.config import Accelerator, Ports, VmConfig
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from polydev.disk import sync
 from polydev.errors import BuildError, CommandError
 from polydev.image import kernel, npm, tree
 from polydev.image.apt import Archive, Deb
@@ -20,7 +21,6 @@ from polydev.image.guestpath import Clash, in_tree
 from polydev.image.inside import REFUSED
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
 from polydev.image.overlaying import matches, nodes, put
-from polydev.image.promotion import sync
 from polydev.image.recipe import Recipe
 from polydev.image.record import INITRD, KERNEL, TREE, Package
 from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv

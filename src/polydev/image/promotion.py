@@ -28,9 +28,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from polydev.disk import file_sha256, sync
 from polydev.errors import ImageError
 from polydev.image.record import BOOT_FILES, ROOTFS, ImageRecord, Model, manifest_digest
-from polydev.image.tree import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -272,12 +272,3 @@ def write_durably(path: Path, text: str) -> None:
             fresh.unlink()
         raise
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Bring the contents of a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

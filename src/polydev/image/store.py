@@ -22,12 +22,13 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Literal
 
+from polydev.disk import sync
 from polydev.errors import ImageError
 from polydev.image import folder as image_folder
 from polydev.image import promotion
 from polydev.image.folder import IN_USE as IN_USE  # part of the store's layout, see above
 from polydev.image.folder import Hold
-from polydev.image.promotion import GoldenChange, sync, write_durably
+from polydev.image.promotion import GoldenChange, write_durably
 from polydev.image.record import (
     BOOT_FILES,
     RECORD,

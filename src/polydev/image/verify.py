@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from polydev.disk import file_sha256
 from polydev.errors import (
     BootError,
     CommandError,
@@ -46,7 +47,6 @@ from polydev.image.record import (
 from polydev.image.sandbox import contained_argv
 from polydev.image.screenshot import take_screenshot
 from polydev.image.store import ImageStore
-from polydev.image.tree import file_sha256
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings

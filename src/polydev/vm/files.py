@@ -65,6 +65,11 @@ def opened_folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def descriptor_path(descriptor: int) -> Path:
+    """The file behind a descriptor, for whoever has it."""
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
 def _open(path: Path) -> int:
     """Look before opening: to open a device has effects, and to close another descriptor of the
     reader's own database would drop the locks that the reader has on it.
@@ -74,7 +79,7 @@ def _open(path: Path) -> int:
         try:
             _require_own_file(path.name, os.fstat(reference), os.fstat(folder))
             # By its descriptor it is what was looked at, whatever has its name by now.
-            return os.open(f"/proc/self/fd/{reference}", os.O_RDONLY | os.O_NONBLOCK)
+            return os.open(descriptor_path(reference), os.O_RDONLY | os.O_NONBLOCK)
         finally:
             os.close(reference)
 

@@ -19,9 +19,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
+from polydev.vm.files import descriptor_path
 from polydev.vm.template import sealed
-from polydev.vm.templates import FILES, Templates, file_sha256
+from polydev.vm.templates import FILES, Templates
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ def hold(templates: Templates, key: str) -> tuple[int, ...]:
     try:
         for name in FILES:
             made.append(sealed(templates.place(key) / name))
-            if file_sha256(made[-1]) != template.files[name]:
+            if file_sha256(descriptor_path(made[-1])) != template.files[name]:
                 raise VmError(f"template {key[:12]} is damaged: {name} has another checksum")
     except BaseException:
         for descriptor in made:

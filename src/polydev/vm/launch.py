@@ -25,7 +25,7 @@ from polydev.errors import Error, VmError
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import Accelerator, MemoryFile, VmConfig
-from polydev.vm.files import last_bytes
+from polydev.vm.files import descriptor_path, last_bytes
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
@@ -79,7 +79,7 @@ def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str
             run(overlay_argv(config))
         else:
             memory, state = clone_files(order.template, config.disk)
-            config = replace(config, memory_file=MemoryFile(fd_path(memory), private=True))
+            config = replace(config, memory_file=MemoryFile(descriptor_path(memory), private=True))
             kept += [memory, state]
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -110,18 +110,17 @@ def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | No
     """
     # systemd ends what is left of a unit that fails: there is still something to say then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    why = "QEMU ended:"
     if state is None:
-        is_ready = greeted(client)
+        why = None if greeted(client) else "QEMU ended:"
     else:
-        is_ready, why = loaded(client, state)
-    if not is_ready:
+        why = not_loaded(client, state)
+    if why is not None:
         lines = last_bytes(log, MAX_TAIL_BYTES).decode(errors="replace").splitlines()
         sys.stderr.write("\n".join([why, *lines[-TAIL_LINES:]]) + "\n")
         sys.stderr.flush()
     elif systemd:
         notify(systemd, "READY=1")
-    return is_ready
+    return why is None
 
 
 def end_waiting(qemu: int, config: VmConfig) -> None:
@@ -143,14 +142,15 @@ def clone_files(key: str, disk: Path) -> tuple[int, int]:
     from polydev.vm.template import copy_data
 
     memory, state, template_disk = fetch(key)
-    with disk.open("wb") as copy, reopened(template_disk) as source:
+    source = reopened(template_disk)
+    with disk.open("wb") as copy:
         copy_data(source, copy.fileno())
-    with reopened(state) as own:
-        return memory, os.dup(own)
+    os.close(source)
+    return memory, reopened(state)
 
 
-def loaded(client: socket.socket, state: int) -> tuple[bool, str]:
-    """Whether QEMU has loaded a clone's devices; if not, why."""
+def not_loaded(client: socket.socket, state: int) -> str | None:
+    """Let QEMU load a clone's devices; why it did not, None where it did."""
     import asyncio
 
     from polydev.vm.template import load
@@ -158,24 +158,15 @@ def loaded(client: socket.socket, state: int) -> tuple[bool, str]:
     try:
         asyncio.run(load(client, state))
     except VmError as error:
-        return False, error.message
-    return True, ""
+        return error.message
+    return None
 
 
-@contextmanager
-def reopened(descriptor: int) -> Iterator[int]:
+def reopened(descriptor: int) -> int:
     """In place of a descriptor, another of the same file, with a position of its own."""
-    own = os.open(fd_path(descriptor), os.O_RDONLY)
+    own = os.open(descriptor_path(descriptor), os.O_RDONLY)
     os.close(descriptor)
-    try:
-        yield own
-    finally:
-        os.close(own)
-
-
-def fd_path(descriptor: int) -> Path:
-    """The file behind a descriptor, for whoever has it."""
-    return Path(f"/proc/self/fd/{descriptor}")
+    return own
 
 
 def vm_config(order: Order, folder: Path, accelerator: Accelerator) -> VmConfig:

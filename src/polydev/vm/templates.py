@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from polydev.disk import file_sha256, sync
 from polydev.vm.config import MemoryFile, VmConfig
 from polydev.vm.qemu import qemu_argv
 
@@ -27,12 +27,11 @@ RECORD = "record.json"
 INCOMING = ".incoming"
 # Goes up when a template of older code serves no more.
 FORMAT = 2
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Template:
-    """What is known of a template.
+    """The record of a template.
 
     files       SHA-256 of each file, in hex
     qemu        QEMU's version, in its own words
@@ -104,11 +103,11 @@ class Templates:
         (incoming / RECORD).write_text(json.dumps(asdict(template), indent=1) + "\n")
         for name in (*FILES, RECORD):
             (incoming / name).chmod(0o644)
-            _sync(incoming / name)
-        _sync(incoming)
+            sync(incoming / name)
+        sync(incoming)
         self.remove(template.key)
         incoming.rename(self.place(template.key))
-        _sync(self.folder)
+        sync(self.folder)
 
     def remove(self, key: str) -> None:
         """Remove a template; VMs that were resumed from it run on."""
@@ -126,21 +125,6 @@ def file_sums(folder: Path) -> dict[str, str]:
     return {name: file_sha256(folder / name) for name in FILES}
 
 
-def file_sha256(file: Path | int) -> str:
-    """SHA-256 of a file, or of a descriptor's, which is read without its position."""
-    digest = hashlib.sha256()
-    descriptor = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
-    try:
-        at = 0
-        while chunk := os.pread(descriptor, CHUNK_BYTES, at):
-            digest.update(chunk)
-            at += len(chunk)
-    finally:
-        if isinstance(file, Path):
-            os.close(descriptor)
-    return digest.hexdigest()
-
-
 def _template_from(found: Any, key: str) -> Template:
     """Raises ValueError and TypeError where it is not this template's record."""
     if not isinstance(found, dict) or set(found) != {each.name for each in fields(Template)}:
@@ -149,11 +133,3 @@ def _template_from(found: Any, key: str) -> Template:
     if template.key != key or set(template.files) != set(FILES):
         raise ValueError("the record of another template")
     return template
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

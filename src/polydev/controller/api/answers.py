@@ -74,7 +74,7 @@ class Answer(BaseModel):
 
 
 class Receipt(Answer):
-    """What a guest said of itself once it had its identity, before it was anybody's.
+    """A guest's account of itself once it had its identity, before it was anybody's.
 
     Only the guest and its host know the secret; `random` is the first that its kernel drew then.
     """

@@ -26,8 +26,9 @@ from polydev.run import run
 from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
+from polydev.vm.files import descriptor_path
 from polydev.vm.identity import new_identity
-from polydev.vm.launch import fd_path, held
+from polydev.vm.launch import held
 from polydev.vm.machine import Machine, start
 from polydev.vm.templates import (
     DISK,
@@ -181,7 +182,7 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
     with template_disk, memory, state:
         with (folder / DISK).open("wb") as copy:
             template.copy_data(template_disk.fileno(), copy.fileno())
-        private = MemoryFile(fd_path(memory.fileno()), private=True)
+        private = MemoryFile(descriptor_path(memory.fileno()), private=True)
         clone = replace(config, vm_id="trial", folder=folder, memory_file=private)
         with running(clone, (hold, memory.fileno(), state.fileno())) as machine:
             await template.load(clone.qmp_socket, state.fileno())

@@ -167,7 +167,7 @@ class Tending:
         self._log(vm).info("vm_launched", slot=vm.slot, template=template)
 
     async def _template(self, vm: Vm) -> str | None:
-        """What it is resumed from. It is noted before there is a clone that nobody knows as one."""
+        """Return its template, noted before a clone runs that nobody would know as one."""
         if vm.template or vm.boots_because or not self._means.settings.templates:
             return vm.template
         why = "there is no template of its image"
