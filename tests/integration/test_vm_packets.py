@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from polydev.deploys.data import HostData
+from polydev.vm.config import GATEWAY_MAC
 from tests.netns import SmallHost, small_host
 
 GUEST, VM, OTHER_VM = "172.16.0.2", "192.168.100.2", "192.168.100.3"
@@ -24,7 +25,7 @@ SETUP = f"""
 set -e
 ip netns add guest
 ip -n slot-2 link delete tap0
-ip -n slot-2 link add tap0 type veth peer name eth0 netns guest
+ip -n slot-2 link add tap0 address {GATEWAY_MAC} type veth peer name eth0 netns guest
 ip -n slot-2 address add 172.16.0.1/30 dev tap0
 ip netns exec slot-2 sysctl -q -w net.ipv6.conf.tap0.disable_ipv6=1
 ip -n slot-2 link set tap0 up
