@@ -17,7 +17,13 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from polydev.controller.app import create_app
-from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.hypervisor import (
+    Hypervisor,
+    Launch,
+    Origin,
+    SlotState,
+    TemplatesReport,
+)
 from polydev.controller.model import Role
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
@@ -43,11 +49,13 @@ class StillHypervisor:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        origin = Origin(IMAGE_DIGEST, because="there is no template of its image")
+        self.report = TemplatesReport(IMAGE_DIGEST, "7e" * 32, origin, ())
 
     async def start(self, launch: Launch) -> None: ...
 
-    async def template(self, image_digest: str) -> str | None:
-        return None
+    async def templates(self) -> TemplatesReport:
+        return self.report
 
     async def resume(self, slot: int, vm_id: str) -> None: ...
 

@@ -18,12 +18,12 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from polydev.controller.machines.hypervisor import Launch, SlotState
+from polydev.controller.machines.hypervisor import Launch, Origin, SlotState, TemplatesReport
 from polydev.controller.migrate import migrate
 from polydev.controller.model import slot_address
 from polydev.errors import VmError
@@ -87,7 +87,7 @@ class FakeHypervisor:
     calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
     vms     each slot's latest VM, running or not
     looks   how often somebody asked for CPU times
-    templates   of images, by digest
+    report      of templates: none, so VMs boot, unless a test says otherwise
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class FakeHypervisor:
         self.calls: list[str] = []
         self.vms: dict[int, FakeVm] = {}
         self.looks = 0
-        self.templates: dict[str, str] = {}
+        self.report = TemplatesReport(
+            IMAGE_DIGEST, "", Origin(IMAGE_DIGEST, because="there is no template of its image"), ()
+        )
         self._changed = asyncio.Condition()
 
     async def start(self, launch: Launch) -> None:
@@ -117,8 +119,12 @@ class FakeHypervisor:
         async with self._changed:
             self._changed.notify_all()
 
-    async def template(self, image_digest: str) -> str | None:
-        return self.templates.get(image_digest)
+    async def templates(self) -> TemplatesReport:
+        return self.report
+
+    def resumes_from(self, template: str, image_digest: str = IMAGE_DIGEST) -> None:
+        """From now on VMs are made of this."""
+        self.report = replace(self.report, origin=Origin(image_digest, template))
 
     async def resume(self, slot: int, vm_id: str) -> None:
         self.calls.append(f"resume {slot}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from polydev.controller.machines.hypervisor import Launch
+from polydev.controller.machines.hypervisor import Launch, Origin, TemplatesReport
+from polydev.controller.model import BEING_MADE
 from polydev.errors import ConfigError
 from tests.driving import World, play, until, worlds
 from tests.vms import (
@@ -19,12 +21,12 @@ from tests.vms import (
     UnloadableVm,
 )
 
-TEMPLATE = "7e" * 32
+TEMPLATE, OLDER = "7e" * 32, "01de" * 16
 
 
 def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        world.host.hypervisor.resumes_from(TEMPLATE)
         session = await world.start()
         async with world.driving():
             await world.until_session(session, "vm_created")
@@ -59,7 +61,7 @@ def test_a_clone_that_is_none_boots_and_says_why(
     tmp_path: Path, kind: type[FakeVm], reason: str
 ) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        world.host.hypervisor.resumes_from(TEMPLATE)
         session = await world.start()
         async with world.driving():
             await world.until_session(session, "vm_created")
@@ -88,12 +90,44 @@ def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
     play(worlds(tmp_path, templates=True), scenario)
 
 
+def test_a_vm_is_made_of_the_image_whose_template_serves(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.hypervisor.resumes_from(TEMPLATE, OLDER)
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.image_digest, vm.template) == (OLDER, TEMPLATE)
+            assert world.host.hypervisor.vms[2].launch.image_digest == OLDER
+
+    play(worlds(tmp_path, templates=True), scenario)
+
+
+def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        hypervisor = world.host.hypervisor
+        origin = Origin("5e" * 32, because=BEING_MADE)
+        hypervisor.report = replace(hypervisor.report, origin=origin)
+        session = await world.start()
+        async with world.driving():
+            await world.until_session(session, "vm_created")
+            vm = await world.vm_of(session)
+            assert (vm.boots_because, vm.template) == (BEING_MADE, None)
+            # What is golden by now, not what was when the session was asked for.
+            assert vm.image_digest == hypervisor.vms[2].launch.image_digest == "5e" * 32
+            assert await world.vms.booted_instead(world.clock() - timedelta(seconds=1)) == (0, "")
+
+    play(worlds(tmp_path, templates=True), scenario)
+
+
 def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        async def unknown(image_digest: str) -> str | None:
+        async def unknown() -> TemplatesReport:
             raise ConfigError("program not found: qemu-system-x86_64")
 
-        world.host.hypervisor.template = unknown  # type: ignore[method-assign]
+        world.host.hypervisor.templates = unknown  # type: ignore[method-assign]
         session = await world.start()
         async with world.driving():
             await world.until_session(session, "vm_created")
@@ -105,7 +139,7 @@ def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Pa
 
 def test_where_templates_are_off_nobody_asks_for_one(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        world.host.hypervisor.resumes_from(TEMPLATE)
         session = await world.start()
         async with world.driving():
             await world.until_session(session, "vm_created")
@@ -121,10 +155,10 @@ def test_whoever_takes_over_gives_a_clone_its_identity(tmp_path: Path, done: str
 
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.templates[IMAGE_DIGEST] = TEMPLATE
+        hypervisor.resumes_from(TEMPLATE)
         session = await world.start()
         vm = await world.vm_of(session)
-        await world.vms.resumes(vm.id, TEMPLATE)
+        await world.vms.resumes(vm.id, IMAGE_DIGEST, TEMPLATE)
         if done != "noted":
             await hypervisor.start(Launch(vm.id, vm.slot, vm.image_digest, session.id, TEMPLATE))
         if done in ("launched", "resumed", "identified"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from polydev.controller.host.alerting import (
     unhealthy_vms_observation,
 )
 from polydev.controller.host.deployments import newest_failed
-from polydev.controller.host.observing import deployment_observed, observed
+from polydev.controller.host.observing import deployment_observed, observed, templates_observed
 from polydev.controller.host.sample import Sample, Slots, Stock
 from polydev.controller.host.warden import message_of
+from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import Severity, Vm
 from polydev.controller.settings import AlertRules
 
@@ -183,6 +185,25 @@ def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
     assert seen.message.startswith("2 VMs booted within ")
     assert seen.message.endswith("; the last one since there is no template of its image")
     assert not_resumed_observation(0, "", LIMITS).raises is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "instead"),
+    [
+        (Origin("b" * 64, because="it failed"), "VMs boot"),
+        (Origin("a" * 64, "7e" * 32), "VMs are still resumed from image aaaaaaaaaaaa"),
+    ],
+)
+def test_an_older_image_does_not_serve_unseen(origin: Origin, instead: str) -> None:
+    report = TemplatesReport("b" * 64, "8f" * 32, origin, (), failure="its clone is not ready")
+    (seen,) = templates_observed(report)["template_failed"]
+    assert (seen.raises, seen.keeps) == ("warning", "warning")
+    assert seen.message == (
+        "the template of golden image bbbbbbbbbbbb could not be made, so "
+        f"{instead}: its clone is not ready"
+    )
+    for well in (replace(report, failure=None), None):
+        assert templates_observed(well) == {"template_failed": []}
 
 
 class TestFailedBoots:

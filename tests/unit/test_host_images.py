@@ -42,6 +42,12 @@ def have(store: Path, *digests: str) -> None:
         os.utime(store / "images" / digest, (number, number))
 
 
+def have_template(store: Path, digest: str) -> None:
+    folder = store / "templates" / f"of-{digest}"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"image_digest": digest}))
+
+
 class TestAdd:
     def test_it_is_on_the_disk_before_it_has_its_name(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +235,26 @@ class TestPrune:
         manifest.parent.mkdir(parents=True)
         manifest.write_text(json.dumps({"golden": {"target": "x", "image": A}}))
         assert prune(paths, store) == {"removed": []}
+
+    def test_an_older_image_stays_while_the_golden_one_has_no_template(
+        self, store: Path, paths: Paths
+    ) -> None:
+        have(store, A, B, C)
+        make_golden(C, store)
+        have_template(store, B)
+        assert prune(paths, store) == {"removed": [A]}
+        have_template(store, C)
+        assert prune(paths, store) == {"removed": [B]}
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"of": "another release"}'])
+    def test_a_template_that_says_nothing_keeps_no_image(
+        self, store: Path, paths: Paths, text: str
+    ) -> None:
+        have(store, A, B)
+        make_golden(B, store)
+        (store / "templates" / "x").mkdir(parents=True)
+        (store / "templates" / "x" / "record.json").write_text(text)
+        assert prune(paths, store) == {"removed": [A]}
 
     def test_what_a_vm_runs_from_stays(self, store: Path, paths: Paths) -> None:
         have(store, A, B)

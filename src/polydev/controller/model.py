@@ -70,6 +70,10 @@ class Token:
     used_at: datetime | None
 
 
+# Why a VM boots that nobody has to be told of: the next ones will be resumed.
+BEING_MADE = "its template is being made"
+
+
 @dataclass(frozen=True)
 class Vm:
     """A VM of a slot. It holds the slot, and with it `vm_ip`, until `released_at`.
@@ -78,6 +82,7 @@ class Vm:
     timings     seconds from the start of the unit to each stage reached
     reason      why it failed; with `failed_units` and `serial_tail` of that moment
     failed_checks   health checks failed in a row
+    image_digest    what it boots, or what its template was made of
     template    what it was, or is to be, resumed from, instead of a boot
     boots_because   why it boots although templates are in use
     receipt     what a clone's guest said of its identity, before it was anybody's

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,15 @@ def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
 
 
 def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
-    """Remove images that are not golden, not in a backup and not in use; and what broke off."""
+    """Remove images that are not golden, not in a backup and not in use; and what broke off.
+
+    Images with a template stay as well until the golden image has one: VMs are resumed from these.
+    """
     saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
-    needed = {golden_digest(store), *((each.get("golden") or {}).get("image") for each in saved)}
+    golden, with_template = golden_digest(store), _with_template(store)
+    needed = {golden, *((each.get("golden") or {}).get("image") for each in saved)}
+    if golden not in with_template:
+        needed |= with_template
     removed = []
     for folder in sorted((store / "images").glob("*")):
         if folder.name in needed:
@@ -179,6 +185,14 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
     for rest in (store / "incoming").glob("*"):
         remove(rest)
     return {"removed": removed}
+
+
+def _with_template(store: Path) -> set[str]:
+    found = set()
+    for file in (store / "templates").glob("*/record.json"):
+        with suppress(OSError, ValueError):
+            found.add(str((read_json(file) or {}).get("image_digest")))
+    return found
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
     VmConfig and QEMU's version -> key        what a template loads into is all in its key
     Incoming --add--> <key>                   whole, or not there
+    Build --note--> build.json                how far the latest making is, or why it failed
 
-The folder `templates` lies in the image store; `current` in it names the template of new VMs.
+The folder `templates` lies in the image store; which template serves is said nowhere in it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +28,7 @@ MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
 FILES = (MEMORY, STATE, DISK)
 RECORD = "record.json"
 INCOMING = ".incoming"
+BUILD, LOCK = "build.json", ".lock"
 # Goes up when a template of older code serves no more.
 FORMAT = 2
 
@@ -49,6 +53,23 @@ class Template:
     made_at: float
     boot_seconds: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Build:
+    """The latest making of a template.
+
+    step        what it does, or did last, in words
+    ended_at    seconds since 1970; None while it goes on, or where it was ended from outside
+    error       why it failed; None where it did not
+    """
+
+    key: str
+    image_digest: str
+    began_at: float
+    step: str
+    ended_at: float | None = None
+    error: str | None = None
 
 
 def template_key(config: VmConfig, qemu_version: str) -> str:
@@ -97,6 +118,37 @@ class Templates:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    @contextmanager
+    def building(self, on_wait: Callable[[], object]) -> Iterator[None]:
+        """Be the only one that makes a template here; `on_wait` is called where another one does.
+
+        The kernel lets go of it with the process, so a killed one keeps nobody waiting.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Nobody else's to take: a VM's user could keep templates from being made.
+        with (self.folder / LOCK).open("a") as lock:
+            os.fchmod(lock.fileno(), 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def build(self) -> Build | None:
+        """The latest making of a template; None where there is no account of one."""
+        try:
+            return Build(**json.loads((self.folder / BUILD).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def note(self, build: Build) -> None:
+        """Replace the account of the latest making."""
+        fresh = self.folder / f".{BUILD}"
+        fresh.write_text(json.dumps(asdict(build), indent=1) + "\n")
+        fresh.chmod(0o644)
+        fresh.replace(self.folder / BUILD)
 
     def add(self, incoming: Path, template: Template) -> None:
         """Let the files in `incoming` be this template, once the disk has them."""

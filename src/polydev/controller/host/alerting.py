@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.model import Severity
 from polydev.controller.settings import AlertRules
 
@@ -16,6 +17,7 @@ Rule = Literal[
     "disk",
     "failed_boots",
     "not_resumed",
+    "template_failed",
     "no_slots",
     "unhealthy_vms",
     "deploy_failed",
@@ -129,6 +131,18 @@ def not_resumed_observation(booted: int, reason: str, limits: AlertRules) -> Obs
     if reason:
         message += f"; the last one since {reason}"
     return Observation(HOST, message, float(booted), severity, severity)
+
+
+def template_failed_observation(report: TemplatesReport) -> Observation:
+    """The golden image has no template since none could be made; VMs start from what there is."""
+    message = f"the template of golden image {report.golden[:12]} could not be made"
+    if report.origin.template:
+        instead = f"VMs are still resumed from image {report.origin.image_digest[:12]}"
+    else:
+        instead = "VMs boot"
+    return Observation(
+        HOST, f"{message}, so {instead}: {report.failure}", None, "warning", "warning"
+    )
 
 
 def no_slots_observation(total: int, held: int) -> Observation:

@@ -12,9 +12,11 @@ from polydev.controller.host.alerting import (
     no_slots_observation,
     not_resumed_observation,
     percent_observation,
+    template_failed_observation,
     unhealthy_vms_observation,
 )
 from polydev.controller.host.sample import Sample, Stock, unread
+from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.settings import AlertRules
 
 
@@ -44,6 +46,13 @@ def _disks(sample: Sample, limits: AlertRules) -> list[Observation]:
         percent_observation(f"disk {mount}", mount, value, limits)
         for mount, value in values.items()
     ]
+
+
+def templates_observed(report: TemplatesReport | None) -> Observed:
+    """Of the golden image's template, if its making failed; `None` where templates are off."""
+    if report is None or report.failure is None:
+        return {"template_failed": []}
+    return {"template_failed": [template_failed_observation(report)]}
 
 
 def deployment_observed(failed: tuple[str, str] | None) -> Observed:

@@ -20,7 +20,11 @@ from polydev.controller.host.network_report import (
     read_report,
     unread_observed,
 )
-from polydev.controller.host.observing import deployment_observed, observed
+from polydev.controller.host.observing import (
+    deployment_observed,
+    observed,
+    templates_observed,
+)
 from polydev.controller.host.outbox import Outbox
 from polydev.controller.host.probe import Probe, Unanswered
 from polydev.controller.host.sample import Sample, Stock, sample_of
@@ -36,7 +40,7 @@ from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.vms import Vms
-from polydev.errors import VmError
+from polydev.errors import Error, VmError
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -138,6 +142,7 @@ class Sampler:
             **observed(sample, stock, self._settings.alert),
             **await self._deployments(),
             **await self._network(),
+            **await self._templates(),
         }
         self.standing = await self._warden.consider(seen, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
@@ -160,6 +165,15 @@ class Sampler:
             # A host that has no watch yet has nothing to be told of.
             is_there = not isinstance(error.__cause__, FileNotFoundError)
             return unread_observed(str(error)) if is_there else {}
+
+    async def _templates(self) -> Observed:
+        if self._hypervisor is None or not self._settings.templates:
+            return templates_observed(None)
+        try:
+            return templates_observed(await self._hypervisor.templates())
+        except Error as error:
+            log.debug("templates cannot be looked at", error=str(error))
+            return {}
 
     async def _stock(self) -> Stock:
         return await asyncio.wait_for(self._read_stock(), DATABASE_TIMEOUT_SECONDS)

@@ -6,7 +6,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.hypervisor import (
+    Hypervisor,
+    Launch,
+    SlotState,
+    TemplatesReport,
+)
 from polydev.controller.machines.pace import Pace
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt
@@ -26,9 +31,9 @@ class BoundedHypervisor:
         what = f"the start in slot {launch.slot}"
         await _kept(self._pace.start_limit, self._inner.start(launch), what)
 
-    async def template(self, image_digest: str) -> str | None:
-        what = "the look for a template"
-        return await _kept(self._pace.look_limit, self._inner.template(image_digest), what)
+    async def templates(self) -> TemplatesReport:
+        what = "the look at the templates"
+        return await _kept(self._pace.look_limit, self._inner.templates(), what)
 
     async def resume(self, slot: int, vm_id: str) -> None:
         work = self._inner.resume(slot, vm_id)

@@ -1,20 +1,31 @@
-"""The templates of this host: where they are, and which one VMs of an image need."""
+"""The templates of this host: where they are, and which one a VM that starts now is made of.
+
+settings, image store, templates --templates_now--> TemplatesReport, with the Origin of new VMs
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from shutil import which
 
+from polydev.controller.health import GOLDEN_LINK, image_store_state
+from polydev.controller.machines.hypervisor import Origin, TemplatesReport
+from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings
+from polydev.errors import ImageError, VmError
 from polydev.run import run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import VmConfig
 from polydev.vm.launch import vm_config
 from polydev.vm.order import Order
 from polydev.vm.qemu import QEMU
-from polydev.vm.templates import Templates, template_key
+from polydev.vm.templates import Template, Templates, template_key
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,71 @@ def wanted_of(settings: Settings, image_digest: str) -> Wanted:
     program = which(QEMU)
     qemu = _version(Path(program).stat().st_mtime_ns if program else 0)
     return Wanted(config, qemu, template_key(config, qemu))
+
+
+def wanted_template(settings: Settings) -> Wanted:
+    """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
+    golden = image_store_state(settings.image_store)
+    if golden.golden is None:
+        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
+    return wanted_of(settings, golden.golden)
+
+
+def templates_now(settings: Settings, *, being_made: bool, ended: str = "") -> TemplatesReport:
+    """What there is now; `being_made`: whether the maker runs, `ended`: how it failed, if it did.
+
+    Raises ImageError, VmError.
+    """
+    wanted, templates = wanted_template(settings), templates_of(settings)
+    golden, records = wanted.config.image_digest, templates.all()
+    is_there = any(each.key == wanted.key for each in records)
+    step = failure = None
+    build = templates.build()
+    if being_made:
+        step = build.step if build and build.ended_at is None else "beginning"
+    elif not is_there:
+        failure = ended or None
+        if build is not None and build.key == wanted.key:
+            failure = build.error or ended or f"its maker was ended while {build.step}"
+    if is_there:
+        origin = Origin(golden, wanted.key)
+    elif older := _older(settings, records):
+        origin = Origin(older.image_digest, older.key)
+    elif being_made:
+        origin = Origin(golden, because=BEING_MADE)
+    elif failure:
+        origin = Origin(golden, because=f"its template could not be made: {failure}")
+    else:
+        origin = Origin(golden, because="there is no template of its image")
+    return TemplatesReport(golden, wanted.key, origin, records, step, failure)
+
+
+def _older(settings: Settings, records: list[Template]) -> Template | None:
+    """The template of the image that was golden last and has one that VMs can be resumed from.
+
+    An image that a rollback left behind is none of them.
+    """
+    by_image = {each.image_digest: each for each in records}
+    for digest in _golden_before(settings.image_store):
+        record = by_image.get(digest)
+        try:
+            if record and wanted_of(settings, digest).key == record.key:
+                return record
+        except VmError:  # the image is gone
+            continue
+    return None
+
+
+def _golden_before(store: Path) -> Iterator[str]:
+    """Digests of the images that were golden before the present one, newest first."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be read is no more
+        found = re.fullmatch(r"promotions/(\d+)/.*", str((store / GOLDEN_LINK).readlink()))
+        number = int(found[1]) if found else 0
+        while number:
+            entry = json.loads((store / "promotions" / f"{number:06d}.json").read_bytes())
+            yield str(entry["digest"])
+            # Each is numbered higher than the one before it, so this has an end.
+            number = min(int(entry["previous"] or 0), number - 1)
 
 
 @lru_cache(maxsize=1)

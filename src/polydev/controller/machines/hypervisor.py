@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from polydev.vm.identity import Identity, Receipt
+from polydev.vm.templates import Template
 
 Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
 
@@ -23,6 +25,38 @@ class Launch:
     image_digest: str
     session_id: str | None
     template: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a VM that starts now is made of: an image, and the template that it is resumed from.
+
+    template    None where it has to boot; `because` says why
+    """
+
+    image_digest: str
+    template: str | None = None
+    because: str = ""
+
+
+@dataclass(frozen=True)
+class TemplatesReport:
+    """The templates of a host, and the making of the golden image's.
+
+    golden      the golden image's digest
+    wanted      the key of the template that it needs
+    origin      of VMs that start now: of an older image until the golden one has its template
+    records     of all that are there, oldest first
+    step        what the maker does while it runs; None where it does not
+    failure     why it could not make the wanted one
+    """
+
+    golden: str
+    wanted: str
+    origin: Origin
+    records: Sequence[Template]
+    step: str | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +86,11 @@ class Hypervisor(Protocol):
         One that is resumed from a template is loaded then and does not run on before `resume`.
         """
 
-    async def template(self, image_digest: str) -> str | None:
-        """From which VMs of this image can be resumed now; None where there is no template."""
+    async def templates(self) -> TemplatesReport:
+        """Which templates there are, and what a VM that starts now is made of.
+
+        Raises ImageError where there is no golden image.
+        """
 
     async def resume(self, slot: int, vm_id: str) -> None:
         """Let a VM run on that is paused."""

@@ -14,8 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
-from polydev.controller.machines.host_templates import templates_of, wanted_of
-from polydev.controller.machines.hypervisor import Activity, Launch, SlotState
+from polydev.controller.machines.host_templates import templates_now
+from polydev.controller.machines.hypervisor import (
+    Activity,
+    Launch,
+    SlotState,
+    TemplatesReport,
+)
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.settings import Settings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
@@ -25,6 +30,7 @@ from polydev.vm.identity import Identity, Receipt
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
 from polydev.vm.template import give_identity, run_on
 
+TEMPLATE_MAKER = "polydev-template.service"
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
 QMP_SOCKET, IDENTITY_SOCKET = "qmp.sock", "identity.sock"
 # A guest on a busy host takes long to answer; a boot would take longer.
@@ -66,8 +72,11 @@ class SystemdHypervisor:
         if result != "done":
             raise await self._failure(launch, result)
 
-    async def template(self, image_digest: str) -> str | None:
-        return await _files(self._template, image_digest)
+    async def templates(self) -> TemplatesReport:
+        maker = await self._bus.state(TEMPLATE_MAKER)
+        runs = maker.active not in ("inactive", "failed")
+        ended = f"{TEMPLATE_MAKER} failed: {maker.detail}" if maker.active == "failed" else ""
+        return await _files(templates_now, self._settings, being_made=runs, ended=ended)
 
     async def resume(self, slot: int, vm_id: str) -> None:
         await run_on(self._folder(slot, vm_id) / QMP_SOCKET)
@@ -113,10 +122,6 @@ class SystemdHypervisor:
     async def close(self) -> None:
         """Let go of the bus; VMs run on."""
         await self._bus.close()
-
-    def _template(self, image_digest: str) -> str | None:
-        wanted = wanted_of(self._settings, image_digest)
-        return wanted.key if templates_of(self._settings).find(wanted.key) else None
 
     def _folder(self, slot: int, vm_id: str) -> Path:
         return self._root / str(slot) / vm_id

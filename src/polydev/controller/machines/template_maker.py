@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from polydev.controller.health import image_store_state
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.console import LogReader
 from polydev.controller.machines.decisions import account, with_account
 from polydev.controller.machines.following import SerialFollower
-from polydev.controller.machines.host_templates import Wanted, templates_of, wanted_of
+from polydev.controller.machines.host_templates import Wanted, templates_of, wanted_template
 from polydev.controller.settings import BootDeadlines, Settings
-from polydev.errors import AgentError, ImageError, VmError
+from polydev.errors import AgentError, Error, VmError
 from polydev.run import run
 from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
@@ -35,6 +34,7 @@ from polydev.vm.templates import (
     FILES,
     MEMORY,
     STATE,
+    Build,
     Template,
     Templates,
     file_sums,
@@ -46,30 +46,50 @@ AGENT_SECONDS = 10.0
 CLONE_SECONDS = 60.0
 
 
-def wanted_template(settings: Settings) -> Wanted:
-    """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
-    golden = image_store_state(settings.image_store)
-    if golden.golden is None:
-        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
-    return wanted_of(settings, golden.golden)
-
-
 def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Template, bool]:
     """The golden image's template, and whether it was made now. Others of its image are removed.
 
-    Raises ImageError, and VmError with the reason where its VM or the clone of it did not come up.
+    Where another process makes one, this waits for its end. Raises ImageError, and VmError with the
+    reason where its VM or the clone of it did not come up.
     """
-    wanted, templates = wanted_template(settings), templates_of(settings)
-    known = templates.find(wanted.key)
-    if known is None:
-        try:
-            made = asyncio.run(_make(settings, wanted, templates, say))
-        except OSError as error:
-            raise VmError(f"{error.filename or 'the template'}: {error.strerror}") from error
-        _remove_old(settings, templates, made)
-        return made, True
-    _remove_old(settings, templates, known)
-    return known, False
+    templates = templates_of(settings)
+    with templates.building(lambda: say("another one is being made here: waiting for its end")):
+        wanted = wanted_template(settings)
+        known = templates.find(wanted.key)
+        if known is None:
+            made = _made(settings, wanted, templates, say)
+            _remove_old(settings, templates, made)
+            return made, True
+        _remove_old(settings, templates, known)
+        return known, False
+
+
+def _made(
+    settings: Settings, wanted: Wanted, templates: Templates, say: Callable[[str], None]
+) -> Template:
+    """Make it, and keep the account of that beside it."""
+    build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
+
+    def go_on(step: str) -> None:
+        nonlocal build
+        say(step)
+        build = replace(build, step=step)
+        templates.note(build)
+
+    go_on(build.step)
+    failure: Error
+    try:
+        made = asyncio.run(_make(settings, wanted, templates, go_on))
+    except OSError as error:
+        failure = VmError(f"{error.filename or 'the template'}: {error.strerror}")
+        failure.__cause__ = error
+    except Error as error:
+        failure = error
+    else:
+        templates.note(replace(build, ended_at=round(time.time(), 3)))
+        return made
+    templates.note(replace(build, ended_at=round(time.time(), 3), error=failure.message))
+    raise failure
 
 
 def _remove_old(settings: Settings, templates: Templates, kept: Template) -> None:

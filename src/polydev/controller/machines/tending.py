@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -37,7 +37,7 @@ from polydev.controller.machines.following import (
     stages_to_tell,
     with_wait,
 )
-from polydev.controller.machines.hypervisor import Hypervisor, Launch, SlotState
+from polydev.controller.machines.hypervisor import Hypervisor, Launch, Origin, SlotState
 from polydev.controller.machines.login import LoginWatch
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.watch import AgentWatch
@@ -154,32 +154,31 @@ class Tending:
         if session is None:
             await self._means.vms.stop(vm.id)
             return
-        template = await self._template(vm)
-        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id, template)
+        vm = await self._with_origin(vm)
+        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id, vm.template)
         try:
             await self._means.hypervisor.start(launch)
         except VmError as error:
-            if template is None:
+            if vm.template is None:
                 raise
             await self._boot_instead(vm, error.message)
             return
         await self._means.vms.launched(vm.id)
-        self._log(vm).info("vm_launched", slot=vm.slot, template=template)
+        self._log(vm).info("vm_launched", slot=vm.slot, template=vm.template)
 
-    async def _template(self, vm: Vm) -> str | None:
-        """Return its template, noted before a clone runs that nobody would know as one."""
+    async def _with_origin(self, vm: Vm) -> Vm:
+        """The VM made of what is there now, noted before a clone runs that nobody knows as one."""
         if vm.template or vm.boots_because or not self._means.settings.templates:
-            return vm.template
-        why = "there is no template of its image"
+            return vm
         try:
-            found = await self._means.hypervisor.template(vm.image_digest)
+            origin = (await self._means.hypervisor.templates()).origin
         except Error as error:
-            found, why = None, error.message
-        if found is None:
-            await self._means.vms.boots(vm.id, why)
+            origin = Origin(vm.image_digest, because=error.message)
+        if origin.template is None:
+            await self._means.vms.boots(vm.id, origin.because, origin.image_digest)
         else:
-            await self._means.vms.resumes(vm.id, found)
-        return found
+            await self._means.vms.resumes(vm.id, origin.image_digest, origin.template)
+        return replace(vm, image_digest=origin.image_digest, template=origin.template)
 
     async def _identify(self, vm: Vm) -> None:
         """A clone is the session's VM once its guest has said so; never before."""

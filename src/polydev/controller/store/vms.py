@@ -14,7 +14,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session, Vm, now
+from polydev.controller.model import BEING_MADE, Session, Vm, now
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables
@@ -103,22 +103,26 @@ class Vms:
             if session and session.state == "vm_creating":
                 await change_session(connection, session, "vm_launched", at)
 
-    async def resumes(self, vm_id: str, template: str) -> None:
-        """It is to be resumed from a template, which is not yet so."""
+    async def resumes(self, vm_id: str, image_digest: str, template: str) -> None:
+        """It is to be resumed from an image's template, which is not yet so."""
         async with self._database.writing() as connection:
             vm, _session = await locked_vm(connection, vm_id)
             if vm.state == "creating":
-                await change_vm(connection, vm_id, template=template)
+                await change_vm(connection, vm_id, template=template, image_digest=image_digest)
 
-    async def boots(self, vm_id: str, because: str) -> None:
-        """It boots, from the beginning, and is not resumed; its session is told why."""
+    async def boots(self, vm_id: str, because: str, image_digest: str | None = None) -> None:
+        """It boots, from the beginning, and is not resumed; its session is told why.
+
+        It boots its own image, or the one that is given.
+        """
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.state not in ("creating", "starting") or vm.receipt:
                 return
             reason, at = _storable(because), self._clock()
             again = {"state": "creating", "started_at": None, "stage": "none", "stage_at": at}
-            await change_vm(connection, vm_id, template=None, boots_because=reason, **again)
+            again |= {"template": None, "image_digest": image_digest or vm.image_digest}
+            await change_vm(connection, vm_id, boots_because=reason, **again)
             if session and session.is_live:
                 await tell(connection, session.id, at, "booting", {"because": reason})
 
@@ -223,8 +227,11 @@ class Vms:
             return sum(count.scalar_one() for count in counts)
 
     async def booted_instead(self, since: datetime) -> tuple[int, str]:
-        """How many VMs made since then were not resumed but boot, and the newest one's reason."""
-        asked = VMS.where(_vms.created_at >= since, _vms.boots_because.is_not(None))
+        """How many VMs made since then were not resumed but boot, and the newest one's reason.
+
+        Those that boot while their template is being made are none of them.
+        """
+        asked = VMS.where(_vms.created_at >= since, _vms.boots_because != BEING_MADE)
         found = await self._read(asked.order_by(_vms.created_at.desc()))
         return len(found), found[0].boots_because or "" if found else ""
 

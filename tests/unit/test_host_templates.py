@@ -1,0 +1,230 @@
+"""What a VM that starts now is made of: templates, images and promotions in a store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from polydev.controller.machines import host_templates
+from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
+from polydev.controller.machines.hypervisor import Origin, TemplatesReport
+from polydev.controller.machines.systemd import TEMPLATE_MAKER, SystemdHypervisor
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
+from polydev.controller.model import BEING_MADE
+from polydev.controller.settings import Settings, VmSizes
+from polydev.errors import ImageError, VmError
+from polydev.hosttool import images
+from polydev.hosttool.durable import point_link
+from polydev.vm.templates import FILES, Build, Template, Templates
+from tests.unit.hosttool_host import arrive
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+class Store:
+    """A host's image store, with QEMU as it was when the test began."""
+
+    def __init__(self, root: Path) -> None:
+        self.settings = Settings(image_store=root)
+        self.templates = templates_of(self.settings)
+        self.templates.folder.mkdir(parents=True)
+        for digest in (A, B, C):
+            arrive(root, digest)
+            images.add(digest, root)
+
+    def golden(self, digest: str) -> None:
+        images.make_golden(digest, self.settings.image_store)
+
+    def key(self, digest: str) -> str:
+        return wanted_of(self.settings, digest).key
+
+    def make_template(self, digest: str) -> None:
+        place = self.templates.place(self.key(digest))
+        place.mkdir(parents=True)
+        (place / "record.json").write_text(json.dumps(vars(self.record(digest))))
+
+    def record(self, digest: str) -> Template:
+        sums = dict.fromkeys(FILES, "0" * 64)
+        made_at = float("abc".index(digest[0]))
+        return Template(self.key(digest), digest, "QEMU 7", "tcg", 2, 2048, sums, made_at, 2, 3)
+
+    def build(self, digest: str, **words: object) -> None:
+        build = Build(self.key(digest), digest, 1.0, "saving memory")
+        self.templates.note(Build(**{**vars(build), **words}))
+
+    def now(self, *, being_made: bool = False, ended: str = "") -> TemplatesReport:
+        return templates_now(self.settings, being_made=being_made, ended=ended)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    # Of the QEMU that is installed here nothing is asked.
+    monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 7")
+    return Store(tmp_path / "store")
+
+
+def test_the_golden_images_own_template_comes_first(store: Store) -> None:
+    for digest in (A, B):
+        store.golden(digest)
+        store.make_template(digest)
+    report = store.now()
+    assert report.origin == Origin(B, store.key(B))
+    assert (report.golden, report.wanted) == (B, store.key(B))
+    assert [each.image_digest for each in report.records] == [A, B]
+    assert (report.step, report.failure) == (None, None)
+
+
+def test_the_image_before_serves_until_the_new_one_has_its_template(store: Store) -> None:
+    for digest in (A, B):
+        store.golden(digest)
+        store.make_template(digest)
+    store.golden(C)
+    assert store.now(being_made=True).origin == Origin(B, store.key(B))
+    store.make_template(C)
+    assert store.now(being_made=True).origin == Origin(C, store.key(C))
+
+
+def test_an_image_that_a_rollback_left_behind_does_not_serve(store: Store) -> None:
+    store.golden(A)
+    store.golden(B)
+    store.make_template(B)
+    link = store.settings.image_store / images.GOLDEN
+    point_link(link, "promotions/000001/rootfs.ext4")
+    assert store.now(being_made=True).origin == Origin(A, because=BEING_MADE)
+
+
+@pytest.mark.parametrize("gone", ["its image", "its size", "its QEMU"])
+def test_a_template_that_fits_no_more_does_not_serve(
+    store: Store, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.golden(A)
+    store.make_template(A)
+    store.golden(B)
+    if gone == "its image":
+        (store.settings.image_store / "images" / A).rename(store.settings.image_store / "gone")
+    elif gone == "its size":
+        store.settings = store.settings.model_copy(update={"vm": VmSizes(memory_mib=4096)})
+    else:
+        monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 8")
+    assert store.now().origin == Origin(B, because="there is no template of its image")
+
+
+def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Store) -> None:
+    store.golden(A)
+    store.build(A)
+    report = store.now(being_made=True)
+    assert report.origin == Origin(A, because=BEING_MADE)
+    assert (report.step, report.failure) == ("saving memory", None)
+
+
+@pytest.mark.parametrize(
+    ("build", "ended", "failure"),
+    [
+        ({"error": "a clone of it ended", "ended_at": 2.0}, "", "a clone of it ended"),
+        ({}, "the unit failed: oom-kill", "the unit failed: oom-kill"),
+        ({}, "", "its maker was ended while saving memory"),
+        ({"key": "another"}, "the unit failed: exit-code 1", "the unit failed: exit-code 1"),
+    ],
+)
+def test_why_there_is_none(
+    store: Store, build: dict[str, object], ended: str, failure: str
+) -> None:
+    store.golden(A)
+    store.build(A, **build)
+    report = store.now(ended=ended)
+    assert report.failure == failure
+    assert report.origin == Origin(A, because=f"its template could not be made: {failure}")
+    # The image before it serves on, and the failure is told all the same.
+    store.make_template(A)
+    store.golden(B)
+    store.build(B, **build)
+    report = store.now(ended=ended)
+    assert (report.origin, report.failure) == (Origin(A, store.key(A)), failure)
+
+
+def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
+    store.golden(A)
+    store.build(B, error="a clone of it ended", ended_at=2.0)
+    report = store.now()
+    assert report.failure is None
+    assert report.origin == Origin(A, because="there is no template of its image")
+    store.make_template(A)
+    assert store.now(ended="the unit failed: signal 9").failure is None
+
+
+class Bus(SystemdBus):
+    """systemd, whose maker of templates is as a test says."""
+
+    maker = UnitState("inactive")
+
+    async def state(self, unit: str) -> UnitState:
+        assert unit == "polydev-template.service"
+        return self.maker
+
+
+@pytest.mark.parametrize(
+    ("maker", "step", "failure"),
+    [
+        (UnitState("active", 7), "saving memory", None),
+        (UnitState("deactivating"), "saving memory", None),
+        (UnitState("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
+        (UnitState("inactive"), None, "its maker was ended while saving memory"),
+    ],
+)
+def test_systemd_knows_whether_one_is_being_made(
+    store: Store, maker: UnitState, step: str | None, failure: str | None
+) -> None:
+    store.golden(A)
+    store.build(A)
+    bus = Bus()
+    bus.maker = maker
+    report = asyncio.run(SystemdHypervisor(store.settings, bus).templates())
+    assert (report.step, report.failure) == (step, failure)
+
+
+def test_without_a_golden_image_there_is_nothing_to_start(store: Store) -> None:
+    with pytest.raises(ImageError, match="no golden image"):
+        store.now()
+
+
+def test_two_never_make_one_at_a_time(tmp_path: Path) -> None:
+    templates, waits = Templates(tmp_path / "templates"), threading.Event()
+    order: list[str] = []
+
+    def second() -> None:
+        with templates.building(waits.set):
+            order.append("second")
+
+    with templates.building(lambda: order.append("first waits")):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(60)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert (tmp_path / "templates" / ".lock").stat().st_mode & 0o077 == 0
+
+
+def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polydev.controller.machines import template_maker
+
+    async def fails(*words: object) -> Template:
+        words[-1]("trying a clone")  # type: ignore[operator]
+        raise VmError("a clone of it ended")
+
+    monkeypatch.setattr(template_maker, "_make", fails)
+    store.golden(A)
+    said: list[str] = []
+    with pytest.raises(VmError):
+        template_maker.make_template(store.settings, said.append)
+    build = store.templates.build()
+    assert build is not None
+    assert (build.key, build.step) == (store.key(A), "trying a clone")
+    assert build.error == "a clone of it ended"
+    assert build.ended_at is not None
+    assert said == ["starting its VM", "trying a clone"]
+    assert store.now().failure == "a clone of it ended"
