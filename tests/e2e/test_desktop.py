@@ -6,11 +6,11 @@ and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
-import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,7 @@ from polydev.client.api import ControllerApi
 from polydev.local import LocalVm, find
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
+from polydev.vm.template import monitor
 from tests.inv import ROOT, Inv
 from tests.sessions import wait_for
 
@@ -171,22 +172,15 @@ def test_vm_in_use_has_no_test_console(vm: LocalVm) -> None:
     assert "debug-shell" not in serial
     # Outside: QEMU has its own monitor, the log's serial port and that of the VM's identity.
     assert not vm.config.console_socket.exists()
-    devices = {device["label"] for device in _ask_qemu(vm.config.qmp_socket, "query-chardev")}
-    assert devices == {"qmp", "serial0", "identity"}
+    with ThreadPoolExecutor() as beside:  # Playwright's loop runs in this thread
+        labels = beside.submit(asyncio.run, _device_labels(vm.config.qmp_socket)).result()
+    assert labels == {"qmp", "serial0", "identity"}
 
 
-def _ask_qemu(path: Path, command: str) -> list[dict[str, str]]:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        with client.makefile("rw") as stream:
-            stream.readline()  # the greeting
-            for word in ("qmp_capabilities", command):
-                stream.write(json.dumps({"execute": word}) + "\n")
-                stream.flush()
-                answer = json.loads(stream.readline())
-    assert "return" in answer, answer
-    found: list[dict[str, str]] = answer["return"]
-    return found
+async def _device_labels(qmp_socket: Path) -> set[str]:
+    async with monitor(qmp_socket) as qemu:
+        devices: Any = await qemu.execute("query-chardev")
+    return {device["label"] for device in devices}
 
 
 def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.machines.hypervisor import Launch, Origin, TemplatesReport
-from polydev.controller.model import BEING_MADE
+from polydev.controller.model import BEING_MADE, Session, Vm
 from polydev.errors import ConfigError
 from tests.driving import World, play, until, worlds
 from tests.vms import (
@@ -24,13 +26,19 @@ from tests.vms import (
 TEMPLATE, OLDER = "7e" * 32, "01de" * 16
 
 
+@asynccontextmanager
+async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
+    """A session of a driver at work, and its VM once that is ready."""
+    session = await world.start()
+    async with world.driving():
+        await world.until_session(session, "vm_created")
+        yield session, await world.vm_of(session)
+
+
 def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (session, vm):
             assert (vm.state, vm.stage, vm.template) == ("ready", "ready", TEMPLATE)
             assert vm.receipt is not None
             assert (vm.receipt["vm_id"], vm.receipt["session_id"]) == (vm.id, session.id)
@@ -62,10 +70,7 @@ def test_a_clone_that_is_none_boots_and_says_why(
 ) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (session, vm):
             assert (vm.template, vm.receipt) == (None, None)
             assert (vm.boots_because or "").startswith(reason)
             assert set(vm.timings) >= {"kernel", "ready"}
@@ -80,10 +85,7 @@ def test_a_clone_that_is_none_boots_and_says_why(
 
 def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (_, vm):
             assert vm.boots_because == "there is no template of its image"
             assert world.host.hypervisor.calls[:1] == ["start 2"]
 
@@ -93,10 +95,7 @@ def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
 def test_a_vm_is_made_of_the_image_whose_template_serves(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE, OLDER)
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (_, vm):
             assert (vm.image_digest, vm.template) == (OLDER, TEMPLATE)
             assert world.host.hypervisor.vms[2].launch.image_digest == OLDER
 
@@ -110,10 +109,7 @@ def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
         hypervisor = world.host.hypervisor
         origin = Origin("5e" * 32, because=BEING_MADE)
         hypervisor.report = replace(hypervisor.report, origin=origin)
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (session, vm):
             assert (vm.boots_because, vm.template) == (BEING_MADE, None)
             # What is golden by now, not what was when the session was asked for.
             assert vm.image_digest == hypervisor.vms[2].launch.image_digest == "5e" * 32
@@ -128,10 +124,7 @@ def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Pa
             raise ConfigError("program not found: qemu-system-x86_64")
 
         world.host.hypervisor.templates = unknown  # type: ignore[method-assign]
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (_, vm):
             assert vm.boots_because == "program not found: qemu-system-x86_64"
 
     play(worlds(tmp_path, templates=True), scenario)
@@ -140,10 +133,7 @@ def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Pa
 def test_where_templates_are_off_nobody_asks_for_one(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
-        session = await world.start()
-        async with world.driving():
-            await world.until_session(session, "vm_created")
-            vm = await world.vm_of(session)
+        async with created(world) as (_, vm):
             assert (vm.template, vm.boots_because) == (None, None)
 
     play(worlds(tmp_path), scenario)

@@ -12,7 +12,7 @@ from pyinfra.context import host
 from polydev.deploys.data import HostData
 from polydev.deploys.kernel import PATH as SYSCTL_FILE
 from polydev.deploys.kernel import VALUES, sysctl_text
-from polydev.deploys.network import BRIDGE, network_values, slot_config
+from polydev.deploys.network import BRIDGE, NETDEV_FILE, NETWORK_FILE, network_values, slot_config
 from polydev.deploys.operations import TOOL, directory, folders_as_in, template, text_file, told
 from polydev.deploys.render import own_units, render
 from polydev.deploys.services import JOURNAL_FILE, effective_sshd, journal_values
@@ -104,7 +104,8 @@ def _settings(site: HostData) -> dict[str, dict[str, Any]]:
     return {
         JOURNAL_FILE: journal_values(site),
         FOLDERS_FILE: folder_values(site),
-        **{f"/etc/systemd/network/30-{BRIDGE}.{kind}": network for kind in ("netdev", "network")},
+        NETDEV_FILE: network,
+        NETWORK_FILE: network,
     }
 
 

@@ -20,6 +20,8 @@ from polydev.deploys.units import only_units, unit, unit_file
 from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
 
 BRIDGE = "br-vm"
+NETDEV_FILE = f"/etc/systemd/network/30-{BRIDGE}.netdev"
+NETWORK_FILE = f"/etc/systemd/network/30-{BRIDGE}.network"
 NETWORK_UNIT = "polydev-network.service"
 WATCH_UNIT = "polydev-network-watch.service"
 FIREWALL_UNIT = "polydev-firewall.service"
@@ -77,8 +79,8 @@ def warn_of_open_api(site: HostData) -> None:
 @concern("Bridge")
 def bridge(site: HostData, live: Live) -> None:
     values = network_values(site)
-    netdev = template("/etc/systemd/network/30-br-vm.netdev", values)
-    network = template("/etc/systemd/network/30-br-vm.network", values)
+    netdev = template(NETDEV_FILE, values)
+    network = template(NETWORK_FILE, values)
     config = unit_file(NETWORK_UNIT, values, netdev, network)
     unit(
         name=NETWORK_UNIT,

@@ -16,7 +16,7 @@ from pyinfra.context import host
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import Firewall, JsonFile, Unit
 from polydev.deploys.looked import Live
-from polydev.deploys.network import TABLE, network_values
+from polydev.deploys.network import NETDEV_FILE, NETWORK_FILE, TABLE, network_values
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.services import SSHD_FILE, sshd_values
@@ -31,8 +31,8 @@ TIMER = "polydev-deadman.timer"
 FIREWALL_FILE = "/etc/polydev/firewall.nft"
 REACH_FILES = (
     SSHD_FILE,
-    "/etc/systemd/network/30-br-vm.netdev",
-    "/etc/systemd/network/30-br-vm.network",
+    NETDEV_FILE,
+    NETWORK_FILE,
     "/etc/systemd/system/polydev-network.service",
     "/etc/systemd/system/polydev-firewall.service",
     "/etc/systemd/system/ssh.service.d/polydev.conf",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.console import LogReader
@@ -194,12 +195,11 @@ async def _health(agent: AgentClient) -> AgentHealth | AgentError:
 
 async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
     """Raises VmError where a clone does not become the VM that it is told to be."""
-    folder = config.folder / "clone"
-    folder.mkdir()
     template_disk = (config.folder / DISK).open("rb")
     memory = (config.folder / MEMORY).open("rb")
     state = (config.folder / STATE).open("rb")
-    with template_disk, memory, state:
+    with TemporaryDirectory(dir=config.folder) as name, template_disk, memory, state:
+        folder = Path(name)
         with (folder / DISK).open("wb") as copy:
             template.copy_data(template_disk.fileno(), copy.fileno())
         private = MemoryFile(descriptor_path(memory.fileno()), private=True)
@@ -216,9 +216,6 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
                 raise VmError(f"a clone of it takes itself for VM {answer.vm_id}")
             if not machine.alive():
                 raise VmError("a clone of it ended")
-    for left in folder.iterdir():
-        left.unlink()
-    folder.rmdir()
 
 
 def add_tap() -> None:

@@ -24,6 +24,7 @@ from polydev.controller.migrate import known_revisions, migrate
 from polydev.controller.store import postgres_copy, sqlite_copy, tables
 from polydev.controller.store.copying import STOP_HINT, CopyError
 from polydev.controller.store.postgres_fill import fill
+from polydev.disk import sync
 
 SQLITE_START = b"SQLite format 3\0"
 ARCHIVE_START = b"PGDMP"
@@ -193,21 +194,13 @@ def _new_file(file: Path) -> Iterator[Path]:
         yield partial
         os.fsync(handle)
         os.link(partial, file)  # unlike a rename this replaces nothing
-        _sync(file.parent)
+        sync(file.parent)
     except FileExistsError as error:
         raise CopyError(f"{file} exists", "name a new file") from error
     finally:
         os.close(handle)
         with suppress(FileNotFoundError):
             partial.unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _driver_words(error: Exception) -> str:
