@@ -131,12 +131,14 @@ UNITS_AND_FILES = (
         "echo net.ipv4.ip_forward=0 >/etc/sysctl.d/99-x.conf && "
         "printf '[Journal]\nStorage=volatile\n' >/etc/systemd/journald.conf.d/99-x.conf && "
         "printf '[Match]\nName=br-vm\n' >/etc/systemd/network/05-x.network && "
+        "printf '[Match]\nOriginalName=vm-*\n[Link]\nName=x\n' >/etc/systemd/network/05-x.link && "
         "echo 'd /etc/polydev 0777' >/etc/tmpfiles.d/a.conf",
         "Settings | files of others",
         (
             "- /etc/sysctl.d/99-x.conf: net.ipv4.ip_forward=0",
             "- /etc/systemd/journald.conf.d/99-x.conf: Storage=volatile",
             "- /etc/systemd/network/05-x.network",
+            "- /etc/systemd/network/05-x.link",
             "- /etc/tmpfiles.d/a.conf: d /etc/polydev 0777",
         ),
         "settings: - /etc/sysctl.d/99-x.conf",
@@ -251,11 +253,13 @@ KERNEL = (
     Edit("", "Dead-man timer | armed", ("way to the host",)),
     Edit(
         "sysctl -q -w net.ipv4.conf.all.proxy_arp=1 && "
-        "ip rule add to 192.168.100.0/25 priority 90 prohibit",
+        "ip rule add to 192.168.100.0/25 priority 90 prohibit && "
+        "ip -6 rule add iif br-vm priority 91 lookup 77",
         "Bridge | polydev-network.service",
         (
             "- bridge: settings net.ipv4.conf.all.proxy_arp: 1",
             "- bridge: routes policy: 90: prohibit dst 192.168.100.0 dstlen 25",
+            "- bridge: routes IPv6 policy: 91: 77 iif br-vm",
         ),
         "bridge: bridge: routes policy: unexpected: 90: prohibit",
     ),

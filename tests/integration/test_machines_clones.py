@@ -109,7 +109,7 @@ def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
         hypervisor = world.host.hypervisor
         origin = Origin("5e" * 32, because=BEING_MADE)
         hypervisor.report = replace(hypervisor.report, origin=origin)
-        async with created(world) as (session, vm):
+        async with created(world) as (_, vm):
             assert (vm.boots_because, vm.template) == (BEING_MADE, None)
             # What is golden by now, not what was when the session was asked for.
             assert vm.image_digest == hypervisor.vms[2].launch.image_digest == "5e" * 32

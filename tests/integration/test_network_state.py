@@ -92,6 +92,13 @@ EDITS = (
         "91: 77, 92: 77 src 192.168.100.3",
         opens=True,
     ),
+    Edit(
+        "ip -6 rule add iif br-vm priority 91 lookup 77 && "
+        "ip -6 rule add to fd00::/8 oif br-vm priority 92 prohibit",
+        "bridge: routes IPv6 policy: unexpected: "
+        "91: 77 iif br-vm, 92: prohibit dst fd00:: dstlen 8 oif br-vm",
+        opens=True,
+    ),
     # The firewall
     Edit(
         "nft add rule inet polydev from_vm_to_host tcp dport 22 accept",
@@ -162,6 +169,11 @@ EDITS = (
     Edit(
         inside(10, "ip rule add to 8.8.8.8 lookup 7"),
         "slot-10: routes policy: unexpected: 32765: 7 dst 8.8.8.8",
+        opens=True,
+    ),
+    Edit(
+        inside(10, "ip -6 rule add not fwmark 7 lookup 7"),
+        "slot-10: routes IPv6 policy: unexpected: 32765: 7 fwmark 0x7 not None",
         opens=True,
     ),
     Edit(
@@ -364,6 +376,13 @@ class TestPolicy:
             assert said.startswith("bridge: routes policy: unexpected: 91: ")
             mend_bridge(host)
             assert host.differences() == []
+
+    def test_those_of_ipv6_that_do_not_name_the_bridge_are_theirs(self, host: SmallHost) -> None:
+        host.inside("ip -6 rule add not fwmark 0xca6c priority 91 lookup 77")
+        assert host.differences() == []
+        mend_bridge(host)
+        assert host.inside("ip -6 rule show priority 91") != ""
+        host.inside("ip -6 rule delete priority 91")
 
     def test_the_main_table_is_asked_again(self, host: SmallHost) -> None:
         host.inside("ip rule delete priority 32766")

@@ -88,6 +88,22 @@ def test_rules_of_others_about_them(tmp_path: Path, name: str, is_mended: bool) 
         assert (tmp_path / name).exists()
 
 
+def test_a_rule_that_names_nobody_is_looked_for_in_the_files_that_polkit_reads(
+    asked: dict[str, int], tmp_path: Path
+) -> None:
+    asked["ssh.service"] = 0
+    put(tmp_path, f"etc/{RULES}/50-polydev.rules", "polkit.addRule(() => polkit.Result.YES);")
+    with pytest.raises(HostError, match=r"the controller may start ssh\.service") as refused:
+        mend(HOST, tmp_path)
+    assert "journalctl -u polkit.service" in str(refused.value.hint)
+    put(tmp_path, f"etc/{RULES}/70-all.rules", "polkit.addRule(() => polkit.Result.YES);")
+    put(tmp_path, f"usr/share/{RULES}/60-package.rules", "// nothing")
+    with pytest.raises(HostError) as refused:
+        mend(HOST, tmp_path)
+    files = f"/usr/share/{RULES}/60-package.rules, /etc/{RULES}/70-all.rules; then deploy again"
+    assert str(refused.value.hint).endswith(files)
+
+
 def test_a_file_with_the_same_name_is_read_once(tmp_path: Path) -> None:
     put(tmp_path, f"etc/{RULES}/10-x.rules", "// nothing\n")
     put(tmp_path, f"usr/share/{RULES}/10-x.rules", BY_HAND)

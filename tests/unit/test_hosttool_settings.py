@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from polydev.deploys.accounts import _settings
+from polydev.deploys.accounts import host_json
 from polydev.deploys.data import HostData
-from polydev.deploys.kernel import PATH, VALUES, sysctl_text
-from polydev.deploys.render import render
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.settings import OUT, differences, find, mend
 
-DECLARED = {path: render(path, values) for path, values in _settings(HostData(slots=2)).items()}
-DECLARED[PATH] = sysctl_text(VALUES)
+DECLARED = json.loads(host_json(HostData(slots=2), []))
 NETWORK = "etc/systemd/network"
 JOURNAL = "etc/systemd/journald.conf.d"
+# As systemd brings it.
+ALL_LINKS = (
+    "[Match]\nOriginalName=*\n\n[Link]\nNamePolicy=keep kernel\nMACAddressPolicy=persistent\n"
+)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A host as a deployment leaves it, with files that undo nothing."""
-    for path, text in DECLARED.items():
+    for path, text in DECLARED["settings"].items():
         put(tmp_path, path.lstrip("/"), text)
     put(tmp_path, "usr/lib/sysctl.d/50-default.conf", "net.ipv4.ip_forward = 0\n-kernel.x = 1\n")
     put(tmp_path, "etc/sysctl.d/99-mine.conf", "# net.ipv4.ip_forward=0\nvm.swappiness=1\n")
@@ -31,6 +33,13 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path, f"{NETWORK}/10-eth0.network", "[Match]\nName=eth0 en*\n[Network]\nDHCP=yes\n")
     put(tmp_path, f"{NETWORK}/20-mac.network", "[Match]\nMACAddress=02:00:00:00:00:01\n")
     put(tmp_path, "usr/lib/systemd/network/80-all.network", "[Match]\nName=*\n")
+    put(tmp_path, "usr/lib/systemd/network/73-usb.link", "[Match]\nPath=*-usb-*\n[Link]\nName=u\n")
+    put(tmp_path, "run/systemd/network/10-netplan-eth0.link", "[Match]\nOriginalName=eth0\n")
+    put(tmp_path, f"{NETWORK}/20-mac.link", "[Match]\nMACAddress=02::1\n[Link]\nMTUBytes=9000\n")
+    put(tmp_path, f"{NETWORK}/30-type.link", "[Match]\nType=wlan\n[Link]\nName=w\n")
+    put(tmp_path, f"{NETWORK}/40-not.link", "[Match]\nOriginalName=!br-vm vm-*\n[Link]\nName=x\n")
+    put(tmp_path, "usr/lib/systemd/network/99-default.link", ALL_LINKS)
+    put(tmp_path, f"{NETWORK}/99-later.link", "[Match]\nOriginalName=*\n[Link]\nMTUBytes=9000\n")
     put(tmp_path, f"{JOURNAL}/90-mine.conf", "[Journal]\nMaxLevelStore=info\nStorage=persistent\n")
     return tmp_path
 
@@ -106,9 +115,15 @@ def test_a_masked_file_counts_for_nothing(root: Path) -> None:
         ("run/systemd/network/30-br-vm.netdev.d/x.conf", "[Bridge]\nSTP=yes\n"),
         (f"{NETWORK}/05-x.netdev", "[NetDev]\nName=br-vm\nKind=dummy\n"),
         (f"{NETWORK}/05-x.network", "[Match]\nName=br-vm\n[Network]\nDHCP=yes\n"),
+        (f"{NETWORK}/05-x.link", "[Match]\nOriginalName=br-vm\n[Link]\nMTUBytes=9000\n"),
+        ("run/systemd/network/05-x.link", "[Match]\nOriginalName=vm-3\n[Link]\nName=eth7\n"),
+        (f"{NETWORK}/05-x.link", "[Match]\nOriginalName=vm-* br-vm\n"),
+        (f"{NETWORK}/05-x.link", "[Match]\nOriginalName=vm-2\nType=ether\nDriver=veth\n"),
     ],
 )
-def test_a_file_of_networkd_about_our_bridge_is_removed(root: Path, name: str, text: str) -> None:
+def test_a_file_about_nothing_but_links_of_ours_is_removed(
+    root: Path, name: str, text: str
+) -> None:
     put(root, name, text)
     assert differences(DECLARED, root) == [f"- /{name}"]
     mend(DECLARED, root)
@@ -116,11 +131,28 @@ def test_a_file_of_networkd_about_our_bridge_is_removed(root: Path, name: str, t
     assert differences(DECLARED, root) == []
 
 
-@pytest.mark.parametrize("match", ["Name=*", "Name=br-* eth0", "Name=!eth0", "Type=bridge", ""])
-def test_one_about_other_links_too_is_for_its_author(root: Path, match: str) -> None:
-    put(root, f"{NETWORK}/05-all.network", f"[Match]\n{match}\n[Network]\nDHCP=yes\n")
-    assert differences(DECLARED, root) == [f"- /{NETWORK}/05-all.network"]
-    with pytest.raises(HostError, match=r"05-all\.network fits br-vm too") as refused:
+@pytest.mark.parametrize(
+    ("name", "text", "link"),
+    [
+        *(
+            ("05-all.network", f"[Match]\n{match}\n[Network]\nDHCP=yes\n", "br-vm")
+            for match in ("Name=*", "Name=br-* eth0", "Name=!eth0", "Type=bridge", "")
+        ),
+        ("05-all.link", "[Link]\nMTUBytes=9000\n", "br-vm"),
+        ("05-all.link", "[Match]\nOriginalName=*\n[Link]\nMACAddress=02::1\n", "br-vm"),
+        ("05-all.link", "[Match]\nOriginalName=v* eth0\n[Link]\nName=x\n", "vm-2"),
+        ("05-all.link", "[Match]\nKind=bridge\n[Link]\nName=x\n", "br-vm"),
+        ("05-all.link", "[Match]\nDriver=veth\n[Link]\nName=x\n", "vm-2"),
+        ("05-all.link", "[Match]\nType=ether\n[Link]\nName=x\n", "vm-2"),
+        ("99-default.link.d/x.conf", "[Link]\nMTUBytes=9000\n", "br-vm"),
+    ],
+)
+def test_one_about_other_links_too_is_for_its_author(
+    root: Path, name: str, text: str, link: str
+) -> None:
+    put(root, f"{NETWORK}/{name}", text)
+    assert differences(DECLARED, root) == [f"- /{NETWORK}/{name}"]
+    with pytest.raises(HostError, match=f"{name} fits {link} too") as refused:
         mend(DECLARED, root)
     assert refused.value.code == "settings-undone"
-    assert (root / NETWORK / "05-all.network").exists()
+    assert (root / NETWORK / name).exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from polydev.hosttool import (
     accounts,
     apt_locks,
@@ -32,8 +30,7 @@ def polkit_mend(call: Call) -> object:
 
 
 def settings_mend(call: Call) -> object:
-    host: Any = slots.read_host(call.arguments.host)
-    return settings.mend(host["settings"], call.paths.root)
+    return settings.mend(slots.read_host(call.arguments.host), call.paths.root)
 
 
 def reserve_keep(call: Call) -> object:

@@ -97,9 +97,7 @@ PARTS: dict[str, Part] = {
     "overrides": lambda call, question: overrides.find(
         question["host"]["ownUnits"], call.paths.root
     ),
-    "settings": lambda call, question: settings.differences(
-        question["host"].get("settings", {}), call.paths.root
-    ),
+    "settings": lambda call, question: settings.differences(question["host"], call.paths.root),
     "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),
     "reserve": lambda call, _: reserve.differences(call.paths),
     "watch": lambda *_: network_state.watch_differences(),

@@ -37,6 +37,8 @@ ONLY_CLOSING = frozenset(
 )
 # Of the rules of routing policy: what others do not decide on, the main table does.
 BY_MAIN = "main"
+# Those of IPv6 that every kernel has. No VM has an address of it: there are no others for them.
+POLICY6 = ("0: local", "32766: main")
 MOST_SHOWN_LINES = 3
 SETTINGS = "settings"
 THERE, MISSING = ("there",), ("missing",)
@@ -53,6 +55,7 @@ class Reading:
     links: list[Json]
     routes: list[Json]
     policy: list[Json]
+    policy6: list[Json]
     neighbours: list[Json]
     settings: dict[str, str]
     rules: Lines
@@ -158,6 +161,7 @@ def declared_bridge(host: Json) -> Facts:
         "routes": {
             f"to {address.network}": routes_to_vms(name, address),
             "policy": (BY_MAIN,),
+            "IPv6 policy": (),
         },
         "neighbours": {"permanent": ()},
         SETTINGS: {key: (value,) for key, value in bridge_settings(name).items()},
@@ -202,6 +206,7 @@ def live_bridge(host: Json, live: Reading, slots_there: Iterable[int]) -> Facts:
                 *(_rule(each) for each in rules_before_main(host, live)),
                 *([BY_MAIN] if any(map(_asks_main, live.policy)) else []),
             ),
+            "IPv6 policy": tuple(_rule(each) for each in rules6_of_bridge(host, live)),
         },
         "neighbours": {"permanent": _neighbours(live, {name, *ports})},
         SETTINGS: _settings(settings),
@@ -263,6 +268,17 @@ def rules_before_main(host: Json, live: Reading) -> list[Json]:
         if "table" not in rule or any(_leads(each, network) for each in routes):
             found.append(rule)
     return found
+
+
+def rules6_of_bridge(host: Json, live: Reading) -> list[Json]:
+    """Rules of routing policy of IPv6 that name the bridge."""
+    name = host["bridge"]["name"]
+    return [each for each in live.policy6 if name in (each.get("iif"), each.get("oif"))]
+
+
+def rules6_of_slot(live: Reading) -> list[Json]:
+    """Rules of routing policy of IPv6, but the kernel's own."""
+    return [each for each in live.policy6 if _rule(each) not in POLICY6]
 
 
 def _asks_main(rule: Json) -> bool:
@@ -357,6 +373,7 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
                 )
             ),
             "policy": ("0: local", "32766: main", "32767: default"),
+            "IPv6 policy": (),
         },
         "neighbours": {"permanent": ()},
         SETTINGS: {key: (value,) for key, value in settings_of(slot).items()},
@@ -392,6 +409,7 @@ def live_slot(live: Reading) -> Facts:
                 sorted(_route(each) for each in live.routes if not _is_local(each))
             ),
             "policy": tuple(_rule(each) for each in live.policy),
+            "IPv6 policy": tuple(_rule(each) for each in rules6_of_slot(live)),
         },
         "neighbours": {"permanent": _neighbours(live, (TAP, UPLINK))},
         SETTINGS: _settings(live.settings),

@@ -38,6 +38,7 @@ QUERIES = "address show\nroute show table all\nrule show\nneighbour show nud per
 ANY_SLOT = IPv4Interface("192.0.2.1/24")
 READ = f"""\
 ip -json -details -batch -
+if test -e /proc/sys/net/ipv6; then ip -6 -json rule show; else echo '[]'; fi
 echo '{MARK}'
 sysctl -e "$@"
 echo '{MARK}'
@@ -132,13 +133,14 @@ def _read_slot(slot: Slot) -> Reading | None:
 
 def _reading(argv: list[str]) -> Reading:
     answers, settings, rules, *stations = _ask(argv, QUERIES).split(f"{MARK}\n")
-    links, routes, policy, neighbours = _documents(answers)
+    links, routes, policy, neighbours, policy6 = _documents(answers)
     values = (line.partition(" = ") for line in settings.splitlines())
     return Reading(
         # `ip` leaves gaps for what it was not asked for.
         [each for each in links if each],
         routes,
         policy,
+        policy6,
         neighbours,
         {key.strip(): value.strip() for key, _, value in values},
         tuple(rules.splitlines()),
@@ -267,9 +269,16 @@ def mend_bridge() -> dict[str, object]:
         commands.append(f"link set {name} mtu {MTU}")
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
     _ask(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
+    _delete_rules6([], network.rules6_of_bridge(host, here))
     settings = [f"{key}={value}" for key, value in network.bridge_settings(name).items()]
     _ask(["sysctl", "-q", "-w", *settings], "")
     return {"mended": name}
+
+
+def _delete_rules6(where: list[str], rules: list[Json]) -> None:
+    commands = [f"rule delete {network.rule_words(each)}\n" for each in rules]
+    if commands:
+        _ask(["ip", "-6", *where, "-batch", "-"], "".join(commands))
 
 
 def _make_bridge(name: str) -> None:
@@ -292,6 +301,7 @@ def mend_slot(number: int) -> dict[str, object]:
         live = network.live_slot(inside)
         down = [f"link set {link} down\n" for link in network.foreign_links(live)]
         _ask(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
+        _delete_rules6(["-n", slot.namespace], network.rules6_of_slot(inside))
     left = _check_slot(slot, host, _read_host(slot.bridge))
     if left:
         raise HostError(

@@ -49,15 +49,20 @@ def differences(host: dict[str, object], root: Path = ROOT) -> list[str]:
 
 def rules_of_others(root: Path = ROOT) -> list[str]:
     """Paths of the files with rules, other than ours, that name a user of ours."""
+    return [
+        f"/{path}"
+        for path in _other_files(root)
+        if OUR_USERS.search((root / path).read_text(errors="replace"))
+    ]
+
+
+def _other_files(root: Path) -> list[Path]:
+    """The files with rules that polkit reads, but ours, in its order: by their names."""
     found: dict[str, Path] = {}
     for folder in FOLDERS:
         for file in (root / folder).glob("*.rules"):
             found.setdefault(file.name, folder / file.name)
-    return [
-        f"/{path}"
-        for path in sorted(found.values())
-        if path != OWN and OUR_USERS.search((root / path).read_text(errors="replace"))
-    ]
+    return [found[name] for name in sorted(found) if found[name] != OWN]
 
 
 def mend(host: dict[str, object], root: Path = ROOT) -> dict[str, object]:
@@ -70,10 +75,13 @@ def mend(host: dict[str, object], root: Path = ROOT) -> dict[str, object]:
         (root / path.lstrip("/")).unlink()
     _ask(["systemctl", "restart", "polkit.service"])
     if found := differences(host, root):
+        files = ", ".join(f"/{path}" for path in _other_files(root))
         raise HostError(
             "polkit-wrong",
             found[0].removeprefix("- "),
-            "look for rules of others in /etc/polkit-1/rules.d and /usr/share/polkit-1/rules.d",
+            f"on the host: correct the rule that decides so, in {files}; then deploy again"
+            if files
+            else "on the host: journalctl -u polkit.service says what polkit read",
         )
     return {"removed": removed}
 

@@ -1,8 +1,8 @@
-"""Lines of other files that undo a file of ours at the host's next start: found, and taken out.
+"""Lines of other files that undo what is ours at the host's next start: found, and taken out.
 
 systemd's programs read all files of some folders by their names. Of kernel settings and of the
 journal's the last one counts, of folders (tmpfiles.d) the first one and all that come after it, of
-networkd's the first file that fits an interface.
+networkd's and of udev's (`.link`) the first file that fits an interface.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from polydev.hosttool.durable import make_folder, write_durably
 from polydev.hosttool.errors import HostError
@@ -25,17 +26,23 @@ OUT = "# polydev: "
 ALIASES = {"net.ipv4.conf.all.forwarding": "net.ipv4.ip_forward"}
 JOURNAL, NETWORK = "systemd/journald.conf.d", "systemd/network"
 SYSCTL, TMPFILES = "sysctl.d", "tmpfiles.d"
+# What a `.link` may change of our links, and its conditions that none of them meets.
+LINK_CHANGES = ("Name", "MTUBytes", "MACAddress")
+NEVER_MET = ("MACAddress", "PermanentMACAddress", "Path", "Property")
 # Letters of tmpfiles.d(5) whose path is a pattern, and those that go down into folders.
 WITH_PATTERN, DOWNWARDS = "wexXrRzZtThHaAm", "RZTHAD"
 
 
 @dataclass(frozen=True)
 class Undoing:
-    """A line (or without one, the whole file) at `path` that wins over `ours`."""
+    """A line (or without one, the whole file) at `path` that wins over what is ours.
+
+    `shared` is the link of ours, for a file that fits links of others too.
+    """
 
     path: str
-    line: str | None
-    ours: str
+    line: str | None = None
+    shared: str | None = None
 
     @property
     def text(self) -> str:
@@ -43,35 +50,38 @@ class Undoing:
         return f"{self.path}{said}"
 
 
-def find(declared: Mapping[str, str], root: Path = ROOT) -> list[Undoing]:
-    """Everything that undoes a declared file; `declared` are texts by their paths in /etc."""
-    found: list[Undoing] = []
-    for path, text in sorted(declared.items()):
+def find(host: Mapping[str, Any], root: Path = ROOT) -> list[Undoing]:
+    """Everything that undoes what is declared; `host` is what host.json holds.
+
+    Its `settings` are the texts of our files by their paths in /etc.
+    """
+    found = _link_files(host, root)
+    for path, text in sorted(host["settings"].items()):
         folder, _, name = path.removeprefix("/etc/").rpartition("/")
         if folder in (SYSCTL, JOURNAL):
-            found += _later_values(path, _assignments(text), root, folder, name)
+            found += _later_values(_assignments(text), root, folder, name)
         elif folder == TMPFILES:
-            found += _other_lines(path, text, root, folder, name)
+            found += _other_lines(text, root, folder, name)
         elif folder == NETWORK:
-            found += _network_files(path, text, root, name)
+            found += _network_files(text, root, name)
     return found
 
 
-def differences(declared: Mapping[str, str], root: Path = ROOT) -> list[str]:
-    """Lines with `-` for what undoes a file of ours; [] where nothing does."""
-    return [f"- {each.text}" for each in find(declared, root)]
+def differences(host: Mapping[str, Any], root: Path = ROOT) -> list[str]:
+    """Lines with `-` for what undoes what is ours; [] where nothing does."""
+    return [f"- {each.text}" for each in find(host, root)]
 
 
-def mend(declared: Mapping[str, str], root: Path = ROOT) -> dict[str, object]:
-    """Comment these lines out, and remove files that are about nothing but a link of ours.
+def mend(host: Mapping[str, Any], root: Path = ROOT) -> dict[str, object]:
+    """Comment these lines out, and remove files that are about nothing but links of ours.
 
     A file that a package brought stays: a copy without the lines goes into /etc, which wins.
     Raises HostError `settings-undone` for one that nobody but its author can mend.
     """
-    found = find(declared, root)
+    found = find(host, root)
     for each in found:
         if each.line is None:
-            _remove(root / each.path.lstrip("/"), each, declared)
+            _remove(root / each.path.lstrip("/"), each)
     for path in sorted({each.path for each in found if each.line is not None}):
         _comment_out(path, {each.line for each in found if each.path == path}, root)
     if any(f"/{JOURNAL}/" in each.path for each in found):
@@ -85,7 +95,7 @@ def mend(declared: Mapping[str, str], root: Path = ROOT) -> dict[str, object]:
 
 
 def _later_values(
-    ours: str, wanted: Mapping[str, str], root: Path, folder: str, own_name: str
+    wanted: Mapping[str, str], root: Path, folder: str, own_name: str
 ) -> Iterator[Undoing]:
     for name, path in _files(root, folder, ".conf"):
         if name <= own_name:
@@ -93,7 +103,7 @@ def _later_values(
         for line in _text(root, path).splitlines():
             for key, value in _assignments(line).items():
                 if wanted.get(key, value) != value:
-                    yield Undoing(f"/{path}", line, ours)
+                    yield Undoing(f"/{path}", line)
 
 
 def _assignments(text: str) -> dict[str, str]:
@@ -117,7 +127,7 @@ def _key(key: str) -> str:
 # Folders
 
 
-def _other_lines(ours: str, text: str, root: Path, folder: str, own_name: str) -> Iterator[Undoing]:
+def _other_lines(text: str, root: Path, folder: str, own_name: str) -> Iterator[Undoing]:
     declared = [words[1] for words in map(_words, text.splitlines()) if len(words) > 1]
     for name, path in _files(root, folder, ".conf"):
         if name == own_name:
@@ -125,7 +135,7 @@ def _other_lines(ours: str, text: str, root: Path, folder: str, own_name: str) -
         for line in _text(root, path).splitlines():
             words = _words(line)
             if len(words) > 1 and any(_is_about(words, each) for each in declared):
-                yield Undoing(f"/{path}", line, ours)
+                yield Undoing(f"/{path}", line)
 
 
 def _words(line: str) -> list[str]:
@@ -149,19 +159,67 @@ def _is_about(words: list[str], folder: str) -> bool:
     return (letter in DOWNWARDS or ages) and fnmatchcase(folder, below)
 
 
-# Files of networkd
+# Files of networkd, and of udev
 
 
-def _network_files(ours: str, text: str, root: Path, own_name: str) -> Iterator[Undoing]:
+def _network_files(text: str, root: Path, own_name: str) -> Iterator[Undoing]:
     """Drop-ins of our file, and files before it that fit the same interface."""
     suffix = own_name[own_name.rindex(".") :]
-    for place in PLACES:
-        for drop_in in sorted((root / place / NETWORK / f"{own_name}.d").glob("*.conf")):
-            yield Undoing(f"/{drop_in.relative_to(root)}", None, ours)
+    yield from (Undoing(f"/{each}") for each in _drop_ins(root, own_name))
     link = _section(text, "Match" if suffix == ".network" else "NetDev").get("Name", "")
     for name, path in _files(root, NETWORK, suffix):
-        if name < own_name and _fits(_text(root, path), suffix, link):
-            yield Undoing(f"/{path}", None, ours)
+        other = _text(root, path)
+        if name < own_name and _fits(other, suffix, link):
+            is_shared = suffix == ".network" and _section(other, "Match").get("Name") != link
+            yield Undoing(f"/{path}", shared=link if is_shared else None)
+
+
+def _drop_ins(root: Path, name: str) -> list[Path]:
+    return [
+        drop_in.relative_to(root)
+        for place in PLACES
+        for drop_in in sorted((root / place / NETWORK / f"{name}.d").glob("*.conf"))
+    ]
+
+
+def _link_files(host: Mapping[str, Any], root: Path) -> list[Undoing]:
+    """Files about the bridge or ports of slots, of which we have none, and wider ones.
+
+    A wider one, such as systemd's own for all links, may be the first that fits; then it must
+    leave ours as they are.
+    """
+    bridge = host["bridge"]["name"]
+    kinds = {bridge: "bridge"} | {f"vm-{number}": "veth" for number in host["slots"]}
+    files = []
+    for name, path in _files(root, NETWORK, ".link"):
+        texts = {each: _text(root, each) for each in (path, *_drop_ins(root, name))}
+        files.append((path, _section("\n".join(texts.values()), "Match"), texts))
+    found: dict[Path, Undoing] = {}
+    for link, kind in kinds.items():
+        for path, match, texts in files:
+            if not _is_set_up_by(match, link, kind):
+                continue
+            patterns = match.get("OriginalName", "").split()
+            if patterns and all(each == bridge or each.startswith("vm-") for each in patterns):
+                found.setdefault(path, Undoing(f"/{path}"))
+                continue
+            for each, text in texts.items():
+                if any(key in LINK_CHANGES for key in _section(text, "Link")):
+                    found.setdefault(each, Undoing(f"/{each}", shared=link))
+            break
+    return list(found.values())
+
+
+def _is_set_up_by(match: Mapping[str, str], link: str, kind: str) -> bool:
+    own = {
+        "OriginalName": link,
+        "Type": "ether" if kind == "veth" else kind,
+        "Kind": kind,
+        "Driver": kind,
+    }
+    return not any(key in match for key in NEVER_MET) and all(
+        _matches(match[key], value) for key, value in own.items() if key in match
+    )
 
 
 def _fits(text: str, suffix: str, link: str) -> bool:
@@ -209,14 +267,11 @@ def _text(root: Path, path: Path) -> str:
         return ""
 
 
-def _remove(file: Path, undoing: Undoing, declared: Mapping[str, str]) -> None:
-    section = _section(declared[undoing.ours], "Match")
-    patterns = _section(file.read_text(errors="replace"), "Match").get("Name", "")
-    is_network = file.suffix == ".network"
-    if is_network and patterns.split() != [section.get("Name")]:
+def _remove(file: Path, undoing: Undoing) -> None:
+    if undoing.shared:
         raise HostError(
             "settings-undone",
-            f"{undoing.path} fits {section.get('Name')} too, and is read before {undoing.ours}",
+            f"{undoing.path} fits {undoing.shared} too, which only a deployment sets up",
             "on the host: name other interfaces in its [Match], or give it a later name",
         )
     file.unlink()
