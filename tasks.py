@@ -26,6 +26,7 @@ from verbs import (
     lab,
     remote,
     sessions,
+    templates,
 )
 from verbs.connection import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
@@ -245,7 +246,7 @@ for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments
     namespace.add_task(verb)
 for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
     namespace.add_task(verb)
-for verb in (sessions.viewer, alerts.alerts, doctor.doctor, check, test):
+for verb in (sessions.viewer, templates.templates, alerts.alerts, doctor.doctor, check, test):
     namespace.add_task(verb)
 for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
     namespace.add_collection(Collection.from_module(module, name=name))
@@ -262,6 +263,7 @@ for name, verbs in (
         ),
     ),
     ("alert", (alerts.try_alerts,)),
+    ("template", (templates.build_template, templates.show_template)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
     ("credentials", (credentials.make_key, credentials.rotate)),
 ):

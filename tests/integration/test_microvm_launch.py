@@ -215,11 +215,10 @@ def holder(slot: Slot) -> Iterator[Path]:
         with templates.incoming() as folder:
             for name in FILES:
                 (folder / name).write_bytes(f"{name} of a template".encode())
-            sums = file_sums(folder)
+            template = template_in(folder, key, 1)
             if key == DAMAGED:
                 (folder / STATE).write_bytes(b"another")
-            words = (key, "d" * 64, "QEMU", "tcg", 1, 128)
-            templates.add(folder, Template(*words, sums, made_at=1, boot_seconds=1, seconds=1))
+            templates.add(folder, template)
     place = slot.root / "templates.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
@@ -230,6 +229,11 @@ def holder(slot: Slot) -> Iterator[Path]:
             yield place
         finally:
             end_group(process)
+
+
+def template_in(folder: Path, key: str, made_at: float) -> Template:
+    words = (key, "d" * 64, "QEMU", "tcg", 1, 128)
+    return Template(*words, file_sums(folder), made_at, boot_seconds=1, seconds=1)
 
 
 def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> None:
@@ -326,3 +330,21 @@ def test_a_template_that_is_removed_is_not_handed_out_any_more(slot: Slot, holde
     Templates(slot.root / "templates").remove(KEY)
     with pytest.raises(VmError, match="there is no template aaaaaaaaaaaa"):
         fetch(KEY, holder)
+
+
+def test_of_a_template_that_was_made_anew_the_new_one_is_handed_out(
+    slot: Slot, holder: Path
+) -> None:
+    memory, *_ = first = fetch(KEY, holder)
+    templates = Templates(slot.root / "templates")
+    with templates.incoming() as folder:
+        for name in FILES:
+            (folder / name).write_bytes(b"made anew")
+        templates.add(folder, template_in(folder, KEY, 2))
+    assert [path.name for path in templates.folder.glob("*.gone")] == []
+    second = fetch(KEY, holder)
+    assert os.pread(second[0], 100, 0) == b"made anew"
+    # Who has the old one keeps it.
+    assert os.pread(memory, 100, 0) == b"memory of a template"
+    for descriptor in (*first, *second):
+        os.close(descriptor)

@@ -6,34 +6,14 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
 
 import pytest
 
-from polydev.run import Completed, run, spawn
+from polydev.run import run, spawn
 from tests.hosts import ROOT, DeployedHost
-
-
-@dataclass(frozen=True)
-class Operator:
-    """./inv with the lab's inventory named, as for any host."""
-
-    host: DeployedHost
-    token: str = ""
-
-    def __call__(self, verb: str, *words: str, in_json: bool = True) -> Completed:
-        argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), verb]
-        argv += ["--inventory", "inventory/lab.py", *(["--json"] if in_json else []), *words]
-        env = {"POLYDEV_TOKEN": self.token} if self.token else {}
-        return run(argv, cwd=ROOT, env=env, check=False)
-
-    def answer(self, verb: str, *words: str) -> Any:
-        done = self(verb, *words)
-        assert done.status == 0, done.stderr
-        return json.loads(done.stdout)
+from tests.operators import Operator
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/admin/health/network-health"): ADMINS,
     ("GET", "/api/admin/health/history"): ADMINS,
     ("GET", "/api/admin/alerts"): ADMINS,
+    ("GET", "/api/admin/templates"): ADMINS,
     ("GET", "/metrics"): OPERATORS,
     ("GET", "/openapi.json"): ALL,
     ("GET", "/docs"): ALL,

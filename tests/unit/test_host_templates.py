@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.controller.machines import host_templates
+from polydev.controller.host.observing import templates_observed
+from polydev.controller.machines import host_templates, template_maker
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd import TEMPLATE_MAKER, SystemdHypervisor
@@ -127,6 +128,7 @@ def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Stor
         ({"error": "a clone of it ended", "ended_at": 2.0}, "", "a clone of it ended"),
         ({}, "the unit failed: oom-kill", "the unit failed: oom-kill"),
         ({}, "", "its maker was ended while saving memory"),
+        ({"error": "a clone of it ended", "ended_at": 2.0}, "exit-code 1", "a clone of it ended"),
         ({"key": "another"}, "the unit failed: exit-code 1", "the unit failed: exit-code 1"),
     ],
 )
@@ -144,6 +146,17 @@ def test_why_there_is_none(
     store.build(B, **build)
     report = store.now(ended=ended)
     assert (report.origin, report.failure) == (Origin(A, store.key(A)), failure)
+
+
+def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
+    store.golden(A)
+    store.make_template(A)
+    store.build(A, error="a clone of it ended", ended_at=2.0)
+    report = store.now()
+    assert (report.origin, report.failure) == (Origin(A, store.key(A)), "a clone of it ended")
+    assert templates_observed(report) == {"template_failed": []}
+    store.build(A, ended_at=2.0)
+    assert store.now(ended="the unit failed: signal 9").failure is None
 
 
 def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
@@ -209,9 +222,21 @@ def test_two_never_make_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "templates" / ".lock").stat().st_mode & 0o077 == 0
 
 
-def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polydev.controller.machines import template_maker
+def test_one_that_is_there_is_made_anew_once_somebody_asks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def makes(*words: object) -> Template:
+        return store.record(A)
 
+    monkeypatch.setattr(template_maker, "_make", makes)
+    store.golden(A)
+    store.make_template(A)
+    (store.templates.folder / ".again").touch()
+    made = [template_maker.make_template(store.settings, lambda words: None)[1] for _ in range(2)]
+    assert made == [True, False]
+
+
+def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*words: object) -> Template:
         words[-1]("trying a clone")  # type: ignore[operator]
         raise VmError("a clone of it ended")

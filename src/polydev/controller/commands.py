@@ -58,6 +58,18 @@ async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> 
     return [vars(template) for template in templates_of(settings).all()]
 
 
+async def report_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.api.templates import templates_answer
+    from polydev.controller.machines.systemd import SystemdHypervisor
+
+    hypervisor = SystemdHypervisor(settings)
+    try:
+        answer = await templates_answer(settings, hypervisor)
+    finally:
+        await hypervisor.close()
+    return answer.model_dump(mode="json", by_alias=True)
+
+
 async def back_up_database(settings: Settings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.backup import backup
 
@@ -104,6 +116,10 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                 },
             ),
             "list": Verb("print those that are there as JSON", list_templates),
+            "report": Verb(
+                "print as JSON which one serves, and whether one is being made or failed",
+                report_templates,
+            ),
         },
     ),
     "alert": (

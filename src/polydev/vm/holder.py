@@ -17,13 +17,14 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
 from polydev.vm.files import descriptor_path
 from polydev.vm.template import sealed
-from polydev.vm.templates import FILES, Templates
+from polydev.vm.templates import FILES, Template, Templates
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,20 @@ ANSWER_SECONDS = 45.0
 CREDENTIALS = struct.Struct("3i")
 
 
+@dataclass(frozen=True)
+class Held:
+    """A template in memory; descriptors in the order of FILES."""
+
+    template: Template
+    descriptors: tuple[int, ...]
+
+
 class Holder:
     """Answers launchers: of each user, one at a time, so that none keeps others waiting."""
 
     def __init__(self, templates: Templates) -> None:
         self._templates = templates
-        self._held: dict[str, tuple[int, ...]] = {}
+        self._held: dict[str, Held] = {}
         self._loading = asyncio.Lock()
         self._asking: set[int] = set()
 
@@ -93,18 +102,18 @@ class Holder:
             self._let_go()
             if key not in self._held:
                 self._held[key] = await asyncio.to_thread(hold, self._templates, key)
-            return self._held[key]
+            return self._held[key].descriptors
 
     def _let_go(self) -> None:
-        """Of templates that are there no more; VMs keep what they have of them."""
-        for key in list(self._held):
-            if self._templates.find(key) is None:
-                for descriptor in self._held.pop(key):
+        """Of templates that are there no more, or were made anew; VMs keep what they have."""
+        for key, held in list(self._held.items()):
+            if self._templates.find(key) != held.template:
+                for descriptor in self._held.pop(key).descriptors:
                     os.close(descriptor)
 
 
-def hold(templates: Templates, key: str) -> tuple[int, ...]:
-    """Sealed copies of a template's files, in the order of FILES.
+def hold(templates: Templates, key: str) -> Held:
+    """Sealed copies of a template's files.
 
     Raises OSError, and VmError where it is not there or not what its record says.
     """
@@ -121,7 +130,7 @@ def hold(templates: Templates, key: str) -> tuple[int, ...]:
         for descriptor in made:
             os.close(descriptor)
         raise
-    return tuple(made)
+    return Held(template, tuple(made))
 
 
 def fetch(key: str, place: Path = SOCKET) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ FILES = (MEMORY, STATE, DISK)
 RECORD = "record.json"
 INCOMING = ".incoming"
 BUILD, LOCK = "build.json", ".lock"
+# Where it is there, the next making begins anew although there is a template.
+AGAIN = ".again"
 # Goes up when a template of older code serves no more.
 FORMAT = 2
 
@@ -136,6 +138,20 @@ class Templates:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def take_again(self) -> bool:
+        """Whether one is to be made anew; said once."""
+        try:
+            (self.folder / AGAIN).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def disk_bytes(self, key: str) -> int:
+        """The disk space that a template takes: less than its size, for it has holes."""
+        with suppress(OSError):
+            return sum((self.place(key) / name).stat().st_blocks * 512 for name in FILES)
+        return 0
+
     def build(self) -> Build | None:
         """The latest making of a template; None where there is no account of one."""
         try:
@@ -157,19 +173,22 @@ class Templates:
             (incoming / name).chmod(0o644)
             sync(incoming / name)
         sync(incoming)
-        self.remove(template.key)
+        gone = self._aside(template.key)
         incoming.rename(self.place(template.key))
         sync(self.folder)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def remove(self, key: str) -> None:
         """Remove a template; VMs that were resumed from it run on."""
+        shutil.rmtree(self._aside(key), ignore_errors=True)
+
+    def _aside(self, key: str) -> Path:
+        """Where a template is put that is to go, out of everybody's sight."""
         gone = self.folder / f".{key}.gone"
         shutil.rmtree(gone, ignore_errors=True)
-        try:
+        with suppress(FileNotFoundError):
             self.place(key).rename(gone)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(gone, ignore_errors=True)
+        return gone
 
 
 def file_sums(folder: Path) -> dict[str, str]:

@@ -6,13 +6,25 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from inventory.group_data import lab
+from polydev.controller.model import BEING_MADE
+from polydev.lab import run_inside
 from polydev.vm.templates import FILES
-from tests.hosts import DeployedHost
-from tests.sessions import inside_vm, news_until, operated, see_start_page
+from tests.hosts import TOOL, DeployedHost
+from tests.operators import Operator
+from tests.sessions import (
+    Operated,
+    controller,
+    inside_vm,
+    news_until,
+    operated,
+    see_start_page,
+    wait_for,
+)
 from tests.viewer import open_websocket, viewer_url
 from tests.walls import confining_properties, said_with
 
@@ -25,6 +37,20 @@ BIN = "/opt/master-controller/current/venv/bin"
 STORE = "/var/lib/firecracker/snapshots/base"
 FOLDER = f"{STORE}/templates"
 LIST = f"{BIN}/master-controller templates list --config /etc/master-controller/config.yaml"
+BROKEN = "b2" * 32
+# An image whose root filesystem is none, as it arrives: its template cannot be made.
+BREAK = """
+import hashlib, json, pathlib, sys
+store, whole, broken = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+source, place = store / "images" / whole, store / "incoming" / broken
+place.mkdir(parents=True)
+sums = {}
+for name in ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline"):
+    data = bytes(1 << 20) if name == "rootfs.ext4" else (source / name).read_bytes()
+    (place / name).write_bytes(data)
+    sums[name] = {"sha256": hashlib.sha256(data).hexdigest()}
+(place / "record.json").write_text(json.dumps({"digest": broken, "files": sums}))
+"""
 # What is tried with each descriptor; none of it may be done.
 WRITE = """
 import json, mmap, os, sys
@@ -100,10 +126,14 @@ def test_the_makers_guest_has_a_network_that_leads_nowhere(deployed: DeployedHos
 
 def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: DeployedHost) -> None:
     host = switched_on
-    host.inside(f"systemctl start --wait {MAKER}")
+    report = controller(host, "templates report")
+    assert report["build"]["state"] == "running", report
+    assert report["bootsBecause"] == BEING_MADE
+    made = Operator(host).answer("template.build")
+    assert made["imageDigest"] == host.golden_image().name
     said = host.inside(f"journalctl -u {MAKER} -b -o cat")
     (template,) = json.loads(host.inside(LIST))
-    assert template["image_digest"] == host.golden_image().name, said
+    assert (template["key"], template["image_digest"]) == (made["key"], made["imageDigest"]), said
     # After each that was made it looks again.
     last = [json.loads(line) for line in said.splitlines() if line.startswith("{")][-1]
     assert (last["enabled"], last["made"], last["key"]) == (True, False, template["key"])
@@ -147,6 +177,55 @@ def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
             assert greeting == RFB
             service.user.end(session["id"])
             service.wait_until_nothing_held()
+
+
+def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
+    switched_on: DeployedHost,
+) -> None:
+    host, operator = switched_on, Operator(switched_on)
+    golden = operator.answer("template.build")
+    assert not golden["made"]
+    with operated(host) as service:
+        operator = replace(operator, token=service.admin.token)
+        try:
+            run_inside(host.lab, ["python3", "-c", BREAK, STORE, golden["imageDigest"], BROKEN])
+            host.inside(f"{TOOL} image add --digest {BROKEN}")
+            host.inside(f"{TOOL} image golden --digest {BROKEN}")
+            session = service.user.start("claude")
+            news_until(service.user, session["id"], "vm_created")
+            assert service.user.session(session["id"])["boot"]["template"] == golden["key"]
+            vm = service.user.vm(session["id"])
+            assert vm["imageDigest"] == golden["imageDigest"]
+            assert inside_vm(service, vm["vmIP"])["session_id"] == session["id"]
+
+            failed = operator("template.build", in_json=False)
+            assert failed.status == 1
+            assert f"the template of image {BROKEN[:12]} could not be made: " in failed.stderr
+            report = operator.answer("templates")
+            assert (report["goldenImage"], report["serving"]) == (BROKEN, golden["key"])
+            assert report["build"]["state"] == "failed"
+            assert report["build"]["detail"] in failed.stderr
+            assert operator.answer("template.show")["imageDigest"] == golden["imageDigest"]
+            alert = wait_for("an alert", lambda: template_failed(service))
+            assert f"still resumed from image {golden['imageDigest'][:12]}" in alert["message"]
+            service.user.end(session["id"])
+        finally:
+            host.inside(f"{TOOL} image golden --digest {golden['imageDigest']}")
+            host.inside(f"rm -rf {STORE}/images/{BROKEN} {STORE}/incoming/{BROKEN}")
+        wait_for("no alert", lambda: not template_failed(service))
+        again = Operator(host).answer("template.build", "--again")
+        assert again["made"]
+        assert again["madeAt"] > golden["madeAt"]
+        session = service.user.start("claude")
+        news_until(service.user, session["id"], "vm_created")
+        assert service.user.session(session["id"])["boot"]["template"] == again["key"]
+        service.user.end(session["id"])
+        service.wait_until_nothing_held()
+
+
+def template_failed(service: Operated) -> dict[str, Any] | None:
+    standing = service.admin.call("GET", "/api/admin/alerts")["standing"]
+    return next((each for each in standing if each["rule"] == "template_failed"), None)
 
 
 async def greeted(url: str, token: str) -> object:

@@ -1,4 +1,4 @@
-"""The host, for administrators: its health now and over the last hours, and its alerts."""
+"""The host, for administrators: its health now and over the last hours, alerts, templates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 
 from polydev.controller.api.identity import BEARER, admin_of
 from polydev.controller.api.refusals import refusals
+from polydev.controller.api.templates import add_templates
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
 from polydev.controller.host.reports import AlertReport, AlertsReport, History, timed_sample
@@ -41,6 +42,7 @@ def routes(services: Services) -> APIRouter:
     _add_network_health(router, services)
     _add_history(router, services)
     _add_alerts(router, services)
+    add_templates(router, services)
     return router
 
 

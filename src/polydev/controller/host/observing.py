@@ -50,7 +50,8 @@ def _disks(sample: Sample, limits: AlertRules) -> list[Observation]:
 
 def templates_observed(report: TemplatesReport | None) -> Observed:
     """Of the golden image's template, if its making failed; `None` where templates are off."""
-    if report is None or report.failure is None:
+    has_own = report is not None and report.origin.template == report.wanted
+    if report is None or report.failure is None or has_own:
         return {"template_failed": []}
     return {"template_failed": [template_failed_observation(report)]}
 

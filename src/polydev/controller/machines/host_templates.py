@@ -25,7 +25,7 @@ from polydev.vm.config import VmConfig
 from polydev.vm.launch import vm_config
 from polydev.vm.order import Order
 from polydev.vm.qemu import QEMU
-from polydev.vm.templates import Template, Templates, template_key
+from polydev.vm.templates import Build, Template, Templates, template_key
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def templates_now(settings: Settings, *, being_made: bool, ended: str = "") -> T
     build = templates.build()
     if being_made:
         step = build.step if build and build.ended_at is None else "beginning"
+    elif build is not None and build.key == wanted.key:
+        failure = _failure(build, ended)
     elif not is_there:
         failure = ended or None
-        if build is not None and build.key == wanted.key:
-            failure = build.error or ended or f"its maker was ended while {build.step}"
     if is_there:
         origin = Origin(golden, wanted.key)
     elif older := _older(settings, records):
@@ -92,7 +92,15 @@ def templates_now(settings: Settings, *, being_made: bool, ended: str = "") -> T
         origin = Origin(golden, because=f"its template could not be made: {failure}")
     else:
         origin = Origin(golden, because="there is no template of its image")
-    return TemplatesReport(golden, wanted.key, origin, records, step, failure)
+    sizes = {each.key: templates.disk_bytes(each.key) for each in records}
+    return TemplatesReport(golden, wanted.key, origin, records, step, failure, sizes)
+
+
+def _failure(build: Build, ended: str) -> str | None:
+    """Why a making that is over came to nothing."""
+    if build.ended_at is None:
+        return ended or f"its maker was ended while {build.step}"
+    return build.error
 
 
 def _older(settings: Settings, records: list[Template]) -> Template | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -48,7 +48,8 @@ class TemplatesReport:
     origin      of VMs that start now: of an older image until the golden one has its template
     records     of all that are there, oldest first
     step        what the maker does while it runs; None where it does not
-    failure     why it could not make the wanted one
+    failure     why it could not make the wanted one, or not anew
+    disk_bytes  the disk space that each takes, by key
     """
 
     golden: str
@@ -57,6 +58,7 @@ class TemplatesReport:
     records: Sequence[Template]
     step: str | None = None
     failure: str | None = None
+    disk_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

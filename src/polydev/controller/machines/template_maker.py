@@ -48,7 +48,8 @@ CLONE_SECONDS = 60.0
 
 
 def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Template, bool]:
-    """The golden image's template, and whether it was made now. Others of its image are removed.
+    """The golden image's template, and whether it was made now: where there is none, or where
+    one is to be made anew. Others of its image are removed.
 
     Where another process makes one, this waits for its end. Raises ImageError, and VmError with the
     reason where its VM or the clone of it did not come up.
@@ -57,7 +58,7 @@ def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Templ
     with templates.building(lambda: say("another one is being made here: waiting for its end")):
         wanted = wanted_template(settings)
         known = templates.find(wanted.key)
-        if known is None:
+        if templates.take_again() or known is None:
             made = _made(settings, wanted, templates, say)
             _remove_old(settings, templates, made)
             return made, True

@@ -1,0 +1,70 @@
+"""A template made on a host, as the operator asks for it: started, followed, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polydev.client.on_host import SSH_FAILED, HostController
+from polydev.errors import CommandError, ConfigError, DeployError
+from polydev.run import run_lines
+from polydev.ssh import SshTarget
+
+FOLDER = "/var/lib/firecracker/snapshots/base/templates"
+UNIT = "polydev-template.service"
+# Another one that is being made is waited for: systemd starts no unit twice.
+FOLLOW = f"""
+systemctl is-active --quiet {UNIT} && echo 'one is being made already: waiting for its end'
+journalctl --follow --lines=0 --output=cat --unit={UNIT} &
+systemctl start --wait {UNIT} 2>/dev/null
+kill $!
+"""
+
+
+def build_template(
+    target: SshTarget, say: Callable[[str], None], *, again: bool = False
+) -> dict[str, Any]:
+    """Have the golden image's template made, `again` even where it is there; its record.
+
+    `made` in it says whether this made it. Raises ConfigError where templates are off, and
+    DeployError with the reason where there is none afterwards.
+    """
+    ask = HostController(target).ask
+    before = ask("templates", "report")
+    if not before["enabled"]:
+        raise ConfigError(
+            f"templates are off on {target.name}",
+            "set `templates` of the inventory's `controller` to true, then ./inv deploy",
+        )
+    _make(target, say, again=again)
+    after = ask("templates", "report")
+    record = _wanted(after)
+    if after["build"]["state"] == "failed" or record is None:
+        why = after["build"]["detail"] or f"{UNIT} ended without one"
+        raise DeployError(
+            f"{target.name}: the template of image {str(after['goldenImage'])[:12]} could not be "
+            f"made: {why}",
+            f"./inv host.logs --unit {UNIT}",
+        )
+    was = _wanted(before)
+    return {"made": was is None or was["madeAt"] != record["madeAt"], **record}
+
+
+def _wanted(report: dict[str, Any]) -> dict[str, Any] | None:
+    return next((each for each in report["templates"] if each["key"] == report["wanted"]), None)
+
+
+def _make(target: SshTarget, say: Callable[[str], None], *, again: bool) -> None:
+    def on_line(line: str) -> None:
+        if line and not line.startswith("{"):  # its answers, which are for programs
+            say(line)
+
+    script = f"touch {FOLDER}/.again\n{FOLLOW}" if again else FOLLOW
+    try:
+        run_lines(target.argv("sh", "-c", script), on_line)
+    except CommandError as error:
+        if error.status == SSH_FAILED:
+            raise DeployError(
+                f"cannot reach {target.name} over SSH: {error.stderr_tail}",
+                f"try: {target.by_hand()}",
+            ) from error
