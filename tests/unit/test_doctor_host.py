@@ -22,14 +22,15 @@ from polydev.client.host_rules import (
     python_finding,
     space_findings,
     system_finding,
-    templates_finding,
     unreachable_finding,
     upstreams_finding,
 )
+from polydev.client.template_rules import templates_finding
 from polydev.errors import DeployError
 
 NOW = 1_800_000_000.0  # 2027-01-15
 DISK = {"size": 100 * GIB, "free": 50 * GIB}
+TEMPLATE = {"key": "8f" * 32, "imageDigest": "4f1d" * 16, "serves": True, "diskBytes": GIB}
 SOUND: dict[str, Any] = {
     "startedAt": NOW + 0.5,
     "endedAt": NOW + 0.9,
@@ -50,6 +51,14 @@ SOUND: dict[str, Any] = {
         **dict.fromkeys(("polkit.service", "polydev-accelerator.service"), "active"),
         "polydev-templates.socket": "active",
         "polydev-template.service": "inactive",
+    },
+    "templates": {
+        "enabled": True,
+        "wanted": "8f" * 32,
+        "serving": "8f" * 32,
+        "bootsBecause": None,
+        "build": {"state": "none", "detail": None},
+        "templates": [TEMPLATE],
     },
     "failedVms": [],
     "polkit": {"vm": True, "other": False},
@@ -257,42 +266,84 @@ def test_a_host_without_kvm_is_warned_of(changed: Any, words: str) -> None:
     assert words in finding.found
 
 
+def of_templates(**changed: Any) -> HostFacts:
+    return facts(templates={**SOUND["templates"], **changed})
+
+
+@pytest.mark.parametrize("socket", ["inactive", None])
+def test_templates_that_nobody_hands_out(socket: str | None) -> None:
+    units = {**SOUND["units"], "polydev-templates.socket": socket}
+    finding = templates_finding("host", facts(units=units))
+    assert (finding.state, finding.todo) == ("warning", "./inv deploy")
+    assert f"polydev-templates.socket is {socket or 'unknown'}" in finding.found
+
+
+def test_the_template_that_serves_is_named_with_the_disk_that_it_takes() -> None:
+    finding = templates_finding("host", facts())
+    assert finding.found == "8f8f8f8f8f8f of the golden image serves; 1 takes 1.0 GiB of disk"
+
+
+BOOTS: dict[str, Any] = {"serving": None, "templates": [], "bootsBecause": "it is so"}
+OLDER = {"serving": "7e" * 32}
+
+
 @pytest.mark.parametrize(
-    ("socket", "maker", "words", "todo"),
+    ("changed", "state", "words"),
     [
-        ("active", "failed", "has failed", "journalctl -u polydev-template.service"),
-        ("inactive", "inactive", "polydev-templates.socket is inactive", "./inv deploy"),
-        (None, None, "polydev-templates.socket is unknown", "./inv deploy"),
+        (
+            {**OLDER, "build": {"state": "running", "detail": "saving"}},
+            "ok",
+            "the golden image's is being made: saving; VMs are resumed from image 4f1d4f1d4f1d",
+        ),
+        (
+            {**OLDER, "build": {"state": "failed", "detail": "a clone of it ended"}},
+            "warning",
+            "could not be made: a clone of it ended; VMs are resumed from image 4f1d4f1d4f1d",
+        ),
+        (OLDER, "warning", "the golden image has none; VMs are resumed from image 4f1d4f1d4f1d"),
+        (BOOTS, "warning", "the golden image has none; VMs boot: it is so"),
+        ({**BOOTS, "enabled": False}, "ok", "off: each VM boots"),
     ],
 )
-def test_a_host_that_has_no_template_to_give_is_told_why(
-    socket: str | None, maker: str | None, words: str, todo: str
+def test_what_vms_start_from_instead_is_told(
+    changed: dict[str, Any], state: str, words: str
 ) -> None:
-    units = {"polydev-templates.socket": socket, "polydev-template.service": maker}
-    finding = templates_finding("host", facts(units={**SOUND["units"], **units}))
-    assert finding.state == "warning"
+    finding = templates_finding("host", of_templates(**changed))
+    assert finding.state == state
     assert words in finding.found
-    assert todo in str(finding.todo)
+    assert (finding.todo is None) == (state == "ok")
 
 
-@pytest.mark.parametrize("maker", ["active", "activating", "inactive"])
-def test_one_that_is_made_just_now_is_no_failure(maker: str) -> None:
-    units = {**SOUND["units"], "polydev-template.service": maker}
-    assert templates_finding("host", facts(units=units)).state == "ok"
+def test_a_release_that_knows_no_report_is_no_obstacle() -> None:
+    assert templates_finding("host", facts(templates=None)).todo == "./inv deploy"
 
 
 @pytest.mark.parametrize(
     ("total", "accelerator", "state"),
     [
-        (8 * GIB, "kvm", "ok"),
-        (8 * GIB, "tcg", "warning"),  # the cache of translated code comes on top
-        (12 * GIB, "tcg", "ok"),
+        (9 * GIB, "kvm", "ok"),  # a template is held beside the VMs
+        (8 * GIB, "kvm", "warning"),
+        (9 * GIB, "tcg", "warning"),  # the cache of translated code comes on top
+        (13 * GIB, "tcg", "ok"),
         (GIB, "kvm", "problem"),
     ],
 )
 def test_all_slots_fit_into_the_memory(total: int, accelerator: str, state: str) -> None:
     said = facts(memoryBytes=total, accelerator={"accelerator": accelerator})
     assert memory_finding("host", said).state == state
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "4 VMs want up to 8.0 GiB of 16.0 GiB, and 1 template 1.0 GiB"),
+        ({"templates": [TEMPLATE, TEMPLATE]}, "and 2 templates 2.0 GiB"),
+        (BOOTS, "and 1 template 0.7 GiB"),  # there is going to be one
+        ({**BOOTS, "enabled": False}, "8.0 GiB of 16.0 GiB"),
+    ],
+)
+def test_the_memory_of_templates_is_named(changed: dict[str, Any], words: str) -> None:
+    assert memory_finding("host", of_templates(**changed)).found.endswith(words)
 
 
 def test_failed_units_of_vms_are_named() -> None:

@@ -20,6 +20,7 @@ from polydev.client.findings import (
     space_finding,
 )
 from polydev.client.host import HostFacts
+from polydev.client.template_rules import templates_finding, templates_memory
 from polydev.errors import DeployError
 
 # What a host's VMs get where its configuration does not say: the controller's own defaults.
@@ -247,24 +248,6 @@ def kvm_finding(where: str, facts: HostFacts) -> Finding:
     return Finding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
 
 
-def templates_finding(where: str, facts: HostFacts) -> Finding:
-    """Whether a template is made and handed out; without one each VM boots."""
-    units = facts.part("units")
-    holder = units.get("polydev-templates.socket") or "unknown"
-    if holder != "active":
-        found = f"polydev-templates.socket is {holder}: nobody hands them out, so VMs boot"
-        return Finding(where, "templates", "warning", found, "./inv deploy")
-    if units.get("polydev-template.service") == "failed":
-        return Finding(
-            where,
-            "templates",
-            "warning",
-            "polydev-template.service has failed: the golden image has none, so VMs boot",
-            "on the host: journalctl -u polydev-template.service",
-        )
-    return Finding(where, "templates", "ok", "nothing has failed")
-
-
 def memory_finding(where: str, facts: HostFacts) -> Finding:
     """Whether all slots at once fit into the host's memory."""
     sizes, config = facts.config.get("vm") or {}, facts.config
@@ -272,10 +255,13 @@ def memory_finding(where: str, facts: HostFacts) -> Finding:
     each = int(sizes.get("memory_mib", VM_MEMORY_MIB)) * MIB
     if facts.accelerator != "kvm":
         each += int(sizes.get("translation_cache_mib", VM_TRANSLATION_CACHE_MIB)) * MIB
-    total, wanted = int(facts.said.get("memoryBytes") or 0), each * len(slots)
-    shown = f"{len(slots)} VMs want up to {gibibytes(wanted)} of {gibibytes(total)}"
+    total, count, held = int(facts.said.get("memoryBytes") or 0), *templates_memory(facts)
+    wanted = each * len(slots) + held
+    shown = f"{len(slots)} VMs want up to {gibibytes(each * len(slots))} of {gibibytes(total)}"
+    if count:
+        shown += f", and {count} template{'s' * (count > 1)} {gibibytes(held)}"
     todo = "fewer slots or less memory for each VM in the inventory, or more memory"
-    if each > total:
+    if each + held > total:
         return Finding(where, "memory", "problem", f"one VM wants {gibibytes(each)}: {shown}", todo)
     if wanted > total:
         return Finding(where, "memory", "warning", shown, todo)

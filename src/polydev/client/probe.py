@@ -63,6 +63,7 @@ def facts() -> dict[str, Any]:
         "look": _look(host),
         "units": {unit: _said(["systemctl", "is-active", unit]) for unit in UNITS},
         "failedVms": _failed_vms(),
+        "templates": _templates(),
         "polkit": {name: _may(unit) for name, unit in ASKED.items()},
         "polkitVersion": _said(["pkcheck", "--version"]),
         "controller": _controller(host or {}),
@@ -155,6 +156,17 @@ def _look(host: dict[str, Any] | None) -> dict[str, Any] | None:
 def _failed_vms() -> list[str]:
     words = ["systemctl", "list-units", "--all", "--state=failed", "--plain", "--no-legend"]
     return [line.split()[0] for line in (_said([*words, "microvm@*"]) or "").splitlines()]
+
+
+def _templates() -> dict[str, Any] | None:
+    """What the controller's release says of templates; None if it is one that cannot."""
+    if not Path(TOOL).exists():
+        return None
+    try:
+        found = json.loads(_said([TOOL, "controller", "templates", "report"]) or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "serving" in found else None
 
 
 def _may(unit: str) -> bool | None:

@@ -1,0 +1,65 @@
+"""What the facts of a host mean for its templates: who serves, and what they take. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polydev.client.findings import Finding, gibibytes
+from polydev.client.host import HostFacts
+
+# What one takes of memory and disk, as far as there is none yet to be measured.
+TEMPLATE_BYTES = 700 * 1024**2
+LOGS = "./inv host.logs --unit polydev-template.service"
+
+
+def templates_memory(facts: HostFacts) -> tuple[int, int]:
+    """How many templates the holder has in memory once VMs were resumed from each; their bytes.
+
+    Where VMs are to be resumed there is going to be one.
+    """
+    report = facts.part("templates")
+    sizes = [int(each["diskBytes"]) for each in report.get("templates") or ()]
+    if report.get("enabled") and not sizes:
+        sizes = [TEMPLATE_BYTES]
+    return len(sizes), sum(sizes)
+
+
+def templates_finding(where: str, facts: HostFacts) -> Finding:
+    """Whether VMs are resumed from a template, and from which; without one each VM boots."""
+    report = facts.part("templates")
+    holder = facts.part("units").get("polydev-templates.socket") or "unknown"
+    if holder != "active":
+        found = f"polydev-templates.socket is {holder}: nobody hands them out, so VMs boot"
+        return Finding(where, "templates", "warning", found, "./inv deploy")
+    if not report:
+        found = "the controller cannot say which there are"
+        return Finding(where, "templates", "warning", found, "./inv deploy")
+    if not report["enabled"]:
+        return Finding(where, "templates", "ok", f"off: each VM boots{_room(facts)}")
+    build = report["build"]
+    if build["state"] == "failed":
+        found = f"the golden image's could not be made: {build['detail']}; {_instead(report)}"
+        return Finding(where, "templates", "warning", found, f"{LOGS}; ./inv template.build")
+    if build["state"] == "running":
+        found = f"the golden image's is being made: {build['detail']}; {_instead(report)}"
+        return Finding(where, "templates", "ok", found)
+    if report["serving"] is None or report["serving"] != report["wanted"]:
+        found = f"the golden image has none; {_instead(report)}"
+        return Finding(where, "templates", "warning", found, f"./inv template.build; {LOGS}")
+    shown = f"{report['serving'][:12]} of the golden image serves{_room(facts)}"
+    return Finding(where, "templates", "ok", shown)
+
+
+def _instead(report: dict[str, Any]) -> str:
+    """What VMs that start now are made of."""
+    for each in report["templates"]:
+        if each["serves"]:
+            return f"VMs are resumed from image {each['imageDigest'][:12]}"
+    return f"VMs boot: {report['bootsBecause']}"
+
+
+def _room(facts: HostFacts) -> str:
+    sizes = [int(each["diskBytes"]) for each in facts.part("templates")["templates"]]
+    if not sizes:
+        return ""
+    return f"; {len(sizes)} take{'s' * (len(sizes) == 1)} {gibibytes(sum(sizes))} of disk"
