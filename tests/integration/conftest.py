@@ -1,7 +1,8 @@
-"""What tests with real processes share: a check that they leave nothing behind."""
+"""What tests with real processes share: an ssh to this machine; that they leave nothing behind."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,14 @@ from pathlib import Path
 import pytest
 
 from polydev.run import run
+
+# The command is the last word; with `-O exit` there is none.
+SSH = """#!/bin/sh
+if [ -e "$0.cut" ]; then echo 'connection refused' >&2; exit 255; fi
+for word in "$@"; do [ "$word" != -O ] || exit 0; command=$word; done
+exec sh -c "$command"
+"""
+SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 1\nshift\nexec "$@"\n'
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -27,6 +36,18 @@ def leftovers(folder: Path) -> list[str]:
     loops = run(["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"]).stdout
     found += [f"loop device {line}" for line in loops.splitlines() if mark in line]
     return found
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of programs before the machine's own: an ssh to this machine, and its sudo."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"ssh": SSH, "sudo": SUDO}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
 
 
 @pytest.fixture

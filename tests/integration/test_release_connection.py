@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,26 +16,7 @@ from polydev.release.connection import DeploymentLock, HostConnection, HostRefus
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("browsers", "198.51.100.2")
-# The command is the last word; with `-O exit` there is none.
-SSH = """#!/bin/sh
-if [ -e "$0.cut" ]; then echo 'connection refused' >&2; exit 255; fi
-for word in "$@"; do [ "$word" != -O ] || exit 0; command=$word; done
-exec sh -c "$command"
-"""
-SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 1\nshift\nexec "$@"\n'
 Tool = Callable[[str], None]
-
-
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the programs that stand before the machine's own."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"ssh": SSH, "sudo": SUDO}.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
 
 
 @pytest.fixture

@@ -175,6 +175,15 @@ class TestExplain:
                 Unit(VNC, active="failed", sub="failed", result="start-limit-hit"),
                 "polydev-vnc.service is failed (failed, start-limit-hit)",
             ),
+            # Somebody started it, or ended it.
+            (
+                Unit(VNC, active="failed", sub="failed", enabled="disabled", result="exit-code"),
+                "polydev-vnc.service is failed (failed, exit-code)",
+            ),
+            (
+                Unit(VNC, active="inactive", sub="dead"),
+                "polydev-vnc.service is inactive (dead)",
+            ),
         ],
     )
     def test_a_unit_that_is_not_well(self, unit: Unit, cause: str) -> None:

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from stat import filemode
 from typing import Any, ClassVar
@@ -785,6 +786,17 @@ class TestMove:
         warning = told()[-1]
         assert "from SQLite to PostgreSQL, x. Nothing is copied" in warning
         assert "./inv database.move --to postgresql takes them along" in warning
+
+    def test_a_plan_names_what_becomes_of_the_database(self) -> None:
+        assert DatabaseChange("SQLite", "SQLite").operation == "database"
+        other = DatabaseChange("SQLite", "PostgreSQL, x")
+        assert other.operation.startswith("database: PostgreSQL, x instead of SQLite, ")
+        moved = replace(other, is_move=True)
+        assert "nothing" in other.operation
+        assert "nothing" not in moved.operation
+        assert other.differences(ID)[:2] == ["- database: SQLite", "+ database: PostgreSQL, x"]
+        (same,) = DatabaseChange("SQLite", "SQLite").differences(ID)
+        assert same == f"  database: SQLite, at the schema of release {ID}"
 
     def test_a_plan_shows_what_is_deleted(self) -> None:
         for replaces in (False, True):

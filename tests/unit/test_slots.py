@@ -102,6 +102,13 @@ class TestCommands:
             assert settings[f"net.ipv6.conf.{interface}.disable_ipv6"] == "1"
             assert settings[f"net.ipv6.conf.{interface}.accept_ra"] == "0"
 
+    def test_a_guest_cannot_lead_packets_another_way(self) -> None:
+        settings = settings_of(slot_of(2, HOST))
+        for interface in ("all", "default", "tap0", "uplink"):
+            for name in ("accept_redirects", "accept_source_route", "proxy_arp", "route_localnet"):
+                assert settings[f"net.ipv4.conf.{interface}.{name}"] == "0"
+            assert settings[f"net.ipv4.conf.{interface}.forwarding"] == "1"
+
     def test_forwarding_comes_before_the_settings_that_it_resets(self) -> None:
         assert next(iter(settings_of(slot_of(2, HOST)))) == "net.ipv4.ip_forward"
 
@@ -114,7 +121,12 @@ class TestCommands:
         assert (down, up) == ("link set vm-2 down", "link set vm-2 up")
         assert master == "link set vm-2 master br-vm"
         assert mtu == "link set vm-2 mtu 1500"
-        assert flags.startswith("link set vm-2 type bridge_slave isolated on hairpin off ")
+        assert flags == (
+            "link set vm-2 type bridge_slave isolated on hairpin off proxy_arp off "
+            "proxy_arp_wifi off vlan_tunnel off neigh_suppress off mcast_to_unicast off guard off "
+            "root_block off fastleave off locked off learning on flood on mcast_flood on "
+            "bcast_flood on"
+        )
 
     def test_inside_are_its_address_its_way_out_and_the_tap(self) -> None:
         lines = inside_of(slot_of(2, HOST)).splitlines()
