@@ -16,6 +16,7 @@ from polydev.settings import Settings
 from verbs import (
     access,
     alerts,
+    bench,
     controller,
     credentials,
     database,
@@ -263,6 +264,7 @@ for name, verbs in (
         ),
     ),
     ("alert", (alerts.try_alerts,)),
+    ("bench", (bench.start_bench,)),
     ("template", (templates.build_template, templates.show_template)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
     ("credentials", (credentials.make_key, credentials.rotate)),

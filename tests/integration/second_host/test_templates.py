@@ -179,6 +179,16 @@ def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
             service.wait_until_nothing_held()
 
 
+def test_starts_are_measured_beside_a_bare_resume(switched_on: DeployedHost) -> None:
+    switched_on.inside(f"systemctl start --wait {MAKER}")
+    found = Operator(switched_on).answer("bench.start", "--starts", "2", "--cold", "0")
+    assert [len(found["seconds"][kind]) for kind in ("bare", "clone", "cold")] == [2, 2, 0]
+    assert found["clone_start_to_bare_resume"] > 0
+    assert found["missing"]["cold_to_clone_start"] == "no cold boot was asked for"
+    users = controller(switched_on, "user list")
+    assert [each for each in users if each["name"] == "bench"] == []
+
+
 def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
     switched_on: DeployedHost,
 ) -> None:

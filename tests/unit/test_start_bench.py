@@ -1,0 +1,44 @@
+"""What is said of measured starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from polydev.client.start_bench import percentile_95, summary
+
+SECONDS = {
+    "bare": [0.2, 0.2, 0.2],
+    "pool": [0.05, 0.1, 0.15],
+    "clone": [0.3, 0.4, 0.5],
+    "cold": [40.0, 44.0],
+}
+
+
+def test_ratios_are_of_medians() -> None:
+    found = summary(SECONDS)
+    assert found["bare_resume_seconds"] == 0.2
+    assert found["pool_start_to_bare_resume"] == 0.5
+    assert found["clone_start_to_bare_resume"] == 2
+    assert found["cold_to_pool_start"] == 420
+    assert found["cold_to_clone_start"] == 105
+    assert found["missing"] == {}
+    assert found["seconds"] == SECONDS
+
+
+def test_what_was_not_measured_is_null_with_the_reason() -> None:
+    found = summary({**SECONDS, "pool": [], "cold": []})
+    assert found["pool_start_to_bare_resume"] is None
+    assert found["pool_start_seconds"] is None
+    assert found["clone_start_to_bare_resume"] == 2
+    assert found["missing"] == {
+        "pool_start_to_bare_resume": "no VM of a pool was there to be taken",
+        "cold_to_pool_start": "no cold boot was asked for",
+        "cold_to_clone_start": "no cold boot was asked for",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([], None), ([1.0], 1.0), ([float(n) for n in range(101)], 95.0)]
+)
+def test_the_95th_percentile(values: list[float], expected: float | None) -> None:
+    assert percentile_95(values) == expected
