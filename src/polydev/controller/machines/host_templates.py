@@ -108,14 +108,11 @@ def _older(settings: Settings, records: list[Template]) -> Template | None:
 
     An image that a rollback left behind is none of them.
     """
-    by_image = {each.image_digest: each for each in records}
+    by_key = {each.key: each for each in records}
     for digest in _golden_before(settings.image_store):
-        record = by_image.get(digest)
-        try:
-            if record and wanted_of(settings, digest).key == record.key:
+        with suppress(VmError):  # the image is gone
+            if record := by_key.get(wanted_of(settings, digest).key):
                 return record
-        except VmError:  # the image is gone
-            continue
     return None
 
 
