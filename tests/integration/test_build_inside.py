@@ -294,8 +294,10 @@ def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:
 def test_npm_lock_that_does_not_fit_is_told(workshop: Workshop) -> None:
     workshop.write("web/package.json", '{"name": "app", "dependencies": {"left": "1.0.0"}}')
     workshop.write("web/package-lock.json", LOCK)
-    with pytest.raises(BuildError, match=r"npm could not install .*/web/package-lock.json: code E"):
+    words = r"npm could not install .*/web/package-lock.json: code E"
+    with pytest.raises(BuildError, match=words) as refused:
         workshop.lay("web", npm={"folder": "web", "to": "/opt/web"})
+    assert "npm install --package-lock-only" in str(refused.value.hint)
 
 
 def test_file_below_a_link_to_run_is_kept_in_the_image(workshop: Workshop) -> None:

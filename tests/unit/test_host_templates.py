@@ -199,6 +199,28 @@ def test_systemd_knows_whether_one_is_being_made(
     assert (report.step, report.failure) == (step, failure)
 
 
+def test_a_record_that_is_not_this_templates_makes_none(store: Store) -> None:
+    store.make_template(A)
+    mine, sums = vars(store.record(A)), dict.fromkeys(FILES, "0" * 64)
+    place = store.templates.place(mine["key"]) / "record.json"
+    wrong: list[object] = [
+        {**mine, "key": store.key(B)},
+        {**mine, "files": {"memory": "0" * 64}},
+        {**mine, "files": {**sums, "more": "0" * 64}},
+        {**mine, "more": 1},
+        {name: value for name, value in mine.items() if name != "qemu"},
+        [mine],
+    ]
+    for record in wrong:
+        place.write_text(json.dumps(record))
+        assert store.templates.find(mine["key"]) is None
+        assert store.templates.all() == []
+    place.write_text("{")
+    assert store.templates.find(mine["key"]) is None
+    place.write_text(json.dumps(mine))
+    assert store.templates.find(mine["key"]) == store.record(A)
+
+
 def test_without_a_golden_image_there_is_nothing_to_start(store: Store) -> None:
     with pytest.raises(ImageError, match="no golden image"):
         store.now()

@@ -1,0 +1,88 @@
+"""A guest without a test console, looked at: by its agent's answer and its console's text alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import urlsplit
+
+import pytest
+
+from polydev.image.boot import Boot, Look
+from polydev.vm.config import Ports
+from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
+from polydev.vm.machine import Machine
+from tests.loopback import Answer, served
+
+STARTING = "[    0.0] Linux version 6.1\n"
+OVER = "[  OK  ] Reached target multi-user.target - Multi-User System.\n"
+FAILED = "[FAILED] Failed to start polydev-vnc.service - VNC.\n"
+ILL = {"components": {"browser": {"ok": False, "detail": "it is gone"}, "vnc": {"ok": True}}}
+NOBODY = Ports(1, 1, 1)
+
+
+@dataclass
+class Outside:
+    """All that is known of a VM from outside. `waits` is the part of the time without a CPU."""
+
+    said: str
+    ports: Ports
+    waits: float = 0.0
+    asked: list[CpuSample] = field(default_factory=list)
+
+    @property
+    def config(self) -> Outside:
+        return self
+
+    def serial(self) -> str:
+        return self.said
+
+    def watch_cpu(self) -> Outside:
+        return self
+
+    def total(self) -> CpuWait:
+        return CpuWait()
+
+    def cpu_sample(self) -> CpuSample:
+        at = float(len(self.asked))
+        self.asked.append(
+            CpuSample(at, {1: ThreadTimes(at * (1 - self.waits), at * self.waits)}, 1)
+        )
+        return self.asked[-1]
+
+
+def look_at(machine: Outside) -> Look:
+    return Look(Boot(cast("Machine", machine)), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "cause"),
+    [
+        (503, "browser: it is gone"),
+        (500, "the agent answers 500 on /health; browser: it is gone"),
+        (404, "the agent answers 404 on /health; browser: it is gone"),
+    ],
+)
+@pytest.mark.parametrize("said", [STARTING, STARTING + OVER])
+def test_an_agent_that_is_not_content(said: str, status: int, cause: str) -> None:
+    with served(lambda _asked: Answer(status, json.dumps(ILL).encode())) as server:
+        look = look_at(Outside(said, Ports(urlsplit(server.url).port or 0, 1, 1)))
+    assert (look.status, look.evidence) == (status, None)
+    # While units are being started it may still become content.
+    assert look.is_settled == (said != STARTING)
+    assert look.cause(None) == cause
+    assert look.cause(90).startswith("not ready within 90 s, stage reached: none; ")
+
+
+def test_an_agent_that_does_not_answer() -> None:
+    look = look_at(Outside(STARTING + FAILED + OVER, NOBODY))
+    assert (look.status, look.is_settled) == (None, True)
+    assert look.cause(None) == "polydev-vnc.service failed to start; the agent does not answer"
+    early = look_at(Outside(STARTING, NOBODY))
+    assert (early.status, early.is_settled) == (None, False)
+    assert early.cause(None) == "stage reached: none, and nothing says why"
+
+
+def test_silence_of_a_guest_without_a_cpu_is_no_answer() -> None:
+    assert not look_at(Outside(STARTING + OVER, NOBODY, waits=0.9)).is_settled

@@ -1,0 +1,51 @@
+"""Folders that a layer made anew: which of them hide files on purpose.
+
+Whether overlayfs marks a new folder as opaque depends on how the kernel has it; what becomes of a
+mark is the same everywhere. `test_build_inside.py` stacks layers that were really built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.image.guestpath import Clash
+from polydev.image.stacking import Stack, _revealed
+
+
+def entry(path: str, kind: str = "file") -> dict[str, Any]:
+    return {"path": path, "type": kind, "size": 1}
+
+
+@pytest.fixture
+def below() -> Stack:
+    """A layer that was seen, and one that was not."""
+    stack = Stack()
+    folders = [entry("/opt", "dir"), entry("/opt/app", "dir"), entry("/opt/other", "dir")]
+    folders += [entry("/srv", "dir"), entry("/srv/empty", "dir")]
+    stack.add(Path("seen"), [*folders, entry("/opt/app/known"), entry("/opt/file")], "seen")
+    stack.add(Path("unseen"), [entry("/opt/app/new"), entry("/srv/new")], "unseen")
+    return stack
+
+
+def seen(stack: Stack) -> set[str]:
+    return {path for path, owner in stack.owners.items() if owner == "seen"}
+
+
+def test_a_folder_hides_on_purpose_what_its_layer_saw(below: Stack) -> None:
+    known = seen(below) | {"/opt/app/new"}
+    assert _revealed({"opt/app"}, below, known) == frozenset()
+
+
+def test_it_hides_no_file_that_its_layer_did_not_know(below: Stack) -> None:
+    assert _revealed({"srv"}, below, seen(below)) == {"srv"}
+    # An empty folder is nobody's loss.
+    assert _revealed({"opt/other"}, below, seen(below)) == frozenset()
+    assert _revealed(set(), below, seen(below)) == frozenset()
+
+
+def test_one_that_does_both_is_refused(below: Stack) -> None:
+    with pytest.raises(Clash, match="/opt/app is made anew by the layer"):
+        _revealed({"opt/app", "srv"}, below, seen(below))
