@@ -35,6 +35,17 @@ def test_a_controller_is_asked_through_ssh(operator: Operator) -> None:
     assert "./inv token.create --inventory inventory/lab.py --user" in refused.stderr
 
 
+def test_where_templates_are_off_none_is_made_and_all_say_so(operator: Operator) -> None:
+    refused = operator("template.build", in_json=False)
+    assert refused.status == 1
+    assert f"templates are off on {operator.host.host.name}" in refused.stderr
+    found = operator.answer("templates")
+    assert (found["enabled"], found["serving"]) == (False, None)
+    assert found["goldenImage"] == operator.host.golden_image().name
+    none = operator("template.show", in_json=False)
+    assert (none.status, "no template serves: templates are off" in none.stderr) == (1, True)
+
+
 def test_users_are_named_by_name_and_removed(operator: Operator) -> None:
     ada = operator.answer("user.add", "--role", "user", "--name", "Ada")["id"]
     made = operator.answer("token.create", "--user", "Ada", "--name", "laptop")
