@@ -187,23 +187,49 @@ def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
     assert not_resumed_observation(0, "", LIMITS).raises is None
 
 
-@pytest.mark.parametrize(
-    ("origin", "instead"),
-    [
-        (Origin("b" * 64, because="it failed"), "VMs boot"),
-        (Origin("a" * 64, "7e" * 32), "VMs are still resumed from image aaaaaaaaaaaa"),
-    ],
-)
-def test_an_older_image_does_not_serve_unseen(origin: Origin, instead: str) -> None:
-    report = TemplatesReport("b" * 64, "8f" * 32, origin, (), failure="its clone is not ready")
-    (seen,) = templates_observed(report)["template_failed"]
-    assert (seen.raises, seen.keeps) == ("warning", "warning")
-    assert seen.message == (
-        "the template of golden image bbbbbbbbbbbb could not be made, so "
-        f"{instead}: its clone is not ready"
+class TestTemplateMissing:
+    FAILED = TemplatesReport(
+        "b" * 64, "8f" * 32, Origin("b" * 64, because="x"), (), failure="its clone is not ready"
     )
-    for well in (replace(report, failure=None), None):
-        assert templates_observed(well) == {"template_failed": []}
+
+    @pytest.mark.parametrize(
+        ("changed", "instead"),
+        [
+            ({}, "VMs boot: its clone is not ready"),
+            ({"failure": None}, "VMs boot: nothing makes one"),
+            (
+                {"origin": Origin("a" * 64, "7e" * 32)},
+                "VMs are still resumed from image aaaaaaaaaaaa: its clone is not ready",
+            ),
+        ],
+    )
+    def test_an_older_image_does_not_serve_unseen(
+        self, changed: dict[str, Any], instead: str
+    ) -> None:
+        watch = Watch()
+        for seconds in (0, 29):
+            assert watch.see(templates_observed(replace(self.FAILED, **changed)), seconds) == []
+        (change,) = watch.see(templates_observed(replace(self.FAILED, **changed)), 1)
+        assert change.severity == "warning"
+        assert change.message == f"golden image bbbbbbbbbbbb has no template, so {instead}"
+
+    def test_one_that_is_being_made_alarms_nobody_and_calms_nobody(self) -> None:
+        watch, made = Watch(), replace(self.FAILED, step="saving memory", failure=None)
+        assert [watch.see(templates_observed(made)) for _ in range(9)] == [[]] * 9
+        watch.standing["template_missing", HOST] = "warning"
+        assert [watch.see(templates_observed(made)) for _ in range(9)] == [[]] * 9
+
+    def test_it_is_over_once_the_template_is_there_or_none_is_wanted(self) -> None:
+        origin = Origin("b" * 64, self.FAILED.wanted)
+        there, off = replace(self.FAILED, origin=origin), None
+        for well, words in (
+            (there, "the golden image has its template"),
+            (off, "templates are off"),
+        ):
+            watch = Watch()
+            watch.standing["template_missing", HOST] = "warning"
+            changes = [each for _ in range(9) for each in watch.see(templates_observed(well))]
+            assert [(each.severity, each.message) for each in changes] == [(None, words)]
 
 
 class TestFailedBoots:

@@ -216,13 +216,13 @@ def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
             assert report["build"]["state"] == "failed"
             assert report["build"]["detail"] in failed.stderr
             assert operator.answer("template.show")["imageDigest"] == golden["imageDigest"]
-            alert = wait_for("an alert", lambda: template_failed(service))
+            alert = wait_for("an alert", lambda: template_missing(service))
             assert f"still resumed from image {golden['imageDigest'][:12]}" in alert["message"]
             service.user.end(session["id"])
         finally:
             host.inside(f"{TOOL} image golden --digest {golden['imageDigest']}")
             host.inside(f"rm -rf {STORE}/images/{BROKEN} {STORE}/incoming/{BROKEN}")
-        wait_for("no alert", lambda: not template_failed(service))
+        wait_for("no alert", lambda: not template_missing(service))
         again = Operator(host).answer("template.build", "--again")
         assert again["made"]
         assert again["madeAt"] > golden["madeAt"]
@@ -233,9 +233,9 @@ def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
         service.wait_until_nothing_held()
 
 
-def template_failed(service: Operated) -> dict[str, Any] | None:
+def template_missing(service: Operated) -> dict[str, Any] | None:
     standing = service.admin.call("GET", "/api/admin/alerts")["standing"]
-    return next((each for each in standing if each["rule"] == "template_failed"), None)
+    return next((each for each in standing if each["rule"] == "template_missing"), None)
 
 
 async def greeted(url: str, token: str) -> object:

@@ -17,7 +17,7 @@ Rule = Literal[
     "disk",
     "failed_boots",
     "not_resumed",
-    "template_failed",
+    "template_missing",
     "no_slots",
     "unhealthy_vms",
     "deploy_failed",
@@ -30,7 +30,7 @@ MOST_SUBJECT_CHARACTERS = 200
 
 # A condition that comes and goes must last before it counts; an event counts at once.
 LASTING: frozenset[Rule] = frozenset(
-    ("cpu", "memory", "disk", "no_slots", "unhealthy_vms", "vm_network")
+    ("cpu", "memory", "disk", "template_missing", "no_slots", "unhealthy_vms", "vm_network")
 )
 _RANKS: Mapping[Severity | None, int] = {None: 0, "warning": 1, "critical": 2}
 
@@ -133,16 +133,23 @@ def not_resumed_observation(booted: int, reason: str, limits: AlertRules) -> Obs
     return Observation(HOST, message, float(booted), severity, severity)
 
 
-def template_failed_observation(report: TemplatesReport) -> Observation:
-    """The golden image has no template since none could be made; VMs start from what there is."""
-    message = f"the template of golden image {report.golden[:12]} could not be made"
+def template_missing_observation(report: TemplatesReport | None) -> Observation:
+    """Whether the golden image has no template; None where templates are off.
+
+    One that is being made raises nothing.
+    """
+    if report is None:
+        return Observation(HOST, "templates are off", None, None, None)
+    if report.origin.template == report.wanted:
+        return Observation(HOST, "the golden image has its template", None, None, None)
+    message = f"golden image {report.golden[:12]} has no template, so "
     if report.origin.template:
-        instead = f"VMs are still resumed from image {report.origin.image_digest[:12]}"
+        message += f"VMs are still resumed from image {report.origin.image_digest[:12]}"
     else:
-        instead = "VMs boot"
-    return Observation(
-        HOST, f"{message}, so {instead}: {report.failure}", None, "warning", "warning"
-    )
+        message += "VMs boot"
+    message += f": {report.failure or 'nothing makes one'}"
+    raises: Severity | None = None if report.step else "warning"
+    return Observation(HOST, message, None, raises, "warning")
 
 
 def no_slots_observation(total: int, held: int) -> Observation:

@@ -12,7 +12,7 @@ from polydev.controller.host.alerting import (
     no_slots_observation,
     not_resumed_observation,
     percent_observation,
-    template_failed_observation,
+    template_missing_observation,
     unhealthy_vms_observation,
 )
 from polydev.controller.host.sample import Sample, Stock, unread
@@ -49,11 +49,8 @@ def _disks(sample: Sample, limits: AlertRules) -> list[Observation]:
 
 
 def templates_observed(report: TemplatesReport | None) -> Observed:
-    """Of the golden image's template, if its making failed; `None` where templates are off."""
-    has_own = report is not None and report.origin.template == report.wanted
-    if report is None or report.failure is None or has_own:
-        return {"template_failed": []}
-    return {"template_failed": [template_failed_observation(report)]}
+    """Of the golden image's template, where it is not there; `None` where templates are off."""
+    return {"template_missing": [template_missing_observation(report)]}
 
 
 def deployment_observed(failed: tuple[str, str] | None) -> Observed:
