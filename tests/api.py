@@ -59,6 +59,10 @@ class StillHypervisor:
 
     async def resume(self, slot: int, vm_id: str) -> None: ...
 
+    async def pause(self, slot: int, vm_id: str) -> None: ...
+
+    async def set_clock(self, slot: int, vm_id: str) -> None: ...
+
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         raise VmError("nobody is there")
 

@@ -36,6 +36,8 @@ QUICK = Pace(
     ask_share=0,
     retry=0.01,
     retry_most=0.02,
+    primed=0,
+    pool_retry_most=0.02,
 )
 CHECKS = {"every_seconds": 0.01, "timeout_seconds": 5, "failures": 3}
 

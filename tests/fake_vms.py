@@ -45,6 +45,7 @@ class FakeVm:
 
     activity, detail    what the service manager says of its process
     sick                what is wrong with which component; healthy if empty
+    is_paused           whether its processors stand
     mute                whether its agent takes requests and answers none
     login               how far its tool is, by its agent; `logins` counts how often it was started
     asked               requests that its agent has seen
@@ -65,6 +66,7 @@ class FakeVm:
         self.failed_units: list[str] = []
         self.services: dict[str, ServiceState] = {}
         self.mute = False
+        self.is_paused = launch.template is not None
         self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
         self.logins = 0
         self.asked = 0

@@ -128,7 +128,17 @@ class FakeHypervisor:
 
     async def resume(self, slot: int, vm_id: str) -> None:
         self.calls.append(f"resume {slot}")
-        await self._clone(slot, vm_id).boot()
+        vm = self._clone(slot, vm_id)
+        vm.is_paused = False
+        await vm.boot()
+
+    async def pause(self, slot: int, vm_id: str) -> None:
+        self.calls.append(f"pause {slot}")
+        self._clone(slot, vm_id).is_paused = True
+
+    async def set_clock(self, slot: int, vm_id: str) -> None:
+        self.calls.append(f"set_clock {slot}")
+        self._clone(slot, vm_id)
 
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         self.calls.append(f"identify {slot}")

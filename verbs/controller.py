@@ -80,11 +80,16 @@ def _vm_row(vm: dict[str, Any]) -> list[object]:
         short(vm["vmId"]),
         vm["slot"],
         vm["vmIP"],
-        vm["status"],
+        _status(vm),
         vm["stage"],
         vm["imageDigest"][:12],
         minute(vm["createdAt"]),
     ]
+
+
+def _status(vm: dict[str, Any]) -> str:
+    words = {"pooled": vm["pooled"], "paused": vm["pausedAt"]}
+    return ", ".join([vm["status"], *(word for word, is_so in words.items() if is_so)])
 
 
 @task(

@@ -565,6 +565,52 @@ async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
 
 
 @run_async
+async def test_what_was_in_the_pool_and_never_used_is_forgotten(store_url: str) -> None:
+    async with opened(store_url, slots=4) as store:
+        made = [await store.vms.add_pooled(DIGEST, "7e" * 32, 0) for _ in range(3)]
+        gone, drained, kept = [vm.id for vm in made if vm]
+        for vm_id in (gone, drained):
+            await store.vms.drain(vm_id)
+        await store.vms.released(gone)
+        assert await store.sessions.forget(store.clock.at, 9) == 0
+        assert {vm.id for vm in await store.vms.list()} == {gone, drained, kept}
+        store.clock.pass_seconds(1)
+        assert await store.sessions.forget(store.clock.at, 9) == 0
+        assert {vm.id for vm in await store.vms.list()} == {drained, kept}
+
+
+@run_async
+async def test_primed_vms_of_the_pool_are_taken_first_and_the_oldest_of_them(
+    store_url: str,
+) -> None:
+    async with opened(store_url, slots=5, limits=SessionLimits(per_user=9)) as store:
+        made = [await store.vms.add_pooled("0" * 64, "7e" * 32, 0) for _ in range(4)]
+        drained, priming, older, newer = [vm.id for vm in made if vm]
+        for each in (older, newer):
+            await store.vms.launched(each)
+            await store.vms.primed(each)
+        await store.vms.drain(drained, "it is of no use")
+        store.clock.pass_seconds(5)
+        user = await store.new_user()
+        sessions = [await store.start(user) for _ in range(4)]
+        assert [each.vm_id for each in sessions[:2]] == [older, newer]
+        taken = await store.vms.get(older)
+        assert (taken.pooled, taken.state, taken.started_at) == (False, "starting", store.clock.at)
+        assert (taken.ready_at, taken.paused_at) == (None, None)
+        states = [news.data["state"] for news in await store.sessions.news(sessions[0].id)]
+        assert states == ["vm_creating", "vm_starting"]
+        # Then the slot that is free, and only then what is still being made.
+        assert sessions[2].vm_id not in {drained, priming}
+        assert sessions[3].vm_id == priming
+        assert {each.state for each in sessions[2:]} == {"vm_creating"}
+        with pytest.raises(CapacityError):
+            await store.start(user)
+        # Whoever drains late finds that it is somebody's now.
+        await store.vms.drain(older, "too late")
+        assert (await store.vms.get(older)).state == "starting"
+
+
+@run_async
 async def test_a_forgotten_session_leaves_its_users_credentials(store_url: str) -> None:
     async with opened(store_url) as store:
         user = await store.new_user()

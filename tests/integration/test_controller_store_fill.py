@@ -120,7 +120,7 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
         old.execute("DROP TABLE credentials")
-        for name in ("template", "boots_because", "receipt"):
+        for name in ("template", "boots_because", "receipt", "pooled", "used_at", "paused_at"):
             old.execute(f"ALTER TABLE vms DROP COLUMN {name}")
         old.execute("UPDATE alembic_version SET version_num = '0002'")
     await backup(sqlite_url(tmp_path), copy)

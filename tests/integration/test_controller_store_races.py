@@ -66,6 +66,25 @@ async def test_the_last_slots(store_url: str, slots: int) -> None:
 
 
 @run_async
+async def test_the_last_of_the_pool(store_url: str) -> None:
+    """Each VM of the pool is one session's, and who comes too late for it has a slot."""
+    async with AsyncExitStack() as stack:
+        racing = await stores(stack, store_url, slots=RACERS)
+        vms = racing[0].vms
+        pooled = [await vms.add_pooled(DIGEST, "7e" * 32, 0) for _ in range(RACERS // 2)]
+        for each in pooled:
+            assert each
+            await vms.launched(each.id)
+            await vms.primed(each.id)
+        users = [await racing[0].new_user() for _ in range(RACERS)]
+        won, lost = await start_all(racing, [None] * RACERS, users)
+        assert lost == []
+        assert {each.id for each in pooled if each} < {session.vm_id for session in won}
+        assert len({session.vm_id for session in won}) == RACERS
+        assert not any(vm.pooled for vm in await vms.held())
+
+
+@run_async
 async def test_the_same_key(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         racing = await stores(stack, store_url, slots=4)

@@ -223,6 +223,52 @@ def test_a_screen_that_does_not_answer(run: Run) -> None:
     run(scenario)
 
 
+def test_a_viewer_waits_until_a_paused_vm_is_awake(run: Run) -> None:
+    async def scenario(made: Screens) -> None:
+        vms = made.services.vms
+        screen = Vm()
+        session = await made.session(screen)
+        assert await vms.pause(await vms.get(session.vm_id))
+        viewing = asyncio.ensure_future(made.connect(session.id).__aenter__())
+
+        async def wanted() -> bool:
+            vm = await vms.get(session.vm_id)
+            return bool(vm.used_at and vm.paused_at and vm.used_at >= vm.paused_at)
+
+        await until(wanted, "the wish to wake it")
+        viewer = await viewing
+        assert not screen.connected.is_set()
+        await vms.woken(session.vm_id)
+        await screen.connected.wait()
+        screen.writer.write(RFB_GREETING)
+        assert await viewer.recv() == RFB_GREETING
+        await viewer.close()
+        screen.released.set()
+
+    run(scenario)
+
+
+def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "WAKE_SECONDS", 0.05)
+
+    async def scenario(made: Screens) -> None:
+        vms = made.services.vms
+        session = await made.session()
+        assert await vms.pause(await vms.get(session.vm_id))
+        words = "the VM is paused and does not wake; try again"
+        assert await made.closing(session.id) == (1013, words)
+        # One that ends meanwhile is told as that.
+        monkeypatch.setattr(services, "WAKE_SECONDS", PATIENCE_SECONDS)
+        closing = asyncio.ensure_future(made.closing(session.id))
+        await made.services.sessions.apply(session.id, "terminate")
+        code, _ = await closing
+        assert code == 4410
+
+    run(scenario)
+
+
 def test_no_more_than_some_may_look_at_once(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()

@@ -349,6 +349,14 @@ class TestObserved:
             "unhealthy_vms",
         }
 
+    @pytest.mark.parametrize(("held", "pooled", "is_full"), [(2, 0, True), (2, 1, False)])
+    def test_slots_of_the_pool_are_for_sessions(
+        self, held: int, pooled: int, is_full: bool
+    ) -> None:
+        sample = Sample(slots=Slots(total=2, held=held, pooled=pooled))
+        found = self.one(observed(sample, stock(), LIMITS), "no_slots")
+        assert (found.raises == "warning") == is_full
+
     def test_without_the_database_only_the_host_is_seen(self) -> None:
         assert set(observed(Sample(cpu=1), None, LIMITS)) == {"cpu", "memory", "disk"}
 

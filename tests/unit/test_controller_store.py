@@ -22,11 +22,12 @@ from polydev.controller.store.sessions import expiry_reason, idle_end
 from polydev.controller.store.tables import UtcDateTime
 from polydev.controller.store.users import token_hash
 from polydev.errors import CapacityError, SessionExpired, TooManySessions, VmError
-from tests.stores import Store, opened
+from tests.stores import DIGEST, Store, opened
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LIMITS = SessionLimits(idle_seconds=60, max_seconds=100, per_user=2)
 SLOTS = 2
+TEMPLATE = "7e" * 32
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """What somebody does to the `which`-th session or its VM, if there is one."""
+    """What somebody does to the `which`-th session, its VM or VM of the pool."""
 
     what: str
     which: int
@@ -49,6 +50,7 @@ class Step:
 WHATS = (
     *("start", "start", "launched", "launched", "ready", "ready", "release", "release"),
     *("stage", "heartbeat", "fail", "stop", "terminate", "wait", "expire", "rescue"),
+    *("pool add", "pool add", "pool launched", "pool primed", "pool drain", "pool release"),
 )
 STEPS = st.lists(st.builds(Step, what=st.sampled_from(WHATS), which=st.integers(0, 2)), max_size=25)
 
@@ -86,10 +88,26 @@ async def do(store: Store, step: Step, users: list[str], made: list[Session]) ->
             await store.sessions.expire_due()
         elif step.what == "rescue":
             assert await store.vms.rescue() == []
+        elif step.what == "pool add":
+            await store.vms.add_pooled(DIGEST, TEMPLATE, step.which)
+        elif step.what.startswith("pool"):
+            await do_to_pooled(store, step)
         elif step.which < len(made):
             await do_to(store, step.what, made[-1 - step.which])
     except (CapacityError, TooManySessions, SessionExpired, VmError):
         pass
+
+
+async def do_to_pooled(store: Store, step: Step) -> None:
+    pooled = [vm.id for vm in await store.vms.held() if vm.pooled]
+    steps = {
+        "launched": store.vms.launched,
+        "primed": store.vms.primed,
+        "drain": store.vms.drain,
+        "release": store.vms.released,
+    }
+    if step.which < len(pooled):
+        await steps[step.what.removeprefix("pool ")](pooled[step.which])
 
 
 async def do_to(store: Store, what: str, session: Session) -> None:
@@ -118,6 +136,7 @@ async def require_agreement(store: Store) -> None:
     for session in sessions:
         vm = await store.vms.get(session.vm_id)
         assert (vm.released_at is None) == (vm in held)
+        assert not vm.pooled
         if session.is_live:
             assert vm.state == of_vm[session.state]
             assert session.expires_at <= session.created_at + timedelta(seconds=LIMITS.max_seconds)
@@ -127,6 +146,8 @@ async def require_agreement(store: Store) -> None:
             assert session.ended_at is not None
         last = (await store.sessions.news(session.id))[-1].data
         assert last.get("state", session.state) == session.state
+    whose = {session.vm_id for session in sessions}
+    assert all(vm.pooled != (vm.id in whose) for vm in held)
     for user_id in {session.user_id for session in sessions}:
         assert len(await store.sessions.list(user_id, live_only=True)) <= LIMITS.per_user
 

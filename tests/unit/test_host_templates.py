@@ -16,7 +16,7 @@ from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.model import BEING_MADE
-from polydev.controller.settings import Settings, VmSizes
+from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import ImageError, VmError
 from polydev.hosttool import images
 from polydev.hosttool.durable import point_link
@@ -108,7 +108,7 @@ def test_a_template_that_fits_no_more_does_not_serve(
     if gone == "its image":
         (store.settings.image_store / "images" / A).rename(store.settings.image_store / "gone")
     elif gone == "its size":
-        store.settings = store.settings.model_copy(update={"vm": VmSizes(memory_mib=4096)})
+        store.settings = store.settings.model_copy(update={"vm": VmSettings(memory_mib=4096)})
     else:
         monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 8")
     assert store.now().origin == Origin(B, because="there is no template of its image")

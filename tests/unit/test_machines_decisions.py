@@ -17,6 +17,7 @@ from polydev.controller.machines.decisions import (
     check_verdict,
     failed_units,
     has_live_heartbeat,
+    is_idle,
     is_starting_again,
     next_step,
     stage_by_agent,
@@ -99,6 +100,60 @@ def answer(**changed: Any) -> AgentHealth:
 )
 def test_next_step(state: VmState, activity: Activity, named: str | None, step: str) -> None:
     assert next_step(vm(state), SlotState(2, activity, named), preserve=False) == step
+
+
+@pytest.mark.parametrize(
+    ("words", "activity", "step"),
+    [
+        ({"state": "creating"}, "inactive", "start"),
+        ({"state": "starting"}, "active", "prime"),
+        ({"state": "starting"}, "failed", "ended"),
+        ({"state": "ready", "paused_at": AT}, "active", "leave"),
+        ({"state": "ready", "paused_at": AT}, "failed", "ended"),
+        ({"state": "stopping"}, "active", "end"),
+    ],
+)
+def test_next_step_of_a_vm_of_the_pool(
+    words: dict[str, Any], activity: Activity, step: str
+) -> None:
+    pooled = vm(**words, pooled=True, template="7e")
+    assert next_step(pooled, SlotState(2, activity, OURS), preserve=False) == step
+
+
+@pytest.mark.parametrize(
+    ("used_after", "step"), [(None, "leave"), (-1, "leave"), (0, "wake"), (1, "wake")]
+)
+def test_a_paused_vm_wakes_for_whoever_came_later(used_after: float | None, step: str) -> None:
+    used_at = None if used_after is None else AT + timedelta(seconds=used_after)
+    paused = vm("ready", paused_at=AT, used_at=used_at)
+    assert next_step(paused, SlotState(2, "active", OURS), preserve=False) == step
+    assert next_step(paused, SlotState(2, "failed", OURS), preserve=False) == "ended"
+
+
+@pytest.mark.parametrize(
+    ("ready", "used", "limit", "idle"),
+    [
+        (60, None, 60, True),
+        (59, None, 60, False),
+        (600, 59, 60, False),
+        (600, 60, 60, True),
+        (10, 70, 60, True),
+        (600, None, 0, False),
+        (None, None, 60, False),
+    ],
+)
+def test_a_vm_is_idle_after_its_last_use(
+    ready: float | None, used: float | None, limit: float, idle: bool
+) -> None:
+    ago = [None if each is None else AT - timedelta(seconds=each) for each in (ready, used)]
+    assert is_idle(vm("ready", ready_at=ago[0], used_at=ago[1]), AT, limit) == idle
+
+
+def test_those_of_the_pool_wait_for_nobody_and_hold_nobody_up() -> None:
+    pooled = replace(vm("starting", pooled=True), id="p")
+    waiting = [replace(vm("creating"), id=name) for name in "ab"]
+    assert boot_queue([pooled, *waiting], 1) == {"b": 1}
+    assert boot_queue([*waiting, replace(pooled, state="creating")], 2) == {}
 
 
 def test_a_clone_gets_its_identity_before_anything_else() -> None:

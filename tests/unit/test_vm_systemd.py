@@ -16,7 +16,7 @@ from polydev.controller.machines.systemd_bus import (
     end_in_words,
     unit_path,
 )
-from polydev.controller.settings import Settings, VmSizes
+from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.order import order_from
 
@@ -63,7 +63,7 @@ class Site:
         for slot in (2, 3):
             (root / str(slot)).mkdir()
         self.units = Units()
-        settings = Settings(vm_root=root, image_store=Path("/store"), vm=VmSizes(cpus=3))
+        settings = Settings(vm_root=root, image_store=Path("/store"), vm=VmSettings(cpus=3))
         self.hypervisor = SystemdHypervisor(settings, self.units)
 
     def start(self, vm_id: str = "one", slot: int = 2) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from ipaddress import IPv4Network
 from typing import Literal
 
-from polydev.controller.states import SessionState, VmState, is_live
+from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState, is_live
 from polydev.vm.stages import Stage
 
 Role = Literal["admin", "operator", "user"]
@@ -86,6 +86,9 @@ class Vm:
     template    what it was, or is to be, resumed from, instead of a boot
     boots_because   why it boots although templates are in use
     receipt     what a clone's guest said of its identity, before it was anybody's
+    pooled      whether it waits in the pool for a session: without identity, and paused when ready
+    used_at     when a viewer, or somebody who asked its agent, needed it last
+    paused_at   since when its processors stand
     """
 
     id: str
@@ -108,6 +111,14 @@ class Vm:
     template: str | None = None
     boots_because: str | None = None
     receipt: Mapping[str, object] | None = None
+    pooled: bool = False
+    used_at: datetime | None = None
+    paused_at: datetime | None = None
+
+    @property
+    def is_for_sessions(self) -> bool:
+        """Whether it waits in the pool, or is being made for it, so that a session may take it."""
+        return self.pooled and self.state in LIVE_VM_STATES
 
 
 @dataclass(frozen=True)

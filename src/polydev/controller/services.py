@@ -23,6 +23,7 @@ from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.metrics import Metrics
+from polydev.controller.model import Vm
 from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
@@ -34,6 +35,10 @@ from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
+from polydev.errors import VmError
+
+# A VM that runs on answers within a second; its host may be busy.
+WAKE_SECONDS, WAKE_POLL_SECONDS = 30.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,20 @@ class Services:
     def begin(self) -> None:
         """Begin what goes on in the background. Only who really serves does."""
         self.background.begin()
+
+    async def awake(self, vm: Vm) -> Vm:
+        """The VM, which runs on if it was paused. Raises VmError where it does not in time."""
+        if vm.paused_at is None:
+            return vm
+        await self.vms.used(vm.id)
+        if self.driver is not None:
+            self.driver.wake()
+        deadline = time.monotonic() + WAKE_SECONDS
+        while (vm := await self.vms.get(vm.id)).paused_at is not None:
+            if time.monotonic() > deadline:
+                raise VmError(f"the VM did not wake within {WAKE_SECONDS:g} s", "try again")
+            await asyncio.sleep(WAKE_POLL_SECONDS)
+        return vm
 
     async def end(self) -> None:
         """Give up the lead, and let those go who follow something. VMs run on."""

@@ -50,6 +50,9 @@ MOST_DAYS = 36525
 # A token that is off by more was not made for now.
 MOST_LEEWAY_SECONDS = 3600
 MOST_VM_MIB = 1024 * 1024
+# The longest pause between two heartbeats of a session that has a viewer.
+WATCHED_SECONDS = 10.0
+LEAST_PAUSE_SECONDS = 3 * WATCHED_SECONDS
 # Anything shorter is done without a pause.
 LEAST_SECONDS = 0.001
 Seconds = Annotated[float, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
@@ -125,12 +128,40 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class VmSizes(Group):
-    """What every VM of this host has. The cache of translated code is TCG's."""
+class VmSettings(Group):
+    """What every VM of this host has. The cache of translated code is TCG's.
+
+    pause_after_seconds     how long after its last viewer a VM is paused whose tool does not log
+                            in; 0: never
+    """
 
     cpus: int = Field(default=2, ge=1, le=64)
     memory_mib: int = Field(default=2048, ge=128, le=MOST_VM_MIB)
     translation_cache_mib: int = Field(default=1024, ge=32, le=MOST_VM_MIB)
+    pause_after_seconds: float = Field(default=60, ge=0, le=MOST_SECONDS)
+
+    @field_validator("pause_after_seconds")
+    @classmethod
+    def _lets_a_viewer_be_noted(cls, seconds: float) -> float:
+        if 0 < seconds < LEAST_PAUSE_SECONDS:
+            raise ValueError(
+                f"viewers are noted every {WATCHED_SECONDS:g} s: it must be 0 (never) or at least "
+                f"{LEAST_PAUSE_SECONDS:g}"
+            )
+        return seconds
+
+
+class PoolSettings(Group):
+    """VMs that are resumed, run for a moment and paused before a session asks for one.
+
+    size            how many of them wait; a host that resumes no VMs from templates has none
+    spare_slots     slots that they leave free
+    least_free_memory_mib   what the host's memory must have left; they end where it has less
+    """
+
+    size: int = Field(default=2, ge=0, le=253)
+    spare_slots: int = Field(default=1, ge=0, le=253)
+    least_free_memory_mib: int = Field(default=1024, ge=0, le=MOST_VM_MIB)
 
 
 class BootDeadlines(Group):
@@ -286,7 +317,7 @@ class Settings(BaseSettings):
     """The slots that the host has, each once; without any, no session can be started."""
     vm_network: IPv4Network = IPv4Network("192.168.100.0/24")
     vm_root: Path = Path("/var/lib/microvm")
-    vm: VmSizes = VmSizes()
+    vm: VmSettings = VmSettings()
     boots_at_once: int = Field(
         default_factory=lambda made: max(1, (os.cpu_count() or 1) // made["vm"].cpus), ge=1
     )
@@ -295,6 +326,7 @@ class Settings(BaseSettings):
     boot_deadline_seconds: BootDeadlines = BootDeadlines()
     templates: bool = False
     """Sessions' VMs are resumed from a template of the golden image; false: each boots."""
+    pool: PoolSettings = PoolSettings()
     session: SessionLimits = SessionLimits()
     vm_check: VmChecks = VmChecks()
     keep_failed_seconds: int = Field(default=24 * 3600, ge=0, le=MOST_SECONDS)

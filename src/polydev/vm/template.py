@@ -14,7 +14,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from polydev.vm.limits import within
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 POLL_SECONDS = 0.01
+Ask = Callable[[bytes], Awaitable[bytes]]
 # A guest that uses less than this share of a CPU is at rest; a page may keep one from it for ever.
 IDLE_SHARE, SETTLE_SPAN_SECONDS, SETTLE_SECONDS = 0.15, 2.0, 60.0
 SAVE_SECONDS, LOAD_SECONDS, ANSWER_SECONDS = 60.0, 15.0, 15.0
@@ -149,7 +150,29 @@ async def give_identity(
         raise VmError(f"the guest took no identity: {error}") from error
 
 
+async def set_clock(place: Path, seconds: float = ANSWER_SECONDS) -> None:
+    """Give a running VM the time. Raises VmError where it does not answer, or has another."""
+
+    async def exchange() -> None:
+        async with _channel(place) as ask:
+            await _set_clock(ask, await _asked_time(ask))
+
+    try:
+        await within(seconds, exchange(), "the guest's answer")
+    except (OSError, EOFError, ValueError) as error:
+        raise VmError(f"the guest did not set its clock: {error}") from error
+
+
 async def _exchange(place: Path, identity: Identity) -> Receipt:
+    async with _channel(place) as ask:
+        receipt = receipt_from(await ask(identity_line(identity, time.time())), identity)
+        await _set_clock(ask, receipt.guest_time)
+    return receipt
+
+
+@asynccontextmanager
+async def _channel(place: Path) -> AsyncIterator[Ask]:
+    """How to ask the guest: a line to it for one from it."""
     reader, writer = await asyncio.open_unix_connection(place, limit=MAX_LINE_BYTES)
 
     async def ask(line: bytes) -> bytes:
@@ -157,15 +180,23 @@ async def _exchange(place: Path, identity: Identity) -> Receipt:
         return await reader.readuntil(b"\n")
 
     try:
-        receipt = receipt_from(await ask(identity_line(identity, time.time())), identity)
-        error = receipt.guest_time - time.time()
-        for _ in range(CLOCK_TRIES):
-            if abs(error) <= CLOCK_ERROR_SECONDS:
-                return receipt
-            error = guest_time_from(await ask(clock_line(time.time()))) - time.time()
+        yield ask
     finally:
         writer.close()
+
+
+async def _set_clock(ask: Ask, guest_time: float) -> None:
+    """Set the guest's clock until it is right; `guest_time` is what it says now."""
+    error = guest_time - time.time()
+    for _ in range(CLOCK_TRIES):
+        if abs(error) <= CLOCK_ERROR_SECONDS:
+            return
+        error = await _asked_time(ask) - time.time()
     raise VmError(f"the guest's clock is off by {error:.3f} s after {CLOCK_TRIES} settings")
+
+
+async def _asked_time(ask: Ask) -> float:
+    return guest_time_from(await ask(clock_line(time.time())))
 
 
 def sealed(file: Path) -> int:

@@ -30,6 +30,9 @@ from tests.walls import confining_properties, said_with
 
 SLOT = 2
 TAKEN_AGAIN = 6
+POOLED = 2
+SEED, CYCLES = 20261129, 8
+KILLS = ("nobody", "controller", "holder", "a VM of the pool", "its VM")
 RFB = b"RFB 003.008\n"
 MAKER = "polydev-template.service"
 HOLDER = "polydev-templates.service"
@@ -102,12 +105,18 @@ os.unlink(folder + "/.tried")
 @pytest.fixture(scope="module")
 def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
     """The host with templates, until it is again as it was."""
-    host = replace(deployed, data={"controller": {**lab.controller, "templates": True}})
+    host = pooling(deployed, 0)
     assert host.deploy().status == "succeeded"
     yield host
     deployed.deploy()
     # Its folder and what the holder has of it.
     deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
+
+
+def pooling(host: DeployedHost, size: int) -> DeployedHost:
+    """The host as it is to be with a pool of so many VMs."""
+    controller = {**lab.controller, "templates": True, "pool": {"size": size}}
+    return replace(host, data={"controller": controller})
 
 
 def test_the_makers_guest_has_a_network_that_leads_nowhere(deployed: DeployedHost) -> None:

@@ -58,6 +58,8 @@ VM_EXAMPLE: dict[str, Any] = {
     "readyAt": "2026-11-21T10:15:22Z",
     "endedAt": None,
     "releasedAt": None,
+    "pooled": False,
+    "pausedAt": None,
     "ports": {"agent": AGENT_PORT, "vnc": VNC_PORT, "novnc": NOVNC_PORT},
 }
 SESSION_VM_EXAMPLE: dict[str, Any] = {
@@ -165,7 +167,11 @@ class Ports(Answer):
 
 
 class VmAnswer(Answer):
-    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`."""
+    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`.
+
+    pooled      it waits for a session
+    pausedAt    since when its processors stand; it runs on once somebody needs it
+    """
 
     model_config = ConfigDict(title="Vm", json_schema_extra={"examples": [VM_EXAMPLE]})
 
@@ -179,6 +185,8 @@ class VmAnswer(Answer):
     ready_at: datetime | None
     ended_at: datetime | None
     released_at: datetime | None
+    pooled: bool
+    paused_at: datetime | None
     ports: Ports = Ports()
 
 
@@ -284,6 +292,8 @@ def vm_answer(vm: Vm) -> VmAnswer:
         ready_at=vm.ready_at,
         ended_at=vm.ended_at,
         released_at=vm.released_at,
+        pooled=vm.pooled,
+        paused_at=vm.paused_at,
     )
 
 

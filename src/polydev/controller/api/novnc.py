@@ -27,6 +27,7 @@ from polydev.controller.api.sessions import session_for
 from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
+    ASLEEP,
     UNEXPECTED,
     VM_GONE,
     VNC_DOWN,
@@ -43,7 +44,7 @@ from polydev.controller.relay.seats import Seats
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
-from polydev.errors import SessionNotFound
+from polydev.errors import SessionNotFound, VmError
 from polydev.vm.config import VNC_PORT
 
 log = structlog.stdlib.get_logger(__name__)
@@ -124,8 +125,18 @@ class Screens:
         vm = await self._services.vms.get(session.vm_id)
         _check_state(session, vm)
         self._seats.take(seat)
+        vm = await self._awake(session, vm)
         screen = await open_screen(vm.vm_ip, VNC_PORT)
         return Admitted(session, vm, left_behind.enter_context(closing(screen)))
+
+    async def _awake(self, session: Session, vm: Vm) -> Vm:
+        """The VM, which runs; the viewer waits meanwhile. Raises Refused."""
+        try:
+            vm = await self._services.awake(vm)
+        except VmError:
+            raise Refused(ASLEEP) from None
+        _check_state(session, vm)
+        return vm
 
     async def _caller(self, websocket: WebSocket) -> Caller:
         caller = await self._services.identity.caller(

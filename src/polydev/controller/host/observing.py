@@ -31,7 +31,8 @@ def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observe
         failing = sum(each.state == "ready" and each.failed_checks > 0 for each in stock.held)
         found["failed_boots"] = [failed_boots_observation(stock.failed_boots, limits)]
         found["not_resumed"] = [not_resumed_observation(*stock.booted_instead, limits)]
-        found["no_slots"] = [no_slots_observation(sample.slots.total, sample.slots.held)]
+        slots = sample.slots
+        found["no_slots"] = [no_slots_observation(slots.total, slots.held - slots.pooled)]
         found["unhealthy_vms"] = [unhealthy_vms_observation(failing, stock.failed_while_up, limits)]
     return found
 

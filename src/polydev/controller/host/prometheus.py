@@ -78,6 +78,8 @@ def _counts(sample: Sample) -> Iterator[Metric]:
         return
     yield GaugeMetricFamily("polydev_slots", "Declared", value=sample.slots.total)
     yield GaugeMetricFamily("polydev_slots_held", "Held by a VM", value=sample.slots.held)
+    pooled = sample.slots.pooled
+    yield GaugeMetricFamily("polydev_slots_pooled", "Held by a VM of the pool", value=pooled)
     yield _gauge("polydev_sessions", "That are not over", "state", sample.sessions)
 
 

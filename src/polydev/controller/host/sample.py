@@ -32,8 +32,11 @@ class VmSample(Figures):
 
 
 class Slots(Figures):
+    """`pooled`: of those held, the ones whose VM waits for a session, which may take it."""
+
     total: int
     held: int
+    pooled: int = 0
 
 
 class Sample(Figures):
@@ -103,7 +106,11 @@ def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sa
 def _stocked(slots: Collection[int], stock: Stock) -> dict[str, Any]:
     held = stock.held
     return {
-        "slots": Slots(total=len(slots), held=sum(each.slot in slots for each in held)),
+        "slots": Slots(
+            total=len(slots),
+            held=sum(each.slot in slots for each in held),
+            pooled=sum(each.slot in slots and each.is_for_sessions for each in held),
+        ),
         "sessions": _counts(LIVE_SESSION_STATES, (each.state for each in stock.live)),
         "vms": _counts(HELD_STATES, (each.state for each in held)),
         "vm": [_vm_sample(each, stock.used[each.id]) for each in held if each.id in stock.used],

@@ -39,6 +39,14 @@ class BoundedHypervisor:
         work = self._inner.resume(slot, vm_id)
         await _kept(self._pace.look_limit, work, f"the resuming in slot {slot}")
 
+    async def pause(self, slot: int, vm_id: str) -> None:
+        work = self._inner.pause(slot, vm_id)
+        await _kept(self._pace.look_limit, work, f"the pause in slot {slot}")
+
+    async def set_clock(self, slot: int, vm_id: str) -> None:
+        work = self._inner.set_clock(slot, vm_id)
+        await _kept(self._pace.identify_limit, work, f"the setting of the clock in slot {slot}")
+
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         work = self._inner.identify(slot, vm_id, identity)
         return await _kept(self._pace.identify_limit, work, f"the identity in slot {slot}")

@@ -13,7 +13,19 @@ from polydev.errors import AgentError
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
 from polydev.vm.stages import STAGES, Stage
 
-Step = Literal["evict", "start", "launched", "identify", "follow", "check", "ended", "leave", "end"]
+Step = Literal[
+    "evict",
+    "start",
+    "launched",
+    "prime",
+    "identify",
+    "follow",
+    "check",
+    "wake",
+    "ended",
+    "leave",
+    "end",
+]
 Answer = AgentHealth | AgentError
 # Components speak for themselves; how much of it a reason may hold.
 MAX_DETAIL_CHARACTERS = 300
@@ -26,9 +38,11 @@ def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
 
     evict     whoever runs in the slot, without holding it
     launched  note that it runs: it was started by a process that did not live to say so
+    prime     let a clone of the pool run for a moment, so that it is quick afterwards
     identify  let a clone run on, as the VM that it is to be
     ended     note that it runs no more
-    leave     it has failed and is kept for debugging, until it ends
+    wake      let a VM run on that was paused, since somebody needs it
+    leave     it is paused; or it has failed and is kept for debugging, until it ends
     """
     is_ours = slot.runs and slot.vm_id == vm.id
     if vm.state == "creating":
@@ -39,14 +53,37 @@ def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
         if not is_ours:
             return "ended"
         if vm.state == "starting":
-            return "identify" if vm.template else "follow"
-        return "check"
+            return _start_of(vm)
+        return _life_of(vm)
     return "leave" if preserve and vm.reason and is_ours else "end"
 
 
+def _start_of(vm: Vm) -> Step:
+    if vm.template is None:
+        return "follow"
+    return "prime" if vm.pooled else "identify"
+
+
+def _life_of(vm: Vm) -> Step:
+    if vm.paused_at is None:
+        return "check"
+    return "wake" if vm.used_at and vm.used_at >= vm.paused_at else "leave"
+
+
+def is_idle(vm: Vm, at: datetime, pause_after_seconds: float) -> bool:
+    """Whether nobody has used a VM that is up for so long that it may be paused."""
+    since = vm.used_at or vm.ready_at
+    if not pause_after_seconds or since is None:
+        return False
+    return (at - since).total_seconds() >= pause_after_seconds
+
+
 def boot_queue(held: Iterable[Vm], boots_at_once: int) -> dict[str, int]:
-    """Which of these VMs, oldest first, must wait until others have booted, and for how many."""
-    vms = list(held)
+    """Which of these VMs, oldest first, must wait until others have booted, and for how many.
+
+    Those of the pool do not count: they are made where nobody waits.
+    """
+    vms = [vm for vm in held if not vm.pooled]
     room = boots_at_once - sum(vm.state == "starting" for vm in vms)
     creating = [vm.id for vm in vms if vm.state == "creating"]
     first = max(0, room)

@@ -22,6 +22,7 @@ from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import Lead, lead_file
 from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.pool import Pool
 from polydev.controller.machines.reconciling import Reconciler, SlotLocks
 from polydev.controller.machines.tending import Means, Tending
 from polydev.controller.model import Vm, now
@@ -74,6 +75,9 @@ class Driver:
         self._steps: dict[str, asyncio.Task[None]] = {}
         self._reconciling: asyncio.Task[None] | None = None
         self._next_reconciling = 0.0
+        self._pool = Pool(self._means)
+        self._pooling: asyncio.Task[None] | None = None
+        self._next_pooling = 0.0
         self._next_expiry = 0.0
         self._troubles: dict[str, str] = {}
 
@@ -128,6 +132,7 @@ class Driver:
             log.info("driver_leads")
             self._means.figures.leading.set(1)
         self._start_reconciling()
+        self._start_pooling()
         await self._expire()
         # Whoever is at work now may have changed its row by the time it is read.
         at_work = set(self._steps)
@@ -191,6 +196,20 @@ class Driver:
         except Exception as error:
             log.exception("reconciling_lost", exc_info=error)
 
+    def _start_pooling(self) -> None:
+        time = asyncio.get_running_loop().time()
+        is_idle = self._pooling is None or self._pooling.done()
+        if is_idle and time >= self._next_pooling:
+            self._next_pooling = time + self._means.pace.tick
+            self._pooling = asyncio.create_task(self._fill_pool())
+
+    async def _fill_pool(self) -> None:
+        try:
+            await within(self._means.pace.database_limit, self._pool.run(), "the pool's step")
+            self._troubles.pop("pool", None)
+        except Exception as error:
+            self._complain("pool", error)
+
     def _count(self, vms: Iterable[Vm]) -> None:
         states = Counter(vm.state for vm in vms)
         for state in VM_STATES:
@@ -198,7 +217,7 @@ class Driver:
 
     async def _hand_over(self) -> None:
         """End what is under way and only then let another process lead."""
-        others = [self._reconciling] if self._reconciling else []
+        others = [each for each in (self._reconciling, self._pooling) if each]
         await end(*self._steps.values(), *others)
         for tending in self._tended.values():
             await tending.close()

@@ -16,6 +16,12 @@ class MachineFigures:
         self.held = Gauge(
             "polydev_vms", "VMs that hold a slot, by state", ["state"], registry=registry
         )
+        self.pool = Gauge(
+            "polydev_pool_vms",
+            "VMs that wait for a session, by whether they are primed",
+            ["state"],
+            registry=registry,
+        )
         self.booted = Histogram(
             "polydev_vm_boot_seconds",
             "From a VM's start until it was ready",

@@ -97,6 +97,12 @@ class Hypervisor(Protocol):
     async def resume(self, slot: int, vm_id: str) -> None:
         """Let a VM run on that is paused."""
 
+    async def pause(self, slot: int, vm_id: str) -> None:
+        """Stop a VM's processors; its clock stands."""
+
+    async def set_clock(self, slot: int, vm_id: str) -> None:
+        """Give a VM that runs on after a pause the time."""
+
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         """Give a VM that runs its identity. Its receipt is what holds in the guest then."""
 

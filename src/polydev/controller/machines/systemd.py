@@ -28,7 +28,7 @@ from polydev.run import run
 from polydev.vm.files import last_bytes, opened_folder
 from polydev.vm.identity import Identity, Receipt
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
-from polydev.vm.template import give_identity, run_on
+from polydev.vm.template import give_identity, pause, run_on, set_clock
 
 TEMPLATE_MAKER = "polydev-template.service"
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
@@ -80,6 +80,12 @@ class SystemdHypervisor:
 
     async def resume(self, slot: int, vm_id: str) -> None:
         await run_on(self._folder(slot, vm_id) / QMP_SOCKET)
+
+    async def pause(self, slot: int, vm_id: str) -> None:
+        await pause(self._folder(slot, vm_id) / QMP_SOCKET)
+
+    async def set_clock(self, slot: int, vm_id: str) -> None:
+        await set_clock(self._folder(slot, vm_id) / IDENTITY_SOCKET, IDENTIFY_SECONDS)
 
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         place = self._folder(slot, vm_id) / IDENTITY_SOCKET

@@ -6,7 +6,7 @@ Nothing that is remembered here counts: a process that comes after this one find
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -19,10 +19,12 @@ from polydev.controller.machines.console import LogReader, last_line
 from polydev.controller.machines.decisions import (
     MAX_DETAIL_CHARACTERS,
     Answer,
+    Step,
     account,
     check_verdict,
     failed_units,
     has_live_heartbeat,
+    is_idle,
     is_starting_again,
     is_well,
     next_step,
@@ -45,10 +47,11 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import Error, FilesLeft, VmError
+from polydev.errors import AgentError, Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
+from polydev.vm.limits import within
 from polydev.vm.stages import Stage
 
 log = structlog.stdlib.get_logger(__name__)
@@ -120,25 +123,23 @@ class Tending:
         await self._find_session(vm)
         slot = await self._means.hypervisor.poll(vm.slot)
         step = next_step(vm, slot, preserve=self._means.settings.debug_preserve_vms)
-        if step == "evict":
-            self._log(vm).warning("orphan_stopped", orphan=slot.vm_id)
-            await self._means.hypervisor.stop(vm.slot)
-        elif step == "start":
-            await self._start(vm)
-        elif step == "launched":
-            await self._means.vms.launched(vm.id)
-        elif step == "identify":
-            await self._identify(vm)
-        elif step == "follow":
-            self._wait = self._waited(vm, slot)
-            return await self._follow(vm)
-        elif step == "check":
-            return await self._check(vm, slot)
-        elif step == "ended":
-            await self._ended(vm, slot)
-        elif step == "end":
-            await self._end(vm)
-        return step != "leave"
+        steps: Mapping[Step, Callable[[], Awaitable[bool | None]]] = {
+            "evict": lambda: self._evict(vm, slot),
+            "start": lambda: self._start(vm),
+            "launched": lambda: self._means.vms.launched(vm.id),
+            "prime": lambda: self._prime(vm),
+            "identify": lambda: self._identify(vm),
+            "follow": lambda: self._follow(vm, slot),
+            "check": lambda: self._check(vm, slot),
+            "wake": lambda: self._wake(vm),
+            "ended": lambda: self._ended(vm, slot),
+            "end": lambda: self._end(vm),
+        }
+        return step in steps and await steps[step]() is not False
+
+    async def _evict(self, vm: Vm, slot: SlotState) -> None:
+        self._log(vm).warning("orphan_stopped", orphan=slot.vm_id)
+        await self._means.hypervisor.stop(vm.slot)
 
     async def _queue(self, vm: Vm, place: int) -> bool:
         """Tell its session that others boot first, whenever there are fewer of them."""
@@ -151,11 +152,12 @@ class Tending:
 
     async def _start(self, vm: Vm) -> None:
         session = await self._means.sessions.live_of_vm(vm.id)
-        if session is None:
+        if session is None and not vm.pooled:
             await self._means.vms.stop(vm.id)
             return
         vm = await self._with_origin(vm)
-        launch = Launch(vm.id, vm.slot, vm.image_digest, session.id, vm.template)
+        session_id = session.id if session else None
+        launch = Launch(vm.id, vm.slot, vm.image_digest, session_id, vm.template)
         try:
             await self._means.hypervisor.start(launch)
         except VmError as error:
@@ -180,6 +182,43 @@ class Tending:
             await self._means.vms.resumes(vm.id, origin.image_digest, origin.template)
         return replace(vm, image_digest=origin.image_digest, template=origin.template)
 
+    async def _prime(self, vm: Vm) -> None:
+        """Let a clone of the pool run until what a session needs at once has been translated."""
+        means = self._means
+        try:
+            await within(means.pace.prime_limit, self._run_for_a_moment(vm), "its first moments")
+        except Error as error:
+            await self._leave_the_pool(vm, with_account("it could not be primed", error.message))
+            return
+        await means.vms.primed(vm.id)
+        self._log(vm).info("vm_primed", slot=vm.slot)
+
+    async def _run_for_a_moment(self, vm: Vm) -> None:
+        """Pause it in the end, unless a session took it meanwhile, which does not wait for more."""
+        hypervisor, pace = self._means.hypervisor, self._means.pace
+        time = asyncio.get_running_loop().time
+        await hypervisor.resume(vm.slot, vm.id)
+        await hypervisor.set_clock(vm.slot, vm.id)
+        well_since: float | None = None
+        while well_since is None or time() - well_since < pace.primed:
+            if not (await self._means.vms.get(vm.id)).pooled:
+                return
+            if well_since is None and is_well(await self._asked(vm)):
+                well_since = time()
+            await asyncio.sleep(pace.busy_tick)
+        await hypervisor.pause(vm.slot, vm.id)
+
+    async def _asked(self, vm: Vm) -> Answer:
+        try:
+            return await self._means.agent.health(vm.vm_ip)
+        except AgentError as error:
+            return error
+
+    async def _leave_the_pool(self, vm: Vm, reason: str) -> None:
+        self._log(vm).warning("vm_not_pooled", reason=reason)
+        self._means.figures.failed.labels(vm.state).inc()
+        await self._means.vms.drain(vm.id, reason)
+
     async def _identify(self, vm: Vm) -> None:
         """A clone is the session's VM once its guest has said so; never before."""
         hypervisor = self._means.hypervisor
@@ -194,20 +233,27 @@ class Tending:
         self._note_ready(vm)
 
     async def _boot_instead(self, vm: Vm, reason: str) -> None:
-        """Of a template that is of no use now: its VM boots, and says why."""
+        """Of a template that is of no use now: its VM boots, and says why.
+
+        One of the pool ends instead: another can be made later.
+        """
+        if vm.pooled:
+            await self._leave_the_pool(vm, reason)
+            return
         self._log(vm).warning("vm_not_resumed", template=vm.template, reason=reason)
         await self._means.hypervisor.stop(vm.slot)
         await self._means.vms.boots(vm.id, with_account("it could not be resumed", reason))
 
     async def _ended(self, vm: Vm, slot: SlotState) -> None:
         reason = self._why_it_ended(vm, slot)
-        if vm.state == "starting" and vm.template:
+        if vm.pooled or (vm.state == "starting" and vm.template):
             await self._boot_instead(vm, reason)
         else:
             await self._fail(vm, reason)
 
-    async def _follow(self, vm: Vm) -> bool:
+    async def _follow(self, vm: Vm, slot: SlotState) -> bool:
         """Go along with a boot: what its console and its agent say, and by when."""
+        self._wait = self._waited(vm, slot)
         self._serial.feed(self._console.read())
         answer = self._watch.answer()
         seen = {*self._serial.seen, stage_by_agent(vm, self._watch.latest)}
@@ -297,9 +343,38 @@ class Tending:
             self._waited(vm, slot)  # from here on it counts for the next checks
         count = await self._means.vms.checked(vm.id, well)
         if count == vm.failed_checks == 0:
-            return False
+            return await self._pause_if_idle(vm)
         await self._judge(vm, count, answer)
         return True
+
+    async def _pause_if_idle(self, vm: Vm) -> bool:
+        """Whether it is paused now: nobody has looked for a while, and no tool logs in."""
+        means = self._means
+        if not is_idle(vm, means.clock(), means.settings.vm.pause_after_seconds):
+            return False
+        session = await means.sessions.live_of_vm(vm.id)
+        if session is None or session.state == "oauth_pending":
+            return False
+        # Noted first: a VM that stands although it is to run would be found dead.
+        if not await means.vms.pause(vm):
+            return False
+        try:
+            await means.hypervisor.pause(vm.slot, vm.id)
+        except VmError:
+            await means.vms.woken(vm.id)
+            raise
+        self._log(vm).info("vm_paused")
+        return True
+
+    async def _wake(self, vm: Vm) -> None:
+        hypervisor = self._means.hypervisor
+        await hypervisor.resume(vm.slot, vm.id)
+        try:
+            await hypervisor.set_clock(vm.slot, vm.id)
+        except VmError as error:  # its checks say more of it, and end it if need be
+            self._log(vm).warning("vm_clock_not_set", problem=error.message)
+        await self._means.vms.woken(vm.id)
+        self._log(vm).info("vm_awake")
 
     def _may_start_again(self, answer: Answer) -> bool:
         """Whether its services are starting again, as a closed browser does, and not for long.
@@ -400,7 +475,7 @@ class Tending:
         return None
 
     async def _find_session(self, vm: Vm) -> None:
-        if not self._has_looked:
+        if not (self._has_looked or vm.pooled):
             session = await self._means.sessions.live_of_vm(vm.id)
             self._session_id = session.id if session else None
             self._has_looked = True

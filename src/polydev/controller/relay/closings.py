@@ -60,6 +60,7 @@ VNC_DOWN = Closing(INTERNAL_ERROR, "the VM's screen does not answer", "vnc-down"
 BRIDGE_DOWN = Closing(
     INTERNAL_ERROR, "the host's network of VMs is down; its operators can mend it", "bridge-down"
 )
+ASLEEP = Closing(TRY_AGAIN_LATER, "the VM is paused and does not wake; try again", "asleep")
 VM_GONE = Closing(INTERNAL_ERROR, "the VM ended the connection to its screen", "vm-gone")
 TOO_MANY_VIEWERS = Closing(
     TRY_AGAIN_LATER, "too many viewers look at this session already", "too-many-viewers"

@@ -1,5 +1,7 @@
 """Sessions that ended long ago go, each with its VM and its news, in one transaction.
 
+So do VMs of the pool that never had a session.
+
 A VM that holds its slot keeps its session. What points at a session is either deleted with it or,
 as a user's credentials, points nowhere afterwards: the tables say so.
 """
@@ -19,7 +21,9 @@ _sessions, _vms = tables.sessions.c, tables.vms.c
 async def forget(database: Database, before: datetime, limit: int) -> int:
     """Delete so many of the sessions that ended before that time; how many were."""
     async with database.reading() as connection:
-        if (await connection.execute(_forgettable(before, 1))).first() is None:
+        over = (await connection.execute(_forgettable(before, 1))).first()
+        unused = sa.select(_vms.id).where(*_unused(before)).limit(1)
+        if over is None and (await connection.execute(unused)).first() is None:
             return 0  # the write lock is not taken for nothing
     async with database.writing() as connection:
         asked = _forgettable(before, limit).with_for_update(of=tables.sessions)
@@ -29,6 +33,7 @@ async def forget(database: Database, before: datetime, limit: int) -> int:
         await connection.execute(sa.delete(news).where(news.c.session_id.in_(ids)))
         await connection.execute(sa.delete(tables.sessions).where(_sessions.id.in_(ids)))
         await connection.execute(sa.delete(tables.vms).where(_vms.id.in_(vm_ids)))
+        await connection.execute(sa.delete(tables.vms).where(*_unused(before)))
         return len(ids)
 
 
@@ -42,3 +47,8 @@ def _forgettable(before: datetime, limit: int) -> sa.Select[tuple[str, str]]:
         .order_by(_sessions.created_at)
         .limit(limit)
     )
+
+
+def _unused(before: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """VMs of the pool that were over before that time; the first part is by an index."""
+    return (_vms.created_at < before, _vms.pooled, _vms.released_at < before)

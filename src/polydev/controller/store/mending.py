@@ -43,7 +43,9 @@ def _suspects() -> sa.CompoundSelect[str]:
         .where(sa.or_(stopped, _vms.released_at.is_not(None)))
     )
     lonely = sa.and_(
-        held.state.in_(LIVE_VM_STATES), held.id.not_in(sa.select(live.vm_id).scalar_subquery())
+        held.state.in_(LIVE_VM_STATES),
+        ~held.pooled,
+        held.id.not_in(sa.select(live.vm_id).scalar_subquery()),
     )
     over = held.state.in_(("ended", "failed"))
     return sa.union(named, sa.select(held.id).where(sa.or_(lonely, over)))
@@ -55,7 +57,7 @@ async def _mend_one(
     done = []
     live, held = vm.state in LIVE_VM_STATES, vm.released_at is None
     has_session = session is not None and session.is_live
-    if live and held and not has_session:
+    if live and held and not (has_session or vm.pooled):
         await change_vm(connection, vm.id, state="stopping")
         done.append(f"VM {vm.id} is to stop: no session has it")
     if live and not held:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Provider, Session, SessionNews, now
-from polydev.controller.settings import SessionLimits
-from polydev.controller.states import LoginStatus, SessionEvent, login_events
+from polydev.controller.settings import WATCHED_SECONDS, SessionLimits
+from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import (
     change_session,
@@ -25,13 +25,11 @@ from polydev.controller.store.changes import (
 from polydev.controller.store.forgetting import forget
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
-from polydev.controller.store.slots import take_slot
+from polydev.controller.store.slots import take_pooled, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
-# The longest pause between two heartbeats of a session that has a viewer.
-WATCHED_SECONDS = 10.0
 LIVE = _sessions.ended_at.is_(None)
 
 
@@ -74,9 +72,7 @@ class Sessions:
 
     async def _make(self, connection: AsyncConnection, new: NewSession) -> Session:
         at = self._clock()
-        vm_id = await take_slot(connection, new.image_digest, at)
-        if vm_id is None:
-            raise await refusals.no_slot(connection)
+        vm_id, vm_state = await _take_vm(connection, new.image_digest, at)
         session = Session(
             id=str(uuid.uuid4()),
             user_id=new.user_id,
@@ -91,6 +87,8 @@ class Sessions:
             sa.insert(tables.sessions).values(**vars(session), idempotency_key=new.idempotency_key)
         )
         await tell_state(connection, session)
+        if vm_state == "starting":
+            return await change_session(connection, session, "vm_launched", at)
         return session
 
     async def get(self, session_id: str) -> Session:
@@ -157,7 +155,10 @@ class Sessions:
         return min(WATCHED_SECONDS, *(each / 3 for each in parts))
 
     async def watched(self, ids: Collection[str]) -> None:
-        """A heartbeat for each of these sessions that is live, all in one transaction."""
+        """A heartbeat for each of these sessions that is live, all in one transaction.
+
+        Their VMs are in use: somebody looks at them.
+        """
         # In one order, so that two processes that do this never wait for each other in a circle.
         live = SESSIONS.where(_sessions.id.in_(ids), LIVE).order_by(_sessions.id)
         async with self._database.writing() as connection:
@@ -167,6 +168,8 @@ class Sessions:
             await _write_use(
                 connection, [used_now(session_of(row), at, self._limits) for row in rows]
             )
+            viewed = tables.vms.c.id.in_([row["vm_id"] for row in rows])
+            await connection.execute(sa.update(tables.vms).where(viewed).values(used_at=at))
 
     async def apply(
         self, session_id: str, event: SessionEvent, reason: str | None = None
@@ -259,6 +262,22 @@ async def _session_of_key(connection: AsyncConnection, new: NewSession) -> Sessi
     )
     row = found.mappings().one_or_none()
     return session_of(row) if row else None
+
+
+async def _take_vm(
+    connection: AsyncConnection, image_digest: str, at: datetime
+) -> tuple[str, VmState]:
+    """Give a session the quickest VM there is. Raises CapacityError.
+
+    What the pool is still making would have to be waited for: it is taken where no slot is free.
+    """
+    if primed := await take_pooled(connection, at, ("ready",)):
+        return primed
+    if vm_id := await take_slot(connection, image_digest, at):
+        return vm_id, "creating"
+    if unprimed := await take_pooled(connection, at, ("starting", "creating")):
+        return unprimed
+    raise await refusals.no_slot(connection)
 
 
 async def _live_of_user(connection: AsyncConnection, user_id: str) -> builtins.list[str]:

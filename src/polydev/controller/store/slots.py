@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network
@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import slot_address
+from polydev.controller.states import VmState
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.errors import ConfigError
@@ -116,11 +117,39 @@ async def take_slot(connection: AsyncConnection, image_digest: str, at: datetime
     return None
 
 
+async def take_pooled(
+    connection: AsyncConnection, at: datetime, states: Sequence[VmState]
+) -> tuple[str, VmState] | None:
+    """Take the oldest VM out of the pool: its id and state, or None if there is none.
+
+    One that was ready starts now: it is still to become somebody's. `states` are those that do.
+    The driver sees to it that all of the pool are of what new VMs are made of.
+    """
+    waiting = (_vms.pooled, _vms.state.in_(states), _vms.released_at.is_(None))
+    oldest = sa.select(_vms.id, _vms.state).where(*waiting).order_by(_vms.created_at).limit(1)
+    statement = oldest.with_for_update(skip_locked=True)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    state: VmState = "starting" if row.state == "ready" else row.state
+    started_at = None if state == "creating" else at
+    times = {"started_at": started_at, "ready_at": None, "paused_at": None, "stage_at": at}
+    await connection.execute(
+        sa.update(tables.vms).where(_vms.id == row.id).values(pooled=False, state=state, **times)
+    )
+    return row.id, state
+
+
 async def count_slots(connection: AsyncConnection) -> int:
     found = await connection.execute(
         sa.select(sa.func.count()).select_from(tables.slots).where(_slots.declared)
     )
     return found.scalar_one()
+
+
+async def count_free_slots(connection: AsyncConnection) -> int:
+    free = sa.select(sa.func.count()).select_from(tables.slots).where(_slots.declared, ~HELD)
+    return (await connection.execute(free)).scalar_one()
 
 
 async def _free_slot(connection: AsyncConnection) -> int | None:

@@ -87,6 +87,9 @@ vms = sa.Table(
     sa.Column("template", sa.String(64)),
     sa.Column("boots_because", sa.Text),
     sa.Column("receipt", sa.JSON(none_as_null=True)),
+    sa.Column("pooled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("used_at", UtcDateTime),
+    sa.Column("paused_at", UtcDateTime),
     sa.CheckConstraint(
         "state IN ('creating', 'starting', 'ready', 'stopping', 'ended', 'failed')",
         name="vms_state",

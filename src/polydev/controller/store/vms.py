@@ -29,6 +29,7 @@ from polydev.controller.store.mending import mend
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
 from polydev.controller.store.sessions import idle_end
+from polydev.controller.store.slots import count_free_slots, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import VmError
 from polydev.vm.identity import Receipt
@@ -90,6 +91,34 @@ class Vms:
         async with self._database.reading() as connection:
             found = await connection.execute(statement)
             return [vm_of(row) for row in found.mappings()]
+
+    async def add_pooled(self, image_digest: str, template: str, spare_slots: int) -> Vm | None:
+        """Make a VM for the pool; None where no more than `spare_slots` slots are free."""
+        async with self._database.writing() as connection:
+            if await count_free_slots(connection) <= spare_slots:
+                return None
+            vm_id = await take_slot(connection, image_digest, self._clock())
+            if vm_id is None:  # another process was quicker
+                return None
+            await change_vm(connection, vm_id, pooled=True, template=template)
+            vm, _nobody = await locked_vm(connection, vm_id)
+            return vm
+
+    async def primed(self, vm_id: str) -> None:
+        """A VM of the pool has run and is paused: a session may take it."""
+        async with self._database.writing() as connection:
+            vm, _nobody = await locked_vm(connection, vm_id)
+            if vm.pooled and vm.state == "starting":
+                at = self._clock()
+                await change_vm(connection, vm_id, state="ready", ready_at=at, paused_at=at)
+
+    async def drain(self, vm_id: str, reason: str | None = None) -> None:
+        """It is to stop, if it is still in the pool. `reason`: why it failed, where it did."""
+        async with self._database.writing() as connection:
+            vm, _nobody = await locked_vm(connection, vm_id)
+            if vm.pooled and vm.state in LIVE_VM_STATES:
+                said = None if reason is None else _storable(reason)
+                await change_vm(connection, vm_id, state="stopping", reason=said)
 
     async def launched(self, vm_id: str) -> None:
         """Its process runs."""
@@ -155,6 +184,34 @@ class Vms:
         if session and session.is_live:
             expires_at = idle_end(session, at, self._limits)
             await change_session(connection, session, "vm_ready", at, expires_at=expires_at)
+
+    async def used(self, vm_id: str) -> None:
+        """Somebody needs it, so it must not be paused, or wakes."""
+        async with self._database.writing() as connection:
+            await change_vm(connection, vm_id, used_at=self._clock())
+
+    async def pause(self, seen: Vm) -> bool:
+        """Note that it is to be paused; whether nobody has used it since it was `seen`."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, seen.id)
+            if vm.state != "ready" or vm.paused_at or vm.used_at != seen.used_at:
+                return False
+            at = self._clock()
+            await change_vm(connection, vm.id, paused_at=at)
+            if session and session.is_live:
+                await tell(connection, session.id, at, "paused", {})
+            return True
+
+    async def woken(self, vm_id: str) -> None:
+        """It runs on after a pause."""
+        async with self._database.writing() as connection:
+            vm, session = await locked_vm(connection, vm_id)
+            if vm.paused_at is None:
+                return
+            at = self._clock()
+            await change_vm(connection, vm_id, paused_at=None, used_at=at)
+            if session and session.is_live:
+                await tell(connection, session.id, at, "awake", {})
 
     async def checked(self, vm_id: str, ok: bool) -> int:
         """Note a health check; how many failed in a row, now."""

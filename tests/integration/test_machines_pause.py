@@ -1,0 +1,202 @@
+"""VMs that nobody uses are paused, and run on as soon as somebody needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from polydev.controller.model import Session
+from polydev.errors import VmError
+from tests.driving import World, play, until, worlds
+from tests.vms import FakeVm
+
+IDLE_SECONDS = 60
+
+
+async def up(world: World) -> tuple[Session, FakeVm]:
+    session = await world.start()
+    await world.until_session(session, "vm_created")
+    vm = await world.vm_of(session)
+    return session, world.host.hypervisor.vms[vm.slot]
+
+
+async def until_paused(world: World, session: Session) -> None:
+    async def look() -> bool:
+        return (await world.vm_of(session)).paused_at is not None
+
+    await until(look, "the pause")
+
+
+async def until_awake(world: World, session: Session) -> None:
+    async def look() -> bool:
+        return (await world.vm_of(session)).paused_at is None
+
+    await until(look, "the waking")
+
+
+async def checked_again(fake: FakeVm) -> None:
+    asked = fake.asked
+
+    async def look() -> bool:
+        return fake.asked > asked + 3
+
+    await until(look, "checks")
+
+
+def test_a_vm_is_paused_after_its_time_and_wakes_for_a_viewer(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await up(world)
+            world.clock.pass_(IDLE_SECONDS - 1)
+            await checked_again(fake)
+            assert not fake.is_paused
+            world.clock.pass_(1)
+            await until_paused(world, session)
+            await world.until_news(session, "paused")
+            assert fake.is_paused
+            asked = fake.asked
+            await driver.more_turns()
+            assert fake.asked == asked, "whoever is paused is asked nothing"
+            world.clock.pass_(1)
+            await world.sessions.watched([session.id])
+            await until_awake(world, session)
+            assert not fake.is_paused
+            assert "set_clock 2" in world.host.hypervisor.calls
+            await world.until_news(session, "awake")
+            await checked_again(fake)
+            assert (await world.vm_of(session)).failed_checks == 0
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_whoever_looks_on_keeps_it_awake(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await up(world)
+            for _ in range(3):
+                world.clock.pass_(IDLE_SECONDS - 1)
+                await world.sessions.watched([session.id])
+                await checked_again(fake)
+            assert not await world.news(session, "paused")
+            # A heartbeat keeps the session, and wakes nobody.
+            world.clock.pass_(IDLE_SECONDS)
+            await world.sessions.heartbeat(session.id)
+            await until_paused(world, session)
+            await world.sessions.heartbeat(session.id)
+            assert (await world.vm_of(session)).paused_at is not None
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_a_tool_that_logs_in_keeps_it_awake(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await up(world)
+            fake.login = {"provider": "claude", "status": "waiting", "url": None, "detail": ""}
+            await world.sessions.login_is(session.id, "waiting")
+            world.clock.pass_(2 * IDLE_SECONDS)
+            await checked_again(fake)
+            assert not await world.news(session, "paused")
+            fake.login = {"provider": "claude", "status": "done", "url": None, "detail": ""}
+            await world.until_session(session, "authenticated")
+            await until_paused(world, session)
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_it_is_never_paused_where_the_settings_say_so(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await up(world)
+            world.clock.pass_(100 * IDLE_SECONDS)
+            await checked_again(fake)
+            assert not await world.news(session, "paused")
+
+    play(worlds(tmp_path, **(ENDLESS | {"vm": {"pause_after_seconds": 0}})), scenario)
+
+
+def test_a_vm_that_is_used_as_it_is_to_be_paused_is_left_alone(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, _fake = await up(world)
+        seen = await world.vm_of(session)
+        await world.vms.used(seen.id)
+        assert not await world.vms.pause(seen)
+        assert await world.vms.pause(await world.vm_of(session))
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_a_pause_that_the_hypervisor_refuses_is_none(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async def refuse(slot: int, vm_id: str) -> None:
+            raise VmError("QEMU: no")
+
+        async with world.driving():
+            session, fake = await up(world)
+            pause, world.host.hypervisor.pause = world.host.hypervisor.pause, refuse  # type: ignore[method-assign]
+            world.clock.pass_(IDLE_SECONDS)
+            await world.until_news(session, "awake")
+            assert not fake.is_paused
+            world.host.hypervisor.pause = pause  # type: ignore[method-assign]
+            world.clock.pass_(IDLE_SECONDS)
+            await until_paused(world, session)
+            await until_idle(world, fake)
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+async def until_idle(world: World, fake: FakeVm) -> None:
+    async def look() -> bool:
+        return fake.is_paused
+
+    await until(look, "the pause in the hypervisor")
+
+
+def test_a_paused_vm_that_ends_fails_with_its_reason(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await up(world)
+            world.clock.pass_(IDLE_SECONDS)
+            await until_paused(world, session)
+            fake.die("oom-kill")
+            ended = await world.until_session(session, "failed")
+            assert (ended.reason or "").startswith("the VM ended by itself: oom-kill")
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_the_end_of_its_session_ends_a_paused_vm(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, _fake = await up(world)
+            world.clock.pass_(IDLE_SECONDS)
+            await until_paused(world, session)
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+            await world.nothing_is_left()
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+def test_whoever_takes_over_wakes_it(tmp_path: Path) -> None:
+    """A controller that ended after the wish, and after it let the VM run on."""
+
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await up(world)
+            world.clock.pass_(IDLE_SECONDS)
+            await until_paused(world, session)
+        await world.vms.used(session.vm_id)
+        await world.host.hypervisor.resume(2, session.vm_id)
+        async with world.driving():
+            await until_awake(world, session)
+            await checked_again(fake)
+
+    play(worlds(tmp_path, **ENDLESS), scenario)
+
+
+ENDLESS: dict[str, Any] = {
+    "session": {"idle_seconds": 10_000, "max_seconds": 100_000},
+    "vm": {"pause_after_seconds": IDLE_SECONDS},
+}
