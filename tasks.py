@@ -247,7 +247,15 @@ for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments
     namespace.add_task(verb)
 for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
     namespace.add_task(verb)
-for verb in (sessions.viewer, templates.templates, alerts.alerts, doctor.doctor, check, test):
+for verb in (
+    sessions.viewer,
+    templates.templates,
+    templates.pool,
+    alerts.alerts,
+    doctor.doctor,
+    check,
+    test,
+):
     namespace.add_task(verb)
 for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
     namespace.add_collection(Collection.from_module(module, name=name))

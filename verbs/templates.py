@@ -62,6 +62,25 @@ def _notes(found: dict[str, Any]) -> list[str]:
     return notes
 
 
+@task(help=API_HELP)
+@edge
+def pool(
+    context: Context,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """VMs that wait paused for a session, and why not more. Asks with the token of an admin."""
+    with connect(url, token, inventory, host) as api:
+        found = api.get("/api/admin/pool")
+    of = f" of image {found['imageDigest'][:12]}" if found["imageDigest"] else ""
+    waiting = f"{found['primed']} of {found['size']} VMs{of} wait for sessions"
+    making = f", {found['priming']} being made" if found["priming"] else ""
+    answer(found, as_json=json, text=f"{waiting}{making}: {found['detail']}")
+
+
 @task(
     name="build",
     help={

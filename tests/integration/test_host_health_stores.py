@@ -214,7 +214,7 @@ class TestSampler:
         assert kept == sample.model_dump(mode="json")
         assert kept["memory"] == 10.0
         assert kept["disk"] == {"/": 10.0}
-        assert kept["slots"] == {"total": 2, "held": 1}
+        assert kept["slots"] == {"total": 2, "held": 1, "pooled": 0}
         assert kept["sessions"]["vm_creating"] == 1
         assert kept["vms"] == {"creating": 1, "starting": 0, "ready": 0, "stopping": 0}
 
@@ -338,6 +338,7 @@ class TestSampler:
         assert samples["polydev_host_disk_percent", (("mount", "/"),)] == 10.0
         assert samples["polydev_slots", ()] == 2
         assert samples["polydev_slots_held", ()] == 1
+        assert samples["polydev_slots_pooled", ()] == 0
         assert samples["polydev_sessions", (("state", "vm_creating"),)] == 1
         assert samples["polydev_sessions", (("state", "authenticated"),)] == 0
         standing = (("rule", "memory"), ("severity", "critical"))

@@ -101,6 +101,7 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/admin/health/history"): ADMINS,
     ("GET", "/api/admin/alerts"): ADMINS,
     ("GET", "/api/admin/templates"): ADMINS,
+    ("GET", "/api/admin/pool"): ADMINS,
     ("GET", "/metrics"): OPERATORS,
     ("GET", "/openapi.json"): ALL,
     ("GET", "/docs"): ALL,

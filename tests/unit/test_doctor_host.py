@@ -283,6 +283,21 @@ def test_the_template_that_serves_is_named_with_the_disk_that_it_takes() -> None
     assert finding.found == "8f8f8f8f8f8f of the golden image serves; 1 takes 1.0 GiB of disk"
 
 
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ({"size": 0, "primed": 0, "detail": "it is full"}, None),
+        ({"size": 2, "primed": 2, "detail": "it is full"}, "2 of 2 VMs of the pool wait for"),
+        ({"size": 2, "primed": 1, "detail": "another VM starts"}, "sessions (another VM starts)"),
+    ],
+)
+def test_the_pool_is_told_beside_its_template(pool: dict[str, Any], words: str | None) -> None:
+    finding = templates_finding("host", of_templates(pool=pool))
+    assert finding.state == "ok"
+    assert (words or "of disk") in finding.found
+    assert ("pool" in finding.found) == (words is not None)
+
+
 BOOTS: dict[str, Any] = {"serving": None, "templates": [], "bootsBecause": "it is so"}
 OLDER = {"serving": "7e" * 32}
 

@@ -11,6 +11,7 @@ import pytest
 from polydev.controller.api.templates import EXAMPLE, TemplatesAnswer
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
+from polydev.controller.settings import PoolSettings
 from polydev.errors import ImageError
 from polydev.vm.templates import Template
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host
@@ -113,3 +114,44 @@ def test_a_host_without_a_golden_image_says_so(host: ApiHost) -> None:
 
 def test_the_example_is_an_answer() -> None:
     assert TemplatesAnswer.model_validate(EXAMPLE).model_dump(mode="json", by_alias=True) == EXAMPLE
+
+
+def test_the_pool_is_told_with_the_reason_why_it_is_not_full(host: ApiHost) -> None:
+    host.hypervisor.report = report(Origin("a" * 64, OLD))
+    answers: list[Any] = []
+
+    async def scenario(asked: Served) -> None:
+        answers.append((await asked.ask("GET", "/api/admin/pool", "admin")).json())
+        await asked.services.vms.add_pooled("a" * 64, OLD, spare_slots=0)
+        answers.append((await asked.ask("GET", "/api/admin/pool", "admin")).json())
+
+    pool = PoolSettings(size=2, spare_slots=1, least_free_memory_mib=0)
+    host.run(scenario, templates=True, pool=pool)
+    empty, priming = answers
+    assert empty == {
+        "size": 2,
+        "primed": 0,
+        "priming": 0,
+        "spareSlots": 1,
+        "template": OLD,
+        "imageDigest": "a" * 64,
+        "detail": "there is room for one more",
+    }
+    assert (priming["primed"], priming["priming"]) == (0, 1)
+    assert priming["detail"] == "the other slots are taken, or kept for sessions"
+
+
+@pytest.mark.parametrize("templates", [True, False])
+def test_the_pool_of_a_host_whose_vms_boot(host: ApiHost, templates: bool) -> None:
+    host.hypervisor.report = report(Origin(IMAGE_DIGEST, because="it is so"))
+    answers: list[Any] = []
+
+    async def scenario(asked: Served) -> None:
+        answers.append((await asked.ask("GET", "/api/admin/pool", "admin")).json())
+
+    host.run(scenario, templates=templates)
+    (found,) = answers
+    assert (found["template"], found["imageDigest"]) == (None, None)
+    why = "there is no template to make them from"
+    assert found["detail"] == (why if templates else "this host resumes no VMs from templates")
+    assert found["size"] == (2 if templates else 0)

@@ -46,8 +46,17 @@ def templates_finding(where: str, facts: HostFacts) -> Finding:
     if report["serving"] is None or report["serving"] != report["wanted"]:
         found = f"the golden image has none; {_instead(report)}"
         return Finding(where, "templates", "warning", found, f"./inv template.build; {LOGS}")
-    shown = f"{report['serving'][:12]} of the golden image serves{_room(facts)}"
+    shown = f"{report['serving'][:12]} of the golden image serves{_room(facts)}{_pool(report)}"
     return Finding(where, "templates", "ok", shown)
+
+
+def _pool(report: dict[str, Any]) -> str:
+    """How many VMs wait for sessions; of an older release nothing is known."""
+    pool = report.get("pool")
+    if not pool or not pool["size"]:
+        return ""
+    missing = "" if pool["primed"] >= pool["size"] else f" ({pool['detail']})"
+    return f"; {pool['primed']} of {pool['size']} VMs of the pool wait for sessions{missing}"
 
 
 def _instead(report: dict[str, Any]) -> str:

@@ -59,15 +59,23 @@ async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> 
 
 
 async def report_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.api.pool import pool_answer
     from polydev.controller.api.templates import templates_answer
+    from polydev.controller.database import create_engine
     from polydev.controller.machines.systemd import SystemdHypervisor
+    from polydev.controller.store.transactions import Database
+    from polydev.controller.store.vms import Vms
 
     hypervisor = SystemdHypervisor(settings)
+    database = Database(create_engine(settings.database_url))
     try:
         answer = await templates_answer(settings, hypervisor)
+        pool = await pool_answer(settings, Vms(database, settings.session), hypervisor)
     finally:
         await hypervisor.close()
-    return answer.model_dump(mode="json", by_alias=True)
+        await database.close()
+    told = answer.model_dump(mode="json", by_alias=True)
+    return {**told, "pool": pool.model_dump(mode="json", by_alias=True)}
 
 
 async def back_up_database(settings: Settings, arguments: argparse.Namespace) -> object:
@@ -117,7 +125,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             ),
             "list": Verb("print those that are there as JSON", list_templates),
             "report": Verb(
-                "print as JSON which one serves, and whether one is being made or failed",
+                "print as JSON which one serves, whether one is being made or failed, and the pool",
                 report_templates,
             ),
         },

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from polydev.controller.api.identity import BEARER, admin_of
+from polydev.controller.api.pool import add_pool
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.templates import add_templates
 from polydev.controller.host.measuring import HostFigures
@@ -43,6 +44,7 @@ def routes(services: Services) -> APIRouter:
     _add_history(router, services)
     _add_alerts(router, services)
     add_templates(router, services)
+    add_pool(router, services)
     return router
 
 

@@ -8,17 +8,18 @@ Each VM of the pool is moved on as all others are (`tending`); here is decided h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
 import structlog
 
-from polydev.controller.machines.hypervisor import Origin
+from polydev.controller.machines.hypervisor import Hypervisor, Origin
 from polydev.controller.machines.tending import Means
 from polydev.controller.model import Vm
-from polydev.controller.settings import PoolSettings
+from polydev.controller.settings import PoolSettings, Settings
+from polydev.controller.store.vms import Vms
 from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
@@ -72,6 +73,56 @@ def pool_step(
     return PoolStep("add", "there is room for one more")
 
 
+@dataclass(frozen=True)
+class PoolState:
+    """The pool now.
+
+    size        how many VMs are to wait
+    held        all VMs that hold a slot
+    origin      what new VMs are made of; None where that cannot be told, or where none are resumed
+    step        what is to be done next
+    """
+
+    size: int
+    held: Sequence[Vm]
+    origin: Origin | None
+    step: PoolStep
+
+    @property
+    def primed(self) -> int:
+        return sum(vm.is_for_sessions and vm.state == "ready" for vm in self.held)
+
+    @property
+    def priming(self) -> int:
+        return sum(vm.is_for_sessions for vm in self.held) - self.primed
+
+
+async def pool_state(settings: Settings, vms: Vms, hypervisor: Hypervisor | None) -> PoolState:
+    """Look at rows, templates and memory. Any process may; the one that leads does the step."""
+    held = await vms.held()
+    is_on = settings.templates and hypervisor is not None
+    pool = settings.pool if is_on else PoolSettings(size=0)
+    origin = await _origin(hypervisor) if is_on and hypervisor else None
+    step = pool_step(
+        held,
+        pool,
+        slots=len(settings.slots),
+        template=origin.template if origin else None,
+        free_memory_mib=await asyncio.to_thread(free_memory_mib),
+    )
+    if not is_on and step.action == "wait":
+        step = replace(step, why="this host resumes no VMs from templates")
+    return PoolState(pool.size, held, origin, step)
+
+
+async def _origin(hypervisor: Hypervisor) -> Origin | None:
+    try:
+        return (await hypervisor.templates()).origin
+    except Error as error:
+        log.debug("pool_without_template", problem=error.message)
+        return None
+
+
 class Pool:
     """Keeps the pool of this host as large as it can be."""
 
@@ -83,36 +134,20 @@ class Pool:
 
     async def run(self) -> None:
         """Take one step. May be repeated at any time."""
-        settings = self._means.settings
-        held = await self._means.vms.held()
-        self._note_failures(held)
-        self._count(held)
-        origin = await self._origin()
-        step = pool_step(
-            held,
-            settings.pool if settings.templates else PoolSettings(size=0),
-            slots=len(settings.slots),
-            template=origin.template if origin else None,
-            free_memory_mib=await asyncio.to_thread(free_memory_mib),
-        )
+        means = self._means
+        state = await pool_state(means.settings, means.vms, means.hypervisor)
+        self._note_failures(state.held)
+        means.figures.pool.labels("primed").set(state.primed)
+        means.figures.pool.labels("priming").set(state.priming)
+        step, origin = state.step, state.origin
         if step.action == "end" and step.vm:
             log.info("pool_drained", vm_id=step.vm.id, why=step.why)
-            await self._means.vms.drain(step.vm.id)
+            await means.vms.drain(step.vm.id)
         if step.action == "add" and origin and origin.template and self._may_add():
-            spare = settings.pool.spare_slots
-            made = await self._means.vms.add_pooled(origin.image_digest, origin.template, spare)
+            spare = means.settings.pool.spare_slots
+            made = await means.vms.add_pooled(origin.image_digest, origin.template, spare)
             if made is not None:
                 log.info("pool_filled", vm_id=made.id, slot=made.slot)
-
-    async def _origin(self) -> Origin | None:
-        """What new VMs are made of; None where they boot."""
-        if not self._means.settings.templates:
-            return None
-        try:
-            return (await self._means.hypervisor.templates()).origin
-        except Error as error:
-            log.debug("pool_without_template", problem=error.message)
-            return None
 
     def _may_add(self) -> bool:
         return asyncio.get_running_loop().time() >= self._next_at
@@ -129,13 +164,6 @@ class Pool:
             most = self._means.pace.pool_retry_most
             self._next_at = asyncio.get_running_loop().time() + min(pause, most)
         self._seen_failed = failed
-
-    def _count(self, held: Iterable[Vm]) -> None:
-        pooled = [vm for vm in held if vm.is_for_sessions]
-        primed = sum(vm.state == "ready" for vm in pooled)
-        pool = self._means.figures.pool
-        pool.labels("primed").set(primed)
-        pool.labels("priming").set(len(pooled) - primed)
 
 
 def free_memory_mib() -> float:
