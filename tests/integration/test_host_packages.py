@@ -64,8 +64,11 @@ class Deliveries:
 
     def create(self, release: str) -> Path:
         self.ran.clear()
-        create(release, "a" * 64, "abcd", self.paths, self.root, sys.executable)
-        return self.root / "releases" / release
+        said = create(release, "a" * 64, "abcd", self.paths, self.root, sys.executable)
+        place = self.root / "releases" / release
+        assert json.loads((place / "release.json").read_text()) == said
+        assert (said["id"], said["digest"], said["commit"]) == (release, "a" * 64, "abcd")
+        return place
 
     @property
     def was_copied(self) -> bool:

@@ -423,6 +423,11 @@ class TestKeptForItsVm:
         path = host.tool.parent / "fewer.json"
         path.write_text(json.dumps(fewer))
         assert host.tell("network", "check", "--host", path)["differences"] == []
+        # It is the file's word that counts, not that of the host's own.
+        more = {**fewer, "slots": [*SITE.slot_numbers, 14]}
+        path.write_text(json.dumps(more))
+        (found,) = host.tell("network", "check", "--host", path)["differences"]
+        assert found["text"] == "slot-14: namespace: missing instead of there"
 
 
 class TestReading:

@@ -49,6 +49,10 @@ def test_a_command_that_fails_is_told_with_its_words(connection: HostConnection)
     with pytest.raises(DeployError, match=r"browsers: sh failed: no room$") as told:
         connection.command("sh -c 'echo no room >&2; exit 3'")
     assert not isinstance(told.value, Unreachable | HostRefused)
+    with pytest.raises(DeployError, match=r"browsers: sh failed: no room$"):
+        connection.command("sh -c 'echo no room; exit 3'")
+    with pytest.raises(DeployError, match=r"browsers: sh failed: without a word$"):
+        connection.command("sh -c 'exit 3'")
 
 
 def test_a_host_that_cannot_be_reached(connection: HostConnection, programs: Path) -> None:

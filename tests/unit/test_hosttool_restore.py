@@ -246,6 +246,17 @@ def test_controller_learns_of_its_configuration(host: Host) -> None:
     assert_second_restore_does_nothing(host)
 
 
+def test_a_controller_that_did_not_run_gets_its_release_and_is_not_started(host: Host) -> None:
+    for unit in (SOCKET, MAIN):
+        del host.systemd.active[unit]
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    assert host.restore()["handover"] == OLD
+    assert os.readlink(host.controller.current) == f"releases/{OLD}"
+    assert MAIN not in host.systemd.active
+    assert_second_restore_does_nothing(host)
+
+
 def test_unit_that_does_not_come_up_stops_nothing_else(host: Host) -> None:
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
