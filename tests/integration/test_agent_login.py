@@ -17,7 +17,9 @@ import pytest
 
 from polydev import run
 from polydev.agent.browser import ACCEPTED, SINGLETON
+from polydev.agent.login_run import Process
 from polydev.agent.login_state import STATE_FILE, reply_of_state
+from polydev.agent.login_tools import Tool
 from polydev.agent.messages import LoginReply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,3 +147,13 @@ def test_a_tool_that_is_not_there_is_named(guest: Guest) -> None:
         assert process.wait() == 0
     assert guest.state["status"] == "failed"
     assert "claude could not be started" in guest.state["detail"]
+
+
+def test_whoever_waits_for_a_tool_takes_no_cpu_meanwhile(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    process = Process(Tool(("sleep", "1000")), environment)
+    began = time.monotonic()
+    assert process.wait((), 0.2) == set()
+    assert time.monotonic() - began >= 0.2
+    process.end()
+    assert process.ended in process.wait((), None)

@@ -402,6 +402,7 @@ class TestVms:
         self, site: Site
     ) -> None:
         unit = unit_of(files_of(site())[f"{UNITS}master-controller.service"])["Service"]
+        assert unit["ExecStart"].endswith(" serve --config /etc/master-controller/config.yaml")
         assert unit["ReadWritePaths"] == "/var/lib/microvm"
         assert "ProtectProc" not in unit
         assert "AF_UNIX" in unit["RestrictAddressFamilies"].split()

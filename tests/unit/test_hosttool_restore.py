@@ -16,7 +16,10 @@ import pytest
 from polydev.hosttool import backup, database, restore_controller, saved
 from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.plan import changes
 from polydev.hosttool.restore import Options, restore
+from polydev.hosttool.saved import Kept
+from polydev.hosttool.tree import Entry
 from polydev.hosttool.units import HOLDER, MAIN, MAKER, SOCKET, next_unit
 from polydev.run import PIPE, end_group, spawn
 from tests.disk import recorded
@@ -35,6 +38,17 @@ from tests.unit.hosttool_host import (
     deploy,
     put,
 )
+
+NEW_FOLDERS = {
+    "/etc/a": "folder",
+    "/etc/a/deep": "folder",
+    "/etc/a/deep/file": "file",
+    "/etc/b": "folder",
+    "/etc/b/file": "file",
+    "/etc/kept": "folder",
+    "/etc/kept/new": "file",
+    "/etc/none": "absent",
+}
 
 
 def assert_second_restore_does_nothing(host: Host, backup_id: str = FIRST) -> None:
@@ -529,3 +543,13 @@ def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: H
     host.restore()
     log = host.systemd.log
     assert log.index(f"restart {MAIN}") < log.index(f"stop {next_unit(NEW)}")
+
+
+def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
+    now = [Entry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
+    kept = [Kept(Entry(Path("/etc/b"), "absent")), Kept(Entry(Path("/etc/kept"), "folder"))]
+    assert [(str(each.path), each.how) for each in changes(kept, now)] == [
+        ("/etc/a", "removed"),
+        ("/etc/b", "removed"),
+        ("/etc/kept/new", "removed"),
+    ]
