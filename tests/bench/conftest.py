@@ -1,5 +1,8 @@
 """Ratios within one run, never a bound on seconds; images and trees made once for all of them.
 
+The plain image takes one processor two minutes. It is made beside the benches that take turns or
+count CPU time, which need no more than the other one; all others begin when it is there.
+
 Each result is printed and kept in a JSON file: POLYDEV_BENCH_REPORT, or .inv/bench.json.
 """
 
@@ -9,7 +12,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -129,8 +133,15 @@ def store(settings: Settings) -> ImageStore:
 
 
 @pytest.fixture(scope="session")
-def cold(settings: Settings, store: ImageStore, checkout: Checkout) -> Iterator[BuildResult]:
+def cold(
+    settings: Settings,
+    store: ImageStore,
+    checkout: Checkout,
+    plain_under_way: Future[PlainImage] | None,
+) -> Iterator[BuildResult]:
     """The first build on a machine that has nothing, npm's cache included."""
+    if plain_under_way:
+        wait([plain_under_way])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("npm_config_cache", str(settings.state / "npm"))
         os.sync()
@@ -159,9 +170,33 @@ def touched(
         checkout.agent_file.write_text(before)
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[PlainImage]:
+@pytest.fixture(autouse=True, scope="session")
+def plain_under_way(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkout: Checkout
+) -> Iterator[Future[PlainImage] | None]:
+    """The plain image, which is being made from the start of a run that needs it."""
+    if not any("plain" in fixtures_of(item) for item in request.session.items):
+        yield None
+        return
     folder = tmp_path_factory.mktemp("plain")
     os.sync()
-    yield make_plain_image(checkout.recipe, folder)
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(make_plain_image, checkout.recipe, folder)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def plain(plain_under_way: Future[PlainImage] | None) -> PlainImage:
+    assert plain_under_way
+    return plain_under_way.result()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs no image comes first, beside the making of the plain one."""
+    items.sort(key=lambda item: "cold" in fixtures_of(item))
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    """Names of all fixtures of a test."""
+    names: Sequence[str] = getattr(item, "fixturenames", ())
+    return names

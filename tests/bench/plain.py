@@ -1,16 +1,19 @@
 """What the golden image is measured against: the same things, made and left as Debian does it.
 
-One mmdebstrap run with Debian's own kernel and initramfs, the same npm packages, one mkfs with
-its defaults; nothing excluded, masked, disabled or trimmed. noVNC and websockify, which the recipe
-only unpacks, are installed with their dependencies, as apt would. The desktop's and the agent's
-files, user and units are those of the recipe, so that the same services answer after a boot.
+One mmdebstrap run with Debian's own kernel and initramfs, beside it the same npm packages, one
+mkfs with its defaults; nothing excluded, masked, disabled or trimmed. noVNC and websockify, which
+the recipe only unpacks, are installed with their dependencies, as apt would. The desktop's and the
+agent's files, user and units are those of the recipe, so that the same services answer after a
+boot.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,29 +43,33 @@ class _Stopwatch:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def __call__(self, work: Callable[[], object]) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
         started = time.monotonic()
-        work()
+        yield
         self.seconds += time.monotonic() - started
 
 
 def make_plain_image(recipe: Recipe, folder: Path) -> PlainImage:
     tree, rootfs = folder / "tree", folder / "rootfs.ext4"
-    timed = _Stopwatch()
-    timed(lambda: run(_mmdebstrap_argv(recipe, tree)))
-    for layer in recipe.layers:
-        if layer.npm:
-            _add_manifests(layer, tree)
-            timed(lambda layer=layer: _install_npm(layer, tree, folder / "npm"))  # type: ignore[misc]
+    of_npm = [layer for layer in recipe.layers if layer.npm]
+    watch = _Stopwatch()
+    with watch.running(), ThreadPoolExecutor() as pool:
+        installed = [pool.submit(_install_npm, layer, folder) for layer in of_npm]
+        run(_mmdebstrap_argv(recipe, tree))
+        packages = [each.result() for each in installed]
+    for layer, place in zip(of_npm, packages, strict=True):
+        place.rename(_npm_place(layer, tree))
     for number, layer in enumerate(recipe.layers):
         _add_services(recipe, layer, tree, folder / "staging", only_identity=number == 0)
     kernel, initrd = folder / "vmlinuz", folder / "initrd.img"
     shutil.copy(next(tree.glob("boot/vmlinuz-*")), kernel)
     shutil.copy(next(tree.glob("boot/initrd.img-*")), initrd)
     size = int(run(["du", "-s", "-B1", tree]).stdout.split()[0]) * 11 // 10 + FREE_BYTES
-    timed(lambda: run(["mkfs.ext4", "-q", "-F", "-d", tree, rootfs, f"{size >> 10}k"]))
+    with watch.running():
+        run(["mkfs.ext4", "-q", "-F", "-d", tree, rootfs, f"{size >> 10}k"])
     shutil.rmtree(tree)
-    return PlainImage(rootfs, kernel, initrd, timed.seconds)
+    return PlainImage(rootfs, kernel, initrd, watch.seconds)
 
 
 def _mmdebstrap_argv(recipe: Recipe, tree: Path) -> list[str | Path]:
@@ -78,18 +85,23 @@ def _mmdebstrap_argv(recipe: Recipe, tree: Path) -> list[str | Path]:
     return [*argv, recipe.suite, tree, *package_sources(recipe.suite).splitlines()]
 
 
-def _add_manifests(layer: Layer, tree: Path) -> None:
+def _npm_place(layer: Layer, tree: Path) -> Path:
     assert layer.npm
-    to = tree / layer.npm.to.lstrip("/")
-    to.mkdir(parents=True)
+    place = tree / layer.npm.to.lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _install_npm(layer: Layer, folder: Path) -> Path:
+    """Install a layer's npm packages beside the tree, which mmdebstrap wants to be empty."""
+    assert layer.npm
+    place = folder / layer.name
+    place.mkdir()
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(layer.folder / layer.npm.folder / name, to)
-
-
-def _install_npm(layer: Layer, tree: Path, cache: Path) -> None:
-    assert layer.npm
-    argv = [*npm_argv(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", f"--cache={cache}"]
-    run(argv, cwd=tree / layer.npm.to.lstrip("/"))
+        shutil.copy(layer.folder / layer.npm.folder / name, place)
+    argv = [*npm_argv(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    run([*argv, f"--cache={folder / 'npm'}"], cwd=place)
+    return place
 
 
 def _add_services(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -40,17 +41,14 @@ APART = [IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24")]
 Site = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """An inventory's words for a host, with a verified image beside it."""
-    folder = tmp_path / "store" / "images" / DIGEST
+    store = tmp_path_factory.mktemp("store")
+    folder = store / "images" / DIGEST
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"verification": {"passed": true}}')
-    given_ = {
-        "store": str(tmp_path / "store"),
-        "image": DIGEST,
-        "deployment_id": ID,
-    }
+    given_ = {"store": str(store), "image": DIGEST, "deployment_id": ID}
     return lambda **words: {**given_, **words}
 
 
@@ -64,13 +62,26 @@ def deployed(values: dict[str, Any]) -> Iterator[FakeHost]:
 
 
 def files_of(values: dict[str, Any]) -> dict[str, str]:
-    with deployed(values) as host:
-        return host.uploads
+    return made_of(values)[0]
 
 
 def plan_of(values: dict[str, Any]) -> dict[str, list[str]]:
+    return made_of(values)[1]
+
+
+def made_of(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Files and plan of a host. Most tests look at the same one, which is made once."""
+    return made_once(json.dumps(values)) if "secrets" not in values else made_anew(values)
+
+
+@functools.cache
+def made_once(values: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    return made_anew(json.loads(values))
+
+
+def made_anew(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[str]]]:
     with deployed(values) as host:
-        return host.planned
+        return host.uploads, host.planned
 
 
 def unit_of(text: str) -> configparser.ConfigParser:
@@ -461,7 +472,7 @@ class TestTemplates:
     ) -> None:
         was = configs(files_of(site()))
         monkeypatch.setattr("polydev.deploys.templates.vm_digest", lambda root: "another")
-        now = configs(files_of(site()))
+        now = configs(made_anew(site())[0])
         assert {name for name in now if now[name] != was[name]} == {self.HOLDER}
 
 
