@@ -6,6 +6,7 @@ Images, boots and hosts are expensive: each is made once and shared.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Generator, Iterator
@@ -92,6 +93,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ("deployed" in fixtures and lane is None) or ("up" in fixtures and lane != "up"):
             raise pytest.UsageError(f"tests/conftest.py: HOST_LANES lacks {file_of(item)}")
     items.sort(key=turn)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives to the end: thousands of tests, and their modules."""
+    gc.collect()
+    gc.freeze()
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
