@@ -12,7 +12,7 @@ JSON out: problems, each with the key of the inventory and what is wrong with it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,16 +52,17 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
         ]
     except TypeError:
         found.append(("controller", "its keys must be text"))
-    if "secrets.alert-urls" not in {key for key, _ in found}:
-        found += _of_no_service(kept.get("alert_urls", ""))
+    addresses = kept.get("alert_urls", "").split()
+    if addresses and "secrets.alert-urls" not in {key for key, _ in found}:
+        found += _of_no_service(addresses)
     return [{"key": key, "message": words} for key, words in found]
 
 
-def _of_no_service(addresses: str) -> Iterator[tuple[str, str]]:
+def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Alert addresses that nothing would be sent to. A service's start has no time to ask."""
     from polydev.controller.host.sending import opened
 
-    for number, url in enumerate(addresses.split(), 1):
+    for number, url in enumerate(addresses, 1):
         if opened(url) is None:
             yield "secrets.alert-urls", f"address {number} is of no service that Apprise knows"
 
