@@ -7,6 +7,7 @@ and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -24,13 +25,16 @@ from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_play
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from polydev import http_client
-from polydev.client.api import ControllerApi
+from polydev.http_client import HttpSession
+from polydev.lab import find as find_lab
 from polydev.local import LocalVm, find
+from polydev.release.applying import Project
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor
+from tests.hosts import DeployedHost
 from tests.inv import ROOT, Inv
-from tests.sessions import wait_for
+from tests.sessions import Api, Operated, inside_vm, wait_for
 
 CHROMIUM = "/usr/bin/chromium"
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
@@ -245,6 +249,34 @@ def test_a_session_by_the_lines_of_the_readme(readme_session: ReadmeSession) -> 
 
 
 @pytest.fixture(scope="module")
+def service(inv: Inv, up: dict[str, Any]) -> Iterator[Operated]:
+    """The deployed host; both of its callers are the one that `up` made."""
+    lab = find_lab(up["lab"], inv.settings)
+    assert lab is not None
+    host = DeployedHost(lab, inv.settings, Project(ROOT, ROOT / "inventory" / "lab.py"), Path())
+    with HttpSession(up["url"]) as http:
+        api = Api(http, up["token"], up["userId"])
+        yield Operated(host, api, api)
+
+
+def test_that_session_has_a_vm_of_its_own(service: Operated, readme_session: ReadmeSession) -> None:
+    user, session_id = service.user, readme_session.id
+    lines = readme_session.said.splitlines()
+    news = [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+    stages = [each["stage"] for each in news if "stage" in each]
+    assert (stages[0], stages[-1]) == ("kernel", "ready")
+    vm = user.vm(session_id)
+    said = inside_vm(service, vm["vmIP"])
+    assert (said["session_id"], said["vm_id"]) == (session_id, vm["vmId"])
+    page = f"http://{vm['vmIP']}:6080/vnc.html"
+    code = f"import urllib.request as u; print(u.urlopen('{page}').status)"
+    assert service.host.inside(f'python3 -c "{code}"') == "200"
+    before = user.session(session_id)["expiresAt"]
+    heartbeat = user.call("POST", f"/api/auth/session/{session_id}/heartbeat")
+    assert heartbeat["expiresAt"] > before
+
+
+@pytest.fixture(scope="module")
 def novnc_page() -> Iterator[str]:
     """noVNC as Debian has it, on a web server of its own."""
     handler = partial(QuietFiles, directory="/usr/share/novnc")
@@ -266,6 +298,7 @@ def test_that_session_in_a_web_browser(
     browser: Browser,
     up: dict[str, Any],
     readme_session: ReadmeSession,
+    service: Operated,
     novnc_page: str,
     tmp_path: Path,
 ) -> None:
@@ -281,14 +314,14 @@ def test_that_session_in_a_web_browser(
     assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
     wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
-    with ControllerApi(up["url"], up["token"]) as api:
-        session = api.get(f"/api/auth/session/{readme_session.id}")
-    assert session["status"] == "oauth_pending"
+    assert service.user.session(readme_session.id)["status"] == "oauth_pending"
     paint_in_guest(page, "teal", TEAL)
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
     assert "terminated" in readme_session.end()
     page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
     page.close()
+    service.user.call("GET", f"/api/auth/session/{readme_session.id}/vm", status=410)
+    service.wait_until_nothing_held()
 
 
 def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
