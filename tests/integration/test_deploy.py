@@ -732,9 +732,10 @@ class TestSecrets:
         secret = tmp_path / "jwt-secret"
         secret.write_text("correct horse battery staple, and more")
         other = replace(deployed, data={"secrets": {"jwt-secret": str(secret)}})
-        changes = [(operation.name, operation.diff) for operation in other.plan().changing]
+        planned = other.plan(target="master-controller")
+        changes = [(operation.name, operation.diff) for operation in planned.changing]
         with watched(deployed) as seen:
-            record = other.deploy()
+            record = other.deploy(target="master-controller")
             found = seen()
         assert "pyinfra" not in found, "uploads pass through a folder that everybody may write to"
         assert "horse" not in found
@@ -746,7 +747,7 @@ class TestSecrets:
         assert "jwt-secret" in told
         assert "horse" not in told
 
-        deployed.deploy()
+        deployed.deploy(target="master-controller")
         assert deployed.inside(f"ls {path} 2>&1; true").endswith("No such file or directory")
         assert not deployed.plan().changing
 

@@ -51,6 +51,11 @@ def with_more_slots(root: Path) -> None:
     data.write_text(data.read_text().replace("slots = 8", "slots = 9"))
 
 
+def with_other_dns_file(root: Path) -> None:
+    dns = root / "templates/etc/polydev/dns.conf.j2"
+    dns.write_text(f"{dns.read_text()}# another file\n")
+
+
 def with_all_changed(root: Path) -> None:
     with_new_controller(root)
     with_more_slots(root)
@@ -153,7 +158,7 @@ def test_a_damaged_target_is_refused_and_the_next_one_offered(
     deployed: DeployedHost, tmp_path: Path
 ) -> None:
     first = deployed.records()[0].state
-    second = variant(deployed, tmp_path / "2", with_more_slots).deploy()
+    second = variant(deployed, tmp_path / "2", with_other_dns_file).deploy()
     # Its backup is what a rollback to `first` takes; the next one has that to `second`.
     third = deployed.deploy()
     before = deployed.listing()
