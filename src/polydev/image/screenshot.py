@@ -1,12 +1,13 @@
-"""The guest's screen as a picture, taken as a viewer would: over VNC."""
+"""The guest's screen as a picture, taken as a viewer would: over VNC.
+
+The libraries for it would be a quarter of each start of `./inv`, so they are imported when a
+picture is taken.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-
-import asyncvnc
-from PIL import Image
 
 from polydev.vm.config import Ports
 
@@ -23,5 +24,8 @@ def take_screenshot(ports: Ports, file: Path) -> bool:
 
 
 async def _capture(ports: Ports, file: Path) -> None:
+    import asyncvnc
+    from PIL import Image
+
     async with asyncvnc.connect(ports.host, ports.vnc) as client:
         Image.fromarray(await client.screenshot()).convert("RGB").save(file)
