@@ -504,10 +504,11 @@ def test_a_viewer_that_breaks_the_rules_is_told_which(run: Run, frames: bytes, c
 
 
 EMPTY = b"\x82\x80\0\0\0\0"
+EMPTY_PING = b"\x89\x80\0\0\0\0"
 
 
 @pytest.mark.parametrize(
-    "frame", [EMPTY, b"\x89\x80\0\0\0\0", b"\x8a\x80\0\0\0\0"], ids=["data", "ping", "pong"]
+    "frame", [EMPTY, EMPTY_PING, b"\x8a\x80\0\0\0\0"], ids=["data", "ping", "pong"]
 )
 def test_a_viewer_that_sends_frames_without_end_is_closed(run: Run, frame: bytes) -> None:
     async def scenario(made: Screens) -> None:
@@ -522,7 +523,7 @@ def test_a_viewer_that_sends_frames_without_end_is_closed(run: Run, frame: bytes
             assert int.from_bytes(said[:2], "big") == 1008
         # The user has a budget, and not the connection; others have their own.
         async with raw_viewer(made, session.id) as viewer:
-            viewer.writer.write(frame)
+            viewer.writer.write(frame + EMPTY_PING)
             while (kind := (await viewer.frame())[0]) not in (CLOSE, PONG):
                 pass
         async with made.connect(session.id, "operator") as other:
