@@ -40,6 +40,9 @@ FAKES = {
                 echo "pip ${*:3}" >>"$FAKE_LOG"
                 sleep "$FAKE_PIP_SECONDS"
                 exit "$FAKE_PIP_STATUS" ;;
+            "-m compileall")
+                echo "compileall" >>"$FAKE_LOG"
+                exit 1 ;;
             "-m polydev")
                 printf "%s\n" "$PWD" "${@:3}" ;;
         esac
@@ -112,7 +115,7 @@ def test_first_start_sets_up_then_runs_the_verb_where_the_user_is(tree: Tree) ->
     said = [str(tree.fakes), "--search-root", str(tree.root), "golden.build", "--json"]
     assert first.stdout.splitlines() == said
     calls = tree.calls()  # apt's and those for .venv run side by side
-    assert sorted(call.split()[0] for call in calls) == ["dpkg-query", "pip", "venv"]
+    assert sorted(call.split()[0] for call in calls) == ["compileall", "dpkg-query", "pip", "venv"]
     (pip,) = (call for call in calls if call.startswith("pip"))
     assert "--require-hashes" in pip
     assert pip.endswith(f"-r {tree.root}/requirements/lock.txt")
@@ -220,7 +223,7 @@ def test_help_changes_nothing(tree: Tree, words: tuple[str, ...]) -> None:
 def test_help_without_a_venv_makes_that_alone(tree: Tree) -> None:
     tree.dpkg_status.write_text("")
     assert tree.start("test", "--help", FAKE_UID="1000").status == 0
-    assert [call.split()[0] for call in tree.calls()] == ["venv", "pip"]
+    assert [call.split()[0] for call in tree.calls()] == ["venv", "pip", "compileall"]
 
 
 def test_without_dpkg_the_supported_systems_are_named(tree: Tree) -> None:
