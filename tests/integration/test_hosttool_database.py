@@ -18,6 +18,7 @@ import yaml
 from polydev.controller.migrate import migrate as controller_migrate
 from polydev.controller.migrations import HEAD
 from polydev.hosttool import backup, database_verbs, releases
+from polydev.hosttool.busy import alone
 from polydev.hosttool.cli import parser
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.program import Program, database_in_words
@@ -238,7 +239,16 @@ def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
 ) -> None:
     host = on_sqlite.host
     host.systemd.log.clear()
+
+    def is_refused(_verb: str, _unit: str) -> bool:
+        refused = pytest.raises(HostError, match="the host is busy: database move")
+        with refused, alone(host.paths, "another one", wait_seconds=0):
+            pass
+        return False
+
+    host.systemd.fails = is_refused
     found = move(on_sqlite)
+    host.systemd.fails = lambda verb, unit: False
     assert (found["release"], found["moved"]["users"]) == (OLD, 2)
     assert found["database"] == database_in_words(host.paths)
     assert on_sqlite.users(0) == 2

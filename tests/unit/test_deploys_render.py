@@ -684,7 +684,7 @@ class TestOtherFiles:
     def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
         base = reach_hash(HostData())
         assert reach_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
-        assert reach_hash(HostData(slots=9)) != base  # the firewall's range
+        assert reach_hash(host_data({"reachable": ["10.9.0.0/16"]}, "x")) != base  # the firewall
         assert reach_hash(host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base
 
 

@@ -224,6 +224,7 @@ class TestPrune:
         make_golden(B, store)
         with watched_disk(monkeypatch) as work:
             assert prune(paths, store) == {"removed": [A]}
+        assert not list(store.rglob(f"*{A}*"))
         assert (work.renames, work.faults()) == (1, [])
         assert listing(store)["images"] == [B]
         assert not list((store / "incoming").iterdir())

@@ -22,6 +22,7 @@ from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
 BRIDGE = "br-vm"
 NETDEV_FILE = f"/etc/systemd/network/30-{BRIDGE}.netdev"
 NETWORK_FILE = f"/etc/systemd/network/30-{BRIDGE}.network"
+FIREWALL_FILE = "/etc/polydev/firewall.nft"
 NETWORK_UNIT = "polydev-network.service"
 WATCH_UNIT = "polydev-network-watch.service"
 FIREWALL_UNIT = "polydev-firewall.service"
@@ -93,12 +94,13 @@ def bridge(site: HostData, live: Live) -> None:
 
 @concern("Firewall")
 def firewall(site: HostData) -> None:
-    path = "/etc/polydev/firewall.nft"
     values = network_values(site)
-    rules = template(path, values)
+    rules = template(FIREWALL_FILE, values)
     config = unit_file(FIREWALL_UNIT, values, rules)
     unit(name=FIREWALL_UNIT, unit=FIREWALL_UNIT, config=config.hash, files=config.files)
-    live_firewall(name=f"table {TABLE}", family="inet", table=TABLE, text=rules.text, path=path)
+    live_firewall(
+        name=f"table {TABLE}", family="inet", table=TABLE, text=rules.text, path=FIREWALL_FILE
+    )
 
 
 @concern("Slots")

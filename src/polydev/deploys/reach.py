@@ -16,7 +16,13 @@ from pyinfra.context import host
 from polydev.deploys.data import HostData
 from polydev.deploys.facts import Firewall, JsonFile, Unit
 from polydev.deploys.looked import Live
-from polydev.deploys.network import NETDEV_FILE, NETWORK_FILE, TABLE, network_values
+from polydev.deploys.network import (
+    FIREWALL_FILE,
+    NETDEV_FILE,
+    NETWORK_FILE,
+    TABLE,
+    network_values,
+)
 from polydev.deploys.operations import TOOL, done_here, told
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.services import SSHD_FILE, sshd_values
@@ -28,7 +34,6 @@ from polydev.ssh import SshTarget
 
 STAMP = "/opt/polydev-ai/reach.json"
 TIMER = "polydev-deadman.timer"
-FIREWALL_FILE = "/etc/polydev/firewall.nft"
 REACH_FILES = (
     SSHD_FILE,
     NETDEV_FILE,
