@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -96,7 +95,6 @@ class Host:
     websocket: str
     token: str
     users: list[str]
-    has_pool: bool
     made: list[dict[str, Any]] = field(default_factory=list)
 
     def ask(self, method: str, path: str, **words: Any) -> Any:
@@ -104,12 +102,17 @@ class Host:
         answer.raise_for_status()
         return answer.json()
 
-    def start(self) -> tuple[str, float]:
-        """Start one more session; how its VM came up, and after how many seconds it was seen."""
+    def start(self) -> tuple[str, float] | None:
+        """Start one more session; how its VM came up, and after how many seconds it was seen.
+
+        None where there is no room for it.
+        """
         # A user has two at most.
         if len(self.made) >= 2 * len(self.users):
             self.users.append(_asked("user", "add", "--role", "user", "--name", "bench")["id"])
         began, session = self._started(self.users[len(self.made) // 2])
+        if session is None:
+            return None
         self.made.append(session)
         if session["status"] != "vm_created":
             self._until_ready(session["id"])
@@ -126,11 +129,13 @@ class Host:
             seconds = time.perf_counter() - began
         return self._kind(session), seconds
 
-    def _started(self, user: str) -> tuple[float, dict[str, Any]]:
+    def _started(self, user: str) -> tuple[float, dict[str, Any] | None]:
         body = {"userId": user, "provider": "claude"}
         while True:
             began = time.perf_counter()
             answer = self.http.post("/api/auth/start", json=body)
+            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and self.made:
+                return began, None
             if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
                 answer.raise_for_status()
                 return began, answer.json()
@@ -169,13 +174,15 @@ class Host:
 
     def settle(self) -> None:
         """Wait until the pool has what it can have; a host without one is ready at once."""
-        if self.has_pool:
-            _until("the pool", lambda: self._pool("primed") and not self._pool("priming"))
+        _until("the pool", self._has_what_it_can)
 
-    def _pool(self, state: str) -> float:
-        text = self.http.get("/metrics").text
-        found = re.search(rf'^polydev_pool_vms{{state="{state}"}} (\S+)$', text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+    def _has_what_it_can(self) -> bool:
+        pool = self.ask("GET", "/api/admin/pool")
+        is_filled = pool["primed"] == pool["size"]
+        return is_filled or bool(pool["primed"] and not pool["priming"])
+
+    def has_pool(self) -> bool:
+        return bool(self.ask("GET", "/api/admin/pool")["size"])
 
 
 def _at(time: str) -> datetime:
@@ -199,9 +206,6 @@ def _asked(*words: str) -> Any:
 @contextmanager
 def operated(address: str) -> Iterator[Host]:
     """The controller, with users of ours as long as this lasts."""
-    from polydev.controller.settings import load_settings
-
-    pool = getattr(load_settings(CONFIG), "pool", None)
     admin = _asked("user", "add", "--role", "admin", "--name", "bench")["id"]
     users: list[str] = []
     try:
@@ -211,7 +215,7 @@ def operated(address: str) -> Iterator[Host]:
         with httpx.Client(
             base_url=url, headers=authorization, timeout=PATIENCE_SECONDS, trust_env=False
         ) as http:
-            host = Host(http, f"ws://{address}", made["token"], users, bool(pool and pool.size))
+            host = Host(http, f"ws://{address}", made["token"], users)
             try:
                 yield host
             finally:
@@ -262,40 +266,44 @@ def without_templates() -> Iterator[None]:
         yield
 
 
-def measure(address: str, starts: int, colds: int) -> None:
-    seconds: dict[str, list[float]] = {kind: [] for kind in ("bare", *KINDS)}
+class Measured:
+    """Seconds of each kind, noted as they come."""
 
-    def note(kind: str, value: float) -> None:
-        seconds[kind].append(round(value, 4))
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.seconds: dict[str, list[float]] = {kind: [] for kind in ("bare", *KINDS)}
+
+    def note(self, kind: str, value: float) -> None:
+        self.seconds[kind].append(round(value, 4))
         sys.stderr.write(f"{kind} {value:.3f} s\n")
 
-    def one_round(host: Host, until: str) -> None:
+    def start_until(self, kind: str, *, is_all_noted: bool = True) -> None:
         """Start sessions until one is of this kind: those that the pool has come first."""
-        host.settle()
-        kind = ""
-        while kind != until:
-            kind, value = host.start()
-            note(kind, value)
-        host.end_all()
+        while started := self._host.start():
+            if is_all_noted or started[0] == kind:
+                self.note(*started)
+            if started[0] == kind:
+                break
+        self._host.end_all()
 
+
+def measure(address: str, starts: int, colds: int) -> None:
     with operated(address) as host:
+        measured = Measured(host)
         with resuming() as alone:
             alone.seconds()  # the first one after a template was made has it read from the disk
             for _ in range(starts):
-                note("bare", alone.seconds())
-                one_round(host, "clone")
-            while host.has_pool and len(seconds["pool"]) < starts:
-                one_round(host, "pool")
+                measured.note("bare", alone.seconds())
+                host.settle()
+                measured.start_until("clone")
+            while host.has_pool() and len(measured.seconds["pool"]) < starts:
+                host.settle()
+                measured.start_until("pool")
         if colds:
             with without_templates():
                 for _ in range(colds):
-                    kind = ""
-                    while kind != "cold":
-                        kind, value = host.start()
-                        if kind == "cold":
-                            note(kind, value)
-                    host.end_all()
-    print(json.dumps({"seconds": seconds}))
+                    measured.start_until("cold", is_all_noted=False)
+    print(json.dumps({"seconds": measured.seconds}))
 
 
 if __name__ == "__main__":
