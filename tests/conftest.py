@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from polydev.lab import find as find_lab
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
+from tests.images import link_image
 from tests.inv import Inv, own_inv
 
 TESTS = Path(__file__).resolve().parent
@@ -200,9 +202,16 @@ def store(settings: Settings) -> ImageStore:
 
 
 @pytest.fixture(scope="session")
-def image(settings: Settings, store: ImageStore) -> ImageRecord:
-    """The browser VM's image, built."""
-    return build(load_recipe(RECIPE), settings, store, Steps(), BuildOptions()).record
+def image(
+    settings: Settings, store: ImageStore, tmp_path_factory: pytest.TempPathFactory
+) -> ImageRecord:
+    """The browser VM's image, built: by one lane for all of them, whose stores have hard links."""
+    base = tmp_path_factory.getbasetemp()
+    shared = ImageStore((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "image")
+    there = replace(settings, store=shared.root)
+    record = build(load_recipe(RECIPE), there, shared, Steps(), BuildOptions()).record
+    link_image(shared, store, record.digest)
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from datetime import datetime, timezone
 
+from polydev.image.folder import IN_USE
 from polydev.image.record import (
     BOOT_FILES,
     FileEntry,
@@ -70,3 +73,13 @@ def add_image(
         for name, data in contents(seed).items():
             (incoming / name).write_bytes(data)
         return store.add(incoming, record_of(seed, created_at, verified))
+
+
+def link_image(source: ImageStore, target: ImageStore, digest: str) -> None:
+    """Put an image of one store into another one, without another copy of its files."""
+    shutil.copytree(
+        source.path(digest),
+        target.path(digest),
+        ignore=shutil.ignore_patterns(IN_USE),
+        copy_function=os.link,
+    )

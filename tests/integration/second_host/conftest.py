@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +12,7 @@ from polydev.lab import up
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
-from tests.images import said_to_be_verified
+from tests.images import link_image, said_to_be_verified
 from tests.inv import Inv, own_inv
 
 
@@ -27,7 +25,7 @@ def inv(tmp_path_factory: pytest.TempPathFactory) -> Inv:
 def golden_settings(inv: Inv, store: ImageStore, image: ImageRecord) -> Settings:
     """Settings whose store has the image as its golden one, by hard links."""
     own = ImageStore(inv.settings.store)
-    shutil.copytree(store.path(image.digest), own.path(image.digest), copy_function=os.link)
+    link_image(store, own, image.digest)
     own.write_record(said_to_be_verified(image))
     own.promote(image.digest)
     return inv.settings
