@@ -108,6 +108,7 @@ class World:
             clock=self.clock,
             pace=pace,
             cpu_sample=self.host.hypervisor.cpu_sample,
+            free_memory_mib=lambda: self.host.hypervisor.free_memory_mib,
         )
         task = asyncio.create_task(driver.run())
         try:

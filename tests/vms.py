@@ -86,6 +86,7 @@ class FakeHypervisor:
     kind    what is started; `of_slot` overrides it for a slot, `next` for the next starts
     calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
     vms     each slot's latest VM, running or not
+    free_memory_mib     what its machine has left
     looks   how often somebody asked for CPU times
     report      of templates: none, so VMs boot, unless a test says otherwise
     """
@@ -102,6 +103,7 @@ class FakeHypervisor:
         self.calls: list[str] = []
         self.vms: dict[int, FakeVm] = {}
         self.looks = 0
+        self.free_memory_mib = 1e6
         self.report = TemplatesReport(
             IMAGE_DIGEST, "", Origin(IMAGE_DIGEST, because="there is no template of its image"), ()
         )

@@ -245,3 +245,28 @@ def test_sessions_that_start_at_once_have_a_vm_each(tmp_path: Path) -> None:
 
     limits = {"per_user": 6}
     play(worlds(tmp_path, range(2, 8), session=limits, **ROOMY), scenario)
+
+
+def test_a_host_short_of_memory_drains_the_pool_and_lets_sessions_wait(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        hypervisor = world.host.hypervisor
+        hypervisor.resumes_from(TEMPLATE)
+        async with world.driving() as driver:
+            await primed(world, 2)
+            hypervisor.free_memory_mib = 100
+
+            async def is_empty() -> bool:
+                return not await world.vms.held()
+
+            await until(is_empty, "an empty pool")
+            session = await world.start()
+            told = await world.until_news(session, "queued")
+            assert told.data == {"place": 1, "because": "the host's memory is short"}
+            await driver.more_turns()
+            assert not hypervisor.running()
+            hypervisor.free_memory_mib = 1e6
+            await taken_clone(world, session)
+            await primed(world, 2)
+
+    limits = {"size": 2, "least_free_memory_mib": 1024}
+    play(worlds(tmp_path, (2, 3, 4, 5), templates=True, pool=limits), scenario)

@@ -12,6 +12,7 @@ import pytest
 from polydev.controller.machines.agent_client import AgentHealth, agent_health
 from polydev.controller.machines.decisions import (
     Answer,
+    Queued,
     account,
     boot_queue,
     check_verdict,
@@ -19,6 +20,7 @@ from polydev.controller.machines.decisions import (
     has_live_heartbeat,
     is_idle,
     is_starting_again,
+    memory_lack,
     next_step,
     stage_by_agent,
     stranger,
@@ -53,7 +55,14 @@ def vm(state: VmState = "starting", **words: Any) -> Vm:
 )
 def test_the_oldest_boot_first(states: str, at_once: int, waiting: dict[str, int]) -> None:
     held = [replace(vm(state), id=str(n)) for n, state in enumerate(states.split())]  # type: ignore[arg-type]
-    assert boot_queue(held, at_once) == waiting
+    assert {vm_id: each.place for vm_id, each in boot_queue(held, at_once).items()} == waiting
+
+
+def test_none_starts_where_the_host_has_too_little() -> None:
+    held = [replace(vm(state), id=state) for state in ("ready", "starting", "creating")]
+    lack = memory_lack(511.0, 512.0)
+    assert boot_queue(held, 2, lack) == {"creating": Queued(1, "the host's memory is short")}
+    assert boot_queue(held, 2, memory_lack(512.0, 512.0)) == {}
 
 
 def health(**changed: Any) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def test_a_vm_is_idle_after_its_last_use(
 def test_those_of_the_pool_wait_for_nobody_and_hold_nobody_up() -> None:
     pooled = replace(vm("starting", pooled=True), id="p")
     waiting = [replace(vm("creating"), id=name) for name in "ab"]
-    assert boot_queue([pooled, *waiting], 1) == {"b": 1}
+    assert boot_queue([pooled, *waiting], 1) == {"b": Queued(1)}
     assert boot_queue([*waiting, replace(pooled, state="creating")], 2) == {}
 
 

@@ -133,12 +133,14 @@ class VmSettings(Group):
 
     pause_after_seconds     how long after its last viewer a VM is paused whose tool does not log
                             in; 0: never
+    least_free_memory_mib   what the host's memory must have left for one more to start
     """
 
     cpus: int = Field(default=2, ge=1, le=64)
     memory_mib: int = Field(default=2048, ge=128, le=MOST_VM_MIB)
     translation_cache_mib: int = Field(default=1024, ge=32, le=MOST_VM_MIB)
     pause_after_seconds: float = Field(default=60, ge=0, le=MOST_SECONDS)
+    least_free_memory_mib: int = Field(default=512, ge=0, le=MOST_VM_MIB)
 
     @field_validator("pause_after_seconds")
     @classmethod

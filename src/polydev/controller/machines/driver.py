@@ -17,10 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.bounded import BoundedHypervisor
-from polydev.controller.machines.decisions import boot_queue
+from polydev.controller.machines.decisions import Queued, boot_queue, memory_lack
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import Lead, lead_file
+from polydev.controller.machines.memory import free_memory_mib
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.pool import Pool
 from polydev.controller.machines.reconciling import Reconciler, SlotLocks
@@ -54,6 +55,7 @@ class Driver:
         clock: Callable[[], datetime] = now,
         pace: Pace | None = None,
         cpu_sample: Callable[[int, float], CpuSample] = cpu_sample,
+        free_memory_mib: Callable[[], float] = free_memory_mib,
     ) -> None:
         pace = pace or Pace()
         self._means = Means(
@@ -66,6 +68,7 @@ class Driver:
             clock=clock,
             pace=pace,
             cpu_sample=cpu_sample,
+            free_memory_mib=free_memory_mib,
         )
         self._lead = Lead(lead_file(settings))
         self._locks = SlotLocks()
@@ -137,7 +140,9 @@ class Driver:
         # Whoever is at work now may have changed its row by the time it is read.
         at_work = set(self._steps)
         held = await within(pace.database_limit, self._means.vms.held(), "the list of VMs")
-        queue = boot_queue(held, self._means.settings.boots_at_once)
+        settings, free = self._means.settings, self._means.free_memory_mib()
+        lack = memory_lack(free, settings.vm.least_free_memory_mib)
+        queue = boot_queue(held, settings.boots_at_once, lack)
         for vm in held:
             if vm.id not in at_work:
                 self._tend(vm, queue.get(vm.id))
@@ -159,17 +164,17 @@ class Driver:
         except Exception as error:
             self._complain("expiry", error)
 
-    def _tend(self, vm: Vm, place: int | None) -> None:
+    def _tend(self, vm: Vm, queued: Queued | None) -> None:
         if vm.id not in self._tended:
             self._tended[vm.id] = Tending(vm, self._means)
         if vm.id not in self._steps and self._tended[vm.id].is_due():
-            self._steps[vm.id] = asyncio.create_task(self._step(vm, place))
+            self._steps[vm.id] = asyncio.create_task(self._step(vm, queued))
 
-    async def _step(self, vm: Vm, place: int | None) -> None:
+    async def _step(self, vm: Vm, queued: Queued | None) -> None:
         moved = False
         try:
             async with self._locks[vm.slot]:
-                work = self._tended[vm.id].step(vm, place)
+                work = self._tended[vm.id].step(vm, queued)
                 moved = await within(self._means.pace.step_limit, work, "a step")
         except Exception as error:
             log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)

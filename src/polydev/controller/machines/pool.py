@@ -8,14 +8,14 @@ Each VM of the pool is moved on as all others are (`tending`); here is decided h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import psutil
 import structlog
 
 from polydev.controller.machines.hypervisor import Hypervisor, Origin
+from polydev.controller.machines.memory import free_memory_mib
 from polydev.controller.machines.tending import Means
 from polydev.controller.model import Vm
 from polydev.controller.settings import PoolSettings, Settings
@@ -24,7 +24,6 @@ from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
 
-MIB = 1 << 20
 # What a VM of the pool takes while it is primed; so that one does not end for the next.
 VM_MIB = 256
 FIRST_PAUSE_SECONDS = 5.0
@@ -97,7 +96,12 @@ class PoolState:
         return sum(vm.is_for_sessions for vm in self.held) - self.primed
 
 
-async def pool_state(settings: Settings, vms: Vms, hypervisor: Hypervisor | None) -> PoolState:
+async def pool_state(
+    settings: Settings,
+    vms: Vms,
+    hypervisor: Hypervisor | None,
+    memory: Callable[[], float] = free_memory_mib,
+) -> PoolState:
     """Look at rows, templates and memory. Any process may; the one that leads does the step."""
     held = await vms.held()
     is_on = settings.templates and hypervisor is not None
@@ -108,7 +112,7 @@ async def pool_state(settings: Settings, vms: Vms, hypervisor: Hypervisor | None
         pool,
         slots=len(settings.slots),
         template=origin.template if origin else None,
-        free_memory_mib=await asyncio.to_thread(free_memory_mib),
+        free_memory_mib=await asyncio.to_thread(memory),
     )
     if not is_on and step.action == "wait":
         step = replace(step, why="this host resumes no VMs from templates")
@@ -135,7 +139,7 @@ class Pool:
     async def run(self) -> None:
         """Take one step. May be repeated at any time."""
         means = self._means
-        state = await pool_state(means.settings, means.vms, means.hypervisor)
+        state = await pool_state(means.settings, means.vms, means.hypervisor, means.free_memory_mib)
         self._note_failures(state.held)
         means.figures.pool.labels("primed").set(state.primed)
         means.figures.pool.labels("priming").set(state.priming)
@@ -164,8 +168,3 @@ class Pool:
             most = self._means.pace.pool_retry_most
             self._next_at = asyncio.get_running_loop().time() + min(pause, most)
         self._seen_failed = failed
-
-
-def free_memory_mib() -> float:
-    """Memory that programs could have now without swapping."""
-    return psutil.virtual_memory().available / MIB

@@ -19,6 +19,7 @@ from polydev.controller.machines.console import LogReader, last_line
 from polydev.controller.machines.decisions import (
     MAX_DETAIL_CHARACTERS,
     Answer,
+    Queued,
     Step,
     account,
     check_verdict,
@@ -65,6 +66,7 @@ class Means:
     """What all VMs are tended with.
 
     cpu_sample  reads the CPU times of a process, given the time now
+    free_memory_mib     what programs on the host could have now
     """
 
     settings: Settings
@@ -76,6 +78,7 @@ class Means:
     clock: Callable[[], datetime]
     pace: Pace
     cpu_sample: Callable[[int, float], CpuSample]
+    free_memory_mib: Callable[[], float]
 
 
 class Tending:
@@ -92,7 +95,7 @@ class Tending:
         self._retry_at = 0.0
         self._session_id: str | None = None
         self._has_looked = False
-        self._place: int | None = None
+        self._queued: Queued | None = None
         self._cpu: CpuWatch | None = None
         self._cpu_stage: Stage | None = None
         self._wait = NO_WAIT
@@ -105,14 +108,14 @@ class Tending:
         await self._watch.close()
         await self._login.close()
 
-    async def step(self, vm: Vm, place: int | None = None) -> bool:
+    async def step(self, vm: Vm, queued: Queued | None = None) -> bool:
         """Do the next thing; whether something came of it that may call for the next at once.
 
-        `place` is that in the queue of VMs that are to boot; None for one whose turn it is.
+        `queued` is its place among the VMs that are to start; None for one whose turn it is.
         Never raises but on cancellation: what goes wrong is logged, told, and tried again.
         """
         try:
-            moved = await (self._step(vm) if place is None else self._queue(vm, place))
+            moved = await (self._step(vm) if queued is None else self._queue(vm, queued))
         except Exception as error:
             await self._went_wrong(vm, error)
             return False
@@ -141,13 +144,14 @@ class Tending:
         self._log(vm).warning("orphan_stopped", orphan=slot.vm_id)
         await self._means.hypervisor.stop(vm.slot)
 
-    async def _queue(self, vm: Vm, place: int) -> bool:
-        """Tell its session that others boot first, whenever there are fewer of them."""
+    async def _queue(self, vm: Vm, queued: Queued) -> bool:
+        """Tell its session what it waits for, whenever that is something else."""
         await self._find_session(vm)
-        if place != self._place and self._session_id is not None:
-            await self._means.sessions.tell(self._session_id, "queued", {"place": place})
-            self._log(vm).info("vm_queued", place=place)
-        self._place = place
+        if queued != self._queued and self._session_id is not None:
+            told = {"place": queued.place} | ({"because": queued.because} if queued.because else {})
+            await self._means.sessions.tell(self._session_id, "queued", told)
+            self._log(vm).info("vm_queued", **told)
+        self._queued = queued
         return False
 
     async def _start(self, vm: Vm) -> None:
