@@ -172,7 +172,12 @@ class TestController:
             ({"port": 4001}, "controller.port: follows from controller_listen"),
             ({"host": "::"}, "controller.host: follows from controller_listen"),
             ({"vm_network": "10.0.0.0/8"}, "controller.vm_network: follows from bridge_address"),
-            ({"vm": {"cpus": 9}}, "controller.vm: follows from vm_cpus"),
+            ({"vm": {"cpus": 9}}, "controller.vm.cpus: follows from vm_cpus"),
+            (
+                {"vm": {"pause_after_seconds": 5}},
+                "controller.vm.pause_after_seconds: .*at least",
+            ),
+            ({"vm": 5}, "controller.vm: "),
             ({"image_store": "/x"}, "controller.image_store: follows from"),
             ({"PORT": 4001}, "controller.PORT: there is no such key; did you mean port?"),
             ({"JWT_SECRET": "x" * 40}, "controller.JWT_SECRET: there is no such key; did you mean"),
@@ -193,6 +198,18 @@ class TestController:
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ConfigError, match=r"inventory: box: source: .*is no checkout"):
                 check_controller(HostData(source=folder), "box")
+
+    def test_what_a_vm_is_given_beside_its_sizes_leaves_these(self) -> None:
+        given = {"vm": {"pause_after_seconds": 90, "cpus": 3}}
+        site = HostData(controller=given, source=ROOT, vm_cpus=3)
+        check_controller(site, "box")
+        vm = yaml.safe_load(config_text(site))["vm"]
+        assert vm == {
+            "cpus": 3,
+            "memory_mib": 2048,
+            "translation_cache_mib": 1024,
+            "pause_after_seconds": 90,
+        }
 
     def test_fewer_slots_and_what_is_the_same_are_taken(self) -> None:
         given = {"slots": [], "port": 4000, "log_level": "debug"}

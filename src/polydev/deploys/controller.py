@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,7 +52,9 @@ FOLLOWS = {
     "host": "controller_listen",
     "port": "controller_listen",
     "vm_network": "bridge_address",
-    "vm": "vm_cpus, vm_memory_mib and vm_translation_cache_mib",
+    "vm.cpus": "vm_cpus",
+    "vm.memory_mib": "vm_memory_mib",
+    "vm.translation_cache_mib": "vm_translation_cache_mib",
     "vm_root": "the units that run VMs",
     "image_store": "where images are sent to",
 }
@@ -82,14 +84,17 @@ def fixed_config(site: HostData) -> dict[str, Any]:
 
 def config_text(site: HostData) -> str:
     """The controller's configuration: the inventory's words over what the host needs."""
-    return yaml.safe_dump({**fixed_config(site), **site.controller}, sort_keys=True)
+    fixed, given = fixed_config(site), site.controller
+    vm = {**fixed["vm"], **given.get("vm", {})}
+    return yaml.safe_dump({**fixed, **given, "vm": vm}, sort_keys=True)
 
 
 def overridden(site: HostData) -> Iterator[Problem]:
     """Keys of `controller` that would contradict what the rest of the inventory says."""
     fixed = fixed_config(site)
-    for key in FOLLOWS.keys() & site.controller.keys():
-        if site.controller[key] != fixed[key]:
+    known, given = _flat(fixed), _flat(site.controller)
+    for key in FOLLOWS.keys() & given.keys():
+        if given[key] != known[key]:
             yield f"controller.{key}", f"follows from {FOLLOWS[key]}: leave it out"
     slots = site.controller.get("slots", [])
     if isinstance(slots, list | tuple) and not set(map(str, slots)) <= set(
@@ -97,6 +102,13 @@ def overridden(site: HostData) -> Iterator[Problem]:
     ):
         numbers = f"{fixed['slots'][0]} to {fixed['slots'][-1]}"
         yield "controller.slots", f"the host has slots {numbers}: set `slots` for more"
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration, those of its `vm` each by itself."""
+    vm = config.get("vm")
+    sizes = vm.items() if isinstance(vm, Mapping) else ()
+    return {**config, **{f"vm.{key}": value for key, value in sizes}}
 
 
 def check_controller(site: HostData, host: str) -> None:

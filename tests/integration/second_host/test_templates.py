@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import requests
 
 from inventory.group_data import lab
 from polydev.controller.model import BEING_MADE
@@ -31,6 +35,7 @@ from tests.walls import confining_properties, said_with
 SLOT = 2
 TAKEN_AGAIN = 6
 POOLED = 2
+PAUSE_AFTER_SECONDS = 30
 SEED, CYCLES = 20261129, 8
 KILLS = ("nobody", "controller", "holder", "a VM of the pool", "its VM")
 RFB = b"RFB 003.008\n"
@@ -109,13 +114,20 @@ def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
     assert host.deploy().status == "succeeded"
     yield host
     deployed.deploy()
+    with operated(deployed) as service:
+        service.wait_until_nothing_held()
     # Its folder and what the holder has of it.
     deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
 
 
 def pooling(host: DeployedHost, size: int) -> DeployedHost:
     """The host as it is to be with a pool of so many VMs."""
-    controller = {**lab.controller, "templates": True, "pool": {"size": size}}
+    controller = {
+        **lab.controller,
+        "templates": True,
+        "pool": {"size": size},
+        "vm": {"pause_after_seconds": PAUSE_AFTER_SECONDS},
+    }
     return replace(host, data={"controller": controller})
 
 
@@ -245,6 +257,148 @@ def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
 def template_missing(service: Operated) -> dict[str, Any] | None:
     standing = service.admin.call("GET", "/api/admin/alerts")["standing"]
     return next((each for each in standing if each["rule"] == "template_missing"), None)
+
+
+@pytest.fixture(scope="module")
+def pooled(switched_on: DeployedHost) -> DeployedHost:
+    """The host with a pool, which ends with the templates."""
+    host = pooling(switched_on, POOLED)
+    host.inside(f"systemctl start --wait {MAKER}")
+    assert host.deploy(target="master-controller").status == "succeeded"
+    return host
+
+
+def test_sessions_take_vms_that_wait_paused(pooled: DeployedHost) -> None:
+    host = pooled
+    with operated(host) as service:
+        base = service.user.http.base_url
+        before = {vm["vmId"]: vm for vm in primed(service, POOLED)}
+        cpu = {vm_id: cpu_time(host, vm["slot"]) for vm_id, vm in before.items()}
+        session = service.user.start("claude")
+        news_until(service.user, session["id"], "vm_created")
+        greeting = asyncio.run(greeted(viewer_url(base, session["id"]), service.user.token))
+        assert greeting == RFB
+        taken = before.pop(session["vmId"])
+        (other,) = before.values()
+        assert cpu_time(host, other["slot"]) == cpu[other["vmId"]], "what is paused runs nothing"
+        boot = service.user.session(session["id"])["boot"]
+        assert (boot["receipt"]["vmId"], boot["receipt"]["sessionId"]) == (
+            taken["vmId"],
+            session["id"],
+        )
+        said = inside_vm(service, taken["vmIP"])
+        assert (said["session_id"], said["vm_id"]) == (session["id"], taken["vmId"])
+        asyncio.run(
+            asyncio.wait_for(
+                see_start_page(viewer_url(base, session["id"]), service.user.token), 300
+            )
+        )
+        assert other["vmId"] in {vm["vmId"] for vm in primed(service, POOLED)}
+        # Nobody looks any more, until somebody does.
+        wait_for("the pause", lambda: service.user.vm(session["id"])["pausedAt"])
+        greeting = asyncio.run(greeted(viewer_url(base, session["id"]), service.user.token))
+        assert greeting == RFB
+        assert service.user.vm(session["id"])["pausedAt"] is None
+        service.user.end(session["id"])
+        service.wait_until_released(taken["vmId"])
+
+
+def test_whatever_is_killed_no_session_has_the_identity_of_another(pooled: DeployedHost) -> None:
+    """Sessions begin and end while something is killed at some moment of their start."""
+    chance = random.Random(SEED)
+    receipts: list[dict[str, Any]] = []
+    with operated(pooled) as service, ThreadPoolExecutor(1) as beside:
+        for cycle in range(CYCLES):
+            victim, after = chance.choice(KILLS), chance.uniform(0, 0.5)
+            headers = {"Idempotency-Key": f"{SEED}-{cycle}", **service.user.headers}
+            body = {"userId": service.user.user_id, "provider": "claude"}
+            killing = beside.submit(kill, service, victim, after)
+            started = answered(service, "POST", "/api/auth/start", headers=headers, json=body)
+            killing.result()
+            path = f"/api/auth/session/{started['id']}"
+            session = settled(service, path)
+            say = f"seed {SEED}, cycle {cycle}: {victim} after {after:.3f} s: {session}"
+            if session["endedAt"] is None:
+                receipts += checked_receipts(service, session, say)
+                answered(service, "DELETE", path, headers=service.user.headers)
+            else:
+                assert victim == "its VM", say
+                assert session["reason"], say
+            service.wait_until_released(session["vmId"])
+    assert len(receipts) > CYCLES / 2
+    for name in ("vmId", "sessionId", "hostname", "machineId", "bootId", "secretSha256", "random"):
+        assert len({receipt[name] for receipt in receipts}) == len(receipts), name
+
+
+def kill(service: Operated, victim: str, after: float) -> None:
+    time.sleep(after)
+    if victim == "controller":
+        service.kill_controller()
+    elif victim == "holder":
+        service.host.inside(f"systemctl kill --signal=KILL {HOLDER}", check=False)
+    elif victim != "nobody":
+        vms = answered(service, "GET", "/api/vm", headers=service.admin.headers)["vms"]
+        slots = [vm["slot"] for vm in vms if vm["pooled"] == (victim == "a VM of the pool")]
+        for slot in slots[:1]:
+            unit = f"microvm@{slot}.service"
+            # It may have ended by itself.
+            service.host.inside(f"systemctl kill --kill-who=main --signal=KILL {unit}", check=False)
+
+
+def answered(service: Operated, method: str, path: str, **words: Any) -> dict[str, Any]:
+    """What the controller answers, as soon as one does."""
+
+    def ask() -> dict[str, Any] | None:
+        try:
+            answer = service.user.http.request(method, path, **words)
+        except requests.RequestException:
+            return None
+        assert answer.status_code < 300, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    return wait_for(f"an answer to {method} {path}", ask)
+
+
+def settled(service: Operated, path: str) -> dict[str, Any]:
+    """The session once its VM is up, or it is over."""
+
+    def look() -> dict[str, Any] | None:
+        found = answered(service, "GET", path, headers=service.user.headers)
+        is_settled = found["status"] == "vm_created" or found["endedAt"]
+        return found if is_settled else None
+
+    return wait_for(f"{path} to be up", look)
+
+
+def checked_receipts(service: Operated, session: dict[str, Any], say: str) -> list[dict[str, Any]]:
+    """The session's receipt, where its VM is a clone. The VM's own agent must say the same."""
+    boot, vm = session["boot"], service.user.vm(session["id"])
+    said = inside_vm(service, vm["vmIP"])
+    assert (said["vm_id"], said["session_id"]) == (session["vmId"], session["id"]), say
+    if boot["template"] is None:
+        assert boot["bootsBecause"], say
+        return []
+    receipt = boot["receipt"]
+    assert (receipt["vmId"], receipt["sessionId"]) == (session["vmId"], session["id"]), say
+    return [receipt]
+
+
+def primed(service: Operated, count: int) -> list[dict[str, Any]]:
+    """The VMs that wait for a session, once there are so many."""
+
+    def look() -> list[dict[str, Any]] | None:
+        vms = service.admin.call("GET", "/api/vm")["vms"]
+        found = [vm for vm in vms if vm["pooled"] and vm["status"] == "ready"]
+        return found if len(found) == count else None
+
+    return wait_for(f"{count} primed VMs", look)
+
+
+def cpu_time(host: DeployedHost, slot: int) -> int:
+    """What the VM of a slot has used, in microseconds."""
+    (line, *_) = host.inside(f"systemctl show -P CPUUsageNSec microvm@{slot}.service").splitlines()
+    return int(line) // 1000
 
 
 async def greeted(url: str, token: str) -> object:
