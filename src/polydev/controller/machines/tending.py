@@ -52,7 +52,7 @@ from polydev.errors import AgentError, Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
-from polydev.vm.limits import within
+from polydev.vm.limits import end, within
 from polydev.vm.stages import Stage
 
 log = structlog.stdlib.get_logger(__name__)
@@ -227,12 +227,16 @@ class Tending:
         """A clone is the session's VM once its guest has said so; never before."""
         hypervisor = self._means.hypervisor
         identity = new_identity(vm.id, self._session_id)
+        # What is said to a guest that stands waits until it runs on.
+        identifying = asyncio.create_task(hypervisor.identify(vm.slot, vm.id, identity))
         try:
             await hypervisor.resume(vm.slot, vm.id)
-            receipt = await hypervisor.identify(vm.slot, vm.id, identity)
+            receipt = await identifying
         except VmError as error:
             await self._boot_instead(vm, error.message)
             return
+        finally:
+            await end(identifying)
         await self._means.vms.resumed(vm.id, receipt)
         self._note_ready(vm)
 
