@@ -259,6 +259,7 @@ async def fake_hosts(
             "vm_root": str(_vm_root(root, slots)),
             "image_store": str(_image_store(root)),
             "boots_at_once": 64,
+            "templates": False,
             "database_url": f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
         }
         await migrate(values["database_url"])

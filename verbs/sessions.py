@@ -118,7 +118,7 @@ def start_session(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Start a session on a VM of its own. The VM boots afterwards: ./inv sessions shows how far."""
+    """Start a session on a VM of its own. It comes up afterwards: ./inv sessions shows how far."""
     with connect(url, token, inventory, host) as api:
         user_id = session_user(user, url, inventory, host)
         headers = {"Idempotency-Key": key} if key else {}

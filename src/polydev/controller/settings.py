@@ -326,7 +326,7 @@ class Settings(BaseSettings):
     """How many VMs may boot at the same time; others wait. By default what the cores can do:
     more would only make each of them late."""
     boot_deadline_seconds: BootDeadlines = BootDeadlines()
-    templates: bool = False
+    templates: bool = True
     """Sessions' VMs are resumed from a template of the golden image; false: each boots."""
     pool: PoolSettings = PoolSettings()
     session: SessionLimits = SessionLimits()

@@ -82,7 +82,7 @@ def _add_start(router: APIRouter, services: Services) -> None:
         "/start",
         status_code=201,
         summary="Start a session on a VM of its own",
-        description="Answers at once; the VM boots meanwhile, and `events` tells how far it is.",
+        description="Answers at once; the VM comes up meanwhile, and `events` tells how far it is.",
         responses={
             200: {"model": SessionAnswer, "description": "The session that this key has started"},
             201: {"description": "Started; `Location` is the session's address"},
