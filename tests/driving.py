@@ -95,7 +95,11 @@ class World:
 
     @asynccontextmanager
     async def driving(
-        self, hypervisor: Hypervisor | None = None, vms: Any = None, pace: Pace = QUICK
+        self,
+        hypervisor: Hypervisor | None = None,
+        vms: Any = None,
+        pace: Pace = QUICK,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[CountedDriver]:
         """A driver at work, as one process has it."""
         agent = AgentClient(self.settings.vm_check.timeout_seconds)
@@ -109,6 +113,7 @@ class World:
             pace=pace,
             cpu_sample=self.host.hypervisor.cpu_sample,
             free_memory_mib=lambda: self.host.hypervisor.free_memory_mib,
+            on_moved=on_moved,
         )
         task = asyncio.create_task(driver.run())
         try:

@@ -270,3 +270,29 @@ def test_a_host_short_of_memory_drains_the_pool_and_lets_sessions_wait(tmp_path:
 
     limits = {"size": 2, "least_free_memory_mib": 1024}
     play(worlds(tmp_path, (2, 3, 4, 5), templates=True, pool=limits), scenario)
+
+
+def test_followers_are_rung_for_as_soon_as_a_vm_has_come_further(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.hypervisor.resumes_from(TEMPLATE)
+        rung: list[str] = []
+        async with world.driving(on_moved=lambda: rung.append("")) as driver:
+            await primed(world, 2)
+            await driver.more_turns()
+            rung.clear()
+            session = await world.start()
+            driver.wake()
+            await taken_clone(world, session)
+
+            async def rung_for() -> bool:
+                return bool(rung)
+
+            await until(rung_for, "the ring")
+            await primed(world, 2)
+            await driver.more_turns()
+            rung.clear()
+            await driver.more_turns()
+            assert not rung, "where nothing moves nobody is rung for"
+
+    checks = {"every_seconds": 3600}
+    play(worlds(tmp_path, (2, 3, 4, 5), **ROOMY | {"vm_check": checks}), scenario)

@@ -121,11 +121,12 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     sessions, vms = Sessions(database, settings.session), Vms(database, settings.session)
     metrics = Metrics(release, started)
     agent = AgentClient(settings.vm_check.timeout_seconds)
+    news = NewsBell(sessions.latest_news_number)
     hypervisor = hypervisor or _hypervisor(settings)
     driver: Driver | None = None
     if hypervisor is not None:
         figures = MachineFigures(metrics.registry)
-        driver = Driver(settings, vms, sessions, hypervisor, agent, figures)
+        driver = Driver(settings, vms, sessions, hypervisor, agent, figures, on_moved=news.ring)
     sampler = Sampler(
         settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
     )
@@ -153,7 +154,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         streams=Streams(rate.streams),
         permits=Permits(tokens, users),
         consoles=Consoles(vms),
-        news=NewsBell(sessions.latest_news_number),
+        news=news,
         background=Background(_works(settings, database, driver, sampler)),
     )
 

@@ -16,6 +16,7 @@ import requests
 
 from inventory.group_data import lab
 from polydev.controller.model import BEING_MADE
+from polydev.errors import CommandError
 from polydev.lab import run_inside
 from polydev.vm.templates import FILES
 from tests.hosts import TOOL, DeployedHost
@@ -316,10 +317,11 @@ def test_whatever_is_killed_no_session_has_the_identity_of_another(pooled: Deplo
             started = answered(service, "POST", "/api/auth/start", headers=headers, json=body)
             killing.result()
             path = f"/api/auth/session/{started['id']}"
-            session = settled(service, path)
+            session, said = settled(service, path)
             say = f"seed {SEED}, cycle {cycle}: {victim} after {after:.3f} s: {session}"
             if session["endedAt"] is None:
-                receipts += checked_receipts(service, session, say)
+                assert (said["vm_id"], said["session_id"]) == (session["vmId"], session["id"]), say
+                receipts += checked_receipts(session, say)
                 answered(service, "DELETE", path, headers=service.user.headers)
             else:
                 assert victim == "its VM", say
@@ -360,22 +362,26 @@ def answered(service: Operated, method: str, path: str, **words: Any) -> dict[st
     return wait_for(f"an answer to {method} {path}", ask)
 
 
-def settled(service: Operated, path: str) -> dict[str, Any]:
-    """The session once its VM is up, or it is over."""
+def settled(service: Operated, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The session once it is over, or its VM says who it is; and what that says."""
 
-    def look() -> dict[str, Any] | None:
+    def look() -> tuple[dict[str, Any], dict[str, Any]] | None:
         found = answered(service, "GET", path, headers=service.user.headers)
-        is_settled = found["status"] == "vm_created" or found["endedAt"]
-        return found if is_settled else None
+        if found["endedAt"]:
+            return found, {}
+        if found["status"] != "vm_created":
+            return None
+        try:
+            return found, inside_vm(service, found["browserIP"])
+        except CommandError:  # it was killed just now
+            return None
 
     return wait_for(f"{path} to be up", look)
 
 
-def checked_receipts(service: Operated, session: dict[str, Any], say: str) -> list[dict[str, Any]]:
-    """The session's receipt, where its VM is a clone. The VM's own agent must say the same."""
-    boot, vm = session["boot"], service.user.vm(session["id"])
-    said = inside_vm(service, vm["vmIP"])
-    assert (said["vm_id"], said["session_id"]) == (session["vmId"], session["id"]), say
+def checked_receipts(session: dict[str, Any], say: str) -> list[dict[str, Any]]:
+    """The session's receipt, where its VM is a clone."""
+    boot = session["boot"]
     if boot["template"] is None:
         assert boot["bootsBecause"], say
         return []

@@ -56,7 +56,9 @@ class Driver:
         pace: Pace | None = None,
         cpu_sample: Callable[[int, float], CpuSample] = cpu_sample,
         free_memory_mib: Callable[[], float] = free_memory_mib,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_moved` is called whenever a VM has come further: there may be news of its session."""
         pace = pace or Pace()
         self._means = Means(
             settings=settings,
@@ -73,6 +75,7 @@ class Driver:
         self._lead = Lead(lead_file(settings))
         self._locks = SlotLocks()
         self._reconciler = Reconciler(self._means, self._locks)
+        self._on_moved = on_moved
         self._woken = asyncio.Event()
         self._tended: dict[str, Tending] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
@@ -182,6 +185,7 @@ class Driver:
             del self._steps[vm.id]
             if moved:
                 self.wake()
+                self._on_moved()
 
     async def _forget(self, held: set[str]) -> None:
         for vm_id in self._tended.keys() - held - self._steps.keys():
