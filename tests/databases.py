@@ -20,15 +20,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import TimeoutExpired
+from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.migrate import migrate
 from polydev.run import run, spawn, wait_or_end
 
 KINDS = ("sqlite", "postgresql")
-START_DEADLINE_SECONDS = 60
+START_PATIENCE_SECONDS = 60
+LOCK_PATIENCE_SECONDS = 60
 # Nothing here has to survive a power cut.
 SERVER_OPTIONS = ("fsync=off", "shared_buffers=32MB", "max_connections=60")
 # Who gets in over TCP: `guest` with a password, `tls` encrypted, which this server cannot.
@@ -112,7 +116,7 @@ def running_server(address: str | None = None, hba: str = HBA) -> Iterator[Postg
             )
         try:
             server = PostgresServer(folder, address)
-            deadline = time.monotonic() + START_DEADLINE_SECONDS
+            deadline = time.monotonic() + START_PATIENCE_SECONDS
             while not server.answers():
                 with suppress(TimeoutExpired):
                     process.wait(0.05)
@@ -179,3 +183,14 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def sqlite_url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'controller.sqlite3'}"
+
+
+async def lock_awaited(connection: AsyncConnection, by: asyncio.Task[Any] | None = None) -> None:
+    """Until some other connection waits for a lock, or the task that was to do so has ended."""
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while not (await connection.execute(waiting)).scalar_one():
+        if by is not None and by.done():
+            return
+        assert time.monotonic() < deadline, "nobody waits"
+        await asyncio.sleep(0.01)

@@ -18,12 +18,14 @@ from polydev.controller.migrate import MIGRATIONS, migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store.access import exposed_to, known_tables
 from polydev.controller.store.backup import backup, restore
+from polydev.controller.store.changes import locked_session, tell
 from polydev.controller.store.transactions import Database
-from tests.databases import PostgresServer
+from tests.databases import PostgresServer, lock_awaited
 from tests.stores import opened, run_async
 
 pytest_plugins = ["tests.databases"]
 
+DEADLOCK_TIMEOUT_SECONDS = 1.5  # PostgreSQL's own is 1 s
 ROLES = ("anon", "authenticated", "service_role")
 GRANTS = "TO anon, authenticated, service_role"
 # In a comment of Supabase's set-up: "Grant all privileges to the API roles by default".
@@ -208,6 +210,28 @@ async def test_a_role_whose_name_needs_quotes(supabase: str) -> None:
     assert await exposed(supabase) == {"Read Only": "SELECT on users"}
     await migrate(supabase)
     assert await exposed(supabase) == {}
+
+
+@run_async
+async def test_a_restore_holds_nothing_that_a_transaction_needs_next(
+    supabase: str, tmp_path: Path
+) -> None:
+    """One that has locked a session writes news of it afterwards."""
+    await migrate(supabase)
+    # Its row in the catalogue is now behind that of its news.
+    execute(supabase, "ALTER TABLE sessions SET (fillfactor = 99)")
+    async with opened(supabase) as store:
+        session = await store.start(await store.new_user())
+        await backup(supabase, tmp_path / "copy")
+        async with store.database.writing() as connection:
+            await locked_session(connection, session.id)
+            restoring = asyncio.create_task(restore(supabase, tmp_path / "copy", in_use=True))
+            await lock_awaited(connection, restoring)
+            # Whoever waits for so long has looked for a deadlock, and will not look again.
+            await asyncio.sleep(DEADLOCK_TIMEOUT_SECONDS)
+            await tell(connection, session.id, store.clock.at, "note", {})
+        await restoring
+        assert "note" not in {news.kind for news in await store.sessions.news(session.id)}
 
 
 @run_async

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 
@@ -18,12 +17,12 @@ from polydev.controller.store.changes import change_session, change_vm, locked_s
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
+from tests.databases import lock_awaited
 from tests.stores import DIGEST, NETWORK, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]
 
 RACERS = 8
-DEADLINE_SECONDS = 60
 MANY = SessionLimits(per_user=50)
 
 
@@ -122,17 +121,6 @@ async def test_who_comes_second_takes_the_next_slot(store_url: str) -> None:
         session = await starting
         slots = {vm.id: vm.slot for vm in await first.vms.held()}
         assert slots == {taken: 2, session.vm_id: 3}
-
-
-async def lock_awaited(connection: AsyncConnection, by: asyncio.Task[None] | None = None) -> None:
-    """Until some other connection waits for a lock, or the task that was to do so has ended."""
-    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (await connection.execute(waiting)).scalar_one():
-        if by is not None and by.done():
-            return
-        assert time.monotonic() < deadline, "nobody waits"
-        await asyncio.sleep(0.01)
 
 
 @run_async

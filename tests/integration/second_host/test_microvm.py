@@ -146,7 +146,8 @@ class Hypervisor:
 def hypervisor(
     deployed: DeployedHost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Hypervisor]:
-    idle = replace(deployed, data={**deployed.data, "controller": {"slots": []}})
+    nothing_starts = {"slots": [], "templates": False}
+    idle = replace(deployed, data={**deployed.data, "controller": nothing_starts})
     idle.deploy()
     shown = idle.inside(f"systemctl show -p {','.join(CONFINED)} master-controller.service")
     lines = dict(line.split("=", 1) for line in shown.splitlines())

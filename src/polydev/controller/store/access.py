@@ -125,11 +125,16 @@ BEGIN
     END LOOP;
 END
 $close$;"""
+# PostgreSQL locks tables that are dropped in the order in which they are named. Transactions of a
+# service lock these in this order: in another one, each could wait for what the other has.
+_LOCK_ORDER = ("users", "tokens", "sessions", "vms", "slots", "credentials", "session_news")
+_LOCKED = f"pg_catalog.array_position(ARRAY{list(_LOCK_ORDER)!r}, relname::text), relname"
 DROP = f"""DO $drop$
 DECLARE
     named text;
 BEGIN
-    SELECT pg_catalog.string_agg(oid::regclass::text, ', ') INTO named FROM ({_OURS}) ours;
+    SELECT pg_catalog.string_agg(oid::regclass::text, ', ' ORDER BY {_LOCKED}) INTO named
+        FROM ({_OURS}) ours;
     IF named IS NOT NULL THEN
         EXECUTE 'DROP TABLE ' || named;
     END IF;
