@@ -14,7 +14,6 @@ from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 
 UNITS = ("master-controller.service", "microvm@*.service", "polydev-*.service")
 LOGS_SECONDS = 120.0
-SSH_FAILED = 255
 
 
 @task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP})
@@ -50,6 +49,7 @@ def logs(
 ) -> None:
     """What a host's journal says of the controller, the VMs and their network."""
     from polydev.run import call, run
+    from polydev.ssh import SSH_FAILED
 
     if follow and json:
         raise ConfigError("--follow has no end, --json has one", "leave one of them out")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 # What ssh takes as one word, without a meaning of its own.
+# ssh(1): the status where it is ssh itself that failed.
+SSH_FAILED = 255
 PLAIN = re.compile(r"[\w/.,:+@=-]+", re.ASCII)
 
 

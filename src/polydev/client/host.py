@@ -11,11 +11,10 @@ from typing import Any
 from polydev.client import probe
 from polydev.errors import CommandTimeout, ConfigError, DeployError
 from polydev.run import run
-from polydev.ssh import SshTarget
+from polydev.ssh import SSH_FAILED, SshTarget
 from polydev.yaml_files import parse_yaml
 
 PROBE_SECONDS = 120.0
-SSH_FAILED = 255
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,17 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polydev.errors import CommandTimeout, ConfigError, DeployError
+from polydev.errors import CommandError, CommandTimeout, ConfigError, DeployError
 from polydev.hosttool.paths import Paths
-from polydev.run import PIPE, end_group, run, spawn
-from polydev.ssh import SshTarget
+from polydev.run import PIPE, end_group, run, run_lines, spawn
+from polydev.ssh import SSH_FAILED, SshTarget
 
-SSH_FAILED = 255
 WRONG_WORDS = 2  # argparse's
 ANSWER_SECONDS = 120.0
 TOOL = str(Paths().tool)
@@ -107,6 +106,22 @@ def _new_file(file: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def follow(target: SshTarget, words: tuple[str, ...], on_line: Callable[[str], None]) -> None:
+    """Run a program on a host, and tell each line that it writes as it comes.
+
+    Raises DeployError where the host cannot be reached, CommandError where the program fails.
+    """
+    try:
+        run_lines(target.argv(*words), on_line)
+    except CommandError as error:
+        if error.status != SSH_FAILED:
+            raise
+        raise DeployError(
+            f"cannot reach {target.name} over SSH: {error.stderr_tail}",
+            f"try: {target.by_hand()}",
+        ) from error
 
 
 def refusal(target: SshTarget, status: int, stderr: str, stdout: str = "") -> DeployError:

@@ -159,7 +159,7 @@ def _failed_vms() -> list[str]:
 
 
 def _templates() -> dict[str, Any] | None:
-    """What the controller's release says of templates; None if it is one that cannot."""
+    """The controller's report on templates; None from a release that has none."""
     if not Path(TOOL).exists():
         return None
     try:

@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from polydev.client.on_host import SSH_FAILED
+from polydev.client.on_host import follow
 from polydev.errors import CommandError, ConfigError, DeployError
-from polydev.run import run_lines
 from polydev.ssh import SshTarget
 
 PYTHON = "/opt/master-controller/current/venv/bin/python"
@@ -56,13 +55,8 @@ def measured(
 
     words = ("sh", "-c", RUN, "bench", program.read_text(), address, str(starts), str(colds))
     try:
-        run_lines(target.argv(*words), on_line)
+        follow(target, words, on_line)
     except CommandError as error:
-        if error.status == SSH_FAILED:
-            raise DeployError(
-                f"cannot reach {target.name} over SSH: {error.stderr_tail}",
-                f"try: {target.by_hand()}",
-            ) from error
         raise DeployError(f"{target.name}: {error.stderr_tail}", "./inv doctor") from error
     if not found:
         raise ConfigError(f"{target.name} measured nothing", "./inv templates; ./inv doctor")

@@ -1,4 +1,4 @@
-"""What the facts of a host mean for its templates: who serves, and what they take. Pure."""
+"""Findings about a host's templates: which one serves, and how much they take. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from polydev.client.findings import Finding, gibibytes
 from polydev.client.host import HostFacts
 
-# What one takes of memory and disk, as far as there is none yet to be measured.
+# Memory and disk that a template takes, as long as there is none to be measured.
 TEMPLATE_BYTES = 700 * 1024**2
 LOGS = "./inv host.logs --unit polydev-template.service"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from polydev.client.on_host import SSH_FAILED, HostController
+from polydev.client.on_host import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
-from polydev.run import run_lines
 from polydev.ssh import SshTarget
 
 FOLDER = "/var/lib/firecracker/snapshots/base/templates"
@@ -60,11 +60,5 @@ def _make(target: SshTarget, say: Callable[[str], None], *, again: bool) -> None
             say(line)
 
     script = f"touch {FOLDER}/.again\n{FOLLOW}" if again else FOLLOW
-    try:
-        run_lines(target.argv("sh", "-c", script), on_line)
-    except CommandError as error:
-        if error.status == SSH_FAILED:
-            raise DeployError(
-                f"cannot reach {target.name} over SSH: {error.stderr_tail}",
-                f"try: {target.by_hand()}",
-            ) from error
+    with suppress(CommandError):  # the host's report says more of it
+        follow(target, ("sh", "-c", script), on_line)

@@ -38,7 +38,7 @@ from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
 
 # A VM that runs on answers within a second; its host may be busy.
-WAKE_SECONDS, WAKE_POLL_SECONDS = 30.0, 0.01
+WAKE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,20 @@ class Services:
         await self.vms.used(vm.id)
         if self.driver is not None:
             self.driver.wake()
-        deadline = time.monotonic() + WAKE_SECONDS
-        while (vm := await self.vms.get(vm.id)).paused_at is not None:
-            if time.monotonic() > deadline:
-                raise VmError(f"the VM did not wake within {WAKE_SECONDS:g} s", "try again")
-            await asyncio.sleep(WAKE_POLL_SECONDS)
-        return vm
+        try:
+            return await asyncio.wait_for(self._woken(vm.id), WAKE_SECONDS)
+        except asyncio.TimeoutError:
+            words = f"the VM did not wake within {WAKE_SECONDS:g} s"
+            raise VmError(words, "try again") from None
+
+    async def _woken(self, vm_id: str) -> Vm:
+        async with self.news.listening():
+            while True:
+                ring = self.news.next_ring()
+                vm = await self.vms.get(vm_id)
+                if vm.paused_at is None:
+                    return vm
+                await ring.wait()
 
     async def end(self) -> None:
         """Give up the lead, and let those go who follow something. VMs run on."""

@@ -129,7 +129,7 @@ class Group(BaseModel):
 
 
 class VmSettings(Group):
-    """What every VM of this host has. The cache of translated code is TCG's.
+    """Every VM of this host: its sizes, and when it is paused. The cache is TCG's.
 
     pause_after_seconds     how long after its last viewer a VM is paused whose tool does not log
                             in; 0: never

@@ -129,7 +129,7 @@ def declared_accounts(site: HostData) -> list[Account]:
 
 @operation
 def only_root_writes(writable: list[str]) -> Commands:
-    """Nobody else may write to files that root trusts, nor read the controller's own."""
+    """Let only root write to files that root trusts, and nobody else read the controller's own."""
     if not writable:
         host.noop("only root may write to what it trusts")
         return

@@ -23,12 +23,11 @@ from polydev.hosttool.placing import placing
 from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.run import LineProcess, run
-from polydev.ssh import SshTarget, ssh_option
+from polydev.ssh import SSH_FAILED, SshTarget, ssh_option
 
 log = logging.getLogger(__name__)
 
 TOOL = str(Paths().tool)
-SSH_FAILED = 255
 ANSWER_SECONDS = 60.0
 LOCK_SECONDS = 120
 RENEW_SECONDS = 30.0

@@ -58,7 +58,7 @@ def add_pool(router: APIRouter, services: Services) -> None:
 
 
 async def pool_answer(settings: Settings, vms: Vms, hypervisor: Hypervisor | None) -> PoolAnswer:
-    state = await pool_state(settings, vms, hypervisor)
+    state = await pool_state(settings, await vms.held(), hypervisor)
     template = state.origin.template if state.origin else None
     return PoolAnswer(
         size=state.size,

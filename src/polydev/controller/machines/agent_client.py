@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from polydev.controller.machines.bridge import bridge_trouble
 from polydev.controller.model import Provider
 from polydev.controller.states import LoginStatus
-from polydev.errors import AgentUnreachable, ProtocolError, VmError
+from polydev.errors import AgentError, AgentUnreachable, ProtocolError, VmError
 from polydev.vm.limits import end, within
 
 AGENT_PORT = 8080
@@ -103,6 +103,13 @@ class AgentClient:
         Messages name no address: they get into what users see.
         """
         return agent_health(*await self._ask("GET", vm_ip, "/health"))
+
+    async def health_or_error(self, vm_ip: str) -> AgentHealth | AgentError:
+        """Its health, or what there was instead."""
+        try:
+            return await self.health(vm_ip)
+        except AgentError as error:
+            return error
 
     async def login(self, vm_ip: str, provider: Provider, *, start: bool = False) -> AgentLogin:
         """How far the login of a provider's tool is; `start` starts one that is not under way.

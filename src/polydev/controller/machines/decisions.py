@@ -100,7 +100,7 @@ def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[s
 
 
 def memory_lack(free_mib: float, least_mib: float) -> str:
-    """What is said of a host with too little memory for one more VM; empty where it has enough."""
+    """The words for a host with too little memory for one more VM; empty where it has enough."""
     return "" if free_mib >= least_mib else "the host's memory is short"
 
 

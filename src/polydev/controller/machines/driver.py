@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -38,6 +40,21 @@ from polydev.vm.limits import end, within
 log = structlog.stdlib.get_logger(__name__)
 
 UNSETTLED = ("creating", "starting", "stopping")
+
+
+class Recurring:
+    """Work in a task of its own: at most every `seconds`, and never twice at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+        self.tasks: tuple[asyncio.Task[None], ...] = ()
+
+    def begin_when_due(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        time = asyncio.get_running_loop().time()
+        if time >= self._next and all(task.done() for task in self.tasks):
+            self._next = time + self._seconds
+            self.tasks = (asyncio.create_task(work()),)
 
 
 class Driver:
@@ -79,11 +96,9 @@ class Driver:
         self._woken = asyncio.Event()
         self._tended: dict[str, Tending] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
-        self._reconciling: asyncio.Task[None] | None = None
-        self._next_reconciling = 0.0
+        self._reconciling = Recurring(pace.reconcile)
         self._pool = Pool(self._means)
-        self._pooling: asyncio.Task[None] | None = None
-        self._next_pooling = 0.0
+        self._pooling = Recurring(pace.tick)
         self._next_expiry = 0.0
         self._troubles: dict[str, str] = {}
 
@@ -137,12 +152,12 @@ class Driver:
                 return pace.tick
             log.info("driver_leads")
             self._means.figures.leading.set(1)
-        self._start_reconciling()
-        self._start_pooling()
+        self._reconciling.begin_when_due(self._reconcile)
         await self._expire()
         # Whoever is at work now may have changed its row by the time it is read.
         at_work = set(self._steps)
         held = await within(pace.database_limit, self._means.vms.held(), "the list of VMs")
+        self._pooling.begin_when_due(partial(self._fill_pool, held))
         settings, free = self._means.settings, self._means.free_memory_mib()
         lack = memory_lack(free, settings.vm.least_free_memory_mib)
         queue = boot_queue(held, settings.boots_at_once, lack)
@@ -191,13 +206,6 @@ class Driver:
         for vm_id in self._tended.keys() - held - self._steps.keys():
             await self._tended.pop(vm_id).close()
 
-    def _start_reconciling(self) -> None:
-        time = asyncio.get_running_loop().time()
-        is_idle = self._reconciling is None or self._reconciling.done()
-        if is_idle and time >= self._next_reconciling:
-            self._next_reconciling = time + self._means.pace.reconcile
-            self._reconciling = asyncio.create_task(self._reconcile())
-
     async def _reconcile(self) -> None:
         try:
             work = self._reconciler.run()
@@ -205,16 +213,9 @@ class Driver:
         except Exception as error:
             log.exception("reconciling_lost", exc_info=error)
 
-    def _start_pooling(self) -> None:
-        time = asyncio.get_running_loop().time()
-        is_idle = self._pooling is None or self._pooling.done()
-        if is_idle and time >= self._next_pooling:
-            self._next_pooling = time + self._means.pace.tick
-            self._pooling = asyncio.create_task(self._fill_pool())
-
-    async def _fill_pool(self) -> None:
+    async def _fill_pool(self, held: Sequence[Vm]) -> None:
         try:
-            await within(self._means.pace.database_limit, self._pool.run(), "the pool's step")
+            await within(self._means.pace.database_limit, self._pool.run(held), "the pool's step")
             self._troubles.pop("pool", None)
         except Exception as error:
             self._complain("pool", error)
@@ -226,8 +227,7 @@ class Driver:
 
     async def _hand_over(self) -> None:
         """End what is under way and only then let another process lead."""
-        others = [each for each in (self._reconciling, self._pooling) if each]
-        await end(*self._steps.values(), *others)
+        await end(*self._steps.values(), *self._reconciling.tasks, *self._pooling.tasks)
         for tending in self._tended.values():
             await tending.close()
         self._tended.clear()

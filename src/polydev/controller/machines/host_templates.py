@@ -67,7 +67,7 @@ def wanted_template(settings: Settings) -> Wanted:
 
 
 def templates_now(settings: Settings, *, being_made: bool, ended: str = "") -> TemplatesReport:
-    """What there is now; `being_made`: whether the maker runs, `ended`: how it failed, if it did.
+    """The templates now; `being_made`: whether the maker runs, `ended`: how it failed, if it did.
 
     Raises ImageError, VmError.
     """

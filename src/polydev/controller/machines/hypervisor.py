@@ -29,7 +29,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a VM that starts now is made of: an image, and the template that it is resumed from.
+    """The image of a VM that starts now, and the template that it is resumed from.
 
     template    None where it has to boot; `because` says why
     """

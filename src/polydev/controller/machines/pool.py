@@ -19,19 +19,18 @@ from polydev.controller.machines.memory import free_memory_mib
 from polydev.controller.machines.tending import Means
 from polydev.controller.model import Vm
 from polydev.controller.settings import PoolSettings, Settings
-from polydev.controller.store.vms import Vms
 from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
 
-# What a VM of the pool takes while it is primed; so that one does not end for the next.
+# Memory that a VM takes while it is primed; so that one does not end for the next.
 VM_MIB = 256
 FIRST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class PoolStep:
-    """What is to be done, and why, in words. `vm`: which one ends."""
+    """The next thing to do, and why, in words. `vm`: which one ends."""
 
     action: Literal["add", "end", "wait"]
     why: str
@@ -98,15 +97,14 @@ class PoolState:
 
 async def pool_state(
     settings: Settings,
-    vms: Vms,
+    held: Sequence[Vm],
     hypervisor: Hypervisor | None,
     memory: Callable[[], float] = free_memory_mib,
 ) -> PoolState:
-    """Look at rows, templates and memory. Any process may; the one that leads does the step."""
-    held = await vms.held()
-    is_on = settings.templates and hypervisor is not None
-    pool = settings.pool if is_on else PoolSettings(size=0)
-    origin = await _origin(hypervisor) if is_on and hypervisor else None
+    """Look at templates and memory. Any process may; the one that leads does the step."""
+    resuming = hypervisor if settings.templates else None
+    pool = settings.pool if resuming else PoolSettings(size=0)
+    origin = await _origin(resuming) if resuming else None
     step = pool_step(
         held,
         pool,
@@ -114,7 +112,7 @@ async def pool_state(
         template=origin.template if origin else None,
         free_memory_mib=await asyncio.to_thread(memory),
     )
-    if not is_on and step.action == "wait":
+    if not resuming and step.action == "wait":
         step = replace(step, why="this host resumes no VMs from templates")
     return PoolState(pool.size, held, origin, step)
 
@@ -136,10 +134,10 @@ class Pool:
         self._failures = 0
         self._next_at = 0.0
 
-    async def run(self) -> None:
-        """Take one step. May be repeated at any time."""
+    async def run(self, held: Sequence[Vm]) -> None:
+        """Take one step, with the VMs that hold a slot. May be repeated at any time."""
         means = self._means
-        state = await pool_state(means.settings, means.vms, means.hypervisor, means.free_memory_mib)
+        state = await pool_state(means.settings, held, means.hypervisor, means.free_memory_mib)
         self._note_failures(state.held)
         means.figures.pool.labels("primed").set(state.primed)
         means.figures.pool.labels("priming").set(state.priming)

@@ -170,7 +170,8 @@ async def _booted(
         for stage in sorted(serial.seen - told):
             say(f"boot stage {stage}")
         told |= serial.seen
-        answer = await _health(agent) if serial.seen & {"network", "services", "ready"} else None
+        has_network = not serial.seen.isdisjoint(("network", "services", "ready"))
+        answer = await agent.health_or_error(GUEST_ADDRESS) if has_network else None
         if isinstance(answer, AgentHealth) and answer.status == "ready":
             return
         why = serial.gave_up or _too_late(cpu.total(), limit)
@@ -185,13 +186,6 @@ def _too_late(wait: CpuWait, limit: float) -> str | None:
     if verdict(wait, limit) == "in time":
         return None
     return f"the guest was not ready within {limit:g} s; {wait}"
-
-
-async def _health(agent: AgentClient) -> AgentHealth | AgentError:
-    try:
-        return await agent.health(GUEST_ADDRESS)
-    except AgentError as error:
-        return error
 
 
 async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
@@ -210,7 +204,7 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
             await template.run_on(clone.qmp_socket)
             identity = new_identity("trial", "trial")
             await template.give_identity(clone.identity_socket, identity, CLONE_SECONDS)
-            answer = await _health(agent)
+            answer = await agent.health_or_error(GUEST_ADDRESS)
             if isinstance(answer, AgentError) or answer.status != "ready":
                 raise VmError(with_account("a clone of it is not ready", account(answer)))
             if (answer.vm_id, answer.session_id) != ("trial", "trial"):

@@ -48,7 +48,7 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import AgentError, Error, FilesLeft, VmError
+from polydev.errors import Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
@@ -207,16 +207,10 @@ class Tending:
         while well_since is None or time() - well_since < pace.primed:
             if not (await self._means.vms.get(vm.id)).pooled:
                 return
-            if well_since is None and is_well(await self._asked(vm)):
+            if well_since is None and is_well(await self._means.agent.health_or_error(vm.vm_ip)):
                 well_since = time()
             await asyncio.sleep(pace.busy_tick)
         await hypervisor.pause(vm.slot, vm.id)
-
-    async def _asked(self, vm: Vm) -> Answer:
-        try:
-            return await self._means.agent.health(vm.vm_ip)
-        except AgentError as error:
-            return error
 
     async def _leave_the_pool(self, vm: Vm, reason: str) -> None:
         self._log(vm).warning("vm_not_pooled", reason=reason)
@@ -227,7 +221,7 @@ class Tending:
         """A clone is the session's VM once its guest has said so; never before."""
         hypervisor = self._means.hypervisor
         identity = new_identity(vm.id, self._session_id)
-        # What is said to a guest that stands waits until it runs on.
+        # A guest that is paused hears this once it runs on.
         identifying = asyncio.create_task(hypervisor.identify(vm.slot, vm.id, identity))
         try:
             await hypervisor.resume(vm.slot, vm.id)

@@ -269,7 +269,7 @@ async def _take_vm(
 ) -> tuple[str, VmState]:
     """Give a session the quickest VM there is. Raises CapacityError.
 
-    What the pool is still making would have to be waited for: it is taken where no slot is free.
+    A VM that the pool still makes is slower than a new one: it is taken where no slot is free.
     """
     if primed := await take_pooled(connection, at, ("ready",)):
         return primed
