@@ -7,7 +7,6 @@ import os
 import shutil
 from datetime import datetime, timezone
 
-from polydev.image.folder import IN_USE
 from polydev.image.record import (
     BOOT_FILES,
     FileEntry,
@@ -16,6 +15,7 @@ from polydev.image.record import (
     manifest_digest,
 )
 from polydev.image.store import ImageStore
+from polydev.vm.config import IN_USE
 
 FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
 

@@ -12,11 +12,10 @@ import pytest
 
 from polydev.hosttool import images, tree
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden import golden_of
+from polydev.hosttool.golden import LINK, golden_of
 from polydev.hosttool.images import (
     BOOT_FILES,
     CHECKED,
-    GOLDEN,
     add,
     golden_digest,
     listing,
@@ -117,8 +116,8 @@ class TestGolden:
     def test_the_first_one(self, store: Path) -> None:
         have(store, A)
         assert make_golden(A, store) == {"golden": A, "was": None, "changed": True}
-        assert os.readlink(store / GOLDEN) == "promotions/000001/rootfs.ext4"
-        assert (store / GOLDEN).read_text() == f"rootfs.ext4 of {A}"
+        assert os.readlink(store / LINK) == "promotions/000001/rootfs.ext4"
+        assert (store / LINK).read_text() == f"rootfs.ext4 of {A}"
         assert golden_digest(store) == A
 
     def test_the_next_one_knows_the_one_before(self, store: Path) -> None:
@@ -138,7 +137,7 @@ class TestGolden:
         have(store, A, B)
         for digest in (A, B, A):
             make_golden(digest, store)
-        assert os.readlink(store / GOLDEN) == "promotions/000003/rootfs.ext4"
+        assert os.readlink(store / LINK) == "promotions/000003/rootfs.ext4"
 
     def test_what_a_kill_left_is_stepped_over(self, store: Path) -> None:
         have(store, A, B)
@@ -152,12 +151,12 @@ class TestGolden:
         with pytest.raises(HostError, match="no image") as failure:
             make_golden(A, store)
         assert failure.value.code == "no-image"
-        assert not (store / GOLDEN).is_symlink()
+        assert not (store / LINK).is_symlink()
 
     @pytest.mark.parametrize("target", ["elsewhere", "promotions/x/rootfs.ext4", "../rootfs.ext4"])
     def test_a_link_that_is_not_ours_names_nothing(self, store: Path, target: str) -> None:
         store.mkdir()
-        (store / GOLDEN).symlink_to(target)
+        (store / LINK).symlink_to(target)
         assert golden_digest(store) is None
 
     def test_a_backup_reads_the_same_from_it(self, store: Path) -> None:

@@ -20,6 +20,7 @@ from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import ImageError, VmError
 from polydev.hosttool import images
 from polydev.hosttool.durable import point_link
+from polydev.hosttool.golden import LINK
 from polydev.vm.templates import FILES, Build, Template, Templates
 from tests.unit.hosttool_host import arrive
 
@@ -93,7 +94,7 @@ def test_an_image_that_a_rollback_left_behind_does_not_serve(store: Store) -> No
     store.golden(A)
     store.golden(B)
     store.make_template(B)
-    link = store.settings.image_store / images.GOLDEN
+    link = store.settings.image_store / LINK
     point_link(link, "promotions/000001/rootfs.ext4")
     assert store.now(being_made=True).origin == Origin(A, because=BEING_MADE)
 

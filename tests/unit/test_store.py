@@ -29,7 +29,8 @@ from polydev.image.record import (
     FileEntry,
     ImageRecord,
 )
-from polydev.image.store import IN_USE, INCOMING, ImageStore
+from polydev.image.store import INCOMING, ImageStore
+from polydev.vm.config import IN_USE
 from tests.diskwork import watched_disk
 from tests.images import FIRST, contents, record_of, verification
 

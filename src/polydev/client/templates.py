@@ -8,10 +8,11 @@ from typing import Any
 
 from polydev.client.on_host import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
+from polydev.hosttool.images import STORE
+from polydev.hosttool.units import MAKER as UNIT
 from polydev.ssh import SshTarget
 
-FOLDER = "/var/lib/firecracker/snapshots/base/templates"
-UNIT = "polydev-template.service"
+FOLDER = f"{STORE}/templates"
 # Another one that is being made is waited for: systemd starts no unit twice.
 FOLLOW = f"""
 systemctl is-active --quiet {UNIT} && echo 'one is being made already: waiting for its end'

@@ -18,15 +18,16 @@ from polydev.deploys.render import own_units, render
 from polydev.deploys.services import JOURNAL_FILE, effective_sshd, journal_values
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.users import accounts_as_in
+from polydev.hosttool.accounts import SYSUSERS as USERS_FILE
 from polydev.hosttool.accounts import Account
+from polydev.hosttool.slots import HOST_FILE as HOST_PATH
 
 CONTROLLER_USER = "polydev-controller"
 CONTROLLER_COMMENT = "Controller of the browser VMs"
 CONTROLLER_HOME = "/var/lib/master-controller"
 VM_USER = "polydev-vm-"
 VM_ROOT = "/var/lib/microvm"
-HOST_FILE = "/etc/polydev/host.json"
-USERS_FILE = "/etc/sysusers.d/polydev.conf"
+HOST_FILE = str(HOST_PATH)
 FOLDERS_FILE = "/etc/tmpfiles.d/polydev.conf"
 
 

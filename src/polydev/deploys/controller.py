@@ -42,6 +42,8 @@ from polydev.deploys.sending import send
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import DeployError
+from polydev.hosttool.units import MAIN as SERVICE
+from polydev.hosttool.units import NEXT, SOCKET
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 
@@ -59,9 +61,6 @@ FOLLOWS = {
     "image_store": "where images are sent to",
 }
 SOURCES = "src/polydev/controller"
-SOCKET = "master-controller.socket"
-SERVICE = "master-controller.service"
-NEXT = "master-controller-next@.service"
 
 
 def fixed_config(site: HostData) -> dict[str, Any]:
@@ -281,7 +280,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str, live: Look
     text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
     secrets = _secrets(site)
     socket = unit_file(SOCKET, values)
-    unit_file(NEXT, values, settings, *secrets)
+    unit_file(f"{NEXT}.service", values, settings, *secrets)
     config = unit_file(SERVICE, values, settings, *secrets)
     digest = source_digest(site.source.resolve())
     commit = deployment_id.partition("-")[2]

@@ -24,9 +24,9 @@ from polydev.deploys.typed import warn
 from polydev.errors import ConfigError, DeployError
 from polydev.hosttool.address import POSTGRESQL, described, kind_of
 from polydev.hosttool.database_verbs import REPLACE_HINT
+from polydev.hosttool.program import DATABASE_URL
 
 CURRENT_RELEASE = "/opt/master-controller/current/release.json"
-DATABASE_URL = "database-url"
 SQLITE_WORDS = "SQLite"
 NOTHING_COPIED = "nothing is copied: users, tokens and sessions stay where they are"
 ALL_COPIED = "copied while the controller is stopped: users, tokens, sessions, all there is"

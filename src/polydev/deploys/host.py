@@ -24,7 +24,6 @@ from polydev.deploys.network import (
     FIREWALL_UNIT,
     NETWORK_UNIT,
     SLOTS_TARGET,
-    WATCH_UNIT,
     bridge,
     firewall,
     names,
@@ -40,11 +39,12 @@ from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
 from polydev.deploys.render import template_paths
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.services import SSHD_FILE_BEFORE, journal, ssh
-from polydev.deploys.templates import MAKER_UNIT, TEMPLATE_UNITS, templates
+from polydev.deploys.templates import TEMPLATE_UNITS, templates
 from polydev.deploys.tool import host_tool
 from polydev.deploys.typed import host_values
 from polydev.deploys.units import units_are_ours
 from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
+from polydev.hosttool.units import MAKER, WATCH
 from polydev.ssh import SshTarget
 
 # A deployment of everything asks the host tool for these too, beside the parts of its targets.
@@ -61,7 +61,7 @@ def unit_order(site: HostData) -> list[str]:
         *slot_units(site),
         SLOTS_TARGET,
         DNS_UNIT,
-        WATCH_UNIT,
+        WATCH,
         *controller_part.unit_names(),
         ACCELERATOR_UNIT,
         *TEMPLATE_UNITS,
@@ -76,7 +76,7 @@ def scope(site: HostData) -> dict[str, Any]:
         "paths": sorted(paths),
         "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],
         # The maker first: where it is stopped, then after what starts it.
-        "units": [MAKER_UNIT, *unit_order(site)],
+        "units": [MAKER, *unit_order(site)],
         "controller": {
             "root": controller_part.ROOT,
             "database": "/var/lib/master-controller/controller.sqlite3",

@@ -16,7 +16,8 @@ from polydev.deploys.sending import send
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.errors import ConfigError
 from polydev.hosttool import images as host_store
-from polydev.hosttool.images import GOLDEN
+from polydev.hosttool.golden import LINK as GOLDEN
+from polydev.hosttool.images import IN_USE
 from polydev.ssh import SshTarget
 
 STORE = str(host_store.STORE)
@@ -52,7 +53,7 @@ def rsync_argv(
 ) -> list[str]:
     """Send an image; of what `basis` has already, only that it has it."""
     argv = ["rsync", "--archive", "--sparse", "--stats", "--compress", "--compress-choice=zstd"]
-    argv += ["--compress-level=1", "--no-owner", "--no-group", "--exclude=in-use.lock"]
+    argv += ["--compress-level=1", "--no-owner", "--no-group", f"--exclude={IN_USE}"]
     argv += [f"--rsync-path={remote_rsync(deployment_id)}", f"--rsh={target.rsync_shell()}"]
     if basis:
         argv.append(f"--copy-dest={STORE}/images/{basis}")

@@ -18,17 +18,17 @@ from polydev.deploys.render import render_unit
 from polydev.deploys.typed import concern, warn
 from polydev.deploys.units import only_units, unit, unit_file
 from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
+from polydev.hosttool.units import SLOT, VM, WATCH
 
 BRIDGE = "br-vm"
 NETDEV_FILE = f"/etc/systemd/network/30-{BRIDGE}.netdev"
 NETWORK_FILE = f"/etc/systemd/network/30-{BRIDGE}.network"
 FIREWALL_FILE = "/etc/polydev/firewall.nft"
 NETWORK_UNIT = "polydev-network.service"
-WATCH_UNIT = "polydev-network-watch.service"
 FIREWALL_UNIT = "polydev-firewall.service"
 DNS_UNIT = "polydev-dns.service"
-SLOT_UNIT = "microvm-slot@.service"
-VM_UNIT = "microvm@.service"
+SLOT_UNIT = f"{SLOT}.service"
+VM_UNIT = f"{VM}.service"
 SLOTS_TARGET = "polydev-slots.target"
 DOMAIN = "vm.internal"
 TABLE = "polydev"
@@ -135,10 +135,10 @@ def slots(site: HostData, live: Live) -> None:
 def network_watch(site: HostData, differences: list[str]) -> None:
     """After all that it watches, so that it starts with the host tool that made it."""
     code = [hosttool_code(name) for name in ("network", "network_state", "slots")]
-    config = unit_file(WATCH_UNIT, network_values(site), *code)
+    config = unit_file(WATCH, network_values(site), *code)
     unit(
-        name=WATCH_UNIT,
-        unit=WATCH_UNIT,
+        name=WATCH,
+        unit=WATCH,
         config=config.hash,
         files=config.files,
         differences=differences,

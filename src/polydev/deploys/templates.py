@@ -14,14 +14,13 @@ from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.typed import concern
 from polydev.deploys.units import reread_units, unit, unit_file
 from polydev.deploys.vms import QEMU_MIB, vm_values
+from polydev.hosttool.units import HOLDER, MAKER
 from polydev.vm.qemu import QEMU
 
 HOLDER_SOCKET = "polydev-templates.socket"
-HOLDER_UNIT = "polydev-templates.service"
-MAKER_UNIT = "polydev-template.service"
 CHANGES_UNIT = "polydev-template.path"
 # They must be active; the maker runs for a minute now and then, and may fail: VMs boot then.
-TEMPLATE_UNITS = (HOLDER_SOCKET, HOLDER_UNIT, CHANGES_UNIT)
+TEMPLATE_UNITS = (HOLDER_SOCKET, HOLDER, CHANGES_UNIT)
 
 
 def template_values(site: HostData) -> dict[str, Any]:
@@ -42,21 +41,21 @@ def template_values(site: HostData) -> dict[str, Any]:
 def templates(site: HostData) -> None:
     """They are made and held by programs of the controller's release, so that comes first."""
     values = template_values(site)
-    maker = unit_file(MAKER_UNIT, values)
+    maker = unit_file(MAKER, values)
     # One that is at work goes on: it looks at what is wanted by itself.
-    reread_units(name=MAKER_UNIT, pattern=MAKER_UNIT, files=maker.files)
+    reread_units(name=MAKER, pattern=MAKER, files=maker.files)
     socket = unit_file(HOLDER_SOCKET, values)
     # Another release restarts it where its code is another one.
-    holder = unit_file(HOLDER_UNIT, values, vm_digest(site.source.resolve()))
+    holder = unit_file(HOLDER, values, vm_digest(site.source.resolve()))
     changes = unit_file(CHANGES_UNIT, values)
     unit(
         name=HOLDER_SOCKET,
         unit=HOLDER_SOCKET,
         config=socket.hash,
         files=socket.files,
-        stop_first=HOLDER_UNIT,  # systemd restarts no socket whose service runs
+        stop_first=HOLDER,  # systemd restarts no socket whose service runs
     )
-    unit(name=HOLDER_UNIT, unit=HOLDER_UNIT, config=holder.hash, files=holder.files)
+    unit(name=HOLDER, unit=HOLDER, config=holder.hash, files=holder.files)
     unit(
         name=CHANGES_UNIT,
         unit=CHANGES_UNIT,

@@ -19,15 +19,15 @@ from pathlib import Path
 from polydev.hosttool import images, network_state, slots, sshd
 from polydev.hosttool.controller_socket import at, described
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.golden import LINK
 from polydev.hosttool.listening import listeners
 from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART, Difference
 from polydev.hosttool.systemd import Systemd
-from polydev.hosttool.units import SOCKET
+from polydev.hosttool.units import SOCKET, WATCH
 
 CURRENT = Path("/opt/master-controller/current")
 # These run programs of a release of the controller.
 OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
-WATCH = "polydev-network-watch.service"
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
@@ -125,7 +125,7 @@ def sshd_check(host: dict[str, object]) -> Check:
 def image_check() -> Check:
     golden = images.golden_digest(images.STORE)
     if golden is None:
-        is_link = os.path.lexists(images.STORE / images.GOLDEN)
+        is_link = os.path.lexists(images.STORE / LINK)
         detail = "the golden link leads to no promotion" if is_link else "no golden image yet"
         return Check("image", not is_link, detail)
     there = (images.STORE / "images" / golden / "rootfs.ext4").is_file()

@@ -29,11 +29,12 @@ from polydev.hosttool.durable import (
     write_new,
 )
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.golden import LINK as GOLDEN
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.tree import file_sha256
 
 STORE = Path("/var/lib/firecracker/snapshots/base")
-GOLDEN = "golden-rootfs.ext4"
+IN_USE = "in-use.lock"
 # When each file of an image was written to last, as its checksum was right.
 CHECKED = "checked.json"
 BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
@@ -125,7 +126,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
     for name in (*BOOT_FILES, "record.json"):
         sync(arrived / name)
     write_new(arrived / CHECKED, json_bytes(_written(arrived)), 0o644)
-    (arrived / "in-use.lock").touch(0o644)
+    (arrived / IN_USE).touch(0o644)
     sync(arrived)
     make_folder(place.parent)
     remove(place)  # a damaged one
@@ -199,7 +200,7 @@ def _with_template(store: Path) -> set[str]:
 def _nobodys(folder: Path) -> Iterator[bool]:
     """Whether no process holds the image, as its VMs do; none begins to meanwhile."""
     try:
-        lock = (folder / "in-use.lock").open()
+        lock = (folder / IN_USE).open()
     except FileNotFoundError:
         yield True
         return

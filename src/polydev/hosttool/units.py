@@ -23,6 +23,7 @@ NEXT_PATTERN = f"{NEXT}*.service"
 VM = "microvm@"
 VM_PATTERN = f"{VM}*.service"
 SLOT = "microvm-slot@"
+WATCH = "polydev-network-watch.service"
 # It runs a program of the release that `current` names as it starts.
 HOLDER = "polydev-templates.service"
 # Changes start it, those of a way back too, and it ends by itself.

@@ -27,11 +27,9 @@ from polydev.image.record import (
     ImageRecord,
     manifest_digest,
 )
-from polydev.vm.config import Accelerator, Ports, VmConfig
+from polydev.vm.config import IN_USE, Accelerator, Ports, VmConfig
 
 log = logging.getLogger(__name__)
-
-IN_USE = "in-use.lock"
 
 Hold = io.FileIO
 

@@ -26,7 +26,6 @@ from polydev.disk import sync
 from polydev.errors import ImageError
 from polydev.image import folder as image_folder
 from polydev.image import promotion
-from polydev.image.folder import IN_USE as IN_USE  # part of the store's layout, see above
 from polydev.image.folder import Hold
 from polydev.image.promotion import GoldenChange, write_durably
 from polydev.image.record import (

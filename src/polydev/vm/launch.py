@@ -24,13 +24,12 @@ from typing import IO, NoReturn
 from polydev.errors import Error, VmError
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
-from polydev.vm.config import Accelerator, MemoryFile, VmConfig
+from polydev.vm.config import IN_USE, Accelerator, MemoryFile, VmConfig
 from polydev.vm.files import descriptor_path, last_bytes
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
 ROOT = Path("/var/lib/microvm")
-IN_USE = "in-use.lock"
 QEMU_LOG = "qemu.log"
 TAIL_LINES = 5
 MAX_TAIL_BYTES = 4096

@@ -1,0 +1,88 @@
+"""Facts that two programs have each for itself, since neither may import the other.
+
+The agent is in the guest, the host tool and the doctor's probe are on the host, and the controller
+is a release there: a fact that differed between two of them would be nobody's error alone.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from polydev import deployment_id
+from polydev.agent import identity as agent_identity
+from polydev.agent.settings import Settings as AgentSettings
+from polydev.client import credentials, probe
+from polydev.client import templates as client_templates
+from polydev.controller import health, sealing
+from polydev.controller import settings as controller_settings
+from polydev.controller.host import deployments, network_report
+from polydev.controller.machines import bridge, systemd, template_maker
+from polydev.deploys import controller, network
+from polydev.hosttool import (
+    golden,
+    images,
+    network_state,
+    polkit,
+    program,
+    slots,
+    units,
+)
+from polydev.hosttool import paths as hosttool_paths
+from polydev.image import promotion, record
+from polydev.vm import config, holder, launch, qemu
+
+AGENT = AgentSettings()
+PATHS = hosttool_paths.Paths()
+BRIDGE = network.BRIDGE
+GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        pytest.param(*values, id=name)
+        for name, *values in (
+            ("guest's address", slots.GUEST, config.GUEST_ADDRESS),
+            ("guest's gateway", slots.GUEST_GATEWAY, config.GUEST_GATEWAY),
+            ("gateway's MAC", slots.GATEWAY_HARDWARE_ADDRESS, config.GATEWAY_MAC),
+            ("guest's ports", slots.GUEST_PORTS, GUEST_PORTS),
+            ("agent's port", AGENT.listen_port, config.AGENT_PORT),
+            ("VNC's port", AGENT.vnc_port, config.VNC_PORT),
+            ("noVNC's port", AGENT.novnc_port, config.NOVNC_PORT),
+            ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
+            ("TAP", template_maker.TAP, slots.TAP),
+            ("bridge", bridge.BRIDGE, BRIDGE),
+            ("image's lock", images.IN_USE, config.IN_USE),
+            ("image's files", images.BOOT_FILES, record.BOOT_FILES),
+            ("image's record", "record.json", record.RECORD),
+            ("golden link, on a host", golden.LINK, promotion.GOLDEN),
+            ("golden link, for the controller", health.GOLDEN_LINK, promotion.GOLDEN),
+            ("golden link, for the doctor", probe.GOLDEN, str(PATHS.images / promotion.GOLDEN)),
+            ("image store", PATHS.images, images.STORE),
+            ("image store, for the doctor", probe.STORE, str(images.STORE)),
+            ("templates", holder.FOLDER, images.STORE / "templates"),
+            ("templates, for verbs", client_templates.FOLDER, str(holder.FOLDER)),
+            ("service", probe.UNITS[0], units.MAIN),
+            ("maker of templates", systemd.TEMPLATE_MAKER, units.MAKER),
+            ("watch of the network", network_report.WATCH_UNIT, units.WATCH),
+            ("report of the watch", network_report.FILE, network_state.REPORT),
+            ("host's values", probe.HOST, str(slots.HOST_FILE)),
+            ("configuration", probe.CONFIG, controller.CONFIG),
+            ("configuration's folder", PATHS.controller_config / "config.yaml", controller.CONFIG),
+            ("host tool", probe.TOOL, str(PATHS.tool)),
+            ("records of deployments", deployments.FOLDER, PATHS.records),
+            ("action of polkit", probe.START_UNIT, polkit.ACTION),
+            ("QEMU", probe.QEMU, qemu.QEMU),
+            ("QEMU's log", systemd.QEMU_LOG, launch.QEMU_LOG),
+            ("variables", controller_settings.ENVIRONMENT_PREFIX, program.VARIABLE_PREFIX),
+            ("key of credentials", credentials.FILE, sealing.SECRET_NAME),
+        )
+    ],
+)
+def test_one_fact(one: object, another: object) -> None:
+    assert str(one) == str(another)
+
+
+def test_names_of_deployments_have_one_form() -> None:
+    forms = (deployment_id.PATTERN, hosttool_paths.DEPLOYMENT_ID, deployments.DEPLOYMENT_ID)
+    assert len({form.pattern for form in forms}) == 1
