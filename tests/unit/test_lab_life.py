@@ -1,0 +1,267 @@
+"""The order in which a lab is made, started, saved, reset and ended, and what is locked meanwhile.
+
+What starts and ends containers is stood in for; tests/integration/test_lab.py has real ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import ConfigError, LabError
+from polydev.lab import life
+from polydev.lab.addresses import link_of
+from polydev.lab.model import Lab, read_lab
+from polydev.progress import Steps
+from polydev.settings import Settings
+
+NAME = "one"
+STARTED = ["lock machine", "kill", "start", "unlock machine", "login"]
+MADE = ["lock machine", "files", *STARTED[1:]]
+
+
+class Machine:
+    """Remembers what is done with labs; the lab runs where `runs` says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(store=folder / "s", cache=folder / "cache", state=folder)
+        self.folder = folder / "labs" / NAME
+        self.root = folder / "root"
+        self.root.mkdir()
+        self.log: list[str] = []
+        self.runs = False
+        self.lets_in = True
+        self.link_is_of: str | None = None
+
+    def lab(self) -> Lab:
+        """A lab that was made before and is powered off."""
+        made = Lab(
+            name=NAME,
+            folder=self.folder,
+            root=self.root,
+            address="198.51.100.2",
+            gateway="198.51.100.1",
+        )
+        made.upper.mkdir(parents=True)
+        (made.upper / "written").touch()
+        made.write()
+        return made
+
+    @contextmanager
+    def locked(self, file: Path) -> Iterator[None]:
+        name = "machine" if file == life.MACHINE_LOCK else "lab"
+        assert name == "machine" or file == self.folder.with_name(f"{NAME}.lock")
+        self.log.append(f"lock {name}")
+        try:
+            yield
+        finally:
+            self.log.append(f"unlock {name}")
+
+    def start(self, lab: Lab) -> Lab:
+        self.log.append("start")
+        self.runs = True
+        return lab
+
+    def end(self, how: str) -> None:
+        self.log.append(how)
+        self.runs = False
+
+    def wait_login(self, _: Lab) -> None:
+        self.log.append("login")
+        if not self.lets_in:
+            raise LabError("nobody is let in")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    monkeypatch.setattr(life, "_locked", made.locked)
+    monkeypatch.setattr(life, "start", made.start)
+    monkeypatch.setattr(life, "kill", lambda _: made.end("kill"))
+    monkeypatch.setattr(life, "power_off", lambda *_: made.end("power off"))
+    monkeypatch.setattr(life, "_wait_login", made.wait_login)
+    monkeypatch.setattr(life, "write_lab_files", lambda _: made.log.append("files"))
+    monkeypatch.setattr(life, "lay_folder", lambda lab, path: lab.upper / path)
+    monkeypatch.setattr(life, "_check_programs", lambda: None)
+    monkeypatch.setattr(life, "ready_root", lambda *_: made.root)
+    monkeypatch.setattr(life, "networks_in_use", list)
+    monkeypatch.setattr(life, "link_owner", lambda _: made.link_is_of)
+    monkeypatch.setattr(Lab, "running", lambda _: made.runs)
+    return made
+
+
+def up(machine: Machine) -> object:
+    return life.up(NAME, machine.settings, Steps())
+
+
+# Words, whether there is a lab, whether it runs, what happens while its lock is held.
+COURSES: list[tuple[str, Callable[[Machine], object], bool, bool, list[str]]] = [
+    ("up of none", up, False, False, MADE),
+    ("up of one powered off", up, True, False, STARTED),
+    ("up of one that runs", up, True, True, ["login"]),
+    (
+        "restart",
+        lambda machine: life.restart(NAME, machine.settings),
+        True,
+        True,
+        ["power off", *STARTED],
+    ),
+    (
+        "restart of one powered off",
+        lambda machine: life.restart(NAME, machine.settings),
+        True,
+        False,
+        STARTED,
+    ),
+    (
+        "save",
+        lambda machine: life.save(NAME, machine.settings),
+        True,
+        True,
+        ["power off", *STARTED],
+    ),
+    (
+        "down",
+        lambda machine: life.down(NAME, machine.settings),
+        True,
+        True,
+        ["lock machine", "kill", "unlock machine"],
+    ),
+    ("down of none", lambda machine: life.down(NAME, machine.settings), False, False, []),
+]
+
+
+@pytest.mark.parametrize(
+    ("do", "is_made", "runs", "course"),
+    [row[1:] for row in COURSES],
+    ids=[row[0] for row in COURSES],
+)
+def test_course(
+    do: Callable[[Machine], object], is_made: bool, runs: bool, course: list[str], machine: Machine
+) -> None:
+    if is_made:
+        machine.lab()
+    machine.runs = runs
+    do(machine)
+    assert machine.log == ["lock lab", *course, "unlock lab"]
+
+
+@pytest.mark.parametrize("verb", [life.restart, life.save, life.reset])
+def test_there_must_be_a_lab(verb: Callable[[str, Settings], object], machine: Machine) -> None:
+    with pytest.raises(LabError, match="there is no lab one"):
+        verb(NAME, machine.settings)
+
+
+def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
+    lab = machine.lab()
+    with pytest.raises(LabError, match="no files of lab one were saved"):
+        life.reset(NAME, machine.settings)
+    life.save(NAME, machine.settings)
+    assert (lab.saved / "written").exists()
+    assert not (lab.upper / "written").exists()
+    with pytest.raises(LabError, match="saved before"):
+        life.save(NAME, machine.settings)
+    (lab.upper / "later").touch()
+    machine.log.clear()
+    life.reset(NAME, machine.settings)
+    assert machine.log == ["lock lab", "power off", *STARTED, "unlock lab"]
+    assert not (lab.upper / "later").exists()
+    assert (lab.saved / "written").exists()
+
+
+def test_an_end_leaves_nothing(machine: Machine) -> None:
+    machine.lab()
+    assert life.down(NAME, machine.settings) is True
+    assert not machine.folder.exists()
+    assert life.down(NAME, machine.settings) is False
+
+
+def test_a_new_one_that_lets_nobody_in_leaves_nothing(machine: Machine) -> None:
+    machine.lets_in = False
+    with pytest.raises(LabError, match="nobody is let in"):
+        up(machine)
+    assert machine.log[-5:] == ["kill", "lock machine", "kill", "unlock machine", "unlock lab"]
+    assert not machine.folder.exists()
+
+
+def test_an_old_one_that_lets_nobody_in_is_ended_and_keeps_its_files(machine: Machine) -> None:
+    lab, machine.lets_in = machine.lab(), False
+    with pytest.raises(LabError, match="nobody is let in"):
+        up(machine)
+    assert machine.log[-2:] == ["kill", "unlock lab"]
+    assert (lab.upper / "written").exists()
+
+
+def test_a_link_of_another_lab_is_left_alone(machine: Machine) -> None:
+    machine.lab()
+    machine.link_is_of = "/elsewhere/one"
+    with pytest.raises(LabError, match="another lab one runs on this machine: /elsewhere/one"):
+        up(machine)
+    assert "kill" not in machine.log
+    assert life.down(NAME, machine.settings) is True
+    assert "kill" not in machine.log
+
+
+@pytest.mark.parametrize("owner", [None, "", "own"])
+def test_a_link_of_its_own_is_taken(owner: str | None, machine: Machine) -> None:
+    machine.lab()
+    machine.link_is_of = str(machine.folder) if owner == "own" else owner
+    up(machine)
+    assert "start" in machine.log
+
+
+def test_addresses_that_are_in_use_by_now_are_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = machine.lab()
+    monkeypatch.setattr(life, "networks_in_use", lambda: [link_of(lab.address)])
+    with pytest.raises(LabError, match="in use by now"):
+        up(machine)
+    assert "start" not in machine.log
+
+
+def test_a_root_that_is_gone_is_told(machine: Machine) -> None:
+    machine.lab()
+    machine.root.rmdir()
+    with pytest.raises(LabError, match="which is gone"):
+        up(machine)
+    assert "start" not in machine.log
+
+
+def test_a_new_one_has_addresses_that_no_other_has(machine: Machine) -> None:
+    up(machine)
+    made = read_lab(machine.folder)
+    assert made is not None
+    (machine.folder.parent / "two").mkdir()
+    other = machine.folder.parent / "two"
+    second = life._make(other, machine.settings, "bookworm", machine.root)
+    assert link_of(second.address) != link_of(made.address)
+
+
+def test_only_one_that_runs_is_found(machine: Machine) -> None:
+    assert life.find(NAME, machine.settings) is None
+    lab = machine.lab()
+    assert life.find(NAME, machine.settings) is None
+    machine.runs = True
+    assert life.find(NAME, machine.settings) == lab
+
+
+def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with file.open("w") as another:
+        with life._locked(file), pytest.raises(BlockingIOError):
+            fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "nsenter" else name)
+    with pytest.raises(ConfigError, match=r"a lab needs nsenter$"):
+        life._check_programs()
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    life._check_programs()
