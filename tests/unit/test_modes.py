@@ -1,0 +1,213 @@
+"""Modes of files and folders at each moment: nobody else may read or change them meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.hosttool import busy, durable, network_state, operations, records
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.reserve import keep_reserve
+from polydev.image import promotion
+from polydev.image.folder import hold
+from polydev.lab import root as lab_root
+from polydev.vm import template, templates
+from polydev.vm.config import IN_USE
+from tests.unit.hosttool_host import FIRST, Host
+
+FILE = Path(__file__)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0)  # what is given is what a file gets
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: durable.write_new(path, b"secret", 0o644),
+        lambda path: durable.copy_new(Path(__file__), path),
+    ],
+    ids=["write_new", "copy_new"],
+)
+def test_what_is_being_written_is_its_writers_alone(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    for name in ("fchmod", "fsync"):
+        real = getattr(os, name)
+
+        def look(descriptor: int, *more: Any, real: Any = real) -> None:
+            modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+            real(descriptor, *more)
+
+        monkeypatch.setattr(os, name, look)
+    write(tmp_path / "file")
+    assert modes[0] == 0o600
+
+
+@pytest.mark.parametrize(
+    "write", [durable.write_new, lambda path, data: durable.copy_new(FILE, path)]
+)
+def test_a_link_in_the_place_of_a_new_file_is_not_followed(write: Any, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    (tmp_path / "file").symlink_to(victim)
+    write(tmp_path / "file", b"new")
+    assert victim.read_text() == "as it was"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def of_backup(host: Host) -> list[Path]:
+    kept = host.backup()
+    return [kept.folder / "files", kept.folder.parent]  # nobody else gets to what is between
+
+
+def of_files_in_backup(host: Host) -> list[Path]:
+    return [path for path in host.backup().folder.rglob("*") if path.is_file()]
+
+
+def of_queue(host: Host) -> list[Path]:
+    with busy.alone(host.paths, "it"):
+        return [host.paths.busy]
+
+
+def of_slot_queue(host: Host) -> list[Path]:
+    with busy.alone_with_slot(host.paths, 2, "it"):
+        return [host.paths.slot_queue(2)]
+
+
+def of_record(host: Host) -> list[Path]:
+    records.write(host.paths, {"id": FIRST, "status": "running"})
+    return [host.paths.records / f"{FIRST}.json"]
+
+
+def of_reserve(host: Host) -> list[Path]:
+    keep_reserve(host.paths)
+    return [host.paths.reserve]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (of_backup, 0o700),
+        (of_files_in_backup, 0o600),
+        (of_queue, 0o600),
+        (of_slot_queue, 0o600),
+        (of_record, 0o644),
+        (of_reserve, 0o600),
+    ],
+)
+def test_modes_on_a_host(make: Callable[[Host], list[Path]], expected: int, host: Host) -> None:
+    found = {str(path): oct(mode(path)) for path in make(host)}
+    assert found == dict.fromkeys(found, oct(expected))
+    assert found
+
+
+def test_modes_of_folders_that_are_made_on_the_way(tmp_path: Path) -> None:
+    os.umask(0o077)
+    durable.make_folder(tmp_path / "a/b")
+    durable.make_folder(tmp_path / "c/d", 0o700)
+    modes = {name: mode(tmp_path / name) for name in ("a", "a/b", "c", "c/d")}
+    assert modes == {"a": 0o755, "a/b": 0o755, "c": 0o755, "c/d": 0o700}
+
+
+def test_the_report_of_the_network_is_everybodys_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.umask(0o077)
+    monkeypatch.setattr(network_state, "REPORT", tmp_path / "run/network.json")
+    network_state._write({"ok": True})
+    assert mode(tmp_path / "run/network.json") == 0o644
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["network.json"]
+
+
+def test_files_of_a_lab_s_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.umask(0o077)
+
+    def make(argv: object, say: object) -> None:
+        for path in lab_root.FILES:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(lab_root, "run_lines", make)
+    lab_root._make(tmp_path, "bookworm", [], print)
+    assert {path: oct(mode(tmp_path / path)) for path in lab_root.FILES} == {
+        path: oct(0o440 if path == "etc/sudoers.d/deploy" else 0o644) for path in lab_root.FILES
+    }
+    assert (tmp_path / "etc/sudoers.d/deploy").read_text() == "deploy ALL=(ALL:ALL) NOPASSWD: ALL\n"
+
+
+def test_the_lock_of_an_image_is_everybodys_to_read(tmp_path: Path) -> None:
+    hold(tmp_path).close()
+    assert mode(tmp_path / IN_USE) == 0o644
+
+
+def test_the_lock_of_a_store_is_its_users_alone_to_write(tmp_path: Path) -> None:
+    with promotion.store_lock(tmp_path, "test"):
+        assert mode(tmp_path / promotion.LOCK) == 0o644
+
+
+def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) -> None:
+    os.umask(0o077)
+    made = templates.Templates(tmp_path / "templates")
+    with made.building(lambda: None):
+        assert mode(made.folder / templates.LOCK) == 0o600
+    with made.incoming() as incoming:
+        for name in templates.FILES:
+            (incoming / name).write_text(name)
+        record: Any = templates.Template(
+            "k", "d", "q", "tcg", 1, 512, templates.file_sums(incoming), 0.0, 1.0, 2.0
+        )
+        made.add(incoming, record)
+    place = made.place("k")
+    names = (*templates.FILES, templates.RECORD)
+    assert {name: mode(place / name) for name in names} == dict.fromkeys(names, 0o644)
+    made.note(templates.Build("k", "d", 0.0, "it boots"))
+    assert mode(made.folder / templates.BUILD) == 0o644
+
+
+def test_what_is_sealed_cannot_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"as it is")
+    descriptor = template.sealed(tmp_path / "memory")
+    try:
+        for change in (
+            lambda: os.pwrite(descriptor, b"x", 0),
+            lambda: os.ftruncate(descriptor, 1),
+            lambda: os.ftruncate(descriptor, 100),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        assert not os.get_inheritable(descriptor)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_permission_is_whole_or_not_there(host: Host) -> None:
+    operations.permit(host.paths, host.systemd, FIRST)
+    assert host.paths.permission.read_text() == FIRST
+    assert [
+        path.name for path in host.paths.permission.parent.iterdir() if path.name[0] == "."
+    ] == []
+
+
+def test_the_name_of_who_has_the_host_is_whole(tmp_path: Path) -> None:
+    paths = Paths.below(tmp_path)
+    with busy.alone(paths, "a verb with a long name, such as database restore"):
+        pass
+    with busy.alone(paths, "it"):
+        assert paths.busy.read_text() == f"it, pid {os.getpid()}"
