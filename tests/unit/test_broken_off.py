@@ -1,0 +1,275 @@
+"""Work that breaks off leaves nothing: no file half made, no descriptor, no lock, no umask."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.deploys import bundle
+from polydev.disk import file_sha256
+from polydev.errors import ImageError, VmError
+from polydev.hosttool import busy, durable
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.image import build, folder, promotion
+from polydev.image.store import ImageStore
+from polydev.progress import Steps
+from polydev.vm import files, holder, scratch, template
+from polydev.vm.config import IN_USE
+from polydev.vm.launch import held
+from polydev.vm.templates import FILES, Template, Templates
+
+
+class Broken(Exception):
+    """What the work itself fails with."""
+
+
+def descriptors() -> list[str]:
+    """What is open, but for the folder that is read for that."""
+    paths = Path("/proc/self/fd").iterdir()
+    return sorted(os.readlink(path) for path in paths if path.is_symlink() and path.exists())
+
+
+def below(place: Path) -> set[str]:
+    return {str(path.relative_to(place)) for path in place.rglob("*")}
+
+
+def file_in(place: Path) -> Path:
+    file = place / "file"
+    file.write_text("as it was")
+    return file
+
+
+# What is worked in, and what of it may stay.
+WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] = {
+    "a bundle": (lambda place: bundle._made_whole(place / "made"), set()),
+    "an image that is made": (lambda place: ImageStore(place).new_incoming(), {"incoming"}),
+    "a template that is made": (lambda place: Templates(place).incoming(), set()),
+    "the making of templates": (lambda place: Templates(place).building(lambda: None), {".lock"}),
+    "a folder of a VM": (lambda _: scratch.scratch_folder(), set()),
+    "the lock of a store": (lambda place: promotion.store_lock(place, "test"), {".lock"}),
+    "the lock of a build": (lambda place: build._build_lock(place, Steps()), {"build.lock"}),
+    "modes of a build": (lambda _: build._usual_modes(), set()),
+    "a host": (
+        lambda place: busy.alone(Paths.below(place), "it"),
+        {"opt", "opt/polydev-ai", "opt/polydev-ai/busy"},
+    ),
+    "a file of a VM": (lambda place: files.opened(file_in(place)), {"file"}),
+    "a folder with files of a VM": (lambda place: files.opened_folder(place), set()),
+    "an image in use": (lambda place: folder.hold(place), {IN_USE}),
+    "an image that nobody uses": (lambda place: folder.unless_held(place), {IN_USE}),
+}
+
+
+@pytest.mark.parametrize("what", WORK)
+@pytest.mark.parametrize("breaks", [True, False])
+def test_nothing_is_left(
+    what: str, breaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, place = tmp_path / "temporary", tmp_path / "place"
+    temporary.mkdir()
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    make, stays = WORK[what]
+    before, umask = descriptors(), os.umask(0o077)
+    try:
+        if breaks:
+            with pytest.raises(Broken), make(place):
+                raise Broken
+        else:
+            with make(place):
+                pass
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+    assert descriptors() == before
+    assert below(temporary) == set()
+    assert below(place) == stays | ({"made"} if what == "a bundle" and not breaks else set())
+    for name in stays:
+        if (place / name).is_file():
+            with (place / name).open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("what", ["the lock of a store", "the making of templates"])
+def test_a_lock_is_held_meanwhile(what: str, tmp_path: Path) -> None:
+    make, _ = WORK[what]
+    refused = pytest.raises(BlockingIOError)
+    with make(tmp_path), (tmp_path / ".lock").open("r+") as another, refused:
+        fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_build_waits_for_another_one_and_says_so(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Heard(Steps):
+        def note(self, text: str) -> None:
+            notes.append(text)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+    with (tmp_path / "build.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write("process 7")
+        other.flush()
+        with build._build_lock(tmp_path, Heard()):
+            assert (tmp_path / "build.lock").read_text() == f"process {os.getpid()}"
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert notes == ["another build is running (process 7); waiting for it"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def store_record(place: Path) -> None:
+    promotion.write_durably(place / "file", "new")
+
+
+@pytest.mark.parametrize(
+    "write", [lambda place: durable.write_durably(place / "file", b"new"), store_record]
+)
+def test_a_file_that_cannot_be_replaced_stays(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_in(tmp_path)
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path)
+    assert below(tmp_path) == {"file"}
+    assert (tmp_path / "file").read_text() == "as it was"
+    assert descriptors() == before
+    write(tmp_path)
+    assert (tmp_path / "file").read_text() == "new"
+    assert below(tmp_path) == {"file"}
+
+
+def test_an_image_that_a_prune_took_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is away, or another one is in its place, by the time that the lock is had."""
+    image, gone = tmp_path / "image", tmp_path / "gone"
+    flock = fcntl.flock
+
+    def pruned(lock: Any, how: int) -> None:
+        flock(lock, how)
+        image.rename(gone)
+
+    def made_anew(lock: Any, how: int) -> None:
+        pruned(lock, how)
+        image.mkdir()
+        (image / IN_USE).touch()
+
+    before = descriptors()
+    for meanwhile in (pruned, made_anew):
+        for hold, error in ((folder.hold, FileNotFoundError), (hold_for_vm, VmError)):
+            image.mkdir()
+            (image / IN_USE).touch()
+            with monkeypatch.context() as patch:
+                patch.setattr(fcntl, "flock", meanwhile)
+                with pytest.raises(error):
+                    hold(image)
+            assert descriptors() == before
+            for place in (image, gone):
+                (place / IN_USE).unlink(missing_ok=True)
+                if place.is_dir():
+                    place.rmdir()
+
+
+def hold_for_vm(image: Path) -> None:
+    with held(image):
+        pass
+
+
+def test_a_vm_s_hold_on_its_image_is_shared_and_ends(tmp_path: Path) -> None:
+    lock = tmp_path / IN_USE
+    lock.touch()
+    with held(tmp_path), held(tmp_path), folder.unless_held(tmp_path) as is_free:
+        assert not is_free
+    with folder.unless_held(tmp_path) as is_free:
+        assert is_free
+
+
+class TestTemplates:
+    def made(self, place: Path) -> Templates:
+        store = Templates(place)
+        with store.incoming() as incoming:
+            for name in FILES:
+                (incoming / name).write_text(name)
+            sums = {name: file_sha256(incoming / name) for name in FILES}
+            store.add(incoming, Template("k", "d", "q", "tcg", 1, 512, sums, 0.0, 1.0, 2.0))
+        return store
+
+    def test_a_damaged_one_is_not_handed_out(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+        (store.place("k") / FILES[-1]).write_text("another")
+        before = descriptors()
+        with pytest.raises(VmError, match=rf"template k is damaged: {FILES[-1]} has another"):
+            holder.hold(store, "k")
+        assert descriptors() == before
+        with pytest.raises(VmError, match="there is no template l"):
+            holder.hold(store, "l")
+
+    def test_a_whole_one_is_in_memory(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+        kept = holder.hold(store, "k")
+        assert [os.pread(each, 99, 0).decode() for each in kept.descriptors] == list(FILES)
+        for each in kept.descriptors:
+            os.close(each)
+
+    def test_what_cannot_be_sealed_is_let_go(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file, before = file_in(tmp_path), descriptors()
+        monkeypatch.setattr(template, "copy_data", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            template.sealed(file)
+        assert descriptors() == before
+
+    def test_one_that_is_removed_leaves_nothing(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+        store.remove("k")
+        assert below(tmp_path) == set()
+        store.remove("k")
+
+    def test_one_in_the_place_of_another(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+        (store.place("k") / "left over").touch()
+        self.made(tmp_path)
+        assert below(tmp_path) == {"k", *(f"k/{name}" for name in (*FILES, "record.json"))}
+
+
+def test_who_waits_too_long_for_a_host_is_told_who_has_it(tmp_path: Path) -> None:
+    paths = Paths.below(tmp_path)
+    with busy.alone(paths, "backup create"):
+        before = descriptors()
+        refused = pytest.raises(HostError, match=r"the host is busy: backup create, pid \d+$")
+        with refused as told, busy.alone(paths, "it", wait_seconds=0):
+            pass
+        assert told.value.code == "busy"
+        assert descriptors() == before
+        with busy.alone_with_slot(paths, 2, "slot up 2", wait_seconds=0):
+            refused = pytest.raises(HostError, match="slot 2 is busy: slot up 2")
+            with refused, busy.alone_with_slot(paths, 2, "it", wait_seconds=0):
+                pass
+            with busy.alone_with_slot(paths, 3, "it", wait_seconds=0):
+                pass
+
+
+def test_who_waits_too_long_for_a_store_is_told_who_has_it(tmp_path: Path) -> None:
+    with promotion.store_lock(tmp_path, "promote 1"):
+        before = descriptors()
+        said = rf"busy: promote 1 by .*, pid {os.getpid()}, since"
+        with pytest.raises(ImageError, match=said), promotion.store_lock(tmp_path, "prune"):
+            pass
+        assert descriptors() == before
+    assert (tmp_path / ".lock").read_text() == ""
