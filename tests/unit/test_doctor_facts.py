@@ -1,0 +1,254 @@
+"""What the doctor gathers of a machine and of a host, also where nothing of it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.client import host, machine, probe
+from polydev.client.findings import Disk
+from polydev.errors import CommandError, CommandTimeout, DeployError
+from polydev.run import Completed, Orphan
+from polydev.settings import Settings
+from polydev.ssh import SshTarget
+from polydev.vm.accelerator import KVM_DEVICE
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(store=tmp_path / "s", cache=tmp_path / "c", state=tmp_path / "state")
+
+
+class TestMachine:
+    @pytest.mark.parametrize("user", [0, 1000])
+    @pytest.mark.parametrize("device", [True, False])
+    @pytest.mark.parametrize("kernel", [None, Path("/k")])
+    def test_gather(
+        self,
+        user: int,
+        device: bool,
+        kernel: Path | None,
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        tried: list[object] = []
+        orphan = Orphan(7, ("qemu",))
+
+        def choose(kernel: Path, file: Path) -> str:
+            tried.append((kernel, file))
+            return "kvm"
+
+        def access(path: object, how: int) -> bool:
+            assert (path, how) == (KVM_DEVICE, os.R_OK | os.W_OK)
+            return device
+
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        monkeypatch.setattr(os, "access", access)
+        monkeypatch.setattr(machine, "choose_accelerator", choose)
+        monkeypatch.setattr(machine, "orphans", lambda: [orphan])
+        monkeypatch.setattr(machine, "abandoned_folders", lambda: [Path("folder")])
+        monkeypatch.setattr(machine, "_installed", lambda names: dict.fromkeys(names, "1"))
+        monkeypatch.setattr(machine, "_said", shlex_join)
+        found = machine.gather(settings, ["qemu"], kernel)
+        assert found.packages == {"qemu": "1"}
+        assert found.is_root == (user == 0)
+        assert found.kvm_device == device
+        assert found.qemu == "qemu-system-x86_64 --version"
+        assert found.orphans == (orphan,)
+        assert found.scratch == (Path("folder"),)
+        # Without KVM's device nothing is booted, so no kernel is needed.
+        is_tried = kernel is not None or not device
+        assert found.accelerator == ("kvm" if is_tried else None)
+        place = settings.state / "accelerator.json"
+        assert tried == ([(kernel or Path(os.devnull), place)] if is_tried else [])
+
+    def test_a_disk_is_that_of_the_folder_above(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+
+        def usage(folder: Path) -> Usage:
+            asked.append(folder)
+            return Usage(9, 5, 4)
+
+        monkeypatch.setattr(machine.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+        assert machine.disk_of(tmp_path / "a/b") == Disk(9, 4)
+        assert asked == [tmp_path]
+
+    @pytest.mark.parametrize("error", [OSError("x"), CommandError(["q"], 1, "x")])
+    def test_what_cannot_be_tried_is_not_known(
+        self, error: Exception, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(machine, "choose_accelerator", fail)
+        assert machine._accelerator(None, settings) is None
+        if not isinstance(error, OSError):
+            monkeypatch.setattr(machine, "run", fail)
+            assert machine._said(["q"]) is None
+            assert machine._installed(["q"]) is None
+
+    def test_packages_that_are_installed_and_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = "qemu\tinstalled\t1:7.2\nnft\tconfig-files\t1.0\nnonsense\n"
+        done = Completed((), 1, said, "", 0.0)
+        monkeypatch.setattr(machine, "run", lambda *_, **__: done)
+        found = machine._installed(["qemu", "nft", "never"])
+        assert found == {"qemu": "1:7.2", "nft": None, "never": None}
+
+
+def shlex_join(argv: list[str]) -> str:
+    return " ".join(argv)
+
+
+class TestHost:
+    @pytest.fixture
+    def nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A host on which nothing of ours is: no file, no program."""
+        for name in ("HOST", "CONFIG", "DNS_CONFIG", "ACCELERATOR", "TOOL", "GOLDEN"):
+            monkeypatch.setattr(probe, name, str(tmp_path / name))
+        monkeypatch.setattr(probe, "FOLDERS", (str(tmp_path), str(tmp_path / "none")))
+
+        def missing(*_: object, **__: object) -> None:
+            raise FileNotFoundError
+
+        monkeypatch.setattr(subprocess, "run", missing)
+        return tmp_path
+
+    def test_nothing_of_ours(self, nothing: Path) -> None:
+        found = probe.facts()
+        assert found["startedAt"] <= found["endedAt"]
+        absent = ["host", "config", "qemu", "accelerator", "golden", "health", "look"]
+        absent += ["templates", "polkitVersion", "controller"]
+        assert {name: found[name] for name in absent} == dict.fromkeys(absent)
+        assert found["failedVms"] == []
+        assert found["upstreams"] == {}
+        assert found["polkit"] == {"vm": None, "other": None}
+        assert found["units"] == dict.fromkeys(probe.UNITS)
+        assert found["disks"][str(nothing / "none")] is None
+        assert 0 < found["disks"][str(nothing)]["free"] <= found["disks"][str(nothing)]["size"]
+
+    @pytest.mark.parametrize(
+        ("said", "health", "look", "templates"),
+        [
+            ("", None, None, None),
+            ("nonsense", None, None, None),
+            ("[]", None, None, None),
+            ('{"ok": true}', {"ok": True}, {"ok": True}, None),
+            ('{"error": "usage"}', {"error": "usage"}, None, None),
+            ('{"serving": 1}', {"serving": 1}, {"serving": 1}, {"serving": 1}),
+        ],
+    )
+    def test_words_of_the_host_tool(
+        self,
+        said: str,
+        health: object,
+        look: object,
+        templates: object,
+        nothing: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (nothing / "TOOL").touch()
+        given: list[tuple[list[str], bytes]] = []
+
+        def run(argv: list[str], input: bytes, **_: object) -> Any:
+            given.append((argv[1:], input))
+            return subprocess.CompletedProcess(argv, 0, said.encode(), b"")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        assert probe._health() == health
+        assert probe._look({"slots": [1]}) == look
+        assert probe._templates() == templates
+        asked = json.dumps({"parts": probe.LOOKED_AT, "host": {"slots": [1]}}).encode()
+        assert given == [
+            (["health", "--seconds", "0"], b""),
+            (["look"], asked),
+            (["controller", "templates", "report"], b""),
+        ]
+        assert probe._look(None) is None
+
+    @pytest.mark.parametrize(
+        ("pid", "status", "may"), [("7", 0, True), ("7", 1, False), ("0", 0, None), ("", 0, None)]
+    )
+    def test_what_polkit_lets_the_controller_do(
+        self, pid: str, status: int, may: bool | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def run(argv: list[str], **_: object) -> Any:
+            code = status if argv[0] == "pkcheck" else 0
+            return subprocess.CompletedProcess(argv, code, pid.encode(), b"")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        assert probe._may("microvm@2.service") is may
+
+    def test_failed_vms(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = b"microvm@2.service loaded failed failed VM 2\n"
+        done: Any = subprocess.CompletedProcess([], 0, text, b"")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+        assert probe._failed_vms() == ["microvm@2.service"]
+
+    def test_golden_image(self, nothing: Path) -> None:
+        image = nothing / "images" / "abc"
+        image.mkdir(parents=True)
+        (nothing / "GOLDEN").symlink_to(image / "rootfs.ext4")
+        assert probe._golden() is None
+        (image / "rootfs.ext4").touch()
+        assert probe._golden() == {"digest": "abc", "createdAt": None}
+        (image / "record.json").write_text('{"createdAt": "now"}')
+        assert probe._golden() == {"digest": "abc", "createdAt": "now"}
+
+    def test_name_servers(self, nothing: Path) -> None:
+        (nothing / "DNS_CONFIG").write_text("server=9.9.9.9\n#server=1.1.1.1\nserver=/x/8.8.8.8\n")
+        assert probe._upstreams() == ["9.9.9.9"]
+
+
+class TestOverSsh:
+    target = SshTarget("prod", "prod.example")
+
+    @pytest.mark.parametrize(
+        ("status", "stdout", "reason"),
+        [
+            (255, "", "cannot be reached over SSH: no route"),
+            (1, "", "cannot be looked at: no route"),
+            (0, "nonsense", "cannot be looked at: no route"),
+        ],
+    )
+    def test_a_host_that_cannot_be_asked(
+        self, status: int, stdout: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done = Completed((), status, stdout, "no route\n", 0.0)
+        monkeypatch.setattr(host, "run", lambda *_, **__: done)
+        with pytest.raises(DeployError, match=reason):
+            host.gather(self.target)
+
+    def test_one_that_does_not_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise CommandTimeout(["ssh"], 120, "")
+
+        monkeypatch.setattr(host, "run", fail)
+        with pytest.raises(DeployError, match="does not answer"):
+            host.gather(self.target)
+
+    def test_one_that_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: dict[str, Any] = {}
+
+        def run(argv: list[str], **options: Any) -> Completed:
+            given.update(options, argv=argv)
+            return Completed((), 0, '{"host": {}, "accelerator": {"accelerator": "kvm"}}', "", 0.0)
+
+        monkeypatch.setattr(host, "run", run)
+        found = host.gather(self.target)
+        assert given["argv"] == self.target.argv("python3", "-")
+        assert given["input"] == Path(probe.__file__).read_text()
+        assert (given["check"], given["timeout_seconds"]) == (False, host.PROBE_SECONDS)
+        assert found.before <= found.after
+        assert found.is_deployed
+        assert found.accelerator == "kvm"
+        assert not host.HostFacts({"host": None}, 0, 0).is_deployed

@@ -1,0 +1,192 @@
+"""A VM's process from outside, with a program of the test's own in QEMU's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.errors import VmError
+from polydev.vm import machine
+from polydev.vm.config import MemoryFile, Ports, VmConfig
+from polydev.vm.machine import Machine, free_ports, process_runs
+
+NO_PROCESS = 2**22 + 1
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> VmConfig:
+    return VmConfig(
+        vm_id="one",
+        folder=tmp_path / "vm",
+        kernel=tmp_path / "vmlinux",
+        initrd=tmp_path / "initrd",
+        cmdline="quiet",
+        rootfs=tmp_path / "rootfs",
+        image_digest="a" * 64,
+        ports=Ports(0, 0, 0),
+        accelerator="tcg",
+    )
+
+
+class Qemu:
+    """What a start does: overlays made, processes started; `ends` says what each said and did."""
+
+    def __init__(self, config: VmConfig) -> None:
+        self.config = config
+        self.log: list[str] = []
+        self.ends: list[str | None] = [None]
+        self.stopped = 0
+
+    def spawn(self, argv: list[str], **options: Any) -> Any:
+        self.log.append(f"start, stays={options['stays']}, {options['pass_fds']}")
+        said = self.ends[0]
+        if said:
+            options["stdout"].write(said.encode())
+        assert options["stdout"] is options["stderr"]
+
+        class Process:
+            pid = NO_PROCESS
+            returncode: int | None = None
+
+        return Process()
+
+    def greets(self, _: Machine) -> bool:
+        return self.ends.pop(0) is None
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+@pytest.fixture
+def qemu(config: VmConfig, monkeypatch: pytest.MonkeyPatch) -> Qemu:
+    made = Qemu(config)
+    monkeypatch.setattr(machine, "spawn", made.spawn)
+    monkeypatch.setattr(machine, "run", lambda _: made.log.append("overlay"))
+    monkeypatch.setattr(machine, "_greets", made.greets)
+    monkeypatch.setattr(Machine, "stop", made.stop)
+    return made
+
+
+def test_a_start_begins_with_nothing_of_an_earlier_one(config: VmConfig, qemu: Qemu) -> None:
+    config.folder.mkdir()
+    for file in (config.serial_log, config.qmp_socket, config.qemu_log):
+        file.write_text("of an earlier one")
+    made = machine.start(config, (7,))
+    assert qemu.log == ["overlay", "start, stays=False, (7,)"]
+    assert made.serial() == ""
+    assert made.qemu_said() == ""
+    assert not config.qmp_socket.exists()
+    assert made.pid == NO_PROCESS
+
+
+def test_a_clone_keeps_its_disk(config: VmConfig, qemu: Qemu) -> None:
+    from dataclasses import replace
+
+    clone = replace(config, memory_file=MemoryFile(Path("/memory"), private=True))
+    machine.start(clone)
+    assert qemu.log == ["start, stays=False, ()"]
+
+
+def test_one_that_stays_is_recorded_before_it_is_waited_for(config: VmConfig, qemu: Qemu) -> None:
+    made = machine.start(config, record=lambda vm: qemu.log.append(f"record {vm.pid}"))
+    assert made.pid == NO_PROCESS
+    assert qemu.log == ["overlay", "start, stays=True, ()", f"record {NO_PROCESS}"]
+
+
+def test_one_that_cannot_be_recorded_is_ended(config: VmConfig, qemu: Qemu) -> None:
+    def fail(_: Machine) -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        machine.start(config, record=fail)
+    assert qemu.stopped == 1
+
+
+def test_ports_that_were_taken_meanwhile_are_chosen_anew(config: VmConfig, qemu: Qemu) -> None:
+    qemu.ends = ["Could not set up host forwarding rule", None]
+    machine.start(config)
+    assert qemu.log.count("overlay") == 2
+
+
+def test_ports_are_not_chosen_for_ever(config: VmConfig, qemu: Qemu) -> None:
+    qemu.ends = ["Could not set up host forwarding rule"] * (machine.START_ATTEMPTS + 1)
+    with pytest.raises(VmError, match="Could not set up"):
+        machine.start(config)
+    assert qemu.log.count("overlay") == machine.START_ATTEMPTS
+
+
+@pytest.mark.parametrize(("said", "shown"), [("no memory\n", "no memory"), (" ", "without a word")])
+def test_another_failure_is_told_at_once(
+    said: str, shown: str, config: VmConfig, qemu: Qemu
+) -> None:
+    qemu.ends = [said]
+    with pytest.raises(VmError, match=f"QEMU ended at once: {shown}"):
+        machine.start(config)
+    assert qemu.log.count("overlay") == 1
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process of ours that ends by SIGKILL alone."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(writing, b"x")
+        while True:
+            signal.pause()
+    os.read(reading, 1)
+    yield pid
+    os.close(reading)
+    os.close(writing)
+
+
+def test_one_that_ignores_its_end_is_killed(config: VmConfig, child: int) -> None:
+    made = Machine(config, child)
+    assert made.alive()
+    made.stop(grace_seconds=0.05)
+    with suppress(ChildProcessError):  # it was reaped
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not made.alive()
+
+
+def test_one_that_has_ended_is_stopped_already(config: VmConfig) -> None:
+    Machine(config, NO_PROCESS).stop(grace_seconds=0.05)
+
+
+def test_one_of_another_user_is_not_waited_for(
+    config: VmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    with pytest.raises(VmError, match="it is another user's"):
+        Machine(config, NO_PROCESS).stop()
+
+
+def test_a_number_alone_is_no_sign_of_life() -> None:
+    command = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()
+    assert process_runs(os.getpid(), command)
+    assert not process_runs(os.getpid(), "/no/such/socket")
+    assert not process_runs(NO_PROCESS, command)
+
+
+def test_ports_are_free_and_differ() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        given = taken.getsockname()[1]
+        ports = free_ports(Ports(given, 0, 0))
+    assert ports.agent == given
+    assert ports.host == "127.0.0.1"
+    assert len({ports.agent, ports.vnc, ports.novnc, 0}) == 4
+    for port in (ports.vnc, ports.novnc):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
