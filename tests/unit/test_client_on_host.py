@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from polydev.client.on_host import refusal
+from pathlib import Path
+
+import pytest
+
+from polydev.client.on_host import HostController, _new_file, refusal
+from polydev.errors import ConfigError
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
@@ -52,3 +57,34 @@ def test_a_host_tool_that_lacks_the_verb_is_told_as_old() -> None:
 def test_a_host_without_a_tool() -> None:
     error = refusal(TARGET, 1, "sudo: /opt/polydev-ai/bin/polydev-host: command not found\n")
     assert error.message == "lab-dev: no controller is deployed there"
+
+
+def test_a_copy_gets_its_name_when_it_is_whole_and_is_its_owners(tmp_path: Path) -> None:
+    file, part = tmp_path / "copy", tmp_path / "copy.part"
+    part.write_text("of a run that was killed")
+    part.chmod(0o644)
+    with pytest.raises(ZeroDivisionError), _new_file(file) as copy:
+        copy.write(b"half")
+        assert part.stat().st_mode & 0o777 == 0o600
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with _new_file(file) as copy:
+        copy.write(b"all")
+        assert not file.exists()
+    assert file.read_bytes() == b"all"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = pytest.raises(ConfigError, match="cannot be written: Not a directory")
+    with refused, _new_file(tmp_path / "file" / "copy"):
+        pass
+
+
+def test_a_copy_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_text("as it was")
+    with pytest.raises(ConfigError, match="is there already"):
+        HostController(TARGET).back_up(tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "as it was"

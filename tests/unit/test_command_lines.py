@@ -19,7 +19,8 @@ import pytest
 
 from polydev.client import host as client_host
 from polydev.client import machine, probe
-from polydev.deploys import sending
+from polydev.deploys import bundle, images, sending
+from polydev.deploys.operations import remote_rsync
 from polydev.hosttool import (
     accounts,
     network_state,
@@ -563,4 +564,28 @@ def test_a_lab_s_tree_is_made_in_namespaces_of_its_own() -> None:
         "setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child "
         f"--mount-proc mmdebstrap --variant=minbase --mode=root --keyring={KEYRING} "
         f"--include={','.join(root.PACKAGES)} bookworm /t 'deb x'"
+    )
+
+
+def test_wheels_are_fetched_by_their_hashes_and_nothing_else() -> None:
+    words = bundle.pip_download_words(Path("r.txt"), Path("to"), "3.12")
+    platforms = " ".join(f"--platform {each}" for each in bundle.PLATFORMS)
+    assert shlex.join(str(word) for word in words) == (
+        "-m pip download --quiet --no-input --disable-pip-version-check --require-hashes "
+        "--no-deps --only-binary :all: --implementation cp --python-version 3.12 "
+        f"{platforms} --dest to --requirement r.txt"
+    )
+
+
+@pytest.mark.parametrize("basis", [None, "b" * 64])
+def test_images_are_sent_as_they_are(basis: str | None) -> None:
+    store = "/var/lib/firecracker/snapshots/base"
+    against = f"--copy-dest={store}/images/{basis} " if basis else ""
+    shell = shlex.quote(f"--rsh={TARGET.rsync_shell()}")
+    argv = images.rsync_argv(TARGET, Path("/here"), "a" * 64, basis)
+    reader = shlex.quote(f"--rsync-path={remote_rsync(None)}")
+    assert shlex.join(argv) == (
+        "rsync --archive --sparse --stats --compress --compress-choice=zstd --compress-level=1 "
+        f"--no-owner --no-group --exclude=in-use.lock {reader} {shell} {against}/here/ "
+        f"prod.example:{store}/incoming/{'a' * 64}/"
     )

@@ -15,7 +15,7 @@ from polydev.deploys import controller, images
 from polydev.deploys.data import HostData
 from polydev.hosttool import images as store_of
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.release import FILES, current_damage
+from polydev.hosttool.release import FILES, current_damage, release_damage
 from polydev.hosttool.releases import create
 from polydev.hosttool.tree import file_sha256
 from polydev.ssh import SshTarget
@@ -173,3 +173,15 @@ class TestImages:
         arrive(store, A)
         store_of.add(A, store)
         assert store_of.listing(store)["images"] == [B, A]
+
+
+def test_a_release_without_a_known_list_is_taken_as_it_is(root: Path) -> None:
+    """A backup of an earlier host tool knows no sum; the program must be there all the same."""
+    place = root / "releases" / ID
+    (place / "venv/bin/more").write_text("changed")
+    assert release_damage(place, None) == []
+    (place / FILES).unlink()
+    assert release_damage(place, None) == []
+    assert release_damage(place, "0" * 64) == [f"{place / FILES} is missing"]
+    (place / "venv/bin/master-controller").unlink()
+    assert release_damage(place, None) == [f"release {ID} has no venv/bin/master-controller"]

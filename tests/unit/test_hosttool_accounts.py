@@ -21,6 +21,7 @@ from polydev.hosttool.accounts import (
     read,
     set_back,
 )
+from polydev.hosttool.errors import HostError
 from tests.unit.fake_host import fake_host
 
 WANTED = [
@@ -317,3 +318,34 @@ class TestOperation:
         (command,) = self.run(found)
         assert command.startswith("printf %s '{}' | ")
         assert command.endswith("accounts mend --host /dev/stdin")
+
+
+class TestMend:
+    """The whole way, with programs that only note what they were asked."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        made: list[list[str]] = []
+        monkeypatch.setattr(accounts, "_run", made.append)
+        return made
+
+    def test_nothing_to_do(self, asked: list[list[str]], tmp_path: Path) -> None:
+        assert accounts.mend(WANTED, etc(tmp_path)) == {"mended": []}
+        assert asked == [["systemd-sysusers", accounts.SYSUSERS]]
+
+    def test_what_programs_cannot_mend_is_told(
+        self, asked: list[list[str]], tmp_path: Path
+    ) -> None:
+        wrong = {"group:sudo": "sudo:x:27:anna,vm-2"}
+        with pytest.raises(HostError, match="vm-2") as told:
+            accounts.mend(WANTED, etc(tmp_path, wrong))
+        assert told.value.code == "accounts-wrong"
+        there = read(etc(tmp_path, wrong))["vm-2"]
+        assert asked[1:] == [list(each) for each in mending(there, WANTED[1])]
+        assert asked[1:]
+
+    def test_a_program_that_fails_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(HostError, match=r"^sh -c exit 3") as told:
+            accounts._run(["sh", "-c", "exit 3"])
+        assert told.value.code == "accounts-wrong"
+        accounts._run(["true"])

@@ -7,16 +7,19 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from polydev import hosttool
-from polydev.hosttool import cli, deadman, holding, lock, records, restore
+from polydev.hosttool import cli, deadman, holding, lock, pack, records, restore
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.listing import listing
@@ -27,6 +30,7 @@ from polydev.hosttool.reserve import keep_reserve
 from polydev.hosttool.restore import Options
 from polydev.hosttool.systemd import UnitState, states_of_show
 from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
+from polydev.hosttool.verbs import Call
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, deploy, put, unit_text
 
 WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
@@ -384,3 +388,97 @@ def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
     assert listed == sorted(listed)
     assert {"__main__.py", "polydev/__init__.py", "polydev/hosttool/cli.py"} <= set(listed)
     assert all(name.endswith(".py") for name in listed)
+
+
+class TestEndOfAHolder:
+    """What a holder of the lock gets, one signal after the other."""
+
+    def ended_by(
+        self, monkeypatch: pytest.MonkeyPatch, *, ends: bool, is_there: bool = True
+    ) -> list[int]:
+        sent: list[int] = []
+        monkeypatch.setattr(lock, "lives", lambda _: is_there)
+        monkeypatch.setattr(lock, "_ended", lambda *_: ends)
+        monkeypatch.setattr(signal, "pidfd_send_signal", lambda _, number: sent.append(number))
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        lock._end({"pid": os.getpid()})
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        return sent
+
+    def test_one_that_ends_is_not_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.ended_by(monkeypatch, ends=True) == [signal.SIGTERM]
+
+    def test_one_that_does_not_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.ended_by(monkeypatch, ends=False) == [signal.SIGTERM, signal.SIGKILL]
+
+    def test_a_stranger_gets_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.ended_by(monkeypatch, ends=False, is_there=False) == []
+
+    def test_one_that_is_gone(self) -> None:
+        lock._end({"pid": 2**22 + 1})
+
+
+def test_a_holder_says_at_once_that_it_has_the_lock(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the line must not wait for a buffer; and an old lock is for the next to see."""
+    said: list[str] = []
+
+    class Stdout(io.StringIO):
+        def flush(self) -> None:
+            said.append(self.getvalue())
+
+    ends = {holding.End.RELEASED: None, holding.End.GONE: WHO, holding.End.EXPIRED: WHO}
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stdin = SimpleNamespace(fileno=lambda: 0)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    for end, left in ends.items():
+        said.clear()
+        monkeypatch.setattr(sys, "stdout", Stdout())
+        monkeypatch.setattr(holding, "_listen", lambda *_, end=end: end)
+        if end is holding.End.EXPIRED:
+            with pytest.raises(HostError, match="nobody renewed the lock for 60 s") as told:
+                holding.hold(paths, 60, WHO, again=False)
+            assert told.value.code == "lock-expired"
+        else:
+            assert holding.hold(paths, 60, WHO, again=False) is None
+        assert json.loads(said[0])["lock"]["owner"] == "ada@desk"
+        shown: Any = lock.show(paths)
+        assert shown["held"] is False
+        assert (shown["lock"] and shown["lock"]["owner"]) == (left and left["owner"])
+
+
+def test_signals_that_were_ignored_end_a_holder(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(signal, "signal", lambda *words: told.append(words))
+    monkeypatch.setattr(holding, "Lock", lambda *_, **__: sys.exit(0))
+    with pytest.raises(SystemExit):
+        holding.hold(paths, 60, WHO, again=False)
+    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE)
+    assert told == [(number, signal.SIG_DFL) for number in numbers]
+
+
+def test_the_packed_file_can_be_run(tmp_path: Path) -> None:
+    pack.main([str(tmp_path / "tool")])
+    assert (tmp_path / "tool").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "tool").read_bytes() == zipapp_bytes(Path(hosttool.__file__).parent)
+
+
+def test_a_backup_is_verified_as_a_whole(host: Host) -> None:
+    kept = host.backup()
+    words = ["backup", "verify", "--id", FIRST]
+    call = Call(cli.parser(words).parse_args(words), host.paths, host.systemd)
+    assert call.arguments.verb.run(call)["whole"] is True
+    next((kept.folder / "files").iterdir()).write_bytes(b"flipped")
+    with pytest.raises(HostError) as told:
+        call.arguments.verb.run(call)
+    assert told.value.code == "backup-damaged"
+
+
+def test_no_folder_has_no_records(paths: Paths) -> None:
+    assert records.records(paths) == []
+    put(paths.records / "notes.json", "{}")
+    put(paths.records / f"{FIRST}.txt", "{}")
+    assert records.records(paths) == []

@@ -7,10 +7,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from polydev.client import access
 from polydev.hosttool import busy, durable, network_state, operations, records
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.reserve import keep_reserve
@@ -22,6 +24,7 @@ from polydev.vm.config import IN_USE
 from tests.unit.hosttool_host import FIRST, Host
 
 FILE = Path(__file__)
+NOBODYS: Any = SimpleNamespace(model_dump_json=lambda **_: "{}")
 
 
 def mode(path: Path) -> int:
@@ -57,6 +60,28 @@ def test_what_is_being_written_is_its_writers_alone(
         monkeypatch.setattr(os, name, look)
     write(tmp_path / "file")
     assert modes[0] == 0o600
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: durable.write_new(folder / "file", b"secret"),
+        lambda folder: durable.copy_new(FILE, folder / "file"),
+        lambda folder: access.store_access(folder, NOBODYS),
+    ],
+    ids=["write_new", "copy_new", "access"],
+)
+def test_a_link_that_somebody_puts_there_meanwhile_is_not_followed(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    for name in ("file", "access.json.new"):
+        (tmp_path / name).symlink_to(victim)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(FileExistsError):
+        write(tmp_path)
+    assert victim.read_text() == "as it was"
 
 
 @pytest.mark.parametrize(

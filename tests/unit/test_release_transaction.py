@@ -922,3 +922,14 @@ class TestVerbs:
         host.records["x"] = {"id": "x", "status": "unreadable", "problem": "it is empty"}
         found = transaction.records_of(operator.bench.connection)
         assert [record.id for record in found] == [FIRST]
+
+
+def test_the_way_back_is_not_interrupted_and_all_else_is() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with transaction._uninterrupted():
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    assert [signal.getsignal(number) for number in numbers] == before
+    with pytest.raises(ZeroDivisionError), transaction._uninterrupted():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in numbers] == before

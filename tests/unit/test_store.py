@@ -592,3 +592,15 @@ def test_every_name_stands_for_what_is_on_the_disk(
         store.rollback()
         store.write_record(records[0])
     assert (promoting.faults(), promoting.renames) == ([], 6)
+
+
+def test_a_record_is_replaced_durably(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = add(store, "a")
+    verified = record.model_copy(update={"verification": verification()})
+    with watched_disk(monkeypatch) as work:
+        store.write_record(verified)
+    assert work.faults() == []
+    assert work.renames == 1
+    assert store.record(record.digest) == verified
+    with pytest.raises(ImageError, match="no image bbbb"):
+        store.write_record(verified.model_copy(update={"digest": "b" * 64}))
