@@ -173,6 +173,28 @@ class TestApply:
         ]
         assert events[-1] == {"event": "done", "changed": 1}
 
+    @pytest.mark.parametrize("deployment_id", [None, "20250131_120000-abcd"])
+    def test_its_commands_are_put_where_they_can_be_ended(
+        self,
+        deployment_id: str | None,
+        make: Make,
+        events: Events,
+        runner: Any,
+        told_to: Callable[[str], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        put: list[object] = []
+
+        def note(_: object, deployment_id: str) -> None:
+            assert not of(events, "start"), "before the first of them runs"
+            put.append(deployment_id)
+
+        monkeypatch.setattr(runner, "_put_in_slice", note)
+        told_to("go\n")
+        make(WRONG).apply(None, {"deployment_id": deployment_id}, plan_only=False)
+        assert put == ([deployment_id] if deployment_id else [])
+        assert of(events, "done")
+
     @pytest.mark.parametrize("word", ["", "stop\n", "g"])
     def test_only_the_word_lets_it_go_on(
         self, make: Make, events: Events, told_to: Callable[[str], None], word: str

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.permissions import Tree, find, mend, trees
 
@@ -153,3 +154,39 @@ def test_all_trees_of_a_host_lie_below_its_root(tmp_path: Path) -> None:
         f"{tmp_path}/etc/ssh",
         f"{tmp_path}/var/lib/master-controller/controller.sqlite3",
     ]
+
+
+def test_what_is_removed_meanwhile_is_nobodys_to_mend(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("inner", "inner/file"):
+        (tree / name).chmod(0o777)
+    lstat = Path.lstat
+
+    def gone(path: Path) -> os.stat_result:
+        if path.name == "file":
+            raise FileNotFoundError
+        return lstat(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", gone)
+        assert [line.partition(":")[0] for line in find((Tree(tree),))] == [str(tree / "inner")]
+    chmod = Path.chmod
+
+    def vanish(path: Path, mode: int) -> None:
+        if path.name == "file":
+            raise FileNotFoundError
+        chmod(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", vanish)
+        assert mend((Tree(tree),)) == {"mended": [str(tree / "inner")]}
+
+    def refuse(path: Path, _: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", refuse)
+        with pytest.raises(HostError, match="inner/file: Operation not permitted") as told:
+            mend((Tree(tree),))
+    assert told.value.code == "permissions-wrong"

@@ -265,3 +265,12 @@ def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
         life._check_programs()
     monkeypatch.setattr(shutil, "which", lambda name: name)
     life._check_programs()
+
+
+@pytest.mark.parametrize(
+    "program", ["systemd-nspawn", "slirp4netns", "mmdebstrap", "ssh", "nsenter", "unshare"]
+)
+def test_each_program_is_needed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == program else name)
+    with pytest.raises(ConfigError, match=f"a lab needs {program}"):
+        life._check_programs()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +41,19 @@ def test_every_option_says_what_it_is(name: str) -> None:
 )
 def test_what_asks_a_controller_reaches_it_through_ssh_too(name: str) -> None:
     assert {"url", "token", "inventory", "host"} <= set(VERBS[name].args)
+
+
+def answers() -> Iterator[tuple[str, dict[str, str]]]:
+    """Each place where a verb answers, with the words that it gives by name."""
+    root = Path(__file__).parents[2]
+    for file in (root / "tasks.py", *sorted((root / "verbs").glob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "answer":
+                given = {str(word.arg): ast.unparse(word.value) for word in node.keywords}
+                yield f"{file.name}:{node.lineno}", given
+
+
+def test_every_answer_is_json_where_that_is_asked_for() -> None:
+    given = {place: words.get("as_json") for place, words in answers()}
+    assert given
+    assert {place: text for place, text in given.items() if text not in ("json", "True")} == {}

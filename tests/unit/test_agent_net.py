@@ -1,0 +1,102 @@
+"""Connections of the agent's checks: what is read, how long, and what is said where it fails."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.agent.errors import CheckFailed
+from polydev.agent.net import Stream
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "s"))
+        made.listen()
+        yield made
+
+
+@pytest.fixture
+def ends(listener: socket.socket) -> Iterator[tuple[Stream, socket.socket]]:
+    """A check's end of a connection, and the other one."""
+    with Stream(listener.getsockname(), 60) as stream:
+        other, _ = listener.accept()
+        with other:
+            yield stream, other
+
+
+Ends = tuple[Stream, socket.socket]
+
+
+def test_what_came_too_early_is_kept_for_later(ends: Ends) -> None:
+    stream, other = ends
+    other.sendall(b"head\r\n\r\nbody and more")
+    assert stream.read_through(b"\r\n\r\n", 100, "a head") == b"head\r\n\r\n"
+    assert stream.read_exactly(4, "a body") == b"body"
+    assert stream.read_exactly(9, "the rest") == b" and more"
+
+
+def test_it_sends(ends: Ends) -> None:
+    stream, other = ends
+    stream.send(b"hello")
+    assert other.recv(5) == b"hello"
+
+
+def test_what_has_no_end_is_not_kept(ends: Ends) -> None:
+    stream, other = ends
+    other.sendall(b"x" * 101)
+    with pytest.raises(CheckFailed, match="sent something else than a head"):
+        stream.read_through(b"\n", 100, "a head")
+
+
+def test_as_much_as_may_be_is_read(ends: Ends) -> None:
+    stream, other = ends
+    other.sendall(b"x" * 100)
+    other.shutdown(socket.SHUT_WR)
+    with pytest.raises(CheckFailed, match="closed the connection before a head"):
+        stream.read_through(b"\n", 100, "a head")
+
+
+def test_an_end_before_all_is_there(ends: Ends) -> None:
+    stream, other = ends
+    other.sendall(b"abc")
+    other.shutdown(socket.SHUT_WR)
+    with pytest.raises(CheckFailed, match="closed the connection before 4 bytes"):
+        stream.read_exactly(4, "4 bytes")
+
+
+def test_one_deadline_is_for_all(listener: socket.socket) -> None:
+    with Stream(listener.getsockname(), 60) as stream:
+        stream._ends = 0.0
+        for talk in (lambda: stream.send(b"x"), lambda: stream.read_exactly(1, "a byte")):
+            with pytest.raises(CheckFailed, match=r"did not give .* within 60 s$"):
+                talk()
+
+
+def test_nobody_is_waited_for_for_ever(ends: Ends) -> None:
+    stream, _ = ends
+    stream._ends += 0.05 - 60
+    with pytest.raises(CheckFailed, match=r"did not give a byte within 60 s$"):
+        stream.read_exactly(1, "a byte")
+
+
+def test_words_of_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=f"there is no {tmp_path}/none$"):
+        Stream(f"{tmp_path}/none", 60)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(CheckFailed, match=f"connection refused on 127.0.0.1:{port}$"):
+            Stream(("127.0.0.1", port), 60)
+
+
+def test_other_words(ends: Ends) -> None:
+    stream, _ = ends
+    error = OSError(errno.ENETUNREACH, "Network is unreachable")
+    assert stream._words(error, "x") == f"{stream.name}: network is unreachable"
+    assert stream._words(OSError(), "x") == f"{stream.name}: oserror"
