@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polydev.client.on_host import HostController, _new_file, refusal
-from polydev.errors import ConfigError
+from polydev.errors import ConfigError, DeployError
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
@@ -88,3 +88,28 @@ def test_a_copy_that_is_there_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         HostController(TARGET).back_up(tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("stop", "hint", "shown"),
+    [
+        (False, "stop the service", "./inv database.restore 'a copy' --stop"),
+        (True, "stop the service", "stop the service"),
+        (False, "run it again", "run it again"),
+    ],
+)
+def test_a_copy_that_does_not_fit_is_called_by_its_own_name(
+    stop: bool, hint: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a copy").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DeployError("/opt/polydev-ai/exchange/dump is no copy", hint)
+
+    monkeypatch.setattr(HostController, "_exchange", refuse)
+    with pytest.raises(DeployError) as told:
+        HostController(TARGET).restore(Path("a copy"), stop=stop)
+    assert (told.value.message, told.value.hint) == ("a copy is no copy", shown)
+    with pytest.raises(ConfigError, match="none cannot be read: No such file"):
+        HostController(TARGET).restore(Path("none"), stop=stop)

@@ -7,12 +7,13 @@ mark is the same everywhere. `test_build_inside.py` stacks layers that were real
 from __future__ import annotations
 
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import pytest
 
 from polydev.image.guestpath import Clash
-from polydev.image.stacking import Stack, _revealed
+from polydev.image.stacking import FOLDER_MODE, Stack, _Change, _rearrange, _revealed
 
 
 def entry(path: str, kind: str = "file") -> dict[str, Any]:
@@ -49,3 +50,42 @@ def test_it_hides_no_file_that_its_layer_did_not_know(below: Stack) -> None:
 def test_one_that_does_both_is_refused(below: Stack) -> None:
     with pytest.raises(Clash, match="/opt/app is made anew by the layer"):
         _revealed({"opt/app", "srv"}, below, seen(below))
+
+
+def folder(path: str, mode: int, owner: int, mtime: int) -> dict[str, Any]:
+    return {"path": path, "type": "dir", "size": 0} | {
+        "mode": mode,
+        "uid": owner,
+        "gid": owner,
+        "mtime": mtime,
+    }
+
+
+def test_folders_on_the_way_are_as_they_are_below(tmp_path: Path) -> None:
+    """A link led a layer's files elsewhere: the folders there keep what the image gave them."""
+    source, to = tmp_path / "source", tmp_path / "to"
+    (source / "own").mkdir(parents=True)
+    (source / "own").chmod(0o750)
+    (source / "own/file").write_text("text")
+    (source / "same").mkdir()
+    below = Stack()
+    below.add(
+        Path("below"),
+        [folder("/there", 0o711, 7, 40), folder("/same", 0o700, 8, 50)],
+        "below",
+    )
+    landed = {"own": "there/own", "own/file": "there/own/file", "same": "same"}
+    landed |= {"new": "none/new"}
+    (source / "new").write_text("text")
+    change = _Change(landed, frozenset(), frozenset({"same"}))
+    _rearrange(source, to, change, below, epoch=100)
+    states = {name: (to / name).stat() for name in ("there", "there/own", "same", "none")}
+    found = {name: (oct(S_IMODE(each.st_mode)), each.st_uid) for name, each in states.items()}
+    assert found == {
+        "there": ("0o711", 7),
+        "there/own": ("0o750", 0),
+        "same": ("0o700", 8),  # kept: as it is below
+        "none": (oct(FOLDER_MODE), 0),
+    }
+    assert states["there"].st_mtime == 40
+    assert (to / "there/own/file").read_text() == "text"
