@@ -272,7 +272,7 @@ for name, verbs in (
         ),
     ),
     ("alert", (alerts.try_alerts,)),
-    ("bench", (bench.start_bench,)),
+    ("bench", (bench.burst_bench, bench.clones_bench, bench.start_bench)),
     ("template", (templates.build_template, templates.show_template)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
     ("credentials", (credentials.make_key, credentials.rotate)),

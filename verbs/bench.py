@@ -11,13 +11,21 @@ from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
 from verbs.tables import table_text
 
-START_PROGRAM = ROOT / "tests" / "bench" / "start_on_host.py"
 ROWS = (
-    ("bare resume", "bare_resume"),
-    ("start from the pool", "pool_start"),
-    ("start of a clone", "clone_start"),
-    ("cold boot", "cold_start"),
+    ("bare resume", "bare"),
+    ("start from the pool", "pool"),
+    ("start of a clone", "clone"),
+    ("cold boot", "cold"),
 )
+CLONE_ROWS = (
+    ("memory of a bare resume", "bare_memory_mb", "MB"),
+    ("memory of a session's clone", "running_memory_mb", "MB"),
+    ("that against a bare resume's", "running_to_bare_memory", ""),
+    ("memory of a primed and paused one", "primed_memory_mb", "MB"),
+    ("CPU with a viewer", "viewed_cpu_percent", "% of a core"),
+    ("CPU once nobody looks", "unviewed_cpu_percent", "% of a core"),
+)
+COMMON_HELP = {"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP}
 
 
 @task(
@@ -25,9 +33,7 @@ ROWS = (
     help={
         "starts": "how many of each kind but cold boots (default: 20)",
         "cold": "how many cold boots; templates are put aside meanwhile (default: 2)",
-        "inventory": INVENTORY_HELP,
-        "host": HOST_HELP,
-        "json": JSON_HELP,
+        **COMMON_HELP,
     },
 )
 @edge
@@ -40,23 +46,91 @@ def start_bench(
     json: bool = False,
 ) -> None:
     """Measure sessions' starts on a host until their screen answers, beside a bare resume."""
-    from polydev.client.start_bench import measured, summary
-    from polydev.progress import Steps
+    from polydev.client.start_bench import summary
 
     require_at_least(1, "starts", starts)
     require_at_least(0, "cold", cold)
-    _, described = described_host(inventory, host)
-    with Steps().step(f"{described.name}: starts of sessions") as step:
-        found = summary(
-            measured(described.target, START_PROGRAM, described.controller, starts, cold, step.say)
-        )
-    answer(found, as_json=json, text=_text(found))
+    said = _measured("starts of sessions", inventory, host, ("start_on_host",), starts, cold)
+    found = summary(said["seconds"], said["first_frame_seconds"])
+    answer(found, as_json=json, text=_start_text(found))
 
 
-def _text(found: dict[str, Any]) -> str:
+@task(
+    name="clones",
+    help={"count": "how many VMs of each kind at a time (default: 3)", **COMMON_HELP},
+)
+@edge
+def clones_bench(
+    context: Context,
+    count: int = 3,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Measure what clones cost a host: memory of their own and CPU, beside a bare resume."""
+    from polydev.client.clone_bench import clone_summary
+
+    require_at_least(1, "count", count)
+    found = clone_summary(_measured("clones", inventory, host, ("clones_on_host",), count))
     rows = [
-        [words, _seconds(found[f"{name}_seconds"]), _seconds(found[f"{name}_p95_seconds"])]
-        for words, name in ROWS
+        [words, None if found[name] is None else f"{found[name]:g} {unit}".strip()]
+        for words, name, unit in CLONE_ROWS
+    ]
+    text = "\n".join([table_text(("", "median"), rows), *_limits_text(found["within_limit"])])
+    answer(found, as_json=json, text=text)
+
+
+@task(
+    name="burst",
+    help={
+        "size": "how many sessions start at once (default: 16)",
+        "running": "how many then run at once, each with a viewer (default: 0, none)",
+        **COMMON_HELP,
+    },
+)
+@edge
+def burst_bench(
+    context: Context,
+    size: int = 16,
+    running: int = 0,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Measure many starts of sessions at once: of a host's pool, or of clones where it has none."""
+    from polydev.client.clone_bench import burst_summary
+
+    require_at_least(1, "size", size)
+    require_at_least(0, "running", running)
+    programs = ("clones_on_host", "bursts_on_host")
+    found = burst_summary(_measured("a burst", inventory, host, programs, size, running))
+    answer(found, as_json=json, text=_burst_text(found))
+
+
+def _measured(
+    what: str, inventory: str, host: str, programs: tuple[str, ...], *words: int
+) -> dict[str, Any]:
+    from polydev.client.host_bench import measured_there
+    from polydev.progress import Steps
+
+    _, described = described_host(inventory, host)
+    folder = ROOT / "tests" / "bench"
+    names = ("screen", "bare_on_host", "sessions_on_host", *programs)
+    brought = [folder / f"{name}.py" for name in names]
+    with Steps().step(f"{described.name}: {what}") as step:
+        there = [described.controller, *map(str, words)]
+        return measured_there(described.target, brought, there, step.say)
+
+
+def _start_text(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            words,
+            _seconds(found[f"{_start_name(kind)}_seconds"]),
+            _seconds(found[f"{_start_name(kind)}_p95_seconds"]),
+            _seconds(found[f"{kind}_first_frame_seconds"]),
+        ]
+        for words, kind in ROWS
     ]
     ratios = [
         f"{name.replace('_', ' ')}: "
@@ -64,7 +138,33 @@ def _text(found: dict[str, Any]) -> str:
         for name in found
         if "_to_" in name
     ]
-    return "\n".join([table_text(("", "median", "95 %"), rows), *ratios])
+    return "\n".join([table_text(("", "median", "95 %", "first frame"), rows), *ratios])
+
+
+def _start_name(kind: str) -> str:
+    return "bare_resume" if kind == "bare" else f"{kind}_start"
+
+
+def _burst_text(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['size']} sessions at once: {found['refused']} refused, "
+        f"the last after {_seconds(found['last_seconds'])}"
+    ]
+    if found["one_start_seconds"] is not None:
+        lines.append(f"one start: {_seconds(found['one_start_seconds'])}")
+    if found["bare_resumes_seconds"] is not None:
+        lines.append(f"as many bare resumes in turn: {_seconds(found['bare_resumes_seconds'])}")
+    if running := found["running"]:
+        lines.append(
+            f"{running['up']} of {running['vms']} run and answer: {running['all_memory_mb']:g} MB, "
+            f"{running['all_cpu_percent']:g} % of a core"
+        )
+    return "\n".join([*lines, *_limits_text(found["within_limit"])])
+
+
+def _limits_text(within: dict[str, bool | None]) -> list[str]:
+    words = {True: "within its limit", False: "beyond its limit", None: "not measured"}
+    return [f"{name.replace('_', ' ')}: {words[is_so]}" for name, is_so in within.items()]
 
 
 def _seconds(value: float | None) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from polydev.client.start_bench import percentile_95, summary
+from polydev.client.host_bench import percentile_95
+from polydev.client.start_bench import summary
 
 SECONDS = {
     "bare": [0.2, 0.2, 0.2],
@@ -12,21 +13,24 @@ SECONDS = {
     "clone": [0.3, 0.4, 0.5],
     "cold": [40.0, 44.0],
 }
+FRAMES = {"bare": [0.3, 0.5], "pool": [0.2], "clone": [], "cold": []}
 
 
 def test_ratios_are_of_medians() -> None:
-    found = summary(SECONDS)
+    found = summary(SECONDS, FRAMES)
     assert found["bare_resume_seconds"] == 0.2
     assert found["pool_start_to_bare_resume"] == 0.5
     assert found["clone_start_to_bare_resume"] == 2
     assert found["cold_to_pool_start"] == 420
     assert found["cold_to_clone_start"] == 105
+    assert (found["bare_first_frame_seconds"], found["pool_first_frame_seconds"]) == (0.4, 0.2)
+    assert found["clone_first_frame_seconds"] is None
     assert found["missing"] == {}
     assert found["seconds"] == SECONDS
 
 
 def test_what_was_not_measured_is_null_with_the_reason() -> None:
-    found = summary({**SECONDS, "pool": [], "cold": []})
+    found = summary({**SECONDS, "pool": [], "cold": []}, FRAMES)
     assert found["pool_start_to_bare_resume"] is None
     assert found["pool_start_seconds"] is None
     assert found["clone_start_to_bare_resume"] == 2

@@ -1,0 +1,74 @@
+"""Programs that measure on a host, and what is said of their figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from polydev.client.on_host import follow
+from polydev.errors import CommandError, ConfigError, DeployError
+from polydev.ssh import SshTarget
+
+PYTHON = "/opt/master-controller/current/venv/bin/python"
+PACKAGE = "tests.bench"
+# Its arguments: names and texts of modules up to --, then the one to run with its words.
+RUN = f"""
+folder=$(mktemp -d) || exit
+trap 'rm -rf "$folder"' EXIT
+cd "$folder" && mkdir -p {PACKAGE.replace(".", "/")} || exit
+while [ "$1" != -- ]; do
+    printf %s "$2" >"{PACKAGE.replace(".", "/")}/$1.py"
+    shift 2
+done
+program=$2
+shift 2
+{PYTHON} -m {PACKAGE}."$program" "$@"
+"""
+
+
+def measured_there(
+    target: SshTarget,
+    programs: Sequence[Path],
+    words: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What the last of these programs measures on the host, by its controller's own Python.
+
+    The others are modules that it needs. Raises ConfigError and DeployError with what went wrong.
+    """
+    found: dict[str, Any] = {}
+
+    def on_line(line: str) -> None:
+        if line.startswith("{"):
+            found.update(json.loads(line))
+        else:
+            say(line)
+
+    brought = [word for each in programs for word in (each.stem, each.read_text())]
+    started = ("sh", "-c", RUN, "bench", *brought, "--", programs[-1].stem, *words)
+    try:
+        follow(target, started, on_line)
+    except CommandError as error:
+        raise DeployError(f"{target.name}: {error.stderr_tail}", "./inv doctor") from error
+    if not found:
+        raise ConfigError(f"{target.name} measured nothing", "./inv templates; ./inv doctor")
+    return found
+
+
+def median_of(values: Sequence[float]) -> float | None:
+    """None of no values."""
+    return round(median(values), 4) if values else None
+
+
+def ratio(value: float | None, other: float | None) -> float | None:
+    return None if value is None or not other else round(value / other, 3)
+
+
+def percentile_95(values: Sequence[float]) -> float | None:
+    """None of no values; of one, itself."""
+    if len(values) < 2:
+        return values[0] if values else None
+    return round(quantiles(values, n=20, method="inclusive")[-1], 4)
