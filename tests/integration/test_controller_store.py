@@ -535,6 +535,21 @@ async def test_news(store_url: str) -> None:
 
 
 @run_async
+async def test_news_of_vms_reach_their_live_sessions(store_url: str) -> None:
+    async with opened(store_url) as store:
+        live, over, other = [await store.start(await store.new_user()) for _ in range(3)]
+        await store.sessions.apply(over.id, "terminate")
+        words = {vm_id: {"place": 1} for vm_id in (live.vm_id, over.vm_id, NOBODY)}
+        await store.sessions.tell_of_vms("queued", words)
+
+        async def places(session: Session) -> list[object]:
+            found = await store.sessions.news(session.id)
+            return [news.data["place"] for news in found if news.kind == "queued"]
+
+        assert [await places(each) for each in (live, over, other)] == [[1], [], []]
+
+
+@run_async
 async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
     async with opened(store_url, slots=9, limits=SessionLimits(per_user=9)) as store:
         user = await store.new_user()

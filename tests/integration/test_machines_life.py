@@ -88,6 +88,28 @@ def test_vms_boot_in_turn_and_those_that_wait_are_told(tmp_path: Path, kind: typ
     play(worlds(tmp_path, boots_at_once=1), scenario)
 
 
+def test_a_burst_is_told_its_places_all_at_once(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        sessions = [await world.start() for _ in range(5)]
+        world.host.hypervisor.next.append(SlowVm)
+        async with world.driving() as driver:
+            fake = await world.host.hypervisor.started(2)
+            told = [await world.until_news(session, "queued") for session in sessions[1:]]
+            assert [news.data for news in told] == [{"place": place} for place in (1, 2, 3, 4)]
+            assert len({news.at for news in told}) == 1, "one transaction"
+            await driver.more_turns()
+            for session in sessions[1:]:
+                assert len(await world.news(session, "queued")) == 1, "nothing has changed"
+            await fake.reach("ready")
+            for session in sessions:
+                await world.until_session(session, "vm_created")
+                places = [str(news.data["place"]) for news in await world.news(session, "queued")]
+                assert places == sorted(set(places), reverse=True)
+
+    limits = {"per_user": 5}
+    play(worlds(tmp_path, range(2, 8), boots_at_once=1, session=limits), scenario)
+
+
 async def failed(world: World, session: Session) -> tuple[str, Vm]:
     """Why the session failed; its VM's slot is free again by then."""
     found = await world.until_session(session, "failed")

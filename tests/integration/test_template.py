@@ -1,4 +1,7 @@
-"""A real template of the golden image, and clones of it: each with an identity of its own."""
+"""A real template of the golden image, and clones of it: each with an identity of its own.
+
+By POLYDEV_CLONES=40 so many are compared with each other, in groups that run at once.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import asyncio
 import os
 import shutil
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import combinations, count
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -29,11 +35,25 @@ from polydev.vm.identity import Receipt, new_identity
 from polydev.vm.machine import Machine, start
 from polydev.vm.scratch import scratch_folder
 from polydev.vm.templates import DISK, MEMORY, STATE
+from tests.sessions import wait_for
 
 BOOT_SECONDS = 240
 CLOCK_LIMIT_SECONDS = 0.1
 SEALED = (MEMORY, STATE)
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
+CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
+# The random number of a TLS ClientHello that the running Chromium sends for a new tab.
+CLIENT_RANDOM = b64encode(b"""
+import socket
+with socket.create_server(("127.0.0.1", 4433)) as server, socket.socket(socket.AF_UNIX) as browser:
+    browser.connect("/home/browser/.config/chromium/SingletonSocket")
+    browser.sendall(b"\\0".join([b"START", b"/", b"chromium", b"https://127.0.0.1:4433/"]))
+    browser.shutdown(socket.SHUT_WR)
+    client, _ = server.accept()
+    hello = client.recv(43, socket.MSG_WAITALL)
+    assert (hello[0], hello[5]) == (22, 1), hello
+    print(hello[11:].hex())
+""").decode()
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,17 @@ class Clone:
         with Console(self.machine.config.console_socket) as console:
             console.open_shell(60)
             return console.run(command).text.strip()
+
+    def own(self) -> dict[str, str]:
+        """What it must not have in common with another one."""
+        receipt = vars(self.receipt)
+        names = ("random", "hostname", "machine_id", "boot_id", "secret_sha256")
+        return {
+            **{name: receipt[name] for name in names},
+            # Without entropy of their own, all would get what the template's kernel gave next.
+            "drawn": self.inside("head -c 16 /dev/urandom | base64"),
+            "tls": self.inside(f"echo {CLIENT_RANDOM} | base64 -d | python3 -I"),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +142,19 @@ def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machin
 
 @pytest.fixture(scope="module")
 def clones(resume: Callable[[], Machine]) -> list[Clone]:
-    """Three that run side by side, each with its identity."""
-    found = []
-    for number in range(3):
-        machine = resume()
+    """Some that run side by side, each with its identity."""
+    return at_once([resume() for _ in range(3)], first=0)
+
+
+def at_once(machines: list[Machine], first: int) -> list[Clone]:
+    """Let clones run on and give them their identities, numbered from `first`, at the same time."""
+
+    def identify(machine: Machine, number: int) -> Clone:
         asyncio.run(template.run_on(machine.config.qmp_socket))
-        identity = new_identity(f"vm-{number}", f"session-{number}")
-        found.append(Clone(machine, identified(machine, identity.vm_id, identity.session_id)))
-    return found
+        return Clone(machine, identified(machine, f"vm-{number}", f"session-{number}"))
+
+    with ThreadPoolExecutor(len(machines)) as pool:
+        return list(pool.map(identify, machines, count(first)))
 
 
 def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
@@ -128,8 +164,7 @@ def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
 
 def test_each_clone_is_the_vm_that_its_host_says(clones: list[Clone]) -> None:
     for number, clone in enumerate(clones):
-        _, health = agent_health(clone.machine.config.ports, 30)
-        assert health["status"] == "ready"
+        health = wait_for("a VM that is well", partial(well, clone))
         assert (health["vm_id"], health["session_id"]) == (f"vm-{number}", f"session-{number}")
         assert health["boot_id"] == clone.receipt.boot_id
         names = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id"
@@ -139,13 +174,24 @@ def test_each_clone_is_the_vm_that_its_host_says(clones: list[Clone]) -> None:
         assert clone.inside("getent hosts $(hostname)").split()[0] == "127.0.0.1"
 
 
-def test_no_two_have_anything_in_common(clones: list[Clone]) -> None:
-    for one, other in combinations(clones, 2):
-        for name in ("random", "hostname", "machine_id", "boot_id", "secret_sha256"):
-            assert getattr(one.receipt, name) != getattr(other.receipt, name)
-    # Clones without entropy of their own would all give what the template's kernel gave next.
-    drawn = [clone.inside("head -c 16 /dev/urandom | base64") for clone in clones]
-    assert len(set(drawn)) == len(clones)
+def well(clone: Clone) -> dict[str, object] | None:
+    """What its agent says once all is well: several that were resumed at once are slow at first."""
+    status, health = agent_health(clone.machine.config.ports, 30)
+    return health if status == 200 else None
+
+
+def test_no_two_have_anything_in_common(clones: list[Clone], resume: Callable[[], Machine]) -> None:
+    with ThreadPoolExecutor(len(clones)) as pool:
+        found = list(pool.map(Clone.own, clones))
+    while len(found) < CLONES:
+        more = at_once([resume() for _ in range(AT_ONCE)], first=len(found))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found += pool.map(Clone.own, more)
+        for clone in more:
+            clone.machine.stop()
+    for name in found[0]:
+        values = {each[name] for each in found}
+        assert len(values) == len(found), f"{name}: {len(values)} of {len(found)}"
 
 
 def test_the_secret_is_root_only(clones: list[Clone]) -> None:

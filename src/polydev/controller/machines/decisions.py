@@ -86,6 +86,10 @@ class Queued:
     place: int
     because: str = ""
 
+    def words(self) -> dict[str, object]:
+        """What its session is told."""
+        return {"place": self.place} | ({"because": self.because} if self.because else {})
+
 
 def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[str, Queued]:
     """Which of these VMs, oldest first, must wait until others have booted.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from polydev.controller.machines.lead import Lead, lead_file
 from polydev.controller.machines.memory import free_memory_mib
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.pool import Pool
+from polydev.controller.machines.queue_news import QueueNews
 from polydev.controller.machines.reconciling import Reconciler, SlotLocks
 from polydev.controller.machines.tending import Means, Tending
 from polydev.controller.model import Vm, now
@@ -99,6 +100,8 @@ class Driver:
         self._reconciling = Recurring(pace.reconcile)
         self._pool = Pool(self._means)
         self._pooling = Recurring(pace.tick)
+        self._queue_news = QueueNews(sessions)
+        self._queueing = Recurring(pace.busy_tick)
         self._next_expiry = 0.0
         self._troubles: dict[str, str] = {}
 
@@ -161,9 +164,10 @@ class Driver:
         settings, free = self._means.settings, self._means.free_memory_mib()
         lack = memory_lack(free, settings.vm.least_free_memory_mib)
         queue = boot_queue(held, settings.boots_at_once, lack)
+        self._queueing.begin_when_due(partial(self._tell_queue, queue))
         for vm in held:
-            if vm.id not in at_work:
-                self._tend(vm, queue.get(vm.id))
+            if vm.id not in at_work and vm.id not in queue:
+                self._tend(vm)
         await self._forget({vm.id for vm in held})
         self._count(held)
         return pace.busy_tick if any(vm.state in UNSETTLED for vm in held) else pace.tick
@@ -182,17 +186,17 @@ class Driver:
         except Exception as error:
             self._complain("expiry", error)
 
-    def _tend(self, vm: Vm, queued: Queued | None) -> None:
+    def _tend(self, vm: Vm) -> None:
         if vm.id not in self._tended:
             self._tended[vm.id] = Tending(vm, self._means)
         if vm.id not in self._steps and self._tended[vm.id].is_due():
-            self._steps[vm.id] = asyncio.create_task(self._step(vm, queued))
+            self._steps[vm.id] = asyncio.create_task(self._step(vm))
 
-    async def _step(self, vm: Vm, queued: Queued | None) -> None:
+    async def _step(self, vm: Vm) -> None:
         moved = False
         try:
             async with self._locks[vm.slot]:
-                work = self._tended[vm.id].step(vm, queued)
+                work = self._tended[vm.id].step(vm)
                 moved = await within(self._means.pace.step_limit, work, "a step")
         except Exception as error:
             log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)
@@ -220,6 +224,14 @@ class Driver:
         except Exception as error:
             self._complain("pool", error)
 
+    async def _tell_queue(self, queue: Mapping[str, Queued]) -> None:
+        try:
+            work = self._queue_news.tell(queue)
+            await within(self._means.pace.database_limit, work, "the places of those that wait")
+            self._troubles.pop("queue", None)
+        except Exception as error:
+            self._complain("queue", error)
+
     def _count(self, vms: Iterable[Vm]) -> None:
         states = Counter(vm.state for vm in vms)
         for state in VM_STATES:
@@ -227,7 +239,8 @@ class Driver:
 
     async def _hand_over(self) -> None:
         """End what is under way and only then let another process lead."""
-        await end(*self._steps.values(), *self._reconciling.tasks, *self._pooling.tasks)
+        beside = (self._reconciling, self._pooling, self._queueing)
+        await end(*self._steps.values(), *(task for each in beside for task in each.tasks))
         for tending in self._tended.values():
             await tending.close()
         self._tended.clear()

@@ -16,7 +16,8 @@ class Pace:
                         that is still starting needs its CPU more than we do
     retry, retry_most   after a failure: at first, and doubled up to
     keep_news           for so long the news of a session can be read after its end
-    primed, prime_limit     how long a VM runs on before it is paused in the pool, and in all
+    primed, prime_limit     how long a VM of the pool runs on after its screen greeted, and in all:
+                        each moment costs memory for as long as it waits
     pool_retry_most     the longest pause after VMs of the pool that failed
     start_tries         starts of a VM that the hypervisor may refuse before it counts as failed
     """
@@ -32,7 +33,7 @@ class Pace:
     retry: float = 0.5
     retry_most: float = 15.0
     start_tries: int = 4
-    primed: float = 1.5
+    primed: float = 0.3
     prime_limit: float = 60.0
     pool_retry_most: float = 600.0
     start_limit: float = 120.0

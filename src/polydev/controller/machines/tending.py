@@ -19,7 +19,6 @@ from polydev.controller.machines.console import LogReader, last_line
 from polydev.controller.machines.decisions import (
     MAX_DETAIL_CHARACTERS,
     Answer,
-    Queued,
     Step,
     account,
     check_verdict,
@@ -43,6 +42,7 @@ from polydev.controller.machines.following import (
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, Origin, SlotState
 from polydev.controller.machines.login import LoginWatch
 from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.screen import screen_answers
 from polydev.controller.machines.watch import AgentWatch
 from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
@@ -95,7 +95,6 @@ class Tending:
         self._retry_at = 0.0
         self._session_id: str | None = None
         self._has_looked = False
-        self._queued: Queued | None = None
         self._cpu: CpuWatch | None = None
         self._cpu_stage: Stage | None = None
         self._wait = NO_WAIT
@@ -108,14 +107,13 @@ class Tending:
         await self._watch.close()
         await self._login.close()
 
-    async def step(self, vm: Vm, queued: Queued | None = None) -> bool:
+    async def step(self, vm: Vm) -> bool:
         """Do the next thing; whether something came of it that may call for the next at once.
 
-        `queued` is its place among the VMs that are to start; None for one whose turn it is.
         Never raises but on cancellation: what goes wrong is logged, told, and tried again.
         """
         try:
-            moved = await (self._step(vm) if queued is None else self._queue(vm, queued))
+            moved = await self._step(vm)
         except Exception as error:
             await self._went_wrong(vm, error)
             return False
@@ -143,16 +141,6 @@ class Tending:
     async def _evict(self, vm: Vm, slot: SlotState) -> None:
         self._log(vm).warning("orphan_stopped", orphan=slot.vm_id)
         await self._means.hypervisor.stop(vm.slot)
-
-    async def _queue(self, vm: Vm, queued: Queued) -> bool:
-        """Tell its session what it waits for, whenever that is something else."""
-        await self._find_session(vm)
-        if queued != self._queued and self._session_id is not None:
-            told = {"place": queued.place} | ({"because": queued.because} if queued.because else {})
-            await self._means.sessions.tell(self._session_id, "queued", told)
-            self._log(vm).info("vm_queued", **told)
-        self._queued = queued
-        return False
 
     async def _start(self, vm: Vm) -> None:
         session = await self._means.sessions.live_of_vm(vm.id)
@@ -198,18 +186,27 @@ class Tending:
         self._log(vm).info("vm_primed", slot=vm.slot)
 
     async def _run_for_a_moment(self, vm: Vm) -> None:
-        """Pause it in the end, unless a session took it meanwhile, which does not wait for more."""
+        """Pause it in the end, unless a session took it meanwhile, which does not wait for more.
+
+        Its agent is not asked: an answer has so much of the guest translated that a VM which
+        waits would have twice the memory.
+        """
         hypervisor, pace = self._means.hypervisor, self._means.pace
         time = asyncio.get_running_loop().time
         await hypervisor.resume(vm.slot, vm.id)
         await hypervisor.set_clock(vm.slot, vm.id)
-        well_since: float | None = None
-        while well_since is None or time() - well_since < pace.primed:
-            if not (await self._means.vms.get(vm.id)).pooled:
-                return
-            if well_since is None and is_well(await self._means.agent.health_or_error(vm.vm_ip)):
-                well_since = time()
-            await asyncio.sleep(pace.busy_tick)
+        greeting = asyncio.create_task(screen_answers(vm.vm_ip, pace.prime_limit))
+        runs_until: float | None = None
+        try:
+            while runs_until is None or time() < runs_until:
+                if not (await self._means.vms.get(vm.id)).pooled:
+                    return
+                if runs_until is None and greeting.done():
+                    greeting.result()
+                    runs_until = time() + pace.primed
+                await asyncio.sleep(pace.busy_tick)
+        finally:
+            await end(greeting)
         await hypervisor.pause(vm.slot, vm.id)
 
     async def _leave_the_pool(self, vm: Vm, reason: str) -> None:

@@ -225,6 +225,15 @@ class Sessions:
             await locked_session(connection, session_id)
             await tell(connection, session_id, self._clock(), kind, data)
 
+    async def tell_of_vms(self, kind: str, words: Mapping[str, Mapping[str, object]]) -> None:
+        """Add news to the live session of each of these VMs, all in one transaction."""
+        whose = SESSIONS.where(_sessions.vm_id.in_(words), LIVE).order_by(_sessions.id)
+        async with self._database.writing() as connection:
+            found = await connection.execute(whose.with_for_update(key_share=True))
+            at = self._clock()
+            for session in map(session_of, found.mappings().all()):
+                await tell(connection, session.id, at, kind, words[session.vm_id])
+
     async def latest_news_number(self) -> int:
         """The number of the newest news of all sessions; 0 if there are none."""
         statement = sa.select(sa.func.max(_news.number))
