@@ -25,6 +25,7 @@ from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
 from polydev.vm.machine import Machine
 from polydev.vm.qemu import kernel_command_line, qemu_argv
+from polydev.vm.stages import Stage
 
 pytestmark = pytest.mark.unit
 
@@ -476,3 +477,33 @@ class TestDeadline:
         with pytest.raises(BootError):
             follow(Boot(HangingVm(1, 0.1)), 60, lambda stage: None, on_busy=told.append)
         assert told == []
+
+
+@pytest.mark.parametrize(
+    ("status", "stage", "gives_account"),
+    [
+        (200, "services", False),
+        (503, "services", True),
+        (None, "services", True),
+        (None, "init", True),
+        (None, "kernel", False),
+        (None, "none", False),
+        (503, "kernel", False),
+    ],
+)
+def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
+    status: int | None, stage: Stage, gives_account: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def collect(_: object, timeout_seconds: float) -> Evidence:
+        asked.append(timeout_seconds)
+        return SOUND
+
+    monkeypatch.setattr(boot_module, "collect", collect)
+    monkeypatch.setattr(Look, "_ask_agent", lambda *_: status)
+    boot = Boot(HangingVm(0, 0))
+    boot.stage = stage
+    look = Look(boot, 60)
+    assert look.evidence == (SOUND if gives_account else None)
+    assert len(asked) == gives_account

@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
-from polydev.image.diff import FileChange, LayerChange, PackageChange, TreeDiff, diff, tree_diff
+from polydev.image.diff import (
+    FileChange,
+    ImageDiff,
+    LayerChange,
+    PackageChange,
+    TreeDiff,
+    diff,
+    tree_diff,
+)
 from polydev.image.record import ROOTFS, TREE, FileEntry, ImageRecord, LayerEntry, Package
 
 pytestmark = pytest.mark.unit
@@ -203,3 +211,29 @@ def test_merge_agrees_with_sets(old: dict[str, int], new: dict[str, int]) -> Non
     assert [each.path for each in found.changed] == sorted(
         path for path in old.keys() & new.keys() if old[path] != new[path]
     )
+
+
+def test_as_text_has_a_line_for_each_change() -> None:
+    found = ImageDiff(
+        old="a" * 64,
+        new="b" * 64,
+        packages_added=[PackageChange(kind="deb", name="new", old=None, new="1")],
+        packages_removed=[PackageChange(kind="deb", name="old", old="1", new=None)],
+        packages_changed=[PackageChange(kind="npm", name="both", old="1", new="2")],
+        content_change_bytes=-1_500_000,
+        rootfs_allocated_change_bytes=0,
+        layers_changed=[],
+        files=TreeDiff(
+            added=["/a"], removed=["/r"], changed=[FileChange(path="/c", fields=["mode", "sha256"])]
+        ),
+    )
+    assert found.as_text().splitlines() == [
+        f"{'a' * 12} → {'b' * 12}",
+        "+ deb new 1",
+        "- deb old 1",
+        "~ npm both 1 → 2",
+        "+ /a",
+        "- /r",
+        "~ /c (mode, sha256)",
+        "content -1.5 MB",
+    ]
