@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from polydev.errors import BuildError, CommandError
+from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.image import build as build_module
 from polydev.image.build import BuildOptions, _Builder, _space_errors
 from polydev.image.recipe import load_recipe
 from polydev.image.record import ROOTFS, SBOM
@@ -67,3 +71,90 @@ def test_other_failures_of_a_build_are_told_as_they_are(tmp_path: Path, error: E
     with pytest.raises(type(error)) as told, _space_errors(tmp_path):
         raise error
     assert told.value is error
+
+
+class TestRun:
+    """The course of a build, with nothing that is really made."""
+
+    @pytest.fixture
+    def builder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        places = Settings(store=tmp_path / "s", cache=tmp_path / "c", state=tmp_path / "state")
+        (tmp_path / "c").mkdir()
+        made: Any = _Builder(
+            load_recipe(RECIPE), places, ImageStore(places.store), Steps(), BuildOptions()
+        )
+        made.log = []
+        record = record_of("a")
+        layers: list[Any] = [
+            SimpleNamespace(plan=SimpleNamespace(name="base"), seconds=None),
+            SimpleNamespace(plan=SimpleNamespace(name="web"), seconds=7.0),
+        ]
+        monkeypatch.setattr(build_module, "tool_versions", dict)
+        monkeypatch.setattr(made, "_plan", lambda _: [])
+        monkeypatch.setattr(made, "_build_layers", lambda _: made.log.append("layers") or layers)
+        monkeypatch.setattr(made, "_assemble", lambda *_: made.log.append("image") or record)
+        monkeypatch.setattr(made, "_known_image", lambda _: made.known)
+        monkeypatch.setattr(
+            made.archive, "refresh", lambda *, force: made.log.append(f"refresh {force}")
+        )
+        made.known = None
+        made.record = record
+        return made
+
+    def test_all_of_it(self, builder: Any) -> None:
+        builder.scratch.mkdir()
+        (builder.scratch / "of a build that was killed").touch()
+        assert builder.run() == (builder.record, ("web",))
+        assert builder.log == ["refresh False", "layers", "image"]
+        assert not builder.scratch.exists()
+        (assembly,) = builder.assemblies.iterdir()
+        assert assembly.read_text() == builder.record.digest
+        assert assembly.name == builder._assembly_id([])
+
+    def test_an_image_that_is_known_is_not_made(self, builder: Any) -> None:
+        builder.known = record_of("b")
+        assert builder.run() == (builder.known, None)
+        assert builder.log == ["refresh False"]
+        builder.options = BuildOptions(no_cache=True, refresh=True)
+        assert builder.run() == (builder.record, ("web",))
+        assert builder.log[1:] == ["refresh True", "layers", "image"]
+
+    def test_without_a_network(self, builder: Any) -> None:
+        builder.options = BuildOptions(offline=True)
+        with pytest.raises(BuildError, match="--offline needs the package lists"):
+            builder.run()
+        assert builder.log == []
+        builder.archive.sources.parent.mkdir()
+        builder.archive.sources.touch()
+        builder.run()
+        assert builder.log == ["layers", "image"]
+
+    def test_what_goes_into_an_image_is_in_its_assembly(self, builder: Any) -> None:
+        plan: Any = SimpleNamespace(id="abc")
+        ids = {builder._assembly_id([]), builder._assembly_id([plan])}
+        kernel = builder.recipe.kernel
+        more = {"free_space_mib": 9, "kernel": kernel.model_copy(update={"cmdline": ["x"]})}
+        for key, value in more.items():
+            builder.recipe = load_recipe(RECIPE).model_copy(update={key: value})
+            ids.add(builder._assembly_id([]))
+        assert len(ids) == 4
+
+
+def test_a_build_is_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    places = Settings(store=tmp_path, cache=tmp_path, state=tmp_path)
+    with pytest.raises(ConfigError, match="must run as root"):
+        build_module.build(
+            load_recipe(RECIPE), places, ImageStore(tmp_path), Steps(), BuildOptions()
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_has_the_usual_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o077)
+    try:
+        with build_module._usual_modes():
+            assert os.umask(0o022) == 0o022
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import os
+from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
 from polydev.errors import BuildError
+from polydev.image import kernel
 from polydev.image.kernel import XZ_MAGIC, extract_vmlinux, load_order, parse_modules_dep
 
 ELF = b"\x7fELF" + bytes(range(256)) * 8
@@ -81,3 +85,60 @@ def test_unknown_module_is_named() -> None:
     with pytest.raises(BuildError, match="no module virtio_disk") as caught:
         load_order(parse_modules_dep(MODULES_DEP), ["ext4", "virtio_disk"])
     assert "kernel.initrd_modules" in str(caught.value.hint)
+
+
+def test_other_modules_and_empty_folders_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = tmp_path / "usr/lib/modules/6.1"
+    paths = ("kernel/fs/ext4/ext4.ko", "kernel/fs/btrfs/btrfs.ko.xz", "kernel/lib/crc16.ko")
+    for path in paths:
+        (release / path).parent.mkdir(parents=True, exist_ok=True)
+        (release / path).touch()
+    (release / "modules.builtin").touch()
+    monkeypatch.setattr(kernel, "run", lambda _: None)
+    kernel.keep_modules(release, [paths[0]])
+    left = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
+    assert left == {paths[0], "modules.builtin"}
+    assert not (release / "kernel/fs/btrfs").exists()
+    assert not (release / "kernel/lib").exists()
+
+
+def test_an_initrd_has_what_the_root_needs_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, release = tmp_path / "scratch", tmp_path / "6.1"
+    scratch.mkdir()
+    (scratch / "of a build that was killed").touch()
+    (release / "kernel").mkdir(parents=True)
+    for name in ("ext4.ko", "other.ko"):
+        (release / "kernel" / name).write_text(name)
+    (tmp_path / "init").write_text("init")
+    (tmp_path / "init").chmod(0o600)
+    seen: dict[str, tuple[str, float]] = {}
+    given: list[str] = []
+
+    def cpio(_: object, input: str, cwd: Path) -> None:
+        given.extend(input.splitlines())
+        for path in cwd.rglob("*"):
+            mode = oct(S_IMODE(path.stat().st_mode))
+            seen[str(path.relative_to(cwd))] = (mode, path.stat().st_mtime)
+        assert (cwd / "modules").read_text() == "/ext4.ko\n"
+        assert (cwd / "ext4.ko").read_text() == "ext4.ko"
+
+    monkeypatch.setattr(kernel, "run", cpio)
+    before = os.umask(0o077)
+    try:
+        kernel.write_initrd(
+            tmp_path / "initrd", scratch, tmp_path / "init", release, ["kernel/ext4.ko"], 100
+        )
+    finally:
+        os.umask(before)
+    assert given == sorted(seen)
+    folders, files = ("dev", "proc", "target"), ("ext4.ko", "modules")
+    assert seen == {
+        **dict.fromkeys(folders, ("0o755", 100.0)),
+        **dict.fromkeys(files, ("0o644", 100.0)),
+        "init": ("0o755", 100.0),
+    }
+    assert not scratch.exists()

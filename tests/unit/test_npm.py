@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from polydev.image.npm import MOST_LINES, cause_of
+from polydev.errors import BuildError, CommandError
+from polydev.image import npm
+from polydev.image.npm import MOST_LINES, cause_of, installed_packages
 
 OUT_OF_SYNC = """\
 npm warn Unknown user config "nodedir".
@@ -34,3 +39,73 @@ def test_its_help_hides_no_cause(mark: str) -> None:
 def test_it_is_short_and_may_be_unknown() -> None:
     assert len(cause_of([f"npm error Missing: {n}" for n in range(99)]).splitlines()) == MOST_LINES
     assert cause_of(["npm warn old", "Segmentation fault"]) == ""
+
+
+class Step:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in ("package.json", "package-lock.json"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def test_the_lock_is_what_is_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to, step = project / "opt/to", Step()
+
+    def ci(_: object, on_line: Any, *, cwd: Path) -> None:
+        assert (cwd / "package-lock.json").read_text() == "package-lock.json"
+        assert (cwd / "package.json").read_text() == "package.json"
+        (cwd / "node_modules").mkdir(exist_ok=True)
+        # It has the times of this build.
+        (cwd / "node_modules/.package-lock.json").touch()
+        on_line("added 7 packages")
+
+    monkeypatch.setattr(npm, "run_lines", ci)
+    for _ in range(2):  # in a folder that is there already, too
+        npm.install(project, to, step)  # type: ignore[arg-type]
+        assert list((to / "node_modules").iterdir()) == []
+    assert step.said[:2] == ["fetching npm packages", "added 7 packages"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "hint"),
+    [
+        ("npm error not in sync", "not in sync", "npm install --package-lock-only"),
+        ("npm error no network", "no network", "npm ping"),
+        ("nonsense", "the end", "npm ping"),
+    ],
+)
+def test_a_failure_says_what_to_do(
+    line: str, cause: str, hint: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(argv: list[str], on_line: Any, **_: object) -> None:
+        on_line(line)
+        raise CommandError(argv, 1, "the end")
+
+    monkeypatch.setattr(npm, "run_lines", fail)
+    with pytest.raises(BuildError, match=rf"package-lock.json: {cause}$") as told:
+        npm.install(project, project / "to", Step())  # type: ignore[arg-type]
+    assert hint in str(told.value.hint)
+
+
+def test_packages_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    def package(place: str, text: str) -> None:
+        folder = tmp_path / "node_modules" / place
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text(text)
+
+    package("a", '{"name": "a", "version": "1"}')
+    package("@scope/b", '{"name": "@scope/b", "version": "2"}')
+    package("a/node_modules/c", '{"name": "c", "version": "3"}')
+    package("a/dist/esm", '{"name": "of no package", "version": "4"}')
+    package("d", '{"type": "module"}')
+    package("e", '{"name": "e"}')
+    found = {(each.kind, each.name, each.version) for each in installed_packages(tmp_path)}
+    assert found == {("npm", "a", "1"), ("npm", "@scope/b", "2"), ("npm", "c", "3")}
