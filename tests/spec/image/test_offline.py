@@ -18,6 +18,21 @@ def test_service_is_enabled(host: Host, name: str) -> None:
     assert host.service(f"{name}.service").is_enabled, f"{name}.service is not enabled"
 
 
+@pytest.mark.parametrize("name", [*SERVICES[1:], "polydev-identity"])
+def test_service_has_begun_when_it_counts_as_started(host: Host, name: str) -> None:
+    """What runs after its start would otherwise find a process that is not the service's yet."""
+    unit = host.file(f"/etc/systemd/system/{name}.service").content_string
+    assert re.search("^Type=(exec|notify)$", unit, re.MULTILINE), f"{name} is of Type=simple"
+
+
+@pytest.mark.parametrize("name", SERVICES[1:])
+def test_service_survives_a_failed_start_of_another(host: Host, name: str) -> None:
+    """systemd gives up whatever requires a service that fails, though that one is tried again."""
+    unit = host.file(f"/etc/systemd/system/{name}.service").content_string
+    assert "Restart=always" in unit, f"{name} does not come back"
+    assert not re.search("^(Requires|BindsTo|Requisite)=.*polydev-", unit, re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", ["chromium", "tigervnc-standalone-server", "systemd", "python3"])
 def test_package_is_installed(host: Host, name: str) -> None:
     assert host.package(name).is_installed
