@@ -239,6 +239,14 @@ class NoNetworkVm(FakeVm):
         """Never."""
 
 
+class MuteVm(FakeVm):
+    """Boots, but its agent answers nothing."""
+
+    async def boot(self) -> None:
+        self.mute = True
+        await super().boot()
+
+
 class PanicsVm(FakeVm):
     async def boot(self) -> None:
         await self.reach("kernel")
@@ -309,6 +317,25 @@ class NamelessVm(FakeVm):
 
     def take(self, identity: Identity) -> Receipt:
         raise VmError("the guest's answer did not end within 45 s")
+
+
+class DarkVm(FakeVm):
+    """Boots, but as a clone its screen is silent."""
+
+    said = b""
+
+    async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.launch.template:
+            writer.write(self.said)
+            await reader.read()  # until the other end hangs up
+        else:
+            await super().serve_rfb(reader, writer)
+
+
+class GarbledVm(DarkVm):
+    """Boots, but as a clone its screen speaks something else."""
+
+    said = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
 class DiesAsCloneVm(FakeVm):

@@ -62,7 +62,7 @@ def main() -> None:
     from polydev.controller.machines.host_templates import wanted_template
     from polydev.controller.machines.template_maker import add_tap
     from polydev.controller.settings import load_settings
-    from polydev.vm.holder import fetch
+    from polydev.vm.held_template import fetch
     from polydev.vm.launch import held
 
     wanted = wanted_template(load_settings(CONFIG))
@@ -81,13 +81,13 @@ def running(config: Any, memory: int, state: int, disk: int, image: int) -> Iter
     from polydev.vm import template
     from polydev.vm.config import GUEST_ADDRESS, VNC_PORT, MemoryFile
     from polydev.vm.files import descriptor_path
+    from polydev.vm.held_template import DISK, copy_data
     from polydev.vm.machine import start
-    from polydev.vm.templates import DISK
 
     with tempfile.TemporaryDirectory(prefix="polydev-bench-") as folder:
         began = time.perf_counter()
         with Path(folder, DISK).open("wb") as copy:
-            template.copy_data(disk, copy.fileno())
+            copy_data(disk, copy.fileno())
         os.lseek(state, 0, os.SEEK_SET)
         private = MemoryFile(descriptor_path(memory), private=True)
         clone = replace(config, vm_id="bare", folder=Path(folder), memory_file=private)

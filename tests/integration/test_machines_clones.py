@@ -13,11 +13,13 @@ import pytest
 from polydev.controller.machines.hypervisor import Launch, Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE, Session, Vm
 from polydev.errors import ConfigError
-from tests.driving import World, play, until, worlds
+from tests.driving import QUICK, World, play, until, worlds
 from tests.vms import (
     IMAGE_DIGEST,
+    DarkVm,
     DiesAsCloneVm,
     FakeVm,
+    GarbledVm,
     HealthyVm,
     NamelessVm,
     UnloadableVm,
@@ -30,7 +32,7 @@ TEMPLATE, OLDER = "7e" * 32, "01de" * 16
 async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
     """A session of a driver at work, and its VM once that is ready."""
     session = await world.start()
-    async with world.driving():
+    async with world.driving(pace=replace(QUICK, screen_limit=0.3)):
         await world.until_session(session, "vm_created")
         yield session, await world.vm_of(session)
 
@@ -63,6 +65,8 @@ def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
         (UnloadableVm, "it could not be resumed: microvm@2 did not start"),
         (NamelessVm, "it could not be resumed: the guest's answer did not end within 45 s"),
         (DiesAsCloneVm, "it could not be resumed: VM "),
+        (GarbledVm, "it could not be resumed: the VM's screen speaks no RFB"),
+        (DarkVm, "it could not be resumed: the greeting of the VM's screen did not end within 0."),
     ],
 )
 def test_a_clone_that_is_none_boots_and_says_why(

@@ -12,7 +12,7 @@ from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.model import Session, Vm
 from polydev.errors import CapacityError
 from tests.driving import World, play, until, worlds
-from tests.vms import IMAGE_DIGEST, DiesAsCloneVm, NamelessVm, NoNetworkVm, UnloadableVm
+from tests.vms import IMAGE_DIGEST, DiesAsCloneVm, MuteVm, NamelessVm, UnloadableVm
 
 TEMPLATE, NEWER = "7e" * 32, "8f" * 32
 ROOMY: dict[str, Any] = {"templates": True, "pool": {"size": 2, "least_free_memory_mib": 0}}
@@ -97,7 +97,7 @@ def test_a_session_has_what_is_being_primed_where_no_slot_is_free(tmp_path: Path
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
-        hypervisor.kind = NoNetworkVm  # its agent never answers: it is primed for ever
+        hypervisor.kind = MuteVm  # its agent never answers: it is primed for ever
         async with world.driving():
             fake = await hypervisor.started(2)
 

@@ -17,9 +17,9 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.run import Process, end_group, run, spawn
-from polydev.vm.holder import fetch
+from polydev.vm.held_template import FILES, STATE, fetch
 from polydev.vm.order import Order, order_text
-from polydev.vm.templates import FILES, STATE, Template, Templates, file_sums
+from polydev.vm.templates import Template, Templates, file_sums
 
 LAUNCH = """
 import sys

@@ -31,10 +31,10 @@ from polydev.vm import template
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import NO_PORTS, MemoryFile, VmConfig
 from polydev.vm.health import agent_health
+from polydev.vm.held_template import DISK, MEMORY, STATE
 from polydev.vm.identity import Receipt, new_identity
 from polydev.vm.machine import Machine, start
 from polydev.vm.scratch import scratch_folder
-from polydev.vm.templates import DISK, MEMORY, STATE
 from tests.sessions import wait_for
 
 BOOT_SECONDS = 240

@@ -21,7 +21,8 @@ from polydev.errors import ImageError, VmError
 from polydev.hosttool import images
 from polydev.hosttool.durable import point_link
 from polydev.hosttool.golden import LINK
-from polydev.vm.templates import FILES, Build, Template, Templates
+from polydev.vm.held_template import FILES
+from polydev.vm.templates import Build, Template, Templates
 from tests.unit.hosttool_host import arrive
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

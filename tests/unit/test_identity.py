@@ -158,21 +158,27 @@ def test_a_line_without_an_end_is_not_kept_for_ever(port: socket.socket) -> None
         assert guest_time_from(answers.readline()) == 8.0
 
 
-def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_group", [True, False])
+def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: bool) -> None:
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
-    marked, other = (spawn(["sleep", "60"]) for _ in range(2))
+    marked, other, elsewhere = (spawn(["sleep", "60"]) for _ in range(3))
+    group = tmp_path / "cgroup.procs"
     try:
         proc = tmp_path / "proc"
-        for process, text in ((marked, f"chromium\0--type={mark}\0"), (other, "chromium\0")):
+        line = f"chromium\0{'-' * 5000}\0--type={mark}\0"
+        for process, text in ((marked, line), (other, "chromium\0"), (elsewhere, line)):
             (proc / str(process.pid)).mkdir(parents=True)
             (proc / str(process.pid) / "cmdline").write_text(text)
         (proc / "self").mkdir()
         (proc / "999999999").mkdir()
-        end_processes(str(proc), mark)
+        if has_group:
+            group.write_text(f"{other.pid}\n{marked.pid}\n999999999\n999999998\n")
+        end_processes(str(proc), str(group), mark.encode())
         assert marked.wait(10) == -9
         assert other.poll() is None
+        assert elsewhere.poll() is None if has_group else elsewhere.wait(10) == -9
     finally:
-        for process in (marked, other):
+        for process in (marked, other, elsewhere):
             process.kill()
             process.wait()
 

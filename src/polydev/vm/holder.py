@@ -2,9 +2,8 @@
 
     files of a template --sealed, checksums compared--> descriptors --SCM_RIGHTS--> a VM's launcher
 
-A launcher, with the rights of its slot's user, says the template's key; the answer is `ok` with a
-descriptor for each of its files, or `refused` with the reason. What lies in a template is secret
-from nobody, but it must be the same for all.
+A launcher asks with the rights of its slot's user (`polydev.vm.held_template`). What lies in a
+template is secret from nobody, but it must be the same for all.
 """
 
 from __future__ import annotations
@@ -23,21 +22,17 @@ from pathlib import Path
 from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
 from polydev.vm.files import descriptor_path
+from polydev.vm.held_template import FILES, MAX_ANSWER_BYTES, OK, REFUSED
 from polydev.vm.template import sealed
-from polydev.vm.templates import FILES, Template, Templates
+from polydev.vm.templates import Template, Templates
 
 log = logging.getLogger(__name__)
 
-SOCKET = Path("/run/polydev/templates.sock")
 FOLDER = Path("/var/lib/firecracker/snapshots/base/templates")
 # systemd hands over the socket that it listens on as the first descriptor; sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
-OK, REFUSED = b"ok", b"refused "
 KEY = re.compile(rb"[0-9a-f]{64}")
-MAX_ANSWER_BYTES = 4096
 QUESTION_SECONDS = 2.0
-# A template is read from the disk once; a VM that waits for it has a minute to start.
-ANSWER_SECONDS = 45.0
 CREDENTIALS = struct.Struct("3i")
 
 
@@ -131,27 +126,6 @@ def hold(templates: Templates, key: str) -> Held:
             os.close(descriptor)
         raise
     return Held(template, tuple(made))
-
-
-def fetch(key: str, place: Path = SOCKET) -> tuple[int, ...]:
-    """Ask the holder for a template: descriptors in the order of FILES.
-
-    Raises VmError with its reason, or where there is no holder.
-    """
-    try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(ANSWER_SECONDS)
-            client.connect(str(place))
-            client.sendall(key.encode())
-            answer, found, _, _ = socket.recv_fds(client, MAX_ANSWER_BYTES, len(FILES))
-    except OSError as error:
-        raise VmError(f"the holder of templates does not answer: {error}") from error
-    if answer == OK and len(found) == len(FILES):
-        return tuple(found)
-    for descriptor in found:
-        os.close(descriptor)
-    why = answer.removeprefix(REFUSED).decode("ascii", "replace")
-    raise VmError(f"no template from its holder: {why or 'it said nothing'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import IN_USE, Accelerator, MemoryFile, VmConfig
 from polydev.vm.files import descriptor_path, last_bytes
+from polydev.vm.held_template import clone_files
 from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
@@ -134,22 +135,9 @@ def end_waiting(qemu: int, config: VmConfig) -> None:
             os.kill(qemu, signal.SIGTERM)
 
 
-def clone_files(key: str, disk: Path) -> tuple[int, int]:
-    """Descriptors of a template's memory and state; its disk is copied. Raises VmError, OSError."""
-    # Only clones pay for these.
-    from polydev.vm.holder import fetch
-    from polydev.vm.template import copy_data
-
-    memory, state, template_disk = fetch(key)
-    source = reopened(template_disk)
-    with disk.open("wb") as copy:
-        copy_data(source, copy.fileno())
-    os.close(source)
-    return memory, reopened(state)
-
-
 def not_loaded(client: socket.socket, state: int) -> str | None:
     """Let QEMU load a clone's devices; why it did not, None where it did."""
+    # This takes as long as QEMU's own start, beside which it is done.
     import asyncio
 
     from polydev.vm.template import load
@@ -159,13 +147,6 @@ def not_loaded(client: socket.socket, state: int) -> str | None:
     except VmError as error:
         return error.message
     return None
-
-
-def reopened(descriptor: int) -> int:
-    """In place of a descriptor, another of the same file, with a position of its own."""
-    own = os.open(descriptor_path(descriptor), os.O_RDONLY)
-    os.close(descriptor)
-    return own
 
 
 def vm_config(order: Order, folder: Path, accelerator: Accelerator) -> VmConfig:

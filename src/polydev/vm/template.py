@@ -23,6 +23,7 @@ from qemu.qmp import QMPClient, QMPError
 
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.held_template import copy_data
 from polydev.vm.identity import (
     MAX_LINE_BYTES,
     Identity,
@@ -213,21 +214,6 @@ def sealed(file: Path) -> int:
         os.close(copy)
         raise
     return copy
-
-
-def copy_data(source: int, copy: int) -> None:
-    """Copy a file into an empty one; what is a hole stays one."""
-    size, at = os.fstat(source).st_size, 0
-    os.ftruncate(copy, size)
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole follows
-            return
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        os.lseek(copy, at, os.SEEK_SET)
-        while at < end:
-            at += os.sendfile(copy, source, at, end - at)
 
 
 async def _leave_memory_in_its_file(client: QMPClient) -> None:

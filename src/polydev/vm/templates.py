@@ -22,10 +22,9 @@ from typing import Any
 
 from polydev.disk import file_sha256, sync
 from polydev.vm.config import MemoryFile, VmConfig
+from polydev.vm.held_template import FILES
 from polydev.vm.qemu import qemu_argv
 
-MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
-FILES = (MEMORY, STATE, DISK)
 RECORD = "record.json"
 INCOMING = ".incoming"
 BUILD, LOCK = "build.json", ".lock"

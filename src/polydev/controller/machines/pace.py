@@ -18,6 +18,7 @@ class Pace:
     keep_news           for so long the news of a session can be read after its end
     primed, prime_limit     how long a VM of the pool runs on after its screen greeted, and in all:
                         each moment costs memory for as long as it waits
+    screen_limit        for a clone's screen, once it runs
     pool_retry_most     the longest pause after VMs of the pool that failed
     start_tries         starts of a VM that the hypervisor may refuse before it counts as failed
     """
@@ -40,6 +41,7 @@ class Pace:
     stop_limit: float = 120.0
     look_limit: float = 15.0
     identify_limit: float = 60.0
+    screen_limit: float = 45.0
     discard_limit: float = 60.0
     database_limit: float = 30.0
     step_limit: float = 400.0

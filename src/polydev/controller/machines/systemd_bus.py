@@ -87,12 +87,21 @@ class SystemdBus:
                 raise _told(f"ResetFailedUnit {unit}", error) from error
 
     async def state(self, unit: str) -> UnitState:
-        active = str(await self._property(unit, "Unit", "ActiveState"))
+        # Asked together, and answered one after another: as good as one look, and one wait.
+        asked = [
+            self._property(unit, kind, name)
+            for kind, name in (
+                ("Unit", "ActiveState"),
+                ("Service", "MainPID"),
+                ("Service", "Result"),
+                ("Service", "ExecMainCode"),
+                ("Service", "ExecMainStatus"),
+            )
+        ]
+        active, pid, *end = await asyncio.gather(*asked)
         if active not in ("inactive", "failed"):
-            return UnitState(active, int(await self._property(unit, "Service", "MainPID")) or None)
-        names = ("Result", "ExecMainCode", "ExecMainStatus")
-        end = [await self._property(unit, "Service", name) for name in names]
-        return UnitState(active, detail=end_in_words(*end))
+            return UnitState(str(active), int(pid) or None)
+        return UnitState(str(active), detail=end_in_words(*end))
 
     async def units(self, pattern: str) -> list[str]:
         """Names of all units of a pattern that run, come, go or have failed."""

@@ -27,19 +27,11 @@ from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.files import descriptor_path
+from polydev.vm.held_template import DISK, FILES, MEMORY, STATE, copy_data
 from polydev.vm.identity import new_identity
 from polydev.vm.launch import held
 from polydev.vm.machine import Machine, start
-from polydev.vm.templates import (
-    DISK,
-    FILES,
-    MEMORY,
-    STATE,
-    Build,
-    Template,
-    Templates,
-    file_sums,
-)
+from polydev.vm.templates import Build, Template, Templates, file_sums
 
 TAP = "tap0"
 POLL_SECONDS = 1.0
@@ -196,7 +188,7 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
     with TemporaryDirectory(dir=config.folder) as name, template_disk, memory, state:
         folder = Path(name)
         with (folder / DISK).open("wb") as copy:
-            template.copy_data(template_disk.fileno(), copy.fileno())
+            copy_data(template_disk.fileno(), copy.fileno())
         private = MemoryFile(descriptor_path(memory.fileno()), private=True)
         clone = replace(config, vm_id="trial", folder=folder, memory_file=private)
         with running(clone, (hold, memory.fileno(), state.fileno())) as machine:

@@ -215,19 +215,22 @@ class Tending:
         await self._means.vms.drain(vm.id, reason)
 
     async def _identify(self, vm: Vm) -> None:
-        """A clone is the session's VM once its guest has said so; never before."""
-        hypervisor = self._means.hypervisor
+        """A clone is the session's VM once its guest has said so and its screen answers."""
+        hypervisor, limit = self._means.hypervisor, self._means.pace.screen_limit
         identity = new_identity(vm.id, self._session_id)
         # A guest that is paused hears this once it runs on.
         identifying = asyncio.create_task(hypervisor.identify(vm.slot, vm.id, identity))
+        greeting: asyncio.Task[None] | None = None
         try:
             await hypervisor.resume(vm.slot, vm.id)
+            greeting = asyncio.create_task(screen_answers(vm.vm_ip, limit))
             receipt = await identifying
+            await greeting
         except VmError as error:
             await self._boot_instead(vm, error.message)
             return
         finally:
-            await end(identifying)
+            await end(identifying, *filter(None, [greeting]))
         await self._means.vms.resumed(vm.id, receipt)
         self._note_ready(vm)
 
