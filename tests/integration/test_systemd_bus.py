@@ -138,10 +138,17 @@ def test_what_keeps_a_job_from_ending_is_said(ask: Ask, plan: list[str], words: 
 
 def test_a_unit_runs_or_has_ended(ask: Ask) -> None:
     systemd = FakeSystemd([])
-    systemd.properties = {"ActiveState": Variant("s", "active"), "MainPID": Variant("u", 42)}
-    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitState("active", 42)
     systemd.properties = {
+        "ActiveState": Variant("s", "active"),
+        "MainPID": Variant("u", 42),
+        "Result": Variant("s", "success"),
+        "ExecMainCode": Variant("i", 0),
+        "ExecMainStatus": Variant("i", 0),
+    }
+    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitState("active", 42)
+    systemd.properties |= {
         "ActiveState": Variant("s", "failed"),
+        "MainPID": Variant("u", 0),
         "Result": Variant("s", "signal"),
         "ExecMainCode": Variant("i", 2),
         "ExecMainStatus": Variant("i", 9),

@@ -40,6 +40,13 @@ from tests.sessions import wait_for
 BOOT_SECONDS = 240
 CLOCK_LIMIT_SECONDS = 0.1
 SEALED = (MEMORY, STATE)
+FAIL_ONCE = """
+mkdir -p /run/systemd/system/polydev-vnc.service.d
+cat >/run/systemd/system/polydev-vnc.service.d/once.conf <<'END'
+[Service]
+ExecStartPre=+/bin/sh -c 'if [ -e /run/failed ]; then exit 0; fi; touch /run/failed; exit 1'
+END
+systemctl daemon-reload"""
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
 CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
 # The random number of a TLS ClientHello that the running Chromium sends for a new tab.
@@ -228,6 +235,18 @@ def test_chromium_has_a_network_process_of_its_own(
         assert not set(before) & set(console.run(NETWORK_PROCESS).text.split())
         # The desktop's browser goes on.
         assert console.run("systemctl is-active polydev-browser").text.strip() == "active"
+
+
+def test_a_desktop_comes_up_although_its_screen_failed_to_at_first(clones: list[Clone]) -> None:
+    clone, units = clones[1], "polydev-vnc polydev-desktop polydev-browser"
+    clone.inside(f"{FAIL_ONCE}; systemctl stop {units}; systemctl start --no-block {units}")
+
+    def is_up() -> bool:
+        screen, *others = clone.inside(f"systemctl is-active {units}").split()
+        return screen == "active" and "inactive" not in others
+
+    wait_for("the desktop", is_up)
+    assert clone.inside("systemctl show -P NRestarts polydev-vnc") == "1"
 
 
 def test_nothing_that_a_clone_does_changes_the_template(saved: Saved, clones: list[Clone]) -> None:

@@ -23,8 +23,9 @@ from polydev.image.store import ImageStore
 from polydev.progress import Steps
 from polydev.vm import files, holder, scratch, template
 from polydev.vm.config import IN_USE
+from polydev.vm.held_template import FILES
 from polydev.vm.launch import held
-from polydev.vm.templates import FILES, Template, Templates
+from polydev.vm.templates import Template, Templates
 
 
 class Broken(Exception):

@@ -19,7 +19,7 @@ from polydev.hosttool.reserve import keep_reserve
 from polydev.image import promotion
 from polydev.image.folder import hold
 from polydev.lab import root as lab_root
-from polydev.vm import template, templates
+from polydev.vm import held_template, template, templates
 from polydev.vm.config import IN_USE
 from tests.unit.hosttool_host import FIRST, Host
 
@@ -191,14 +191,14 @@ def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) 
     with made.building(lambda: None):
         assert mode(made.folder / templates.LOCK) == 0o600
     with made.incoming() as incoming:
-        for name in templates.FILES:
+        for name in held_template.FILES:
             (incoming / name).write_text(name)
         record: Any = templates.Template(
             "k", "d", "q", "tcg", 1, 512, templates.file_sums(incoming), 0.0, 1.0, 2.0
         )
         made.add(incoming, record)
     place = made.place("k")
-    names = (*templates.FILES, templates.RECORD)
+    names = (*held_template.FILES, templates.RECORD)
     assert {name: mode(place / name) for name in names} == dict.fromkeys(names, 0o644)
     made.note(templates.Build("k", "d", 0.0, "it boots"))
     assert mode(made.folder / templates.BUILD) == 0o644

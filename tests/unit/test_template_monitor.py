@@ -15,6 +15,7 @@ import pytest
 from polydev.errors import VmError
 from polydev.vm import template
 from polydev.vm.cpu_wait import CpuSample, ThreadTimes
+from polydev.vm.held_template import copy_data
 
 IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
@@ -199,6 +200,6 @@ def test_a_copy_has_the_holes_of_its_source(tmp_path: Path) -> None:
         file.write(b"end")
         file.truncate(5 << 20)
     with source.open("rb") as file, copy.open("wb") as made:
-        template.copy_data(file.fileno(), made.fileno())
+        copy_data(file.fileno(), made.fileno())
     assert copy.read_bytes() == source.read_bytes()
     assert copy.stat().st_blocks <= source.stat().st_blocks
