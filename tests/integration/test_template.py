@@ -47,6 +47,8 @@ cat >/run/systemd/system/polydev-vnc.service.d/once.conf <<'END'
 ExecStartPre=+/bin/sh -c 'if [ -e /run/failed ]; then exit 0; fi; touch /run/failed; exit 1'
 END
 systemctl daemon-reload"""
+BROWSER_SECONDS = 180
+PROFILE_LOCK = "/home/browser/.config/chromium/SingletonLock"
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
 CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
 # The random number of a TLS ClientHello that the running Chromium sends for a new tab.
@@ -247,6 +249,16 @@ def test_a_desktop_comes_up_although_its_screen_failed_to_at_first(clones: list[
 
     wait_for("the desktop", is_up)
     assert clone.inside("systemctl show -P NRestarts polydev-vnc") == "1"
+
+
+def test_a_killed_browser_opens_its_profile_again_in_a_clone(clones: list[Clone]) -> None:
+    with Console(clones[2].machine.config.console_socket) as console:
+        console.open_shell(60)
+        assert console.run(f"readlink {PROFILE_LOCK}").text.startswith("browser-vm-")
+        console.run("systemctl kill --kill-whom=main --signal=KILL polydev-browser")
+        # The lock says which computer's Chromium has the profile: this one's, under its new name.
+        own = f'case "$(readlink {PROFILE_LOCK})" in "$(hostname)"-*) true;; *) false;; esac'
+        console.run(f"until {own}; do sleep 0.5; done", BROWSER_SECONDS)
 
 
 def test_nothing_that_a_clone_does_changes_the_template(saved: Saved, clones: list[Clone]) -> None:
