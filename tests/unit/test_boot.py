@@ -249,6 +249,8 @@ class TestExplain:
         evidence = replace(SOUND, system="starting", addresses=())
         starting = replace(evidence, jobs=(Job(NETWORKD, "start", "running"),))
         assert explain(starting, None, {}) == []
+        waiting = replace(evidence, jobs=(Job(NETWORKD, "start", "waiting"),))
+        assert explain(waiting, None, {}) == [f"{NETWORKD} cannot start before that"]
         crashed = with_unit(evidence, Unit(AGENT, active="failed", sub="failed"))
         assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
         assert explain(evidence, None, {}) == ["network: eth0 has no address, not 172.16.0.2/30"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.agent import identity as agent_identity
 from polydev.agent.identity import Guest, answer, end_processes, words_of
 from polydev.errors import VmError
 from polydev.run import spawn
@@ -186,3 +189,24 @@ def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: 
 def test_an_identity_is_never_shown_with_its_secret() -> None:
     assert isinstance(IDENTITY, Identity)
     assert IDENTITY.secret not in repr(IDENTITY)
+
+
+def test_a_service_asks_to_be_woken_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host that connects in between would not be heard."""
+    calls: list[object] = []
+
+    def read(*_: object) -> bytes:
+        calls.append("read")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agent_identity, "pthread_sigmask", lambda *words: calls.append(words))
+    monkeypatch.setattr(agent_identity, "fcntl", lambda *words: calls.append(words))
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        agent_identity.serve(7, PlainGuest())
+    assert calls == [
+        (signal.SIG_BLOCK, [signal.SIGIO]),
+        (7, fcntl.F_SETOWN, os.getpid()),
+        (7, fcntl.F_SETFL, os.O_ASYNC),
+        "read",
+    ]

@@ -482,6 +482,7 @@ class TestFailure:
         # The lock went with the connection, so it is taken again before anything is restored.
         calls = bench.host.calls
         assert len(bench.locks) == 2
+        assert calls.index("unlock") < calls.index("lock", calls.index("lock") + 1)
         assert calls.index("lock", 1) < calls.index(f"restore-job {OWN}")
         assert not bench.locks[1].is_held
 
@@ -933,3 +934,10 @@ def test_the_way_back_is_not_interrupted_and_all_else_is() -> None:
     with pytest.raises(ZeroDivisionError), transaction._uninterrupted():
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize(("replace_rows", "word"), [(True, "replace"), (False, "copy")])
+def test_a_move_deletes_rows_only_where_it_was_asked_to(replace_rows: bool, word: str) -> None:
+    options = changes.move_options(replace_rows=replace_rows, wait_seconds=7)
+    assert options.data == {"move_database": word}
+    assert (options.target, options.wait_seconds) == ("master-controller", 7)
