@@ -553,3 +553,23 @@ def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
         ("/etc/b", "removed"),
         ("/etc/kept/new", "removed"),
     ]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_unit_that_is_stopped_forgets_what_it_was_started_with(
+    host: Host, is_there: bool
+) -> None:
+    """Else what it leaves would pass for current once it is started by another configuration."""
+    stamp = host.paths.stamps / FIREWALL
+    host.systemd.act("stop", FIREWALL, timeout_seconds=1)
+    stamp.unlink()
+    if not is_there:
+        (host.paths.units / FIREWALL).unlink()
+        host.systemd.reload()
+    host.backup()
+    host.unit(FIREWALL, "2")
+    host.start(FIREWALL)
+    assert stamp.exists()
+    host.restore()
+    assert FIREWALL not in host.systemd.active
+    assert not stamp.exists()

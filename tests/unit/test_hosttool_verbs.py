@@ -279,6 +279,11 @@ class TestUnits:
         assert is_outdated(paths, "a.socket", [paths.units / "a.socket"])
         put(paths.stamps / "a.service", "2\n")
         assert not is_outdated(paths, "a.service", [paths.units / "a.service"])
+        # Without a hash in its files, changed files say so; a stamp is of an earlier one.
+        put(paths.units / "b.service", "[Unit]\n")
+        put(paths.stamps / "b.service", "2\n")
+        assert not is_outdated(paths, "b.service", [])
+        assert is_outdated(paths, "b.service", [paths.units / "b.service"])
 
 
 def test_listing_has_links_and_what_the_database_says(host: Host) -> None:

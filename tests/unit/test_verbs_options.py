@@ -56,4 +56,5 @@ def answers() -> Iterator[tuple[str, dict[str, str]]]:
 def test_every_answer_is_json_where_that_is_asked_for() -> None:
     given = {place: words.get("as_json") for place, words in answers()}
     assert given
+    assert [place for place, words in answers() if "text" not in words] == []
     assert {place: text for place, text in given.items() if text not in ("json", "True")} == {}

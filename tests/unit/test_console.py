@@ -1,0 +1,106 @@
+"""The shell of boots that test, with a socket of the test's own for the guest."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polydev.errors import VmError
+from polydev.image import console as console_module
+from polydev.image.console import READY, Answer, Console
+
+Ends = tuple[Console, socket.socket]
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Iterator[Ends]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "console"))
+        listener.listen()
+        with Console(tmp_path / "console", 60) as console:
+            guest, _ = listener.accept()
+            with guest:
+                yield console, guest
+
+
+def line_of(status: int, stdout: bytes, stderr: bytes) -> bytes:
+    both = [base64.b64encode(each).decode() for each in (stdout, stderr)]
+    return json.dumps([status, *both]).encode() + b"\n"
+
+
+def test_an_answer_has_all_that_the_command_left(ends: Ends) -> None:
+    console, guest = ends
+    guest.sendall(line_of(3, b"out\xff\n", b"err"))
+    answer = console.run("false")
+    assert answer == Answer(3, b"out\xff\n", b"err")
+    assert answer.text == "out\ufffd\n"
+    assert guest.recv(100) == b'"false"\n'
+
+
+def test_answers_come_one_after_the_other(ends: Ends) -> None:
+    console, guest = ends
+    # The first one after an answer to a knock; a terminal ends its lines otherwise.
+    guest.sendall(READY + line_of(0, b"1", b""))
+    guest.sendall(line_of(0, b"2", b"").replace(b"\n", b"\r\n"))
+    assert [console.run("x").stdout, console.run("y").stdout] == [b"1", b"2"]
+
+
+def test_a_garbled_answer_is_told(ends: Ends) -> None:
+    console, guest = ends
+    guest.sendall(b"[0, nonsense]\n")
+    with pytest.raises(VmError, match="the console's answer to 'x' is garbled"):
+        console.run("x")
+
+
+def test_a_guest_that_ends_is_told_at_once(ends: Ends) -> None:
+    console, guest = ends
+    guest.shutdown(socket.SHUT_WR)
+    with pytest.raises(VmError, match="closed: the VM ended"):
+        console.run("x")
+
+
+def test_one_that_is_gone_is_told(ends: Ends) -> None:
+    console, guest = ends
+    guest.close()
+    with pytest.raises(VmError, match="the test console was closed"):
+        console.run("x")
+
+
+def test_one_that_is_silent_is_not_waited_for(ends: Ends) -> None:
+    console, _ = ends
+    with pytest.raises(VmError, match=r"did not answer within 0\.02 s"):
+        console.run("x", 0.02)
+
+
+def test_a_shell_is_knocked_at_until_it_answers(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console, guest = ends
+    monkeypatch.setattr(console_module, "KNOCK_SECONDS", 0.02)
+    knocks: list[bytes] = []
+    send = console._send
+
+    def knock(data: bytes) -> None:
+        knocks.append(data)
+        if len(knocks) == 3:
+            guest.sendall(b"login: " + READY)
+        send(data)
+
+    monkeypatch.setattr(console, "_send", knock)
+    console.open_shell(60)
+    assert len(knocks) == 3
+    assert knocks[0].startswith(b"stty raw -echo; exec python3 -I -S -c ")
+    with pytest.raises(VmError, match="did not answer"):
+        console.open_shell(0)
+    assert len(knocks) == 4
+
+
+def test_there_may_be_no_console(tmp_path: Path) -> None:
+    with pytest.raises(VmError, match=f"no console at {tmp_path}/none: No such file") as told:
+        Console(tmp_path / "none")
+    assert told.value.hint
