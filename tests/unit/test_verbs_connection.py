@@ -1,0 +1,213 @@
+"""Which controller a verb asks, with which token; and whose session it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from polydev.client import access, api, tunnel
+from polydev.errors import ConfigError
+from verbs import connection, sessions
+from verbs.places import LAB_INVENTORY
+
+LAB, LAB_TOKEN = "http://192.0.2.1:4000", "lab's"
+THERE = "http://there:4000"
+USER = "05889db4-0000-4000-8000-000000000001"
+
+
+class Reached:
+    """What is asked, and how it is reached."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.hosts: list[tuple[str, str]] = []
+        self.tunnels = 0
+        self.host_name = "prod"
+
+    @contextmanager
+    def api(self, url: str, token: str) -> Iterator[str]:
+        self.asked.append((url, token))
+        yield "api"
+
+    @contextmanager
+    def tunnel(self, target: object, address: str) -> Iterator[str]:
+        assert (target, address) == ("target", "127.0.0.1:4000")
+        self.tunnels += 1
+        yield "http://127.0.0.1:5000"
+        self.tunnels -= 1
+
+    def described(self, inventory: str, host: str) -> Any:
+        self.hosts.append((inventory, host))
+        found = SimpleNamespace(name=self.host_name, target="target", controller="127.0.0.1:4000")
+        return None, found
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
+    made = Reached()
+    for name in ("POLYDEV_URL", "POLYDEV_TOKEN", "POLYDEV_LAB"):
+        monkeypatch.delenv(name, raising=False)
+    lab = SimpleNamespace(address="192.0.2.1", folder="folder")
+    stored = SimpleNamespace(
+        operator=SimpleNamespace(token=LAB_TOKEN), demo=SimpleNamespace(user_id="demo's")
+    )
+    monkeypatch.setattr(api, "ControllerApi", made.api)
+    monkeypatch.setattr(tunnel, "tunnel", made.tunnel)
+    monkeypatch.setattr(connection, "described_host", made.described)
+    monkeypatch.setattr("polydev.lab.find", lambda *_: lab)
+    monkeypatch.setattr(access, "stored_access", lambda folder: stored)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "environment", "asked"),
+    [
+        ("", "", {}, (LAB, LAB_TOKEN)),
+        ("", "mine", {}, (LAB, "mine")),
+        ("", "", {"POLYDEV_TOKEN": "mine"}, (LAB, "mine")),
+        ("", "mine", {"POLYDEV_TOKEN": "another"}, (LAB, "mine")),
+        (THERE, "mine", {"POLYDEV_URL": "http://other"}, (THERE, "mine")),
+        ("", "mine", {"POLYDEV_URL": THERE}, (THERE, "mine")),
+        # A lab's own token is sent nowhere else.
+        (THERE, "", {}, None),
+        ("", "", {"POLYDEV_URL": THERE}, None),
+    ],
+)
+def test_by_its_address(
+    url: str,
+    token: str,
+    environment: dict[str, str],
+    asked: tuple[str, str] | None,
+    reached: Reached,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if asked is None:
+        with pytest.raises(ConfigError, match=f"no token for {THERE}") as told:
+            connection.connect(url, token).__enter__()
+        assert "--inventory FILE" in str(told.value.hint)
+    else:
+        with connection.connect(url, token) as found:
+            assert str(found) == "api"
+    assert reached.asked == ([asked] if asked else [])
+    assert reached.hosts == []
+
+
+@pytest.mark.parametrize(
+    ("inventory", "host", "hosts"),
+    [
+        ("file.py", "", ("file.py", "")),
+        ("", "prod", (LAB_INVENTORY, "prod")),
+        ("file.py", "prod", ("file.py", "prod")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "token", "sent"),
+    [("prod", "mine", "mine"), ("prod", "", None), ("lab-dev", "", LAB_TOKEN), ("lab-x", "", None)],
+)
+def test_by_its_host(
+    inventory: str,
+    host: str,
+    hosts: tuple[str, str],
+    name: str,
+    token: str,
+    sent: str | None,
+    reached: Reached,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLYDEV_URL", THERE)  # of no account where a host is named
+    reached.host_name = name
+    if sent is None:
+        with pytest.raises(ConfigError, match=f"no token for {name}"):
+            connection.connect("", token, inventory, host).__enter__()
+    else:
+        with connection.connect("", token, inventory, host):
+            assert reached.tunnels == 1
+        assert reached.asked == [("http://127.0.0.1:5000", sent)]
+    assert reached.tunnels == 0
+    assert reached.hosts == [hosts]
+
+
+def test_an_address_and_a_host_exclude_each_other(reached: Reached) -> None:
+    with pytest.raises(ConfigError, match="--url names one controller"):
+        connection.connect(THERE, "mine", "file.py").__enter__()
+    assert reached.asked == []
+
+
+@pytest.mark.parametrize("find", [connection._lab_operator, connection.lab_demo_user])
+def test_there_may_be_no_lab(find: Any, reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polydev.lab.find", lambda *_: None)
+    with pytest.raises(ConfigError, match="lab"):
+        find()
+
+
+def test_a_lab_may_have_no_users_yet(reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "stored_access", lambda _: None)
+    assert connection._lab_operator() == (LAB, "")
+    with pytest.raises(ConfigError, match="has no demo user"):
+        connection.lab_demo_user()
+
+
+class TestWhoseSession:
+    @pytest.fixture(autouse=True)
+    def host(self, reached: Reached, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        asked: list[object] = []
+
+        def controller(*place: str) -> Any:
+            def ask(*words: str) -> dict[str, str]:
+                asked.append((place, words))
+                return {"id": USER}
+
+            return SimpleNamespace(ask=ask)
+
+        monkeypatch.setattr(sessions, "host_controller", controller)
+        return asked
+
+    def test_an_id_is_asked_of_nobody(self, host: list[object]) -> None:
+        assert sessions.session_user(USER.upper(), THERE, "", "") == USER
+        assert host == []
+
+    @pytest.mark.parametrize(
+        ("user", "url", "of_environment", "inventory"),
+        [
+            ("ada", THERE, "", ""),
+            ("ada", "", THERE, ""),
+            ("", THERE, "", ""),
+            ("", "", THERE, ""),
+            ("", "", "", "file.py"),
+            ("", "", THERE, "file.py"),
+        ],
+    )
+    def test_who_it_is_must_be_said(
+        self,
+        user: str,
+        url: str,
+        of_environment: str,
+        inventory: str,
+        host: list[object],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("POLYDEV_URL", of_environment)
+        with pytest.raises(ConfigError, match=r"no id of a user|whose session is it"):
+            sessions.session_user(user, url, inventory, "")
+        assert host == []
+
+    def test_in_a_lab_it_is_the_demo_users(self) -> None:
+        assert sessions.session_user("", "", "", "") == "demo's"
+
+    @pytest.mark.parametrize("of_environment", ["", THERE])
+    def test_a_name_is_asked_of_the_host(
+        self, of_environment: str, host: list[object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("POLYDEV_URL", of_environment)
+        assert sessions.session_user("ada", "", "file.py", "prod") == USER
+        assert host == [(("file.py", "prod"), ("user", "show", "ada"))]
+
+    def test_a_name_in_the_lab(self, host: list[object]) -> None:
+        assert sessions.session_user("ada", "", "", "") == USER
+        assert host == [((LAB_INVENTORY, ""), ("user", "show", "ada"))]
