@@ -19,11 +19,16 @@ import sqlalchemy as sa
 
 from polydev.controller.api import events
 from polydev.controller.app import create_app
+from polydev.controller.database import create_engine
 from polydev.controller.logs import configure_logs
 from polydev.controller.server import Server
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import SessionLimits, Settings
+from polydev.controller.store.transactions import Database
+from polydev.controller.store.vms import Vms
+from polydev.errors import VmError
 from tests.api import JWT_SECRET, token_of
+from tests.driving import until
 from tests.vms import (
     FakeHost,
     HealthyVm,
@@ -261,6 +266,32 @@ def test_a_login_from_the_first_question_to_its_end(tmp_path: Path) -> None:
             assert (await asked.get(path))["status"] == "done"
             await asked.http.delete(session["links"]["self"], headers=asked.user)
             await asked.get(path, 410)
+
+    run(tmp_path, scenario)
+
+
+def test_a_login_of_a_paused_vm_that_ends_is_told_so_at_once(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        async def stays(slot: int, vm_id: str) -> None:
+            raise VmError(f"VM {vm_id} does not run on")
+
+        host.hypervisor.resume = stays  # type: ignore[method-assign]
+        vms = Vms(Database(create_engine(host.settings_values["database_url"])), SessionLimits())
+        async with controller(host) as asked:
+            session = await asked.start()
+            async with asked.events(session) as events:
+                await events.until(state="vm_created")
+            vm = await vms.get(session["vmId"])
+            assert await vms.pause(vm)
+            told = asyncio.create_task(asked.get(session["links"]["oauthUrl"], 410))
+
+            async def is_asked_for() -> bool:
+                return (await vms.get(vm.id)).used_at != vm.used_at
+
+            await until(is_asked_for, "the wish to wake it")
+            await asked.http.delete(session["links"]["self"], headers=asked.user)
+            problem = await told
+            assert problem["type"] == "urn:polydev:error:session-expired"
 
     run(tmp_path, scenario)
 

@@ -83,7 +83,10 @@ class Services:
         self.background.begin()
 
     async def awake(self, vm: Vm) -> Vm:
-        """The VM, which runs on if it was paused. Raises VmError where it does not in time."""
+        """The VM, which runs on if it was paused, or has ended meanwhile.
+
+        Raises VmError where neither comes in time.
+        """
         if vm.paused_at is None:
             return vm
         await self.vms.used(vm.id)
@@ -100,7 +103,7 @@ class Services:
             while True:
                 ring = self.news.next_ring()
                 vm = await self.vms.get(vm_id)
-                if vm.paused_at is None:
+                if vm.paused_at is None or vm.state != "ready":
                     return vm
                 await ring.wait()
 

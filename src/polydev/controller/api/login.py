@@ -81,7 +81,8 @@ async def _login(
     vm = await live_vm_of(services, session)
     if vm.state != "ready":
         return _coming(response, session, "vm_starting")
-    vm = await services.awake(vm)
+    if (await services.awake(vm)).state != "ready":
+        vm = await live_vm_of(services, await services.sessions.get(session.id))
     login = await services.agent.login(vm.vm_ip, session.provider, start=again)
     if login.status == "none":
         login = await services.agent.login(vm.vm_ip, session.provider, start=True)
