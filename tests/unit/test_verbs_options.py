@@ -58,3 +58,16 @@ def test_every_answer_is_json_where_that_is_asked_for() -> None:
     assert given
     assert [place for place, words in answers() if "text" not in words] == []
     assert {place: text for place, text in given.items() if text not in ("json", "True")} == {}
+
+
+def test_each_verb_with_json_answers() -> None:
+    silent = []
+    root = Path(__file__).parents[2]
+    for file in (root / "tasks.py", *sorted((root / "verbs").glob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and "json" in {
+                each.arg for each in node.args.args
+            }:
+                names = {ast.unparse(each) for each in ast.walk(node) if isinstance(each, ast.Name)}
+                silent += [] if "answer" in names else [f"{file.name}: {node.name}"]
+    assert silent == []

@@ -1,0 +1,469 @@
+"""What `ip` says of a network as declared, and of one that somebody changed: pure values.
+
+tests/integration/test_network_state.py makes the same changes to a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+
+from polydev.deploys.accounts import host_json
+from polydev.deploys.data import HostData
+from polydev.hosttool import network
+from polydev.hosttool.network import Difference, Reading
+from polydev.hosttool.slots import PORT_FLAGS, settings_of, slot_of
+
+HOST: Any = json.loads(host_json(HostData(slots=12), []))
+SLOT = slot_of(2, HOST)
+UP = ["BROADCAST", "UP", "LOWER_UP"]
+MAIN_RULES = [
+    {"priority": 0, "src": "all", "table": "local"},
+    {"priority": 32766, "src": "all", "table": "main"},
+    {"priority": 32767, "src": "all", "table": "default"},
+]
+RULES6 = [{"priority": 0, "table": "local"}, {"priority": 32766, "table": "main"}]
+RULES = ("table inet guest {", "drop", "}")
+BRIDGE, NETWORK = "br-vm", "192.168.100.0/24"
+
+
+def bridge_link() -> dict[str, Any]:
+    data: dict[str, Any] = {"stp_state": 0, "vlan_filtering": 0, "group_fwd_mask": "0"}
+    return {
+        "ifname": BRIDGE,
+        "flags": UP,
+        "mtu": 1500,
+        "address": "02:00:00:00:00:01",
+        "linkinfo": {"info_kind": "bridge", "info_data": data},
+        "addr_info": [{"local": "192.168.100.1", "prefixlen": 24}],
+    }
+
+
+def port_link() -> dict[str, Any]:
+    flags = {name: value == "on" for name, value in PORT_FLAGS.items()}
+    return {
+        "ifname": "vm-2",
+        "master": BRIDGE,
+        "flags": UP,
+        "mtu": 1500,
+        "address": "02:00:00:00:00:02",
+        "linkinfo": {"info_kind": "veth", "info_slave_data": {**flags, "state": "forwarding"}},
+    }
+
+
+def of_host() -> Reading:
+    return Reading(
+        links=[{"ifname": "eth0", "flags": UP, "mtu": 1500}, bridge_link(), port_link()],
+        routes=[
+            {"dst": "default", "gateway": "10.0.0.1", "dev": "eth0"},
+            {"dst": NETWORK, "dev": BRIDGE, "prefsrc": "192.168.100.1", "protocol": "kernel"},
+            {"type": "unreachable", "dst": NETWORK, "metric": network.WORST_METRIC},
+            {"type": "local", "dst": "192.168.100.1", "dev": BRIDGE, "protocol": "kernel"},
+            {"dst": "fe80::/64", "dev": "eth0"},
+        ],
+        policy=deepcopy(MAIN_RULES),
+        policy6=deepcopy(RULES6),
+        neighbours=[{"dst": "10.0.0.1", "lladdr": "02::1", "dev": "eth0"}],
+        settings={**network.bridge_settings(BRIDGE), network.FORWARDING: "1"},
+        rules=(),
+        stations=[
+            {"mac": "02:00:00:00:00:02", "ifname": "vm-2", "state": "permanent", "master": BRIDGE},
+            {"mac": "33:33:00:00:00:01", "ifname": "eth0", "state": "permanent"},
+            {"mac": "02:00:00:00:00:09", "ifname": "vm-2", "master": BRIDGE},
+        ],
+    )
+
+
+def of_slot() -> Reading:
+    def address(local: str, prefix: int) -> list[dict[str, Any]]:
+        return [{"local": local, "prefixlen": prefix}]
+
+    tap = {"info_kind": "tun", "info_data": {"type": "tap", "user": SLOT.user}}
+    return Reading(
+        links=[
+            {"ifname": "lo", "flags": ["LOOPBACK", "UP"], "mtu": 65536},
+            {"ifname": "sit0", "flags": [], "mtu": 1480},
+            {
+                "ifname": "tap0",
+                "flags": UP,
+                "mtu": 1500,
+                "address": "52:54:00:16:00:01",
+                "linkinfo": tap,
+                "addr_info": address("172.16.0.1", 30),
+            },
+            {
+                "ifname": "uplink",
+                "flags": UP,
+                "mtu": 1500,
+                "address": SLOT.hardware_address,
+                "linkinfo": {"info_kind": "veth"},
+                "addr_info": address(SLOT.address, 24),
+            },
+        ],
+        routes=[
+            {"dst": "default", "gateway": SLOT.gateway, "dev": "uplink"},
+            {"dst": "172.16.0.0/30", "dev": "tap0", "prefsrc": "172.16.0.1"},
+            {"dst": NETWORK, "dev": "uplink", "prefsrc": SLOT.address},
+            {"type": "local", "dst": "172.16.0.1", "dev": "tap0", "protocol": "kernel"},
+            {"type": "broadcast", "dst": "172.16.0.3", "dev": "tap0", "protocol": "kernel"},
+            {"dst": "fe80::/64", "dev": "tap0"},
+        ],
+        policy=deepcopy(MAIN_RULES),
+        policy6=deepcopy(RULES6),
+        neighbours=[],
+        settings=dict(settings_of(SLOT)),
+        rules=RULES,
+        stations=[],
+    )
+
+
+def found_on_host(live: Reading) -> list[Difference]:
+    declared = network.declared_bridge(HOST)
+    return network.differences("bridge", declared, network.live_bridge(HOST, live, [2, 13]))
+
+
+def found_in_slot(live: Reading, links: list[dict[str, Any]] | None = None) -> list[Difference]:
+    links = of_host().links if links is None else links
+    facts = {**network.live_port(SLOT, links), **network.live_slot(live)}
+    return network.differences("slot-2", network.declared_slot(SLOT, RULES), facts)
+
+
+def test_as_declared() -> None:
+    assert found_on_host(of_host()) == []
+    assert found_in_slot(of_slot()) == []
+    assert (
+        network.differences(
+            "kernel", network.declared_kernel(), network.live_kernel(of_host().settings)
+        )
+        == []
+    )
+
+
+def link(live: Reading, name: str) -> dict[str, Any]:
+    return next(each for each in live.links if each["ifname"] == name)
+
+
+Change = Callable[[Reading], object]
+HOSTS: list[tuple[str, bool, Change]] = [
+    ("br-vm state: down instead of up", False, lambda it: link(it, BRIDGE).update(flags=[])),
+    ("br-vm: missing instead of there", False, lambda it: it.links.pop(1)),
+    ("br-vm mtu: 1400 instead of 1500", False, lambda it: link(it, BRIDGE).update(mtu=1400)),
+    (
+        "br-vm stp_state: 1 instead of 0",
+        False,
+        lambda it: link(it, BRIDGE)["linkinfo"]["info_data"].update(stp_state=1),
+    ),
+    (
+        "br-vm vlan_filtering: 1 instead of 0",
+        True,
+        lambda it: link(it, BRIDGE)["linkinfo"]["info_data"].update(vlan_filtering=1),
+    ),
+    (
+        "br-vm kind: none instead of bridge",
+        True,
+        lambda it: link(it, BRIDGE)["linkinfo"].update(info_kind="none"),
+    ),
+    (
+        "br-vm addresses: unexpected: 10.9.8.7/32",
+        True,
+        lambda it: link(it, BRIDGE)["addr_info"].append({"local": "10.9.8.7", "prefixlen": 32}),
+    ),
+    (
+        "port stranger: there instead of missing",
+        True,
+        lambda it: it.links.append({**port_link(), "ifname": "stranger"}),
+    ),
+    (
+        "routes to 192.168.100.0/24: unexpected: 192.168.100.7 dev lo",
+        True,
+        lambda it: it.routes.append({"dst": "192.168.100.7", "dev": "lo"}),
+    ),
+    (
+        "routes to 192.168.100.0/24: unexpected: local 192.168.100.7 dev lo",
+        True,
+        lambda it: it.routes.append(
+            {"type": "local", "dst": "192.168.100.7", "dev": "lo", "protocol": "boot"}
+        ),
+    ),
+    (
+        "routes to 192.168.100.0/24: missing: unreachable 192.168.100.0/24 metric 4294967295",
+        False,
+        lambda it: it.routes.pop(2),
+    ),
+    ("routes policy: missing: main", False, lambda it: it.policy.pop(1)),
+    (
+        "routes policy: unexpected: 9: unreachable dst 192.168.100.0 dstlen 25",
+        True,
+        lambda it: it.policy.insert(
+            1,
+            {
+                "priority": 9,
+                "src": "all",
+                "action": "unreachable",
+                "dst": "192.168.100.0",
+                "dstlen": 25,
+            },
+        ),
+    ),
+    (
+        "routes IPv6 policy: unexpected: 9: 77 iif br-vm",
+        True,
+        lambda it: it.policy6.append({"priority": 9, "table": "77", "iif": BRIDGE}),
+    ),
+    (
+        "neighbours permanent: unexpected: 192.168.100.4 lladdr 02::9 dev br-vm",
+        True,
+        lambda it: it.neighbours.append({"dst": "192.168.100.4", "lladdr": "02::9", "dev": BRIDGE}),
+    ),
+    (
+        "br-vm static stations: unexpected: 02::9 dev vm-2",
+        True,
+        lambda it: it.stations.append({"mac": "02::9", "ifname": "vm-2", "state": "static"}),
+    ),
+    (
+        "br-vm static stations: unexpected: 02::9 dev vm-2",
+        True,
+        lambda it: it.stations.append(
+            {"mac": "02::9", "ifname": "vm-2", "state": "permanent", "master": BRIDGE}
+        ),
+    ),
+    (
+        "settings net.ipv4.conf.all.proxy_arp: 1 instead of 0",
+        True,
+        lambda it: it.settings.update({"net.ipv4.conf.all.proxy_arp": "1"}),
+    ),
+    (
+        "settings net.ipv4.conf.br-vm.forwarding: 0 instead of 1",
+        False,
+        lambda it: it.settings.update({"net.ipv4.conf.br-vm.forwarding": "0"}),
+    ),
+]
+SLOTS: list[tuple[str, bool, Change]] = [
+    ("lo state: down instead of up", False, lambda it: link(it, "lo").update(flags=[])),
+    (
+        "tap0 user: everybody instead of polydev-vm-2",
+        True,
+        lambda it: link(it, "tap0")["linkinfo"]["info_data"].pop("user"),
+    ),
+    (
+        "tap0 address: 02::9 instead of 52:54:00:16:00:01",
+        False,
+        lambda it: link(it, "tap0").update(address="02::9"),
+    ),
+    (
+        "tap0 kind: tun instead of tap",
+        True,
+        lambda it: link(it, "tap0")["linkinfo"]["info_data"].pop("type"),
+    ),
+    (
+        "uplink addresses: 192.168.100.3/24 instead of 192.168.100.2/24",
+        True,
+        lambda it: link(it, "uplink").update(
+            addr_info=[{"local": "192.168.100.3", "prefixlen": 24}]
+        ),
+    ),
+    (
+        "interface other: there instead of missing",
+        True,
+        lambda it: it.links.append({"ifname": "other", "flags": ["UP"], "mtu": 1500}),
+    ),
+    (
+        "routes of the slot: unexpected: 10.0.0.0/8 via 172.16.0.2 dev tap0 metric 7 table 9",
+        True,
+        lambda it: it.routes.append(
+            {
+                "dst": "10.0.0.0/8",
+                "gateway": "172.16.0.2",
+                "dev": "tap0",
+                "metric": 7,
+                "table": "9",
+            }
+        ),
+    ),
+    (
+        "routes policy: unexpected: 9: 77",
+        True,
+        lambda it: it.policy.insert(1, {"priority": 9, "src": "all", "table": "77"}),
+    ),
+    (
+        "routes IPv6 policy: unexpected: 9: 77",
+        True,
+        lambda it: it.policy6.append({"priority": 9, "table": "77"}),
+    ),
+    (
+        "neighbours permanent: unexpected: 172.16.0.9 lladdr 02::9 dev tap0",
+        True,
+        lambda it: it.neighbours.append({"dst": "172.16.0.9", "lladdr": "02::9", "dev": "tap0"}),
+    ),
+    (
+        "settings net.ipv4.ip_forward: 0 instead of 1",
+        False,
+        lambda it: it.settings.update({"net.ipv4.ip_forward": "0"}),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "opens", "change"), [pytest.param(*row, id=row[0]) for row in HOSTS]
+)
+def test_a_change_of_the_bridge(text: str, opens: bool, change: Change) -> None:
+    live = of_host()
+    change(live)
+    assert [(each.text, each.opens) for each in found_on_host(live)] == [(f"bridge: {text}", opens)]
+
+
+@pytest.mark.parametrize(
+    ("text", "opens", "change"), [pytest.param(*row, id=row[0]) for row in SLOTS]
+)
+def test_a_change_inside_a_slot(text: str, opens: bool, change: Change) -> None:
+    live = of_slot()
+    change(live)
+    assert [(each.text, each.opens) for each in found_in_slot(live)] == [(f"slot-2: {text}", opens)]
+
+
+def test_other_rules_of_a_slot_open_it_whatever_they_are() -> None:
+    for rules in ((), RULES[:1], (*RULES, "accept")):
+        (found,) = found_in_slot(replace(of_slot(), rules=rules))
+        assert (found.what, found.opens) == ("nftables rules", True)
+
+
+@pytest.mark.parametrize("flag", PORT_FLAGS)
+def test_a_flag_of_a_port(flag: str) -> None:
+    host = of_host()
+    data = link(host, "vm-2")["linkinfo"]["info_slave_data"]
+    data[flag] = not data[flag]
+    (found,) = found_in_slot(of_slot(), host.links)
+    words = {"on": "off", "off": "on"}
+    wanted = PORT_FLAGS[flag]
+    assert found.text == f"slot-2: vm-2 {flag}: {words[wanted]} instead of {wanted}"
+    assert found.opens == (flag not in network.ONLY_CLOSING)
+    del data[flag]
+    if wanted == "off":
+        assert found_in_slot(of_slot(), host.links) == [], "a kernel that does not know it"
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "bridge_flags", "said"),
+    [
+        ("disabled", UP, UP, ["up but disabled"]),
+        ("blocking", UP, UP, ["up but blocking"]),
+        ("disabled", ["UP"], UP, []),  # without a carrier
+        ("disabled", UP, [], []),  # the bridge tells of itself
+        ("learning", UP, UP, []),
+        ("forwarding", [], UP, ["down"]),
+    ],
+)
+def test_what_a_port_does(
+    state: str, flags: list[str], bridge_flags: list[str], said: list[str]
+) -> None:
+    host = of_host()
+    link(host, "vm-2")["linkinfo"]["info_slave_data"]["state"] = state
+    link(host, "vm-2")["flags"] = flags
+    link(host, BRIDGE)["flags"] = bridge_flags
+    found = [line for each in found_in_slot(of_slot(), host.links) for line in each.found]
+    assert found == said
+
+
+@pytest.mark.parametrize(
+    ("mtu", "of_ports", "said"),
+    [
+        (1400, [1400, 1500], "1500"),
+        (1400, [1500], "1400"),
+        (1500, [1500], "1500"),
+        (9000, [], "9000"),
+    ],
+)
+def test_the_kernel_makes_a_bridge_as_small_as_its_ports(
+    mtu: int, of_ports: list[int], said: str
+) -> None:
+    bridge = {**bridge_link(), "mtu": mtu}
+    ports = [{**port_link(), "mtu": each} for each in of_ports]
+    other = {"ifname": "eth0", "mtu": mtu, "flags": UP}
+    assert network._mtu_of_bridge(bridge, [bridge, other, *ports]) == said
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_about"),
+    [
+        ({"src": "all"}, True),
+        ({"src": "192.168.100.3"}, True),
+        ({"src": "192.168.100.0", "srclen": 25}, True),
+        ({"src": "192.168.0.0", "srclen": 16}, True),
+        ({"src": "192.168.101.0", "srclen": 24}, False),
+        ({"src": "all", "dst": "10.0.0.0", "dstlen": 8}, False),
+        ({"src": "all", "iif": BRIDGE}, True),
+        ({"src": "all", "oif": "lo"}, True),
+        ({"src": "all", "iif": "eth0"}, False),
+        ({"src": "all", "fwmark": "0x1"}, False),
+        ({"src": "all", "l3mdev": None}, False),
+        ({"not": None, "src": "10.0.0.0", "srclen": 8}, True),
+    ],
+)
+def test_rules_about_vms_packets(rule: dict[str, Any], is_about: bool) -> None:
+    assert network._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (
+            {"priority": 9, "src": "all", "table": "77"},
+            "priority 9 from all table 77",
+        ),
+        (
+            {"not": None, "priority": 9, "src": "10.0.0.0", "srclen": 8, "dst": "10.1.1.1"},
+            "not priority 9 from 10.0.0.0/8 to 10.1.1.1",
+        ),
+        (
+            {"priority": 9, "iif": "a", "oif": "b", "fwmark": "0x1", "table": "7"},
+            "priority 9 iif a oif b fwmark 0x1 table 7",
+        ),
+    ],
+)
+def test_a_rule_as_it_is_deleted(rule: dict[str, Any], words: str) -> None:
+    assert network.rule_words(rule) == words
+
+
+def test_a_rule_that_leads_nowhere_near_is_nobodys_business() -> None:
+    live = of_host()
+    live.policy.insert(1, {"priority": 9, "src": "all", "table": "77"})
+    assert network.rules_before_main(HOST, live) == []
+    live.routes.append({"dst": "10.0.0.0/8", "dev": "eth0", "table": "77"})
+    live.routes.append({"dst": "fd00::/8", "dev": "eth0", "table": "77"})
+    assert network.rules_before_main(HOST, live) == []
+    live.routes.append({"dst": "default", "dev": "eth0", "table": "77"})
+    assert network.rules_before_main(HOST, live) == [live.policy[1]]
+    # After the main table it decides on nothing.
+    live.policy.append(live.policy.pop(1))
+    assert network.rules_before_main(HOST, live) == []
+
+
+def test_what_is_foreign_is_named_for_who_takes_it_away() -> None:
+    facts: Any = {"port x": {}, "interface y": {}, BRIDGE: {}}
+    assert network.foreign_ports(facts) == ["x"]
+    assert network.foreign_links(facts) == ["y"]
+
+
+def test_long_differences_are_short_and_their_diff_is_not() -> None:
+    lines = tuple(f"rule {number}" for number in range(5))
+    found = Difference("slot-2", "nftables rules", (*lines, "}"), ("drop", "}"), opens=True)
+    assert found.text == (
+        "slot-2: nftables rules: unexpected: rule 0, rule 1, rule 2 and 2 more; missing: drop"
+    )
+    assert found.diff == [
+        *(f"- slot-2: nftables rules: {line}" for line in lines),
+        "+ slot-2: nftables rules: drop",
+    ]
+    assert found.as_dict() == {
+        "part": "slot-2",
+        "what": "nftables rules",
+        "opens": True,
+        "text": found.text,
+        "diff": found.diff,
+    }
