@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.bench.bare_on_host import bare_resumes
 from tests.bench.clones_on_host import cpu_percents, own_memory_mb, pid_of, viewers
-from tests.bench.sessions_on_host import Host, Started, at, operated, say
+from tests.bench.sessions_on_host import Host, Started, at, operated, say, until
 
 ALONE = 5
 SETTLE_SECONDS = 40.0
@@ -62,8 +62,9 @@ def pool_burst(host: Host, count: int) -> dict[str, Any]:
             say(f"one start: {started.seconds:.3f} s")
             alone.append(round(started.seconds, 4))
         host.end_all()
-    host.settle()
-    burst = burst_of(host, min(count, len(host.primed())))
+    count = min(count, host.pool_size())
+    until(f"a pool of {count}", lambda: len(host.primed()) >= count)
+    burst = burst_of(host, count)
     return {"one_seconds": alone, **burst}
 
 
@@ -99,7 +100,7 @@ def measured_running(host: Host, count: int) -> dict[str, Any]:
 
 def measure(address: str, count: int, running: int) -> None:
     with operated(address) as host:
-        found = (pool_burst if host.has_pool() else clone_burst)(host, count)
+        found = (pool_burst if host.pool_size() else clone_burst)(host, count)
         found["running"] = measured_running(host, running) if running else None
     print(json.dumps(found))
 

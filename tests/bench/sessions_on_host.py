@@ -164,8 +164,8 @@ class Host:
         is_filled = pool["primed"] == pool["size"]
         return is_filled or bool(pool["primed"] and not pool["priming"])
 
-    def has_pool(self) -> bool:
-        return bool(self.ask("GET", "/api/admin/pool")["size"])
+    def pool_size(self) -> int:
+        return int(self.ask("GET", "/api/admin/pool")["size"])
 
     def primed(self) -> list[dict[str, Any]]:
         """VMs that wait paused."""

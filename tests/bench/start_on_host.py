@@ -71,7 +71,7 @@ def measure(address: str, starts: int, colds: int) -> None:
                 measured.note("bare", alone.seconds, alone.first_frame_seconds)
                 host.settle()
                 measured.start_until("clone")
-            while host.has_pool() and len(measured.seconds["pool"]) < starts:
+            while host.pool_size() and len(measured.seconds["pool"]) < starts:
                 host.settle()
                 measured.start_until("pool")
         if colds:
