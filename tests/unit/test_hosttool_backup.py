@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.reserve import RESERVE_BYTES
 from polydev.hosttool.scope import Scope, scope_from
+from polydev.hosttool.tree import Entry
 from polydev.hosttool.units import known_units
 from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, put
 
@@ -340,3 +342,29 @@ def test_ids_have_one_form(tmp_path: Path) -> None:
         with pytest.raises(HostError) as refusal:
             saved.load(Paths.below(tmp_path), text)
         assert refusal.value.code == "bad-id"
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_room_for_all_that_is_copied_is_there_to_the_byte(
+    host: Host, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_kept:
+        reserve.keep_reserve(host.paths)
+    live = host.controller.database
+    wal = live.with_name(f"{live.name}-wal")
+    wal.write_bytes(b"x" * 100)
+    sizes = [7, 5000, live.stat().st_size, 100]
+    needed = sum(size + backup.BLOCK_BYTES for size in sizes) + backup.SLACK_BYTES
+    needed += 0 if is_kept else RESERVE_BYTES
+    entries = [Entry(Path(f"/{size}"), "file", size_bytes=size) for size in sizes[:2]]
+    entries.append(Entry(Path("/folder"), "folder", size_bytes=4096))
+
+    def room(free: int) -> Any:
+        return lambda _: SimpleNamespace(f_bavail=free, f_frsize=1)
+
+    monkeypatch.setattr("os.statvfs", room(needed))
+    backup._require_space(host.paths, entries, host.scope)
+    monkeypatch.setattr("os.statvfs", room(needed - 1))
+    with pytest.raises(HostError, match="are free") as told:
+        backup._require_space(host.paths, entries, host.scope)
+    assert told.value.code == "no-space"

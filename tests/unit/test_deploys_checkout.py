@@ -1,0 +1,35 @@
+"""What is said of a checkout that changes while it is deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polydev.deploys.checkout import part_that_went
+
+
+@pytest.mark.parametrize(
+    ("file", "is_ours"), [("here/file", True), ("elsewhere/file", False), (None, False)]
+)
+def test_a_file_of_the_checkout(file: str | None, is_ours: bool, tmp_path: Path) -> None:
+    error = FileNotFoundError(2, "none", str(tmp_path / file) if file else None)
+    found = part_that_went(error, tmp_path / "here")
+    assert (found is not None) is is_ours
+    if found:
+        assert found.message.startswith(f"{tmp_path}/here/file is missing")
+
+
+def test_the_checkout_is_where_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert part_that_went(FileNotFoundError(2, "none", "file")) is not None
+    assert part_that_went(FileNotFoundError(2, "none", "/elsewhere/file")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [("polydev.vm", True), ("polydev", True), ("polydevs", False), ("yaml", False), (None, False)],
+)
+def test_a_module(name: str | None, is_ours: bool) -> None:
+    found = part_that_went(ImportError("no module", name=name))
+    assert (found is not None) is is_ours
