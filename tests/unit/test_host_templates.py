@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from polydev.controller.host.observing import templates_observed
 from polydev.controller.machines import host_templates, template_maker
+from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings, VmSettings
-from polydev.errors import ImageError, VmError
+from polydev.errors import AgentError, ImageError, VmError
 from polydev.hosttool import images
 from polydev.hosttool.durable import point_link
 from polydev.hosttool.golden import LINK
+from polydev.vm.cpu_time import CpuWatch
+from polydev.vm.cpu_wait import CpuSample, ThreadTimes
 from polydev.vm.held_template import FILES
 from polydev.vm.templates import Build, Template, Templates
 from tests.unit.hosttool_host import arrive
@@ -278,3 +283,49 @@ def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch
     assert build.ended_at is not None
     assert said == ["starting its VM", "trying a clone"]
     assert store.now().failure == "a clone of it ended"
+
+
+class AgentOfAClone(AgentClient):
+    """Answers with these states, and goes on with the last one."""
+
+    def __init__(self, *states: Literal["ready", "starting", "failed"]) -> None:
+        super().__init__(1)
+        self.states = list(states)
+
+    async def health_or_error(self, address: str) -> AgentHealth | AgentError:
+        status = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        failing = () if status == "ready" else ("novnc",)
+        return AgentHealth(
+            status=status,
+            stage="ready",
+            components={},
+            failing=failing,
+            failed_units=(),
+            vm_id="trial",
+        )
+
+
+def cpu_of_a_clone(seconds: float) -> CpuWatch:
+    """Of one that got all the CPU time it wanted, so long at each look."""
+    clock = count(step=seconds)
+    return CpuWatch(lambda: CpuSample(next(clock), {1: ThreadTimes()}, cpus=2))
+
+
+def test_a_clone_may_take_its_time_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_maker, "POLL_SECONDS", 0)
+    agent = AgentOfAClone("failed", "starting", "ready")
+    found = template_maker.ready_clone(lambda: True, cpu_of_a_clone(1), agent)
+    assert asyncio.run(found).status == "ready"
+
+
+def test_a_clone_that_does_not_become_ready_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_maker, "POLL_SECONDS", 0)
+    never = template_maker.ready_clone(lambda: True, cpu_of_a_clone(10), AgentOfAClone("failed"))
+    with pytest.raises(VmError, match="a clone of it is not ready: novnc"):
+        asyncio.run(never)
+
+
+def test_a_clone_that_ends_is_told() -> None:
+    ended = template_maker.ready_clone(lambda: False, cpu_of_a_clone(1), AgentOfAClone("ready"))
+    with pytest.raises(VmError, match="a clone of it ended"):
+        asyncio.run(ended)

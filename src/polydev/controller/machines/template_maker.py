@@ -21,10 +21,11 @@ from polydev.controller.machines.decisions import account, with_account
 from polydev.controller.machines.following import SerialFollower
 from polydev.controller.machines.host_templates import Wanted, templates_of, wanted_template
 from polydev.controller.settings import BootDeadlines, Settings
-from polydev.errors import AgentError, Error, VmError
+from polydev.errors import Error, VmError
 from polydev.run import run
 from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
+from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.files import descriptor_path
 from polydev.vm.held_template import DISK, FILES, MEMORY, STATE, copy_data
@@ -196,13 +197,26 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
             await template.run_on(clone.qmp_socket)
             identity = new_identity("trial", "trial")
             await template.give_identity(clone.identity_socket, identity, CLONE_SECONDS)
-            answer = await agent.health_or_error(GUEST_ADDRESS)
-            if isinstance(answer, AgentError) or answer.status != "ready":
-                raise VmError(with_account("a clone of it is not ready", account(answer)))
+            answer = await ready_clone(machine.alive, machine.watch_cpu(), agent)
             if (answer.vm_id, answer.session_id) != ("trial", "trial"):
                 raise VmError(f"a clone of it takes itself for VM {answer.vm_id}")
-            if not machine.alive():
-                raise VmError("a clone of it ended")
+
+
+async def ready_clone(alive: Callable[[], bool], cpu: CpuWatch, agent: AgentClient) -> AgentHealth:
+    """Return what the agent of a clone answers once all is well.
+
+    The emulator translates each program anew, and a busy machine lets the clone wait: what the
+    agent looks at may at first not answer it in time. Raises VmError where that does not change.
+    """
+    while True:
+        answer = await agent.health_or_error(GUEST_ADDRESS)
+        if not alive():
+            raise VmError("a clone of it ended")
+        if isinstance(answer, AgentHealth) and answer.status == "ready":
+            return answer
+        if _too_late(cpu.total(), CLONE_SECONDS):
+            raise VmError(with_account("a clone of it is not ready", account(answer)))
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def add_tap() -> None:
