@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TEST_KINDS = ("unit", "integration", "e2e", "bench")
 # pytest-xdist; tests/conftest.py says which tests share a lane, and in which order.
-LANES = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
+LANES = ("-n", "4", "--dist", "loadscope", "--no-loadscope-reorder")
 NO_TESTS = 5
 
 
@@ -211,7 +211,7 @@ def check(context: Context, fix: bool = False) -> None:
 def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028  (a verb)
     """Run the checks and all tests, or a part of them.
 
-    Tests run in three lanes side by side, since they mostly wait for guests and hosts. Benches run
+    Tests run in four lanes side by side, since they mostly wait for guests and hosts. Benches run
     after them and alone, since they measure.
     """
     from polydev.run import call

@@ -43,25 +43,32 @@ HOST_LANES = {
         "integration/test_verify.py",
         "integration/test_deploy.py",
         "integration/test_rollback.py",
-        "integration/test_deploy_postgres.py",
         "integration/test_credentials_host.py",
         "integration/test_operator_verbs.py",
         "integration/test_doctor.py",
         "e2e/test_down.py",
     ),
-    # A host of their own, so that they run beside those of `up`.
+    # A host of their own, so that they run beside those of `up`: what deployments do to it.
     "second": (
         "integration/second_host/test_deploy_faults.py",
         "integration/second_host/test_isolation.py",
         "integration/second_host/test_vm_walls.py",
+        "integration/second_host/test_deploy_postgres.py",
+    ),
+    # Another one: the VMs on it.
+    "third": (
         "integration/second_host/test_templates.py",
         "integration/second_host/test_microvm.py",
         "integration/second_host/test_sessions.py",
     ),
 }
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
-# Unit tests run beside `up`, whose image the other lane takes from the cache.
-ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["second"])
+# In one process the files of the folder `second_host` share one host.
+HOST_OF = {file: "up" if lane == "up" else "second" for file, lane in LANE_OF.items()}
+# Of the rest these take longest, and so come first.
+LONG = ("integration/test_faults.py", "integration/test_template.py")
+# Unit tests run beside `up`, whose image the other lanes take from the cache.
+ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["second"], *HOST_LANES["third"], *LONG)
 # Characters of one value in the name of a test.
 LONGEST_ID = 32
 FAILED_IN = pytest.StashKey[dict[str, str]]()
@@ -120,23 +127,23 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    lane = LANE_OF.get(file_of(item))
-    if report.failed and lane:
-        item.session.stash.setdefault(FAILED_IN, {})[lane] = file_of(item)
+    host = HOST_OF.get(file_of(item))
+    if report.failed and host:
+        item.session.stash.setdefault(FAILED_IN, {})[host] = file_of(item)
     return report
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reset a shared host before the first test after a file in which one failed."""
-    lane = LANE_OF.get(file_of(item))
+    host = HOST_OF.get(file_of(item))
     failed_in = item.session.stash.get(FAILED_IN, {})
-    if lane not in failed_in or failed_in[lane] == file_of(item):
+    if host not in failed_in or failed_in[host] == file_of(item):
         return
-    del failed_in[lane]
+    del failed_in[host]
     shared_hosts = item.session.stash.get(SHARED_HOSTS, {})
-    if lane in shared_hosts:
-        shared_hosts[lane].reset()
+    if host in shared_hosts:
+        shared_hosts[host].reset()
 
 
 def turn(item: pytest.Item) -> int:

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 
+from polydev.hosttool.images import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
+from polydev.lab.container import init_pid
+from polydev.lab.inside import inside_argv
 from polydev.progress import Steps
 from polydev.release import changes
 from polydev.release.applying import DescribedHost, Plan, Project, describe
 from polydev.release.changes import DeployOptions
 from polydev.release.records import Record, newest_first
 from polydev.release.transaction import records_of
+from polydev.run import spawn
 from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +33,7 @@ TOOL = "/opt/polydev-ai/bin/polydev-host"
 # SSH lets operators in before all units of the host are up.
 BOOT_SECONDS = 120
 DATABASE = "/var/lib/master-controller/controller.sqlite3"
+TAKE_FILE = 'cp --sparse=always /dev/stdin "$0" && touch --date="@$1" "$0"'
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,22 @@ class DeployedHost:
         return f"{self.lab.user}@{self.lab.address}:{self.lab.ssh_port}"
 
 
-# The host of each lane of tests/conftest.py, which resets it after a failure.
+# The hosts that files share, by the names of tests/conftest.py, which resets one after a failure.
 SHARED_HOSTS = pytest.StashKey[dict[str, DeployedHost]]()
+
+
+def bring_image(lab: Lab, image: Path) -> None:
+    """Put an image where a deployment is going to send it, and so has nothing left to send."""
+    place, init = f"{STORE}/incoming/{image.name}", init_pid(lab)
+    assert init
+    run_inside(lab, ["mkdir", "--parents", place])
+    for file in image.iterdir():
+        if file.name == IN_USE:
+            continue
+        seconds = f"{file.stat().st_mtime_ns / 1e9:.6f}"
+        argv = [*inside_argv(init), "sh", "-c", TAKE_FILE, f"{place}/{file.name}", seconds]
+        with file.open("rb") as content:
+            assert spawn(argv, stdin=content).wait() == 0
 
 
 @functools.cache

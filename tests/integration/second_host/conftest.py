@@ -1,4 +1,7 @@
-"""A host of their own, for tests that run beside those of the host that `./inv up` deploys."""
+"""A host of their own, for tests that run beside those of the host that `./inv up` deploys.
+
+Each lane of tests/conftest.py that has files here has one.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from polydev.image.store import ImageStore
 from polydev.lab import up
 from polydev.progress import Steps
 from polydev.settings import Settings
-from tests.hosts import SHARED_HOSTS, DeployedHost, lab_host
+from tests.hosts import SHARED_HOSTS, DeployedHost, bring_image, lab_host
 from tests.images import link_image, said_to_be_verified
 from tests.inv import Inv, own_inv
 
@@ -35,12 +38,17 @@ def golden_settings(inv: Inv, store: ImageStore, image: ImageRecord) -> Settings
 def deployed(
     inv: Inv,
     golden_settings: Settings,
+    image: ImageRecord,
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[DeployedHost]:
-    """A lab after its first deployment; each test leaves it as declared."""
+    """A lab after its first deployment; each test leaves it as declared.
+
+    What it takes to send an image is seen on the host of `up`.
+    """
     lab = up(inv.lab, golden_settings, Steps())
     try:
+        bring_image(lab, ImageStore(golden_settings.store).path(image.digest))
         with lab_host(lab, golden_settings, tmp_path_factory.mktemp("logs")) as host:
             assert host.deploy().status == "succeeded"
             host.save()

@@ -148,7 +148,7 @@ def hypervisor(
 ) -> Iterator[Hypervisor]:
     nothing_starts = {"slots": [], "templates": False}
     idle = replace(deployed, data={**deployed.data, "controller": nothing_starts})
-    idle.deploy()
+    idle.deploy(target="master-controller")
     shown = idle.inside(f"systemctl show -p {','.join(CONFINED)} master-controller.service")
     lines = dict(line.split("=", 1) for line in shown.splitlines())
     options = [f"--property={name}={lines[name]}" for name in CONFINED]

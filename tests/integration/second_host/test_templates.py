@@ -35,6 +35,8 @@ from tests.viewer import open_websocket, viewer_url
 from tests.walls import confining_properties, said_with
 
 SLOT = 2
+# Two looks are enough for an alert; how long they are apart on a host is no matter here.
+ALERTS = {"samples": {"every_seconds": 2}, "alert": {"for_seconds": 1}}
 TAKEN_AGAIN = 6
 POOLED = 2
 PAUSE_AFTER_SECONDS = 30
@@ -115,9 +117,9 @@ os.unlink(folder + "/.tried")
 def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
     """The host with templates, until it is again as it was."""
     host = pooling(deployed, 0)
-    assert host.deploy().status == "succeeded"
+    assert host.deploy(target="master-controller").status == "succeeded"
     yield host
-    deployed.deploy()
+    deployed.deploy(target="master-controller")
     with operated(deployed) as service:
         service.wait_until_nothing_held()
     # Its folder and what the holder has of it.
@@ -128,6 +130,7 @@ def pooling(host: DeployedHost, size: int) -> DeployedHost:
     """The host as it is to be with a pool of so many VMs."""
     controller = {
         **lab.controller,
+        **ALERTS,
         "templates": True,
         "pool": {"size": size},
         "vm": {"pause_after_seconds": PAUSE_AFTER_SECONDS},
