@@ -509,3 +509,17 @@ def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
     look = Look(boot, 60)
     assert look.evidence == (SOUND if gives_account else None)
     assert len(asked) == gives_account
+
+
+@pytest.mark.parametrize(
+    ("waited", "status", "is_settled"),
+    [(0.9, None, False), (0.9, 503, True), (0.0, None, True), (0.0, 503, True)],
+)
+def test_silence_of_a_guest_without_a_cpu_is_no_answer(
+    waited: float, status: int | None, is_settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot_module, "collect", lambda *_: SOUND)
+    monkeypatch.setattr(Look, "_ask_agent", lambda *_: status)
+    boot = Boot(HangingVm(0.1, waited))
+    boot.stage = "services"
+    assert Look(boot, 60).is_settled is is_settled

@@ -161,8 +161,10 @@ def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
     lab = machine.lab()
     with pytest.raises(LabError, match="no files of lab one were saved"):
         life.reset(NAME, machine.settings)
+    assert lab.lower == [lab.root]
     life.save(NAME, machine.settings)
     assert (lab.saved / "written").exists()
+    assert lab.lower == [lab.saved, lab.root]
     assert not (lab.upper / "written").exists()
     with pytest.raises(LabError, match="saved before"):
         life.save(NAME, machine.settings)
