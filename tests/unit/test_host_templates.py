@@ -75,6 +75,18 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(tmp_path / "store")
 
 
+def test_a_host_with_another_cpu_wants_another_template(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = set()
+    for model in ("Xeon 6973P", "EPYC 9754"):
+        cpu_info = tmp_path / "cpuinfo"
+        cpu_info.write_text(f"processor\t: 0\nmodel name\t: {model}\ncpu MHz\t\t: 2596.1\n")
+        monkeypatch.setattr(host_templates, "CPU_INFO", cpu_info)
+        keys.add(store.key(A))
+    assert len(keys) == 2
+
+
 def test_the_golden_images_own_template_comes_first(store: Store) -> None:
     for digest in (A, B):
         store.golden(digest)

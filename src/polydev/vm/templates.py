@@ -1,6 +1,6 @@
 """The templates of a host, on its disk: `templates/<key>/{memory,state,disk.qcow2,record.json}`.
 
-    VmConfig and QEMU's version -> key        what a template loads into is all in its key
+    VmConfig, QEMU's version, CPU -> key      what a template loads into is all in its key
     Incoming --add--> <key>                   whole, or not there
     Build --note--> build.json                how far the latest making is, or why it failed
 
@@ -73,8 +73,11 @@ class Build:
     error: str | None = None
 
 
-def template_key(config: VmConfig, qemu_version: str) -> str:
-    """Return the key of the template for VMs like this one: 64 hexadecimal digits."""
+def template_key(config: VmConfig, qemu_version: str, cpu_model: str) -> str:
+    """Return the key of the template for VMs like this one: 64 hexadecimal digits.
+
+    `cpu_model` is the host's: the guest has learnt what it can do, and how fast its counter runs.
+    """
     anybody = replace(
         config,
         vm_id="template",
@@ -83,7 +86,8 @@ def template_key(config: VmConfig, qemu_version: str) -> str:
         test_console=False,
         memory_file=MemoryFile(Path("/memory"), private=False),
     )
-    parts = {"format": FORMAT, "qemu": qemu_version, "argv": qemu_argv(anybody)}
+    argv = qemu_argv(anybody)
+    parts = {"format": FORMAT, "qemu": qemu_version, "cpu": cpu_model, "argv": argv}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -70,6 +70,22 @@ def test_no_unit_that_a_browser_vm_does_not_need(active_units: set[str]) -> None
     assert not {name for name in active_units if name.endswith(".timer")}
 
 
+def test_time_is_read_without_an_emulated_device(host: Host) -> None:
+    clock = host.file("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    assert clock.content_string.strip() in ("tsc", "kvm-clock")
+
+
+def test_the_kernel_of_an_idle_guest_sleeps(host: Host) -> None:
+    names = ("stat_interval", "compaction_proactiveness", "dirty_writeback_centisecs")
+    values = host.run("cd /proc/sys/vm && cat " + " ".join(names)).stdout.split()
+    assert dict(zip(names, values, strict=True)) == {
+        "stat_interval": "60",
+        "compaction_proactiveness": "0",
+        "dirty_writeback_centisecs": "0",
+    }
+    assert not host.file("/proc/pressure").exists
+
+
 def test_address_and_gateway(host: Host) -> None:
     address = host.run("ip -4 -brief address show dev eth0").stdout
     assert "172.16.0.2/30" in address, f"eth0 has {address.split()[2:] or 'no address'}"

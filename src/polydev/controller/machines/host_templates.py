@@ -27,6 +27,8 @@ from polydev.vm.order import Order
 from polydev.vm.qemu import QEMU
 from polydev.vm.templates import Build, Template, Templates, template_key
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -55,7 +57,13 @@ def wanted_of(settings: Settings, image_digest: str) -> Wanted:
     config = vm_config(order, Path("/"), known_accelerator())
     program = which(QEMU)
     qemu = _version(Path(program).stat().st_mtime_ns if program else 0)
-    return Wanted(config, qemu, template_key(config, qemu))
+    return Wanted(config, qemu, template_key(config, qemu, cpu_model(CPU_INFO.read_text())))
+
+
+def cpu_model(cpu_info: str) -> str:
+    """The model of this host's CPUs, in the kernel's words; empty where it does not say."""
+    found = re.search(r"^model name\s*: (.+)$", cpu_info, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def wanted_template(settings: Settings) -> Wanted:
