@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -20,12 +21,14 @@ from polydev.errors import VmError
 from polydev.run import spawn
 from polydev.vm.identity import (
     Identity,
+    Receipt,
     clock_line,
     guest_time_from,
     identity_line,
     new_identity,
     receipt_from,
 )
+from polydev.vm.template import give_identity
 
 IDENTITY = new_identity("0d9c6e1a-VM", "s-9")
 
@@ -84,6 +87,26 @@ def test_what_is_no_receipt_is_refused_in_words_that_can_be_shown(line: bytes) -
     with pytest.raises(VmError, match="the guest refused it") as caught:
         receipt_from(line, IDENTITY)
     assert caught.value.message.isprintable()
+
+
+def test_answers_to_the_questions_of_a_controller_that_ended_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    earlier = new_identity(IDENTITY.vm_id, "s-9")
+    late = [answer(PlainGuest(), identity_line(earlier, 1.0).decode(), 0.0), "clock time=1.0\n"]
+
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write("".join(late).encode())
+        while line := await reader.readline():
+            writer.write(answer(PlainGuest(), line.decode(), 0.0).encode())
+        writer.close()
+
+    async def story() -> Receipt:
+        place = tmp_path / "identity.sock"
+        async with await asyncio.start_unix_server(guest, place):
+            return await give_identity(place, IDENTITY)
+
+    assert asyncio.run(story()).boot_id == IDENTITY.boot_id
 
 
 def test_identities_differ() -> None:

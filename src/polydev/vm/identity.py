@@ -103,6 +103,14 @@ def receipt_from(line: bytes, identity: Identity) -> Receipt:
     )
 
 
+def answers_another(line: bytes, identity: Identity) -> bool:
+    """Whether the guest's line answers another question than this identity's."""
+    kind, _, rest = line.decode("ascii", "replace").partition(" ")
+    if kind == "identity":
+        return f"secret={identity.secret}" not in rest.split()
+    return kind == "clock"
+
+
 def _lasting_words(identity: Identity) -> dict[str, str]:
     """The words that the guest gets and has to give back."""
     return {

@@ -8,6 +8,7 @@ It runs in a network namespace of its own, where the guest has its usual address
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -227,5 +228,6 @@ def add_tap() -> None:
         f"address add {GUEST_GATEWAY}/30 dev {TAP}",
         f"link set {TAP} up",
     ]
-    if not Path(f"/sys/class/net/{TAP}").exists():
+    # /sys shows the network namespace in which it was mounted, which may be another one.
+    if TAP not in (name for _, name in socket.if_nameindex()):
         run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
