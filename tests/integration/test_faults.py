@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from polydev.disk import file_sha256
-from polydev.errors import BootError, ImageError, SpecError
+from polydev.errors import BootError, ImageError, MachineBusy, SpecError
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.record import (
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
 TESTS = Path(__file__).resolve().parents[1]
 VARIANTS = TESTS / "faults"
+TRIES = 3
 SPECS = TESTS / "spec" / "image"
 HEADLESS_SPECS = VARIANTS / "headless_specs"
 WITHOUT_BROWSER_SPECS = VARIANTS / "without_browser_specs"
@@ -113,10 +114,7 @@ def build_variant(name: str, settings: Settings, store: ImageStore) -> ImageReco
 def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, golden: str) -> None:
     link = store.golden_link.readlink()
     digest = build_variant(fault.name, settings, store).digest
-    options = VerifyOptions(deadline_seconds=fault.deadline_seconds)
-    with pytest.raises(fault.error) as refusal:
-        verify(digest, settings, store, fault.specs, Steps(), options)
-    cause = refusal.value.message
+    cause = refusal(digest, fault, settings, store).message
     print(f"{fault.name}: {cause}")
     assert [words for words in fault.words if words not in cause] == [], cause
     assert ("not ready within" in cause) == (fault.deadline_seconds is not None)
@@ -135,6 +133,28 @@ def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, g
     evidence = settings.state / "verify" / digest[:12]
     assert "Linux version" in (evidence / SERIAL_LOG).read_text()
     assert (evidence / SCREENSHOT).exists() == (fault.specs != HEADLESS_SPECS)
+
+
+def refusal(digest: str, fault: Fault, settings: Settings, store: ImageStore) -> ImageError:
+    """How the image is refused. What a machine that was too busy says is asked for again."""
+    for _ in range(TRIES):
+        found = verdict_on(digest, fault, settings, store)
+        if not isinstance(found, MachineBusy):
+            assert isinstance(found, fault.error), found
+            return found
+        print(f"{fault.name}: {found.message}")
+    raise AssertionError(f"the machine was too busy for {fault.name}, {TRIES} times")
+
+
+def verdict_on(
+    digest: str, fault: Fault, settings: Settings, store: ImageStore
+) -> ImageError | MachineBusy | None:
+    options = VerifyOptions(deadline_seconds=fault.deadline_seconds)
+    try:
+        verify(digest, settings, store, fault.specs, Steps(), options)
+    except (ImageError, MachineBusy) as error:
+        return error
+    return None
 
 
 def test_flipped_bit_is_refused_and_repaired(

@@ -24,9 +24,9 @@ from polydev.vm.templates import Template, Templates, file_sums
 LAUNCH = """
 import sys
 from pathlib import Path
-from polydev.vm import holder, launch
+from polydev.vm import held_template, launch
 launch.ROOT = Path(sys.argv[1])
-holder.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
+held_template.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
 sys.exit(launch.main(["2"]))
 """
 # It greets on the socket that it was handed, and says who it is.

@@ -36,14 +36,9 @@ def netdev(config: VmConfig) -> list[str]:
 
 
 def test_kernel_learns_which_image_and_vm_it_is() -> None:
-    assert kernel_command_line(replace(CONFIG, accelerator="kvm")) == (
+    assert kernel_command_line(CONFIG) == (
         "root=/dev/vda console=ttyS0 polydev.image=d1ge57 polydev.vm=seven"
     )
-
-
-def test_only_an_emulated_processors_counter_is_vouched_for() -> None:
-    assert "tsc=reliable" in kernel_command_line(CONFIG).split()
-    assert "tsc=" not in kernel_command_line(replace(CONFIG, accelerator="kvm"))
 
 
 def test_boot_in_use_has_no_test_console() -> None:

@@ -19,18 +19,16 @@ QEMU = "qemu-system-x86_64"
 EMULATED_CPU = "max,erms=off,fsrm=off"
 # Whoever escapes from a guest into QEMU starts no program and gets no privilege there.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# Linux distrusts the counter of emulated processors, which QEMU keeps in step, and would read the
-# time from an emulated HPET: that costs a fifth of a boot's CPU time.
-EMULATED_CLOCK = "tsc=reliable"
 TEST_CONSOLE_TTY = "ttyS1"
 
 
 def kernel_command_line(config: VmConfig) -> str:
     """The image's own command line, then who this VM is; a shell only in boots that test."""
-    words = [config.cmdline.strip()]
-    if config.accelerator == "tcg":
-        words.append(EMULATED_CLOCK)
-    words += [f"polydev.image={config.image_digest}", f"polydev.vm={config.vm_id}"]
+    words = [
+        config.cmdline.strip(),
+        f"polydev.image={config.image_digest}",
+        f"polydev.vm={config.vm_id}",
+    ]
     if config.session_id:
         words.append(f"polydev.session={config.session_id}")
     if config.test_console:

@@ -76,7 +76,7 @@ class Build:
 def template_key(config: VmConfig, qemu_version: str, cpu_model: str) -> str:
     """Return the key of the template for VMs like this one: 64 hexadecimal digits.
 
-    `cpu_model` is the host's: the guest has learnt what it can do, and how fast its counter runs.
+    `cpu_model` is the host's: the guest has learnt what its processor can do.
     """
     anybody = replace(
         config,

@@ -70,11 +70,6 @@ def test_no_unit_that_a_browser_vm_does_not_need(active_units: set[str]) -> None
     assert not {name for name in active_units if name.endswith(".timer")}
 
 
-def test_time_is_read_without_an_emulated_device(host: Host) -> None:
-    clock = host.file("/sys/devices/system/clocksource/clocksource0/current_clocksource")
-    assert clock.content_string.strip() in ("tsc", "kvm-clock")
-
-
 def test_the_kernel_of_an_idle_guest_sleeps(host: Host) -> None:
     names = ("stat_interval", "compaction_proactiveness", "dirty_writeback_centisecs")
     values = host.run("cd /proc/sys/vm && cat " + " ".join(names)).stdout.split()
