@@ -17,12 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.bench.bare_on_host import bare_resumes
-from tests.bench.clones_on_host import cpu_percents, own_memory_mb, pid_of, viewers
+from tests.bench.clones_on_host import (
+    SETTLE_SECONDS,
+    SPAN_SECONDS,
+    cpu_percents,
+    own_memory_mb,
+    pid_of,
+    viewers,
+)
 from tests.bench.sessions_on_host import Host, Started, at, operated, say, until
 
 ALONE = 5
-SETTLE_SECONDS = 40.0
-SPAN_SECONDS = 30.0
 
 
 def burst_of(host: Host, count: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What clones cost a host that has nothing else to do: memory of their own, and CPU.
+"""Costs of clones on a host that has nothing else to do: memory of their own, and CPU.
 
 `./inv bench.clones` sends it to a host, whose controller's Python runs it as root:
 
@@ -30,7 +30,7 @@ SPAN_SECONDS = 30.0
 
 
 def own_memory_mb(pid: int) -> float:
-    """What a process has written, in MB."""
+    """Memory that a process has written to, in MB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, words = line.partition(":")
         if name == "Anonymous":

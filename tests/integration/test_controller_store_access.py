@@ -227,7 +227,7 @@ async def test_a_restore_holds_nothing_that_a_transaction_needs_next(
             await locked_session(connection, session.id)
             restoring = asyncio.create_task(restore(supabase, tmp_path / "copy", in_use=True))
             await lock_awaited(connection, restoring)
-            # Whoever waits for so long has looked for a deadlock, and will not look again.
+            # A process that waits for so long has looked for a deadlock, and will not look again.
             await asyncio.sleep(DEADLOCK_TIMEOUT_SECONDS)
             await tell(connection, session.id, store.clock.at, "note", {})
         await restoring

@@ -89,7 +89,7 @@ class Clone:
             return console.run(command).text.strip()
 
     def own(self) -> dict[str, str]:
-        """What it must not have in common with another one."""
+        """Values that no other clone may have."""
         receipt = vars(self.receipt)
         names = ("random", "hostname", "machine_id", "boot_id", "secret_sha256")
         return {
@@ -187,7 +187,7 @@ def test_each_clone_is_the_vm_that_its_host_says(clones: list[Clone]) -> None:
 
 
 def well(clone: Clone) -> dict[str, object] | None:
-    """What its agent says once all is well: several that were resumed at once are slow at first."""
+    """Its agent's answer once all is well: clones that were resumed at once are slow at first."""
     status, health = agent_health(clone.machine.config.ports, 30)
     return health if status == 200 else None
 

@@ -29,7 +29,7 @@ from polydev.vm.templates import Template, Templates
 
 
 class Broken(Exception):
-    """What the work itself fails with."""
+    """The failure of the work itself."""
 
 
 def descriptors() -> list[str]:

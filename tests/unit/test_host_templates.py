@@ -80,9 +80,9 @@ def test_a_host_with_another_cpu_wants_another_template(
 ) -> None:
     keys = set()
     for model in ("Xeon 6973P", "EPYC 9754"):
-        cpu_info = tmp_path / "cpuinfo"
+        cpu_info = tmp_path / model
         cpu_info.write_text(f"processor\t: 0\nmodel name\t: {model}\ncpu MHz\t\t: 2596.1\n")
-        monkeypatch.setattr(host_templates, "CPU_INFO", cpu_info)
+        monkeypatch.setattr(host_templates, "CPUINFO", cpu_info)
         keys.add(store.key(A))
     assert len(keys) == 2
 

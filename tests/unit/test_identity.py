@@ -199,7 +199,7 @@ def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: 
         (proc / "999999999").mkdir()
         if has_group:
             group.write_text(f"{other.pid}\n{marked.pid}\n999999999\n999999998\n")
-        end_processes(str(proc), str(group), mark.encode())
+        end_processes(str(proc), str(group), mark)
         assert marked.wait(10) == -9
         assert other.poll() is None
         assert elsewhere.poll() is None if has_group else elsewhere.wait(10) == -9

@@ -12,6 +12,7 @@ IMAGE_WORD = "polydev.image="
 VM_WORD = "polydev.vm="
 SESSION_WORD = "polydev.session="
 ROUTE_UP = 0x1
+CHUNK_BYTES = 65536
 ANYWHERE = "00000000"
 
 
@@ -30,12 +31,23 @@ class Facts:
 
 
 def read_text(path: str) -> str:
-    """The text of a small file; empty if it cannot be read."""
+    """The text of a small file; empty if it cannot be read.
+
+    A text file of Python's runs much code, which an emulator translates anew for each clone.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return ""
+    data = b""
+    try:
+        while chunk := os.read(descriptor, CHUNK_BYTES):
+            data += chunk
+        return data.decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def value_of(command_line: str, prefix: str) -> str | None:

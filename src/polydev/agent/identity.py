@@ -17,7 +17,7 @@ from fcntl import F_SETFL, F_SETOWN, fcntl, ioctl
 from signal import SIG_BLOCK, SIGIO, pthread_sigmask, sigwait
 from time import CLOCK_REALTIME, clock_settime, monotonic, time
 
-from polydev.agent.boot import SESSION_WORD, VM_WORD
+from polydev.agent.boot import SESSION_WORD, VM_WORD, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ MAX_LINE_BYTES = 4096
 # random(4): add entropy and count it; let the kernel's generator use it at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 # Chromium's process for network connections, whose random numbers only a new process renews.
-NETWORK_PROCESS = b"network.mojom.NetworkService"
-# Chromium's command lines are long.
-MAX_FILE_BYTES = 65536
+NETWORK_PROCESS = "network.mojom.NetworkService"
 BROWSER_PROCESSES = "sys/fs/cgroup/system.slice/polydev-browser.service/cgroup.procs"
 SIGKILL = 9
 
@@ -67,9 +65,9 @@ class Guest:
             "vm": words["vm"],
             "session": session,
             "hostname": os.uname().nodename,
-            "machine_id": _text(self.machine_id),
-            "boot_id": _text(f"{self.proc}/sys/kernel/random/boot_id"),
-            "secret": _text(self.secret),
+            "machine_id": read_text(self.machine_id).strip(),
+            "boot_id": read_text(f"{self.proc}/sys/kernel/random/boot_id").strip(),
+            "secret": read_text(self.secret).strip(),
             "random": os.urandom(16).hex(),
             "time": f"{time():.6f}",
         }
@@ -89,38 +87,17 @@ class Guest:
             os.close(descriptor)
 
 
-def end_processes(proc: str, group: str, mark: bytes) -> None:
+def end_processes(proc: str, group: str, mark: str) -> None:
     """Kill the processes of a control group whose command line contains `mark`.
 
     Without that group, all processes are looked at, which takes ten times as long.
     """
-    for name in _read(group).split() or map(str.encode, filter(str.isdigit, os.listdir(proc))):
-        if mark in _read(f"{proc}/{name.decode()}/cmdline"):
+    for name in read_text(group).split() or filter(str.isdigit, os.listdir(proc)):
+        if mark in read_text(f"{proc}/{name}/cmdline"):
             try:
                 os.kill(int(name), SIGKILL)
             except OSError:  # it has ended
                 pass
-
-
-def _text(path: str) -> str:
-    return _read(path).decode("ascii", "replace").strip()
-
-
-def _read(path: str) -> bytes:
-    """The content of a small file; empty if it cannot be read.
-
-    A text file of Python's runs much code, which an emulator translates anew for each clone.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, MAX_FILE_BYTES)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
 def words_of(line: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What clones cost a host, and what bursts of them do, against their limits. Pure."""
+"""Costs of clones and bursts of them on a host, against their limits. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polydev.client.host_bench import median_of, ratio
 MOST_TO_BARE_MEMORY = 1.1
 MOST_PRIMED_MEMORY_MB = 80.0
 MOST_VIEWED_CPU_PERCENT = 4.0
-# What is paused runs nothing; the kernel may count a moment of its own.
+# A paused VM runs nothing; the kernel may count a moment of its own.
 MOST_UNVIEWED_CPU_PERCENT = 0.1
 MOST_POOL_BURST_TO_ONE = 6.0
 MOST_CLONE_BURST_TO_BARE = 1.5

@@ -35,7 +35,7 @@ def measured_there(
     words: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What the last of these programs measures on the host, by its controller's own Python.
+    """Run the last of these programs on the host, by its controller's own Python; its figures.
 
     The others are modules that it needs. Raises ConfigError and DeployError with what went wrong.
     """

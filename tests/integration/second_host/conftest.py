@@ -44,7 +44,7 @@ def deployed(
 ) -> Iterator[DeployedHost]:
     """A lab after its first deployment; each test leaves it as declared.
 
-    What it takes to send an image is seen on the host of `up`.
+    The host of `up` shows what it takes to send an image.
     """
     lab = up(inv.lab, golden_settings, Steps())
     try:

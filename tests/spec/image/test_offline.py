@@ -20,7 +20,7 @@ def test_service_is_enabled(host: Host, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SERVICES[1:], "polydev-identity"])
 def test_service_has_begun_when_it_counts_as_started(host: Host, name: str) -> None:
-    """What runs after its start would otherwise find a process that is not the service's yet."""
+    """Otherwise the next program could find a process that is not the service's yet."""
     unit = host.file(f"/etc/systemd/system/{name}.service").content_string
     assert re.search("^Type=(exec|notify)$", unit, re.MULTILINE), f"{name} is of Type=simple"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,17 @@ def temperature_figures(
 
 def read_cpu() -> tuple[Any, int | None, str]:
     """Times since the start, cores, and the processor's name."""
+    return psutil.cpu_times(), psutil.cpu_count(), read_cpu_model(CPUINFO)
+
+
+@lru_cache
+def read_cpu_model(cpuinfo: Path) -> str:
+    """The processor's name, read once: no host changes its processor while a process runs."""
     try:
-        text = CPUINFO.read_text()
+        text = cpuinfo.read_text()
     except OSError:
         text = ""
-    return psutil.cpu_times(), psutil.cpu_count(), cpu_model(text)
+    return cpu_model(text)
 
 
 def read_memory() -> Any:

@@ -87,7 +87,7 @@ class Queued:
     because: str = ""
 
     def words(self) -> dict[str, object]:
-        """What its session is told."""
+        """The data of the event `queued`."""
         return {"place": self.place} | ({"because": self.because} if self.because else {})
 
 

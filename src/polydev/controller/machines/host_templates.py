@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import which
 
 from polydev.controller.health import GOLDEN_LINK, image_store_state
+from polydev.controller.host.figures import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings
@@ -26,8 +27,6 @@ from polydev.vm.launch import vm_config
 from polydev.vm.order import Order
 from polydev.vm.qemu import QEMU
 from polydev.vm.templates import Build, Template, Templates, template_key
-
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,7 @@ def wanted_of(settings: Settings, image_digest: str) -> Wanted:
     config = vm_config(order, Path("/"), known_accelerator())
     program = which(QEMU)
     qemu = _version(Path(program).stat().st_mtime_ns if program else 0)
-    return Wanted(config, qemu, template_key(config, qemu, cpu_model(CPU_INFO.read_text())))
-
-
-def cpu_model(cpu_info: str) -> str:
-    """The model of this host's CPUs, in the kernel's words; empty where it does not say."""
-    found = re.search(r"^model name\s*: (.+)$", cpu_info, re.MULTILINE)
-    return found[1] if found else ""
+    return Wanted(config, qemu, template_key(config, qemu, read_cpu_model(CPUINFO)))
 
 
 def wanted_template(settings: Settings) -> Wanted:
