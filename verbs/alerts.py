@@ -36,7 +36,7 @@ def alerts(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Alerts of a host that stand. Asks with the token of an admin."""
+    """Alerts of a host that stand. Asks with an operator's token."""
     require_at_least(1, "hours", hours)
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:

@@ -27,7 +27,7 @@ def templates(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Templates of a host, oldest first, and the making of one. Asks with the token of an admin."""
+    """Templates of a host, oldest first, and what is made now. Asks with an operator's token."""
     with connect(url, token, inventory, host) as api:
         found = api.get(PATH)
     columns = ("template", "image", "made", "took", "disk", "for VMs of", "")
@@ -72,7 +72,7 @@ def pool(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """VMs that wait paused for a session, and why not more. Asks with the token of an admin."""
+    """VMs that wait paused for a session, and why not more. Asks with an operator's token."""
     with connect(url, token, inventory, host) as api:
         found = api.get("/api/admin/pool")
     of = f" of image {found['imageDigest'][:12]}" if found["imageDigest"] else ""
@@ -128,7 +128,7 @@ def show_template(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Show everything known of one template. Asks with the token of an admin."""
+    """Show everything known of one template. Asks with an operator's token."""
     from polydev.client.api import one_with_prefix
 
     with connect(url, token, inventory, host) as api:

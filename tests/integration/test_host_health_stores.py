@@ -214,7 +214,7 @@ class TestSampler:
         assert kept == sample.model_dump(mode="json")
         assert kept["memory"] == 10.0
         assert kept["disk"] == {"/": 10.0}
-        assert kept["slots"] == {"total": 2, "held": 1, "pooled": 0}
+        assert kept["slots"] == {"total": 2, "held": 1, "pooled": 0, "primed": 0}
         assert kept["sessions"]["vm_creating"] == 1
         assert kept["vms"] == {"creating": 1, "starting": 0, "ready": 0, "stopping": 0}
 

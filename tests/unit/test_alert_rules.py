@@ -24,6 +24,7 @@ from polydev.controller.host.alerting import (
     no_slots_observation,
     not_resumed_observation,
     percent_observation,
+    temperature_observation,
     unhealthy_vms_observation,
 )
 from polydev.controller.host.deployments import newest_failed
@@ -153,6 +154,49 @@ class TestPercent:
         watch.standing["cpu", HOST] = "critical"
         assert watch.see({"cpu": [percent_observation("CPU", HOST, 95, LIMITS)]}) == []
         assert watch.pending == {}
+
+
+class TestTemperature:
+    """Of a sensor whose critical value is 100 °C: a warning above 80, 5 °C of hysteresis."""
+
+    def after(self, *readings: tuple[float | None, float | None]) -> list[Severity | None]:
+        """Return what stands after each reading, ten seconds apart."""
+        watch, found = Watch(), []
+        for celsius, critical in readings:
+            watch.see({"temperature": [temperature_observation(celsius, critical, LIMITS)]})
+            found.append(watch.standing.get(("temperature", HOST)))
+        return found
+
+    @pytest.mark.parametrize(
+        ("celsius", "severity"),
+        [(80, None), (80.1, "warning"), (99.9, "warning"), (100, "critical"), (140, "critical")],
+    )
+    def test_the_limits(self, celsius: float, severity: Severity | None) -> None:
+        assert self.after(*[(celsius, 100)] * 4)[-1] == severity
+
+    def test_it_must_last(self) -> None:
+        assert self.after(*[(90, 100)] * 4) == [None, None, None, "warning"]
+
+    def test_just_below_a_limit_it_stands_on(self) -> None:
+        hot, warm = [(101.0, 100.0)] * 4, [(75.5, 100.0)] * 9
+        assert self.after(*hot, *[(96.0, 100.0)] * 9)[-1] == "critical"
+        assert self.after(*hot, *[(94.0, 100.0)] * 9)[-1] == "warning"
+        assert self.after(*hot, *warm)[-1] == "warning"
+        assert self.after(*hot, *warm, *[(74.9, 100.0)] * 4)[-1] is None
+
+    def test_a_sensor_without_a_critical_value_raises_nothing(self) -> None:
+        assert self.after(*[(140, None)] * 9)[-1] is None
+
+    def test_a_sensor_that_is_gone_has_no_alert(self) -> None:
+        assert self.after(*[(101, 100)] * 4, *[(None, None)] * 4)[3:] == ["critical"] * 4 + [None]
+
+    def test_messages(self) -> None:
+        assert temperature_observation(91.5, 100, LIMITS).message == (
+            "temperature is at 91.5 °C, and 100 °C is critical"
+        )
+        assert temperature_observation(78, 100, LIMITS).message.endswith(
+            "; the alert is cleared at 75 °C"
+        )
 
 
 class TestDisks:
@@ -343,6 +387,7 @@ class TestObserved:
             "cpu",
             "memory",
             "disk",
+            "temperature",
             "failed_boots",
             "not_resumed",
             "no_slots",
@@ -358,13 +403,22 @@ class TestObserved:
         assert (found.raises == "warning") == is_full
 
     def test_without_the_database_only_the_host_is_seen(self) -> None:
-        assert set(observed(Sample(cpu=1), None, LIMITS)) == {"cpu", "memory", "disk"}
+        assert set(observed(Sample(cpu=1), None, LIMITS)) == {
+            "cpu",
+            "memory",
+            "disk",
+            "temperature",
+        }
 
     def test_a_disk_that_cannot_be_measured_keeps_its_alert(self) -> None:
         sample = Sample(disk={"/": 1}, unavailable={"disk /data": "no answer", "cpu": "broken"})
         seen = {each.subject: each for each in observed(sample, None, LIMITS)["disk"]}
         assert set(seen) == {"/", "/data"}
         assert (seen["/data"].raises, seen["/data"].keeps) == (None, "critical")
+
+    def test_a_sensor_that_cannot_be_read_keeps_its_alert(self) -> None:
+        sample = Sample(unavailable={"temperature": "broken"})
+        assert "temperature" not in observed(sample, None, LIMITS)
 
     def test_without_any_disk_the_rule_does_not_look(self) -> None:
         assert "disk" not in observed(Sample(unavailable={"disk": "broken"}), None, LIMITS)

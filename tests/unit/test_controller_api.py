@@ -70,7 +70,6 @@ ALL = (200, 200, 200, 200)
 EACH_OWN = (201, 201, 201, 201)
 GONE = (204, 204, 204, 204)
 OPERATORS = (403, 403, 200, 200)
-ADMINS = (403, 403, 403, 200)
 TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("POST", "/api/auth/start"): (201, 403, 201, 201),
     ("GET", "/api/auth/sessions"): ALL,
@@ -91,17 +90,17 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/vm/{vm_id}"): OWN,
     ("GET", "/api/vm/{vm_id}/metrics"): OWN,
     ("GET", "/api/vm/{vm_id}/console"): OWN,
-    ("GET", "/api/admin/health/system"): ADMINS,
-    ("GET", "/api/admin/health/cpu"): ADMINS,
-    ("GET", "/api/admin/health/memory"): ADMINS,
-    ("GET", "/api/admin/health/disk"): ADMINS,
-    ("GET", "/api/admin/health/network"): ADMINS,
-    ("GET", "/api/admin/health/temperature"): ADMINS,
-    ("GET", "/api/admin/health/network-health"): ADMINS,
-    ("GET", "/api/admin/health/history"): ADMINS,
-    ("GET", "/api/admin/alerts"): ADMINS,
-    ("GET", "/api/admin/templates"): ADMINS,
-    ("GET", "/api/admin/pool"): ADMINS,
+    ("GET", "/api/admin/health/system"): OPERATORS,
+    ("GET", "/api/admin/health/cpu"): OPERATORS,
+    ("GET", "/api/admin/health/memory"): OPERATORS,
+    ("GET", "/api/admin/health/disk"): OPERATORS,
+    ("GET", "/api/admin/health/network"): OPERATORS,
+    ("GET", "/api/admin/health/temperature"): OPERATORS,
+    ("GET", "/api/admin/health/network-health"): OPERATORS,
+    ("GET", "/api/admin/health/history"): OPERATORS,
+    ("GET", "/api/admin/alerts"): OPERATORS,
+    ("GET", "/api/admin/templates"): OPERATORS,
+    ("GET", "/api/admin/pool"): OPERATORS,
     ("GET", "/metrics"): OPERATORS,
     ("GET", "/openapi.json"): ALL,
     ("GET", "/docs"): ALL,

@@ -282,6 +282,16 @@ class TestKeys:
             ({"alert": {"hysteresis_percent": float("inf")}}, "alert.hysteresis_percent", "finite"),
             ({"alert": {"warning_percent": 95}}, "alert", "less than critical_percent"),
             ({"alert": {"hysteresis_percent": 70}}, "alert", "no alert ends"),
+            (
+                {
+                    "alert": {
+                        "warning_percent": 85,
+                        "hysteresis_percent": 80,
+                    }
+                },
+                "alert",
+                "less than 80",
+            ),
             ({"identity": {"leeway_seconds": 1e9}}, "identity.leeway_seconds", "or less"),
             ({"identity": {"audience": ""}}, "identity.audience", "at least 1 character"),
             ({"identity": {"issuer": ""}}, "identity.issuer", "at least 1 character"),

@@ -16,6 +16,7 @@ import pytest
 
 from polydev.controller.host import network_health
 from polydev.controller.host.figures import (
+    NO_CRITICAL_VALUE,
     cpu_model,
     cpu_usage,
     disk_figures,
@@ -169,25 +170,35 @@ class TestNetwork:
 class TestTemperature:
     def test_the_processors_comes_before_a_disks(self) -> None:
         told = temperature_figures(
-            {"nvme": [sensor(80.0, 84.0)], "coretemp": [sensor(50.0, 100.0), sensor(61.0, 100.0)]},
-            LIMITS,
+            {"nvme": [sensor(80.0, 84.0)], "coretemp": [sensor(50.0, 100.0), sensor(61.0, 100.0)]}
         )
         assert told is not None
         assert (told.current, told.critical, told.status) == (61.0, 100.0, "healthy")
 
-    def test_it_is_judged_by_its_critical_point(self) -> None:
-        told = temperature_figures({"coretemp": [sensor(76.0, 80.0)]}, LIMITS)
+    @pytest.mark.parametrize(
+        ("celsius", "status"),
+        [
+            (63.9, "healthy"),
+            (64, "healthy"),
+            (64.1, "warning"),
+            (79.9, "warning"),
+            (80, "critical"),
+        ],
+    )
+    def test_it_is_judged_by_its_critical_value(self, celsius: float, status: str) -> None:
+        told = temperature_figures({"coretemp": [sensor(celsius, 80.0)]})
         assert told is not None
-        assert told.status == "critical"
+        assert (told.status, told.detail) == (status, None)
 
-    def test_a_critical_point_that_cannot_be_one_is_none(self) -> None:
-        told = temperature_figures({"acpitz": [sensor(71.0, 65261.85)]}, LIMITS)
+    def test_a_critical_value_that_cannot_be_one_is_none(self) -> None:
+        told = temperature_figures({"acpitz": [sensor(99.0, 65261.85)]})
         assert told is not None
-        assert (told.critical, told.status) == (None, "warning")
+        assert (told.critical, told.status) == (None, "healthy")
+        assert told.detail == NO_CRITICAL_VALUE
 
     @pytest.mark.parametrize("sensors", [{}, {"coretemp": []}, {"coretemp": [sensor(None)]}])
     def test_no_sensor(self, sensors: dict[str, list[Any]]) -> None:
-        assert temperature_figures(sensors, LIMITS) is None
+        assert temperature_figures(sensors) is None
 
 
 @pytest.fixture

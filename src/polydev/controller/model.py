@@ -120,6 +120,11 @@ class Vm:
         """Whether it waits in the pool, or is being made for it, so that a session may take it."""
         return self.pooled and self.state in LIVE_VM_STATES
 
+    @property
+    def is_primed(self) -> bool:
+        """Whether it waits in the pool, paused, so that a session that takes it starts at once."""
+        return self.pooled and self.state == "ready"
+
 
 @dataclass(frozen=True)
 class Session:

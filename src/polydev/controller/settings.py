@@ -52,6 +52,8 @@ MOST_LEEWAY_SECONDS = 3600
 MOST_VM_MIB = 1024 * 1024
 # The longest pause between two heartbeats of a session that has a viewer.
 WATCHED_SECONDS = 10.0
+# Of the critical value that a temperature sensor names: a warning is due above it.
+WARM_PERCENT = 80.0
 LEAST_PAUSE_SECONDS = 3 * WATCHED_SECONDS
 # Anything shorter is done without a pause.
 LEAST_SECONDS = 0.001
@@ -265,7 +267,10 @@ class Sampling(Group):
 
 
 class AlertRules(Group):
-    """Percent at which an alert is raised, and how far below it must come to be cleared."""
+    """Percent at which an alert is raised, and how far below it must come to be cleared.
+
+    Those of the temperature are percent of the sensor's critical value, and are fixed.
+    """
 
     warning_percent: float = Field(default=70, gt=0, le=100)
     critical_percent: float = Field(default=90, gt=0, le=100)
@@ -279,9 +284,10 @@ class AlertRules(Group):
     def _can_be_raised_and_cleared(self) -> Self:
         if self.warning_percent >= self.critical_percent:
             raise ValueError("warning_percent must be less than critical_percent")
-        if self.hysteresis_percent >= self.warning_percent:
+        if self.hysteresis_percent >= min(self.warning_percent, WARM_PERCENT):
             raise ValueError(
-                "hysteresis_percent must be less than warning_percent, or no alert ends"
+                "hysteresis_percent must be less than warning_percent and less than "
+                f"{WARM_PERCENT:g}, or no alert ends"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The host, for administrators: its health now and over the last hours, alerts, templates."""
+"""The host, for operators: its health now and over the last hours, alerts, templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from polydev.controller.api.identity import BEARER, admin_of
+from polydev.controller.api.identity import BEARER, operator_of
 from polydev.controller.api.pool import add_pool
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.templates import add_templates
@@ -35,7 +35,7 @@ Hours = Annotated[float, Query(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
 
 def routes(services: Services) -> APIRouter:
     router = APIRouter(
-        prefix="/api/admin", tags=["admin"], dependencies=[BEARER, Depends(admin_of)]
+        prefix="/api/admin", tags=["admin"], dependencies=[BEARER, Depends(operator_of)]
     )
     host = services.sampler.host
     _add_health(router, host)

@@ -1,4 +1,4 @@
-"""The warm pool, for administrators: how many VMs wait for sessions, and why not more."""
+"""The warm pool, for operators: how many VMs wait for sessions, and why not more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The templates of a host, for administrators: which there are, which serves, how a making ends."""
+"""The templates of a host, for operators: which there are, which serves, how a making ends."""
 
 from __future__ import annotations
 

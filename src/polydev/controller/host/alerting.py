@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from polydev.controller.host.shapes import Status, temperature_status
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.model import Severity
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import WARM_PERCENT, AlertRules
 
 Rule = Literal[
     "cpu",
     "memory",
     "disk",
+    "temperature",
     "failed_boots",
     "not_resumed",
     "template_missing",
@@ -30,7 +32,16 @@ MOST_SUBJECT_CHARACTERS = 200
 
 # A condition that comes and goes must last before it counts; an event counts at once.
 LASTING: frozenset[Rule] = frozenset(
-    ("cpu", "memory", "disk", "template_missing", "no_slots", "unhealthy_vms", "vm_network")
+    (
+        "cpu",
+        "memory",
+        "disk",
+        "temperature",
+        "template_missing",
+        "no_slots",
+        "unhealthy_vms",
+        "vm_network",
+    )
 )
 _RANKS: Mapping[Severity | None, int] = {None: 0, "warning": 1, "critical": 2}
 
@@ -110,6 +121,30 @@ def _level(percent: float, limits: AlertRules) -> Severity | None:
     if percent > limits.critical_percent:
         return "critical"
     return "warning" if percent >= limits.warning_percent else None
+
+
+def temperature_observation(
+    celsius: float | None, critical_celsius: float | None, limits: AlertRules
+) -> Observation:
+    """Observe the hottest sensor. Without its critical value nothing is raised.
+
+    The hysteresis is percent of the critical value.
+    """
+    if celsius is None or critical_celsius is None:
+        what = "is not there any more" if celsius is None else "names no critical value any more"
+        return Observation(HOST, f"the temperature sensor {what}", celsius, None, None)
+    margin = critical_celsius * limits.hysteresis_percent / 100
+    raises = _severity(temperature_status(celsius, critical_celsius))
+    keeps = _severity(temperature_status(celsius + margin, critical_celsius))
+    message = f"temperature is at {celsius:g} °C, and {critical_celsius:g} °C is critical"
+    if keeps is not None and raises is None:
+        cleared_celsius = critical_celsius * WARM_PERCENT / 100 - margin
+        message += f"; the alert is cleared at {cleared_celsius:g} °C"
+    return Observation(HOST, message, celsius, raises, keeps)
+
+
+def _severity(status: Status) -> Severity | None:
+    return status if status == "warning" or status == "critical" else None
 
 
 def failed_boots_observation(failed: int, limits: AlertRules) -> Observation:

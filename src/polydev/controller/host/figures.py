@@ -19,6 +19,7 @@ from polydev.controller.host.shapes import (
     Network,
     Temperature,
     status_of,
+    temperature_status,
 )
 from polydev.controller.settings import AlertRules
 
@@ -30,6 +31,7 @@ FIXED_FILESYSTEMS = frozenset({"squashfs", "iso9660", "udf", "erofs", "cramfs"})
 SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
 # Some sensors name nonsense as their critical point.
 CRITICAL_CELSIUS = (40.0, 150.0)
+NO_CRITICAL_VALUE = "the sensor names no critical value, so it is not judged"
 NO_SENSOR = "this host shows no temperature sensor, as is usual for a virtual machine"
 
 
@@ -117,13 +119,8 @@ def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Ne
     )
 
 
-def temperature_figures(
-    sensors: Mapping[str, Sequence[Any]], limits: AlertRules
-) -> Temperature | None:
-    """The hottest sensor of the processor, or of whatever has one; None without any.
-
-    The limits are percent of the critical point, and degrees where none is known.
-    """
+def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> Temperature | None:
+    """Return the hottest sensor of the processor, or of whatever has one; None without any."""
     chips = [sensors[name] for name in SENSORS if sensors.get(name)] or list(sensors.values())
     known = [each for each in (chips[0] if chips else ()) if each.current]
     if not known:
@@ -132,7 +129,8 @@ def temperature_figures(
     low, high = CRITICAL_CELSIUS
     critical = hottest.critical if hottest.critical and low <= hottest.critical <= high else None
     return Temperature(
-        status=status_of(100.0 * hottest.current / (critical or 100.0), limits),
+        status=temperature_status(hottest.current, critical),
+        detail=None if critical else NO_CRITICAL_VALUE,
         current=hottest.current,
         critical=critical,
     )

@@ -70,7 +70,7 @@ class HostFigures:
 
     async def temperature(self) -> Temperature:
         async def read() -> Temperature:
-            found = figures.temperature_figures(await self._sensors(), self._limits)
+            found = figures.temperature_figures(await self._sensors())
             return found or Temperature(status="unknown", detail=figures.NO_SENSOR)
 
         return await _or_unknown(read, lambda why: Temperature(status="unknown", detail=why))

@@ -12,6 +12,7 @@ from polydev.controller.host.alerting import (
     no_slots_observation,
     not_resumed_observation,
     percent_observation,
+    temperature_observation,
     template_missing_observation,
     unhealthy_vms_observation,
 )
@@ -27,6 +28,10 @@ def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observe
     }
     if "disk" not in sample.unavailable:
         found["disk"] = _disks(sample, limits)
+    if "temperature" not in sample.unavailable:
+        found["temperature"] = [
+            temperature_observation(sample.temperature, sample.temperature_critical, limits)
+        ]
     if stock is not None and sample.slots is not None:
         failing = sum(each.state == "ready" and each.failed_checks > 0 for each in stock.held)
         found["failed_boots"] = [failed_boots_observation(stock.failed_boots, limits)]

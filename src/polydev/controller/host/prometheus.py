@@ -80,6 +80,8 @@ def _counts(sample: Sample) -> Iterator[Metric]:
     yield GaugeMetricFamily("polydev_slots_held", "Held by a VM", value=sample.slots.held)
     pooled = sample.slots.pooled
     yield GaugeMetricFamily("polydev_slots_pooled", "Held by a VM of the pool", value=pooled)
+    primed = sample.slots.primed
+    yield GaugeMetricFamily("polydev_slots_primed", "Held by a VM that is primed", value=primed)
     yield _gauge("polydev_sessions", "That are not over", "state", sample.sessions)
 
 

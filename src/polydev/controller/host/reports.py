@@ -1,4 +1,4 @@
-"""What is told of the past: samples and alerts, as the administrators' endpoints say them."""
+"""What is told of the past: samples and alerts, as the operators' endpoints say them."""
 
 from __future__ import annotations
 

@@ -32,17 +32,22 @@ class VmSample(Figures):
 
 
 class Slots(Figures):
-    """`pooled`: of those held, the ones whose VM waits for a session, which may take it."""
+    """`pooled`: of those held, the ones whose VM waits for a session, which may take it.
+
+    `primed`: of those pooled, the ones that are paused already, so that they start at once.
+    """
 
     total: int
     held: int
     pooled: int = 0
+    primed: int = 0
 
 
 class Sample(Figures):
     """The host at one time. Percent, bytes, degrees Celsius, seconds.
 
     disk        percent by mount
+    temperature_critical    the critical value that the sensor names
     rx_bytes    of all interfaces but the loopback, those of the VMs included, by interface
     sessions    how many in each state, those that are over left out; `vms` likewise
     slots       null if the database could not tell
@@ -58,6 +63,7 @@ class Sample(Figures):
     load_average: list[float] | None = None
     uptime: float | None = None
     temperature: float | None = None
+    temperature_critical: float | None = None
     rx_bytes: dict[str, int] = Field(default={})
     tx_bytes: dict[str, int] = Field(default={})
     slots: Slots | None = None
@@ -96,6 +102,7 @@ def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sa
         load_average=system.load_average,
         uptime=system.uptime,
         temperature=system.temperature.current if system.temperature else None,
+        temperature_critical=system.temperature.critical if system.temperature else None,
         rx_bytes={each.name: each.rx_bytes for each in interfaces},
         tx_bytes={each.name: each.tx_bytes for each in interfaces},
         unavailable=system.unavailable | _unmeasured(system.disk),
@@ -110,6 +117,7 @@ def _stocked(slots: Collection[int], stock: Stock) -> dict[str, Any]:
             total=len(slots),
             held=sum(each.slot in slots for each in held),
             pooled=sum(each.slot in slots and each.is_for_sessions for each in held),
+            primed=sum(each.slot in slots and each.is_primed for each in held),
         ),
         "sessions": _counts(LIVE_SESSION_STATES, (each.state for each in stock.live)),
         "vms": _counts(HELD_STATES, (each.state for each in held)),

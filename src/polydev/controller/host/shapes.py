@@ -1,4 +1,4 @@
-"""The shapes of the host's figures, named as the administrators' endpoints say them.
+"""The shapes of the host's figures, named as the operators' endpoints say them.
 
 Bytes, percent from 0 to 100, degrees Celsius, seconds. What cannot be measured is null, its
 status `unknown`, and `detail` says why.
@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import WARM_PERCENT, AlertRules
 
 Status = Literal["healthy", "warning", "critical", "unknown"]
 # From what needs nobody's eye to what needs it most.
@@ -73,6 +73,8 @@ class Network(Part):
 
 
 class Temperature(Part):
+    """The hottest sensor. `critical` is the value that it names; without one all is healthy."""
+
     current: float | None = None
     critical: float | None = None
 
@@ -109,6 +111,18 @@ def status_of(percent: float, limits: AlertRules) -> Status:
     if percent > limits.critical_percent:
         return "critical"
     return "warning" if percent >= limits.warning_percent else "healthy"
+
+
+def temperature_status(celsius: float, critical_celsius: float | None) -> Status:
+    """Return `warning` above 80 % of the sensor's critical value and `critical` from that value on.
+
+    A sensor that names no critical value is `healthy`.
+    """
+    if critical_celsius is None:
+        return "healthy"
+    if celsius >= critical_celsius:
+        return "critical"
+    return "warning" if 100.0 * celsius > WARM_PERCENT * critical_celsius else "healthy"
 
 
 def worst(statuses: Iterable[Status]) -> Status:

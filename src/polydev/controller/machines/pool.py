@@ -88,7 +88,7 @@ class PoolState:
 
     @property
     def primed(self) -> int:
-        return sum(vm.is_for_sessions and vm.state == "ready" for vm in self.held)
+        return sum(vm.is_primed for vm in self.held)
 
     @property
     def priming(self) -> int:
