@@ -44,6 +44,7 @@ class Caller:
 
     expires_at   when what they showed ends by itself
     token_id     of an operator's token, which somebody may revoke
+    view_only    whether they may see a session's screen, and nothing else
     """
 
     user_id: str
@@ -51,6 +52,7 @@ class Caller:
     by: Literal["jwt", "token"]
     expires_at: datetime | None = None
     token_id: str | None = None
+    view_only: bool = False
 
     @property
     def sees_all(self) -> bool:

@@ -71,9 +71,12 @@ def routes(services: Services) -> APIRouter:
 
 @dataclass(frozen=True)
 class Admitted:
+    """Somebody who may look, with a connection to the screen; `view_only`: and only look."""
+
     session: Session
     vm: Vm
     screen: socket.socket
+    view_only: bool = False
 
 
 class Screens:
@@ -127,7 +130,8 @@ class Screens:
         self._seats.take(seat)
         vm = await self._awake(session, vm)
         screen = await open_screen(vm.vm_ip, VNC_PORT)
-        return Admitted(session, vm, left_behind.enter_context(closing(screen)))
+        left_behind.enter_context(closing(screen))
+        return Admitted(session, vm, screen, caller.view_only)
 
     async def _awake(self, session: Session, vm: Vm) -> Vm:
         """The VM, which runs; the viewer waits meanwhile. Raises Refused."""
@@ -173,10 +177,12 @@ class Screens:
         """Bytes both ways until one side has enough; how it ended."""
         session, vm = admitted.session, admitted.vm
         say = log.bind(session_id=session.id, vm_id=vm.id, vm_address=masked(vm.vm_ip))
-        say.info("viewer_opened")
+        say.info("viewer_opened", view_only=admitted.view_only)
         started = time.monotonic()
         explained = partial(self._explained, session.id)
-        told = await relay(viewer, admitted.screen, self._buffers, explained)
+        told = await relay(
+            viewer, admitted.screen, self._buffers, explained, view_only=admitted.view_only
+        )
         say.info(
             "viewer_closed",
             code=told.code,

@@ -14,6 +14,7 @@ from contextlib import closing
 from polydev.controller.machines.bridge import bridge_trouble
 from polydev.controller.relay.closings import BRIDGE_DOWN, VM_GONE, VNC_DOWN, Closing, Refused
 from polydev.controller.relay.pipes import Pipe, Pipes
+from polydev.controller.relay.spectator import SpectatorFilter
 from polydev.controller.relay.viewer import Viewer
 
 BUFFER_BYTES = 1 << 16
@@ -30,9 +31,18 @@ class Buffers:
 
 
 class Pump:
-    """Works from `begin` to `end`; where the VM ends it, it says so to the viewer's `end`."""
+    """Works from `begin` to `end`; where the VM ends it, it says so to the viewer's `end`.
 
-    def __init__(self, viewer: Viewer, vm: socket.socket, buffers: Buffers) -> None:
+    Of a viewer with a `spectator_filter` the VM gets what that passes.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        vm: socket.socket,
+        buffers: Buffers,
+        spectator_filter: SpectatorFilter | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._viewer = viewer
         self._vm = vm
@@ -41,10 +51,11 @@ class Pump:
         self._pipes = buffers.pipes
         self._pipe: Pipe | None = None
         self._rest = memoryview(b"")
+        self._filter = spectator_filter
 
     def begin(self) -> None:
         self._viewer.on_drained = self._listen
-        self._viewer.begin(self._to_vm)
+        self._viewer.begin(self._filtered if self._filter else self._to_vm)
         self._listen()
 
     def end(self) -> None:
@@ -93,6 +104,15 @@ class Pump:
         if has_left and count < LITTLE_BYTES:
             self._pipes.give_back(pipe)
             self._pipe = None
+
+    def _filtered(self, data: bytes) -> None:
+        assert self._filter is not None
+        filtered = self._filter.read(data)
+        if filtered.passed:
+            self._to_vm(filtered.passed)
+        if filtered.closing is not None:
+            self._viewer.pause()
+            self._viewer.end(filtered.closing)
 
     def _to_vm(self, data: bytes) -> None:
         try:
@@ -146,9 +166,14 @@ async def relay(
     vm: socket.socket,
     buffers: Buffers,
     explained: Callable[[Closing], Awaitable[Closing]],
+    *,
+    view_only: bool = False,
 ) -> Closing:
-    """Carry bytes until somebody ends it, then close the viewer with what is `explained` to it."""
-    pump = Pump(viewer, vm, buffers)
+    """Carry bytes until somebody ends it, then close the viewer with what is `explained` to it.
+
+    With `view_only` the VM gets only what a spectator needs to say.
+    """
+    pump = Pump(viewer, vm, buffers, SpectatorFilter() if view_only else None)
     with buffers.pipes.kept(), closing(pump):
         pump.begin()
         ended = await viewer.ended

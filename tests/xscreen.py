@@ -1,0 +1,100 @@
+"""A real screen for a VM that a test speaks for: TigerVNC's X server, as in the golden image.
+
+async with x_screens(folder) as screen:
+    session = await made.session(screen)
+    screen.start("xterm", "-e", "cat")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from pathlib import Path
+
+from polydev.run import Process, end_group, run, spawn
+
+WIDTH, HEIGHT = 1024, 640
+OPTIONS = "-rfbport=-1 -SecurityTypes None -AlwaysShared -depth 24 -nolisten tcp -ac -noreset"
+
+
+class XScreen:
+    """Serves one connection to the VM's screen when called; programs run on its display."""
+
+    def __init__(self, folder: Path, display: str, ended: ExitStack) -> None:
+        self.folder = folder
+        self.display = display
+        self._ended = ended
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        vnc_reader, vnc_writer = await asyncio.open_unix_connection(self.folder / "rfb")
+        with closing(vnc_writer):
+            ways = [_pump(reader, vnc_writer), _pump(vnc_reader, writer)]
+            tasks = [asyncio.create_task(way) for way in ways]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def start(self, *argv: str) -> Process:
+        """A program that goes on; what it prints lies in a file of its name."""
+        output = (self.folder / Path(argv[0]).name).open("wb")
+        self._ended.callback(output.close)
+        process = spawn(argv, env={"DISPLAY": self.display}, stdout=output, stderr=output)
+        self._ended.callback(end_group, process)
+        return process
+
+    async def run(self, *argv: str, text: str | None = None) -> str:
+        """What a program says until its end; it is told `text`."""
+        env = {"DISPLAY": self.display}
+        ran = await asyncio.to_thread(run, argv, env=env, input=text, timeout_seconds=60)
+        return ran.stdout
+
+    async def copy(self, text: str) -> None:
+        """As a program in the VM whose user copies `text`; it holds it until others copy."""
+        file = self.folder / "copied"
+        file.write_text(text)
+        # xclip lives on as the selection's owner, so nobody waits for the end of its output.
+        self.start("xclip", "-quiet", "-selection", "clipboard", "-i", str(file))
+
+    async def pasted(self) -> str:
+        """What a program in the VM would paste."""
+        return await self.run("xclip", "-selection", "clipboard", "-o")
+
+    def said(self, program: str) -> str:
+        """What a program that was started has printed until now."""
+        return (self.folder / program).read_text(errors="replace")
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def x_screens(
+    folder: Path, width: int = WIDTH, height: int = HEIGHT
+) -> AsyncIterator[XScreen]:
+    """A display of its own, whose server takes VNC at a socket in the empty `folder`."""
+    with ExitStack() as ended:
+        readable, writable = os.pipe()
+        ended.callback(os.close, readable)
+        options = ["-displayfd", str(writable), "-rfbunixpath", str(folder / "rfb")]
+        log = ended.enter_context((folder / "vnc.log").open("wb"))
+        try:
+            server = spawn(
+                ["Xtigervnc", *options, *OPTIONS.split(), "-geometry", f"{width}x{height}"],
+                stdout=log,
+                stderr=log,
+                pass_fds=(writable,),
+            )
+        finally:
+            os.close(writable)
+        ended.callback(end_group, server)
+        number = await asyncio.to_thread(os.read, readable, 16)
+        assert number, (folder / "vnc.log").read_text()
+        yield XScreen(folder, f":{number.decode().strip()}", ended)
