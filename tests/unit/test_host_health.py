@@ -24,6 +24,7 @@ from polydev.controller.host.figures import (
     network_figures,
     real_filesystems,
     temperature_figures,
+    with_rates,
 )
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import (
@@ -154,11 +155,16 @@ class TestNetwork:
             },
         )
         assert told.status == "healthy"
-        assert [each.model_dump() for each in told.interfaces] == [
-            {"name": "eth0", "status": "up", "rx_bytes": 3, "tx_bytes": 4},
-            {"name": "lo", "status": "up", "rx_bytes": 5, "tx_bytes": 5},
-            {"name": "vm-2", "status": "down", "rx_bytes": 1, "tx_bytes": 2},
-        ]
+        found = [(each.name, each.status, each.rx_bytes, each.tx_bytes) for each in told.interfaces]
+        assert found == [("eth0", "up", 3, 4), ("lo", "up", 5, 5), ("vm-2", "down", 1, 2)]
+
+    def test_rates_since_the_measurement_before(self) -> None:
+        stats = {"eth0": UP, "new": UP}
+        before = network_figures(stats, {"eth0": counted(100, 50)})
+        after = network_figures(stats, {"eth0": counted(300, 40), "new": counted(5, 5)})
+        eth0, new = with_rates(after, before, 10).interfaces
+        assert (eth0.rx_bytes_per_second, eth0.tx_bytes_per_second) == (20.0, None)
+        assert (new.rx_bytes_per_second, new.tx_bytes_per_second) == (None, None)
 
     def test_only_the_loopback_is_up(self) -> None:
         stats = {"lo": UP, "eth0": DOWN}
@@ -336,6 +342,20 @@ class TestSystem:
             return found
 
         assert asyncio.run(ask()) == [0.0, 23.1, 100.0]
+
+    def test_network_rates_are_those_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
+        async def ask() -> list[float | None]:
+            host, found = HostFigures(LIMITS), []
+            for received in (0, 1000, 500):
+                machine["net_io_counters"] = {"eth0": counted(received, 0)}
+                (interface,) = (await host.network()).interfaces
+                found.append(interface.rx_bytes_per_second)
+            return found
+
+        first, second, third = asyncio.run(ask())
+        assert (first, third) == (None, None)
+        assert second is not None
+        assert second > 0
 
 
 class TestProbe:

@@ -16,8 +16,10 @@ from polydev.controller.api.streams import Streams
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
 from polydev.controller.health import Health
+from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sampler import Sampler
+from polydev.controller.host.snapshot import Snapshots
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.figures import MachineFigures
@@ -32,6 +34,7 @@ from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.starts import Starts
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
@@ -61,6 +64,9 @@ class Services:
     vms: Vms
     credentials: Credentials
     samples: Samples
+    session_starts: Starts
+    processes: Processes
+    snapshots: Snapshots
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
@@ -142,6 +148,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
     )
     metrics.registry.register(HostCollector(sampler))
+    alerts = Alerts(database)
+    health = Health(database, settings.image_store, release, started)
     rate = settings.rate
     return Services(
         settings=settings,
@@ -152,13 +160,16 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         vms=vms,
         credentials=Credentials(database, keyring_of(settings.credentials_key)),
         samples=Samples(database),
-        alerts=Alerts(database),
+        session_starts=Starts(database, settings.session),
+        processes=Processes(),
+        snapshots=Snapshots(settings, sampler.host, alerts, health, vms, hypervisor),
+        alerts=alerts,
         hypervisor=hypervisor,
         driver=driver,
         agent=agent,
         sampler=sampler,
         identity=_identity(settings, users, tokens),
-        health=Health(database, settings.image_store, release, started),
+        health=health,
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),

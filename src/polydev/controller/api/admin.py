@@ -7,13 +7,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from polydev.controller.api.history import Hours, add_history
 from polydev.controller.api.identity import BEARER, operator_of
+from polydev.controller.api.overview import add_overview
 from polydev.controller.api.pool import add_pool
+from polydev.controller.api.processes import add_processes
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.templates import add_templates
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
-from polydev.controller.host.reports import AlertReport, AlertsReport, History, timed_sample
+from polydev.controller.host.reports import AlertReport, AlertsReport
 from polydev.controller.host.shapes import (
     Cpu,
     Disks,
@@ -26,11 +29,7 @@ from polydev.controller.host.shapes import (
 from polydev.controller.model import now
 from polydev.controller.services import Services
 
-MOST_HOURS = 24 * 31
-MOST_POINTS = 2000
 MOST_ALERTS = 1000
-
-Hours = Annotated[float, Query(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
 
 
 def routes(services: Services) -> APIRouter:
@@ -41,8 +40,10 @@ def routes(services: Services) -> APIRouter:
     _add_health(router, host)
     _add_parts(router, host)
     _add_network_health(router, services)
-    _add_history(router, services)
+    add_history(router, services)
     _add_alerts(router, services)
+    add_overview(router, services)
+    add_processes(router, services)
     add_templates(router, services)
     add_pool(router, services)
     return router
@@ -98,23 +99,6 @@ def _add_network_health(router: APIRouter, services: Services) -> None:
     )
     async def get_network_health() -> NetworkHealth:
         return await probe.report()
-
-
-def _add_history(router: APIRouter, services: Services) -> None:
-    @router.get(
-        "/health/history",
-        summary="The host's figures over the last hours, oldest first",
-        description="Where there are more samples than `points`, the time since the first of them "
-        "is cut in as many pieces, and the last sample of each is told.",
-        responses=refusals(422),
-    )
-    async def get_history(
-        hours: Hours = 24,
-        points: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 300,
-    ) -> History:
-        end = now()
-        found = await services.samples.between(end - timedelta(hours=hours), end, points)
-        return History(samples=[timed_sample(at, figures) for at, figures in found])
 
 
 def _add_alerts(router: APIRouter, services: Services) -> None:

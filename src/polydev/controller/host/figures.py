@@ -119,6 +119,29 @@ def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Ne
     )
 
 
+def with_rates(network: Network, earlier: Network, seconds: float) -> Network:
+    """Return the network with its interfaces' rates since it was measured `seconds` before."""
+    before = {each.name: each for each in earlier.interfaces}
+
+    def rated(each: Interface) -> Interface:
+        past = before.get(each.name)
+        received, sent = (past.rx_bytes, past.tx_bytes) if past else (None, None)
+        rates = {
+            "rx_bytes_per_second": rate(each.rx_bytes, received, seconds),
+            "tx_bytes_per_second": rate(each.tx_bytes, sent, seconds),
+        }
+        return each.model_copy(update=rates)
+
+    return network.model_copy(update={"interfaces": [*map(rated, network.interfaces)]})
+
+
+def rate(value: int, earlier: int | None, seconds: float) -> float | None:
+    """Return a counter's rate; None where it began anew since, or was not there."""
+    if earlier is None or value < earlier or seconds <= 0:
+        return None
+    return round((value - earlier) / seconds, 1)
+
+
 def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> Temperature | None:
     """Return the hottest sensor of the processor, or of whatever has one; None without any."""
     chips = [sensors[name] for name in SENSORS if sensors.get(name)] or list(sensors.values())

@@ -27,13 +27,15 @@ from polydev.controller.settings import AlertRules
 
 # CPU time is counted in hundredths of a second: over less than this the share would be a guess.
 SHORTEST_SPAN_SECONDS = 0.5
+# A rate over more than this would not be about now.
+LONGEST_SPAN_SECONDS = 60.0
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Part)
 
 
 class HostFigures:
-    """One for each process: the share of the CPU is that since it was last asked."""
+    """One for each process: the share of the CPU, and rates, are those since it was last asked."""
 
     def __init__(self, limits: AlertRules, timeout_seconds: float = probe.TIMEOUT_SECONDS) -> None:
         self._limits = limits
@@ -48,6 +50,8 @@ class HostFigures:
         self._load_average = Probe(figures.read_load_average, timeout_seconds)
         self._measured: tuple[float, Any, float | None] | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._measured_network: tuple[float, Network] | None = None
+        self._one_network_at_a_time = asyncio.Lock()
 
     async def cpu(self) -> Cpu:
         return await _or_unknown(self._read_cpu, lambda why: Cpu(status="unknown", detail=why))
@@ -65,7 +69,7 @@ class HostFigures:
 
     async def network(self) -> Network:
         return await _or_unknown(
-            self._network, lambda why: Network(status="unknown", detail=why, interfaces=[])
+            self._read_network, lambda why: Network(status="unknown", detail=why, interfaces=[])
         )
 
     async def temperature(self) -> Temperature:
@@ -118,6 +122,17 @@ class HostFigures:
                 usage = figures.cpu_usage(earlier, times)
                 self._measured = (time.monotonic(), times, usage)
         return figures.cpu_figures(usage, cores, model, self._limits)
+
+    async def _read_network(self) -> Network:
+        async with self._one_network_at_a_time:
+            found, at = await self._network(), time.monotonic()
+            before = self._measured_network
+            if before and at - before[0] < SHORTEST_SPAN_SECONDS:
+                return before[1]
+            if before and at - before[0] <= LONGEST_SPAN_SECONDS:
+                found = figures.with_rates(found, before[1], at - before[0])
+            self._measured_network = (at, found)
+            return found
 
     async def _read_disks(self) -> Disks:
         partitions = await self._filesystems()

@@ -25,12 +25,13 @@ ROUTE_IS_UP = 0x1
 ROUTE_REJECTS = 0x200
 # Kept for documentation by the root of the names itself, so it is always there.
 UPSTREAM_NAME = "example.com"
+SLOT_PORT_PREFIX = "vm-"
 REDEPLOY = "deploy the host again: ./inv deploy"
 
 
 def slot_port(slot: int) -> str:
     """The slot's end of the cable, in the host's own namespace."""
-    return f"vm-{slot}"
+    return f"{SLOT_PORT_PREFIX}{slot}"
 
 
 def bridge_check(

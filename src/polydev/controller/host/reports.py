@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
 
+from pydantic import Field
+
+from polydev.controller.host.history import StartTimes, Timed, starts_by_span
 from polydev.controller.host.sample import Sample
 from polydev.controller.host.shapes import Figures
 from polydev.controller.model import Alert, Severity
+from polydev.controller.store.starts import How, SessionStart
 
 
 class TimedSample(Sample):
+    """`starts`: of sessions that became ready since the sample before, by how their VM came."""
+
     at: datetime
+    starts: dict[How, StartTimes] = Field(default={})
 
 
 class History(Figures):
@@ -42,5 +48,10 @@ class AlertsReport(Figures):
     history: list[AlertReport]
 
 
-def timed_sample(at: datetime, figures: Mapping[str, Any]) -> TimedSample:
-    return TimedSample(**{**figures, "at": at})
+def timed_samples(samples: Sequence[Timed], starts: Iterable[SessionStart]) -> list[TimedSample]:
+    """Return samples with their times and the starts of their spans."""
+    spans = starts_by_span([at for at, _ in samples], starts)
+    return [
+        TimedSample(**dict(sample), at=at, starts=span)
+        for (at, sample), span in zip(samples, spans, strict=True)
+    ]

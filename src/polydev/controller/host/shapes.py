@@ -60,10 +60,14 @@ class Disks(Part):
 
 
 class Interface(Figures):
+    """Bytes since it is up, and a second since it was measured last, if that was lately."""
+
     name: str
     status: Literal["up", "down"]
     rx_bytes: int
     tx_bytes: int
+    rx_bytes_per_second: float | None = None
+    tx_bytes_per_second: float | None = None
 
 
 class Network(Part):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.settings import Sampling
 from polydev.controller.store.tables import samples
@@ -14,6 +15,8 @@ from polydev.controller.store.transactions import Database, uninterrupted
 
 # Databases take only so many values in one statement.
 MOST_VALUES = 500
+# Samples of a host with many VMs are large, and they are decoded in the event loop.
+PORTION = 50
 
 
 @uninterrupted
@@ -36,18 +39,35 @@ class Samples:
         pieces, and of each the last sample is taken. Only these are read whole.
         """
         async with self._database.reading() as connection:
-            times = sa.select(samples.c.at).where(samples.c.at >= start, samples.c.at < end)
-            found = list((await connection.execute(times.order_by(samples.c.at))).scalars())
+            found = await _times(connection, start, end)
             if points is not None and len(found) > points:
                 found = last_of_each_piece(found, found[0], end, points)
-            rows = [
-                row
-                for some in _portions(found)
-                for row in await connection.execute(
-                    sa.select(samples.c.at, samples.c.figures).where(samples.c.at.in_(some))
-                )
+            return [
+                each
+                for some in _portions(found, MOST_VALUES)
+                for each in await _taken_at(connection, some)
             ]
-        return [(row.at, row.figures) for row in sorted(rows, key=lambda row: row.at)]
+
+    async def portions(
+        self, start: datetime, end: datetime, size: int = PORTION
+    ) -> AsyncIterator[list[tuple[datetime, dict[str, Any]]]]:
+        """Yield the same samples, `size` at a time: no more of them are in memory at once.
+
+        Each portion is a transaction of its own, so samples that are thinned out meanwhile may be
+        missing.
+        """
+        for some in _portions(await self.times(start, end), size):
+            yield await self.taken_at(some)
+
+    async def times(self, start: datetime, end: datetime) -> list[datetime]:
+        """Return when samples were taken, from `start` until before `end`, oldest first."""
+        async with self._database.reading() as connection:
+            return await _times(connection, start, end)
+
+    async def taken_at(self, times: Sequence[datetime]) -> list[tuple[datetime, dict[str, Any]]]:
+        """Return the samples of these times, oldest first; MOST_VALUES of them at most."""
+        async with self._database.reading() as connection:
+            return await _taken_at(connection, times)
 
     async def thin(self, rules: Sampling, at: datetime) -> int:
         """Remove what is too old at that time, or too dense for its age; how many that were."""
@@ -58,7 +78,7 @@ class Samples:
             removed = done.rowcount
             times = sa.select(samples.c.at).where(samples.c.at < whole).order_by(samples.c.at)
             found = (await connection.execute(times)).scalars()
-            for some in _portions(too_dense(found, rules.thinned_every_seconds)):
+            for some in _portions(too_dense(found, rules.thinned_every_seconds), MOST_VALUES):
                 await connection.execute(sa.delete(samples).where(samples.c.at.in_(some)))
                 removed += len(some)
         return removed
@@ -84,6 +104,19 @@ def last_of_each_piece(
     return list({int((each - start) / length): each for each in times}.values())
 
 
-def _portions(times: Sequence[datetime]) -> Iterator[Sequence[datetime]]:
-    for begin in range(0, len(times), MOST_VALUES):
-        yield times[begin : begin + MOST_VALUES]
+async def _times(connection: AsyncConnection, start: datetime, end: datetime) -> list[datetime]:
+    asked = sa.select(samples.c.at).where(samples.c.at >= start, samples.c.at < end)
+    return list((await connection.execute(asked.order_by(samples.c.at))).scalars())
+
+
+async def _taken_at(
+    connection: AsyncConnection, times: Sequence[datetime]
+) -> list[tuple[datetime, dict[str, Any]]]:
+    asked = sa.select(samples.c.at, samples.c.figures).where(samples.c.at.in_(times))
+    found = await connection.execute(asked.order_by(samples.c.at))
+    return [(row.at, row.figures) for row in found]
+
+
+def _portions(times: Sequence[datetime], size: int) -> Iterator[Sequence[datetime]]:
+    for begin in range(0, len(times), size):
+        yield times[begin : begin + size]

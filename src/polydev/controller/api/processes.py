@@ -1,0 +1,91 @@
+"""The processes of the host that use most, for operators."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import ConfigDict, Field
+
+from polydev.controller.api.answers import Answer
+from polydev.controller.api.refusals import refusals
+from polydev.controller.host.probe import Unanswered
+from polydev.controller.host.processes import By, Kind, why_unavailable
+from polydev.controller.services import Services
+
+MOST_PROCESSES = 100
+EXAMPLE: dict[str, Any] = {
+    "processes": [
+        {
+            "pid": 4711,
+            "name": "qemu-system-x86",
+            "user": None,
+            "cpuPercent": 12.5,
+            "memoryBytes": 183500800,
+            "belongsTo": "vm",
+            "unit": "microvm@3.service",
+            "slot": 3,
+            "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
+        }
+    ]
+}
+
+
+class ProcessAnswer(Answer):
+    """A process.
+
+    name            the kernel's short name; its arguments are not told, since they may be secret
+    user            null for users whom the controller's user namespace does not show
+    cpuPercent      of all the host's cores together, just now
+    memoryBytes     resident
+    belongsTo       `vm`: the process of the VM in `slot`; `controller`: the controller itself
+    unit            of systemd
+    """
+
+    pid: int
+    name: str
+    user: str | None
+    cpu_percent: float
+    memory_bytes: int
+    belongs_to: Kind
+    unit: str | None
+    slot: int | None
+    vm_id: str | None
+
+
+class ProcessesAnswer(Answer):
+    """The most demanding first. `unavailable`: why there are none."""
+
+    model_config = ConfigDict(title="Processes", json_schema_extra={"examples": [EXAMPLE]})
+
+    processes: list[ProcessAnswer]
+    unavailable: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+def add_processes(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/processes",
+        summary="The processes that use most now, by CPU or by memory",
+        description="The share of the CPU is that since it was last asked for, if that was not "
+        "long ago, or over half a second.",
+        responses=refusals(422),
+    )
+    async def get_processes(
+        by: By = "cpu", limit: Annotated[int, Query(ge=1, le=MOST_PROCESSES)] = 10
+    ) -> ProcessesAnswer:
+        return await processes_answer(services, by, limit)
+
+
+async def processes_answer(services: Services, by: By, limit: int) -> ProcessesAnswer:
+    vms = {vm.slot: vm.id for vm in await services.vms.held()}
+    try:
+        found = await services.processes.most(by, limit)
+    except Unanswered as error:
+        return ProcessesAnswer(processes=[], unavailable=why_unavailable(error))
+    return ProcessesAnswer(
+        processes=[
+            ProcessAnswer(**asdict(each), vm_id=vms.get(each.slot) if each.slot else None)
+            for each in found
+        ]
+    )

@@ -1,0 +1,159 @@
+"""Is the host well, and if not: what is wrong and what to do, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from polydev.controller.health import Component, State
+from polydev.controller.host.alerting import HOST, template_missing_observation
+from polydev.controller.host.network_report import MEND
+from polydev.controller.host.shapes import NetworkHealth, Status, System, worst
+from polydev.controller.machines.hypervisor import TemplatesReport
+from polydev.controller.machines.pool import PoolState
+from polydev.controller.model import Alert
+
+NETWORK_RULES = frozenset(("vm_network", "vm_isolation"))
+STATES: Mapping[State, Status] = {
+    "healthy": "healthy",
+    "degraded": "warning",
+    "unhealthy": "critical",
+}
+NO_HINT = "the controller's log says more: journalctl -u master-controller"
+# By the rule of an alert, which is also the name of a part.
+HINTS: Mapping[str, str] = {
+    "cpu": "look at the processes that use most; end sessions that nobody needs",
+    "memory": "look at the processes that use most; end sessions that nobody needs, or make the "
+    "pool smaller",
+    "disk": "on the host, du -xhd1 MOUNT shows what is large; ./inv golden.prune removes images "
+    "that nothing needs",
+    "network": "on the host: ip link, networkctl status",
+    "temperature": "look at the host's fans and the room's air; fewer VMs make less heat",
+    "database": "./inv doctor looks closer; docs/controller.md, Database",
+    "image_store": "./inv golden.build makes an image, ./inv deploy brings it to the host",
+    "no_slots": "end sessions that nobody needs, or declare more slots in the inventory",
+    "failed_boots": "each session says why its VM failed; ./inv golden.verify tries the image",
+    "not_resumed": "./inv template.build makes the template and says why it fails",
+    "template_missing": "./inv template.build makes the template and says why it fails",
+    "unhealthy_vms": "end the sessions of these VMs: a new session gets a new VM",
+    "vm_isolation": MEND,
+    "vm_network": MEND,
+    "deploy_failed": "./inv deployments tells why; deploy again, or ./inv rollback",
+    "pool": "sessions still start, but more slowly, until VMs wait again",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not well. `subject` is what of the part: a mount, a slot, the host."""
+
+    part: str
+    subject: str
+    status: Status
+    detail: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Overview:
+    """`status` is the worst of the findings'; `healthy` without any."""
+
+    status: Status
+    findings: tuple[Finding, ...]
+
+
+def overview_of(
+    system: System,
+    network: NetworkHealth,
+    components: Mapping[str, Component],
+    templates: TemplatesReport | None,
+    pool: PoolState,
+    pool_slots: int,
+    standing: Sequence[Alert],
+) -> Overview:
+    """Return all that is not well, the worst first.
+
+    An alert is left out where what it is about is measured as bad right now: the measure is newer.
+
+    components  of the controller's health report, by name
+    templates   None where templates are off, or cannot be looked at
+    pool_slots  how many slots may be held before the pool leaves the rest to sessions
+    """
+    found = [
+        *_host(system),
+        *_network(network),
+        *_components(components),
+        *_templates(templates),
+        *_pool(pool, pool_slots),
+    ]
+    measured = {(each.part, each.subject) for each in found}
+    found += _alerts(standing, measured)
+    urgency: Mapping[Status, int] = {"critical": 0, "warning": 1, "unknown": 2, "healthy": 3}
+    found.sort(key=lambda each: urgency[each.status])
+    status = worst(each.status for each in found) if found else "healthy"
+    return Overview(status, tuple(found))
+
+
+def _finding(
+    part: str, status: Status, detail: str, hint: str = "", subject: str = HOST
+) -> Finding:
+    hint = hint or HINTS.get(part, NO_HINT)
+    return Finding(part, subject, status, detail, hint.replace("MOUNT", subject))
+
+
+def _host(system: System) -> Iterator[Finding]:
+    cpu, memory, heat = system.cpu, system.memory, system.temperature
+    if cpu.status != "healthy":
+        yield _finding("cpu", cpu.status, cpu.detail or f"CPU is at {cpu.usage:g} %")
+    if memory.status != "healthy":
+        detail = memory.detail or f"memory is at {memory.percent:g} %"
+        yield _finding("memory", memory.status, detail)
+    for disk in system.disk:
+        if disk.status != "healthy":
+            detail = f"disk {disk.mount} {disk.detail or f'is at {disk.percent:g} %'}"
+            yield _finding("disk", disk.status, detail, subject=disk.mount)
+    if system.network.status != "healthy":
+        yield _finding("network", system.network.status, system.network.detail or "")
+    if heat is not None and heat.status != "healthy":
+        detail = f"temperature is at {heat.current:g} °C, and {heat.critical:g} °C is critical"
+        yield _finding("temperature", heat.status, detail)
+    for part in ("disk", "temperature"):  # the others are told of above
+        if part in system.unavailable:
+            yield _finding(
+                part, "unknown", f"{part} cannot be measured: {system.unavailable[part]}"
+            )
+
+
+def _network(network: NetworkHealth) -> Iterator[Finding]:
+    for check in network.checks:
+        if check.status != "healthy":
+            yield _finding(check.name, check.status, check.detail, check.hint or "")
+
+
+def _components(components: Mapping[str, Component]) -> Iterator[Finding]:
+    for name, component in components.items():
+        if component.status != "healthy":
+            yield _finding(name, STATES[component.status], component.detail)
+
+
+def _templates(report: TemplatesReport | None) -> Iterator[Finding]:
+    seen = template_missing_observation(report)
+    if seen.raises:
+        yield _finding("template_missing", seen.raises, seen.message)
+
+
+def _pool(pool: PoolState, pool_slots: int) -> Iterator[Finding]:
+    """An empty pool that could be filled, if there were room. A full host has its own alert."""
+    can_be = pool.origin is not None and pool.origin.template and len(pool.held) < pool_slots
+    if pool.size and can_be and not pool.primed and not pool.priming and pool.step.action != "add":
+        yield _finding("pool", "warning", f"no VM waits for a session: {pool.step.why}")
+
+
+def _alerts(standing: Iterable[Alert], measured: set[tuple[str, str]]) -> Iterator[Finding]:
+    network_is_measured = ("vm_network", HOST) in measured
+    for alert in standing:
+        if (alert.rule, alert.subject) in measured:
+            continue
+        if alert.rule in NETWORK_RULES and network_is_measured:
+            continue
+        yield _finding(alert.rule, alert.severity, alert.message, subject=alert.subject)

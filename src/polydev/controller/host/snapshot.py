@@ -1,0 +1,105 @@
+"""All that is told of the host now, measured once for everybody who looks at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from polydev.controller.health import Health
+from polydev.controller.host.measuring import HostFigures
+from polydev.controller.host.network_health import NetworkProbe
+from polydev.controller.host.overview import Overview, overview_of
+from polydev.controller.host.shapes import NetworkHealth, System
+from polydev.controller.host.shared import Shared
+from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
+from polydev.controller.machines.pool import PoolState, pool_state
+from polydev.controller.model import Alert, now
+from polydev.controller.settings import Settings
+from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.vms import Vms
+from polydev.errors import Error
+
+log = structlog.stdlib.get_logger(__name__)
+
+FRESH_SECONDS = 2.0
+# It asks a resolver.
+NETWORK_FRESH_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The host at one time.
+
+    slots       how many are declared; `pool.held` are the VMs in them
+    templates   None where templates are off, or cannot be looked at
+    """
+
+    at: datetime
+    system: System
+    network: NetworkHealth
+    standing: tuple[Alert, ...]
+    pool: PoolState
+    slots: int
+    templates: TemplatesReport | None
+    overview: Overview
+
+
+class Snapshots:
+    """Takes them; callers within two seconds get the same one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: HostFigures,
+        alerts: Alerts,
+        health: Health,
+        vms: Vms,
+        hypervisor: Hypervisor | None,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._alerts = alerts
+        self._health = health
+        self._vms = vms
+        self._hypervisor = hypervisor if settings.templates else None
+        network = NetworkProbe(settings.vm_network, settings.slots)
+        self._network = Shared(network.report, NETWORK_FRESH_SECONDS)
+        self.latest = Shared(self._take, FRESH_SECONDS)
+
+    async def _take(self) -> Snapshot:
+        """Raises the database's errors."""
+        settings = self._settings
+        system, network, standing, health, held, templates = await asyncio.gather(
+            self._host.system(),
+            self._network(),
+            self._alerts.standing(),
+            self._health.report(),
+            self._vms.held(),
+            self._templates(),
+        )
+        pool = await pool_state(settings, held, self._hypervisor)
+        components = dict(health.components)
+        pool_slots = len(settings.slots) - settings.pool.spare_slots
+        overview = overview_of(system, network, components, templates, pool, pool_slots, standing)
+        return Snapshot(
+            at=now(),
+            system=system,
+            network=network,
+            standing=tuple(standing),
+            pool=pool,
+            slots=len(settings.slots),
+            templates=templates,
+            overview=overview,
+        )
+
+    async def _templates(self) -> TemplatesReport | None:
+        if self._hypervisor is None:
+            return None
+        try:
+            return await self._hypervisor.templates()
+        except Error as error:
+            log.debug("snapshot_without_templates", problem=error.message)
+            return None

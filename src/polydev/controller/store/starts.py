@@ -1,0 +1,76 @@
+"""Starts of sessions: how long each took from its request until its VM was ready."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+import sqlalchemy as sa
+
+from polydev.controller.settings import SessionLimits
+from polydev.controller.store import tables
+from polydev.controller.store.transactions import Database, uninterrupted
+
+How = Literal["pool", "clone", "boot"]
+
+_sessions, _vms = tables.sessions.c, tables.vms.c
+
+
+@dataclass(frozen=True)
+class SessionStart:
+    """One session whose VM became ready.
+
+    how      `pool`: the VM was there before the session; `clone`: it was resumed from a template
+             for this session; `boot`: it booted
+    seconds  from the request that started the session until its VM was ready
+    """
+
+    ready_at: datetime
+    how: How
+    seconds: float
+
+
+@uninterrupted
+class Starts:
+    def __init__(self, database: Database, limits: SessionLimits) -> None:
+        self._database = database
+        self._limits = limits
+
+    async def between(self, start: datetime, end: datetime) -> list[SessionStart]:
+        """Return the sessions that became ready after `start` and not after `end`, in that order.
+
+        A session and its start last `max_seconds` at most, so older sessions are not looked at.
+        """
+        longest = timedelta(seconds=self._limits.max_seconds)
+        asked = (
+            sa.select(
+                _sessions.created_at.label("asked_at"),
+                _vms.created_at.label("made_at"),
+                _vms.ready_at,
+                _vms.template,
+            )
+            .join_from(tables.sessions, tables.vms, _vms.id == _sessions.vm_id)
+            .where(
+                _sessions.created_at > start - longest,
+                _sessions.created_at <= end,
+                _vms.ready_at > start,
+                _vms.ready_at <= end,
+            )
+            .order_by(_vms.ready_at)
+        )
+        async with self._database.reading() as connection:
+            return [
+                SessionStart(
+                    ready_at,
+                    _how(made_at, asked_at, template),
+                    round((ready_at - asked_at).total_seconds(), 3),
+                )
+                for asked_at, made_at, ready_at, template in await connection.execute(asked)
+            ]
+
+
+def _how(made_at: datetime, asked_at: datetime, template: str | None) -> How:
+    if template is None:
+        return "boot"
+    return "pool" if made_at < asked_at else "clone"

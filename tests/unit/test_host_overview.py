@@ -1,0 +1,182 @@
+"""Whether a host is well: what is found, how bad it is, and that it is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any, get_args
+
+import pytest
+
+from polydev.controller.health import Component
+from polydev.controller.host.alerting import Rule
+from polydev.controller.host.overview import HINTS, Finding, Overview, overview_of
+from polydev.controller.host.shapes import (
+    Check,
+    Cpu,
+    Disk,
+    Memory,
+    Network,
+    NetworkHealth,
+    System,
+    Temperature,
+)
+from polydev.controller.machines.hypervisor import Origin, TemplatesReport
+from polydev.controller.machines.pool import PoolState, PoolStep
+from polydev.controller.model import Alert, Severity
+
+AT = datetime(2026, 11, 21, tzinfo=timezone.utc)
+ORIGIN = Origin("4f" * 32, "7e" * 32)
+FULL = PoolState(0, (), ORIGIN, PoolStep("wait", "it is full"))
+WELL: dict[str, Any] = {
+    "status": "healthy",
+    "cpu": Cpu(status="healthy", usage=5),
+    "memory": Memory(status="healthy", percent=5),
+    "disk": [Disk(status="healthy", filesystem="d", mount="/", percent=5)],
+    "network": Network(status="healthy", interfaces=[]),
+    "uptime": 1.0,
+    "load_average": None,
+}
+
+
+def overview(
+    system: dict[str, Any] | None = None,
+    checks: Sequence[Check] = (),
+    components: dict[str, Component] | None = None,
+    templates: TemplatesReport | None = None,
+    pool: PoolState = FULL,
+    standing: Sequence[Alert] = (),
+) -> Overview:
+    """Return the overview of a host on which all is well but what is given."""
+    network = NetworkHealth(status="healthy", checks=list(checks))
+    figures = System(**{**WELL, **(system or {})})
+    return overview_of(figures, network, components or {}, templates, pool, 7, standing)
+
+
+def alert(rule: str, subject: str = "host", severity: Severity = "warning") -> Alert:
+    return Alert(1, rule, subject, severity, f"{rule} of {subject}", None, AT, None)
+
+
+def only(found: Overview) -> Finding:
+    (finding,) = found.findings
+    assert found.status == finding.status
+    return finding
+
+
+def test_all_is_well() -> None:
+    assert overview() == Overview("healthy", ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "detail"),
+    [
+        ({"cpu": Cpu(status="warning", usage=75.5)}, "cpu", "CPU is at 75.5 %"),
+        ({"memory": Memory(status="critical", percent=95)}, "memory", "memory is at 95 %"),
+        ({"cpu": Cpu(status="unknown", detail="no answer")}, "cpu", "no answer"),
+        (
+            {"network": Network(status="critical", detail="all is down", interfaces=[])},
+            "network",
+            "all is down",
+        ),
+        (
+            {"temperature": Temperature(status="warning", current=85, critical=100)},
+            "temperature",
+            "temperature is at 85 °C, and 100 °C is critical",
+        ),
+        (
+            {"disk": [], "unavailable": {"disk": "no answer"}},
+            "disk",
+            "disk cannot be measured: no answer",
+        ),
+    ],
+)
+def test_parts_of_the_host(changed: dict[str, Any], part: str, detail: str) -> None:
+    finding = only(overview(changed))
+    assert (finding.part, finding.detail) == (part, detail)
+    assert finding.hint
+
+
+def test_a_disk_is_named_in_what_to_do() -> None:
+    full = Disk(status="critical", filesystem="d", mount="/data", percent=95)
+    finding = only(overview({"disk": [full]}))
+    assert (finding.subject, finding.detail) == ("/data", "disk /data is at 95 %")
+    assert "du -xhd1 /data" in finding.hint
+
+
+def test_checks_of_the_network_keep_their_own_hint() -> None:
+    check = Check(name="bridge", status="critical", detail="it is down", hint="ip link set up")
+    assert only(overview(checks=[check])).hint == "ip link set up"
+
+
+def test_what_the_controller_depends_on() -> None:
+    degraded = Component(status="degraded", detail="no golden image")
+    finding = only(overview(components={"image_store": degraded}))
+    assert (finding.part, finding.status) == ("image_store", "warning")
+
+
+class TestAlerts:
+    def test_one_that_nothing_measures(self) -> None:
+        finding = only(overview(standing=[alert("deploy_failed", "20261121_101500-07af4b7")]))
+        assert finding.subject == "20261121_101500-07af4b7"
+        assert "./inv deployments" in finding.hint
+
+    def test_one_that_is_measured_as_bad_now_is_told_once(self) -> None:
+        busy = {"cpu": Cpu(status="warning", usage=80)}
+        found = overview(busy, standing=[alert("cpu", severity="critical")])
+        assert only(found).detail == "CPU is at 80 %"
+
+    def test_one_of_another_disk_is_told_too(self) -> None:
+        full = Disk(status="critical", filesystem="d", mount="/data", percent=95)
+        found = overview({"disk": [full]}, standing=[alert("disk", "/")])
+        assert [each.subject for each in found.findings] == ["/data", "/"]
+
+    def test_one_that_stands_on_though_it_is_better(self) -> None:
+        assert only(overview(standing=[alert("memory")])).detail == "memory of host"
+
+    def test_the_network_of_vms_is_told_by_its_check(self) -> None:
+        check = Check(name="vm_network", status="critical", detail="slot 2 is open", hint="mend")
+        found = overview(
+            checks=[check], standing=[alert("vm_isolation", "slot 2"), alert("vm_network", "x")]
+        )
+        assert only(found).detail == "slot 2 is open"
+
+    def test_every_rule_says_what_to_do(self) -> None:
+        assert set(get_args(Rule)) <= set(HINTS)
+
+
+class TestTemplatesAndPool:
+    MISSING = TemplatesReport(
+        "b" * 64, "8f" * 32, Origin("b" * 64, because="x"), (), failure="its clone is not ready"
+    )
+
+    def test_a_template_that_could_not_be_made_is_told_once(self) -> None:
+        found = overview(templates=self.MISSING, standing=[alert("template_missing")])
+        assert "its clone is not ready" in only(found).detail
+
+    def test_one_that_is_being_made_is_no_trouble(self) -> None:
+        made = TemplatesReport(
+            "b" * 64, "8f" * 32, Origin("b" * 64, because="x"), (), step="boot stage network"
+        )
+        assert overview(templates=made).findings == ()
+
+    @pytest.mark.parametrize(
+        ("size", "origin", "step", "is_told"),
+        [
+            (2, ORIGIN, PoolStep("wait", "the host has 100 MiB of memory left"), True),
+            (2, ORIGIN, PoolStep("add", "there is room for one more"), False),
+            (0, ORIGIN, PoolStep("wait", "it is full"), False),
+            (2, Origin("4f" * 32, because="x"), PoolStep("wait", "there is no template"), False),
+        ],
+    )
+    def test_an_empty_pool(self, size: int, origin: Origin, step: PoolStep, is_told: bool) -> None:
+        found = overview(pool=PoolState(size, (), origin, step)).findings
+        assert [each.part for each in found] == (["pool"] if is_told else [])
+
+
+def test_the_worst_stands_first() -> None:
+    found = overview(
+        {"cpu": Cpu(status="unknown", detail="x"), "memory": Memory(status="critical", percent=99)},
+        standing=[alert("no_slots")],
+    )
+    assert [each.status for each in found.findings] == ["critical", "warning", "unknown"]
+    assert found.status == "critical"
