@@ -19,6 +19,7 @@ import pytest
 import structlog
 from xdist.scheduler import LoadScopeScheduling
 
+from polydev.deploys import web_assets
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.record import ImageRecord
@@ -219,6 +220,20 @@ def image(
     record = build(load_recipe(RECIPE), there, shared, Steps(), BuildOptions()).record
     link_image(shared, store, record.digest)
     return record
+
+
+@pytest.fixture(scope="session")
+def node_modules(settings: Settings) -> Path:
+    """The npm packages of the pages and of their tests, such as axe-core."""
+    return web_assets.node_modules(ROOT, settings.cache, Steps())
+
+
+@pytest.fixture(scope="session")
+def packed_assets(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages load of others, as the controller's wheel has it."""
+    packed = tmp_path_factory.mktemp("packed")
+    web_assets.pack(ROOT, node_modules, packed)
+    return packed
 
 
 @pytest.fixture(scope="session")

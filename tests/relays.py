@@ -107,11 +107,16 @@ async def closing_of(viewer: ClientConnection) -> tuple[int, str]:
 
 @asynccontextmanager
 async def screens(
-    root: Path, slots: Sequence[int] = (2, 3), **changes: Any
+    root: Path,
+    slots: Sequence[int] = (2, 3),
+    *,
+    packed_assets: Path | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Screens]:
+    """`packed_assets` is the fixture of that name, where a browser looks at pages."""
     async with fake_hosts(root, slots, SlowVm) as host:
         settings = Settings(**{**host.settings_values, "session": {"per_user": 99}, **changes})
-        app = create_app(settings, host.hypervisor)
+        app = create_app(settings, host.hypervisor, packed_assets)
         services: Services = app.state.services
         await sync_slots(services.database, settings.slots, settings.vm_network)
         roles = {"user": "user", "other user": "user", "operator": "operator"}

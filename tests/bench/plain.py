@@ -19,8 +19,8 @@ from pathlib import Path
 
 from polydev.image.apt import package_sources
 from polydev.image.layers import guest_files, write_staging
-from polydev.image.npm import npm_argv
 from polydev.image.recipe import Layer, Recipe
+from polydev.npm import npm_argv
 from polydev.run import run
 
 CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.deploys import web_assets
 from polydev.deploys.bundle import LOCK, PACKAGE, Bundle, make_bundle, source_digest
 from polydev.errors import BuildError
 from polydev.progress import Steps
@@ -36,6 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / PACKAGE, made / PACKAGE, ignore=leave)
     (made / LOCK).parent.mkdir()
     shutil.copy(ROOT / LOCK, made / LOCK)
+    shutil.copytree(ROOT / web_assets.PROJECT, made / web_assets.PROJECT)
     return made
 
 
@@ -46,10 +48,11 @@ def bundle(root: Path) -> Bundle:
 
 @pytest.fixture
 def cache(tmp_path: Path, bundle: Bundle) -> Path:
-    """A cache that has the wheels of the lock, but none of ours."""
+    """A cache that has the wheels of the lock and what pages load, but no wheel of ours."""
     house = bundle.wheels[1].path.parent
     made = tmp_path / "cache"
     shutil.copytree(house, made / "controller" / "wheelhouse" / house.name)
+    (made / "controller" / "web").symlink_to(house.parents[1] / "web")
     return made
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.deploys import web_assets
 from polydev.deploys.bundle import (
     LOCK,
     PACKAGE,
@@ -36,6 +37,7 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=leave)
     (tmp_path / LOCK).parent.mkdir()
     shutil.copy(ROOT / LOCK, tmp_path / LOCK)
+    shutil.copytree(ROOT / web_assets.PROJECT, tmp_path / web_assets.PROJECT)
     return tmp_path
 
 

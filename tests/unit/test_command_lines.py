@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import polydev.npm
 from polydev.client import host as client_host
 from polydev.client import machine, probe
 from polydev.deploys import bundle, images, sending
@@ -82,7 +83,7 @@ class Recorder:
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder(tmp_path)
-    for module in (apt, build, kernel, layercache, npm, rootfs, files, root, addresses):
+    for module in (apt, build, kernel, layercache, polydev.npm, rootfs, files, root, addresses):
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
@@ -179,8 +180,8 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "npm packages": (
         install_npm,
         [
-            f"{CONTAINED} {shlex.join(npm.npm_argv())} ci --ignore-scripts --no-audit --no-fund "
-            "--os=linux --cpu=x64 --libc=glibc"
+            f"{CONTAINED} {shlex.join(polydev.npm.npm_argv())} ci --ignore-scripts --no-audit "
+            "--no-fund --os=linux --cpu=x64 --libc=glibc"
         ],
     ),
     "indexes of packages": (

@@ -43,6 +43,7 @@ from tests.api import (
     routes_of,
     token_of,
 )
+from tests.pages import PAGES
 
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 CALLER = Caller(UNKNOWN, "user", "jwt")
@@ -81,6 +82,8 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("POST", "/api/auth/session/{session_id}/oauth-url"): COMING,
     ("GET", "/api/vm/auth/session/{session_id}/oauth-url"): COMING,
     ("GET", "/api/auth/session/{session_id}/events"): OWN,
+    ("POST", "/api/auth/session/{session_id}/tickets"): (201, 403, 201, 201),
+    ("POST", "/api/auth/sign-in-link"): EACH_OWN,
     ("POST", "/api/auth/credentials/store"): EACH_OWN,
     ("GET", "/api/auth/credentials"): ALL,
     ("DELETE", "/api/auth/credentials"): GONE,
@@ -110,12 +113,13 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/docs"): ALL,
 }
 HEALTH = ("GET", "/api/auth/health")
+REDEEM = ("POST", "/api/auth/redeem")
 WEBSOCKETS = {("WS", "/api/auth/session/{session_id}/novnc/websock")}
 
 
 def test_every_route_is_in_the_table(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
-        assert routes_of(asked.app) == {*TABLE, HEALTH, *WEBSOCKETS}
+        assert routes_of(asked.app) == {*TABLE, HEALTH, REDEEM, *WEBSOCKETS, *PAGES}
 
     host.run(scenario)
 
@@ -130,6 +134,7 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
         path = route[1].format(**ids)
         bodies = {
             "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},
+            f"/api/auth/session/{session['id']}/tickets": {},
             "/api/auth/credentials/store": {"provider": "codex", "credentials": {"token": "x"}},
         }
         for user in asked.users.values():
@@ -790,9 +795,9 @@ def _operations(app: FastAPI) -> dict[tuple[str, str], dict[str, Any]]:
 def test_every_route_documents_what_it_refuses_with_examples(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         operations = _operations(asked.app)
-        assert set(operations) == routes_of(asked.app) - WEBSOCKETS
+        assert set(operations) == routes_of(asked.app) - WEBSOCKETS - set(PAGES)
         for route, operation in operations.items():
-            if route == HEALTH:
+            if route in (HEALTH, REDEEM):
                 continue
             assert {"401", "403", "413", "429", "503"} <= set(operation["responses"]), route
             assert operation["security"], route

@@ -11,8 +11,9 @@ from typing import cast
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.api.permits import ANOTHERS, EXPIRED, REVOKED, Permits
+from polydev.controller.api.permits import ANOTHERS, EXPIRED, REVOKED, SIGNED_OUT, Permits
 from polydev.controller.model import Caller
+from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -35,6 +36,16 @@ class SomeTokens:
             raise OperationalError("SELECT secret", {}, Exception("gone"))
         self.answered.set()
         return set(ids) - self.revoked
+
+
+class SomeSignIns:
+    """Sign-ins of which those end whose names are revoked."""
+
+    def __init__(self, tokens: SomeTokens) -> None:
+        self.tokens = tokens
+
+    async def standing(self, ids: Collection[str]) -> set[str]:
+        return set(ids) - self.tokens.revoked
 
 
 class SomeUsers:
@@ -62,6 +73,7 @@ def play(
         permits = Permits(
             cast(Tokens, tokens),
             cast(Users, users or SomeUsers()),
+            cast(SignIns, SomeSignIns(tokens)),
             look_seconds=0.001,
             clock=lambda: START,
         )
@@ -98,6 +110,20 @@ def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
             assert (await over, await over_too) == (REVOKED, REVOKED)
             assert not other.done()
         assert tokens.asked[0] == {"one", "two"}
+
+    play(scenario)
+
+
+def test_what_a_browser_follows_ends_when_it_signs_out_or_its_token_is_revoked() -> None:
+    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+        browser = replace(caller(), by="cookie", sign_in_id="browser")
+        other = replace(caller("one"), by="cookie", sign_in_id="other browser")
+        with permits.lasting(browser) as over, permits.lasting(other) as other_over:
+            tokens.revoked.add("browser")
+            assert await over == SIGNED_OUT
+            assert not other_over.done()
+            tokens.revoked.add("one")
+            assert await other_over == REVOKED
 
     play(scenario)
 

@@ -27,6 +27,7 @@ from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import place_of, source_of
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
+from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
 
@@ -121,7 +122,8 @@ def identity(
         provider.keys() if provider else None,
     )
     failures = Buckets(per_second=0.001, burst=3)
-    return Identity(cast(Users, stores), cast(Tokens, stores), reader, failures)
+    stores_of = cast(Users, stores), cast(Tokens, stores), cast(SignIns, stores)
+    return Identity(*stores_of, reader, failures)
 
 
 def caller(token: str, made: Identity | None = None) -> Caller:

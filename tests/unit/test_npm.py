@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+import polydev.npm
 from polydev.errors import BuildError, CommandError
 from polydev.image import npm
-from polydev.image.npm import MOST_LINES, cause_of, installed_packages
+from polydev.image.npm import installed_packages
+from polydev.npm import MOST_LINES, cause_of
 
 OUT_OF_SYNC = """\
 npm warn Unknown user config "nodedir".
@@ -67,7 +69,7 @@ def test_the_lock_is_what_is_installed(project: Path, monkeypatch: pytest.Monkey
         (cwd / "node_modules/.package-lock.json").touch()
         on_line("added 7 packages")
 
-    monkeypatch.setattr(npm, "run_lines", ci)
+    monkeypatch.setattr(polydev.npm, "run_lines", ci)
     for _ in range(2):  # in a folder that is there already, too
         npm.install(project, to, step)  # type: ignore[arg-type]
         assert list((to / "node_modules").iterdir()) == []
@@ -89,7 +91,7 @@ def test_a_failure_says_what_to_do(
         on_line(line)
         raise CommandError(argv, 1, "the end")
 
-    monkeypatch.setattr(npm, "run_lines", fail)
+    monkeypatch.setattr(polydev.npm, "run_lines", fail)
     with pytest.raises(BuildError, match=rf"package-lock.json: {cause}$") as told:
         npm.install(project, project / "to", Step())  # type: ignore[arg-type]
     assert hint in str(told.value.hint)

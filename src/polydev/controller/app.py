@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ from polydev.controller.api import (
     login,
     novnc,
     sessions,
+    tickets,
     vms,
 )
 from polydev.controller.api.refusals import problem_schemas
@@ -29,9 +31,12 @@ from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.services import Services, build_services
 from polydev.controller.settings import Settings
+from polydev.controller.web import site
+from polydev.controller.web.assets import Assets
+from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
-ROUTERS = (health, sessions, events, login, credentials, vms, novnc, admin)
+ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, admin)
 
 
 class Controller(FastAPI):
@@ -43,8 +48,12 @@ class Controller(FastAPI):
         return described
 
 
-def create_app(settings: Settings, hypervisor: Hypervisor | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, hypervisor: Hypervisor | None = None, packed_assets: Path | None = None
+) -> FastAPI:
     """The ASGI application; its services are `app.state.services`.
+
+    `packed_assets` has what the pages load of others where no wheel has brought it.
 
     Nothing is opened before it starts or is asked, and nothing goes on in the background before
     `Services.begin`: an application may be asked for its health only.
@@ -67,19 +76,24 @@ def create_app(settings: Settings, hypervisor: Hypervisor | None = None) -> Fast
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
+    pages = Pages(services.rules, settings.web, Assets(packed_assets))
+    app.state.pages = pages
     for kind in (Error, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_problem)
     _add_middleware(app, services)
     for module in ROUTERS:
         app.include_router(module.routes(services))
     app.include_router(docs.routes(app.openapi))
+    app.include_router(site.routes(services, pages))
     return app
 
 
 def _add_middleware(app: FastAPI, services: Services) -> None:
     """The last added is the outermost."""
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
-    app.add_middleware(Gate, identity=services.identity, requests=services.requests)
+    app.add_middleware(
+        Gate, identity=services.identity, requests=services.requests, rules=services.rules
+    )
     app.add_middleware(Failures)
     if services.settings.cors_origins:
         app.add_middleware(Cors, origins=services.settings.cors_origins)

@@ -13,10 +13,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from polydev.controller.api.identity import Identity
+from polydev.controller.api.identity import Identity, is_bearer
 from polydev.controller.api.limits import Buckets
+from polydev.controller.api.origin import asked_from
+from polydev.controller.api.scope import check_scope
 from polydev.controller.metrics import Metrics
+from polydev.controller.model import Caller
 from polydev.controller.problems import answer_problem
+from polydev.controller.web.own_pages import Rules
 from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
@@ -25,6 +29,10 @@ REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "(none)"
 HEALTH_PATH = "/api/auth/health"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+STATIC_PREFIX = "/static/"
+OPEN_PATHS = (HEALTH_PATH, "/login", "/login/code", "/favicon.ico", "/api/auth/redeem")
+SESSION_PAGES = re.compile(r"/session/[^/]+")
 # Asked for by browsers, which cannot set headers there: the token may stand in the query.
 QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
@@ -150,21 +158,27 @@ class BodyLimit:
 
 
 class Gate:
-    """Lets nobody without a token past, but to the health report; and nobody too often.
+    """Reject requests without a caller, and apply rate limits.
+
+    A caller is known by a token, by a JWT, by a page's key, or by the cookie of a browser that is
+    signed in. What a cookie lets change must come from one of our pages and prove it. Open to all
+    are the health report, the files of the pages, and the ways to sign in.
 
     WebSockets pass: a refusal that a viewer can show needs the handshake first, so their route
     asks who it is.
     """
 
-    def __init__(self, app: ASGIApp, identity: Identity, requests: Buckets) -> None:
+    def __init__(self, app: ASGIApp, identity: Identity, requests: Buckets, rules: Rules) -> None:
         self.app = app
         self.identity = identity
         self.requests = requests
+        self.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != HEALTH_PATH:
+        if scope["type"] == "http" and not is_open(scope):
             try:
-                caller = await self.identity.caller(*_credentials(scope), *origin(scope))
+                caller = await self._caller(scope)
+                check_scope(caller, scope["method"], scope["path"])
                 self.requests.take(caller.user_id)
             except (Error, HTTPException) as refusal:
                 response = await answer_problem(Request(scope), refusal)
@@ -173,18 +187,34 @@ class Gate:
             scope["state"]["caller"] = caller
         await self.app(scope, receive, send)
 
+    async def _caller(self, scope: Scope) -> Caller:
+        headers = Headers(scope=scope)
+        authorization, access_token = _credentials(scope)
+        cookie = self.rules.cookie_of(scope)
+        if cookie is None or access_token or is_bearer(authorization):
+            return await self.identity.caller(authorization, access_token, *asked_from(scope))
+        if scope["method"] not in SAFE_METHODS:
+            self.rules.check_is_own(headers, cookie)
+        caller = await self.identity.counted(self.identity.of_cookie(cookie), *asked_from(scope))
+        scope["state"]["cookie"] = cookie
+        return caller
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether it is for everybody: it gives nothing away, or asks by itself who it is."""
+    path = scope["path"]
+    if path in OPEN_PATHS or path.startswith(STATIC_PREFIX):
+        return True
+    # The page is empty until its script has exchanged the ticket.
+    has_ticket = "ticket" in QueryParams(scope["query_string"])
+    return has_ticket and SESSION_PAGES.fullmatch(path) is not None and scope["method"] == "GET"
+
 
 def _credentials(scope: Scope) -> tuple[str | None, str | None]:
     """The Authorization header, and the token of the query where one may stand."""
     in_query = QUERY_TOKEN_PATHS.fullmatch(scope["path"])
     query = QueryParams(scope["query_string"]) if in_query else QueryParams()
     return Headers(scope=scope).get("authorization"), query.get("access_token")
-
-
-def origin(scope: Scope) -> tuple[str | None, list[str]]:
-    """The peer's address, and what the request says of those before it."""
-    client = scope.get("client")
-    return client[0] if client else None, Headers(scope=scope).getlist("x-forwarded-for")
 
 
 def request_id_of(headers: Headers) -> str:

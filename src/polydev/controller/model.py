@@ -42,16 +42,22 @@ class User:
 class Caller:
     """Who asks: a user, and how that is known.
 
+    by           `cookie` of a browser that is signed in, `key` of a page that shows one session,
+                 `ticket` of one connection to a screen
     expires_at   when what they showed ends by itself
-    token_id     of an operator's token, which somebody may revoke
-    view_only    whether they may see a session's screen, and nothing else
+    token_id     of an operator's token, which somebody may revoke; also of what was made by it
+    sign_in_id   of a browser or a page, which somebody may sign out
+    session_id   the only session that they may have, None where it is all of the user's
+    view_only    whether they may look at its screen only
     """
 
     user_id: str
     role: Role
-    by: Literal["jwt", "token"]
+    by: Literal["jwt", "token", "cookie", "key", "ticket"]
     expires_at: datetime | None = None
     token_id: str | None = None
+    sign_in_id: str | None = None
+    session_id: str | None = None
     view_only: bool = False
 
     @property

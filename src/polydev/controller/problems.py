@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from polydev.errors import (
     AccessError,
@@ -37,6 +37,7 @@ from polydev.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+NO_PAGES = ("/api/", "/docs", "/openapi.json", "/metrics", "/static/")
 CHALLENGE = 'Bearer realm="polydev"'
 RETRY_SECONDS = 5
 MOST_ERRORS = 20
@@ -111,14 +112,34 @@ class Problem(BaseModel):
     errors: list[InvalidInput] | None = None
 
 
-async def answer_problem(request: Request, error: Exception) -> JSONResponse:
-    """The handler of all errors."""
+class ProblemPages(Protocol):
+    """Show a problem to a person."""
+
+    def problem(self, request: Request, problem: Problem) -> Response: ...
+
+
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """The handler of all errors: a page for whoever asked for one, else problem details."""
     problem = problem_of(error, request.url.path, request.state.request_id)
+    pages: ProblemPages | None = request.app.state.pages
+    if pages is not None and wants_page(request):
+        page = pages.problem(request, problem)
+        page.headers.update(headers_of(error, problem.status))
+        return page
     return JSONResponse(
         problem.model_dump(by_alias=True, exclude_none=True),
         problem.status,
         headers=headers_of(error, problem.status),
         media_type=MEDIA_TYPE,
+    )
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a browser asks for a page: not a script for data, nor htmx for a part of one."""
+    return (
+        not request.url.path.startswith(NO_PAGES)
+        and "text/html" in request.headers.get("accept", "")
+        and "hx-request" not in request.headers
     )
 
 

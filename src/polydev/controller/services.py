@@ -33,11 +33,13 @@ from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.starts import Starts
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
+from polydev.controller.web.own_pages import Rules
 from polydev.errors import VmError
 
 # A VM that runs on answers within a second; its host may be busy.
@@ -51,6 +53,7 @@ class Services:
     requests, starts   how often each caller may ask, and start sessions
     streams            how many of them each user may read at once
     permits            end what lasts when its caller has no right to it any more
+    rules              what comes from our own pages, and how browsers reach them
     consoles           of VMs that somebody follows
     news               rings when any session has news
     ending             set as soon as the service is told to end: streams let go of their clients
@@ -60,6 +63,8 @@ class Services:
     database: Database
     users: Users
     tokens: Tokens
+    sign_ins: SignIns
+    tickets: Tickets
     sessions: Sessions
     vms: Vms
     credentials: Credentials
@@ -79,6 +84,7 @@ class Services:
     starts: Buckets
     streams: Streams
     permits: Permits
+    rules: Rules
     consoles: Consoles
     news: NewsBell
     background: Background
@@ -134,7 +140,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     started = time.monotonic()
     release = release_id(settings.release_file)
     database = Database(create_engine(settings.database_url))
-    users, tokens = Users(database), Tokens(database)
+    users, tokens, sign_ins = Users(database), Tokens(database), SignIns(database)
     sessions, vms = Sessions(database, settings.session), Vms(database, settings.session)
     metrics = Metrics(release, started)
     agent = AgentClient(settings.vm_check.timeout_seconds)
@@ -156,6 +162,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         database=database,
         users=users,
         tokens=tokens,
+        sign_ins=sign_ins,
+        tickets=Tickets(database),
         sessions=sessions,
         vms=vms,
         credentials=Credentials(database, keyring_of(settings.credentials_key)),
@@ -168,13 +176,14 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         driver=driver,
         agent=agent,
         sampler=sampler,
-        identity=_identity(settings, users, tokens),
+        identity=_identity(settings, users, tokens, sign_ins),
         health=health,
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
         streams=Streams(rate.streams),
-        permits=Permits(tokens, users),
+        rules=Rules(settings.web.public_url, settings.trusted_proxies),
+        permits=Permits(tokens, users, sign_ins),
         consoles=Consoles(vms),
         news=news,
         background=Background(_works(settings, database, driver, sampler)),
@@ -189,13 +198,13 @@ def _hypervisor(settings: Settings) -> Hypervisor | None:
     return SystemdHypervisor(settings)
 
 
-def _identity(settings: Settings, users: Users, tokens: Tokens) -> Identity:
+def _identity(settings: Settings, users: Users, tokens: Tokens, sign_ins: SignIns) -> Identity:
     rules = settings.identity
     keys = Keys(rules.jwks_url) if rules.jwks_url else None
     rate = settings.rate
     failures = Buckets(rate.failures_per_minute / 60, rate.failures_burst)
     jwts = JwtReader(settings.jwt_secret, rules, keys)
-    return Identity(users, tokens, jwts, failures, settings.trusted_proxies)
+    return Identity(users, tokens, sign_ins, jwts, failures, settings.trusted_proxies)
 
 
 def _works(

@@ -257,6 +257,40 @@ class Identity(Group):
         return url
 
 
+class WebSettings(Group):
+    """The pages.
+
+    public_url        as users' browsers see it, where a proxy hides it: https://vms.example.com
+    embed_origins     web pages that may show a session in a frame; none by default
+    sign_in_seconds   how long a browser stays signed in
+    ticket_seconds    by when a link that opens a page must be opened
+    """
+
+    public_url: str | None = None
+    embed_origins: tuple[str, ...] = ()
+    sign_in_seconds: Seconds = 12 * 3600
+    ticket_seconds: Seconds = 300
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_origin(cls, url: str | None) -> str | None:
+        return None if url is None else _checked_origins((url,))[0]
+
+    @field_validator("embed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked_origins(origins, "of one entry: ")
+
+
+def _checked_origins(origins: tuple[str, ...], of: str = "") -> tuple[str, ...]:
+    from polydev.controller.cors import checked_origin
+
+    try:
+        return tuple(checked_origin(each) for each in origins)
+    except ValueError as error:
+        raise ValueError(f"{of}{error}") from None
+
+
 class Sampling(Group):
     """The host's figures: how often they are taken, and kept whole and thinned out."""
 
@@ -352,6 +386,7 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API from a browser."""
     identity: Identity = Identity()
+    web: WebSettings = WebSettings()
     samples: Sampling = Sampling()
     alert: AlertRules = AlertRules()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -431,12 +466,7 @@ class Settings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        from polydev.controller.cors import checked_origin
-
-        try:
-            return tuple(checked_origin(each) for each in origins)
-        except ValueError as error:
-            raise ValueError(f"of one entry: {error}") from None
+        return _checked_origins(origins, "of one entry: ")
 
     @field_validator("database_url")
     @classmethod

@@ -2,9 +2,9 @@
 
 checkout --source_digest--> digest        checkout --make_bundle--> Bundle
 
-It is one wheel of ours, the same bytes for the same sources, and the wheels that
-requirements/controller.txt locks, for the host's Python. Both are kept in the cache by the hash
-of what they are made from, in folders that get their names when they are whole.
+It is one wheel of ours, the same bytes for the same sources, with what its pages load of others;
+and the wheels that requirements/controller.txt locks, for the host's Python. Both are kept in the
+cache by the hash of what they are made from, in folders that get their names when they are whole.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from polydev.deploys import web_assets
+from polydev.deploys.whole import made_whole
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.progress import Steps
 from polydev.run import Argument, run
@@ -65,6 +66,9 @@ polydev-template-holder = "polydev.vm.holder:main"
 
 [tool.setuptools.packages.find]
 where = ["src"]
+
+[tool.setuptools.package-data]
+"polydev.controller.web" = ["**/*"]
 """
 BUILD_WHEEL = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 # Any fixed time does, so long as it is the same in every build.
@@ -115,7 +119,7 @@ def source_digest(root: Path) -> str:
 
     Raises ConfigError where a file of it is missing.
     """
-    return _digest(root, _sources(root, RELEASED))
+    return _digest(root, _all_sources(root))
 
 
 def _digest(root: Path, files: Iterable[Path]) -> str:
@@ -146,7 +150,7 @@ def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> B
     pins = locked_pins(_content(root / LOCK).decode(), python_version, root / LOCK)
     digest = source_digest(root)
     version = f"{_package_version(root)}+{digest[:16]}"
-    ours = _own_wheel(root, cache / "controller" / "own", digest, version, steps)
+    ours = _own_wheel(root, cache, digest, version, steps)
     theirs = _wheelhouse(cache / "controller" / "wheelhouse", pins, python_version, steps)
     exact = [Pin(DISTRIBUTION, version, (f"sha256:{ours.sha256}",)), *_exact_pins(pins, theirs)]
     return Bundle(digest, python_version, (ours, *theirs), requirements_text(exact))
@@ -195,6 +199,10 @@ def _exact_pins(pins: Iterable[Pin], wheels: Iterable[Wheel]) -> list[Pin]:
     ]
 
 
+def _all_sources(root: Path) -> list[Path]:
+    return [*_sources(root, RELEASED), *web_assets.SOURCES]
+
+
 def _sources(root: Path, parts: Iterable[str]) -> list[Path]:
     package = root / PACKAGE
     inside = [file for part in parts for file in [package / part, *(package / part).rglob("*")]]
@@ -217,24 +225,26 @@ def _package_version(root: Path) -> str:
     return found[1]
 
 
-def _own_wheel(root: Path, folder: Path, digest: str, version: str, steps: Steps) -> Wheel:
-    made = folder / digest
+def _own_wheel(root: Path, cache: Path, digest: str, version: str, steps: Steps) -> Wheel:
+    made = cache / "controller" / "own" / digest
     if not made.is_dir():
-        with steps.step("controller's wheel"), _made_whole(made) as scratch:
-            _build_wheel(root, scratch, digest, version)
+        packages = web_assets.node_modules(root, cache, steps)
+        with steps.step("controller's wheel"), made_whole(made) as scratch:
+            _build_wheel(root, packages, scratch, digest, version)
     return _wheels_in(made)[0]
 
 
-def _build_wheel(root: Path, target: Path, digest: str, version: str) -> None:
+def _build_wheel(root: Path, packages: Path, target: Path, digest: str, version: str) -> None:
     with TemporaryDirectory(prefix="polydev-wheel-") as name:
         copy = Path(name)
-        for file in _sources(root, RELEASED):
+        for file in _all_sources(root):
             made = copy / file
             made.parent.mkdir(parents=True, exist_ok=True)
             made.write_bytes(_content(root / file))
             made.chmod(0o644)  # modes get into the wheel; a checkout's depend on the umask
         if source_digest(copy) != digest:
             raise BuildError("the sources changed while they were read", "deploy again")
+        web_assets.pack(copy, packages, copy / web_assets.PLACE)
         pyproject = PYPROJECT.format(name=DISTRIBUTION, version=version)
         (copy / "pyproject.toml").write_text(pyproject)
         _run_python(
@@ -254,7 +264,7 @@ def _wheelhouse(
         shutil.rmtree(house)
     if not house.is_dir():
         label = f"controller's packages for Python {python_version}"
-        with steps.step(label) as step, _made_whole(house) as scratch:
+        with steps.step(label) as step, made_whole(house) as scratch:
             step.say(f"{len(pins)} wheels")
             _download(text, scratch, python_version)
     return _wheels_in(house)
@@ -297,19 +307,6 @@ def _run_python(
         run([sys.executable, *words], cwd=cwd, env=env)
     except CommandError as error:
         raise BuildError(f"{failure}:\n{error.stderr_tail}") from error
-
-
-@contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` at the end; another's that came first stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=".new-", dir=folder.parent))
-    try:
-        yield scratch
-        if not folder.is_dir():
-            scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _wheels_in(folder: Path) -> tuple[Wheel, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import Networks, source_of
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
+from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns
 from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
 
@@ -120,12 +121,14 @@ class Identity:
         self,
         users: Users,
         tokens: Tokens,
+        sign_ins: SignIns,
         jwts: JwtReader,
         failures: Buckets,
         trusted_proxies: Networks = (),
     ) -> None:
         self._users = users
         self._tokens = tokens
+        self._sign_ins = sign_ins
         self._jwts = jwts
         self._failures = failures
         self._trusted_proxies = trusted_proxies
@@ -146,15 +149,38 @@ class Identity:
         HTTPException 429 where too many came from the same place with tokens that are none.
         """
         token = presented(authorization, access_token)
+        return await self.counted(self._holder(token), peer, forwarded_for)
+
+    async def counted(
+        self,
+        looked_up: Coroutine[Any, Any, Caller],
+        peer: str | None,
+        forwarded_for: Iterable[str] = (),
+    ) -> Caller:
+        """The caller that was looked up; failures are counted for where the request comes from.
+
+        Raises what `looked_up` does, and HTTPException 429 after too many failures.
+        """
         source = source_of(peer, forwarded_for, self._trusted_proxies)
-        if source is None:
-            return await self._holder(token)
-        self._failures.look(source)
         try:
-            return await self._holder(token)
+            if source is not None:
+                self._failures.look(source)
+            return await looked_up
         except NotAuthenticated:
-            self._failures.take(source)
+            if source is not None:
+                self._failures.take(source)
             raise
+        finally:
+            looked_up.close()
+
+    async def of_cookie(self, cookie: str) -> Caller:
+        """Whose browser shows that cookie. Raises NotAuthenticated."""
+        caller = None
+        if len(cookie) <= MOST_TOKEN_CHARACTERS:
+            caller = await self._sign_ins.caller_of(cookie)
+        if caller is None or caller.by != "cookie":
+            raise NotAuthenticated("this browser is not signed in any more", "sign in again")
+        return caller
 
     async def close(self) -> None:
         await self._jwts.close()
@@ -164,6 +190,8 @@ class Identity:
             raise NotAuthenticated("the token is too long", HOW)
         if token.startswith(TOKEN_PREFIX):
             return await self._of_token(token)
+        if token.startswith(KEY_PREFIX):
+            return await self._of_key(token)
         subject, until = await self._jwts.read(token)
         user_id = _user_id(subject)
         user = await self._users.find(user_id) if user_id else None
@@ -180,15 +208,26 @@ class Identity:
             raise NotAuthenticated("the token is unknown, revoked or expired", HOW)
         return caller
 
+    async def _of_key(self, key: str) -> Caller:
+        caller = await self._sign_ins.caller_of(key)
+        if caller is None:
+            raise NotAuthenticated("the page's right to the session is over", "open the link again")
+        return caller
+
+
+def is_bearer(authorization: str | None) -> bool:
+    """Whether the header carries a token of any kind."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return scheme.lower() == "bearer" and bool(token.strip())
+
 
 def presented(authorization: str | None, access_token: str | None) -> str:
     """The token that a request carries. Raises NotAuthenticated if it carries none.
 
     A header that is no bearer token is another's, as that of a proxy that asks for a password.
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
+    if is_bearer(authorization):
+        return str(authorization).partition(" ")[2].strip()
     if access_token:
         return access_token
     if authorization is not None:

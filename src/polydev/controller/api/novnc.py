@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocket
 
 from polydev.controller.api.limits import Buckets
+from polydev.controller.api.origin import asked_from
 from polydev.controller.api.permits import Over
 from polydev.controller.api.sessions import session_for
 from polydev.controller.model import Caller, Session, Vm
@@ -44,7 +45,7 @@ from polydev.controller.relay.seats import Seats
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
-from polydev.errors import SessionNotFound, VmError
+from polydev.errors import NotAllowed, NotAuthenticated, SessionNotFound, VmError
 from polydev.vm.config import VNC_PORT
 
 log = structlog.stdlib.get_logger(__name__)
@@ -143,13 +144,26 @@ class Screens:
         return vm
 
     async def _caller(self, websocket: WebSocket) -> Caller:
-        caller = await self._services.identity.caller(
-            websocket.headers.get("authorization"),
-            websocket.query_params.get("access_token"),
-            websocket.client.host if websocket.client else None,
-            websocket.headers.getlist("x-forwarded-for"),
-        )
+        """Who opens the viewer: by a one-time ticket, or by a token where it is no page of ours."""
+        identity, peer = self._services.identity, asked_from(websocket.scope)
+        ticket = websocket.query_params.get("ticket")
+        if ticket is not None:
+            caller = await identity.counted(self._of_ticket(websocket, ticket), *peer)
+        else:
+            authorization = websocket.headers.get("authorization")
+            token = websocket.query_params.get("access_token")
+            caller = await identity.caller(authorization, token, *peer)
         self._services.requests.take(caller.user_id)
+        return caller
+
+    async def _of_ticket(self, websocket: WebSocket, ticket: str) -> Caller:
+        page = websocket.headers.get("origin")
+        rules = self._services.rules
+        if page is not None and not rules.is_own_origin(page, websocket.headers):
+            raise NotAllowed("tickets are for pages of this host")
+        caller = await self._services.tickets.redeem(ticket, "viewer")
+        if caller is None:
+            raise NotAuthenticated("the ticket was used before, is too old or is none")
         return caller
 
     def _may_send(self, user_id: str, frames: int) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
 Address = IPv4Address | IPv6Address
 Networks = Sequence[IPv4Network | IPv6Network]
 
@@ -44,6 +47,12 @@ def place_of(peer: str | None, trusted: Networks) -> str | None:
     """The place of a peer; None for a Unix socket and a trusted proxy, behind which is anybody."""
     address = address_of(peer or "")
     return None if address is None or is_trusted(address, trusted) else network_of(address)
+
+
+def asked_from(scope: Scope) -> tuple[str | None, list[str]]:
+    """The peer's address, and the values of X-Forwarded-For, of a request or an upgrade."""
+    client = scope.get("client")
+    return client[0] if client else None, Headers(scope=scope).getlist("x-forwarded-for")
 
 
 def source_of(

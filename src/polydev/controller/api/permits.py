@@ -14,12 +14,14 @@ from datetime import datetime
 from functools import partial
 
 from polydev.controller.model import Caller, now
+from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.watching import Watch
 
 LOOK_SECONDS = 5.0
 EXPIRED = "the token has expired"
 REVOKED = "the token was revoked"
+SIGNED_OUT = "the browser was signed out"
 ANOTHERS = "the caller is no operator any more, and the session is another user's"
 
 Over = asyncio.Future[str]
@@ -30,14 +32,17 @@ class Permits:
         self,
         tokens: Tokens,
         users: Users,
+        sign_ins: SignIns,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._tokens = tokens
         self._users = users
+        self._sign_ins = sign_ins
         self._clock = clock
         self._tokens_of: dict[Over, str] = {}
         self._operators_of: dict[Over, str] = {}
+        self._sign_ins_of: dict[Over, str] = {}
         self._watch = Watch("permits", self._look, partial(asyncio.sleep, look_seconds))
 
     @contextmanager
@@ -64,23 +69,30 @@ class Permits:
     def _watched(self, over: Over, caller: Caller, owner_id: str | None) -> Iterator[None]:
         if caller.token_id is not None:
             self._tokens_of[over] = caller.token_id
+        if caller.sign_in_id is not None:
+            self._sign_ins_of[over] = caller.sign_in_id
         if owner_id not in (None, caller.user_id):
             self._operators_of[over] = caller.user_id
-        if over not in self._tokens_of and over not in self._operators_of:
+        watched = (self._tokens_of, self._sign_ins_of, self._operators_of)
+        if not any(over in each for each in watched):
             yield
             return
         try:
             with self._watch.needed():
                 yield
         finally:
-            self._tokens_of.pop(over, None)
-            self._operators_of.pop(over, None)
+            for each in watched:
+                each.pop(over, None)
 
     async def _look(self) -> None:
         tokens, operators = dict(self._tokens_of), dict(self._operators_of)
+        sign_ins = dict(self._sign_ins_of)
         if tokens:
             valid = await self._tokens.not_revoked(set(tokens.values()))
             _end_without(tokens, valid, REVOKED)
+        if sign_ins:
+            standing = await self._sign_ins.standing(set(sign_ins.values()))
+            _end_without(sign_ins, standing, SIGNED_OUT)
         if operators:
             still = await self._users.who_see_all(set(operators.values()))
             _end_without(operators, still, ANOTHERS)

@@ -68,6 +68,8 @@ def routes(services: Services) -> APIRouter:
 async def session_for(services: Services, caller: Caller, session_id: UUID) -> Session:
     """The session, if the caller may have it. Raises SessionNotFound or NotAllowed."""
     session = await services.sessions.get(str(session_id))
+    if caller.session_id not in (None, session.id):
+        raise NotAllowed("the page may show another session only")
     if session.user_id != caller.user_id and not caller.sees_all:
         raise NotAllowed("the session is another user's")
     return session

@@ -127,7 +127,10 @@ END
 $close$;"""
 # PostgreSQL locks tables that are dropped in the order in which they are named. Transactions of a
 # service lock these in this order: in another one, each could wait for what the other has.
-_LOCK_ORDER = ("users", "tokens", "sessions", "vms", "slots", "credentials", "session_news")
+_LOCK_ORDER = (
+    *("users", "tokens", "sign_ins", "tickets", "sessions"),
+    *("vms", "slots", "credentials", "session_news"),
+)
 _LOCKED = f"pg_catalog.array_position(ARRAY{list(_LOCK_ORDER)!r}, relname::text), relname"
 DROP = f"""DO $drop$
 DECLARE

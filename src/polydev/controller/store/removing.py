@@ -74,7 +74,9 @@ async def remove_user(
 async def _end_access(
     connection: AsyncConnection, user_id: str, at: datetime, gone: Removed
 ) -> Removed:
-    """Delete tokens and credentials, end the sessions; the count so far."""
+    """Delete tokens, credentials and what browsers show, end the sessions; the count so far."""
+    for table in (tables.tickets, tables.sign_ins):
+        await connection.execute(sa.delete(table).where(table.c.user_id == user_id))
     tokens = sa.delete(tables.tokens).where(tables.tokens.c.user_id == user_id)
     credentials = sa.delete(tables.credentials).where(tables.credentials.c.user_id == user_id)
     gone = replace(

@@ -29,8 +29,12 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return given.astimezone(timezone.utc)
 
 
-def _id(name: str = "id", **words: Any) -> sa.Column[str]:
-    return sa.Column(name, sa.String(36), **words)
+def _id(name: str = "id", *parts: sa.ForeignKey, **words: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.String(36), *parts, **words)
+
+
+def _goes_with(column: str) -> tuple[sa.ForeignKey]:
+    return (sa.ForeignKey(column, ondelete="CASCADE"),)
 
 
 users = sa.Table(
@@ -170,6 +174,37 @@ credentials = sa.Table(
 )
 # Asked by the database itself, when sessions are deleted.
 sa.Index("credentials_of_session", credentials.c.session_id)
+
+# Browsers that are signed in, and pages that show one session only.
+sign_ins = sa.Table(
+    "sign_ins",
+    metadata,
+    _id(primary_key=True),
+    sa.Column("sha256", sa.String(64), nullable=False, unique=True),
+    _id("user_id", *_goes_with("users.id"), nullable=False),
+    _id("token_id", *_goes_with("tokens.id")),
+    _id("session_id", *_goes_with("sessions.id")),
+    sa.Column("view_only", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("used_at", UtcDateTime),
+)
+
+# What lets in once: a viewer, a page, a browser. `caller_until` is when its maker's right ends.
+tickets = sa.Table(
+    "tickets",
+    metadata,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    _id("user_id", *_goes_with("users.id"), nullable=False),
+    _id("token_id", *_goes_with("tokens.id")),
+    _id("sign_in_id", *_goes_with("sign_ins.id")),
+    _id("session_id", *_goes_with("sessions.id")),
+    sa.Column("view_only", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("caller_until", UtcDateTime),
+    sa.CheckConstraint("purpose IN ('viewer', 'page', 'sign-in')", name="tickets_purpose"),
+)
 
 samples = sa.Table(
     "samples",

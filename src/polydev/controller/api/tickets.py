@@ -1,0 +1,212 @@
+"""Tickets let in once: a viewer to a screen, a page to its session, a browser to all of a user's.
+
+Each stands for whoever asked for it and ends with their right. Only a ticket stands in an address;
+what a page or a browser gets for it never does.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field, StringConstraints
+
+from polydev.controller.api.answers import Answer, viewer_page
+from polydev.controller.api.bodies import RequestBody
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.origin import asked_from
+from polydev.controller.api.refusals import refusals
+from polydev.controller.api.sessions import SessionId, session_for
+from polydev.controller.model import Caller
+from polydev.controller.services import Services
+from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired
+
+# From the answer to the connection that uses it.
+VIEWER_SECONDS = 30.0
+MOST_LINK_SECONDS = 24 * 3600
+LINK_SECONDS = 120.0
+MOST_TICKET_CHARACTERS = 200
+TICKET = "CxEgbaMXQm2p5Xo4b0F2d0VJkq3b1sM7c9aZr8nT1yU"
+SESSION = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
+
+TicketText = Annotated[
+    str, StringConstraints(min_length=1, max_length=MOST_TICKET_CHARACTERS, pattern=r"^[!-~]+$")
+]
+
+
+class TicketRequest(RequestBody):
+    """What the ticket is for.
+
+    purpose      `viewer`: one connection to the screen; `page`: the page of the session, in a
+                 frame or in another's browser
+    viewOnly     whoever uses it may look only
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"purpose": "page", "viewOnly": True}]}
+    )
+
+    purpose: Literal["viewer", "page"] = "viewer"
+    view_only: bool = Field(default=False, alias="viewOnly")
+    expires_in_seconds: float | None = Field(
+        default=None,
+        alias="expiresInSeconds",
+        ge=1,
+        le=MOST_LINK_SECONDS,
+        allow_inf_nan=False,
+        description="By when a page must be opened; the default is the configuration's",
+    )
+
+
+class TicketAnswer(Answer):
+    """`url` is what to connect to, or to open."""
+
+    model_config = ConfigDict(
+        title="Ticket",
+        json_schema_extra={
+            "examples": [
+                {
+                    "ticket": TICKET,
+                    "url": f"/session/{SESSION}?ticket={TICKET}",
+                    "expiresAt": "2026-11-21T10:20:00Z",
+                    "viewOnly": True,
+                }
+            ]
+        },
+    )
+
+    ticket: str
+    url: str
+    expires_at: datetime
+    view_only: bool
+
+
+class RedeemRequest(RequestBody):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ticket": TICKET}]})
+
+    ticket: TicketText
+
+
+class KeyAnswer(Answer):
+    """`key` lets a page ask for its session, as a Bearer token does."""
+
+    model_config = ConfigDict(
+        title="Key",
+        json_schema_extra={
+            "examples": [
+                {
+                    "key": f"pdk_{TICKET}",
+                    "sessionId": SESSION,
+                    "viewOnly": True,
+                    "expiresAt": "2026-11-21T14:15:00Z",
+                }
+            ]
+        },
+    )
+
+    key: str
+    session_id: str
+    view_only: bool
+    expires_at: datetime
+
+
+class LinkAnswer(Answer):
+    """`url` signs a browser in, once. What is behind `#` is sent to nobody by itself."""
+
+    model_config = ConfigDict(
+        title="SignInLink",
+        json_schema_extra={
+            "examples": [{"url": f"/login#code={TICKET}", "expiresAt": "2026-11-21T10:17:00Z"}]
+        },
+    )
+
+    url: str
+    expires_at: datetime
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth", tags=["sessions"])
+    _add_tickets(router, services)
+    _add_redeem(router, services)
+    _add_link(router, services)
+    return router
+
+
+def _add_tickets(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/session/{session_id}/tickets",
+        status_code=201,
+        summary="A ticket for the session's screen, or a link to its page",
+        dependencies=[BEARER],
+        responses=refusals(400, 404, 410, 422),
+    )
+    async def create_ticket(
+        session_id: SessionId, body: TicketRequest, caller: Asking
+    ) -> TicketAnswer:
+        session = await session_for(services, caller, session_id)
+        if not session.is_live:
+            raise SessionExpired(f"the session is over ({session.state})", "start another session")
+        page_seconds = body.expires_in_seconds or services.settings.web.ticket_seconds
+        seconds = page_seconds if body.purpose == "page" else VIEWER_SECONDS
+        ticket, until = await services.tickets.create(
+            body.purpose, caller, seconds, session.id, view_only=body.view_only
+        )
+        return TicketAnswer(
+            ticket=ticket,
+            url=f"{_address(body.purpose, session.id)}?{urlencode({'ticket': ticket})}",
+            expires_at=until,
+            view_only=body.view_only or caller.view_only,
+        )
+
+
+def _address(purpose: str, session_id: str) -> str:
+    if purpose == "page":
+        return viewer_page(session_id)
+    return f"/api/auth/session/{session_id}/novnc/websock"
+
+
+def _add_redeem(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/redeem",
+        summary="A page's ticket for the key to its session; needs no token",
+        responses=refusals(400, 401, 413, 422, 429, 503),
+    )
+    async def redeem(body: RedeemRequest, request: Request) -> KeyAnswer:
+        looked_up = _redeemed(services, body.ticket)
+        caller = await services.identity.counted(looked_up, *asked_from(request.scope))
+        assert caller.session_id is not None
+        session = await services.sessions.get(caller.session_id)
+        if not session.is_live:
+            raise SessionExpired(f"the session is over ({session.state})", "ask for another link")
+        lifetime = services.settings.session.max_seconds
+        key, until = await services.sign_ins.create(caller, lifetime)
+        return KeyAnswer(
+            key=key, session_id=session.id, view_only=caller.view_only, expires_at=until
+        )
+
+
+async def _redeemed(services: Services, ticket: str) -> Caller:
+    caller = await services.tickets.redeem(ticket, "page")
+    if caller is None:
+        raise NotAuthenticated(
+            "the link was opened before, is too old or is no link of this host",
+            "ask for another link",
+        )
+    return caller
+
+
+def _add_link(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/sign-in-link",
+        status_code=201,
+        summary="A link that signs a browser in as the caller, once",
+        dependencies=[BEARER],
+        responses=refusals(),
+    )
+    async def create_link(caller: Asking) -> LinkAnswer:
+        if caller.by not in ("token", "jwt"):
+            raise NotAllowed("a link is made with a token or a JWT")
+        code, until = await services.tickets.create("sign-in", caller, LINK_SECONDS)
+        return LinkAnswer(url=f"/login#{urlencode({'code': code})}", expires_at=until)

@@ -1,0 +1,178 @@
+"""Browsers that are signed in, and the tickets that let in once. Secrets are stored hashed only.
+
+A sign-in ends with the token that it was made by, a ticket with the sign-in or token that made it:
+the questions and the tables say so.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from polydev.controller.model import Caller, now
+from polydev.controller.store import tables
+from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.store.users import USED_EVERY, token_hash
+
+KEY_PREFIX = "pdk_"
+"""Keys of pages begin so, and so are told from tokens and JWTs."""
+Purpose = Literal["viewer", "page", "sign-in"]
+_sign_ins, _tickets = tables.sign_ins.c, tables.tickets.c
+_tokens, _users = tables.tokens.c, tables.users.c
+
+
+@uninterrupted
+class SignIns:
+    """Cookies of browsers, whose `session_id` is None, and keys of pages, which have one."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(self, caller: Caller, seconds: float) -> tuple[str, datetime]:
+        """Sign in for the caller: the secret, this once, and when it ends.
+
+        It ends with what the caller showed at the latest. Those that are over are removed.
+        """
+        at = self._clock()
+        ends = at + timedelta(seconds=seconds)
+        expires_at = min(ends, caller.expires_at) if caller.expires_at else ends
+        plain = (KEY_PREFIX if caller.session_id else "") + secrets.token_urlsafe(32)
+        values = {
+            "id": str(uuid.uuid4()),
+            "sha256": token_hash(plain),
+            "user_id": caller.user_id,
+            "token_id": caller.token_id,
+            "session_id": caller.session_id,
+            "view_only": caller.view_only,
+            "created_at": at,
+            "expires_at": expires_at,
+        }
+        async with self._database.writing() as connection:
+            await connection.execute(sa.delete(tables.sign_ins).where(_sign_ins.expires_at <= at))
+            await connection.execute(sa.insert(tables.sign_ins).values(values))
+        return plain, expires_at
+
+    async def caller_of(self, plain: str) -> Caller | None:
+        """Whom a cookie or a key stands for: None if it is unknown or over."""
+        at = self._clock()
+        statement = (
+            sa.select(tables.sign_ins, _users.role)
+            .join(tables.users, _users.id == _sign_ins.user_id)
+            .outerjoin(tables.tokens, _tokens.id == _sign_ins.token_id)
+            .where(_sign_ins.sha256 == token_hash(plain), _sign_ins.expires_at > at, _usable(at))
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        if row is None or bool(row.session_id) != plain.startswith(KEY_PREFIX):
+            return None
+        if row.used_at is None or row.used_at <= at - USED_EVERY:
+            await self._note_use(row.id, at)
+        return Caller(
+            row.user_id,
+            row.role,
+            "key" if row.session_id else "cookie",
+            row.expires_at,
+            row.token_id,
+            row.id,
+            row.session_id,
+            row.view_only,
+        )
+
+    async def end(self, sign_in_id: str) -> None:
+        """Sign out; what is signed out already stays so."""
+        async with self._database.writing() as connection:
+            await connection.execute(sa.delete(tables.sign_ins).where(_sign_ins.id == sign_in_id))
+
+    async def standing(self, ids: Collection[str]) -> set[str]:
+        """Those of these sign-ins that nobody has ended."""
+        statement = sa.select(_sign_ins.id).where(_sign_ins.id.in_(ids))
+        async with self._database.reading() as connection:
+            return set((await connection.execute(statement)).scalars())
+
+    async def _note_use(self, sign_in_id: str, at: datetime) -> None:
+        statement = sa.update(tables.sign_ins).where(_sign_ins.id == sign_in_id)
+        async with self._database.writing() as connection:
+            await connection.execute(statement.values(used_at=at))
+
+
+@uninterrupted
+class Tickets:
+    """What lets in once: a viewer to a screen, a page to its session, a browser to all."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self,
+        purpose: Purpose,
+        caller: Caller,
+        seconds: float,
+        session_id: str | None = None,
+        *,
+        view_only: bool = False,
+    ) -> tuple[str, datetime]:
+        """A ticket that stands for the caller: itself, this once, and until when it is taken.
+
+        Those that nobody used in time are removed.
+        """
+        at, plain = self._clock(), secrets.token_urlsafe(32)
+        values: dict[str, Any] = {
+            "sha256": token_hash(plain),
+            "purpose": purpose,
+            "user_id": caller.user_id,
+            "token_id": caller.token_id,
+            "sign_in_id": caller.sign_in_id,
+            "session_id": session_id,
+            "view_only": view_only or caller.view_only,
+            "expires_at": at + timedelta(seconds=seconds),
+            "caller_until": caller.expires_at,
+        }
+        async with self._database.writing() as connection:
+            await connection.execute(sa.delete(tables.tickets).where(_tickets.expires_at <= at))
+            await connection.execute(sa.insert(tables.tickets).values(values))
+        return plain, values["expires_at"]
+
+    async def redeem(self, plain: str, purpose: Purpose) -> Caller | None:
+        """Whom the ticket lets in, this once: None if it is unknown, used, late or another's."""
+        at = self._clock()
+        taken = (
+            sa.delete(tables.tickets)
+            .where(_tickets.sha256 == token_hash(plain), _tickets.purpose == purpose)
+            .where(_tickets.expires_at > at)
+            .returning(tables.tickets)
+        )
+        async with self._database.writing() as connection:
+            row = (await connection.execute(taken)).one_or_none()
+            if row is None:
+                return None
+            maker = (
+                sa.select(_users.role)
+                .outerjoin(tables.tokens, _tokens.id == row.token_id)
+                .where(_users.id == row.user_id, _usable(at))
+            )
+            role = (await connection.execute(maker)).scalar_one_or_none()
+        if role is None or (row.caller_until is not None and row.caller_until <= at):
+            return None
+        return Caller(
+            row.user_id,
+            role,
+            "ticket",
+            row.caller_until,
+            row.token_id,
+            row.sign_in_id,
+            row.session_id,
+            row.view_only,
+        )
+
+
+def _usable(at: datetime) -> sa.ColumnElement[bool]:
+    """Whether the token that something was made by, if any, still counts."""
+    not_expired = sa.or_(_tokens.expires_at.is_(None), _tokens.expires_at > at)
+    return sa.and_(_tokens.revoked_at.is_(None), not_expired)

@@ -1,0 +1,74 @@
+"""Whether a request comes from one of our own pages, and how browsers reach us.
+
+A browser tells where a request comes from by `Sec-Fetch-Site` and `Origin`, which no page can
+change (https://www.w3.org/TR/fetch-metadata/).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from polydev.controller.api.origin import Networks, address_of, is_trusted
+from polydev.controller.web.cookies import has_csrf_token, shown_cookie
+from polydev.errors import NotAllowed
+
+SECURE_SCHEMES = ("https", "wss")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """`public_url` is the address by which browsers reach us, None where it is the one they name.
+
+    `proxies` are believed about whether that is by TLS.
+    """
+
+    public_url: str | None = None
+    proxies: Networks = ()
+
+    def is_secure(self, scope: Scope) -> bool:
+        """Whether the browser reaches us by TLS: ours, or that of a trusted proxy."""
+        if scope["scheme"] in SECURE_SCHEMES or (self.public_url or "").startswith("https://"):
+            return True
+        client = scope.get("client")
+        address = address_of(client[0]) if client else None
+        # Without a peer it is a Unix socket, which only a proxy on this host can reach.
+        is_proxy = address is None or is_trusted(address, self.proxies)
+        told = Headers(scope=scope).get("x-forwarded-proto", "").rpartition(",")[2].strip()
+        return is_proxy and told == "https"
+
+    def cookie_of(self, scope: Scope) -> str | None:
+        return shown_cookie(Headers(scope=scope), is_secure=self.is_secure(scope))
+
+    def is_from_own_page(self, headers: Headers) -> bool:
+        """False where the browser says that another site's page sent it.
+
+        True where it says nothing: then another proof is needed, such as a CSRF token.
+        """
+        if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            return False
+        origin = headers.get("origin")
+        return origin is None or self.is_own_origin(origin, headers)
+
+    def is_own_origin(self, origin: str, headers: Headers) -> bool:
+        """Whether it is the address by which the browser asked for this."""
+        if self.public_url is not None and origin == self.public_url:
+            return True
+        try:
+            asked = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return bool(asked) and asked == headers.get("host", "").lower()
+
+    def check_is_own(self, headers: Headers, cookie: str) -> None:
+        """Raises NotAllowed unless a page of ours sent this request of a signed-in browser."""
+        if not self.is_from_own_page(headers):
+            raise NotAllowed("the request comes from another site's page")
+        if not has_csrf_token(headers, cookie):
+            raise NotAllowed(
+                "the request does not come from a page of this sign-in",
+                "reload the page and try again",
+            )

@@ -1,0 +1,132 @@
+"""Pages rendered from templates, with the headers that keep others out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+import polydev
+from polydev.controller.model import Caller
+from polydev.controller.problems import Problem
+from polydev.controller.settings import WebSettings
+from polydev.controller.web.assets import Assets
+from polydev.controller.web.cookies import csrf_token
+from polydev.controller.web.own_pages import Rules
+from polydev.controller.web.texts import text, texts_under
+
+# Of pages that no other site has to do with.
+ALONE = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+
+
+@dataclass(frozen=True)
+class NavigationLink:
+    """A page that the navigation leads to. `title` is the name of a text."""
+
+    path: str
+    title: str
+
+
+USER_LINKS = (NavigationLink("/", "navigation.start"),)
+OPERATOR_LINKS: tuple[NavigationLink, ...] = ()
+
+
+class Pages:
+    def __init__(self, rules: Rules, web: WebSettings, assets: Assets) -> None:
+        self.rules = rules
+        self.assets = assets
+        self._embed_origins = web.embed_origins
+        self._templates = Environment(
+            loader=PackageLoader("polydev.controller.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals.update(
+            t=text, texts_under=texts_under, asset=assets.url, version=polydev.__version__
+        )
+
+    def render(
+        self, request: Request, template: str, status: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """A page or a part of one, for whoever asks: `caller` is None for nobody known."""
+        caller: Caller | None = getattr(request.state, "caller", None)
+        cookie: str | None = getattr(request.state, "cookie", None)
+        content = self._templates.get_template(template).render(
+            {
+                "caller": caller,
+                "csrf": csrf_token(cookie) if cookie else "",
+                "path": request.url.path,
+                "links": _links(caller),
+                **values,
+            }
+        )
+        return HTMLResponse(content, status, headers=self._headers(request))
+
+    def problem(self, request: Request, problem: Problem) -> Response:
+        """What a browser shows instead of a page; without a sign-in, the way to one."""
+        if problem.status == HTTPStatus.UNAUTHORIZED and request.method == "GET":
+            return RedirectResponse(f"/login?next={quote(_here(request))}", 303)
+        return self.render(request, "problem.html", problem.status, problem=problem)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        framed_by = self._embed_origins if is_embedded(request) else ()
+        headers = {
+            "Content-Security-Policy": content_security_policy(
+                request.headers.get("host", ""), self.rules.is_secure(request.scope), framed_by
+            ),
+            "Referrer-Policy": "same-origin",
+            "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+        }
+        return headers if framed_by else headers | ALONE
+
+
+def is_embedded(request: Request) -> bool:
+    """Whether another site may show the page in a frame: a session's page, opened by a ticket."""
+    return request.url.path.startswith("/session/") and "ticket" in request.query_params
+
+
+def content_security_policy(host: str, is_secure: bool, framed_by: Sequence[str] = ()) -> str:
+    """No inline script or style, nothing of other sites. `framed_by` are origins."""
+    # 'self' does not cover WebSockets in every browser.
+    own_socket = f" {'wss' if is_secure else 'ws'}://{host}" if _is_plain(host) else ""
+    rules = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self' data: blob:",
+        "font-src": "'self'",
+        "connect-src": f"'self'{own_socket}",
+        "manifest-src": "'self'",
+        "form-action": "'self'",
+        "base-uri": "'none'",
+        "frame-ancestors": " ".join(framed_by) or "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+def _is_plain(host: str) -> bool:
+    """Whether it can stand in a header as it is: a name or an address, with a port or without."""
+    return bool(host) and all(each.isalnum() or each in ".-:[]_" for each in host)
+
+
+def _links(caller: Caller | None) -> tuple[NavigationLink, ...]:
+    if caller is None or caller.session_id is not None:
+        return ()
+    return USER_LINKS + OPERATOR_LINKS if caller.sees_all else USER_LINKS
+
+
+def _here(request: Request) -> str:
+    query = request.url.query
+    return f"{request.url.path}?{query}" if query else request.url.path

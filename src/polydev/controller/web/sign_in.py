@@ -1,0 +1,117 @@
+"""Signing a browser in and out: by a token, by a JWT, or by a one-time link."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from polydev.controller.api.origin import asked_from
+from polydev.controller.model import Caller
+from polydev.controller.problems import problem_of
+from polydev.controller.services import Services
+from polydev.controller.web.cookies import remove_cookie, set_cookie
+from polydev.controller.web.pages import Pages
+from polydev.controller.web.texts import text
+from polydev.errors import Error, NotAllowed, NotAuthenticated
+
+LOCAL_PATH = re.compile(r"/(?![/\\])[!-~]*")
+MOST_FORM_FIELDS = 10
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    _add_login(router, services, pages)
+    _add_code(router, services, pages)
+    _add_logout(router, services, pages)
+    return router
+
+
+def _add_login(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.get("/login")
+    async def show_login(request: Request) -> Response:
+        after = local_path(request.query_params.get("next"))
+        return pages.render(request, "login.html", next=after, problem=None)
+
+    @router.post("/login")
+    async def log_in(request: Request) -> Response:
+        form = await _form(request, pages)
+        after = local_path(form.get("next"))
+        try:
+            token = f"Bearer {form.get('token', '').strip()}"
+            caller = await services.identity.caller(token, None, *asked_from(request.scope))
+            check_is_person(caller)
+        except (Error, HTTPException) as refusal:
+            return _refused(request, pages, refusal, after)
+        return await _signed_in(request, services, pages, caller, after)
+
+
+def _add_code(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.post("/login/code")
+    async def log_in_by_link(request: Request) -> Response:
+        form = await _form(request, pages)
+        after = local_path(form.get("next"))
+        try:
+            looked_up = _of_code(services, form.get("code", ""))
+            caller = await services.identity.counted(looked_up, *asked_from(request.scope))
+        except (Error, HTTPException) as refusal:
+            return _refused(request, pages, refusal, after)
+        return await _signed_in(request, services, pages, caller, after)
+
+
+def _add_logout(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.post("/logout")
+    async def log_out(request: Request) -> Response:
+        caller: Caller = request.state.caller
+        if caller.sign_in_id is not None:
+            await services.sign_ins.end(caller.sign_in_id)
+        response = Response(status_code=204, headers={"HX-Redirect": "/login"})
+        remove_cookie(response, is_secure=pages.rules.is_secure(request.scope))
+        return response
+
+
+def check_is_person(caller: Caller) -> None:
+    """Raises NotAllowed for a key, which is a page's: it shows one session and signs nobody in."""
+    if caller.session_id is not None:
+        raise NotAllowed("this key is for one session's page only", "use a token or a JWT")
+
+
+def local_path(text: str | None) -> str:
+    """Where a browser goes after it has signed in: a page of ours, the start page by default."""
+    return text if text and LOCAL_PATH.fullmatch(text) else "/"
+
+
+async def _of_code(services: Services, code: str) -> Caller:
+    caller = await services.tickets.redeem(code, "sign-in")
+    if caller is None:
+        raise NotAuthenticated(text("login.bad_link"), text("login.bad_link_hint"))
+    return caller
+
+
+async def _form(request: Request, pages: Pages) -> dict[str, str]:
+    """The fields of a form that a page of ours sent. Raises NotAllowed for another site's."""
+    if not pages.rules.is_from_own_page(request.headers):
+        raise NotAllowed("the request comes from another site's page")
+    try:
+        body = (await request.body()).decode()
+        found = parse_qs(body, keep_blank_values=True, max_num_fields=MOST_FORM_FIELDS)
+    except ValueError:
+        raise HTTPException(400, "the form cannot be read") from None
+    return {name: values[-1] for name, values in found.items()}
+
+
+def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> Response:
+    problem = problem_of(refusal, request.url.path, request.state.request_id)
+    return pages.render(request, "login.html", problem.status, next=after, problem=problem)
+
+
+async def _signed_in(
+    request: Request, services: Services, pages: Pages, caller: Caller, after: str
+) -> Response:
+    secret, until = await services.sign_ins.create(caller, services.settings.web.sign_in_seconds)
+    response = RedirectResponse(after, 303)
+    set_cookie(response, secret, until, is_secure=pages.rules.is_secure(request.scope))
+    return response

@@ -1,0 +1,25 @@
+"""All pages and their files as one router."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from polydev.controller.services import Services
+from polydev.controller.web import sign_in
+from polydev.controller.web.pages import Pages
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/static/{digest}/{name:path}", methods=["GET", "HEAD"])
+    async def get_asset(request: Request, digest: str, name: str) -> Response:
+        return pages.assets.answer(request, digest, name)
+
+    @router.get("/favicon.ico")
+    async def get_icon() -> Response:
+        return RedirectResponse(pages.assets.url("icon.svg"))
+
+    router.include_router(sign_in.routes(services, pages))
+    return router

@@ -1,0 +1,106 @@
+// What all pages share: requests carry the proof of this sign-in, and failures are told in words.
+
+const texts = JSON.parse(document.getElementById("app-texts").textContent);
+const csrf = document.querySelector('meta[name="csrf-token"]')?.content ?? "";
+const notice = document.getElementById("notice");
+
+/** Return a text of the page with its {values} filled in. */
+export function fill(text, values = {}) {
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+}
+
+/** Read the texts of a script from the page; `id` is that of their script element. */
+export function textsOf(id) {
+  const found = JSON.parse(document.getElementById(id).textContent);
+  return (name, values) => fill(found[name] ?? name, values);
+}
+
+/** A failed answer of the API: its words, what to do, and HTTP's status (0: no answer). */
+export class Problem extends Error {
+  constructor(status, detail, hint = "") {
+    super(detail);
+    this.status = status;
+    this.hint = hint;
+  }
+}
+
+/**
+ * Ask the API and return its JSON, null where it has none. Raises Problem.
+ * `key` is a page's key where no cookie is to count.
+ */
+export async function ask(path, { method = "GET", body, key, signal } = {}) {
+  const headers = { Accept: "application/json" };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  else if (method !== "GET") headers["X-CSRF-Token"] = csrf;
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let answer;
+  try {
+    const sent = body === undefined ? undefined : JSON.stringify(body);
+    answer = await fetch(path, { method, headers, body: sent, signal, credentials: "same-origin" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, texts.no_answer);
+  }
+  const told = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Problem(answer.status, told?.detail ?? answer.statusText, told?.hint);
+  return told;
+}
+
+/** Show what went wrong above the page until it is closed, or until `clearNotice`. */
+export function showNotice(words, link) {
+  const paragraph = document.createElement("p");
+  paragraph.textContent = words;
+  if (link) {
+    const anchor = document.createElement("a");
+    anchor.href = link.href;
+    anchor.textContent = link.words;
+    paragraph.append(" ", anchor);
+  }
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "secondary outline compact";
+  close.textContent = texts.dismiss;
+  close.addEventListener("click", clearNotice);
+  notice.replaceChildren(paragraph, close);
+  notice.hidden = false;
+}
+
+export function clearNotice() {
+  notice.hidden = true;
+  notice.replaceChildren();
+}
+
+/** Tell of a Problem, with the way to sign in where that is what is missing. */
+export function showProblem(problem) {
+  if (problem.status === 401) {
+    const here = encodeURIComponent(location.pathname + location.search);
+    showNotice(texts.signed_out, { href: `/login?next=${here}`, words: texts.sign_in });
+    return;
+  }
+  const words = fill(texts.failed, { detail: problem.message });
+  showNotice(problem.hint ? `${words} ${problem.hint}` : words);
+}
+
+document.addEventListener("htmx:configRequest", (event) => {
+  event.detail.headers["X-CSRF-Token"] = csrf;
+});
+
+document.addEventListener("htmx:responseError", (event) => {
+  const { status, statusText, responseText } = event.detail.xhr;
+  let told = {};
+  try {
+    told = JSON.parse(responseText);
+  } catch {
+    // A proxy's own page: its status has to do.
+  }
+  showProblem(new Problem(status, told.detail ?? statusText, told.hint));
+});
+
+for (const silence of ["htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(silence, () => showNotice(texts.no_answer));
+}
+
+// The next answer that comes says that the controller is back.
+document.addEventListener("htmx:afterOnLoad", (event) => {
+  if (event.detail.successful && notice.textContent.includes(texts.no_answer)) clearNotice();
+});

@@ -1,0 +1,77 @@
+"""What the controller's pages load of others: fetched from npm by a lock, packed into its wheel.
+
+web/package-lock.json has each package's hash, `controller/web/vendor.yaml` which files are served.
+Both are in the digest of the controller's sources. Packages are kept in the cache, in folders that
+get their names when they are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from polydev.deploys.whole import made_whole
+from polydev.errors import ConfigError
+from polydev.npm import LOCK, MANIFEST, clean_install
+from polydev.progress import Steps
+from polydev.yaml_files import load_yaml
+
+PROJECT = Path("web")
+SOURCES = (PROJECT / MANIFEST, PROJECT / LOCK)
+CHOICE = Path("src/polydev/controller/web/vendor.yaml")
+PLACE = Path("src/polydev/controller/web/vendor")
+SUFFIXES = (".js", ".css", ".txt")
+
+
+def node_modules(root: Path, cache: Path, steps: Steps) -> Path:
+    """The packages that the lock in the checkout at `root` names, those of tests included.
+
+    Raises ConfigError where the lock cannot be read, BuildError where they cannot be fetched.
+    """
+    made = cache / "controller" / "web" / _digest(root)
+    if not made.is_dir():
+        with steps.step("scripts and styles of the pages") as step, made_whole(made) as scratch:
+            clean_install(root / PROJECT, scratch, step.say)
+    return made / "node_modules"
+
+
+def _digest(root: Path) -> str:
+    try:
+        content = b"".join((root / file).read_bytes() for file in SOURCES)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=root / PROJECT) from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def pack(root: Path, packages: Path, to: Path) -> None:
+    """Copy what vendor.yaml of the checkout at `root` chooses from the packages into `to`.
+
+    Raises ConfigError naming what the packages do not have.
+    """
+    for place, source in _chosen(root):
+        for file in _files(packages / source):
+            target = to / place / file.relative_to(packages / source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            target.chmod(0o644)
+
+
+def _chosen(root: Path) -> Iterator[tuple[str, str]]:
+    chosen = load_yaml(root / CHOICE)
+    if not isinstance(chosen, dict):
+        raise ConfigError("must name places and files", file=root / CHOICE)
+    yield from chosen.items()
+
+
+def _files(source: Path) -> list[Path]:
+    found = [source] if source.is_file() else sorted(source.rglob("*"))
+    files = [file for file in found if file.is_file() and _is_served(file)]
+    if not files:
+        raise ConfigError(f"the packages have no {source}", "correct vendor.yaml or the lock")
+    return files
+
+
+def _is_served(file: Path) -> bool:
+    return file.suffix in SUFFIXES or file.stem == "LICENSE"

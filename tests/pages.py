@@ -1,0 +1,62 @@
+"""The pages: who may see which, and browsers that are signed in, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+
+from polydev.controller.web.cookies import CSRF_HEADER, PLAIN_NAME, csrf_token
+from tests.api import Served
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml"}
+# What nobody, the user, another user, an operator and an admin are answered.
+Statuses = tuple[int, int, int, int, int]
+VIEWERS = ("nobody", "user", "other user", "operator", "admin")
+OPEN: Statuses = (200, 200, 200, 200, 200)
+SIGNED_OUT: Statuses = (401, 204, 204, 204, 204)
+# A route and what it needs to be asked: see `test_web_pages`.
+PAGES: Mapping[tuple[str, str], Statuses] = {
+    ("GET", "/login"): OPEN,
+    ("POST", "/login"): (401, 401, 401, 401, 401),
+    ("POST", "/login/code"): (401, 401, 401, 401, 401),
+    ("POST", "/logout"): SIGNED_OUT,
+    ("GET", "/favicon.ico"): (307, 307, 307, 307, 307),
+    ("GET", "/static/{digest}/{name:path}"): OPEN,
+    ("HEAD", "/static/{digest}/{name:path}"): OPEN,
+}
+
+
+class Browser:
+    """A browser of one caller: it keeps its cookie, and sends what a page of ours would."""
+
+    def __init__(self, asked: Served, cookie: str | None = None) -> None:
+        self.asked = asked
+        self.cookie = cookie
+
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **words: object
+    ) -> httpx.Response:
+        sent = {**BROWSER, **self._shown(method), **(headers or {})}
+        answer = await self.asked.client.request(method, path, headers=sent, **words)  # type: ignore[arg-type]
+        self.asked.client.cookies.clear()
+        if PLAIN_NAME in answer.cookies:
+            self.cookie = answer.cookies[PLAIN_NAME]
+        return answer
+
+    def _shown(self, method: str) -> dict[str, str]:
+        if self.cookie is None:
+            return {}
+        shown = {"Cookie": f"{PLAIN_NAME}={self.cookie}"}
+        return shown if method == "GET" else {**shown, CSRF_HEADER: csrf_token(self.cookie)}
+
+
+async def browser(asked: Served, caller: str) -> Browser:
+    """Signed in as a caller of `tests.api`; nobody is not signed in."""
+    made = Browser(asked)
+    token = asked.tokens[caller]
+    if token is not None:
+        answer = await made.ask("POST", "/login", data={"token": token})
+        assert answer.status_code == 303, answer.text
+        assert made.cookie is not None
+    return made

@@ -1,0 +1,243 @@
+"""Tickets and the keys of pages: they let in once, to one session, and a spectator to less."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from polydev.controller.settings import SessionLimits
+from tests.api import ApiHost, Served, api_host, problem
+from tests.pages import browser
+
+NEVER = "CxEgbaMXQm2p5Xo4b0F2d0VJkq3b1sM7c9aZr8nT1yU"
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
+    return api_host(
+        migrated, tmp_path, slots=(2, 3, 4, 5), session=SessionLimits(per_user=3, max_seconds=900)
+    )
+
+
+async def ticket(
+    asked: Served, session: dict[str, Any], caller: str = "user", **body: Any
+) -> dict[str, Any]:
+    path = f"/api/auth/session/{session['id']}/tickets"
+    answer = await asked.ask("POST", path, caller, json={"purpose": "page", **body})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def key(asked: Served, made: dict[str, Any]) -> dict[str, Any]:
+    answer = await asked.client.post("/api/auth/redeem", json={"ticket": made["ticket"]})
+    assert answer.status_code == 200, answer.text
+    redeemed: dict[str, Any] = answer.json()
+    return redeemed
+
+
+def test_a_page_s_ticket_becomes_a_key_once(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        made = await ticket(asked, session)
+        url = urlsplit(made["url"])
+        assert url.path == session["novncURL"] == f"/session/{session['id']}"
+        assert parse_qs(url.query) == {"ticket": [made["ticket"]]}
+        redeemed = await key(asked, made)
+        assert redeemed["sessionId"] == session["id"]
+        assert redeemed["viewOnly"] is False
+        again = await asked.client.post("/api/auth/redeem", json={"ticket": made["ticket"]})
+        told = problem(again, 401, "not-authenticated")
+        assert "opened before" in told["detail"]
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("body", [{"ticket": NEVER}, {"ticket": "x"}])
+def test_an_unknown_ticket_is_none(host: ApiHost, body: dict[str, str]) -> None:
+    async def scenario(asked: Served) -> None:
+        problem(await asked.client.post("/api/auth/redeem", json=body), 401, "not-authenticated")
+
+    host.run(scenario)
+
+
+def test_tickets_of_another_purpose_or_too_late_are_none(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        viewer = await ticket(asked, session, purpose="viewer")
+        assert viewer["url"].startswith(f"{session['links']['novnc']}?ticket=")
+        link = (await asked.ask("POST", "/api/auth/sign-in-link")).json()
+        code = link["url"].partition("code=")[2]
+        for plain in (viewer["ticket"], code):
+            answer = await asked.client.post("/api/auth/redeem", json={"ticket": plain})
+            problem(answer, 401, "not-authenticated")
+        made = await ticket(asked, session, expiresInSeconds=600)
+        until = datetime.fromisoformat(made["expiresAt"])
+        late = asked.services.tickets._clock() + timedelta(seconds=601)
+        assert until < late
+        asked.services.tickets._clock = lambda: late
+        assert await asked.services.tickets.redeem(made["ticket"], "page") is None
+
+    host.run(scenario)
+
+
+def test_a_key_is_for_its_session_and_nothing_else(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session, other = await asked.start(), await asked.start()
+        redeemed = await key(asked, await ticket(asked, session))
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        own, vm = session["links"]["self"], session["vmId"]
+
+        async def ask(method: str, path: str, **words: Any) -> int:
+            answer = await asked.client.request(method, path, headers=headers, **words)
+            return answer.status_code
+
+        assert await ask("GET", own) == 200
+        assert await ask("POST", f"{own}/heartbeat") == 200
+        assert await ask("POST", f"{own}/tickets", json={}) == 201
+        start = {"userId": asked.users["user"], "provider": "claude"}
+        for method, path in (
+            ("GET", other["links"]["self"]),
+            ("GET", f"{own}x"),
+            ("GET", f"{own}/../{other['id']}"),
+            ("GET", f"{own}%2F..%2F{other['id']}"),
+            ("GET", own.upper()),
+            ("GET", "/api/auth/sessions"),
+            ("GET", f"/api/vm/{vm}"),
+            ("GET", "/api/auth/credentials"),
+            ("GET", "/openapi.json"),
+            ("GET", f"/session/{session['id']}"),
+            ("POST", "/logout"),
+            ("POST", "/api/auth/start"),
+            ("POST", "/api/auth/sign-in-link"),
+        ):
+            assert await ask(method, path, json=start) in (403, 404), (method, path)
+        assert await ask("DELETE", own) == 200
+
+    host.run(scenario)
+
+
+def test_a_spectator_s_key_lets_look_only(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        made = await ticket(asked, session, viewOnly=True)
+        assert made["viewOnly"] is True
+        redeemed = await key(asked, made)
+        assert redeemed["viewOnly"] is True
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        own = session["links"]["self"]
+        assert (await asked.client.get(own, headers=headers)).status_code == 200
+        for method, path in (
+            ("DELETE", own),
+            ("POST", f"{own}/heartbeat"),
+            ("GET", f"{own}/oauth-url"),
+            ("GET", f"{own}/vm"),
+        ):
+            answer = await asked.client.request(method, path, headers=headers)
+            problem(answer, 403, "not-allowed")
+        # Neither gets it a viewer's ticket that may do more.
+        body = {"purpose": "viewer", "viewOnly": False}
+        answer = await asked.client.post(f"{own}/tickets", json=body, headers=headers)
+        assert answer.json()["viewOnly"] is True
+        caller = await asked.services.tickets.redeem(answer.json()["ticket"], "viewer")
+        assert caller is not None
+        assert (caller.view_only, caller.session_id) == (True, session["id"])
+
+    host.run(scenario)
+
+
+def test_no_key_signs_a_browser_in(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        redeemed = await key(asked, await ticket(asked, await asked.start()))
+        answer = await asked.client.post("/login", data={"token": redeemed["key"]})
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
+
+    host.run(scenario)
+
+
+def test_a_cookie_is_no_key_and_a_key_no_cookie(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        answer = await asked.client.get(
+            "/api/auth/sessions", headers={"Authorization": f"Bearer {signed_in.cookie}"}
+        )
+        problem(answer, 401, "not-authenticated")
+        redeemed = await key(asked, await ticket(asked, await asked.start()))
+        signed_in.cookie = redeemed["key"]
+        assert (await signed_in.ask("GET", "/api/auth/sessions")).status_code == 401
+
+    host.run(scenario)
+
+
+def test_what_a_revoked_token_made_lets_nobody_in(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        unused = await ticket(asked, session, "operator")
+        redeemed = await key(asked, await ticket(asked, session, "operator"))
+        tokens = await asked.services.tokens.list(asked.users["operator"])
+        await asked.services.tokens.revoke(tokens[0].id)
+        answer = await asked.client.post("/api/auth/redeem", json={"ticket": unused["ticket"]})
+        problem(answer, 401, "not-authenticated")
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        answer = await asked.client.get(session["links"]["self"], headers=headers)
+        problem(answer, 401, "not-authenticated")
+
+    host.run(scenario)
+
+
+def test_an_operator_s_ticket_is_for_the_session_of_another(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        redeemed = await key(asked, await ticket(asked, session, "operator"))
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        answer = await asked.client.get(session["links"]["self"], headers=headers)
+        assert answer.status_code == 200
+        await asked.services.users.set_role(asked.users["operator"], "user")
+        answer = await asked.client.get(session["links"]["self"], headers=headers)
+        problem(answer, 403, "not-allowed")
+
+    host.run(scenario)
+
+
+def test_there_are_no_tickets_for_what_is_over(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        made = await ticket(asked, session)
+        await asked.ask("DELETE", session["links"]["self"])
+        path = f"{session['links']['self']}/tickets"
+        problem(await asked.ask("POST", path, json={}), 410, "session-expired")
+        answer = await asked.client.post("/api/auth/redeem", json={"ticket": made["ticket"]})
+        problem(answer, 410, "session-expired")
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "body", [{"purpose": "sign-in"}, {"expiresInSeconds": 0}, {"expiresInSeconds": 1e9}, {"x": 1}]
+)
+def test_strange_requests_are_refused(host: ApiHost, body: dict[str, Any]) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = f"{session['links']['self']}/tickets"
+        problem(await asked.ask("POST", path, json=body), 422)
+
+    host.run(scenario)
+
+
+def test_only_hashes_are_stored(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        made = await ticket(asked, await asked.start())
+        redeemed = await key(asked, await ticket(asked, await asked.start()))
+        kept = host.database.read_bytes()
+        for side in host.database.parent.glob(f"{host.database.name}-*"):
+            kept += side.read_bytes()
+        for secret in (signed_in.cookie, made["ticket"], redeemed["key"]):
+            assert str(secret).encode() not in kept
+
+    host.run(scenario)

@@ -1,0 +1,131 @@
+"""Headers of pages, their files, and their texts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from jinja2 import Environment, PackageLoader, meta
+
+from polydev.controller.web.assets import FOREVER, OWN, Assets
+from polydev.controller.web.pages import OPERATOR_LINKS, USER_LINKS, content_security_policy
+from polydev.controller.web.texts import text, texts
+from tests.api import ApiHost, Served, api_host, empty_assets
+from tests.pages import Browser
+
+PACKAGE = OWN.parent
+TEMPLATES = sorted((PACKAGE / "templates").rglob("*.html"))
+SOURCES = [*TEMPLATES, *PACKAGE.glob("*.py"), *OWN.glob("*.js")]
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
+    return api_host(migrated, tmp_path)
+
+
+def test_no_page_may_be_framed_or_run_what_is_not_ours(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        page = await Browser(asked).ask("GET", "/login")
+        policy = dict(
+            rule.strip().partition(" ")[::2]
+            for rule in page.headers["content-security-policy"].split(";")
+        )
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == "'self'"
+        assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["connect-src"] == "'self' ws://controller.test"
+        assert page.headers["x-frame-options"] == "DENY"
+        assert page.headers["referrer-policy"] == "same-origin"  # else forms have no Origin
+        assert page.headers["cache-control"] == "no-store"
+        assert page.headers["x-content-type-options"] == "nosniff"
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("host", ["a b", "x; script-src *", 'x"y', "", "x,y"])
+def test_a_strange_host_gets_into_no_policy(host: str) -> None:
+    assert "connect-src 'self';" in content_security_policy(host, is_secure=False)
+
+
+def test_sockets_of_tls_pages_are_of_tls() -> None:
+    assert "wss://vms.example" in content_security_policy("vms.example", is_secure=True)
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda file: file.name)
+def test_templates_have_neither_inline_scripts_nor_styles(template: Path) -> None:
+    source = template.read_text()
+    assert not re.search(r"\sstyle=|\son[a-z]+=|<style|javascript:", source)
+    for script in re.findall(r"<script\b[^>]*>", source):
+        assert "src=" in script or 'type="application/json"' in script
+    assert "|safe" not in source.replace(" ", "")
+
+
+def test_each_text_is_used_and_each_used_is_there() -> None:
+    sources = "\n".join(file.read_text() for file in SOURCES)
+    names = set(texts())
+    used = set(re.findall(r"""\b(?:t|text)\(\s*["']([a-z0-9_.]+)["']""", sources))
+    used |= {link.title for link in (*USER_LINKS, *OPERATOR_LINKS)}
+    groups = set(re.findall(r"""texts_under\(["']([a-z0-9_.]+)["']""", sources))
+    of_scripts = {name for name in names if any(name.startswith(f"{each}.") for each in groups)}
+    assert used <= names, used - names
+    for name in names - used:
+        last = name.rpartition(".")[2]
+        assert name in of_scripts, name
+        assert re.search(rf"\b{last}\b", sources), f"no script says {name}"
+
+
+def test_texts_are_filled_in() -> None:
+    assert text("problem.request", id="x") == "Request x. An operator finds it in the log."
+
+
+def test_files_are_kept_for_ever_under_a_name_of_their_content(tmp_path: Path) -> None:
+    assets = Assets(empty_assets(tmp_path / "one"))
+    other = empty_assets(tmp_path / "other")
+    (other / "htmx.js").write_text("changed")
+    assert Assets(other).url("app.js") != assets.url("app.js")
+    with pytest.raises(KeyError, match=r"no file x\.js"):
+        assets.url("x.js")
+
+
+def test_files_are_zipped_for_who_takes_it_and_whole_for_others(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        url = asked.app.state.pages.assets.url("app.js")
+        content = (OWN / "app.js").read_bytes()
+        zipped = await _raw(asked, url, "gzip, br")
+        plain = await _raw(asked, url, "identity")
+        assert zipped.headers["content-encoding"] == "gzip"
+        assert plain.content == content
+        assert zipped.content == content  # as the client unpacks it
+        for answer in (zipped, plain):
+            assert answer.headers["cache-control"] == FOREVER
+            assert answer.headers["vary"] == "Accept-Encoding"
+            assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+
+    host.run(scenario)
+
+
+async def _raw(asked: Served, url: str, encoding: str) -> httpx.Response:
+    return await asked.client.get(url, headers={"Accept-Encoding": encoding})
+
+
+def test_there_are_no_other_files(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        digest = asked.app.state.pages.assets.digest
+        for path in (
+            f"/static/{digest}/none.js",
+            "/static/0000000000000000/app.js",
+            f"/static/{digest}/%2e%2e/pages.py",
+            f"/static/{digest}//etc/passwd",
+            f"/static/{digest}/",
+        ):
+            assert (await asked.client.get(path)).status_code in (401, 404), path
+
+    host.run(scenario)
+
+
+def test_templates_ask_for_nothing_unknown() -> None:
+    environment = Environment(loader=PackageLoader("polydev.controller.web"), autoescape=True)
+    for template in TEMPLATES:
+        meta.find_undeclared_variables(environment.parse(template.read_text()))

@@ -1,0 +1,342 @@
+"""Browsers signed in by a token, a JWT or a link; what their cookies let through, and what not."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polydev.controller.model import Caller, now
+from polydev.controller.settings import Settings, WebSettings
+from polydev.controller.web.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
+from polydev.controller.web.sign_in import local_path
+from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host, problem, token_of
+from tests.pages import BROWSER, PAGES, VIEWERS, Browser, browser
+
+FOREIGN = "https://evil.example"
+OWN = "http://controller.test"
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
+    return api_host(migrated, tmp_path, slots=(2, 3, 4))
+
+
+@pytest.mark.parametrize("route", PAGES, ids=" ".join)
+def test_each_page_for_each_caller(host: ApiHost, route: tuple[str, str]) -> None:
+    expected = dict(zip(VIEWERS, PAGES[route], strict=True))
+
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        pages = asked.app.state.pages
+        values = {"session_id": session["id"], "vm_id": session["vmId"], "digest": IMAGE_DIGEST}
+        values["user_id"] = asked.users["user"]
+        if "/static/" in route[1]:
+            values |= {"digest": pages.assets.digest, "name:path": "app.js"}
+        path = route[1].replace("{name:path}", values.pop("name:path", "")).format(**values)
+        answered = {}
+        for caller in VIEWERS:
+            answer = await (await browser(asked, caller)).ask(route[0], path)
+            answered[caller] = answer.status_code
+        assert answered == expected
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("caller", ["user", "operator"])
+def test_a_token_or_a_jwt_becomes_a_cookie_that_no_script_can_read(
+    host: ApiHost, caller: str
+) -> None:
+    async def scenario(asked: Served) -> None:
+        form = {"token": f" {asked.tokens[caller]} ", "next": "/login?here"}
+        answer = await Browser(asked).ask("POST", "/login", data=form)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login?here")
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith(f"{PLAIN_NAME}=")
+        assert {"HttpOnly", "Path=/", "SameSite=strict"} <= set(cookie.split("; "))
+        assert "Secure" not in cookie
+        shown = await (await browser(asked, caller)).ask("GET", "/api/auth/sessions")
+        assert shown.status_code == 200
+
+    host.run(scenario)
+
+
+def test_a_cookie_is_for_tls_alone_where_browsers_come_by_tls(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        form = {"token": asked.tokens["user"]}
+        answer = await asked.client.post("/login", data=form, headers=BROWSER)
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith(f"{SECURE_NAME}=")
+        assert "Secure" in cookie.split("; ")
+        secret = cookie.partition("=")[2].partition(";")[0]
+        for name, status in ((SECURE_NAME, 200), (PLAIN_NAME, 401)):
+            asked.client.cookies.clear()
+            seen = {"Cookie": f"{name}={secret}"}
+            answer = await asked.client.get("/api/auth/sessions", headers=seen)
+            assert answer.status_code == status
+
+    host.run(scenario, web=WebSettings(public_url="https://vms.example.com"))
+
+
+@pytest.mark.parametrize(
+    ("told", "trusted", "is_secure"),
+    [("https", ("127.0.0.1",), True), ("https", (), False), ("http", ("127.0.0.1",), False)],
+)
+def test_only_a_trusted_proxy_says_that_there_is_tls(
+    host: ApiHost, told: str, trusted: tuple[str, ...], is_secure: bool
+) -> None:
+    async def scenario(asked: Served) -> None:
+        headers = {**BROWSER, "X-Forwarded-Proto": told}
+        form = {"token": asked.tokens["user"]}
+        answer = await asked.client.post("/login", data=form, headers=headers)
+        assert answer.headers["set-cookie"].startswith(SECURE_NAME) is is_secure
+
+    proxies = Settings(trusted_proxies=trusted).trusted_proxies  # type: ignore[arg-type]
+    host.run(scenario, trusted_proxies=proxies)
+
+
+@pytest.mark.parametrize(
+    "token", ["", "pdt_wrong", "x" * 9000, "pdk_wrong", "<script>alert(1)</script>"]
+)
+def test_a_wrong_token_is_told_on_the_page_and_quoted_nowhere(host: ApiHost, token: str) -> None:
+    async def scenario(asked: Served) -> None:
+        form = {"token": token, "next": '"><script>alert(1)</script>'}
+        answer = await Browser(asked).ask("POST", "/login", data=form)
+        assert answer.status_code == 401
+        assert 'role="alert"' in answer.text
+        assert "set-cookie" not in answer.headers
+        assert "<script>alert" not in answer.text
+        assert not token or token not in answer.text
+
+    host.run(scenario)
+
+
+def test_guesses_are_limited(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        statuses = []
+        for _ in range(asked.services.settings.rate.failures_burst + 1):
+            headers = {**BROWSER, "X-Forwarded-For": "192.0.2.7"}
+            form = {"token": "pdt_guess"}
+            answer = await asked.client.post("/login", data=form, headers=headers)
+            statuses.append(answer.status_code)
+        assert statuses[0] == 401
+        assert statuses[-1] == 429
+
+    proxies = Settings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
+    host.run(scenario, trusted_proxies=proxies)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "goes_to"),
+    [
+        ("/admin?tab=1", "/admin?tab=1"),
+        ("//evil.example/x", "/"),
+        ("/\\evil.example", "/"),
+        ("https://evil.example", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/a b", "/"),
+        ("/a\r\nSet-Cookie: x=1", "/"),
+        (None, "/"),
+        ("", "/"),
+    ],
+)
+def test_a_browser_goes_to_our_own_pages_only(asked_for: str | None, goes_to: str) -> None:
+    assert local_path(asked_for) == goes_to
+
+
+def test_who_is_not_signed_in_is_led_to_it_and_back(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        nobody = Browser(asked)
+        answer = await nobody.ask("GET", "/session/x?a=1&b=2")
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/login?next=/session/x%3Fa%3D1%26b%3D2"
+        page = await nobody.ask("GET", answer.headers["location"])
+        assert 'name="next" value="/session/x?a=1&amp;b=2"' in page.text
+        problem(await nobody.ask("GET", "/api/auth/sessions"), 401, "not-authenticated")
+        part = await nobody.ask("GET", "/", {"HX-Request": "true"})
+        problem(part, 401, "not-authenticated")
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {CSRF_HEADER: ""},
+        {CSRF_HEADER: "0" * 64},
+        {"Origin": FOREIGN},
+        {"Origin": "null"},
+        {"Origin": "http://controller.test.evil.example"},
+        {"Origin": f"{OWN}:4001"},
+        {"Origin": "http://[::1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+    ],
+    ids=str,
+)
+def test_what_a_cookie_changes_must_come_from_a_page_of_ours(
+    host: ApiHost, headers: dict[str, str]
+) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        body = {"userId": asked.users["user"], "provider": "claude"}
+        refused = await signed_in.ask("POST", "/api/auth/start", headers, json=body)
+        problem(refused, 403, "not-allowed")
+        assert (await signed_in.ask("POST", "/logout", headers)).status_code == 403
+        good = {"Origin": OWN, "Sec-Fetch-Site": "same-origin"}
+        taken = await signed_in.ask("POST", "/api/auth/start", good, json=body)
+        assert taken.status_code == 201
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("headers", [{"Origin": FOREIGN}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize("path", ["/login", "/login/code"])
+def test_no_other_site_signs_a_browser_in(
+    host: ApiHost, path: str, headers: dict[str, str]
+) -> None:
+    async def scenario(asked: Served) -> None:
+        form = {"token": asked.tokens["user"], "code": "x"}
+        answer = await Browser(asked).ask("POST", path, headers, data=form)
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
+
+    host.run(scenario)
+
+
+def test_another_browser_s_proof_is_none(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        one, other = await browser(asked, "user"), await browser(asked, "user")
+        assert one.cookie is not None
+        stolen = {CSRF_HEADER: csrf_token(one.cookie)}
+        problem(await other.ask("POST", "/api/auth/sign-in-link", stolen), 403, "not-allowed")
+
+    host.run(scenario)
+
+
+def test_a_token_beside_a_cookie_counts(host: ApiHost) -> None:
+    """So a program's request never needs a page's proof."""
+
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        headers = asked.headers("operator") | {CSRF_HEADER: ""}
+        answer = await signed_in.ask("POST", "/api/auth/sign-in-link", headers)
+        assert answer.status_code == 201
+
+    host.run(scenario)
+
+
+def test_signing_out_ends_the_cookie_and_no_other(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        one, other = await browser(asked, "user"), await browser(asked, "user")
+        answer = await one.ask("POST", "/logout")
+        assert answer.headers["hx-redirect"] == "/login"
+        assert f'{PLAIN_NAME}=""' in answer.headers["set-cookie"]
+        assert (await one.ask("GET", "/api/auth/sessions")).status_code == 401
+        assert (await other.ask("GET", "/api/auth/sessions")).status_code == 200
+
+    host.run(scenario)
+
+
+def test_a_sign_in_ends_with_its_token_and_its_user(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        services = asked.services
+        signed_in = await browser(asked, "operator")
+        tokens = await services.tokens.list(asked.users["operator"])
+        await services.tokens.revoke(tokens[0].id)
+        problem(await signed_in.ask("GET", "/api/auth/sessions"), 401, "not-authenticated")
+
+    host.run(scenario)
+
+
+def test_a_sign_in_ends_with_the_jwt_or_the_configured_time(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        services, user = asked.services, asked.users["user"]
+        short = Caller(user, "user", "jwt", now() + timedelta(seconds=60))
+        for caller, latest in ((short, 60), (Caller(user, "user", "jwt"), 100)):
+            secret, until = await services.sign_ins.create(caller, 100)
+            assert until <= now() + timedelta(seconds=latest)
+            assert await services.sign_ins.caller_of(secret) is not None
+        over, _ = await services.sign_ins.create(short, -1)
+        assert await services.sign_ins.caller_of(over) is None
+        form = {"token": token_of(user, 60)}
+        answer = await Browser(asked).ask("POST", "/login", data=form)
+        assert answer.status_code == 303
+
+    host.run(scenario)
+
+
+def test_a_link_signs_in_once(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        made = await asked.ask("POST", "/api/auth/sign-in-link", "operator")
+        assert made.status_code == 201
+        path, _, fragment = made.json()["url"].partition("#")
+        assert path == "/login"
+        form = {"code": fragment.removeprefix("code="), "next": "/"}
+        first, second = Browser(asked), Browser(asked)
+        assert (await first.ask("POST", "/login/code", data=form)).status_code == 303
+        again = await second.ask("POST", "/login/code", data=form)
+        assert again.status_code == 401
+        assert "used before" in again.text
+        assert second.cookie is None
+        of_operator = await first.ask("GET", "/openapi.json")
+        assert of_operator.status_code == 200
+
+    host.run(scenario)
+
+
+def test_a_browser_makes_no_links(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        problem(await signed_in.ask("POST", "/api/auth/sign-in-link"), 403, "not-allowed")
+
+    host.run(scenario)
+
+
+def test_forms_that_cannot_be_read_are_refused(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        nobody = Browser(asked)
+        for content in (b"\xff\xfe", b"&".join(b"a=1" for _ in range(20))):
+            answer = await nobody.ask("POST", "/login", content=content)
+            assert answer.status_code == 400, content
+
+    host.run(scenario)
+
+
+def test_problems_are_pages_for_people_and_json_for_programs(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        page = await signed_in.ask("GET", "/nowhere/<script>alert(1)</script>")
+        assert page.status_code == 404
+        assert page.headers["content-type"].startswith("text/html")
+        assert "nothing is at this address" in page.text
+        assert "<script>alert" not in page.text
+        answer = await signed_in.ask("GET", "/nowhere", {"Accept": "*/*"})
+        told: dict[str, Any] = problem(answer, 404)
+        assert told["instance"] == "/nowhere"
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "path", ["//login", "/login/", "/LOGIN", "/login/../api/auth/sessions", "/static/../metrics"]
+)
+def test_confused_paths_open_nothing(host: ApiHost, path: str) -> None:
+    async def scenario(asked: Served) -> None:
+        answer = await asked.client.get(f"{OWN}{path}", headers={"Accept": "*/*"})
+        assert answer.status_code in (401, 404), answer.text
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_other_methods_of_open_paths_are_refused(host: ApiHost, method: str) -> None:
+    async def scenario(asked: Served) -> None:
+        for path in ("/login", "/login/code", "/api/auth/redeem", "/static/x/app.js"):
+            assert (await asked.client.request(method, path)).status_code == 405, path
+        assert (await asked.client.request(method, "/session/x?ticket=y")).status_code == 401
+
+    host.run(scenario)
