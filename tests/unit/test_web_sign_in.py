@@ -106,6 +106,7 @@ def test_a_wrong_token_is_told_on_the_page_and_quoted_nowhere(host: ApiHost, tok
         answer = await Browser(asked).ask("POST", "/login", data=form)
         assert answer.status_code == 401
         assert 'role="alert"' in answer.text
+        assert "Authorization: Bearer" not in answer.text
         assert "set-cookie" not in answer.headers
         assert "<script>alert" not in answer.text
         assert not token or token not in answer.text

@@ -53,6 +53,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._templates.filters["sentence"] = sentence
         self._templates.globals.update(
             t=text, texts_under=texts_under, asset=assets.url, version=polydev.__version__
         )
@@ -90,6 +91,12 @@ class Pages:
             "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
         }
         return headers if framed_by else headers | ALONE
+
+
+def sentence(words: str) -> str:
+    """An error's message as a sentence, as people read it."""
+    begun = words[:1].upper() + words[1:]
+    return begun if begun.endswith((".", "!", "?", "…")) else f"{begun}."
 
 
 def is_embedded(request: Request) -> bool:

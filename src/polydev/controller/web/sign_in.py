@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from polydev.controller.api.identity import HOW
 from polydev.controller.api.origin import asked_from
 from polydev.controller.model import Caller
 from polydev.controller.problems import problem_of
@@ -105,6 +106,8 @@ async def _form(request: Request, pages: Pages) -> dict[str, str]:
 
 def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> Response:
     problem = problem_of(refusal, request.url.path, request.state.request_id)
+    if problem.hint == HOW:  # how a program shows its token
+        problem = problem.model_copy(update={"hint": text("login.bad_token_hint")})
     return pages.render(request, "login.html", problem.status, next=after, problem=problem)
 
 

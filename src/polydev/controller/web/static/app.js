@@ -9,6 +9,12 @@ export function fill(text, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 }
 
+/** An error's message as a sentence, as people read it. */
+export function sentence(words) {
+  const begun = words.charAt(0).toUpperCase() + words.slice(1);
+  return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
+}
+
 /** Read the texts of a script from the page; `id` is that of their script element. */
 export function textsOf(id) {
   const found = JSON.parse(document.getElementById(id).textContent);
@@ -77,8 +83,8 @@ export function showProblem(problem) {
     showNotice(texts.signed_out, { href: `/login?next=${here}`, words: texts.sign_in });
     return;
   }
-  const words = fill(texts.failed, { detail: problem.message });
-  showNotice(problem.hint ? `${words} ${problem.hint}` : words);
+  const words = fill(texts.failed, { detail: sentence(problem.message) });
+  showNotice(problem.hint ? `${words} ${sentence(problem.hint)}` : words);
 }
 
 document.addEventListener("htmx:configRequest", (event) => {
