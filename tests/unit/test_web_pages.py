@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jinja2 import Environment, PackageLoader, meta
 
 from polydev.controller.web.assets import FOREVER, OWN, Assets
 from polydev.controller.web.pages import OPERATOR_LINKS, USER_LINKS, content_security_policy
@@ -123,9 +122,3 @@ def test_there_are_no_other_files(host: ApiHost) -> None:
             assert (await asked.client.get(path)).status_code in (401, 404), path
 
     host.run(scenario)
-
-
-def test_templates_ask_for_nothing_unknown() -> None:
-    environment = Environment(loader=PackageLoader("polydev.controller.web"), autoescape=True)
-    for template in TEMPLATES:
-        meta.find_undeclared_variables(environment.parse(template.read_text()))
