@@ -464,7 +464,7 @@ def test_a_browser_without_its_window_is_still_starting(
 
 
 def test_readiness_that_goes_is_seen(start_agent: StartAgent, desktop: Desktop) -> None:
-    agent = start_agent("--keep-seconds=0")
+    agent = start_agent("--keep-seconds=0", "--novnc-keep-seconds=0")
     assert agent.health()[0] == 200
     desktop.units(browser="failed/failed")
     assert agent.health()[1]["status"] == "failed"
@@ -698,7 +698,7 @@ def test_clients_that_leave_early_do_no_harm(start_agent: StartAgent) -> None:
 
 def test_readiness_is_announced_once_and_unasked(start_agent: StartAgent, desktop: Desktop) -> None:
     desktop.units(browser="activating/start-post")
-    agent = start_agent("--keep-seconds=0")
+    agent = start_agent("--keep-seconds=0", "--novnc-keep-seconds=0")
     assert agent.console_through("answers") == ["polydev: agent answers after 12.34 s"]
     assert agent.health()[0] == 503
     (desktop.proc / "uptime").write_text("45.67 80.00\n")

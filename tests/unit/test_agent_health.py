@@ -53,6 +53,7 @@ class Guest:
             ask=self._ask,
             facts=lambda: Facts(str(proc), str(proc / "identity")),
             keep_seconds=keep_seconds,
+            keep_longer={"novnc": 60.0},
             clock=lambda: self.now,
         )
 
@@ -163,6 +164,10 @@ def test_good_outcomes_are_kept_a_while(guest: Guest) -> None:
     guest.health.report()
     assert guest.asked == []
     guest.now += 0.1
+    guest.health.report()
+    assert sorted(guest.asked) == ["desktop", "systemctl", "vnc"]
+    guest.asked.clear()
+    guest.now += 59
     guest.health.report()
     assert sorted(guest.asked) == ["desktop", "novnc", "systemctl", "vnc"]
 

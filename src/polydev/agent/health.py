@@ -1,7 +1,7 @@
 """Puts the checks together into one answer, cheaply enough to be asked all the time.
 
 Whoever asks while a run is under way gets that run's answer. A good outcome of a check, and
-the units' states, are given again for a short while; a bad outcome is looked at afresh.
+the units' states, are given again for a while; a bad outcome is looked at afresh.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ class Health:
         ask: Callable[[], Units],
         facts: Callable[[], Facts],
         keep_seconds: float,
+        keep_longer: Mapping[str, float] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._checks = checks
         self._ask = ask
         self._facts = facts
         self._keep_seconds = keep_seconds
+        self._keep_longer = keep_longer or {}
         self._clock = clock
         self._outcomes: dict[str, Outcome] = {}
         self._units = unknown_units(UNIT_OF.values(), "systemctl was not asked yet")
@@ -111,10 +113,8 @@ class Health:
 
     def _is_kept(self, name: str) -> bool:
         outcome = self._outcomes.get(name)
-        return outcome is not None and outcome.ok and self._is_fresh(outcome.at)
-
-    def _is_fresh(self, at: float) -> bool:
-        return self._clock() - at < self._keep_seconds
+        keep_seconds = self._keep_longer.get(name, self._keep_seconds)
+        return outcome is not None and outcome.ok and self._clock() - outcome.at < keep_seconds
 
     def _outcome(self, check: Callable[[], str]) -> Outcome:
         try:
@@ -125,7 +125,8 @@ class Health:
             return Outcome(False, f"the check itself broke: {error!r}")
 
     def _refresh_units(self) -> None:
-        if self._units_at is not None and self._is_fresh(self._units_at):
+        now = self._clock()
+        if self._units_at is not None and now - self._units_at < self._keep_seconds:
             return
         try:
             self._units = self._ask()
@@ -209,4 +210,5 @@ def health_of_guest(settings: Settings) -> Health:
         ),
         facts=lambda: Facts(settings.proc, settings.identity),
         keep_seconds=settings.keep_seconds,
+        keep_longer={"novnc": settings.novnc_keep_seconds},
     )

@@ -31,6 +31,8 @@ class Settings:
 
     check_timeout_seconds: float = 4.0
     keep_seconds: float = 1.0  # age up to which a good answer is given again
+    # The same of noVNC, which starts processes to answer. Sessions' screens do not go through it.
+    novnc_keep_seconds: float = 60.0
     watch_pause_seconds: float = 1.0
     login_start_timeout_seconds: float = 30.0
     login_page_seconds: float = 180.0  # until a tool that wants no page has failed
