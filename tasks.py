@@ -28,6 +28,7 @@ from verbs import (
     remote,
     sessions,
     templates,
+    usage,
 )
 from verbs.connection import access_fields, controller_url, lab_access
 from verbs.golden import open_store, verify
@@ -252,6 +253,8 @@ for verb in (
     templates.templates,
     templates.pool,
     alerts.alerts,
+    usage.usage,
+    usage.screenshot,
     doctor.doctor,
     check,
     test,

@@ -10,7 +10,8 @@
     │   └── SpecError           a booted image does not keep its specs
     │       └── SpecTimeout     specs did not end in time, and none failed otherwise
     ├── VmError                 a virtual machine could not be started, asked or stopped
-    │   └── VmTimeout           it did not answer in time
+    │   ├── VmTimeout           it did not answer in time
+    │   └── NoScreen            it has no screen that can be shown now
     ├── MachineBusy             a VM got too little CPU time to judge it or its image
     ├── SessionError            a session cannot be had, found or changed
     │   ├── SessionNotFound     there is no such session
@@ -126,6 +127,12 @@ class VmError(Error):
 
 class VmTimeout(VmError):
     """It may be slow, or hang."""
+
+
+class NoScreen(VmError):
+    """It boots, or is paused."""
+
+    code = "no-screen"
 
 
 class MachineBusy(Error):

@@ -19,6 +19,7 @@ _ADDRESS = {
     "ip_v6_network": "must be an IPv6 network without bits of a host, as in 2001:db8::/64",
 }
 _WHOLE, _NUMBER = "must be a whole number", "must be a number"
+_UUID = "must be a UUID, as in 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 _FLAG, _LIST, _KEYS = "must be true or false", "must be a list", "must be a mapping of keys"
 # By the type of pydantic's error; in braces what it says with it.
 _WORDS = {
@@ -51,6 +52,8 @@ _WORDS = {
     "model_type": _KEYS,
     "model_attributes_type": _KEYS,
     "path_type": "must be a path",
+    "uuid_type": _UUID,
+    "uuid_parsing": _UUID,
     **_ADDRESS,
 }
 

@@ -28,6 +28,7 @@ from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Users
 from polydev.controller.store.vms import Vms
 from tests.stores import DIGEST, NETWORK, Clock, run_async
@@ -292,6 +293,27 @@ class TestSampler:
             assert await Samples(host.database).between(START, START + timedelta(days=1)) == []
             assert await Alerts(host.database).standing() == []
             assert host.sampler.latest is not None
+
+    @run_async
+    async def test_what_users_use_is_counted_by_who_leads(
+        self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with host_of(store_url, tmp_path, monkeypatch) as host:
+            vm_id = await host.start_session()
+            session = await host.sessions.of_vm(vm_id)
+            assert session is not None
+            await host.vms.launched(vm_id)
+            host.leads = False
+            await host.pass_samples(2)
+            usage = Usage(host.database, host.settings.quotas)
+            assert (await usage.days(START.date()))[session.user_id][START.date()].vm_seconds == 0
+            host.leads = True
+            await host.pass_samples(1)
+            assert (await usage.days(START.date()))[session.user_id][START.date()].vm_seconds == 30
+            host.clock.pass_seconds((host.settings.keep_usage_days + 1) * 24 * 3600)
+            host.sampler = host.begin()
+            await host.pass_samples(1)
+            assert START.date() not in (await usage.days(START.date()))[session.user_id]
 
     @run_async
     async def test_without_the_database_the_host_is_still_measured(

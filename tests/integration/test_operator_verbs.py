@@ -35,6 +35,17 @@ def test_a_controller_is_asked_through_ssh(operator: Operator) -> None:
     assert "./inv token.create --inventory inventory/lab.py --user" in refused.stderr
 
 
+def test_use_is_told_by_user_and_a_vm_that_there_is_not_has_no_screenshot(
+    operator: Operator,
+) -> None:
+    found = operator.answer("usage", "--days", "2")
+    admins = [each for each in found["users"] if each["name"] == "op 1"]
+    assert [(each["role"], each["total"]["vmSeconds"]) for each in admins] == [("admin", 0)]
+    assert operator.answer("usage", "--user", "op 1")["users"] == admins
+    refused = operator("screenshot", "00000000", in_json=False)
+    assert (refused.status, "there is no VM 00000000" in refused.stderr) == (1, True)
+
+
 def test_where_templates_are_off_none_is_made_and_all_say_so(operator: Operator) -> None:
     refused = operator("template.build", in_json=False)
     assert refused.status == 1

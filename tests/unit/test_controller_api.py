@@ -67,6 +67,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 # What the user, another user, an operator and an admin are answered; all others get 401.
 OWN = (200, 403, 200, 200)
 COMING = (202, 403, 202, 202)
+BOOTING = (409, 403, 409, 409)
 ALL = (200, 200, 200, 200)
 EACH_OWN = (201, 201, 201, 201)
 GONE = (204, 204, 204, 204)
@@ -93,6 +94,9 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/vm/{vm_id}"): OWN,
     ("GET", "/api/vm/{vm_id}/metrics"): OWN,
     ("GET", "/api/vm/{vm_id}/console"): OWN,
+    ("GET", "/api/vm/{vm_id}/screenshot"): BOOTING,
+    ("GET", "/api/auth/usage"): ALL,
+    ("GET", "/api/admin/usage"): OPERATORS,
     ("GET", "/api/admin/health/system"): OPERATORS,
     ("GET", "/api/admin/health/cpu"): OPERATORS,
     ("GET", "/api/admin/health/memory"): OPERATORS,

@@ -37,7 +37,18 @@ def test_every_option_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sessions", "vms", "console", "viewer", "alerts", "session.start", "session.end"]
+    "name",
+    [
+        "sessions",
+        "vms",
+        "console",
+        "screenshot",
+        "usage",
+        "viewer",
+        "alerts",
+        "session.start",
+        "session.end",
+    ],
 )
 def test_what_asks_a_controller_reaches_it_through_ssh_too(name: str) -> None:
     assert {"url", "token", "inventory", "host"} <= set(VERBS[name].args)

@@ -77,6 +77,14 @@ class ControllerApi:
             answer = self._session.get(path, params=query)
         return _content(answer)
 
+    def content(self, path: str) -> bytes:
+        """An answer that is no JSON, whole."""
+        with self._reached():
+            answer = self._session.get(path, headers={"Accept": "*/*"})
+        if not answer.ok:
+            raise refused(answer)
+        return answer.content
+
     def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         given = {name: _header(name, value) for name, value in (headers or {}).items()}
         with self._reached():

@@ -22,6 +22,7 @@ from polydev.controller.api import (
     novnc,
     sessions,
     tickets,
+    usage,
     vms,
 )
 from polydev.controller.api.refusals import problem_schemas
@@ -36,7 +37,7 @@ from polydev.controller.web.assets import Assets
 from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
-ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, admin)
+ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, usage, admin)
 
 
 class Controller(FastAPI):

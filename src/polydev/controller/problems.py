@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from polydev.controller.quotas import QuotaExceeded
 from polydev.errors import (
     AccessError,
     AgentError,
@@ -25,6 +26,7 @@ from polydev.errors import (
     Error,
     ImageError,
     NoCredentialsKey,
+    NoScreen,
     NotAllowed,
     NotAuthenticated,
     SessionError,
@@ -69,6 +71,7 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     UserNotFound: HTTPStatus.NOT_FOUND,
     WrongProvider: UNPROCESSABLE,
     TooManySessions: HTTPStatus.CONFLICT,
+    QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     CapacityError: HTTPStatus.SERVICE_UNAVAILABLE,
     ImageError: HTTPStatus.SERVICE_UNAVAILABLE,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -80,6 +83,7 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     NotAuthenticated: HTTPStatus.UNAUTHORIZED,
     NotAllowed: HTTPStatus.FORBIDDEN,
     AgentError: HTTPStatus.BAD_GATEWAY,
+    NoScreen: HTTPStatus.CONFLICT,
     VmError: HTTPStatus.BAD_GATEWAY,
     Error: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -147,6 +151,8 @@ def headers_of(error: Exception, status: int) -> dict[str, str]:
     """What goes with the answer: how to come in, or when to come again."""
     if isinstance(error, HTTPException) and error.headers:
         return dict(error.headers)
+    if isinstance(error, QuotaExceeded):
+        return {"Retry-After": str(error.retry_after_seconds)}
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": CHALLENGE}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -175,7 +181,7 @@ def problem_of(error: Exception, path: str, request_id: str) -> Problem:
 
 
 def _members(error: Error) -> Mapping[str, Any]:
-    return error.members if isinstance(error, NoCapacity) else {}
+    return error.members if isinstance(error, NoCapacity | QuotaExceeded) else {}
 
 
 def _status_of(error: Exception) -> HTTPStatus:

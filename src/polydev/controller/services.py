@@ -24,6 +24,7 @@ from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
 from polydev.controller.release import release_id
@@ -37,6 +38,7 @@ from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.starts import Starts
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
 from polydev.controller.web.own_pages import Rules
@@ -72,6 +74,7 @@ class Services:
     session_starts: Starts
     processes: Processes
     snapshots: Snapshots
+    usage: Usage
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
@@ -86,6 +89,7 @@ class Services:
     permits: Permits
     rules: Rules
     consoles: Consoles
+    screenshots: Screenshots
     news: NewsBell
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,6 +132,7 @@ class Services:
 
     async def close(self) -> None:
         await self.end()
+        await self.screenshots.close()
         await self.identity.close()
         await self.agent.close()
         if self.hypervisor is not None:
@@ -141,7 +146,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     release = release_id(settings.release_file)
     database = Database(create_engine(settings.database_url))
     users, tokens, sign_ins = Users(database), Tokens(database), SignIns(database)
-    sessions, vms = Sessions(database, settings.session), Vms(database, settings.session)
+    sessions = Sessions(database, settings.session, quotas=settings.quotas)
+    vms = Vms(database, settings.session)
     metrics = Metrics(release, started)
     agent = AgentClient(settings.vm_check.timeout_seconds)
     news = NewsBell(sessions.latest_news_number)
@@ -172,6 +178,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         processes=Processes(),
         snapshots=Snapshots(settings, sampler.host, alerts, health, vms, hypervisor),
         alerts=alerts,
+        usage=Usage(database, settings.quotas),
         hypervisor=hypervisor,
         driver=driver,
         agent=agent,
@@ -185,6 +192,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         rules=Rules(settings.web.public_url, settings.trusted_proxies),
         permits=Permits(tokens, users, sign_ins),
         consoles=Consoles(vms),
+        screenshots=Screenshots(),
         news=news,
         background=Background(_works(settings, database, driver, sampler)),
     )

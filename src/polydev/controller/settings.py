@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -34,6 +35,7 @@ from pydantic_settings import (
 )
 from typing_extensions import Self
 
+from polydev.controller.model import Role
 from polydev.errors import ConfigError
 from polydev.validation import dotted, near, problems_of
 from polydev.yaml_files import load_yaml
@@ -47,6 +49,8 @@ TRUE_WORDS = ("1", "true", "yes", "on")
 # Ten years, and a century: beyond, points in time have no date.
 MOST_SECONDS = 10 * 366 * 24 * 3600
 MOST_DAYS = 36525
+# A month's quota needs all of its days.
+LEAST_USAGE_DAYS = 32
 # A token that is off by more was not made for now.
 MOST_LEEWAY_SECONDS = 3600
 MOST_VM_MIB = 1024 * 1024
@@ -191,6 +195,39 @@ class SessionLimits(Group):
     idle_seconds: Seconds = 300
     max_seconds: Seconds = 4 * 3600
     heartbeat_live_seconds: Seconds = 30
+
+
+class Quota(Group):
+    """What a user may use in a day or month of UTC before no further session starts; 0: no limit.
+
+    Traffic is what their VMs receive and send.
+    """
+
+    vm_hours_per_day: float = Field(default=0, ge=0, le=MOST_SECONDS)
+    vm_hours_per_month: float = Field(default=0, ge=0, le=MOST_SECONDS)
+    cpu_hours_per_day: float = Field(default=0, ge=0, le=MOST_SECONDS)
+    traffic_gib_per_day: float = Field(default=0, ge=0, le=MOST_SECONDS)
+
+
+class Quotas(Quota):
+    """The quota of everybody. What a role or a user names goes before, the user's first."""
+
+    by_role: Mapping[Role, Quota] = Field(default_factory=dict)
+    by_user: Mapping[UUID, Quota] = Field(default_factory=dict)
+
+    def of(self, user_id: str, role: Role) -> Quota:
+        """Return the quota of one user."""
+        named: dict[str, float] = {}
+        for each in (self, self.by_role.get(role), self.by_user.get(UUID(user_id))):
+            if each is not None:
+                named |= each.model_dump(exclude_unset=True, include=set(Quota.model_fields))
+        return Quota(**named)
+
+    @property
+    def are_set(self) -> bool:
+        """Whether anybody has a limit."""
+        given = (self, *self.by_role.values(), *self.by_user.values())
+        return any(getattr(each, name) for each in given for name in Quota.model_fields)
 
 
 class VmChecks(Group):
@@ -370,6 +407,9 @@ class Settings(BaseSettings):
     """Sessions' VMs are resumed from a template of the golden image; false: each boots."""
     pool: PoolSettings = PoolSettings()
     session: SessionLimits = SessionLimits()
+    quotas: Quotas = Quotas()
+    keep_usage_days: int = Field(default=400, ge=LEAST_USAGE_DAYS, le=MOST_DAYS)
+    """How long it is known what each user used on each day."""
     vm_check: VmChecks = VmChecks()
     keep_failed_seconds: int = Field(default=24 * 3600, ge=0, le=MOST_SECONDS)
     """How long the logs of a VM that failed are kept."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from polydev.controller.model import Provider, Session, Vm
+from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState
 from polydev.vm.stages import Stage
 
@@ -39,6 +40,7 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "bootsBecause": "there is no template of its image",
         "receipt": None,
     },
+    "warnings": [],
     "links": {
         "self": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
         "vm": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/vm",
@@ -116,6 +118,24 @@ class Failure(Answer):
     serial_tail: str | None
 
 
+class QuotaAnswer(Answer):
+    """One quota of a user, in the unit that its name says. `freeAt` is when it counts anew."""
+
+    quota: QuotaName
+    used: float
+    limit: float
+    left: float
+    free_at: datetime
+
+
+class SessionWarning(Answer):
+    """What its user should know of while a session runs; it is not ended for it."""
+
+    kind: Literal["quota"] = "quota"
+    message: str
+    quota: QuotaAnswer
+
+
 class Links(Answer):
     self_: str = Field(alias="self")
     vm: str
@@ -125,7 +145,8 @@ class Links(Answer):
 
 
 class SessionAnswer(Answer):
-    """A session. `boot` is how far its VM is, `failure` why it failed if it did.
+    """A session. `boot` is how far its VM is, `failure` why it failed if it did; `warnings` tell of
+    quotas that its user has nearly or quite used up.
 
     Names of older clients: `sessionId` is `id`, `novncURL` the path of the viewer's page, and
     `browserIP` the address of its VM, null once that is over.
@@ -148,6 +169,7 @@ class SessionAnswer(Answer):
     browser_ip: str | None = Field(alias="browserIP")
     boot: Boot
     failure: Failure | None = None
+    warnings: list[SessionWarning] = []
     links: Links
 
 
@@ -227,7 +249,8 @@ def viewer_page(session_id: str) -> str:
     return f"/session/{session_id}"
 
 
-def session_answer(session: Session, vm: Vm) -> SessionAnswer:
+def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) -> SessionAnswer:
+    """`quotas` are its user's."""
     return SessionAnswer(
         id=session.id,
         session_id=session.id,
@@ -244,6 +267,7 @@ def session_answer(session: Session, vm: Vm) -> SessionAnswer:
         browser_ip=vm.vm_ip if is_live(vm) else None,
         boot=_boot(vm),
         failure=_failure(vm),
+        warnings=[_warning(each) for each in quotas if session.is_live and each.is_near],
         links=_links(session_path(session.id)),
     )
 
@@ -256,6 +280,25 @@ def _boot(vm: Vm) -> Boot:
         template=vm.template,
         boots_because=vm.boots_because,
         receipt=Receipt.model_validate(vm.receipt) if vm.receipt else None,
+    )
+
+
+def _warning(state: QuotaState) -> SessionWarning:
+    then = (
+        f"no further session starts before {state.free_at:%Y-%m-%dT%H:%M:%SZ}; this one goes on"
+        if state.is_used_up
+        else f"it is free again at {state.free_at:%Y-%m-%dT%H:%M:%SZ}"
+    )
+    return SessionWarning(message=f"{state.words} are used: {then}", quota=quota_answer(state))
+
+
+def quota_answer(state: QuotaState) -> QuotaAnswer:
+    return QuotaAnswer(
+        quota=state.quota,
+        used=round(state.used, 3),
+        limit=state.limit,
+        left=round(state.left, 3),
+        free_at=state.free_at,
     )
 
 

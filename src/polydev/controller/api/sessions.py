@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 from uuid import UUID
 
@@ -22,14 +23,30 @@ from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.providers import NamedProvider
 from polydev.controller.api.refusals import refusals
 from polydev.controller.health import image_store_state
-from polydev.controller.model import Caller, Provider, Session, Vm
+from polydev.controller.model import Caller, Provider, Session, Vm, now
 from polydev.controller.problems import NoCapacity
+from polydev.controller.quotas import QuotaState
 from polydev.controller.services import Services
 from polydev.controller.store.sessions import NewSession
 from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired
 
 MOST_LISTED = 200
 
+QUOTA_USED_UP = (
+    "A quota of the user is used up, or too many requests of this caller; Retry-After says when to "
+    "come again",
+    {
+        "type": "urn:polydev:error:quota-exceeded",
+        "title": "Too Many Requests",
+        "detail": "the user has used 8.0 of 8 VM hours of today",
+        "hint": "it is free again at 2026-11-22T00:00:00Z; an administrator may raise "
+        "quotas.vm_hours_per_day",
+        "quota": "vm_hours_per_day",
+        "used": 8.012,
+        "limit": 8,
+        "freeAt": "2026-11-22T00:00:00Z",
+    },
+)
 SessionId = Annotated[UUID, Path(description="The session's id")]
 IdempotencyKey = Annotated[
     str | None,
@@ -76,7 +93,19 @@ async def session_for(services: Services, caller: Caller, session_id: UUID) -> S
 
 
 async def _answer(services: Services, session: Session) -> SessionAnswer:
-    return session_answer(session, await services.vms.get(session.vm_id))
+    vm = await services.vms.get(session.vm_id)
+    quotas = await quotas_of(services, [session])
+    return session_answer(session, vm, quotas.get(session.user_id, ()))
+
+
+async def quotas_of(
+    services: Services, sessions: Iterable[Session]
+) -> Mapping[str, tuple[QuotaState, ...]]:
+    """The quotas of users whose sessions run, by the user's id."""
+    if not services.settings.quotas.are_set:
+        return {}
+    ids = {each.user_id for each in sessions if each.is_live}
+    return await services.usage.quotas(await services.users.roles(ids), now())
 
 
 def _add_start(router: APIRouter, services: Services) -> None:
@@ -88,7 +117,7 @@ def _add_start(router: APIRouter, services: Services) -> None:
         responses={
             200: {"model": SessionAnswer, "description": "The session that this key has started"},
             201: {"description": "Started; `Location` is the session's address"},
-            **refusals(400, 404, 409, 422),
+            **refusals(400, 404, 409, 422, own={429: QUOTA_USED_UP}),
         },
     )
     async def start(
@@ -158,8 +187,12 @@ def _add_list(router: APIRouter, services: Services) -> None:
         vms = await services.vms.some([each.vm_id for each in found[:limit]])
         # Both may have been deleted between the two questions: as old as that.
         known = [each for each in found[:limit] if each.vm_id in vms]
+        quotas = await quotas_of(services, known)
         return SessionList(
-            sessions=[session_answer(each, vms[each.vm_id]) for each in known],
+            sessions=[
+                session_answer(each, vms[each.vm_id], quotas.get(each.user_id, ()))
+                for each in known
+            ],
             next=found[limit - 1].id if len(found) > limit else None,
         )
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
 from polydev.controller.api.console import MOST_LINES, tail
 from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.limits import Buckets
 from polydev.controller.api.refusals import refusals
 from polydev.controller.host.sampler import figures_of
 from polydev.controller.host.vm_figures import VmFigures
@@ -38,6 +39,18 @@ CONSOLE_DESCRIPTION = (
     "Text as it is, with its control sequences; `Accept: application/json` gets lines without "
     "them. With `follow` the text goes on until the VM or the caller's token ends."
 )
+SCREENSHOTS_PER_SECOND = 2
+SCREENSHOTS_BURST = 10
+PNG_SCHEMA = {"type": "string", "contentMediaType": "image/png"}
+NO_SCREEN = (
+    "The VM boots, or is paused",
+    {
+        "type": "urn:polydev:error:no-screen",
+        "title": "Conflict",
+        "detail": "the VM is paused, and a screenshot does not wake it",
+        "hint": "open its viewer, which does",
+    },
+)
 
 VmId = Annotated[UUID, Path(description="The VM's id")]
 Tail = Annotated[
@@ -51,6 +64,7 @@ def routes(services: Services) -> APIRouter:
     _add_one(router, services)
     _add_figures(router, services)
     _add_console(router, services)
+    _add_screenshot(router, services)
     return router
 
 
@@ -133,6 +147,25 @@ def _add_console(router: APIRouter, services: Services) -> None:
         if "application/json" in request.headers.get("accept", ""):
             return _as_lines(vm, text, lines)
         return Response(text, media_type=TEXT)
+
+
+def _add_screenshot(router: APIRouter, services: Services) -> None:
+    asked = Buckets(SCREENSHOTS_PER_SECOND, SCREENSHOTS_BURST)
+
+    @router.get(
+        "/{vm_id}/screenshot",
+        summary="A VM's screen as it is now",
+        description="It is no use of the VM, and does not wake one that is paused.",
+        response_class=Response,
+        responses={
+            200: {"description": "The picture", "content": {"image/png": {"schema": PNG_SCHEMA}}},
+            **refusals(404, 410, 422, 502, own={409: NO_SCREEN}),
+        },
+    )
+    async def get_screenshot(vm_id: VmId, caller: Asking) -> Response:
+        vm = await vm_for(services, caller, vm_id)
+        asked.take(caller.user_id)
+        return Response(await services.screenshots.take(vm), media_type="image/png")
 
 
 def _as_lines(vm: Vm, text: bytes, count: int) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from polydev.controller.accounting import Reading, day_of
 from polydev.controller.host import deployments, network_report
 from polydev.controller.host.alerting import Observed
 from polydev.controller.host.measuring import HostFigures
@@ -39,6 +40,7 @@ from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.usage import Usage
 from polydev.controller.store.vms import Vms
 from polydev.errors import Error, VmError
 
@@ -85,6 +87,7 @@ class Sampler:
         self._network_report = Probe(partial(read_report, network_file))
         self._sender = sender or Sender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = Samples(database)
+        self._usage = Usage(database, settings.quotas)
         self._alerts = Alerts(database, clock)
         self._warden = Warden(self._alerts, settings.alert, self._sender.send)
         self._clock = clock
@@ -138,6 +141,7 @@ class Sampler:
             return
         at = self._clock()
         await self._samples.add(at, sample.model_dump(mode="json"))
+        await self._usage.count([reading_of(vm, stock.used, at) for vm in stock.held])
         seen = {
             **observed(sample, stock, self._settings.alert),
             **await self._deployments(),
@@ -150,6 +154,7 @@ class Sampler:
             self._thinned_at = at
             await self._samples.thin(self._settings.samples, at)
             await self._alerts.prune(at - KEEP_ALERTS)
+            await self._usage.prune(day_of(at - timedelta(days=self._settings.keep_usage_days)))
 
     async def _deployments(self) -> Observed:
         try:
@@ -202,6 +207,19 @@ class Sampler:
 
         found = await asyncio.gather(*map(one, held))
         return dict(zip((each.id for each in held), found, strict=True))
+
+
+def reading_of(vm: Vm, used: Mapping[str, VmFigures], at: datetime) -> Reading:
+    """A VM's counters, as far as they were measured."""
+    found = used.get(vm.id, VmFigures())
+    return Reading(
+        vm.id,
+        at,
+        vm.paused_at is not None,
+        found.cpu_seconds,
+        found.received_bytes,
+        found.sent_bytes,
+    )
 
 
 def unsent_folder(settings: Settings) -> Path:

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from polydev.controller.accounting import Use, day_of
 from polydev.controller.model import Provider, Session, SessionNews, now
-from polydev.controller.settings import WATCHED_SECONDS, SessionLimits
+from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
 from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import (
@@ -27,6 +28,7 @@ from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_pooled, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.store.usage import add_use, refuse_beyond_quota
 from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
@@ -46,17 +48,22 @@ class NewSession:
 @uninterrupted
 class Sessions:
     def __init__(
-        self, database: Database, limits: SessionLimits, clock: Callable[[], datetime] = now
+        self,
+        database: Database,
+        limits: SessionLimits,
+        clock: Callable[[], datetime] = now,
+        quotas: Quotas | None = None,
     ) -> None:
         self._database = database
         self._limits = limits
         self._clock = clock
+        self._quotas = quotas or Quotas()
 
     async def start(self, new: NewSession) -> tuple[Session, bool]:
         """A session with a VM in a slot of its own, and whether it was made now.
 
-        Raises UserNotFound, SessionError (the key was used for something else), TooManySessions
-        and CapacityError; nothing is written then.
+        Raises UserNotFound, SessionError (the key was used for something else), TooManySessions,
+        QuotaExceeded and CapacityError; nothing is written then.
         """
         async with self._database.writing() as connection:
             await lock_user(connection, new.user_id)
@@ -68,6 +75,7 @@ class Sessions:
             live = await _live_of_user(connection, new.user_id)
             if len(live) >= self._limits.per_user:
                 raise refusals.too_many(live, self._limits.per_user)
+            await refuse_beyond_quota(connection, self._quotas, new.user_id, self._clock())
             return await self._make(connection, new), True
 
     async def _make(self, connection: AsyncConnection, new: NewSession) -> Session:
@@ -86,6 +94,7 @@ class Sessions:
         await connection.execute(
             sa.insert(tables.sessions).values(**vars(session), idempotency_key=new.idempotency_key)
         )
+        await add_use(connection, {(new.user_id, day_of(at)): Use(sessions=1)})
         await tell_state(connection, session)
         if vm_state == "starting":
             return await change_session(connection, session, "vm_launched", at)

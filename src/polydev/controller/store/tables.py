@@ -206,6 +206,32 @@ tickets = sa.Table(
     sa.CheckConstraint("purpose IN ('viewer', 'page', 'sign-in')", name="tickets_purpose"),
 )
 
+usage = sa.Table(
+    "usage",
+    metadata,
+    _id("user_id", *_goes_with("users.id"), primary_key=True),
+    # Of UTC.
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("vm_seconds", sa.Float, nullable=False),
+    sa.Column("cpu_seconds", sa.Float, nullable=False),
+    sa.Column("received_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sent_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sessions", sa.Integer, nullable=False),
+)
+sa.Index("usage_day", usage.c.day)
+
+# Up to where the use of each VM is counted: its counters only grow.
+usage_readings = sa.Table(
+    "usage_readings",
+    metadata,
+    _id("vm_id", *_goes_with("vms.id"), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("cpu_seconds", sa.Float),
+    sa.Column("received_bytes", sa.BigInteger),
+    sa.Column("sent_bytes", sa.BigInteger),
+)
+
 samples = sa.Table(
     "samples",
     metadata,

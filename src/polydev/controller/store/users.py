@@ -97,6 +97,13 @@ class Users:
         async with self._database.reading() as connection:
             return set((await connection.execute(statement)).scalars())
 
+    async def roles(self, ids: Collection[str]) -> dict[str, Role]:
+        """The role of each of these users that there are, by id."""
+        users = tables.users.c
+        statement = sa.select(users.id, users.role).where(users.id.in_(ids))
+        async with self._database.reading() as connection:
+            return {row.id: row.role for row in await connection.execute(statement)}
+
     async def set_role(self, user_id: str, role: Role) -> User:
         """Raises UserNotFound."""
         statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(role=role)

@@ -1,0 +1,180 @@
+"""What users use, and what is left of their quotas: one's own, and everybody's for operators."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from polydev.controller.accounting import Use, day_of, total
+from polydev.controller.api.answers import Answer, QuotaAnswer, quota_answer
+from polydev.controller.api.identity import BEARER, Asking, AskingOperator
+from polydev.controller.api.refusals import refusals
+from polydev.controller.model import Role, User, now
+from polydev.controller.quotas import QuotaState, month_of
+from polydev.controller.services import Services
+from polydev.controller.store.usage import Days
+
+MOST_DAYS = 400
+
+DaysBack = Annotated[
+    int, Query(alias="days", ge=1, le=MOST_DAYS, description="How many days, today included")
+]
+
+
+class UseAnswer(Answer):
+    """What was used.
+
+    vmSeconds   in which VMs ran, without those in which they were paused
+    receivedBytes, sentBytes    by the VMs
+    sessions    that were started
+    """
+
+    vm_seconds: float
+    cpu_seconds: float
+    received_bytes: int
+    sent_bytes: int
+    sessions: int
+
+
+class DayUse(UseAnswer):
+    """What was used on a day of UTC."""
+
+    day: date
+
+
+class OwnUsage(Answer):
+    """`days` are those on which something was used, oldest first; `total` is their sum."""
+
+    user_id: str
+    since: date
+    today: UseAnswer
+    month: UseAnswer
+    total: UseAnswer
+    days: list[DayUse]
+    quotas: list[QuotaAnswer]
+
+
+class UserUsage(Answer):
+    """What one user used since the first day asked for."""
+
+    user_id: str
+    name: str | None
+    role: Role
+    today: UseAnswer
+    total: UseAnswer
+    quotas: list[QuotaAnswer]
+
+
+class UsageReport(Answer):
+    """All users, who used most VM time first; `days` are the sums of all of them."""
+
+    since: date
+    users: list[UserUsage]
+    days: list[DayUse]
+    total: UseAnswer
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(tags=["usage"], dependencies=[BEARER])
+    _add_own(router, services)
+    _add_all(router, services)
+    return router
+
+
+def _add_own(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/api/auth/usage",
+        summary="What the caller used, and what is left of their quotas",
+        responses=refusals(422),
+    )
+    async def get_own_usage(caller: Asking, back: DaysBack = 30) -> OwnUsage:
+        at = now()
+        since = _since(at, back)
+        known = await services.usage.days(min(since, month_of(at)), caller.user_id)
+        days = known.get(caller.user_id, {})
+        asked = _from(days, since)
+        quotas = await services.usage.quotas({caller.user_id: caller.role}, at)
+        return OwnUsage(
+            user_id=caller.user_id,
+            since=since,
+            today=use_answer(days.get(day_of(at), Use())),
+            month=use_answer(total(_from(days, month_of(at)).values())),
+            total=use_answer(total(asked.values())),
+            days=day_uses(asked),
+            quotas=[quota_answer(each) for each in quotas[caller.user_id]],
+        )
+
+
+def _add_all(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/api/admin/usage",
+        summary="What users used; for operators",
+        responses=refusals(404, 422),
+    )
+    async def get_usage(
+        _operator: AskingOperator,
+        back: DaysBack = 30,
+        user: Annotated[UUID | None, Query(description="Only what this one used")] = None,
+    ) -> UsageReport:
+        at = now()
+        users = [await services.users.get(str(user))] if user else await services.users.list()
+        since = _since(at, back)
+        known = await services.usage.days(since, str(user) if user else None)
+        quotas = await services.usage.quotas({each.id: each.role for each in users}, at)
+        sums = sum_by_day(known.values())
+        found = [
+            _user_usage(each, known.get(each.id, {}), quotas[each.id], day_of(at)) for each in users
+        ]
+        return UsageReport(
+            since=since,
+            users=sorted(found, key=lambda each: -each.total.vm_seconds),
+            days=day_uses(sums),
+            total=use_answer(total(sums.values())),
+        )
+
+
+def _since(at: datetime, back: int) -> date:
+    return day_of(at) - timedelta(days=back - 1)
+
+
+def _from(days: Days, since: date) -> Days:
+    return {day: use for day, use in days.items() if day >= since}
+
+
+def _user_usage(user: User, days: Days, quotas: Iterable[QuotaState], today: date) -> UserUsage:
+    return UserUsage(
+        user_id=user.id,
+        name=user.name,
+        role=user.role,
+        today=use_answer(days.get(today, Use())),
+        total=use_answer(total(days.values())),
+        quotas=[quota_answer(each) for each in quotas],
+    )
+
+
+def sum_by_day(users: Iterable[Days]) -> Mapping[date, Use]:
+    """Return what all of them used together on each day."""
+    sums: dict[date, Use] = defaultdict(Use)
+    for days in users:
+        for day, use in days.items():
+            sums[day] += use
+    return sums
+
+
+def day_uses(days: Days) -> list[DayUse]:
+    return [DayUse(day=day, **dict(use_answer(days[day]))) for day in sorted(days)]
+
+
+def use_answer(use: Use) -> UseAnswer:
+    return UseAnswer(
+        vm_seconds=round(use.vm_seconds, 1),
+        cpu_seconds=round(use.cpu_seconds, 1),
+        received_bytes=use.received_bytes,
+        sent_bytes=use.sent_bytes,
+        sessions=use.sessions,
+    )

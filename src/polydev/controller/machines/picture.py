@@ -1,0 +1,132 @@
+"""The screen of a VM as a picture: a frame read over RFB (RFC 6143), and written as PNG.
+
+The VM is not trusted: how much it may send, and how large its screen may be, is bounded. Only raw
+pixels are asked for, so nothing has to be decompressed, and the host needs no library for pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+from polydev.errors import VmError
+
+VERSION = b"RFB 003.008\n"
+NO_AUTHENTICATION = 1
+RAW = 0
+PIXEL_BYTES = 4
+MOST_PIXELS = 4096 * 2304
+MOST_TEXT_BYTES = 1024 * 1024
+MOST_MESSAGES = 1000
+READ_BYTES = 256 * 1024
+# Shared: whoever views the screen meanwhile is not put out.
+CLIENT_INIT = b"\x01"
+# 32 bits a pixel, of which 24 count; little-endian, so that red comes first.
+PIXEL_FORMAT = struct.pack(">BxxxBBBBHHHBBBxxx", 0, 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
+ONLY_RAW = struct.pack(">BxHi", 2, 1, RAW)
+PNG_START = b"\x89PNG\r\n\x1a\n"
+COMPRESSION = 4
+
+
+@dataclass
+class Frame:
+    """Pixels of four bytes each: red, green, blue, nothing. `missing` are not there yet."""
+
+    width: int
+    height: int
+    pixels: bytearray = field(repr=False)
+    missing: int
+
+    @staticmethod
+    def empty(width: int, height: int) -> Frame:
+        """Raises VmError for a screen without pixels, or with too many."""
+        count = width * height
+        if not 0 < count <= MOST_PIXELS:
+            raise VmError(f"the VM's screen has {width} times {height} pixels: too many or none")
+        return Frame(width, height, bytearray(count * PIXEL_BYTES), count)
+
+
+async def read_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Frame:
+    """Return what a VNC server shows. Raises VmError, OSError and EOFError."""
+    await _greet(reader, writer)
+    writer.write(CLIENT_INIT)
+    width, height, name_bytes = struct.unpack(">HH16xI", await reader.readexactly(24))
+    await _skip(reader, name_bytes)
+    frame = Frame.empty(width, height)
+    wanted = struct.pack(">BBHHHH", 3, 0, 0, 0, width, height)
+    writer.write(PIXEL_FORMAT + ONLY_RAW + wanted)
+    for _ in range(MOST_MESSAGES):
+        await _read_message(reader, frame)
+        if frame.missing <= 0:
+            return frame
+    raise VmError("the VM's screen sends much and no picture")
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    if (await reader.readexactly(len(VERSION))) < VERSION:
+        raise VmError("the VM's screen speaks no RFB 3.8")
+    writer.write(VERSION)
+    (count,) = await reader.readexactly(1)
+    if NO_AUTHENTICATION not in await reader.readexactly(count):
+        raise VmError("the VM's screen wants a password")
+    writer.write(bytes([NO_AUTHENTICATION]))
+    if any(await reader.readexactly(4)):
+        raise VmError("the VM's screen lets nobody in")
+
+
+async def _read_message(reader: asyncio.StreamReader, frame: Frame) -> None:
+    (kind,) = await reader.readexactly(1)
+    if kind == 0:  # FramebufferUpdate
+        (rectangles,) = struct.unpack(">xH", await reader.readexactly(3))
+        for _ in range(rectangles):
+            await _read_rectangle(reader, frame)
+    elif kind == 1:  # SetColourMapEntries
+        (colours,) = struct.unpack(">xxxH", await reader.readexactly(5))
+        await _skip(reader, colours * 6)
+    elif kind == 3:  # ServerCutText
+        (length,) = struct.unpack(">xxxI", await reader.readexactly(7))
+        await _skip(reader, length)
+    elif kind != 2:  # Bell
+        raise VmError(f"the VM's screen sends a message of the unknown kind {kind}")
+
+
+async def _read_rectangle(reader: asyncio.StreamReader, frame: Frame) -> None:
+    x, y, width, height, encoding = struct.unpack(">HHHHi", await reader.readexactly(12))
+    if encoding != RAW or x + width > frame.width or y + height > frame.height:
+        raise VmError("the VM's screen sends what it was not asked for")
+    frame.missing -= width * height
+    line = width * PIXEL_BYTES
+    at_once = max(1, READ_BYTES // max(line, 1))
+    for first in range(0, height if line else 0, at_once):
+        rows = min(at_once, height - first)
+        data = await reader.readexactly(rows * line)
+        for row in range(rows):
+            start = ((y + first + row) * frame.width + x) * PIXEL_BYTES
+            frame.pixels[start : start + line] = data[row * line : (row + 1) * line]
+
+
+async def _skip(reader: asyncio.StreamReader, length: int) -> None:
+    if length > MOST_TEXT_BYTES:
+        raise VmError("the VM's screen sends too long a text")
+    await reader.readexactly(length)
+
+
+def png_of(frame: Frame) -> bytes:
+    """Return the frame as a PNG file. It takes a moment: ask it of a thread."""
+    colours = bytearray(frame.width * frame.height * 3)
+    for channel in range(3):
+        colours[channel::3] = frame.pixels[channel::PIXEL_BYTES]
+    line, view = frame.width * 3, memoryview(colours)
+    packer = zlib.compressobj(COMPRESSION)
+    packed = []
+    for row in range(frame.height):
+        packed += [packer.compress(b"\0"), packer.compress(view[row * line : (row + 1) * line])]
+    header = struct.pack(">IIBBBBB", frame.width, frame.height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", b"".join([*packed, packer.flush()])), (b"IEND", b"")]
+    return PNG_START + b"".join(_chunk(kind, data) for kind, data in parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,0 +1,85 @@
+"""Screenshots of VMs: one at a time of each, which all get who ask meanwhile and just after.
+
+A full frame costs the guest something, above all an emulated one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+
+from polydev.controller.machines.picture import Frame, png_of, read_frame
+from polydev.controller.model import Vm
+from polydev.controller.states import LIVE_VM_STATES
+from polydev.errors import NoScreen, SessionExpired, VmError
+from polydev.vm.config import VNC_PORT
+from polydev.vm.limits import end, within
+
+TIMEOUT_SECONDS = 10.0
+# As long a picture is the answer to whoever asks again.
+FRESH_SECONDS = 1.0
+# Each takes up to a hundred megabytes for a moment.
+MOST_AT_ONCE = 2
+
+
+class Screenshots:
+    def __init__(self, fresh_seconds: float = FRESH_SECONDS) -> None:
+        self._fresh_seconds = fresh_seconds
+        self._room = asyncio.Semaphore(MOST_AT_ONCE)
+        self._tasks: dict[str, asyncio.Task[bytes]] = {}
+
+    async def take(self, vm: Vm) -> bytes:
+        """Return the VM's screen as PNG. It is not woken, and does not count as used.
+
+        Raises SessionExpired for a VM that is over, NoScreen for one that boots or is paused, and
+        VmError where its screen does not answer.
+        """
+        check_has_screen(vm)
+        task = self._tasks.get(vm.id)
+        if task is None:
+            # In a context of its own: others may wait for it who asked by other requests.
+            task = Context().run(asyncio.create_task, self._taken(vm.vm_ip))
+            self._tasks[vm.id] = task
+            task.add_done_callback(lambda done: self._forget(vm.id, done))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        await end(*self._tasks.values())
+
+    async def _taken(self, address: str) -> bytes:
+        async with self._room:
+            frame = await within(TIMEOUT_SECONDS, _frame_at(address), "the VM's screen")
+            return await asyncio.to_thread(png_of, frame)
+
+    def _forget(self, vm_id: str, done: asyncio.Task[bytes]) -> None:
+        def forget() -> None:
+            self._tasks.pop(vm_id, None)
+
+        if done.cancelled() or done.exception() is not None:
+            forget()
+        else:
+            done.get_loop().call_later(self._fresh_seconds, forget)
+
+
+def check_has_screen(vm: Vm) -> None:
+    """Raises SessionExpired and NoScreen where there is nothing to see."""
+    if vm.state not in LIVE_VM_STATES:
+        raise SessionExpired("the VM is over", "start another session")
+    if vm.paused_at is not None:
+        raise NoScreen(
+            "the VM is paused, and a screenshot does not wake it", "open its viewer, which does"
+        )
+    if vm.state != "ready":
+        raise NoScreen(f"the VM is still coming up: {vm.stage}", "try again when it is ready")
+
+
+async def _frame_at(address: str) -> Frame:
+    try:
+        reader, writer = await asyncio.open_connection(address, VNC_PORT)
+        try:
+            return await read_frame(reader, writer)
+        finally:
+            writer.transport.abort()
+    except (OSError, EOFError) as error:
+        words = getattr(error, "strerror", None) or "it closed the connection"
+        raise VmError(f"the VM's screen does not answer: {words}", "see its console") from error

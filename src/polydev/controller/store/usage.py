@@ -1,0 +1,160 @@
+"""What each user used on each day, and what is left of their quotas."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from datetime import date, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.accounting import Reading, Use, complete, first_reading, use_between
+from polydev.controller.model import Role, Session, Vm
+from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
+from polydev.controller.settings import Quotas
+from polydev.controller.store import tables
+from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
+from polydev.controller.store.transactions import Database, uninterrupted
+
+_usage, _readings = tables.usage.c, tables.usage_readings.c
+FIGURES = ("vm_seconds", "cpu_seconds", "received_bytes", "sent_bytes", "sessions")
+
+Days = Mapping[date, Use]
+
+
+@uninterrupted
+class Usage:
+    def __init__(self, database: Database, quotas: Quotas) -> None:
+        self._database = database
+        self._quotas = quotas
+
+    async def count(self, readings: Collection[Reading]) -> None:
+        """Add what VMs used since they were read last; a reading that is older counts nothing.
+
+        Also for VMs that are over since, which are not read any more.
+        """
+        async with self._database.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # Two processes may count at once, and rows that are not there cannot be locked.
+                lock = "LOCK TABLE usage_readings IN SHARE ROW EXCLUSIVE MODE"
+                await connection.execute(sa.text(lock))
+            known = await _known(connection)
+            read = {each.vm_id: each for each in readings}
+            vms = await _vms(connection, {*known, *read})
+            sessions = await _sessions_of(connection, list(vms))
+            used: dict[tuple[str, date], Use] = defaultdict(Use)
+            for vm_id, vm in vms.items():
+                new, session = _newest(vm, known.get(vm_id), read.get(vm_id)), sessions.get(vm_id)
+                if new is not None and session is not None:
+                    last = known.get(vm_id) or first_reading(vm, session)
+                    for day, use in use_between(last, new, vm, session).items():
+                        used[session.user_id, day] += use
+            await add_use(connection, used)
+            await _keep(connection, known, read, vms)
+
+    async def days(self, since: date, user_id: str | None = None) -> Mapping[str, Days]:
+        """What each user, or one, used on each day from `since` on, by the user's id."""
+        async with self._database.reading() as connection:
+            return await _days(connection, since, None if user_id is None else [user_id])
+
+    async def quotas(
+        self, users: Mapping[str, Role], at: datetime
+    ) -> Mapping[str, tuple[QuotaState, ...]]:
+        """The state of each quota of these users, by id. Asks nothing where nobody has any."""
+        if not self._quotas.are_set or not users:
+            return dict.fromkeys(users, ())
+        async with self._database.reading() as connection:
+            found = await _days(connection, month_of(at), list(users))
+        return {
+            user_id: quota_states(self._quotas.of(user_id, role), found.get(user_id, {}), at)
+            for user_id, role in users.items()
+        }
+
+    async def prune(self, before: date) -> int:
+        """Delete what was used before that day; how many rows that were."""
+        async with self._database.writing() as connection:
+            done = await connection.execute(sa.delete(tables.usage).where(_usage.day < before))
+            return done.rowcount
+
+
+def _newest(vm: Vm, last: Reading | None, new: Reading | None) -> Reading | None:
+    """Return a VM's new reading; for one that is over, its last one as of its end."""
+    if new is not None or last is None or vm.released_at is None:
+        return new
+    return complete(last, Reading(vm.id, vm.released_at, vm.paused_at is not None))
+
+
+async def _known(connection: AsyncConnection) -> dict[str, Reading]:
+    found = await connection.execute(sa.select(tables.usage_readings))
+    return {row.vm_id: Reading(**row._mapping) for row in found}
+
+
+async def _vms(connection: AsyncConnection, ids: Collection[str]) -> dict[str, Vm]:
+    found = await connection.execute(VMS.where(tables.vms.c.id.in_(ids)))
+    return {row["id"]: vm_of(row) for row in found.mappings()}
+
+
+async def _sessions_of(connection: AsyncConnection, vm_ids: Collection[str]) -> dict[str, Session]:
+    """The session of each of these VMs that has one."""
+    found = await connection.execute(SESSIONS.where(tables.sessions.c.vm_id.in_(vm_ids)))
+    return {row["vm_id"]: session_of(row) for row in found.mappings()}
+
+
+async def _keep(
+    connection: AsyncConnection,
+    known: Mapping[str, Reading],
+    read: Mapping[str, Reading],
+    vms: Mapping[str, Vm],
+) -> None:
+    """Write the readings of VMs that there are; those of VMs that are over are needed no more."""
+    held = {vm_id: vm for vm_id, vm in vms.items() if vm.released_at is None}
+    new = [
+        asdict(complete(last, each))
+        for vm_id, each in read.items()
+        if vm_id in held and ((last := known.get(vm_id)) is None or each.at > last.at)
+    ]
+    gone = [*(known.keys() - held.keys()), *(each["vm_id"] for each in new)]
+    if gone:
+        await connection.execute(sa.delete(tables.usage_readings).where(_readings.vm_id.in_(gone)))
+    if new:
+        await connection.execute(sa.insert(tables.usage_readings), new)
+
+
+async def add_use(connection: AsyncConnection, used: Mapping[tuple[str, date], Use]) -> None:
+    """Add what users used on days. In one order, so that no two transactions wait in a circle."""
+    if not used:
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(tables.usage)
+    sums = {name: _usage[name] + statement.excluded[name] for name in FIGURES}
+    statement = statement.on_conflict_do_update(index_elements=["user_id", "day"], set_=sums)
+    rows = [{"user_id": user, "day": day, **asdict(used[user, day])} for user, day in sorted(used)]
+    await connection.execute(statement, rows)
+
+
+async def refuse_beyond_quota(
+    connection: AsyncConnection, quotas: Quotas, user_id: str, at: datetime
+) -> None:
+    """Raises QuotaExceeded where the user has used up a quota."""
+    if not quotas.are_set:
+        return
+    role = sa.select(tables.users.c.role).where(tables.users.c.id == user_id)
+    quota = quotas.of(user_id, (await connection.execute(role)).scalar_one())
+    days = await _days(connection, month_of(at), [user_id])
+    if state := used_up(quota_states(quota, days.get(user_id, {}), at)):
+        raise QuotaExceeded(state, at)
+
+
+async def _days(
+    connection: AsyncConnection, since: date, users: Collection[str] | None
+) -> Mapping[str, Days]:
+    statement = sa.select(tables.usage).where(_usage.day >= since).order_by(_usage.day)
+    if users is not None:
+        statement = statement.where(_usage.user_id.in_(users))
+    found: dict[str, dict[date, Use]] = defaultdict(dict)
+    for row in (await connection.execute(statement)).mappings():
+        found[row["user_id"]][row["day"]] = Use(**{name: row[name] for name in FIGURES})
+    return found

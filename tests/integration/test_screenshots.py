@@ -1,0 +1,196 @@
+"""Screenshots over the API: a real port, and VMs whose screens a test speaks for."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from polydev.controller.machines.picture import MOST_PIXELS, MOST_TEXT_BYTES
+from polydev.controller.machines.screenshots import FRESH_SECONDS, Screenshots
+from polydev.errors import VmError
+from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
+from tests.stores import run_async
+
+# Four bytes a pixel, red first: no two rows and no two columns are the same.
+PIXELS = b"".join(
+    bytes([x % 256, y, (x + y) % 256, 0]) for y in range(HEIGHT) for x in range(WIDTH)
+)
+SCREEN: Serve = partial(rfb_screen, PIXELS)
+
+
+async def ask(service: Screens, vm_id: str, caller: str = "user") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {service.tokens[caller]}"}
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        url = f"http://{HOST}:{service.port}/api/vm/{vm_id}/screenshot"
+        return await client.get(url, headers=headers)
+
+
+@run_async
+async def test_the_picture_is_what_the_screen_shows(tmp_path: Path) -> None:
+    async with screens(tmp_path) as service:
+        session = await service.session(SCREEN)
+        for caller in ("user", "operator"):
+            answer = await ask(service, session.vm_id, caller)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+            assert answer.headers["cache-control"] == "no-store"
+            picture = Image.open(io.BytesIO(answer.content))
+            picture.load()
+            assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
+            wanted = Image.frombytes("RGBX", (WIDTH, HEIGHT), PIXELS).convert("RGB")
+            assert picture.tobytes() == wanted.tobytes()
+        assert (await ask(service, session.vm_id, "other user")).status_code == 403
+
+
+@run_async
+async def test_one_picture_for_all_who_ask_at_once(tmp_path: Path) -> None:
+    connections = 0
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await rfb_screen(PIXELS, reader, writer)
+
+    async with screens(tmp_path) as service:
+        session = await service.session(counted)
+        vm = await service.services.vms.get(session.vm_id)
+        taken = Screenshots(fresh_seconds=60)
+        first, *others = await asyncio.gather(*(taken.take(vm) for _ in range(20)))
+        assert connections == 1
+        assert others == [first] * 19
+        assert await taken.take(vm) is first
+        await Screenshots(FRESH_SECONDS).take(vm)
+        assert connections == 2
+
+
+@run_async
+async def test_who_leaves_does_not_take_the_picture_from_the_others(tmp_path: Path) -> None:
+    is_open, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_open.set()
+        await go_on.wait()
+        await rfb_screen(PIXELS, reader, writer)
+
+    async with screens(tmp_path) as service:
+        session = await service.session(slow)
+        vm = await service.services.vms.get(session.vm_id)
+        taken = Screenshots()
+        leaves, stays = (asyncio.create_task(taken.take(vm)) for _ in range(2))
+        await is_open.wait()
+        leaves.cancel()
+        go_on.set()
+        assert (await stays).startswith(b"\x89PNG")
+        assert leaves.cancelled()
+
+
+@run_async
+async def test_what_has_no_screen_says_why(tmp_path: Path) -> None:
+    async with screens(tmp_path, slots=(2, 3, 4)) as service:
+        vms = service.services.vms
+        booting = await service.booting(SCREEN)
+        answer = await ask(service, booting.vm_id)
+        assert answer.status_code == 409
+        assert answer.json()["type"] == "urn:polydev:error:no-screen"
+
+        paused = await service.session(SCREEN)
+        assert await vms.pause(await vms.get(paused.vm_id))
+        answer = await ask(service, paused.vm_id)
+        assert (answer.status_code, answer.json()["hint"]) == (409, "open its viewer, which does")
+        assert (await vms.get(paused.vm_id)).paused_at is not None, "it sleeps on"
+        assert (await vms.get(paused.vm_id)).used_at is None
+
+        over = await service.session(SCREEN)
+        await service.services.sessions.apply(over.id, "terminate")
+        assert (await ask(service, over.vm_id)).status_code == 410
+
+
+@run_async
+async def test_too_many_are_told_when_to_come_again(tmp_path: Path) -> None:
+    async with screens(tmp_path) as service:
+        session = await service.session(SCREEN)
+        answers = [await ask(service, session.vm_id) for _ in range(15)]
+        statuses = [each.status_code for each in answers]
+        assert statuses[0] == 200
+        assert 429 in statuses
+        assert answers[statuses.index(429)].headers["retry-after"] == "1"
+        assert (await ask(service, session.vm_id, "operator")).status_code == 200
+
+
+def evil(after_init: bytes = b"", size: tuple[int, int] = (WIDTH, HEIGHT), **said: Any) -> Serve:
+    """A VNC server that lets anybody in and then sends what it likes, or other greetings."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said.get("greeting", b"RFB 003.008\n"))
+        await reader.readexactly(12)
+        writer.write(said.get("security", b"\x01\x01"))
+        await reader.readexactly(1)
+        writer.write(said.get("result", bytes(4)))
+        await reader.readexactly(1)
+        writer.write(struct.pack(">HH16xI", *size, said.get("name", 0)) + after_init)
+        await reader.read(1)
+        await reader.read()
+
+    return serve
+
+
+def rectangle(x: int, y: int, width: int, height: int, encoding: int = 0) -> bytes:
+    return struct.pack(">BxHHHHHi", 0, 1, x, y, width, height, encoding)
+
+
+EVIL = {
+    "too many pixels": (evil(size=(65535, 65535)), "too many"),
+    "no pixels": (evil(size=(0, 100)), "none"),
+    "a long name": (evil(name=2**32 - 1), "too long a text"),
+    "a long text": (evil(struct.pack(">BxxxI", 3, MOST_TEXT_BYTES + 1)), "too long a text"),
+    "a place outside": (evil(rectangle(1, 0, WIDTH, 1)), "not asked for"),
+    "another encoding": (evil(rectangle(0, 0, 1, 1, 7)), "not asked for"),
+    "an unknown message": (evil(b"\x63"), "unknown kind 99"),
+    "bells without end": (evil(b"\x02" * 2000), "no picture"),
+    "an old version": (evil(greeting=b"RFB 003.003\n"), "no RFB 3.8"),
+    "a password": (evil(security=b"\x01\x02"), "wants a password"),
+    "no security": (evil(security=b"\x00"), "wants a password"),
+    "a refusal": (evil(result=b"\0\0\0\1"), "lets nobody in"),
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+@run_async
+async def test_a_screen_that_is_not_to_be_trusted(name: str, tmp_path: Path) -> None:
+    screen, words = EVIL[name]
+    async with screens(tmp_path) as service:
+        session = await service.session(screen)
+        answer = await ask(service, session.vm_id)
+        assert answer.status_code == 502
+        assert words in answer.json()["detail"]
+
+
+@run_async
+async def test_a_screen_that_closes_or_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polydev.controller.machines.screenshots.TIMEOUT_SECONDS", 0.2)
+
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with screens(tmp_path) as service:
+        for screen, words in ((closes, "does not answer"), (mute, "did not end within 0.2 s")):
+            session = await service.session(screen)
+            vm = await service.services.vms.get(session.vm_id)
+            with pytest.raises(VmError, match=words):
+                await Screenshots().take(vm)
+
+
+def test_the_largest_screen_is_one_that_people_have() -> None:
+    assert 3840 * 2160 <= MOST_PIXELS < 2**24

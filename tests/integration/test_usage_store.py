@@ -1,0 +1,177 @@
+"""What users used is counted once, whoever counts and whatever ends meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.accounting import Reading, Use
+from polydev.controller.model import Session
+from polydev.controller.quotas import QuotaExceeded
+from polydev.controller.settings import Quotas, SessionLimits
+from polydev.controller.store import tables
+from polydev.controller.store.forgetting import forget
+from polydev.controller.store.removing import remove_user
+from polydev.controller.store.sessions import NewSession, Sessions
+from polydev.controller.store.usage import Usage
+from tests.stores import DIGEST, Clock, Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+START = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
+TODAY = START.date()
+LONG_AGO = date(2026, 1, 1)
+
+
+def clock() -> Clock:
+    return Clock(START)
+
+
+def reading(store: Store, session: Session, cpu: float, received: int = 0) -> Reading:
+    return Reading(session.vm_id, store.clock.at, False, cpu, received, 0)
+
+
+async def readings_left(store: Store) -> int:
+    counted = sa.select(sa.func.count()).select_from(tables.usage_readings)
+    async with store.database.reading() as connection:
+        return (await connection.execute(counted)).scalar_one()
+
+
+@run_async
+async def test_sessions_time_and_counters(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage, user = Usage(store.database, Quotas()), await store.new_user()
+        session = await store.start_ready(user)
+        store.clock.pass_seconds(10)
+        await usage.count([reading(store, session, 3.0, 1000)])
+        store.clock.pass_seconds(10)
+        await usage.count([reading(store, session, 5.0, 1500)])
+        assert await usage.days(LONG_AGO) == {user: {TODAY: Use(20.0, 5.0, 500, 0, 1)}}
+
+
+@run_async
+async def test_the_same_readings_again_count_nothing(store_url: str) -> None:
+    """Neither by the same process, nor by another one that was slower, nor by both at once."""
+    async with opened(store_url, clock=clock()) as one, opened(store_url) as other:
+        user = await one.new_user()
+        session = await one.start_ready(user)
+        one.clock.pass_seconds(10)
+        early = reading(one, session, 3.0)
+        one.clock.pass_seconds(10)
+        late = reading(one, session, 5.0)
+        first, second = (Usage(each.database, Quotas()) for each in (one, other))
+        await asyncio.gather(*(each.count([late]) for each in (first, second) * 4))
+        await second.count([early])
+        assert await first.days(LONG_AGO) == {user: {TODAY: Use(20.0, 5.0, 0, 0, 1)}}
+
+
+@run_async
+async def test_what_ran_while_nobody_counted_is_made_up_for(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage, user = Usage(store.database, Quotas()), await store.new_user()
+        session = await store.start_ready(user)
+        store.clock.pass_seconds(10)
+        await usage.count([reading(store, session, 1.0)])
+        store.clock.pass_seconds(13 * 3600)
+        usage = Usage(store.database, Quotas())
+        await usage.count([reading(store, session, 100.0)])
+        days = (await usage.days(LONG_AGO))[user]
+        assert [days[each].vm_seconds for each in sorted(days)] == [12 * 3600, 3610]
+        assert sum(each.cpu_seconds for each in days.values()) == 100.0
+
+
+@run_async
+async def test_a_vm_that_is_over_counts_until_its_sessions_end(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage, user = Usage(store.database, Quotas()), await store.new_user()
+        session = await store.start_ready(user)
+        store.clock.pass_seconds(10)
+        await usage.count([reading(store, session, 1.0)])
+        store.clock.pass_seconds(4)
+        await store.sessions.apply(session.id, "terminate")
+        store.clock.pass_seconds(3)
+        await store.vms.released(session.vm_id)
+        store.clock.pass_seconds(3)
+        for _ in range(2):
+            await usage.count([])
+            assert await usage.days(LONG_AGO) == {user: {TODAY: Use(14.0, 1.0, 0, 0, 1)}}
+            assert await readings_left(store) == 0
+
+
+@run_async
+async def test_a_vm_of_the_pool_is_nobodys_until_it_is_taken(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage, user = Usage(store.database, Quotas()), await store.new_user()
+        vm = await store.vms.add_pooled(DIGEST, "template", 0)
+        assert vm is not None
+        await store.vms.launched(vm.id)
+        await store.vms.primed(vm.id)
+        store.clock.pass_seconds(3600)
+        await usage.count([Reading(vm.id, store.clock.at, True, 7.0, 300, 300)])
+        assert await usage.days(LONG_AGO) == {}
+        store.clock.pass_seconds(5)
+        session = await store.start(user)
+        assert session.vm_id == vm.id
+        store.clock.pass_seconds(5)
+        await usage.count([Reading(vm.id, store.clock.at, False, 8.0, 350, 300)])
+        assert await usage.days(LONG_AGO) == {user: {TODAY: Use(5.0, 1.0, 50, 0, 1)}}
+
+
+@run_async
+async def test_two_users_are_apart_and_old_days_go(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage = Usage(store.database, Quotas())
+        ann, bob = await store.new_user(), await store.new_user()
+        await store.start(ann)
+        store.clock.pass_seconds(24 * 3600)
+        await store.start(bob)
+        tomorrow = TODAY + timedelta(days=1)
+        both = {ann: {TODAY: Use(sessions=1)}, bob: {tomorrow: Use(sessions=1)}}
+        assert await usage.days(LONG_AGO) == both
+        assert await usage.days(tomorrow) == {bob: both[bob]}
+        assert await usage.days(LONG_AGO, ann) == {ann: both[ann]}
+        assert await usage.prune(tomorrow) == 1
+        assert await usage.days(LONG_AGO) == {bob: both[bob]}
+
+
+@run_async
+async def test_it_goes_with_its_user_and_stays_when_sessions_are_forgotten(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        usage, user = Usage(store.database, Quotas()), await store.new_user()
+        session = await store.start_ready(user)
+        await usage.count([reading(store, session, 1.0)])
+        await store.sessions.apply(session.id, "terminate")
+        await store.vms.released(session.vm_id)
+        store.clock.pass_seconds(10)
+        assert await forget(store.database, store.clock.at, 10) == 1
+        assert await readings_left(store) == 0
+        assert (await usage.days(LONG_AGO))[user][TODAY].sessions == 1
+        await remove_user(store.database, user, clock=store.clock)
+        assert await usage.days(LONG_AGO) == {}
+
+
+@run_async
+async def test_a_used_up_quota_refuses_the_next_start_and_no_session_that_is_there(
+    store_url: str,
+) -> None:
+    quotas = Quotas(vm_hours_per_day=1)
+    async with opened(store_url, clock=clock()) as store:
+        user, other = await store.new_user(), await store.new_user()
+        sessions = Sessions(store.database, SessionLimits(), store.clock, quotas)
+        usage = Usage(store.database, quotas)
+        session, _ = await sessions.start(NewSession(user, "claude", DIGEST, "key"))
+        await store.vms.launched(session.vm_id)
+        store.clock.pass_seconds(3600)
+        await usage.count([reading(store, session, 1.0)])
+        with pytest.raises(QuotaExceeded, match=r"used 1\.0 of 1 VM hours of today") as refused:
+            await sessions.start(NewSession(user, "claude", DIGEST))
+        assert refused.value.retry_after_seconds == 11 * 3600
+        assert (await sessions.start(NewSession(user, "claude", DIGEST, "key")))[1] is False
+        assert (await sessions.start(NewSession(other, "claude", DIGEST)))[1] is True
+        (state,) = (await usage.quotas({user: "user"}, store.clock.at))[user]
+        assert (state.used, state.left, state.is_used_up) == (1.0, 0.0, True)
+        store.clock.pass_seconds(11 * 3600)
+        assert (await sessions.start(NewSession(user, "claude", DIGEST)))[1] is True
