@@ -16,6 +16,7 @@ from polydev.controller.accounting import Reading
 from polydev.controller.database import create_engine
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
+from polydev.controller.model import Caller
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import Quotas
 from polydev.controller.store import access, postgres_fill, schema, tables, usable
@@ -24,6 +25,7 @@ from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.copying import CopyError
 from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.samples import Samples
+from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.usage import Usage
 from tests.databases import PostgresServer, sqlite_url
 from tests.stores import Store, opened, run_async
@@ -56,6 +58,9 @@ async def filled(folder: Path) -> AsyncIterator[Store]:
         await sealed.store(user, "claude", bytes(range(256)))
         reading = Reading(session.vm_id, store.clock(), False, 1 / 3, 2**40, None)
         await Usage(store.database, Quotas()).count([reading])
+        caller = Caller(user, "user", "jwt")
+        await SignIns(store.database, store.clock).create(caller, 3600)
+        await Tickets(store.database, store.clock).create("viewer", caller, 30, session.id)
         await Samples(store.database).add(store.clock(), FIGURES)
         await Alerts(store.database, store.clock).raise_("cpu", "host", "warning", "busy", 71.5)
         await store.sessions.tell(session.id, "note", {"last": True})
@@ -124,7 +129,7 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
     await migrate(sqlite_url(tmp_path))
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
-        for name in ("credentials", "usage", "usage_readings"):
+        for name in ("credentials", "tickets", "sign_ins", "usage", "usage_readings"):
             old.execute(f"DROP TABLE {name}")
         for name in ("template", "boots_because", "receipt", "pooled", "used_at", "paused_at"):
             old.execute(f"ALTER TABLE vms DROP COLUMN {name}")

@@ -18,6 +18,9 @@ from polydev.controller.machines.screenshots import FRESH_SECONDS, Screenshots
 from polydev.errors import VmError
 from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
 from tests.stores import run_async
+from tests.xscreen import HEIGHT as X_HEIGHT
+from tests.xscreen import WIDTH as X_WIDTH
+from tests.xscreen import x_screens
 
 # Four bytes a pixel, red first: no two rows and no two columns are the same.
 PIXELS = b"".join(
@@ -47,6 +50,24 @@ async def test_the_picture_is_what_the_screen_shows(tmp_path: Path) -> None:
             wanted = Image.frombytes("RGBX", (WIDTH, HEIGHT), PIXELS).convert("RGB")
             assert picture.tobytes() == wanted.tobytes()
         assert (await ask(service, session.vm_id, "other user")).status_code == 403
+
+
+@run_async
+async def test_a_real_screen_and_a_viewer_who_stays(tmp_path: Path) -> None:
+    """TigerVNC, as in the golden image; its root window is coloured."""
+    (folder := tmp_path / "x").mkdir()
+    async with x_screens(folder) as screen, screens(tmp_path) as service:
+        await screen.run("xsetroot", "-solid", "#16324f")
+        session = await service.session(screen)
+        async with service.connect(session.id) as viewer:
+            assert await viewer.recv() == b"RFB 003.008\n"
+            answer = await ask(service, session.vm_id)
+            assert answer.status_code == 200, answer.text
+            picture = Image.open(io.BytesIO(answer.content))
+            assert picture.size == (X_WIDTH, X_HEIGHT)
+            assert picture.getpixel((5, 5)) == (0x16, 0x32, 0x4F)
+            await viewer.send(b"RFB 003.008\n")
+            assert await viewer.recv() == b"\x01\x01", "the viewer is still connected"
 
 
 @run_async
