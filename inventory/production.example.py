@@ -40,6 +40,8 @@ browser_hosts = [
             #     "jwt-secret": "secrets/jwt-secret",  # signs users' JWTs; 32 bytes or more
             #     "alert-urls": "secrets/alert-urls",  # where alerts go, by Apprise's URLs
             #     "database-url": "secrets/database-url",  # PostgreSQL instead of SQLite
+            #     # With both, the controller itself serves HTTPS: "TLS" in docs/controller.md.
+            #     "tls-certificate": "secrets/fullchain.pem", "tls-key": "secrets/privkey.pem",
             #     # What users' credentials are sealed with; ./inv credentials.key makes one. Keep
             #     # it elsewhere too: without it nobody opens them. Without this none are kept.
             #     "credentials-key": "secrets/credentials-key",

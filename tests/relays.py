@@ -24,6 +24,7 @@ from polydev.controller.services import Services
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
+from tests.certificates import Tls
 from tests.vms import IMAGE_DIGEST, RFB_GREETING, FakeHost, FakeVm, SlowVm, fake_hosts
 
 HOST = "127.0.0.1"
@@ -55,6 +56,7 @@ class Screens:
     tokens: dict[str, str]
     users: dict[str, str]
     vms: dict[str, FakeVm] = field(default_factory=dict)
+    tls: Tls | None = None
 
     async def session(self, screen: Serve | None = None, *, user: str = "user") -> Session:
         """A session whose VM is ready; the VM greets and echoes unless it is told otherwise."""
@@ -77,7 +79,8 @@ class Screens:
         return session
 
     def url(self, session_id: str) -> str:
-        return f"ws://{HOST}:{self.port}/api/auth/session/{session_id}/novnc/websock"
+        scheme = "wss" if self.tls else "ws"
+        return f"{scheme}://{HOST}:{self.port}/api/auth/session/{session_id}/novnc/websock"
 
     def connect(self, session_id: str, caller: str | None = "user", **options: Any) -> connect:
         token = self.tokens[caller] if caller else None
@@ -89,6 +92,7 @@ class Screens:
             "max_size": None,
             "ping_interval": None,
             "open_timeout": PATIENCE_SECONDS,
+            **({"ssl": self.tls.client()} if self.tls else {}),
             **options,
         }
         return connect(given.pop("uri", self.url(session_id)), **given)
@@ -111,6 +115,7 @@ async def screens(
     slots: Sequence[int] = (2, 3),
     *,
     packed_assets: Path | None = None,
+    tls: Tls | None = None,
     **changes: Any,
 ) -> AsyncIterator[Screens]:
     """`packed_assets` is the fixture of that name, where a browser looks at pages."""
@@ -124,17 +129,24 @@ async def screens(
         tokens = {
             name: (await services.tokens.create(user, "tests"))[1] for name, user in users.items()
         }
-        async with serving(app) as (server, port):
-            yield Screens(host, services, server, port, tokens, users)
+        async with serving(app, tls) as (server, port):
+            yield Screens(host, services, server, port, tokens, users, tls=tls)
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+async def serving(app: Any, tls: Tls | None = None) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     """Plain uvicorn on a port of its own; it is told to end at the end, if not before."""
     with socket.create_server((HOST, 0)) as listening:
         config = uvicorn.Config(
-            app, ws=RelayProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=10
+            app,
+            ws=RelayProtocol,
+            lifespan="on",
+            log_config=None,
+            proxy_headers=False,
+            timeout_graceful_shutdown=10,
         )
+        if tls:
+            config.ssl_certfile, config.ssl_keyfile = tls.certificate, tls.key
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         task = asyncio.create_task(server.serve([listening]))
@@ -179,7 +191,10 @@ async def raw_viewer(
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     made.setblocking(False)
     await asyncio.get_running_loop().sock_connect(made, (HOST, screens.port))
-    reader, writer = await asyncio.open_connection(sock=made)
+    options: dict[str, Any] = {}
+    if screens.tls:
+        options = {"ssl": screens.tls.client(), "server_hostname": HOST}
+    reader, writer = await asyncio.open_connection(sock=made, **options)
     path = screens.url(session_id).partition(str(screens.port))[2]
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Upgrade: websocket"]
     lines += ["Connection: Upgrade", "Sec-WebSocket-Version: 13"]

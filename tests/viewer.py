@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -18,10 +19,12 @@ def viewer_url(base: str, session_id: str) -> str:
 
 
 @asynccontextmanager
-async def rfb_viewer(url: str, token: str) -> AsyncIterator[asyncvnc.Client]:
+async def rfb_viewer(
+    url: str, token: str, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[asyncvnc.Client]:
     """A VNC client whose bytes travel over the WebSocket at `url`."""
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(open_websocket(url, token))
+        client = await stack.enter_async_context(open_websocket(url, token, tls))
         bridge = await asyncio.start_server(
             lambda reader, writer: _carry(client, reader, writer), "127.0.0.1", 0
         )
@@ -31,13 +34,14 @@ async def rfb_viewer(url: str, token: str) -> AsyncIterator[asyncvnc.Client]:
         yield await stack.enter_async_context(asyncvnc.connect("127.0.0.1", port))
 
 
-def open_websocket(url: str, token: str) -> connect:
+def open_websocket(url: str, token: str, tls: ssl.SSLContext | None = None) -> connect:
     return connect(
         url,
         additional_headers={"Authorization": f"Bearer {token}"},
         subprotocols=[Subprotocol("binary")],
         compression=None,
         proxy=None,
+        ssl=tls,
         max_size=None,
         open_timeout=60,
     )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from polydev.lab import Lab
 
 API_HELP = {
-    "url": "address of the controller (default: POLYDEV_URL, or the lab's)",
+    "url": "address of the controller (default: POLYDEV_URL, or the lab's); SSL_CERT_FILE names a "
+    "private authority's certificate",
     "token": "an operator's token (default: POLYDEV_TOKEN, or the lab's, which ./inv up makes)",
     "inventory": "inventory file: ask its host's controller, through SSH",
     "host": HOST_HELP,
@@ -59,7 +60,10 @@ def connect(url: str, token: str, inventory: str = "", host: str = "") -> Iterat
     if not token and described.name == f"lab-{lab_name()}":
         _, token = _lab_operator()
     token = _required(token, described.name)
-    with tunnel(described.target, described.controller) as url, ControllerApi(url, token) as api:
+    with (
+        tunnel(described.target, described.controller) as url,
+        ControllerApi(url, token, through_ssh=True) as api,
+    ):
         yield api
 
 

@@ -7,6 +7,8 @@ without a limit, and only what is far away is asked through a proxy. Asynchronou
 from __future__ import annotations
 
 import os
+import ssl
+import warnings
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,8 +17,8 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.exceptions import ChunkedEncodingError
-from requests.utils import get_environ_proxies
-from urllib3.exceptions import ProtocolError
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
+from urllib3.exceptions import InsecureRequestWarning, ProtocolError
 
 from polydev.errors import ConfigError
 
@@ -30,14 +32,25 @@ class HttpSession(requests.Session):
     session's, which is for connecting and for each wait for a part of the answer.
     """
 
-    def __init__(self, base_url: str = "", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """Raises ConfigError where the environment names certificates that are not there."""
+    def __init__(
+        self,
+        base_url: str = "",
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        *,
+        through_ssh: bool = False,
+    ) -> None:
+        """`through_ssh`: the way there ends at the server's own host, which SSH has made sure of.
+
+        Raises ConfigError where the environment names certificates that are not there.
+        """
         super().__init__()
         self.base_url = base_url
         self.timeout_seconds = timeout_seconds
         # requests would take a password from .netrc, and send it instead of a token.
         self.trust_env = False
-        if base_url.startswith("https://"):
+        if through_ssh:
+            self.verify = False
+        elif base_url.startswith("https://"):
             self.verify = trusted_certificates()
         if is_far(base_url):
             self.proxies.update(get_environ_proxies(base_url, no_proxy=None))
@@ -52,7 +65,10 @@ class HttpSession(requests.Session):
     def send(self, request: requests.PreparedRequest, **words: Any) -> requests.Response:
         """Raises requests.Timeout for a late body too, which requests calls a lost connection."""
         try:
-            return super().send(request, **words)
+            with warnings.catch_warnings():
+                # Of a certificate that is not compared on purpose.
+                warnings.simplefilter("ignore", InsecureRequestWarning)
+                return super().send(request, **words)
         except requests.ConnectionError as error:
             if isinstance(system_error(error), TimeoutError):
                 raise requests.ReadTimeout(error, request=request) from error
@@ -89,6 +105,16 @@ def trusted_certificates() -> str | bool:
                 raise ConfigError(f"{name} names {path}, which is not there", f"correct {name}")
             return path
     return True
+
+
+def tls_context() -> ssl.SSLContext:
+    """Trusts whom `HttpSession` trusts, for connections that are none of requests'."""
+    trusted = trusted_certificates()
+    path = DEFAULT_CA_BUNDLE_PATH if trusted is True else str(trusted)
+    is_folder = Path(path).is_dir()
+    return ssl.create_default_context(
+        cafile=None if is_folder else path, capath=path if is_folder else None
+    )
 
 
 def reason(error: Exception) -> str:

@@ -15,7 +15,10 @@ import pytest
 
 from polydev.client import api as client_api
 from polydev.client.api import ControllerApi, ControllerRefused, ControllerUnreachable
+from polydev.client.viewer import tls_of
+from polydev.controller.tls import server_context
 from polydev.errors import ConfigError
+from tests.certificates import make_tls
 from tests.loopback import Answer, Answerer, Asked, as_json, served
 
 CONSOLE = "/api/vm/1/console"
@@ -229,3 +232,36 @@ def test_a_stream_that_breaks_off_is_told() -> None:
         assert next(found) == "first"
         with pytest.raises(ControllerUnreachable, match="the answer broke off"):
             next(found)
+
+
+def test_a_private_authority_is_trusted_where_the_environment_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = make_tls(tmp_path)
+    context = server_context(tls.certificate.read_text(), tls.key.read_text())
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with served(always(200, {}), tls=context) as server:
+        stranger = ControllerApi(server.url, "pdt_secret")
+        with stranger, pytest.raises(ControllerUnreachable, match="certificate verify failed"):
+            stranger.get("/api/vm")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
+        with ControllerApi(server.url, "pdt_secret") as api:
+            assert api.get("/api/vm") == {}
+            context_of_viewer = tls_of(api)
+    assert context_of_viewer is not None
+    assert context_of_viewer.cert_store_stats()["x509_ca"] == 1
+
+
+def test_through_ssh_the_name_in_a_certificate_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    tls = make_tls(tmp_path)
+    context = server_context(tls.certificate.read_text(), tls.key.read_text())
+    with (
+        served(always(200, {}), tls=context) as server,
+        ControllerApi(server.url, "pdt_secret", through_ssh=True) as api,
+    ):
+        assert api.get("/api/vm") == {}
+        assert tls_of(api) is not None
+    assert not list(recwarn)

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ import pytest
 
 from polydev.controller.migrations import HEAD
 from polydev.run import Completed, run, spawn
+from tests.certificates import Tls, make_tls
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -35,6 +37,7 @@ class Host:
 
     folder: Path
     listening: socket.socket
+    tls: Tls | None = None
 
     @property
     def port(self) -> int:
@@ -134,6 +137,7 @@ async def service(
     environment = {
         "NOTIFY_SOCKET": "@" + news.getsockname()[1:].decode(),
         "POLYDEV_CONTROLLER_RELEASE_FILE": str(release),
+        **({"CREDENTIALS_DIRECTORY": str(_credentials(host.tls))} if host.tls else {}),
         **(env or {}),
     }
     log = host.folder / f"{name}.log"
@@ -149,6 +153,15 @@ async def service(
         finally:
             process.kill()
             process.wait()
+
+
+def _credentials(tls: Tls) -> Path:
+    """A folder as systemd makes it of `LoadCredential=`."""
+    folder = tls.certificate.parent / "credentials"
+    folder.mkdir(exist_ok=True)
+    for name, text in tls.secrets.items():
+        (folder / name).write_text(text)
+    return folder
 
 
 @dataclass
@@ -170,8 +183,8 @@ class Client:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(cls, port: int, tls: ssl.SSLContext | None = None) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
 
     async def get(self, path: str = HEALTH, *, last: bool = False) -> Answer:
         kind = "close" if last else "keep-alive"
@@ -196,8 +209,9 @@ class Client:
 class Load:
     """Clients that ask without end; what they were answered by, and what failed."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self.tls = tls
         self.failures: list[str] = []
         self.answers: Counter[str] = Counter()
         self._news = asyncio.Event()
@@ -236,7 +250,7 @@ class Load:
         """One request, on a new connection if there is none: the connection, if it goes on."""
         how = "fresh" if client is None else "kept"
         try:
-            client = client or await Client.connect(self.port)
+            client = client or await Client.connect(self.port, self.tls)
             answer = await client.get(last=last)
         except (OSError, EOFError) as error:
             self.failures.append(f"{how} connection: {error!r}")
@@ -257,9 +271,11 @@ class Load:
         return None
 
 
-def test_handover_under_load_drops_nothing(host: Host) -> None:
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+def test_handover_under_load_drops_nothing(host: Host, *, with_tls: bool) -> None:
     """New release up, old one told to end, four times over, with every kind of client."""
-    load = Load(host.port)
+    host.tls = make_tls(host.folder / "tls") if with_tls else None
+    load = Load(host.port, host.tls.client() if host.tls else None)
 
     async def hand_over(old: Service, name: str, stack: contextlib.AsyncExitStack) -> Service:
         new = await stack.enter_async_context(service(host, "--only-if-healthy", name=name))
@@ -284,6 +300,50 @@ def test_handover_under_load_drops_nothing(host: Host) -> None:
     print(load.answers, load.answers.total())
     assert load.failures == []
     assert sorted(load.answers) == [f"release-{number}" for number in range(5)]
+
+
+def test_the_next_process_has_the_next_certificate(host: Host) -> None:
+    """Both take connections of the same socket; nobody is refused meanwhile."""
+
+    async def scenario() -> None:
+        first = host.tls = make_tls(host.folder / "first")
+        async with service(host, name="first") as old:
+            await old.tells("READY=1")
+            kept = await Client.connect(host.port, first.client())
+            assert not (await kept.get()).closes
+            second = host.tls = make_tls(host.folder / "second")
+            async with service(host, "--only-if-healthy", name="second") as new:
+                await new.tells("READY=1")
+                old.terminate()
+                await old.tells("STOPPING=1")
+                assert (await kept.get()).closes
+                await kept.close()
+                client = await Client.connect(host.port, second.client())
+                assert json.loads((await client.get(last=True)).body)["release"] == "second"
+                await client.close()
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await Client.connect(host.port, first.client())
+                assert await old.ended() == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_is_no_tls_ends_and_a_request_too_large_is_answered_under_it(host: Host) -> None:
+    async def scenario() -> None:
+        host.tls = make_tls(host.folder / "tls")
+        async with service(host) as only:
+            await only.tells("READY=1")
+            plain = await Client.connect(host.port)
+            plain.write(f"GET {HEALTH} HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert b"HTTP" not in await plain.reader.read()
+            await plain.close()
+            client = await Client.connect(host.port, host.tls.client())
+            client.write(f"GET /{'x' * 40_000} HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert (await client.answer()).status == 414
+            assert await client.reader.read() == b""
+            await client.close()
+
+    asyncio.run(scenario())
 
 
 def test_what_arrives_on_open_connections_is_answered_after_sigterm(host: Host) -> None:

@@ -33,6 +33,7 @@ from polydev.controller.relay.seats import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from tests.api import JWT_SECRET, token_of
+from tests.certificates import Tls, make_tls
 from tests.driving import Clock, until
 from tests.relays import (
     HEIGHT,
@@ -59,13 +60,22 @@ Scenario = Callable[[Screens], Awaitable[None]]
 Run = Callable[[Scenario], None]
 
 
-@pytest.fixture(params=list(LOOPS))
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """Play a scenario on each of the event loops, and see that nothing outlives it."""
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(params=[*LOOPS, "uvloop with TLS"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, tls: Tls) -> Run:
+    """Play a scenario on each of the event loops, and under TLS on the one that hosts have.
+
+    Nothing outlives it.
+    """
+    loop_name, _, with_tls = request.param.partition(" ")
 
     async def play(scenario: Scenario) -> None:
         before = connections()
-        async with screens(tmp_path) as made:
+        async with screens(tmp_path, tls=tls if with_tls else None) as made:
             await scenario(made)
 
         async def nothing_left() -> bool:
@@ -74,7 +84,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
         await until(nothing_left, "the end of all connections")
 
     def run(scenario: Scenario) -> None:
-        loop = LOOPS[request.param]()
+        loop = LOOPS[loop_name]()
         try:
             loop.run_until_complete(play(scenario))
             loop.run_until_complete(loop.shutdown_default_executor())
@@ -435,7 +445,7 @@ def test_viewers_are_told_of_a_restart_and_find_the_same_vm_after_it(run: Run) -
             made.server.should_exit = True
             assert await closing_of(viewer) == (1001, "the service restarts; connect again")
         app = create_app(made.services.settings, made.host.hypervisor)
-        async with serving(app) as (_, port):
+        async with serving(app, made.tls) as (_, port):
             made.port = port
             async with made.connect(session.id) as viewer:
                 assert await viewer.recv() == RFB_GREETING
@@ -936,9 +946,10 @@ async def until_logged(logs: list[Any], event: str) -> None:
 def test_who_did_not_ask_for_an_upgrade_gets_problem_details(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
-        path = made.url(session.id).replace("ws:", "http:")
+        path = made.url(session.id).replace("ws", "http", 1)
         headers = {"Authorization": f"Bearer {made.tokens['user']}"}
-        async with httpx.AsyncClient(trust_env=False) as client:
+        trusted = made.tls.client() if made.tls else True
+        async with httpx.AsyncClient(trust_env=False, verify=trusted) as client:
             for answer, status in (
                 (await client.get(path), 401),
                 (await client.get(path, headers=headers), 404),
@@ -968,7 +979,8 @@ def test_a_vnc_client_sees_the_picture_of_its_vm(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         pixels = os.urandom(WIDTH * HEIGHT * 4)
         session = await made.session(partial(rfb_screen, pixels))
-        async with rfb_viewer(made.url(session.id), made.tokens["user"]) as client:
+        tls = made.tls.client() if made.tls else None
+        async with rfb_viewer(made.url(session.id), made.tokens["user"], tls) as client:
             seen = await client.screenshot()
         assert seen.shape[:2] == (HEIGHT, WIDTH)
         colours = [pixels[at : at + 3] for at in range(0, len(pixels), 4)]

@@ -16,7 +16,7 @@ def test_a_host_that_cannot_be_reached_is_named_with_what_ssh_said() -> None:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         target = SshTarget("b-1", "127.0.0.1", user="deploy", port=port)
-        with pytest.raises(DeployError) as told, tunnel(target, "127.0.0.1:4000"):
+        with pytest.raises(DeployError) as told, tunnel(target, "http://127.0.0.1:4000"):
             pass
     assert "cannot reach b-1 over SSH" in told.value.message
     assert "Connection refused" in told.value.message

@@ -29,20 +29,23 @@ class Reached:
         self.host_name = "prod"
 
     @contextmanager
-    def api(self, url: str, token: str) -> Iterator[str]:
+    def api(self, url: str, token: str, *, through_ssh: bool = False) -> Iterator[str]:
+        assert through_ssh == (url == "http://127.0.0.1:5000")
         self.asked.append((url, token))
         yield "api"
 
     @contextmanager
-    def tunnel(self, target: object, address: str) -> Iterator[str]:
-        assert (target, address) == ("target", "127.0.0.1:4000")
+    def tunnel(self, target: object, url: str) -> Iterator[str]:
+        assert (target, url) == ("target", "http://127.0.0.1:4000")
         self.tunnels += 1
         yield "http://127.0.0.1:5000"
         self.tunnels -= 1
 
     def described(self, inventory: str, host: str) -> Any:
         self.hosts.append((inventory, host))
-        found = SimpleNamespace(name=self.host_name, target="target", controller="127.0.0.1:4000")
+        found = SimpleNamespace(
+            name=self.host_name, target="target", controller="http://127.0.0.1:4000"
+        )
         return None, found
 
 

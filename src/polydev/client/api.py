@@ -47,13 +47,17 @@ class ControllerRefused(Error):
 class ControllerApi:
     """Raises ControllerUnreachable and ControllerRefused. Used as a context, closed with it."""
 
-    def __init__(self, url: str, token: str) -> None:
-        """Raises ConfigError for an address or a token that is none."""
+    def __init__(self, url: str, token: str, *, through_ssh: bool = False) -> None:
+        """`through_ssh`: the URL is the near end of a tunnel to the controller's own host.
+
+        Raises ConfigError for an address or a token that is none.
+        """
         self.url = url.rstrip("/")
+        self.through_ssh = through_ssh
         if not _is_address(self.url):
             raise ConfigError(f"{url!r} is no address of a controller", "as in http://HOST:4000")
         self.authorization = {"Authorization": f"Bearer {_header('the token', token)}"}
-        self._session = http_client.HttpSession(self.url, ANSWER_SECONDS)
+        self._session = http_client.HttpSession(self.url, ANSWER_SECONDS, through_ssh=through_ssh)
         self._session.headers.update({**self.authorization, "Accept": "application/json"})
 
     def __enter__(self) -> ControllerApi:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -185,9 +186,14 @@ def _controller(host: dict[str, Any]) -> dict[str, Any] | None:
         return None
     name = str(host.get("controllerAddress", "127.0.0.1"))
     address = f"{f'[{name}]' if ':' in name else name}:{host['controllerPort']}"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    scheme = "https" if host.get("controllerCertificate") else "http"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # its certificate has its own name, not this address
+    context.verify_mode = ssl.CERT_NONE
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
     try:
-        with opener.open(f"http://{address}/api/auth/health", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(f"{scheme}://{address}/api/auth/health", timeout=ANSWER_SECONDS) as answer:
             body = answer.read(65536)
     except urllib.request.HTTPError as error:  # 503 has the same body
         body = error.read(65536)

@@ -17,14 +17,15 @@ TRIES = 3
 
 
 @contextmanager
-def tunnel(target: SshTarget, address: str) -> Iterator[str]:
-    """Lead a free port here to `ADDRESS:PORT` as the host sees it; the URL, while this lasts.
+def tunnel(target: SshTarget, url: str) -> Iterator[str]:
+    """Lead a free port here to a URL as the host sees it; the URL here, while this lasts.
 
     Raises DeployError with what ssh said.
     """
+    scheme, _, address = url.partition("://")
     process, port = _opened(target, address)
     try:
-        yield f"http://{LOOPBACK}:{port}"
+        yield f"{scheme}://{LOOPBACK}:{port}"
     finally:
         process.end()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
 from polydev.client.api import ControllerApi
-from polydev.http_client import is_far
+from polydev.http_client import is_far, tls_context
 
 LOOK_SECONDS = 10.0
 BLOCK_BYTES = 64 * 1024
@@ -73,9 +74,22 @@ class Viewer:
             subprotocols=[Subprotocol("binary")],
             compression=None,
             proxy=True if is_far(self._api.url) else None,
+            ssl=tls_of(self._api),
             max_size=None,
             logger=QUIET,
         )
+
+
+def tls_of(api: ControllerApi) -> ssl.SSLContext | None:
+    """Whom to trust, as its other requests do; None without TLS."""
+    if not api.url.startswith("https://"):
+        return None
+    if not api.through_ssh:
+        return tls_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def carry_both_ways(

@@ -13,6 +13,7 @@ JSON out: problems, each with the key of the inventory and what is wrong with it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from pydantic import ValidationError
@@ -55,6 +56,8 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
     addresses = kept.get("alert_urls", "").split()
     if addresses and "secrets.alert-urls" not in {key for key, _ in found}:
         found += _of_no_service(addresses)
+    if "tls_certificate" in kept and "secrets.tls-certificate" not in {key for key, _ in found}:
+        found += _no_browser_takes(kept["tls_certificate"])
     return [{"key": key, "message": words} for key, words in found]
 
 
@@ -65,6 +68,14 @@ def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
     for number, url in enumerate(addresses, 1):
         if opened(url) is None:
             yield "secrets.alert-urls", f"address {number} is of no service that Apprise knows"
+
+
+def _no_browser_takes(certificate: str) -> Iterator[tuple[str, str]]:
+    """A certificate of another time. A service starts with it all the same, and warns."""
+    from polydev.controller.tls import trouble_now
+
+    if trouble := trouble_now(certificate, datetime.now(timezone.utc)):
+        yield "secrets.tls-certificate", f"{trouble}: no browser takes it"
 
 
 def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,4 +95,5 @@ def _unknown(secrets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _path(key: str, secrets: Mapping[str, str]) -> str:
-    return f"secrets.{secret_name(key)}" if key in secrets else f"controller.{key}"
+    is_secret = key in secrets or key in ("tls_certificate", "tls_key")
+    return f"secrets.{secret_name(key)}" if is_secret else f"controller.{key}"

@@ -7,9 +7,6 @@ What exceeds a limit is answered, if nothing else is being answered, and the con
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import struct
-import termios
 from typing import Any
 
 import httptools
@@ -28,6 +25,7 @@ from polydev.controller.request_limits import (
     RequestLimits,
 )
 from polydev.controller.settings import ConnectionLimits
+from polydev.controller.transports import end_writing, unread_bytes, watch_every_byte
 from polydev.controller.unfinished import Unfinished
 
 log = structlog.stdlib.get_logger(__name__)
@@ -85,8 +83,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # So that `pause_writing` says whether anything has not left.
-        transport.set_write_buffer_limits(high=0)
+        watch_every_byte(transport)
         self.place = place_of(
             self.client[0] if self.client else None, self.server_state.trusted_proxies
         )
@@ -133,7 +130,7 @@ class Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         # A request that is here but not yet read will be served.
-        if not self.transport.is_closing() and not _unread_bytes(self.transport):
+        if not self.transport.is_closing() and not unread_bytes(self.transport):
             self.transport.close()
 
     def _await_request(self) -> None:
@@ -242,7 +239,7 @@ class Protocol(HttpToolsProtocol):
     # Refusals
 
     def is_arriving(self) -> bool:
-        return not self.transport.is_closing() and _unread_bytes(self.transport) > 0
+        return not self.transport.is_closing() and unread_bytes(self.transport) > 0
 
     def evict(self) -> None:
         is_idle = self._limits.phase == "between" and self.cycle is not None
@@ -295,16 +292,10 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.flow.resume_reading()
-        self.transport.write_eof()
+        end_writing(self.transport)
         self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _tell(self, reason: str, status: int | None = None) -> None:
         peer = self.client[0] if self.client else None
         self.server_state.refused.labels(reason).inc()
         log.info("connection_refused", reason=reason, status=status, peer=peer)
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    number = transport.get_extra_info("socket").fileno()
-    found: int = struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, bytes(4)))[0]
-    return found

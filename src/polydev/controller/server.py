@@ -12,6 +12,7 @@ import asyncio
 import json
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,7 +26,8 @@ from uvicorn import Server as UvicornServer
 from polydev.controller.app import create_app
 from polydev.controller.inprocess import ask
 from polydev.controller.middleware import HEALTH_PATH
-from polydev.controller.protocol import Protocol, State
+from polydev.controller.model import now
+from polydev.controller.protocol import LINGER_SECONDS, Protocol, State
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
@@ -52,6 +54,8 @@ class Server(UvicornServer):
         )
         self.only_if_healthy = only_if_healthy
         self.refused = False
+        self._tls = _tls(settings)
+        self._handshake_seconds = settings.connections.header_seconds
         self._drain_keep_alive_seconds = settings.drain_keep_alive_seconds
         self._stop = asyncio.Event()
         self._watchdog: asyncio.Task[None] | None = None
@@ -70,14 +74,29 @@ class Server(UvicornServer):
             app_state=self.lifespan.state,
         )
         self.servers = [
-            await loop.create_server(connection, sock=each, backlog=self.config.backlog)
+            await loop.create_server(
+                connection,
+                sock=each,
+                backlog=self.config.backlog,
+                **self._tls_options(),
+            )
             for each in sockets or []
         ]
         self.started = True
         self.services.begin()
         self._watchdog = loop.create_task(feed_watchdog())
-        log.info("serving", addresses=[_address(each) for each in sockets or []])
+        addresses = [_address(each) for each in sockets or []]
+        log.info("serving", addresses=addresses, tls=self._tls is not None)
         notify("READY=1")
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {
+            "ssl": self._tls,
+            "ssl_handshake_timeout": self._handshake_seconds,
+            "ssl_shutdown_timeout": LINGER_SECONDS,
+        }
 
     async def _may_serve(self) -> bool:
         if not self.only_if_healthy:
@@ -115,6 +134,18 @@ class Server(UvicornServer):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         yield
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """What TLS is spoken with; None without a certificate."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    from polydev.controller.tls import server_context, trouble_now  # dear to import
+
+    certificate = settings.tls_certificate.get_secret_value()
+    if trouble := trouble_now(certificate, now()):
+        log.warning("certificate_of_another_time", reason=trouble)
+    return server_context(certificate, settings.tls_key.get_secret_value())
 
 
 def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:

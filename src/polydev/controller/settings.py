@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -42,7 +43,14 @@ from polydev.yaml_files import load_yaml
 
 ENVIRONMENT_PREFIX = "POLYDEV_CONTROLLER_"
 # Fields that are secrets; a secret's file is called like its field, with hyphens.
-SECRETS = ("alert_urls", "credentials_key", "database_url", "jwt_secret")
+SECRETS = (
+    "alert_urls",
+    "credentials_key",
+    "database_url",
+    "jwt_secret",
+    "tls_certificate",
+    "tls_key",
+)
 MIN_JWT_SECRET_BYTES = 32  # RFC 7518, 3.2: as long as the hash of HS256
 BYTE_ORDER_MARK = "\ufeff"
 TRUE_WORDS = ("1", "true", "yes", "on")
@@ -439,6 +447,11 @@ class Settings(BaseSettings):
     alert_urls: SecretStr | None = None
     """Apprise URLs to which alerts go, parted by blanks or lines; they hold secrets."""
 
+    tls_key: SecretStr | None = None
+    """The private key of `tls_certificate`, as PEM without a passphrase."""
+    tls_certificate: SecretStr | None = Field(default=None, validate_default=True)
+    """With it the controller serves HTTPS: the server's certificate and its authority's, as PEM."""
+
     @field_validator(*SECRETS, mode="before")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
@@ -477,6 +490,31 @@ class Settings(BaseSettings):
             words = error.message.removeprefix(f"the secret {SECRET_NAME} ")
             raise ValueError(f"{words} ({error.hint})") from None
         return secret
+
+    @field_validator("tls_key")
+    @classmethod
+    def _is_private_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            from polydev.controller.tls import require_key  # dear to import, and not always
+
+            require_key(secret.get_secret_value())
+        return secret
+
+    @field_validator("tls_certificate")
+    @classmethod
+    def _fits_its_key(
+        cls, certificate: SecretStr | None, others: ValidationInfo
+    ) -> SecretStr | None:
+        if "tls_key" not in others.data:  # wrong by itself, and told so
+            return certificate
+        key = others.data["tls_key"]
+        if (certificate is None) != (key is None):
+            raise ValueError("tls-certificate and tls-key are of use together only: name both")
+        if certificate is not None:
+            from polydev.controller.tls import require_fit
+
+            require_fit(certificate.get_secret_value(), key.get_secret_value())
+        return certificate
 
     @field_validator("alert_urls")
     @classmethod

@@ -15,6 +15,7 @@ from polydev.deploys.kernel import VALUES, sysctl_text
 from polydev.deploys.network import BRIDGE, NETDEV_FILE, NETWORK_FILE, network_values, slot_config
 from polydev.deploys.operations import TOOL, directory, folders_as_in, template, text_file, told
 from polydev.deploys.render import own_units, render
+from polydev.deploys.secret_files import CERTIFICATE, SECRETS
 from polydev.deploys.services import JOURNAL_FILE, effective_sshd, journal_values
 from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.users import accounts_as_in
@@ -89,6 +90,7 @@ def host_json(site: HostData, units: list[str]) -> str:
         "slotConfig": slot_config(site),
         "controllerAddress": site.controller_address,
         "controllerPort": site.controller_port,
+        "controllerCertificate": f"{SECRETS}/{CERTIFICATE}" if site.speaks_tls else None,
         "sshd": effective_sshd(),
         "accounts": [asdict(each) for each in declared_accounts(site)],
         "settings": {path: render(path, values) for path, values in _settings(site).items()}

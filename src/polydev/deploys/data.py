@@ -23,6 +23,7 @@ from typing_extensions import Self
 from polydev.deployment_id import PATTERN as DEPLOYMENT_ID
 from polydev.deploys.listen import Listen, listen_from
 from polydev.deploys.ranges import Problem, contradictions
+from polydev.deploys.secret_files import CERTIFICATE
 from polydev.deploys.way import PREFIX, Way
 from polydev.errors import ConfigError
 from polydev.settings import Settings
@@ -158,6 +159,11 @@ class HostData(Checked):
     def controller_address(self) -> str:
         """Where the host itself reaches the controller."""
         return str(self.listen.from_host)
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the controller itself serves HTTPS."""
+        return CERTIFICATE in self.secrets
 
     def concerns(self, *targets: Target) -> bool:
         """Whether a part that belongs to `targets` is to be deployed now."""

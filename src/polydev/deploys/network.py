@@ -68,12 +68,15 @@ def require_free_networks(site: HostData) -> None:
 
 def warn_of_open_api(site: HostData) -> None:
     """Say so where tokens would cross the internet in plain text."""
+    if site.speaks_tls:
+        return
     networks: list[HostNetwork] = host.get_fact(HostNetworks)
     if found := open_to_the_internet(site, networks):
         warn(
             f"{host.name}: controller_listen: {site.controller_listen} is open to the internet at "
             f"{', '.join(found)}, and tokens go there in plain text; listen at 127.0.0.1 with a "
-            'proxy that speaks TLS in front (docs/controller.md, "Behind a proxy")'
+            'proxy that speaks TLS in front (docs/controller.md, "Behind a proxy"), or give it a '
+            'certificate ("TLS")'
         )
 
 

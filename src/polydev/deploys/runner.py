@@ -41,10 +41,11 @@ OPERATION = "--> Starting operation: "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def controller_address(site: HostData) -> str:
-    """Return where the host itself reaches its controller, as a URL has it."""
+def controller_url(site: HostData) -> str:
+    """Return where the host itself reaches its controller."""
     listen = site.listen
-    return str(Listen(listen.from_host, listen.port))
+    scheme = "https" if site.speaks_tls else "http"
+    return f"{scheme}://{Listen(listen.from_host, listen.port)}"
 
 
 def no_password(_prompt: str = "") -> str:
@@ -95,7 +96,7 @@ class Runner:
                     "connection": connection,
                     "scope": scope(site),
                     "deadmanSeconds": site.deadman_seconds,
-                    "controller": controller_address(site),
+                    "controller": controller_url(site),
                 }
             )
         return described

@@ -7,6 +7,8 @@ from pathlib import Path
 from polydev.errors import ConfigError
 
 SECRETS = "/etc/master-controller/secrets"
+# The one with which the controller itself speaks TLS.
+CERTIFICATE = "tls-certificate"
 MAX_SECRET_BYTES = 64 * 1024
 
 

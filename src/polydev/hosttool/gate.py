@@ -9,7 +9,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from polydev.hosttool.units import SOCKET, WATCH
 CURRENT = Path("/opt/master-controller/current")
 # These run programs of a release of the controller.
 OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
+CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
@@ -173,9 +176,12 @@ def controller_check(host: dict[str, object]) -> Check:
         str(host.get("controllerAddress", "127.0.0.1")),
         int(str(host["controllerPort"])),
     )
-    connection = http.client.HTTPConnection(address, port, timeout=ANSWER_SECONDS)
+    certificate = host.get("controllerCertificate")
+    connection = _connection(address, port, is_tls=certificate is not None)
     try:
         connection.request("GET", "/api/auth/health")
+        if certificate is not None and not _has_certificate(connection, Path(str(certificate))):
+            return Check("controller", False, f"its certificate is not that of {certificate}")
         answer = connection.getresponse()
         said = answer.read(65536).decode(errors="replace")
     finally:
@@ -187,6 +193,23 @@ def controller_check(host: dict[str, object]) -> Check:
     ok = answer.status == 200 and release == wanted
     detail = f"{answer.status}, release {release}"
     return Check("controller", ok, detail if ok else f"{detail}, wanted {wanted}: {said[:500]}")
+
+
+def _connection(address: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
+    """To the controller. Its certificate has another name; it is compared as it is."""
+    if not is_tls:
+        return http.client.HTTPConnection(address, port, timeout=ANSWER_SECONDS)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(address, port, timeout=ANSWER_SECONDS, context=context)
+
+
+def _has_certificate(connection: http.client.HTTPConnection, file: Path) -> bool:
+    """Whether the first certificate of the file is the one that the peer showed."""
+    found = CERTIFICATE.search(file.read_text())
+    shown = getattr(connection.sock, "getpeercert", lambda _: None)(True)
+    return found is not None and ssl.PEM_cert_to_DER_cert(found[0]) == shown
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

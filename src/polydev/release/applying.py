@@ -26,14 +26,14 @@ Say = Callable[[str, float | None], None]
 class DescribedHost:
     """One host of an inventory: how it is reached, and what a backup of it holds.
 
-    `controller` is the address and port at which the host itself reaches its controller.
+    `controller` is the URL at which the host itself reaches its controller.
     """
 
     name: str
     target: SshTarget
     scope: Mapping[str, Any]
     deadman_seconds: int
-    controller: str = "127.0.0.1:4000"
+    controller: str = "http://127.0.0.1:4000"
 
 
 @dataclass(frozen=True)

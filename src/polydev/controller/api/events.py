@@ -19,6 +19,8 @@ from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
 
 MEDIA_TYPE = "text/event-stream"
+# A proxy that compresses it may hold back what is to come at once.
+UNTOUCHED = {"Cache-Control": "no-store, no-transform"}
 RETRY_MILLISECONDS = 1000
 PING_SECONDS = 15.0
 # Pings come soon after news at first: a program that has read enough, as `curl | sed '/…/q'`, only
@@ -67,7 +69,7 @@ def routes(services: Services) -> APIRouter:
             return Response(status_code=204)  # tells an EventSource not to come again
         services.streams.check(caller.user_id)
         text = stream(services, caller, session.id, last_event_id, session.user_id)
-        return StreamingResponse(text, media_type=MEDIA_TYPE)
+        return StreamingResponse(text, media_type=MEDIA_TYPE, headers=UNTOUCHED)
 
     return router
 

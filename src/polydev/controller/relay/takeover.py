@@ -1,7 +1,8 @@
 """uvicorn makes the handshake; then a route may take the connection over, with its socket.
 
 What goes through ASGI is a message, a queue and a task's turn for each few kilobytes. A route that
-was accepted gets the socket itself instead, and uvicorn only keeps count of the connection.
+was accepted gets the socket itself instead, and uvicorn only keeps count of the connection. Under
+TLS it gets one end of a pair of sockets, and the bytes go between the other end and the transport.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 from uvicorn.config import Config
+from uvicorn.protocols.utils import is_ssl
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets import http11
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from polydev.controller.relay.far_end import FarEnd
 from polydev.controller.request_limits import (
     MALFORMED,
     MOST_HEADER_BYTES,
     MOST_HEADERS,
 )
+from polydev.controller.transports import watch_every_byte
 
 # The library reads the request again. What HTTP takes, an upgrade takes too.
 http11.MAX_LINE_LENGTH = MOST_HEADER_BYTES
@@ -84,6 +88,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self._is_asked = False
         self._early_bytes = 0
         self._handshake: asyncio.TimerHandle | None = None
+        self._far_end: FarEnd | None = None
         if getattr(server_state, "draining_seconds", None) is not None:
             self._ending.set_result(None)  # upgraded on a connection from before
 
@@ -95,8 +100,23 @@ class RelayProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._end_handshake()
+        if self._far_end is not None:
+            self._far_end.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._far_end is not None:
+            self._far_end.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._far_end is not None:
+            self._far_end.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        if self._far_end is not None:
+            self._far_end.write(data)
+            return
         if self._is_asked:
             self._early_bytes += len(data)
             if self._early_bytes > MOST_EARLY_BYTES:
@@ -118,7 +138,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         if self.response.status_code == 101:
             self.scope["extensions"][EXTENSION] = {"now": self.take_over}
             # So that `writable` says whether the answer to the handshake has left.
-            self.transport.set_write_buffer_limits(high=0)
+            watch_every_byte(self.transport)
 
     def shutdown(self) -> None:
         if not self._ending.done():
@@ -137,10 +157,34 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             raise ConnectionAbortedError("closed during the handshake")
         self._end_handshake()
+        taken = await self._decrypted() if is_ssl(self.transport) else self._as_it_is()
+        return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
+
+    def _as_it_is(self) -> socket.socket:
         if self.transport.is_reading():
             self.transport.pause_reading()
-        taken = _own_socket(self.transport.get_extra_info("socket").fileno())
-        return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
+        return _own_socket(self.transport.get_extra_info("socket").fileno())
+
+    async def _decrypted(self) -> socket.socket:
+        """An end of a pair of sockets, as good as the connection without its TLS."""
+        _own_socket(self.transport.get_extra_info("socket").fileno()).close()  # for its options
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        try:
+            made = await self.loop.create_unix_connection(lambda: FarEnd(self.transport), sock=far)
+            if self.transport.is_closing():
+                made[0].abort()
+                raise ConnectionAbortedError("closed during the handshake")
+        except BaseException:
+            near.close()
+            far.close()
+            raise
+        self._far_end = made[1]
+        self.transport.set_write_buffer_limits()
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        return near
 
     def _early(self) -> bytes:
         parts = []

@@ -1,0 +1,96 @@
+"""The certificate with which the controller itself serves HTTPS: checked, then given to its server.
+
+`tls-certificate` holds the certificate and those between it and its authority, `tls-key` its
+private key, both as PEM. They are read once, at the start of a process: a deployment with other
+files hands over to a process that has these.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+IS_PROTECTED = (
+    "it is protected by a passphrase, which nobody is there to type "
+    "(`openssl pkey -in FILE -out OTHER` writes one without)"
+)
+
+
+def certificates_of(text: str) -> list[x509.Certificate]:
+    """The certificates of a PEM file, the server's own first. Raises ValueError for none."""
+    try:
+        return x509.load_pem_x509_certificates(text.encode())
+    except ValueError:
+        words = "it holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)"
+        raise ValueError(words) from None
+
+
+def require_key(text: str) -> None:
+    """Raise ValueError unless it is a private key in PEM form, without a passphrase."""
+    _public_bytes_of_key(text)
+
+
+def require_fit(certificate: str, key: str) -> None:
+    """Raise ValueError unless the key is that of the first certificate."""
+    own = certificates_of(certificate)[0].public_key()
+    wanted = own.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if _public_bytes_of_key(key) != wanted:
+        raise ValueError(
+            "its key is another one than tls-key (the server's own certificate must come first, "
+            "those of its authority follow)"
+        )
+
+
+def _public_bytes_of_key(text: str) -> bytes:
+    try:
+        key = load_pem_private_key(text.encode(), None)
+    except TypeError:
+        raise ValueError(IS_PROTECTED) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("it is no private key in PEM form (-----BEGIN PRIVATE KEY-----)") from None
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def expiry_of(certificate: str) -> datetime:
+    """When the first of the chain's certificates ends."""
+    return min(each.not_valid_after_utc for each in certificates_of(certificate))
+
+
+def trouble_now(certificate: str, at: datetime) -> str | None:
+    """Why browsers do not take the certificate at that moment; None where nothing speaks
+    against it."""
+    for each in certificates_of(certificate):
+        begins, ends = each.not_valid_before_utc, each.not_valid_after_utc
+        if at < begins:
+            return f"the certificate of {_name(each)} is valid from {begins:%Y-%m-%d %H:%M} UTC on"
+        if at >= ends:
+            return f"the certificate of {_name(each)} expired on {ends:%Y-%m-%d %H:%M} UTC"
+    return None
+
+
+def server_context(certificate: str, key: str) -> ssl.SSLContext:
+    """What the server speaks TLS with: 1.2 or 1.3, and HTTP/1.1 in it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # Python's ssl reads files only; this one is in memory and has no name.
+    file = os.memfd_create("tls", os.MFD_CLOEXEC)
+    try:
+        os.write(file, f"{key}\n{certificate}\n".encode())
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
+    return context
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string()[:100] or "the server"

@@ -1,0 +1,132 @@
+"""The controller's certificate and key: what is refused before a host has them, and at a start."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import SecretStr
+
+from polydev.controller.checking import problems
+from polydev.controller.settings import Settings, load_settings
+from polydev.controller.tls import expiry_of, server_context, trouble_now
+from polydev.errors import ConfigError
+from polydev.hosttool import gate
+from polydev.hosttool.gate import controller_check
+from tests.certificates import DAY, Tls, make_tls
+from tests.loopback import as_json, served
+
+NO_KEY = "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+def found(**secrets: str) -> dict[str, str]:
+    named = {name.replace("_", "-"): text for name, text in secrets.items()}
+    document = {"config": {}, "given": {}, "secrets": named}
+    return {each["key"]: each["message"] for each in problems(document)}
+
+
+class TestPlan:
+    def test_a_pair_that_fits_is_taken(self, tls: Tls) -> None:
+        assert found(**{name.replace("-", "_"): text for name, text in tls.secrets.items()}) == {}
+
+    def test_one_without_the_other_is_refused(self, tls: Tls) -> None:
+        words = "tls-certificate and tls-key are of use together only: name both"
+        for name, text in tls.secrets.items():
+            assert found(**{name.replace("-", "_"): text}) == {"secrets.tls-certificate": words}
+
+    def test_a_key_of_another_certificate_is_refused(self, tls: Tls, tmp_path: Path) -> None:
+        other = make_tls(tmp_path)
+        (wrong,) = found(
+            tls_certificate=tls.certificate.read_text(), tls_key=other.key.read_text()
+        ).items()
+        assert wrong[0] == "secrets.tls-certificate"
+        assert "its key" in wrong[1]
+
+    def test_what_is_no_pem_is_refused_and_not_quoted(self, tls: Tls) -> None:
+        key = tls.key.read_text()
+        wrong = found(tls_certificate="hidden text", tls_key=key)
+        assert "no certificate in PEM form" in wrong["secrets.tls-certificate"]
+        wrong = found(tls_certificate=tls.certificate.read_text(), tls_key=NO_KEY)
+        assert "no private key in PEM form" in wrong["secrets.tls-key"]
+        assert "hidden" not in str(wrong)
+
+    def test_a_key_with_a_passphrase_is_refused(self, tls: Tls) -> None:
+        key = load_pem_private_key(tls.key.read_bytes(), None)
+        closed = key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"words")
+        )
+        wrong = found(tls_certificate=tls.certificate.read_text(), tls_key=closed.decode())
+        assert "passphrase" in wrong["secrets.tls-key"]
+
+    @pytest.mark.parametrize(
+        ("begins", "ends", "words"),
+        [(-2 * DAY, -DAY, "expired on"), (DAY, 2 * DAY, "is valid from")],
+    )
+    def test_one_of_another_time_is_refused(
+        self, tmp_path: Path, begins: timedelta, ends: timedelta, words: str
+    ) -> None:
+        old = make_tls(tmp_path, begins=begins, ends=ends)
+        wrong = found(tls_certificate=old.certificate.read_text(), tls_key=old.key.read_text())
+        assert words in wrong["secrets.tls-certificate"]
+
+
+class TestStart:
+    def test_an_expired_one_does_not_keep_the_service_from_starting(self, tmp_path: Path) -> None:
+        old = make_tls(tmp_path, begins=-2 * DAY, ends=-DAY)
+        settings = Settings(
+            tls_certificate=SecretStr(old.certificate.read_text()),
+            tls_key=SecretStr(old.key.read_text()),
+        )
+        assert settings.tls_certificate is not None
+        text = settings.tls_certificate.get_secret_value()
+        assert trouble_now(text, expiry_of(text)) is not None
+        assert trouble_now(text, expiry_of(text) - DAY / 2) is None
+        server_context(text, old.key.read_text())
+
+    def test_the_error_names_the_secret(
+        self, tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "tls-key").write_text(tls.key.read_text())
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        file = tmp_path / "config.yaml"
+        file.write_text("port: 4000\n")
+        with pytest.raises(ConfigError, match="tls-certificate and tls-key") as told:
+            load_settings(file)
+        assert "the secret tls-certificate" in str(told.value.hint)
+
+
+class TestGate:
+    """The health gate asks a real server, whose certificate has another name."""
+
+    @pytest.mark.parametrize("is_own", [True, False])
+    def test_the_certificate_must_be_the_deployed_one(
+        self, tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_own: bool
+    ) -> None:
+        current = tmp_path / "current"
+        current.symlink_to("releases/20250131_120000-abcd")
+        monkeypatch.setattr(gate, "CURRENT", current)
+        declared = tls if is_own else make_tls(tmp_path / "other")
+        context = server_context(tls.certificate.read_text(), tls.key.read_text())
+        release = as_json({"release": "20250131_120000-abcd"})
+        with served(lambda _: release, tls=context) as server:
+            port = int(server.url.rpartition(":")[2])
+            host: dict[str, object] = {
+                "controllerPort": port,
+                "controllerCertificate": str(declared.certificate),
+            }
+            check = controller_check(host)
+        assert check.ok == is_own, check
+        if not is_own:
+            assert check.detail == f"its certificate is not that of {declared.certificate}"
