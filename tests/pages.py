@@ -19,6 +19,7 @@ SIGNED_OUT: Statuses = (401, 204, 204, 204, 204)
 PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/login"): OPEN,
     ("POST", "/login"): (401, 401, 401, 401, 401),
+    ("GET", "/login/state"): OPEN,
     ("POST", "/login/code"): (401, 401, 401, 401, 401),
     ("POST", "/logout"): SIGNED_OUT,
     ("GET", "/favicon.ico"): (307, 307, 307, 307, 307),

@@ -31,7 +31,10 @@ UNKNOWN_ROUTE = "(none)"
 HEALTH_PATH = "/api/auth/health"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 STATIC_PREFIX = "/static/"
-OPEN_PATHS = (HEALTH_PATH, "/login", "/login/code", "/favicon.ico", "/api/auth/redeem")
+OPEN_PATHS = (
+    *(HEALTH_PATH, "/api/auth/redeem"),
+    *("/login", "/login/code", "/login/state", "/favicon.ico"),
+)
 SESSION_PAGES = re.compile(r"/session/[^/]+")
 # Asked for by browsers, which cannot set headers there: the token may stand in the query.
 QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")

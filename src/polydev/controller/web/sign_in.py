@@ -26,6 +26,7 @@ MOST_FORM_FIELDS = 10
 def routes(services: Services, pages: Pages) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     _add_login(router, services, pages)
+    _add_state(router, services, pages)
     _add_code(router, services, pages)
     _add_logout(router, services, pages)
     return router
@@ -48,6 +49,17 @@ def _add_login(router: APIRouter, services: Services, pages: Pages) -> None:
         except (Error, HTTPException) as refusal:
             return _refused(request, pages, refusal, after)
         return await _signed_in(request, services, pages, caller, after)
+
+
+def _add_state(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.get("/login/state")
+    async def get_state(request: Request) -> dict[str, bool]:
+        """Whether the browser is signed in: it does not say so by itself after another site's
+        link, since the cookie is for what our own pages ask for.
+        """
+        cookie = pages.rules.cookie_of(request.scope)
+        caller = await services.sign_ins.caller_of(cookie) if cookie else None
+        return {"signedIn": caller is not None and caller.by == "cookie"}
 
 
 def _add_code(router: APIRouter, services: Services, pages: Pages) -> None:
