@@ -22,8 +22,8 @@ from xdist.scheduler import LoadScopeScheduling
 from polydev.deploys import web_assets
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
-from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import ImageRecord
 from polydev.lab import find as find_lab
 from polydev.progress import Steps
 from polydev.settings import Settings

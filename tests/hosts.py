@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from polydev.deployment_records import Record, newest_first
 from polydev.hosttool.images import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
 from polydev.lab.container import init_pid
@@ -21,7 +22,6 @@ from polydev.progress import Steps
 from polydev.release import changes
 from polydev.release.applying import DescribedHost, Plan, Project, describe
 from polydev.release.changes import DeployOptions
-from polydev.release.records import Record, newest_first
 from polydev.release.transaction import records_of
 from polydev.run import spawn
 from polydev.settings import Settings

@@ -7,14 +7,14 @@ import os
 import shutil
 from datetime import datetime, timezone
 
-from polydev.image.record import (
+from polydev.image.store import ImageStore
+from polydev.image_record import (
     BOOT_FILES,
     FileEntry,
     ImageRecord,
     Verification,
     manifest_digest,
 )
-from polydev.image.store import ImageStore
 from polydev.vm.config import IN_USE
 
 FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)

@@ -30,7 +30,8 @@ from polydev.deploys.images import STORE, rsync_argv
 from polydev.disk import file_sha256
 from polydev.image.folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep
-from polydev.image.record import (
+from polydev.image.tree import allocated_bytes
+from polydev.image_record import (
     BOOT_FILES,
     CMDLINE,
     INITRD,
@@ -41,7 +42,6 @@ from polydev.image.record import (
     ImageRecord,
     manifest_digest,
 )
-from polydev.image.tree import allocated_bytes
 from polydev.lab import run_inside
 from polydev.run import run
 from polydev.ssh import SshTarget

@@ -13,7 +13,7 @@ from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, more_text
 
 if TYPE_CHECKING:
-    from polydev.release.records import Record
+    from polydev.deployment_records import Record
 
 MOST_SHOWN = 20
 WIDEST = 160
@@ -38,9 +38,9 @@ def deployments(
     json: bool = False,
 ) -> None:
     """What was deployed to a host, newest first, and how it ended; or one of them in detail."""
+    from polydev.deployment_records import current_state, one_named
     from polydev.release import changes
     from polydev.release.history import history
-    from polydev.release.records import current_state, one_named
 
     require_at_least(1, "limit", limit)
     _, described = described_host(inventory, host)

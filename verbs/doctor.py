@@ -57,7 +57,7 @@ def _this_machine() -> list[Finding]:
 
 
 def _golden_kernel() -> Path | None:
-    from polydev.image.record import KERNEL
+    from polydev.image_record import KERNEL
     from verbs.golden import open_store
 
     store = open_store()

@@ -175,7 +175,8 @@ def show(context: Context, image: str, json: bool = False) -> None:
 @edge
 def diff(context: Context, old: str, new: str, json: bool = False) -> None:
     """What one image has that another has not: packages, files, size."""
-    from polydev.image.diff import diff, tree_diff
+    from polydev.image.diff import tree_diff
+    from polydev.image_diff import diff
 
     store = open_store()
     before, after = store.resolve(old), store.resolve(new)

@@ -13,8 +13,8 @@ from polydev.errors import ConfigError
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
 
 if TYPE_CHECKING:
+    from polydev.deployment_records import Record
     from polydev.release.applying import DescribedHost, Plan, Project
-    from polydev.release.records import Record
 
 TARGETS = ("all", "master-controller", "vm-agent")
 WAIT_HELP = "how many seconds to wait while somebody else is at work there (default: 0)"

@@ -5,6 +5,8 @@
     ├── CommandError            a process ended with a status other than 0
     │   └── CommandTimeout      a process did not end in time
     ├── ImageError              the image store refuses
+    │   ├── ImageNotFound       a host has no such image
+    │   ├── ImageUnreadable     what a host has of an image is damaged
     │   ├── BuildError          a layer or the root filesystem could not be made
     │   ├── BootError           a VM did not get as far as it had to
     │   └── SpecError           a booted image does not keep its specs
@@ -33,6 +35,7 @@
     │   └── LoginFailed         says that a tool's login came to nothing
     ├── LabError                a lab could not be started, reached or ended
     └── DeployError             a host could not be deployed to, or does not become as it should
+        ├── DeploymentNotFound  there is no record of it
         ├── LockHeld            another deployment is at work on the host
         ├── HealthGateFailed    what was deployed does not answer as it must
         └── RollbackFailed      the state before could not be brought back
@@ -103,6 +106,14 @@ class CommandTimeout(CommandError):
 
 class ImageError(Error):
     code = "image"
+
+
+class ImageNotFound(ImageError):
+    code = "image-not-found"
+
+
+class ImageUnreadable(ImageError):
+    code = "image-unreadable"
 
 
 class BuildError(ImageError):
@@ -228,6 +239,10 @@ class LabError(Error):
 
 class DeployError(Error):
     code = "deploy"
+
+
+class DeploymentNotFound(DeployError):
+    code = "deployment-not-found"
 
 
 class LockHeld(DeployError):

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from polydev.errors import BootError, VmError, VmTimeout
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
-from polydev.image.record import KERNEL
 from polydev.image.store import ImageStore
 from polydev.image.verify import DEADLINE_SECONDS
+from polydev.image_record import KERNEL
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import VmConfig

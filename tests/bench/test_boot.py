@@ -13,9 +13,9 @@ import pytest
 
 from polydev.image.build import BuildResult
 from polydev.image.folder import vm_config
-from polydev.image.record import KERNEL, Verification
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
+from polydev.image_record import KERNEL, Verification
 from polydev.progress import Steps
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator

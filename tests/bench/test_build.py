@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from polydev.image.build import BuildOptions, BuildResult, build
-from polydev.image.record import ROOTFS
 from polydev.image.store import ImageStore
+from polydev.image_record import ROOTFS
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.bench.conftest import AGENT_BUILD_LIMIT, Checkout, Ratios, quickest

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from polydev.deployment_records import Record
 from polydev.image.build import BuildResult
 from polydev.image.store import ImageStore
 from polydev.lab import Lab, down, up
 from polydev.progress import Steps
-from polydev.release.records import Record
 from polydev.settings import Settings
 from tests.bench.conftest import Ratios, quickest
 from tests.hosts import DeployedHost, lab_host

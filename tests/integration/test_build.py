@@ -24,13 +24,14 @@ import yaml
 import polydev
 from polydev.image import tree
 from polydev.image.build import BuildOptions, BuildResult, build, file_entry
-from polydev.image.diff import diff, tree_diff
+from polydev.image.diff import tree_diff
 from polydev.image.layercache import META
 from polydev.image.prunecache import STORES
 from polydev.image.recipe import load_recipe
-from polydev.image.record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
 from polydev.image.sbom import component
 from polydev.image.store import INCOMING, ImageStore
+from polydev.image_diff import diff
+from polydev.image_record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
 from polydev.progress import Steps
 from polydev.run import end_group, run, spawn
 from polydev.settings import Settings

@@ -22,9 +22,9 @@ from polydev.image.apt import Archive, Deb
 from polydev.image.layercache import META, BuiltLayer, LayerCache
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
-from polydev.image.record import TREE
 from polydev.image.rootfs import make_rootfs
 from polydev.image.stacking import stack
+from polydev.image_record import TREE
 from polydev.run import run
 from tests.diskwork import watched_disk
 

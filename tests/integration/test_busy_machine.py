@@ -18,9 +18,9 @@ from polydev.errors import BootError, MachineBusy
 from polydev.image import verify as verify_module
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
-from polydev.image.record import BOOT_FILES, CMDLINE, INITRD, KERNEL, ROOTFS, ImageRecord
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
+from polydev.image_record import BOOT_FILES, CMDLINE, INITRD, KERNEL, ROOTFS, ImageRecord
 from polydev.progress import Steps
 from polydev.run import end_group, run, spawn
 from polydev.settings import Settings

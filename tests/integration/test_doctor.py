@@ -16,8 +16,8 @@ from polydev.client.host_rules import host_findings
 from polydev.client.machine import gather as look_here
 from polydev.client.machine import machine_findings
 from polydev.errors import DeployError
-from polydev.image.record import KERNEL, ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import KERNEL, ImageRecord
 from polydev.run import run
 from polydev.settings import Settings
 from tests.hosts import DeployedHost

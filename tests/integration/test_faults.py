@@ -19,12 +19,12 @@ from polydev.disk import file_sha256
 from polydev.errors import BootError, ImageError, MachineBusy, SpecError
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
-from polydev.image.record import (
+from polydev.image.store import ImageStore
+from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
+from polydev.image_record import (
     ROOTFS,
     ImageRecord,
 )
-from polydev.image.store import ImageStore
-from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.images import add_image

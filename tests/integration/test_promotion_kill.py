@@ -23,12 +23,12 @@ import pytest
 import polydev
 from polydev import run
 from polydev.image import promotion
-from polydev.image.record import (
+from polydev.image.store import INCOMING, ImageStore
+from polydev.image_record import (
     RECORD,
     ROOTFS,
     ImageRecord,
 )
-from polydev.image.store import INCOMING, ImageStore
 from tests.images import FIRST, contents, record_of
 
 pytestmark = pytest.mark.integration
@@ -40,7 +40,7 @@ CHILD = """
 import fcntl, json, os, shutil, signal, sys
 from pathlib import Path
 from polydev.errors import Error
-from polydev.image.record import ImageRecord
+from polydev.image_record import ImageRecord
 from polydev.image.store import ImageStore
 
 root, verb, argument, sent, moment = sys.argv[1:]

@@ -13,8 +13,8 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.image.folder import vm_config
-from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import ImageRecord
 from polydev.vm import stages
 from polydev.vm.health import agent_health
 from polydev.vm.machine import Machine, start

@@ -13,10 +13,10 @@ import pytest
 
 from polydev.controller.migrations import HEAD
 from polydev.errors import DeployError
-from polydev.image.record import (
+from polydev.image.store import ImageStore
+from polydev.image_record import (
     ImageRecord,
 )
-from polydev.image.store import ImageStore
 from tests.hosts import DeployedHost, variant
 from tests.images import add_image
 from tests.load import under_load

@@ -25,8 +25,8 @@ from polydev.errors import VmError
 from polydev.image.boot import Boot, follow
 from polydev.image.console import Console
 from polydev.image.folder import vm_config
-from polydev.image.record import KERNEL, ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import KERNEL, ImageRecord
 from polydev.settings import Settings
 from polydev.vm import template
 from polydev.vm.accelerator import choose_accelerator

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from polydev.image.record import ImageRecord, Verification
 from polydev.image.store import ImageStore
 from polydev.image.verify import SCREENSHOT, SERIAL_LOG
+from polydev.image_record import ImageRecord, Verification
 from polydev.vm.stages import STAGES
 from tests.inv import Inv
 

@@ -20,8 +20,8 @@ import pytest
 import polydev
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
-from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import ImageRecord
 from polydev.run import spawn
 from polydev.settings import Settings
 from polydev.vm.machine import start

@@ -72,6 +72,7 @@ ALL = (200, 200, 200, 200)
 EACH_OWN = (201, 201, 201, 201)
 GONE = (204, 204, 204, 204)
 OPERATORS = (403, 403, 200, 200)
+NOT_THERE = (403, 403, 404, 404)  # to those who may ask
 TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("POST", "/api/auth/start"): (201, 403, 201, 201),
     ("GET", "/api/auth/sessions"): ALL,
@@ -112,6 +113,12 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/admin/alerts"): OPERATORS,
     ("GET", "/api/admin/templates"): OPERATORS,
     ("GET", "/api/admin/pool"): OPERATORS,
+    ("GET", "/api/admin/images"): OPERATORS,
+    ("GET", "/api/admin/images/{digest}"): NOT_THERE,
+    ("GET", "/api/admin/images/{digest}/sbom"): NOT_THERE,
+    ("GET", "/api/admin/images/{digest}/diff/{other}"): NOT_THERE,
+    ("GET", "/api/admin/deployments"): OPERATORS,
+    ("GET", "/api/admin/deployments/{deployment_id}"): NOT_THERE,
     ("GET", "/metrics"): OPERATORS,
     ("GET", "/openapi.json"): ALL,
     ("GET", "/docs"): ALL,
@@ -135,6 +142,7 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         ids = {"session_id": session["id"], "vm_id": session["vmId"], "provider": "claude"}
+        ids |= {"digest": "0" * 64, "other": "1" * 64, "deployment_id": "20261121_101500-abcd"}
         path = route[1].format(**ids)
         bodies = {
             "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},

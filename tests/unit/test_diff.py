@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
-from polydev.image.diff import (
+from polydev.image.diff import tree_diff
+from polydev.image_diff import (
     FileChange,
     ImageDiff,
     LayerChange,
     PackageChange,
+    SettingChange,
     TreeDiff,
     diff,
-    tree_diff,
 )
-from polydev.image.record import ROOTFS, TREE, FileEntry, ImageRecord, LayerEntry, Package
+from polydev.image_record import ROOTFS, TREE, FileEntry, ImageRecord, LayerEntry, Package
 
 pytestmark = pytest.mark.unit
 
@@ -223,12 +224,14 @@ def test_as_text_has_a_line_for_each_change() -> None:
         content_change_bytes=-1_500_000,
         rootfs_allocated_change_bytes=0,
         layers_changed=[],
+        settings_changed=[SettingChange(name="kernel", old="6.1", new="6.12")],
         files=TreeDiff(
             added=["/a"], removed=["/r"], changed=[FileChange(path="/c", fields=["mode", "sha256"])]
         ),
     )
     assert found.as_text().splitlines() == [
         f"{'a' * 12} → {'b' * 12}",
+        "kernel 6.1 → 6.12",
         "+ deb new 1",
         "- deb old 1",
         "~ npm both 1 → 2",

@@ -23,6 +23,13 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
+from polydev.deployment_records import (
+    Record,
+    backup_of,
+    current_state,
+    newest_first,
+    rollback_state,
+)
 from polydev.hosttool import backup, holding, lock, records, releases, saved
 from polydev.hosttool.durable import json_bytes, read_json
 from polydev.hosttool.lock import Lock as HeldLock
@@ -32,13 +39,6 @@ from polydev.progress import Steps
 from polydev.release import changes, transaction
 from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
 from polydev.release.changes import DeployOptions
-from polydev.release.records import (
-    Record,
-    backup_of,
-    current_state,
-    newest_first,
-    rollback_state,
-)
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import Host, ToolConnection, bare_host, deploy
 

@@ -10,8 +10,8 @@ import pytest
 
 from polydev.errors import BuildError, ImageError
 from polydev.image.prunecache import prune_cache, remember_store
-from polydev.image.record import RECORD, LayerEntry
 from polydev.image.store import ImageStore
+from polydev.image_record import RECORD, LayerEntry
 from tests.images import add_image
 
 

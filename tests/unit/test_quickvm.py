@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 
 from polydev.agent.messages import HealthReply
 from polydev.image.folder import check_complete, read_record
-from polydev.image.record import BOOT_FILES, RECORD
 from polydev.image.store import ImageStore
+from polydev.image_record import BOOT_FILES, RECORD
 from polydev.vm.config import IN_USE
 from tests.quickguest import VARIANTS, command_line, cpio_archive, health_form
 from tests.quickvm import Parts, assemble

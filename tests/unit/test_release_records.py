@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.errors import DeployError
-from polydev.release.records import (
+from polydev.deployment_records import (
     Kind,
     Record,
     Status,
@@ -24,6 +23,7 @@ from polydev.release.records import (
     rollback_state,
     states,
 )
+from polydev.errors import DeployError
 
 BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
 

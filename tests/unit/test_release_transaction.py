@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from polydev.deployment_records import Record
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.progress import Steps
@@ -22,7 +23,6 @@ from polydev.release import changes, restoring, transaction
 from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
 from polydev.release.changes import DeployOptions
 from polydev.release.connection import HostRefused, Unreachable
-from polydev.release.records import Record
 from polydev.release.restoring import RestoreGoesOn
 from polydev.release.transaction import Transaction
 from polydev.ssh import SshTarget

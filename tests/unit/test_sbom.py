@@ -10,8 +10,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from polydev.image.record import ImageRecord, Package
 from polydev.image.sbom import component, sbom_json
+from polydev.image_record import ImageRecord, Package
 
 RECORD = ImageRecord(
     digest="ab" * 32,

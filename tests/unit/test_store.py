@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from polydev.errors import ImageError
 from polydev.image import promotion
 from polydev.image.promotion import store_lock
-from polydev.image.record import (
+from polydev.image.store import INCOMING, ImageStore
+from polydev.image_record import (
     BOOT_FILES,
     INITRD,
     RECORD,
@@ -29,7 +30,6 @@ from polydev.image.record import (
     FileEntry,
     ImageRecord,
 )
-from polydev.image.store import INCOMING, ImageStore
 from polydev.vm.config import IN_USE
 from tests.diskwork import watched_disk
 from tests.images import FIRST, contents, record_of, verification

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+from polydev.deployment_records import Record
 from polydev.release.history import documents
-from polydev.release.records import Record
 from verbs.deployments import details, line
 
 RECORD = Record(

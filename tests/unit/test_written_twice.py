@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from polydev import deployment_id
+from polydev import image_record as record
 from polydev.agent import identity as agent_identity
 from polydev.agent.settings import Settings as AgentSettings
 from polydev.client import credentials, probe
@@ -17,6 +18,7 @@ from polydev.controller import health, sealing
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import deployments, network_report
 from polydev.controller.machines import bridge, systemd, template_maker
+from polydev.deployment_records import order
 from polydev.deploys import controller, network
 from polydev.hosttool import (
     golden,
@@ -24,11 +26,12 @@ from polydev.hosttool import (
     network_state,
     polkit,
     program,
+    sequence,
     slots,
     units,
 )
 from polydev.hosttool import paths as hosttool_paths
-from polydev.image import promotion, record
+from polydev.image import promotion
 from polydev.vm import config, holder, launch, qemu
 
 AGENT = AgentSettings()
@@ -52,6 +55,8 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
             ("TAP", template_maker.TAP, slots.TAP),
             ("bridge", bridge.BRIDGE, BRIDGE),
+            ("order of records", sequence.order(3, "a"), order(3, "a")),
+            ("order without number", sequence.order(None, "a"), order(None, "a")),
             ("image's lock", images.IN_USE, config.IN_USE),
             ("image's files", images.BOOT_FILES, record.BOOT_FILES),
             ("image's record", "record.json", record.RECORD),

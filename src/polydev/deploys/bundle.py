@@ -35,8 +35,11 @@ RELEASED = (
     *(
         "__init__.py",
         "controller",
+        "deployment_records.py",
         "disk.py",
         "errors.py",
+        "image_diff.py",
+        "image_record.py",
         "run.py",
         "settings.py",
         "validation.py",

@@ -28,7 +28,10 @@ from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
 from polydev.image.promotion import write_durably
 from polydev.image.prunecache import remember_store
 from polydev.image.recipe import Recipe
-from polydev.image.record import (
+from polydev.image.rootfs import make_rootfs
+from polydev.image.stacking import stack
+from polydev.image.store import ImageStore
+from polydev.image_record import (
     BOOT_FILES,
     CMDLINE,
     INITRD,
@@ -42,9 +45,6 @@ from polydev.image.record import (
     LayerEntry,
     manifest_digest,
 )
-from polydev.image.rootfs import make_rootfs
-from polydev.image.stacking import stack
-from polydev.image.store import ImageStore
 from polydev.progress import Steps
 from polydev.run import end_waited_for, run
 from polydev.settings import Settings

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from polydev.disk import file_sha256, sync
 from polydev.errors import ImageError
-from polydev.image.record import (
+from polydev.image_record import (
     BOOT_FILES,
     CMDLINE,
     INITRD,

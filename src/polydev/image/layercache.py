@@ -22,8 +22,8 @@ from polydev.image.inside import REFUSED
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
 from polydev.image.overlaying import matches, nodes, put
 from polydev.image.recipe import Recipe
-from polydev.image.record import INITRD, KERNEL, TREE, Package
 from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv
+from polydev.image_record import INITRD, KERNEL, TREE, Package
 from polydev.progress import Step
 from polydev.run import run, run_lines
 

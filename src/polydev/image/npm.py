@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from polydev.image.overlaying import matches
-from polydev.image.record import Package
 from polydev.image.sandbox import contained_argv
+from polydev.image_record import Package
 from polydev.npm import clean_install
 from polydev.progress import Step
 

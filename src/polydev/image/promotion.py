@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from polydev.disk import file_sha256, sync
 from polydev.errors import ImageError
-from polydev.image.record import BOOT_FILES, ROOTFS, ImageRecord, Model, manifest_digest
+from polydev.image_record import BOOT_FILES, ROOTFS, ImageRecord, Model, manifest_digest
 
 log = logging.getLogger(__name__)
 

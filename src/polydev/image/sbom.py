@@ -10,7 +10,7 @@ from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from polydev.image.record import ImageRecord, Package
+from polydev.image_record import ImageRecord, Package
 
 
 def sbom_json(record: ImageRecord, suite: str) -> str:

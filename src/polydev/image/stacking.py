@@ -17,8 +17,8 @@ from polydev.image import tree
 from polydev.image.guestpath import FOLDER, Clash, Node, landings
 from polydev.image.layercache import BuiltLayer, refused
 from polydev.image.overlaying import arrange, link_or_copy
-from polydev.image.record import TREE
 from polydev.image.tree import OPAQUE_XATTR, Entry
+from polydev.image_record import TREE
 
 FOLDER_MODE = 0o755
 

@@ -28,7 +28,7 @@ from polydev.image import folder as image_folder
 from polydev.image import promotion
 from polydev.image.folder import Hold
 from polydev.image.promotion import GoldenChange, write_durably
-from polydev.image.record import (
+from polydev.image_record import (
     BOOT_FILES,
     RECORD,
     ROOTFS,

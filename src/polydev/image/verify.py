@@ -36,7 +36,10 @@ from polydev.errors import (
 )
 from polydev.image.boot import Boot, follow
 from polydev.image.folder import vm_config
-from polydev.image.record import (
+from polydev.image.sandbox import contained_argv
+from polydev.image.screenshot import take_screenshot
+from polydev.image.store import ImageStore
+from polydev.image_record import (
     BOOT_FILES,
     KERNEL,
     ROOTFS,
@@ -44,9 +47,6 @@ from polydev.image.record import (
     SpecResult,
     Verification,
 )
-from polydev.image.sandbox import contained_argv
-from polydev.image.screenshot import take_screenshot
-from polydev.image.store import ImageStore
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings

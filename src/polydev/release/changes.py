@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
+from polydev.deployment_records import (
+    Record,
+    backup_of,
+    current_state,
+    next_state,
+    rollback_state,
+)
 from polydev.errors import DeployError, HealthGateFailed
 from polydev.progress import Steps
 from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
 from polydev.release.connection import (
     HostConnection,
     HostRefused,
-)
-from polydev.release.records import (
-    Record,
-    backup_of,
-    current_state,
-    next_state,
-    rollback_state,
 )
 from polydev.release.transaction import BACKUP_SECONDS, Transaction, records_of
 

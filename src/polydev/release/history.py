@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from polydev.deployment_records import Record, interrupted_without, newest_first
 from polydev.release.connection import TOOL, HostConnection
-from polydev.release.records import Record, interrupted_without, newest_first
 
 UNFINISHED = "its operator's process ended; the next deployment finishes what it left"
 

@@ -19,6 +19,12 @@ from typing import IO, Any, TypeVar
 
 from polydev.clock import WARNING_SECONDS, offset_text
 from polydev.deployment_id import utc_now
+from polydev.deployment_records import (
+    Record,
+    Status,
+    current_state,
+    newest_first,
+)
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.progress import Step, Steps
@@ -31,12 +37,6 @@ from polydev.release.connection import (
     HostRefused,
     TookTooLong,
     Unreachable,
-)
-from polydev.release.records import (
-    Record,
-    Status,
-    current_state,
-    newest_first,
 )
 from polydev.release.restoring import RestoreGoesOn
 from polydev.release.waiting import when_free

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from polydev.image.record import ImageRecord
 from polydev.image.store import ImageStore
+from polydev.image_record import ImageRecord
 from polydev.lab import up
 from polydev.progress import Steps
 from polydev.settings import Settings

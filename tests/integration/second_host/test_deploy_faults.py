@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.migrations import HEAD
+from polydev.deployment_records import Record
 from polydev.errors import DeployError
 from polydev.release import transaction
-from polydev.release.records import Record
 from polydev.run import Process, end_group, spawn
 from tests.hosts import ROOT, DeployedHost, variant
 

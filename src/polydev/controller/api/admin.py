@@ -7,8 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from polydev.controller.api.deployments import add_deployments
 from polydev.controller.api.history import Hours, add_history
 from polydev.controller.api.identity import BEARER, operator_of
+from polydev.controller.api.images import add_images
 from polydev.controller.api.overview import add_overview
 from polydev.controller.api.pool import add_pool
 from polydev.controller.api.processes import add_processes
@@ -46,6 +48,8 @@ def routes(services: Services) -> APIRouter:
     add_processes(router, services)
     add_templates(router, services)
     add_pool(router, services)
+    add_images(router, services)
+    add_deployments(router)
     return router
 
 

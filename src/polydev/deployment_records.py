@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from polydev.errors import DeployError
-from polydev.hosttool.sequence import order
 
 Kind = Literal["deploy", "rollback", "backup"]
 Status = Literal["running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted"]
@@ -51,6 +50,11 @@ class Record(BaseModel):
     reason: str | None = None
     gate: dict[str, Any] | None = None
     undone: dict[str, Any] | None = None
+
+
+def order(number: int | None, name: str) -> tuple[int, str]:
+    """Sort key, oldest first: by the host's number; before all numbers, by name, what has none."""
+    return number or 0, name
 
 
 def newest_first(records: Iterable[Record]) -> list[Record]:

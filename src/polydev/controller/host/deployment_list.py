@@ -1,0 +1,115 @@
+"""What was done to this host: the records that deployments leave on it, and the way back from each.
+
+The rules of a way back are those of `./inv rollback`, which reads the same records.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from polydev.controller.host.deployments import DEPLOYMENT_ID
+from polydev.deployment_records import Record, current_state, states
+from polydev.errors import DeploymentNotFound
+
+MOST_BYTES = 8 << 20
+CACHED_RECORDS = 4096
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A record as it is, and as it is understood: None where it cannot be, for the `problem`."""
+
+    id: str
+    document: dict[str, Any]
+    record: Record | None
+    problem: str | None = None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Return its place among all that was done to the host; without a number, by its id."""
+        number = self.record.number if self.record else None
+        return number or 0, self.id
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """How to bring the host back to what it was before a deployment.
+
+    command     the line for the operator's machine; None where there is no way, for the `reason`
+    """
+
+    to: str | None
+    command: str | None
+    reason: str | None = None
+
+
+def deployments(folder: Path) -> list[Deployment]:
+    """All of them, newest first. Raises OSError where they may not be read."""
+    names = [file.stem for file in folder.glob("*.json")]
+    found = [_read(folder / f"{name}.json") for name in names if DEPLOYMENT_ID.fullmatch(name)]
+    return sorted(found, key=lambda each: each.order, reverse=True)
+
+
+def one_of(found: Sequence[Deployment], deployment_id: str) -> Deployment:
+    """Raises DeploymentNotFound."""
+    for each in found:
+        if each.id == deployment_id:
+            return each
+    raise DeploymentNotFound(
+        f"there is no record of deployment {deployment_id}", "./inv deployments shows all of them"
+    )
+
+
+def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
+    """To what the host was as this deployment began."""
+    record = deployment.record
+    records = [each.record for each in found if each.record is not None]
+    if record is None:
+        return WayBack(None, None, "its record cannot be read")
+    before = record.previous
+    if before is None:
+        return WayBack(None, None, "before it, nothing was deployed that could be gone back to")
+    if before == current_state(records):
+        return WayBack(before, None, "the host is as it was before it")
+    if before not in states(records):
+        return WayBack(before, None, "there is no backup of what was before it any more")
+    words = ["./inv", "rollback", "--to", before]
+    if not record.host.startswith("lab-"):  # a lab's inventory is the default
+        words += ["--inventory", "FILE", "--host", record.host]
+    return WayBack(before, shlex.join(words))
+
+
+def _read(file: Path) -> Deployment:
+    try:
+        status = file.stat()
+        document = _parsed(file, status.st_ino, status.st_mtime_ns)
+    except OSError as error:
+        return Deployment(file.stem, {}, None, error.strerror or str(error))
+    except ValueError as error:
+        return Deployment(file.stem, {}, None, f"it is no JSON: {error}")
+    if not isinstance(document, dict):
+        return Deployment(file.stem, {}, None, "it is no record")
+    try:
+        record = Record.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return Deployment(file.stem, document, None, f"{where}: {first['msg']}")
+    if record.id != file.stem:
+        return Deployment(file.stem, document, None, f"it is that of deployment {record.id[:60]}")
+    return Deployment(file.stem, document, record)
+
+
+@lru_cache(CACHED_RECORDS)
+def _parsed(file: Path, _inode: int, _changed_ns: int) -> Any:
+    """Each version of a file is read once; it is always replaced as a whole."""
+    with file.open("rb") as opened:
+        return json.loads(opened.read(MOST_BYTES))

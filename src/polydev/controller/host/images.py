@@ -1,0 +1,133 @@
+"""The images in the host's store: what their records say, and which of them is golden.
+
+A record is what a deployment sent with its image. One that cannot be read is told as such: it
+hides no other image.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from polydev.controller.health import image_store_state
+from polydev.errors import ImageNotFound, ImageUnreadable
+from polydev.image_record import RECORD, SBOM, ImageRecord
+
+DIGEST = "[0-9a-f]{64}"
+MOST_RECORD_BYTES = 32 << 20
+MOST_SBOM_BYTES = 64 << 20
+CACHED_RECORDS = 256
+KEPT_SHOWN = "./inv golden.list, on the operator's machine, shows the images that can be deployed"
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image of the store; `record` is None where it cannot be read, for the `problem`."""
+
+    digest: str
+    record: ImageRecord | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """All of them, newest first, those without a record last."""
+
+    golden: str | None
+    images: tuple[StoredImage, ...]
+
+
+def stored_images(store: Path) -> StoredImages:
+    """Raises OSError where there are images that may not be read."""
+    folder = store / "images"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [_read(folder / name) for name in names if re.fullmatch(DIGEST, name)]
+    return StoredImages(image_store_state(store).golden, tuple(newest_first(found)))
+
+
+def newest_first(images: Iterable[StoredImage]) -> list[StoredImage]:
+    """By when they were built; those of which that is not known come last."""
+
+    def age(image: StoredImage) -> tuple[bool, float, str]:
+        record = image.record
+        return record is None, -record.created_at.timestamp() if record else 0.0, image.digest
+
+    return sorted(images, key=age)
+
+
+def stored_image(store: Path, digest: str) -> StoredImage:
+    """Raises ImageNotFound."""
+    return _read(_folder(store, digest))
+
+
+def readable_record(store: Path, digest: str) -> ImageRecord:
+    """Raises ImageNotFound, and ImageUnreadable for a record that cannot be read."""
+    image = stored_image(store, digest)
+    if image.record is None:
+        raise ImageUnreadable(f"the record of image {digest[:12]} cannot be read: {image.problem}")
+    return image.record
+
+
+def bill_of_materials(store: Path, digest: str) -> bytes:
+    """The image's own CycloneDX document, as its build wrote it.
+
+    Raises ImageNotFound where it was sent without one, and ImageUnreadable for one that is damaged.
+    """
+    file = _folder(store, digest) / SBOM
+    try:
+        content = _content(file, MOST_SBOM_BYTES)
+        named = json.loads(content)["metadata"]["component"]["version"]
+    except FileNotFoundError:
+        raise ImageNotFound(f"image {digest[:12]} came without a bill of materials") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImageUnreadable(
+            f"the bill of materials of {digest[:12]} cannot be read: {error}"
+        ) from None
+    if named != digest:
+        raise ImageUnreadable(f"the bill of materials of {digest[:12]} is that of another image")
+    return content
+
+
+def _folder(store: Path, digest: str) -> Path:
+    folder = store / "images" / digest
+    if re.fullmatch(DIGEST, digest) is None or not folder.is_dir():
+        raise ImageNotFound(f"there is no image {digest[:64]} on this host", KEPT_SHOWN)
+    return folder
+
+
+def _read(folder: Path) -> StoredImage:
+    file = folder / RECORD
+    try:
+        status = file.stat()
+        record = _parsed(file, status.st_ino, status.st_mtime_ns)
+        if record.digest != folder.name:
+            raise ValueError(f"it is that of image {record.digest[:12]}")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return StoredImage(folder.name, None, f"{where}: {first['msg']}" if where else first["msg"])
+    except OSError as error:
+        return StoredImage(folder.name, None, error.strerror or str(error))
+    except ValueError as error:
+        return StoredImage(folder.name, None, str(error))
+    return StoredImage(folder.name, record)
+
+
+@lru_cache(CACHED_RECORDS)
+def _parsed(file: Path, _inode: int, _changed_ns: int) -> ImageRecord:
+    """Each version of a file is read once; it is always replaced as a whole."""
+    return ImageRecord.model_validate_json(_content(file, MOST_RECORD_BYTES))
+
+
+def _content(file: Path, most_bytes: int) -> bytes:
+    with file.open("rb") as opened:
+        content = opened.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes} bytes")
+    return content
