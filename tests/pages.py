@@ -14,6 +14,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml"}
 Statuses = tuple[int, int, int, int, int]
 VIEWERS = ("nobody", "user", "other user", "operator", "admin")
 OPEN: Statuses = (200, 200, 200, 200, 200)
+FOR_OPERATORS: Statuses = (303, 403, 403, 200, 200)
 SIGNED_OUT: Statuses = (401, 204, 204, 204, 204)
 # A route and what it needs to be asked: see `test_web_pages`.
 PAGES: Mapping[tuple[str, str], Statuses] = {
@@ -25,6 +26,12 @@ PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/favicon.ico"): (307, 307, 307, 307, 307),
     ("GET", "/static/{digest}/{name:path}"): OPEN,
     ("HEAD", "/static/{digest}/{name:path}"): OPEN,
+    ("GET", "/admin/sessions"): FOR_OPERATORS,
+    ("GET", "/admin/sessions/rows"): FOR_OPERATORS,
+    ("GET", "/admin/vms/{vm_id}"): FOR_OPERATORS,
+    ("GET", "/admin/vms/{vm_id}/summary"): FOR_OPERATORS,
+    ("GET", "/admin/users"): FOR_OPERATORS,
+    ("GET", "/admin/users/{user_id}"): FOR_OPERATORS,
 }
 
 

@@ -16,6 +16,7 @@ from polydev.controller.store import tables
 from polydev.controller.store.forgetting import forget
 from polydev.controller.store.removing import remove_user
 from polydev.controller.store.sessions import NewSession, Sessions
+from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.usage import Usage
 from tests.stores import DIGEST, Clock, Store, opened, run_async
 
@@ -175,3 +176,25 @@ async def test_a_used_up_quota_refuses_the_next_start_and_no_session_that_is_the
         assert (state.used, state.left, state.is_used_up) == (1.0, 0.0, True)
         store.clock.pass_seconds(11 * 3600)
         assert (await sessions.start(NewSession(user, "claude", DIGEST)))[1] is True
+
+
+@run_async
+async def test_when_users_were_seen_and_whose_vms_are(store_url: str) -> None:
+    async with opened(store_url, clock=clock()) as store:
+        ann, bob, nobody = [await store.new_user() for _ in range(3)]
+        session = await store.start_ready(ann)
+        _, plain = await store.tokens.create(bob, "laptop")
+        assert await store.users.last_seen() == {ann: START}
+        store.clock.pass_seconds(120)
+        caller = await store.tokens.caller_of(plain)
+        assert caller is not None
+        secret, _ = await SignIns(store.database, store.clock).create(caller, 3600)
+        assert await store.users.last_seen(bob) == {bob: store.clock.at}
+        store.clock.pass_seconds(120)
+        await SignIns(store.database, store.clock).caller_of(secret)
+        await store.sessions.heartbeat(session.id)
+        assert await store.users.last_seen() == {ann: store.clock.at, bob: store.clock.at}
+        assert await store.users.last_seen(nobody) == {}
+        found = await store.sessions.of_vms([session.vm_id, "unknown"])
+        assert {vm: each.id for vm, each in found.items()} == {session.vm_id: session.id}
+        assert await store.users.roles([ann, "unknown"]) == {ann: "user"}

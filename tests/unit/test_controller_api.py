@@ -73,6 +73,7 @@ EACH_OWN = (201, 201, 201, 201)
 GONE = (204, 204, 204, 204)
 OPERATORS = (403, 403, 200, 200)
 NOT_THERE = (403, 403, 404, 404)  # to those who may ask
+ADMINS = (403, 403, 403, 200)
 TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("POST", "/api/auth/start"): (201, 403, 201, 201),
     ("GET", "/api/auth/sessions"): ALL,
@@ -98,6 +99,7 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/vm/{vm_id}/screenshot"): BOOTING,
     ("GET", "/api/auth/usage"): ALL,
     ("GET", "/api/admin/usage"): OPERATORS,
+    ("DELETE", "/api/admin/tokens/{token_id}"): ADMINS,
     ("GET", "/api/admin/health/system"): OPERATORS,
     ("GET", "/api/admin/health/cpu"): OPERATORS,
     ("GET", "/api/admin/health/memory"): OPERATORS,
@@ -143,6 +145,8 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
         session = await asked.start()
         ids = {"session_id": session["id"], "vm_id": session["vmId"], "provider": "claude"}
         ids |= {"digest": "0" * 64, "other": "1" * 64, "deployment_id": "20261121_101500-abcd"}
+        token, _ = await asked.services.tokens.create(asked.users["user"], "to be revoked")
+        ids["token_id"] = token.id
         path = route[1].format(**ids)
         bodies = {
             "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},

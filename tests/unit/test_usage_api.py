@@ -166,3 +166,21 @@ def test_sound_quotas_are_taken() -> None:
         "by_user": {UNKNOWN: {"traffic_gib_per_day": 2.5}},
     }
     assert problems({"config": {}, "given": {"quotas": quotas}, "secrets": {}}) == []
+
+
+def test_an_admin_ends_anothers_token(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        token, plain = await asked.services.tokens.create(asked.users["user"], "laptop")
+        path = f"/api/admin/tokens/{token.id}"
+        problem(await asked.ask("DELETE", path, "operator"), 403, "not-allowed")
+        told = (await asked.ask("DELETE", path, "admin")).json()
+        assert (told["id"], told["name"]) == (token.id, "laptop")
+        assert told["revokedAt"] is not None
+        assert plain not in str(told)
+        assert await asked.services.tokens.caller_of(plain) is None
+        again = (await asked.ask("DELETE", path, "admin")).json()
+        assert again == told
+        answer = await asked.ask("DELETE", f"/api/admin/tokens/{UNKNOWN}", "admin")
+        problem(answer, 404, "token-not-found")
+
+    host.run(scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from tests.pages import Browser
 
 PACKAGE = OWN.parent
 TEMPLATES = sorted((PACKAGE / "templates").rglob("*.html"))
-SOURCES = [*TEMPLATES, *PACKAGE.glob("*.py"), *OWN.glob("*.js")]
+SOURCES = [*TEMPLATES, *PACKAGE.glob("*.py"), *OWN.rglob("*.js")]
 
 
 @pytest.fixture
@@ -61,14 +62,26 @@ def test_templates_have_neither_inline_scripts_nor_styles(template: Path) -> Non
     assert "|safe" not in source.replace(" ", "")
 
 
+def used_texts(files: Iterable[Path]) -> set[str]:
+    """Names in calls of `t` and `text`; what begins with them where they end with a dot."""
+    sources = "\n".join(file.read_text() for file in files)
+    named = set(re.findall(r"""\b(?:t|text)\(\s*f?["']([a-z0-9_.-]+)""", sources))
+    begun = tuple(name for name in named if name.endswith("."))
+    return {name for name in named if name not in begun} | {
+        name for name in texts() if name.startswith(begun)
+    }
+
+
 def test_each_text_is_used_and_each_used_is_there() -> None:
     sources = "\n".join(file.read_text() for file in SOURCES)
     names = set(texts())
-    used = set(re.findall(r"""\b(?:t|text)\(\s*["']([a-z0-9_.]+)["']""", sources))
+    used = used_texts([*TEMPLATES, *PACKAGE.glob("*.py")])
     used |= {link.title for link in (*USER_LINKS, *OPERATOR_LINKS)}
     groups = set(re.findall(r"""texts_under\(["']([a-z0-9_.]+)["']""", sources))
     of_scripts = {name for name in names if any(name.startswith(f"{each}.") for each in groups)}
     assert used <= names, used - names
+    for name in used_texts(OWN.rglob("*.js")):
+        assert name in names or any(f"{group}.{name}" in names for group in groups), name
     for name in names - used:
         last = name.rpartition(".")[2]
         assert name in of_scripts, name

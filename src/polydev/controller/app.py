@@ -22,6 +22,7 @@ from polydev.controller.api import (
     novnc,
     sessions,
     tickets,
+    tokens,
     usage,
     vms,
 )
@@ -37,7 +38,7 @@ from polydev.controller.web.assets import Assets
 from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
-ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, usage, admin)
+ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, usage, tokens, admin)
 
 
 class Controller(FastAPI):

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from polydev.controller.quotas import QuotaExceeded
+from polydev.controller.store.users import TokenNotFound
 from polydev.errors import (
     AccessError,
     AgentError,
@@ -72,6 +73,7 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     SessionNotFound: HTTPStatus.NOT_FOUND,
     SessionExpired: HTTPStatus.GONE,
     UserNotFound: HTTPStatus.NOT_FOUND,
+    TokenNotFound: HTTPStatus.NOT_FOUND,
     WrongProvider: UNPROCESSABLE,
     TooManySessions: HTTPStatus.CONFLICT,
     QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,

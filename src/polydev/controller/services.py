@@ -27,6 +27,7 @@ from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
+from polydev.controller.relay.seats import Seats
 from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
@@ -58,6 +59,7 @@ class Services:
     rules              what comes from our own pages, and how browsers reach them
     consoles           of VMs that somebody follows
     news               rings when any session has news
+    seats              who looks at which session
     ending             set as soon as the service is told to end: streams let go of their clients
     """
 
@@ -91,6 +93,7 @@ class Services:
     consoles: Consoles
     screenshots: Screenshots
     news: NewsBell
+    seats: Seats
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -194,6 +197,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         consoles=Consoles(vms),
         screenshots=Screenshots(),
         news=news,
+        seats=Seats(sessions, news),
         background=Background(_works(settings, database, driver, sampler)),
     )
 

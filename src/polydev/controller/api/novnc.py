@@ -41,7 +41,6 @@ from polydev.controller.relay.closings import (
 )
 from polydev.controller.relay.figures import RelayFigures
 from polydev.controller.relay.pump import Buffers, open_screen, relay
-from polydev.controller.relay.seats import Seats
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
@@ -85,7 +84,7 @@ class Screens:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._seats = Seats(services.sessions, services.news)
+        self._seats = services.seats
         self._figures = RelayFigures(services.metrics.registry, self._seats.viewers)
         self._buffers = Buffers()
         self._beat = Beat()

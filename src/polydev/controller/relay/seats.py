@@ -6,6 +6,7 @@ A session that has a viewer is in use: it gets its heartbeats from here, whoever
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -68,6 +69,10 @@ class Seats:
 
     def viewers(self) -> Iterator[Viewer]:
         return (seat.viewer for seat in self._seats if seat.is_taken)
+
+    def counts(self) -> Counter[str]:
+        """How many look at each session, in this process."""
+        return Counter(seat.session_id for seat in self._seats if seat.is_taken)
 
     @contextmanager
     def seat(self, session_id: str, viewer: Viewer) -> Iterator[Seat]:

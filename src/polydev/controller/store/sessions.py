@@ -138,6 +138,12 @@ class Sessions:
             row = found.mappings().one_or_none()
         return session_of(row) if row else None
 
+    async def of_vms(self, vm_ids: Collection[str]) -> dict[str, Session]:
+        """The session of each of these VMs that has, or had, one; by the VM's id."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(SESSIONS.where(_sessions.vm_id.in_(vm_ids)))
+            return {row["vm_id"]: session_of(row) for row in found.mappings()}
+
     async def live_of_vm(self, vm_id: str) -> Session | None:
         session = await self.of_vm(vm_id)
         return session if session is not None and session.is_live else None

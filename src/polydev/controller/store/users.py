@@ -97,6 +97,30 @@ class Users:
         async with self._database.reading() as connection:
             return set((await connection.execute(statement)).scalars())
 
+    async def last_seen(self, user_id: str | None = None) -> dict[str, datetime]:
+        """When each user, or one, was last seen: their tokens, browsers and sessions; by id."""
+        tokens, sign_ins, sessions = (
+            each.c for each in (tables.tokens, tables.sign_ins, tables.sessions)
+        )
+        times = sa.union_all(
+            sa.select(tokens.user_id, sa.func.max(tokens.used_at).label("at")).group_by(
+                tokens.user_id
+            ),
+            sa.select(sign_ins.user_id, sa.func.max(sign_ins.used_at)).group_by(sign_ins.user_id),
+            sa.select(
+                sessions.user_id,
+                sa.func.max(sa.func.coalesce(sessions.heartbeat_at, sessions.created_at)),
+            ).group_by(sessions.user_id),
+        ).subquery()
+        statement = sa.select(times).where(times.c.at.is_not(None))
+        if user_id is not None:
+            statement = statement.where(times.c.user_id == user_id)
+        found: dict[str, datetime] = {}
+        async with self._database.reading() as connection:
+            for row in await connection.execute(statement):
+                found[row.user_id] = max(row.at, found.get(row.user_id, row.at))
+        return found
+
     async def roles(self, ids: Collection[str]) -> dict[str, Role]:
         """The role of each of these users that there are, by id."""
         users = tables.users.c

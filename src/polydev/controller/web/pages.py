@@ -38,7 +38,10 @@ class NavigationLink:
 
 
 USER_LINKS = (NavigationLink("/", "navigation.start"),)
-OPERATOR_LINKS: tuple[NavigationLink, ...] = ()
+OPERATOR_LINKS: tuple[NavigationLink, ...] = (
+    NavigationLink("/admin/sessions", "machines.navigation"),
+    NavigationLink("/admin/users", "users.title"),
+)
 
 
 class Pages:

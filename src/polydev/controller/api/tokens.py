@@ -1,0 +1,49 @@
+"""Tokens of others: an admin ends them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter
+
+from polydev.controller.api.answers import Answer
+from polydev.controller.api.identity import BEARER, AskingAdmin
+from polydev.controller.api.refusals import refusals
+from polydev.controller.model import Token
+from polydev.controller.services import Services
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class TokenAnswer(Answer):
+    """A token as it may be shown. It itself is stored hashed only."""
+
+    id: str
+    user_id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    used_at: datetime | None
+
+    @classmethod
+    def of(cls, token: Token) -> TokenAnswer:
+        return cls(**vars(token))
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/admin", tags=["admin"], dependencies=[BEARER])
+
+    @router.delete(
+        "/tokens/{token_id}",
+        summary="End a token; one that is revoked stays as it is. For admins",
+        responses=refusals(404, 422),
+    )
+    async def revoke_token(token_id: UUID, admin: AskingAdmin) -> TokenAnswer:
+        token = await services.tokens.revoke(str(token_id))
+        log.info("token_revoked", token_id=token.id, of_user=token.user_id, by=admin.user_id)
+        return TokenAnswer.of(token)
+
+    return router

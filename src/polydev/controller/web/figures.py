@@ -1,0 +1,49 @@
+"""Figures as people read them, short; pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+MINUTE, HOUR, DAY = 60, 3600, 24 * 3600
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+NOTHING = "\u2013"
+
+
+def size_text(count: float | None) -> str:
+    """Bytes in the largest unit of which there is one: `512 B`, `1.5 GiB`."""
+    if count is None:
+        return NOTHING
+    power = 0
+    while count >= 1024 and power < len(UNITS) - 1:
+        count /= 1024
+        power += 1
+    digits = 0 if power < 2 or count >= 100 else 1
+    return f"{count:.{digits}f} {UNITS[power]}"
+
+
+def duration_text(seconds: float | None) -> str:
+    """Seconds in two units at most: `42 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
+    if seconds is None:
+        return NOTHING
+    whole = max(0, round(seconds))
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} min"
+    if whole < DAY:
+        return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+    return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def hours_text(seconds: float | None) -> str:
+    """Seconds in hours: `0.4 h`."""
+    return NOTHING if seconds is None else f"{seconds / HOUR:.1f} h"
+
+
+def percent_text(percent: float | None) -> str:
+    return NOTHING if percent is None else f"{percent:.0f} %"
+
+
+def time_text(at: datetime | None) -> str:
+    """A time to the minute, in UTC."""
+    return NOTHING if at is None else f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M}"

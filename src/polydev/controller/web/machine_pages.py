@@ -1,0 +1,168 @@
+"""The operators' pages of sessions and VMs: a list that stays up to date, and one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from polydev.controller.api.identity import AskingOperator
+from polydev.controller.model import User, Vm, now
+from polydev.controller.services import Services
+from polydev.controller.web.figures import duration_text, time_text
+from polydev.controller.web.machines import Machine, counted, machine_row
+from polydev.controller.web.pages import Pages
+from polydev.errors import VmError
+from polydev.vm.stages import STAGES
+
+PAGE = 50
+MOST_LIVE = 500
+
+Shown = Literal["live", "all"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which VMs are shown: those that hold a slot, or all; of one user; those after `before`."""
+
+    shown: Shown = "live"
+    user: str | None = None
+    before: str | None = None
+
+    @property
+    def query(self) -> str:
+        return urlencode({k: v for k, v in vars(self).items() if v})
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(prefix="/admin", include_in_schema=False)
+    _add_list(router, services, pages)
+    _add_one(router, services, pages)
+    return router
+
+
+def _filter(
+    shown: Shown = "live",
+    user: Annotated[str, Query(max_length=36)] = "",
+    before: UUID | None = None,
+) -> Filter:
+    return Filter(shown, user or None, str(before) if before else None)
+
+
+Wanted = Annotated[Filter, Depends(_filter)]
+
+
+def _add_list(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.get("/sessions")
+    async def show_sessions(
+        request: Request, _operator: AskingOperator, wanted: Wanted
+    ) -> Response:
+        return pages.render(request, "machines.html", **await _listed(services, wanted))
+
+    @router.get("/sessions/rows")
+    async def show_rows(request: Request, _operator: AskingOperator, wanted: Wanted) -> Response:
+        return pages.render(request, "machine_rows.html", **await _listed(services, wanted))
+
+
+async def _known_vm(services: Services, vm_id: str) -> Vm:
+    """Raises HTTPException 404."""
+    try:
+        return await services.vms.get(vm_id)
+    except VmError as error:
+        raise HTTPException(404, error.message) from error
+
+
+async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
+    """What the list's templates are filled with."""
+    users = {user.id: user for user in await services.users.list()}
+    last = await _known_vm(services, wanted.before) if wanted.before else None
+    is_live = wanted.shown == "live"
+    limit = MOST_LIVE if is_live else PAGE
+    vms = await services.vms.list(wanted.user, is_live, limit + 1, last)
+    machines = await machines_of(services, vms[:limit], users)
+    at = now()
+    older = vms[limit - 1].id if len(vms) > limit else None
+    return {
+        "rows": [machine_row(each, at) for each in machines.values()],
+        "counts": counted(machines),
+        "users": sorted(users.values(), key=lambda user: (user.name or user.id).lower()),
+        "filter": wanted,
+        "older": Filter(wanted.shown, wanted.user, older).query if older else None,
+        "at": f"{at:%H:%M:%S}",
+    }
+
+
+async def machines_of(
+    services: Services, vms: Sequence[Vm], users: Mapping[str, User]
+) -> dict[str, Machine]:
+    """These VMs in their order, with what is known of each, by id."""
+    sessions = await services.sessions.of_vms([vm.id for vm in vms])
+    latest = services.sampler.latest
+    samples = {each.vm_id: each for each in latest.vm} if latest else {}
+    viewers = services.seats.counts()
+    found = {}
+    for vm in vms:
+        session = sessions.get(vm.id)
+        found[vm.id] = Machine(
+            vm,
+            session,
+            users.get(session.user_id) if session else None,
+            samples.get(vm.id),
+            viewers.get(session.id, 0) if session else 0,
+        )
+    return found
+
+
+def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
+    @router.get("/vms/{vm_id}")
+    async def show_vm(request: Request, vm_id: UUID, _operator: AskingOperator) -> Response:
+        return pages.render(request, "machine.html", **await _one(services, vm_id))
+
+    @router.get("/vms/{vm_id}/summary")
+    async def show_summary(request: Request, vm_id: UUID, _operator: AskingOperator) -> Response:
+        return pages.render(request, "machine_summary.html", **await _one(services, vm_id))
+
+
+async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
+    """What one VM's templates are filled with. Raises HTTPException 404."""
+    vm = await _known_vm(services, str(vm_id))
+    session = await services.sessions.of_vm(vm.id)
+    user = await services.users.find(session.user_id) if session else None
+    machines = await machines_of(services, [vm], {user.id: user} if user else {})
+    at = now()
+    return {
+        "machine": machines[vm.id],
+        "row": machine_row(machines[vm.id], at),
+        "stages": stages_of(vm),
+        "times": times_of(vm),
+        "at": f"{at:%H:%M:%S}",
+    }
+
+
+def stages_of(vm: Vm) -> list[tuple[str, float]]:
+    """Each stage that the VM has reached, with the seconds until then."""
+    return [(stage, vm.timings[stage]) for stage in STAGES if stage in vm.timings]
+
+
+def times_of(vm: Vm) -> list[tuple[str, str]]:
+    """When what became of the VM; the first of each pair is the name of a text."""
+    known = {
+        "created": vm.created_at,
+        "started": vm.started_at,
+        "ready": vm.ready_at,
+        "paused": vm.paused_at,
+        "used": vm.used_at,
+        "ended": vm.ended_at,
+        "released": vm.released_at,
+    }
+    found = [(name, time_text(at)) for name, at in known.items() if at is not None]
+    if vm.started_at and vm.ready_at:
+        seconds = (vm.ready_at - vm.started_at).total_seconds()
+        found.append(("start_took", f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds)))
+    return found

@@ -1,0 +1,143 @@
+"""VMs and their sessions as an operator's pages show them: pure, from what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from polydev.controller.host.sample import VmSample
+from polydev.controller.model import Session, User, Vm
+from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.web.figures import duration_text, percent_text, size_text
+
+Level = Literal["good", "busy", "bad", "over"]
+Start = Literal["pool", "template", "boot"]
+SHORT = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A VM with its session, and what it uses by the newest sample.
+
+    session, user   None of a VM that waits in the pool, or waited and ended
+    """
+
+    vm: Vm
+    session: Session | None = None
+    user: User | None = None
+    sample: VmSample | None = None
+    viewers: int = 0
+
+
+@dataclass(frozen=True)
+class MachineRow:
+    """What a row of the list has to say. `state` and `start` are names of texts.
+
+    stage   how far a VM is that comes up; nothing of others
+    """
+
+    id: str
+    session_id: str | None
+    user_id: str | None
+    who: str | None
+    provider: str | None
+    state: str
+    level: Level
+    start: Start
+    stage: str
+    is_paused: bool
+    slot: int
+    age: str
+    left: str
+    cpu: str
+    memory: str
+    disk: str
+    received: str
+    sent: str
+    viewers: int
+
+    @property
+    def is_live(self) -> bool:
+        return self.level in ("good", "busy")
+
+
+def machine_row(machine: Machine, at: datetime) -> MachineRow:
+    vm, session, used = machine.vm, machine.session, machine.sample
+    ended_at = session.ended_at if session else vm.ended_at
+    return MachineRow(
+        id=vm.id,
+        session_id=session.id if session else None,
+        user_id=session.user_id if session else None,
+        who=who(machine.user, session),
+        provider=session.provider if session else None,
+        state=state_of(vm, session),
+        level=level_of(vm, session),
+        start=start_of(vm, session),
+        stage=vm.stage if vm.state == "starting" and vm.stage != "none" else "",
+        is_paused=vm.paused_at is not None and vm.state in LIVE_VM_STATES,
+        slot=vm.slot,
+        age=duration_text(((ended_at or at) - _begun(vm, session)).total_seconds()),
+        left=_left(session, at),
+        cpu=percent_text(used.cpu_percent if used else None),
+        memory=size_text(used.memory_bytes if used else None),
+        disk=size_text(used.disk_bytes if used else None),
+        received=size_text(used.received_bytes if used else None),
+        sent=size_text(used.sent_bytes if used else None),
+        viewers=machine.viewers,
+    )
+
+
+def who(user: User | None, session: Session | None) -> str | None:
+    """The user's name, or so much of their id as tells them from others."""
+    if user is not None and user.name:
+        return user.name
+    return session.user_id[:SHORT] if session else None
+
+
+def state_of(vm: Vm, session: Session | None) -> str:
+    """The session's state; of a VM without one, the VM's own as `vm_…`, or `pooled`."""
+    if session is not None:
+        return session.state
+    if vm.is_for_sessions:
+        return "pooled" if vm.state == "ready" else "priming"
+    return f"machine_{vm.state}"
+
+
+def level_of(vm: Vm, session: Session | None) -> Level:
+    if session is not None and session.state == "failed":
+        return "bad"
+    if session is None and vm.reason is not None:
+        return "bad"
+    if vm.state not in LIVE_VM_STATES or (session is not None and not session.is_live):
+        return "over"
+    return "good" if vm.state == "ready" and not vm.failed_checks else "busy"
+
+
+def start_of(vm: Vm, session: Session | None) -> Start:
+    if vm.template is None:
+        return "boot"
+    was_pooled = vm.pooled or (session is not None and vm.created_at < session.created_at)
+    return "pool" if was_pooled else "template"
+
+
+def _begun(vm: Vm, session: Session | None) -> datetime:
+    return session.created_at if session else vm.created_at
+
+
+def _left(session: Session | None, at: datetime) -> str:
+    if session is None or not session.is_live:
+        return ""
+    return duration_text((session.expires_at - at).total_seconds())
+
+
+def counted(machines: Mapping[str, Machine]) -> Mapping[str, int]:
+    """How many of each kind there are, for the line above the list."""
+    found = machines.values()
+    return {
+        "sessions": sum(each.session is not None and each.session.is_live for each in found),
+        "paused": sum(each.vm.paused_at is not None and not each.vm.pooled for each in found),
+        "pooled": sum(each.vm.is_for_sessions for each in found),
+        "viewers": sum(each.viewers for each in found),
+    }

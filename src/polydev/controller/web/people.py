@@ -1,0 +1,132 @@
+"""Users as an operator's pages show them: who they are, what they use, how much is left; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Literal
+
+from polydev.controller.accounting import DAY, Use, day_of, total
+from polydev.controller.model import Token, User
+from polydev.controller.quotas import NEAR, QuotaState
+from polydev.controller.store.usage import Days
+from polydev.controller.web.figures import hours_text, size_text, time_text
+
+Level = Literal["good", "busy", "bad"]
+TokenState = Literal["valid", "expired", "revoked"]
+DAYS = 30
+
+
+@dataclass(frozen=True)
+class UseText:
+    """What was used, as it is shown."""
+
+    vm: str
+    cpu: str
+    traffic: str
+    received: str
+    sent: str
+    sessions: int
+
+
+@dataclass(frozen=True)
+class QuotaBar:
+    """One quota. `percent` is the length of its bar, 100 at most."""
+
+    quota: str
+    used: str
+    limit: str
+    free_at: str
+    percent: float
+    level: Level
+
+
+@dataclass(frozen=True)
+class PersonRow:
+    """A row of the list of users."""
+
+    user: User
+    seen: str
+    sessions: int
+    today: UseText
+    month: UseText
+    bars: Sequence[QuotaBar]
+
+
+@dataclass(frozen=True)
+class DayBar:
+    """One day of a chart. `percent` is its height: of the day with the most VM time."""
+
+    day: date
+    use: UseText
+    percent: float
+
+
+def use_text(use: Use) -> UseText:
+    return UseText(
+        vm=hours_text(use.vm_seconds or None),
+        cpu=hours_text(use.cpu_seconds or None),
+        traffic=size_text(use.traffic_bytes or None),
+        received=size_text(use.received_bytes or None),
+        sent=size_text(use.sent_bytes or None),
+        sessions=use.sessions,
+    )
+
+
+def person_row(
+    user: User,
+    days: Days,
+    quotas: Iterable[QuotaState],
+    sessions: int,
+    seen: datetime | None,
+    at: datetime,
+) -> PersonRow:
+    """`days` are those of the last DAYS."""
+    return PersonRow(
+        user=user,
+        seen=time_text(seen),
+        sessions=sessions,
+        today=use_text(days.get(day_of(at), Use())),
+        month=use_text(total(days.values())),
+        bars=[quota_bar(each) for each in quotas],
+    )
+
+
+def quota_bar(state: QuotaState) -> QuotaBar:
+    share = state.used / state.limit
+    level: Level = "bad" if state.is_used_up else "busy" if share >= NEAR else "good"
+    return QuotaBar(
+        quota=state.quota,
+        used=f"{state.used:.1f}",
+        limit=f"{state.limit:g}",
+        free_at=time_text(state.free_at),
+        percent=round(100 * min(share, 1), 1),
+        level=level,
+    )
+
+
+def day_bars(days: Mapping[date, Use], at: datetime) -> list[DayBar]:
+    """Each of the last DAYS, oldest first, also where nothing was used."""
+    today = day_of(at)
+    shown = [today - timedelta(days=ago) for ago in reversed(range(DAYS))]
+    most = max((days.get(day, Use()).vm_seconds for day in shown), default=0) or 1
+    return [
+        DayBar(
+            day,
+            use_text(use := days.get(day, Use())),
+            round(100 * use.vm_seconds / most, 1),
+        )
+        for day in shown
+    ]
+
+
+def token_state(token: Token, at: datetime) -> TokenState:
+    if token.revoked_at is not None:
+        return "revoked"
+    return "expired" if token.expires_at is not None and token.expires_at <= at else "valid"
+
+
+def first_day(at: datetime) -> date:
+    """Return the first of the last DAYS."""
+    return day_of(at) - (DAYS - 1) * DAY

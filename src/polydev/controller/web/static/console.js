@@ -1,0 +1,79 @@
+// A VM's serial console, followed. A VM may write anything: it is shown as text, without its control
+// sequences, and only so many lines of so many characters are kept.
+
+const MOST_LINES = 2000;
+const MOST_CHARACTERS = 2000;
+const TAIL = 200;
+const PAUSES_SECONDS = [1, 2, 4, 8, 16];
+// Of terminals: CSI, OSC and other strings, then all other escapes and control characters.
+const SEQUENCES =
+  /\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?/g;
+const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** One line as it may be shown: of what was written over itself the last. */
+export function plain(line) {
+  const whole = line.replace(SEQUENCES, "").replace(/\r+$/, "");
+  return whole.slice(whole.lastIndexOf("\r") + 1).replace(CONTROLS, "").slice(0, MOST_CHARACTERS);
+}
+
+/**
+ * Show what a console says in `element`, until it is over. `tell` is given the name of a text and
+ * its values whenever the state changes. What comes while it is paused is shown afterwards.
+ */
+export function follow(path, element, tell) {
+  const lines = [];
+  let rest = "";
+  let isPaused = false;
+  let isDrawn = true;
+
+  function take(part) {
+    const found = (rest + part).split("\n");
+    rest = found.pop().slice(-MOST_CHARACTERS);
+    lines.push(...found.slice(-MOST_LINES).map(plain));
+    lines.splice(0, lines.length - MOST_LINES);
+    if (isDrawn) requestAnimationFrame(draw);
+    isDrawn = false;
+  }
+
+  function draw() {
+    isDrawn = true;
+    if (isPaused) return;
+    const isAtEnd = element.scrollTop + element.clientHeight >= element.scrollHeight - 30;
+    element.textContent = [...lines, plain(rest)].join("\n");
+    if (isAtEnd) element.scrollTop = element.scrollHeight;
+  }
+
+  async function read() {
+    const answer = await fetch(`${path}?tail=${TAIL}&follow=true`, { credentials: "same-origin" });
+    if (answer.status === 410) return "gone";
+    if (!answer.ok) throw new Error(answer.statusText);
+    lines.length = 0;
+    rest = "";
+    tell("following");
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) take(part.value);
+    return "over";
+  }
+
+  async function goOn() {
+    for (let tries = 0; ; tries += 1) {
+      try {
+        tell(await read());
+        return;
+      } catch {
+        const seconds = PAUSES_SECONDS[Math.min(tries, PAUSES_SECONDS.length - 1)];
+        tell("lost", { seconds });
+        await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      }
+    }
+  }
+
+  goOn();
+  return {
+    toggle() {
+      isPaused = !isPaused;
+      if (!isPaused) draw();
+      return isPaused;
+    },
+  };
+}

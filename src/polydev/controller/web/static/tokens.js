@@ -1,0 +1,26 @@
+// A user's tokens: an admin ends one, after a question.
+
+import { ask, showProblem } from "./app.js";
+
+const dialog = document.getElementById("confirm-revoke");
+let meant = "";
+
+document.addEventListener("click", (event) => {
+  const { revoke, name } = event.target.dataset ?? {};
+  if (!revoke) return;
+  meant = revoke;
+  document.getElementById("revoked-name").textContent = name;
+  dialog.showModal();
+});
+
+dialog.addEventListener("close", async () => {
+  const isMeant = dialog.returnValue === "yes";
+  dialog.returnValue = "";
+  if (!isMeant) return;
+  try {
+    await ask(`/api/admin/tokens/${meant}`, { method: "DELETE" });
+    location.reload();
+  } catch (problem) {
+    showProblem(problem);
+  }
+});

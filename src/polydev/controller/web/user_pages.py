@@ -1,0 +1,83 @@
+"""The operators' pages of users: a list with what each uses, and one of them with their tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from polydev.controller.api.identity import AskingOperator
+from polydev.controller.model import now
+from polydev.controller.quotas import month_of
+from polydev.controller.services import Services
+from polydev.controller.web.figures import hours_text, time_text
+from polydev.controller.web.machine_pages import machines_of
+from polydev.controller.web.machines import machine_row
+from polydev.controller.web.pages import Pages
+from polydev.controller.web.people import day_bars, first_day, person_row, token_state
+
+MOST_SESSIONS = 1000
+LATEST_SESSIONS = 20
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(prefix="/admin/users", include_in_schema=False)
+
+    @router.get("")
+    async def show_users(request: Request, _operator: AskingOperator) -> Response:
+        return pages.render(request, "users.html", **await _all(services))
+
+    @router.get("/{user_id}")
+    async def show_user(request: Request, user_id: UUID, _operator: AskingOperator) -> Response:
+        return pages.render(request, "user.html", **await _one(services, str(user_id)))
+
+    return router
+
+
+async def _all(services: Services) -> dict[str, Any]:
+    """What the list's template is filled with."""
+    at = now()
+    users = await services.users.list()
+    days = await services.usage.days(first_day(at))
+    quotas = await services.usage.quotas({user.id: user.role for user in users}, at)
+    live = await services.sessions.list(live_only=True, limit=MOST_SESSIONS)
+    sessions, seen = Counter(each.user_id for each in live), await services.users.last_seen()
+    rows = [
+        person_row(
+            user,
+            days.get(user.id, {}),
+            quotas[user.id],
+            sessions[user.id],
+            seen.get(user.id),
+            at,
+        )
+        for user in users
+    ]
+    return {"rows": rows}
+
+
+async def _one(services: Services, user_id: str) -> dict[str, Any]:
+    """What one user's template is filled with. Raises UserNotFound."""
+    at = now()
+    user = await services.users.get(user_id)
+    known = await services.usage.days(min(first_day(at), month_of(at)), user.id)
+    days = known.get(user.id, {})
+    lately = {day: use for day, use in days.items() if day >= first_day(at)}
+    quotas = await services.usage.quotas({user.id: user.role}, at)
+    seen = await services.users.last_seen(user.id)
+    latest = await services.vms.list(user.id, limit=LATEST_SESSIONS)
+    machines = await machines_of(services, latest, {user.id: user})
+    rows = [machine_row(each, at) for each in machines.values()]
+    tokens = await services.tokens.list(user.id)
+    live = sum(row.is_live for row in rows)
+    return {
+        "person": person_row(user, lately, quotas[user.id], live, seen.get(user.id), at),
+        "days": day_bars(lately, at),
+        "most": hours_text(max((use.vm_seconds for use in lately.values()), default=0)),
+        "rows": rows,
+        "tokens": [(each, token_state(each, at)) for each in reversed(tokens)],
+        "time": time_text,
+    }
