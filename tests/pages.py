@@ -15,6 +15,9 @@ Statuses = tuple[int, int, int, int, int]
 VIEWERS = ("nobody", "user", "other user", "operator", "admin")
 OPEN: Statuses = (200, 200, 200, 200, 200)
 FOR_OPERATORS: Statuses = (303, 403, 403, 200, 200)
+# Nobody is sent to sign in.
+EACH_OWN: Statuses = (303, 200, 200, 200, 200)
+THE_USERS: Statuses = (303, 200, 403, 200, 200)
 SIGNED_OUT: Statuses = (401, 204, 204, 204, 204)
 # A route and what it needs to be asked: see `test_web_pages`.
 PAGES: Mapping[tuple[str, str], Statuses] = {
@@ -23,6 +26,10 @@ PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/login/state"): OPEN,
     ("POST", "/login/code"): (401, 401, 401, 401, 401),
     ("POST", "/logout"): SIGNED_OUT,
+    ("GET", "/"): EACH_OWN,
+    ("GET", "/start/sessions"): EACH_OWN,
+    ("GET", "/start/logins"): EACH_OWN,
+    ("GET", "/session/{session_id}"): THE_USERS,
     ("GET", "/favicon.ico"): (307, 307, 307, 307, 307),
     ("GET", "/static/{digest}/{name:path}"): OPEN,
     ("HEAD", "/static/{digest}/{name:path}"): OPEN,

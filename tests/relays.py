@@ -25,6 +25,7 @@ from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
 from tests.certificates import Tls
+from tests.driving import until
 from tests.vms import IMAGE_DIGEST, RFB_GREETING, FakeHost, FakeVm, SlowVm, fake_hosts
 
 HOST = "127.0.0.1"
@@ -65,9 +66,13 @@ class Screens:
         await self.services.vms.ready(session.vm_id)
         return await self.services.sessions.get(session.id)
 
-    async def booting(self, screen: Serve | None = None, *, user: str = "user") -> Session:
+    async def waiting(self, *, user: str = "user") -> Session:
+        """A session whose VM nobody has started yet."""
         new = NewSession(self.users[user], "claude", IMAGE_DIGEST)
-        session, _ = await self.services.sessions.start(new)
+        return (await self.services.sessions.start(new))[0]
+
+    async def booting(self, screen: Serve | None = None, *, user: str = "user") -> Session:
+        session = await self.waiting(user=user)
         vm = await self.services.vms.get(session.vm_id)
         self.host.hypervisor.next.append(ScreenVm)
         await self.host.hypervisor.start(Launch(vm.id, vm.slot, IMAGE_DIGEST, session.id))
@@ -77,6 +82,21 @@ class Screens:
         self.vms[session.id] = fake
         await self.services.vms.launched(vm.id)
         return session
+
+    async def stop(self) -> None:
+        """End the service, as at a deployment; VMs and database stay."""
+        await self.services.end()
+        self.server.should_exit = True
+
+        async def is_gone() -> bool:
+            try:
+                _, writer = await asyncio.open_connection(HOST, self.port)
+            except ConnectionRefusedError:
+                return True
+            writer.close()
+            return False
+
+        await until(is_gone, "the end of the service")
 
     def url(self, session_id: str) -> str:
         scheme = "wss" if self.tls else "ws"

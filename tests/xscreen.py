@@ -9,14 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 
 from polydev.run import Process, end_group, run, spawn
+from tests.driving import until
 
 WIDTH, HEIGHT = 1024, 640
 OPTIONS = "-rfbport=-1 -SecurityTypes None -AlwaysShared -depth 24 -nolisten tcp -ac -noreset"
+
+
+class Typed:
+    """The lines that were typed on a terminal."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    async def began(self) -> None:
+        """The terminal is there and reads."""
+
+        async def is_there() -> bool:
+            return self.file.exists()
+
+        await until(is_there, "the terminal")
+
+    async def until(self, text: str) -> None:
+        """Wait until that, and nothing else, was typed."""
+
+        async def has_come() -> bool:
+            return self.file.read_text() == text
+
+        await until(has_come, f"{text!r} on the terminal")
 
 
 class XScreen:
@@ -30,13 +55,7 @@ class XScreen:
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         vnc_reader, vnc_writer = await asyncio.open_unix_connection(self.folder / "rfb")
         with closing(vnc_writer):
-            ways = [_pump(reader, vnc_writer), _pump(vnc_reader, writer)]
-            tasks = [asyncio.create_task(way) for way in ways]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            await first_of(pumped(reader, vnc_writer), pumped(vnc_reader, writer))
 
     def start(self, *argv: str) -> Process:
         """A program that goes on; what it prints lies in a file of its name."""
@@ -63,12 +82,30 @@ class XScreen:
         """What a program in the VM would paste."""
         return await self.run("xclip", "-selection", "clipboard", "-o")
 
+    def terminal(self) -> Typed:
+        """A terminal as large as the screen, in which Ctrl+V pastes as in most programs."""
+        typed = Typed(self.folder / "typed")
+        pastes = "XTerm*VT100.Translations: #override Ctrl<Key>V: insert-selection(CLIPBOARD)"
+        looks = ["-geometry", "200x80+0+0", "-fa", "Mono", "-bg", "white", "-fg", "black"]
+        self.start("xterm", *looks, "-xrm", pastes, "-e", f"cat > {typed.file}")
+        return typed
+
     def said(self, program: str) -> str:
         """What a program that was started has printed until now."""
         return (self.folder / program).read_text(errors="replace")
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def first_of(*works: Coroutine[Any, Any, None]) -> None:
+    """Work until one of them has come to its end."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def pumped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(1 << 16):
             writer.write(data)

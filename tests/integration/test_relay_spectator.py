@@ -7,23 +7,20 @@ import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
-from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection
 
-from polydev.controller.api import novnc
-from polydev.controller.model import Caller
 from polydev.controller.relay.closings import POLICY_VIOLATION
 from polydev.controller.relay.spectator import EXTENDED_CLIPBOARD
 from tests.driving import until
-from tests.relays import closing_of, screens
+from tests.relays import HOST, Screens, closing_of, screens
 from tests.xscreen import HEIGHT, WIDTH, XScreen, x_screens
 
-SPECTATOR = "operator"
 UPDATE, CUT_TEXT = 0, 3
 EXTENDED_DESKTOP_SIZE = struct.pack(">i", -308)
 CAPABILITIES, TEXT_WAS_COPIED = 0x01, b"\x08\0\0\x01"
@@ -109,15 +106,16 @@ def text_message(text: str) -> bytes:
     return struct.pack(">B3xI", 6, len(text)) + text.encode()
 
 
-@pytest.fixture(autouse=True)
-def one_of_them_may_only_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    identify = novnc.Screens._caller
-
-    async def caller(made: novnc.Screens, websocket: WebSocket) -> Caller:
-        found = await identify(made, websocket)
-        return replace(found, view_only=found.role == "operator")
-
-    monkeypatch.setattr(novnc.Screens, "_caller", caller)
+async def spectators_url(made: Screens, session_id: str) -> str:
+    """Where somebody connects who was given a read-only ticket by the session's owner."""
+    async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}", trust_env=False) as client:
+        answer = await client.post(
+            f"/api/auth/session/{session_id}/tickets",
+            json={"viewOnly": True},
+            headers={"Authorization": f"Bearer {made.tokens['user']}"},
+        )
+    assert answer.status_code == 201
+    return f"ws://{HOST}:{made.port}{answer.json()['url']}"
 
 
 @dataclass
@@ -157,7 +155,8 @@ async def looking(
         screen.start("stdbuf", "-oL", "xinput", "test-xi2", "--root")
         session = await made.session(screen)
         owner = await stack.enter_async_context(made.connect(session.id))
-        spectator = await stack.enter_async_context(made.connect(session.id, SPECTATOR))
+        url = await spectators_url(made, session.id)
+        spectator = await stack.enter_async_context(made.connect(session.id, None, uri=url))
         at = Looked(screen, RfbClient(owner), RfbClient(spectator), partial(closing_of, spectator))
         await at.owner.shake_hands(owner_knows)
         await at.spectator.shake_hands(spectator_knows)

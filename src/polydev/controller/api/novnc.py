@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from uuid import UUID
 
 import structlog
 from fastapi import APIRouter
@@ -24,7 +23,7 @@ from starlette.websockets import WebSocket
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import asked_from
 from polydev.controller.api.permits import Over
-from polydev.controller.api.sessions import session_for
+from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
@@ -44,7 +43,7 @@ from polydev.controller.relay.pump import Buffers, open_screen, relay
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
-from polydev.errors import NotAllowed, NotAuthenticated, SessionNotFound, VmError
+from polydev.errors import NotAllowed, NotAuthenticated, VmError
 from polydev.vm.config import VNC_PORT
 
 log = structlog.stdlib.get_logger(__name__)
@@ -119,7 +118,7 @@ class Screens:
         """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
         caller = await self._caller(websocket)
         viewer.may_send = partial(self._may_send, caller.user_id)
-        known = _uuid(session_id)
+        known = uuid_of(session_id)
         # First the seat, then the question: so no end of the session can be missed.
         seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
         session = await session_for(self._services, caller, known)
@@ -228,13 +227,6 @@ def _let_go(viewer: Viewer, over: Over) -> None:
 def masked(address: str) -> str:
     """An IPv4 address without its last part."""
     return f"{address.rpartition('.')[0]}.x"
-
-
-def _uuid(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise SessionNotFound("that is no session's id") from None
 
 
 def _check_state(session: Session, vm: Vm) -> None:

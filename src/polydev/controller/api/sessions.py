@@ -28,7 +28,7 @@ from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState
 from polydev.controller.services import Services
 from polydev.controller.store.sessions import NewSession
-from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired
+from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired, SessionNotFound
 
 MOST_LISTED = 200
 
@@ -80,6 +80,14 @@ def routes(services: Services) -> APIRouter:
     _add_one(router, services)
     _add_vm(router, services)
     return router
+
+
+def uuid_of(text: str) -> UUID:
+    """The id in an address. Raises SessionNotFound for what is none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise SessionNotFound("that is no session's id") from None
 
 
 async def session_for(services: Services, caller: Caller, session_id: UUID) -> Session:

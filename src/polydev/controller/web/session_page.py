@@ -1,0 +1,44 @@
+"""The page of one session: its frame, which a script fills, and what that script has to know."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from polydev.controller.api.sessions import session_for, uuid_of
+from polydev.controller.model import Caller, Provider, now
+from polydev.controller.services import Services
+from polydev.controller.web.pages import Pages
+from polydev.controller.web.texts import text
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/session/{session_id}")
+    async def show_session(request: Request, session_id: str) -> Response:
+        """Whoever comes with a ticket is not known yet: the script exchanges it."""
+        known = uuid_of(session_id)
+        caller: Caller | None = getattr(request.state, "caller", None)
+        if caller is not None:
+            await session_for(services, caller, known)
+        config = _config(services, str(known), caller)
+        return pages.render(request, "session.html", config=config)
+
+    return router
+
+
+def _config(services: Services, session_id: str, caller: Caller | None) -> dict[str, Any]:
+    limits = services.settings.session
+    return {
+        "sessionId": session_id,
+        "userId": caller.user_id if caller else None,
+        "tools": {name: text(f"start.providers.{name}.tool") for name in get_args(Provider)},
+        "limits": {
+            "idleSeconds": limits.idle_seconds,
+            "maxSeconds": limits.max_seconds,
+            "now": round(now().timestamp() * 1000),
+        },
+    }

@@ -1,0 +1,64 @@
+"""The start page: what a user may start, their sessions, and the logins that are kept for them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import get_args
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from polydev.controller.api.identity import Asking
+from polydev.controller.model import Caller, Provider, Session, now
+from polydev.controller.services import Services
+from polydev.controller.web.pages import Pages
+from polydev.controller.web.texts import text
+
+MOST_OVER = 5
+MOST_READ = 50
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/")
+    async def show_start(request: Request, caller: Asking) -> Response:
+        return pages.render(
+            request,
+            "start.html",
+            providers=get_args(Provider),
+            user_id=caller.user_id,
+            sessions=await _sessions(services, caller),
+            stored=await services.credentials.list(caller.user_id),
+            ago=ago,
+        )
+
+    @router.get("/start/sessions")
+    async def show_sessions(request: Request, caller: Asking) -> Response:
+        sessions = await _sessions(services, caller)
+        return pages.render(request, "start_sessions.html", sessions=sessions, ago=ago)
+
+    @router.get("/start/logins")
+    async def show_logins(request: Request, caller: Asking) -> Response:
+        stored = await services.credentials.list(caller.user_id)
+        return pages.render(request, "start_logins.html", stored=stored, ago=ago)
+
+    return router
+
+
+async def _sessions(services: Services, caller: Caller) -> list[Session]:
+    """The caller's own: those that are live, then some that are over, each newest first."""
+    found = await services.sessions.list(caller.user_id, limit=MOST_READ)
+    live = await services.sessions.list(caller.user_id, live_only=True, limit=MOST_READ)
+    over = [session for session in found if not session.is_live]
+    return [*live, *over[:MOST_OVER]]
+
+
+def ago(at: datetime) -> str:
+    """How long that was ago, in words."""
+    seconds = (now() - at).total_seconds()
+    for unit_seconds, name in UNITS:
+        if seconds >= unit_seconds:
+            return text(f"start.ago.{name}", count=int(seconds // unit_seconds))
+    return text("start.ago.now")

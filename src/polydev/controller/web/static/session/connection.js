@@ -1,0 +1,81 @@
+// The connection to the VM's screen as a state machine: pure, so the time comes with each event.
+//
+// phase       idle, connecting, connected, waiting (for the next attempt), not-ready (for the VM),
+//             given-up (for the user), over (for good)
+// attempt     how many attempts have failed in a row
+// code        why it is not connected: the relay's closing code, or 0
+// reason      the same in words; "" where nobody said any
+// until       of waiting: when the next attempt begins, in ms since 1970
+
+export const DELAYS_SECONDS = [1, 2, 4, 8, 16];
+export const STABLE_MILLISECONDS = 10_000;
+
+const NOT_ALLOWED = 4403;
+const UNKNOWN_SESSION = 4404;
+const SESSION_OVER = 4410;
+const NOT_READY = 4425;
+const FOR_GOOD = [NOT_ALLOWED, UNKNOWN_SESSION, SESSION_OVER];
+// HTTP's status of a ticket that is refused; trying again does not help.
+const REFUSALS = [401, 403, 404, 410];
+
+export const IDLE = Object.freeze({ phase: "idle", attempt: 0, code: 0, reason: "" });
+
+/**
+ * Return the state after an event:
+ * connect            an attempt begins: the first one, or the next one after a pause
+ * anew               somebody wants it now, or the network or the VM is back
+ * opened { at }      the screen is there
+ * lost { at, code, reason }   the connection ended, or the attempt failed
+ * refused { status, reason }  there is no ticket for the user
+ */
+export function next(state, event) {
+  switch (event.kind) {
+    case "connect":
+      return state.phase === "over" ? state : { ...state, phase: "connecting" };
+    case "anew":
+      return state.phase === "over" ? state : { ...IDLE, phase: "connecting" };
+    case "opened":
+      return { ...state, phase: "connected", since: event.at, code: 0, reason: "" };
+    case "lost":
+      return afterLoss(state, event);
+    case "refused":
+      if (!REFUSALS.includes(event.status)) return afterLoss(state, { ...event, code: 0 });
+      return { ...state, phase: "over", code: 4000 + event.status, reason: event.reason };
+    default:
+      throw new Error(`no such event: ${event.kind}`);
+  }
+}
+
+function afterLoss(state, { at, code, reason }) {
+  const told = { code, reason: reason ?? "" };
+  if (state.phase === "over") return state;
+  if (FOR_GOOD.includes(code)) return { ...IDLE, ...told, phase: "over" };
+  if (code === NOT_READY) return { ...IDLE, ...told, phase: "not-ready" };
+  const wasStable = state.phase === "connected" && at - state.since >= STABLE_MILLISECONDS;
+  const failed = wasStable ? 0 : state.attempt;
+  if (failed >= DELAYS_SECONDS.length) return { ...IDLE, ...told, phase: "given-up" };
+  const until = at + DELAYS_SECONDS[failed] * 1000;
+  return { ...told, phase: "waiting", attempt: failed + 1, until };
+}
+
+/** The words for a state: the name of a text, and its values. */
+export function words(state, now) {
+  switch (state.phase) {
+    case "waiting":
+      return [
+        "connection.waiting",
+        {
+          seconds: Math.max(0, Math.ceil((state.until - now) / 1000)),
+          attempt: state.attempt,
+          most: DELAYS_SECONDS.length,
+        },
+      ];
+    case "not-ready":
+    case "given-up":
+    case "connected":
+    case "connecting":
+      return [`connection.${state.phase}`, {}];
+    default:
+      return ["connection.idle", {}];
+  }
+}

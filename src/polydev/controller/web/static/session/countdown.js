@@ -1,0 +1,25 @@
+// How long a session still lives, and whether more time is possible. Pure; times in ms since 1970.
+
+export const WARN_SECONDS = 300;
+// A session whose user is here gets word of it all the time, so its end only comes near
+// when that word is missing.
+const IDLE_SHARE = 0.5;
+
+/**
+ * Return { seconds, canStay } when the end is near, else null.
+ * session    expiresAt and createdAt as the API tells them
+ * limits     idleSeconds and maxSeconds of a session on this host
+ */
+export function countdown(session, limits, now) {
+  const ends = Date.parse(session.expiresAt);
+  const longest = Date.parse(session.createdAt) + limits.maxSeconds * 1000;
+  const canStay = ends < longest - 1000;
+  const left = Math.max(0, Math.ceil((ends - now) / 1000));
+  const warn = canStay ? Math.min(WARN_SECONDS, limits.idleSeconds * IDLE_SHARE) : WARN_SECONDS;
+  return left <= warn ? { seconds: left, canStay } : null;
+}
+
+/** Minutes and seconds as people read them: 4:07. */
+export function clock(seconds) {
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}

@@ -1,0 +1,69 @@
+// What stands in the place of the screen while that cannot be seen.
+
+const element = (id) => document.getElementById(id);
+const WAITS = ["loading", "coming", "connecting"];
+const LINKS = { home: "/", signin: "/login" };
+
+export class Cover {
+  /** `actions` does what the buttons say, by the names of views' actions. */
+  constructor(t, actions) {
+    this.t = t;
+    this.actions = actions;
+    this.shown = "";
+    // Nobody wants a flash of words where the screen comes at once.
+  }
+
+  show(view) {
+    element("cover").hidden = view.kind === "screen";
+    element("cover").dataset.kind = view.kind;
+    set(element("cover-title"), this.words(view.title));
+    set(element("cover-text"), this.words(view.text));
+    set(element("cover-detail"), this.words(view.detail));
+    this.showProgress(view);
+    const names = view.actions.join(" ");
+    if (names !== this.shown) {
+      this.shown = names;
+      element("cover-actions").replaceChildren(...view.actions.map((name) => this.button(name)));
+    }
+  }
+
+  words(told) {
+    if (!told) return "";
+    return told.said !== undefined ? sentence(told.said) : this.t(...told);
+  }
+
+  showProgress({ kind, share }) {
+    const progress = element("cover-progress");
+    progress.hidden = !WAITS.includes(kind);
+    if (typeof share === "number") progress.value = share;
+    else progress.removeAttribute("value");
+  }
+
+  button(name) {
+    const words = this.t(`actions.${name}`);
+    if (name in LINKS) {
+      const link = document.createElement("a");
+      link.href = name === "signin" ? `/login?next=${encodeURIComponent(location.pathname)}` : LINKS[name];
+      link.setAttribute("role", "button");
+      link.className = "secondary";
+      link.textContent = words;
+      return link;
+    }
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = words;
+    button.addEventListener("click", this.actions[name]);
+    return button;
+  }
+}
+
+function set(element, words) {
+  element.hidden = words === "";
+  if (element.textContent !== words) element.textContent = words;
+}
+
+/** The controller's words begin small and have no full stop. */
+function sentence(said) {
+  const first = said.charAt(0).toUpperCase() + said.slice(1);
+  return /[.!?…]$/.test(first) ? first : `${first}.`;
+}

@@ -1,0 +1,50 @@
+// Word to the controller that the session is in use, and word to the user that it ends soon.
+
+import { clock, countdown } from "./countdown.js";
+
+const element = (id) => document.getElementById(id);
+const MOST_BEAT_SECONDS = 60;
+
+export class Deadline {
+  constructor(page, t, limits) {
+    this.page = page;
+    this.t = t;
+    this.limits = limits;
+    this.skew = limits.now - Date.now();
+    element("stay-button").addEventListener("click", () => this.stay());
+    const seconds = Math.min(MOST_BEAT_SECONDS, limits.idleSeconds / 4);
+    this.timer = setInterval(() => this.beat(), seconds * 1000);
+  }
+
+  /** A screen that is open counts as use by itself; its session is read anew for its end. */
+  async beat() {
+    if (document.hidden || !this.page.session) return;
+    if (this.page.viewOnly || this.page.link.state.phase === "given-up") await this.page.refresh();
+    else await this.stay(true);
+  }
+
+  async stay(isQuiet = false) {
+    const ask = () => this.page.ask("/heartbeat", { method: "POST" });
+    const session = isQuiet ? await ask().catch(() => null) : await this.page.attempt(ask);
+    if (session) this.page.take(session);
+    else await this.page.refresh();
+  }
+
+  end() {
+    clearInterval(this.timer);
+    element("countdown").hidden = true;
+  }
+
+  show({ kind }) {
+    const { session, viewOnly } = this.page;
+    const isLive = ["screen", "connecting", "lost", "given-up"].includes(kind);
+    const soon = isLive ? countdown(session, this.limits, Date.now() + this.skew) : null;
+    element("countdown").hidden = soon === null;
+    if (soon === null) return;
+    const canStay = soon.canStay && !viewOnly;
+    element("stay-button").hidden = !canStay;
+    const words = this.t(canStay ? "countdown.ends" : viewOnly ? "countdown.of_owner" : "countdown.last");
+    if (element("countdown-words").textContent !== words) element("countdown-words").textContent = words;
+    element("countdown-clock").textContent = clock(soon.seconds);
+  }
+}

@@ -1,0 +1,86 @@
+// Server-sent events read by fetch: unlike EventSource it says why a stream was refused, and it
+// can send a key, which must not stand in an address.
+
+import { Problem } from "../app.js";
+import { EventReader } from "./event_reader.js";
+
+const DELAYS_SECONDS = [1, 2, 4, 8, 16];
+
+/**
+ * Call `onEvent({ kind, data })` for each event until the stream says that there are no more.
+ * Comes again after a loss, and at once after `wake()`. `onRefused(problem)` ends it.
+ */
+export class Events {
+  constructor(path, key, { onEvent, onRefused }) {
+    this.path = path;
+    this.key = key;
+    this.onEvent = onEvent;
+    this.onRefused = onRefused;
+    this.lastId = "0";
+    this.failures = 0;
+    this.isOver = false;
+    this.timer = null;
+    this.reading = null;
+  }
+
+  /** Read from where it was, now. */
+  wake() {
+    clearTimeout(this.timer);
+    this.reading?.abort();
+    this.reading = null;
+    if (!this.isOver) this.read();
+  }
+
+  end() {
+    this.isOver = true;
+    clearTimeout(this.timer);
+    this.reading?.abort();
+  }
+
+  async read() {
+    const reading = (this.reading = new AbortController());
+    try {
+      await this.follow(reading.signal);
+    } catch (error) {
+      if (reading.signal.aborted) return;
+      if (error instanceof Problem) {
+        this.end();
+        this.onRefused(error);
+        return;
+      }
+    }
+    if (reading !== this.reading || this.isOver) return;
+    const seconds = DELAYS_SECONDS[Math.min(this.failures, DELAYS_SECONDS.length - 1)];
+    this.failures += 1;
+    this.timer = setTimeout(() => this.read(), seconds * 1000);
+  }
+
+  async follow(signal) {
+    const headers = { Accept: "text/event-stream", "Last-Event-ID": this.lastId };
+    if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    const answer = await fetch(this.path, { headers, signal, credentials: "same-origin" });
+    if (answer.status === 204) {
+      this.isOver = true;
+      return;
+    }
+    if ([401, 403, 404].includes(answer.status)) {
+      const told = await answer.json().catch(() => null);
+      throw new Problem(answer.status, told?.detail ?? answer.statusText, told?.hint);
+    }
+    if (!answer.ok) throw new Error(answer.statusText);
+    this.failures = 0;
+    await this.take(answer.body.pipeThrough(new TextDecoderStream()).getReader());
+  }
+
+  async take(texts) {
+    const reader = new EventReader();
+    for (;;) {
+      const { value, done } = await texts.read();
+      if (done) return;
+      for (const { id, kind, data } of reader.read(value)) {
+        if (id) this.lastId = id;
+        if (kind) this.onEvent({ kind, data: JSON.parse(data) });
+      }
+    }
+  }
+}

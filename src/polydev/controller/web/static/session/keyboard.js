@@ -1,0 +1,78 @@
+// The keyboard between the VM and the page: who has it, pasting, and the one on touch screens.
+
+import keysyms from "../novnc/core/input/keysymdef.js";
+
+const CONTROL = 0xffe3;
+const BACKSPACE = 0xff08;
+const RETURN = 0xff0d;
+const V = 0x76;
+const HOLDS = "\u00a0\u00a0"; // so that there always is something to delete
+
+/** Ctrl+Alt+Shift, pressed in any order, gives the keyboard back to the page. */
+export function isRelease(event) {
+  return event.ctrlKey && event.altKey && event.shiftKey;
+}
+
+function isPaste(event) {
+  const isCommand = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+  return isCommand && event.key.toLowerCase() === "v";
+}
+
+/**
+ * onReleased   called when the user wants the keyboard for the page
+ * onPasteKeys  called before the browser tells of a paste, with whether the VM's Ctrl is down
+ */
+export function watchKeys(screen, { onReleased, onPasteKeys }) {
+  // Before noVNC, which lets no key event of the screen pass.
+  window.addEventListener(
+    "keydown",
+    (event) => {
+      if (!screen.hasFocus) return;
+      if (isPaste(event)) {
+        event.stopImmediatePropagation(); // noVNC would keep the browser from it
+        onPasteKeys(event.ctrlKey);
+      }
+      if (!isRelease(event)) return;
+      event.stopImmediatePropagation();
+      event.preventDefault();
+      screen.liftKeys();
+      onReleased();
+    },
+    { capture: true },
+  );
+}
+
+/** Press Ctrl+V in the VM; `isControlHeld`: the user's release of Ctrl will come by itself. */
+export function pressPaste(screen, isControlHeld) {
+  if (!isControlHeld) screen.liftKeys();
+  screen.key(CONTROL, "ControlLeft", true);
+  press(screen, V, "KeyV");
+  if (!isControlHeld) screen.key(CONTROL, "ControlLeft", false);
+}
+
+/** An input that a touch screen shows its keyboard for; what is typed there goes to the VM. */
+export function typeThrough(input, screen) {
+  input.value = HOLDS;
+  input.addEventListener("input", (event) => {
+    if (event.isComposing) return;
+    const typed = input.value.replaceAll("\u00a0", "");
+    if (input.value.length < HOLDS.length) press(screen, BACKSPACE, "Backspace");
+    for (const character of typed) type(screen, character);
+    input.value = HOLDS;
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    press(screen, RETURN, "Enter");
+    event.preventDefault();
+  });
+}
+
+function type(screen, character) {
+  if (character === "\n") press(screen, RETURN, "Enter");
+  else press(screen, keysyms.lookup(character.codePointAt(0)), "");
+}
+
+function press(screen, keysym, code) {
+  screen.key(keysym, code, true);
+  screen.key(keysym, code, false);
+}

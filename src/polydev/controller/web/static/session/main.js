@@ -1,0 +1,173 @@
+// The page of one session: what it knows, who tells it, and who is told.
+
+import { Problem, ask, clearNotice, showProblem, textsOf } from "../app.js";
+import { Bar } from "./bar.js";
+import { Clipboard } from "./clipboard.js";
+import { Cover } from "./cover.js";
+import { Deadline } from "./deadline.js";
+import { Events } from "./events.js";
+import { openKey } from "./key.js";
+import { watchKeys } from "./keyboard.js";
+import { Link } from "./link.js";
+import { ToolLogin } from "./tool_login.js";
+import { Screen } from "./screen.js";
+import { isComing, isLive } from "./progress.js";
+import { onWake } from "./wake.js";
+import { viewOf } from "./view.js";
+
+const SESSION_OVER = 4410;
+const config = JSON.parse(document.getElementById("session-config").textContent);
+const t = textsOf("session-texts");
+const path = `/api/auth/session/${config.sessionId}`;
+const element = (id) => document.getElementById(id);
+
+class Page {
+  constructor({ key, viewOnly }) {
+    this.key = key;
+    this.viewOnly = viewOnly;
+    this.canStart = !key;
+    this.session = null;
+    this.queued = null;
+    this.refusal = null;
+    this.screen = new Screen(element("screen"), {
+      label: t("screen"),
+      viewOnly,
+      onOpened: () => {
+        this.clipboard.forget();
+        this.link.opened();
+      },
+      onLost: (end) => this.link.lost(end),
+      onCopied: (text) => this.clipboard.copied(text),
+    });
+    this.link = new Link({ path, key, screen: this.screen, onChange: () => this.connectionChanged() });
+    this.bar = new Bar(this, t);
+    this.cover = new Cover(t, {
+      now: () => this.link.connectAnew(),
+      again: () => this.link.connectAnew(),
+      start: () => this.startAnother(),
+    });
+    this.login = new ToolLogin(this, t, config.tools);
+    this.deadline = new Deadline(this, t, config.limits);
+    this.clipboard = this.clipboardWithPanel();
+    watchKeys(this.screen, {
+      onReleased: () => this.bar.takeKeyboard(),
+      onPasteKeys: (isControlHeld) => (this.clipboard.isControlHeld = isControlHeld),
+    });
+    this.events = new Events(`${path}/events`, key, {
+      onEvent: (event) => this.heard(event),
+      onRefused: (problem) => this.refuse(problem),
+    });
+    onWake(() => this.wake());
+    setInterval(() => this.render(), 1000);
+  }
+
+  clipboardWithPanel() {
+    const panel = {
+      outgoing: element("outgoing"),
+      incoming: element("incoming"),
+      send: element("send-button"),
+      take: element("take-button"),
+    };
+    return new Clipboard(this.screen, panel, (name) => this.bar.say(t(name)));
+  }
+
+  ask(suffix, options = {}) {
+    return ask(path + suffix, { key: this.key, ...options });
+  }
+
+  /** Do what the user asked for, and tell of it where it fails. */
+  async attempt(work) {
+    try {
+      clearNotice();
+      return await work();
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      showProblem(error);
+      return null;
+    }
+  }
+
+  async begin() {
+    this.render();
+    this.events.read();
+    await this.refresh();
+  }
+
+  /** Read the session anew: the events say that something changed, the session what. */
+  async refresh() {
+    try {
+      this.take(await this.ask(""));
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      if ([401, 403, 404].includes(error.status)) this.refuse(error);
+      else this.bar.say(error.message);
+    }
+  }
+
+  take(session) {
+    const wasComing = !this.session || isComing(this.session);
+    this.session = session;
+    this.login.sessionChanged(session);
+    if (!isLive(session)) this.end();
+    else if (wasComing && !isComing(session)) this.link.connectAnew();
+    this.render();
+  }
+
+  heard({ kind, data }) {
+    if (kind === "queued") this.queued = data;
+    else if (kind === "stage") this.queued = null;
+    if (kind !== "over") this.refresh();
+    this.render();
+  }
+
+  connectionChanged() {
+    const { phase, code, reason } = this.link.state;
+    if (phase === "over" && code !== SESSION_OVER) this.refuse(new Problem(code - 4000, reason));
+    else if (phase === "over" || phase === "not-ready") this.refresh();
+    if (phase === "connected" && document.activeElement === document.body) this.screen.focus();
+    this.render();
+  }
+
+  refuse(problem) {
+    this.refusal = problem;
+    this.end();
+    this.render();
+  }
+
+  end() {
+    this.events.end();
+    this.link.end();
+    this.login.end();
+    this.deadline.end();
+  }
+
+  /** The laptop slept, or the network is back: what was open then is not any more. */
+  wake() {
+    if (this.refusal || (this.session && !isLive(this.session))) return;
+    this.events.wake();
+    this.refresh();
+    if (this.session && !isComing(this.session)) this.link.connectAnew();
+  }
+
+  startAnother() {
+    return this.attempt(async () => {
+      const body = { userId: config.userId, provider: this.session.provider };
+      const { id } = await ask("/api/auth/start", { method: "POST", body });
+      location.assign(`/session/${id}`);
+    });
+  }
+
+  render() {
+    const view = viewOf({ ...this, connection: this.link.state }, Date.now());
+    this.cover.show(view);
+    this.bar.show(view);
+    this.deadline.show(view);
+  }
+}
+
+try {
+  await new Page(await openKey(config)).begin();
+} catch (error) {
+  if (!(error instanceof Problem)) throw error;
+  new Cover(t, {}).show(viewOf({ refusal: error, canStart: false }, Date.now()));
+}

@@ -1,0 +1,67 @@
+// The start page: starts and ends sessions, and removes stored logins.
+
+import { Problem, ask, fill, showProblem, textsOf } from "./app.js";
+import { confirmed } from "./dialogs.js";
+
+const t = textsOf("start-texts");
+const providers = document.getElementById("providers");
+const problemBox = document.getElementById("start-problem");
+
+async function start(button) {
+  const buttons = providers.querySelectorAll("button");
+  for (const each of buttons) each.disabled = true;
+  button.setAttribute("aria-busy", "true");
+  problemBox.hidden = true;
+  try {
+    const body = { userId: providers.dataset.user, provider: button.dataset.start };
+    const { id } = await ask("/api/auth/start", { method: "POST", body });
+    location.assign(`/session/${id}`);
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    button.removeAttribute("aria-busy");
+    for (const each of buttons) each.disabled = false;
+    tell(problem);
+    button.focus();
+  }
+}
+
+/** Say on the page why no session was started, and what to do about it. */
+function tell(problem) {
+  if (problem.status === 401) return showProblem(problem);
+  const lines = [fill(t("not_started"), { detail: problem.message })];
+  if (problem.hint) lines.push(fill(t("hint"), { hint: problem.hint }));
+  problemBox.replaceChildren(
+    ...lines.map((line) => {
+      const paragraph = document.createElement("p");
+      paragraph.textContent = line;
+      return paragraph;
+    }),
+  );
+  problemBox.hidden = false;
+  return undefined;
+}
+
+async function remove(path, question, listId) {
+  if (!(await confirmed(question))) return;
+  try {
+    await ask(path, { method: "DELETE" });
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    showProblem(problem);
+  }
+  document.getElementById(listId).dispatchEvent(new Event("refresh"));
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  const { start: provider, end, forget } = button?.dataset ?? {};
+  if (provider) start(button);
+  if (end) {
+    const question = { title: t("end_title"), text: t("end_text"), action: t("end") };
+    remove(`/api/auth/session/${end}`, question, "sessions");
+  }
+  if (forget) {
+    const question = { title: t("forget_title"), text: t("forget_text"), action: t("forget") };
+    remove(`/api/auth/credentials/${forget}`, question, "logins");
+  }
+});

@@ -1,0 +1,375 @@
+"""The life of a session as its page tells it: boots, breaks, restarts, ends, and who may look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page
+
+from polydev.controller.app import create_app
+from polydev.controller.model import Session, now
+from polydev.vm.stages import Stage
+from tests.driving import until
+from tests.relays import serving
+from tests.web import (
+    QUICK_TIMERS,
+    Site,
+    page_of,
+    sign_in,
+    sites,
+    until_covered,
+    until_shown,
+    wires,
+)
+
+DIED = "the VM's process ended: signal 9"
+BOOT: dict[Stage, str] = {
+    "kernel": "kernel has started",
+    "init": "operating system is starting",
+    "services": "The browser is starting",
+}
+LOGIN_URL = "https://claude.example/oauth"
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, packed_assets: Path) -> Play:
+    async def played(scenario: Callable[[Site], Awaitable[None]], **changes: Any) -> None:
+        async with sites(tmp_path, packed_assets, **changes) as site:
+            await scenario(site)
+
+    return lambda scenario, **changes: asyncio.run(played(scenario, **changes))
+
+
+async def open_session(page: Page, site: Site, session: Session, url: str | None = None) -> None:
+    await sign_in(page, site, url=url)
+    await page.goto(f"{url or site.url}/session/{session.id}")
+
+
+async def until_text(page: Page, text: str) -> None:
+    await page.wait_for_selector(f"#cover article:has-text({text!r})")
+
+
+def test_a_boot_is_followed_until_the_screen_is_seen(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.made.booting(site.screen)
+        vms, vm = site.made.services.vms, site.made.vms[session.id]
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_text(page, "Starting the VM.")
+            for stage, words in BOOT.items():
+                await vm.reach(stage)
+                await vms.stage_reached(session.vm_id, stage)
+                site.ring()
+                await until_text(page, words)
+            assert await page.get_attribute("#cover-progress", "value") is not None
+            await vms.ready(session.vm_id)
+            site.ring()
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_session_that_waits_is_told_its_place_and_why(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        services = site.made.services
+        session = await site.made.waiting()
+        words: dict[str, object] = {"place": 3, "because": "the host's memory is short"}
+        await services.sessions.tell(session.id, "queued", words)
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_text(page, "Waiting: the host's memory is short.")
+            await until_text(page, "Your place in the queue: 3.")
+
+    play(scenario)
+
+
+def test_a_reload_finds_the_same_screen(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.reload()
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            wire.cut()
+            words = await until_covered(page, "lost")
+            assert "Check your network" in words
+            assert "Next attempt in" in words
+            await until_text(page, "(2 of 5)")
+            await wire.mend()
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_try_now_waits_for_nothing(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            wire.cut()
+            await until_text(page, "(4 of 5)")  # the next attempt is 8 s away
+            await wire.mend()
+            await page.click("text=Try now")
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_network_that_is_back_is_used_at_once(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            await page.context.set_offline(True)
+            wire.cut()
+            await until_text(page, "(3 of 5)")
+            await wire.mend()
+            await page.context.set_offline(False)
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_restarted_controller_shows_the_same_screen(play: Play, packed_assets: Path) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with AsyncExitStack() as stack:
+            wire = await stack.enter_async_context(wires(site.made.port))
+            page = await stack.enter_async_context(
+                page_of(site.browser, expects_network_errors=True)
+            )
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            await site.made.stop()
+            words = await until_covered(page, "lost")
+            assert "The service restarts; connect again." in words
+            made = site.made
+            app = create_app(made.services.settings, made.host.hypervisor, packed_assets)
+            _, wire.to_port = await stack.enter_async_context(serving(app))
+            await until_shown(page)
+            await page.close()
+
+    play(scenario)
+
+
+def test_after_the_last_attempt_the_user_has_the_word(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        vm = site.made.vms[session.id]
+        async with page_of(site.browser) as page:
+            await page.add_init_script(QUICK_TIMERS)
+            await open_session(page, site, session)
+            await until_shown(page)
+            vm.hang_up()
+            words = await until_covered(page, "given-up")
+            assert "The VM's screen does not answer." in words
+            assert "has stopped trying" in words
+            await vm.listen(5901, vm.serve_rfb)
+            await page.click("text=Connect again")
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_vm_that_dies_has_its_reason_and_a_way_to_begin_anew(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            site.made.vms[session.id].die()
+            await site.made.services.vms.fail(session.vm_id, DIED)
+            site.ring()
+            words = await until_covered(page, "over")
+            assert "The VM failed" in words
+            assert "The VM's process ended: signal 9." in words
+            await page.click("text=Start a new session")
+            await page.wait_for_url(lambda url: "/session/" in url and session.id not in url)
+            await until_covered(page, "coming")
+            newest = (await site.made.services.sessions.list(limit=1))[0]
+            assert (newest.provider, newest.user_id) == (session.provider, session.user_id)
+
+    play(scenario)
+
+
+def test_a_session_is_ended_after_a_question(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        sessions = site.made.services.sessions
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.click("#end-button")
+            await page.click("dialog >> text=Back")
+            assert (await sessions.get(session.id)).is_live
+            await page.click("#end-button")
+            await page.click("dialog >> text=End session")
+            assert "The session was ended" in await until_covered(page, "over")
+            assert (await sessions.get(session.id)).state == "terminated"
+
+    play(scenario)
+
+
+def test_a_session_without_use_ends_unless_its_user_stays(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        sessions = site.made.services.sessions
+        async with page_of(site.browser) as page:
+            await page.add_init_script(QUICK_TIMERS)
+            await open_session(page, site, session)
+            await until_shown(page)
+            site.made.vms[session.id].hang_up()
+            await until_covered(page, "given-up")
+            await page.click("#stay-button")
+            await page.wait_for_selector("#countdown", state="hidden")
+            kept = await sessions.get(session.id)
+            assert kept.heartbeat_at is not None
+            assert (kept.expires_at - kept.heartbeat_at).total_seconds() == 8
+            await page.wait_for_selector("#countdown:has-text('No use')")
+
+            async def has_expired() -> bool:
+                return bool(await sessions.expire_due())
+
+            await until(has_expired, "the end")
+            site.ring()
+            words = await until_covered(page, "over")
+            assert "The session has expired" in words
+            assert "No viewer and no heartbeat for 8 s." in words
+
+    play(scenario, session={"per_user": 9, "idle_seconds": 8})
+
+
+def test_the_longest_life_is_told_before_and_cannot_be_longer(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.wait_for_selector("#countdown:has-text('longest time')")
+            assert await page.is_hidden("#stay-button")
+            left = await page.inner_text("#countdown-clock")
+            minutes, seconds = map(int, left.split(":"))
+            ends = (session.created_at - now()).total_seconds() + 280
+            assert minutes * 60 + seconds == pytest.approx(ends, abs=5)
+
+    play(scenario, session={"max_seconds": 280})
+
+
+def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        typed = site.screen.terminal()
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await typed.began()
+            await page.click("#share-button")
+            await page.click("#make-link-button")
+            await page.wait_for_selector("#share-made:not([hidden])")
+            link = await page.input_value("#share-link")
+            async with page_of(site.browser) as spectator:
+                await spectator.goto(link)
+                await until_shown(spectator)
+                assert "you can look" in await spectator.inner_text("#status-text")
+                assert await spectator.is_hidden("#end-button")
+                # What its page would keep back, another program sends.
+                await spectator.reload()
+                await until_shown(spectator)
+                await spectator.mouse.click(300, 300)
+                await spectator.keyboard.type("secret")
+            await page.click("#type-button")
+            await page.keyboard.type("mine")
+            await page.keyboard.press("Enter")
+            await typed.until("mine\n")
+            async with page_of(site.browser, expects_network_errors=True) as late:
+                await late.goto(link)
+                assert "opened before" in await until_covered(late, "refused")
+
+    play(scenario)
+
+
+def test_a_copied_address_shows_another_user_nothing(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.goto(site.page_url(session))
+            await page.wait_for_url(lambda url: "/login?next=" in url)
+            await sign_in(page, site, "other user")
+            answer = await page.goto(site.page_url(session))
+            assert answer is not None
+            assert answer.status == 403
+            assert "another user's" in await page.inner_text("main")
+
+    play(scenario)
+
+
+def test_the_login_of_the_tool_is_followed(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        vm = site.made.vms[session.id]
+        async with page_of(site.browser) as page:
+            await page.add_init_script(QUICK_TIMERS)
+            await open_session(page, site, session)
+            await until_shown(page)
+            button = page.locator("#login-button")
+            await button.click()
+            await page.click("#login-start-button")
+            await page.wait_for_selector("#login-button[data-state=starting]")
+            assert vm.logins == 1
+            vm.login = {**vm.login, "status": "waiting", "url": LOGIN_URL}
+            await page.wait_for_selector("#login-button[data-state=waiting]")
+            assert "is open in the VM" in await page.inner_text("#login-text")
+            await page.reload()
+            await page.wait_for_selector("#login-button[data-state=waiting]")
+            vm.login = {**vm.login, "status": "done", "url": None}
+            await page.wait_for_selector("#login-button[data-state=done]")
+            assert (await site.made.services.sessions.get(session.id)).state == "authenticated"
+
+    play(scenario)
+
+
+def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        vm = site.made.vms[session.id]
+        vm.login = {"provider": "claude", "status": "failed", "url": None, "detail": "no network"}
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.click("#login-button")
+            await page.click("#login-start-button")
+            await page.wait_for_selector("#login-problem:has-text('no network')")
+            await page.click("text=Try again")
+            await page.wait_for_selector("#login-button[data-state=starting]")
+            assert vm.logins == 1
+
+    play(scenario)

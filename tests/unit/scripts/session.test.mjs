@@ -1,0 +1,120 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { IDLE } from "../../../src/polydev/controller/web/static/session/connection.js";
+import { clock, countdown } from "../../../src/polydev/controller/web/static/session/countdown.js";
+import { EventReader } from "../../../src/polydev/controller/web/static/session/event_reader.js";
+import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "../../../src/polydev/controller/web/static/session/login.js";
+import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
+import { viewOf } from "../../../src/polydev/controller/web/static/session/view.js";
+
+const BOOT = { stage: "none", template: null, bootsBecause: null };
+const NOW = Date.parse("2026-11-21T10:00:00Z");
+const LIMITS = { idleSeconds: 300, maxSeconds: 3600 };
+
+function session(status, more = {}) {
+  return { status, reason: null, failure: null, boot: BOOT, ...more };
+}
+
+function ends(inSeconds, ageSeconds) {
+  const at = (seconds) => new Date(NOW + seconds * 1000).toISOString();
+  return { expiresAt: at(inSeconds), createdAt: at(-ageSeconds) };
+}
+
+test("the end of the longest life is told five minutes before, and cannot be put off", () => {
+  assert.equal(countdown(ends(301, 3299), LIMITS, NOW), null);
+  assert.deepEqual(countdown(ends(300, 3300), LIMITS, NOW), { seconds: 300, canStay: false });
+  assert.deepEqual(countdown(ends(-5, 3605), LIMITS, NOW), { seconds: 0, canStay: false });
+});
+
+test("the end for want of use is told once half of the time is over, and can be put off", () => {
+  assert.equal(countdown(ends(299, 60), LIMITS, NOW), null);
+  assert.equal(countdown(ends(151, 60), LIMITS, NOW), null);
+  assert.deepEqual(countdown(ends(150, 60), LIMITS, NOW), { seconds: 150, canStay: true });
+  const long = { idleSeconds: 7200, maxSeconds: 14400 };
+  assert.equal(countdown(ends(301, 60), long, NOW), null);
+  assert.deepEqual(countdown(ends(300, 60), long, NOW), { seconds: 300, canStay: true });
+});
+
+test("seconds are shown as clocks do", () => {
+  assert.deepEqual([0, 7, 60, 247].map(clock), ["0:00", "0:07", "1:00", "4:07"]);
+});
+
+test("a VM that waits has a place, and a reason where there is one", () => {
+  const told = (queued) => progress(session("vm_creating"), queued);
+  assert.equal(told({ place: 2 }).text, "progress.queued");
+  assert.equal(told({ place: 2, because: "memory" }).text, "progress.queued_because");
+  assert.equal(told(null).text, "progress.none");
+  assert.equal(progress(session("vm_starting"), { place: 2 }).text, "progress.none");
+});
+
+test("a boot grows from stage to stage, a resumed VM has no share", () => {
+  const shares = ["none", "kernel", "init", "network", "services", "ready"].map(
+    (stage) => progress(session("vm_starting", { boot: { ...BOOT, stage } }), null).share,
+  );
+  assert.deepEqual(shares, [...shares].sort((a, b) => a - b));
+  assert.ok(shares[0] > 0);
+  assert.equal(shares[5], 1);
+  const resumed = session("vm_starting", { boot: { ...BOOT, template: "t" } });
+  assert.deepEqual([progress(resumed, null).text, progress(resumed, null).share], ["progress.resuming", null]);
+});
+
+test("a login goes from none to done, by whoever tells", () => {
+  assert.equal(afterSession(NONE, "vm_created").state, "none");
+  assert.equal(afterSession(NONE, "oauth_pending").state, "starting");
+  const waiting = afterAnswer({ state: "starting" }, { status: "waiting", url: "https://x" }, null);
+  assert.equal(waiting.state, "waiting");
+  assert.equal(afterSession(waiting, "oauth_pending").state, "waiting");
+  assert.equal(afterSession(waiting, "authenticated").state, "done");
+  assert.equal(afterAnswer(NONE, { status: "vm_starting" }, null).state, "starting");
+});
+
+test("a failed login has the tool's words; no answer at all says nothing of the tool", () => {
+  const starting = { state: "starting", words: "" };
+  const failed = afterAnswer(starting, null, { status: 502, message: "it said no" });
+  assert.deepEqual(failed, { state: "failed", words: "it said no" });
+  assert.equal(afterAnswer(starting, null, { status: 0, message: "no answer" }), starting);
+  assert.deepEqual(["none", "starting", "waiting", "done", "failed"].map((state) => asksAgainSeconds({ state })), [null, 2, 10, null, null]);
+});
+
+test("events are read whole however the text is cut", () => {
+  const text = 'retry: 1000\n\n: ping\n\nid: 7\nevent: state\ndata: {"state": "vm_created"}\n\nevent: over\ndata: {}\n\n';
+  const expected = [
+    { id: "7", kind: "state", data: '{"state": "vm_created"}' },
+    { id: "", kind: "over", data: "{}" },
+  ];
+  for (let size = 1; size <= text.length; size += 1) {
+    const reader = new EventReader();
+    const read = [];
+    for (let at = 0; at < text.length; at += size) read.push(...reader.read(text.slice(at, at + size)));
+    assert.deepEqual(read, expected);
+  }
+});
+
+const known = { connection: IDLE, queued: null, refusal: null, canStart: true };
+
+test("a session that is over says why and what to do", () => {
+  const failure = { reason: "the VM's process ended: signal 9" };
+  const view = viewOf({ ...known, session: session("failed", { failure, reason: "x" }) }, NOW);
+  assert.deepEqual([view.kind, view.text], ["over", { said: failure.reason }]);
+  assert.deepEqual(view.actions, ["start", "home"]);
+  const byLink = viewOf({ ...known, canStart: false, session: session("terminated") }, NOW);
+  assert.deepEqual([byLink.text, byLink.actions], [["over.terminated.text"], []]);
+});
+
+test("whoever may not see the session is told so, and how to sign in again", () => {
+  const refusal = { status: 403, message: "the session is another user's", hint: "" };
+  assert.deepEqual(viewOf({ ...known, refusal }, NOW).actions, ["home"]);
+  assert.deepEqual(viewOf({ ...known, refusal: { ...refusal, status: 401 } }, NOW).actions, ["signin"]);
+});
+
+test("a lost connection has the controller's words, or says that there were none", () => {
+  const lost = (code, reason) => {
+    const connection = { phase: "waiting", attempt: 1, until: NOW + 1000, code, reason };
+    return viewOf({ ...known, connection, session: session("vm_created") }, NOW);
+  };
+  assert.deepEqual(lost(1011, "the VM is gone").detail, { said: "the VM is gone" });
+  assert.deepEqual(lost(1006, "").detail, ["connection.broke_off"]);
+  assert.deepEqual(lost(1000, "").detail, ["connection.closed"]);
+  assert.deepEqual(lost(1006, "").actions, ["now"]);
+});

@@ -1,0 +1,268 @@
+"""Pages in a real Chromium: a browser, its users' pages, and what a person would see in them.
+
+    async with sites(tmp_path, packed_assets) as site, page_of(site.browser) as page:
+        session = await site.session()
+        await sign_in(page, site)
+        await page.goto(site.page_url(session))
+        await until_shown(page)
+
+A page whose console tells of an error fails its test, and so does a request that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    async_playwright,
+)
+
+from polydev.controller.model import Session
+from polydev.controller.web.cookies import PLAIN_NAME
+from tests.relays import HOST, Screens, screens
+from tests.xscreen import XScreen, first_of, pumped, x_screens
+
+CHROMIUM = "/usr/bin/chromium"
+# As root Chromium has no sandbox; /dev/shm is small in containers.
+OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+PATIENCE_MS = 60_000
+CANVAS = "#screen canvas"
+# What a browser says of each answer that is a refusal, and of a connection that breaks.
+NETWORK = re.compile(r"Failed to load resource|WebSocket connection to .* failed|net::ERR_")
+
+# Pauses of scripts are over after a fiftieth of their time.
+QUICK_TIMERS = """
+const wait = window.setTimeout;
+window.setTimeout = (work, pause, ...rest) => wait(work, pause / 50, ...rest);
+"""
+
+COLOUR_SHARE = """([selector, [red, green, blue]]) => {
+    const canvas = document.querySelector(selector);
+    if (!canvas || !canvas.width) return 0;
+    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    let found = 0;
+    for (let at = 0; at < data.length; at += 4)
+        if (data[at] === red && data[at + 1] === green && data[at + 2] === blue) found++;
+    return found / (data.length / 4);
+}"""
+PIXELS = """selector => {
+    const canvas = document.querySelector(selector);
+    if (!canvas || !canvas.width) return '';
+    return canvas.toDataURL();
+}"""
+
+Colour = tuple[int, int, int]
+
+
+class Told:
+    """What a page's console and its requests told of that is wrong; see `page_of`."""
+
+    def __init__(self, expects_network_errors: bool) -> None:
+        self.expects_network_errors = expects_network_errors
+        self.errors: list[str] = []
+
+    def watch(self, page: Page) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("requestfailed", self._request_failed)
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type != "error":
+            return
+        if self.expects_network_errors and NETWORK.search(message.text):
+            return
+        self.errors.append(f"{message.text} ({message.location.get('url')})")
+
+    def _request_failed(self, request: Request) -> None:
+        failure = request.failure or ""
+        # A page that is left, and a stream that it ends, are no failures.
+        if self.expects_network_errors or "ERR_ABORTED" in failure:
+            return
+        self.errors.append(f"{request.method} {request.url}: {failure}")
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def page_of(
+    browser: Browser, *, expects_network_errors: bool = False, **context: Any
+) -> AsyncIterator[Page]:
+    """A page of a user of their own; `context` is Playwright's. Raises AssertionError at the end
+    if the console told of an error.
+
+    expects_network_errors   of those of the network: the test cuts it, or asks for a refusal
+    """
+    given = {"viewport": {"width": 1280, "height": 800}, **context}
+    made: BrowserContext = await browser.new_context(**given)
+    made.set_default_timeout(PATIENCE_MS)
+    told = Told(expects_network_errors)
+    try:
+        page = await made.new_page()
+        told.watch(page)
+        yield page
+        await page.close()
+    finally:
+        await made.close()
+    assert not told.errors, told.errors
+
+
+@dataclass
+class Site:
+    """The application, a screen that its VMs may have, and the browser of its users."""
+
+    made: Screens
+    screen: XScreen
+    browser: Browser
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.made.port}"
+
+    async def session(self, **words: Any) -> Session:
+        """Of the user, with a VM that is ready and shows the screen."""
+        return await self.made.session(self.screen, **words)
+
+    def page_url(self, session: Session) -> str:
+        return f"{self.url}/session/{session.id}"
+
+    def ring(self) -> None:
+        """Tell those who follow a session that it has news: here nothing drives VMs."""
+        self.made.services.news.ring()
+
+
+@asynccontextmanager
+async def sites(root: Path, packed_assets: Path, **changes: Any) -> AsyncIterator[Site]:
+    """`changes` are those of `screens`."""
+    for name in ("host", "screen"):
+        (root / name).mkdir()
+    async with AsyncExitStack() as stack:
+        serving = screens(root / "host", packed_assets=packed_assets, **changes)
+        made = await stack.enter_async_context(serving)
+        screen = await stack.enter_async_context(x_screens(root / "screen"))
+        yield Site(made, screen, await stack.enter_async_context(chromium()))
+
+
+class Wire:
+    """What is between a browser and the service: it can be cut, and lead to another service."""
+
+    def __init__(self, to_port: int) -> None:
+        self.to_port = to_port
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._carry, HOST, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """Nobody listens any more, and what was open breaks off."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            to_reader, to_writer = await asyncio.open_connection(HOST, self.to_port)
+            both = {writer, to_writer}
+            self._writers |= both
+            try:
+                await first_of(pumped(reader, to_writer), pumped(to_reader, writer))
+            finally:
+                self._writers -= both
+                to_writer.close()
+        writer.close()
+
+
+@asynccontextmanager
+async def wires(to_port: int) -> AsyncIterator[Wire]:
+    wire = Wire(to_port)
+    await wire.mend()
+    try:
+        yield wire
+    finally:
+        wire.cut()
+
+
+async def sign_in(page: Page, site: Site, caller: str = "user", url: str | None = None) -> None:
+    """By the page, as a person does; `url` is the site's as this browser sees it."""
+    await page.goto(f"{url or site.url}/login")
+    await page.fill("#token", site.made.tokens[caller])
+    await page.click("button[type=submit]")
+    await page.wait_for_url(f"{url or site.url}/")
+    assert PLAIN_NAME in [cookie["name"] for cookie in await page.context.cookies()]
+
+
+async def colour_share(page: Page, colour: Colour) -> float:
+    """How much of the VM's screen, as the page shows it, has this colour: 0 to 1."""
+    share: float = await page.evaluate(COLOUR_SHARE, [CANVAS, list(colour)])
+    return share
+
+
+async def until_colour(page: Page, colour: Colour, least: float = 0.5) -> None:
+    """Wait until so much of the VM's screen has this colour."""
+    shown = f"([selector, colour, least]) => ({COLOUR_SHARE})([selector, colour]) >= least"
+    given = [CANVAS, list(colour), least]
+    await page.wait_for_function(shown, arg=given, polling=100, timeout=PATIENCE_MS)
+
+
+async def until_shown(page: Page) -> None:
+    """Wait until the VM's screen is seen on a session's page."""
+    await page.wait_for_selector("#cover", state="hidden")
+    drawn = f"selector => ({PIXELS})(selector) !== ''"
+    await page.wait_for_function(drawn, arg=CANVAS, timeout=PATIENCE_MS)
+
+
+async def until_covered(page: Page, kind: str) -> str:
+    """Wait until a session's page shows a card of this kind; its words."""
+    await page.wait_for_selector(f"#cover[data-kind={kind}]:not([hidden])")
+    return await page.inner_text("#cover article")
+
+
+async def picture(page: Page) -> str:
+    """The VM's screen as the page shows it: equal for equal pixels."""
+    shown: str = await page.evaluate(PIXELS, CANVAS)
+    return shown
+
+
+async def until_other_picture(page: Page, before: str) -> None:
+    changed = f"([selector, before]) => ({PIXELS})(selector) !== before"
+    await page.wait_for_function(changed, arg=[CANVAS, before], polling=100, timeout=PATIENCE_MS)
+
+
+async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] = ()) -> list[str]:
+    """What axe-core finds wrong with the page as it is now."""
+    # A page's policy forbids scripts of others; a debugger's are none of the page.
+    source = (node_modules / "axe-core/axe.min.js").read_text()
+    await page.evaluate(source)
+    found = await page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{each['id']}: {node['html']} {node['failureSummary']}"
+        for each in found["violations"]
+        if each["id"] not in ignored
+        for node in each["nodes"]
+    ]
