@@ -1,0 +1,122 @@
+"""axe-core looks at each state of the pages for users, in both colour schemes and on a phone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page
+
+from polydev.client.credentials import new_key
+from polydev.controller.model import Session
+from tests.web import (
+    QUICK_TIMERS,
+    Site,
+    page_of,
+    sign_in,
+    sites,
+    until_covered,
+    until_shown,
+    violations,
+)
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "phone": {
+        "color_scheme": "light",
+        "viewport": {"width": 390, "height": 844},
+        "has_touch": True,
+        "is_mobile": True,
+    },
+}
+
+
+async def states_of_start(site: Site, page: Page) -> AsyncIterator[str]:
+    await sign_in(page, site)
+    yield "empty"
+    failed = await site.session()
+    await site.made.services.sessions.apply(failed.id, "fail", "no such image")
+    session = await site.session()
+    await site.made.services.credentials.store(session.user_id, "claude", b'{"a": 1}')
+    await page.reload()
+    yield "filled"
+    await page.click("text=Start with Codex")
+    await page.wait_for_selector("#start-problem:not([hidden])")
+    yield "problem"
+    await page.click(f"#end-{session.id}")
+    yield "question"
+
+
+async def states_of_session(site: Site, page: Page) -> AsyncIterator[str]:
+    booting = await site.made.booting(site.screen)
+    await sign_in(page, site)
+    await page.goto(site.page_url(booting))
+    await until_covered(page, "coming")
+    yield "coming"
+    await site.made.vms[booting.id].reach("services")
+    await site.made.services.vms.ready(booting.vm_id)
+    site.ring()
+    await until_shown(page)
+    yield "screen"
+    for panel in ("login", "clipboard", "share"):
+        await page.click(f"#{panel}-button")
+        yield panel
+    await page.click("#make-link-button")
+    await page.wait_for_selector("#share-made:not([hidden])")
+    yield "link"
+    await page.click("#hide-button")
+    yield "no bar"
+    await page.click("#show-button")
+    await page.click("#end-button")
+    yield "question"
+    await page.keyboard.press("Escape")
+    async for state in _states_of_the_end(site, page, booting):
+        yield state
+
+
+async def _states_of_the_end(site: Site, page: Page, session: Session) -> AsyncIterator[str]:
+    site.made.vms[session.id].hang_up()
+    await until_covered(page, "lost")
+    yield "lost"
+    await until_covered(page, "given-up")
+    yield "given up"
+    await page.wait_for_selector("#countdown:not([hidden])")
+    yield "countdown"
+    await site.made.services.vms.fail(session.vm_id, "its process ended")
+    site.ring()
+    await until_covered(page, "over")
+    yield "over"
+    await page.goto(f"{site.url}/session/{session.vm_id}")
+    yield "no such session"
+
+
+STATES = {"start": states_of_start, "session": states_of_session}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("states", STATES)
+def test_no_violation_in_any_state(
+    tmp_path: Path, packed_assets: Path, node_modules: Path, states: str, look: str
+) -> None:
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            limits = {"per_user": 1, "idle_seconds": 20}
+            making = sites(tmp_path, packed_assets, session=limits, credentials_key=new_key())
+            site = await stack.enter_async_context(making)
+            given = {"reduced_motion": "reduce", **LOOKS[look]}
+            looking = page_of(site.browser, expects_network_errors=True, **given)
+            page = await stack.enter_async_context(looking)
+            await page.add_init_script(QUICK_TIMERS)
+            found = {
+                state: wrong
+                async for state in STATES[states](site, page)
+                if (wrong := await violations(page, node_modules))
+            }
+            assert found == {}
+
+    asyncio.run(scenario())

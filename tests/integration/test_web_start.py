@@ -1,0 +1,133 @@
+"""The start page in a real browser: what may be started, what is there, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page
+
+from polydev.client.credentials import new_key
+from tests.web import Site, page_of, sign_in, sites, until_covered
+
+Play = Callable[..., None]
+Scenario = Callable[[Site, Page], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path, packed_assets: Path) -> Play:
+    async def played(
+        scenario: Scenario, *, expects_network_errors: bool = False, **changes: Any
+    ) -> None:
+        async with sites(tmp_path, packed_assets, **changes) as site:
+            words = {"expects_network_errors": expects_network_errors}
+            async with page_of(site.browser, **words) as page:
+                await scenario(site, page)
+
+    return lambda scenario, **changes: asyncio.run(played(scenario, **changes))
+
+
+def test_a_session_is_started_with_the_tool_that_was_chosen(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        await sign_in(page, site)
+        assert "18 June 2026" in await page.inner_text("#known-gemini")
+        await page.click("text=Start with Codex")
+        await page.wait_for_url("**/session/*")
+        await until_covered(page, "coming")
+        (session,) = await site.made.services.sessions.list()
+        assert (session.provider, session.user_id) == ("codex", site.made.users["user"])
+        assert page.url == site.page_url(session)
+        await page.click("#home")
+        await page.wait_for_selector("#sessions .row:has-text('Codex')")
+
+    play(scenario)
+
+
+def test_the_keyboard_alone_starts_a_session(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        await sign_in(page, site)
+        await page.focus(".brand")
+        while await page.evaluate("document.activeElement.dataset.start") != "claude":
+            await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/session/*")
+
+    play(scenario)
+
+
+def test_what_keeps_a_session_from_starting_is_said_with_what_to_do(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        await site.session(user="other user")
+        await sign_in(page, site)
+        await page.click("text=Start with Claude Code")
+        await page.wait_for_selector("#start-problem:has-text('all 1 slots are taken')")
+        assert "end a session, or try again later" in await page.inner_text("#start-problem")
+        assert await page.is_enabled("text=Start with Claude Code")
+
+    play(scenario, expects_network_errors=True, slots=(2,))
+
+
+def test_too_many_sessions_are_said_too(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        await site.session()
+        await sign_in(page, site)
+        await page.click("text=Start with Claude Code")
+        await page.wait_for_selector("#start-problem:has-text('No session was started')")
+        assert "What you can do" in await page.inner_text("#start-problem")
+
+    play(scenario, expects_network_errors=True, session={"per_user": 1})
+
+
+def test_own_sessions_are_listed_live_first_and_ended_after_a_question(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        sessions = site.made.services.sessions
+        live = await site.session()
+        over = await site.session()
+        await sessions.apply(over.id, "fail", "the VM's process ended: signal 9")
+        theirs = await site.session(user="other user")
+        await sign_in(page, site)
+        rows = await page.locator("#sessions .row").all_inner_texts()
+        assert ["ready" in rows[0], "signal 9" in rows[1]] == [True, True]
+        assert len(rows) == 2
+        assert theirs.id not in await page.content()
+        await page.click(f"#end-{live.id}")
+        await page.click("dialog >> text=Back")
+        assert (await sessions.get(live.id)).is_live
+        await page.click(f"#end-{live.id}")
+        await page.locator("dialog [value=yes]").click()
+        await page.wait_for_selector("#sessions .row:has-text('ended')")
+        assert not await page.locator("#sessions .row-actions").count()
+        assert (await sessions.get(live.id)).state == "terminated"
+
+    play(scenario, slots=(2, 3, 4))
+
+
+def test_the_list_renews_itself(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        session = await site.made.booting(site.screen)
+        await sign_in(page, site)
+        await page.wait_for_selector("#sessions .row:has-text('its VM is starting')")
+        await site.made.services.vms.ready(session.vm_id)
+        await page.wait_for_selector("#sessions .row:has-text('ready')")
+
+    play(scenario)
+
+
+def test_stored_logins_are_listed_and_deleted_after_a_question(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        stored, user = site.made.services.credentials, site.made.users["user"]
+        await stored.store(user, "claude", b'{"a": 1}')
+        await sign_in(page, site)
+        await page.wait_for_selector("#logins .row:has-text('Claude Code')")
+        await page.click("#forget-claude")
+        await page.locator("dialog [value=no]").click()
+        assert len(await stored.list(user)) == 1
+        await page.click("#forget-claude")
+        await page.locator("dialog [value=yes]").click()
+        await page.wait_for_selector("#logins:has-text('None are stored')")
+        assert await stored.list(user) == []
+
+    play(scenario, credentials_key=new_key())
