@@ -98,8 +98,8 @@ def test_own_sessions_are_listed_live_first_and_ended_after_a_question(play: Pla
         assert (await sessions.get(live.id)).is_live
         await page.click(f"#end-{live.id}")
         await page.locator("dialog [value=yes]").click()
-        await page.wait_for_selector("#sessions .row:has-text('ended')")
-        assert not await page.locator("#sessions .row-actions").count()
+        await page.wait_for_selector(f"#end-{live.id}", state="detached")
+        assert await page.locator("#sessions [data-state=terminated]").count() == 1
         assert (await sessions.get(live.id)).state == "terminated"
 
     play(scenario, slots=(2, 3, 4))
