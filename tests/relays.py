@@ -136,9 +136,13 @@ async def screens(
     *,
     packed_assets: Path | None = None,
     tls: Tls | None = None,
+    port: int = 0,
     **changes: Any,
 ) -> AsyncIterator[Screens]:
-    """`packed_assets` is the fixture of that name, where a browser looks at pages."""
+    """`packed_assets` is the fixture of that name, where a browser looks at pages.
+
+    `port` is one to listen on, such as that of a service that has ended; 0: any.
+    """
     async with fake_hosts(root, slots, SlowVm) as host:
         settings = Settings(**{**host.settings_values, "session": {"per_user": 99}, **changes})
         app = create_app(settings, host.hypervisor, packed_assets)
@@ -149,14 +153,16 @@ async def screens(
         tokens = {
             name: (await services.tokens.create(user, "tests"))[1] for name, user in users.items()
         }
-        async with serving(app, tls) as (server, port):
+        async with serving(app, tls, port) as (server, port):
             yield Screens(host, services, server, port, tokens, users, tls=tls)
 
 
 @asynccontextmanager
-async def serving(app: Any, tls: Tls | None = None) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+async def serving(
+    app: Any, tls: Tls | None = None, port: int = 0
+) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     """Plain uvicorn on a port of its own; it is told to end at the end, if not before."""
-    with socket.create_server((HOST, 0)) as listening:
+    with socket.create_server((HOST, port)) as listening:
         config = uvicorn.Config(
             app,
             ws=RelayProtocol,

@@ -18,6 +18,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
+from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
 from polydev.controller.machines.agent_client import AgentClient
@@ -77,6 +78,7 @@ class Services:
     processes: Processes
     snapshots: Snapshots
     usage: Usage
+    recent: RecentHistory
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
@@ -163,7 +165,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
     )
     metrics.registry.register(HostCollector(sampler))
-    alerts = Alerts(database)
+    alerts, samples = Alerts(database), Samples(database)
+    session_starts = Starts(database, settings.session)
     health = Health(database, settings.image_store, release, started)
     rate = settings.rate
     return Services(
@@ -176,10 +179,11 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         sessions=sessions,
         vms=vms,
         credentials=Credentials(database, keyring_of(settings.credentials_key)),
-        samples=Samples(database),
-        session_starts=Starts(database, settings.session),
+        samples=samples,
+        session_starts=session_starts,
         processes=Processes(),
-        snapshots=Snapshots(settings, sampler.host, alerts, health, vms, hypervisor),
+        recent=RecentHistory(samples, session_starts, settings.samples),
+        snapshots=Snapshots(settings, sampler.host, alerts, health, vms, sessions, hypervisor),
         alerts=alerts,
         usage=Usage(database, settings.quotas),
         hypervisor=hypervisor,

@@ -16,9 +16,10 @@ from polydev.controller.host.shapes import NetworkHealth, System
 from polydev.controller.host.shared import Shared
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.machines.pool import PoolState, pool_state
-from polydev.controller.model import Alert, now
+from polydev.controller.model import Alert, Session, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.errors import Error
 
@@ -27,6 +28,7 @@ log = structlog.stdlib.get_logger(__name__)
 FRESH_SECONDS = 2.0
 # It asks a resolver.
 NETWORK_FRESH_SECONDS = 15.0
+MOST_SESSIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Snapshot:
     """The host at one time.
 
     slots       how many are declared; `pool.held` are the VMs in them
+    live        sessions that are not over
     templates   None where templates are off, or cannot be looked at
     """
 
@@ -43,6 +46,7 @@ class Snapshot:
     standing: tuple[Alert, ...]
     pool: PoolState
     slots: int
+    live: tuple[Session, ...]
     templates: TemplatesReport | None
     overview: Overview
 
@@ -57,6 +61,7 @@ class Snapshots:
         alerts: Alerts,
         health: Health,
         vms: Vms,
+        sessions: Sessions,
         hypervisor: Hypervisor | None,
     ) -> None:
         self._settings = settings
@@ -64,6 +69,7 @@ class Snapshots:
         self._alerts = alerts
         self._health = health
         self._vms = vms
+        self._sessions = sessions
         self._hypervisor = hypervisor if settings.templates else None
         network = NetworkProbe(settings.vm_network, settings.slots)
         self._network = Shared(network.report, NETWORK_FRESH_SECONDS)
@@ -72,13 +78,13 @@ class Snapshots:
     async def _take(self) -> Snapshot:
         """Raises the database's errors."""
         settings = self._settings
-        system, network, standing, health, held, templates = await asyncio.gather(
-            self._host.system(),
-            self._network(),
+        system, network, health, templates = await asyncio.gather(
+            self._host.system(), self._network(), self._health.report(), self._templates()
+        )
+        standing, held, live = await asyncio.gather(
             self._alerts.standing(),
-            self._health.report(),
             self._vms.held(),
-            self._templates(),
+            self._sessions.list(live_only=True, limit=MOST_SESSIONS),
         )
         pool = await pool_state(settings, held, self._hypervisor)
         components = dict(health.components)
@@ -91,6 +97,7 @@ class Snapshots:
             standing=tuple(standing),
             pool=pool,
             slots=len(settings.slots),
+            live=tuple(live),
             templates=templates,
             overview=overview,
         )

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 
 MINUTE, HOUR, DAY = 60, 3600, 24 * 3600
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+RATES = ("B/s", "kB/s", "MB/s", "GB/s")
 NOTHING = "\u2013"
 
 
@@ -42,6 +43,27 @@ def hours_text(seconds: float | None) -> str:
 
 def percent_text(percent: float | None) -> str:
     return NOTHING if percent is None else f"{percent:.0f} %"
+
+
+def exact_percent_text(percent: float | None) -> str:
+    """Percent as measured: beside a bar whose colour changes at a limit, nothing is rounded."""
+    return NOTHING if percent is None else f"{percent:g} %"
+
+
+def rate_text(rate: float | None) -> str:
+    """Bytes a second in the largest unit of which there is one: `1.4 MB/s`."""
+    if rate is None:
+        return NOTHING
+    power = 0
+    while rate >= 999.5 and power < len(RATES) - 1:
+        rate /= 1000
+        power += 1
+    return f"{rate:.{1 if power and rate < 10 else 0}f} {RATES[power]}"
+
+
+def time_attribute(at: datetime) -> str:
+    """A time as HTML's `datetime` has it."""
+    return at.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def time_text(at: datetime | None) -> str:

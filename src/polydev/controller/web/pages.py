@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -39,6 +40,7 @@ class NavigationLink:
 
 USER_LINKS = (NavigationLink("/", "navigation.start"),)
 OPERATOR_LINKS: tuple[NavigationLink, ...] = (
+    NavigationLink("/admin", "navigation.dashboard"),
     NavigationLink("/admin/sessions", "machines.navigation"),
     NavigationLink("/admin/users", "users.title"),
 )
@@ -77,6 +79,11 @@ class Pages:
             }
         )
         return HTMLResponse(content, status, headers=self._headers(request))
+
+    def part(self, template: str, **values: Any) -> Markup:
+        """A part of a page that is the same for everybody who sees it."""
+        rendered = self._templates.get_template(template).render(values)
+        return Markup(rendered)  # noqa: S704  # the template has escaped all values
 
     def problem(self, request: Request, problem: Problem) -> Response:
         """What a browser shows instead of a page; without a sign-in, the way to one."""

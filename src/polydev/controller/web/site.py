@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from polydev.controller.services import Services
-from polydev.controller.web import machine_pages, session_page, sign_in, start, user_pages
+from polydev.controller.web import (
+    dashboard,
+    machine_pages,
+    session_page,
+    sign_in,
+    start,
+    user_pages,
+)
 from polydev.controller.web.pages import Pages
 
 
@@ -21,6 +28,6 @@ def routes(services: Services, pages: Pages) -> APIRouter:
     async def get_icon() -> Response:
         return RedirectResponse(pages.assets.url("icon.svg"))
 
-    for module in (sign_in, start, session_page, machine_pages, user_pages):
+    for module in (sign_in, start, session_page, dashboard, machine_pages, user_pages):
         router.include_router(module.routes(services, pages))
     return router

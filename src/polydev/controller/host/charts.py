@@ -1,0 +1,76 @@
+"""The history of a host as the columns of charts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from polydev.controller.host.history import HOWS, Row, rows
+from polydev.controller.host.recent import Day
+from polydev.controller.machines.bridge import BRIDGE
+
+Number = float | int | None
+PLAIN = (
+    "cpu_percent",
+    "memory_percent",
+    "temperature_celsius",
+    "slots_total",
+    "slots_held",
+    "pool_vms",
+    "pool_primed_vms",
+)
+STARTING = ("sessions_vm_creating", "sessions_vm_starting")
+DISK = "disk_percent["
+# Samples are a minute apart once they are thinned out; more than this is a time without any.
+GAP_SECONDS = 300
+
+
+def chart_columns(day: Day) -> dict[str, list[Number]]:
+    """Return one list for each name, all of one length: `at` in seconds since 1970, and figures.
+
+    Names are those of the export; besides, `received_bytes_per_second` and `sent_…` are those of
+    the host's own interfaces together, and `sessions` are the live ones. Columns without any value
+    are left out. In a time without samples stands one row without values.
+    """
+    found: list[dict[str, Number]] = []
+    for (at, _), row in zip(day.samples, rows(day.samples, day.starts), strict=True):
+        figures = _figures(at, row)
+        if found and (figures["at"] or 0) - (found[-1]["at"] or 0) > GAP_SECONDS:
+            found.append({"at": (found[-1]["at"] or 0) + 1})  # no line leads across a gap
+        found.append(figures)
+    names = dict.fromkeys(
+        name for each in found for name, value in each.items() if value is not None
+    )
+    return {"at": [], **{name: [each.get(name) for each in found] for name in names}}
+
+
+def _figures(at: datetime, row: Row) -> dict[str, Number]:
+    figures: dict[str, Number] = {"at": round(at.timestamp())}
+    figures |= {name: _number(row.get(name)) for name in PLAIN}
+    figures |= {name: _number(value) for name, value in row.items() if name.startswith(DISK)}
+    for direction in ("received", "sent"):
+        figures[f"{direction}_bytes_per_second"] = _own_rate(direction, row)
+    figures["sessions"] = _total(row, (name for name in row if name.startswith("sessions_")))
+    figures["sessions_starting"] = _total(row, STARTING)
+    figures["vms"] = _total(row, (name for name in row if name.startswith("vms_")))
+    for how in HOWS:
+        for kind in ("median", "max"):
+            name = f"start_{kind}_seconds[{how}]"
+            figures[name] = _number(row.get(name))
+    return figures
+
+
+def _own_rate(direction: str, row: Row) -> Number:
+    """Return the rate of all interfaces but the VMs' bridge, whose traffic passes the others."""
+    prefix = f"{direction}_bytes_per_second["
+    names = (name for name in row if name.startswith(prefix) and name != f"{prefix}{BRIDGE}]")
+    return _total(row, names)
+
+
+def _total(row: Mapping[str, object], names: Iterable[str]) -> Number:
+    known = [value for value in (_number(row.get(name)) for name in names) if value is not None]
+    return round(sum(known), 1) if known else None
+
+
+def _number(value: object) -> Number:
+    return value if isinstance(value, (int, float)) else None

@@ -1,0 +1,113 @@
+"""The operators' page of the host: its parts are measured and rendered once for all who look."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Depends
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+
+from polydev.controller.api.identity import operator_of
+from polydev.controller.host.charts import chart_columns
+from polydev.controller.host.probe import Unanswered
+from polydev.controller.host.processes import why_unavailable
+from polydev.controller.host.recent import Day
+from polydev.controller.host.shared import Shared
+from polydev.controller.services import Services
+from polydev.controller.web.dashboard_view import process_rows, view_of
+from polydev.controller.web.pages import Pages
+
+PARTS = ("status", "findings", "bars", "sessions", "network", "alerts")
+FRESH_SECONDS = 2.0
+CHARTS_FRESH_SECONDS = 5.0
+MOST_PROCESSES = 5
+ZIP_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class Zipped:
+    """The content of an answer that holds nothing secret, and the same in gzip."""
+
+    content: bytes
+    zipped: bytes
+    media_type: str
+
+    @classmethod
+    def of(cls, text: str, media_type: str) -> Zipped:
+        content = text.encode()
+        return cls(content, gzip.compress(content, ZIP_LEVEL, mtime=0), media_type)
+
+    def answer(self, request: Request) -> Response:
+        headers = {"Vary": "Accept-Encoding"}
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(self.content, media_type=self.media_type, headers=headers)
+        headers["Content-Encoding"] = "gzip"
+        return Response(self.zipped, media_type=self.media_type, headers=headers)
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(include_in_schema=False, dependencies=[Depends(operator_of)])
+    dashboard = Dashboard(services, pages)
+
+    @router.get("/admin")
+    async def show_dashboard(request: Request) -> Response:
+        parts = await dashboard.parts()
+        return pages.render(request, "dashboard.html", host=socket.gethostname(), parts=parts)
+
+    @router.get("/admin/live")
+    async def get_live(request: Request) -> Response:
+        return (await dashboard.live()).answer(request)
+
+    @router.get("/admin/charts.json")
+    async def get_charts(request: Request) -> Response:
+        return (await dashboard.charts()).answer(request)
+
+    return router
+
+
+class Dashboard:
+    """What is shown, made at most once in two seconds however many look."""
+
+    def __init__(self, services: Services, pages: Pages) -> None:
+        self._services = services
+        self._pages = pages
+        self.parts = Shared(self._make_parts, FRESH_SECONDS)
+        self.live = Shared(self._make_live, FRESH_SECONDS)
+        self.charts = Shared(self._make_charts, CHARTS_FRESH_SECONDS)
+
+    async def _make_parts(self) -> dict[str, Markup]:
+        snapshot = await self._services.snapshots.latest()
+        view = view_of(snapshot, self._services.settings.alert.critical_percent)
+        return {name: self._pages.part(f"dashboard/{name}.html", view=view) for name in PARTS}
+
+    async def _make_live(self) -> Zipped:
+        parts, processes = await asyncio.gather(self.parts(), self._processes())
+        page = self._pages.part("dashboard/live.html", parts={**parts, "processes": processes})
+        return Zipped.of(page, "text/html; charset=utf-8")
+
+    async def _processes(self) -> Markup:
+        found = self._services.processes
+        try:
+            by_cpu = process_rows(await found.most("cpu", MOST_PROCESSES))
+            by_memory = process_rows(await found.most("memory", MOST_PROCESSES))
+            why = ""
+        except Unanswered as error:
+            by_cpu, by_memory, why = [], [], why_unavailable(error)
+        return self._pages.part(
+            "dashboard/processes.html", by_cpu=by_cpu, by_memory=by_memory, unavailable=why
+        )
+
+    async def _make_charts(self) -> Zipped:
+        day = await self._services.recent.day()
+        return await asyncio.to_thread(_charts, day)
+
+
+def _charts(day: Day) -> Zipped:
+    text = json.dumps(chart_columns(day), separators=(",", ":"))
+    return Zipped.of(text, "application/json")

@@ -1,0 +1,232 @@
+// One chart: drawn by uPlot, said in words for those who do not see it, and as a table.
+
+const HEIGHT = 144;
+const COLOURS = 6;
+const TABLE_ROWS = 24;
+
+function element(name, className, words) {
+  const created = document.createElement(name);
+  if (className) created.className = className;
+  if (words !== undefined) created.textContent = words;
+  return created;
+}
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function timeText(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+}
+
+export class Chart {
+  constructor(place, wanted, say) {
+    this.say = say;
+    this.box = element("div", "card chart");
+    this.box.id = `chart-${wanted.id}`;
+    const heading = element("h3", "", wanted.title);
+    this.legend = element("ul", "legend");
+    this.canvas = element("div", "plot");
+    this.canvas.setAttribute("role", "img");
+    this.details = element("details");
+    this.details.append(element("summary", "", say("table")));
+    this.table = element("div", "table-scroll");
+    this.table.tabIndex = 0;
+    this.table.setAttribute("role", "group");
+    this.table.setAttribute("aria-label", wanted.title);
+    this.details.append(this.table);
+    this.details.addEventListener("toggle", () => this.fillTable());
+    this.box.append(heading, this.legend, this.canvas, this.details);
+    place.append(this.box);
+    new ResizeObserver(() => this.fit()).observe(this.canvas);
+  }
+
+  /** Draw these values; those of the last `hours` are seen. */
+  show(wanted, at, hours) {
+    const names = wanted.series.map((each) => each.label).join();
+    this.at = at;
+    this.hours = hours;
+    this.data = [at, ...wanted.series.map((each) => each.values)];
+    this.wanted = wanted;
+    if (this.names === names && this.plot) {
+      this.plot.setData(this.data, false);
+      this.zoom(hours);
+      return;
+    }
+    this.names = names;
+    this.redraw();
+  }
+
+  /** Draw anew from nothing, as with other colours. */
+  redraw() {
+    this.plot?.destroy();
+    this.plot = null;
+    this.box.classList.remove("is-drawn");
+    this.showLegend();
+    if (this.wanted.series.length > 0 && this.at.length > 0) {
+      this.plot = new uPlot(this.options(), this.data, this.canvas);
+    } else {
+      this.canvas.textContent = this.say("empty");
+      this.box.classList.add("is-drawn");
+    }
+    this.describe();
+    this.fillTable();
+  }
+
+  zoom(hours) {
+    this.hours = hours;
+    this.plot?.setScale("x", this.span());
+    this.describe();
+    this.fillTable();
+  }
+
+  fit() {
+    const width = this.canvas.clientWidth;
+    if (this.plot && width > 0 && width !== this.plot.width) {
+      this.plot.setSize({ width, height: HEIGHT });
+    }
+  }
+
+  span() {
+    const max = this.at[this.at.length - 1];
+    return { min: max - this.hours * 3600, max };
+  }
+
+  options() {
+    const { unit, series, pointsOnly } = this.wanted;
+    const axis = { stroke: colour("--chart-text"), grid: { stroke: colour("--chart-grid"), width: 1 } };
+    const span = this.span();
+    return {
+      width: this.canvas.clientWidth || 320,
+      height: HEIGHT,
+      legend: { show: false },
+      cursor: { show: true, drag: { x: false, y: false }, points: { size: 6 } },
+      padding: [8, 20, 0, 0],
+      scales: { x: { min: span.min, max: span.max }, y: this.scale(unit) },
+      axes: [
+        { ...axis, ticks: { show: false }, values: (_plot, values) => values.map(timeText), size: 28 },
+        {
+          ...axis,
+          grid: unit.log ? { ...axis.grid, filter: powersOfTen } : axis.grid,
+          size: 64,
+          ticks: { show: false },
+          space: 28,
+          incrs: unit.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500] : undefined,
+          values: (_plot, values) => values.map((value) => (value === null ? "" : unit.show(value))),
+        },
+      ],
+      series: [{}, ...series.map((each, number) => this.line(each, number, pointsOnly))],
+      hooks: {
+        draw: [() => this.box.classList.add("is-drawn")],
+        setCursor: [(plot) => this.showValues(plot.cursor.idx)],
+      },
+    };
+  }
+
+  scale(unit) {
+    if (unit.log) return { distr: 3 };
+    const [low, high] = unit.range;
+    return { range: (_plot, _min, max) => [low, high ?? Math.max(1, (max ?? 0) * 1.1)] };
+  }
+
+  line(each, number, pointsOnly) {
+    const stroke = colour(`--series-${(number % COLOURS) + 1}`);
+    if (pointsOnly) {
+      const fill = each.hollow ? colour("--pico-card-background-color") : stroke;
+      return { label: each.label, stroke, paths: () => null, points: { show: true, size: 6, fill } };
+    }
+    const paths = this.wanted.unit.whole ? uPlot.paths.stepped({ align: 1 }) : undefined;
+    return { label: each.label, stroke, width: 1.5, paths, points: { show: false } };
+  }
+
+  showLegend() {
+    this.values = this.wanted.series.map((each, number) => {
+      const entry = element("li", `series-${(number % COLOURS) + 1}`);
+      const value = element("span", "value");
+      entry.append(element("span", "swatch"), element("span", "", each.label), value);
+      return { entry, value };
+    });
+    this.legend.replaceChildren(...this.values.map((each) => each.entry));
+    this.showValues(null);
+  }
+
+  /** Show the values at a place of the data; without one the newest. */
+  showValues(index) {
+    this.wanted.series.forEach((each, number) => {
+      const found = index === null || index === undefined ? lastOf(each.values) : each.values[index];
+      const words = found === null || found === undefined ? "–" : this.wanted.unit.show(found);
+      this.values[number].value.textContent = words;
+    });
+  }
+
+  seen() {
+    const { min } = this.span();
+    const first = this.at.findIndex((each) => each >= min);
+    return first < 0 ? this.at.length : first;
+  }
+
+  /** Say in words what the picture shows. */
+  describe() {
+    const first = this.seen();
+    const { unit, series, title } = this.wanted;
+    const parts = series.map((each) => {
+      const values = each.values.slice(first).filter((value) => value !== null);
+      const label = `${title}, ${each.label}`;
+      if (values.length === 0) return `${label}: ${this.say("empty")}`;
+      const [least, most] = values.reduce(
+        ([low, high], value) => [Math.min(low, value), Math.max(high, value)],
+        [Infinity, -Infinity],
+      );
+      return this.say("summary", {
+        title: label,
+        last: unit.show(values[values.length - 1]),
+        least: unit.show(least),
+        most: unit.show(most),
+      });
+    });
+    this.canvas.setAttribute("aria-label", parts.join("; ") || `${title}: ${this.say("empty")}`);
+  }
+
+  fillTable() {
+    if (!this.details.open) return;
+    const { unit, series } = this.wanted;
+    const table = element("table", "small");
+    const head = table.createTHead().insertRow();
+    for (const words of [this.say("time"), ...series.map((each) => each.label)]) {
+      const cell = element("th", "", words);
+      cell.scope = "col";
+      head.append(cell);
+    }
+    const body = table.createTBody();
+    for (const index of spread(this.seen(), this.at.length, TABLE_ROWS)) {
+      const row = body.insertRow();
+      const time = element("th", "", timeText(this.at[index]));
+      time.scope = "row";
+      row.append(time);
+      for (const each of series) {
+        const value = each.values[index];
+        row.append(element("td", "number", value === null ? "–" : unit.show(value)));
+      }
+    }
+    this.table.replaceChildren(table);
+  }
+}
+
+function powersOfTen(_plot, values) {
+  return values.map((value) => (Math.abs(Math.log10(value) % 1) < 1e-9 ? value : null));
+}
+
+function lastOf(values) {
+  for (let index = values.length - 1; index >= 0; index -= 1) {
+    if (values[index] !== null) return values[index];
+  }
+  return null;
+}
+
+/** Return about `count` indexes from `first` until before `end`, the last among them, newest first. */
+function spread(first, end, count) {
+  const step = Math.max(1, Math.ceil((end - first) / count));
+  const found = [];
+  for (let index = end - 1; index >= first; index -= step) found.push(index);
+  return found;
+}

@@ -1,0 +1,299 @@
+"""The host's page: figures in words, colours, columns of charts, and what must stay text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from polydev.controller.host import processes
+from polydev.controller.host.charts import GAP_SECONDS, chart_columns
+from polydev.controller.host.network_health import NetworkProbe
+from polydev.controller.host.processes import Process
+from polydev.controller.host.recent import Day, RecentHistory
+from polydev.controller.host.sample import Sample, Slots
+from polydev.controller.host.shapes import (
+    Check,
+    Cpu,
+    Disk,
+    Memory,
+    Network,
+    NetworkHealth,
+    System,
+    Temperature,
+    status_of,
+)
+from polydev.controller.model import now
+from polydev.controller.settings import AlertRules, Sampling
+from polydev.controller.store.starts import SessionStart
+from polydev.controller.web.dashboard_view import banner, bars_of, headline, process_rows
+from polydev.controller.web.figures import exact_percent_text, rate_text
+from tests.api import ApiHost, Served, api_host
+from tests.pages import browser
+
+SCRIPT = "<script>alert(1)</script>"
+START = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
+
+
+def system(
+    cpu: float | None = 5, disks: Sequence[Disk] = (), temperature: Temperature | None = None
+) -> System:
+    status = "unknown" if cpu is None else status_of(cpu, AlertRules())
+    return System(
+        status="healthy",
+        cpu=Cpu(status=status, usage=cpu, cores=4, detail="broken" if cpu is None else None),
+        memory=Memory(status="healthy", percent=40, used=4 << 30, total=10 << 30),
+        disk=list(disks),
+        network=Network(status="healthy", interfaces=[]),
+        temperature=temperature,
+        uptime=1.0,
+        load_average=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (None, "\N{EN DASH}"),
+        (0.4, "0 B/s"),
+        (1400, "1.4 kB/s"),
+        (999_400, "999 kB/s"),
+        (999_600, "1.0 MB/s"),
+    ],
+)
+def test_rates(rate: float | None, words: str) -> None:
+    assert rate_text(rate) == words
+
+
+def test_percent_is_not_rounded() -> None:
+    words = [exact_percent_text(each) for each in (90.1, 40, None)]
+    assert words == ["90.1 %", "40 %", "\N{EN DASH}"]
+
+
+class TestBars:
+    @pytest.mark.parametrize(
+        ("percent", "colour", "word"),
+        [
+            (69, "good", "fine"),
+            (70, "warn", "high"),
+            (90, "warn", "high"),
+            (91, "bad", "very high"),
+            (None, "unknown", "unknown"),
+        ],
+    )
+    def test_colour_and_word(self, percent: float | None, colour: str, word: str) -> None:
+        bar = bars_of(system(cpu=percent))[0]
+        assert (bar.colour, bar.word, bar.percent) == (colour, word, percent)
+
+    def test_figures(self) -> None:
+        cpu, memory, disk = bars_of(
+            system(
+                disks=[Disk(status="unknown", detail="no answer", filesystem="d", mount="/data")]
+            )
+        )
+        assert cpu.figures == "of 4 cores"
+        assert (memory.value, memory.figures) == ("40 %", "4.0 GiB of 10.0 GiB")
+        assert (disk.label, disk.percent, disk.figures) == ("Disk /data", None, "no answer")
+
+    @pytest.mark.parametrize(
+        ("celsius", "status", "colour"),
+        [(80, "healthy", "good"), (81, "warning", "bad"), (100, "critical", "bad")],
+    )
+    def test_temperature_is_red_above_four_fifths(
+        self, celsius: float, status: Any, colour: str
+    ) -> None:
+        heat = Temperature(status=status, current=celsius, critical=100)
+        bar = bars_of(system(temperature=heat))[-1]
+        assert (bar.colour, bar.percent, bar.value) == (colour, celsius, f"{celsius} °C")
+
+    def test_temperature_without_a_critical_value_has_no_bar(self) -> None:
+        bar = bars_of(system(temperature=Temperature(status="healthy", current=50)))[-1]
+        assert (bar.percent, bar.figures) == (None, "the sensor names no critical value")
+
+    def test_banner(self) -> None:
+        assert banner(bars_of(system(cpu=90)), 90) == ""
+        assert banner(bars_of(system(cpu=95)), 90) == "Above 90 %: CPU 95 %"
+
+    def test_headline(self) -> None:
+        assert headline("healthy", 0) == "All is well"
+        assert headline("critical", 1) == "1 thing needs attention"
+        assert headline("warning", 3) == "3 things need attention"
+        assert headline("unknown", 2) == "2 things cannot be measured"
+
+
+def test_whose_a_process_is() -> None:
+    process = Process(1, "qemu", None, 1.5, 1 << 20, "vm", "microvm@3.service", 3)
+    found = process_rows(
+        [
+            process,
+            replace(process, belongs_to="controller", slot=None),
+            replace(process, belongs_to="other", unit="ssh.service", slot=None),
+            replace(process, belongs_to="other", unit=None, user="root", slot=None),
+        ]
+    )
+    assert [each.owner for each in found] == [
+        "VM in slot 3",
+        "the controller",
+        "ssh.service",
+        "user root",
+    ]
+    assert (found[0].cpu, found[0].memory) == ("1.5 %", "1.0 MiB")
+
+
+class TestCharts:
+    def at(self, seconds: float) -> datetime:
+        return START + timedelta(seconds=seconds)
+
+    def test_columns(self) -> None:
+        samples = [
+            (
+                self.at(10 * number),
+                Sample(
+                    cpu=float(number),
+                    disk={"/": 40.0},
+                    rx_bytes={"eth0": 100 * number, "eth1": 50 * number, "br-vm": 9000 * number},
+                    slots=Slots(total=8, held=number),
+                    sessions={"vm_creating": 1, "vm_created": number},
+                ),
+            )
+            for number in range(3)
+        ]
+        columns = chart_columns(Day(samples, [SessionStart(self.at(15), "pool", 0.5)]))
+        assert columns["at"] == [1795255200 + 10 * number for number in range(3)]
+        assert columns["cpu_percent"] == [0.0, 1.0, 2.0]
+        assert columns["disk_percent[/]"] == [40.0] * 3
+        assert columns["received_bytes_per_second"] == [None, 15.0, 15.0]
+        assert columns["sessions"] == [1, 2, 3]
+        assert columns["sessions_starting"] == [1, 1, 1]
+        assert columns["start_median_seconds[pool]"] == [None, None, 0.5]
+        assert not {"temperature_celsius", "start_median_seconds[boot]"} & set(columns)
+        assert {len(values) for values in columns.values()} == {3}
+
+    def test_no_line_leads_across_a_time_without_samples(self) -> None:
+        samples = [(self.at(0), Sample(cpu=1)), (self.at(GAP_SECONDS + 1), Sample(cpu=2))]
+        assert chart_columns(Day(samples, ()))["cpu_percent"] == [1.0, None, 2.0]
+
+    def test_without_samples(self) -> None:
+        assert chart_columns(Day((), ())) == {"at": []}
+
+
+@pytest.fixture
+def host(migrated: Path, tmp_path: Path) -> ApiHost:
+    return api_host(migrated, tmp_path, slots=(2, 3))
+
+
+def test_the_last_day_is_read_once_and_then_what_is_new(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        services, clock = asked.services, SimpleNamespace(at=now())
+        recent = RecentHistory(
+            services.samples, services.session_starts, Sampling(), lambda: clock.at
+        )
+        read: list[datetime] = []
+        portions = services.samples.portions
+
+        def noted(start: datetime, *words: Any) -> Any:
+            read.append(start)
+            return portions(start, *words)
+
+        services.samples.portions = noted  # type: ignore[assignment,method-assign]
+        for seconds in range(7400, 0, -10):
+            earlier = clock.at - timedelta(seconds=seconds)
+            await services.samples.add(earlier, {"cpu": 1.0, "vm": []})
+        first = await recent.day()
+        whole = [at for at, _ in first.samples if at >= clock.at - timedelta(hours=1)]
+        assert len(whole) == 360
+        assert 60 <= len(first.samples) - len(whole) <= 65, "the older hour is thinned out"
+        await services.samples.add(clock.at, {"cpu": 2.0})
+        clock.at += timedelta(seconds=10)
+        second = await recent.day()
+        assert second.samples[-1][1].cpu == 2.0
+        assert read[1] > first.samples[-1][0], "only what is new was read"
+        clock.at += timedelta(hours=25)
+        assert (await recent.day()).samples == []
+
+    host.run(scenario)
+
+
+class TestPages:
+    def test_live_parts_and_charts(self, host: ApiHost) -> None:
+        async def scenario(asked: Served) -> None:
+            looks = await browser(asked, "operator")
+            await asked.services.samples.add(now(), {"cpu": 12.0})
+            page = (await looks.ask("GET", "/admin")).text
+            assert "<h1>Host " in page
+            live = await looks.ask("GET", "/admin/live")
+            for name in ("status", "findings", "bars", "sessions", "network", "processes"):
+                assert f'<div id="part-{name}"' in page
+                assert f'<div id="part-{name}" hx-swap-oob="innerHTML">' in live.text
+            charts = await looks.ask("GET", "/admin/charts.json")
+            assert json.loads(charts.text)["cpu_percent"] == [12.0]
+
+        host.run(scenario)
+
+    @pytest.mark.parametrize("path", ["/admin/live", "/admin/charts.json"])
+    def test_answers_for_all_are_zipped_once(self, host: ApiHost, path: str) -> None:
+        async def scenario(asked: Served) -> None:
+            looks = await browser(asked, "operator")
+            plain = await looks.ask("GET", path, {"Accept-Encoding": "identity"})
+            zipped = await looks.ask("GET", path, {"Accept-Encoding": "gzip"})
+            assert "content-encoding" not in plain.headers
+            assert zipped.headers["content-encoding"] == "gzip"
+            assert zipped.headers["vary"] == "Accept-Encoding"
+            assert zipped.headers["cache-control"] == "no-store"
+            assert zipped.content == plain.content
+
+        host.run(scenario)
+
+    def test_scripts_in_names_are_text(
+        self, host: ApiHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = SimpleNamespace(device="d", mountpoint=f"/{SCRIPT}", fstype="ext4")
+        monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: [disk])
+        usage = SimpleNamespace(total=100, used=95, free=5)
+        monkeypatch.setattr(psutil, "disk_usage", lambda _mount: usage)
+        up = SimpleNamespace(isup=True, flags="up")
+        counters = SimpleNamespace(bytes_recv=1, bytes_sent=1)
+        monkeypatch.setattr(psutil, "net_if_stats", lambda: {SCRIPT: up})
+        monkeypatch.setattr(psutil, "net_io_counters", lambda **_: {SCRIPT: counters})
+        monkeypatch.setattr(processes, "process_times", named_script(processes.process_times))
+
+        async def report(_probe: NetworkProbe) -> NetworkHealth:
+            check = Check(name=SCRIPT, status="critical", detail=SCRIPT, hint=SCRIPT)
+            return NetworkHealth(status="critical", checks=[check])
+
+        monkeypatch.setattr(NetworkProbe, "report", report)
+
+        async def scenario(asked: Served) -> None:
+            await asked.services.alerts.raise_("disk", SCRIPT, "critical", SCRIPT, None)
+            looks = await browser(asked, "operator")
+            page = (await looks.ask("GET", "/admin")).text
+            live = (await looks.ask("GET", "/admin/live")).text
+            for shown in (page, live):
+                assert SCRIPT not in shown
+                assert "&lt;script&gt;alert(1)" in shown
+
+        host.run(scenario)
+
+
+def named_script(read: Any) -> Any:
+    """Give every process a name that is a script."""
+    return lambda *words: replace(read(*words), name=SCRIPT)
+
+
+def test_zipped_content_is_gzip(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        looks = await browser(asked, "operator")
+        headers = {"Accept-Encoding": "gzip", "Cookie": f"polydev={looks.cookie}"}
+        async with asked.client.stream("GET", "/admin/live", headers=headers) as answer:
+            raw = b"".join([part async for part in answer.aiter_raw()])
+        assert b"part-status" in gzip.decompress(raw)
+
+    host.run(scenario)
