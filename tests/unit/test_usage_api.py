@@ -13,7 +13,9 @@ from polydev.controller.checking import problems
 from polydev.controller.model import now
 from polydev.controller.settings import Quotas
 from polydev.controller.store.usage import add_use
+from polydev.controller.web.cookies import CSRF_HEADER
 from tests.api import ApiHost, Served, api_host, problem
+from tests.pages import browser
 
 UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 HOUR = 3600
@@ -182,5 +184,27 @@ def test_an_admin_ends_anothers_token(host: ApiHost) -> None:
         assert again == told
         answer = await asked.ask("DELETE", f"/api/admin/tokens/{UNKNOWN}", "admin")
         problem(answer, 404, "token-not-found")
+
+    host.run(scenario)
+
+
+def test_a_browser_ends_sessions_and_tokens_from_our_own_pages_only(host: ApiHost) -> None:
+    """Another site's page, and one that does not know the proof of this sign-in, are refused."""
+
+    async def scenario(asked: Served) -> None:
+        token, _ = await asked.services.tokens.create(asked.users["user"], "laptop")
+        session = (await start(asked)).json()["id"]
+        admin = await browser(asked, "admin")
+        for path in (f"/api/admin/tokens/{token.id}", f"/api/auth/session/{session}"):
+            for headers in (
+                {CSRF_HEADER: ""},
+                {"Origin": "https://evil.example"},
+                {"Sec-Fetch-Site": "cross-site"},
+            ):
+                problem(await admin.ask("DELETE", path, headers), 403, "not-allowed")
+        assert (await asked.services.sessions.get(session)).is_live
+        for path in (f"/api/admin/tokens/{token.id}", f"/api/auth/session/{session}"):
+            assert (await admin.ask("DELETE", path)).status_code == 200
+        assert not (await asked.services.sessions.get(session)).is_live
 
     host.run(scenario)

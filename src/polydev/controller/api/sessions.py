@@ -113,7 +113,8 @@ async def quotas_of(
     if not services.settings.quotas.are_set:
         return {}
     ids = {each.user_id for each in sessions if each.is_live}
-    return await services.usage.quotas(await services.users.roles(ids), now())
+    users = await services.users.some(ids)
+    return await services.usage.quotas({each.id: each.role for each in users.values()}, now())
 
 
 def _add_start(router: APIRouter, services: Services) -> None:

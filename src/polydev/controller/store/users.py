@@ -121,12 +121,11 @@ class Users:
                 found[row.user_id] = max(row.at, found.get(row.user_id, row.at))
         return found
 
-    async def roles(self, ids: Collection[str]) -> dict[str, Role]:
-        """The role of each of these users that there are, by id."""
-        users = tables.users.c
-        statement = sa.select(users.id, users.role).where(users.id.in_(ids))
+    async def some(self, ids: Collection[str]) -> dict[str, User]:
+        """Those of these users that there are, by id."""
         async with self._database.reading() as connection:
-            return {row.id: row.role for row in await connection.execute(statement)}
+            found = await connection.execute(USERS.where(tables.users.c.id.in_(ids)))
+            return {row["id"]: user_of(row) for row in found.mappings()}
 
     async def set_role(self, user_id: str, role: Role) -> User:
         """Raises UserNotFound."""

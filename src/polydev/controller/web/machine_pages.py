@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from polydev.controller.api.identity import AskingOperator
-from polydev.controller.model import User, Vm, now
+from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
 from polydev.controller.web.figures import duration_text, time_text
 from polydev.controller.web.machines import Machine, counted, machine_row
@@ -63,7 +63,9 @@ def _add_list(router: APIRouter, services: Services, pages: Pages) -> None:
     async def show_sessions(
         request: Request, _operator: AskingOperator, wanted: Wanted
     ) -> Response:
-        return pages.render(request, "machines.html", **await _listed(services, wanted))
+        users = sorted(await services.users.list(), key=lambda each: (each.name or each.id).lower())
+        listed = await _listed(services, wanted)
+        return pages.render(request, "machines.html", users=users, **listed)
 
     @router.get("/sessions/rows")
     async def show_rows(request: Request, _operator: AskingOperator, wanted: Wanted) -> Response:
@@ -79,30 +81,27 @@ async def _known_vm(services: Services, vm_id: str) -> Vm:
 
 
 async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
-    """What the list's templates are filled with."""
-    users = {user.id: user for user in await services.users.list()}
+    """What both of the list's templates are filled with."""
     last = await _known_vm(services, wanted.before) if wanted.before else None
     is_live = wanted.shown == "live"
     limit = MOST_LIVE if is_live else PAGE
     vms = await services.vms.list(wanted.user, is_live, limit + 1, last)
-    machines = await machines_of(services, vms[:limit], users)
+    machines = await machines_of(services, vms[:limit])
     at = now()
     older = vms[limit - 1].id if len(vms) > limit else None
     return {
         "rows": [machine_row(each, at) for each in machines.values()],
         "counts": counted(machines),
-        "users": sorted(users.values(), key=lambda user: (user.name or user.id).lower()),
         "filter": wanted,
         "older": Filter(wanted.shown, wanted.user, older).query if older else None,
         "at": f"{at:%H:%M:%S}",
     }
 
 
-async def machines_of(
-    services: Services, vms: Sequence[Vm], users: Mapping[str, User]
-) -> dict[str, Machine]:
+async def machines_of(services: Services, vms: Sequence[Vm]) -> dict[str, Machine]:
     """These VMs in their order, with what is known of each, by id."""
     sessions = await services.sessions.of_vms([vm.id for vm in vms])
+    users = await services.users.some({each.user_id for each in sessions.values()})
     latest = services.sampler.latest
     samples = {each.vm_id: each for each in latest.vm} if latest else {}
     viewers = services.seats.counts()
@@ -132,9 +131,7 @@ def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
 async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
     """What one VM's templates are filled with. Raises HTTPException 404."""
     vm = await _known_vm(services, str(vm_id))
-    session = await services.sessions.of_vm(vm.id)
-    user = await services.users.find(session.user_id) if session else None
-    machines = await machines_of(services, [vm], {user.id: user} if user else {})
+    machines = await machines_of(services, [vm])
     at = now()
     return {
         "machine": machines[vm.id],

@@ -69,7 +69,7 @@ async def _one(services: Services, user_id: str) -> dict[str, Any]:
     quotas = await services.usage.quotas({user.id: user.role}, at)
     seen = await services.users.last_seen(user.id)
     latest = await services.vms.list(user.id, limit=LATEST_SESSIONS)
-    machines = await machines_of(services, latest, {user.id: user})
+    machines = await machines_of(services, latest)
     rows = [machine_row(each, at) for each in machines.values()]
     tokens = await services.tokens.list(user.id)
     live = sum(row.is_live for row in rows)
