@@ -13,12 +13,9 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
@@ -41,6 +38,7 @@ SCREEN: ViewportSize = {"width": 1280, "height": 800}
 # The address bar of the guest's browser, on its screen of the same size.
 ADDRESS_BAR: Position = {"x": 640, "y": 63}
 CANVAS = "#noVNC_container canvas"
+SESSION_CANVAS = "#screen canvas"
 # Before that noVNC has a canvas too, but loses what is typed.
 CONNECTED = f":root.noVNC_connected {CANVAS}"
 # What noVNC itself lays over the guest's screen for the first seconds.
@@ -66,27 +64,34 @@ COLOUR_COVERS = """([selector, [red, green, blue], share]) => {
 
 
 def wait_for_colour(
-    page: Page, colour: tuple[int, int, int], patience_ms: float = PATIENCE_MS
+    page: Page,
+    colour: tuple[int, int, int],
+    patience_ms: float = PATIENCE_MS,
+    *,
+    canvas: str = CANVAS,
 ) -> None:
     """Wait until one colour covers most of the guest's screen."""
-    wanted = [CANVAS, colour, MOST]
+    wanted = [canvas, colour, MOST]
     page.wait_for_function(COLOUR_COVERS, arg=wanted, polling=250, timeout=patience_ms)
 
 
 def wait_until_gone(page: Page, colour: tuple[int, int, int]) -> None:
     """Wait until something else is shown."""
     gone = f"words => !({COLOUR_COVERS})(words)"
-    page.wait_for_function(gone, arg=[CANVAS, colour, MOST], polling=250, timeout=PATIENCE_MS)
+    wanted = [SESSION_CANVAS, colour, MOST]
+    page.wait_for_function(gone, arg=wanted, polling=250, timeout=PATIENCE_MS)
 
 
-def paint_in_guest(page: Page, name: str, colour: tuple[int, int, int]) -> None:
+def paint_in_guest(
+    page: Page, name: str, colour: tuple[int, int, int], *, canvas: str = CANVAS
+) -> None:
     """Click and type as somebody who sees the guest's browser, and again if nothing comes of it."""
     for attempt in range(1, TYPING_ATTEMPTS + 1):
-        page.locator(CANVAS).click(position=ADDRESS_BAR)
+        page.locator(canvas).click(position=ADDRESS_BAR)
         page.keyboard.type(f"data:text/html,<body bgcolor={name}>")
         page.keyboard.press("Enter")
         try:
-            wait_for_colour(page, colour, PATIENCE_MS / TYPING_ATTEMPTS)
+            wait_for_colour(page, colour, PATIENCE_MS / TYPING_ATTEMPTS, canvas=canvas)
         except PlaywrightTimeout:
             if attempt == TYPING_ATTEMPTS:
                 raise
@@ -276,51 +281,52 @@ def test_that_session_has_a_vm_of_its_own(service: Operated, readme_session: Rea
     assert heartbeat["expiresAt"] > before
 
 
-@pytest.fixture(scope="module")
-def novnc_page() -> Iterator[str]:
-    """noVNC as Debian has it, on a web server of its own."""
-    handler = partial(QuietFiles, directory="/usr/share/novnc")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/vnc.html"
-        server.shutdown()
-        thread.join()
+@pytest.fixture
+def session_page(
+    browser: Browser, up: dict[str, Any], readme_session: ReadmeSession
+) -> Iterator[Page]:
+    """The page of that session, in the browser of its user; anything in its console fails."""
+    context = browser.new_context(viewport=SCREEN)
+    page = context.new_page()
+    told: list[str] = []
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
+    page.goto(f"{up['url']}/session/{readme_session.id}")
+    page.fill("#token", up["token"])
+    page.click("button[type=submit]")
+    page.wait_for_selector("#cover", state="hidden", timeout=PATIENCE_MS)
+    yield page
+    context.close()
+    assert told == []
 
 
-class QuietFiles(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *words: object) -> None:
-        """The test says what went wrong."""
-
-
-def test_that_session_in_a_web_browser(
+def test_that_session_on_its_page(
     inv: Inv,
-    browser: Browser,
-    up: dict[str, Any],
+    session_page: Page,
     readme_session: ReadmeSession,
     service: Operated,
-    novnc_page: str,
     tmp_path: Path,
 ) -> None:
-    path = f"api/auth/session/{readme_session.id}/novnc/websock?access_token={up['token']}"
-    host, port = up["url"].removeprefix("http://").split(":")
-    words = {"host": host, "port": port, "path": path, "autoconnect": "true"}
-    page = browser.new_page(viewport=SCREEN)
-    page.goto(f"{novnc_page}?{urlencode(words)}")
-    page.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
-    wait_for_colour(page, START_PAGE)
-    login = inv.answer("session.login", readme_session.id)
+    page, session_id = session_page, readme_session.id
+    wait_for_colour(page, START_PAGE, canvas=SESSION_CANVAS)
+    page.click("#login-button")
+    page.click("#login-start-button")
+    page.wait_for_selector("#login-button[data-state=waiting]", timeout=PATIENCE_MS)
+    login = inv.answer("session.login", session_id)
     assert login["status"] == "waiting"
     assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
+    page.click("#login-button")
     wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
-    assert service.user.session(readme_session.id)["status"] == "oauth_pending"
-    paint_in_guest(page, "teal", TEAL)
+    assert service.user.session(session_id)["status"] == "oauth_pending"
+    paint_in_guest(page, "teal", TEAL, canvas=SESSION_CANVAS)
+    page.reload()
+    page.wait_for_selector("#cover", state="hidden", timeout=PATIENCE_MS)
+    wait_for_colour(page, TEAL, canvas=SESSION_CANVAS)
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
     assert "terminated" in readme_session.end()
-    page.wait_for_selector(CANVAS, state="detached", timeout=PATIENCE_MS)
-    page.close()
-    service.user.call("GET", f"/api/auth/session/{readme_session.id}/vm", status=410)
+    page.wait_for_selector("#cover[data-kind=over]", timeout=PATIENCE_MS)
+    service.user.call("GET", f"/api/auth/session/{session_id}/vm", status=410)
     service.wait_until_nothing_held()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import FOREVER, OWN, Assets
 from polydev.controller.web.pages import OPERATOR_LINKS, USER_LINKS, content_security_policy
 from polydev.controller.web.texts import text, texts
@@ -40,8 +41,17 @@ def test_no_page_may_be_framed_or_run_what_is_not_ours(host: ApiHost) -> None:
         assert page.headers["referrer-policy"] == "same-origin"  # else forms have no Origin
         assert page.headers["cache-control"] == "no-store"
         assert page.headers["x-content-type-options"] == "nosniff"
+        assert "cross-origin-opener-policy" not in page.headers  # browsers complain without TLS
 
     host.run(scenario)
+
+
+def test_a_page_by_tls_shares_no_window_with_other_sites(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        page = await Browser(asked).ask("GET", "/login")
+        assert page.headers["cross-origin-opener-policy"] == "same-origin"
+
+    host.run(scenario, web=WebSettings(public_url="https://vms.example.com"))
 
 
 @pytest.mark.parametrize("host", ["a b", "x; script-src *", 'x"y', "", "x,y"])

@@ -23,8 +23,8 @@ from polydev.controller.web.own_pages import Rules
 from polydev.controller.web.texts import text, texts_under
 
 # Of pages that no other site has to do with.
+OPENED_ALONE = {"Cross-Origin-Opener-Policy": "same-origin"}
 ALONE = {
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
@@ -93,14 +93,18 @@ class Pages:
 
     def _headers(self, request: Request) -> dict[str, str]:
         framed_by = self._embed_origins if is_embedded(request) else ()
+        is_secure = self.rules.is_secure(request.scope)
         headers = {
             "Content-Security-Policy": content_security_policy(
-                request.headers.get("host", ""), self.rules.is_secure(request.scope), framed_by
+                request.headers.get("host", ""), is_secure, framed_by
             ),
             "Referrer-Policy": "same-origin",
             "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
         }
-        return headers if framed_by else headers | ALONE
+        if framed_by:
+            return headers
+        # Browsers take this one by TLS only, and complain where there is none.
+        return headers | ALONE | (OPENED_ALONE if is_secure else {})
 
 
 def sentence(words: str) -> str:

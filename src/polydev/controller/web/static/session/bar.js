@@ -125,8 +125,10 @@ export class Bar {
   async end() {
     const question = { title: this.t("end.title"), text: this.t("end.text"), action: this.t("end.label") };
     if (!(await confirmed(question))) return;
+    this.page.login.pause();
     const session = await this.page.attempt(() => this.page.ask("", { method: "DELETE" }));
     if (session) this.page.take(session);
+    else this.page.login.resume();
   }
 }
 

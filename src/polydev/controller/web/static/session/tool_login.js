@@ -14,6 +14,7 @@ export class ToolLogin {
     this.login = NONE;
     this.timer = null;
     this.isOver = false;
+    this.question = new AbortController();
     this.isKnown = false;
     element("login-start-button").addEventListener("click", () => this.start());
   }
@@ -31,11 +32,12 @@ export class ToolLogin {
   }
 
   async ask(method = "GET") {
-    const { ask } = this.page;
+    const { signal } = this.question;
     try {
-      const answer = await ask.call(this.page, "/oauth-url", { method });
+      const answer = await this.page.ask("/oauth-url", { method, signal });
       this.become(afterAnswer(this.login, answer, null), true);
     } catch (error) {
+      if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       this.become(afterAnswer(this.login, null, error), true);
     }
@@ -55,9 +57,20 @@ export class ToolLogin {
     if (isNew && login.state === "failed") this.page.bar.openPanel("login");
   }
 
+  /** Ask no more: the session is over, or is about to be. */
+  pause() {
+    clearTimeout(this.timer);
+    this.question.abort();
+    this.question = new AbortController();
+  }
+
+  resume() {
+    this.become(this.login, true);
+  }
+
   end() {
     this.isOver = true;
-    clearTimeout(this.timer);
+    this.pause();
     this.show();
   }
 
