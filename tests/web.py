@@ -39,7 +39,9 @@ OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 PATIENCE_MS = 60_000
 CANVAS = "#screen canvas"
 # What a browser says of each answer that is a refusal, and of a connection that breaks.
-NETWORK = re.compile(r"Failed to load resource|WebSocket connection to .* failed|net::ERR_")
+NETWORK = re.compile(
+    r"Failed to load resource|WebSocket connection to .* failed|net::ERR_|frame-ancestors"
+)
 
 # Pauses of scripts are over after a fiftieth of their time.
 QUICK_TIMERS = """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import ConsoleMessage, Page, WebSocket
 
 from polydev.controller.app import create_app
 from polydev.controller.model import Session, now
@@ -17,6 +18,7 @@ from polydev.vm.stages import Stage
 from tests.driving import until
 from tests.relays import serving
 from tests.web import (
+    CANVAS,
     QUICK_TIMERS,
     Site,
     page_of,
@@ -33,6 +35,12 @@ BOOT: dict[Stage, str] = {
     "init": "operating system is starting",
     "services": "The browser is starting",
 }
+# As if the computer had slept for two minutes, and was opened again.
+SLEEP = """() => {
+    const now = Date.now;
+    Date.now = () => now() + 120_000;
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
 LOGIN_URL = "https://claude.example/oauth"
 
 Play = Callable[..., None]
@@ -155,6 +163,26 @@ def test_a_network_that_is_back_is_used_at_once(play: Play) -> None:
             await wire.mend()
             await page.context.set_offline(False)
             await until_shown(page)
+
+    play(scenario)
+
+
+def test_after_sleep_the_page_connects_anew_at_once(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            sockets: list[WebSocket] = []
+            page.on("websocket", lambda socket: sockets.append(socket))
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.evaluate(SLEEP)
+
+            async def is_new() -> bool:
+                return len(sockets) == 2
+
+            await until(is_new, "another connection")
+            await until_shown(page)
+            assert sockets[0].is_closed()
 
     play(scenario)
 
@@ -301,7 +329,6 @@ def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
                 await until_shown(spectator)
                 assert "you can look" in await spectator.inner_text("#status-text")
                 assert await spectator.is_hidden("#end-button")
-                # What its page would keep back, another program sends.
                 await spectator.reload()
                 await until_shown(spectator)
                 await spectator.mouse.click(300, 300)
@@ -315,6 +342,70 @@ def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
                 assert "opened before" in await until_covered(late, "refused")
 
     play(scenario)
+
+
+async def link_to(site: Site, session: Session) -> str:
+    """Of the session's page, as a front end gets it for its user."""
+    async with httpx.AsyncClient(base_url=site.url, trust_env=False) as client:
+        answer = await client.post(
+            f"/api/auth/session/{session.id}/tickets",
+            json={"purpose": "page"},
+            headers={"Authorization": f"Bearer {site.made.tokens['user']}"},
+        )
+    return site.url + str(answer.json()["url"])
+
+
+@asynccontextmanager
+async def front_ends(shows: list[str]) -> AsyncIterator[str]:
+    """The origin of a site whose page shows another one in a frame."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        page = f'<iframe width="1000" height="700" src="{shows[0]}"></iframe>'.encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(page)}"
+        writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + page)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://localhost:{server.sockets[0].getsockname()[1]}"
+
+
+def tells_of_framing(message: ConsoleMessage) -> bool:
+    return "frame-ancestors" in message.text and "blocked" in message.text
+
+
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_only_a_configured_site_may_frame_a_session(
+    tmp_path: Path, packed_assets: Path, is_configured: bool
+) -> None:
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            shows: list[str] = []
+            origin = await stack.enter_async_context(front_ends(shows))
+            web = {"embed_origins": [origin] if is_configured else []}
+            site = await stack.enter_async_context(sites(tmp_path, packed_assets, web=web))
+            typed = site.screen.terminal()
+            shows.append(await link_to(site, await site.session()))
+            page = await stack.enter_async_context(
+                page_of(site.browser, expects_network_errors=not is_configured)
+            )
+            if not is_configured:
+                async with page.expect_console_message(tells_of_framing):
+                    await page.goto(origin)
+                return
+            await page.goto(origin)
+            framed = page.frame_locator("iframe")
+            await framed.locator(CANVAS).click(position={"x": 300, "y": 300})
+            await typed.began()
+            await framed.locator("#cover").wait_for(state="hidden")
+            await page.keyboard.type("in a frame")
+            await page.keyboard.press("Enter")
+            await typed.until("in a frame\n")
+            assert await framed.locator("#home").is_hidden()
+
+    asyncio.run(scenario())
 
 
 def test_a_copied_address_shows_another_user_nothing(play: Play) -> None:

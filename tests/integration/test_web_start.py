@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, Response
 
 from polydev.client.credentials import new_key
 from tests.web import Site, page_of, sign_in, sites, until_covered
 
 Play = Callable[..., None]
+# Compressed, and without noVNC.
+MOST_BYTES = 120_000
 Scenario = Callable[[Site, Page], Awaitable[None]]
 
 
@@ -103,6 +105,26 @@ def test_own_sessions_are_listed_live_first_and_ended_after_a_question(play: Pla
         assert (await sessions.get(live.id)).state == "terminated"
 
     play(scenario, slots=(2, 3, 4))
+
+
+@pytest.mark.parametrize("path", ["/", "/session/{id}"])
+def test_pages_are_light(play: Play, path: str) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        session = await site.session()
+        await sign_in(page, site)
+        loaded: dict[str, int] = {}
+
+        async def weigh(response: Response) -> None:
+            if "/novnc/" not in response.url and "/static/" in response.url:
+                loaded[response.url] = int(await response.header_value("content-length") or 0)
+
+        page.on("response", weigh)
+        await page.goto(site.url + path.format(id=session.id), wait_until="load")
+        await page.wait_for_selector("#screen canvas, #sessions .row")
+        assert all(loaded.values())
+        assert 10_000 < sum(loaded.values()) < MOST_BYTES, loaded
+
+    play(scenario)
 
 
 def test_the_list_renews_itself(play: Play) -> None:

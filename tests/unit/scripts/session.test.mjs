@@ -6,6 +6,7 @@ import { clock, countdown } from "../../../src/polydev/controller/web/static/ses
 import { EventReader } from "../../../src/polydev/controller/web/static/session/event_reader.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "../../../src/polydev/controller/web/static/session/login.js";
 import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
+import { edits } from "../../../src/polydev/controller/web/static/session/typing.js";
 import { viewOf } from "../../../src/polydev/controller/web/static/session/view.js";
 
 const BOOT = { stage: "none", template: null, bootsBecause: null };
@@ -113,8 +114,16 @@ test("a lost connection has the controller's words, or says that there were none
     const connection = { phase: "waiting", attempt: 1, until: NOW + 1000, code, reason };
     return viewOf({ ...known, connection, session: session("vm_created") }, NOW);
   };
-  assert.deepEqual(lost(1011, "the VM is gone").detail, { said: "the VM is gone" });
-  assert.deepEqual(lost(1006, "").detail, ["connection.broke_off"]);
-  assert.deepEqual(lost(1000, "").detail, ["connection.closed"]);
+  assert.deepEqual(lost(1011, "the VM is gone").text, { said: "the VM is gone" });
+  assert.deepEqual(lost(1006, "").text, ["connection.broke_off"]);
+  assert.deepEqual(lost(1000, "").text, ["connection.closed"]);
   assert.deepEqual(lost(1006, "").actions, ["now"]);
+});
+
+test("what an input changed becomes characters to take back and to type", () => {
+  assert.deepEqual(edits("ab", "abc"), { deleted: 0, typed: ["c"] });
+  assert.deepEqual(edits("abc", "ab"), { deleted: 1, typed: [] });
+  assert.deepEqual(edits("teh", "the"), { deleted: 2, typed: ["h", "e"] });
+  assert.deepEqual(edits("a😀", "a😁b"), { deleted: 1, typed: ["😁", "b"] });
+  assert.deepEqual(edits("same", "same"), { deleted: 0, typed: [] });
 });

@@ -10,7 +10,6 @@ export class Cover {
     this.t = t;
     this.actions = actions;
     this.shown = "";
-    // Nobody wants a flash of words where the screen comes at once.
   }
 
   show(view) {

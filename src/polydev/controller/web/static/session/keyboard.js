@@ -1,12 +1,15 @@
 // The keyboard between the VM and the page: who has it, pasting, and the one on touch screens.
 
+import { edits } from "./typing.js";
 import keysyms from "../novnc/core/input/keysymdef.js";
 
 const CONTROL = 0xffe3;
 const BACKSPACE = 0xff08;
 const RETURN = 0xff0d;
 const V = 0x76;
-const HOLDS = "\u00a0\u00a0"; // so that there always is something to delete
+// What the input holds at first, so that there is something to delete.
+const HOLDS = "\u00a0".repeat(32);
+const MOST_HELD = 128;
 
 /** Ctrl+Alt+Shift, pressed in any order, gives the keyboard back to the page. */
 export function isRelease(event) {
@@ -52,13 +55,15 @@ export function pressPaste(screen, isControlHeld) {
 
 /** An input that a touch screen shows its keyboard for; what is typed there goes to the VM. */
 export function typeThrough(input, screen) {
-  input.value = HOLDS;
+  let before = (input.value = HOLDS);
   input.addEventListener("input", (event) => {
-    if (event.isComposing) return;
-    const typed = input.value.replaceAll("\u00a0", "");
-    if (input.value.length < HOLDS.length) press(screen, BACKSPACE, "Backspace");
+    const { deleted, typed } = edits(before, input.value);
+    for (let count = 0; count < deleted; count += 1) press(screen, BACKSPACE, "Backspace");
     for (const character of typed) type(screen, character);
-    input.value = HOLDS;
+    before = input.value;
+    // A word that is still being put together must stay where it is.
+    const isUsedUp = before.length < HOLDS.length / 2 || before.length > MOST_HELD;
+    if (isUsedUp && !event.isComposing) before = input.value = HOLDS;
   });
   input.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;

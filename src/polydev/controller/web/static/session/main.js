@@ -29,6 +29,8 @@ class Page {
     this.session = null;
     this.queued = null;
     this.refusal = null;
+    this.isReading = false;
+    this.isStale = false;
     this.screen = new Screen(element("screen"), {
       label: t("screen"),
       viewOnly,
@@ -95,6 +97,20 @@ class Page {
 
   /** Read the session anew: the events say that something changed, the session what. */
   async refresh() {
+    this.isStale = true;
+    if (this.isReading) return;
+    this.isReading = true;
+    try {
+      while (this.isStale) {
+        this.isStale = false;
+        await this.read();
+      }
+    } finally {
+      this.isReading = false;
+    }
+  }
+
+  async read() {
     try {
       this.take(await this.ask(""));
     } catch (error) {
@@ -116,6 +132,7 @@ class Page {
   heard({ kind, data }) {
     if (kind === "queued") this.queued = data;
     else if (kind === "stage") this.queued = null;
+    else if (kind === "unhealthy") this.bar.say(t("status.unhealthy", data));
     if (kind !== "over") this.refresh();
     this.render();
   }

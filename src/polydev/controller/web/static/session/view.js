@@ -27,16 +27,16 @@ export function viewOf({ session, connection, queued, refusal, canStart }, now) 
 }
 
 function live(connection, now) {
-  const text = words(connection, now);
+  const detail = words(connection, now);
   switch (connection.phase) {
     case "connected":
-      return { kind: "screen", title: text, actions: [] };
+      return { kind: "screen", title: detail, actions: [] };
     case "waiting":
-      return { kind: "lost", title: ["connection.lost"], detail: why(connection), text, actions: ["now"] };
+      return { kind: "lost", title: ["connection.lost"], text: why(connection), detail, actions: ["now"] };
     case "given-up":
-      return { kind: "given-up", title: ["connection.lost"], detail: why(connection), text, actions: ["again"] };
+      return { kind: "given-up", title: ["connection.lost"], text: why(connection), detail, actions: ["again"] };
     default:
-      return { kind: "connecting", title: ["connection.connecting"], detail: undefined, actions: [] };
+      return { kind: "connecting", title: ["connection.connecting"], actions: [] };
   }
 }
 
