@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,13 @@ from verbs import (
     golden,
     hosts,
     lab,
+    pages,
     remote,
     sessions,
     templates,
     usage,
 )
-from verbs.connection import access_fields, controller_url, lab_access
+from verbs.connection import access_fields, controller_url, lab_access, page_fields
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY, LOGS, RECIPE, RECIPE_HELP, ROOT, SPECS, lab_name
@@ -105,7 +107,7 @@ def up(
         text=f"image {record.digest[:12]} runs; open its desktop in a web browser:\n"
         f"  {vm.config.ports.viewer_url}\n"
         + (_access_text(deployed) if deployed else "")
-        + "end both with ./inv down",
+        + f"end {'both' if deployed else 'it'} with ./inv down",
     )
 
 
@@ -134,6 +136,7 @@ def _deploy_lab(steps: Steps) -> dict[str, Any]:
         "lab": made.name,
         "controller": controller_url(made.address),
         **access_fields(made, users),
+        **page_fields(made, users),
         "deployment": {
             "id": record.id,
             "host": record.host,
@@ -145,7 +148,11 @@ def _deploy_lab(steps: Steps) -> dict[str, Any]:
 
 def _access_text(deployed: dict[str, Any]) -> str:
     return (
-        'sessions on VMs of a host, as README.md shows under "A session":\n'
+        "start sessions in a web browser; this link signs in once, within two minutes:\n"
+        f"  {deployed['page']}\n"
+        "look after that host on its dashboard, signed in by ./inv open:\n"
+        f"  {deployed['dashboard']}\n"
+        'do the same by curl, as README.md shows under "A session":\n'
         f"  {deployed['url']}\n"
         f"  user {deployed['userId']}, token {deployed['token']}\n"
     )
@@ -171,6 +178,7 @@ def down(context: Context, lab: bool = True, json: bool = False) -> None:
 def where(context: Context, json: bool = False) -> None:
     """Where what is running can be reached."""
     from polydev.client.access import stored_access
+    from polydev.client.api import ControllerRefused, ControllerUnreachable
     from polydev.lab import find as find_lab
     from polydev.local import find
 
@@ -182,7 +190,10 @@ def where(context: Context, json: bool = False) -> None:
     if lab is not None:
         found |= {"lab": lab.name, "controller": controller_url(lab.address)}
         users = stored_access(lab.folder)
-        found |= access_fields(lab, users) if users else {}
+        if users:
+            found |= access_fields(lab, users)
+            with suppress(ControllerUnreachable, ControllerRefused):  # it tells the rest
+                found |= page_fields(lab, users)
     text = "\n".join(f"{name:<11}{value}" for name, value in found.items())
     answer(found, as_json=json, text=text if vm or lab else "nothing is running: ./inv up")
 
@@ -253,6 +264,8 @@ for verb in (
     templates.templates,
     templates.pool,
     alerts.alerts,
+    pages.health,
+    pages.open_pages,
     usage.usage,
     usage.screenshot,
     doctor.doctor,

@@ -125,3 +125,15 @@ def access_fields(lab: Lab, access: Access) -> dict[str, str]:
         "userId": access.demo.user_id,
         "token": access.demo.token,
     }
+
+
+def page_fields(lab: Lab, access: Access) -> dict[str, str]:
+    """Where a lab's pages are: `page` is a link that signs its demo user in, once.
+
+    Raises ControllerUnreachable and ControllerRefused.
+    """
+    from polydev.client.api import ControllerApi
+    from polydev.client.pages import DASHBOARD, START, sign_in_link
+
+    with ControllerApi(controller_url(lab.address), access.demo.token) as api:
+        return {"page": sign_in_link(api, START).url, "dashboard": f"{api.url}{DASHBOARD}"}

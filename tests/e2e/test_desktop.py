@@ -195,7 +195,11 @@ async def _device_labels(qmp_socket: Path) -> set[str]:
 def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
     where = inv.answer("where")
     vm = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
-    addresses = (*vm, "lab", "controller", "url", "userId", "token")
+    addresses = (*vm, "lab", "controller", "url", "userId", "token", "dashboard")
+    # A link that works once: each call makes another.
+    link = where.pop("page")
+    assert link.startswith(f"{up['url']}/login?next=/#code=")
+    assert link != up["page"]
     assert where == {"running": True, **{name: up[name] for name in addresses}}
 
 

@@ -1,0 +1,136 @@
+"""open and health: links into a controller's pages, a browser where there is one, words."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from invoke.context import Context
+
+from polydev.client.api import ControllerApi
+from polydev.client.pages import show_in_browser, sign_in_link
+from tests.loopback import Answer, Asked, as_json, served
+from verbs import pages
+from verbs.pages import health_text
+
+CODE = "CxEgbaMXQm2p5Xo4b0F2d0VJkq3b1sM7c9aZr8nT1yU"
+SESSIONS = [{"id": "5b0c7a52-3f0e"}, {"id": "5b0c9999-3f0e"}]
+FINDING = {
+    "part": "disk",
+    "subject": "/data",
+    "status": "critical",
+    "detail": "disk /data is at 95 %",
+    "hint": "make room",
+}
+
+
+def controller(asked: Asked) -> Answer:
+    if asked.method == "POST" and asked.path == "/api/auth/sign-in-link":
+        return as_json({"url": f"/login#code={CODE}", "expiresAt": "2026-11-21T10:17:05Z"}, 201)
+    assert asked.path == "/api/auth/sessions", asked
+    return as_json({"sessions": SESSIONS, "next": None})
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControllerApi]:
+    """The controller that the verbs ask."""
+    with served(controller) as server, ControllerApi(server.url, "pdt_x") as api:
+
+        @contextmanager
+        def connect(*_: str) -> Iterator[ControllerApi]:
+            yield api
+
+        monkeypatch.setattr(pages, "connect", connect)
+        yield api
+
+
+def opened(capsys: pytest.CaptureFixture[str], *words: str, **named: Any) -> Any:
+    pages.open_pages(Context(), *words, json=True, **named)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_link_leads_to_the_page_and_its_code_is_sent_to_nobody(reached: ControllerApi) -> None:
+    link = sign_in_link(reached, "/session/ä b&c")
+    before, _, code = link.url.partition("#")
+    assert before == f"{reached.url}/login?next=/session/%C3%A4%20b%26c"
+    assert code == f"code={CODE}"
+    assert link.page == f"{reached.url}/session/ä b&c"
+
+
+def test_open_leads_to_the_dashboard(
+    reached: ControllerApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = opened(capsys)
+    assert found == {
+        "url": f"{reached.url}/login?next=/admin#code={CODE}",
+        "page": f"{reached.url}/admin",
+        "expiresAt": "2026-11-21T10:17:05Z",
+        "opened": False,
+    }
+
+
+def test_open_leads_to_a_session_by_the_beginning_of_its_id(
+    reached: ControllerApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert opened(capsys, "5b0c7")["page"] == f"{reached.url}/session/5b0c7a52-3f0e"
+    with pytest.raises(SystemExit):
+        pages.open_pages(Context(), "5b0c", json=True)
+    assert "the beginning of 2 sessions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_display", [True, False])
+def test_a_browser_is_opened_where_there_is_a_screen_for_it(
+    reached: ControllerApi,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_display: bool,
+) -> None:
+    shown: list[str] = []
+
+    def show(url: str) -> bool:
+        shown.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", show)
+    environment = {"DISPLAY": ":0"} if has_display else {"DISPLAY": ""}
+    assert show_in_browser("http://there", environment) == has_display
+    monkeypatch.setattr("polydev.client.pages.show_in_browser", lambda url: bool(shown))
+    pages.open_pages(Context())
+    said = capsys.readouterr().out
+    assert said.startswith(f"{reached.url}/login?next=/admin#code=")
+    assert ("opened in your browser" in said) == has_display
+    assert "until 10:17:05 UTC" in said
+
+
+@pytest.mark.parametrize(("status", "code"), [("healthy", 0), ("warning", 2), ("critical", 2)])
+def test_the_exit_status_says_whether_the_host_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: str, code: int
+) -> None:
+    findings = [] if status == "healthy" else [{**FINDING, "status": status}]
+    overview = {"at": "2026-11-21T10:15:00Z", "status": status, "findings": findings}
+    with served(lambda _: as_json(overview)) as server:
+
+        @contextmanager
+        def connect(*_: str) -> Iterator[ControllerApi]:
+            with ControllerApi(server.url, "pdt_x") as api:
+                yield api
+
+        monkeypatch.setattr(pages, "connect", connect)
+        with pytest.raises(SystemExit) as ended:
+            pages.health(Context(), json=True)
+        assert ended.value.code == code
+        assert json.loads(capsys.readouterr().out) == overview
+        assert [asked.path for asked in server.asked] == ["/api/admin/overview"]
+
+
+def test_health_is_told_in_words() -> None:
+    assert health_text({"status": "healthy", "findings": []}) == "all is well"
+    told = health_text({"status": "critical", "findings": [FINDING]})
+    assert told.splitlines()[0] == "the host is critical"
+    for words in ("disk /data", "disk /data is at 95 %", "make room"):
+        assert words in told

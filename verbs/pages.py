@@ -1,0 +1,101 @@
+"""open and health: a controller's pages in a browser, and its host's health in words."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from invoke.context import Context
+
+from polydev.cli import answer, edge, stderr, task
+from verbs.connection import API_HELP, connect
+from verbs.controller import LOST_HINT
+from verbs.tables import table_text
+
+UNWELL = 2
+
+
+@task(
+    name="open",
+    help={
+        "session": "a session's id, or the start of it: its page instead of the dashboard; "
+        "--session may be left out",
+        "browser": "open the system's browser, where there is one; --no-browser leaves it",
+        **API_HELP,
+    },
+)
+@edge
+def open_pages(
+    context: Context,
+    session: str = "",
+    browser: bool = True,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """The dashboard in a browser, signed in by a link that works once, or a session's page.
+
+    With --inventory or --host the way there stays open until Ctrl-C.
+    """
+    from polydev.client.api import one_with_prefix
+    from polydev.client.pages import DASHBOARD, show_in_browser, sign_in_link
+
+    with connect(url, token, inventory, host) as api:
+        path = DASHBOARD
+        if session:
+            ids = [each["id"] for each in api.sessions(all_of_them=True)]
+            path = f"/session/{one_with_prefix(ids, session, 'session', LOST_HINT)}"
+        link = sign_in_link(api, path)
+        is_shown = browser and not json and show_in_browser(link.url)
+        words = "opened in your browser" if is_shown else "open it in your browser"
+        answer(
+            {"url": link.url, "page": link.page, "expiresAt": link.expires_at, "opened": is_shown},
+            as_json=json,
+            text=f"{link.url}\n{words}: it signs in once, until {_clock(link.expires_at)} UTC",
+        )
+        if api.through_ssh:
+            sys.stdout.flush()
+            stderr.print("the way there is open until Ctrl-C")
+            with suppress(KeyboardInterrupt):  # its end, and no failure
+                threading.Event().wait()
+
+
+def _clock(at: str) -> str:
+    """The time of day in a time of an answer."""
+    return at[11:19]
+
+
+@task(help=API_HELP)
+@edge
+def health(
+    context: Context,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Whether a host is well, and what to do if not: exit status 0 if it is, 2 if it is not."""
+    with connect(url, token, inventory, host) as api:
+        found = api.get("/api/admin/overview")
+    answer(found, as_json=json, text=health_text(found))
+    raise SystemExit(0 if found["status"] == "healthy" else UNWELL)
+
+
+def health_text(found: dict[str, Any]) -> str:
+    """The findings of an overview, the worst first, each with what to do."""
+    if not found["findings"]:
+        return "all is well"
+    rows = [
+        [each["status"], _what(each), each["detail"], each["hint"]] for each in found["findings"]
+    ]
+    return f"the host is {found['status']}\n" + table_text(("", "what", "found", "to do"), rows)
+
+
+def _what(finding: dict[str, Any]) -> str:
+    is_one = finding["subject"] == "host"
+    return str(finding["part"]) if is_one else f"{finding['part']} {finding['subject']}"
