@@ -18,6 +18,8 @@ FOR_OPERATORS: Statuses = (303, 403, 403, 200, 200)
 # Nobody is sent to sign in.
 EACH_OWN: Statuses = (303, 200, 200, 200, 200)
 THE_USERS: Statuses = (303, 200, 403, 200, 200)
+NOT_THERE: Statuses = (303, 403, 403, 404, 404)
+UNSAID: Statuses = (303, 403, 403, 422, 422)  # which other image is meant
 SIGNED_OUT: Statuses = (401, 204, 204, 204, 204)
 # A route and what it needs to be asked: see `test_web_pages`.
 PAGES: Mapping[tuple[str, str], Statuses] = {
@@ -42,6 +44,14 @@ PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/admin/vms/{vm_id}/summary"): FOR_OPERATORS,
     ("GET", "/admin/users"): FOR_OPERATORS,
     ("GET", "/admin/users/{user_id}"): FOR_OPERATORS,
+    ("GET", "/admin/images"): FOR_OPERATORS,
+    ("GET", "/admin/images/{digest}"): FOR_OPERATORS,
+    ("GET", "/admin/images/{digest}/packages"): FOR_OPERATORS,
+    ("GET", "/admin/images/{digest}/diff"): UNSAID,
+    ("GET", "/admin/deployments"): FOR_OPERATORS,
+    ("GET", "/admin/deployments/{deployment_id}"): NOT_THERE,
+    ("GET", "/admin/alerts"): FOR_OPERATORS,
+    ("GET", "/admin/alerts/rows"): FOR_OPERATORS,
 }
 
 

@@ -32,7 +32,7 @@ def test_each_page_for_each_caller(host: ApiHost, route: tuple[str, str]) -> Non
         session = await asked.start()
         pages = asked.app.state.pages
         values = {"session_id": session["id"], "vm_id": session["vmId"], "digest": IMAGE_DIGEST}
-        values["user_id"] = asked.users["user"]
+        values |= {"user_id": asked.users["user"], "deployment_id": "20261121_101500-abcd"}
         if "/static/" in route[1]:
             values |= {"digest": pages.assets.digest, "name:path": "app.js"}
         path = route[1].replace("{name:path}", values.pop("name:path", "")).format(**values)

@@ -43,6 +43,9 @@ OPERATOR_LINKS: tuple[NavigationLink, ...] = (
     NavigationLink("/admin", "navigation.dashboard"),
     NavigationLink("/admin/sessions", "machines.navigation"),
     NavigationLink("/admin/users", "users.title"),
+    NavigationLink("/admin/images", "images.title"),
+    NavigationLink("/admin/deployments", "deployments.title"),
+    NavigationLink("/admin/alerts", "alerts.title"),
 )
 
 

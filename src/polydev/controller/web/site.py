@@ -7,7 +7,10 @@ from starlette.responses import RedirectResponse, Response
 
 from polydev.controller.services import Services
 from polydev.controller.web import (
+    alert_pages,
     dashboard,
+    deployment_pages,
+    image_pages,
     machine_pages,
     session_page,
     sign_in,
@@ -28,6 +31,16 @@ def routes(services: Services, pages: Pages) -> APIRouter:
     async def get_icon() -> Response:
         return RedirectResponse(pages.assets.url("icon.svg"))
 
-    for module in (sign_in, start, session_page, dashboard, machine_pages, user_pages):
+    for module in (
+        sign_in,
+        start,
+        session_page,
+        dashboard,
+        machine_pages,
+        user_pages,
+        image_pages,
+        deployment_pages,
+        alert_pages,
+    ):
         router.include_router(module.routes(services, pages))
     return router

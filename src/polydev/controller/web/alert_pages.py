@@ -1,0 +1,63 @@
+"""The operators' page of alerts: those that stand, live, and those that stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from polydev.controller.api.identity import AskingOperator
+from polydev.controller.model import Alert, Severity, now
+from polydev.controller.services import Services
+from polydev.controller.web.figures import duration_text, time_text
+from polydev.controller.web.pages import Pages
+
+HISTORY = timedelta(days=7)
+MOST_PAST = 200
+LEVELS: Mapping[Severity, str] = {"warning": "busy", "critical": "bad"}
+
+
+def routes(services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(prefix="/admin/alerts", include_in_schema=False)
+
+    @router.get("")
+    async def show_alerts(request: Request, _operator: AskingOperator) -> Response:
+        return pages.render(request, "alerts.html", **await _alerts(services))
+
+    @router.get("/rows")
+    async def show_rows(request: Request, _operator: AskingOperator) -> Response:
+        return pages.render(request, "alert_rows.html", **await _alerts(services))
+
+    return router
+
+
+async def _alerts(services: Services) -> dict[str, Any]:
+    at = now()
+    standing = await services.alerts.standing()
+    history = await services.alerts.history(at - HISTORY, MOST_PAST)
+    # The worst first, and of equals the newest.
+    standing.sort(key=lambda alert: (alert.severity != "critical", -alert.id))
+    return {
+        "standing": [alert_row(each, at) for each in standing],
+        "past": [alert_row(each, at) for each in history if each.cleared_at is not None],
+        "at": at.strftime("%H:%M:%S"),
+    }
+
+
+def alert_row(alert: Alert, at: datetime) -> dict[str, Any]:
+    """What a row says of an alert."""
+    lasted = (alert.cleared_at or at) - alert.raised_at
+    return {
+        "id": alert.id,
+        "severity": alert.severity,
+        "level": LEVELS[alert.severity],
+        "rule": alert.rule.replace("_", " "),
+        "subject": alert.subject,
+        "message": alert.message,
+        "raised": time_text(alert.raised_at),
+        "cleared": time_text(alert.cleared_at),
+        "lasted": duration_text(lasted.total_seconds()),
+    }

@@ -1,0 +1,88 @@
+"""The operators' pages of deployments: what was done to the host, and the way back from each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from polydev.controller.api.deployments import (
+    ID_PATTERN,
+    DeploymentId,
+    deployment_detail,
+    deployment_list,
+)
+from polydev.controller.api.identity import AskingOperator
+from polydev.controller.services import Services
+from polydev.controller.web.figures import NOTHING, duration_text, time_text
+from polydev.controller.web.pages import Pages
+
+SHOWN = 30
+MOST_OPERATIONS = 500
+LEVELS: Mapping[str, str] = {
+    "succeeded": "good",
+    "running": "busy",
+    "rolled-back": "busy",
+    "interrupted": "bad",
+    "failed": "bad",
+    "rollback-failed": "bad",
+}
+FORMATS: Mapping[str, Any] = {
+    "time": time_text,
+    "duration": duration_text,
+    "nothing": NOTHING,
+    "levels": LEVELS,
+}
+
+Before = Annotated[str | None, Query(pattern=ID_PATTERN)]
+
+
+def routes(_services: Services, pages: Pages) -> APIRouter:
+    router = APIRouter(prefix="/admin/deployments", include_in_schema=False)
+
+    @router.get("")
+    async def show_deployments(
+        request: Request, _operator: AskingOperator, before: Before = None
+    ) -> Response:
+        found = await deployment_list(SHOWN, before)
+        return pages.render(request, "deployments.html", found=found, before=before, **FORMATS)
+
+    @router.get("/{deployment_id}")
+    async def show_deployment(
+        request: Request, deployment_id: DeploymentId, _operator: AskingOperator
+    ) -> Response:
+        found = await deployment_detail(deployment_id)
+        values = record_values(found.record)
+        return pages.render(request, "deployment.html", deployment=found, **values, **FORMATS)
+
+    return router
+
+
+def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a record that a page shows, each in its shape whatever the record holds."""
+    operations = record.get("operations")
+    undone = record.get("undone")
+    shown = operations[:MOST_OPERATIONS] if isinstance(operations, list) else []
+    return {
+        "operations": [str(each) for each in shown],
+        "checks": checks_of(record.get("gate")),
+        "undone": undone if isinstance(undone, dict) else None,
+        "undone_checks": checks_of(undone.get("gate") if isinstance(undone, dict) else None),
+    }
+
+
+def checks_of(gate: object) -> list[dict[str, Any]]:
+    """The checks of a health gate, those that failed first."""
+    found = gate.get("checks") if isinstance(gate, dict) else None
+    checks = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    shown = [
+        {
+            "name": str(each.get("name", "")),
+            "ok": each.get("ok") is True,
+            "detail": each.get("detail"),
+        }
+        for each in checks
+    ]
+    return sorted(shown, key=lambda check: check["ok"])
