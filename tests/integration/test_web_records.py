@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from tests.recorded_host import SCRIPT, RecordedHost, recorded_hosts
 from tests.stores import run_async
+from tests.web import PATIENCE_MS, chromium, page_of, violations
 
-CHROMIUM = "/usr/bin/chromium"
-# As root Chromium has no sandbox; /dev/shm is small in containers.
-OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-PATIENCE_MS = 30_000
 # Where to put pictures of the pages, for their document; nowhere by default.
 PICTURES = os.environ.get("POLYDEV_PICTURES")
 WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
@@ -27,7 +24,6 @@ PHONE: dict[str, Any] = {
     "device_scale_factor": 2,
     "is_mobile": True,
 }
-AXE = "async () => (await axe.run()).violations.map(v => v.id + ': ' + v.nodes[0].html)"
 LISTS = {"images": "/admin/images", "deployments": "/admin/deployments", "alerts": "/admin/alerts"}
 
 Opened = Callable[..., Any]
@@ -47,29 +43,16 @@ def opened(
     ) -> AsyncIterator[tuple[RecordedHost, Page]]:
         async with (
             recorded_hosts(tmp_path, packed_assets, monkeypatch, markup) as host,
-            async_playwright() as playwright,
+            chromium() as browser,
+            page_of(browser, **{**WIDE, **context}) as page,
         ):
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-            made = await browser.new_context(**{**WIDE, **context})
-            page = await made.new_page()
-            page.set_default_timeout(PATIENCE_MS)
-            told: list[str] = []
-            page.on("console", lambda message: _note(message, told))
-            page.on("pageerror", lambda error: told.append(str(error)))
             await page.goto(f"{host.url}/login?next=/admin/images")
             await page.fill("#token", host.made.tokens["operator"])
             await page.click("button[type=submit]")
             await page.wait_for_url("**/admin/images")
             yield host, page
-            assert told == []
-            await browser.close()
 
     return open_page
-
-
-def _note(message: ConsoleMessage, told: list[str]) -> None:
-    if message.type == "error":
-        told.append(message.text)
 
 
 def paths_of(host: RecordedHost) -> list[str]:
@@ -206,12 +189,10 @@ async def test_markup_in_records_is_text(opened: Opened) -> None:
 @run_async
 async def test_no_page_keeps_anybody_out(opened: Opened, node_modules: Path, scheme: str) -> None:
     async with opened(color_scheme=scheme) as (host, page):
-        source = (node_modules / "axe-core/axe.min.js").read_text()
         for path in paths_of(host):
             await page.goto(host.url + path)
             await page.wait_for_load_state("networkidle")
-            await page.evaluate(source)  # a page's policy forbids scripts of others
-            assert await page.evaluate(AXE) == [], path
+            assert await violations(page, node_modules) == [], path
 
 
 @pytest.mark.parametrize("kind", ["light", "dark", "phone"])
