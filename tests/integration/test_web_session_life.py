@@ -35,6 +35,7 @@ BOOT: dict[Stage, str] = {
     "init": "operating system is starting",
     "services": "The browser is starting",
 }
+MARKUP = "<img src=x onerror='window.ran = 1'>"
 # As if the computer had slept for two minutes, and was opened again.
 SLEEP = """() => {
     const now = Date.now;
@@ -249,6 +250,43 @@ def test_a_vm_that_dies_has_its_reason_and_a_way_to_begin_anew(play: Play) -> No
     play(scenario)
 
 
+def test_what_a_guest_or_a_tool_says_is_text(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        vm = site.made.vms[session.id]
+        vm.login = {"provider": "claude", "status": "failed", "url": None, "detail": MARKUP}
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.click("#login-button")
+            await page.click("#login-start-button")
+            await page.wait_for_selector("#login-problem:not([hidden])")
+            assert MARKUP in await page.inner_text("#login-problem")
+            await site.screen.copy(MARKUP)
+            await page.wait_for_selector("#status-text:has-text('copied in the VM')")
+            await site.made.services.vms.fail(session.vm_id, MARKUP)
+            site.ring()
+            assert MARKUP in await until_covered(page, "over")
+            await page.goto(site.url)
+            assert MARKUP in await page.inner_text("#sessions")
+            assert await page.evaluate("window.ran") is None
+
+    play(scenario)
+
+
+def test_a_page_that_is_seen_is_use_of_its_session(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            async with page.expect_response("**/heartbeat") as told:
+                pass
+            assert (await told.value).status == 200
+
+    play(scenario, session={"idle_seconds": 8})
+
+
 def test_a_session_is_ended_after_a_question(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
@@ -308,6 +346,8 @@ def test_the_longest_life_is_told_before_and_cannot_be_longer(play: Play) -> Non
             minutes, seconds = map(int, left.split(":"))
             ends = (session.created_at - now()).total_seconds() + 280
             assert minutes * 60 + seconds == pytest.approx(ends, abs=5)
+            await page.click("#later-button")
+            await page.wait_for_selector("#countdown", state="hidden")
 
     play(scenario, session={"max_seconds": 280})
 
@@ -340,6 +380,7 @@ def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
             async with page_of(site.browser, expects_network_errors=True) as late:
                 await late.goto(link)
                 assert "opened before" in await until_covered(late, "refused")
+                assert await late.inner_text("#status-text") == "No access"
 
     play(scenario)
 

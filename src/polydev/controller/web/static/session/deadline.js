@@ -4,6 +4,8 @@ import { clock, countdown } from "./countdown.js";
 
 const element = (id) => document.getElementById(id);
 const MOST_BEAT_SECONDS = 60;
+// Whoever has put the word of the end away sees it again then.
+const LAST_SECONDS = 60;
 
 export class Deadline {
   constructor(page, t, limits) {
@@ -11,7 +13,9 @@ export class Deadline {
     this.t = t;
     this.limits = limits;
     this.skew = limits.now - Date.now();
+    this.isPutAway = false;
     element("stay-button").addEventListener("click", () => this.stay());
+    element("later-button").addEventListener("click", () => this.putAway());
     const seconds = Math.min(MOST_BEAT_SECONDS, limits.idleSeconds / 4);
     this.timer = setInterval(() => this.beat(), seconds * 1000);
   }
@@ -30,6 +34,12 @@ export class Deadline {
     else await this.page.refresh();
   }
 
+  putAway() {
+    this.isPutAway = true;
+    this.page.render();
+    this.page.screen.focus();
+  }
+
   end() {
     clearInterval(this.timer);
     element("countdown").hidden = true;
@@ -39,8 +49,10 @@ export class Deadline {
     const { session, viewOnly } = this.page;
     const isLive = ["screen", "connecting", "lost", "given-up"].includes(kind);
     const soon = isLive ? countdown(session, this.limits, Date.now() + this.skew) : null;
-    element("countdown").hidden = soon === null;
-    if (soon === null) return;
+    if (soon === null) this.isPutAway = false;
+    const isShown = soon !== null && (!this.isPutAway || soon.seconds <= LAST_SECONDS);
+    element("countdown").hidden = !isShown;
+    if (!isShown) return;
     const canStay = soon.canStay && !viewOnly;
     element("stay-button").hidden = !canStay;
     const words = this.t(canStay ? "countdown.ends" : viewOnly ? "countdown.of_owner" : "countdown.last");

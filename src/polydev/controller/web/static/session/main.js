@@ -186,5 +186,8 @@ try {
   await new Page(await openKey(config)).begin();
 } catch (error) {
   if (!(error instanceof Problem)) throw error;
-  new Cover(t, {}).show(viewOf({ refusal: error, canStart: false }, Date.now()));
+  const view = viewOf({ refusal: error, canStart: false }, Date.now());
+  new Cover(t, {}).show(view);
+  element("status").dataset.kind = view.kind;
+  element("status-text").textContent = t(`status.${view.kind}`);
 }
