@@ -8,21 +8,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from playwright.async_api import Browser, Page, Response, async_playwright
+from playwright.async_api import Browser, Page, Response
 
 from polydev.controller.host.sample import Sample, Slots
 from polydev.controller.model import now
 from polydev.controller.services import Services
 from polydev.controller.store import tables
 from tests.relays import HOST, Screens
-
-CHROMIUM = "/usr/bin/chromium"
-PATIENCE_MS = 60_000
-AXE_RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice")
+from tests.web import PATIENCE_MS
 
 
 @dataclass
@@ -46,18 +42,6 @@ class Look:
         await self.page.fill("#token", token)
         await self.page.click("form[action='/login'] button")
         await self.page.wait_for_url(f"{self.base}/*")
-
-
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        try:
-            yield browser
-        finally:
-            await browser.close()
 
 
 @asynccontextmanager
@@ -165,16 +149,3 @@ async def add_starts(services: Services, end: datetime) -> None:
     async with services.database.writing() as connection:
         await connection.execute(sa.insert(tables.vms), vms)
         await connection.execute(sa.insert(tables.sessions), sessions)
-
-
-async def violations(page: Page, node_modules: Path) -> list[str]:
-    """What axe-core finds wrong on the page, each with the elements it is about."""
-    if not await page.evaluate("typeof axe !== 'undefined'"):
-        await page.evaluate((node_modules / "axe-core/axe.min.js").read_text())
-    found = await page.evaluate(
-        "rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", list(AXE_RULES)
-    )
-    return [
-        f"{each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes']]}"
-        for each in found["violations"]
-    ]

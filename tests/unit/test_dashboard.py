@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import Sequence
@@ -34,7 +35,14 @@ from polydev.controller.host.shapes import (
 from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, Sampling
 from polydev.controller.store.starts import SessionStart
-from polydev.controller.web.dashboard_view import banner, bars_of, headline, process_rows
+from polydev.controller.web import dashboard
+from polydev.controller.web.dashboard_view import (
+    banner,
+    bars_of,
+    headline,
+    process_rows,
+    view_of,
+)
 from polydev.controller.web.figures import exact_percent_text, rate_text
 from tests.api import ApiHost, Served, api_host
 from tests.pages import browser
@@ -251,6 +259,27 @@ class TestPages:
             assert zipped.content == plain.content
 
         host.run(scenario)
+
+    def test_parts_are_made_once_for_all_who_look(
+        self, host: ApiHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+
+        def noted(*words: Any) -> Any:
+            made.append(words)
+            return view_of(*words)
+
+        monkeypatch.setattr(dashboard, "view_of", noted)
+
+        async def scenario(asked: Served) -> None:
+            looks = [await browser(asked, caller) for caller in ("operator", "admin")]
+            asking = [each.ask("GET", "/admin/live") for each in looks * 20]
+            answers = await asyncio.gather(*asking)
+            assert {each.status_code for each in answers} == {200}
+            assert len({each.content for each in answers}) == 1
+
+        host.run(scenario)
+        assert len(made) == 1
 
     def test_scripts_in_names_are_text(
         self, host: ApiHost, monkeypatch: pytest.MonkeyPatch

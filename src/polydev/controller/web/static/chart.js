@@ -11,8 +11,16 @@ function element(name, className, words) {
   return created;
 }
 
-function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+/** Read the colours of the charts, which are others in the dark. */
+export function readColours() {
+  const style = getComputedStyle(document.documentElement);
+  const read = (name) => style.getPropertyValue(name).trim();
+  return {
+    text: read("--chart-text"),
+    grid: read("--chart-grid"),
+    ground: read("--pico-card-background-color"),
+    series: Array.from({ length: COLOURS }, (_each, number) => read(`--series-${number + 1}`)),
+  };
 }
 
 function timeText(seconds) {
@@ -41,34 +49,44 @@ export class Chart {
     new ResizeObserver(() => this.fit()).observe(this.canvas);
   }
 
-  /** Draw these values; those of the last `hours` are seen. */
-  show(wanted, at, hours) {
+  /** Take these values; those of the last `hours` are seen. `draw` shows them. */
+  take(wanted, at, hours) {
     const names = wanted.series.map((each) => each.label).join();
+    this.isNew = this.names !== names;
+    this.names = names;
     this.at = at;
     this.hours = hours;
     this.data = [at, ...wanted.series.map((each) => each.values)];
     this.wanted = wanted;
-    if (this.names === names && this.plot) {
-      this.plot.setData(this.data, false);
-      this.zoom(hours);
-      return;
-    }
-    this.names = names;
-    this.redraw();
+    if (this.isNew) this.showLegend();
+    else this.showValues(null);
   }
 
-  /** Draw anew from nothing, as with other colours. */
-  redraw() {
-    this.plot?.destroy();
-    this.plot = null;
-    this.box.classList.remove("is-drawn");
-    this.showLegend();
-    if (this.wanted.series.length > 0 && this.at.length > 0) {
-      this.plot = new uPlot(this.options(), this.data, this.canvas);
+  /** Read the place's width: of all charts before the first is drawn, as each changes the page. */
+  measure() {
+    this.width = this.canvas.clientWidth || 320;
+  }
+
+  /** Draw what was taken, anew from nothing where the colours or series are others. */
+  draw(colours, isAnew = this.isNew) {
+    this.colours = colours;
+    if (this.plot && !isAnew) {
+      this.plot.setData(this.data, false);
+      this.plot.setScale("x", this.span());
     } else {
-      this.canvas.textContent = this.say("empty");
-      this.box.classList.add("is-drawn");
+      this.plot?.destroy();
+      this.plot = this.hasValues() ? new uPlot(this.options(), this.data, this.canvas) : null;
+      if (!this.plot) this.canvas.textContent = this.say("empty");
+      this.box.classList.toggle("is-drawn", !this.plot);
     }
+    setTimeout(() => this.tell()); // what is said can wait for what is seen
+  }
+
+  hasValues() {
+    return this.wanted.series.length > 0 && this.at.length > 0;
+  }
+
+  tell() {
     this.describe();
     this.fillTable();
   }
@@ -76,8 +94,7 @@ export class Chart {
   zoom(hours) {
     this.hours = hours;
     this.plot?.setScale("x", this.span());
-    this.describe();
-    this.fillTable();
+    this.tell();
   }
 
   fit() {
@@ -94,10 +111,11 @@ export class Chart {
 
   options() {
     const { unit, series, pointsOnly } = this.wanted;
-    const axis = { stroke: colour("--chart-text"), grid: { stroke: colour("--chart-grid"), width: 1 } };
+    const { text, grid } = this.colours;
+    const axis = { stroke: text, grid: { stroke: grid, width: 1 } };
     const span = this.span();
     return {
-      width: this.canvas.clientWidth || 320,
+      width: this.width,
       height: HEIGHT,
       legend: { show: false },
       cursor: { show: true, drag: { x: false, y: false }, points: { size: 6 } },
@@ -130,9 +148,9 @@ export class Chart {
   }
 
   line(each, number, pointsOnly) {
-    const stroke = colour(`--series-${(number % COLOURS) + 1}`);
+    const stroke = this.colours.series[number % COLOURS];
     if (pointsOnly) {
-      const fill = each.hollow ? colour("--pico-card-background-color") : stroke;
+      const fill = each.hollow ? this.colours.ground : stroke;
       return { label: each.label, stroke, paths: () => null, points: { show: true, size: 6, fill } };
     }
     const paths = this.wanted.unit.whole ? uPlot.paths.stepped({ align: 1 }) : undefined;

@@ -2,7 +2,7 @@
 
 import { ask, textsOf } from "./app.js";
 import { chartsOf } from "./chart_list.js";
-import { Chart } from "./chart.js";
+import { Chart, readColours } from "./chart.js";
 
 const EVERY_MS = 60000;
 const PATH = "/admin/charts.json";
@@ -23,16 +23,19 @@ export function startCharts() {
   function show(columns) {
     performance.mark("charts-begin");
     for (const wanted of chartsOf(columns, say)) {
-      let chart = charts.get(wanted.id);
-      if (!chart) {
-        chart = new Chart(place, wanted, say);
-        charts.set(wanted.id, chart);
-      }
-      chart.show(wanted, columns.at, hours());
+      if (!charts.has(wanted.id)) charts.set(wanted.id, new Chart(place, wanted, say));
+      charts.get(wanted.id).take(wanted, columns.at, hours());
     }
+    draw();
     state.hidden = columns.at.length > 0;
     state.textContent = say("none");
     measureDrawing(columns.at.length);
+  }
+
+  function draw(isAnew) {
+    const colours = readColours();
+    for (const chart of charts.values()) chart.measure();
+    for (const chart of charts.values()) chart.draw(colours, isAnew);
   }
 
   async function load() {
@@ -51,7 +54,7 @@ export function startCharts() {
     for (const chart of charts.values()) chart.zoom(hours());
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const chart of charts.values()) chart.redraw();
+    draw(true);
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && charts.size === 0) load();
@@ -63,13 +66,15 @@ export function startCharts() {
 /** Note how long drawing took, and how many frames passed until all was on the screen. */
 function measureDrawing(points) {
   let frames = 0;
+  queueMicrotask(() => performance.mark("charts-end")); // after uPlot's own, which draw
   const count = () => {
     frames += 1;
     if (document.querySelectorAll("#charts .chart:not(.is-drawn)").length > 0) {
       requestAnimationFrame(count);
       return;
     }
-    performance.measure("charts-drawn", { start: "charts-begin", detail: { frames, points } });
+    const span = { start: "charts-begin", end: "charts-end" };
+    performance.measure("charts-drawn", { ...span, detail: { frames, points } });
   };
   requestAnimationFrame(count);
 }
