@@ -36,7 +36,7 @@ expect.set_options(timeout=PATIENCE_MS)
 async def pages(host: BusyHost, caller: str = "operator", **context: Any) -> AsyncIterator[Page]:
     """A page of a signed-in browser; its console must tell of no error."""
     async with chromium() as browser, page_of(browser, **{**WIDE, **context}) as page:
-        await page.goto(f"{host.url}/login?next=/admin/users")
+        await page.goto(f"{host.url}/login?next=/")
         await page.fill("#token", host.made.tokens[caller])
         await page.click("button[type=submit]")
         await page.wait_for_function("!location.pathname.startsWith('/login')")
@@ -209,6 +209,30 @@ async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> N
         await expect(page.locator("details table tbody tr")).to_have_count(30)
         await page.get_by_role("link", name="ready").click()
         await page.wait_for_url(f"**/admin/vms/{host.sessions['paused'].vm_id}")
+
+
+@run_async
+async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
+    tmp_path: Path, packed_assets: Path, node_modules: Path
+) -> None:
+    async with busy_hosts(tmp_path, packed_assets) as host:
+        host.made.tokens["Alan Turing"] = (
+            await host.made.services.tokens.create(host.ids["Alan Turing"], "laptop")
+        )[1]
+        async with pages(host, "Alan Turing", expects_network_errors=True, bypass_csp=True) as page:
+            await page.goto(host.url)
+            await expect(page.locator(".quotas")).to_contain_text("8.2 of 8 VM h today")
+            await page.evaluate((node_modules / "axe-core/axe.min.js").read_text())
+            assert await page.evaluate(AXE) == []
+            await page.click("[data-start=codex]")
+            problem = page.locator("#start-problem")
+            await expect(problem).to_contain_text("used 8.2 of 8 VM hours of today")
+            await expect(problem).to_contain_text("free again at")
+            await page.goto(f"{host.url}/session/{host.sessions['paused'].id}")
+            notice = page.locator("#notice")
+            await expect(notice).to_contain_text("8.2 of 8 VM hours of today are used")
+            await expect(notice).to_contain_text("this one goes on")
+            assert (await host.made.services.sessions.get(host.sessions["paused"].id)).is_live
 
 
 @run_async

@@ -53,6 +53,10 @@ class QuotaState:
         return self.used >= NEAR * self.limit
 
     @property
+    def free_again(self) -> str:
+        return f"{self.free_at:%Y-%m-%d %H:%M} UTC"
+
+    @property
     def words(self) -> str:
         figures = {"used": f"{self.used:.1f}", "limit": f"{self.limit:g}"}
         return _WORDS[self.quota].format(**figures)
@@ -66,7 +70,7 @@ class QuotaExceeded(SessionError):
     def __init__(self, state: QuotaState, at: datetime) -> None:
         super().__init__(
             f"the user has used {state.words}",
-            f"it is free again at {state.free_at:%Y-%m-%dT%H:%M:%SZ}; an administrator may raise "
+            f"it is free again at {state.free_again}; an administrator may raise "
             f"quotas.{state.quota}",
         )
         self.retry_after_seconds = max(1, math.ceil((state.free_at - at).total_seconds()))

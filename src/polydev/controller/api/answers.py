@@ -285,9 +285,9 @@ def _boot(vm: Vm) -> Boot:
 
 def _warning(state: QuotaState) -> SessionWarning:
     then = (
-        f"no further session starts before {state.free_at:%Y-%m-%dT%H:%M:%SZ}; this one goes on"
+        f"no further session starts before {state.free_again}; this one goes on"
         if state.is_used_up
-        else f"it is free again at {state.free_at:%Y-%m-%dT%H:%M:%SZ}"
+        else f"it is free again at {state.free_again}"
     )
     return SessionWarning(message=f"{state.words} are used: {then}", quota=quota_answer(state))
 

@@ -39,7 +39,7 @@ QUOTA_USED_UP = (
         "type": "urn:polydev:error:quota-exceeded",
         "title": "Too Many Requests",
         "detail": "the user has used 8.0 of 8 VM hours of today",
-        "hint": "it is free again at 2026-11-22T00:00:00Z; an administrator may raise "
+        "hint": "it is free again at 2026-11-22 00:00 UTC; an administrator may raise "
         "quotas.vm_hours_per_day",
         "quota": "vm_hours_per_day",
         "used": 8.012,

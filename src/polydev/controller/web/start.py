@@ -12,6 +12,7 @@ from polydev.controller.api.identity import Asking
 from polydev.controller.model import Caller, Provider, Session, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages
+from polydev.controller.web.people import QuotaBar, quota_bar
 from polydev.controller.web.texts import text
 
 MOST_OVER = 5
@@ -31,6 +32,7 @@ def routes(services: Services, pages: Pages) -> APIRouter:
             user_id=caller.user_id,
             sessions=await _sessions(services, caller),
             stored=await services.credentials.list(caller.user_id),
+            quotas=await _quotas(services, caller),
             ago=ago,
         )
 
@@ -53,6 +55,11 @@ async def _sessions(services: Services, caller: Caller) -> list[Session]:
     live = await services.sessions.list(caller.user_id, live_only=True, limit=MOST_READ)
     over = [session for session in found if not session.is_live]
     return [*live, *over[:MOST_OVER]]
+
+
+async def _quotas(services: Services, caller: Caller) -> list[QuotaBar]:
+    found = await services.usage.quotas({caller.user_id: caller.role}, now())
+    return [quota_bar(each) for each in found[caller.user_id]]
 
 
 def ago(at: datetime) -> str:

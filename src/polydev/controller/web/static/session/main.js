@@ -1,6 +1,6 @@
 // The page of one session: what it knows, who tells it, and who is told.
 
-import { Problem, ask, clearNotice, showProblem, textsOf } from "../app.js";
+import { Problem, ask, clearNotice, showNotice, showProblem, textsOf } from "../app.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { Cover } from "./cover.js";
@@ -31,6 +31,7 @@ class Page {
     this.refusal = null;
     this.isReading = false;
     this.isStale = false;
+    this.warned = "";
     this.screen = new Screen(element("screen"), {
       label: t("screen"),
       viewOnly,
@@ -124,9 +125,17 @@ class Page {
     const wasComing = !this.session || isComing(this.session);
     this.session = session;
     this.login.sessionChanged(session);
+    if (!this.viewOnly) this.warn(session.warnings);
     if (!isLive(session)) this.end();
     else if (wasComing && !isComing(session)) this.link.connectAnew();
     this.render();
+  }
+
+  /** Tell once of each quota that is nearly used up, and again when it is. */
+  warn(warnings) {
+    const told = warnings.map(({ quota }) => `${quota.quota} ${quota.left > 0}`).join();
+    if (told && told !== this.warned) showNotice(warnings.map(({ message }) => `${message}.`).join(" "));
+    this.warned = told;
   }
 
   heard({ kind, data }) {
