@@ -19,12 +19,12 @@ export class Clipboard {
     panel.take.addEventListener("click", () => this.take());
   }
 
-  /** The user pressed Ctrl+V on the screen: the VM gets the text, then the keys. */
+  /** The user pressed Ctrl+V on the screen: the VM gets the text, if there is one, then the keys. */
   pasted(event) {
-    const text = event.clipboardData?.getData("text/plain");
-    if (!this.screen.hasFocus || !text) return;
+    if (!this.screen.hasFocus) return;
     event.preventDefault();
-    this.give(text);
+    const text = event.clipboardData?.getData("text/plain");
+    if (text) this.give(text);
     pressPaste(this.screen, this.isControlHeld);
     this.isControlHeld = false;
   }
