@@ -24,6 +24,7 @@ from tests.relays import Screens, screens
 from tests.unit.test_dashboard import SCRIPT, named_script
 from tests.web import PATIENCE_MS, chromium, violations
 
+MOST_BYTES = 120_000
 SLOTS = tuple(range(2, 10))
 FILLS = {"good": "rgb(46, 163, 106)", "warn": "rgb(217, 154, 11)", "bad": "rgb(214, 69, 69)"}
 DRAWN = "performance.getEntriesByName('charts-drawn').map(each => each.detail)"
@@ -242,6 +243,26 @@ def test_charts_of_a_day(tmp_path: Path, packed_assets: Path) -> None:
             heads = await page.locator("#chart-starts thead th").all_inner_texts()
             assert heads[:3] == ["Time", "pool, median", "pool, longest"]
             assert look.errors == []
+
+    run(scenario())
+
+
+def test_the_page_is_light(tmp_path: Path, packed_assets: Path) -> None:
+    """By what crosses the network with an empty cache, headers and a day of charts included."""
+
+    async def scenario() -> None:
+        async with looked_at(tmp_path, packed_assets) as (host, look):
+            await fill(host.services)
+            cdp = await look.page.context.new_cdp_session(look.page)
+            sizes: list[float] = []
+            cdp.on("Network.loadingFinished", lambda told: sizes.append(told["encodedDataLength"]))
+            await cdp.send("Network.enable")
+            await cdp.send("Network.clearBrowserCache")
+            await look.go("/admin")
+            await charts_drawn(look.page)
+            await look.page.wait_for_selector("#part-processes table")
+            assert len(sizes) >= 12, "page, styles, scripts, charts, live parts"
+            assert sum(sizes) <= MOST_BYTES
 
     run(scenario())
 
