@@ -28,7 +28,12 @@ from polydev.controller.host.alerting import (
     unhealthy_vms_observation,
 )
 from polydev.controller.host.deployments import newest_failed
-from polydev.controller.host.observing import deployment_observed, observed, templates_observed
+from polydev.controller.host.observing import (
+    certificate_observed,
+    deployment_observed,
+    observed,
+    templates_observed,
+)
 from polydev.controller.host.sample import Sample, Slots, Stock
 from polydev.controller.host.warden import message_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
@@ -357,6 +362,23 @@ class TestDeployments:
         changes = watch.see(deployment_observed(("two", "rollback-failed")))
         assert {each.subject: each.severity for each in changes} == {"two": "critical", "one": None}
         assert [each.severity for each in watch.see(deployment_observed(None))] == [None]
+
+
+@pytest.mark.parametrize(
+    ("days", "severity"),
+    [(15, None), (13.9, "warning"), (2.9, "critical"), (0, "critical"), (-9, "critical")],
+)
+def test_a_certificate_that_ends_soon_is_told(days: float, severity: Severity | None) -> None:
+    watch = Watch()
+    changes = watch.see(certificate_observed(START + timedelta(days=days), START))
+    assert [each.severity for each in changes] == ([severity] if severity else [])
+    assert all(("ended" if days <= 0 else "ends") in each.message for each in changes)
+    # A renewed one, or none any more, settles it.
+    for settled in (START + timedelta(days=80), None):
+        watch = Watch()
+        watch.see(certificate_observed(START + timedelta(days=days), START))
+        watch.see(certificate_observed(settled, START))
+        assert watch.standing == {}
 
 
 def vm(number: int, **more: Any) -> Vm:

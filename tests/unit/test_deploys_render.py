@@ -613,6 +613,17 @@ class TestOtherFiles:
         assert (known["slots"], known["resolvers"]) == ([2, 3], ["10.0.0.53"])
         assert known["translatesNames"] is True
         assert (known["controllerAddress"], known["controllerPort"]) == ("10.0.0.7", 81)
+        assert known["controllerCertificate"] is None
+
+    def test_the_host_tool_knows_which_certificate_must_be_shown(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        secrets = {name: str(tmp_path / name) for name in ("tls-certificate", "tls-key")}
+        for file in secrets.values():
+            Path(file).write_text("a text")
+        known = json.loads(files_of(site(secrets=secrets))[HOST_FILE])
+        file = "/etc/master-controller/secrets/tls-certificate"
+        assert known["controllerCertificate"] == file
         assert "microvm-slot@3.service" in known["units"]
 
     def test_slots_are_wanted_by_their_target(self, site: Site) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from polydev.client import probe
+from polydev.controller.tls import server_context
+from tests.certificates import make_tls
+from tests.loopback import as_json, served
 
 # Units and their states, as systemctl lists those of the state that is asked for.
 SYSTEMCTL = """#!/bin/sh
@@ -27,3 +30,16 @@ def test_only_vms_that_failed_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert probe._failed_vms() == ["microvm@3.service", "microvm@4.service"]
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_the_controller_is_asked_as_it_speaks(tmp_path: Path, *, with_tls: bool) -> None:
+    tls = make_tls(tmp_path, name="vms.example.com")
+    context = server_context(tls.certificate.read_text(), tls.key.read_text())
+    report = as_json({"status": "healthy"})
+    with served(lambda _: report, tls=context if with_tls else None) as server:
+        host = {
+            "controllerPort": int(server.url.rpartition(":")[2]),
+            "controllerCertificate": str(tls.certificate) if with_tls else None,
+        }
+        assert probe._controller(host) == {"status": "healthy"}

@@ -23,11 +23,14 @@ Rule = Literal[
     "no_slots",
     "unhealthy_vms",
     "deploy_failed",
+    "certificate",
     "vm_isolation",
     "vm_network",
 ]
 Key = tuple[str, str]  # rule and subject
 HOST = "host"
+CERTIFICATE_WARNING_DAYS = 14.0
+CERTIFICATE_CRITICAL_DAYS = 3.0
 MOST_SUBJECT_CHARACTERS = 200
 
 # A condition that comes and goes must last before it counts; an event counts at once.
@@ -206,6 +209,17 @@ def deploy_observation(deployment_id: str, status: str) -> Observation:
     severity: Severity = "critical" if status == "rollback-failed" else "warning"
     message = f"deployment {deployment_id} is {status}: ./inv deployments tells why"
     return Observation(deployment_id, message, None, severity, severity)
+
+
+def certificate_observation(ends_at: datetime, at: datetime) -> Observation:
+    """Of the controller's own certificate, which browsers take until then."""
+    days = (ends_at - at) / timedelta(days=1)
+    severity: Severity | None = None
+    if days <= CERTIFICATE_WARNING_DAYS:
+        severity = "critical" if days <= CERTIFICATE_CRITICAL_DAYS else "warning"
+    word = "ends" if days > 0 else "ended"
+    message = f"the certificate of the controller {word} on {ends_at:%Y-%m-%d %H:%M} UTC"
+    return Observation(HOST, message, round(days, 2), severity, severity)
 
 
 def _minutes(seconds: float) -> str:

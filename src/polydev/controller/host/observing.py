@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from polydev.controller.host.alerting import (
     HOST,
     Observation,
     Observed,
     Rule,
+    certificate_observation,
     deploy_observation,
     failed_boots_observation,
     no_slots_observation,
@@ -62,3 +65,9 @@ def templates_observed(report: TemplatesReport | None) -> Observed:
 def deployment_observed(failed: tuple[str, str] | None) -> Observed:
     """Of the newest deployment, if it failed."""
     return {"deploy_failed": [deploy_observation(*failed)] if failed else []}
+
+
+def certificate_observed(ends_at: datetime | None, at: datetime) -> Observed:
+    """Of the controller's own certificate; `None` where it has none."""
+    found = [] if ends_at is None else [certificate_observation(ends_at, at)]
+    return {"certificate": found}

@@ -38,6 +38,7 @@ HINTS: Mapping[str, str] = {
     "unhealthy_vms": "end the sessions of these VMs: a new session gets a new VM",
     "vm_isolation": MEND,
     "vm_network": MEND,
+    "certificate": "renew the files of tls-certificate and tls-key, then ./inv deploy",
     "deploy_failed": "./inv deployments tells why; deploy again, or ./inv rollback",
     "pool": "sessions still start, but more slowly, until VMs wait again",
 }

@@ -22,6 +22,7 @@ from polydev.controller.host.network_report import (
     unread_observed,
 )
 from polydev.controller.host.observing import (
+    certificate_observed,
     deployment_observed,
     observed,
     templates_observed,
@@ -91,6 +92,7 @@ class Sampler:
         self._alerts = Alerts(database, clock)
         self._warden = Warden(self._alerts, settings.alert, self._sender.send)
         self._clock = clock
+        self._certificate_ends_at = _certificate_ends_at(settings)
         self._thinned_at: datetime | None = None
 
     @property
@@ -147,6 +149,7 @@ class Sampler:
             **await self._deployments(),
             **await self._network(),
             **await self._templates(),
+            **certificate_observed(self._certificate_ends_at, at),
         }
         self.standing = await self._warden.consider(seen, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
@@ -235,3 +238,12 @@ async def figures_of(hypervisor: Hypervisor, vm: Vm) -> VmFigures:
         return VmFigures(unavailable={"all": error.message})
     pid = state.pid if state.vm_id == vm.id else None
     return await vm_figures(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)
+
+
+def _certificate_ends_at(settings: Settings) -> datetime | None:
+    """When the controller's own certificate ends; None where it has none."""
+    if settings.tls_certificate is None:
+        return None
+    from polydev.controller.tls import expiry_of  # dear to import
+
+    return expiry_of(settings.tls_certificate.get_secret_value())
