@@ -29,6 +29,7 @@ from polydev.deploys.render import config_hash, render, render_unit, stamp_comma
 from polydev.deploys.services import SSHD_FILE, SSHD_FILE_BEFORE
 from polydev.errors import ConfigError
 from polydev.hosttool import sshd
+from tests.certificates import make_tls
 from tests.unit.fake_host import FakeHost, fake_host
 
 UNITS = "/etc/systemd/system/"
@@ -618,9 +619,8 @@ class TestOtherFiles:
     def test_the_host_tool_knows_which_certificate_must_be_shown(
         self, site: Site, tmp_path: Path
     ) -> None:
-        secrets = {name: str(tmp_path / name) for name in ("tls-certificate", "tls-key")}
-        for file in secrets.values():
-            Path(file).write_text("a text")
+        tls = make_tls(tmp_path)
+        secrets = {"tls-certificate": str(tls.certificate), "tls-key": str(tls.key)}
         known = json.loads(files_of(site(secrets=secrets))[HOST_FILE])
         file = "/etc/master-controller/secrets/tls-certificate"
         assert known["controllerCertificate"] == file

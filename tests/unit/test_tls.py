@@ -62,6 +62,10 @@ class TestPlan:
         assert "no private key in PEM form" in wrong["secrets.tls-key"]
         assert "hidden" not in str(wrong)
 
+    def test_both_are_named_where_both_are_wrong(self) -> None:
+        wrong = found(tls_certificate="no", tls_key="no")
+        assert set(wrong) == {"secrets.tls-certificate", "secrets.tls-key"}
+
     def test_a_key_with_a_passphrase_is_refused(self, tls: Tls) -> None:
         key = load_pem_private_key(tls.key.read_bytes(), None)
         closed = key.private_bytes(

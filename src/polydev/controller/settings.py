@@ -505,6 +505,10 @@ class Settings(BaseSettings):
     def _fits_its_key(
         cls, certificate: SecretStr | None, others: ValidationInfo
     ) -> SecretStr | None:
+        if certificate is not None:
+            from polydev.controller.tls import certificates_of  # dear to import, and not always
+
+            certificates_of(certificate.get_secret_value())
         if "tls_key" not in others.data:  # wrong by itself, and told so
             return certificate
         key = others.data["tls_key"]
