@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from playwright.async_api import (
 from polydev.controller.model import Session
 from polydev.controller.web.cookies import PLAIN_NAME
 from tests.relays import HOST, Screens, screens
-from tests.xscreen import XScreen, first_of, pumped, x_screens
+from tests.xscreen import XScreen, x_screens
 
 CHROMIUM = "/usr/bin/chromium"
 # As root Chromium has no sandbox; /dev/shm is small in containers.
@@ -49,22 +49,11 @@ const wait = window.setTimeout;
 window.setTimeout = (work, pause, ...rest) => wait(work, pause / 50, ...rest);
 """
 
-COLOUR_SHARE = """([selector, [red, green, blue]]) => {
-    const canvas = document.querySelector(selector);
-    if (!canvas || !canvas.width) return 0;
-    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    let found = 0;
-    for (let at = 0; at < data.length; at += 4)
-        if (data[at] === red && data[at + 1] === green && data[at + 2] === blue) found++;
-    return found / (data.length / 4);
-}"""
 PIXELS = """selector => {
     const canvas = document.querySelector(selector);
     if (!canvas || !canvas.width) return '';
     return canvas.toDataURL();
 }"""
-
-Colour = tuple[int, int, int]
 
 
 class Told:
@@ -163,53 +152,6 @@ async def sites(root: Path, packed_assets: Path, **changes: Any) -> AsyncIterato
         yield Site(made, screen, await stack.enter_async_context(chromium()))
 
 
-class Wire:
-    """What is between a browser and the service: it can be cut, and lead to another service."""
-
-    def __init__(self, to_port: int) -> None:
-        self.to_port = to_port
-        self.port = 0
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    async def mend(self) -> None:
-        self._server = await asyncio.start_server(self._carry, HOST, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    def cut(self) -> None:
-        """Nobody listens any more, and what was open breaks off."""
-        assert self._server is not None
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            to_reader, to_writer = await asyncio.open_connection(HOST, self.to_port)
-            both = {writer, to_writer}
-            self._writers |= both
-            try:
-                await first_of(pumped(reader, to_writer), pumped(to_reader, writer))
-            finally:
-                self._writers -= both
-                to_writer.close()
-        writer.close()
-
-
-@asynccontextmanager
-async def wires(to_port: int) -> AsyncIterator[Wire]:
-    wire = Wire(to_port)
-    await wire.mend()
-    try:
-        yield wire
-    finally:
-        wire.cut()
-
-
 async def sign_in(page: Page, site: Site, caller: str = "user", url: str | None = None) -> None:
     """By the page, as a person does; `url` is the site's as this browser sees it."""
     await page.goto(f"{url or site.url}/login")
@@ -219,17 +161,10 @@ async def sign_in(page: Page, site: Site, caller: str = "user", url: str | None 
     assert PLAIN_NAME in [cookie["name"] for cookie in await page.context.cookies()]
 
 
-async def colour_share(page: Page, colour: Colour) -> float:
-    """How much of the VM's screen, as the page shows it, has this colour: 0 to 1."""
-    share: float = await page.evaluate(COLOUR_SHARE, [CANVAS, list(colour)])
-    return share
-
-
-async def until_colour(page: Page, colour: Colour, least: float = 0.5) -> None:
-    """Wait until so much of the VM's screen has this colour."""
-    shown = f"([selector, colour, least]) => ({COLOUR_SHARE})([selector, colour]) >= least"
-    given = [CANVAS, list(colour), least]
-    await page.wait_for_function(shown, arg=given, polling=100, timeout=PATIENCE_MS)
+async def open_session(page: Page, site: Site, session: Session, url: str | None = None) -> None:
+    """Sign in, and open the session's page; `url` is the site's as this browser sees it."""
+    await sign_in(page, site, url=url)
+    await page.goto(f"{url or site.url}/session/{session.id}")
 
 
 async def until_shown(page: Page) -> None:
@@ -243,6 +178,11 @@ async def until_covered(page: Page, kind: str) -> str:
     """Wait until a session's page shows a card of this kind; its words."""
     await page.wait_for_selector(f"#cover[data-kind={kind}]:not([hidden])")
     return await page.inner_text("#cover article")
+
+
+async def until_text(page: Page, text: str) -> None:
+    """Wait until the card of a session's page says that."""
+    await page.wait_for_selector(f"#cover article:has-text({text!r})")
 
 
 async def picture(page: Page) -> str:
@@ -268,3 +208,13 @@ async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] =
         if each["id"] not in ignored
         for node in each["nodes"]
     ]
+
+
+def player(root: Path, packed_assets: Path) -> Callable[..., None]:
+    """What plays a scenario on a site of its own, made with `changes` of `screens`."""
+
+    async def played(scenario: Callable[[Site], Awaitable[None]], **changes: Any) -> None:
+        async with sites(root, packed_assets, **changes) as site:
+            await scenario(site)
+
+    return lambda scenario, **changes: asyncio.run(played(scenario, **changes))

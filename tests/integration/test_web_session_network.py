@@ -1,0 +1,169 @@
+"""A session's page on a network that breaks, at a controller that restarts, and after sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from playwright.async_api import WebSocket
+
+from polydev.controller.app import create_app
+from tests.driving import until
+from tests.relays import serving
+from tests.web import (
+    QUICK_TIMERS,
+    Site,
+    open_session,
+    page_of,
+    player,
+    until_covered,
+    until_shown,
+    until_text,
+)
+from tests.wires import wires
+
+# As if the computer had slept for two minutes, and was opened again.
+SLEEP = """() => {
+    const now = Date.now;
+    Date.now = () => now() + 120_000;
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, packed_assets: Path) -> Play:
+    return player(tmp_path, packed_assets)
+
+
+def test_a_reload_finds_the_same_screen(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.reload()
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            wire.cut()
+            words = await until_covered(page, "lost")
+            assert "Check your network" in words
+            assert "Next attempt in" in words
+            await until_text(page, "(2 of 5)")
+            await wire.mend()
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_try_now_waits_for_nothing(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            wire.cut()
+            await until_text(page, "(4 of 5)")  # the next attempt is 8 s away
+            await wire.mend()
+            await page.click("text=Try now")
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_network_that_is_back_is_used_at_once(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with (
+            wires(site.made.port) as wire,
+            page_of(site.browser, expects_network_errors=True) as page,
+        ):
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            await page.context.set_offline(True)
+            wire.cut()
+            await until_text(page, "(3 of 5)")
+            await wire.mend()
+            await page.context.set_offline(False)
+            await until_shown(page)
+
+    play(scenario)
+
+
+def test_after_sleep_the_page_connects_anew_at_once(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser) as page:
+            sockets: list[WebSocket] = []
+            page.on("websocket", lambda socket: sockets.append(socket))
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.evaluate(SLEEP)
+
+            async def is_new() -> bool:
+                return len(sockets) == 2
+
+            await until(is_new, "another connection")
+            await until_shown(page)
+            assert sockets[0].is_closed()
+
+    play(scenario)
+
+
+def test_a_restarted_controller_shows_the_same_screen(play: Play, packed_assets: Path) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with AsyncExitStack() as stack:
+            wire = await stack.enter_async_context(wires(site.made.port))
+            page = await stack.enter_async_context(
+                page_of(site.browser, expects_network_errors=True)
+            )
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            await site.made.stop()
+            words = await until_covered(page, "lost")
+            assert "The service restarts; connect again." in words
+            made = site.made
+            app = create_app(made.services.settings, made.host.hypervisor, packed_assets)
+            _, wire.to_port = await stack.enter_async_context(serving(app))
+            await until_shown(page)
+            await page.close()
+
+    play(scenario)
+
+
+def test_after_the_last_attempt_the_user_has_the_word(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        vm = site.made.vms[session.id]
+        async with page_of(site.browser) as page:
+            await page.add_init_script(QUICK_TIMERS)
+            await open_session(page, site, session)
+            await until_shown(page)
+            vm.hang_up()
+            words = await until_covered(page, "given-up")
+            assert "The VM's screen does not answer." in words
+            assert "has stopped trying" in words
+            await vm.listen(5901, vm.serve_rfb)
+            await page.click("text=Connect again")
+            await until_shown(page)
+
+    play(scenario)

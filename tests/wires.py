@@ -1,0 +1,57 @@
+"""A wire between a browser and a service, which a test cuts and mends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from tests.relays import HOST
+from tests.xscreen import first_of, pumped
+
+
+class Wire:
+    """What is between a browser and the service: it can be cut, and lead to another service."""
+
+    def __init__(self, to_port: int) -> None:
+        self.to_port = to_port
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._carry, HOST, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """Nobody listens any more, and what was open breaks off."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            to_reader, to_writer = await asyncio.open_connection(HOST, self.to_port)
+            both = {writer, to_writer}
+            self._writers |= both
+            try:
+                await first_of(pumped(reader, to_writer), pumped(to_reader, writer))
+            finally:
+                self._writers -= both
+                to_writer.close()
+        writer.close()
+
+
+@asynccontextmanager
+async def wires(to_port: int) -> AsyncIterator[Wire]:
+    wire = Wire(to_port)
+    await wire.mend()
+    try:
+        yield wire
+    finally:
+        wire.cut()
