@@ -157,12 +157,13 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             raise ConnectionAbortedError("closed during the handshake")
         self._end_handshake()
+        # What comes from now on is the relay's to read: here it would count as too early.
+        if self.transport.is_reading():
+            self.transport.pause_reading()
         taken = await self._decrypted() if is_ssl(self.transport) else self._as_it_is()
         return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
 
     def _as_it_is(self) -> socket.socket:
-        if self.transport.is_reading():
-            self.transport.pause_reading()
         return _own_socket(self.transport.get_extra_info("socket").fileno())
 
     async def _decrypted(self) -> socket.socket:
@@ -182,8 +183,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
             raise
         self._far_end = made[1]
         self.transport.set_write_buffer_limits()
-        if not self.transport.is_reading():
-            self.transport.resume_reading()
+        self.transport.resume_reading()
         return near
 
     def _early(self) -> bytes:
