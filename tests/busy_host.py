@@ -28,7 +28,7 @@ QUOTAS = {
     "traffic_gib_per_day": 20,
     "by_role": {"admin": {"vm_hours_per_day": 0, "traffic_gib_per_day": 0}},
 }
-PEOPLE = {"Ada Lovelace": 6.5, "Alan Turing": 8.2, "Grace Hopper": 2.1, "Linus Torvalds": 0.0}
+PEOPLE = {"Ada Berg": 6.5, "Alan Cole": 8.2, "Grace Diaz": 2.1, "Lena Frey": 0.0}
 CONSOLE = (
     "[    0.000000] Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)\n"
     "[\x1b[0;1;32m  OK  \x1b[0m] Reached target \x1b[0;1;39mnetwork.target\x1b[0m - Network.\n"
@@ -90,7 +90,7 @@ def _sample(vm: Vm, number: int, cpu_percent: float) -> VmSample:
 async def busy_hosts(
     root: Path, packed_assets: Path, screen: Serve | None = None, **changes: Any
 ) -> AsyncIterator[BusyHost]:
-    """Ada's session is ready, Alan's is paused, Grace's boots, Linus's failed; one VM waits."""
+    """Ada's session is ready, Alan's is paused, Grace's boots, Lena's failed; one VM waits."""
     given = {"slots": range(2, 12), "quotas": QUOTAS, **changes}
     async with screens(root, packed_assets=packed_assets, **given) as made:
         host = BusyHost(made, {}, {})
@@ -107,16 +107,14 @@ async def _people(host: BusyHost) -> None:
     services = host.made.services
     for name, user_id in host.made.users.items():
         await services.users.rename(user_id, name.capitalize())
-    host.ids["Root"] = (await services.users.add("admin", "Margaret Hamilton")).id
+    host.ids["Root"] = (await services.users.add("admin", "Mara Holt")).id
     host.made.tokens["Root"] = (await services.tokens.create(host.ids["Root"], "laptop"))[1]
     for name in PEOPLE:
         host.ids[name] = (await services.users.add("user", name)).id
-    token, _ = await services.tokens.create(host.ids["Ada Lovelace"], "notebook")
-    await services.tokens.create(
-        host.ids["Ada Lovelace"], "build server", now() + timedelta(days=30)
-    )
+    token, _ = await services.tokens.create(host.ids["Ada Berg"], "notebook")
+    await services.tokens.create(host.ids["Ada Berg"], "build server", now() + timedelta(days=30))
     await services.tokens.revoke(token.id)
-    await services.tokens.create(host.ids["Ada Lovelace"], "phone")
+    await services.tokens.create(host.ids["Ada Berg"], "phone")
 
 
 async def use_days(host: BusyHost, name: str, hours: float, seed: int = 0) -> None:
@@ -139,10 +137,10 @@ async def use_days(host: BusyHost, name: str, hours: float, seed: int = 0) -> No
 
 async def _machines(host: BusyHost, screen: Serve | None) -> None:
     services = host.made.services
-    await host.begin("ready", "Ada Lovelace", screen)
-    paused = await host.begin("paused", "Alan Turing")
+    await host.begin("ready", "Ada Berg", screen)
+    paused = await host.begin("paused", "Alan Cole")
     await services.vms.pause(await services.vms.get(paused.vm_id))
-    for name, user in (("booting", "Grace Hopper"), ("failed", "Linus Torvalds")):
+    for name, user in (("booting", "Grace Diaz"), ("failed", "Lena Frey")):
         host.made.users[user] = host.ids[user]
         host.sessions[name] = await host.made.booting(user=user)
         await services.vms.stage_reached(host.sessions[name].vm_id, "kernel")

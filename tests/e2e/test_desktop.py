@@ -37,6 +37,8 @@ CHROMIUM = "/usr/bin/chromium"
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
 # The address bar of the guest's browser, on its screen of the same size.
 ADDRESS_BAR: Position = {"x": 640, "y": 63}
+# Where it shows, in white, what it would do with the text.
+BELOW_ADDRESS_BAR = (640, 150)
 CANVAS = "#noVNC_container canvas"
 SESSION_CANVAS = "#screen canvas"
 # Before that noVNC has a canvas too, but loses what is typed.
@@ -60,6 +62,12 @@ COLOUR_COVERS = """([selector, [red, green, blue], share]) => {
     for (let at = 0; at < data.length; at += 4)
         if (near(at, red) && near(at + 1, green) && near(at + 2, blue)) found++;
     return found >= share * data.length / 4;
+}"""
+
+
+IS_LIGHT = """([selector, [x, y]]) => {
+    const context = document.querySelector(selector).getContext('2d');
+    return Math.min(...context.getImageData(x, y, 1, 1).data) > 200;
 }"""
 
 
@@ -97,6 +105,30 @@ def paint_in_guest(
                 raise
         else:
             break
+
+
+def paste_in_guest(page: Page, name: str, colour: tuple[int, int, int]) -> None:
+    """Send a text to the guest's clipboard by the session's page, and paste it there."""
+    page.click("#clipboard-button")
+    page.fill("#outgoing", f"data:text/html,<body bgcolor={name}>")
+    page.click("#send-button")
+    page.locator(SESSION_CANVAS).click(position=ADDRESS_BAR)
+    page.keyboard.press("Control+l")
+    page.keyboard.press("Control+v")
+    # The guest's browser asks for the text, and takes keys before it has got it.
+    wanted = [SESSION_CANVAS, BELOW_ADDRESS_BAR]
+    page.wait_for_function(IS_LIGHT, arg=wanted, polling=250, timeout=PATIENCE_MS)
+    page.keyboard.press("Enter")
+    wait_for_colour(page, colour, canvas=SESSION_CANVAS)
+
+
+def copied_in_guest(page: Page) -> str:
+    """Copy the address in the guest's browser, and return what comes to the session's page."""
+    page.locator(SESSION_CANVAS).click(position=ADDRESS_BAR)
+    page.keyboard.press("Control+l")
+    page.keyboard.press("Control+c")
+    page.wait_for_function("document.querySelector('#incoming').value", timeout=PATIENCE_MS)
+    return page.input_value("#incoming")
 
 
 @pytest.fixture(scope="module")
@@ -313,13 +345,11 @@ def test_that_session_on_its_page(
 ) -> None:
     page, session_id = session_page, readme_session.id
     wait_for_colour(page, START_PAGE, canvas=SESSION_CANVAS)
-    page.click("#login-button")
-    page.click("#login-start-button")
+    # The README's lines have asked for the login.
     page.wait_for_selector("#login-button[data-state=waiting]", timeout=PATIENCE_MS)
     login = inv.answer("session.login", session_id)
     assert login["status"] == "waiting"
     assert (urlsplit(login["url"]).hostname or "").endswith(("claude.ai", "claude.com"))
-    page.click("#login-button")
     wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
     assert service.user.session(session_id)["status"] == "oauth_pending"
@@ -327,6 +357,8 @@ def test_that_session_on_its_page(
     page.reload()
     page.wait_for_selector("#cover", state="hidden", timeout=PATIENCE_MS)
     wait_for_colour(page, TEAL, canvas=SESSION_CANVAS)
+    paste_in_guest(page, "purple", PURPLE)
+    assert "bgcolor=purple" in copied_in_guest(page)
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_SESSION", tmp_path / "session.png")))
     assert "terminated" in readme_session.end()
     page.wait_for_selector("#cover[data-kind=over]", timeout=PATIENCE_MS)

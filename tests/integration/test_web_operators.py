@@ -53,13 +53,13 @@ async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
         await expect(rows).to_have_count(5)
         ready = host.sessions["ready"]
         row = page.locator(f"#vm-{ready.vm_id}")
-        await expect(row).to_contain_text("Ada Lovelace")
+        await expect(row).to_contain_text("Ada Berg")
         await expect(row).to_contain_text("ready")
         await page.locator(f"#user-{ready.vm_id}").focus()
         place = await page.evaluate("window.scrollY")
         assert place > 0, "the focus is further down"
-        await host.begin("from the pool", "Grace Hopper")
-        await host.begin("another", "Linus Torvalds")
+        await host.begin("from the pool", "Grace Diaz")
+        await host.begin("another", "Lena Frey")
         await host.measure(cpu_percent=21.0)
         await expect(rows).to_have_count(6)
         await expect(row).to_contain_text("63 %")
@@ -78,7 +78,7 @@ async def test_filters_and_older_ones(
     ):
         await page.goto(f"{host.url}/admin/sessions")
         rows = page.locator("table.machines tbody tr")
-        await page.select_option("select[name=user]", host.ids["Ada Lovelace"])
+        await page.select_option("select[name=user]", host.ids["Ada Berg"])
         await page.wait_for_url("**/admin/sessions?*user=*")
         await expect(rows).to_have_count(1)
         await page.select_option("select[name=user]", "")
@@ -102,7 +102,7 @@ async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets
         await page.goto(host.vm_page("ready"))
         await page.click("#end-session")
         dialog = page.locator("#confirm-end")
-        await expect(dialog).to_contain_text("The session of Ada Lovelace ends now")
+        await expect(dialog).to_contain_text("The session of Ada Berg ends now")
         await expect(dialog.get_by_role("button", name="Keep it")).to_be_focused()
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()
@@ -198,12 +198,12 @@ async def test_the_viewer_is_opened_to_look_only(tmp_path: Path, packed_assets: 
 async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host) as page:
         await page.goto(f"{host.url}/admin/users")
-        row = page.locator("tr", has=page.get_by_role("link", name="Alan Turing"))
+        row = page.locator("tr", has=page.get_by_role("link", name="Alan Cole"))
         await expect(row).to_contain_text("8.2 h")
         await expect(row).to_contain_text("8.2 of 8 VM h today")
         await expect(row.locator("rect.bad")).to_have_count(1)
         await row.get_by_role("link").click()
-        await expect(page.get_by_role("heading", level=1)).to_have_text("Alan Turing")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Alan Cole")
         await expect(page.locator("svg.days rect")).to_have_count(30)
         await page.get_by_text("All figures by day").click()
         await expect(page.locator("details table tbody tr")).to_have_count(30)
@@ -216,10 +216,10 @@ async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
     tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host:
-        host.made.tokens["Alan Turing"] = (
-            await host.made.services.tokens.create(host.ids["Alan Turing"], "laptop")
+        host.made.tokens["Alan Cole"] = (
+            await host.made.services.tokens.create(host.ids["Alan Cole"], "laptop")
         )[1]
-        async with pages(host, "Alan Turing", expects_network_errors=True, bypass_csp=True) as page:
+        async with pages(host, "Alan Cole", expects_network_errors=True, bypass_csp=True) as page:
             await page.goto(host.url)
             await expect(page.locator(".quotas")).to_contain_text("8.2 of 8 VM h today")
             await page.evaluate((node_modules / "axe-core/axe.min.js").read_text())
@@ -240,7 +240,7 @@ async def test_tokens_are_shown_to_operators_and_revoked_by_admins(
     tmp_path: Path, packed_assets: Path
 ) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host:
-        path = f"{host.url}/admin/users/{host.ids['Ada Lovelace']}"
+        path = f"{host.url}/admin/users/{host.ids['Ada Berg']}"
         async with pages(host) as page:
             await page.goto(path)
             await expect(page.locator("tr", has_text="phone")).to_contain_text("valid")
@@ -252,7 +252,7 @@ async def test_tokens_are_shown_to_operators_and_revoked_by_admins(
             await expect(dialog).to_contain_text("phone")
             await dialog.get_by_role("button", name="Revoke").click()
             await expect(page.locator("tr", has_text="phone")).to_contain_text("revoked")
-        found = await host.made.services.tokens.list(host.ids["Ada Lovelace"])
+        found = await host.made.services.tokens.list(host.ids["Ada Berg"])
         assert {each.name for each in found if each.revoked_at} == {"notebook", "phone"}
 
 
@@ -302,7 +302,7 @@ async def test_axe_finds_nothing_and_pictures_are_taken(
         shown = {
             "sessions": f"{host.url}/admin/sessions",
             "users": f"{host.url}/admin/users",
-            "user": f"{host.url}/admin/users/{host.ids['Ada Lovelace']}",
+            "user": f"{host.url}/admin/users/{host.ids['Ada Berg']}",
             "vm": host.vm_page("ready"),
             "failed": host.vm_page("failed"),
         }
