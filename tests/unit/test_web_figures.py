@@ -12,8 +12,8 @@ from polydev.controller.accounting import Use
 from polydev.controller.model import Session, Token, User, Vm
 from polydev.controller.quotas import QuotaState
 from polydev.controller.web.figures import NOTHING, duration_text, size_text, time_text
-from polydev.controller.web.machines import Machine, counted, machine_row
-from polydev.controller.web.people import DAYS, day_bars, person_row, quota_bar, token_state
+from polydev.controller.web.user_rows import DAYS, day_bars, quota_bar, token_state, user_row
+from polydev.controller.web.vm_rows import Machine, counted, vm_row
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 ADA = User("5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01", "user", "Ada", NOON)
@@ -88,14 +88,14 @@ def test_states(
     of_vm: dict[str, Any], of_session: dict[str, Any] | None, state: str, level: str
 ) -> None:
     its = None if of_session is None else session(**of_session)
-    row = machine_row(Machine(vm(**of_vm), its), NOON)
+    row = vm_row(Machine(vm(**of_vm), its), NOON)
     assert (row.state, row.level) == (state, level)
 
 
 def test_how_it_was_started() -> None:
     clone = vm(template="7e")
     rows = [
-        machine_row(Machine(*each), NOON)
+        vm_row(Machine(*each), NOON)
         for each in (
             (vm(), session()),
             (clone, session()),
@@ -107,12 +107,12 @@ def test_how_it_was_started() -> None:
 
 
 def test_who_and_until_when() -> None:
-    known = machine_row(Machine(vm(paused_at=NOON), session(), ADA, viewers=2), later(300))
+    known = vm_row(Machine(vm(paused_at=NOON), session(), ADA, viewers=2), later(300))
     assert (known.who, known.left, known.age, known.viewers) == ("Ada", "5 min", "5 min", 2)
     assert known.is_paused
-    stranger = machine_row(Machine(vm(), session()), NOON)
+    stranger = vm_row(Machine(vm(), session()), NOON)
     assert stranger.who == ADA.id[:8]
-    over = machine_row(Machine(vm(), session(state="expired", ended_at=later(60))), later(300))
+    over = vm_row(Machine(vm(), session(state="expired", ended_at=later(60))), later(300))
     assert (over.left, over.age) == ("", "1 min")
     assert (over.cpu, over.memory) == (NOTHING, NOTHING)
 
@@ -139,7 +139,7 @@ def test_bars_of_quotas(used: float, percent: float, level: str) -> None:
 
 def test_a_users_use() -> None:
     days = {NOON.date(): Use(3600, 60, 10, 5, 1), (NOON - timedelta(days=3)).date(): Use(7200)}
-    row = person_row(ADA, days, (), 1, None, NOON)
+    row = user_row(ADA, days, (), 1, None, NOON)
     assert (row.today.vm, row.month.vm, row.today.traffic) == ("1.0 h", "3.0 h", "15 B")
     assert row.seen == NOTHING
     bars = day_bars(days, NOON)

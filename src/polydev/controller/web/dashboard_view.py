@@ -42,7 +42,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Row:
+class InterfaceRow:
     """An interface: `colour` and `state` say whether it is up."""
 
     name: str
@@ -101,7 +101,7 @@ class View:
     at: str
     findings: Sequence[FindingRow]
     bars: Sequence[Bar]
-    interfaces: Sequence[Row]
+    interfaces: Sequence[InterfaceRow]
     slot_ports: str
     checks: Sequence[CheckRow]
     alerts: Sequence[AlertRow]
@@ -244,8 +244,8 @@ def _heat(celsius: float, critical: float | None, status: Status) -> Bar:
     return Bar(label, percent, colour, level_word(status), f"{celsius:g} °C", figures)
 
 
-def _interface(each: Interface) -> Row:
-    return Row(
+def _interface(each: Interface) -> InterfaceRow:
+    return InterfaceRow(
         each.name,
         "good" if each.status == "up" else "unknown",
         text("dashboard.network.up") if each.status == "up" else text("dashboard.network.down"),

@@ -16,8 +16,8 @@ from polydev.controller.api.identity import AskingOperator
 from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
 from polydev.controller.web.figures import duration_text, time_text
-from polydev.controller.web.machines import Machine, counted, machine_row
 from polydev.controller.web.pages import Pages
+from polydev.controller.web.vm_rows import Machine, counted, vm_row
 from polydev.errors import VmError
 from polydev.vm.stages import STAGES
 
@@ -90,7 +90,7 @@ async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
     at = now()
     older = vms[limit - 1].id if len(vms) > limit else None
     return {
-        "rows": [machine_row(each, at) for each in machines.values()],
+        "rows": [vm_row(each, at) for each in machines.values()],
         "counts": counted(machines),
         "filter": wanted,
         "older": Filter(wanted.shown, wanted.user, older).query if older else None,
@@ -135,7 +135,7 @@ async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
     at = now()
     return {
         "machine": machines[vm.id],
-        "row": machine_row(machines[vm.id], at),
+        "row": vm_row(machines[vm.id], at),
         "stages": stages_of(vm),
         "times": times_of(vm),
         "at": f"{at:%H:%M:%S}",

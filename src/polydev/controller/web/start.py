@@ -12,8 +12,8 @@ from polydev.controller.api.identity import Asking
 from polydev.controller.model import Caller, Provider, Session, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages
-from polydev.controller.web.people import QuotaBar, quota_bar
 from polydev.controller.web.texts import text
+from polydev.controller.web.user_rows import QuotaBar, quota_bar
 
 MOST_OVER = 5
 MOST_READ = 50

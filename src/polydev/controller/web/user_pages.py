@@ -15,9 +15,9 @@ from polydev.controller.quotas import month_of
 from polydev.controller.services import Services
 from polydev.controller.web.figures import hours_text, time_text
 from polydev.controller.web.machine_pages import machines_of
-from polydev.controller.web.machines import machine_row
 from polydev.controller.web.pages import Pages
-from polydev.controller.web.people import day_bars, first_day, person_row, token_state
+from polydev.controller.web.user_rows import day_bars, first_day, token_state, user_row
+from polydev.controller.web.vm_rows import vm_row
 
 MOST_SESSIONS = 1000
 LATEST_SESSIONS = 20
@@ -46,7 +46,7 @@ async def _all(services: Services) -> dict[str, Any]:
     live = await services.sessions.list(live_only=True, limit=MOST_SESSIONS)
     sessions, seen = Counter(each.user_id for each in live), await services.users.last_seen()
     rows = [
-        person_row(
+        user_row(
             user,
             days.get(user.id, {}),
             quotas[user.id],
@@ -70,11 +70,11 @@ async def _one(services: Services, user_id: str) -> dict[str, Any]:
     seen = await services.users.last_seen(user.id)
     latest = await services.vms.list(user.id, limit=LATEST_SESSIONS)
     machines = await machines_of(services, latest)
-    rows = [machine_row(each, at) for each in machines.values()]
+    rows = [vm_row(each, at) for each in machines.values()]
     tokens = await services.tokens.list(user.id)
     live = sum(row.is_live for row in rows)
     return {
-        "person": person_row(user, lately, quotas[user.id], live, seen.get(user.id), at),
+        "user_row": user_row(user, lately, quotas[user.id], live, seen.get(user.id), at),
         "days": day_bars(lately, at),
         "most": hours_text(max((use.vm_seconds for use in lately.values()), default=0)),
         "rows": rows,

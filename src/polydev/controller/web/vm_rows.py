@@ -1,4 +1,4 @@
-"""VMs and their sessions as an operator's pages show them: pure, from what is known of each."""
+"""VMs and their sessions as an operator's pages show them; pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class MachineRow:
+class VmRow:
     """What a row of the list has to say. `state` and `start` are names of texts.
 
     stage   how far a VM is that comes up; nothing of others
@@ -63,10 +63,10 @@ class MachineRow:
         return self.level in ("good", "busy")
 
 
-def machine_row(machine: Machine, at: datetime) -> MachineRow:
+def vm_row(machine: Machine, at: datetime) -> VmRow:
     vm, session, used = machine.vm, machine.session, machine.sample
     ended_at = session.ended_at if session else vm.ended_at
-    return MachineRow(
+    return VmRow(
         id=vm.id,
         session_id=session.id if session else None,
         user_id=session.user_id if session else None,
@@ -97,7 +97,7 @@ def who(user: User | None, session: Session | None) -> str | None:
 
 
 def state_of(vm: Vm, session: Session | None) -> str:
-    """The session's state; of a VM without one, the VM's own as `vm_…`, or `pooled`."""
+    """Return the session's state; without a session `pooled`, `priming` or the VM's `machine_…`."""
     if session is not None:
         return session.state
     if vm.is_for_sessions:

@@ -43,7 +43,7 @@ class QuotaBar:
 
 
 @dataclass(frozen=True)
-class PersonRow:
+class UserRow:
     """A row of the list of users."""
 
     user: User
@@ -74,16 +74,16 @@ def use_text(use: Use) -> UseText:
     )
 
 
-def person_row(
+def user_row(
     user: User,
     days: Days,
     quotas: Iterable[QuotaState],
     sessions: int,
     seen: datetime | None,
     at: datetime,
-) -> PersonRow:
+) -> UserRow:
     """`days` are those of the last DAYS."""
-    return PersonRow(
+    return UserRow(
         user=user,
         seen=time_text(seen),
         sessions=sessions,
