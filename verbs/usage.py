@@ -7,7 +7,7 @@ from typing import Any
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, megabytes, require_at_least, task
+from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.access import USER_HELP
 from verbs.connection import API_HELP, connect
@@ -16,6 +16,7 @@ from verbs.sessions import session_user
 from verbs.tables import short, table_text
 
 HOUR_SECONDS = 3600
+GIBIBYTE = 1 << 30
 
 
 @task(
@@ -53,10 +54,15 @@ def _use(user: dict[str, Any]) -> list[object]:
         used["sessions"],
         f"{used['vmSeconds'] / HOUR_SECONDS:.1f}",
         f"{used['cpuSeconds'] / HOUR_SECONDS:.1f}",
-        megabytes(used["receivedBytes"]),
-        megabytes(used["sentBytes"]),
+        _gibibytes(used["receivedBytes"]),
+        _gibibytes(used["sentBytes"]),
         ", ".join(f"{q['quota']} {q['used']:.1f}/{q['limit']:g}" for q in user["quotas"]),
     ]
+
+
+def _gibibytes(size: int) -> str:
+    """The unit of the traffic quota."""
+    return f"{size / GIBIBYTE:,.2f} GiB"
 
 
 @task(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from decimal import ROUND_HALF_UP, Context
 
 MINUTE, HOUR, DAY = 60, 3600, 24 * 3600
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 RATES = ("B/s", "kB/s", "MB/s", "GB/s")
 NOTHING = "\u2013"
+# As JavaScript's toPrecision rounds.
+THREE_DIGITS = Context(prec=3, rounding=ROUND_HALF_UP)
 
 
 def size_text(count: float | None) -> str:
@@ -51,14 +54,18 @@ def exact_percent_text(percent: float | None) -> str:
 
 
 def rate_text(rate: float | None) -> str:
-    """Bytes a second in the largest unit of which there is one: `1.4 MB/s`."""
+    """Bytes a second in the largest unit of which there is one, in three digits: `1.43 MB/s`.
+
+    `rateText` of chart_list.js says the same; tests/unit/scripts/rates.json has cases of both.
+    """
     if rate is None:
         return NOTHING
     power = 0
     while rate >= 999.5 and power < len(RATES) - 1:
         rate /= 1000
         power += 1
-    return f"{rate:.{1 if power and rate < 10 else 0}f} {RATES[power]}"
+    digits = THREE_DIGITS.create_decimal_from_float(rate).normalize()
+    return f"{digits:f} {RATES[power]}"
 
 
 def time_attribute(at: datetime) -> str:

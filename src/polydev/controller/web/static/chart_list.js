@@ -7,11 +7,11 @@ const RATE = { range: [0, null], show: rateText };
 const SECONDS = { range: null, show: (value) => `${Number(value.toPrecision(3))} s`, log: true };
 const CELSIUS = { range: [0, null], show: (value) => `${value} °C` };
 
-/** Return a rate in bytes a second, such as `1.4 MB/s`. */
+/** Return a rate in bytes a second, such as `1.43 MB/s`, as `rate_text` of figures.py does. */
 export function rateText(rate) {
   const units = ["B/s", "kB/s", "MB/s", "GB/s"];
   let unit = 0;
-  while (rate >= 1000 && unit < units.length - 1) {
+  while (rate >= 999.5 && unit < units.length - 1) {
     rate /= 1000;
     unit += 1;
   }
