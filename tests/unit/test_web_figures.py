@@ -103,7 +103,7 @@ def test_how_it_was_started() -> None:
             (replace(clone, pooled=True), None),
         )
     ]
-    assert [row.start for row in rows] == ["boot", "template", "pool", "pool"]
+    assert [row.start for row in rows] == ["boot", "clone", "pool", "pool"]
 
 
 def test_who_and_until_when() -> None:

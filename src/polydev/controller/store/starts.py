@@ -63,14 +63,18 @@ class Starts:
             return [
                 SessionStart(
                     ready_at,
-                    _how(made_at, asked_at, template),
+                    how_started(made_at, asked_at, template),
                     round((ready_at - asked_at).total_seconds(), 3),
                 )
                 for asked_at, made_at, ready_at, template in await connection.execute(asked)
             ]
 
 
-def _how(made_at: datetime, asked_at: datetime, template: str | None) -> How:
+def how_started(made_at: datetime, asked_at: datetime | None, template: str | None) -> How:
+    """Return how a session got its VM, or will get it: see SessionStart.
+
+    asked_at    when the session was asked for; None where the VM still waits for one
+    """
     if template is None:
         return "boot"
-    return "pool" if made_at < asked_at else "clone"
+    return "pool" if asked_at is None or made_at < asked_at else "clone"

@@ -10,10 +10,10 @@ from typing import Literal
 from polydev.controller.host.sample import VmSample
 from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.store.starts import How, how_started
 from polydev.controller.web.figures import duration_text, percent_text, size_text
 
 Level = Literal["good", "busy", "bad", "over"]
-Start = Literal["pool", "template", "boot"]
 SHORT = 8
 
 
@@ -45,10 +45,9 @@ class VmRow:
     provider: str | None
     state: str
     level: Level
-    start: Start
+    start: How
     stage: str
     is_paused: bool
-    slot: int
     age: str
     left: str
     cpu: str
@@ -74,10 +73,9 @@ def vm_row(machine: Machine, at: datetime) -> VmRow:
         provider=session.provider if session else None,
         state=state_of(vm, session),
         level=level_of(vm, session),
-        start=start_of(vm, session),
+        start=how_started(vm.created_at, session.created_at if session else None, vm.template),
         stage=vm.stage if vm.state == "starting" and vm.stage != "none" else "",
         is_paused=vm.paused_at is not None and vm.state in LIVE_VM_STATES,
-        slot=vm.slot,
         age=duration_text(((ended_at or at) - _begun(vm, session)).total_seconds()),
         left=_left(session, at),
         cpu=percent_text(used.cpu_percent if used else None),
@@ -113,13 +111,6 @@ def level_of(vm: Vm, session: Session | None) -> Level:
     if vm.state not in LIVE_VM_STATES or (session is not None and not session.is_live):
         return "over"
     return "good" if vm.state == "ready" and not vm.failed_checks else "busy"
-
-
-def start_of(vm: Vm, session: Session | None) -> Start:
-    if vm.template is None:
-        return "boot"
-    was_pooled = vm.pooled or (session is not None and vm.created_at < session.created_at)
-    return "pool" if was_pooled else "template"
 
 
 def _begun(vm: Vm, session: Session | None) -> datetime:
