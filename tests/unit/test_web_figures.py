@@ -74,12 +74,12 @@ def test_times_are_those_of_utc() -> None:
     ("of_vm", "of_session", "state", "level"),
     [
         ({}, {}, "vm_created", "good"),
-        ({"failed_checks": 1}, {}, "vm_created", "busy"),
-        ({"state": "starting"}, {"state": "vm_starting"}, "vm_starting", "busy"),
+        ({"failed_checks": 1}, {}, "vm_created", "warn"),
+        ({"state": "starting"}, {"state": "vm_starting"}, "vm_starting", "warn"),
         ({"state": "stopping"}, {"state": "terminated", "ended_at": NOON}, "terminated", "over"),
         ({"state": "failed"}, {"state": "failed", "ended_at": NOON}, "failed", "bad"),
         ({"pooled": True}, None, "pooled", "good"),
-        ({"pooled": True, "state": "creating"}, None, "priming", "busy"),
+        ({"pooled": True, "state": "creating"}, None, "priming", "warn"),
         ({"pooled": True, "state": "ended"}, None, "machine_ended", "over"),
         ({"pooled": True, "state": "failed", "reason": "x"}, None, "machine_failed", "bad"),
     ],
@@ -130,7 +130,7 @@ def test_counts() -> None:
 
 @pytest.mark.parametrize(
     ("used", "percent", "level"),
-    [(0, 0, "good"), (7, 87.5, "good"), (7.2, 90, "busy"), (8, 100, "bad"), (99, 100, "bad")],
+    [(0, 0, "good"), (7, 87.5, "good"), (7.2, 90, "warn"), (8, 100, "bad"), (99, 100, "bad")],
 )
 def test_bars_of_quotas(used: float, percent: float, level: str) -> None:
     bar = quota_bar(QuotaState("vm_hours_per_day", used, 8, NOON))

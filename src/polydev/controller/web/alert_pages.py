@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,14 +9,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.api.identity import AskingOperator
-from polydev.controller.model import Alert, Severity, now
+from polydev.controller.model import Alert, now
 from polydev.controller.services import Services
 from polydev.controller.web.figures import duration_text, time_text
+from polydev.controller.web.levels import LEVELS
 from polydev.controller.web.pages import Pages
 
 HISTORY = timedelta(days=7)
 MOST_PAST = 200
-LEVELS: Mapping[Severity, str] = {"warning": "busy", "critical": "bad"}
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:

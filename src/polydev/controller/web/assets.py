@@ -6,32 +6,23 @@ modules that import each other by relative addresses stay of one release.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import mimetypes
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from polydev.controller.web.content import Content
+
 PREFIX = "/static/"
 OWN = Path(__file__).parent / "static"
 PACKED = Path(__file__).parent / "vendor"
 FOREVER = "public, max-age=31536000, immutable"
 TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}
-TEXTS = ("text/", "image/svg+xml", "application/json")
 DIGEST_CHARACTERS = 16
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A file; `zipped` is its content in gzip, None where that is not worth it."""
-
-    content: bytes
-    media_type: str
-    zipped: bytes | None
+ZIP_LEVEL = 9
 
 
 class Assets:
@@ -44,10 +35,10 @@ class Assets:
         self._folders = (OWN, packed or PACKED)
 
     @cached_property
-    def files(self) -> dict[str, Asset]:
+    def files(self) -> dict[str, Content]:
         """Each file by its name, such as `novnc/core/rfb.js`."""
         return {
-            file.relative_to(folder).as_posix(): _asset(file)
+            file.relative_to(folder).as_posix(): _content(file)
             for folder in self._folders
             for file in sorted(folder.rglob("*"))
             if file.is_file()
@@ -57,7 +48,7 @@ class Assets:
     def digest(self) -> str:
         total = hashlib.sha256()
         for name, asset in self.files.items():
-            total.update(f"{hashlib.sha256(asset.content).hexdigest()}  {name}\n".encode())
+            total.update(f"{hashlib.sha256(asset.plain).hexdigest()}  {name}\n".encode())
         return total.hexdigest()[:DIGEST_CHARACTERS]
 
     def url(self, name: str) -> str:
@@ -72,18 +63,10 @@ class Assets:
         if asset is None or digest != self.digest:
             return Response(status_code=404)
         headers = {"Cache-Control": FOREVER, "Cross-Origin-Resource-Policy": "same-origin"}
-        if asset.zipped is None:
-            return Response(asset.content, media_type=asset.media_type, headers=headers)
-        headers["Vary"] = "Accept-Encoding"
-        if "gzip" not in request.headers.get("accept-encoding", ""):
-            return Response(asset.content, media_type=asset.media_type, headers=headers)
-        headers["Content-Encoding"] = "gzip"
-        return Response(asset.zipped, media_type=asset.media_type, headers=headers)
+        return asset.answer(request, headers)
 
 
-def _asset(file: Path) -> Asset:
-    content = file.read_bytes()
+def _content(file: Path) -> Content:
     guessed, _ = mimetypes.guess_type(file.name)
     media_type = TYPES.get(file.suffix) or guessed or "application/octet-stream"
-    zipped = gzip.compress(content, 9, mtime=0) if media_type.startswith(TEXTS) else None
-    return Asset(content, media_type, zipped)
+    return Content.of(file.read_bytes(), media_type, ZIP_LEVEL)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import socket
-from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends
 from markupsafe import Markup
@@ -20,6 +18,7 @@ from polydev.controller.host.processes import why_unavailable
 from polydev.controller.host.recent import Day
 from polydev.controller.host.shared import Shared
 from polydev.controller.services import Services
+from polydev.controller.web.content import Content
 from polydev.controller.web.dashboard_view import process_rows, view_of
 from polydev.controller.web.pages import Pages
 
@@ -28,27 +27,6 @@ FRESH_SECONDS = 2.0
 CHARTS_FRESH_SECONDS = 5.0
 MOST_PROCESSES = 5
 ZIP_LEVEL = 6
-
-
-@dataclass(frozen=True)
-class Zipped:
-    """The content of an answer that holds nothing secret, and the same in gzip."""
-
-    content: bytes
-    zipped: bytes
-    media_type: str
-
-    @classmethod
-    def of(cls, text: str, media_type: str) -> Zipped:
-        content = text.encode()
-        return cls(content, gzip.compress(content, ZIP_LEVEL, mtime=0), media_type)
-
-    def answer(self, request: Request) -> Response:
-        headers = {"Vary": "Accept-Encoding"}
-        if "gzip" not in request.headers.get("accept-encoding", ""):
-            return Response(self.content, media_type=self.media_type, headers=headers)
-        headers["Content-Encoding"] = "gzip"
-        return Response(self.zipped, media_type=self.media_type, headers=headers)
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:
@@ -86,10 +64,10 @@ class Dashboard:
         view = view_of(snapshot, self._services.settings.alert.critical_percent)
         return {name: self._pages.part(f"dashboard/{name}.html", view=view) for name in PARTS}
 
-    async def _make_live(self) -> Zipped:
+    async def _make_live(self) -> Content:
         parts, processes = await asyncio.gather(self.parts(), self._processes())
         page = self._pages.part("dashboard/live.html", parts={**parts, "processes": processes})
-        return Zipped.of(page, "text/html; charset=utf-8")
+        return Content.of(page.encode(), "text/html; charset=utf-8", ZIP_LEVEL)
 
     async def _processes(self) -> Markup:
         found = self._services.processes
@@ -103,11 +81,11 @@ class Dashboard:
             "dashboard/processes.html", by_cpu=by_cpu, by_memory=by_memory, unavailable=why
         )
 
-    async def _make_charts(self) -> Zipped:
+    async def _make_charts(self) -> Content:
         day = await self._services.recent.day()
         return await asyncio.to_thread(_charts, day)
 
 
-def _charts(day: Day) -> Zipped:
+def _charts(day: Day) -> Content:
     text = json.dumps(chart_columns(day), separators=(",", ":"))
-    return Zipped.of(text, "application/json")
+    return Content.of(text.encode(), "application/json", ZIP_LEVEL)

@@ -17,23 +17,16 @@ from polydev.controller.api.deployments import (
 from polydev.controller.api.identity import AskingOperator
 from polydev.controller.services import Services
 from polydev.controller.web.figures import NOTHING, duration_text, time_text
+from polydev.controller.web.levels import deployment_level
 from polydev.controller.web.pages import Pages
 
 SHOWN = 30
 MOST_OPERATIONS = 500
-LEVELS: Mapping[str, str] = {
-    "succeeded": "good",
-    "running": "busy",
-    "rolled-back": "busy",
-    "interrupted": "bad",
-    "failed": "bad",
-    "rollback-failed": "bad",
-}
 FORMATS: Mapping[str, Any] = {
     "time": time_text,
     "duration": duration_text,
     "nothing": NOTHING,
-    "levels": LEVELS,
+    "level_of": deployment_level,
 }
 
 Before = Annotated[str | None, Query(pattern=ID_PATTERN)]

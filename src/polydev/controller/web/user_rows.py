@@ -12,8 +12,8 @@ from polydev.controller.model import Token, User
 from polydev.controller.quotas import NEAR, QuotaState
 from polydev.controller.store.usage import Days
 from polydev.controller.web.figures import hours_text, size_text, time_text
+from polydev.controller.web.levels import Level
 
-Level = Literal["good", "busy", "bad"]
 TokenState = Literal["valid", "expired", "revoked"]
 DAYS = 30
 
@@ -95,7 +95,7 @@ def user_row(
 
 def quota_bar(state: QuotaState) -> QuotaBar:
     share = state.used / state.limit
-    level: Level = "bad" if state.is_used_up else "busy" if share >= NEAR else "good"
+    level: Level = "bad" if state.is_used_up else "warn" if share >= NEAR else "good"
     return QuotaBar(
         quota=state.quota,
         used=f"{state.used:.1f}",

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from polydev.controller.host.sample import VmSample
 from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store.starts import How, how_started
 from polydev.controller.web.figures import duration_text, percent_text, size_text
+from polydev.controller.web.levels import Level
 
-Level = Literal["good", "busy", "bad", "over"]
 SHORT = 8
 
 
@@ -59,7 +58,7 @@ class VmRow:
 
     @property
     def is_live(self) -> bool:
-        return self.level in ("good", "busy")
+        return self.level in ("good", "warn")
 
 
 def vm_row(machine: Machine, at: datetime) -> VmRow:
@@ -110,7 +109,7 @@ def level_of(vm: Vm, session: Session | None) -> Level:
         return "bad"
     if vm.state not in LIVE_VM_STATES or (session is not None and not session.is_live):
         return "over"
-    return "good" if vm.state == "ready" and not vm.failed_checks else "busy"
+    return "good" if vm.state == "ready" and not vm.failed_checks else "warn"
 
 
 def _begun(vm: Vm, session: Session | None) -> datetime:

@@ -1,0 +1,26 @@
+"""Levels of states: the classes of their colours in style.css. A word beside says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from polydev.controller.host.shapes import Status
+
+Level = Literal["good", "warn", "bad", "over", "unknown"]
+LEVELS: Mapping[Status, Level] = {
+    "healthy": "good",
+    "warning": "warn",
+    "critical": "bad",
+    "unknown": "unknown",
+}
+_OF_DEPLOYMENTS: Mapping[str, Level] = {
+    "succeeded": "good",
+    "running": "warn",
+    "rolled-back": "warn",
+}
+
+
+def deployment_level(status: str) -> Level:
+    """Return the level of a deployment's status; of an unknown status `bad`."""
+    return _OF_DEPLOYMENTS.get(status, "bad")
