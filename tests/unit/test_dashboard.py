@@ -36,13 +36,9 @@ from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, Sampling
 from polydev.controller.store.starts import SessionStart
 from polydev.controller.web import dashboard
-from polydev.controller.web.dashboard_view import (
-    banner,
-    bars_of,
-    headline,
-    process_rows,
-    view_of,
-)
+from polydev.controller.web.dashboard_bars import bars_of
+from polydev.controller.web.dashboard_rows import process_rows
+from polydev.controller.web.dashboard_view import banner, headline, view_of
 from polydev.controller.web.figures import exact_percent_text, rate_text
 from tests.api import ApiHost, Served, api_host
 from tests.pages import browser
@@ -83,7 +79,7 @@ def test_percent_is_not_rounded() -> None:
 
 class TestBars:
     @pytest.mark.parametrize(
-        ("percent", "colour", "word"),
+        ("percent", "level", "word"),
         [
             (69, "good", "fine"),
             (70, "warn", "high"),
@@ -92,9 +88,9 @@ class TestBars:
             (None, "unknown", "unknown"),
         ],
     )
-    def test_colour_and_word(self, percent: float | None, colour: str, word: str) -> None:
+    def test_level_and_word(self, percent: float | None, level: str, word: str) -> None:
         bar = bars_of(system(cpu=percent))[0]
-        assert (bar.colour, bar.word, bar.percent) == (colour, word, percent)
+        assert (bar.level, bar.word, bar.percent) == (level, word, percent)
 
     def test_figures(self) -> None:
         cpu, memory, disk = bars_of(
@@ -107,15 +103,15 @@ class TestBars:
         assert (disk.label, disk.percent, disk.figures) == ("Disk /data", None, "no answer")
 
     @pytest.mark.parametrize(
-        ("celsius", "status", "colour"),
+        ("celsius", "status", "level"),
         [(80, "healthy", "good"), (81, "warning", "bad"), (100, "critical", "bad")],
     )
     def test_temperature_is_red_above_four_fifths(
-        self, celsius: float, status: Any, colour: str
+        self, celsius: float, status: Any, level: str
     ) -> None:
         heat = Temperature(status=status, current=celsius, critical=100)
         bar = bars_of(system(temperature=heat))[-1]
-        assert (bar.colour, bar.percent, bar.value) == (colour, celsius, f"{celsius} °C")
+        assert (bar.level, bar.percent, bar.value) == (level, celsius, f"{celsius} °C")
 
     def test_temperature_without_a_critical_value_has_no_bar(self) -> None:
         bar = bars_of(system(temperature=Temperature(status="healthy", current=50)))[-1]

@@ -37,7 +37,6 @@ class Snapshot:
 
     slots       how many are declared; `pool.held` are the VMs in them
     live        sessions that are not over
-    templates   None where templates are off, or cannot be looked at
     """
 
     at: datetime
@@ -47,7 +46,6 @@ class Snapshot:
     pool: PoolState
     slots: int
     live: tuple[Session, ...]
-    templates: TemplatesReport | None
     overview: Overview
 
 
@@ -98,7 +96,6 @@ class Snapshots:
             pool=pool,
             slots=len(settings.slots),
             live=tuple(live),
-            templates=templates,
             overview=overview,
         )
 

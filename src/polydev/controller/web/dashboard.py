@@ -19,7 +19,8 @@ from polydev.controller.host.recent import Day
 from polydev.controller.host.shared import Shared
 from polydev.controller.services import Services
 from polydev.controller.web.content import Content
-from polydev.controller.web.dashboard_view import process_rows, view_of
+from polydev.controller.web.dashboard_rows import process_rows
+from polydev.controller.web.dashboard_view import view_of
 from polydev.controller.web.pages import Pages
 
 PARTS = ("status", "findings", "bars", "sessions", "network", "alerts")

@@ -1,0 +1,82 @@
+"""Shares of the host as bars: processors, memory, disks, temperature, slots; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polydev.controller.host.shapes import Status, System
+from polydev.controller.web.figures import exact_percent_text, size_text
+from polydev.controller.web.levels import LEVELS, Level
+from polydev.controller.web.texts import text
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share of something. `word` says what its colour says; `figures` says of how much."""
+
+    label: str
+    percent: float | None
+    level: Level
+    word: str
+    value: str
+    figures: str
+
+
+def bars_of(system: System) -> list[Bar]:
+    """Return CPU, memory, each disk and the temperature, if there is a sensor."""
+    cpu, memory, heat = system.cpu, system.memory, system.temperature
+    cores = text("dashboard.bars.cores", cores=cpu.cores or "?")
+    bars = [
+        _bar(text("dashboard.bars.cpu"), cpu.usage, cpu.status, cpu.detail or cores),
+        _bar(
+            text("dashboard.bars.memory"),
+            memory.percent,
+            memory.status,
+            memory.detail or _used(memory.used, memory.total),
+        ),
+    ]
+    for disk in system.disk:
+        label = text("dashboard.bars.disk", mount=disk.mount)
+        figures = disk.detail or _used(disk.used, disk.size)
+        bars.append(_bar(label, disk.percent, disk.status, figures))
+    if heat is not None and heat.current is not None:
+        bars.append(_heat(heat.current, heat.critical, heat.status))
+    return bars
+
+
+def _bar(label: str, percent: float | None, status: Status, figures: str) -> Bar:
+    return Bar(
+        label,
+        percent,
+        LEVELS[status],
+        text(f"dashboard.level.{status}"),
+        exact_percent_text(percent),
+        figures,
+    )
+
+
+def _used(used: int | None, total: int | None) -> str:
+    return text("dashboard.bars.used", used=size_text(used), total=size_text(total))
+
+
+def _heat(celsius: float, critical: float | None, status: Status) -> Bar:
+    """Return the temperature as a share of its critical value: red as soon as an alert is due."""
+    level: Level = "good" if status == "healthy" else "bad"
+    percent = round(min(100 * celsius / critical, 100.0), 1) if critical else None
+    figures = (
+        text("dashboard.bars.critical", celsius=f"{critical:g}")
+        if critical
+        else text("dashboard.bars.no_critical")
+    )
+    label = text("dashboard.bars.temperature")
+    return Bar(label, percent, level, text(f"dashboard.level.{status}"), f"{celsius:g} °C", figures)
+
+
+def slots_bar(held: int, total: int) -> Bar:
+    """Return how many slots are held."""
+    percent = round(100 * held / total, 1) if total else None
+    is_full = total > 0 and held >= total
+    word = text("dashboard.pool.full") if is_full else text("dashboard.pool.free")
+    value = text("dashboard.pool.slots", held=held, total=total)
+    level: Level = "warn" if is_full else "good"
+    return Bar(text("dashboard.pool.slots_label"), percent, level, word, value, "")
