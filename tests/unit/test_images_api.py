@@ -92,7 +92,7 @@ class TestImages:
         assert new["verification"]["bootSeconds"] == 1.5
         assert (new["packages"], new["sizeBytes"], new["problem"]) == (1, 4 * 4096, None)
         assert damaged["recipe"] is None
-        assert "Field required" in damaged["problem"]
+        assert "is missing" in damaged["problem"]
 
     def test_lists_come_in_pages(self, host: ApiHost, found: Found) -> None:
         (whole,) = told(host, IMAGES)

@@ -9,13 +9,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from polydev.controller.host.deployments import DEPLOYMENT_ID
+from polydev.controller.host.record_files import record_reader, why_unreadable
 from polydev.deployment_records import Record, current_state, states
 from polydev.errors import DeploymentNotFound
 
@@ -87,29 +85,26 @@ def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
     return WayBack(before, shlex.join(words))
 
 
-def _read(file: Path) -> Deployment:
+def _document(content: bytes) -> dict[str, Any]:
     try:
-        status = file.stat()
-        document = _parsed(file, status.st_ino, status.st_mtime_ns)
-    except OSError as error:
-        return Deployment(file.stem, {}, None, error.strerror or str(error))
+        found = json.loads(content)
     except ValueError as error:
-        return Deployment(file.stem, {}, None, f"it is no JSON: {error}")
-    if not isinstance(document, dict):
-        return Deployment(file.stem, {}, None, "it is no record")
+        raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no record")
+    return found
+
+
+_document_in = record_reader(_document, MOST_BYTES, CACHED_RECORDS)
+
+
+def _read(file: Path) -> Deployment:
+    document: dict[str, Any] = {}
     try:
+        document = _document_in(file)
         record = Record.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return Deployment(file.stem, document, None, f"{where}: {first['msg']}")
-    if record.id != file.stem:
-        return Deployment(file.stem, document, None, f"it is that of deployment {record.id[:60]}")
+        if record.id != file.stem:
+            raise ValueError(f"it is that of deployment {record.id[:60]}")
+    except (OSError, ValueError) as error:
+        return Deployment(file.stem, document, None, why_unreadable(error, Record))
     return Deployment(file.stem, document, record)
-
-
-@lru_cache(CACHED_RECORDS)
-def _parsed(file: Path, _inode: int, _changed_ns: int) -> Any:
-    """Each version of a file is read once; it is always replaced as a whole."""
-    with file.open("rb") as opened:
-        return json.loads(opened.read(MOST_BYTES))

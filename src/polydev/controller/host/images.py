@@ -10,12 +10,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from polydev.controller.health import image_store_state
+from polydev.controller.host.record_files import content_of, record_reader, why_unreadable
 from polydev.errors import ImageNotFound, ImageUnreadable
 from polydev.image_record import RECORD, SBOM, ImageRecord
 
@@ -81,7 +79,7 @@ def bill_of_materials(store: Path, digest: str) -> bytes:
     """
     file = _folder(store, digest) / SBOM
     try:
-        content = _content(file, MOST_SBOM_BYTES)
+        content = content_of(file, MOST_SBOM_BYTES)
         named = json.loads(content)["metadata"]["component"]["version"]
     except FileNotFoundError:
         raise ImageNotFound(f"image {digest[:12]} came without a bill of materials") from None
@@ -101,33 +99,14 @@ def _folder(store: Path, digest: str) -> Path:
     return folder
 
 
+_record_in = record_reader(ImageRecord.model_validate_json, MOST_RECORD_BYTES, CACHED_RECORDS)
+
+
 def _read(folder: Path) -> StoredImage:
-    file = folder / RECORD
     try:
-        status = file.stat()
-        record = _parsed(file, status.st_ino, status.st_mtime_ns)
+        record = _record_in(folder / RECORD)
         if record.digest != folder.name:
             raise ValueError(f"it is that of image {record.digest[:12]}")
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return StoredImage(folder.name, None, f"{where}: {first['msg']}" if where else first["msg"])
-    except OSError as error:
-        return StoredImage(folder.name, None, error.strerror or str(error))
-    except ValueError as error:
-        return StoredImage(folder.name, None, str(error))
+    except (OSError, ValueError) as error:
+        return StoredImage(folder.name, None, why_unreadable(error, ImageRecord))
     return StoredImage(folder.name, record)
-
-
-@lru_cache(CACHED_RECORDS)
-def _parsed(file: Path, _inode: int, _changed_ns: int) -> ImageRecord:
-    """Each version of a file is read once; it is always replaced as a whole."""
-    return ImageRecord.model_validate_json(_content(file, MOST_RECORD_BYTES))
-
-
-def _content(file: Path, most_bytes: int) -> bytes:
-    with file.open("rb") as opened:
-        content = opened.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"it is larger than {most_bytes} bytes")
-    return content
