@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.accounting import Use
+from polydev.controller.accounting import USUAL_DAYS, Use
 from polydev.controller.model import Session, Token, User, Vm
 from polydev.controller.quotas import QuotaState
 from polydev.controller.web.figures import NOTHING, duration_text, size_text, time_text
-from polydev.controller.web.user_rows import DAYS, day_bars, quota_bar, token_state, user_row
+from polydev.controller.web.user_rows import day_bars, quota_bar, token_state, user_row
 from polydev.controller.web.vm_rows import Machine, counted, vm_row
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
@@ -143,7 +143,7 @@ def test_a_users_use() -> None:
     assert (row.today.vm, row.month.vm, row.today.traffic) == ("1.0 h", "3.0 h", "15 B")
     assert row.seen == NOTHING
     bars = day_bars(days, NOON)
-    assert len(bars) == DAYS
+    assert len(bars) == USUAL_DAYS
     assert [bar.percent for bar in bars[-4:]] == [100, 0, 0, 50]
     assert {bar.percent for bar in day_bars({}, NOON)} == {0}
 

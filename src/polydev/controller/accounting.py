@@ -17,6 +17,8 @@ from typing import Any
 from polydev.controller.model import Session, Vm
 
 DAY = timedelta(days=1)
+# How far use is looked back on, unless somebody asks for other days; today included.
+USUAL_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Reading:
     cpu_seconds: float | None = None
     received_bytes: int | None = None
     sent_bytes: int | None = None
+
+
+def first_day(at: datetime, days: int = USUAL_DAYS) -> date:
+    """Return the first of the last `days`, of which the day of `at` is the last."""
+    return day_of(at) - (days - 1) * DAY
 
 
 def day_of(at: datetime) -> date:

@@ -245,6 +245,11 @@ def session_path(session_id: str) -> str:
     return f"/api/auth/session/{session_id}"
 
 
+def screen_path(session_id: str) -> str:
+    """Return the path of the WebSocket that shows a session's screen."""
+    return f"{session_path(session_id)}/novnc/websock"
+
+
 def viewer_page(session_id: str) -> str:
     return f"/session/{session_id}"
 
@@ -268,7 +273,7 @@ def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) 
         boot=_boot(vm),
         failure=_failure(vm),
         warnings=[_warning(each) for each in quotas if session.is_live and each.is_near],
-        links=_links(session_path(session.id)),
+        links=_links(session.id),
     )
 
 
@@ -302,12 +307,13 @@ def quota_answer(state: QuotaState) -> QuotaAnswer:
     )
 
 
-def _links(path: str) -> Links:
+def _links(session_id: str) -> Links:
+    path = session_path(session_id)
     return Links(
         self_=path,
         vm=f"{path}/vm",
         events=f"{path}/events",
-        novnc=f"{path}/novnc/websock",
+        novnc=screen_path(session_id),
         oauth_url=f"{path}/oauth-url",
     )
 

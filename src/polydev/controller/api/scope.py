@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polydev.controller.api.answers import session_path
 from polydev.controller.model import Caller
 from polydev.errors import NotAllowed
 
@@ -12,8 +13,7 @@ def check_scope(caller: Caller, method: str, path: str) -> None:
     """Raises NotAllowed where the caller's key is for something else."""
     if caller.session_id is None:
         return
-    session = f"/api/auth/session/{caller.session_id}"
-    within = path.removeprefix(session)
+    within = path.removeprefix(session_path(caller.session_id))
     if within == path or not (within == "" or within.startswith("/")):
         raise NotAllowed("the page may show one session only, and this is not of it")
     if caller.view_only and ("GET" if method == "HEAD" else method, within) not in SPECTATORS:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 
-from polydev.controller.api.answers import Answer, viewer_page
+from polydev.controller.api.answers import Answer, screen_path, viewer_page
 from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.origin import asked_from
@@ -153,18 +153,13 @@ def _add_tickets(router: APIRouter, services: Services) -> None:
         ticket, until = await services.tickets.create(
             body.purpose, caller, seconds, session.id, view_only=body.view_only
         )
+        path = viewer_page(session.id) if body.purpose == "page" else screen_path(session.id)
         return TicketAnswer(
             ticket=ticket,
-            url=f"{_address(body.purpose, session.id)}?{urlencode({'ticket': ticket})}",
+            url=f"{path}?{urlencode({'ticket': ticket})}",
             expires_at=until,
             view_only=body.view_only or caller.view_only,
         )
-
-
-def _address(purpose: str, session_id: str) -> str:
-    if purpose == "page":
-        return viewer_page(session_id)
-    return f"/api/auth/session/{session_id}/novnc/websock"
 
 
 def _add_redeem(router: APIRouter, services: Services) -> None:

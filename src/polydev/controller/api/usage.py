@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime, timedelta
+from datetime import date
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from polydev.controller.accounting import Use, day_of, total
+from polydev.controller.accounting import USUAL_DAYS, Use, day_of, first_day, total
 from polydev.controller.api.answers import Answer, QuotaAnswer, quota_answer
 from polydev.controller.api.identity import BEARER, Asking, AskingOperator
 from polydev.controller.api.refusals import refusals
@@ -92,9 +92,9 @@ def _add_own(router: APIRouter, services: Services) -> None:
         summary="What the caller used, and what is left of their quotas",
         responses=refusals(422),
     )
-    async def get_own_usage(caller: Asking, back: DaysBack = 30) -> OwnUsage:
+    async def get_own_usage(caller: Asking, back: DaysBack = USUAL_DAYS) -> OwnUsage:
         at = now()
-        since = _since(at, back)
+        since = first_day(at, back)
         known = await services.usage.days(min(since, month_of(at)), caller.user_id)
         days = known.get(caller.user_id, {})
         asked = _from(days, since)
@@ -118,12 +118,12 @@ def _add_all(router: APIRouter, services: Services) -> None:
     )
     async def get_usage(
         _operator: AskingOperator,
-        back: DaysBack = 30,
+        back: DaysBack = USUAL_DAYS,
         user: Annotated[UUID | None, Query(description="Only what this one used")] = None,
     ) -> UsageReport:
         at = now()
         users = [await services.users.get(str(user))] if user else await services.users.list()
-        since = _since(at, back)
+        since = first_day(at, back)
         known = await services.usage.days(since, str(user) if user else None)
         quotas = await services.usage.quotas({each.id: each.role for each in users}, at)
         sums = sum_by_day(known.values())
@@ -136,10 +136,6 @@ def _add_all(router: APIRouter, services: Services) -> None:
             days=day_uses(sums),
             total=use_answer(total(sums.values())),
         )
-
-
-def _since(at: datetime, back: int) -> date:
-    return day_of(at) - timedelta(days=back - 1)
 
 
 def _from(days: Days, since: date) -> Days:

@@ -39,7 +39,7 @@ from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.samples import Samples
-from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.vms import Vms
@@ -49,7 +49,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 DATABASE_TIMEOUT_SECONDS = 10.0
 KEEP_ALERTS = timedelta(days=30)
-MOST_SESSIONS = 1000
 # Each takes a thread for a moment.
 VMS_AT_ONCE = 16
 
@@ -192,7 +191,7 @@ class Sampler:
         held = await self._vms.held()
         return Stock(
             held=held,
-            live=await self._sessions.list(live_only=True, limit=MOST_SESSIONS),
+            live=await self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS),
             failed_boots=await self._vms.failed_since(since),
             booted_instead=await self._vms.booted_instead(since),
             failed_while_up=await self._vms.failed_while_up(since, made_since),

@@ -19,7 +19,7 @@ from polydev.controller.machines.pool import PoolState, pool_state
 from polydev.controller.model import Alert, Session, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
-from polydev.controller.store.sessions import Sessions
+from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.vms import Vms
 from polydev.errors import Error
 
@@ -28,7 +28,6 @@ log = structlog.stdlib.get_logger(__name__)
 FRESH_SECONDS = 2.0
 # It asks a resolver.
 NETWORK_FRESH_SECONDS = 15.0
-MOST_SESSIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Snapshots:
         standing, held, live = await asyncio.gather(
             self._alerts.standing(),
             self._vms.held(),
-            self._sessions.list(live_only=True, limit=MOST_SESSIONS),
+            self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS),
         )
         pool = await pool_state(settings, held, self._hypervisor)
         components = dict(health.components)

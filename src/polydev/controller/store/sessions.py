@@ -33,6 +33,8 @@ from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
 LIVE = _sessions.ended_at.is_(None)
+# More than any host has slots: the limit of who lists all that are live.
+MOST_LIVE_SESSIONS = 1000
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from polydev.controller.api.identity import AskingOperator
 from polydev.controller.model import Alert, now
 from polydev.controller.services import Services
-from polydev.controller.web.figures import duration_text, time_text
+from polydev.controller.web.figures import clock_text, duration_text, time_text
 from polydev.controller.web.levels import LEVELS
 from polydev.controller.web.pages import Pages
 
@@ -42,7 +42,7 @@ async def _alerts(services: Services) -> dict[str, Any]:
     return {
         "standing": [alert_row(each, at) for each in standing],
         "past": [alert_row(each, at) for each in history if each.cleared_at is not None],
-        "at": at.strftime("%H:%M:%S"),
+        "at": clock_text(at),
     }
 
 

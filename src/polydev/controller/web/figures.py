@@ -73,6 +73,11 @@ def time_attribute(at: datetime) -> str:
     return at.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def clock_text(at: datetime) -> str:
+    """The time of day to the second, in UTC."""
+    return f"{at.astimezone(timezone.utc):%H:%M:%S}"
+
+
 def time_text(at: datetime | None) -> str:
     """A time to the minute, in UTC."""
     return NOTHING if at is None else f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M}"

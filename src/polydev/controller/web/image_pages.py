@@ -12,7 +12,7 @@ from polydev.controller.api.identity import AskingOperator
 from polydev.controller.api.images import (
     MOST_LISTED,
     Digest,
-    ImageDetail,
+    ImageSummary,
     image_detail,
     image_diff,
     image_list,
@@ -35,7 +35,12 @@ Words = Annotated[str, Query(max_length=MOST_WORDS)]
 
 def routes(services: Services, pages: Pages) -> APIRouter:
     router = APIRouter(prefix="/admin/images", include_in_schema=False)
+    _add_images(router, services, pages)
+    _add_contents(router, services, pages)
+    return router
 
+
+def _add_images(router: APIRouter, services: Services, pages: Pages) -> None:
     @router.get("")
     async def show_images(request: Request, _operator: AskingOperator) -> Response:
         found = await image_list(services, MOST_LISTED)
@@ -48,6 +53,8 @@ def routes(services: Services, pages: Pages) -> APIRouter:
         values = _record_values(image.record)
         return pages.render(request, "image.html", image=image, others=others, **values, **FORMATS)
 
+
+def _add_contents(router: APIRouter, services: Services, pages: Pages) -> None:
     @router.get("/{digest}/packages")
     async def show_packages(
         request: Request, digest: Digest, _operator: AskingOperator, words: Words = ""
@@ -64,10 +71,8 @@ def routes(services: Services, pages: Pages) -> APIRouter:
         found, problem = await _diff(services, other, digest)
         return pages.render(request, "image_diff.html", diff=found, problem=problem, **FORMATS)
 
-    return router
 
-
-async def _others(services: Services, digest: str) -> list[ImageDetail | Any]:
+async def _others(services: Services, digest: str) -> list[ImageSummary]:
     """Whom an image can be compared with, the golden one first."""
     found = await image_list(services, MOST_LISTED)
     readable = [each for each in found.images if each.digest != digest and each.recipe is not None]

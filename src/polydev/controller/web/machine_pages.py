@@ -15,7 +15,7 @@ from starlette.responses import Response
 from polydev.controller.api.identity import AskingOperator
 from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
-from polydev.controller.web.figures import duration_text, time_text
+from polydev.controller.web.figures import clock_text, duration_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.vm_rows import Machine, counted, vm_row
 from polydev.errors import VmError
@@ -94,7 +94,7 @@ async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
         "counts": counted(machines),
         "filter": wanted,
         "older": Filter(wanted.shown, wanted.user, older).query if older else None,
-        "at": f"{at:%H:%M:%S}",
+        "at": clock_text(at),
     }
 
 
@@ -138,7 +138,7 @@ async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
         "row": vm_row(machines[vm.id], at),
         "stages": stages_of(vm),
         "times": times_of(vm),
-        "at": f"{at:%H:%M:%S}",
+        "at": clock_text(at),
     }
 
 

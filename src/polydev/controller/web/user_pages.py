@@ -9,17 +9,18 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from polydev.controller.accounting import USUAL_DAYS, first_day
 from polydev.controller.api.identity import AskingOperator
 from polydev.controller.model import now
 from polydev.controller.quotas import month_of
 from polydev.controller.services import Services
+from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
 from polydev.controller.web.figures import hours_text, time_text
 from polydev.controller.web.machine_pages import machines_of
 from polydev.controller.web.pages import Pages
-from polydev.controller.web.user_rows import day_bars, first_day, token_state, user_row
+from polydev.controller.web.user_rows import day_bars, token_state, user_row
 from polydev.controller.web.vm_rows import vm_row
 
-MOST_SESSIONS = 1000
 LATEST_SESSIONS = 20
 
 
@@ -43,7 +44,7 @@ async def _all(services: Services) -> dict[str, Any]:
     users = await services.users.list()
     days = await services.usage.days(first_day(at))
     quotas = await services.usage.quotas({user.id: user.role for user in users}, at)
-    live = await services.sessions.list(live_only=True, limit=MOST_SESSIONS)
+    live = await services.sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS)
     sessions, seen = Counter(each.user_id for each in live), await services.users.last_seen()
     rows = [
         user_row(
@@ -56,7 +57,7 @@ async def _all(services: Services) -> dict[str, Any]:
         )
         for user in users
     ]
-    return {"rows": rows}
+    return {"rows": rows, "usual_days": USUAL_DAYS}
 
 
 async def _one(services: Services, user_id: str) -> dict[str, Any]:
@@ -76,6 +77,7 @@ async def _one(services: Services, user_id: str) -> dict[str, Any]:
     return {
         "user_row": user_row(user, lately, quotas[user.id], live, seen.get(user.id), at),
         "days": day_bars(lately, at),
+        "usual_days": USUAL_DAYS,
         "most": hours_text(max((use.vm_seconds for use in lately.values()), default=0)),
         "rows": rows,
         "tokens": [(each, token_state(each, at)) for each in reversed(tokens)],

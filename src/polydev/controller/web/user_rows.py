@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Literal
 
-from polydev.controller.accounting import DAY, Use, day_of, total
+from polydev.controller.accounting import DAY, USUAL_DAYS, Use, day_of, first_day, total
 from polydev.controller.model import Token, User
 from polydev.controller.quotas import NEAR, QuotaState
 from polydev.controller.store.usage import Days
@@ -15,7 +15,6 @@ from polydev.controller.web.figures import hours_text, size_text, time_text
 from polydev.controller.web.levels import Level
 
 TokenState = Literal["valid", "expired", "revoked"]
-DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def user_row(
     seen: datetime | None,
     at: datetime,
 ) -> UserRow:
-    """`days` are those of the last DAYS."""
+    """`days` are the last USUAL_DAYS."""
     return UserRow(
         user=user,
         seen=time_text(seen),
@@ -107,9 +106,8 @@ def quota_bar(state: QuotaState) -> QuotaBar:
 
 
 def day_bars(days: Mapping[date, Use], at: datetime) -> list[DayBar]:
-    """Each of the last DAYS, oldest first, also where nothing was used."""
-    today = day_of(at)
-    shown = [today - timedelta(days=ago) for ago in reversed(range(DAYS))]
+    """Each of the last USUAL_DAYS, oldest first, also where nothing was used."""
+    shown = [first_day(at) + number * DAY for number in range(USUAL_DAYS)]
     most = max((days.get(day, Use()).vm_seconds for day in shown), default=0) or 1
     return [
         DayBar(
@@ -125,8 +123,3 @@ def token_state(token: Token, at: datetime) -> TokenState:
     if token.revoked_at is not None:
         return "revoked"
     return "expired" if token.expires_at is not None and token.expires_at <= at else "valid"
-
-
-def first_day(at: datetime) -> date:
-    """Return the first of the last DAYS."""
-    return day_of(at) - (DAYS - 1) * DAY
