@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from polydev.controller.host.shapes import Status, temperature_status
+from polydev.controller.host.shapes import (
+    Status,
+    percent_words,
+    temperature_status,
+    temperature_words,
+)
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.model import Severity
 from polydev.controller.settings import WARM_PERCENT, AlertRules
@@ -110,10 +115,10 @@ def percent_observation(
     """One that could not be measured (None) raises nothing, and lets stand what stands."""
     subject = subject[:MOST_SUBJECT_CHARACTERS]
     if value is None:
-        return Observation(subject, f"{what} cannot be measured", None, None, "critical")
+        return Observation(subject, percent_words(what, value), None, None, "critical")
     raises = _level(value, limits)
     keeps = _level(value + limits.hysteresis_percent, limits)
-    message = f"{what} is at {value:g} %"
+    message = percent_words(what, value)
     if keeps is not None and raises is None:
         cleared_percent = limits.warning_percent - limits.hysteresis_percent
         message += f"; the alert is cleared below {cleared_percent:g} %"
@@ -139,7 +144,7 @@ def temperature_observation(
     margin = critical_celsius * limits.hysteresis_percent / 100
     raises = _severity(temperature_status(celsius, critical_celsius))
     keeps = _severity(temperature_status(celsius + margin, critical_celsius))
-    message = f"temperature is at {celsius:g} °C, and {critical_celsius:g} °C is critical"
+    message = temperature_words(celsius, critical_celsius)
     if keeps is not None and raises is None:
         cleared_celsius = critical_celsius * WARM_PERCENT / 100 - margin
         message += f"; the alert is cleared at {cleared_celsius:g} °C"

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from polydev.controller.health import Component, State
 from polydev.controller.host.alerting import HOST, template_missing_observation
 from polydev.controller.host.network_report import MEND
-from polydev.controller.host.shapes import NetworkHealth, Status, System, worst
+from polydev.controller.host.shapes import (
+    NetworkHealth,
+    Status,
+    System,
+    percent_words,
+    temperature_words,
+    worst,
+)
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.machines.pool import PoolState
 from polydev.controller.model import Alert
@@ -105,19 +112,19 @@ def _finding(
 def _host(system: System) -> Iterator[Finding]:
     cpu, memory, heat = system.cpu, system.memory, system.temperature
     if cpu.status != "healthy":
-        yield _finding("cpu", cpu.status, cpu.detail or f"CPU is at {cpu.usage:g} %")
+        yield _finding("cpu", cpu.status, cpu.detail or percent_words("CPU", cpu.usage))
     if memory.status != "healthy":
-        detail = memory.detail or f"memory is at {memory.percent:g} %"
+        detail = memory.detail or percent_words("memory", memory.percent)
         yield _finding("memory", memory.status, detail)
     for disk in system.disk:
         if disk.status != "healthy":
-            detail = f"disk {disk.mount} {disk.detail or f'is at {disk.percent:g} %'}"
+            name = f"disk {disk.mount}"
+            detail = f"{name} {disk.detail}" if disk.detail else percent_words(name, disk.percent)
             yield _finding("disk", disk.status, detail, subject=disk.mount)
     if system.network.status != "healthy":
         yield _finding("network", system.network.status, system.network.detail or "")
-    if heat is not None and heat.status != "healthy":
-        detail = f"temperature is at {heat.current:g} °C, and {heat.critical:g} °C is critical"
-        yield _finding("temperature", heat.status, detail)
+    if heat and heat.status != "healthy" and heat.current is not None and heat.critical is not None:
+        yield _finding("temperature", heat.status, temperature_words(heat.current, heat.critical))
     for part in ("disk", "temperature"):  # the others are told of above
         if part in system.unavailable:
             yield _finding(

@@ -129,5 +129,16 @@ def temperature_status(celsius: float, critical_celsius: float | None) -> Status
     return "warning" if 100.0 * celsius > WARM_PERCENT * critical_celsius else "healthy"
 
 
+def percent_words(what: str, percent: float | None) -> str:
+    """Return how much of something is used, in words; None is what cannot be measured."""
+    if percent is None:
+        return f"{what} cannot be measured"
+    return f"{what} is at {percent:g} %"
+
+
+def temperature_words(celsius: float, critical_celsius: float) -> str:
+    return f"temperature is at {celsius:g} °C, and {critical_celsius:g} °C is critical"
+
+
 def worst(statuses: Iterable[Status]) -> Status:
     return max(statuses, key=_BY_URGENCY.index, default="unknown")

@@ -152,12 +152,7 @@ class Tickets:
             row = (await connection.execute(taken)).one_or_none()
             if row is None:
                 return None
-            maker = (
-                sa.select(_users.role)
-                .outerjoin(tables.tokens, _tokens.id == row.token_id)
-                .where(_users.id == row.user_id, _usable(at))
-            )
-            role = (await connection.execute(maker)).scalar_one_or_none()
+            role = (await connection.execute(_role_of_maker(row, at))).scalar_one_or_none()
         if role is None or (row.caller_until is not None and row.caller_until <= at):
             return None
         return Caller(
@@ -170,6 +165,15 @@ class Tickets:
             row.session_id,
             row.view_only,
         )
+
+
+def _role_of_maker(ticket: sa.Row[Any], at: datetime) -> sa.Select[Any]:
+    """Ask for the role of a ticket's user; no row comes if the ticket's token counts no more."""
+    return (
+        sa.select(_users.role)
+        .outerjoin(tables.tokens, _tokens.id == ticket.token_id)
+        .where(_users.id == ticket.user_id, _usable(at))
+    )
 
 
 def _usable(at: datetime) -> sa.ColumnElement[bool]:
