@@ -28,7 +28,7 @@ from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a deployment is made from.
-PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "pyproject.toml")
+PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "web", "pyproject.toml")
 TOOL = "/opt/polydev-ai/bin/polydev-host"
 # SSH lets operators in before all units of the host are up.
 BOOT_SECONDS = 120
