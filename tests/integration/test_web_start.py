@@ -78,7 +78,7 @@ def test_too_many_sessions_are_said_too(play: Play) -> None:
         await sign_in(page, site)
         await page.click("text=Start with Claude Code")
         await page.wait_for_selector("#start-problem:has-text('No session was started')")
-        assert "What you can do" in await page.inner_text("#start-problem")
+        assert "End one of them first." in await page.inner_text("#start-problem")
 
     play(scenario, expects_network_errors=True, session={"per_user": 1})
 

@@ -82,13 +82,12 @@ def _pool(pool: PoolState) -> str:
 def headline(status: Status, count: int) -> str:
     if count == 0:
         return text("dashboard.status.well")
-    if status == "unknown":
+    is_unknown = status == "unknown"
+    if count == 1:
+        return text("dashboard.status.unknown_one") if is_unknown else text("dashboard.status.one")
+    if is_unknown:
         return text("dashboard.status.unknown", count=count)
-    return (
-        text("dashboard.status.one")
-        if count == 1
-        else text("dashboard.status.several", count=count)
-    )
+    return text("dashboard.status.several", count=count)
 
 
 def banner(bars: Sequence[Bar], critical_percent: float) -> str:

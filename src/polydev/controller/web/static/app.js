@@ -47,9 +47,14 @@ export async function ask(path, { method = "GET", body, key, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, texts.no_answer);
   }
-  const told = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Problem(answer.status, told?.detail ?? answer.statusText, told?.hint);
-  return told;
+  if (!answer.ok) throw await problemOf(answer);
+  return answer.json().catch(() => null);
+}
+
+/** Read the problem details of an answer that is a refusal; a proxy's own page has none. */
+export async function problemOf(answer) {
+  const body = await answer.json().catch(() => null);
+  return new Problem(answer.status, body?.detail ?? answer.statusText, body?.hint);
 }
 
 /** Show what went wrong above the page until it is closed, or until `clearNotice`. */
@@ -93,20 +98,20 @@ document.addEventListener("htmx:configRequest", (event) => {
 
 document.addEventListener("htmx:responseError", (event) => {
   const { status, statusText, responseText } = event.detail.xhr;
-  let told = {};
+  let body = {};
   try {
-    told = JSON.parse(responseText);
+    body = JSON.parse(responseText);
   } catch {
     // A proxy's own page: its status has to do.
   }
-  showProblem(new Problem(status, told.detail ?? statusText, told.hint));
+  showProblem(new Problem(status, body.detail ?? statusText, body.hint));
 });
 
 for (const silence of ["htmx:sendError", "htmx:timeout"]) {
-  document.addEventListener(silence, () => showNotice(texts.no_answer));
+  document.addEventListener(silence, () => showNotice(texts.no_refresh));
 }
 
 // The next answer that comes says that the controller is back.
 document.addEventListener("htmx:afterOnLoad", (event) => {
-  if (event.detail.successful && notice.textContent.includes(texts.no_answer)) clearNotice();
+  if (event.detail.successful && notice.textContent.includes(texts.no_refresh)) clearNotice();
 });

@@ -1,6 +1,6 @@
 // The charts of the last 24 hours: loaded once a minute while somebody can see them.
 
-import { ask, textsOf } from "./app.js";
+import { ask, sentence, textsOf } from "./app.js";
 import { chartsOf } from "./chart_list.js";
 import { Chart, readColours } from "./chart.js";
 
@@ -46,7 +46,7 @@ export function startCharts() {
       show(await ask(PATH));
     } catch (error) {
       state.hidden = false;
-      state.textContent = say("failed", { detail: error.message });
+      state.textContent = say("failed", { detail: sentence(error.message) });
     }
   }
 

@@ -1,10 +1,13 @@
 // A VM's serial console, followed. A VM may write anything: it is shown as text, without its control
 // sequences, and only so many lines of so many characters are kept.
 
+import { problemOf, showProblem } from "./app.js";
+
 const MOST_LINES = 2000;
 const MOST_CHARACTERS = 2000;
 const TAIL = 200;
 const PAUSES_SECONDS = [1, 2, 4, 8, 16];
+const REFUSALS = [401, 403, 404];
 // Of terminals: CSI, OSC and other strings, then all other escapes and control characters.
 const SEQUENCES =
   /\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?/g;
@@ -46,7 +49,7 @@ export function follow(path, element, tell) {
   async function read() {
     const answer = await fetch(`${path}?tail=${TAIL}&follow=true`, { credentials: "same-origin" });
     if (answer.status === 410) return "gone";
-    if (!answer.ok) throw new Error(answer.statusText);
+    if (!answer.ok) throw await problemOf(answer);
     lines.length = 0;
     rest = "";
     tell("following");
@@ -60,7 +63,11 @@ export function follow(path, element, tell) {
       try {
         tell(await read());
         return;
-      } catch {
+      } catch (error) {
+        if (REFUSALS.includes(error.status)) {
+          showProblem(error);
+          return;
+        }
         const seconds = PAUSES_SECONDS[Math.min(tries, PAUSES_SECONDS.length - 1)];
         tell("lost", { seconds });
         await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));

@@ -1,6 +1,6 @@
 // The page of one VM: its console as it is written, its screen on request, the end of its session.
 
-import { ask, clearNotice, showProblem, textsOf } from "./app.js";
+import { Problem, ask, clearNotice, problemOf, sentence, showProblem, textsOf } from "./app.js";
 import { follow } from "./console.js";
 
 const text = textsOf("machine-texts");
@@ -23,6 +23,7 @@ dialog.addEventListener("close", async () => {
     clearNotice();
     summary.dispatchEvent(new Event("changed"));
   } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
     showProblem(problem);
   }
 });
@@ -37,8 +38,13 @@ async function openViewer() {
     if (opened) opened.location = url;
   } catch (problem) {
     opened?.close();
+    if (!(problem instanceof Problem)) throw problem;
     showProblem(problem);
   }
+}
+
+function said({ message, hint }) {
+  return [message, hint].filter(Boolean).map(sentence).join(" ");
 }
 
 const picture = document.getElementById("screen");
@@ -50,18 +56,15 @@ button.addEventListener("click", async () => {
   words.textContent = text("taking");
   try {
     const answer = await fetch(`/api/vm/${vm}/screenshot`, { credentials: "same-origin" });
-    if (!answer.ok) {
-      const told = await answer.json().catch(() => ({}));
-      words.textContent = [told.detail ?? answer.statusText, told.hint].filter(Boolean).join("; ");
-      return;
-    }
+    if (!answer.ok) throw await problemOf(answer);
     const former = picture.src;
     picture.src = URL.createObjectURL(await answer.blob());
     if (former) URL.revokeObjectURL(former);
     picture.hidden = false;
     words.textContent = text("taken", { at: new Date().toLocaleTimeString() });
-  } catch {
-    words.textContent = text("no_picture");
+  } catch (error) {
+    words.textContent = error instanceof Problem ? said(error) : text("no_picture");
+    if (error.status === 401) showProblem(error);
   } finally {
     button.disabled = false;
   }

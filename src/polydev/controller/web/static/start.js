@@ -1,6 +1,6 @@
 // The start page: starts and ends sessions, and removes stored logins.
 
-import { Problem, ask, fill, showProblem, textsOf } from "./app.js";
+import { Problem, ask, sentence, showProblem, textsOf } from "./app.js";
 import { confirmed } from "./dialogs.js";
 
 const t = textsOf("start-texts");
@@ -28,8 +28,8 @@ async function start(button) {
 /** Say on the page why no session was started, and what to do about it. */
 function tell(problem) {
   if (problem.status === 401) return showProblem(problem);
-  const lines = [fill(t("not_started"), { detail: problem.message })];
-  if (problem.hint) lines.push(fill(t("hint"), { hint: problem.hint }));
+  const lines = [t("not_started", { detail: sentence(problem.message) })];
+  if (problem.hint) lines.push(sentence(problem.hint));
   problemBox.replaceChildren(
     ...lines.map((line) => {
       const paragraph = document.createElement("p");

@@ -1,6 +1,6 @@
 // A user's tokens: an admin ends one, after a question.
 
-import { ask, showProblem } from "./app.js";
+import { Problem, ask, showProblem } from "./app.js";
 
 const dialog = document.getElementById("confirm-revoke");
 let meant = "";
@@ -21,6 +21,7 @@ dialog.addEventListener("close", async () => {
     await ask(`/api/admin/tokens/${meant}`, { method: "DELETE" });
     location.reload();
   } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
     showProblem(problem);
   }
 });

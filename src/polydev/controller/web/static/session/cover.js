@@ -1,5 +1,7 @@
 // What stands in the place of the screen while that cannot be seen.
 
+import { sentence } from "../app.js";
+
 const element = (id) => document.getElementById(id);
 const WAITS = ["loading", "coming", "connecting"];
 const LINKS = { home: "/", signin: "/login" };
@@ -59,10 +61,4 @@ export class Cover {
 function set(element, words) {
   element.hidden = words === "";
   if (element.textContent !== words) element.textContent = words;
-}
-
-/** The controller's words begin small and have no full stop. */
-function sentence(said) {
-  const first = said.charAt(0).toUpperCase() + said.slice(1);
-  return /[.!?…]$/.test(first) ? first : `${first}.`;
 }

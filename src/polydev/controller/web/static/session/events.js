@@ -1,7 +1,7 @@
 // Server-sent events read by fetch: unlike EventSource it says why a stream was refused, and it
 // can send a key, which must not stand in an address.
 
-import { Problem } from "../app.js";
+import { Problem, problemOf } from "../app.js";
 import { EventReader } from "./event_reader.js";
 
 const DELAYS_SECONDS = [1, 2, 4, 8, 16];
@@ -63,10 +63,7 @@ export class Events {
       this.isOver = true;
       return;
     }
-    if ([401, 403, 404].includes(answer.status)) {
-      const told = await answer.json().catch(() => null);
-      throw new Problem(answer.status, told?.detail ?? answer.statusText, told?.hint);
-    }
+    if ([401, 403, 404].includes(answer.status)) throw await problemOf(answer);
     if (!answer.ok) throw new Error(answer.statusText);
     this.failures = 0;
     await this.take(answer.body.pipeThrough(new TextDecoderStream()).getReader());

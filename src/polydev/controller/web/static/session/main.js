@@ -1,6 +1,6 @@
 // The page of one session: what it knows, who tells it, and who is told.
 
-import { Problem, ask, clearNotice, showNotice, showProblem, textsOf } from "../app.js";
+import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../app.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { Cover } from "./cover.js";
@@ -117,7 +117,7 @@ class Page {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       if ([401, 403, 404].includes(error.status)) this.refuse(error);
-      else this.bar.say(error.message);
+      else this.bar.say(sentence(error.message));
     }
   }
 
