@@ -28,8 +28,8 @@ from playwright.async_api import (
     async_playwright,
 )
 
+from polydev.controller.api.cookies import PLAIN_NAME
 from polydev.controller.model import Session
-from polydev.controller.web.cookies import PLAIN_NAME
 from tests.relays import HOST, Screens, screens
 from tests.xscreen import XScreen, x_screens
 

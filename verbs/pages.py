@@ -59,7 +59,7 @@ def open_pages(
         )
         if api.through_ssh:
             sys.stdout.flush()
-            stderr.print("the way there is open until Ctrl-C")
+            stderr.print("the tunnel stays open until Ctrl-C")
             with suppress(KeyboardInterrupt):  # its end, and no failure
                 threading.Event().wait()
 

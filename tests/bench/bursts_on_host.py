@@ -103,8 +103,8 @@ def measured_running(host: Host, count: int) -> dict[str, Any]:
     }
 
 
-def measure(address: str, count: int, running: int) -> None:
-    with operated(address) as host:
+def measure(url: str, count: int, running: int) -> None:
+    with operated(url) as host:
         found = (pool_burst if host.pool_size() else clone_burst)(host, count)
         found["running"] = measured_running(host, running) if running else None
     print(json.dumps(found))

@@ -117,11 +117,11 @@ def _is_paused(host: Host, session: Started) -> bool:
     return bool(host.ask("GET", f"/api/vm/{session.vm['vmId']}")["pausedAt"])
 
 
-def measure(address: str, count: int) -> None:
+def measure(url: str, count: int) -> None:
     from polydev.controller.settings import load_settings
 
     pause_after = load_settings(CONFIG).vm.pause_after_seconds
-    with operated(address) as host:
+    with operated(url) as host:
         host.settle()
         pids = [pid_of(vm) for vm in host.primed()][:count]
         found = {

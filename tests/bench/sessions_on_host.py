@@ -196,7 +196,7 @@ def _asked(*words: str) -> Any:
 
 
 @contextmanager
-def operated(address: str) -> Iterator[Host]:
+def operated(url: str) -> Iterator[Host]:
     """The controller, with users of ours as long as this lasts."""
     from polydev.controller.settings import load_settings
 
@@ -206,7 +206,6 @@ def operated(address: str) -> Iterator[Host]:
     try:
         made = _asked("token", "create", "--user", admin, "--name", "bench", "--days", "1")
         authorization = {"Authorization": f"Bearer {made['token']}"}
-        url = f"http://{address}"
         unlimited = httpx.Limits(max_connections=None)
         with httpx.Client(
             base_url=url,
@@ -215,7 +214,7 @@ def operated(address: str) -> Iterator[Host]:
             trust_env=False,
             limits=unlimited,
         ) as http:
-            host = Host(http, f"ws://{address}", made["token"], per_user, users)
+            host = Host(http, url.replace("http", "ws", 1), made["token"], per_user, users)
             try:
                 yield host
             finally:

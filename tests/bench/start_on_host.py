@@ -61,8 +61,8 @@ class Measured:
         self._host.end_all()
 
 
-def measure(address: str, starts: int, colds: int) -> None:
-    with operated(address) as host:
+def measure(url: str, starts: int, colds: int) -> None:
+    with operated(url) as host:
         measured = Measured(host)
         with bare_resumes() as bare:
             bare.timed()  # the first one after a template was made has it read from the disk

@@ -129,7 +129,7 @@ def test_wheel_has_what_the_host_needs(bundle: Bundle) -> None:
         assert b"polydev-template-holder = polydev.vm.holder:main" in wheel.read(scripts)
     assert {"polydev/controller/migrations/env.py", "polydev/errors.py"} <= names
     assert "polydev/controller/migrations/versions/r0001_users.py" in names
-    assert not any(name.startswith("polydev/image") for name in names)
+    assert not any(name.startswith("polydev/image/") for name in names)
 
 
 @pytest.mark.usefixtures("offline")

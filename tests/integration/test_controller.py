@@ -307,7 +307,8 @@ def test_the_next_process_has_the_next_certificate(host: Host) -> None:
 
     async def scenario() -> None:
         first = host.tls = make_tls(host.folder / "first")
-        async with service(host, name="first") as old:
+        patient = {"POLYDEV_CONTROLLER_KEEP_ALIVE_SECONDS": "600"}
+        async with service(host, name="first", env=patient) as old:
             await old.tells("READY=1")
             kept = await Client.connect(host.port, first.client())
             assert not (await kept.get()).closes

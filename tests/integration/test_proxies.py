@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from polydev.controller.api import events, novnc
+from polydev.controller.api.cookies import PLAIN_NAME, SECURE_NAME
 from polydev.controller.relay.beat import Beat
-from polydev.controller.web.cookies import PLAIN_NAME, SECURE_NAME
 from tests.certificates import Tls, make_tls
 from tests.proxies import PROGRAMS, Proxy, proxy
 from tests.relays import HOST, PATIENCE_SECONDS, Screens, raw_viewer, screens

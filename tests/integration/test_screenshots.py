@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 from PIL import Image
 
 from polydev.controller.machines.picture import MOST_PIXELS, MOST_TEXT_BYTES
-from polydev.controller.machines.screenshots import FRESH_SECONDS, Screenshots
-from polydev.errors import VmError
+from polydev.controller.machines.screenshots import FRESH_SECONDS, Look, Screenshots
+from polydev.controller.model import Vm
+from polydev.errors import SessionExpired, VmError
 from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
 from tests.stores import run_async
 from tests.xscreen import HEIGHT as X_HEIGHT
@@ -27,6 +29,15 @@ PIXELS = b"".join(
     bytes([x % 256, y, (x + y) % 256, 0]) for y in range(HEIGHT) for x in range(WIDTH)
 )
 SCREEN: Serve = partial(rfb_screen, PIXELS)
+
+
+def as_it_is(vm: Vm) -> Look:
+    """The VM has not changed meanwhile."""
+
+    async def look() -> Vm:
+        return vm
+
+    return look
 
 
 async def ask(service: Screens, vm_id: str, caller: str = "user") -> httpx.Response:
@@ -83,11 +94,11 @@ async def test_one_picture_for_all_who_ask_at_once(tmp_path: Path) -> None:
         session = await service.session(counted)
         vm = await service.services.vms.get(session.vm_id)
         taken = Screenshots(fresh_seconds=60)
-        first, *others = await asyncio.gather(*(taken.take(vm) for _ in range(20)))
+        first, *others = await asyncio.gather(*(taken.take(vm, as_it_is(vm)) for _ in range(20)))
         assert connections == 1
         assert others == [first] * 19
-        assert await taken.take(vm) is first
-        await Screenshots(FRESH_SECONDS).take(vm)
+        assert await taken.take(vm, as_it_is(vm)) is first
+        await Screenshots(FRESH_SECONDS).take(vm, as_it_is(vm))
         assert connections == 2
 
 
@@ -104,12 +115,29 @@ async def test_who_leaves_does_not_take_the_picture_from_the_others(tmp_path: Pa
         session = await service.session(slow)
         vm = await service.services.vms.get(session.vm_id)
         taken = Screenshots()
-        leaves, stays = (asyncio.create_task(taken.take(vm)) for _ in range(2))
+        leaves, stays = (asyncio.create_task(taken.take(vm, as_it_is(vm))) for _ in range(2))
         await is_open.wait()
         leaves.cancel()
         go_on.set()
         assert (await stays).startswith(b"\x89PNG")
         assert leaves.cancelled()
+
+
+@run_async
+async def test_no_picture_is_given_of_whoever_has_the_address_by_then(tmp_path: Path) -> None:
+    async with screens(tmp_path) as service:
+        session = await service.session(SCREEN)
+        vm = await service.services.vms.get(session.vm_id)
+        over = replace(vm, state="ended")
+        looks = iter((vm, over))  # it ends while its picture is taken
+
+        async def look() -> Vm:
+            return next(looks)
+
+        with pytest.raises(SessionExpired):
+            await Screenshots().take(vm, look)
+        with pytest.raises(SessionExpired):
+            await Screenshots().take(vm, as_it_is(over))
 
 
 @run_async
@@ -174,11 +202,12 @@ EVIL = {
     "a place outside": (evil(rectangle(1, 0, WIDTH, 1)), "not asked for"),
     "another encoding": (evil(rectangle(0, 0, 1, 1, 7)), "not asked for"),
     "an unknown message": (evil(b"\x63"), "unknown kind 99"),
-    "bells without end": (evil(b"\x02" * 2000), "no picture"),
+    "bells without end": (evil(b"\x02" * 2000), "no complete picture"),
     "an old version": (evil(greeting=b"RFB 003.003\n"), "no RFB 3.8"),
     "a password": (evil(security=b"\x01\x02"), "wants a password"),
     "no security": (evil(security=b"\x00"), "wants a password"),
-    "a refusal": (evil(result=b"\0\0\0\1"), "lets nobody in"),
+    "a refusal": (evil(result=b"\0\0\0\1"), "refused the connection"),
+    "parts without pixels": (evil(rectangle(0, 0, 0, 0) * 9), "without pixels"),
 }
 
 
@@ -210,7 +239,7 @@ async def test_a_screen_that_closes_or_says_nothing(
             session = await service.session(screen)
             vm = await service.services.vms.get(session.vm_id)
             with pytest.raises(VmError, match=words):
-                await Screenshots().take(vm)
+                await Screenshots().take(vm, as_it_is(vm))
 
 
 def test_the_largest_screen_is_one_that_people_have() -> None:

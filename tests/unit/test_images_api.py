@@ -231,8 +231,8 @@ class TestDeployments:
         second = self.write(2, previous=first, backup=False)
         failed = self.write(3, "rolled-back", previous=second, backup=False)
         answers = told(host, *(f"{DEPLOYMENTS}/{each}" for each in (failed, second)))
-        assert answers[0]["wayBack"]["reason"] == "the host is as it was before it"
-        assert "no backup" in answers[1]["wayBack"]["reason"]
+        assert answers[0]["wayBack"]["reason"] == "the host already has that state"
+        assert "is gone" in answers[1]["wayBack"]["reason"]
 
     def test_a_lab_is_gone_back_to_without_naming_it(self, host: ApiHost, folder: Path) -> None:
         first = self.write(1, host="lab-dev")

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from polydev.controller.settings import SessionLimits
+from polydev.controller.settings import RateLimits, SessionLimits
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
 
@@ -146,6 +146,37 @@ def test_a_spectator_s_key_lets_look_only(host: ApiHost) -> None:
         caller = await asked.services.tickets.redeem(answer.json()["ticket"], "viewer")
         assert caller is not None
         assert (caller.view_only, caller.session_id) == (True, session["id"])
+
+    host.run(scenario)
+
+
+def test_a_spectator_is_told_what_the_screen_tells_and_uses_up_nothing(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        redeemed = await key(asked, await ticket(asked, session, viewOnly=True))
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        own = session["links"]["self"]
+        seen = (await asked.client.get(own, headers=headers)).json()
+        assert session["browserIP"] is not None
+        assert (seen["browserIP"], seen["boot"]["receipt"], seen["warnings"]) == (None, None, [])
+        while (await asked.client.get(own, headers=headers)).status_code == 200:
+            pass
+        assert (await asked.ask("GET", own)).status_code == 200
+
+    host.run(scenario, rate=RateLimits(requests_per_second=0.01, burst=9))
+
+
+def test_a_page_s_key_ends_when_the_browser_that_made_its_link_signs_out(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        own = session["links"]["self"]
+        signed_in = await browser(asked, "user")
+        made = await signed_in.ask("POST", f"{own}/tickets", json={"purpose": "page"})
+        redeemed = await key(asked, made.json())
+        headers = {"Authorization": f"Bearer {redeemed['key']}"}
+        assert (await asked.client.get(own, headers=headers)).status_code == 200
+        await signed_in.ask("POST", "/logout")
+        problem(await asked.client.get(own, headers=headers), 401, "not-authenticated")
 
     host.run(scenario)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from polydev.controller.accounting import Use, day_of
+from polydev.controller.api.cookies import CSRF_HEADER
 from polydev.controller.checking import problems
 from polydev.controller.model import now
 from polydev.controller.settings import Quotas
 from polydev.controller.store.usage import add_use
-from polydev.controller.web.cookies import CSRF_HEADER
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
 

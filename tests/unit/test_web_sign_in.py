@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.api.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
 from polydev.controller.model import Caller, now
 from polydev.controller.settings import Settings, WebSettings
-from polydev.controller.web.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
 from polydev.controller.web.sign_in import local_path
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host, problem, token_of
 from tests.pages import BROWSER, PAGES, VIEWERS, Browser, browser
@@ -268,6 +268,55 @@ def test_a_sign_in_ends_with_the_jwt_or_the_configured_time(host: ApiHost) -> No
         assert answer.status_code == 303
 
     host.run(scenario)
+
+
+def test_a_cookie_that_counts_no_more_is_forgotten_and_shuts_nobody_out(host: ApiHost) -> None:
+    """As of tabs that are open for ever and ask every few seconds."""
+
+    async def scenario(asked: Served) -> None:
+        stale = await browser(asked, "user")
+        await stale.ask("POST", "/logout")
+        answer = await stale.ask("GET", "/api/auth/sessions")
+        assert answer.status_code == 401
+        assert f'{PLAIN_NAME}=""' in answer.headers["set-cookie"]
+        assert "Max-Age=0" in answer.headers["set-cookie"]
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_site_s_page_asks_nothing_by_a_cookie(host: ApiHost, site: str) -> None:
+    async def scenario(asked: Served) -> None:
+        signed_in = await browser(asked, "user")
+        for told, status in ((site, 403), ("same-origin", 200), ("none", 200)):
+            answer = await signed_in.ask("GET", "/api/auth/sessions", {"Sec-Fetch-Site": told})
+            assert answer.status_code == status, told
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/login", "/login/code", "/api/auth/redeem"])
+def test_strangers_send_little(host: ApiHost, path: str) -> None:
+    async def scenario(asked: Served) -> None:
+        for size, is_taken in ((12_000, True), (20_000, False)):
+            answer = await asked.client.post(path, content=b"token=" + b"x" * size)
+            assert (answer.status_code != 413) is is_taken, answer.text
+
+    host.run(scenario)
+
+
+def test_a_made_up_cookie_is_no_sign_in_and_counts_as_a_guess(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        headers = {"Cookie": f"{PLAIN_NAME}=made-up", "X-Forwarded-For": "192.0.2.9"}
+        answers = [
+            await asked.client.get("/login/state", headers=headers)
+            for _ in range(asked.services.settings.rate.failures_burst + 1)
+        ]
+        assert answers[0].json() == {"signedIn": False}
+        assert answers[-1].status_code == 429
+
+    proxies = Settings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
+    host.run(scenario, trusted_proxies=proxies)
 
 
 def test_a_link_signs_in_once(host: ApiHost) -> None:

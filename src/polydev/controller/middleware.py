@@ -16,12 +16,12 @@ from structlog.contextvars import bound_contextvars
 from polydev.controller.api.identity import Identity, is_bearer
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import asked_from
+from polydev.controller.api.own_pages import Rules
 from polydev.controller.api.scope import check_scope
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Caller
 from polydev.controller.problems import answer_problem
-from polydev.controller.web.own_pages import Rules
-from polydev.errors import Error
+from polydev.errors import Error, NotAuthenticated
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,7 +29,9 @@ REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "(none)"
 HEALTH_PATH = "/api/auth/health"
+MOST_OPEN_BYTES = 16 * 1024
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+API_PREFIX = "/api/"
 STATIC_PREFIX = "/static/"
 OPEN_PATHS = (
     *(HEALTH_PATH, "/api/auth/redeem"),
@@ -129,7 +131,10 @@ class Failures:
 
 
 class BodyLimit:
-    """Refuses bodies above a limit with 413, by what is announced and by what arrives."""
+    """Refuses bodies above a limit with 413, by what is announced and by what arrives.
+
+    What is open to all takes a token or a ticket at most, and no more than that has room for.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
@@ -139,9 +144,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = min(self.max_bytes, MOST_OPEN_BYTES) if is_open(scope) else self.max_bytes
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.max_bytes:
-            response = await answer_problem(Request(scope), self._too_large())
+        if announced.isdecimal() and int(announced) > most:
+            response = await answer_problem(Request(scope), _too_large(most))
             await response(scope, receive, send)
             return
         arrived = 0
@@ -150,14 +156,15 @@ class BodyLimit:
             nonlocal arrived
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > self.max_bytes:
-                raise self._too_large()
+            if arrived > most:
+                raise _too_large(most)
             return message
 
         await self.app(scope, limited, send)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"a body may have {self.max_bytes} bytes at most")
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"a body may have {most} bytes at most")
 
 
 class Gate:
@@ -182,9 +189,11 @@ class Gate:
             try:
                 caller = await self._caller(scope)
                 check_scope(caller, scope["method"], scope["path"])
-                self.requests.take(caller.user_id)
+                self.requests.take(caller.counted_as)
             except (Error, HTTPException) as refusal:
                 response = await answer_problem(Request(scope), refusal)
+                if isinstance(refusal, NotAuthenticated):
+                    self.rules.forget_cookie(scope, response)
                 await response(scope, receive, send)
                 return
             scope["state"]["caller"] = caller
@@ -198,6 +207,8 @@ class Gate:
             return await self.identity.caller(authorization, access_token, *asked_from(scope))
         if scope["method"] not in SAFE_METHODS:
             self.rules.check_is_own(headers, cookie)
+        elif scope["path"].startswith(API_PREFIX):  # some of these start something
+            self.rules.check_is_no_other_site(headers)
         caller = await self.identity.counted(self.identity.of_cookie(cookie), *asked_from(scope))
         scope["state"]["cookie"] = cookie
         return caller

@@ -64,6 +64,11 @@ class Caller:
     def sees_all(self) -> bool:
         return self.role in SEE_ALL
 
+    @property
+    def counted_as(self) -> str:
+        """Whose limits this counts to: spectators must not use up those of who invited them."""
+        return f"{self.user_id} {self.sign_in_id}" if self.view_only else self.user_id
+
 
 @dataclass(frozen=True)
 class Token:

@@ -11,6 +11,7 @@ from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import Keys
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.api.own_pages import Rules
 from polydev.controller.api.permits import Permits
 from polydev.controller.api.streams import Streams
 from polydev.controller.background import Background, Work
@@ -43,7 +44,6 @@ from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
-from polydev.controller.web.own_pages import Rules
 from polydev.errors import VmError
 
 # A VM that runs on answers within a second; its host may be busy.

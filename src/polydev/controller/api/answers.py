@@ -241,6 +241,14 @@ class Console(Answer):
     lines: list[str]
 
 
+def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
+    """Leave out what is the owner's to know: their use, and what the VM says of itself."""
+    boot = answer.boot.model_copy(update={"receipt": None})
+    failure = answer.failure and answer.failure.model_copy(update={"serial_tail": None})
+    hidden: dict[str, Any] = {"browser_ip": None, "boot": boot, "failure": failure, "warnings": []}
+    return answer.model_copy(update=hidden)
+
+
 def session_path(session_id: str) -> str:
     return f"/api/auth/session/{session_id}"
 

@@ -67,7 +67,7 @@ def routes(services: Services) -> APIRouter:
         session = await session_for(services, caller, session_id)
         if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
             return Response(status_code=204)  # tells an EventSource not to come again
-        services.streams.check(caller.user_id)
+        services.streams.check(caller.counted_as)
         text = stream(services, caller, session.id, last_event_id, session.user_id)
         return StreamingResponse(text, media_type=MEDIA_TYPE, headers=UNTOUCHED)
 
@@ -79,7 +79,7 @@ async def stream(
 ) -> AsyncGenerator[str, None]:
     """News after that number, until the session, the caller's right to it or the service ends."""
     permit = services.permits.lasting(caller, owner_id)
-    with services.streams.reading(caller.user_id), permit as over:
+    with services.streams.reading(caller.counted_as), permit as over:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
         async with services.news.listening():
             async for text in _news(services, session_id, after, over):

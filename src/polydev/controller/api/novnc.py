@@ -117,7 +117,7 @@ class Screens:
     ) -> Admitted:
         """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
         caller = await self._caller(websocket)
-        viewer.may_send = partial(self._may_send, caller.user_id)
+        viewer.may_send = partial(self._may_send, caller.counted_as)
         known = uuid_of(session_id)
         # First the seat, then the question: so no end of the session can be missed.
         seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
@@ -126,6 +126,7 @@ class Screens:
         left_behind.enter_context(permit).add_done_callback(partial(_let_go, viewer))
         vm = await self._services.vms.get(session.vm_id)
         _check_state(session, vm)
+        seat.view_only = caller.view_only
         self._seats.take(seat)
         vm = await self._awake(session, vm)
         screen = await open_screen(vm.vm_ip, VNC_PORT)
@@ -151,7 +152,7 @@ class Screens:
             authorization = websocket.headers.get("authorization")
             token = websocket.query_params.get("access_token")
             caller = await identity.caller(authorization, token, *peer)
-        self._services.requests.take(caller.user_id)
+        self._services.requests.take(caller.counted_as)
         return caller
 
     async def _of_ticket(self, websocket: WebSocket, ticket: str) -> Caller:

@@ -14,6 +14,7 @@ from polydev.controller.api.answers import (
     SessionList,
     SessionVmAnswer,
     is_live,
+    seen_by_spectator,
     session_answer,
     session_path,
     session_vm_answer,
@@ -94,7 +95,7 @@ async def session_for(services: Services, caller: Caller, session_id: UUID) -> S
     """The session, if the caller may have it. Raises SessionNotFound or NotAllowed."""
     session = await services.sessions.get(str(session_id))
     if caller.session_id not in (None, session.id):
-        raise NotAllowed("the page may show another session only")
+        raise NotAllowed("this page's key is for another session")
     if session.user_id != caller.user_id and not caller.sees_all:
         raise NotAllowed("the session is another user's")
     return session
@@ -213,7 +214,8 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(404, 422),
     )
     async def get_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
-        return await _answer(services, await session_for(services, caller, session_id))
+        answer = await _answer(services, await session_for(services, caller, session_id))
+        return seen_by_spectator(answer) if caller.view_only else answer
 
     @router.delete(
         "/session/{session_id}",
@@ -224,9 +226,9 @@ def _add_one(router: APIRouter, services: Services) -> None:
         session = await session_for(services, caller, session_id)
         try:
             session = await services.sessions.apply(session.id, "terminate")
+            _changed(services)
         except SessionExpired:
             session = await services.sessions.get(session.id)
-        _changed(services)
         return await _answer(services, session)
 
     @router.post(

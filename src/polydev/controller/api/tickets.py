@@ -172,6 +172,7 @@ def _add_redeem(router: APIRouter, services: Services) -> None:
         looked_up = _redeemed(services, body.ticket)
         caller = await services.identity.counted(looked_up, *asked_from(request.scope))
         assert caller.session_id is not None
+        services.requests.take(caller.counted_as)
         session = await services.sessions.get(caller.session_id)
         if not session.is_live:
             raise SessionExpired(f"the session is over ({session.state})", "ask for another link")

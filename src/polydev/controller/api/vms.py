@@ -145,7 +145,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
         if following:
             return await _following(services, caller, vm, file, lines)
         if "application/json" in request.headers.get("accept", ""):
-            return _as_lines(vm, text, lines)
+            return await asyncio.to_thread(_as_lines, vm, text, lines)
         return Response(text, media_type=TEXT)
 
 
@@ -165,7 +165,8 @@ def _add_screenshot(router: APIRouter, services: Services) -> None:
     async def get_screenshot(vm_id: VmId, caller: Asking) -> Response:
         vm = await vm_for(services, caller, vm_id)
         asked.take(caller.user_id)
-        return Response(await services.screenshots.take(vm), media_type="image/png")
+        picture = await services.screenshots.take(vm, lambda: services.vms.get(vm.id))
+        return Response(picture, media_type="image/png")
 
 
 def _as_lines(vm: Vm, text: bytes, count: int) -> Response:

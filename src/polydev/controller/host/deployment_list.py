@@ -67,18 +67,18 @@ def one_of(found: Sequence[Deployment], deployment_id: str) -> Deployment:
 
 
 def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
-    """To what the host was as this deployment began."""
+    """Return the command that restores the state before a deployment, or why there is none."""
     record = deployment.record
     records = [each.record for each in found if each.record is not None]
     if record is None:
         return WayBack(None, None, "its record cannot be read")
     before = record.previous
     if before is None:
-        return WayBack(None, None, "before it, nothing was deployed that could be gone back to")
+        return WayBack(None, None, "nothing was deployed before it")
     if before == current_state(records):
-        return WayBack(before, None, "the host is as it was before it")
+        return WayBack(before, None, "the host already has that state")
     if before not in states(records):
-        return WayBack(before, None, "there is no backup of what was before it any more")
+        return WayBack(before, None, "the backup of that state is gone")
     words = ["./inv", "rollback", "--to", before]
     if not record.host.startswith("lab-"):  # a lab's inventory is the default
         words += ["--inventory", "FILE", "--host", record.host]

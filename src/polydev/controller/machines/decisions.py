@@ -145,7 +145,7 @@ def account(answer: Answer | None) -> str:
     if answer is None:
         return ""
     if isinstance(answer, AgentError):
-        return answer.message
+        return _printable(answer.message[:MAX_DETAIL_CHARACTERS])
     found = [
         f"{name}: {answer.components[name].detail}" if name in answer.components else name
         for name in answer.failing

@@ -61,7 +61,7 @@ async def read_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         await _read_message(reader, frame)
         if frame.missing <= 0:
             return frame
-    raise VmError("the VM's screen sends much and no picture")
+    raise VmError(f"the VM's screen sent {MOST_MESSAGES} messages and no complete picture")
 
 
 async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,7 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         raise VmError("the VM's screen wants a password")
     writer.write(bytes([NO_AUTHENTICATION]))
     if any(await reader.readexactly(4)):
-        raise VmError("the VM's screen lets nobody in")
+        raise VmError("the VM's screen refused the connection")
 
 
 async def _read_message(reader: asyncio.StreamReader, frame: Frame) -> None:
@@ -96,6 +96,8 @@ async def _read_rectangle(reader: asyncio.StreamReader, frame: Frame) -> None:
     x, y, width, height, encoding = struct.unpack(">HHHHi", await reader.readexactly(12))
     if encoding != RAW or x + width > frame.width or y + height > frame.height:
         raise VmError("the VM's screen sends what it was not asked for")
+    if not width * height:  # as many as there may be would take a while, and bring nothing
+        raise VmError("the VM's screen sends a part without pixels")
     frame.missing -= width * height
     line = width * PIXEL_BYTES
     at_once = max(1, READ_BYTES // max(line, 1))

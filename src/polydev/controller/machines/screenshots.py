@@ -6,6 +6,7 @@ A full frame costs the guest something, above all an emulated one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 
 from polydev.controller.machines.picture import Frame, png_of, read_frame
@@ -22,14 +23,19 @@ FRESH_SECONDS = 1.0
 MOST_AT_ONCE = 2
 
 
+Look = Callable[[], Awaitable[Vm]]
+
+
 class Screenshots:
     def __init__(self, fresh_seconds: float = FRESH_SECONDS) -> None:
         self._fresh_seconds = fresh_seconds
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[bytes]] = {}
 
-    async def take(self, vm: Vm) -> bytes:
+    async def take(self, vm: Vm, look: Look) -> bytes:
         """Return the VM's screen as PNG. It is not woken, and does not count as used.
+
+        `look` reads the VM anew: its address may be another's once it is over.
 
         Raises SessionExpired for a VM that is over, NoScreen for one that boots or is paused, and
         VmError where its screen does not answer.
@@ -38,7 +44,7 @@ class Screenshots:
         task = self._tasks.get(vm.id)
         if task is None:
             # In a context of its own: others may wait for it who asked by other requests.
-            task = Context().run(asyncio.create_task, self._taken(vm.vm_ip))
+            task = Context().run(asyncio.create_task, self._taken(vm.vm_ip, look))
             self._tasks[vm.id] = task
             task.add_done_callback(lambda done: self._forget(vm.id, done))
         return await asyncio.shield(task)
@@ -46,9 +52,11 @@ class Screenshots:
     async def close(self) -> None:
         await end(*self._tasks.values())
 
-    async def _taken(self, address: str) -> bytes:
+    async def _taken(self, address: str, look: Look) -> bytes:
         async with self._room:
+            check_has_screen(await look())
             frame = await within(TIMEOUT_SECONDS, _frame_at(address), "the VM's screen")
+            check_has_screen(await look())
             return await asyncio.to_thread(png_of, frame)
 
     def _forget(self, vm_id: str, done: asyncio.Task[bytes]) -> None:

@@ -32,6 +32,7 @@ from polydev.errors import SessionNotFound
 log = structlog.stdlib.get_logger(__name__)
 
 MOST_VIEWERS = 8  # of one session
+MOST_SPECTATORS = 4  # of these, those who may look only: the others keep a place
 # Where nobody rings the bell: a VM that goes with its session tells at once as well.
 LOOK_SECONDS = 5.0
 # Two pings go by until a viewer that answers none is closed. One that is not listened to, since
@@ -45,6 +46,7 @@ class Seat:
     def __init__(self, session_id: str, viewer: Viewer) -> None:
         self.session_id = session_id
         self.viewer = viewer
+        self.view_only = False
         self.is_taken = False
         self.over: Closing | None = None
 
@@ -89,8 +91,11 @@ class Seats:
         """Let the viewer look. Raises Refused if enough do, or if the session is over."""
         if seat.over is not None:
             raise Refused(seat.over)
-        taken = sum(each.session_id == seat.session_id and each.is_taken for each in self._seats)
-        if taken >= MOST_VIEWERS:
+        taken = [
+            each for each in self._seats if each.session_id == seat.session_id and each.is_taken
+        ]
+        spectators = sum(each.view_only for each in taken)
+        if len(taken) >= MOST_VIEWERS or (seat.view_only and spectators >= MOST_SPECTATORS):
             raise Refused(TOO_MANY_VIEWERS)
         seat.is_taken = True
 

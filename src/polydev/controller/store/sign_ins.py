@@ -49,6 +49,7 @@ class SignIns:
             "user_id": caller.user_id,
             "token_id": caller.token_id,
             "session_id": caller.session_id,
+            "parent_id": caller.sign_in_id,
             "view_only": caller.view_only,
             "created_at": at,
             "expires_at": expires_at,
@@ -85,9 +86,10 @@ class SignIns:
         )
 
     async def end(self, sign_in_id: str) -> None:
-        """Sign out; what is signed out already stays so."""
+        """Sign out, and end the keys of pages that were got by it; what is over stays so."""
+        theirs = sa.or_(_sign_ins.id == sign_in_id, _sign_ins.parent_id == sign_in_id)
         async with self._database.writing() as connection:
-            await connection.execute(sa.delete(tables.sign_ins).where(_sign_ins.id == sign_in_id))
+            await connection.execute(sa.delete(tables.sign_ins).where(theirs))
 
     async def standing(self, ids: Collection[str]) -> set[str]:
         """Those of these sign-ins that nobody has ended."""

@@ -184,11 +184,15 @@ sign_ins = sa.Table(
     _id("user_id", *_goes_with("users.id"), nullable=False),
     _id("token_id", *_goes_with("tokens.id")),
     _id("session_id", *_goes_with("sessions.id")),
+    # By whose ticket a page's key was got. Rows are copied in any order: no key of the database.
+    _id("parent_id"),
     sa.Column("view_only", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("used_at", UtcDateTime),
 )
+
+sa.Index("sign_ins_expire", sign_ins.c.expires_at)
 
 # What lets in once: a viewer, a page, a browser. `caller_until` is when its maker's right ends.
 tickets = sa.Table(
@@ -205,6 +209,7 @@ tickets = sa.Table(
     sa.Column("caller_until", UtcDateTime),
     sa.CheckConstraint("purpose IN ('viewer', 'page', 'sign-in')", name="tickets_purpose"),
 )
+sa.Index("tickets_expire", tickets.c.expires_at)
 
 usage = sa.Table(
     "usage",

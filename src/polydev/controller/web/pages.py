@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 import polydev
+from polydev.controller.api.cookies import csrf_token
+from polydev.controller.api.own_pages import Rules
 from polydev.controller.model import Caller
 from polydev.controller.problems import Problem
 from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import Assets
-from polydev.controller.web.cookies import csrf_token
-from polydev.controller.web.own_pages import Rules
 from polydev.controller.web.texts import text, texts_under
 
 # Of pages that no other site has to do with.

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from polydev.controller.api.cookies import remove_cookie, set_cookie
 from polydev.controller.api.identity import HOW
 from polydev.controller.api.origin import asked_from
 from polydev.controller.model import Caller
 from polydev.controller.problems import problem_of
 from polydev.controller.services import Services
-from polydev.controller.web.cookies import remove_cookie, set_cookie
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.texts import text
 from polydev.errors import Error, NotAllowed, NotAuthenticated
@@ -58,8 +58,14 @@ def _add_state(router: APIRouter, services: Services, pages: Pages) -> None:
         link, since the cookie is for what our own pages ask for.
         """
         cookie = pages.rules.cookie_of(request.scope)
-        caller = await services.sign_ins.caller_of(cookie) if cookie else None
-        return {"signedIn": caller is not None and caller.by == "cookie"}
+        if cookie is None:
+            return {"signedIn": False}
+        try:
+            looked_up = services.identity.of_cookie(cookie)
+            await services.identity.counted(looked_up, *asked_from(request.scope))
+        except NotAuthenticated:
+            return {"signedIn": False}
+        return {"signedIn": True}
 
 
 def _add_code(router: APIRouter, services: Services, pages: Pages) -> None:
@@ -126,6 +132,7 @@ def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> 
 async def _signed_in(
     request: Request, services: Services, pages: Pages, caller: Caller, after: str
 ) -> Response:
+    services.requests.take(caller.user_id)
     secret, until = await services.sign_ins.create(caller, services.settings.web.sign_in_seconds)
     response = RedirectResponse(after, 303)
     set_cookie(response, secret, until, is_secure=pages.rules.is_secure(request.scope))

@@ -24,6 +24,7 @@ def upgrade() -> None:
         _goes_with("user_id", "users.id", nullable=False),
         _goes_with("token_id", "tokens.id"),
         _goes_with("session_id", "sessions.id"),
+        sa.Column("parent_id", sa.String(36)),
         sa.Column("view_only", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("expires_at", TIME, nullable=False),
@@ -42,6 +43,8 @@ def upgrade() -> None:
         sa.Column("caller_until", TIME),
         sa.CheckConstraint("purpose IN ('viewer', 'page', 'sign-in')", name="tickets_purpose"),
     )
+    for table in ("sign_ins", "tickets"):
+        op.create_index(f"{table}_expire", table, ["expires_at"])
 
 
 def downgrade() -> None:

@@ -3,10 +3,9 @@
 const given = new URLSearchParams(location.hash.slice(1));
 const form = document.getElementById("by-link");
 
-/** Go on where the browser is signed in already: after another site's link it did not say so. */
-async function goOn() {
+async function isSignedIn() {
   const answer = await fetch("/login/state", { credentials: "same-origin" });
-  if (answer.ok && (await answer.json()).signedIn) location.replace(form.elements.next.value);
+  return answer.ok && (await answer.json()).signedIn;
 }
 
 if (given.get("code")) {
@@ -15,7 +14,9 @@ if (given.get("code")) {
   if (given.get("next")) form.elements.next.value = given.get("next");
   form.hidden = false;
   form.querySelector("button").focus();
-  form.requestSubmit();
+  // Who is signed in already decides: the link may be of somebody who wants them to be another.
+  if (!(await isSignedIn())) form.requestSubmit();
 } else if (!document.querySelector(".problem")) {
-  await goOn();
+  // After another site's link the browser did not say that it is signed in.
+  if (await isSignedIn()) location.replace(form.elements.next.value);
 }

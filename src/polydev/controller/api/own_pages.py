@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Scope
 
+from polydev.controller.api.cookies import has_csrf_token, remove_cookie, shown_cookie
 from polydev.controller.api.origin import Networks, address_of, is_trusted
-from polydev.controller.web.cookies import has_csrf_token, shown_cookie
 from polydev.errors import NotAllowed
 
 SECURE_SCHEMES = ("https", "wss")
@@ -62,6 +63,19 @@ class Rules:
         except ValueError:
             return False
         return bool(asked) and asked == headers.get("host", "").lower()
+
+    def forget_cookie(self, scope: Scope, response: Response) -> None:
+        """Have the browser forget a cookie that does not count any more, if it shows one.
+
+        Pages in forgotten tabs ask on, and each bad cookie would count as a failed login.
+        """
+        if self.cookie_of(scope) is not None:
+            remove_cookie(response, is_secure=self.is_secure(scope))
+
+    def check_is_no_other_site(self, headers: Headers) -> None:
+        """Raises NotAllowed for what another site's page asks for with a browser's cookie."""
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise NotAllowed("the request comes from another site's page")
 
     def check_is_own(self, headers: Headers, cookie: str) -> None:
         """Raises NotAllowed unless a page of ours sent this request of a signed-in browser."""
