@@ -43,6 +43,7 @@ UPGRADE = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 MEBIBYTE = 1 << 20
+MOST = 6
 
 
 @dataclass
@@ -582,6 +583,22 @@ def test_one_address_takes_only_from_itself(run: Run) -> None:
 
     limits = {**PATIENT, "unfinished": 1000, "unfinished_per_address": 10}
     run(scenario, connections=limits, keep_alive_seconds=600)
+
+
+def test_who_reads_no_answers_keeps_nobody_out(run: Run) -> None:
+    """Each asks for much, so that its connection is neither unfinished nor idle."""
+
+    async def scenario(service: Service) -> None:
+        asking = get(LARGE, f"Authorization: Bearer {service.token}\r\n")
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(MOST):
+                peer = await stack.enter_async_context(service.peer())
+                peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                await peer.send(asking)
+            for _ in range(MOST):
+                assert (await service.ask()).status == 200
+
+    run(scenario, connections={**PATIENT, "most": MOST})
 
 
 def test_connections_are_limited_in_all(run: Run) -> None:

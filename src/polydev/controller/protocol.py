@@ -42,7 +42,10 @@ TOO_MANY_CONNECTIONS = Refusal(
 
 
 class State(ServerState):
-    """What all connections share; `draining_seconds` is set once the server is to end."""
+    """What all connections share; `draining_seconds` is set once the server is to end.
+
+    `unread` has those whose clients do not read what was sent, in the order in which they began.
+    """
 
     draining_seconds: float | None = None
 
@@ -53,6 +56,7 @@ class State(ServerState):
         self.limits = limits
         self.trusted_proxies = trusted_proxies
         self.unfinished = Unfinished(limits)
+        self.unread: dict[Protocol, None] = {}
         self.refused = metrics.connections_refused
         metrics.connections_unfinished.set_function(lambda: len(self.unfinished))
 
@@ -94,7 +98,21 @@ class Protocol(HttpToolsProtocol):
         self._limits.accepted()
         self.server_state.unfinished.add(self)
         if len(self.connections) > self.server_state.limits.most:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Give up a client that does not read its answers; where all do, refuse this one."""
+        slowest = next(iter(self.server_state.unread), None)
+        if slowest is None:
             self.evict()
+        else:
+            slowest.give_up()
+
+    def give_up(self) -> None:
+        """Close it though something is left to send, which its client does not take."""
+        self._tell(TOO_MANY_CONNECTIONS.reason)
+        self.server_state.unread.pop(self, None)
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         # The base class tells the newest request only, which may wait behind the one under way.
@@ -105,6 +123,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._let_go()
+        self.server_state.unread.pop(self, None)
         for timer in (self._lingering, self._sending):
             if timer is not None:
                 timer.cancel()
@@ -221,6 +240,7 @@ class Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.server_state.unread[self] = None
         if self._sending is None:
             self._sending = self.loop.call_later(
                 self.server_state.limits.send_seconds, self._abort_sending
@@ -228,6 +248,7 @@ class Protocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.server_state.unread.pop(self, None)
         if self._sending is not None:
             self._sending.cancel()
             self._sending = None
