@@ -64,6 +64,17 @@ def test_ones_own(host: ApiHost) -> None:
     host.run(scenario, quotas=QUOTAS)
 
 
+def test_a_quotas_bar_says_when_it_counts_anew(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        await used(asked, "user", vm_seconds=HOUR)
+        page = (await (await browser(asked, "operator")).ask("GET", "/admin/users")).text
+        tomorrow = (day_of(now()) + timedelta(days=1)).isoformat()
+        assert f'title="Counted anew from {tomorrow} 00:00 UTC">1.0 of 2 VM h today' in page
+        assert "VM, 30 days" in page
+
+    host.run(scenario, quotas=QUOTAS)
+
+
 def test_everybodys_by_user_and_by_day(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await used(asked, "user", vm_seconds=10)

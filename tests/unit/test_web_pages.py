@@ -9,8 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from polydev import image_diff
 from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import FOREVER, OWN, Assets
+from polydev.controller.web.image_pages import FORMATS
 from polydev.controller.web.pages import OPERATOR_LINKS, USER_LINKS, content_security_policy
 from polydev.controller.web.texts import text, texts
 from tests.api import ApiHost, Served, api_host, empty_assets
@@ -100,6 +102,34 @@ def test_each_text_is_used_and_each_used_is_there() -> None:
 
 def test_texts_are_filled_in() -> None:
     assert text("problem.request", id="x").startswith("Request ID: x. ")
+
+
+@pytest.mark.parametrize(
+    ("change_bytes", "words"),
+    [(-1_572_864, "\N{MINUS SIGN}1.5 MiB"), (0, "+0 B"), (3 << 30, "+3.0 GiB")],
+)
+def test_what_an_image_grew_by_has_a_sign_and_the_units_of_all_sizes(
+    host: ApiHost, change_bytes: int, words: str
+) -> None:
+    diff = image_diff.ImageDiff(
+        old="a" * 64,
+        new="b" * 64,
+        packages_added=[],
+        packages_removed=[],
+        packages_changed=[],
+        content_change_bytes=change_bytes,
+        rootfs_allocated_change_bytes=0,
+        layers_changed=[],
+        settings_changed=[],
+        files=None,
+    )
+
+    async def scenario(asked: Served) -> None:
+        pages = asked.app.state.pages
+        shown = pages.part("image_diff.html", diff=diff, problem="", **FORMATS)
+        assert f"<strong>{words}</strong>" in shown
+
+    host.run(scenario)
 
 
 def test_files_are_kept_for_ever_under_a_name_of_their_content(tmp_path: Path) -> None:
