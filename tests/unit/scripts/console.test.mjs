@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { plain } from "../../../src/polydev/controller/web/static/console.js";
+import { plain } from "../../../src/polydev/controller/web/static/console_lines.js";
 
 const SHOWN = [
   ["plain text stays", "[    0.000000] Linux version 6.1.0", "[    0.000000] Linux version 6.1.0"],

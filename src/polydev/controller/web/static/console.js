@@ -1,23 +1,12 @@
-// A VM's serial console, followed. A VM may write anything: it is shown as text, without its control
-// sequences, and only so many lines of so many characters are kept.
+// A VM's serial console, followed, of which only so many lines are kept.
 
 import { problemOf, showProblem } from "./app.js";
+import { MOST_CHARACTERS, plain } from "./console_lines.js";
 
 const MOST_LINES = 2000;
-const MOST_CHARACTERS = 2000;
 const TAIL = 200;
 const PAUSES_SECONDS = [1, 2, 4, 8, 16];
 const REFUSALS = [401, 403, 404];
-// Of terminals: CSI, OSC and other strings, then all other escapes and control characters.
-const SEQUENCES =
-  /\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?/g;
-const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
-
-/** One line as it may be shown: of what was written over itself the last. */
-export function plain(line) {
-  const whole = line.replace(SEQUENCES, "").replace(/\r+$/, "");
-  return whole.slice(whole.lastIndexOf("\r") + 1).replace(CONTROLS, "").slice(0, MOST_CHARACTERS);
-}
 
 /**
  * Show what a console says in `element`, until it is over. `tell` is given the name of a text and
