@@ -102,7 +102,7 @@ async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets
         await page.goto(host.vm_page("ready"))
         await page.click("#end-session")
         dialog = page.locator("#confirm-end")
-        await expect(dialog).to_contain_text("The session of Ada Berg ends now")
+        await expect(dialog).to_contain_text("This ends the session of Ada Berg now")
         await expect(dialog.get_by_role("button", name="Keep it")).to_be_focused()
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()

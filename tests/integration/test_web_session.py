@@ -87,17 +87,6 @@ def test_a_text_is_pasted_by_ctrl_v(play: Play) -> None:
     play(scenario, permissions=CLIPBOARD)
 
 
-def test_ctrl_v_without_a_text_at_hand_pastes_the_vms_own(play: Play) -> None:
-    async def scenario(site: Site, _session: Session, page: Page, typed: Typed) -> None:
-        await site.screen.copy(TEXT)
-        await page.keyboard.press("Control+v")
-        await page.keyboard.type("x")
-        await page.keyboard.press("Enter")
-        await typed.until(f"{TEXT}x\n")
-
-    play(scenario)
-
-
 def test_what_is_copied_in_the_vm_comes_to_the_users_clipboard(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, _typed: Typed) -> None:
         await site.screen.copy(TEXT)

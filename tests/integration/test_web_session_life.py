@@ -137,7 +137,7 @@ def test_a_session_without_use_ends_unless_its_user_stays(play: Play) -> None:
             kept = await sessions.get(session.id)
             assert kept.heartbeat_at is not None
             assert (kept.expires_at - kept.heartbeat_at).total_seconds() == 8
-            await page.wait_for_selector("#countdown:has-text('No use')")
+            await page.wait_for_selector("#countdown:has-text('seems unused')")
 
             async def has_expired() -> bool:
                 return bool(await sessions.expire_due())
@@ -157,7 +157,7 @@ def test_the_longest_life_is_told_before_and_cannot_be_longer(play: Play) -> Non
         async with page_of(site.browser) as page:
             await open_session(page, site, session)
             await until_shown(page)
-            await page.wait_for_selector("#countdown:has-text('longest time')")
+            await page.wait_for_selector("#countdown:has-text('maximum length')")
             assert await page.is_hidden("#stay-button")
             left = await page.inner_text("#countdown-clock")
             minutes, seconds = map(int, left.split(":"))
