@@ -66,7 +66,7 @@ def test_what_keeps_a_session_from_starting_is_said_with_what_to_do(play: Play) 
         await sign_in(page, site)
         await page.click("text=Start with Claude Code")
         await page.wait_for_selector("#start-problem:has-text('all 1 slots are taken')")
-        assert "end a session, or try again later" in await page.inner_text("#start-problem")
+        assert "End a session, or try again later." in await page.inner_text("#start-problem")
         assert await page.is_enabled("text=Start with Claude Code")
 
     play(scenario, expects_network_errors=True, slots=(2,))
