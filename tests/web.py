@@ -55,6 +55,8 @@ PIXELS = """selector => {
     return canvas.toDataURL();
 }"""
 
+Play = Callable[..., None]
+
 
 class Told:
     """What a page's console and its requests told of that is wrong; see `page_of`."""
@@ -210,8 +212,8 @@ async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] =
     ]
 
 
-def player(root: Path, packed_assets: Path) -> Callable[..., None]:
-    """What plays a scenario on a site of its own, made with `changes` of `screens`."""
+def player(root: Path, packed_assets: Path) -> Play:
+    """Return what plays a scenario on a site of its own, made with `changes` of `screens`."""
 
     async def played(scenario: Callable[[Site], Awaitable[None]], **changes: Any) -> None:
         async with sites(root, packed_assets, **changes) as site:

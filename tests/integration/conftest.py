@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,14 @@ for word in "$@"; do [ "$word" != -O ] || exit 0; command=$word; done
 exec sh -c "$command"
 """
 SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 1\nshift\nexec "$@"\n'
+
+
+@pytest.fixture
+def play(tmp_path: Path, packed_assets: Path) -> Callable[..., None]:
+    """Play a scenario on a site of its own, with a real screen and Chromium."""
+    from tests.web import player  # dear to import, and for tests of pages only
+
+    return player(tmp_path, packed_assets)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from polydev.controller.model import Session
 from tests.driving import until
 from tests.web import (
     CANVAS,
+    Play,
     Site,
     page_of,
     picture,
@@ -29,7 +30,6 @@ CLIPBOARD = ["clipboard-read", "clipboard-write"]
 NO_CLIPBOARD = "() => { navigator.clipboard.writeText = () => Promise.reject(new Error()); }"
 
 Scenario = Callable[[Site, Session, Page, Typed], Awaitable[None]]
-Play = Callable[..., None]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -14,22 +14,15 @@ from playwright.async_api import ConsoleMessage
 from polydev.controller.model import Session
 from tests.web import (
     CANVAS,
+    Play,
     Site,
     open_session,
     page_of,
-    player,
     sign_in,
     sites,
     until_covered,
     until_shown,
 )
-
-Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(tmp_path: Path, packed_assets: Path) -> Play:
-    return player(tmp_path, packed_assets)
 
 
 def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:

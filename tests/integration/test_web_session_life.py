@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from polydev.controller.model import now
@@ -12,10 +9,10 @@ from polydev.vm.stages import Stage
 from tests.driving import until
 from tests.web import (
     QUICK_TIMERS,
+    Play,
     Site,
     open_session,
     page_of,
-    player,
     until_covered,
     until_shown,
     until_text,
@@ -27,13 +24,6 @@ BOOT: dict[Stage, str] = {
     "init": "operating system is starting",
     "services": "The browser is starting",
 }
-
-Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(tmp_path: Path, packed_assets: Path) -> Play:
-    return player(tmp_path, packed_assets)
 
 
 def test_a_boot_is_followed_until_the_screen_is_seen(play: Play) -> None:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
 from tests.driving import until
 from tests.vms import FakeVm
 from tests.web import (
     QUICK_TIMERS,
+    Play,
     Site,
     open_session,
     page_of,
-    player,
     until_covered,
     until_shown,
 )
 
 MARKUP = "<img src=x onerror='window.ran = 1'>"
 LOGIN_URL = "https://claude.example/oauth"
-
-Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(tmp_path: Path, packed_assets: Path) -> Play:
-    return player(tmp_path, packed_assets)
 
 
 async def until_started(vm: FakeVm) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import pytest
 from playwright.async_api import WebSocket
 
 from polydev.controller.app import create_app
@@ -14,10 +12,10 @@ from tests.driving import until
 from tests.relays import serving
 from tests.web import (
     QUICK_TIMERS,
+    Play,
     Site,
     open_session,
     page_of,
-    player,
     until_covered,
     until_shown,
     until_text,
@@ -30,13 +28,6 @@ SLEEP = """() => {
     Date.now = () => now() + 120_000;
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
-
-Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(tmp_path: Path, packed_assets: Path) -> Play:
-    return player(tmp_path, packed_assets)
 
 
 def test_a_reload_finds_the_same_screen(play: Play) -> None:

@@ -11,9 +11,8 @@ import pytest
 from playwright.async_api import Page, Response
 
 from polydev.client.credentials import new_key
-from tests.web import Site, page_of, sign_in, sites, until_covered
+from tests.web import Play, Site, page_of, sign_in, sites, until_covered
 
-Play = Callable[..., None]
 # Compressed, and without noVNC.
 MOST_BYTES = 120_000
 Scenario = Callable[[Site, Page], Awaitable[None]]

@@ -12,7 +12,7 @@ from polydev.client.api import ControllerApi
 
 DASHBOARD = "/admin"
 START = "/"
-# What programs with windows find their screen by.
+# Programs with windows find their screen by these.
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 

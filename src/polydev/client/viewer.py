@@ -81,7 +81,7 @@ class Viewer:
 
 
 def tls_of(api: ControllerApi) -> ssl.SSLContext | None:
-    """Whom to trust, as its other requests do; None without TLS."""
+    """Return the trust that its other requests have too; None without TLS."""
     if not api.url.startswith("https://"):
         return None
     if not api.through_ssh:

@@ -1,4 +1,4 @@
-"""What users use, counted from counters of VMs that only grow; pure.
+"""Count the use of each user from counters of VMs, which only grow; pure.
 
 A VM's counters are read now and then. What they have grown by since the reading before is the use
 of the session that has the VM; the reading is kept with the sum, so that nothing counts twice.
@@ -23,7 +23,7 @@ USUAL_DAYS = 30
 
 @dataclass(frozen=True)
 class Use:
-    """What was used.
+    """The use of one user.
 
     vm_seconds      in which VMs of sessions ran; while they are paused they do not
     cpu_seconds     of the host's processors, by these VMs

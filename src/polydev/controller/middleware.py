@@ -16,7 +16,7 @@ from structlog.contextvars import bound_contextvars
 from polydev.controller.api.identity import Identity, is_bearer
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import asked_from
-from polydev.controller.api.own_pages import Rules
+from polydev.controller.api.own_pages import Rules, shows_session_by_ticket
 from polydev.controller.api.scope import check_scope
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Caller
@@ -37,7 +37,6 @@ OPEN_PATHS = (
     *(HEALTH_PATH, "/api/auth/redeem"),
     *("/login", "/login/code", "/login/state", "/favicon.ico"),
 )
-SESSION_PAGES = re.compile(r"/session/[^/]+")
 # Asked for by browsers, which cannot set headers there: the token may stand in the query.
 QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
@@ -220,8 +219,7 @@ def is_open(scope: Scope) -> bool:
     if path in OPEN_PATHS or path.startswith(STATIC_PREFIX):
         return True
     # The page is empty until its script has exchanged the ticket.
-    has_ticket = "ticket" in QueryParams(scope["query_string"])
-    return has_ticket and SESSION_PAGES.fullmatch(path) is not None and scope["method"] == "GET"
+    return shows_session_by_ticket(scope)
 
 
 def _credentials(scope: Scope) -> tuple[str | None, str | None]:

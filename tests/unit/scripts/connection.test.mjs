@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { DELAYS_SECONDS, IDLE, STABLE_MILLISECONDS, next, words } from "../../../src/polydev/controller/web/static/session/connection.js";
+import { PAUSES_SECONDS } from "../../../src/polydev/controller/web/static/pauses.js";
+import { IDLE, STABLE_MILLISECONDS, next, words } from "../../../src/polydev/controller/web/static/session/connection.js";
 
 const START = 1_000_000;
 const BROKE_OFF = { code: 1006, reason: "" };
@@ -21,7 +22,7 @@ test("attempts follow each other after 1, 2, 4, 8 and 16 s, then the user has to
     assert.equal(state.phase, "connecting");
   }
   assert.deepEqual(pauses, [1, 2, 4, 8, 16]);
-  assert.deepEqual(pauses, DELAYS_SECONDS);
+  assert.deepEqual(pauses, PAUSES_SECONDS);
   assert.equal(state.phase, "given-up");
   assert.equal(next(state, { kind: "anew" }).attempt, 0);
 });

@@ -129,7 +129,7 @@ class QuotaAnswer(Answer):
 
 
 class SessionWarning(Answer):
-    """What its user should know of while a session runs; it is not ended for it."""
+    """A notice for the user of a running session, which goes on."""
 
     kind: Literal["quota"] = "quota"
     message: str

@@ -22,7 +22,7 @@ def shown_cookie(headers: Headers, *, is_secure: bool) -> str | None:
 
 
 def csrf_token(cookie: str) -> str:
-    """What our pages send along: only they know it, and it tells nothing of the cookie."""
+    """Return the proof that our pages send along; nobody can tell the cookie from it."""
     return hmac.new(cookie.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 

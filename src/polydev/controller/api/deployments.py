@@ -1,4 +1,4 @@
-"""What was done to a host, for operators: deployments, rollbacks and backups, and the way back."""
+"""Deployments, rollbacks and backups of this host, for operators, and how to roll each back."""
 
 from __future__ import annotations
 

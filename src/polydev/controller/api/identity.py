@@ -174,7 +174,7 @@ class Identity:
             looked_up.close()
 
     async def of_cookie(self, cookie: str) -> Caller:
-        """Whose browser shows that cookie. Raises NotAuthenticated."""
+        """Return the caller whose browser shows that cookie. Raises NotAuthenticated."""
         caller = None
         if len(cookie) <= MOST_TOKEN_CHARACTERS:
             caller = await self._sign_ins.caller_of(cookie)

@@ -143,7 +143,7 @@ class Screens:
         return vm
 
     async def _caller(self, websocket: WebSocket) -> Caller:
-        """Who opens the viewer: by a one-time ticket, or by a token where it is no page of ours."""
+        """Return who opens the viewer: a page of ours by a ticket, other programs by a token."""
         identity, peer = self._services.identity, asked_from(websocket.scope)
         ticket = websocket.query_params.get("ticket")
         if ticket is not None:

@@ -6,10 +6,11 @@ change (https://www.w3.org/TR/fetch-metadata/).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -17,7 +18,15 @@ from polydev.controller.api.cookies import has_csrf_token, remove_cookie, shown_
 from polydev.controller.api.origin import Networks, address_of, is_trusted
 from polydev.errors import NotAllowed
 
+SESSION_PAGES = re.compile(r"/session/[^/]+")
 SECURE_SCHEMES = ("https", "wss")
+
+
+def shows_session_by_ticket(scope: Scope) -> bool:
+    """Whether a session's page is opened by a ticket: without a sign-in, or in another's frame."""
+    has_ticket = "ticket" in QueryParams(scope["query_string"])
+    is_page = SESSION_PAGES.fullmatch(scope["path"]) is not None
+    return has_ticket and is_page and scope["method"] == "GET"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the key of a page lets it ask for: its one session, and of a spectator's less."""
+"""Limit the key of a page to its one session, and a spectator's key to looking."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ TicketText = Annotated[
 
 
 class TicketRequest(RequestBody):
-    """What the ticket is for.
+    """Ask for a ticket.
 
     purpose      `viewer`: one connection to the screen; `page`: the page of the session, in a
                  frame or in another's browser

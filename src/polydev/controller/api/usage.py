@@ -1,4 +1,4 @@
-"""What users use, and what is left of their quotas: one's own, and everybody's for operators."""
+"""Use and quotas: each user sees their own, operators see everybody's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DaysBack = Annotated[
 
 
 class UseAnswer(Answer):
-    """What was used.
+    """A user's use.
 
     vmSeconds   in which VMs ran, without those in which they were paused
     receivedBytes, sentBytes    by the VMs

@@ -68,12 +68,17 @@ def routes(services: Services) -> APIRouter:
     return router
 
 
-async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
-    """The VM, if the caller may have it. Raises HTTPException 404 and NotAllowed."""
+async def known_vm(services: Services, vm_id: str) -> Vm:
+    """Return the VM, whosever it is. Raises HTTPException 404."""
     try:
-        vm = await services.vms.get(str(vm_id))
+        return await services.vms.get(vm_id)
     except VmError as error:
         raise HTTPException(404, error.message) from error
+
+
+async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
+    """The VM, if the caller may have it. Raises HTTPException 404 and NotAllowed."""
+    vm = await known_vm(services, str(vm_id))
     if not caller.sees_all and not await _is_own(services, caller, vm):
         raise NotAllowed("the VM is another user's")
     return vm

@@ -9,16 +9,15 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from polydev.controller.api.identity import AskingOperator
+from polydev.controller.api.vms import known_vm
 from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
 from polydev.controller.web.figures import clock_text, duration_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.vm_rows import Machine, counted, vm_row
-from polydev.errors import VmError
 from polydev.vm.stages import STAGES
 
 PAGE = 50
@@ -72,17 +71,9 @@ def _add_list(router: APIRouter, services: Services, pages: Pages) -> None:
         return pages.render(request, "machine_rows.html", **await _listed(services, wanted))
 
 
-async def _known_vm(services: Services, vm_id: str) -> Vm:
-    """Raises HTTPException 404."""
-    try:
-        return await services.vms.get(vm_id)
-    except VmError as error:
-        raise HTTPException(404, error.message) from error
-
-
 async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
     """What both of the list's templates are filled with."""
-    last = await _known_vm(services, wanted.before) if wanted.before else None
+    last = await known_vm(services, wanted.before) if wanted.before else None
     is_live = wanted.shown == "live"
     limit = MOST_LIVE if is_live else PAGE
     vms = await services.vms.list(wanted.user, is_live, limit + 1, last)
@@ -130,7 +121,7 @@ def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
 
 async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
     """What one VM's templates are filled with. Raises HTTPException 404."""
-    vm = await _known_vm(services, str(vm_id))
+    vm = await known_vm(services, str(vm_id))
     machines = await machines_of(services, [vm])
     at = now()
     return {

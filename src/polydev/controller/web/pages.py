@@ -13,9 +13,8 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-import polydev
 from polydev.controller.api.cookies import csrf_token
-from polydev.controller.api.own_pages import Rules
+from polydev.controller.api.own_pages import Rules, shows_session_by_ticket
 from polydev.controller.model import Caller
 from polydev.controller.problems import Problem
 from polydev.controller.settings import WebSettings
@@ -62,9 +61,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters["sentence"] = sentence
-        self._templates.globals.update(
-            t=text, texts_under=texts_under, asset=assets.url, version=polydev.__version__
-        )
+        self._templates.globals.update(t=text, texts_under=texts_under, asset=assets.url)
 
     def render(
         self, request: Request, template: str, status: int = 200, **values: Any
@@ -95,7 +92,7 @@ class Pages:
         return self.render(request, "problem.html", problem.status, problem=problem)
 
     def _headers(self, request: Request) -> dict[str, str]:
-        framed_by = self._embed_origins if is_embedded(request) else ()
+        framed_by = self._embed_origins if shows_session_by_ticket(request.scope) else ()
         is_secure = self.rules.is_secure(request.scope)
         headers = {
             "Content-Security-Policy": content_security_policy(
@@ -114,11 +111,6 @@ def sentence(words: str) -> str:
     """An error's message as a sentence, as people read it."""
     begun = words[:1].upper() + words[1:]
     return begun if begun.endswith((".", "!", "?", "…")) else f"{begun}."
-
-
-def is_embedded(request: Request) -> bool:
-    """Whether another site may show the page in a frame: a session's page, opened by a ticket."""
-    return request.url.path.startswith("/session/") and "ticket" in request.query_params
 
 
 def content_security_policy(host: str, is_secure: bool, framed_by: Sequence[str] = ()) -> str:

@@ -2,10 +2,10 @@
 
 import { problemOf, showProblem } from "./app.js";
 import { MOST_CHARACTERS, plain } from "./console_lines.js";
+import { pauseSeconds } from "./pauses.js";
 
 const MOST_LINES = 2000;
 const TAIL = 200;
-const PAUSES_SECONDS = [1, 2, 4, 8, 16];
 const REFUSALS = [401, 403, 404];
 
 /**
@@ -57,7 +57,7 @@ export function follow(path, element, tell) {
           showProblem(error);
           return;
         }
-        const seconds = PAUSES_SECONDS[Math.min(tries, PAUSES_SECONDS.length - 1)];
+        const seconds = pauseSeconds(tries);
         tell("lost", { seconds });
         await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       }

@@ -7,12 +7,13 @@
 // reason      the same in words; "" where nobody said any
 // until       of waiting: when the next attempt begins, in ms since 1970
 
-export const DELAYS_SECONDS = [1, 2, 4, 8, 16];
+import { PAUSES_SECONDS } from "../pauses.js";
+
 export const STABLE_MILLISECONDS = 10_000;
 
 const NOT_ALLOWED = 4403;
 const UNKNOWN_SESSION = 4404;
-const SESSION_OVER = 4410;
+export const SESSION_OVER = 4410;
 const NOT_READY = 4425;
 const FOR_GOOD = [NOT_ALLOWED, UNKNOWN_SESSION, SESSION_OVER];
 // HTTP's status of a ticket that is refused; trying again does not help.
@@ -53,8 +54,8 @@ function afterLoss(state, { at, code, reason }) {
   if (code === NOT_READY) return { ...IDLE, ...told, phase: "not-ready" };
   const wasStable = state.phase === "connected" && at - state.since >= STABLE_MILLISECONDS;
   const failed = wasStable ? 0 : state.attempt;
-  if (failed >= DELAYS_SECONDS.length) return { ...IDLE, ...told, phase: "given-up" };
-  const until = at + DELAYS_SECONDS[failed] * 1000;
+  if (failed >= PAUSES_SECONDS.length) return { ...IDLE, ...told, phase: "given-up" };
+  const until = at + PAUSES_SECONDS[failed] * 1000;
   return { ...told, phase: "waiting", attempt: failed + 1, until };
 }
 
@@ -67,7 +68,7 @@ export function words(state, now) {
         {
           seconds: Math.max(0, Math.ceil((state.until - now) / 1000)),
           attempt: state.attempt,
-          most: DELAYS_SECONDS.length,
+          most: PAUSES_SECONDS.length,
         },
       ];
     case "not-ready":

@@ -2,9 +2,8 @@
 // can send a key, which must not stand in an address.
 
 import { Problem, problemOf } from "../app.js";
+import { pauseSeconds } from "../pauses.js";
 import { EventReader } from "./event_reader.js";
-
-const DELAYS_SECONDS = [1, 2, 4, 8, 16];
 
 /**
  * Call `onEvent({ kind, data })` for each event until the stream says that there are no more.
@@ -50,7 +49,7 @@ export class Events {
       }
     }
     if (reading !== this.reading || this.isOver) return;
-    const seconds = DELAYS_SECONDS[Math.min(this.failures, DELAYS_SECONDS.length - 1)];
+    const seconds = pauseSeconds(this.failures);
     this.failures += 1;
     this.timer = setTimeout(() => this.read(), seconds * 1000);
   }

@@ -3,6 +3,7 @@
 import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../app.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
+import { SESSION_OVER } from "./connection.js";
 import { Cover } from "./cover.js";
 import { Deadline } from "./deadline.js";
 import { Events } from "./events.js";
@@ -15,7 +16,6 @@ import { isComing, isLive } from "./progress.js";
 import { onWake } from "./wake.js";
 import { viewOf } from "./view.js";
 
-const SESSION_OVER = 4410;
 const config = JSON.parse(document.getElementById("session-config").textContent);
 const t = textsOf("session-texts");
 const path = `/api/auth/session/${config.sessionId}`;

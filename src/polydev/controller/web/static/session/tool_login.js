@@ -2,6 +2,7 @@
 
 import { Problem } from "../app.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login.js";
+import { isComing } from "./progress.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -20,7 +21,7 @@ export class ToolLogin {
   }
 
   sessionChanged({ status }) {
-    this.isKnown = !["vm_creating", "vm_starting"].includes(status);
+    this.isKnown = !isComing({ status });
     this.become(afterSession(this.login, status));
   }
 
