@@ -1,0 +1,194 @@
+"""The tests' own tool logs in at a real OpenID provider, by a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+from playwright.async_api import Page
+
+from polydev import http_client
+from polydev.progress import Steps
+from polydev.run import Completed, run, spawn
+from polydev.settings import Settings
+from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider, oidc_packages, provider
+from tests.web import chromium, page_of
+
+# The browser that the tool opens: it only tells which page that is to show.
+BROWSER = '#!/bin/sh\nprintf "%s\\n" "$1" >"$HOME/page"\n'
+
+
+@pytest.fixture(scope="module")
+def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    packages = oidc_packages(settings.cache, Steps())
+    with provider(packages, tmp_path_factory.mktemp("oidc")) as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class User:
+    """A user of the tool, with a home and a browser."""
+
+    home: Path
+    issuer: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        browser = str(self.home / "browser")
+        return {"HOME": str(self.home), "TESTTOOL_ISSUER": self.issuer, "BROWSER": browser}
+
+    def tool(self, verb: str, **environment: str) -> Completed:
+        """What a verb does that asks nobody."""
+        return run([TOOL, verb], env={**self.environment, **environment}, check=False)
+
+    def begin_login(self) -> Login:
+        pipe = subprocess.PIPE
+        process = spawn(
+            [TOOL, "login"], env=self.environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
+        )
+        return Login(process, (self.home / "page").read_text().strip())
+
+    @property
+    def file(self) -> Path:
+        return self.home / CREDENTIALS
+
+    def credentials(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.file.read_text())
+        return found
+
+
+@dataclass(frozen=True)
+class Login:
+    """A login under way; `url` is the page that the tool wanted opened."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    @property
+    def asked(self) -> dict[str, str]:
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.url).query).items()}
+
+    def callback(self, **answer: str) -> str:
+        return f"{self.asked['redirect_uri']}?{urlencode(answer)}"
+
+    def end(self, pasted: str = "") -> tuple[int, str]:
+        """Exit status of the tool and all that it wrote."""
+        said, _ = self.process.communicate(f"{pasted}\n".encode() if pasted else None)
+        return self.process.returncode, said.decode()
+
+
+@pytest.fixture
+def user(made: Provider, tmp_path: Path) -> User:
+    browser = tmp_path / "browser"
+    browser.write_text(BROWSER)
+    browser.chmod(0o755)
+    os.mkfifo(tmp_path / "page")
+    return User(tmp_path, made.issuer)
+
+
+def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
+    """Have somebody act on the page that the tool opened."""
+
+    async def played() -> None:
+        async with chromium() as browser, page_of(browser, expects_network_errors=True) as page:
+            await page.goto(login.url)
+            await act(page)
+
+    asyncio.run(played())
+
+
+async def enter(page: Page, name: str, password: str) -> None:
+    """By the keyboard alone, as in a VM."""
+    await page.keyboard.type(name)
+    await page.keyboard.press("Tab")
+    await page.keyboard.type(password)
+    await page.keyboard.press("Enter")
+
+
+def test_user_logs_in_and_the_provider_knows_them(made: Provider, user: User) -> None:
+    async def act(page: Page) -> None:
+        await enter(page, "ada", "wrong")
+        await page.wait_for_selector("[role=alert]:has-text('Wrong user name or password')")
+        await enter(page, "ada", ACCOUNTS["ada"])
+        await page.wait_for_selector("text=Let testtool in?")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("text=testtool has your login")
+
+    login = user.begin_login()
+    in_browser(login, act)
+    status, said = login.end()
+    assert (status, said.splitlines()[-1]) == (0, "Logged in.")
+    assert login.url in said
+    assert oct(user.file.stat().st_mode & 0o777) == "0o600"
+    assert user.credentials()["issuer"] == made.issuer
+    assert made.userinfo(user.credentials()["access_token"]) == {"sub": "ada", "name": "ada"}
+    assert user.tool("status").stdout == "Logged in as ada.\n"
+    refresh_tokens_are_used_once(user)
+    assert user.tool("logout").status == 0
+    assert user.tool("status").stderr == "testtool: not logged in\n"
+
+
+def refresh_tokens_are_used_once(user: User) -> None:
+    before = {**user.credentials(), "expires_at": 0}
+    user.file.write_text(json.dumps(before))
+    assert user.tool("status").status == 0
+    after = user.credentials()
+    assert after["refresh_token"] != before["refresh_token"]
+    # To use the old one is refused, and the provider then takes the new one for stolen too.
+    user.file.write_text(json.dumps(before))
+    refused = user.tool("status")
+    assert (refused.status, "invalid_grant" in refused.stderr) == (1, True)
+    user.file.write_text(json.dumps({**after, "expires_at": 0}))
+    assert "invalid_grant" in user.tool("status").stderr
+
+
+def test_user_denies(user: User) -> None:
+    async def act(page: Page) -> None:
+        await enter(page, "grace", ACCOUNTS["grace"])
+        await page.click("text=Deny")
+        await page.wait_for_selector("text=the login was denied")
+
+    login = user.begin_login()
+    in_browser(login, act)
+    status, said = login.end()
+    assert status == 1
+    assert said.endswith("testtool: the login was denied: The user denied the login.\n")
+    assert not user.file.exists()
+
+
+def test_answer_to_another_login_is_refused(user: User) -> None:
+    login = user.begin_login()
+    assert http_client.get(login.callback(code="c", state="another")).status_code == 200
+    status, said = login.end()
+    assert status == 1
+    assert "came back from another login than this one" in said
+
+
+def test_code_that_the_provider_did_not_give_is_refused_with_its_words(user: User) -> None:
+    login = user.begin_login()
+    status, said = login.end(login.callback(code="mistyped", state=login.asked["state"]))
+    assert status == 1
+    assert "the provider refused: invalid_grant" in said
+
+
+def test_browser_that_does_not_come_back(user: User) -> None:
+    (user.home / "browser").write_text("#!/bin/sh\n")
+    ended = user.tool("login", TESTTOOL_SECONDS="0.5")
+    assert ended.status == 1
+    assert ended.stderr == "testtool: the browser did not come back within 0.5 s: log in again\n"
+
+
+def test_provider_that_is_down(user: User) -> None:
+    issuer = "http://127.0.0.1:9"
+    ended = user.tool("login", TESTTOOL_ISSUER=issuer)
+    assert (ended.status, ended.stdout) == (1, "")
+    assert f"the provider at {issuer} cannot be reached: " in ended.stderr
+    assert "refused" in ended.stderr
