@@ -176,10 +176,14 @@ async def until_shown(page: Page) -> None:
     await page.wait_for_function(drawn, arg=CANVAS, timeout=PATIENCE_MS)
 
 
-async def until_covered(page: Page, kind: str) -> str:
-    """Wait until a session's page shows a card of this kind; its words."""
-    await page.wait_for_selector(f"#cover[data-kind={kind}]:not([hidden])")
-    return await page.inner_text("#cover article")
+async def until_covered(page: Page, kind: str, *texts: str) -> None:
+    """Wait until a session's page shows a card of this kind that says all of these texts.
+
+    The page itself looks for them at each of its frames, so that a card which is there for a second
+    only is seen on a busy machine too.
+    """
+    said = "".join(f":has-text({text!r})" for text in texts)
+    await page.wait_for_selector(f"#cover[data-kind={kind}]:not([hidden]) article{said}")
 
 
 async def until_text(page: Page, text: str) -> None:

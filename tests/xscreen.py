@@ -83,11 +83,14 @@ class XScreen:
         return await self.run("xclip", "-selection", "clipboard", "-o")
 
     def terminal(self) -> Typed:
-        """A terminal as large as the screen, in which Ctrl+V pastes as in most programs."""
+        """A terminal as large as the screen, in which Ctrl+V pastes as in most programs.
+
+        What is typed is there at once, also before the end of its line.
+        """
         typed = Typed(self.folder / "typed")
         pastes = "XTerm*VT100.Translations: #override Ctrl<Key>V: insert-selection(CLIPBOARD)"
         looks = ["-geometry", "200x80+0+0", "-fa", "Mono", "-bg", "white", "-fg", "black"]
-        self.start("xterm", *looks, "-xrm", pastes, "-e", f"cat > {typed.file}")
+        self.start("xterm", *looks, "-xrm", pastes, "-e", f"stty -icanon; cat > {typed.file}")
         return typed
 
     def said(self, program: str) -> str:

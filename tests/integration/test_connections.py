@@ -595,6 +595,11 @@ def test_who_reads_no_answers_keeps_nobody_out(run: Run) -> None:
                 peer = await stack.enter_async_context(service.peer())
                 peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
                 await peer.send(asking)
+
+            async def is_served() -> bool:  # once the service has begun to answer the others
+                return (await service.ask()).status == 200
+
+            await until(is_served, "an answer beside those that nobody reads")
             for _ in range(MOST):
                 assert (await service.ask()).status == 200
 

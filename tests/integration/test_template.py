@@ -12,6 +12,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -36,7 +37,7 @@ from polydev.vm.held_template import DISK, MEMORY, STATE
 from polydev.vm.identity import Receipt, new_identity
 from polydev.vm.machine import Machine, start
 from polydev.vm.scratch import scratch_folder
-from tests.sessions import wait_for
+from tests.sessions import PATIENCE_SECONDS, wait_for
 
 BOOT_SECONDS = 240
 CLOCK_LIMIT_SECONDS = 0.1
@@ -78,14 +79,21 @@ class Saved:
     state: int
 
 
+@contextmanager
+def shell(machine: Machine) -> Iterator[Console]:
+    """A shell in a guest, which a busy machine may give little time."""
+    with Console(machine.config.console_socket, PATIENCE_SECONDS) as console:
+        console.open_shell(PATIENCE_SECONDS)
+        yield console
+
+
 @dataclass(frozen=True)
 class Clone:
     machine: Machine
     receipt: Receipt
 
     def inside(self, command: str) -> str:
-        with Console(self.machine.config.console_socket) as console:
-            console.open_shell(60)
+        with shell(self.machine) as console:
             return console.run(command).text.strip()
 
     def own(self) -> dict[str, str]:
@@ -230,13 +238,11 @@ def test_chromium_has_a_network_process_of_its_own(
 ) -> None:
     fresh = resume()
     asyncio.run(template.run_on(fresh.config.qmp_socket))
-    with Console(fresh.config.console_socket) as console:
-        console.open_shell(60)
+    with shell(fresh) as console:
         before = console.run(NETWORK_PROCESS).text.split()
     assert before
     identified(fresh, "fresh", None)
-    with Console(fresh.config.console_socket) as console:
-        console.open_shell(60)
+    with shell(fresh) as console:
         assert not set(before) & set(console.run(NETWORK_PROCESS).text.split())
         # The desktop's browser goes on.
         assert console.run("systemctl is-active polydev-browser").text.strip() == "active"
@@ -275,8 +281,7 @@ async def idle_share(machine: Machine) -> float:
 
 
 def test_a_killed_browser_opens_its_profile_again_in_a_clone(clones: list[Clone]) -> None:
-    with Console(clones[2].machine.config.console_socket) as console:
-        console.open_shell(60)
+    with shell(clones[2].machine) as console:
         assert console.run(f"readlink {PROFILE_LOCK}").text.startswith("browser-vm-")
         console.run("systemctl kill --kill-whom=main --signal=KILL polydev-browser")
         # The lock says which computer's Chromium has the profile: this one's, under its new name.

@@ -52,7 +52,7 @@ def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
             await typed.until("mine\n")
             async with page_of(site.browser, expects_network_errors=True) as late:
                 await late.goto(link)
-                assert "opened before" in await until_covered(late, "refused")
+                await until_covered(late, "refused", "opened before")
                 assert await late.inner_text("#status-text") == "No access"
 
     play(scenario)

@@ -69,9 +69,7 @@ def test_a_vm_that_dies_has_its_reason_and_a_way_to_begin_anew(play: Play) -> No
             site.made.vms[session.id].die()
             await site.made.services.vms.fail(session.vm_id, DIED)
             site.ring()
-            words = await until_covered(page, "over")
-            assert "The VM failed" in words
-            assert "The VM's process ended: signal 9." in words
+            await until_covered(page, "over", "The VM failed", "The VM's process ended: signal 9.")
             await page.click("text=Start a new session")
             await page.wait_for_url(lambda url: "/session/" in url and session.id not in url)
             await until_covered(page, "coming")
@@ -106,7 +104,7 @@ def test_a_session_is_ended_after_a_question(play: Play) -> None:
             assert (await sessions.get(session.id)).is_live
             await page.click("#end-button")
             await page.click("dialog >> text=End session")
-            assert "The session was ended" in await until_covered(page, "over")
+            await until_covered(page, "over", "The session was ended")
             assert (await sessions.get(session.id)).state == "terminated"
 
     play(scenario)
@@ -134,9 +132,9 @@ def test_a_session_without_use_ends_unless_its_user_stays(play: Play) -> None:
 
             await until(has_expired, "the end")
             site.ring()
-            words = await until_covered(page, "over")
-            assert "The session has expired" in words
-            assert "No viewer and no heartbeat for 8 s." in words
+            await until_covered(
+                page, "over", "The session has expired", "No viewer and no heartbeat for 8 s."
+            )
 
     play(scenario, session={"per_user": 9, "idle_seconds": 8})
 

@@ -86,7 +86,7 @@ def test_what_a_guest_or_a_tool_says_is_text(play: Play) -> None:
             await page.wait_for_selector("#status-text:has-text('copied in the VM')")
             await site.made.services.vms.fail(session.vm_id, MARKUP)
             site.ring()
-            assert MARKUP in await until_covered(page, "over")
+            await until_covered(page, "over", MARKUP)
             await page.goto(site.url)
             assert MARKUP in await page.inner_text("#sessions")
             assert await page.evaluate("window.ran") is None

@@ -52,9 +52,7 @@ def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
             await open_session(page, site, session, wire.url)
             await until_shown(page)
             wire.cut()
-            words = await until_covered(page, "lost")
-            assert "Check your network" in words
-            assert "Next attempt in" in words
+            await until_covered(page, "lost", "Check your network", "Next attempt in")
             await until_text(page, "(2 of 5)")
             await wire.mend()
             await until_shown(page)
@@ -132,8 +130,7 @@ def test_a_restarted_controller_shows_the_same_screen(play: Play, packed_assets:
             await open_session(page, site, session, wire.url)
             await until_shown(page)
             await site.made.stop()
-            words = await until_covered(page, "lost")
-            assert "The service restarts; connect again." in words
+            await until_covered(page, "lost", "The service restarts; connect again.")
             made = site.made
             app = create_app(made.services.settings, made.host.hypervisor, packed_assets)
             _, wire.to_port = await stack.enter_async_context(serving(app))
@@ -152,9 +149,9 @@ def test_after_the_last_attempt_the_user_has_the_word(play: Play) -> None:
             await open_session(page, site, session)
             await until_shown(page)
             vm.hang_up()
-            words = await until_covered(page, "given-up")
-            assert "The VM's screen does not answer." in words
-            assert "has stopped trying" in words
+            await until_covered(
+                page, "given-up", "The VM's screen does not answer.", "has stopped trying"
+            )
             await vm.listen(5901, vm.serve_rfb)
             await page.click("text=Connect again")
             await until_shown(page)
