@@ -27,6 +27,8 @@ from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.usage import Usage
+from polydev.controller.store.webhooks import Subscription, Webhooks
+from polydev.controller.webhooks.events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
 from tests.stores import Store, opened, run_async
 
@@ -63,6 +65,9 @@ async def filled(folder: Path) -> AsyncIterator[Store]:
         await Tickets(store.database, store.clock).create("viewer", caller, 30, session.id)
         await Samples(store.database).add(store.clock(), FIGURES)
         await Alerts(store.database, store.clock).raise_("cpu", "host", "warning", "busy", 71.5)
+        webhooks = Webhooks(store.database, store.clock)
+        await webhooks.queue([Subscription("front", EVENT_TYPES)], 100)
+        await webhooks.be_gone("front", "0" * 64)
         await store.sessions.tell(session.id, "note", {"last": True})
         async with store.database.writing() as connection:
             news = tables.session_news
@@ -129,7 +134,10 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
     await migrate(sqlite_url(tmp_path))
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
-        for name in ("credentials", "tickets", "sign_ins", "usage", "usage_readings"):
+        for name in (
+            *("credentials", "tickets", "sign_ins", "usage", "usage_readings"),
+            *("webhook_deliveries", "webhook_events", "webhook_gone"),
+        ):
             old.execute(f"DROP TABLE {name}")
         for name in ("template", "boots_because", "receipt", "pooled", "used_at", "paused_at"):
             old.execute(f"ALTER TABLE vms DROP COLUMN {name}")

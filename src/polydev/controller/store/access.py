@@ -130,6 +130,7 @@ $close$;"""
 _LOCK_ORDER = (
     *("users", "tokens", "sign_ins", "tickets", "sessions"),
     *("vms", "slots", "credentials", "session_news"),
+    *("webhook_events", "webhook_deliveries", "webhook_gone"),
 )
 _LOCKED = f"pg_catalog.array_position(ARRAY{list(_LOCK_ORDER)!r}, relname::text), relname"
 DROP = f"""DO $drop$

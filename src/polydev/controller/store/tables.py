@@ -268,6 +268,65 @@ sa.Index(
 )
 sa.Index("alerts_raised", alerts.c.raised_at)
 
+# What endpoints are to be told. `queued_at`: since when each has its delivery of it.
+webhook_events = sa.Table(
+    "webhook_events",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    _id(nullable=False, unique=True),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("queued_at", UtcDateTime),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "webhook_events_unqueued",
+    webhook_events.c.number,
+    sqlite_where=webhook_events.c.queued_at.is_(None),
+    postgresql_where=webhook_events.c.queued_at.is_(None),
+)
+sa.Index("webhook_events_at", webhook_events.c.at)
+
+# One for each event and endpoint. It waits as long as it has `due_at`, which is also its claim: who
+# sends it moves that on first, so nobody else does before then.
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("event_number", sa.Integer, *_goes_with("webhook_events.number"), nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", UtcDateTime),
+    sa.Column("attempted_at", UtcDateTime),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Column("status", sa.Integer),
+    sa.Column("problem", sa.Text),
+    sa.UniqueConstraint("event_number", "endpoint", name="webhook_deliveries_once"),
+    sa.CheckConstraint(
+        "state IN ('waiting', 'delivered', 'failed')", name="webhook_deliveries_state"
+    ),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "webhook_deliveries_due",
+    webhook_deliveries.c.endpoint,
+    webhook_deliveries.c.due_at,
+    sqlite_where=webhook_deliveries.c.due_at.is_not(None),
+    postgresql_where=webhook_deliveries.c.due_at.is_not(None),
+)
+sa.Index("webhook_deliveries_ended", webhook_deliveries.c.state, webhook_deliveries.c.ended_at)
+
+# Endpoints that answered 410 and want no more, at that URL.
+webhook_gone = sa.Table(
+    "webhook_gone",
+    metadata,
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    sa.Column("url_sha256", sa.String(64), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
 # In PostgreSQL our tables carry this comment, by which other releases know them (see `access`).
 MARK = "polydev"
 for _table in metadata.tables.values():

@@ -1,0 +1,245 @@
+"""Webhooks: events written with the change that they tell of, and their deliveries.
+
+A delivery is claimed by moving its `due_at` on: who claimed it sends it, and where they end before
+they can say how that went, it is due again then. So each event is delivered at least once, and
+twice only where an end came between its sending and its note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import now
+from polydev.controller.store import tables
+from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.webhooks.events import EventType, body_of, new_message_id
+
+_events, _deliveries = tables.webhook_events.c, tables.webhook_deliveries.c
+QUEUED_AT_ONCE = 100
+WAITS = _deliveries.due_at.is_not(None)
+GONE = "the endpoint answered 410 Gone before: it wants no more"
+CROWDED_OUT = "{most} deliveries waited for this endpoint, and later ones took its place"
+UNKNOWN = "the endpoint is not configured any more"
+
+
+async def tell(
+    connection: AsyncConnection, kind: EventType, data: Mapping[str, str | None], at: datetime
+) -> None:
+    """Write an event in a transaction under way; with its commit it is going to be delivered.
+
+    `data` are ids and names (see `events.DATA_KEYS`). It comes before a session's news, which are
+    written last. Raises ValueError, which is a bug, for other data.
+    """
+    body = body_of(kind, at, data)
+    values = {"id": new_message_id(), "type": kind, "at": at, "body": body}
+    await connection.execute(sa.insert(tables.webhook_events).values(values))
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """An endpoint as the queue knows it: what it wants, and whether it may be sent anything."""
+
+    endpoint: str
+    types: Collection[str]
+    is_gone: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A delivery that is the claimer's to send until `until`. `body` goes out as it is."""
+
+    id: int
+    endpoint: str
+    message_id: str
+    body: str
+    attempts: int
+    until: datetime
+
+
+@uninterrupted
+class Webhooks:
+    """Events, queued for endpoints and delivered; for the process that leads."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def queue(self, subscriptions: Collection[Subscription], most_waiting: int) -> set[str]:
+        """Give each endpoint its delivery of each new event; the endpoints that got some.
+
+        An event that nobody wants goes. Of an endpoint for which more than `most_waiting` wait the
+        oldest fail. Each event is queued once, however many processes do this.
+        """
+        new = sa.select(_events.number).where(_events.queued_at.is_(None))
+        async with self._database.reading() as connection:
+            if (await connection.execute(new.limit(1))).first() is None:
+                return set()  # the write lock is not taken for nothing
+        asked = sa.select(_events.number, _events.type).where(_events.queued_at.is_(None))
+        asked = asked.order_by(_events.number).limit(QUEUED_AT_ONCE)
+        async with self._database.writing() as connection:
+            found = (await connection.execute(asked.with_for_update(skip_locked=True))).all()
+            at = self._clock()
+            rows = [
+                _new_delivery(number, each, at)
+                for number, kind in found
+                for each in subscriptions
+                if kind in each.types
+            ]
+            wanted = {row["event_number"] for row in rows}
+            await _note_queued(connection, {number for number, _ in found}, wanted, at)
+            if rows:
+                await connection.execute(sa.insert(tables.webhook_deliveries), rows)
+            endpoints = {str(row["endpoint"]) for row in rows}
+            for name in sorted(endpoints):
+                await _crowd_out(connection, name, most_waiting, at)
+            return endpoints
+
+    async def claim(self, endpoint: str, limit: int, until: datetime) -> list[Claim]:
+        """Claim so many deliveries of an endpoint that are due, the longest due first."""
+        at = self._clock()
+        due = (_deliveries.endpoint == endpoint, _deliveries.due_at <= at)
+        ids = sa.select(_deliveries.id).where(*due).order_by(_deliveries.due_at, _deliveries.id)
+        async with self._database.reading() as connection:
+            if (await connection.execute(ids.limit(1))).first() is None:
+                return []
+        async with self._database.writing() as connection:
+            asked = ids.limit(limit).with_for_update(skip_locked=True)
+            claimed = list((await connection.execute(asked)).scalars())
+            await _change(connection, _deliveries.id.in_(claimed), due_at=until)
+            statement = (
+                sa.select(
+                    *(_deliveries.id, _deliveries.endpoint, _events.id.label("message_id")),
+                    *(_events.body, _deliveries.attempts, _deliveries.due_at.label("until")),
+                )
+                .join_from(tables.webhook_deliveries, tables.webhook_events)
+                .where(_deliveries.id.in_(claimed))
+                .order_by(_deliveries.id)
+            )
+            found = await connection.execute(statement)
+            return [Claim(**row) for row in found.mappings()]
+
+    async def next_due(self, endpoint: str) -> datetime | None:
+        """When the next delivery of an endpoint is due; None where none waits."""
+        asked = sa.select(sa.func.min(_deliveries.due_at)).where(_deliveries.endpoint == endpoint)
+        async with self._database.reading() as connection:
+            found: datetime | None = (await connection.execute(asked)).scalar_one()
+            return found
+
+    async def delivered(self, claim: Claim, status: int) -> None:
+        """Note that an endpoint took a delivery, even where the claim on it was over."""
+        at = self._clock()
+        said = {"state": "delivered", "status": status, "problem": None}
+        said |= {"due_at": None, "attempted_at": at, "ended_at": at}
+        async with self._database.writing() as connection:
+            attempts = _deliveries.attempts + 1
+            await _change(connection, _deliveries.id == claim.id, attempts=attempts, **said)
+
+    async def not_delivered(
+        self, claim: Claim, status: int | None, problem: str, due_at: datetime | None
+    ) -> None:
+        """Note an attempt in vain, and when the next one is due; with None there is no other.
+
+        Nothing is noted where the claim was over: somebody else has tried since.
+        """
+        at = self._clock()
+        said = {"status": status, "problem": problem, "due_at": due_at, "attempted_at": at}
+        if due_at is None:
+            said |= {"state": "failed", "ended_at": at}
+        async with self._database.writing() as connection:
+            attempts = _deliveries.attempts + 1
+            await _change(connection, *_is_claimed(claim), attempts=attempts, **said)
+
+    async def release(self, claim: Claim) -> None:
+        """Give a claim back that came to no attempt: the delivery is due at once."""
+        async with self._database.writing() as connection:
+            await _change(connection, *_is_claimed(claim), due_at=self._clock())
+
+    async def fail_unknown(self, endpoints: Collection[str]) -> int:
+        """Fail what waits for endpoints other than these; how many."""
+        unknown = (WAITS, _deliveries.endpoint.not_in(endpoints))
+        async with self._database.writing() as connection:
+            return await _fail(connection, self._clock(), UNKNOWN, *unknown)
+
+    async def be_gone(self, endpoint: str, url_sha256: str) -> None:
+        """Note that an endpoint wants no more at that URL; what waits for it fails."""
+        at, gone = self._clock(), tables.webhook_gone
+        async with self._database.writing() as connection:
+            await connection.execute(sa.delete(gone).where(gone.c.endpoint == endpoint))
+            values = {"endpoint": endpoint, "url_sha256": url_sha256, "at": at}
+            await connection.execute(sa.insert(gone).values(values))
+            await _fail(connection, at, GONE, WAITS, _deliveries.endpoint == endpoint)
+
+    async def be_back(self, endpoint: str) -> None:
+        """Note that an endpoint may be sent messages again."""
+        gone = tables.webhook_gone
+        async with self._database.writing() as connection:
+            await connection.execute(sa.delete(gone).where(gone.c.endpoint == endpoint))
+
+    async def gone(self) -> dict[str, str]:
+        """Endpoints that want no more, with the SHA-256 of the URL at which they said so."""
+        gone = tables.webhook_gone.c
+        async with self._database.reading() as connection:
+            found = await connection.execute(sa.select(gone.endpoint, gone.url_sha256))
+            return {row.endpoint: row.url_sha256 for row in found}
+
+    async def prune(self, before: datetime) -> int:
+        """Delete events of before that time with their deliveries, unless one waits; how many."""
+        waits = sa.exists().where(_deliveries.event_number == _events.number, WAITS)
+        old = (_events.at < before, ~waits)
+        async with self._database.reading() as connection:
+            found = await connection.execute(sa.select(_events.number).where(*old).limit(1))
+            if found.first() is None:
+                return 0  # the write lock is not taken for nothing
+        async with self._database.writing() as connection:
+            done = await connection.execute(sa.delete(tables.webhook_events).where(*old))
+            return done.rowcount
+
+
+def _new_delivery(number: int, to: Subscription, at: datetime) -> dict[str, object]:
+    row: dict[str, object] = {"event_number": number, "endpoint": to.endpoint, "attempts": 0}
+    if to.is_gone:
+        return row | {"state": "failed", "due_at": None, "ended_at": at, "problem": GONE}
+    return row | {"state": "waiting", "due_at": at, "ended_at": None, "problem": None}
+
+
+async def _note_queued(
+    connection: AsyncConnection, found: set[int], wanted: set[object], at: datetime
+) -> None:
+    events = tables.webhook_events
+    await connection.execute(
+        sa.update(events).where(_events.number.in_(found & wanted)).values(queued_at=at)
+    )
+    await connection.execute(sa.delete(events).where(_events.number.in_(found - wanted)))
+
+
+async def _crowd_out(connection: AsyncConnection, endpoint: str, most: int, at: datetime) -> None:
+    its = (WAITS, _deliveries.endpoint == endpoint)
+    counted = sa.select(sa.func.count()).select_from(tables.webhook_deliveries).where(*its)
+    excess = (await connection.execute(counted)).scalar_one() - most
+    if excess > 0:
+        oldest = sa.select(_deliveries.id).where(*its).order_by(_deliveries.id).limit(excess)
+        words = CROWDED_OUT.format(most=most)
+        await _fail(connection, at, words, _deliveries.id.in_(oldest.scalar_subquery()))
+
+
+async def _fail(
+    connection: AsyncConnection, at: datetime, problem: str, *which: sa.ColumnElement[bool]
+) -> int:
+    said = {"state": "failed", "due_at": None, "ended_at": at, "problem": problem}
+    return await _change(connection, *which, **said)
+
+
+async def _change(
+    connection: AsyncConnection, *which: sa.ColumnElement[bool], **values: object
+) -> int:
+    statement = sa.update(tables.webhook_deliveries).where(*which).values(values)
+    return (await connection.execute(statement)).rowcount
+
+
+def _is_claimed(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
+    return _deliveries.id == claim.id, _deliveries.due_at == claim.until
