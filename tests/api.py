@@ -32,6 +32,7 @@ from polydev.controller.web.assets import OWN
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt
 from polydev.yaml_files import load_yaml
+from tests.images import write_record
 
 JWT_SECRET = "the secret of the tests, long enough"
 SQLITE = "sqlite+aiosqlite:///"
@@ -178,6 +179,7 @@ def image_store(root: Path) -> Path:
     image = root / "images" / IMAGE_DIGEST
     image.mkdir(parents=True)
     (image / "rootfs.ext4").touch()
+    write_record(image)
     (root / "golden-rootfs.ext4").symlink_to(image / "rootfs.ext4")
     return root
 

@@ -51,6 +51,7 @@ from tests.fake_vms import (
     UnloadableVm,
     WrongVm,
 )
+from tests.images import write_record
 
 __all__ = [
     "IMAGE_DIGEST",
@@ -307,6 +308,7 @@ def _image_store(root: Path) -> Path:
     image.mkdir(parents=True)
     for name in BOOT_FILES:
         (image / name).touch()
+    write_record(image)
     (store / "promotions").mkdir()
     (store / "promotions/000001").symlink_to(Path("../images", IMAGE_DIGEST))
     (store / "golden-rootfs.ext4").symlink_to("promotions/000001/rootfs.ext4")

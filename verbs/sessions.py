@@ -101,7 +101,7 @@ def login(
     name="start",
     help={
         "user": f"whose it is (of the lab: its demo user unless named): {USER_HELP}",
-        "provider": "claude, codex or gemini (default: claude)",
+        "provider": "whose tool: claude (the default), codex, gemini",
         "key": "idempotency key: the same key starts no second session",
         **API_HELP,
     },

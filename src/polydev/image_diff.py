@@ -146,5 +146,6 @@ def _settings(record: ImageRecord) -> dict[str, str]:
     return {
         "recipe": record.recipe,
         "kernel": record.kernel_version,
+        "providers": ", ".join(sorted(record.providers or {})),
         **{f"builder {name}": value for name, value in record.builder.items()},
     }

@@ -15,6 +15,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from polydev.providers import Provider
+
 ROOTFS = "rootfs.ext4"
 KERNEL = "vmlinux"
 INITRD = "initrd.img"
@@ -86,6 +88,8 @@ class Verification(Model):
 
 
 class ImageRecord(Model):
+    """What is known of an image. `providers` is None in records from before there were any."""
+
     digest: str
     recipe: str
     created_at: datetime
@@ -96,6 +100,7 @@ class ImageRecord(Model):
     layers: list[LayerEntry]
     packages: list[Package]
     builder: dict[str, str]
+    providers: dict[str, Provider] | None = None
     verification: Verification | None = None
 
 

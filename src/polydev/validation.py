@@ -79,6 +79,14 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def key_path(path: Path) -> str:
+    """Return a path as our own files are spoken of: `layers[2].npm.to`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
 def _words(problem: Any) -> str:
     words = _WORDS.get(problem["type"])
     if words is not None:

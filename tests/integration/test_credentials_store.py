@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from polydev.controller.database import create_engine
-from polydev.controller.model import Provider
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import postgres_copy, tables
@@ -123,7 +122,7 @@ async def test_a_backup_brings_them_back(store_url: str, tmp_path: Path) -> None
 
 @run_async
 async def test_a_rotation_leaves_all_but_the_key(store_url: str) -> None:
-    providers: tuple[Provider, ...] = ("claude", "codex", "gemini")
+    providers: tuple[str, ...] = ("claude", "codex", "gemini")
     async with opened(store_url) as store:
         old, both, new = (credentials_of(store, *keys) for keys in ((OLD,), (NEW, OLD), (NEW,)))
         lost = credentials_of(store, b"l" * 32)

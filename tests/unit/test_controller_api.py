@@ -27,10 +27,12 @@ from polydev.controller.api.answers import (
     VmAnswer,
 )
 from polydev.controller.api.events import stream
+from polydev.controller.api.providers import EXAMPLE
 from polydev.controller.api.refusals import refusals
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits
+from polydev.image_record import RECORD
 from tests.api import (
     CALLERS,
     IMAGE_DIGEST,
@@ -75,6 +77,7 @@ OPERATORS = (403, 403, 200, 200)
 NOT_THERE = (403, 403, 404, 404)  # to those who may ask
 ADMINS = (403, 403, 403, 200)
 TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
+    ("GET", "/api/auth/providers"): ALL,
     ("POST", "/api/auth/start"): (201, 403, 201, 201),
     ("GET", "/api/auth/sessions"): ALL,
     ("GET", "/api/auth/session/{session_id}"): OWN,
@@ -254,6 +257,44 @@ def test_names_of_older_clients(host: ApiHost) -> None:
         older_path = path.replace("/api/auth/", "/api/vm/auth/")
         first, second = [await asked.ask("GET", each) for each in (path, older_path)]
         assert (first.status_code, first.json()) == (second.status_code, second.json())
+
+    host.run(scenario)
+
+
+def test_the_providers_are_those_of_the_golden_image(host: ApiHost) -> None:
+    record = host.settings.image_store / "images" / IMAGE_DIGEST / RECORD
+    told = json.loads(record.read_bytes())
+
+    async def scenario(asked: Served) -> None:
+        async def names() -> list[str]:
+            answer = await asked.ask("GET", "/api/auth/providers")
+            return [each["name"] for each in answer.json()["providers"]]
+
+        (claude,) = [
+            each
+            for each in (await asked.ask("GET", "/api/auth/providers")).json()["providers"]
+            if each["name"] == "claude"
+        ]
+        assert claude == EXAMPLE
+        tidy = {**told["providers"]["claude"], "name": "tidy", "older_names": ["tidy_cli"]}
+        put(record, {**told, "providers": {"tidy": tidy}})
+        assert await names() == ["tidy"]
+        body = {"userId": asked.users["user"], "provider": "tidy_cli"}
+        started = await asked.ask("POST", "/api/auth/start", json=body)
+        assert (started.status_code, started.json()["provider"]) == (201, "tidy")
+        refused = await asked.ask("POST", "/api/auth/start", json={**body, "provider": "claude"})
+        (error,) = problem(refused, 422)["errors"]
+        assert error["pointer"] == "body/provider"
+        assert error["detail"] == "there is no such provider; known are tidy"
+        put(record, {key: told[key] for key in told if key != "providers"})
+        assert await names() == ["claude", "codex", "gemini"]
+        assert not any(each.credentials for each in asked.services.providers().values())
+        record.unlink()
+        assert await names() == ["claude", "codex", "gemini"]
+
+    def put(file: Path, record: dict[str, Any]) -> None:
+        file.unlink()
+        file.write_text(json.dumps(record))
 
     host.run(scenario)
 

@@ -287,7 +287,25 @@ def test_what_is_no_object_of_json_is_refused_and_not_repeated(
 def test_an_unknown_provider_is_422(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for method in ("GET", "DELETE"):
-            problem(await asked.ask(method, f"{PATH}/tidy"), 422)
+            told = problem(await asked.ask(method, f"{PATH}/tidy"), 422)
+            (error,) = told["errors"]
+            assert error["pointer"] == "path/provider"
+            assert "known are claude, codex, gemini" in error["detail"]
+            problem(await asked.ask(method, f"{PATH}/..%00"), 422)
+
+    host.run(scenario)
+
+
+def test_credentials_of_a_provider_that_is_gone_can_be_read_and_removed(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        await asked.services.credentials.store(asked.users["user"], "tidy", b'{"token":"x"}')
+        (listed,) = (await asked.ask("GET", PATH)).json()["credentials"]
+        assert listed["provider"] == "tidy"
+        found = await asked.ask("GET", f"{PATH}/tidy")
+        assert found.json()["credentials"] == {"token": "x"}
+        problem(await store(asked, provider="tidy"), 422)
+        assert (await asked.ask("DELETE", f"{PATH}/tidy")).status_code == 204
+        problem(await asked.ask("GET", f"{PATH}/tidy"), 422)
 
     host.run(scenario)
 

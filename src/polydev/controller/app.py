@@ -20,6 +20,7 @@ from polydev.controller.api import (
     health,
     login,
     novnc,
+    providers,
     sessions,
     tickets,
     tokens,
@@ -38,7 +39,10 @@ from polydev.controller.web.assets import Assets
 from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
-ROUTERS = (health, sessions, tickets, events, login, credentials, vms, novnc, usage, tokens, admin)
+ROUTERS = (
+    *(health, providers, sessions, tickets, events, login, credentials, vms, novnc, usage, tokens),
+    admin,
+)
 
 
 class Controller(FastAPI):

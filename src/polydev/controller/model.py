@@ -15,7 +15,6 @@ from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState, is_
 from polydev.vm.stages import Stage
 
 Role = Literal["admin", "operator", "user"]
-Provider = Literal["claude", "codex", "gemini"]
 Severity = Literal["warning", "critical"]
 SEE_ALL: tuple[Role, ...] = ("admin", "operator")
 """Roles that may see and end what is other users'."""
@@ -145,7 +144,7 @@ class Session:
 
     id: str
     user_id: str
-    provider: Provider
+    provider: str
     state: SessionState
     vm_id: str
     created_at: datetime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from polydev.controller.api.console import Consoles
@@ -19,6 +20,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
+from polydev.controller.host.providers import golden_providers, providers_of
 from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
@@ -45,6 +47,7 @@ from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
+from polydev.providers import Provider
 
 # A VM that runs on answers within a second; its host may be busy.
 WAKE_SECONDS = 30.0
@@ -98,6 +101,14 @@ class Services:
     seats: Seats
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def providers(self) -> Mapping[str, Provider]:
+        """The providers that sessions may be started for, by name: those of the golden image."""
+        return golden_providers(self.settings.image_store)
+
+    def providers_of(self, digest: str) -> Mapping[str, Provider]:
+        """The providers of an image, by name."""
+        return providers_of(self.settings.image_store, digest)
 
     def begin(self) -> None:
         """Begin what goes on in the background. Only who really serves does."""

@@ -24,7 +24,7 @@ from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layercache import BuiltLayer, LayerCache
-from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers
+from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers, providers_in
 from polydev.image.promotion import write_durably
 from polydev.image.prunecache import remember_store
 from polydev.image.recipe import Recipe
@@ -269,6 +269,7 @@ class _Builder:
             ],
             packages=sorted(packages, key=lambda package: (package.kind, package.name)),
             builder={"polydev": __version__, **tools},
+            providers=providers_in([built.plan for built in layers]),
         )
 
 

@@ -27,6 +27,7 @@ from polydev.image.guestpath import Clash, follow, is_mounted, on_disk
 from polydev.image.overlaying import matches, remove_tree
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.tree import SCRUBBED
+from polydev.providers import GUEST_FOLDER, Provider, guest_json
 
 # Goes up when the builder itself makes something else of the same inputs.
 FORMAT = 4
@@ -139,6 +140,9 @@ def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFil
             if path.is_file() and "__pycache__" not in path.parts:
                 target = str(Path(copy.to.lstrip("/")) / path.relative_to(root))
                 found[target] = GuestFile(target, _mode(path), path.read_bytes())
+    for name, provider in layer.load_providers().items():
+        path_name = f"{GUEST_FOLDER}/{name}.json"
+        found[path_name] = GuestFile(path_name, 0o644, guest_json(provider))
     for unit in layer.mask:
         path_name = f"etc/systemd/system/{unit}"
         found[path_name] = GuestFile(path_name, 0o777, target="/dev/null")
@@ -148,6 +152,16 @@ def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFil
             message = f"layer {layer.name}: /{path_name} lies where the guest mounts a filesystem"
             raise ConfigError(message, hint)
         yield found[path_name]
+
+
+def providers_in(plans: Sequence[LayerPlan]) -> dict[str, Provider]:
+    """The providers that the layers write into the guest, by name."""
+    return {
+        Path(file.path).stem: Provider.model_validate_json(file.content)
+        for plan in plans
+        for file in plan.files
+        if Path(file.path).parent == Path(GUEST_FOLDER)
+    }
 
 
 def _guest_file(path: Path, name: str, variables: Mapping[str, Any]) -> GuestFile:

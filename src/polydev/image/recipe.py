@@ -23,7 +23,8 @@ from pydantic import (
 
 from polydev.errors import ConfigError
 from polydev.image.guestpath import is_mounted
-from polydev.validation import problems_of
+from polydev.providers import Provider, by_any_name, load_providers
+from polydev.validation import key_path, problems_of
 from polydev.yaml_files import load_yaml
 
 # npm's record of where each package goes.
@@ -144,6 +145,7 @@ class Layer(Model):
     packages: list[PackageName] = []
     unpack: list[PackageName] = []
     npm: Npm | None = None
+    providers: LocalPath | None = None
     files: LocalPath | None = None
     copies: list[Copy] = Field(default=[], alias="copy")
     run: list[Command] = []
@@ -151,6 +153,10 @@ class Layer(Model):
     disable: list[UnitName] = []
     mask: list[UnitName] = []
     remove: list[GuestPath] = []
+
+    def load_providers(self) -> dict[str, Provider]:
+        """Read the layer's providers, by name. Raises ConfigError."""
+        return load_providers(self.folder / self.providers) if self.providers else {}
 
     @property
     def needs_chroot(self) -> bool:
@@ -191,7 +197,7 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         faults = [
-            f"{path}: {_key_path(place)}: {words}" for place, words in problems_of(error, Recipe)
+            f"{path}: {key_path(place)}: {words}" for place, words in problems_of(error, Recipe)
         ]
         raise ConfigError("\n".join(faults), KEYS_HINT) from error
     _check_layers(path, recipe)
@@ -264,6 +270,7 @@ def _check_layers(path: Path, recipe: Recipe) -> None:
             _check_lock(layer.folder / layer.npm.folder / LOCK, path, f"{key}.npm.folder")
     if not recipe.layers[0].packages:
         raise ConfigError("the first layer must have packages", file=path, key="layers[0].packages")
+    _check_providers(recipe)
 
 
 def _check_lock(lock: Path, path: Path, key: str) -> None:
@@ -282,6 +289,33 @@ def _check_lock(lock: Path, path: Path, key: str) -> None:
         )
 
 
+def _check_providers(recipe: Recipe) -> None:
+    """Refuse providers with one name in two layers, or whose tool no layer brings."""
+    packages = {name for layer in recipe.layers for name in _npm_packages(layer)}
+    known: dict[str, Provider] = {}
+    for layer in recipe.layers:
+        found = layer.load_providers()
+        for provider in found.values():
+            file = layer.folder / str(layer.providers) / f"{provider.name}.yaml"
+            if taken := set(provider.names) & set(by_any_name(known)):
+                message = f"another layer has a provider {min(taken)}"
+                raise ConfigError(message, file=file, key="name")
+            if provider.package is not None and provider.package not in packages:
+                message = f"{provider.package} is in no package.json of the recipe"
+                raise ConfigError(message, "add it with npm install", file=file, key="package")
+        known |= found
+
+
+def _npm_packages(layer: Layer) -> list[str]:
+    if not layer.npm:
+        return []
+    manifest = layer.folder / layer.npm.folder / "package.json"
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8")).get("dependencies", {}))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"is no manifest of npm: {error}", file=manifest) from error
+
+
 def _is_npm_place(place: str) -> bool:
     parts = place.split("/")
     return parts[0] == "node_modules" and not {"", ".", ".."} & set(parts)
@@ -297,13 +331,8 @@ def _missing_files(layer: Layer) -> Iterator[tuple[str, Path]]:
             yield f"copy[{number}].glob", source / copy.glob
     if layer.files and not (layer.folder / layer.files).is_dir():
         yield "files", layer.folder / layer.files
+    if layer.providers and not any((layer.folder / layer.providers).glob("*.yaml")):
+        yield "providers", layer.folder / layer.providers / "*.yaml"
     for name in (LOCK, "package.json"):
         if layer.npm and not (layer.folder / layer.npm.folder / name).is_file():
             yield "npm.folder", layer.folder / layer.npm.folder / name
-
-
-def _key_path(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from polydev.controller.model import Provider, Session, Vm
+from polydev.controller.model import Session, Vm
 from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState
 from polydev.vm.stages import Stage
@@ -157,7 +157,7 @@ class SessionAnswer(Answer):
     id: str
     session_id: str
     user_id: str
-    provider: Provider
+    provider: str
     status: SessionState
     created_at: datetime
     expires_at: datetime

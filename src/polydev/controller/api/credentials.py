@@ -17,9 +17,13 @@ from pydantic_core import PydanticCustomError
 from polydev.controller.api.answers import Answer
 from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.providers import NamedProvider
+from polydev.controller.api.providers import (
+    ProviderName,
+    known_name,
+    present_name,
+    unknown_before_absent,
+)
 from polydev.controller.api.refusals import refusals
-from polydev.controller.model import Provider
 from polydev.controller.services import Services
 from polydev.controller.store.credentials import Stored
 
@@ -58,7 +62,7 @@ OWN_REFUSALS = {
     503: ("The host has no key for credentials, or the database is down", NO_KEY),
 }
 
-OfProvider = Annotated[NamedProvider, Path(description="Whose tool the credentials are for")]
+OfProvider = Annotated[ProviderName, Path(description="Whose tool the credentials are for")]
 
 
 def compact_json(credentials: Any) -> bytes:
@@ -96,7 +100,7 @@ class StoreRequest(RequestBody):
         },
     )
 
-    provider: NamedProvider
+    provider: ProviderName
     credentials: Annotated[dict[str, Any], BeforeValidator(_sealable)] = Field(
         min_length=1, repr=False, description=f"{MAX_BYTES} bytes at most, as compact JSON"
     )
@@ -123,7 +127,7 @@ class StoredAnswer(Answer):
         title="StoredCredentials", json_schema_extra={"examples": [STORED_EXAMPLE]}
     )
 
-    provider: Provider
+    provider: str
     session_id: str | None
     created_at: datetime
     updated_at: datetime
@@ -169,14 +173,15 @@ def _add_store(router: APIRouter, services: Services) -> None:
     )
     async def store(body: StoreRequest, caller: Asking, response: Response) -> StoredAnswer:
         session_id = str(body.session_id) if body.session_id else None
+        provider = known_name(services, body.provider, "body", "provider")
         plain = compact_json(body.credentials)
         stored, is_new = await services.credentials.store(
-            caller.user_id, body.provider, plain, session_id
+            caller.user_id, provider, plain, session_id
         )
         if session_id is not None:
             services.news.ring()
         response.status_code = 201 if is_new else 200
-        response.headers["Location"] = f"{PATH}/{body.provider}"
+        response.headers["Location"] = f"{PATH}/{provider}"
         return _answer(stored)
 
 
@@ -208,7 +213,9 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own=OWN_REFUSALS),
     )
     async def get_credentials(provider: OfProvider, caller: Asking) -> Response:
-        stored, plain = await services.credentials.get(caller.user_id, provider)
+        name = present_name(services, provider)
+        with unknown_before_absent(services, name):
+            stored, plain = await services.credentials.get(caller.user_id, name)
         return _with_credentials(_answer(stored), plain)
 
     @router.delete(
@@ -218,7 +225,9 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own={404: OWN_REFUSALS[404]}),
     )
     async def remove(provider: OfProvider, caller: Asking) -> None:
-        await services.credentials.remove(caller.user_id, provider)
+        name = present_name(services, provider)
+        with unknown_before_absent(services, name):
+            await services.credentials.remove(caller.user_id, name)
 
 
 def _answer(stored: Stored) -> StoredAnswer:

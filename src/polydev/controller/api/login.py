@@ -12,7 +12,7 @@ from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.sessions import SessionId, live_vm_of, session_for
 from polydev.controller.machines.agent_client import AgentLogin
-from polydev.controller.model import Provider, Session
+from polydev.controller.model import Session
 from polydev.controller.services import Services
 from polydev.errors import LoginFailed
 
@@ -38,7 +38,7 @@ class LoginAnswer(Answer):
     model_config = ConfigDict(title="Login", json_schema_extra={"examples": [LOGIN_EXAMPLE]})
 
     session_id: str
-    provider: Provider
+    provider: str
     status: Literal["vm_starting", "starting", "waiting", "done"]
     url: str | None
 

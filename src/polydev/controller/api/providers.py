@@ -1,27 +1,108 @@
-"""Names of providers as callers write them: the present ones, and those of older clients."""
+"""The providers that sessions may be started for, and their names as callers write them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from pydantic import ConfigDict, StringConstraints
 
-from polydev.controller.model import Provider
+from polydev.controller.api.answers import Answer
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.refusals import refusals
+from polydev.controller.services import Services
+from polydev.errors import CredentialsNotFound
+from polydev.providers import Provider, by_any_name
 
-OLDER_NAMES: dict[str, Provider] = {
-    "claude_code": "claude",
-    "codex_cli": "codex",
-    "gemini_cli": "gemini",
+EXAMPLE: dict[str, Any] = {
+    "name": "claude",
+    "label": "Claude Code",
+    "note": "Log in with a Claude subscription or with an account of Anthropic's console.",
+    "acceptsCode": True,
+    "rotates": True,
+    "olderNames": ["claude_code"],
 }
 
-
-def present_name(given: Any) -> Any:
-    """The present name of what an older client calls otherwise; anything else as it is."""
-    return OLDER_NAMES.get(given, given) if isinstance(given, str) else given
+ProviderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
-NamedProvider = Annotated[
-    Provider,
-    BeforeValidator(present_name),
-    WithJsonSchema({"type": "string", "enum": [*get_args(Provider), *OLDER_NAMES]}),
-]
+class ProviderAnswer(Answer):
+    """A provider that sessions may be started for.
+
+    `acceptsCode`: whether a code that its page shows may be pasted. `rotates`: whether one machine
+    at a time may use its credentials. `olderNames` are accepted wherever `name` is.
+    """
+
+    model_config = ConfigDict(title="Provider", json_schema_extra={"examples": [EXAMPLE]})
+
+    name: str
+    label: str
+    note: str
+    accepts_code: bool
+    rotates: bool
+    older_names: list[str]
+
+
+class ProviderList(Answer):
+    """Those of the golden image, by name."""
+
+    providers: list[ProviderAnswer]
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth", tags=["sessions"], dependencies=[BEARER])
+
+    @router.get(
+        "/providers",
+        summary="For which providers sessions may be started",
+        responses=refusals(),
+    )
+    async def list_providers(caller: Asking) -> ProviderList:
+        known = services.providers()
+        return ProviderList(providers=[_answer(known[name]) for name in sorted(known)])
+
+    return router
+
+
+def known_name(services: Services, given: str, *pointer: str) -> str:
+    """Return the present name of a provider that the golden image has.
+
+    Raises RequestValidationError, naming the known ones; `pointer` is where `given` stands in the
+    request.
+    """
+    found = by_any_name(services.providers()).get(given)
+    if found is None:
+        words = f"there is no such provider; known are {', '.join(sorted(services.providers()))}"
+        raise RequestValidationError([{"type": "provider", "loc": pointer, "msg": words}])
+    return found.name
+
+
+def present_name(services: Services, given: str) -> str:
+    """Return the present name of a provider, which may be one that no image has any more."""
+    found = by_any_name(services.providers()).get(given)
+    return given if found is None else found.name
+
+
+@contextmanager
+def unknown_before_absent(services: Services, name: str) -> Iterator[None]:
+    """Say of credentials that are not there if their provider is not known either."""
+    try:
+        yield
+    except CredentialsNotFound:
+        known_name(services, name, "path", "provider")
+        raise
+
+
+def _answer(provider: Provider) -> ProviderAnswer:
+    kept = provider.credentials
+    return ProviderAnswer(
+        name=provider.name,
+        label=provider.label,
+        note=provider.note,
+        accepts_code=provider.login.accepts_code,
+        rotates=kept is not None and kept.rotates,
+        older_names=provider.older_names,
+    )

@@ -21,10 +21,10 @@ from polydev.controller.api.answers import (
 )
 from polydev.controller.api.bodies import RequestBody
 from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.providers import NamedProvider
+from polydev.controller.api.providers import ProviderName, known_name
 from polydev.controller.api.refusals import refusals
 from polydev.controller.health import image_store_state
-from polydev.controller.model import Caller, Provider, Session, Vm, now
+from polydev.controller.model import Caller, Session, Vm, now
 from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState
 from polydev.controller.services import Services
@@ -71,7 +71,7 @@ class StartRequest(RequestBody):
     )
 
     user_id: UUID = Field(alias="userId")
-    provider: NamedProvider
+    provider: ProviderName
 
 
 def routes(services: Services) -> APIRouter:
@@ -139,15 +139,16 @@ def _add_start(router: APIRouter, services: Services) -> None:
         user_id = str(body.user_id)
         if user_id != caller.user_id and not caller.sees_all:
             raise NotAllowed("a session for another user is for operators to start")
+        provider = known_name(services, body.provider, "body", "provider")
         services.starts.take(caller.user_id)
-        session, made = await _start(services, user_id, body.provider, idempotency_key)
+        session, made = await _start(services, user_id, provider, idempotency_key)
         response.status_code = 201 if made else 200
         response.headers["Location"] = session_path(session.id)
         return await _answer(services, session)
 
 
 async def _start(
-    services: Services, user_id: str, provider: Provider, key: str | None
+    services: Services, user_id: str, provider: str, key: str | None
 ) -> tuple[Session, bool]:
     slots = len(services.settings.slots)
     if not slots:

@@ -11,7 +11,6 @@ import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from polydev.controller.machines.bridge import bridge_trouble
-from polydev.controller.model import Provider
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentError, AgentUnreachable, ProtocolError, VmError
 from polydev.vm.limits import end, within
@@ -111,7 +110,7 @@ class AgentClient:
         except AgentError as error:
             return error
 
-    async def login(self, vm_ip: str, provider: Provider, *, start: bool = False) -> AgentLogin:
+    async def login(self, vm_ip: str, provider: str, *, start: bool = False) -> AgentLogin:
         """How far the login of a provider's tool is; `start` starts one that is not under way.
 
         Raises AgentUnreachable and ProtocolError.

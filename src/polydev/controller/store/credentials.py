@@ -12,7 +12,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Provider, Session, now
+from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
@@ -36,7 +36,7 @@ Outcome = Literal["sealed", "current", "locked", "gone"]
 class Stored:
     """What may be told of stored credentials. `session_id`: in which session they were got."""
 
-    provider: Provider
+    provider: str
     session_id: str | None
     created_at: datetime
     updated_at: datetime
@@ -63,7 +63,7 @@ class Credentials:
         self._clock = clock
 
     async def store(
-        self, user_id: str, provider: Provider, plain: bytes, session_id: str | None = None
+        self, user_id: str, provider: str, plain: bytes, session_id: str | None = None
     ) -> tuple[Stored, bool]:
         """Keep or replace credentials, and whether they are new.
 
@@ -90,7 +90,7 @@ class Credentials:
             found = await connection.execute(statement)
             return [_stored_of(row) for row in found.mappings()]
 
-    async def get(self, user_id: str, provider: Provider) -> tuple[Stored, bytes]:
+    async def get(self, user_id: str, provider: str) -> tuple[Stored, bytes]:
         """Credentials, opened. Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked."""
         keys = self._required_keys()
         statement = METADATA.add_columns(_kept.key_id, _kept.sealed)
@@ -101,7 +101,7 @@ class Credentials:
             raise _none(provider)
         return _stored_of(row), keys.open(_sealed_of(row), user_id, provider)
 
-    async def remove(self, user_id: str, provider: Provider) -> None:
+    async def remove(self, user_id: str, provider: str) -> None:
         """Raises CredentialsNotFound."""
         statement = sa.delete(tables.credentials).where(*_is(user_id, provider))
         async with self._database.writing() as connection:
@@ -124,7 +124,7 @@ class Credentials:
         outcomes = Counter([await self._reseal(keys, *row) for row in all_of_them])
         return Resealed(outcomes["sealed"], outcomes["current"], outcomes["locked"])
 
-    async def _reseal(self, keys: Keyring, user_id: str, provider: Provider) -> Outcome:
+    async def _reseal(self, keys: Keyring, user_id: str, provider: str) -> Outcome:
         row_of_it = _is(user_id, provider)
         statement = sa.select(_kept.key_id, _kept.sealed).where(*row_of_it).with_for_update()
         async with self._database.writing() as connection:
@@ -154,7 +154,7 @@ class Credentials:
         return self._keys
 
 
-def _require_fit(session: Session, user_id: str, provider: Provider) -> None:
+def _require_fit(session: Session, user_id: str, provider: str) -> None:
     if session.user_id != user_id:
         raise NotAllowed("the session is another user's")
     if not session.is_live:
@@ -168,7 +168,7 @@ def _require_fit(session: Session, user_id: str, provider: Provider) -> None:
 async def _write(
     connection: AsyncConnection,
     user_id: str,
-    provider: Provider,
+    provider: str,
     sealed: Sealed,
     session_id: str | None,
     at: datetime,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.accounting import Use, day_of
-from polydev.controller.model import Provider, Session, SessionNews, now
+from polydev.controller.model import Session, SessionNews, now
 from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
 from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
 from polydev.controller.store import refusals, tables
@@ -42,7 +42,7 @@ class NewSession:
     """What is asked for. The same user and key are the same session, however often asked."""
 
     user_id: str
-    provider: Provider
+    provider: str
     image_digest: str
     idempotency_key: str | None = None
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.api.sessions import session_for, uuid_of
-from polydev.controller.model import Caller, Provider, now
+from polydev.controller.model import Caller, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages
-from polydev.controller.web.texts import text
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:
@@ -35,7 +34,7 @@ def _config(services: Services, session_id: str, caller: Caller | None) -> dict[
     return {
         "sessionId": session_id,
         "userId": caller.user_id if caller else None,
-        "tools": {name: text(f"start.providers.{name}.tool") for name in get_args(Provider)},
+        "tools": {each.name: each.label for each in services.providers().values()},
         "limits": {
             "idleSeconds": limits.idle_seconds,
             "maxSeconds": limits.max_seconds,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import get_args
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.api.identity import Asking
-from polydev.controller.model import Caller, Provider, Session, now
+from polydev.controller.model import Caller, Session, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.texts import text
@@ -28,23 +28,28 @@ def routes(services: Services, pages: Pages) -> APIRouter:
         return pages.render(
             request,
             "start.html",
-            providers=get_args(Provider),
+            providers=services.providers(),
             user_id=caller.user_id,
             sessions=await _sessions(services, caller),
             stored=await services.credentials.list(caller.user_id),
             quotas=await _quotas(services, caller),
+            label=labels(services),
             ago=ago,
         )
 
     @router.get("/start/sessions")
     async def show_sessions(request: Request, caller: Asking) -> Response:
         sessions = await _sessions(services, caller)
-        return pages.render(request, "start_sessions.html", sessions=sessions, ago=ago)
+        return pages.render(
+            request, "start_sessions.html", sessions=sessions, label=labels(services), ago=ago
+        )
 
     @router.get("/start/logins")
     async def show_logins(request: Request, caller: Asking) -> Response:
         stored = await services.credentials.list(caller.user_id)
-        return pages.render(request, "start_logins.html", stored=stored, ago=ago)
+        return pages.render(
+            request, "start_logins.html", stored=stored, label=labels(services), ago=ago
+        )
 
     return router
 
@@ -60,6 +65,12 @@ async def _sessions(services: Services, caller: Caller) -> list[Session]:
 async def _quotas(services: Services, caller: Caller) -> list[QuotaBar]:
     found = await services.usage.quotas({caller.user_id: caller.role}, now())
     return [quota_bar(each) for each in found[caller.user_id]]
+
+
+def labels(services: Services) -> Callable[[str], str]:
+    """What people call each provider's tool; the name itself of one that is not there any more."""
+    known = services.providers()
+    return lambda name: known[name].label if name in known else name
 
 
 def ago(at: datetime) -> str:

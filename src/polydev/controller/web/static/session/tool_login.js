@@ -77,7 +77,7 @@ export class ToolLogin {
 
   show() {
     const { state, words } = this.login;
-    const values = { tool: this.tools[this.page.session?.provider] ?? "" };
+    const values = { tool: this.tools[this.page.session?.provider] ?? this.page.session?.provider ?? "" };
     const button = element("login-button");
     button.hidden = this.isOver || !this.isKnown || this.page.viewOnly;
     button.dataset.state = state;

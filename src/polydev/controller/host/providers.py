@@ -1,0 +1,43 @@
+"""The providers of an image, by its record in the host's store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from polydev.controller.health import image_store_state
+from polydev.controller.host.images import stored_image
+from polydev.errors import ImageNotFound
+from polydev.providers import Login, Provider
+
+
+def _earlier(name: str, label: str, *command: str) -> Provider:
+    login = Login(command=list(command))
+    older = [f"{name}_code" if name == "claude" else f"{name}_cli"]
+    return Provider(name=name, label=label, older_names=older, login=login, credentials=None)
+
+
+# What images have whose records do not say: their agents hand over no credentials.
+EARLIER: Mapping[str, Provider] = {
+    each.name: each
+    for each in (
+        _earlier("claude", "Claude Code", "claude", "auth", "login"),
+        _earlier("codex", "Codex", "codex", "login"),
+        _earlier("gemini", "Gemini CLI", "gemini", "--acp"),
+    )
+}
+
+
+def golden_providers(store: Path) -> Mapping[str, Provider]:
+    """Those of the golden image, by name."""
+    golden = image_store_state(store).golden
+    return EARLIER if golden is None else providers_of(store, golden)
+
+
+def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
+    """Those of an image, by name. The record is read once for each version of its file."""
+    try:
+        record = stored_image(store, digest).record
+    except ImageNotFound:
+        return EARLIER
+    return EARLIER if record is None or record.providers is None else record.providers

@@ -1,0 +1,193 @@
+"""Providers: the companies whose tools users log in to, each a YAML file beside the recipe.
+
+`load_providers` turns a folder of such files into checked values. The image's build writes each
+as JSON into the guest (`guest_json`), for the agent, and into the image's record, for the
+controller. docs/providers.md says what each key means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+)
+
+from polydev.errors import ConfigError
+from polydev.validation import key_path, problems_of
+from polydev.yaml_files import load_yaml
+
+GUEST_FOLDER = "usr/share/polydev/providers"
+"""Where the guest has them, below its root."""
+KEYS_HINT = "the keys of a provider are described in docs/providers.md"
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not have control characters, such as a newline or NUL")
+    return text
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not have the character NUL")
+    return text
+
+
+def _below_home(path: str) -> str:
+    if not path.isprintable() or {"", ".", ".."} & set(path.split("/")):
+        raise ValueError("must be a path below the user's home, as in .tool/credentials.json")
+    return path
+
+
+def _finds_a_code(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"must have one group, which finds the code, and has {groups}")
+    return pattern
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+OlderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)]
+Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul)]
+Argv = Annotated[list[Word], Field(min_length=1)]
+NpmName = Annotated[str, StringConstraints(pattern=r"^(@[a-z0-9._~-]+/)?[a-z0-9._~-]+$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Environment = dict[Variable, Annotated[str, AfterValidator(_no_nul)]]
+HomePath = Annotated[str, AfterValidator(_below_home)]
+DottedKey = Annotated[str, StringConstraints(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
+CodePattern = Annotated[str, AfterValidator(_finds_a_code)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Request(Model):
+    """A JSON-RPC request that the tool is sent on its standard input."""
+
+    method: Word
+    params: dict[str, JsonValue] = {}
+
+
+class Login(Model):
+    """How the tool logs in, and what of its output matters.
+
+    requests           sent to the tool, which speaks JSON-RPC then; the answer to the last one says
+                       how the login ended
+    printed_url_mark   a printed URL that contains this is the login's
+    callback_port      loopback port for the browser's return; None where the tool takes a free one
+                       or needs none
+    device_code        regular expression whose one group finds the device code in the output
+    accepts_code       whether the user may paste a code into the tool's terminal
+    """
+
+    command: Argv
+    environment: Environment = {}
+    requests: list[Request] = []
+    printed_url_mark: Line = "client_id="
+    callback_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    device_code: CodePattern | None = None
+    accepts_code: bool = False
+
+
+class Status(Model):
+    """The command that ends with status 0 if the tool is logged in."""
+
+    command: Argv
+    environment: Environment = {}
+
+
+class Credentials(Model):
+    """The file, below the user's home, in which the tool keeps its credentials as a JSON object.
+
+    requires   dotted keys that valid credentials have, with values that are not empty
+    rotates    whether a refresh token works once only, so that one machine at a time may use it
+    also       other JSON files that the tool needs beside it, by their paths below the home
+    """
+
+    file: HomePath
+    requires: Annotated[list[DottedKey], Field(min_length=1)]
+    rotates: bool
+    also: dict[HomePath, dict[str, JsonValue]] = {}
+
+
+class Provider(Model):
+    """One provider. `credentials` is None where its credentials are not handed over.
+
+    older_names   what older clients call it
+    note          what a user should know before they start; shown on the start page
+    package       the npm package that brings the tool, None where another way does
+    status        None where the tool has no such command
+    logout        for people: nothing runs it, since it would revoke the credentials
+    """
+
+    name: Name
+    label: Line
+    older_names: list[OlderName] = []
+    note: Annotated[str, AfterValidator(_one_line)] = ""
+    package: NpmName | None = None
+    login: Login
+    status: Status | None = None
+    logout: Argv | None = None
+    credentials: Credentials | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names by which callers may mean it."""
+        return self.name, *self.older_names
+
+
+def load_providers(folder: Path) -> dict[str, Provider]:
+    """Read the providers of a folder's `*.yaml` files, by name.
+
+    Raises ConfigError naming the file and the key path of each fault.
+    """
+    found: dict[str, Provider] = {}
+    for file in sorted(folder.glob("*.yaml")):
+        provider = _load(file)
+        if provider.name != file.stem:
+            message = f"must be {file.stem}, as the file is called"
+            raise ConfigError(message, KEYS_HINT, file=file, key="name")
+        taken = set(provider.names) & set(by_any_name(found))
+        if taken or len(set(provider.names)) < len(provider.names):
+            message = f"two providers have the name {min(taken)}" if taken else "has a name twice"
+            raise ConfigError(message, KEYS_HINT, file=file, key="older_names")
+        found[provider.name] = provider
+    return found
+
+
+def by_any_name(providers: Mapping[str, Provider]) -> dict[str, Provider]:
+    """Return the providers by their present and older names."""
+    return {name: each for each in providers.values() for name in each.names}
+
+
+def guest_json(provider: Provider) -> bytes:
+    """Return what the guest has of a provider: all keys, also those that its file leaves out."""
+    return json.dumps(provider.model_dump(mode="json"), indent=1).encode() + b"\n"
+
+
+def _load(file: Path) -> Provider:
+    data: Any = load_yaml(file)
+    try:
+        return Provider.model_validate(data)
+    except ValidationError as error:
+        faults = [
+            f"{file}: {key_path(place)}: {words}" if place else f"{file}: {words}"
+            for place, words in problems_of(error, Provider)
+        ]
+        raise ConfigError("\n".join(faults), KEYS_HINT) from error

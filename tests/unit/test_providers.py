@@ -1,0 +1,154 @@
+"""Providers as files: what is accepted, what the guest gets, and each refusal's file and key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from polydev.errors import ConfigError
+from polydev.image.layers import guest_files
+from polydev.image.recipe import load_recipe
+from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_providers
+from tests.images import GOLDEN
+from tests.unit.test_recipe import plain, write
+
+Changes = dict[str, Any]
+
+
+def small(name: str = "tool", **changes: Any) -> dict[str, Any]:
+    """The smallest provider, as YAML gives it."""
+    credentials = {"file": ".tool/auth.json", "requires": ["token"], "rotates": False}
+    login = {"command": ["tool", "login"]}
+    return {"name": name, "label": "A tool", "login": login, "credentials": credentials} | changes
+
+
+def put(folder: Path, *providers: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for each in providers:
+        (folder / f"{each['name']}.yaml").write_text(yaml.safe_dump(each))
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_providers(folder)
+    return caught.value.message
+
+
+def test_our_own_providers_are_sound() -> None:
+    found = load_providers(GOLDEN / "providers")
+    assert {"claude", "codex", "gemini"} <= set(found)
+    older = {"claude_code": "claude", "codex_cli": "codex", "gemini_cli": "gemini"}
+    assert {name: by_any_name(found)[name].name for name in older} == older
+
+
+def test_the_guest_gets_all_keys_of_a_provider(tmp_path: Path) -> None:
+    found = load_providers(put(tmp_path, small()))["tool"]
+    assert json.loads(guest_json(found)) == {
+        "name": "tool",
+        "label": "A tool",
+        "older_names": [],
+        "note": "",
+        "package": None,
+        "login": {
+            "command": ["tool", "login"],
+            "environment": {},
+            "requests": [],
+            "printed_url_mark": "client_id=",
+            "callback_port": None,
+            "device_code": None,
+            "accepts_code": False,
+        },
+        "status": None,
+        "logout": None,
+        "credentials": {
+            "file": ".tool/auth.json",
+            "requires": ["token"],
+            "rotates": False,
+            "also": {},
+        },
+    }
+
+
+LOGIN = {"command": ["tool"]}
+KEPT = {"file": ".tool/auth.json", "requires": ["token"], "rotates": False}
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("label", {"label": ""}),
+        ("label", {"label": "two\nlines"}),
+        ("note", {"note": "two\nlines"}),
+        ("older_names[1]", {"older_names": ["tool_cli", "Tool"]}),
+        ("older_names", {"older_names": ["tool"]}),
+        ("package", {"package": "../elsewhere"}),
+        ("login", {"login": None}),
+        ("login.command", {"login": {"command": []}}),
+        ("login.command", {"login": {"command": "tool login"}}),
+        ("login.command[1]", {"login": {"command": ["tool", "a\0b"]}}),
+        ("login.environment.A=B", {"login": {**LOGIN, "environment": {"A=B": "x"}}}),
+        ("login.environment.A", {"login": {**LOGIN, "environment": {"A": True}}}),
+        ("login.requests[0].method", {"login": {**LOGIN, "requests": [{"params": {}}]}}),
+        ("login.printed_url_mark", {"login": {**LOGIN, "printed_url_mark": ""}}),
+        ("login.callback_port", {"login": {**LOGIN, "callback_port": 80}}),
+        ("login.callback_port", {"login": {**LOGIN, "callback_port": "1455"}}),
+        ("login.device_code", {"login": {**LOGIN, "device_code": "code: [A-Z]+"}}),
+        ("login.device_code", {"login": {**LOGIN, "device_code": "(code"}}),
+        ("login.accepts_code", {"login": {**LOGIN, "accepts_code": "yes"}}),
+        ("login.accept_code", {"login": {**LOGIN, "accept_code": True}}),
+        ("status.command", {"status": {"command": []}}),
+        ("logout", {"logout": []}),
+        ("credentials.file", {"credentials": {**KEPT, "file": "/etc/shadow"}}),
+        ("credentials.file", {"credentials": {**KEPT, "file": "../other/auth.json"}}),
+        ("credentials.file", {"credentials": {**KEPT, "file": ".tool/"}}),
+        ("credentials.requires", {"credentials": {**KEPT, "requires": []}}),
+        ("credentials.requires[0]", {"credentials": {**KEPT, "requires": ["a..b"]}}),
+        ("credentials.rotates", {"credentials": {"file": "a", "requires": ["token"]}}),
+        ("credentials.also.../x", {"credentials": {**KEPT, "also": {"../x": {}}}}),
+        ("credentials.also.x", {"credentials": {**KEPT, "also": {"x": []}}}),
+    ],
+)
+def test_each_fault_is_told_with_its_key_path(tmp_path: Path, key: str, changes: Changes) -> None:
+    folder = put(tmp_path, small(**changes))
+    assert refusal(folder).startswith(f"{folder / 'tool.yaml'}: {key}: ")
+
+
+def test_names_are_the_files_and_belong_to_one_provider_each(tmp_path: Path) -> None:
+    folder = put(tmp_path / "renamed", small())
+    (folder / "tool.yaml").rename(folder / "other.yaml")
+    assert "other.yaml: name: must be other" in refusal(folder)
+    twice = put(tmp_path / "twice", small("alpha", older_names=["old"]))
+    put(twice, small("beta", older_names=["old"]))
+    assert "beta.yaml: older_names: two providers have the name old" in refusal(twice)
+
+
+def recipe_with(folder: Path, *layers: dict[str, Any]) -> Path:
+    data = plain()
+    data["layers"] += layers
+    return write(folder, data)
+
+
+def test_a_recipe_writes_its_providers_into_the_guest(tmp_path: Path) -> None:
+    put(tmp_path / "tools", small("alpha"), small("beta"))
+    recipe = load_recipe(recipe_with(tmp_path, {"name": "more", "providers": "tools"}))
+    files = {file.path: file for file in guest_files(recipe.layers[-1], {})}
+    assert set(files) == {f"{GUEST_FOLDER}/{name}.json" for name in ("alpha", "beta")}
+    alpha = load_providers(tmp_path / "tools")["alpha"]
+    assert files[f"{GUEST_FOLDER}/alpha.json"].content == guest_json(alpha)
+
+
+def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
+    layer = {"name": "more", "providers": "tools"}
+    with pytest.raises(ConfigError, match=r"more\)\.providers: no such file or folder"):
+        load_recipe(recipe_with(tmp_path, layer))
+    put(tmp_path / "tools", small(package="@tools/tool"))
+    with pytest.raises(ConfigError, match=r"tool\.yaml: package: @tools/tool is in no package"):
+        load_recipe(recipe_with(tmp_path, layer))
+    put(tmp_path / "tools", small())
+    with pytest.raises(ConfigError, match=r"tool\.yaml: name: another layer has"):
+        load_recipe(recipe_with(tmp_path, layer, {**layer, "name": "again"}))
