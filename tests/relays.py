@@ -93,6 +93,8 @@ class Screens:
                 _, writer = await asyncio.open_connection(HOST, self.port)
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:  # it waited at a socket that was being closed
+                return False
             writer.close()
             return False
 

@@ -11,7 +11,6 @@ A page whose console tells of an error fails its test, and so does a request tha
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,17 +24,14 @@ from playwright.async_api import (
     ConsoleMessage,
     Page,
     Request,
-    async_playwright,
 )
 
 from polydev.controller.api.cookies import PLAIN_NAME
 from polydev.controller.model import Session
+from tests.browser import chromium, run_in_browser
 from tests.relays import HOST, Screens, screens
 from tests.xscreen import XScreen, x_screens
 
-CHROMIUM = "/usr/bin/chromium"
-# As root Chromium has no sandbox; /dev/shm is small in containers.
-OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 PATIENCE_MS = 60_000
 CANVAS = "#screen canvas"
 # What a browser says of each answer that is a refusal, and of a connection that breaks.
@@ -83,16 +79,6 @@ class Told:
         if self.expects_network_errors or "ERR_ABORTED" in failure:
             return
         self.errors.append(f"{request.method} {request.url}: {failure}")
-
-
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        try:
-            yield browser
-        finally:
-            await browser.close()
 
 
 @asynccontextmanager
@@ -223,4 +209,4 @@ def player(root: Path, packed_assets: Path) -> Play:
         async with sites(root, packed_assets, **changes) as site:
             await scenario(site)
 
-    return lambda scenario, **changes: asyncio.run(played(scenario, **changes))
+    return lambda scenario, **changes: run_in_browser(played(scenario, **changes))

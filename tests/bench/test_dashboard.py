@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from playwright.async_api import CDPSession
 
 from polydev.controller.model import now
 from tests.bench.conftest import Ratios
+from tests.browser import chromium, run_in_browser
 from tests.dashboards import day_of_samples, looking
 from tests.relays import screens
-from tests.web import chromium
 
 HOUR, DAY = timedelta(hours=1), timedelta(hours=24)
 ROUNDS = 6
@@ -60,5 +59,5 @@ def test_a_day_is_drawn_nearly_as_quickly_as_an_hour(
             found.append(await drawing_seconds(tmp_path / name, packed_assets, span))
         return found
 
-    day, hour = asyncio.run(both())
+    day, hour = run_in_browser(both())
     ratio("charts_day_to_hour", day * 1000, hour * 1000, limit=LIMIT, unit="ms")

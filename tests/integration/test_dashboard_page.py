@@ -19,10 +19,11 @@ from polydev.controller.host import figures, processes
 from polydev.controller.host.network_health import NetworkProbe
 from polydev.controller.host.shapes import Check, NetworkHealth
 from polydev.controller.model import now
+from tests.browser import chromium, run_in_browser
 from tests.dashboards import Look, fill, looking
 from tests.relays import Screens, screens
 from tests.unit.test_dashboard import SCRIPT, named_script
-from tests.web import PATIENCE_MS, chromium, violations
+from tests.web import PATIENCE_MS, violations
 
 MOST_BYTES = 120_000
 SLOTS = tuple(range(2, 10))
@@ -56,7 +57,7 @@ async def looked_at(
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(scenario)
+    run_in_browser(scenario)
 
 
 async def until(page: Page, expression: str, wanted: Callable[[Any], bool]) -> Any:

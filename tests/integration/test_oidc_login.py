@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -19,8 +18,9 @@ from polydev import http_client
 from polydev.progress import Steps
 from polydev.run import Completed, run, spawn
 from polydev.settings import Settings
+from tests.browser import chromium, run_in_browser
 from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider, oidc_packages, provider
-from tests.web import chromium, page_of
+from tests.web import page_of
 
 # The browser that the tool opens: it only tells which page that is to show.
 BROWSER = '#!/bin/sh\nprintf "%s\\n" "$1" >"$HOME/page"\n'
@@ -102,7 +102,7 @@ def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
             await page.goto(login.url)
             await act(page)
 
-    asyncio.run(played())
+    run_in_browser(played())
 
 
 async def enter(page: Page, name: str, password: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from playwright.async_api import Page
 
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
+from tests.browser import run_in_browser
 from tests.web import (
     QUICK_TIMERS,
     Site,
@@ -119,4 +119,4 @@ def test_no_violation_in_any_state(
             }
             assert found == {}
 
-    asyncio.run(scenario())
+    run_in_browser(scenario())

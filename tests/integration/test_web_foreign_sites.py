@@ -17,8 +17,8 @@ from playwright.async_api import Page
 
 from polydev.controller.settings import WebSettings
 from polydev.controller.store.sign_ins import Purpose
+from tests.browser import chromium, run_in_browser
 from tests.relays import HOST, Screens, screens
-from tests.web import chromium
 
 Run = Callable[[Callable[[Screens, Page, "ForeignSite"], Awaitable[None]]], None]
 
@@ -98,7 +98,7 @@ def test_a_frame_is_for_configured_sites_and_pages_with_a_ticket(
             for path in ("/", "/login", f"/session/{session.id}", "/session/x?tickets=1"):
                 assert not await framed(page, site, own(made) + path), path
 
-    asyncio.run(play())
+    run_in_browser(play())
 
 
 FORGED: dict[str, str] = {
@@ -129,7 +129,7 @@ def test_another_site_s_page_changes_nothing(
             answer = await page.request.get(f"{own(made)}/api/auth/sessions")
             assert answer.status == 200  # still signed in
 
-    asyncio.run(play())
+    run_in_browser(play())
 
 
 def test_another_site_s_page_opens_no_viewer_and_reads_nothing(
@@ -154,7 +154,7 @@ def test_another_site_s_page_opens_no_viewer_and_reads_nothing(
             )
             assert read is None
 
-    asyncio.run(play())
+    run_in_browser(play())
 
 
 def test_who_follows_a_link_from_another_site_is_still_signed_in(
@@ -169,4 +169,4 @@ def test_who_follows_a_link_from_another_site_is_still_signed_in(
             await page.click("a")
             await page.wait_for_url(f"{own(made)}/?here=1")
 
-    asyncio.run(play())
+    run_in_browser(play())

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.browser import chromium, in_browser
 from tests.busy_host import BusyHost, busy_hosts, use_days
 from tests.relays import HEIGHT, WIDTH, rfb_screen
-from tests.stores import run_async
-from tests.web import PATIENCE_MS, chromium, page_of
+from tests.web import PATIENCE_MS, page_of
 
 PICTURES = os.environ.get("POLYDEV_PICTURES")
 PHONE: dict[str, Any] = {
@@ -43,7 +43,7 @@ async def pages(host: BusyHost, caller: str = "operator", **context: Any) -> Asy
         yield page
 
 
-@run_async
+@in_browser
 async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
     tmp_path: Path, packed_assets: Path
 ) -> None:
@@ -67,7 +67,7 @@ async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
         assert await page.evaluate("window.scrollY") == place
 
 
-@run_async
+@in_browser
 async def test_filters_and_older_ones(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +95,7 @@ async def test_filters_and_older_ones(
         assert len(set(seen)) == 5
 
 
-@run_async
+@in_browser
 async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets: Path) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host) as page:
         sessions = host.made.services.sessions
@@ -114,7 +114,7 @@ async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets
         assert (await sessions.get(host.sessions["ready"].id)).state == "terminated"
 
 
-@run_async
+@in_browser
 async def test_the_console_follows_pauses_and_shows_text_only(
     tmp_path: Path, packed_assets: Path
 ) -> None:
@@ -148,7 +148,7 @@ async def test_the_console_follows_pauses_and_shows_text_only(
         await expect(page.locator("#console-state")).to_have_text("The VM has ended.")
 
 
-@run_async
+@in_browser
 async def test_a_screenshot_shows_the_screen_and_a_paused_vm_sleeps_on(
     tmp_path: Path, packed_assets: Path
 ) -> None:
@@ -180,7 +180,7 @@ async def test_a_screenshot_shows_the_screen_and_a_paused_vm_sleeps_on(
         assert vm.paused_at is not None
 
 
-@run_async
+@in_browser
 async def test_the_viewer_is_opened_to_look_only(tmp_path: Path, packed_assets: Path) -> None:
     async with (
         busy_hosts(tmp_path, packed_assets) as host,
@@ -194,7 +194,7 @@ async def test_the_viewer_is_opened_to_look_only(tmp_path: Path, packed_assets: 
         assert told["url"].startswith(f"/session/{host.sessions['ready'].id}?ticket=")
 
 
-@run_async
+@in_browser
 async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host) as page:
         await page.goto(f"{host.url}/admin/users")
@@ -211,7 +211,7 @@ async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> N
         await page.wait_for_url(f"**/admin/vms/{host.sessions['paused'].vm_id}")
 
 
-@run_async
+@in_browser
 async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
     tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:
@@ -235,7 +235,7 @@ async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
             assert (await host.made.services.sessions.get(host.sessions["paused"].id)).is_live
 
 
-@run_async
+@in_browser
 async def test_tokens_are_shown_to_operators_and_revoked_by_admins(
     tmp_path: Path, packed_assets: Path
 ) -> None:
@@ -256,7 +256,7 @@ async def test_tokens_are_shown_to_operators_and_revoked_by_admins(
         assert {each.name for each in found if each.revoked_at} == {"notebook", "phone"}
 
 
-@run_async
+@in_browser
 async def test_what_users_and_guests_choose_is_shown_as_text(
     tmp_path: Path, packed_assets: Path
 ) -> None:
@@ -290,7 +290,7 @@ async def test_what_users_and_guests_choose_is_shown_as_text(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@run_async
+@in_browser
 async def test_axe_finds_nothing_and_pictures_are_taken(
     scheme: str, tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:

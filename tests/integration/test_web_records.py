@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.browser import chromium, in_browser
 from tests.recorded_host import SCRIPT, RecordedHost, recorded_hosts
-from tests.stores import run_async
-from tests.web import PATIENCE_MS, chromium, page_of, violations
+from tests.web import PATIENCE_MS, page_of, violations
 
 # Where to put pictures of the pages, for their document; nowhere by default.
 PICTURES = os.environ.get("POLYDEV_PICTURES")
@@ -65,7 +65,7 @@ def paths_of(host: RecordedHost) -> list[str]:
     ]
 
 
-@run_async
+@in_browser
 async def test_images_lead_to_their_specs_packages_and_differences(opened: Opened) -> None:
     async with opened() as (host, page):
         rows = page.locator("table.images tbody tr")
@@ -91,7 +91,7 @@ async def test_images_lead_to_their_specs_packages_and_differences(opened: Opene
         assert golden in bill.read_text()
 
 
-@run_async
+@in_browser
 async def test_a_deployment_says_what_it_did_and_the_way_back(opened: Opened) -> None:
     async with opened() as (host, page):
         await page.goto(host.url + LISTS["deployments"])
@@ -111,7 +111,7 @@ async def test_a_deployment_says_what_it_did_and_the_way_back(opened: Opened) ->
         await expect(page.get_by_role("alert").first).to_contain_text("cannot be read")
 
 
-@run_async
+@in_browser
 async def test_more_deployments_than_a_page_holds(opened: Opened) -> None:
     async with opened() as (host, page):
         for number in range(30):
@@ -125,7 +125,7 @@ async def test_more_deployments_than_a_page_holds(opened: Opened) -> None:
         await expect(rows).to_have_count(30)
 
 
-@run_async
+@in_browser
 async def test_a_new_alert_appears_and_is_told_where_that_is_wanted(opened: Opened) -> None:
     async with opened(permissions=["notifications"]) as (host, page):
         await _note_notifications(page)
@@ -161,7 +161,7 @@ async def _note_notifications(page: Page) -> None:
     )
 
 
-@run_async
+@in_browser
 async def test_whoever_denies_notifications_is_told_what_that_means(opened: Opened) -> None:
     async with opened() as (host, page):
         # Whatever is not granted then is denied.
@@ -173,7 +173,7 @@ async def test_whoever_denies_notifications_is_told_what_that_means(opened: Open
         await expect(page.locator("article.alert")).to_have_count(3)
 
 
-@run_async
+@in_browser
 async def test_markup_in_records_is_text(opened: Opened) -> None:
     async with opened() as (host, page):
         for path in paths_of(host):
@@ -186,7 +186,7 @@ async def test_markup_in_records_is_text(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@run_async
+@in_browser
 async def test_no_page_keeps_anybody_out(opened: Opened, node_modules: Path, scheme: str) -> None:
     async with opened(color_scheme=scheme) as (host, page):
         for path in paths_of(host):
@@ -196,7 +196,7 @@ async def test_no_page_keeps_anybody_out(opened: Opened, node_modules: Path, sch
 
 
 @pytest.mark.parametrize("kind", ["light", "dark", "phone"])
-@run_async
+@in_browser
 async def test_nothing_sticks_out(opened: Opened, kind: str) -> None:
     context = PHONE if kind == "phone" else {**WIDE, "color_scheme": kind}
     async with opened("", **context) as (host, page):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from playwright.async_api import Page
 
 from polydev.controller.model import Session
+from tests.browser import run_in_browser
 from tests.driving import until
 from tests.web import (
     CANVAS,
@@ -47,7 +47,7 @@ def play(tmp_path: Path, packed_assets: Path) -> Play:
                 await typed.began()
                 await scenario(site, session, page, typed)
 
-    return lambda scenario, **context: asyncio.run(played(scenario, **context))
+    return lambda scenario, **context: run_in_browser(played(scenario, **context))
 
 
 def test_what_is_typed_is_seen_and_arrives(play: Play) -> None:

@@ -12,6 +12,7 @@ import pytest
 from playwright.async_api import ConsoleMessage
 
 from polydev.controller.model import Session
+from tests.browser import run_in_browser
 from tests.web import (
     CANVAS,
     Play,
@@ -119,7 +120,7 @@ def test_only_a_configured_site_may_frame_a_session(
             await typed.until("in a frame\n")
             assert await framed.locator("#home").is_hidden()
 
-    asyncio.run(scenario())
+    run_in_browser(scenario())
 
 
 def test_a_copied_address_shows_another_user_nothing(play: Play) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from playwright.async_api import Page, Response
 
 from polydev.client.credentials import new_key
+from tests.browser import run_in_browser
 from tests.web import Play, Site, page_of, sign_in, sites, until_covered
 
 # Compressed, and without noVNC.
@@ -28,7 +28,7 @@ def play(tmp_path: Path, packed_assets: Path) -> Play:
             async with page_of(site.browser, **words) as page:
                 await scenario(site, page)
 
-    return lambda scenario, **changes: asyncio.run(played(scenario, **changes))
+    return lambda scenario, **changes: run_in_browser(played(scenario, **changes))
 
 
 def test_a_session_is_started_with_the_tool_that_was_chosen(play: Play) -> None:
