@@ -4,7 +4,15 @@ import { test } from "node:test";
 import { IDLE } from "../../../src/polydev/controller/web/static/session/connection.js";
 import { clock, countdown } from "../../../src/polydev/controller/web/static/session/countdown.js";
 import { EventReader } from "../../../src/polydev/controller/web/static/session/event_reader.js";
-import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "../../../src/polydev/controller/web/static/session/login.js";
+import {
+  NONE,
+  afterAnswer,
+  afterSession,
+  asksAgainSeconds,
+  completesInSeconds,
+  receiptText,
+  textOf,
+} from "../../../src/polydev/controller/web/static/session/login.js";
 import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
 import { edits } from "../../../src/polydev/controller/web/static/session/typing.js";
 import { viewOf } from "../../../src/polydev/controller/web/static/session/view.js";
@@ -13,8 +21,10 @@ const BOOT = { stage: "none", template: null, bootsBecause: null };
 const NOW = Date.parse("2026-11-21T10:00:00Z");
 const LIMITS = { idleSeconds: 300, maxSeconds: 3600 };
 
+const RECEIVED = { credentialsReceipt: { sha256: "ab".repeat(32), recipient: null } };
+
 function session(status, more = {}) {
-  return { status, reason: null, failure: null, boot: BOOT, ...more };
+  return { status, reason: null, failure: null, boot: BOOT, credentialsReceipt: null, ...more };
 }
 
 function ends(inSeconds, ageSeconds) {
@@ -60,22 +70,55 @@ test("a boot grows from stage to stage, a resumed VM has no share", () => {
   assert.deepEqual([progress(resumed, null).text, progress(resumed, null).share], ["progress.resuming", null]);
 });
 
-test("a login goes from none to done, by whoever tells", () => {
-  assert.equal(afterSession(NONE, "vm_created").state, "none");
-  assert.equal(afterSession(NONE, "oauth_pending").state, "starting");
-  const waiting = afterAnswer({ state: "starting" }, { status: "waiting", url: "https://x" }, null);
-  assert.equal(waiting.state, "waiting");
-  assert.equal(afterSession(waiting, "oauth_pending").state, "waiting");
-  assert.equal(afterSession(waiting, "authenticated").state, "done");
+test("a login goes from none to handed over, by whoever tells", () => {
+  assert.equal(afterSession(NONE, session("vm_created")).state, "none");
+  assert.equal(afterSession(NONE, session("oauth_pending")).state, "starting");
+  const waiting = afterAnswer(NONE, { status: "waiting", url: "https://x" }, null);
+  assert.deepEqual(waiting, { ...NONE, state: "waiting", url: "https://x" });
+  assert.equal(afterSession(waiting, session("oauth_pending")), waiting);
   assert.equal(afterAnswer(NONE, { status: "vm_starting" }, null).state, "starting");
+  const over = afterSession(waiting, session("authenticated", RECEIVED));
+  assert.equal(over.state, "handed_over");
+  assert.equal(afterAnswer(over, { status: "done", detail: "x" }, null), over);
+});
+
+test("credentials that nobody has got stay in the VM, and the login says why", () => {
+  const done = afterAnswer(NONE, { status: "done", detail: "no key" }, null);
+  assert.deepEqual([done.state, done.words], ["done", "no key"]);
+  assert.deepEqual(afterSession(done, session("authenticated")), done);
+  assert.equal(afterSession(NONE, session("authenticated")).words, "");
+});
+
+test("a device code and a code to paste come with the login", () => {
+  const answer = { status: "waiting", url: "https://x", deviceCode: "AB-12", acceptsCode: true };
+  const waiting = afterAnswer(NONE, answer, null);
+  assert.deepEqual([waiting.deviceCode, waiting.acceptsCode], ["AB-12", true]);
+  assert.deepEqual([textOf(waiting), textOf({ ...waiting, deviceCode: "" })], ["device", "waiting"]);
 });
 
 test("a failed login has the tool's words; no answer at all says nothing of the tool", () => {
-  const starting = { state: "starting", words: "" };
+  const starting = { ...NONE, state: "starting" };
   const failed = afterAnswer(starting, null, { status: 502, message: "it said no" });
-  assert.deepEqual(failed, { state: "failed", words: "it said no" });
+  assert.deepEqual([failed.state, failed.words], ["failed", "it said no"]);
   assert.equal(afterAnswer(starting, null, { status: 0, message: "no answer" }), starting);
   assert.deepEqual(["none", "starting", "waiting", "done", "failed"].map((state) => asksAgainSeconds({ state })), [null, 2, 10, null, null]);
+});
+
+test("a receipt says who can open the credentials", () => {
+  const { credentialsReceipt } = RECEIVED;
+  assert.equal(receiptText(session("oauth_pending")), null);
+  assert.equal(receiptText(session("authenticated", RECEIVED)).text, "login.receipt.stored");
+  const sealed = { credentialsReceipt: { ...credentialsReceipt, recipient: "age1x" } };
+  const { text, values } = receiptText(session("completed", sealed));
+  assert.deepEqual([text, values], ["login.receipt.sealed", { fingerprint: "ab".repeat(8), recipient: "age1x" }]);
+});
+
+test("the end of a session that has done its work is counted down", () => {
+  const completesAt = new Date(NOW + 9500).toISOString();
+  assert.equal(completesInSeconds(session("authenticated", { completesAt }), NOW), 10);
+  assert.equal(completesInSeconds(session("authenticated", { completesAt }), NOW + 20000), 0);
+  assert.equal(completesInSeconds(session("authenticated", { completesAt: null }), NOW), null);
+  assert.equal(completesInSeconds(session("completed", { completesAt }), NOW), null);
 });
 
 test("events are read whole however the text is cut", () => {
@@ -98,6 +141,8 @@ test("a session that is over says why and what to do", () => {
   const failure = { reason: "the VM's process ended: signal 9" };
   const view = viewOf({ ...known, session: session("failed", { failure, reason: "x" }) }, NOW);
   assert.deepEqual([view.kind, view.text], ["over", { said: failure.reason }]);
+  const complete = viewOf({ ...known, session: session("completed", RECEIVED) }, NOW);
+  assert.equal(complete.text[0], "login.receipt.stored");
   assert.deepEqual(view.actions, ["start", "home"]);
   const byLink = viewOf({ ...known, canStart: false, session: session("terminated") }, NOW);
   assert.deepEqual([byLink.text, byLink.actions], [["over.terminated.text"], []]);

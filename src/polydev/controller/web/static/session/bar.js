@@ -65,7 +65,8 @@ export class Bar {
       this.closePanels();
       if (!opens) return;
       this.openPanel(name);
-      panel.querySelector("textarea, button:not([hidden])")?.focus();
+      const inputs = panel.querySelectorAll("textarea, input, button");
+      [...inputs].find((input) => input.offsetParent !== null)?.focus();
     });
     panel.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;

@@ -141,6 +141,7 @@ class Page {
   heard({ kind, data }) {
     if (kind === "queued") this.queued = data;
     else if (kind === "stage") this.queued = null;
+    else if (kind === "login") this.login.heard();
     else if (kind === "unhealthy") this.bar.say(t("status.unhealthy", data));
     if (kind !== "over") this.refresh();
     this.render();
@@ -188,6 +189,7 @@ class Page {
     this.cover.show(view);
     this.bar.show(view);
     this.deadline.show(view);
+    this.login.panel.showCompletion();
   }
 }
 

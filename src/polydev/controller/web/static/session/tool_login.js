@@ -1,34 +1,50 @@
-// The login of the session's tool, beside its screen.
+// The login of the session's tool, beside its screen: asks how far it is, and does what the user
+// wants done.
 
 import { Problem } from "../app.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login.js";
+import { LoginPanel } from "./login_panel.js";
 import { isComing } from "./progress.js";
 
-const element = (id) => document.getElementById(id);
+// The user has something to do or to know that is not on the screen.
+const OPENS_PANEL = ["failed", "handed_over"];
 
 export class ToolLogin {
   /** `tools` is what people call the tool of each provider. */
   constructor(page, t, tools) {
     this.page = page;
-    this.t = t;
-    this.tools = tools;
     this.login = NONE;
     this.timer = null;
     this.isOver = false;
     this.question = new AbortController();
     this.isKnown = false;
-    element("login-start-button").addEventListener("click", () => this.start());
+    this.panel = new LoginPanel(page, t, tools, {
+      start: () => this.start(),
+      sendCode: (code) => this.sendCode(code),
+    });
   }
 
-  sessionChanged({ status }) {
-    this.isKnown = !isComing({ status });
-    this.become(afterSession(this.login, status));
+  sessionChanged(session) {
+    this.isKnown = !isComing(session);
+    const wasDone = this.login.state === "done";
+    this.become(afterSession(this.login, session));
+    // Why its credentials were not handed over is with the login.
+    if (!wasDone && this.login.state === "done" && this.isFollowed) this.ask();
+  }
+
+  get isFollowed() {
+    return !this.isOver && !this.page.viewOnly;
+  }
+
+  /** The events tell of a login's progress; what it is now, the API. */
+  heard() {
+    if (this.isFollowed && this.login.state !== "none") this.ask();
   }
 
   /** The first question starts the tool; one that failed is started again by another method. */
   async start() {
     const method = this.login.state === "failed" ? "POST" : "GET";
-    this.become({ state: "starting", words: "" });
+    this.become({ ...NONE, state: "starting" });
     await this.ask(method);
   }
 
@@ -44,18 +60,28 @@ export class ToolLogin {
     }
   }
 
+  /** Whether the tool has got the code; what keeps it from that is told. */
+  async sendCode(code) {
+    const send = () => this.page.ask("/oauth-code", { method: "POST", body: { code } }).then(() => true);
+    const isSent = await this.page.attempt(send);
+    if (isSent) await this.ask();
+    return isSent;
+  }
+
   become(login, wasAsked = false) {
     const isNew = login.state !== this.login.state;
+    const hasCode = login.deviceCode !== "" && this.login.deviceCode === "";
     this.login = login;
     const seconds = asksAgainSeconds(login);
     if (isNew || wasAsked) {
       clearTimeout(this.timer);
-      if (seconds !== null && !this.isOver && !this.page.viewOnly) {
+      if (seconds !== null && this.isFollowed) {
         this.timer = setTimeout(() => this.ask(), seconds * 1000);
       }
     }
     this.show();
-    if (isNew && login.state === "failed") this.page.bar.openPanel("login");
+    if (!this.isFollowed) return;
+    if ((isNew && OPENS_PANEL.includes(login.state)) || hasCode) this.page.bar.openPanel("login");
   }
 
   /** Ask no more: the session is over, or is about to be. */
@@ -76,20 +102,6 @@ export class ToolLogin {
   }
 
   show() {
-    const { state, words } = this.login;
-    const values = { tool: this.tools[this.page.session?.provider] ?? this.page.session?.provider ?? "" };
-    const button = element("login-button");
-    button.hidden = this.isOver || !this.isKnown || this.page.viewOnly;
-    button.dataset.state = state;
-    const label = this.t(`login.${state}.label`, values);
-    button.title = label;
-    button.querySelector("span").textContent = label;
-    element("login-text").textContent = this.t(`login.${state}.text`, values);
-    const problem = element("login-problem");
-    problem.hidden = words === "";
-    problem.textContent = words;
-    const start = element("login-start-button");
-    start.hidden = !["none", "failed"].includes(state);
-    start.textContent = this.t(state === "failed" ? "login.again" : "login.start", values);
+    this.panel.show(this.login, this.isKnown && this.isFollowed);
   }
 }

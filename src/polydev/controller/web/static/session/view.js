@@ -6,6 +6,7 @@
 
 import { isComing, isLive, progress } from "./progress.js";
 import { words } from "./connection.js";
+import { receiptText } from "./login.js";
 
 const OVER_TEXTS = ["failed", "expired", "terminated", "completed"];
 
@@ -47,10 +48,12 @@ function why({ code, reason }) {
 function over(session, canStart) {
   const name = OVER_TEXTS.includes(session.status) ? session.status : "completed";
   const reason = session.failure?.reason ?? session.reason;
+  const receipt = receiptText(session);
+  const text = receipt ? [receipt.text, receipt.values] : [`over.${name}.text`];
   return {
     kind: "over",
     title: [`over.${name}.title`],
-    text: reason ? { said: reason } : [`over.${name}.text`],
+    text: reason ? { said: reason } : text,
     detail: [canStart ? "over.next" : "over.next_of_link"],
     actions: canStart ? ["start", "home"] : [],
   };

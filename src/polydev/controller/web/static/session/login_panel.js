@@ -1,0 +1,96 @@
+// What the page shows of the login of the session's tool: a button in the bar, and its panel.
+
+import { clock } from "./countdown.js";
+import { completesInSeconds, receiptText, textOf } from "./login.js";
+
+const element = (id) => document.getElementById(id);
+
+export class LoginPanel {
+  /**
+   * tools    what people call the tool of each provider
+   * actions  start(), and sendCode(code), which says whether the tool has got it
+   */
+  constructor(page, t, tools, actions) {
+    this.page = page;
+    this.t = t;
+    this.tools = tools;
+    this.actions = actions;
+    element("login-start-button").addEventListener("click", () => actions.start());
+    element("copy-device-code").addEventListener("click", () => this.copy());
+    element("login-code-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+  }
+
+  get values() {
+    const provider = this.page.session?.provider;
+    return { tool: this.tools[provider] ?? provider ?? "" };
+  }
+
+  show(login, isShown) {
+    this.showButton(login, isShown);
+    say("login-text", this.t(`login.${textOf(login)}.text`, this.values));
+    say("login-problem", login.words);
+    this.showDevice(login);
+    element("login-code-form").hidden = !login.acceptsCode;
+    const receipt = receiptText(this.page.session);
+    say("login-receipt", receipt ? this.t(receipt.text, receipt.values) : "");
+    this.showCompletion();
+    const start = element("login-start-button");
+    start.hidden = !["none", "failed"].includes(login.state);
+    start.textContent = this.t(login.state === "failed" ? "login.again" : "login.start", this.values);
+  }
+
+  showButton(login, isShown) {
+    const button = element("login-button");
+    button.hidden = !isShown;
+    button.dataset.state = login.state;
+    const label = this.t(`login.${textOf(login)}.label`, this.values);
+    button.title = label;
+    say("login-label", label);
+  }
+
+  /** The code may be entered in any browser, so the page may be opened in this one too. */
+  showDevice({ deviceCode, url }) {
+    element("login-device").hidden = deviceCode === "";
+    element("device-code").value = deviceCode;
+    const link = element("device-page");
+    link.hidden = !url.startsWith("https://");
+    if (link.hidden) link.removeAttribute("href");
+    else link.href = url;
+  }
+
+  /** Counts down, so it is called each second. */
+  showCompletion() {
+    const { session } = this.page;
+    const seconds = completesInSeconds(session, Date.now() + this.page.deadline.skew);
+    element("login-completes").hidden = seconds === null;
+    if (seconds !== null) element("login-clock").textContent = clock(seconds);
+  }
+
+  async copy() {
+    const code = element("device-code");
+    code.select();
+    try {
+      await navigator.clipboard.writeText(code.value);
+      this.page.bar.say(this.t("login.device.copied"));
+    } catch {
+      this.page.bar.say(this.t("login.device.selected"));
+    }
+  }
+
+  async send() {
+    const code = element("login-code");
+    if (!(await this.actions.sendCode(code.value.trim()))) return;
+    code.value = "";
+    this.page.bar.say(this.t("login.code.sent", this.values));
+  }
+}
+
+/** A text that is there only while it says something. */
+function say(id, words) {
+  const place = element(id);
+  place.hidden = words === "";
+  if (place.textContent !== words) place.textContent = words;
+}
