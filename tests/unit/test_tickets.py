@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from polydev.controller.settings import RateLimits, SessionLimits
+from polydev.controller.store import sign_ins
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
 
@@ -270,5 +271,42 @@ def test_only_hashes_are_stored(host: ApiHost) -> None:
             kept += side.read_bytes()
         for secret in (signed_in.cookie, made["ticket"], redeemed["key"]):
             assert str(secret).encode() not in kept
+
+    host.run(scenario)
+
+
+def test_only_the_newest_tickets_of_a_user_are_kept(
+    host: ApiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_ins, "MOST_PER_USER", 2)
+
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        first, *newer = [await ticket(asked, session) for _ in range(3)]
+        refused = await asked.client.post("/api/auth/redeem", json={"ticket": first["ticket"]})
+        problem(refused, 401, "not-authenticated")
+        # Those of others do not count.
+        others = await asked.start("other user")
+        await ticket(asked, others, "other user")
+        for made in newer:
+            await key(asked, made)
+
+    host.run(scenario)
+
+
+def test_only_the_newest_keys_of_a_user_are_kept(
+    host: ApiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_ins, "MOST_PER_USER", 2)
+
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        path = f"/api/auth/session/{session['id']}"
+        made = [await key(asked, await ticket(asked, session)) for _ in range(3)]
+        answers = [
+            (await asked.client.get(path, headers={"Authorization": f"Bearer {each['key']}"}))
+            for each in made
+        ]
+        assert [each.status_code for each in answers] == [401, 200, 200]
 
     host.run(scenario)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from polydev.controller.api.identity import BEARER
 from polydev.controller.api.refusals import refusals
@@ -24,8 +25,10 @@ td, th { text-align: left; vertical-align: top; padding: 0 1rem 0 0; font-weight
 
 
 def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
-    """`openapi` describes the whole application."""
+    """`openapi` describes the whole application, which is written out once."""
     router = APIRouter(tags=["documentation"], dependencies=[BEARER])
+    document = cache(lambda: JSONResponse(openapi()).body)
+    document_page = cache(lambda: page(openapi()))
 
     @router.get(
         "/openapi.json",
@@ -33,8 +36,8 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
         response_class=JSONResponse,
         responses=refusals(),
     )
-    async def get_openapi() -> JSONResponse:
-        return JSONResponse(openapi())
+    async def get_openapi() -> Response:
+        return Response(document(), media_type="application/json")
 
     @router.get(
         "/docs",
@@ -45,7 +48,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
     )
     async def get_docs() -> HTMLResponse:
         headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-        return HTMLResponse(page(openapi()), headers=headers)
+        return HTMLResponse(document_page(), headers=headers)
 
     return router
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Caller, now
 from polydev.controller.store import tables
@@ -21,6 +22,8 @@ from polydev.controller.store.users import USED_EVERY, token_hash
 
 KEY_PREFIX = "pdk_"
 """Keys of pages begin so, and so are told from tokens and JWTs."""
+MOST_PER_USER = 1000
+"""Sign-ins that a user may have at once, and tickets: the next one ends the oldest."""
 Purpose = Literal["viewer", "page", "sign-in"]
 _sign_ins, _tickets = tables.sign_ins.c, tables.tickets.c
 _tokens, _users = tables.tokens.c, tables.users.c
@@ -57,6 +60,8 @@ class SignIns:
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(tables.sign_ins).where(_sign_ins.expires_at <= at))
             await connection.execute(sa.insert(tables.sign_ins).values(values))
+            newest = _sign_ins.created_at.desc()
+            await _keep_most(connection, tables.sign_ins, _sign_ins.id, newest, caller.user_id)
         return plain, expires_at
 
     async def caller_of(self, plain: str) -> Caller | None:
@@ -139,6 +144,8 @@ class Tickets:
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(tables.tickets).where(_tickets.expires_at <= at))
             await connection.execute(sa.insert(tables.tickets).values(values))
+            newest = _tickets.expires_at.desc()
+            await _keep_most(connection, tables.tickets, _tickets.sha256, newest, caller.user_id)
         return plain, values["expires_at"]
 
     async def redeem(self, plain: str, purpose: Purpose) -> Caller | None:
@@ -167,6 +174,20 @@ class Tickets:
             row.session_id,
             row.view_only,
         )
+
+
+async def _keep_most(
+    connection: AsyncConnection,
+    table: sa.Table,
+    key: sa.Column[Any],
+    newest: sa.ColumnElement[Any],
+    user_id: str,
+) -> None:
+    """Delete all rows of a user but the newest ones, of which there may be MOST_PER_USER."""
+    excess = sa.select(key).where(table.c.user_id == user_id).order_by(newest).offset(MOST_PER_USER)
+    found = list((await connection.execute(excess)).scalars())
+    if found:
+        await connection.execute(sa.delete(table).where(key.in_(found)))
 
 
 def _role_of_maker(ticket: sa.Row[Any], at: datetime) -> sa.Select[Any]:
