@@ -27,6 +27,7 @@ from verbs import (
     hosts,
     lab,
     pages,
+    providers,
     remote,
     sessions,
     templates,
@@ -294,3 +295,6 @@ for name, verbs in (
     ("credentials", (credentials.make_key, credentials.rotate)),
 ):
     namespace.add_collection(Collection(name, *verbs))
+provider_verbs = Collection("providers", providers.check)
+provider_verbs.add_task(providers.list_providers, default=True)
+namespace.add_collection(provider_verbs)

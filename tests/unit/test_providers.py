@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import yaml
+from invoke.context import Context
 
 from polydev.errors import ConfigError
+from polydev.image import tools
 from polydev.image.layers import guest_files
 from polydev.image.recipe import load_recipe
+from polydev.image.tools import tools_of
 from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_providers
 from tests.images import GOLDEN
 from tests.unit.test_recipe import plain, write
+from verbs import providers
+from verbs.places import RECIPE
 
 Changes = dict[str, Any]
 
@@ -152,3 +157,23 @@ def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
     put(tmp_path / "tools", small())
     with pytest.raises(ConfigError, match=r"tool\.yaml: name: another layer has"):
         load_recipe(recipe_with(tmp_path, layer, {**layer, "name": "again"}))
+
+
+def test_a_tool_is_behind_where_the_registry_has_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = {each.provider.package: each.version for each in tools_of(load_recipe(RECIPE))}
+    monkeypatch.setattr(tools, "newest_version", newest.get)
+    assert ended(providers.check) == 0
+    newest["@openai/codex"] = "999.0.0"
+    capsys.readouterr()
+    assert ended(providers.check) == 2
+    told = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert [name for name, each in told.items() if each["behind"]] == ["codex"]
+    assert told["codex"]["newest"] == "999.0.0"
+
+
+def ended(verb: Any) -> Any:
+    with pytest.raises(SystemExit) as caught:
+        verb(Context(), json=True)
+    return caught.value.code

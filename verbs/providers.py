@@ -1,0 +1,64 @@
+"""providers, providers.check: whose tools an image brings, and whether they are current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from polydev.cli import answer, edge, task
+from verbs.places import JSON_HELP, RECIPE, RECIPE_HELP
+from verbs.tables import table_text
+
+if TYPE_CHECKING:
+    from polydev.image.tools import Tool
+
+HELP = {"recipe": RECIPE_HELP, "json": JSON_HELP}
+
+
+def _fields(tool: Tool) -> dict[str, Any]:
+    return {
+        "name": tool.provider.name,
+        "label": tool.provider.label,
+        "olderNames": tool.provider.older_names,
+        "package": tool.provider.package,
+        "version": tool.version,
+    }
+
+
+@task(name="list", help=HELP)
+@edge
+def list_providers(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
+    """The providers of a recipe, and the versions of their tools."""
+    from polydev.image.recipe import load_recipe
+    from polydev.image.tools import tools_of
+
+    found = tools_of(load_recipe(Path(recipe)))
+    columns = ("provider", "tool", "npm package", "version")
+    rows = [(each.provider.name, each.provider.label, *_brought(each)) for each in found]
+    answer([_fields(each) for each in found], as_json=json, text=table_text(columns, rows))
+
+
+@task(help=HELP)
+@edge
+def check(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
+    """Which providers' tools are behind npm's registry: exit status 2 if any is, or 0."""
+    from polydev.image.recipe import load_recipe
+    from polydev.image.tools import checked, tools_of
+
+    found = checked(tools_of(load_recipe(Path(recipe))))
+    columns = ("provider", "npm package", "version", "newest", "")
+    rows = [
+        (each.tool.provider.name, *_brought(each.tool), each.newest, "behind" * each.is_behind)
+        for each in found
+    ]
+    told = [
+        {**_fields(each.tool), "newest": each.newest, "behind": each.is_behind} for each in found
+    ]
+    answer(told, as_json=json, text=table_text(columns, rows))
+    raise SystemExit(2 if any(each.is_behind for each in found) else 0)
+
+
+def _brought(tool: Tool) -> tuple[str | None, str | None]:
+    return tool.provider.package, tool.version
