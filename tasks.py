@@ -216,7 +216,8 @@ def check(context: Context, fix: bool = False) -> None:
 
 @task(
     help={
-        "only": f"run a part: {', '.join(TEST_KINDS)}, spec; several with commas",
+        "only": f"run a part: {', '.join(TEST_KINDS)}, spec, or a word of test files' names, such "
+        "as login; several with commas",
         "k": "run only tests whose name matches (pytest's -k)",
     }
 )
@@ -229,30 +230,42 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
     """
     from polydev.run import call
 
-    kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
-    unknown = [kind for kind in kinds if kind not in (*TEST_KINDS, "spec")]
-    if unknown:
+    parts = [part.strip() for part in only.split(",") if part.strip()]
+    files = {part: tests_of(part) for part in parts if part != "spec"}
+    if unknown := [part for part, found in files.items() if not found]:
         raise ConfigError(
-            f"no such kind of test: {', '.join(unknown)}", f"one of {', '.join(TEST_KINDS)}, spec"
+            f"no such tests: {', '.join(unknown)}",
+            f"one of {', '.join(TEST_KINDS)}, spec, or a word of a test file's name",
         )
-    if not kinds:
+    if not parts:
         check(context)
-    if "spec" in kinds:
+        files = {kind: tests_of(kind) for kind in TEST_KINDS}
+    if "spec" in parts:
         verify(context, "latest")
     # Hundreds of processes import the same modules: each would compile them anew.
     os.environ["PYTHONDONTWRITEBYTECODE"] = ""
     pytest = [sys.executable, "-m", "pytest", *(["-k", k] if k else [])]
-    wanted = [kind for kind in TEST_KINDS if kind in (kinds or TEST_KINDS)]
-    in_lanes = [f"tests/{kind}" for kind in wanted if kind != "bench"]
+    wanted = sorted({file for found in files.values() for file in found})
+    benches = [file for file in wanted if file.startswith("tests/bench")]
+    in_lanes = [file for file in wanted if file not in benches]
     statuses = []
     if in_lanes:
         statuses.append(call([*pytest, *LANES, *in_lanes], cwd=ROOT))
-    if "bench" in wanted:
-        statuses.append(call([*pytest, "tests/bench"], cwd=ROOT))
+    if benches:
+        statuses.append(call([*pytest, *benches], cwd=ROOT))
     # A name that matches nothing in one half is no failure where it matched in the other.
     some_ran = any(status != NO_TESTS for status in statuses)
     failed = [status for status in statuses if status and not (some_ran and status == NO_TESTS)]
     raise SystemExit(failed[0] if failed else 0)
+
+
+def tests_of(part: str) -> list[str]:
+    """The folder of a kind of test, or the test files of any kind whose names have that word."""
+    if part in TEST_KINDS:
+        return [f"tests/{part}"]
+    names = [f"tests/{kind}/**/test_*.py" for kind in TEST_KINDS]
+    found = [file for name in names for file in ROOT.glob(name) if part in file.stem.split("_")]
+    return [str(file.relative_to(ROOT)) for file in found]
 
 
 namespace = Collection(up, down, where)

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Position, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, Position
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from polydev import http_client
@@ -29,41 +29,32 @@ from polydev.release.applying import Project
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor
+from tests.guest_screen import (
+    COLOUR_COVERS,
+    MOST,
+    PATIENCE_MS,
+    SCREEN,
+    SESSION_CANVAS,
+    Colour,
+    wait_for_colour,
+)
 from tests.hosts import DeployedHost
 from tests.inv import ROOT, Inv
 from tests.sessions import Api, Operated, inside_vm, wait_for
 
-CHROMIUM = "/usr/bin/chromium"
-SCREEN: ViewportSize = {"width": 1280, "height": 800}
 # The address bar of the guest's browser, on its screen of the same size.
 ADDRESS_BAR: Position = {"x": 640, "y": 63}
 # Where it shows, in white, what it would do with the text.
 BELOW_ADDRESS_BAR = (640, 150)
 CANVAS = "#noVNC_container canvas"
-SESSION_CANVAS = "#screen canvas"
 # Before that noVNC has a canvas too, but loses what is typed.
 CONNECTED = f":root.noVNC_connected {CANVAS}"
 # What noVNC itself lays over the guest's screen for the first seconds.
 NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
 START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
-MOST = 0.8
 # A line of the shell that runs the README's lines.
 WAITS = "the README's session waits for its end:"
-# Until a guest without KVM and on a busy machine counts as dead.
-PATIENCE_MS = 180_000
 TYPING_ATTEMPTS = 3
-
-COLOUR_COVERS = """([selector, [red, green, blue], share]) => {
-    const canvas = document.querySelector(selector);
-    if (!canvas || !canvas.width) return false;
-    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    const near = (at, wanted) => Math.abs(data[at] - wanted) <= 3;
-    let found = 0;
-    for (let at = 0; at < data.length; at += 4)
-        if (near(at, red) && near(at + 1, green) && near(at + 2, blue)) found++;
-    return found >= share * data.length / 4;
-}"""
-
 
 IS_LIGHT = """([selector, [x, y]]) => {
     const context = document.querySelector(selector).getContext('2d');
@@ -71,28 +62,14 @@ IS_LIGHT = """([selector, [x, y]]) => {
 }"""
 
 
-def wait_for_colour(
-    page: Page,
-    colour: tuple[int, int, int],
-    patience_ms: float = PATIENCE_MS,
-    *,
-    canvas: str = CANVAS,
-) -> None:
-    """Wait until one colour covers most of the guest's screen."""
-    wanted = [canvas, colour, MOST]
-    page.wait_for_function(COLOUR_COVERS, arg=wanted, polling=250, timeout=patience_ms)
-
-
-def wait_until_gone(page: Page, colour: tuple[int, int, int]) -> None:
+def wait_until_gone(page: Page, colour: Colour) -> None:
     """Wait until something else is shown."""
     gone = f"words => !({COLOUR_COVERS})(words)"
     wanted = [SESSION_CANVAS, colour, MOST]
     page.wait_for_function(gone, arg=wanted, polling=250, timeout=PATIENCE_MS)
 
 
-def paint_in_guest(
-    page: Page, name: str, colour: tuple[int, int, int], *, canvas: str = CANVAS
-) -> None:
+def paint_in_guest(page: Page, name: str, colour: Colour, *, canvas: str = CANVAS) -> None:
     """Click and type as somebody who sees the guest's browser, and again if nothing comes of it."""
     for attempt in range(1, TYPING_ATTEMPTS + 1):
         page.locator(canvas).click(position=ADDRESS_BAR)
@@ -107,7 +84,7 @@ def paint_in_guest(
             break
 
 
-def paste_in_guest(page: Page, name: str, colour: tuple[int, int, int]) -> None:
+def paste_in_guest(page: Page, name: str, colour: Colour) -> None:
     """Send a text to the guest's clipboard by the session's page, and paste it there."""
     page.click("#clipboard-button")
     page.fill("#outgoing", f"data:text/html,<body bgcolor={name}>")
@@ -137,16 +114,6 @@ def inv(main_inv: Inv) -> Inv:
     return main_inv
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # As root Chromium has no sandbox; /dev/shm is small in containers.
-        options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def viewer(browser: Browser, up: dict[str, Any]) -> Iterator[Page]:
     """The viewer's page, connected; an error in its scripts fails the test."""
@@ -165,7 +132,7 @@ def test_up_shows_the_guests_browser_in_a_web_browser(
     up: dict[str, Any], viewer: Page, tmp_path: Path
 ) -> None:
     assert (up["built"], up["promoted"], up["started"]) == (True, True, True)
-    wait_for_colour(viewer, START_PAGE)
+    wait_for_colour(viewer, START_PAGE, canvas=CANVAS)
     viewer.wait_for_selector(NOVNC_BARS, state="detached")
     picture = Path(os.environ.get("POLYDEV_E2E_SCREENSHOT", tmp_path / "desktop.png"))
     viewer.screenshot(path=picture)
@@ -179,7 +146,7 @@ def test_keys_and_clicks_reach_the_guest(viewer: Page) -> None:
 def test_the_desktop_outlives_its_viewer(viewer: Page) -> None:
     paint_in_guest(viewer, "purple", PURPLE)
     viewer.reload()
-    wait_for_colour(viewer, PURPLE)
+    wait_for_colour(viewer, PURPLE, canvas=CANVAS)
 
 
 def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> None:
@@ -187,7 +154,7 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
     second.goto(up["viewer"])
     second.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
     paint_in_guest(second, "teal", TEAL)
-    wait_for_colour(viewer, TEAL)
+    wait_for_colour(viewer, TEAL, canvas=CANVAS)
 
 
 @pytest.fixture(scope="module")

@@ -177,3 +177,9 @@ def ended(verb: Any) -> Any:
     with pytest.raises(SystemExit) as caught:
         verb(Context(), json=True)
     return caught.value.code
+
+
+def test_the_image_with_the_tests_tool_has_that_provider_alone() -> None:
+    recipe = load_recipe(GOLDEN.parent / "tests/oidc/recipe.yaml")
+    (providers,) = [found for layer in recipe.layers if (found := layer.load_providers())]
+    assert list(providers) == ["testtool"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tasks
 from polydev.cli import SHORT_OPTIONS
 from tests.verbs import VERBS
 
@@ -82,3 +83,11 @@ def test_each_verb_with_json_answers() -> None:
                 names = {ast.unparse(each) for each in ast.walk(node) if isinstance(each, ast.Name)}
                 silent += [] if "answer" in names else [f"{file.name}: {node.name}"]
     assert silent == []
+
+
+def test_a_part_of_the_tests_is_a_kind_or_a_word_of_files_names() -> None:
+    assert tasks.tests_of("unit") == ["tests/unit"]
+    login = tasks.tests_of("login")
+    assert {"tests/unit/test_agent_login.py", "tests/integration/test_oidc_login.py"} <= set(login)
+    assert not [file for file in login if file.startswith("tests/spec")]
+    assert tasks.tests_of("logi") == []
