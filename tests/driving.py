@@ -14,9 +14,14 @@ from polydev.controller.database import create_engine
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.login import LoginStores
 from polydev.controller.machines.pace import Pace
 from polydev.controller.model import Session, SessionNews, Vm
+from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
+from polydev.controller.store.credentials import Credentials
+from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.injections import Injections
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
@@ -34,6 +39,7 @@ QUICK = Pace(
     ask=0.01,
     ask_blind=0.01,
     ask_share=0,
+    login=0.01,
     retry=0.01,
     retry_most=0.02,
     primed=0,
@@ -88,8 +94,8 @@ class World:
     user_id: str
     clock: Clock
 
-    async def start(self) -> Session:
-        new = NewSession(self.user_id, "claude", IMAGE_DIGEST)
+    async def start(self, user_id: str | None = None, **words: Any) -> Session:
+        new = NewSession(user_id or self.user_id, "claude", IMAGE_DIGEST, **words)
         session, _ = await self.sessions.start(new)
         return session
 
@@ -109,6 +115,7 @@ class World:
             self.sessions,
             hypervisor or self.host.hypervisor,
             agent,
+            self.logins(agent),
             clock=self.clock,
             pace=pace,
             cpu_sample=self.host.hypervisor.cpu_sample,
@@ -123,6 +130,21 @@ class World:
             with suppress(asyncio.CancelledError):
                 await task
             await agent.close()
+
+    def logins(self, agent: AgentClient) -> LoginStores:
+        """What a driver follows logins with."""
+        keys = keyring_of(self.settings.credentials_key)
+        after = self.settings.login.complete_after_seconds
+        return LoginStores(
+            agent,
+            self.sessions,
+            HandOvers(self.database, keys, after, self.clock),
+            Injections(self.database, keys, self.clock),
+        )
+
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(self.database, keyring_of(self.settings.credentials_key), self.clock)
 
     async def vm_of(self, session: Session) -> Vm:
         return await self.vms.get(session.vm_id)

@@ -14,7 +14,9 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from polydev.agent.messages import HealthReply, LoginReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
@@ -48,6 +50,8 @@ class FakeVm:
     is_paused           whether its processors stand
     mute                whether its agent takes requests and answers none
     login               how far its tool is, by its agent; `logins` counts how often it was started
+    credentials         what its tool keeps; None where there is nothing
+    typed               codes that its tool's terminal got
     asked               requests that its agent has seen
     cpu                 how long its process ran and waited for a CPU
     """
@@ -69,6 +73,8 @@ class FakeVm:
         self.is_paused = launch.template is not None
         self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
         self.logins = 0
+        self.credentials: object = None
+        self.typed: list[str] = []
         self.asked = 0
         self.cpu = ThreadTimes()
         self._servers: list[asyncio.Server] = []
@@ -153,27 +159,62 @@ class FakeVm:
         self._servers.append(await asyncio.start_server(served, self.address, port))
 
     async def serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode()
+        first, *headers = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        sizes = [each.partition(":")[2] for each in headers if each.lower().startswith("content-l")]
+        sent = await reader.readexactly(int(sizes[0])) if sizes else b""
         self.asked += 1
         if self.mute:
             await reader.read()  # until the other end hangs up
             return
-        reply = self.login_asked(first) if " /login/" in first else self.health()
-        body = json.dumps(reply).encode()
-        is_well = " /login/" in first or reply["status"] == "ready"
-        status = "200 OK" if is_well else "503 Service Unavailable"
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        method, path, _ = first.split()
+        status, reply = await self.answer(method, path, json.loads(sent) if sent else None)
+        body = json.dumps(reply).encode() if reply is not None else b""
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
 
-    def login_asked(self, request: str) -> LoginReply:
-        """What the agent says of a tool's login; a POST starts one that is not under way."""
-        method, path, _ = request.split()
+    async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
+        """What its agent says: a status, and what is written as JSON."""
+        if not path.startswith("/login/"):
+            health = self.health()
+            return (200 if health["status"] == "ready" else 503), health
+        _, _, provider, *what = path.split("/")
+        if not what:
+            return self.login_asked(method, provider)
+        if what == ["code"]:
+            return self.code_given(body)
+        return self.credentials_asked(method, provider, body)
+
+    def login_asked(self, method: str, provider: str) -> tuple[int, object]:
+        """How far its tool's login is; a POST starts one that is not under way."""
         if method == "POST" and self.login["status"] in ("none", "failed"):
             self.logins += 1
-            provider = path.rpartition("/")[2]
             self.login = {"provider": provider, "status": "starting", "url": None, "detail": ""}
-        return self.login
+        return 200, self.login
+
+    def code_given(self, body: Any) -> tuple[int, object]:
+        if self.login["status"] != "waiting":
+            return 409, {"detail": "no login is waiting for a code"}
+        self.typed.append(body["code"])
+        return 202, self.login
+
+    def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
+        """GET hands its tool's credentials over, DELETE wipes them, PUT logs the tool in."""
+        if method == "DELETE":
+            self.credentials = None
+            return 204, None
+        if method == "PUT":
+            self.credentials = body["credentials"]
+            self.log_in(self.credentials)
+            return 200, self.login
+        if self.credentials is None:
+            return 404, {"detail": "there are no credentials"}
+        return 200, {"provider": provider, "credentials": self.credentials}
+
+    def log_in(self, credentials: object) -> None:
+        """Have its tool's login come to its end."""
+        self.credentials = credentials
+        self.login = {"provider": "claude", "status": "done", "url": None, "detail": ""}
 
     async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Greet as VNC does, then send back all that comes."""
@@ -346,6 +387,37 @@ class DiesAsCloneVm(FakeVm):
             self.die()
         else:
             await super().boot()
+
+
+class OldImageVm(FakeVm):
+    """Its agent knows no credentials and no codes."""
+
+    async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
+        if path.count("/") > 2:
+            return 404, {"detail": f"there is no {path}"}
+        return await super().answer(method, path, body)
+
+
+class FinickyVm(FakeVm):
+    """Its tool takes no credentials."""
+
+    def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
+        if method == "PUT":
+            return 422, {"detail": "Not logged in: token expired"}
+        return super().credentials_asked(method, provider, body)
+
+
+class LyingVm(FakeVm):
+    """What its agent hands over is `lie`."""
+
+    lie: object = None
+
+    def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
+        return (
+            (200, self.lie)
+            if method == "GET"
+            else super().credentials_asked(method, provider, body)
+        )
 
 
 class StubbornVm(FakeVm):

@@ -25,6 +25,8 @@
     ├── CredentialsError        credentials that a user has stored, or would store
     │   ├── CredentialsNotFound there are none
     │   ├── CredentialsLocked   none of the host's keys opens them
+    │   ├── CredentialsInUse    a session's VM has them, and only one place may
+    │   ├── CredentialsSealed   only the owner of another key opens them
     │   └── NoCredentialsKey    the host has no key to seal them with
     ├── AccessError             the caller may not
     │   ├── NotAuthenticated    nobody knows who the caller is
@@ -32,7 +34,8 @@
     ├── AgentError              a VM's agent
     │   ├── AgentUnreachable    does not answer
     │   ├── ProtocolError       answers something that it should not
-    │   └── LoginFailed         says that a tool's login came to nothing
+    │   ├── LoginFailed         says that a tool's login came to nothing
+    │   └── LoginRefused        does not take what a login was given
     ├── LabError                a lab could not be started, reached or ended
     └── DeployError             a host could not be deployed to, or does not become as it should
         ├── DeploymentNotFound  there is no record of it
@@ -201,6 +204,14 @@ class CredentialsLocked(CredentialsError):
     code = "credentials-locked"
 
 
+class CredentialsInUse(CredentialsError):
+    code = "credentials-in-use"
+
+
+class CredentialsSealed(CredentialsError):
+    code = "credentials-sealed"
+
+
 class NoCredentialsKey(CredentialsError):
     code = "no-credentials-key"
 
@@ -231,6 +242,10 @@ class ProtocolError(AgentError):
 
 class LoginFailed(AgentError):
     code = "login-failed"
+
+
+class LoginRefused(AgentError):
+    code = "login-refused"
 
 
 class LabError(Error):

@@ -87,11 +87,14 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/auth/session/{session_id}/oauth-url"): COMING,
     ("POST", "/api/auth/session/{session_id}/oauth-url"): COMING,
     ("GET", "/api/vm/auth/session/{session_id}/oauth-url"): COMING,
+    ("POST", "/api/auth/session/{session_id}/oauth-code"): BOOTING,
+    ("POST", "/api/vm/auth/session/{session_id}/oauth-code"): BOOTING,
     ("GET", "/api/auth/session/{session_id}/events"): OWN,
     ("POST", "/api/auth/session/{session_id}/tickets"): (201, 403, 201, 201),
     ("POST", "/api/auth/sign-in-link"): EACH_OWN,
     ("POST", "/api/auth/credentials/store"): EACH_OWN,
     ("GET", "/api/auth/credentials"): ALL,
+    ("GET", "/api/auth/credentials/log"): ALL,
     ("DELETE", "/api/auth/credentials"): GONE,
     ("GET", "/api/auth/credentials/{provider}"): ALL,
     ("DELETE", "/api/auth/credentials/{provider}"): GONE,
@@ -154,6 +157,8 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
         bodies = {
             "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},
             f"/api/auth/session/{session['id']}/tickets": {},
+            f"/api/auth/session/{session['id']}/oauth-code": {"code": "4/0AbCD"},
+            f"/api/vm/auth/session/{session['id']}/oauth-code": {"code": "4/0AbCD"},
             "/api/auth/credentials/store": {"provider": "codex", "credentials": {"token": "x"}},
         }
         for user in asked.users.values():

@@ -78,11 +78,11 @@ def test_from_stored_to_removed(host: ApiHost) -> None:
         assert made.status_code == 201
         assert made.headers["location"] == f"{PATH}/claude"
         metadata = made.json()
-        assert set(metadata) == {"provider", "sessionId", "createdAt", "updatedAt"}
+        assert set(metadata) == set(STORED_EXAMPLE)
         assert (metadata["provider"], metadata["sessionId"]) == ("claude", None)
         assert metadata["createdAt"] == metadata["updatedAt"]
         found = await asked.ask("GET", made.headers["location"])
-        assert found.json() == {**metadata, "credentials": SECRET}
+        assert found.json() == {**metadata, "credentials": SECRET, "sealed": None}
         assert found.headers["content-type"] == "application/json"
         assert (await asked.ask("GET", PATH)).json() == {"credentials": [metadata]}
         removed = await asked.ask("DELETE", f"{PATH}/claude")
@@ -378,7 +378,7 @@ def test_a_malformed_key_ends_the_start_and_is_not_shown(host: ApiHost, key: str
 
 
 def test_examples_are_what_the_documentation_says_they_are() -> None:
-    CredentialsAnswer.model_validate({**STORED_EXAMPLE, "credentials": EXAMPLE})
+    CredentialsAnswer.model_validate({**STORED_EXAMPLE, "credentials": EXAMPLE, "sealed": None})
     request = StoreRequest.model_validate({"provider": "claude", "credentials": EXAMPLE})
     assert str(EXAMPLE) not in repr(request)
 

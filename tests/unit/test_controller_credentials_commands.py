@@ -15,6 +15,7 @@ from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.users import Users
 from tests.unit.command_line import CommandLine
 
+NONE = {"sealed": 0, "current": 0, "locked": 0, "recipients": 0}
 VARIABLE = "POLYDEV_CONTROLLER_CREDENTIALS_KEY"
 
 
@@ -46,8 +47,8 @@ def test_a_rotation_says_how_many(controller: CommandLine, monkeypatch: pytest.M
     store(controller.url, lost, 1)
     users = store(controller.url, old, 3) + store(controller.url, new, 2)
     monkeypatch.setenv(VARIABLE, f"{new}\n{old}\n")
-    assert controller("credentials", "rotate") == {"sealed": 3, "current": 2, "locked": 1}
-    assert controller("credentials", "rotate") == {"sealed": 0, "current": 5, "locked": 1}
+    assert controller("credentials", "rotate") == {**NONE, "sealed": 3, "current": 2, "locked": 1}
+    assert controller("credentials", "rotate") == {**NONE, "current": 5, "locked": 1}
     assert [unsealed(controller.url, new, user) for user in users] == [
         user.encode() for user in users
     ]
@@ -58,7 +59,7 @@ def test_the_key_comes_from_systemds_credentials_too(
 ) -> None:
     (tmp_path / "credentials-key").write_text(f"{new_key()}\n{new_key()}\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert controller("credentials", "rotate") == {"sealed": 0, "current": 0, "locked": 0}
+    assert controller("credentials", "rotate") == NONE
 
 
 def test_without_a_key_nothing_is_rotated(controller: CommandLine) -> None:

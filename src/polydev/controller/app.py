@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import polydev
 from polydev.controller.api import (
     admin,
+    credential_log,
     credentials,
     docs,
     events,
@@ -40,8 +41,8 @@ from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
 ROUTERS = (
-    *(health, providers, sessions, tickets, events, login, credentials, vms, novnc, usage, tokens),
-    admin,
+    *(health, providers, sessions, tickets, events, login, credential_log, credentials, vms, novnc),
+    *(usage, tokens, admin),
 )
 
 

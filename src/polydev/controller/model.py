@@ -11,7 +11,14 @@ from datetime import datetime, timezone
 from ipaddress import IPv4Network
 from typing import Literal
 
-from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState, is_live
+from polydev.controller.states import (
+    LIVE_VM_STATES,
+    Injection,
+    LoginStatus,
+    SessionState,
+    VmState,
+    is_live,
+)
 from polydev.vm.stages import Stage
 
 Role = Literal["admin", "operator", "user"]
@@ -139,8 +146,29 @@ class Vm:
 
 
 @dataclass(frozen=True)
+class CredentialsReceipt:
+    """That credentials were handed over: `sha256` is of their compact JSON, `recipient` to whom
+    they are sealed, None where that is the host.
+    """
+
+    provider: str
+    at: datetime
+    sha256: str
+    recipient: str | None
+
+
+@dataclass(frozen=True)
 class Session:
-    """A user's use of a VM. `reason` says why it ended, where that was not the user's wish."""
+    """A user's use of a VM. `reason` says why it ended, where that was not the user's wish.
+
+    login           how far the tool's login was when that was told last
+    login_detail    why the login failed, or why no credentials are kept or injected
+    recipient       the age recipient to which the credentials are to be sealed
+    stored_credentials  what becomes of the user's stored ones; None where they are not asked for
+    credentials_sha256, credentials_at   of those that were handed over, and when
+    wiped_at        when the VM had no copy of these any more
+    completes_at    when the session is completed by itself
+    """
 
     id: str
     user_id: str
@@ -153,10 +181,43 @@ class Session:
     heartbeat_at: datetime | None = None
     ended_at: datetime | None = None
     reason: str | None = None
+    login: LoginStatus | None = None
+    login_detail: str | None = None
+    recipient: str | None = None
+    stored_credentials: Injection | None = None
+    credentials_sha256: str | None = None
+    credentials_at: datetime | None = None
+    wiped_at: datetime | None = None
+    completes_at: datetime | None = None
 
     @property
     def is_live(self) -> bool:
         return is_live(self.state)
+
+    @property
+    def receipt(self) -> CredentialsReceipt | None:
+        """The receipt of the credentials that were handed over in this session."""
+        if self.credentials_sha256 is None or self.credentials_at is None:
+            return None
+        return CredentialsReceipt(
+            self.provider, self.credentials_at, self.credentials_sha256, self.recipient
+        )
+
+    @property
+    def waits_for_injection(self) -> bool:
+        """Whether the user's stored credentials are still to be given to its VM."""
+        return self.stored_credentials == "wanted" and self.state == "vm_created"
+
+    @property
+    def waits_for_wiping(self) -> bool:
+        """Whether its VM has a copy of credentials that were handed over."""
+        return self.is_live and self.credentials_at is not None and self.wiped_at is None
+
+    @property
+    def has_login_under_way(self) -> bool:
+        """Whether its VM's agent has to be asked or told something about a login."""
+        is_pending = self.state == "oauth_pending"
+        return is_pending or self.waits_for_injection or self.waits_for_wiping
 
 
 @dataclass(frozen=True)
@@ -168,6 +229,38 @@ class SessionNews:
     at: datetime
     kind: str
     data: Mapping[str, object]
+
+
+CredentialEventKind = Literal[
+    "stored",
+    "read",
+    "removed",
+    "handed_over",
+    "injected",
+    "read_back",
+    "not_read_back",
+    "resealed",
+]
+CredentialActor = Literal["jwt", "token", "cookie", "key", "ticket", "controller", "operator"]
+
+
+@dataclass(frozen=True)
+class CredentialEvent:
+    """That something was done with a user's credentials; never what these are.
+
+    by          how its actor was known; `controller` where it did so by itself, `operator` for a
+                command on the host
+    actor_id    the user who did it, None where that was nobody's request
+    """
+
+    id: int
+    at: datetime
+    user_id: str
+    provider: str
+    kind: CredentialEventKind
+    by: CredentialActor
+    actor_id: str | None
+    session_id: str | None
 
 
 @dataclass(frozen=True)

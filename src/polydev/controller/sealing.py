@@ -1,17 +1,21 @@
 """Credentials sealed and opened: AES-256-GCM with the keys of the secret `credentials-key`.
 
 A sealed value is a nonce, the ciphertext and its tag. Whose it is and of which provider is
-authenticated with it, so it opens in its own row only.
+authenticated with it, so it opens in its own row only. Credentials for a recipient are an age file
+instead (https://age-encryption.org/v1), which no key of the host opens.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pyrage
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
@@ -22,14 +26,18 @@ SECRET_NAME = "credentials-key"  # noqa: S105 - a name
 KEY_BYTES = 32
 NONCE_BYTES = 12
 KEY_ID_DIGITS = 16
+MAX_CREDENTIALS_BYTES = 64 * 1024
+# Instead of a key's id, where the key is the recipient's.
+AGE = "age"
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """What is stored: `key_id` says which key opens `data`."""
+    """What is stored: `key_id` says which key opens `data`, or `recipient` who can open it."""
 
     key_id: str
     data: bytes
+    recipient: str | None = None
 
 
 class Keyring:
@@ -54,6 +62,28 @@ class Keyring:
             return cipher.decrypt(nonce, text, _owner(user_id, provider))
         except (InvalidTag, ValueError):  # ValueError: too short to be a nonce
             raise _locked("they are damaged, or were not sealed for their user") from None
+
+
+def compact_json(credentials: Any) -> bytes:
+    """What is sealed. Raises ValueError for what JSON or UTF-8 cannot say, such as infinity."""
+    text = json.dumps(credentials, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+def checked_recipient(text: str) -> str:
+    """The X25519 recipient of age. Raises ValueError for what is none."""
+    try:
+        return str(pyrage.x25519.Recipient.from_str(text))
+    except pyrage.RecipientError:
+        raise ValueError(
+            "is no age recipient of an X25519 key: age1…, as age-keygen prints it"
+        ) from None
+
+
+def sealed_to(recipient: str, plain: bytes) -> Sealed:
+    """An armored age file, which the owner of the recipient's key opens with `age -d -i KEY`."""
+    key = pyrage.x25519.Recipient.from_str(recipient)
+    return Sealed(AGE, pyrage.encrypt(plain, [key], armored=True), recipient)
 
 
 def _locked(why: str) -> CredentialsLocked:

@@ -28,6 +28,7 @@ from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
+from polydev.controller.machines.login import LoginStores
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
@@ -36,7 +37,10 @@ from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import Credentials
+from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.injections import Injections
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.sign_ins import SignIns, Tickets
@@ -76,6 +80,7 @@ class Services:
     sessions: Sessions
     vms: Vms
     credentials: Credentials
+    credential_log: CredentialLog
     samples: Samples
     session_starts: Starts
     processes: Processes
@@ -113,6 +118,16 @@ class Services:
     def begin(self) -> None:
         """Begin what goes on in the background. Only who really serves does."""
         self.background.begin()
+
+    def rotates(self, provider: str) -> bool:
+        """Whether its refresh tokens are used once, so that only one place may have them."""
+        found = self.providers().get(provider)
+        return found is not None and found.credentials is not None and found.credentials.rotates
+
+    def accepts_code(self, provider: str) -> bool:
+        """Whether a code may be typed into its tool's terminal."""
+        found = self.providers().get(provider)
+        return found is not None and found.login.accepts_code
 
     async def awake(self, vm: Vm) -> Vm:
         """The VM, which runs on if it was paused, or has ended meanwhile.
@@ -168,10 +183,19 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     agent = AgentClient(settings.vm_check.timeout_seconds)
     news = NewsBell(sessions.latest_news_number)
     hypervisor = hypervisor or _hypervisor(settings)
+    keys = keyring_of(settings.credentials_key)
     driver: Driver | None = None
     if hypervisor is not None:
         figures = MachineFigures(metrics.registry)
-        driver = Driver(settings, vms, sessions, hypervisor, agent, figures, on_moved=news.ring)
+        logins = LoginStores(
+            agent,
+            sessions,
+            HandOvers(database, keys, settings.login.complete_after_seconds),
+            Injections(database, keys),
+        )
+        driver = Driver(
+            settings, vms, sessions, hypervisor, agent, logins, figures, on_moved=news.ring
+        )
     sampler = Sampler(
         settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
     )
@@ -189,7 +213,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         tickets=Tickets(database),
         sessions=sessions,
         vms=vms,
-        credentials=Credentials(database, keyring_of(settings.credentials_key)),
+        credentials=Credentials(database, keys),
+        credential_log=CredentialLog(database),
         samples=samples,
         session_starts=session_starts,
         processes=Processes(),

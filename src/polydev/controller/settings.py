@@ -238,6 +238,16 @@ class Quotas(Quota):
         return any(getattr(each, name) for each in given for name in Quota.model_fields)
 
 
+class LoginSettings(Group):
+    """Logins of sessions' tools.
+
+    complete_after_seconds  how long after its credentials were handed over a session is completed,
+                            which destroys its VM; null: not by itself
+    """
+
+    complete_after_seconds: Annotated[float, Field(ge=0, le=MOST_SECONDS)] | None = 10
+
+
 class VmChecks(Group):
     """How a VM that is up is watched."""
 
@@ -415,9 +425,12 @@ class Settings(BaseSettings):
     """Sessions' VMs are resumed from a template of the golden image; false: each boots."""
     pool: PoolSettings = PoolSettings()
     session: SessionLimits = SessionLimits()
+    login: LoginSettings = LoginSettings()
     quotas: Quotas = Quotas()
     keep_usage_days: int = Field(default=400, ge=LEAST_USAGE_DAYS, le=MOST_DAYS)
     """How long it is known what each user used on each day."""
+    keep_credential_events_days: int = Field(default=400, ge=1, le=MOST_DAYS)
+    """How long it is known what was done with users' credentials."""
     vm_check: VmChecks = VmChecks()
     keep_failed_seconds: int = Field(default=24 * 3600, ge=0, le=MOST_SECONDS)
     """How long the logs of a VM that failed are kept."""

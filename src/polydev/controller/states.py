@@ -22,12 +22,15 @@ SessionEvent = Literal[
     "vm_ready",
     "oauth_started",
     "oauth_done",
+    "injected",
     "complete",
     "fail",
     "expire",
     "terminate",
 ]
 LoginStatus = Literal["none", "starting", "waiting", "done", "failed"]
+# What becomes of a user's stored credentials, where a session is to start with them.
+Injection = Literal["wanted", "injected", "refused"]
 VmState = Literal["creating", "starting", "ready", "stopping", "ended", "failed"]
 
 SESSION_STATES: tuple[SessionState, ...] = get_args(SessionState)
@@ -44,6 +47,7 @@ _STEPS: dict[tuple[SessionState, SessionEvent], SessionState] = {
     ("vm_starting", "vm_ready"): "vm_created",
     ("vm_created", "oauth_started"): "oauth_pending",
     ("oauth_pending", "oauth_done"): "authenticated",
+    ("vm_created", "injected"): "authenticated",
     ("authenticated", "complete"): "completed",
 }
 _ENDS: dict[SessionEvent, SessionState] = {
@@ -53,12 +57,12 @@ _ENDS: dict[SessionEvent, SessionState] = {
 }
 
 
-# What a tool's login means for its session, by what the session knows of it already.
+# What a tool's login means for its session, by what the session knows of it already. That a login
+# is done takes it no further: its credentials have to be handed over first.
 _LOGIN_EVENTS: dict[tuple[SessionState, LoginStatus], tuple[SessionEvent, ...]] = {
     ("vm_created", "starting"): ("oauth_started",),
     ("vm_created", "waiting"): ("oauth_started",),
-    ("vm_created", "done"): ("oauth_started", "oauth_done"),
-    ("oauth_pending", "done"): ("oauth_done",),
+    ("vm_created", "done"): ("oauth_started",),
 }
 
 

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from polydev.controller.model import Session, Vm
 from polydev.controller.quotas import QuotaName, QuotaState
-from polydev.controller.states import LIVE_VM_STATES, SessionState, VmState
+from polydev.controller.states import LIVE_VM_STATES, Injection, SessionState, VmState
 from polydev.vm.stages import Stage
 
 AGENT_PORT = 8080
@@ -29,6 +29,10 @@ SESSION_EXAMPLE: dict[str, Any] = {
     "heartbeatAt": None,
     "endedAt": None,
     "reason": None,
+    "loginDetail": None,
+    "storedCredentials": None,
+    "credentialsReceipt": None,
+    "completesAt": None,
     "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
     "novncURL": "/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
     "browserIP": "192.168.100.2",
@@ -47,6 +51,7 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "events": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/events",
         "novnc": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/novnc/websock",
         "oauthUrl": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/oauth-url",
+        "oauthCode": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/oauth-code",
     },
 }
 VM_EXAMPLE: dict[str, Any] = {
@@ -136,17 +141,36 @@ class SessionWarning(Answer):
     quota: QuotaAnswer
 
 
+class CredentialsReceiptAnswer(Answer):
+    """That the credentials of a session's login were stored for their owner.
+
+    sha256      of the credentials as JSON without blanks
+    recipient   the age recipient to which they are sealed; null where the host can open them
+    """
+
+    provider: str
+    at: datetime
+    sha256: str
+    recipient: str | None
+
+
 class Links(Answer):
     self_: str = Field(alias="self")
     vm: str
     events: str
     novnc: str
     oauth_url: str
+    oauth_code: str
 
 
 class SessionAnswer(Answer):
     """A session. `boot` is how far its VM is, `failure` why it failed if it did; `warnings` tell of
     quotas that its user has nearly or quite used up.
+
+    loginDetail         why the login failed, or why no credentials are kept or injected
+    storedCredentials   what became of the owner's stored credentials, where it was to start with
+                        them
+    completesAt         when it is completed by itself, which destroys its VM
 
     Names of older clients: `sessionId` is `id`, `novncURL` the path of the viewer's page, and
     `browserIP` the address of its VM, null once that is over.
@@ -164,6 +188,10 @@ class SessionAnswer(Answer):
     heartbeat_at: datetime | None
     ended_at: datetime | None
     reason: str | None
+    login_detail: str | None
+    stored_credentials: Injection | None
+    credentials_receipt: CredentialsReceiptAnswer | None
+    completes_at: datetime | None
     vm_id: str
     novnc_url: str = Field(alias="novncURL")
     browser_ip: str | None = Field(alias="browserIP")
@@ -246,6 +274,7 @@ def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
     boot = answer.boot.model_copy(update={"receipt": None})
     failure = answer.failure and answer.failure.model_copy(update={"serial_tail": None})
     hidden: dict[str, Any] = {"browser_ip": None, "boot": boot, "failure": failure, "warnings": []}
+    hidden |= {"credentials_receipt": None, "login_detail": None}
     return answer.model_copy(update=hidden)
 
 
@@ -275,6 +304,10 @@ def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) 
         heartbeat_at=session.heartbeat_at,
         ended_at=session.ended_at,
         reason=session.reason,
+        login_detail=session.login_detail,
+        stored_credentials=session.stored_credentials,
+        credentials_receipt=_credentials_receipt(session),
+        completes_at=session.completes_at if session.is_live else None,
         vm_id=session.vm_id,
         novnc_url=viewer_page(session.id),
         browser_ip=vm.vm_ip if is_live(vm) else None,
@@ -283,6 +316,11 @@ def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) 
         warnings=[_warning(each) for each in quotas if session.is_live and each.is_near],
         links=_links(session.id),
     )
+
+
+def _credentials_receipt(session: Session) -> CredentialsReceiptAnswer | None:
+    receipt = session.receipt
+    return None if receipt is None else CredentialsReceiptAnswer(**vars(receipt))
 
 
 def _boot(vm: Vm) -> Boot:
@@ -323,6 +361,7 @@ def _links(session_id: str) -> Links:
         events=f"{path}/events",
         novnc=screen_path(session_id),
         oauth_url=f"{path}/oauth-url",
+        oauth_code=f"{path}/oauth-code",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, model_validator
+from pydantic_core import PydanticCustomError
 
 MOST_MEMBERS = 100
 
@@ -18,3 +19,18 @@ class RequestBody(BaseModel):
         if isinstance(body, dict) and len(body) > MOST_MEMBERS:
             raise ValueError(f"a body may have {MOST_MEMBERS} members at most")
         return body
+
+
+class SecretBody(RequestBody):
+    """A body that holds a secret. pydantic would name each unknown key, and a key that is in the
+    wrong place may be the secret.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_keys(cls, given: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        if isinstance(given, dict) and not set(known).issuperset(given):
+            takes = " and ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+            raise PydanticCustomError("keys", "takes {takes} only", {"takes": takes})
+        return given

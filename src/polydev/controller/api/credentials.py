@@ -5,17 +5,16 @@ They are in the body of `store` and in the answer of one `GET`, and nowhere else
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from polydev.controller.api.answers import Answer
-from polydev.controller.api.bodies import RequestBody
+from polydev.controller.api.bodies import SecretBody
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.providers import (
     ProviderName,
@@ -24,18 +23,24 @@ from polydev.controller.api.providers import (
     unknown_before_absent,
 )
 from polydev.controller.api.refusals import refusals
+from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.services import Services
+from polydev.controller.store.credential_log import actor_of
 from polydev.controller.store.credentials import Stored
 
 PATH = "/api/auth/credentials"
-MAX_BYTES = 64 * 1024
+MAX_BYTES = MAX_CREDENTIALS_BYTES
 EXAMPLE: dict[str, Any] = {"tokens": {"access": "…", "refresh": "…"}, "expires": 1795255200}
 STORED_EXAMPLE: dict[str, Any] = {
     "provider": "claude",
     "sessionId": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
     "createdAt": "2026-11-21T10:17:00Z",
     "updatedAt": "2026-11-21T10:17:00Z",
+    "recipient": None,
+    "heldBy": None,
+    "mayBeStale": False,
 }
+SEALED_EXAMPLE = "-----BEGIN AGE ENCRYPTED FILE-----\n…\n-----END AGE ENCRYPTED FILE-----\n"
 NONE_STORED = {
     "type": "urn:polydev:error:credentials-not-found",
     "title": "Not Found",
@@ -58,17 +63,15 @@ NO_KEY = {
 }
 OWN_REFUSALS = {
     404: ("None are stored", NONE_STORED),
-    409: ("The host has no key that opens them", LOCKED),
+    409: (
+        "The host has no key that opens them; or a session uses them, and only one place may: "
+        "`credentials-in-use`, whose `session` says which",
+        LOCKED,
+    ),
     503: ("The host has no key for credentials, or the database is down", NO_KEY),
 }
 
 OfProvider = Annotated[ProviderName, Path(description="Whose tool the credentials are for")]
-
-
-def compact_json(credentials: Any) -> bytes:
-    """What is sealed. Raises ValueError for what JSON or UTF-8 cannot say, such as infinity."""
-    text = json.dumps(credentials, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode()
 
 
 def _sealable(given: Any) -> Any:
@@ -84,7 +87,7 @@ def _sealable(given: Any) -> Any:
     return given
 
 
-class StoreRequest(RequestBody):
+class StoreRequest(SecretBody):
     """`credentials` as the provider's tool keeps them. A session of the caller may be named."""
 
     model_config = ConfigDict(
@@ -110,18 +113,16 @@ class StoreRequest(RequestBody):
         description="The session in which the tool logged in; if it waits for that, it goes on",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_other_keys(cls, given: Any) -> Any:
-        # pydantic would name each, and a key that is in the wrong place may be a secret.
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        if isinstance(given, dict) and not known.issuperset(given):
-            raise PydanticCustomError("keys", "takes provider, credentials and sessionId only")
-        return given
-
 
 class StoredAnswer(Answer):
-    """What may be told of credentials. `sessionId`: the session in which they were got."""
+    """What may be told of credentials.
+
+    sessionId   the session in which they were got
+    recipient   the age recipient to which they are sealed: only its owner opens them
+    heldBy      the session that uses them, where only one place may at a time
+    mayBeStale  a session that used them ended before they could be stored anew: if the provider
+                refuses them, log in again
+    """
 
     model_config = ConfigDict(
         title="StoredCredentials", json_schema_extra={"examples": [STORED_EXAMPLE]}
@@ -131,17 +132,25 @@ class StoredAnswer(Answer):
     session_id: str | None
     created_at: datetime
     updated_at: datetime
+    recipient: str | None
+    held_by: str | None
+    may_be_stale: bool
 
 
 class CredentialsAnswer(StoredAnswer):
-    """The credentials too, as they were stored."""
+    """The credentials too, as they were stored. With a recipient they are null, and `sealed` is an
+    armored age file, which `age -d -i KEY` opens.
+    """
 
     model_config = ConfigDict(
         title="Credentials",
-        json_schema_extra={"examples": [{**STORED_EXAMPLE, "credentials": EXAMPLE}]},
+        json_schema_extra={
+            "examples": [{**STORED_EXAMPLE, "credentials": EXAMPLE, "sealed": None}]
+        },
     )
 
-    credentials: dict[str, Any]
+    credentials: dict[str, Any] | None
+    sealed: str | None
 
 
 class StoredList(Answer):
@@ -176,7 +185,7 @@ def _add_store(router: APIRouter, services: Services) -> None:
         provider = known_name(services, body.provider, "body", "provider")
         plain = compact_json(body.credentials)
         stored, is_new = await services.credentials.store(
-            caller.user_id, provider, plain, session_id
+            caller.user_id, provider, plain, session_id, actor_of(caller)
         )
         if session_id is not None:
             services.news.ring()
@@ -202,7 +211,7 @@ def _add_all(router: APIRouter, services: Services) -> None:
         responses=refusals(),
     )
     async def remove_all(caller: Asking) -> None:
-        await services.credentials.remove_all(caller.user_id)
+        await services.credentials.remove_all(caller.user_id, actor_of(caller))
 
 
 def _add_one(router: APIRouter, services: Services) -> None:
@@ -213,10 +222,10 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own=OWN_REFUSALS),
     )
     async def get_credentials(provider: OfProvider, caller: Asking) -> Response:
-        name = present_name(services, provider)
+        name, actor = present_name(services, provider), actor_of(caller)
         with unknown_before_absent(services, name):
-            stored, plain = await services.credentials.get(caller.user_id, name)
-        return _with_credentials(_answer(stored), plain)
+            stored, content = await services.credentials.get(caller.user_id, name, actor)
+        return _with_credentials(_answer(stored), content)
 
     @router.delete(
         "/{provider}",
@@ -225,17 +234,26 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own={404: OWN_REFUSALS[404]}),
     )
     async def remove(provider: OfProvider, caller: Asking) -> None:
-        name = present_name(services, provider)
+        name, actor = present_name(services, provider), actor_of(caller)
         with unknown_before_absent(services, name):
-            await services.credentials.remove(caller.user_id, name)
+            await services.credentials.remove(caller.user_id, name, actor)
 
 
 def _answer(stored: Stored) -> StoredAnswer:
-    return StoredAnswer.model_validate(stored, from_attributes=True)
+    return StoredAnswer(
+        provider=stored.provider,
+        session_id=stored.session_id,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+        recipient=stored.recipient,
+        held_by=stored.holder_id,
+        may_be_stale=stored.may_be_stale,
+    )
 
 
-def _with_credentials(answer: StoredAnswer, plain: bytes) -> Response:
+def _with_credentials(answer: StoredAnswer, content: bytes) -> Response:
     """What was stored goes out as it is: writing it anew may fail on what was read well."""
     told = answer.model_dump_json(by_alias=True).encode()
-    content = told.removesuffix(b"}") + b',"credentials":' + plain + b"}"
-    return Response(content, media_type="application/json")
+    both = (b"null", compact_json(content.decode())) if answer.recipient else (content, b"null")
+    members = b',"credentials":%s,"sealed":%s}' % both
+    return Response(told.removesuffix(b"}") + members, media_type="application/json")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.answers import Answer
+from polydev.controller.api.answers import Answer, SessionAnswer
+from polydev.controller.api.bodies import SecretBody
 from polydev.controller.api.identity import BEARER, Asking
 from polydev.controller.api.refusals import refusals
-from polydev.controller.api.sessions import SessionId, live_vm_of, session_for
+from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, session_for
 from polydev.controller.machines.agent_client import AgentLogin
-from polydev.controller.model import Session
+from polydev.controller.model import Session, Vm
 from polydev.controller.services import Services
-from polydev.errors import LoginFailed
+from polydev.errors import LoginFailed, LoginRefused, SessionError
 
 PREFIX = "/api/auth"
 OLDER_PREFIX = "/api/vm/auth"
@@ -24,16 +26,56 @@ LOGIN_EXAMPLE: dict[str, Any] = {
     "provider": "claude",
     "status": "waiting",
     "url": "https://claude.ai/oauth/authorize?code=true&state=Zm9v",
+    "deviceCode": None,
+    "acceptsCode": True,
+    "detail": "",
 }
+NOT_WAITING = {
+    "type": "urn:polydev:error:login-refused",
+    "title": "Conflict",
+    "detail": "no login is waiting for a code",
+    "hint": "ask for oauth-url: it says how far the login is",
+}
+MOST_CODE_CHARACTERS = 4096
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The URL is known; or the tool is logged in already, `done`"},
     202: {"description": "The VM or the tool starts; Retry-After says when to ask again"},
     **refusals(404, 410, 422, 502),
 }
+CODE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    202: {"description": "Typed into the tool's terminal; `oauth-url` says what comes of it"},
+    **refusals(
+        400, 404, 410, 422, 502, own={409: ("No login waits, or it takes no code", NOT_WAITING)}
+    ),
+}
+
+
+def _typeable(code: str) -> str:
+    code = code.strip()
+    if not code or not code.isprintable():
+        raise PydanticCustomError("code", "must be one line of printable characters")
+    return code
+
+
+class CodeRequest(SecretBody):
+    """A code that the provider's page showed; the tool waits for it in its terminal."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"code": "4/0AbCD#Zm9v"}]}
+    )
+
+    code: Annotated[
+        str, Field(max_length=MOST_CODE_CHARACTERS, repr=False), AfterValidator(_typeable)
+    ]
 
 
 class LoginAnswer(Answer):
-    """How far the login is. `url` is told as soon as it is known."""
+    """How far the login is. `url` is told as soon as it is known.
+
+    deviceCode      what the user types in at `url`, where the tool has such a code
+    acceptsCode     whether a code of the provider's page may be sent to `oauth-code`
+    detail          what else there is to say, such as why no credentials are kept
+    """
 
     model_config = ConfigDict(title="Login", json_schema_extra={"examples": [LOGIN_EXAMPLE]})
 
@@ -41,6 +83,9 @@ class LoginAnswer(Answer):
     provider: str
     status: Literal["vm_starting", "starting", "waiting", "done"]
     url: str | None
+    device_code: str | None
+    accepts_code: bool
+    detail: str
 
 
 def routes(services: Services) -> APIRouter:
@@ -72,45 +117,121 @@ def routes(services: Services) -> APIRouter:
         session = await session_for(services, caller, session_id)
         return await _login(services, session, response, again=True)
 
+    @router.post(
+        f"{OLDER_PREFIX}/session/{{session_id}}/oauth-code",
+        summary="The same as /api/auth/session/{session_id}/oauth-code, for older clients",
+        status_code=202,
+        responses=CODE_RESPONSES,
+    )
+    @router.post(
+        f"{PREFIX}/session/{{session_id}}/oauth-code",
+        summary="Give the tool a code that the provider's page showed",
+        status_code=202,
+        responses=CODE_RESPONSES,
+    )
+    async def give_code(session_id: SessionId, body: CodeRequest, caller: Asking) -> SessionAnswer:
+        session = await session_for(services, caller, session_id)
+        vm = await _asked_vm(services, session)
+        if vm is None or session.state != "oauth_pending":
+            raise LoginRefused("no login is waiting for a code", NOT_WAITING["hint"])
+        await services.agent.type_code(vm.vm_ip, session.provider, body.code)
+        return await answer_of(services, session)
+
     return router
+
+
+async def _asked_vm(services: Services, session: Session) -> Vm | None:
+    """The session's VM, awake, so that its agent can be asked; None while it boots.
+
+    Raises SessionExpired where it is gone, and VmError where it does not wake.
+    """
+    vm = await live_vm_of(services, session)
+    if vm.state != "ready":
+        return None
+    if (await services.awake(vm)).state != "ready":
+        vm = await live_vm_of(services, await services.sessions.get(session.id))
+    return vm
 
 
 async def _login(
     services: Services, session: Session, response: Response, *, again: bool
 ) -> LoginAnswer:
-    vm = await live_vm_of(services, session)
-    if vm.state != "ready":
-        return _coming(response, session, "vm_starting")
-    if (await services.awake(vm)).state != "ready":
-        vm = await live_vm_of(services, await services.sessions.get(session.id))
+    if session.receipt is not None or session.stored_credentials == "injected":
+        return await _done(services, session, again=again)
+    vm = await _asked_vm(services, session)
+    if vm is None:
+        return _coming(services, response, session, "vm_starting")
+    if session.waits_for_injection:
+        return _coming(services, response, session, "starting")
     login = await services.agent.login(vm.vm_ip, session.provider, start=again)
     if login.status == "none":
         login = await services.agent.login(vm.vm_ip, session.provider, start=True)
-    if login.status == "failed":
+    moved = await _note(services, session, login)
+    if login.status == "failed" or (login.status == "done" and moved.login == "failed"):
+        why = login.detail or moved.login_detail or "no reason is known"
         raise LoginFailed(
-            f"{session.provider} did not come to its login: {login.detail or 'no reason is known'}",
-            "see what the VM's console says, then POST to this address to start the tool again",
+            f"{session.provider} did not come to its login: {why}",
+            "see what the VM's screen says, then POST to this address to start the tool again",
         )
-    moved = await services.sessions.login_is(session.id, login.status)
-    if moved.state != session.state:
+    return _answer(services, response, moved, login)
+
+
+async def _note(services: Services, session: Session, login: AgentLogin) -> Session:
+    """The session as the login leaves it; that it is done, the driver notes with credentials."""
+    if login.status == "done" and session.state != "vm_created":
+        return session
+    moved = await services.sessions.login_is(session.id, login.status, login.detail)
+    if moved != session:
         services.news.ring()
-    return _answer(response, session, login)
+        if services.driver is not None:
+            services.driver.wake()
+    return moved
 
 
-def _answer(response: Response, session: Session, login: AgentLogin) -> LoginAnswer:
-    if login.status == "done" or (login.status == "waiting" and login.url):
-        return LoginAnswer(
-            session_id=session.id,
-            provider=session.provider,
-            status=login.status,
-            url=login.url,
+async def _done(services: Services, session: Session, *, again: bool) -> LoginAnswer:
+    """Of a session whose login is over for good. Raises SessionExpired and SessionError.
+
+    The VM is not asked: it may be paused, and has no credentials of its own any more.
+    """
+    await live_vm_of(services, session)
+    if again:
+        raise SessionError(
+            "the session's login is done", "start another session to log in once more"
         )
-    return _coming(response, session, "starting")
+    return _told(services, session, "done")
+
+
+def _answer(
+    services: Services, response: Response, session: Session, login: AgentLogin
+) -> LoginAnswer:
+    if login.status == "done" or (login.status == "waiting" and (login.url or login.device_code)):
+        return _told(services, session, login.status, login)
+    return _coming(services, response, session, "starting")
 
 
 def _coming(
-    response: Response, session: Session, status: Literal["vm_starting", "starting"]
+    services: Services,
+    response: Response,
+    session: Session,
+    status: Literal["vm_starting", "starting"],
 ) -> LoginAnswer:
     response.status_code = 202
     response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return LoginAnswer(session_id=session.id, provider=session.provider, status=status, url=None)
+    return _told(services, session, status)
+
+
+def _told(
+    services: Services,
+    session: Session,
+    status: Literal["vm_starting", "starting", "waiting", "done"],
+    login: AgentLogin | None = None,
+) -> LoginAnswer:
+    return LoginAnswer(
+        session_id=session.id,
+        provider=session.provider,
+        status=status,
+        url=login.url if login else None,
+        device_code=login.device_code if login else None,
+        accepts_code=services.accepts_code(session.provider),
+        detail=(login and login.detail) or session.login_detail or "",
+    )

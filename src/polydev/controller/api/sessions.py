@@ -7,7 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from polydev.controller.api.answers import (
     SessionAnswer,
@@ -27,11 +27,13 @@ from polydev.controller.health import image_store_state
 from polydev.controller.model import Caller, Session, Vm, now
 from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState
+from polydev.controller.sealing import checked_recipient
 from polydev.controller.services import Services
 from polydev.controller.store.sessions import NewSession
 from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired, SessionNotFound
 
 MOST_LISTED = 200
+MOST_RECIPIENT_CHARACTERS = 128
 
 QUOTA_USED_UP = (
     "A quota of the user is used up, or too many requests of this caller; Retry-After says when to "
@@ -46,6 +48,18 @@ QUOTA_USED_UP = (
         "used": 8.012,
         "limit": 8,
         "freeAt": "2026-11-22T00:00:00Z",
+    },
+)
+START_CONFLICT = (
+    "The user has as many sessions as are allowed, or the key was used for something else; of "
+    "stored credentials: another session uses them (`credentials-in-use`), or only their owner's "
+    "key opens them (`credentials-sealed`)",
+    {
+        "type": "urn:polydev:error:credentials-in-use",
+        "title": "Conflict",
+        "detail": "session 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01 uses the credentials of claude, "
+        "and only one place may at a time",
+        "hint": "end that session first: they are stored anew then",
     },
 )
 SessionId = Annotated[UUID, Path(description="The session's id")]
@@ -72,6 +86,22 @@ class StartRequest(RequestBody):
 
     user_id: UUID = Field(alias="userId")
     provider: ProviderName
+    credentials_recipient: (
+        Annotated[
+            str, Field(max_length=MOST_RECIPIENT_CHARACTERS), AfterValidator(checked_recipient)
+        ]
+        | None
+    ) = Field(
+        default=None,
+        alias="credentialsRecipient",
+        description="An age recipient (`age1…`): the credentials are sealed to it, so that this "
+        "host cannot open them",
+    )
+    use_stored_credentials: bool = Field(
+        default=False,
+        alias="useStoredCredentials",
+        description="Start with the owner's stored credentials: the tool is logged in with them",
+    )
 
 
 def routes(services: Services) -> APIRouter:
@@ -101,7 +131,7 @@ async def session_for(services: Services, caller: Caller, session_id: UUID) -> S
     return session
 
 
-async def _answer(services: Services, session: Session) -> SessionAnswer:
+async def answer_of(services: Services, session: Session) -> SessionAnswer:
     vm = await services.vms.get(session.vm_id)
     quotas = await quotas_of(services, [session])
     return session_answer(session, vm, quotas.get(session.user_id, ()))
@@ -127,7 +157,7 @@ def _add_start(router: APIRouter, services: Services) -> None:
         responses={
             200: {"model": SessionAnswer, "description": "The session that this key has started"},
             201: {"description": "Started; `Location` is the session's address"},
-            **refusals(400, 404, 409, 422, own={429: QUOTA_USED_UP}),
+            **refusals(400, 404, 409, 422, own={409: START_CONFLICT, 429: QUOTA_USED_UP}),
         },
     )
     async def start(
@@ -139,27 +169,42 @@ def _add_start(router: APIRouter, services: Services) -> None:
         user_id = str(body.user_id)
         if user_id != caller.user_id and not caller.sees_all:
             raise NotAllowed("a session for another user is for operators to start")
+        if body.use_stored_credentials and user_id != caller.user_id:
+            raise NotAllowed("only their owner starts a session with stored credentials")
         provider = known_name(services, body.provider, "body", "provider")
         services.starts.take(caller.user_id)
-        session, made = await _start(services, user_id, provider, idempotency_key)
+        new = NewSession(
+            user_id,
+            provider,
+            _golden(services),
+            idempotency_key,
+            body.credentials_recipient,
+            body.use_stored_credentials,
+            services.rotates(provider),
+        )
+        session, made = await _start(services, new)
         response.status_code = 201 if made else 200
         response.headers["Location"] = session_path(session.id)
-        return await _answer(services, session)
+        return await answer_of(services, session)
 
 
-async def _start(
-    services: Services, user_id: str, provider: str, key: str | None
-) -> tuple[Session, bool]:
-    slots = len(services.settings.slots)
-    if not slots:
-        raise NoCapacity(CapacityError("this host declares no slots"), slots, None)
+def _golden(services: Services) -> str:
+    """The digest of the image of new sessions. Raises NoCapacity and ImageError."""
+    if not services.settings.slots:
+        raise NoCapacity(CapacityError("this host declares no slots"), 0, None)
     golden = image_store_state(services.settings.image_store)
     if golden.golden is None:
         raise ImageError(golden.detail, "an operator promotes an image and deploys it")
-    new = NewSession(user_id, provider, golden.golden, key)
+    return golden.golden
+
+
+async def _start(services: Services, new: NewSession) -> tuple[Session, bool]:
+    if new.use_stored:
+        services.credentials.require_keys()
     try:
         session, made = await services.sessions.start(new)
     except CapacityError as error:
+        slots = len(services.settings.slots)
         raise NoCapacity(error, slots, await _oldest_idle(services)) from error
     if made:
         _changed(services)
@@ -215,7 +260,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(404, 422),
     )
     async def get_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
-        answer = await _answer(services, await session_for(services, caller, session_id))
+        answer = await answer_of(services, await session_for(services, caller, session_id))
         return seen_by_spectator(answer) if caller.view_only else answer
 
     @router.delete(
@@ -230,7 +275,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
             _changed(services)
         except SessionExpired:
             session = await services.sessions.get(session.id)
-        return await _answer(services, session)
+        return await answer_of(services, session)
 
     @router.post(
         "/session/{session_id}/heartbeat",
@@ -239,7 +284,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
     )
     async def heartbeat(session_id: SessionId, caller: Asking) -> SessionAnswer:
         session = await session_for(services, caller, session_id)
-        return await _answer(services, await services.sessions.heartbeat(session.id))
+        return await answer_of(services, await services.sessions.heartbeat(session.id))
 
 
 def _add_vm(router: APIRouter, services: Services) -> None:

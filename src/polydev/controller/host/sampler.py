@@ -38,6 +38,7 @@ from polydev.controller.machines.lead import shared_folder
 from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.samples import Samples
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
@@ -89,6 +90,7 @@ class Sampler:
         self._samples = Samples(database)
         self._usage = Usage(database, settings.quotas)
         self._alerts = Alerts(database, clock)
+        self._credential_log = CredentialLog(database, clock)
         self._warden = Warden(self._alerts, settings.alert, self._sender.send)
         self._clock = clock
         self._certificate_ends_at = _certificate_ends_at(settings)
@@ -157,6 +159,8 @@ class Sampler:
             await self._samples.thin(self._settings.samples, at)
             await self._alerts.prune(at - KEEP_ALERTS)
             await self._usage.prune(day_of(at - timedelta(days=self._settings.keep_usage_days)))
+            kept = timedelta(days=self._settings.keep_credential_events_days)
+            await self._credential_log.prune(at - kept)
 
     async def _deployments(self) -> Observed:
         try:

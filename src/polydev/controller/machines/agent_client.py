@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from polydev.controller.machines.bridge import bridge_trouble
+from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.states import LoginStatus
-from polydev.errors import AgentError, AgentUnreachable, ProtocolError, VmError
+from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.vm.limits import end, within
 
 AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
 MAX_URL_CHARACTERS = 4096
+MAX_DETAIL_CHARACTERS = 1024
 Told = TypeVar("Told", bound=BaseModel)
 STATUS_OF = {200: ("ready",), 503: ("starting", "failed")}
 
@@ -54,6 +56,11 @@ class AgentHealth(BaseModel):
     uptime_seconds: float | None = None
 
 
+def printable(text: str) -> str:
+    """Words of a guest, without what a terminal or a database would stumble over."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 def _web_address(url: str) -> str:
     """A page may offer it as a link, so nothing but the web's own schemes will do."""
     parts = urlsplit(url)
@@ -69,6 +76,7 @@ class AgentLogin(BaseModel):
     """How far a provider's tool is with its login.
 
     url     where its user logs in; None before the tool has said it
+    device_code     what its user types in there, where the tool has such a code
     detail  why it failed
     """
 
@@ -76,7 +84,26 @@ class AgentLogin(BaseModel):
 
     status: LoginStatus
     url: WebAddress | None = None
-    detail: Annotated[str, Field(max_length=4096)] = ""
+    device_code: Annotated[str, Field(max_length=64), AfterValidator(printable)] | None = None
+    detail: Annotated[str, Field(max_length=4096), AfterValidator(printable)] = ""
+
+
+class AgentProblem(BaseModel):
+    """Why an agent refuses something, in its words."""
+
+    detail: str = ""
+
+
+class AgentCredentials(BaseModel):
+    """The file in which a provider's tool keeps its credentials."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    provider: str
+    credentials: Annotated[dict[str, Any], Field(min_length=1, repr=False)]
+
+
+NEWER_IMAGE = "build and promote a newer image"
 
 
 class AgentClient:
@@ -118,14 +145,71 @@ class AgentClient:
         method, path = "POST" if start else "GET", f"/login/{provider}"
         status, body = await self._ask(method, vm_ip, path)
         if status in (404, 405):
-            raise ProtocolError(f"its agent knows no {path}", "build and promote a newer image")
+            raise ProtocolError(f"its agent knows no {path}", NEWER_IMAGE)
         if status != 200:
             raise ProtocolError(f"its agent answers {status} on {path}")
         return _read(AgentLogin, body)
 
-    async def _ask(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
+    async def type_code(self, vm_ip: str, provider: str, code: str) -> None:
+        """Have a code typed into the terminal of a login that waits for one.
+
+        Raises LoginRefused where none waits, AgentUnreachable and ProtocolError.
+        """
+        path = f"/login/{provider}/code"
+        status, body = await self._ask("POST", vm_ip, path, {"code": code})
+        if status in (404, 405):
+            raise ProtocolError(f"its agent knows no {path}", NEWER_IMAGE)
+        if status in (409, 422):
+            raise LoginRefused(_refusal(body), "ask for oauth-url: it says how far the login is")
+        if status not in (200, 202):
+            raise ProtocolError(f"its agent answers {status} on {path}")
+
+    async def credentials(self, vm_ip: str, provider: str) -> bytes | None:
+        """The credentials that its tool has, as compact JSON; None where it has none, or where
+        the agent is of an image that hands none over.
+
+        Raises AgentUnreachable, and ProtocolError for what is nothing to be kept.
+        """
+        path = f"/login/{provider}/credentials"
+        status, body = await self._ask("GET", vm_ip, path)
+        if status in (404, 405):
+            return None
+        if status != 200:
+            raise ProtocolError(f"it hands over no credentials: {_refusal(body) or status}")
+        return _credentials(body, provider)
+
+    async def inject(self, vm_ip: str, provider: str, plain: bytes) -> AgentLogin:
+        """Give credentials, JSON, to its tool, which is logged in then.
+
+        Raises LoginRefused with the tool's words where it does not take them, AgentUnreachable
+        and ProtocolError.
+        """
+        path = f"/login/{provider}/credentials"
+        body = b'{"credentials":' + plain + b"}"
+        status, answer = await self._ask("PUT", vm_ip, path, body)
+        if status in (404, 405):
+            raise ProtocolError("its agent takes no credentials", NEWER_IMAGE)
+        if status in (409, 422):
+            raise LoginRefused(_refusal(answer))
+        if status != 200:
+            raise ProtocolError(f"its agent answers {status} on {path}")
+        login = _read(AgentLogin, answer)
+        if login.status != "done":
+            raise LoginRefused(login.detail or f"the tool's login is {login.status} with them")
+        return login
+
+    async def wipe(self, vm_ip: str, provider: str) -> None:
+        """Have the files of its tool's credentials removed. AgentUnreachable, ProtocolError."""
+        path = f"/login/{provider}/credentials"
+        status, _body = await self._ask("DELETE", vm_ip, path)
+        if status not in (200, 204, 404, 405):
+            raise ProtocolError(f"its agent answers {status} to DELETE {path}")
+
+    async def _ask(
+        self, method: str, vm_ip: str, path: str, body: Mapping[str, str] | bytes | None = None
+    ) -> tuple[int, bytes]:
         try:
-            asking = self._ask_until_closed(method, vm_ip, path)
+            asking = self._ask_until_closed(method, vm_ip, path, body)
             return await within(self._timeout_seconds, asking, "the answer")
         except VmError:
             raise AgentUnreachable(
@@ -135,8 +219,11 @@ class AgentClient:
             words = bridge_trouble(error) or _words(error)
             raise AgentUnreachable(f"its agent does not answer: {words}") from None
 
-    async def _ask_until_closed(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
-        task = asyncio.ensure_future(self._send(method, vm_ip, path))
+    async def _ask_until_closed(
+        self, method: str, vm_ip: str, path: str, body: Mapping[str, str] | bytes | None
+    ) -> tuple[int, bytes]:
+        sent = compact_json(body) if isinstance(body, Mapping) else body
+        task = asyncio.ensure_future(self._send(method, vm_ip, path, sent))
         self._under_way.add(task)
         try:
             return await task
@@ -153,9 +240,12 @@ class AgentClient:
         await end(*self._under_way)
         await self._http.aclose()
 
-    async def _send(self, method: str, vm_ip: str, path: str) -> tuple[int, bytes]:
+    async def _send(
+        self, method: str, vm_ip: str, path: str, sent: bytes | None
+    ) -> tuple[int, bytes]:
         url = f"http://{vm_ip}:{self._port}{path}"
-        async with self._http.stream(method, url) as answer:
+        headers = {} if sent is None else {"Content-Type": "application/json"}
+        async with self._http.stream(method, url, content=sent, headers=headers) as answer:
             body = bytearray()
             async for chunk in answer.aiter_raw():
                 body += chunk
@@ -181,6 +271,30 @@ def _read(kind: type[Told], body: bytes) -> Told:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ProtocolError(f"its agent's answer is none: {place} {first['msg']}") from None
+
+
+def _refusal(body: bytes) -> str:
+    """The words of an agent's problem details, as far as they can be shown."""
+    try:
+        detail = AgentProblem.model_validate_json(body).detail
+    except ValidationError:
+        detail = ""
+    return printable(detail[:MAX_DETAIL_CHARACTERS]) or "its agent says no reason"
+
+
+def _credentials(body: bytes, provider: str) -> bytes:
+    """What may be kept of an agent's answer. Raises ProtocolError, which says nothing of it."""
+    try:
+        told = AgentCredentials.model_validate_json(body)
+        plain = compact_json(told.credentials)
+    except (ValueError, RecursionError):  # pydantic's error is a ValueError
+        raise ProtocolError("what its agent hands over are no credentials") from None
+    if told.provider != provider:
+        raise ProtocolError("its agent hands over credentials of another provider")
+    if len(plain) > MAX_CREDENTIALS_BYTES:
+        most = f"{MAX_CREDENTIALS_BYTES} bytes"
+        raise ProtocolError(f"the credentials are too large: {len(plain)} bytes of {most}")
+    return plain
 
 
 def _words(error: httpx.HTTPError) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from polydev.controller.machines.agent_client import AgentHealth
+from polydev.controller.machines.agent_client import AgentHealth, printable
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError
@@ -113,7 +113,7 @@ def stranger(vm: Vm, answer: Answer) -> str | None:
     if isinstance(answer, AgentError) or answer.vm_id == vm.id:
         return None
     other = f"VM {answer.vm_id}" if answer.vm_id else "a VM that does not know its id"
-    return f"{_printable(other[:MAX_NAME_CHARACTERS])} answers at its address"
+    return f"{printable(other[:MAX_NAME_CHARACTERS])} answers at its address"
 
 
 def stage_by_agent(vm: Vm, answer: Answer | None) -> Stage:
@@ -145,18 +145,18 @@ def account(answer: Answer | None) -> str:
     if answer is None:
         return ""
     if isinstance(answer, AgentError):
-        return _printable(answer.message[:MAX_DETAIL_CHARACTERS])
+        return printable(answer.message[:MAX_DETAIL_CHARACTERS])
     found = [
         f"{name}: {answer.components[name].detail}" if name in answer.components else name
         for name in answer.failing
     ]
-    return _printable("; ".join(found)[:MAX_DETAIL_CHARACTERS])
+    return printable("; ".join(found)[:MAX_DETAIL_CHARACTERS])
 
 
 def failed_units(by_console: Iterable[str], by_agent: Iterable[str]) -> list[str]:
     """Units that could not be started, each once; no more and no longer than can be shown."""
     both = (*by_console, *by_agent)
-    names = dict.fromkeys(_printable(name[:MAX_NAME_CHARACTERS]) for name in both)
+    names = dict.fromkeys(printable(name[:MAX_NAME_CHARACTERS]) for name in both)
     return list(names)[:MAX_FAILED_UNITS]
 
 
@@ -191,8 +191,3 @@ def check_verdict(
 
 def with_account(reason: str, details: str) -> str:
     return f"{reason}: {details}" if details else reason
-
-
-def _printable(text: str) -> str:
-    """Words of a guest, without what a terminal or a database would stumble over."""
-    return "".join(each if each.isprintable() else " " for each in text)

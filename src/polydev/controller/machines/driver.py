@@ -23,6 +23,7 @@ from polydev.controller.machines.decisions import Queued, boot_queue, memory_lac
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import Lead, lead_file
+from polydev.controller.machines.login import LoginStores
 from polydev.controller.machines.memory import free_memory_mib
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.pool import Pool
@@ -68,6 +69,7 @@ class Driver:
         sessions: Sessions,
         hypervisor: Hypervisor,
         agent: AgentClient,
+        logins: LoginStores,
         figures: MachineFigures | None = None,
         *,
         clock: Callable[[], datetime] = now,
@@ -84,6 +86,7 @@ class Driver:
             sessions=sessions,
             hypervisor=BoundedHypervisor(hypervisor, pace),
             agent=agent,
+            logins=logins,
             figures=figures or MachineFigures(CollectorRegistry()),
             clock=clock,
             pace=pace,
@@ -173,15 +176,21 @@ class Driver:
         return pace.busy_tick if any(vm.state in UNSETTLED for vm in held) else pace.tick
 
     async def _expire(self) -> None:
-        """End sessions whose time is over; VMs are seen to even where this cannot be done."""
+        """End sessions that are done or whose time is over; VMs are seen to even if this fails."""
         pace, time = self._means.pace, asyncio.get_running_loop().time()
         if time < self._next_expiry:
             return
         self._next_expiry = time + pace.tick
         try:
-            expiry = self._means.sessions.expire_due()
-            for session in await within(pace.database_limit, expiry, "the end of sessions"):
-                log.info("session_expired", session_id=session.id, vm_id=session.vm_id)
+            sessions = self._means.sessions
+            ends = {
+                "session_completed": sessions.complete_due,
+                "session_expired": sessions.expire_due,
+            }
+            for event, end_due in ends.items():
+                ended = await within(pace.database_limit, end_due(), "the end of sessions")
+                for session in ended:
+                    log.info(event, session_id=session.id, vm_id=session.vm_id)
             self._troubles.pop("expiry", None)
         except Exception as error:
             self._complain("expiry", error)

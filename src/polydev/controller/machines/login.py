@@ -1,40 +1,168 @@
-"""Whether a session's tool is logged in by now, also where nobody asks for its URL any more."""
+"""The login of a session's tool, followed in the background to its end.
+
+Its VM's agent is asked how far it is; its credentials are taken, kept and then wiped there. Or a
+user's stored credentials are given to the tool instead. What is to be done next is in the database
+alone, so whoever leads after this process goes on from there.
+"""
 
 from __future__ import annotations
 
-from polydev.controller.machines.agent_client import AgentClient, AgentLogin
-from polydev.controller.machines.watch import AgentWatch
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.model import Session, Vm
+from polydev.controller.store.handovers import NO_KEY, HandOvers
+from polydev.controller.store.injections import Injections
 from polydev.controller.store.sessions import Sessions
-from polydev.errors import SessionError
+from polydev.errors import (
+    AgentError,
+    AgentUnreachable,
+    CredentialsError,
+    Error,
+    LoginRefused,
+    ProtocolError,
+    SessionError,
+)
+from polydev.vm.limits import end
+
+log = structlog.stdlib.get_logger(__name__)
+
+NO_HAND_OVER = (
+    "the VM's image hands over no credentials: store them by hand, or build and promote a newer "
+    "image"
+)
+
+
+@dataclass(frozen=True)
+class LoginStores:
+    """What logins are followed with."""
+
+    agent: AgentClient
+    sessions: Sessions
+    handovers: HandOvers
+    injections: Injections
 
 
 class LoginWatch:
-    """Each look notes what the question of the look before it brought, and asks the next."""
+    """The login in one VM. One look at a time, which goes on beside all else."""
 
-    def __init__(self, agent: AgentClient, sessions: Sessions, vm: Vm) -> None:
-        self._agent = agent
-        self._sessions = sessions
+    def __init__(self, stores: LoginStores, vm: Vm, pause_seconds: float) -> None:
+        self._stores = stores
         self._vm = vm
-        self._watch: AgentWatch[AgentLogin] | None = None
+        self._pause_seconds = pause_seconds
+        self._looking: asyncio.Task[bool] | None = None
+        self._next = 0.0
+        self._goes_on = False
+        self._trouble = ""
 
-    async def look(self) -> None:
-        """Only a session whose login has been asked for is looked at."""
-        session = await self._sessions.live_of_vm(self._vm.id)
-        if session is None or session.state != "oauth_pending":
-            return
-        watch = self._watch = self._watch or self._watch_of(session)
-        answer = watch.answer()
-        if isinstance(answer, AgentLogin):
-            try:
-                await self._sessions.login_is(session.id, answer.status)
-            except SessionError:
-                return  # over meanwhile
-        watch.ask(0)
+    def look(self, *, checked: bool) -> bool:
+        """Begin the next look where it is due; whether the last one changed something.
 
-    def _watch_of(self, session: Session) -> AgentWatch[AgentLogin]:
-        return AgentWatch(lambda: self._agent.login(self._vm.vm_ip, session.provider))
+        checked     whether the VM's health was just seen: then one is due anyhow
+        """
+        moved = self._finished()
+        is_due = self._goes_on and asyncio.get_running_loop().time() >= self._next
+        if self._looking is None and (checked or is_due):
+            self._looking = asyncio.create_task(self._look())
+        return moved
 
     async def close(self) -> None:
-        if self._watch is not None:
-            await self._watch.close()
+        if self._looking is not None:
+            await end(self._looking)
+
+    def _finished(self) -> bool:
+        if self._looking is None or not self._looking.done():
+            return False
+        done, self._looking = self._looking, None
+        self._next = asyncio.get_running_loop().time() + self._pause_seconds
+        error = done.exception()
+        if error is None:
+            self._trouble = ""
+            return done.result()
+        self._complain(error)
+        return False
+
+    def _complain(self, error: BaseException) -> None:
+        """Once for each trouble, and never in words that could quote a credential."""
+        trouble = error.message if isinstance(error, Error) else type(error).__name__
+        if trouble != self._trouble and not isinstance(error, SessionError):
+            self._trouble = trouble
+            log.warning("login_not_followed", vm_id=self._vm.id, problem=trouble)
+
+    async def _look(self) -> bool:
+        session = await self._stores.sessions.live_of_vm(self._vm.id)
+        self._goes_on = session is not None and session.has_login_under_way
+        if session is None or not self._goes_on:
+            return False
+        if session.waits_for_injection:
+            return await self._inject(session)
+        if session.state == "oauth_pending":
+            return await self._follow(session)
+        return await self._wipe(session)
+
+    async def _follow(self, session: Session) -> bool:
+        login = await self._stores.agent.login(self._vm.vm_ip, session.provider)
+        if login.status == "done":
+            return await self._hand_over(session)
+        known = await self._stores.sessions.login_is(session.id, login.status, login.detail)
+        return known != session
+
+    async def _hand_over(self, session: Session) -> bool:
+        stores = self._stores
+        if not stores.handovers.can_keep(session):
+            await stores.handovers.finish_without(session.id, NO_KEY)
+            return True
+        try:
+            plain = await stores.agent.credentials(self._vm.vm_ip, session.provider)
+        except ProtocolError as error:
+            known = await stores.sessions.login_is(session.id, "failed", error.message)
+            return known != session
+        if plain is None:
+            await stores.handovers.finish_without(session.id, NO_HAND_OVER)
+        else:
+            await stores.handovers.hand_over(session, plain)
+            log.info("credentials_handed_over", session_id=session.id, vm_id=self._vm.id)
+        return True
+
+    async def _wipe(self, session: Session) -> bool:
+        await self._stores.agent.wipe(self._vm.vm_ip, session.provider)
+        await self._stores.handovers.wiped(session.id)
+        log.info("credentials_wiped", session_id=session.id, vm_id=self._vm.id)
+        return True
+
+    async def _inject(self, session: Session) -> bool:
+        stores = self._stores
+        try:
+            # Whoever did this before may not have lived to say so; a second time would give the
+            # tool a refresh token that it has used up since.
+            if (await stores.agent.login(self._vm.vm_ip, session.provider)).status != "done":
+                plain = await stores.injections.opened(session)
+                await stores.agent.inject(self._vm.vm_ip, session.provider, plain)
+        except AgentUnreachable:
+            raise
+        except (AgentError, CredentialsError) as error:
+            tried = isinstance(error, LoginRefused)
+            await stores.injections.refused(session.id, error.message, tried=tried)
+        else:
+            await stores.injections.injected(session.id)
+            log.info("credentials_injected", session_id=session.id, vm_id=self._vm.id)
+        return True
+
+
+async def bring_back(stores: LoginStores, vm: Vm, session: Session) -> None:
+    """Store what a VM has of injected credentials, before it is destroyed.
+
+    Where it cannot be had, the end of the VM notes that what is stored may be stale. Raises
+    AgentError.
+    """
+    health = await stores.agent.health(vm.vm_ip)
+    if health.vm_id != vm.id:
+        raise ProtocolError("another VM answers at its address")
+    plain = await stores.agent.credentials(vm.vm_ip, session.provider)
+    if plain is not None:
+        await stores.injections.brought_back(session, plain)
+    elif session.stored_credentials == "wanted":
+        await stores.injections.not_injected(session.id)

@@ -12,6 +12,7 @@ class Pace:
     tick, busy_tick     between two looks at everything: at rest, and while a VM starts or ends
     ask, ask_blind      between two questions to the agent of a VM that starts: when its console
                         says that it has a network, and before that
+    login               between two questions to the agent about a login that is under way
     ask_share           so many times what the last answer took are left in between: a guest
                         that is still starting needs its CPU more than we do
     retry, retry_most   after a failure: at first, and doubled up to
@@ -31,6 +32,7 @@ class Pace:
     ask: float = 1.0
     ask_blind: float = 5.0
     ask_share: float = 3.0
+    login: float = 1.0
     retry: float = 0.5
     retry_most: float = 15.0
     start_tries: int = 4

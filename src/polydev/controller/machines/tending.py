@@ -40,7 +40,7 @@ from polydev.controller.machines.following import (
     with_wait,
 )
 from polydev.controller.machines.hypervisor import Hypervisor, Launch, Origin, SlotState
-from polydev.controller.machines.login import LoginWatch
+from polydev.controller.machines.login import LoginStores, LoginWatch, bring_back
 from polydev.controller.machines.pace import Pace
 from polydev.controller.machines.screen import screen_answers
 from polydev.controller.machines.watch import AgentWatch
@@ -48,7 +48,7 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import Error, FilesLeft, VmError
+from polydev.errors import AgentError, Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
@@ -74,6 +74,7 @@ class Means:
     sessions: Sessions
     hypervisor: Hypervisor
     agent: AgentClient
+    logins: LoginStores
     figures: MachineFigures
     clock: Callable[[], datetime]
     pace: Pace
@@ -87,7 +88,7 @@ class Tending:
     def __init__(self, vm: Vm, means: Means) -> None:
         self._means = means
         self._watch = AgentWatch(lambda: means.agent.health(vm.vm_ip))
-        self._login = LoginWatch(means.agent, means.sessions, vm)
+        self._login = LoginWatch(means.logins, vm, means.pace.login)
         self._console = LogReader(means.hypervisor.console(vm.slot, vm.id))
         self._serial = SerialFollower()
         self._given_up = 0
@@ -134,7 +135,7 @@ class Tending:
             "check": lambda: self._check(vm, slot),
             "wake": lambda: self._wake(vm),
             "ended": lambda: self._ended(vm, slot),
-            "end": lambda: self._end(vm),
+            "end": lambda: self._end(vm, slot),
         }
         return step in steps and await steps[step]() is not False
 
@@ -332,12 +333,14 @@ class Tending:
         answer = self._watch.answer()
         if answer is None:
             self._watch.ask(self._means.settings.vm_check.every_seconds)
-            return False
+            # Only a VM that said who it is may be given credentials, or says whose it has.
+            is_known = isinstance(self._watch.latest, AgentHealth)
+            return is_known and self._login.look(checked=False)
         other = stranger(vm, answer)
         if other:
             await self._fail(vm, other)
             return True
-        await self._login.look()
+        moved = isinstance(answer, AgentHealth) and self._login.look(checked=True)
         self._wait = self._waited(vm, slot)
         well = self._may_start_again(answer) or is_well(answer)
         if well:
@@ -345,7 +348,7 @@ class Tending:
             self._waited(vm, slot)  # from here on it counts for the next checks
         count = await self._means.vms.checked(vm.id, well)
         if count == vm.failed_checks == 0:
-            return await self._pause_if_idle(vm)
+            return await self._pause_if_idle(vm) or moved
         await self._judge(vm, count, answer)
         return True
 
@@ -355,7 +358,7 @@ class Tending:
         if not is_idle(vm, means.clock(), means.settings.vm.pause_after_seconds):
             return False
         session = await means.sessions.live_of_vm(vm.id)
-        if session is None or session.state == "oauth_pending":
+        if session is None or session.has_login_under_way:
             return False
         # Noted first: a VM that stands although it is to run would be found dead.
         if not await means.vms.pause(vm):
@@ -422,10 +425,26 @@ class Tending:
         said = last_line(self._means.hypervisor.qemu_log(vm.slot, vm.id))[:MAX_DETAIL_CHARACTERS]
         return with_account("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
 
-    async def _end(self, vm: Vm) -> None:
+    async def _bring_back(self, vm: Vm, slot: SlotState) -> None:
+        """Store what the VM has of credentials that its session holds, if they can be had."""
+        logins, runs = self._means.logins, slot.runs and slot.vm_id == vm.id
+        session = await logins.sessions.of_vm(vm.id)
+        if session is None or session.stored_credentials is None or not (runs and vm.ready_at):
+            return
+        if not await logins.injections.is_holder(session.id):
+            return
+        try:
+            if vm.paused_at is not None:
+                await self._means.hypervisor.resume(vm.slot, vm.id)
+            await bring_back(logins, vm, session)
+        except (AgentError, VmError) as error:
+            self._log(vm).warning("credentials_not_read_back", problem=error.message)
+
+    async def _end(self, vm: Vm, slot: SlotState) -> None:
         """Stop and remove all of it. Its slot is free once no other VM can come to its files."""
         hypervisor = self._means.hypervisor
         keep_logs = vm.reason is not None and self._means.settings.keep_failed_seconds > 0
+        await self._bring_back(vm, slot)
         await hypervisor.stop(vm.slot)
         try:
             await hypervisor.discard(vm.slot, vm.id, keep_logs=keep_logs)

@@ -129,8 +129,8 @@ $close$;"""
 # service lock these in this order: in another one, each could wait for what the other has.
 _LOCK_ORDER = (
     *("users", "tokens", "sign_ins", "tickets", "sessions"),
-    *("vms", "slots", "credentials", "session_news"),
-    *("webhook_events", "webhook_deliveries", "webhook_gone"),
+    *("vms", "slots", "credentials", "credential_events", "webhook_events", "session_news"),
+    *("webhook_deliveries", "webhook_gone"),
 )
 _LOCKED = f"pg_catalog.array_position(ARRAY{list(_LOCK_ORDER)!r}, relname::text), relname"
 DROP = f"""DO $drop$

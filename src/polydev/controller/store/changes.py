@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -58,31 +59,38 @@ async def change_session(
     *,
     reason: str | None = None,
     expires_at: datetime | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Session:
     """Take a locked session one step on, tell of it, and with an end of it stop its VM.
+
+    `values` are of other fields that change with its state.
 
     Raises SessionExpired for one that is over, ValueError for an event that cannot come now.
     """
     state = next_state(session.state, event)
     ended = not is_live(state)
-    changed = replace(
+    changed = await write_session(
+        connection,
         session,
         state=state,
         changed_at=at,
         ended_at=at if ended else None,
         reason=reason if ended else None,
         expires_at=expires_at or session.expires_at,
-    )
-    fields = ("state", "changed_at", "ended_at", "reason", "expires_at")
-    await connection.execute(
-        sa.update(tables.sessions)
-        .where(tables.sessions.c.id == session.id)
-        .values({name: getattr(changed, name) for name in fields})
+        **(values or {}),
     )
     if ended:
         await _stop_vm(connection, session.vm_id)
     await tell_state(connection, changed)
     return changed
+
+
+async def write_session(connection: AsyncConnection, session: Session, **values: Any) -> Session:
+    """Write fields of a locked session; the session with these."""
+    await connection.execute(
+        sa.update(tables.sessions).where(tables.sessions.c.id == session.id).values(values)
+    )
+    return replace(session, **values)
 
 
 async def _stop_vm(connection: AsyncConnection, vm_id: str) -> None:

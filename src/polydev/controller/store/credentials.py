@@ -5,9 +5,9 @@ from __future__ import annotations
 import builtins
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,39 +16,61 @@ from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
+from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, Actor, note
+from polydev.controller.store.held import HOLDER, MAY_BE_STALE, in_use, none_stored
 from polydev.controller.store.rows import Row
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 from polydev.errors import (
     CredentialsLocked,
-    CredentialsNotFound,
     NoCredentialsKey,
     NotAllowed,
     WrongProvider,
 )
 
 _kept = tables.credentials.c
-METADATA = sa.select(_kept.provider, _kept.session_id, _kept.created_at, _kept.updated_at)
-Outcome = Literal["sealed", "current", "locked", "gone"]
+METADATA = sa.select(
+    _kept.provider,
+    _kept.session_id,
+    _kept.created_at,
+    _kept.updated_at,
+    _kept.recipient,
+    HOLDER,
+    MAY_BE_STALE,
+)
+Outcome = Literal["sealed", "current", "locked", "recipients", "gone"]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What may be told of stored credentials. `session_id`: in which session they were got."""
+    """What may be told of stored credentials.
+
+    session_id      in which session they were got
+    recipient       the age recipient to which they are sealed; None where the host opens them
+    holder_id       the session whose VM has them, where only one place may
+    may_be_stale    a VM that had them ended before they could be read back: its tool may have
+                    used up their refresh token
+    """
 
     provider: str
     session_id: str | None
     created_at: datetime
     updated_at: datetime
+    recipient: str | None = None
+    holder_id: str | None = None
+    may_be_stale: bool = False
 
 
 @dataclass(frozen=True)
 class Resealed:
-    """How many are sealed anew, by the first key as before, and opened by no key."""
+    """How many are sealed anew, by the first key as before, opened by no key, and sealed to
+    recipients of their owners, which no key of the host changes.
+    """
 
     sealed: int
     current: int
     locked: int
+    recipients: int = 0
 
 
 @uninterrupted
@@ -63,9 +85,14 @@ class Credentials:
         self._clock = clock
 
     async def store(
-        self, user_id: str, provider: str, plain: bytes, session_id: str | None = None
+        self,
+        user_id: str,
+        provider: str,
+        plain: bytes,
+        session_id: str | None = None,
+        actor: Actor = CONTROLLER,
     ) -> tuple[Stored, bool]:
-        """Keep or replace credentials, and whether they are new.
+        """Keep or replace credentials, and whether they are new. Who held the old ones, holds none.
 
         A session that waits for them goes on in the same transaction. Raises NoCredentialsKey,
         UserNotFound; SessionNotFound, NotAllowed (another's), SessionExpired and WrongProvider.
@@ -78,10 +105,13 @@ class Credentials:
                 session = await locked_session(connection, session_id)
                 _require_fit(session, user_id, provider)
             at = self._clock()
-            stored, is_new = await _write(connection, user_id, provider, sealed, session_id, at)
+            written = await write_credentials(connection, user_id, provider, sealed, session_id, at)
+            await note(
+                connection, at, "stored", user_id, provider, actor=actor, session_id=session_id
+            )
             if session is not None and session.state == "oauth_pending":
                 await change_session(connection, session, "oauth_done", at)
-            return stored, is_new
+            return written
 
     async def list(self, user_id: str) -> builtins.list[Stored]:
         """By provider."""
@@ -90,27 +120,49 @@ class Credentials:
             found = await connection.execute(statement)
             return [_stored_of(row) for row in found.mappings()]
 
-    async def get(self, user_id: str, provider: str) -> tuple[Stored, bytes]:
-        """Credentials, opened. Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked."""
-        keys = self._required_keys()
+    async def get(
+        self, user_id: str, provider: str, actor: Actor = CONTROLLER
+    ) -> tuple[Stored, bytes]:
+        """Credentials, opened; where they have a recipient, the age file that only this one opens.
+
+        Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked and CredentialsInUse.
+        """
         statement = METADATA.add_columns(_kept.key_id, _kept.sealed)
         async with self._database.reading() as connection:
             found = await connection.execute(statement.where(*_is(user_id, provider)))
             row = found.mappings().one_or_none()
         if row is None:
-            raise _none(provider)
-        return _stored_of(row), keys.open(_sealed_of(row), user_id, provider)
+            self._required_keys()  # a host without a key says so, whatever is asked for
+            raise none_stored(provider)
+        stored, sealed = _stored_of(row), sealed_of(row)
+        if stored.holder_id is not None:
+            raise in_use(provider, stored.holder_id)
+        plain = sealed.data
+        if sealed.recipient is None:
+            plain = self._required_keys().open(sealed, user_id, provider)
+        async with self._database.writing() as connection:
+            await note(connection, self._clock(), "read", user_id, provider, actor=actor)
+        return stored, plain
 
-    async def remove(self, user_id: str, provider: str) -> None:
+    async def remove(self, user_id: str, provider: str, actor: Actor = CONTROLLER) -> None:
         """Raises CredentialsNotFound."""
-        statement = sa.delete(tables.credentials).where(*_is(user_id, provider))
-        async with self._database.writing() as connection:
-            if (await connection.execute(statement)).rowcount == 0:
-                raise _none(provider)
+        if not await self._remove(user_id, actor, _kept.provider == provider):
+            raise none_stored(provider)
 
-    async def remove_all(self, user_id: str) -> None:
+    async def remove_all(self, user_id: str, actor: Actor = CONTROLLER) -> None:
+        await self._remove(user_id, actor)
+
+    async def _remove(
+        self, user_id: str, actor: Actor, *which: sa.ColumnElement[bool]
+    ) -> builtins.list[str]:
+        """Remove those of a user's; of which providers they were."""
+        statement = sa.delete(tables.credentials).where(_kept.user_id == user_id, *which)
         async with self._database.writing() as connection:
-            await connection.execute(sa.delete(tables.credentials).where(_kept.user_id == user_id))
+            found = await connection.execute(statement.returning(_kept.provider))
+            removed = sorted(found.scalars())
+            for provider in removed:
+                await note(connection, self._clock(), "removed", user_id, provider, actor=actor)
+            return removed
 
     async def seal_anew(self) -> Resealed:
         """Seal with the first key what another one seals, one after the other.
@@ -122,27 +174,37 @@ class Credentials:
             found = await connection.execute(sa.select(_kept.user_id, _kept.provider))
             all_of_them = found.all()
         outcomes = Counter([await self._reseal(keys, *row) for row in all_of_them])
-        return Resealed(outcomes["sealed"], outcomes["current"], outcomes["locked"])
+        names: tuple[Outcome, ...] = ("sealed", "current", "locked", "recipients")
+        return Resealed(*(outcomes[name] for name in names))
 
     async def _reseal(self, keys: Keyring, user_id: str, provider: str) -> Outcome:
         row_of_it = _is(user_id, provider)
-        statement = sa.select(_kept.key_id, _kept.sealed).where(*row_of_it).with_for_update()
+        columns_of_it = (_kept.key_id, _kept.sealed, _kept.recipient)
+        statement = sa.select(*columns_of_it).where(*row_of_it).with_for_update()
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).mappings().one_or_none()
             if row is None:
                 return "gone"
-            sealed = _sealed_of(row)
+            sealed = sealed_of(row)
+            if sealed.recipient is not None:
+                return "recipients"
             try:
                 plain = keys.open(sealed, user_id, provider)
             except CredentialsLocked:
                 return "locked"
             if sealed.key_id == keys.first:
                 return "current"
-            fresh = _columns(keys.seal(plain, user_id, provider))
+            fresh = columns(keys.seal(plain, user_id, provider))
             await connection.execute(
                 sa.update(tables.credentials).where(*row_of_it).values(**fresh)
             )
+            at = self._clock()
+            await note(connection, at, "resealed", user_id, provider, actor=OPERATOR)
             return "sealed"
+
+    def require_keys(self) -> None:
+        """Raises NoCredentialsKey where this host can open no credentials."""
+        self._required_keys()
 
     def _required_keys(self) -> Keyring:
         if self._keys is None:
@@ -165,7 +227,7 @@ def _require_fit(session: Session, user_id: str, provider: str) -> None:
         )
 
 
-async def _write(
+async def write_credentials(
     connection: AsyncConnection,
     user_id: str,
     provider: str,
@@ -173,8 +235,10 @@ async def _write(
     session_id: str | None,
     at: datetime,
 ) -> tuple[Stored, bool]:
+    """Keep or replace a locked user's credentials, and whether they are new."""
     row_of_it = _is(user_id, provider)
-    values = {**_columns(sealed), "session_id": session_id, "updated_at": at}
+    values = {**columns(sealed), "session_id": session_id, "updated_at": at}
+    values |= {"holder_id": None, "may_be_stale": False}
     update = sa.update(tables.credentials).where(*row_of_it).values(values)
     is_new = (await connection.execute(update)).rowcount == 0
     if is_new:
@@ -188,17 +252,13 @@ def _is(user_id: str, provider: str) -> tuple[sa.ColumnElement[bool], ...]:
     return _kept.user_id == user_id, _kept.provider == provider
 
 
-def _columns(sealed: Sealed) -> dict[str, object]:
-    return {"key_id": sealed.key_id, "sealed": sealed.data}
+def columns(sealed: Sealed) -> dict[str, Any]:
+    return {"key_id": sealed.key_id, "sealed": sealed.data, "recipient": sealed.recipient}
 
 
-def _sealed_of(row: Row) -> Sealed:
-    return Sealed(row["key_id"], row["sealed"])
+def sealed_of(row: Row) -> Sealed:
+    return Sealed(row["key_id"], row["sealed"], row["recipient"])
 
 
 def _stored_of(row: Row) -> Stored:
-    return Stored(row["provider"], row["session_id"], row["created_at"], row["updated_at"])
-
-
-def _none(provider: str) -> CredentialsNotFound:
-    return CredentialsNotFound(f"you have no stored credentials of {provider}")
+    return Stored(**{name: row[name] for name in (field.name for field in fields(Stored))})

@@ -79,16 +79,17 @@ async def _end_access(
         await connection.execute(sa.delete(table).where(table.c.user_id == user_id))
     tokens = sa.delete(tables.tokens).where(tables.tokens.c.user_id == user_id)
     credentials = sa.delete(tables.credentials).where(tables.credentials.c.user_id == user_id)
-    gone = replace(
-        gone,
-        tokens=gone.tokens + (await connection.execute(tokens)).rowcount,
-        credentials=gone.credentials + (await connection.execute(credentials)).rowcount,
-    )
+    tokens_gone = (await connection.execute(tokens)).rowcount
     live = sa.select(_sessions.id).where(_sessions.user_id == user_id, _sessions.ended_at.is_(None))
     for session_id in (await connection.execute(live.order_by(_sessions.id))).scalars().all():
         session = await locked_session(connection, session_id)
         await change_session(connection, session, "terminate", at, reason=REASON)
-    return gone
+    # After the sessions, as all do who change both: so nobody waits in a circle.
+    return replace(
+        gone,
+        tokens=gone.tokens + tokens_gone,
+        credentials=gone.credentials + (await connection.execute(credentials)).rowcount,
+    )
 
 
 async def _held_vms(connection: AsyncConnection, user_id: str) -> int:

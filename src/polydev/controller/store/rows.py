@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from polydev.controller.model import Session, SessionNews, Token, User, Vm
+from polydev.controller.model import CredentialEvent, Session, SessionNews, Token, User, Vm
 from polydev.controller.store import tables
 
 Row = Mapping[Any, Any]
@@ -26,6 +26,7 @@ LIVE_SESSIONS = (
 )
 HELD_VMS = VMS.where(tables.vms.c.released_at.is_(None)).cte("held").prefix_with("MATERIALIZED")
 NEWS = sa.select(tables.session_news)
+CREDENTIAL_EVENTS = sa.select(tables.credential_events)
 
 
 def user_of(row: Row) -> User:
@@ -46,6 +47,10 @@ def vm_of(row: Row) -> Vm:
 
 def news_of(row: Row) -> SessionNews:
     return SessionNews(**_fields(row))
+
+
+def credential_event_of(row: Row) -> CredentialEvent:
+    return CredentialEvent(**_fields(row))
 
 
 def _fields(row: Row) -> dict[str, Any]:

@@ -18,12 +18,15 @@ from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import (
     change_session,
+    change_vm,
     locked_session,
     no_session,
     tell,
     tell_state,
+    write_session,
 )
 from polydev.controller.store.forgetting import forget
+from polydev.controller.store.held import take
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_pooled, take_slot
@@ -39,12 +42,20 @@ MOST_LIVE_SESSIONS = 1000
 
 @dataclass(frozen=True)
 class NewSession:
-    """What is asked for. The same user and key are the same session, however often asked."""
+    """What is asked for. The same user and key are the same session, however often asked.
+
+    recipient       the age recipient to which the credentials of its login are sealed
+    use_stored      whether it starts with the user's stored credentials
+    holds_alone     whether nobody else may use these meanwhile
+    """
 
     user_id: str
     provider: str
     image_digest: str
     idempotency_key: str | None = None
+    recipient: str | None = None
+    use_stored: bool = False
+    holds_alone: bool = False
 
 
 @uninterrupted
@@ -65,7 +76,8 @@ class Sessions:
         """A session with a VM in a slot of its own, and whether it was made now.
 
         Raises UserNotFound, SessionError (the key was used for something else), TooManySessions,
-        QuotaExceeded and CapacityError; nothing is written then.
+        QuotaExceeded and CapacityError; of stored credentials CredentialsNotFound,
+        CredentialsSealed and CredentialsInUse. Nothing is written then.
         """
         async with self._database.writing() as connection:
             await lock_user(connection, new.user_id)
@@ -92,7 +104,12 @@ class Sessions:
             created_at=at,
             changed_at=at,
             expires_at=at + timedelta(seconds=self._limits.max_seconds),
+            recipient=new.recipient,
+            stored_credentials="wanted" if new.use_stored else None,
         )
+        if new.use_stored:
+            owner = (new.user_id, new.provider)
+            await take(connection, *owner, session.id, alone=new.holds_alone)
         await connection.execute(
             sa.insert(tables.sessions).values(**vars(session), idempotency_key=new.idempotency_key)
         )
@@ -200,15 +217,44 @@ class Sessions:
             session = await locked_session(connection, session_id)
             return await change_session(connection, session, event, self._clock(), reason=reason)
 
-    async def login_is(self, session_id: str, login: LoginStatus) -> Session:
-        """Take a session as far as its tool's login has come. SessionNotFound, SessionExpired."""
+    async def login_is(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
+        """Take a session as far as its tool's login has come, and tell of it if that is news.
+
+        `detail` is why it failed. Raises SessionNotFound and SessionExpired.
+        """
+        session = await self.get(session_id)
+        if _is_known(session, login, detail):
+            return session  # as nearly always; nothing is written then
         async with self._database.writing() as connection:
-            session = await locked_session(connection, session_id)
+            session, at = await locked_session(connection, session_id), self._clock()
             if not session.is_live:
                 raise refusals.session_over(session)
             for event in login_events(session.state, login):
-                session = await change_session(connection, session, event, self._clock())
+                # Its VM is in use: one that is paused at this moment wakes.
+                await change_vm(connection, session.vm_id, used_at=at)
+                session = await change_session(connection, session, event, at)
+            if session.state == "oauth_pending" and not _is_known(session, login, detail):
+                values = {"login": login, "login_detail": detail or None}
+                session = await write_session(connection, session, **values)
+                words = {"status": login} | ({"detail": detail} if detail else {})
+                await tell(connection, session_id, at, "login", words)
             return session
+
+    async def complete_due(self) -> builtins.list[Session]:
+        """Complete every session whose credentials were handed over long enough ago."""
+        due = sa.select(_sessions.id).where(LIVE, _sessions.completes_at <= self._clock())
+        async with self._database.reading() as connection:
+            ids = (await connection.execute(due.order_by(_sessions.completes_at))).scalars().all()
+        completed = [await self._complete(session_id) for session_id in ids]
+        return [session for session in completed if session is not None]
+
+    async def _complete(self, session_id: str) -> Session | None:
+        """None if another end came first."""
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            if session.state != "authenticated":
+                return None
+            return await change_session(connection, session, "complete", self._clock())
 
     async def expire_due(self) -> builtins.list[Session]:
         """End every live session whose time is over; those that were ended."""
@@ -276,6 +322,14 @@ class Sessions:
         how many were. Their idempotency keys may be used again.
         """
         return await forget(self._database, before, limit)
+
+
+def _is_known(session: Session, login: LoginStatus, detail: str) -> bool:
+    """Whether nothing follows from this for a session."""
+    if not session.is_live or login_events(session.state, login):
+        return False
+    is_told = (session.login, session.login_detail or "") == (login, detail)
+    return session.state != "oauth_pending" or is_told
 
 
 async def _session_of_key(connection: AsyncConnection, new: NewSession) -> Session | None:

@@ -130,6 +130,16 @@ sessions = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("heartbeat_at", UtcDateTime),
     sa.Column("ended_at", UtcDateTime),
+    # How far the tool's login was when its state was told last, and in its words.
+    sa.Column("login", sa.String(16)),
+    sa.Column("login_detail", sa.Text),
+    # An age recipient: to it the credentials are sealed.
+    sa.Column("recipient", sa.String(128)),
+    sa.Column("stored_credentials", sa.String(16)),
+    sa.Column("credentials_sha256", sa.String(64)),
+    sa.Column("credentials_at", UtcDateTime),
+    sa.Column("wiped_at", UtcDateTime),
+    sa.Column("completes_at", UtcDateTime),
     sa.UniqueConstraint("user_id", "idempotency_key", name="sessions_idempotency"),
     sa.CheckConstraint(
         "state IN ('vm_creating', 'vm_starting', 'vm_created', 'oauth_pending', 'authenticated',"
@@ -171,9 +181,30 @@ credentials = sa.Table(
     sa.Column("session_id", sa.String(36), sa.ForeignKey("sessions.id", ondelete="SET NULL")),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("recipient", sa.String(128)),
+    # The session whose VM has them, where only one place may. It may be gone: no foreign key.
+    sa.Column("holder_id", sa.String(36)),
+    sa.Column("may_be_stale", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 # Asked by the database itself, when sessions are deleted.
 sa.Index("credentials_of_session", credentials.c.session_id)
+
+# What was done with credentials, by whom. Sessions are forgotten sooner: no foreign key.
+credential_events = sa.Table(
+    "credential_events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    _id("user_id", *_goes_with("users.id"), nullable=False),
+    sa.Column("provider", sa.String(32), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("by", sa.String(16), nullable=False),
+    _id("actor_id"),
+    _id("session_id"),
+    sqlite_autoincrement=True,
+)
+sa.Index("credential_events_of_user", credential_events.c.user_id, credential_events.c.id)
+sa.Index("credential_events_at", credential_events.c.at)
 
 # Browsers that are signed in, and pages that show one session only.
 sign_ins = sa.Table(

@@ -25,6 +25,7 @@ from polydev.controller.store.changes import (
     no_vm,
     tell,
 )
+from polydev.controller.store.held import let_go_with_vm
 from polydev.controller.store.mending import mend
 from polydev.controller.store.paging import page
 from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
@@ -265,6 +266,7 @@ class Vms:
             if session and session.is_live:
                 raise VmError(f"VM {vm_id} cannot be released: session {session.id} names it")
             at = self._clock()
+            await let_go_with_vm(connection, vm, session, at)
             state = "failed" if vm.reason else "ended"
             await change_vm(connection, vm_id, state=state, ended_at=at, released_at=at)
 

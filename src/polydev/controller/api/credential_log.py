@@ -1,0 +1,89 @@
+"""What was done with a user's credentials: users see their own, operators anybody's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import ConfigDict
+
+from polydev.controller.api.answers import Answer
+from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.refusals import refusals
+from polydev.controller.model import CredentialActor, CredentialEvent, CredentialEventKind
+from polydev.controller.services import Services
+from polydev.errors import NotAllowed
+
+MOST_LISTED = 200
+EXAMPLE: dict[str, Any] = {
+    "id": 41,
+    "at": "2026-11-21T10:17:00Z",
+    "userId": "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10",
+    "provider": "claude",
+    "kind": "handed_over",
+    "by": "controller",
+    "actorId": None,
+    "sessionId": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+}
+
+
+class CredentialEventAnswer(Answer):
+    """That something was done with credentials; never what these are.
+
+    by          how its actor was known; `controller` where it did so by itself, `operator` for a
+                command on the host
+    actorId     the user who did it, null where that was nobody's request
+    sessionId   the session in which it was done
+    """
+
+    model_config = ConfigDict(title="CredentialEvent", json_schema_extra={"examples": [EXAMPLE]})
+
+    id: int
+    at: datetime
+    user_id: str
+    provider: str
+    kind: CredentialEventKind
+    by: CredentialActor
+    actor_id: str | None
+    session_id: str | None
+
+
+class CredentialEventList(Answer):
+    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+
+    events: list[CredentialEventAnswer]
+    next: int | None
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/auth/credentials", tags=["credentials"], dependencies=[BEARER])
+
+    @router.get(
+        "/log",
+        summary="What was done with the caller's credentials; operators may name a user",
+        responses=refusals(422),
+    )
+    async def list_events(
+        caller: Asking,
+        user_id: Annotated[UUID | None, Query(alias="userId", description="Whose")] = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        before: Annotated[
+            int | None, Query(ge=1, description="The `next` of the page before")
+        ] = None,
+    ) -> CredentialEventList:
+        owner = caller.user_id if user_id is None else str(user_id)
+        if owner != caller.user_id and not caller.sees_all:
+            raise NotAllowed("the log of another user's credentials is for operators")
+        found = await services.credential_log.list(owner, limit + 1, before)
+        return CredentialEventList(
+            events=[_answer(each) for each in found[:limit]],
+            next=found[limit - 1].id if len(found) > limit else None,
+        )
+
+    return router
+
+
+def _answer(event: CredentialEvent) -> CredentialEventAnswer:
+    return CredentialEventAnswer(**vars(event))

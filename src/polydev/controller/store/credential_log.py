@@ -1,0 +1,106 @@
+"""The log of what was done with credentials: by whom and when, never their contents."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import (
+    Caller,
+    CredentialActor,
+    CredentialEvent,
+    CredentialEventKind,
+    now,
+)
+from polydev.controller.store import tables, webhooks
+from polydev.controller.store.rows import CREDENTIAL_EVENTS, credential_event_of
+from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.webhooks.events import EventType
+
+_events = tables.credential_events.c
+WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
+    "stored": "credentials.ready",
+    "handed_over": "credentials.ready",
+    "read_back": "credentials.ready",
+    "removed": "credentials.removed",
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who does something with credentials; `user_id` is None where that is nobody's request."""
+
+    by: CredentialActor
+    user_id: str | None = None
+
+
+CONTROLLER = Actor("controller")
+OPERATOR = Actor("operator")
+
+
+def actor_of(caller: Caller) -> Actor:
+    return Actor(caller.by, caller.user_id)
+
+
+async def note(
+    connection: AsyncConnection,
+    at: datetime,
+    kind: CredentialEventKind,
+    user_id: str,
+    provider: str,
+    *,
+    actor: Actor = CONTROLLER,
+    session_id: str | None = None,
+) -> None:
+    """Write one event, for webhooks too, within the transaction that does what it tells of.
+
+    It comes before a session's news, which are written last.
+    """
+    if kind in WEBHOOKS:
+        told = {"userId": user_id, "provider": provider, "sessionId": session_id}
+        await webhooks.tell(connection, WEBHOOKS[kind], told, at)
+    await connection.execute(
+        sa.insert(tables.credential_events).values(
+            at=at,
+            user_id=user_id,
+            provider=provider,
+            kind=kind,
+            by=actor.by,
+            actor_id=actor.user_id,
+            session_id=session_id,
+        )
+    )
+
+
+@uninterrupted
+class CredentialLog:
+    def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def list(
+        self, user_id: str, limit: int = 100, before: int | None = None
+    ) -> builtins.list[CredentialEvent]:
+        """A user's events, newest first; `before`: those older than that one."""
+        statement = CREDENTIAL_EVENTS.where(_events.user_id == user_id)
+        if before is not None:
+            statement = statement.where(_events.id < before)
+        async with self._database.reading() as connection:
+            found = await connection.execute(statement.order_by(_events.id.desc()).limit(limit))
+            return [credential_event_of(row) for row in found.mappings()]
+
+    async def prune(self, before: datetime) -> int:
+        """Delete the events of before that time; how many these were."""
+        old = _events.at < before
+        async with self._database.reading() as connection:
+            found = await connection.execute(sa.select(_events.id).where(old).limit(1))
+            if found.scalar_one_or_none() is None:
+                return 0  # the write lock is not taken for nothing
+        async with self._database.writing() as connection:
+            done = await connection.execute(sa.delete(tables.credential_events).where(old))
+            return done.rowcount

@@ -1,0 +1,129 @@
+"""Credentials handed over by a VM: sealed and stored in one transaction with the session's state.
+
+Every step may be repeated: a session has one receipt, and what is stored is what it tells of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session, now
+from polydev.controller.sealing import Keyring, Sealed, sealed_to
+from polydev.controller.store import refusals, tables
+from polydev.controller.store.changes import change_session, locked_session, tell
+from polydev.controller.store.credential_log import note
+from polydev.controller.store.credentials import write_credentials
+from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.store.users import lock_user
+
+NO_KEY = (
+    "this host keeps no credentials: it has no key to seal them with; they are in the VM, until "
+    "the session ends"
+)
+
+
+@uninterrupted
+class HandOvers:
+    """`complete_after_seconds`: how long after its hand-over a session is completed; None: never
+    by itself.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        keys: Keyring | None,
+        complete_after_seconds: float | None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._complete_after_seconds = complete_after_seconds
+        self._clock = clock
+
+    def can_keep(self, session: Session) -> bool:
+        """Whether its credentials can be sealed: to a recipient, or with a key of the host."""
+        return session.recipient is not None or self._keys is not None
+
+    async def hand_over(self, session: Session, plain: bytes) -> Session:
+        """Keep the credentials of a session's login, compact JSON; the session as it is then.
+
+        Nothing for a session whose login is done already. Raises SessionNotFound, SessionExpired
+        and UserNotFound.
+        """
+        sealed = self._sealed(session, plain)
+        async with self._database.writing() as connection:
+            await lock_user(connection, session.user_id)
+            session = await _locked_live(connection, session.id)
+            if session.state != "oauth_pending":
+                return session
+            at = self._clock()
+            owner = (session.user_id, session.provider)
+            await write_credentials(connection, *owner, sealed, session.id, at)
+            await note(connection, at, "handed_over", *owner, session_id=session.id)
+            values = {
+                "login": "done",
+                "login_detail": None,
+                "credentials_sha256": hashlib.sha256(plain).hexdigest(),
+                "credentials_at": at,
+                "completes_at": self._completes_at(at),
+            }
+            session = await change_session(connection, session, "oauth_done", at, values=values)
+            await tell(connection, session.id, at, "credentials", receipt_words(session))
+            return session
+
+    async def finish_without(self, session_id: str, because: str) -> Session:
+        """Note that a login is done whose credentials cannot be kept, and why.
+
+        Nothing for a session whose login is done already. Raises SessionNotFound, SessionExpired.
+        """
+        async with self._database.writing() as connection:
+            session = await _locked_live(connection, session_id)
+            if session.state != "oauth_pending":
+                return session
+            at, values = self._clock(), {"login": "done", "login_detail": because}
+            session = await change_session(connection, session, "oauth_done", at, values=values)
+            words = {"provider": session.provider, "kept": False, "because": because}
+            await tell(connection, session_id, at, "credentials", words)
+            return session
+
+    async def wiped(self, session_id: str) -> None:
+        """Note that a session's VM has no copy any more of what was handed over."""
+        of_it = tables.sessions.c.id == session_id
+        async with self._database.writing() as connection:
+            statement = sa.update(tables.sessions).where(of_it).values(wiped_at=self._clock())
+            await connection.execute(statement)
+
+    def _sealed(self, session: Session, plain: bytes) -> Sealed:
+        if session.recipient is not None:
+            return sealed_to(session.recipient, plain)
+        assert self._keys is not None, "looked at before: can_keep"
+        return self._keys.seal(plain, session.user_id, session.provider)
+
+    def _completes_at(self, at: datetime) -> datetime | None:
+        if self._complete_after_seconds is None:
+            return None
+        return at + timedelta(seconds=self._complete_after_seconds)
+
+
+def receipt_words(session: Session) -> dict[str, object]:
+    """The data of the event `credentials` of a session whose credentials were handed over."""
+    receipt = session.receipt
+    assert receipt is not None
+    return {
+        "provider": receipt.provider,
+        "kept": True,
+        "sha256": receipt.sha256,
+        "recipient": receipt.recipient,
+    }
+
+
+async def _locked_live(connection: AsyncConnection, session_id: str) -> Session:
+    session = await locked_session(connection, session_id)
+    if not session.is_live:
+        raise refusals.session_over(session)
+    return session

@@ -1,0 +1,100 @@
+"""Credentials that a session's VM holds: where only one place may use them, nobody else gets them.
+
+A provider whose refresh tokens are used once would take a second user of the same one for a thief.
+So such credentials belong to one session from its start until its VM is gone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from polydev.controller.model import Session, Vm
+from polydev.controller.store import tables
+from polydev.controller.store.credential_log import note
+from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
+
+_kept, _sessions, _vms = tables.credentials.c, tables.sessions.c, tables.vms.c
+_lives = sa.exists().where(
+    _sessions.id == _kept.holder_id,
+    _vms.id == _sessions.vm_id,
+    _vms.released_at.is_(None),
+)
+# A restored database may name a holder that is long over: it holds nothing, and took them along.
+HOLDER = sa.case((_lives, _kept.holder_id), else_=None).label("holder_id")
+MAY_BE_STALE = sa.or_(_kept.may_be_stale, sa.and_(_kept.holder_id.is_not(None), ~_lives)).label(
+    "may_be_stale"
+)
+
+
+def in_use(provider: str, holder_id: str) -> CredentialsInUse:
+    return CredentialsInUse(
+        f"session {holder_id} uses the credentials of {provider}, and only one place may at a time",
+        "end that session first: they are stored anew then",
+    )
+
+
+def only_recipient_opens(provider: str) -> CredentialsSealed:
+    return CredentialsSealed(
+        f"the credentials of {provider} are sealed to a key of yours, so no session starts with "
+        "them",
+        "start a session without them and log in, or store them again without a recipient",
+    )
+
+
+def none_stored(provider: str) -> CredentialsNotFound:
+    return CredentialsNotFound(f"you have no stored credentials of {provider}")
+
+
+async def take(
+    connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
+) -> None:
+    """Have a new session use a user's stored credentials, `alone` where only one place may.
+
+    The user is locked. Raises CredentialsNotFound, CredentialsSealed and CredentialsInUse.
+    """
+    of_user = (_kept.user_id == user_id, _kept.provider == provider)
+    asked = sa.select(_kept.recipient, HOLDER).where(*of_user)
+    row = (await connection.execute(asked)).one_or_none()
+    if row is None:
+        raise none_stored(provider)
+    if row.recipient is not None:
+        raise only_recipient_opens(provider)
+    if row.holder_id is not None:
+        raise in_use(provider, row.holder_id)
+    if alone:
+        values = {"holder_id": session_id, "may_be_stale": MAY_BE_STALE}
+        await connection.execute(sa.update(tables.credentials).where(*of_user).values(values))
+
+
+async def let_go(
+    connection: AsyncConnection, session_id: str, *, stale: bool, **values: object
+) -> bool:
+    """End a session's hold, if it has one; whether it had.
+
+    stale   whether its VM may have used them and what it has now is lost
+    values  of other columns: what was read back
+    """
+    held = sa.update(tables.credentials).where(_kept.holder_id == session_id)
+    known: dict[str, object] = {"may_be_stale": True} if stale else {}
+    done = await connection.execute(held.values(holder_id=None, **known, **values))
+    return bool(done.rowcount)
+
+
+async def let_go_with_vm(
+    connection: AsyncConnection, vm: Vm, session: Session | None, at: datetime
+) -> None:
+    """End the hold of a session whose VM is gone: what was not read back before is lost."""
+    if session is None or session.stored_credentials is None:
+        return
+    if await let_go(connection, session.id, stale=vm.ready_at is not None) and vm.ready_at:
+        await note(
+            connection,
+            at,
+            "not_read_back",
+            session.user_id,
+            session.provider,
+            session_id=session.id,
+        )

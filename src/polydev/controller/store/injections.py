@@ -1,0 +1,102 @@
+"""A user's stored credentials in a session's VM: given to it, and read back before it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from polydev.controller.model import Session, now
+from polydev.controller.sealing import Keyring
+from polydev.controller.store import tables
+from polydev.controller.store.changes import change_session, locked_session, tell, write_session
+from polydev.controller.store.credential_log import note
+from polydev.controller.store.credentials import columns, sealed_of
+from polydev.controller.store.held import let_go, none_stored, only_recipient_opens
+from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.errors import NoCredentialsKey
+
+_kept = tables.credentials.c
+
+
+@uninterrupted
+class Injections:
+    """Each step may be repeated, also by another process."""
+
+    def __init__(
+        self, database: Database, keys: Keyring | None, clock: Callable[[], datetime] = now
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._clock = clock
+
+    async def opened(self, session: Session) -> bytes:
+        """The stored credentials that a session is to start with, as compact JSON.
+
+        Raises CredentialsNotFound, CredentialsSealed, CredentialsLocked and NoCredentialsKey.
+        """
+        of_user = (_kept.user_id == session.user_id, _kept.provider == session.provider)
+        asked = sa.select(_kept.key_id, _kept.sealed, _kept.recipient).where(*of_user)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(asked)).mappings().one_or_none()
+        if row is None:
+            raise none_stored(session.provider)
+        if row["recipient"] is not None:
+            raise only_recipient_opens(session.provider)
+        if self._keys is None:
+            raise NoCredentialsKey("this host has no key that opens credentials")
+        return self._keys.open(sealed_of(row), session.user_id, session.provider)
+
+    async def injected(self, session_id: str) -> None:
+        """Note that the VM's tool is logged in with them."""
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            if not session.waits_for_injection:
+                return
+            at = self._clock()
+            owner = (session.user_id, session.provider)
+            await note(connection, at, "injected", *owner, session_id=session.id)
+            values = {"login": "done", "login_detail": None, "stored_credentials": "injected"}
+            await change_session(connection, session, "injected", at, values=values)
+
+    async def refused(self, session_id: str, because: str, *, tried: bool) -> None:
+        """Note that they could not be injected, and why: its user has to log in.
+
+        tried   whether the tool had them, and may have used their refresh token
+        """
+        async with self._database.writing() as connection:
+            session = await locked_session(connection, session_id)
+            if not session.waits_for_injection:
+                return
+            await let_go(connection, session.id, stale=tried)
+            values = {"login_detail": because, "stored_credentials": "refused"}
+            await write_session(connection, session, **values)
+            words = {"provider": session.provider, "injected": False, "because": because}
+            await tell(connection, session.id, self._clock(), "credentials", words)
+
+    async def is_holder(self, session_id: str) -> bool:
+        """Whether credentials belong to a session until its VM is gone."""
+        asked = sa.select(_kept.provider).where(_kept.holder_id == session_id)
+        async with self._database.reading() as connection:
+            return (await connection.execute(asked)).first() is not None
+
+    async def brought_back(self, session: Session, plain: bytes) -> None:
+        """Store what a session's VM had in the end, and let go of it.
+
+        Nothing where the session holds them no more: their owner stored or removed them since.
+        """
+        assert self._keys is not None, "they were opened"
+        sealed = self._keys.seal(plain, session.user_id, session.provider)
+        async with self._database.writing() as connection:
+            await locked_session(connection, session.id)
+            at = self._clock()
+            values = {**columns(sealed), "updated_at": at, "may_be_stale": False}
+            if await let_go(connection, session.id, stale=False, **values):
+                owner = (session.user_id, session.provider)
+                await note(connection, at, "read_back", *owner, session_id=session.id)
+
+    async def not_injected(self, session_id: str) -> None:
+        """Let go of what a session's VM never had."""
+        async with self._database.writing() as connection:
+            await let_go(connection, session_id, stale=False)

@@ -1,0 +1,249 @@
+"""Credentials of logins on both databases: one value a session, one holder, a log of all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.database import create_engine
+from polydev.controller.model import Caller, Session
+from polydev.controller.sealing import Keyring, checked_recipient
+from polydev.controller.settings import SessionLimits
+from polydev.controller.store import tables
+from polydev.controller.store.credential_log import CredentialLog, actor_of
+from polydev.controller.store.credentials import Credentials, Resealed
+from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.injections import Injections
+from polydev.controller.store.removing import remove_user
+from polydev.controller.store.sessions import NewSession
+from polydev.controller.store.transactions import Database
+from polydev.errors import CredentialsInUse, SessionExpired
+from tests.stores import DIGEST, Store, opened, run_async
+
+pytest_plugins = ["tests.databases"]
+
+KEYS = Keyring([b"k" * 32])
+RECIPIENT = "age1jz07tff4p9688ugj3ecm00y7g43q3ttq9xt63ckprhc7ljyvhdeqew6uda"
+MANY = SessionLimits(per_user=50)
+
+
+def handovers_of(store: Store, complete_after_seconds: float | None = 10) -> HandOvers:
+    return HandOvers(store.database, KEYS, complete_after_seconds, store.clock)
+
+
+def credentials_of(store: Store) -> Credentials:
+    return Credentials(store.database, KEYS, store.clock)
+
+
+@asynccontextmanager
+async def apart(url: str) -> AsyncIterator[Database]:
+    """As another process has it: over connections of its own."""
+    database = Database(create_engine(url))
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def pending(store: Store, user: str, **words: str) -> Session:
+    """A session whose tool logs in."""
+    new = NewSession(user, "claude", DIGEST, **words)
+    session, _ = await store.sessions.start(new)
+    await store.vms.launched(session.vm_id)
+    await store.vms.ready(session.vm_id)
+    return await store.sessions.login_is(session.id, "waiting")
+
+
+async def holding(store: Store, user: str) -> Session:
+    """A session that starts with its user's stored credentials."""
+    new = NewSession(user, "claude", DIGEST, use_stored=True, holds_alone=True)
+    session, _ = await store.sessions.start(new)
+    return session
+
+
+async def release(store: Store, session: Session) -> None:
+    await store.sessions.apply(session.id, "terminate")
+    await store.vms.released(session.vm_id)
+
+
+@run_async
+async def test_a_session_has_one_receipt_whoever_hands_over(store_url: str) -> None:
+    """Two processes at once, as while one hands over to the next."""
+    async with opened(store_url, limits=MANY) as store, apart(store_url) as other:
+        user = await store.new_user()
+        writers = handovers_of(store), HandOvers(other, KEYS, 10, store.clock)
+        session = await pending(store, user)
+        await asyncio.gather(
+            *(writers[number % 2].hand_over(session, b"%d" % number) for number in range(6))
+        )
+        found = await store.sessions.get(session.id)
+        _stored, plain = await credentials_of(store).get(user, "claude")
+        assert found.receipt is not None
+        assert found.receipt.sha256 == hashlib.sha256(plain).hexdigest()
+        assert found.completes_at == store.clock.at + timedelta(seconds=10)
+        events = await CredentialLog(store.database).list(user)
+        assert [(each.kind, each.by, each.session_id) for each in reversed(events)] == [
+            ("handed_over", "controller", session.id),
+            ("read", "controller", None),
+        ]
+        news = [(each.kind, each.data.get("state")) for each in await store.sessions.news(found.id)]
+        assert news[-2:] == [("state", "authenticated"), ("credentials", None)]
+        assert await writers[0].finish_without(session.id, "no") == found
+        assert await store.sessions.complete_due() == []
+        store.clock.pass_seconds(10)
+        (completed,) = await store.sessions.complete_due()
+        assert (completed.id, completed.state) == (session.id, "completed")
+        with pytest.raises(SessionExpired):
+            await writers[0].hand_over(session, b"late")
+        assert (await credentials_of(store).get(user, "claude"))[1] == plain
+
+
+@run_async
+async def test_a_hand_over_and_every_end_of_a_session_at_once(store_url: str) -> None:
+    """Nobody waits in a circle; credentials are there exactly if the session came that far."""
+    async with opened(store_url, slots=20, limits=MANY) as store, apart(store_url) as other:
+        user, kept = await store.new_user(), credentials_of(store)
+        for _ in range(6):
+            session = await pending(store, user)
+            await kept.remove_all(user)
+            handed, ended, *_ = await asyncio.gather(
+                HandOvers(other, KEYS, 0, store.clock).hand_over(session, b"{}"),
+                store.sessions.apply(session.id, "terminate"),
+                store.sessions.complete_due(),
+                store.sessions.login_is(session.id, "failed", "denied"),
+                kept.store(user, "codex", b"{}"),
+                return_exceptions=True,
+            )
+            assert not isinstance(ended, BaseException) or isinstance(ended, SessionExpired)
+            states = [each.data.get("state") for each in await store.sessions.news(session.id)]
+            is_kept = "claude" in [each.provider for each in await kept.list(user)]
+            assert is_kept == ("authenticated" in states) != isinstance(handed, SessionExpired)
+            await store.vms.released(session.vm_id)
+
+
+@run_async
+async def test_of_several_sessions_at_once_one_holds_them(store_url: str) -> None:
+    async with opened(store_url, slots=8, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        await kept.store(user, "claude", b"{}")
+        made = await asyncio.gather(
+            *(holding(store, user) for _ in range(6)), return_exceptions=True
+        )
+        (holder,) = [each for each in made if isinstance(each, Session)]
+        assert all(isinstance(each, CredentialsInUse) for each in made if each is not holder)
+        assert [each.holder_id for each in await kept.list(user)] == [holder.id]
+        with pytest.raises(CredentialsInUse, match=holder.id):
+            await kept.get(user, "claude")
+        assert len(await store.vms.held()) == 1
+        await release(store, holder)  # its VM never came up
+        stored, _plain = await kept.get(user, "claude")
+        assert (stored.holder_id, stored.may_be_stale) == (None, False)
+
+
+@run_async
+async def test_what_is_brought_back_is_stored_once(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        injections = Injections(store.database, KEYS, store.clock)
+        await kept.store(user, "claude", b"before")
+        session = await holding(store, user)
+        await store.vms.launched(session.vm_id)
+        await store.vms.ready(session.vm_id)
+        assert await injections.is_holder(session.id)
+        assert await injections.opened(session) == b"before"
+        await injections.injected(session.id)
+        await injections.injected(session.id)
+        await store.sessions.apply(session.id, "terminate")
+        store.clock.pass_seconds(5)
+        for plain in (b"after", b"again"):
+            await injections.brought_back(session, plain)
+        stored, plain = await kept.get(user, "claude")
+        assert (plain, stored.updated_at, stored.may_be_stale) == (b"after", store.clock.at, False)
+        await store.vms.released(session.vm_id)
+        assert not (await kept.get(user, "claude"))[0].may_be_stale
+        kinds = [each.kind for each in await CredentialLog(store.database).list(user)]
+        assert [kind for kind in reversed(kinds) if kind != "read"] == [
+            "stored",
+            "injected",
+            "read_back",
+        ]
+
+
+@run_async
+async def test_a_holder_that_a_restored_database_names_holds_nothing(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        await kept.store(user, "claude", b"{}")
+        async with store.database.writing() as connection:
+            gone = {"holder_id": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"}
+            await connection.execute(sa.update(tables.credentials).values(gone))
+        stored, _plain = await kept.get(user, "claude")
+        assert (stored.holder_id, stored.may_be_stale) == (None, True)
+        session = await holding(store, user)
+        (stored,) = await kept.list(user)
+        assert (stored.holder_id, stored.may_be_stale) == (session.id, True)
+
+
+@run_async
+async def test_a_user_removed_while_their_vm_is_released(store_url: str) -> None:
+    async with opened(store_url, slots=20, limits=MANY) as store, apart(store_url) as other:
+        for _ in range(6):
+            user, kept = await store.new_user(), credentials_of(store)
+            await kept.store(user, "claude", b"{}")
+            session = await holding(store, user)
+            await store.sessions.apply(session.id, "terminate")
+            await asyncio.gather(
+                store.vms.released(session.vm_id), remove_user(other, user, clock=store.clock)
+            )
+            assert await kept.list(user) == []
+            assert await CredentialLog(store.database).list(user) == []
+
+
+@run_async
+async def test_a_rotation_leaves_what_a_recipient_opens(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, new = await store.new_user(), Keyring([b"n" * 32, b"k" * 32])
+        session = await pending(store, user, recipient=checked_recipient(RECIPIENT))
+        await handovers_of(store).hand_over(session, b"{}")
+        await credentials_of(store).store(user, "codex", b"{}")
+        before = await credentials_of(store).get(user, "claude")
+        rotating = Credentials(store.database, new, store.clock)
+        assert await rotating.seal_anew() == Resealed(1, 0, 0, recipients=1)
+        assert await rotating.get(user, "claude") == before
+        (resealed,) = [
+            each
+            for each in await CredentialLog(store.database).list(user)
+            if each.kind == "resealed"
+        ]
+        assert (resealed.provider, resealed.by) == ("codex", "operator")
+
+
+@run_async
+async def test_the_log_says_who_and_ends_after_its_time(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        log = CredentialLog(store.database, store.clock)
+        caller = actor_of(Caller(user, "user", "cookie"))
+        began = store.clock.at
+        await kept.store(user, "claude", b"{}", actor=caller)
+        store.clock.pass_seconds(5)
+        await kept.store(user, "gemini", b"{}", actor=caller)
+        await kept.remove_all(user, caller)
+        found = await log.list(user)
+        assert [(each.kind, each.provider, each.by) for each in found] == [
+            ("removed", "gemini", "cookie"),
+            ("removed", "claude", "cookie"),
+            ("stored", "gemini", "cookie"),
+            ("stored", "claude", "cookie"),
+        ]
+        assert {each.actor_id for each in found} == {user}
+        assert await log.list(user, limit=1, before=found[2].id) == [found[3]]
+        assert await log.prune(began) == 0
+        assert await log.prune(store.clock.at) == 1
+        assert await log.list(user) == found[:3]

@@ -1,0 +1,239 @@
+"""Stored credentials in sessions' VMs: given to the tool, and read back before the VM ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from polydev.client.credentials import new_key
+from polydev.controller.model import Session
+from polydev.controller.store.credential_log import CredentialLog
+from polydev.controller.store.credentials import Stored
+from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
+from tests.driving import World, play, until, worlds
+from tests.fake_vms import FakeVm, FinickyVm, OldImageVm, PanicsVm, SlowVm
+
+OLD, NEW = {"refresh": "one"}, {"refresh": "two"}
+OLD_PLAIN, NEW_PLAIN = b'{"refresh":"one"}', b'{"refresh":"two"}'
+RECIPIENT = "age1jz07tff4p9688ugj3ecm00y7g43q3ttq9xt63ckprhc7ljyvhdeqew6uda"
+
+
+def with_key(tmp_path: Path, **words: Any) -> Any:
+    settings = {
+        "session": {"idle_seconds": 36000, "max_seconds": 36000, "per_user": 9},
+        "credentials_key": SecretStr(new_key()),
+    }
+    return worlds(tmp_path, **{**settings, **words})
+
+
+async def injected(world: World, *, alone: bool = True) -> tuple[Session, FakeVm]:
+    session = await world.start(use_stored=True, holds_alone=alone)
+    session = await world.until_session(session, "authenticated")
+    return session, world.host.hypervisor.vms[(await world.vm_of(session)).slot]
+
+
+async def stored(world: World) -> tuple[Stored, bytes]:
+    return await world.credentials.get(world.user_id, "claude")
+
+
+async def log_of(world: World) -> list[str]:
+    found = await CredentialLog(world.database).list(world.user_id)
+    return [each.kind for each in reversed(found) if each.kind not in ("stored", "read")]
+
+
+async def store(world: World, plain: bytes = OLD_PLAIN) -> None:
+    await world.credentials.store(world.user_id, "claude", plain)
+
+
+def test_a_session_starts_logged_in_and_what_its_tool_made_of_it_comes_back(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session, fake = await injected(world)
+            assert fake.credentials == OLD
+            assert (session.stored_credentials, session.completes_at) == ("injected", None)
+            states = [each.data["state"] for each in await world.news(session, "state")]
+            assert states == ["vm_creating", "vm_starting", "vm_created", "authenticated"]
+            with pytest.raises(CredentialsInUse, match=session.id):
+                await stored(world)
+            with pytest.raises(CredentialsInUse, match=session.id):
+                await world.start(use_stored=True, holds_alone=True)
+            fake.credentials = NEW  # the tool has used its refresh token
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+            found, plain = await stored(world)
+            assert plain == NEW_PLAIN
+            assert (found.holder_id, found.may_be_stale) == (None, False)
+            again, fake = await injected(world)
+            assert fake.credentials == NEW
+            await world.sessions.apply(again.id, "terminate")
+            await world.until_released(again)
+        assert await log_of(world) == 2 * ["injected", "read_back"]
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_those_that_do_not_rotate_may_be_in_several_places(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            both = [await injected(world, alone=False) for _ in range(2)]
+            assert [fake.credentials for _, fake in both] == [OLD, OLD]
+            assert (await stored(world))[0].holder_id is None
+            both[0][1].credentials = NEW
+            await world.sessions.apply(both[0][0].id, "terminate")
+            await world.until_released(both[0][0])
+        assert (await stored(world))[1] == OLD_PLAIN
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_paused_vm_gives_them_back_too(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session, fake = await injected(world)
+            fake.credentials = NEW
+            world.clock.pass_(60)
+            await world.until_news(session, "paused")
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+        assert f"resume {fake.launch.slot}" in world.host.hypervisor.calls
+        assert (await stored(world))[1] == NEW_PLAIN
+
+    play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize("how", ["dies", "is mute", "has none", "is another"])
+def test_a_vm_that_does_not_give_them_back_leaves_them_perhaps_stale(
+    tmp_path: Path, how: str
+) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session, fake = await injected(world)
+            if how == "dies":
+                fake.die()
+                await world.until_session(session, "failed")
+            elif how == "is mute":
+                fake.hang_up()
+            elif how == "has none":
+                fake.credentials = None
+            else:
+                fake.said_vm_id = session.id
+            if how != "dies":
+                await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+            found, plain = await stored(world)
+            assert (found.holder_id, found.may_be_stale, plain) == (None, True, OLD_PLAIN)
+            assert await log_of(world) == ["injected", "not_read_back"]
+            await store(world, NEW_PLAIN)
+            assert not (await stored(world))[0].may_be_stale
+
+    play(with_key(tmp_path, vm_check={"every_seconds": 0.01, "failures": 1000}), scenario)
+
+
+def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session, fake = await injected(world)
+            fake.credentials = {"of": "the session"}
+            await store(world, NEW_PLAIN)
+            assert (await stored(world))[1] == NEW_PLAIN
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+            found, plain = await stored(world)
+            assert (plain, found.may_be_stale) == (NEW_PLAIN, False)
+            removed, fake = await injected(world)
+            await world.credentials.remove(world.user_id, "claude")
+            await world.sessions.apply(removed.id, "terminate")
+            await world.until_released(removed)
+            with pytest.raises(CredentialsNotFound):
+                await stored(world)
+
+    play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "stale"),
+    [(FinickyVm, "token expired", True), (OldImageVm, "takes no credentials", False)],
+)
+def test_where_they_are_not_taken_the_user_may_log_in(
+    tmp_path: Path, kind: type[FakeVm], words: str, stale: bool
+) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session = await world.start(use_stored=True, holds_alone=True)
+
+            async def is_refused() -> Session | None:
+                found = await world.sessions.get(session.id)
+                return found if found.stored_credentials == "refused" else None
+
+            found = await until(is_refused, "the refusal")
+            assert found.state == "vm_created"
+            assert words in (found.login_detail or "")
+            told = (await world.until_news(session, "credentials")).data
+            assert told["injected"] is False
+            assert (await stored(world))[0].may_be_stale == stale
+            fake = world.host.hypervisor.vms[2]
+            await world.sessions.login_is(session.id, "waiting")
+            fake.log_in(NEW)
+            await world.until_session(session, "authenticated")
+        if kind is FinickyVm:
+            found_again, plain = await stored(world)
+            assert (plain, found_again.may_be_stale) == (NEW_PLAIN, False)
+
+    play(with_key(tmp_path, kind=kind), scenario)
+
+
+def test_a_vm_that_never_was_up_never_had_them(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session = await world.start(use_stored=True, holds_alone=True)
+            await world.until_session(session, "failed")
+            await world.until_released(session)
+        found, _plain = await stored(world)
+        assert (found.holder_id, found.may_be_stale) == (None, False)
+        assert await log_of(world) == []
+
+    play(with_key(tmp_path, kind=PanicsVm), scenario)
+
+
+def test_whoever_leads_next_does_not_give_them_twice(tmp_path: Path) -> None:
+    """Its tool has used them since: what is stored is older."""
+
+    async def scenario(world: World) -> None:
+        await store(world)
+        session = await world.start(use_stored=True, holds_alone=True)
+        async with world.driving():
+            fake = await world.host.hypervisor.started(2)
+            fake.log_in(NEW)
+            await fake.reach("ready")
+            await world.until_session(session, "authenticated")
+            assert fake.credentials == NEW
+
+    play(with_key(tmp_path, kind=SlowVm), scenario)
+
+
+def test_only_what_is_there_and_opens_starts_a_session(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        for refusal in (CredentialsNotFound, CredentialsSealed):
+            if refusal is CredentialsSealed:
+                async with world.driving():
+                    first = await world.start(recipient=RECIPIENT)
+                    await world.until_session(first, "vm_created")
+                    await world.sessions.login_is(first.id, "waiting")
+                    world.host.hypervisor.vms[2].log_in(OLD)
+                    await world.until_session(first, "authenticated")
+            before = len(await world.vms.held())
+            with pytest.raises(refusal):
+                await world.start(use_stored=True)
+            assert len(await world.vms.held()) == before
+
+    play(with_key(tmp_path), scenario)

@@ -1,0 +1,341 @@
+"""Logins of fake VMs' tools, from the first question to the end of their sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from polydev.client.credentials import new_key
+from polydev.controller.model import Session
+from polydev.controller.store.credential_log import CredentialLog
+from polydev.controller.store.handovers import NO_KEY
+from polydev.controller.store.users import Users
+from polydev.errors import CredentialsNotFound
+from tests.driving import World, play, until, worlds
+from tests.fake_vms import FakeVm, LyingVm, OldImageVm
+
+MARKER = "marker-of-a-secret-that-nobody-sees"
+TOKENS = {"claudeAiOauth": {"accessToken": MARKER, "refreshToken": "ü"}}
+PLAIN = '{"claudeAiOauth":{"accessToken":"%s","refreshToken":"ü"}}'.encode() % MARKER.encode()
+KEY = SecretStr(new_key())
+IDLE_SECONDS = 60
+COMPLETE_SECONDS = 10
+ENDLESS = {"session": {"idle_seconds": 36000, "max_seconds": 36000, "per_user": 9}}
+
+
+def with_key(tmp_path: Path, **words: Any) -> Any:
+    return worlds(tmp_path, **{**ENDLESS, "credentials_key": KEY, **words})
+
+
+async def waiting(world: World, user_id: str | None = None, **words: Any) -> tuple[Session, FakeVm]:
+    """A session whose tool waits for its user."""
+    session = await world.start(user_id, **words)
+    await world.until_session(session, "vm_created")
+    fake = world.host.hypervisor.vms[(await world.vm_of(session)).slot]
+    fake.login = {**fake.login, "status": "waiting"}
+    return await world.sessions.login_is(session.id, "waiting"), fake
+
+
+async def kinds(world: World, user_id: str | None = None) -> list[str]:
+    found = await CredentialLog(world.database).list(user_id or world.user_id)
+    return [each.kind for each in reversed(found)]
+
+
+async def until_wiped(world: World, session: Session, fake: FakeVm) -> Session:
+    async def look() -> Session | None:
+        found = await world.sessions.get(session.id)
+        return found if found.wiped_at else None
+
+    found = await until(look, "the wiping")
+    assert fake.credentials is None
+    return found
+
+
+def test_credentials_are_handed_over_wiped_and_the_session_is_completed(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            found = await world.until_session(session, "authenticated")
+            assert found.receipt is not None
+            assert found.receipt.sha256 == hashlib.sha256(PLAIN).hexdigest()
+            assert found.receipt.at == world.clock.at
+            assert (await world.credentials.get(world.user_id, "claude"))[1] == PLAIN
+            told = (await world.until_news(session, "credentials")).data
+            assert told["sha256"] == found.receipt.sha256
+            assert MARKER not in str(await world.sessions.news(session.id))
+            await until_wiped(world, session, fake)
+            assert fake.runs
+            world.clock.pass_(COMPLETE_SECONDS - 1)
+            await driver.more_turns()
+            assert (await world.sessions.get(session.id)).is_live
+            world.clock.pass_(1)
+            await world.until_session(session, "completed")
+            await world.until_released(session)
+            assert await kinds(world) == ["handed_over", "read"]
+        await world.nothing_is_left()
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_session_is_not_completed_by_itself_where_the_settings_say_so(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            found = await until_wiped(world, session, fake)
+            assert found.receipt is not None
+            assert found.completes_at is None
+            world.clock.pass_(3600)
+            await driver.more_turns()
+            assert (await world.sessions.get(session.id)).state == "authenticated"
+
+    settings = {"login": {"complete_after_seconds": None}, "vm": {"pause_after_seconds": 0}}
+    play(with_key(tmp_path, **settings), scenario)
+
+
+def test_two_users_at_once_get_their_own(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        other = (await Users(world.database).add("user")).id
+        async with world.driving():
+            mine, yours = await waiting(world), await waiting(world, other)
+            for number, (_session, fake) in enumerate((mine, yours)):
+                fake.log_in({"token": number})
+            for session, fake in (mine, yours):
+                await until_wiped(world, session, fake)
+        for number, user in enumerate((world.user_id, other)):
+            assert (await world.credentials.get(user, "claude"))[1] == b'{"token":%d}' % number
+
+    play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize("status", ["failed", "none"])
+def test_a_login_that_comes_to_nothing_is_told_and_may_begin_again(
+    tmp_path: Path, status: Any
+) -> None:
+    """The user denies, the tool crashes, or its VM's agent has forgotten it."""
+
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            fake.login = {**fake.login, "status": status, "detail": "access_denied"}
+
+            async def is_told() -> bool:
+                return (await world.sessions.get(session.id)).login == status
+
+            await until(is_told, "the end of the login")
+            await driver.more_turns()
+            found = await world.sessions.get(session.id)
+            assert (found.state, found.login_detail) == ("oauth_pending", "access_denied")
+            told = [dict(each.data) for each in await world.news(session, "login")]
+            assert told == [{"status": "waiting"}, {"status": status, "detail": "access_denied"}]
+            fake.log_in(TOKENS)
+            found = await world.until_session(session, "authenticated")
+            assert (found.login, found.login_detail) == ("done", None)
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_login_whose_callback_never_comes_ends_with_its_session(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, _fake = await waiting(world)
+            world.clock.pass_(36001)
+            await world.until_session(session, "expired")
+            await world.until_released(session)
+        assert await world.credentials.list(world.user_id) == []
+
+    play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ({"provider": "claude", "credentials": [MARKER]}, "are no credentials"),
+        ({"provider": "claude", "credentials": {}}, "are no credentials"),
+        ({"provider": "claude", "credentials": {"x": float("nan")}}, "are no credentials"),
+        ([MARKER], "are no credentials"),
+        ({"provider": "codex", "credentials": {"token": MARKER}}, "of another provider"),
+        ({"provider": "claude", "credentials": {"x": "a" * 70_000}}, "too large"),
+        ({"provider": "claude", "credentials": {"x": "a" * 300_000}}, "over 262144 bytes"),
+    ],
+    ids=["list", "empty", "no-number", "no-object", "other-provider", "large", "huge"],
+)
+def test_what_are_no_credentials_is_said_and_kept_nowhere(
+    tmp_path: Path, lie: object, words: str
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            assert isinstance(fake, LyingVm)
+            fake.lie = lie
+            fake.log_in(TOKENS)
+
+            async def is_told() -> bool:
+                return (await world.sessions.get(session.id)).login == "failed"
+
+            await until(is_told, "the end of the login")
+            await driver.more_turns()
+            found = await world.sessions.get(session.id)
+            assert found.state == "oauth_pending"
+            assert words in (found.login_detail or "")
+            assert len(await world.news(session, "login")) == 2
+            assert MARKER not in str(await world.sessions.news(session.id))
+            assert await world.credentials.list(world.user_id) == []
+            fake.lie = {"provider": "claude", "credentials": TOKENS}  # the user tries again
+            await world.until_session(session, "authenticated")
+
+    play(with_key(tmp_path, kind=LyingVm), scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "words"), [(OldImageVm, KEY, "newer image"), (FakeVm, None, NO_KEY)]
+)
+def test_where_none_are_kept_the_session_says_why_and_goes_on(
+    tmp_path: Path, kind: type[FakeVm], key: SecretStr | None, words: str
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            found = await world.until_session(session, "authenticated")
+            assert words in (found.login_detail or "")
+            assert (found.receipt, found.completes_at) == (None, None)
+            told = (await world.until_news(session, "credentials")).data
+            assert told["kept"] is False
+            await driver.more_turns()
+            assert fake.credentials == TOKENS
+
+    play(with_key(tmp_path, kind=kind, credentials_key=key), scenario)
+
+
+def test_a_recipient_is_enough_where_the_host_has_no_key(tmp_path: Path) -> None:
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await waiting(world, recipient=str(identity.to_public()))
+            fake.log_in(TOKENS)
+            found = await until_wiped(world, session, fake)
+            assert found.receipt is not None
+            assert found.receipt.recipient == str(identity.to_public())
+            stored, sealed = await world.credentials.get(world.user_id, "claude")
+            assert stored.recipient == found.receipt.recipient
+            assert pyrage.decrypt(sealed, [identity]) == PLAIN
+
+    play(with_key(tmp_path, credentials_key=None), scenario)
+
+
+def test_credentials_stored_by_hand_meanwhile_are_not_replaced(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            await world.credentials.store(world.user_id, "claude", b"{}", session.id)
+            fake.log_in(TOKENS)
+            await driver.more_turns()
+            assert (await world.credentials.get(world.user_id, "claude"))[1] == b"{}"
+            assert (await world.sessions.get(session.id)).receipt is None
+
+    play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize("step", ["credentials", "hand_over", "wipe"])
+def test_a_controller_that_ends_after_a_step_leaves_the_rest_to_the_next(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched but not stored, stored but not wiped, wiped but not noted."""
+
+    async def scenario(world: World) -> None:
+        reached = asyncio.Event()
+        logins = world.logins
+
+        def broken_off(agent: Any) -> Any:
+            made = logins(agent)
+            owner = made.handovers if step == "hand_over" else made.agent
+            do = getattr(owner, step)
+
+            async def then_die(*words: Any) -> Any:
+                await do(*words)
+                reached.set()
+                await asyncio.Event().wait()
+
+            monkeypatch.setattr(owner, step, then_die)
+            return made
+
+        monkeypatch.setattr(World, "logins", lambda _world, agent: broken_off(agent))
+        async with world.driving():
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            await reached.wait()
+        receipt = (await world.sessions.get(session.id)).receipt
+        assert (receipt is None) == (step == "credentials")
+        assert (await world.sessions.get(session.id)).wiped_at is None
+        monkeypatch.undo()
+        async with world.driving():
+            found = await until_wiped(world, session, fake)
+            assert found.receipt is not None
+            assert receipt in (None, found.receipt)
+            assert (await world.credentials.get(world.user_id, "claude"))[1] == PLAIN
+            world.clock.pass_(COMPLETE_SECONDS)
+            await world.until_session(session, "completed")
+        assert (await kinds(world)).count("handed_over") == 1
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_controller_that_ends_before_the_completion_leaves_it_to_the_next(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            await until_wiped(world, session, fake)
+        world.clock.pass_(COMPLETE_SECONDS)
+        async with world.driving():
+            await world.until_session(session, "completed")
+            await world.until_released(session)
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_vm_that_is_paused_as_its_login_begins_wakes_and_stays_awake(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session = await world.start()
+            await world.until_session(session, "vm_created")
+            world.clock.pass_(IDLE_SECONDS)
+            await world.until_news(session, "paused")
+            fake = world.host.hypervisor.vms[2]
+            fake.login = {**fake.login, "status": "waiting"}
+            world.clock.pass_(1)
+            await world.sessions.login_is(session.id, "waiting")
+            await world.until_news(session, "awake")
+            world.clock.pass_(10 * IDLE_SECONDS)
+            fake.log_in(TOKENS)
+            await until_wiped(world, session, fake)
+            assert len(await world.news(session, "paused")) == 1
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_user_who_is_removed_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        from polydev.controller.store.removing import remove_user
+
+        async with world.driving():
+            _session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            await remove_user(world.database, world.user_id, clock=world.clock)
+        assert await kinds(world) == []
+        with pytest.raises(CredentialsNotFound):
+            await world.credentials.get(world.user_id, "claude")
+
+    play(with_key(tmp_path), scenario)
