@@ -305,7 +305,7 @@ for name, verbs in (
     ("bench", (bench.burst_bench, bench.clones_bench, bench.start_bench)),
     ("template", (templates.build_template, templates.show_template)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),
-    ("credentials", (credentials.make_key, credentials.rotate)),
+    ("credentials", (credentials.make_key, credentials.rotate, credentials.show_log)),
 ):
     namespace.add_collection(Collection(name, *verbs))
 provider_verbs = Collection("providers", providers.check)

@@ -1,13 +1,18 @@
-"""credentials.*: the keys that a host seals its users' credentials with."""
+"""credentials.*: keys that a host seals users' credentials with; what was done with these."""
 
 from __future__ import annotations
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, task
-from verbs.access import ON_HOST_HELP
+from polydev.cli import answer, edge, require_at_least, task
+from verbs.access import ON_HOST_HELP, USER_HELP
+from verbs.connection import API_HELP, connect
 from verbs.hosts import described_host
 from verbs.places import JSON_HELP, LAB_INVENTORY
+from verbs.sessions import session_user
+from verbs.tables import minute, short, table_text
+
+MOST_LISTED = 200
 
 
 @task(name="key", help={"json": JSON_HELP})
@@ -31,6 +36,49 @@ def rotate(
     _, described = described_host(inventory, host)
     done = rotate(described.target)
     text = f"{done['sealed']} sealed anew, {done['current']} were sealed with the first key before"
+    if done.get("recipients"):
+        text += f", {done['recipients']} are sealed to their owners' own keys"
     if done["locked"]:
         text += f"; {done['locked']} cannot be opened by any key of the host"
     answer(done, as_json=json, text=text)
+
+
+@task(
+    name="log",
+    help={
+        "user": f"whose (default: those of the token's user): {USER_HELP}",
+        "limit": f"how many, newest first, {MOST_LISTED} at most (default: 50)",
+        **API_HELP,
+    },
+)
+@edge
+def show_log(
+    context: Context,
+    user: str = "",
+    limit: int = 50,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Show what was done with a user's credentials, by whom and when."""
+    require_at_least(1, "limit", limit)
+    with connect(url, token, inventory, host) as api:
+        of_one = {"userId": session_user(user, url, inventory, host)} if user else {}
+        most = min(limit, MOST_LISTED)
+        events = list(api.get("/api/auth/credentials/log", limit=most, **of_one)["events"])
+    columns = ("at", "provider", "what", "by", "actor", "session")
+    rows = [
+        [
+            minute(each["at"]),
+            each["provider"],
+            each["kind"].replace("_", " "),
+            each["by"],
+            short(each["actorId"] or "-"),
+            short(each["sessionId"] or "-"),
+        ]
+        for each in events
+    ]
+    text = table_text(columns, rows) if rows else "nothing was done with any credentials"
+    answer(events, as_json=json, text=text)

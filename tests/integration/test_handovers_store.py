@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -51,7 +52,7 @@ async def apart(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def pending(store: Store, user: str, **words: str) -> Session:
+async def pending(store: Store, user: str, **words: Any) -> Session:
     """A session whose tool logs in."""
     new = NewSession(user, "claude", DIGEST, **words)
     session, _ = await store.sessions.start(new)

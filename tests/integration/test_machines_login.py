@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
+from polydev.controller.states import LoginStatus
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.handovers import NO_KEY
 from polydev.controller.store.users import Users
@@ -116,7 +117,7 @@ def test_two_users_at_once_get_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "none"])
 def test_a_login_that_comes_to_nothing_is_told_and_may_begin_again(
-    tmp_path: Path, status: Any
+    tmp_path: Path, status: LoginStatus
 ) -> None:
     """The user denies, the tool crashes, or its VM's agent has forgotten it."""
 
