@@ -101,7 +101,7 @@ def login(
     name="start",
     help={
         "user": f"whose it is (of the lab: its demo user unless named): {USER_HELP}",
-        "provider": "whose tool (default: claude): ./inv providers shows those of the recipe",
+        "provider": "whose tool (default: claude): ./inv providers.list shows them",
         "key": "idempotency key: the same key starts no second session",
         **API_HELP,
     },

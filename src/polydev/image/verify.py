@@ -66,7 +66,14 @@ VNC_GREETING_SECONDS = 5.0
 SERIAL_LOG = "serial.log"
 SCREENSHOT = "screenshot.png"
 
-_MOUNT_ROOTFS = 'mount -o ro,loop,noload "$1" "$2"; shift 2; exec "$@"'
+# Programs that specs start read /proc, and may write into /tmp, which goes with the mount.
+_MOUNT_ROOTFS = """
+mount -o ro,loop,noload "$1" "$2"
+mount -t proc proc "$2/proc"
+mount -t tmpfs -o mode=1777 tmp "$2/tmp"
+shift 2
+exec "$@"
+"""
 
 
 @dataclass(frozen=True)

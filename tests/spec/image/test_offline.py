@@ -78,9 +78,9 @@ def test_image_has_no_identity_of_its_own(host: Host) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["claude", "codex", "node"])
+@pytest.mark.parametrize("name", ["claude", "codex", "copilot", "node"])
 def test_provider_program_starts(host: Host, name: str) -> None:
-    shown = host.run(f"HOME=/tmp /usr/local/bin/{name} --version")
+    shown = host.run(f"HOME=/tmp COPILOT_PKG_CACHE_HOME=/tmp /usr/local/bin/{name} --version")
     assert shown.rc == 0, shown.stderr
     assert re.search(r"\d+\.\d+", shown.stdout)
 
