@@ -33,6 +33,7 @@ from polydev.image.store import INCOMING, ImageStore
 from polydev.image_diff import diff
 from polydev.image_record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
 from polydev.progress import Steps
+from polydev.providers import load_providers
 from polydev.run import end_group, run, spawn
 from polydev.settings import Settings
 
@@ -252,6 +253,10 @@ def test_bill_of_materials_names_every_package(store: ImageStore, image: ImageRe
 def test_packages_of_all_layers_are_recorded(image: ImageRecord) -> None:
     names = {package.name for package in image.packages}
     assert {"systemd", "chromium", "novnc", "@openai/codex"} <= names
+
+
+def test_the_record_has_the_providers_of_the_recipe(image: ImageRecord) -> None:
+    assert image.providers == load_providers(GOLDEN.parent / "providers")
 
 
 def test_small_image_is_the_same_in_another_place(

@@ -12,7 +12,7 @@ from invoke.context import Context
 
 from polydev.errors import ConfigError
 from polydev.image import tools
-from polydev.image.layers import guest_files
+from polydev.image.layers import LayerPlan, guest_files, providers_in
 from polydev.image.recipe import load_recipe
 from polydev.image.tools import tools_of
 from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_providers
@@ -145,6 +145,16 @@ def test_a_recipe_writes_its_providers_into_the_guest(tmp_path: Path) -> None:
     assert set(files) == {f"{GUEST_FOLDER}/{name}.json" for name in ("alpha", "beta")}
     alpha = load_providers(tmp_path / "tools")["alpha"]
     assert files[f"{GUEST_FOLDER}/alpha.json"].content == guest_json(alpha)
+
+
+def test_the_record_has_what_the_layers_write_into_the_guest(tmp_path: Path) -> None:
+    put(tmp_path / "tools", small("alpha"), small("beta"))
+    recipe = load_recipe(recipe_with(tmp_path, {"name": "more", "providers": "tools"}))
+    plans = [
+        LayerPlan(each.name, "", each, (), (), tuple(guest_files(each, {})), ())
+        for each in recipe.layers
+    ]
+    assert providers_in(plans) == load_providers(tmp_path / "tools")
 
 
 def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
