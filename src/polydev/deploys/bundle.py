@@ -40,6 +40,7 @@ RELEASED = (
         "errors.py",
         "image_diff.py",
         "image_record.py",
+        "providers.py",
         "run.py",
         "settings.py",
         "validation.py",
