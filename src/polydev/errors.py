@@ -28,6 +28,9 @@
     │   ├── CredentialsInUse    a session's VM has them, and only one place may
     │   ├── CredentialsSealed   only the owner of another key opens them
     │   └── NoCredentialsKey    the host has no key to seal them with
+    ├── WebhookError            webhooks
+    │   ├── DeliveryNotFound    there is no such delivery
+    │   └── EndpointNotFound    no endpoint of that name is configured
     ├── AccessError             the caller may not
     │   ├── NotAuthenticated    nobody knows who the caller is
     │   └── NotAllowed          the caller is known, and this is not theirs to do
@@ -214,6 +217,18 @@ class CredentialsSealed(CredentialsError):
 
 class NoCredentialsKey(CredentialsError):
     code = "no-credentials-key"
+
+
+class WebhookError(Error):
+    code = "webhook"
+
+
+class DeliveryNotFound(WebhookError):
+    code = "webhook-delivery-not-found"
+
+
+class EndpointNotFound(WebhookError):
+    code = "webhook-endpoint-not-found"
 
 
 class AccessError(Error):

@@ -24,7 +24,9 @@ from polydev.errors import (
     CredentialsError,
     CredentialsLocked,
     CredentialsNotFound,
+    DeliveryNotFound,
     DeploymentNotFound,
+    EndpointNotFound,
     Error,
     ImageError,
     ImageNotFound,
@@ -40,6 +42,7 @@ from polydev.errors import (
     TooManySessions,
     UserNotFound,
     VmError,
+    WebhookError,
     WrongProvider,
 )
 
@@ -88,6 +91,9 @@ STATUSES: dict[type[Error], HTTPStatus] = {
     CredentialsNotFound: HTTPStatus.NOT_FOUND,
     CredentialsLocked: HTTPStatus.CONFLICT,
     NoCredentialsKey: HTTPStatus.SERVICE_UNAVAILABLE,
+    WebhookError: HTTPStatus.CONFLICT,
+    DeliveryNotFound: HTTPStatus.NOT_FOUND,
+    EndpointNotFound: HTTPStatus.NOT_FOUND,
     AccessError: HTTPStatus.FORBIDDEN,
     NotAuthenticated: HTTPStatus.UNAUTHORIZED,
     NotAllowed: HTTPStatus.FORBIDDEN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from polydev.controller.api.console import Consoles
@@ -50,6 +50,10 @@ from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
+from polydev.controller.store.webhook_log import WebhookLog
+from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.webhooks.deliveries import Deliveries
+from polydev.controller.webhooks.signing import secrets_of
 from polydev.errors import VmError
 from polydev.providers import Provider
 
@@ -68,6 +72,7 @@ class Services:
     consoles           of VMs that somebody follows
     news               rings when any session has news
     seats              who looks at which session
+    deliveries         of webhooks, sent in the background; `webhook_log` has them all
     ending             set as soon as the service is told to end: streams let go of their clients
     """
 
@@ -104,6 +109,8 @@ class Services:
     screenshots: Screenshots
     news: NewsBell
     seats: Seats
+    deliveries: Deliveries
+    webhook_log: WebhookLog
     background: Background
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -166,6 +173,7 @@ class Services:
         await self.screenshots.close()
         await self.identity.close()
         await self.agent.close()
+        await self.deliveries.close()
         if self.hypervisor is not None:
             await self.hypervisor.close()
         await self.database.close()
@@ -196,9 +204,12 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         driver = Driver(
             settings, vms, sessions, hypervisor, agent, logins, figures, on_moved=news.ring
         )
-    sampler = Sampler(
-        settings, database, vms, sessions, hypervisor, leads=lambda: driver is None or driver.leads
-    )
+
+    def leads() -> bool:
+        return driver is None or driver.leads
+
+    sampler = Sampler(settings, database, vms, sessions, hypervisor, leads=leads)
+    deliveries = _deliveries(settings, database, leads)
     metrics.registry.register(HostCollector(sampler))
     alerts, samples = Alerts(database), Samples(database)
     session_starts = Starts(database, settings.session)
@@ -238,7 +249,9 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         screenshots=Screenshots(),
         news=news,
         seats=Seats(sessions, news),
-        background=Background(_works(settings, database, driver, sampler)),
+        deliveries=deliveries,
+        webhook_log=WebhookLog(database),
+        background=Background(_works(settings, database, driver, sampler, deliveries)),
     )
 
 
@@ -259,8 +272,18 @@ def _identity(settings: Settings, users: Users, tokens: Tokens, sign_ins: SignIn
     return Identity(users, tokens, sign_ins, jwts, failures, settings.trusted_proxies)
 
 
+def _deliveries(settings: Settings, database: Database, leads: Callable[[], bool]) -> Deliveries:
+    secret = settings.webhook_secrets
+    secrets = secrets_of(secret.get_secret_value()) if secret else {}
+    return Deliveries(settings.webhooks, secrets, Webhooks(database), leads=leads)
+
+
 def _works(
-    settings: Settings, database: Database, driver: Driver | None, sampler: Sampler
+    settings: Settings,
+    database: Database,
+    driver: Driver | None,
+    sampler: Sampler,
+    deliveries: Deliveries,
 ) -> dict[str, Work]:
     async def declare_slots() -> None:
         declared = sync_slots(database, settings.slots, settings.vm_network)
@@ -268,4 +291,5 @@ def _works(
 
     # Slots apart: they may have to wait for VMs, which the driver ends.
     works: dict[str, Work] = {"slots": declare_slots, "sampler": sampler.run}
+    works |= {"webhooks": deliveries.run}
     return works | ({"driver": driver.run} if driver else {})

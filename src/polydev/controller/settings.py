@@ -37,6 +37,8 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from polydev.controller.model import Role
+from polydev.controller.webhooks.addresses import checked_url
+from polydev.controller.webhooks.events import EVENT_TYPES, EventType
 from polydev.errors import ConfigError
 from polydev.validation import dotted, near, problems_of
 from polydev.yaml_files import load_yaml
@@ -50,6 +52,7 @@ SECRETS = (
     "jwt_secret",
     "tls_certificate",
     "tls_key",
+    "webhook_secrets",
 )
 MIN_JWT_SECRET_BYTES = 32  # RFC 7518, 3.2: as long as the hash of HS256
 BYTE_ORDER_MARK = "\ufeff"
@@ -381,6 +384,56 @@ class AlertRules(Group):
         return self
 
 
+class WebhookEndpoint(Group):
+    """A receiver of webhooks.
+
+    name     by which logs, alerts and verbs know it, and its lines of `webhook-secrets` begin
+    events   what it is told of; null: of everything
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    url: str
+    events: tuple[EventType, ...] | None = None
+
+    @property
+    def types(self) -> tuple[EventType, ...]:
+        return EVENT_TYPES if self.events is None else self.events
+
+    @field_validator("url")
+    @classmethod
+    def _is_reachable(cls, url: str) -> str:
+        return checked_url(url)
+
+
+class WebhookSettings(Group):
+    """Who is told of sessions and credentials, and how long they may take.
+
+    timeout_seconds  for one attempt, all in all
+    at_once          attempts at one endpoint at the same time, while it takes what it is sent
+    most_waiting     deliveries that may wait for one endpoint; the oldest fail for later ones
+    alert_seconds    an alert tells of deliveries that have been failing for so long
+    keep_days        how long deliveries can be looked up and sent again
+    """
+
+    endpoints: tuple[WebhookEndpoint, ...] = Field(default=(), max_length=16)
+    timeout_seconds: float = Field(default=20, ge=1, le=60)
+    at_once: int = Field(default=4, ge=1, le=32)
+    most_waiting: int = Field(default=10_000, ge=1, le=1_000_000)
+    alert_seconds: Seconds = 3600
+    keep_days: int = Field(default=30, ge=1, le=MOST_DAYS)
+
+    @field_validator("endpoints")
+    @classmethod
+    def _have_names_of_their_own(
+        cls, endpoints: tuple[WebhookEndpoint, ...]
+    ) -> tuple[WebhookEndpoint, ...]:
+        names = [each.name for each in endpoints]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} names two endpoints")
+        return endpoints
+
+
 class Settings(BaseSettings):
     """One frozen value. What is passed in stands for the file, so the environment overrides it."""
 
@@ -459,6 +512,11 @@ class Settings(BaseSettings):
     seals, every one opens; without any, none are kept."""
     alert_urls: SecretStr | None = None
     """Apprise URLs to which alerts go, parted by blanks or lines; they hold secrets."""
+
+    webhook_secrets: SecretStr | None = None
+    """What webhooks are signed with: a line for each endpoint, its name and `whsec_…`. Of several
+    lines of one name each signs."""
+    webhooks: WebhookSettings = WebhookSettings()
 
     tls_key: SecretStr | None = None
     """The private key of `tls_certificate`, as PEM without a passphrase."""
@@ -540,6 +598,32 @@ class Settings(BaseSettings):
             if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url) is None:
                 raise ValueError(f"address {number} is no URL of Apprise, such as mailto://…")
         return secret
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _are_secrets_of_endpoints(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            from polydev.controller.webhooks.signing import secrets_of
+
+            secrets_of(secret.get_secret_value())
+        return secret
+
+    @field_validator("webhooks")
+    @classmethod
+    def _have_secrets(cls, given: WebhookSettings, others: ValidationInfo) -> WebhookSettings:
+        if not given.endpoints or "webhook_secrets" not in others.data:
+            return given
+        from polydev.controller.webhooks.signing import HOW_TO_MAKE, secrets_of
+
+        secret = others.data["webhook_secrets"]
+        known = secrets_of(secret.get_secret_value()) if secret else {}
+        for number, each in enumerate(given.endpoints):
+            if each.name not in known:
+                raise ValueError(
+                    f"endpoints.{number}: the secret webhook-secrets has no line for {each.name} "
+                    f"({HOW_TO_MAKE})"
+                )
+        return given
 
     @field_validator("slots")
     @classmethod

@@ -16,6 +16,7 @@ from polydev.controller.api.pool import add_pool
 from polydev.controller.api.processes import add_processes
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.templates import add_templates
+from polydev.controller.api.webhooks import add_webhooks
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
 from polydev.controller.host.reports import AlertReport, AlertsReport
@@ -50,6 +51,7 @@ def routes(services: Services) -> APIRouter:
     add_pool(router, services)
     add_images(router, services)
     add_deployments(router)
+    add_webhooks(router, services)
     return router
 
 

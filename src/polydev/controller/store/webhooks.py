@@ -69,16 +69,18 @@ class Webhooks:
         self._database = database
         self._clock = clock
 
+    async def has_new(self) -> bool:
+        """Whether there are events that no endpoint was given yet."""
+        new = sa.select(_events.number).where(_events.queued_at.is_(None)).limit(1)
+        async with self._database.reading() as connection:
+            return (await connection.execute(new)).first() is not None
+
     async def queue(self, subscriptions: Collection[Subscription], most_waiting: int) -> set[str]:
         """Give each endpoint its delivery of each new event; the endpoints that got some.
 
         An event that nobody wants goes. Of an endpoint for which more than `most_waiting` wait the
         oldest fail. Each event is queued once, however many processes do this.
         """
-        new = sa.select(_events.number).where(_events.queued_at.is_(None))
-        async with self._database.reading() as connection:
-            if (await connection.execute(new.limit(1))).first() is None:
-                return set()  # the write lock is not taken for nothing
         asked = sa.select(_events.number, _events.type).where(_events.queued_at.is_(None))
         asked = asked.order_by(_events.number).limit(QUEUED_AT_ONCE)
         async with self._database.writing() as connection:
@@ -182,10 +184,7 @@ class Webhooks:
 
     async def gone(self) -> dict[str, str]:
         """Endpoints that want no more, with the SHA-256 of the URL at which they said so."""
-        gone = tables.webhook_gone.c
-        async with self._database.reading() as connection:
-            found = await connection.execute(sa.select(gone.endpoint, gone.url_sha256))
-            return {row.endpoint: row.url_sha256 for row in found}
+        return await gone_endpoints(self._database)
 
     async def prune(self, before: datetime) -> int:
         """Delete events of before that time with their deliveries, unless one waits; how many."""
@@ -198,6 +197,14 @@ class Webhooks:
         async with self._database.writing() as connection:
             done = await connection.execute(sa.delete(tables.webhook_events).where(*old))
             return done.rowcount
+
+
+async def gone_endpoints(database: Database) -> dict[str, str]:
+    """Return the SHA-256 of the URL at which each endpoint said that it wants no more."""
+    gone = tables.webhook_gone.c
+    async with database.reading() as connection:
+        found = await connection.execute(sa.select(gone.endpoint, gone.url_sha256))
+        return {row.endpoint: row.url_sha256 for row in found}
 
 
 def _new_delivery(number: int, to: Subscription, at: datetime) -> dict[str, object]:

@@ -1,0 +1,253 @@
+"""Webhooks, for operators: the endpoints, the log of deliveries, one sent again, a trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import ConfigDict
+
+from polydev.controller.api.answers import Answer
+from polydev.controller.api.refusals import refusals
+from polydev.controller.model import now
+from polydev.controller.services import Services
+from polydev.controller.settings import WebhookEndpoint
+from polydev.controller.store.webhook_log import Backlog, Delivery, DeliveryState
+from polydev.controller.webhooks.addresses import shown_url, url_digest
+
+MOST_LISTED = 1000
+# A number of PostgreSQL's integers.
+MOST_ID = 2**31 - 1
+FAILED_LATELY = timedelta(days=1)
+EXAMPLE: dict[str, Any] = {
+    "id": 17,
+    "webhookId": "msg_0f5c8f0e7b7b4c3f9d0c1a2b3c4d5e6f",
+    "type": "session.ready",
+    "timestamp": "2026-11-21T10:15:22Z",
+    "endpoint": "front-end",
+    "state": "waiting",
+    "attempts": 2,
+    "dueAt": "2026-11-21T10:20:40Z",
+    "attemptedAt": "2026-11-21T10:15:28Z",
+    "endedAt": None,
+    "status": 500,
+    "problem": "it answered 500: no database",
+    "message": {
+        "type": "session.ready",
+        "timestamp": "2026-11-21T10:15:22.104411Z",
+        "data": {
+            "sessionId": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
+            "userId": "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10",
+            "provider": "claude",
+            "state": "vm_created",
+        },
+    },
+}
+NO_DELIVERY = (
+    "There is no such delivery, or its endpoint is not configured",
+    {
+        "type": "urn:polydev:error:webhook-delivery-not-found",
+        "title": "Not Found",
+        "detail": "there is no webhook delivery 17",
+        "hint": "./inv webhooks lists those that are kept",
+    },
+)
+NO_ENDPOINT = (
+    "No endpoint of that name is configured",
+    {
+        "type": "urn:polydev:error:webhook-endpoint-not-found",
+        "title": "Not Found",
+        "detail": "no endpoint of webhooks is called front-end",
+        "hint": "this host has audit",
+    },
+)
+
+DeliveryId = Annotated[int, Path(ge=1, le=MOST_ID, description="The delivery's id")]
+EndpointName = Annotated[str, Path(max_length=64, description="The endpoint's name")]
+
+
+class DeliveryAnswer(Answer):
+    """An event's way to one endpoint. `timestamp` is when it happened, `webhookId` the header's.
+
+    dueAt        when it is sent next; null where it does not wait
+    attemptedAt  when it was last sent, with the answer's `status` and the `problem` there was
+    message      what is sent
+    """
+
+    model_config = ConfigDict(title="WebhookDelivery", json_schema_extra={"examples": [EXAMPLE]})
+
+    id: int
+    webhook_id: str
+    type: str
+    timestamp: datetime
+    endpoint: str
+    state: DeliveryState
+    attempts: int
+    due_at: datetime | None
+    attempted_at: datetime | None
+    ended_at: datetime | None
+    status: int | None
+    problem: str | None
+    message: Mapping[str, Any]
+
+
+class DeliveryList(Answer):
+    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+
+    model_config = ConfigDict(title="WebhookDeliveryList")
+
+    deliveries: list[DeliveryAnswer]
+    next: int | None
+
+
+class EndpointAnswer(Answer):
+    """A receiver of webhooks. `url` is without its query.
+
+    wantsMore     false: it answered 410 Gone, and gets nothing more at that URL
+    waiting       deliveries that wait for it
+    failingSince  the oldest event among them of which an attempt was in vain
+    failedLately  deliveries that failed for good within a day
+    """
+
+    model_config = ConfigDict(title="WebhookEndpoint")
+
+    name: str
+    url: str
+    events: list[str]
+    wants_more: bool
+    waiting: int
+    failing_since: datetime | None
+    failed_lately: int
+
+
+class EndpointList(Answer):
+    """In the order of the configuration."""
+
+    model_config = ConfigDict(title="WebhookEndpointList")
+
+    endpoints: list[EndpointAnswer]
+
+
+class TrialAnswer(Answer):
+    """What an endpoint answered to a test message: `status` and the beginning of its text, or why
+    there was no answer. `taken`: it would count as delivered.
+    """
+
+    model_config = ConfigDict(title="WebhookTrial")
+
+    endpoint: str
+    taken: bool
+    status: int | None
+    said: str
+    seconds: float
+
+
+def add_webhooks(router: APIRouter, services: Services) -> None:
+    _add_endpoints(router, services)
+    _add_deliveries(router, services)
+
+
+def _add_endpoints(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/webhooks/endpoints",
+        summary="Who is told of sessions by webhook, and what waits for them",
+        responses=refusals(),
+    )
+    async def list_endpoints() -> EndpointList:
+        gone = await services.webhook_log.gone()
+        backlogs = await services.webhook_log.backlogs(now() - FAILED_LATELY)
+        return EndpointList(
+            endpoints=[
+                _endpoint(each, gone.get(each.name), backlogs.get(each.name, Backlog()))
+                for each in services.settings.webhooks.endpoints
+            ]
+        )
+
+    @router.post(
+        "/webhooks/endpoints/{name}/try",
+        summary="Send an endpoint a signed test message now",
+        description="Its type is `webhook.test`. An endpoint that had answered 410 Gone and takes "
+        "it is sent messages again.",
+        responses=refusals(422, own={404: NO_ENDPOINT}),
+    )
+    async def try_endpoint(name: EndpointName) -> TrialAnswer:
+        reply = await services.deliveries.try_endpoint(name)
+        return TrialAnswer(
+            endpoint=name,
+            taken=reply.is_taken,
+            status=reply.status,
+            said=reply.said,
+            seconds=reply.seconds,
+        )
+
+
+def _add_deliveries(router: APIRouter, services: Services) -> None:
+    @router.get(
+        "/webhooks/deliveries",
+        summary="The log of webhook deliveries, newest first",
+        responses=refusals(422),
+    )
+    async def list_deliveries(
+        state: DeliveryState | None = None,
+        endpoint: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+        before: Annotated[
+            int | None, Query(ge=1, le=MOST_ID, description="The `next` of the page before")
+        ] = None,
+    ) -> DeliveryList:
+        found = await services.webhook_log.list(state, endpoint, limit + 1, before)
+        return DeliveryList(
+            deliveries=[_delivery(each) for each in found[:limit]],
+            next=found[limit - 1].id if len(found) > limit else None,
+        )
+
+    @router.get(
+        "/webhooks/deliveries/{delivery_id}",
+        summary="A webhook delivery",
+        responses=refusals(422, own={404: NO_DELIVERY}),
+    )
+    async def get_delivery(delivery_id: DeliveryId) -> DeliveryAnswer:
+        return _delivery(await services.webhook_log.get(delivery_id))
+
+    @router.post(
+        "/webhooks/deliveries/{delivery_id}/resend",
+        status_code=202,
+        summary="Send a webhook delivery again, with all its attempts before it",
+        description="Its `webhook-id` stays the same. An endpoint that had answered 410 Gone is "
+        "sent messages again.",
+        responses=refusals(422, own={404: NO_DELIVERY}),
+    )
+    async def resend(delivery_id: DeliveryId) -> DeliveryAnswer:
+        delivery = await services.webhook_log.get(delivery_id)
+        lane = services.deliveries.lane(delivery.endpoint)
+        again = await services.webhook_log.resend(delivery_id)
+        lane.resume()
+        return _delivery(again)
+
+
+def _endpoint(endpoint: WebhookEndpoint, gone: str | None, backlog: Backlog) -> EndpointAnswer:
+    return EndpointAnswer(
+        name=endpoint.name,
+        url=shown_url(endpoint.url),
+        events=list(endpoint.types),
+        wants_more=gone != url_digest(endpoint.url),
+        waiting=backlog.waiting,
+        failing_since=backlog.failing_since,
+        failed_lately=backlog.failed,
+    )
+
+
+def _delivery(delivery: Delivery) -> DeliveryAnswer:
+    told = {
+        name: getattr(delivery, name)
+        for name in DeliveryAnswer.model_fields.keys() & vars(delivery)
+    }
+    return DeliveryAnswer(
+        **told,
+        webhook_id=delivery.message_id,
+        timestamp=delivery.at,
+        message=json.loads(delivery.body),
+    )

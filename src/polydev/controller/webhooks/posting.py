@@ -1,0 +1,146 @@
+"""One attempt: a signed message is posted to an endpoint, and what came of it.
+
+Nothing is trusted of the receiver: neither that it answers, nor how much. Redirects are not
+followed. Words about a failure hold no URL and no secret.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from polydev.errors import VmError
+from polydev.vm.limits import within
+
+# Of the answer's body, and for it once its status is known, which alone counts.
+MOST_ANSWER_BYTES = 16 * 1024
+BODY_SECONDS = 5.0
+MOST_SAID_CHARACTERS = 200
+GONE_STATUS = 410
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of an attempt: the answer's status and the beginning of its text, or why none came.
+
+    seconds              how long it took
+    retry_after_seconds  the pause that the endpoint asks for, where it names one
+    """
+
+    status: int | None
+    said: str
+    seconds: float = 0.0
+    retry_after_seconds: float | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not count as delivered; None where it does."""
+        if self.status is None:
+            return self.said
+        if self.is_taken:
+            return None
+        redirects = ", a redirect, which is not followed" if 300 <= self.status < 400 else ""
+        return f"it answered {self.status}{redirects}" + (f": {self.said}" if self.said else "")
+
+
+def open_client(at_once: int, timeout_seconds: float) -> httpx.AsyncClient:
+    """Return a client for one endpoint; it trusts the authorities that the host trusts."""
+    limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=1)
+    return httpx.AsyncClient(
+        trust_env=False,
+        verify=ssl.create_default_context(),
+        limits=limits,
+        timeout=timeout_seconds,
+        headers={"User-Agent": "polydev-host", "Accept-Encoding": "identity"},
+    )
+
+
+async def post(
+    client: httpx.AsyncClient,
+    url: str,
+    headers: Mapping[str, str],
+    body: str,
+    timeout_seconds: float,
+    at: datetime,
+) -> Reply:
+    """Post a message, and say what came of it. Raises nothing but what ends its task."""
+    began = time.monotonic()
+    try:
+        reply = await within(timeout_seconds, _send(client, url, headers, body, at), "the answer")
+    except VmError:
+        reply = Reply(None, f"no answer within {timeout_seconds:g} s")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        reply = Reply(None, _words(error))
+    return Reply(
+        reply.status, reply.said, round(time.monotonic() - began, 3), reply.retry_after_seconds
+    )
+
+
+async def _send(
+    client: httpx.AsyncClient, url: str, headers: Mapping[str, str], body: str, at: datetime
+) -> Reply:
+    sent = {**headers, "Content-Type": "application/json"}
+    async with client.stream("POST", url, content=body.encode(), headers=sent) as answer:
+        try:
+            said = await within(BODY_SECONDS, _beginning(answer), "its text")
+        except (VmError, httpx.HTTPError):
+            said = ""
+        retry_after = _seconds_of(answer.headers.get("Retry-After"), at)
+        return Reply(answer.status_code, said, retry_after_seconds=retry_after)
+
+
+async def _beginning(answer: httpx.Response) -> str:
+    """Read so much of the answer and no more; the connection is closed where there is more."""
+    read = bytearray()
+    async for part in answer.aiter_raw(4096):
+        read += part
+        if len(read) >= MOST_ANSWER_BYTES:
+            break
+    text = read.decode("utf-8", "replace")
+    printable = "".join(each if each.isprintable() else " " for each in text)
+    return " ".join(printable.split())[:MOST_SAID_CHARACTERS]
+
+
+def _seconds_of(retry_after: str | None, at: datetime) -> float | None:
+    """Return the seconds of a Retry-After, which names them or a time; None for any other."""
+    if retry_after is None:
+        return None
+    if retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        until = parsedate_to_datetime(retry_after)
+        return max(0.0, (until - at).total_seconds())
+    except (TypeError, ValueError):  # no time, or one without a zone
+        return None
+
+
+def _words(error: BaseException) -> str:
+    """Return why no answer came, by what lies at the bottom of an error."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for each in reversed(causes):
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {each.verify_message}"
+        if isinstance(each, ssl.SSLError):
+            return f"TLS failed: {(each.reason or 'no reason given').replace('_', ' ').lower()}"
+        if isinstance(each, socket.gaierror):
+            return f"its host name cannot be resolved: {each.strerror}"
+    words: dict[type[BaseException], str] = {
+        httpx.ConnectError: "no connection: nothing listens there, or nothing is there",
+        httpx.ReadError: "the connection broke before an answer",
+        httpx.WriteError: "the connection broke before the message was sent",
+        httpx.RemoteProtocolError: "it closed the connection without an answer, or sent no HTTP",
+    }
+    return words.get(type(error), type(error).__name__)

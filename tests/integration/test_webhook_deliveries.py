@@ -1,0 +1,336 @@
+"""Webhooks sent to real receivers on loopback, which are slow, broken, gone or hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from standardwebhooks import Webhook
+
+from polydev.controller.settings import WebhookEndpoint, WebhookSettings
+from polydev.controller.store.webhook_log import WebhookLog
+from polydev.controller.store.webhooks import GONE, Webhooks
+from polydev.controller.webhooks.deliveries import Deliveries, Pace
+from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
+from tests.certificates import make_tls
+from tests.loopback import Answer, Asked, served
+from tests.stores import Store, opened, run_async
+from tests.webhooks import deliveries, told
+
+pytest_plugins = ["tests.databases"]
+
+SECRETS = {name: (f"whsec_{name * 8}",) for name in ("front", "side", "back")}
+PACE = Pace(queue=0.02, look=0.02, ending=0.1)
+ENOUGH = 100
+AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
+
+
+def sender(store: Store, **urls: str) -> Deliveries:
+    """What sends from a store to endpoints."""
+    endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
+    settings = WebhookSettings(endpoints=endpoints, timeout_seconds=ENOUGH / 2, at_once=3)
+    webhooks = Webhooks(store.database, store.clock)
+    return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=PACE)
+
+
+@asynccontextmanager
+async def sending(deliveries: Deliveries) -> AsyncIterator[None]:
+    task = asyncio.create_task(deliveries.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await deliveries.close()
+        assert task.cancelled(), task.exception()
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Until something holds, of a receiver or, by a coroutine, of the database."""
+
+    async def wait() -> None:
+        while True:
+            found = holds()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), ENOUGH)
+
+
+async def states(store: Store, endpoint: str = "front") -> Counter[str]:
+    found = await deliveries(store.database)
+    return Counter(row["state"] for row in found if row["endpoint"] == endpoint)
+
+
+def verified(asked: Asked, name: str = "front") -> dict[str, Any]:
+    """A message whose signature is right."""
+    headers = {key.lower(): value for key, value in asked.headers.items()}
+    found: dict[str, Any] = Webhook(SECRETS[name][0]).verify(asked.body, headers)
+    return found
+
+
+@run_async
+async def test_what_happens_to_a_session_is_told_signed(store_url: str) -> None:
+    with served(lambda _: Answer(204)) as front:
+        async with opened(store_url) as store:
+            session = await store.start_ready(await store.new_user())
+            async with sending(sender(store, front=f"{front.url}/hook?key=1")):
+                await until(lambda: len(front.asked) == 2)
+                await store.sessions.apply(session.id, "terminate")
+
+                async def delivered() -> bool:
+                    return await states(store) == {"delivered": 3}
+
+                await until(delivered)
+            kinds = await told(store.database)
+    assert {(each.method, each.target) for each in front.asked} == {("POST", "/hook?key=1")}
+    assert {each.headers["Content-Type"] for each in front.asked} == {"application/json"}
+    messages = [verified(each) for each in front.asked]
+    assert sorted(each["type"] for each in messages) == sorted(kinds)
+    assert {each["data"]["sessionId"] for each in messages} == {session.id}
+
+
+@run_async
+async def test_a_receiver_that_fails_gets_the_same_message_again_until_it_takes_it(
+    store_url: str,
+) -> None:
+    answers = iter([500, 302, 200])
+    elsewhere = {"Location": "http://127.0.0.1:9/elsewhere"}
+    with served(lambda _: Answer(next(answers), b"no database", elsewhere)) as front:
+        async with opened(store_url) as store:
+            await store.start(await store.new_user())
+            log = WebhookLog(store.database, store.clock)
+            async with sending(sender(store, front=front.url)):
+                for attempts, problem in (
+                    (1, "it answered 500: no database"),
+                    (2, "it answered 302, a redirect, which is not followed: no database"),
+                    (3, None),
+                ):
+
+                    async def noted(attempts: int = attempts) -> bool:
+                        found = await log.list()
+                        return bool(found) and found[0].attempts == attempts
+
+                    await until(noted)
+                    (found,) = await log.list()
+                    assert found.problem == problem
+                    if found.due_at is not None:
+                        pause = (found.due_at - store.clock()).total_seconds()
+                        assert (5, 300)[attempts - 1] <= pause <= (6, 360)[attempts - 1]
+                        store.clock.pass_seconds(pause)
+            assert (found.state, found.status, found.due_at) == ("delivered", 200, None)
+    assert len({(each.headers["webhook-id"], each.body) for each in front.asked}) == 1
+    times = [int(each.headers["webhook-timestamp"]) for each in front.asked]
+    assert times == sorted(set(times)), "each attempt is signed as of its own time"
+
+
+@run_async
+async def test_a_receiver_that_never_takes_it_is_left_alone_in_the_end(store_url: str) -> None:
+    with served(lambda _: Answer(503, headers={"Retry-After": "20000"})) as front:
+        async with opened(store_url) as store:
+            await store.start(await store.new_user())
+            log = WebhookLog(store.database, store.clock)
+            async with sending(sender(store, front=front.url)):
+                for attempts in range(1, 11):
+
+                    async def noted(attempts: int = attempts) -> bool:
+                        found = await log.list()
+                        return bool(found) and found[0].attempts == attempts
+
+                    await until(noted)
+                    (found,) = await log.list()
+                    if found.due_at is not None:
+                        pause = (found.due_at - store.clock()).total_seconds()
+                        assert pause >= 20000, "as long as the receiver asked for"
+                        store.clock.pass_seconds(pause)
+            assert (found.state, found.ended_at) == ("failed", store.clock())
+            backlogs = await log.backlogs(store.clock())
+            assert backlogs["front"].failed == 1
+    assert len(front.asked) == 10
+
+
+@run_async
+async def test_no_receiver_holds_up_another_or_a_session(tmp_path: Path, store_url: str) -> None:
+    """One never answers, one takes connections and says nothing, and one works."""
+    let_go = Event()
+
+    def never(_: Asked) -> Answer:
+        let_go.wait(ENOUGH)
+        return Answer()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        served(never) as stuck,
+        served(lambda _: Answer()) as front,
+    ):
+        port = silent.getsockname()[1]
+        async with opened(store_url, slots=8) as store:
+            urls = {"front": front.url, "side": stuck.url}
+            both = sender(store, **urls, back=f"http://127.0.0.1:{port}")
+            async with sending(both):
+                for _ in range(4):
+                    session = await store.start_ready(await store.new_user())
+                    await store.sessions.apply(session.id, "terminate")
+
+                async def all_delivered() -> bool:
+                    return await states(store) == {"delivered": 12}
+
+                await until(all_delivered)
+                # One at a time, as long as it has taken none.
+                assert len(stuck.asked) == 1
+                assert await states(store, "side") == {"waiting": 12}
+                let_go.set()
+
+                async def rest_delivered() -> bool:
+                    return await states(store, "side") == {"delivered": 12}
+
+                await until(rest_delivered)
+            assert await states(store, "back") == {"waiting": 12}
+
+
+@run_async
+async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants_it(
+    store_url: str,
+) -> None:
+    answer = Answer(410)
+    with served(lambda _: answer) as front:
+        async with opened(store_url) as store:
+            await store.start_ready(await store.new_user())
+            deliveries = sender(store, front=front.url)
+            log = WebhookLog(store.database, store.clock)
+            async with sending(deliveries):
+
+                async def failed() -> bool:
+                    return await states(store) == {"failed": 2}
+
+                await until(failed)
+                session = await store.start(await store.new_user())
+
+                async def failed_too() -> bool:
+                    return await states(store) == {"failed": 3}
+
+                await until(failed_too)
+                assert len(front.asked) == 1
+                assert (await log.list())[0].problem == GONE
+
+                # A trial that is not taken changes nothing; one that is opens it again.
+                assert not (await deliveries.try_endpoint("front")).is_taken
+                assert await log.gone()
+                answer = Answer(200, b"thanks")
+                reply = await deliveries.try_endpoint("front")
+                assert (reply.status, reply.said) == (200, "thanks")
+                assert verified(front.asked[-1])["type"] == "webhook.test"
+                assert not await log.gone()
+                await store.sessions.apply(session.id, "terminate")
+                await until(lambda: len(front.asked) == 4)
+
+                again = (await log.list(state="failed"))[0]
+                await log.resend(again.id)
+                deliveries.lane("front").resume()
+
+                async def resent() -> bool:
+                    return (await log.get(again.id)).state == "delivered"
+
+                await until(resent)
+            assert front.asked[-1].headers["webhook-id"] == again.message_id
+
+
+@run_async
+async def test_a_handover_loses_nothing(store_url: str) -> None:
+    """The one that ends gives back what it could not finish, and the next one sends it."""
+    let_go = Event()
+
+    def held(_: Asked) -> Answer:
+        let_go.wait(ENOUGH)
+        return Answer()
+
+    with served(held) as front:
+        async with opened(store_url) as store:
+            await store.start_ready(await store.new_user())
+            async with sending(sender(store, front=front.url)):
+                await until(lambda: len(front.asked) == 1)
+            assert await states(store) == {"waiting": 2}
+            let_go.set()
+            async with sending(sender(store, front=front.url)):
+
+                async def delivered() -> bool:
+                    return await states(store) == {"delivered": 2}
+
+                await until(delivered)
+    counted = Counter(each.headers["webhook-id"] for each in front.asked)
+    assert sorted(counted.values()) == [1, 2], "only what was under way is sent twice"
+
+
+@run_async
+async def test_two_processes_send_nothing_twice(store_url: str) -> None:
+    with served(lambda _: Answer()) as front:
+        async with opened(store_url, slots=8) as store:
+            for _ in range(6):
+                await store.start_ready(await store.new_user())
+            one, other = (sender(store, front=front.url) for _ in range(2))
+            async with sending(one), sending(other):
+
+                async def delivered() -> bool:
+                    return await states(store) == {"delivered": 12}
+
+                await until(delivered)
+    assert len({each.headers["webhook-id"] for each in front.asked}) == len(front.asked) == 12
+
+
+@run_async
+async def test_an_answer_without_end_counts_by_its_status(tmp_path: Path) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in itertools.count():
+            sent += 4096
+            yield b"x" * 4096
+
+    async with open_client(1, ENOUGH) as client:
+        for status in (200, 500):
+            with served(lambda _, status=status: Answer(status, parts=endless())) as front:
+                reply = await post(client, front.url, {}, "{}", ENOUGH, AT)
+            assert (reply.status, reply.is_taken) == (status, status == 200)
+            assert len(reply.said) <= 200
+    # What the sockets hold is more than what is read.
+    assert sent < 100 * MOST_ANSWER_BYTES * 10
+
+
+@run_async
+async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -> None:
+    tls = make_tls(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tls.certificate, tls.key)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}/secret"
+    with (
+        served(lambda _: Answer(), tls=server) as strange,
+        served(lambda _: Answer(raw=[])) as silent,
+        served(lambda _: Answer(raw=[b"SSH-2.0-x\r\n"])) as other,
+        served(lambda _: Answer()) as plain,
+    ):
+        expected = {
+            "http://no-such-host.invalid/secret": "its host name cannot be resolved: ",
+            closed: "no connection: nothing listens there",
+            f"{strange.url}/secret": "its certificate is not accepted: ",
+            f"{plain.url.replace('http', 'https')}/secret": "TLS failed: ",
+            f"{silent.url}/secret": "it closed the connection without an answer",
+            f"{other.url}/secret": "it closed the connection without an answer, or sent no HTTP",
+        }
+        async with open_client(1, ENOUGH) as client:
+            for url, words in expected.items():
+                reply = await post(client, url, {}, "{}", ENOUGH, AT)
+                assert reply.problem is not None
+                assert reply.problem.startswith(words), reply.problem
+                assert "secret" not in reply.problem

@@ -1,0 +1,156 @@
+"""Webhooks' pure parts: signatures, secrets, addresses, the schedule; and what is configured."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from polydev.controller.checking import problems
+from polydev.controller.settings import Settings
+from polydev.controller.webhooks.addresses import checked_url, shown_url
+from polydev.controller.webhooks.schedule import PAUSES_SECONDS, next_attempt
+from polydev.controller.webhooks.signing import secrets_of, signed_headers
+
+AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
+KEY = bytes(range(32))
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+OTHER = "whsec_" + base64.b64encode(KEY[::-1]).decode()
+ENDPOINT = {"name": "front", "url": "https://front.example.com/hook"}
+
+
+def test_a_signature_is_the_scheme_s() -> None:
+    """Of the specification's own example, made by hand."""
+    message, body = "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W", '{"type":"contact.created"}'
+    headers = signed_headers([SECRET], message, AT, body)
+    signed = f"{message}.{int(AT.timestamp())}.{body}".encode()
+    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+    assert headers == {
+        "webhook-id": message,
+        "webhook-timestamp": "1795953600",
+        "webhook-signature": f"v1,{expected}",
+    }
+
+
+def test_each_of_several_secrets_signs() -> None:
+    at = datetime.now(timezone.utc)
+    headers = dict(signed_headers([SECRET, OTHER], "msg_1", at, "{}"))
+    for secret in (SECRET, OTHER):
+        assert Webhook(secret).verify("{}", headers) == {}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify("{ }", headers)
+
+
+def test_secrets_have_a_line_each_and_none_is_quoted_where_it_is_wrong() -> None:
+    text = f"# of us\nfront {SECRET}\n\naudit {OTHER}\nfront {OTHER}\n"
+    assert secrets_of(text) == {"front": (SECRET, OTHER), "audit": (OTHER,)}
+    short = "whsec_" + base64.b64encode(b"x" * 23).decode()
+    for line, words in {
+        "front": "line 2 is no name and secret",
+        f"front {SECRET} more": "line 2 is no name and secret",
+        f"front {SECRET.removeprefix('whsec_')}": "line 2: its secret does not begin with whsec_",
+        f"front {SECRET}!": "line 2: its secret is no base64",
+        f"front {short}": "line 2: its secret has 23 bytes instead of 24 to 64",
+    }.items():
+        with pytest.raises(ValueError, match=words) as refused:
+            secrets_of(f"audit {OTHER}\n{line}")
+        assert "AAEC" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://front.example.com/hook?key=1", "https://10.0.0.1:8443/", "https://[fd00::1]/x"),
+        *("http://localhost:3000/x", "http://127.0.0.1/x", "http://192.168.7.7/x", "http://[::1]/"),
+    ],
+)
+def test_where_webhooks_may_go(url: str) -> None:
+    assert checked_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://front.example.com/hook", "must begin with https://"),
+        ("http://8.8.8.8/hook", "must begin with https://"),
+        ("ftp://front.example.com", "must begin with https://"),
+        ("front.example.com", "cannot be read"),
+        ("https://front.example.com:0/", "cannot be read"),
+        ("https://front.example.com:70000/", "cannot be read"),
+        ("https://front.example.com/a b", "cannot be read"),
+        ("https://ada:secret@front.example.com/", "a name or password"),
+        ("https://front.example.com/#x", "fragment"),
+    ],
+)
+def test_where_webhooks_may_not_go(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        checked_url(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_url_is_shown_without_what_may_be_secret() -> None:
+    assert shown_url("https://x.example.com:8443/a?token=1") == "https://x.example.com:8443/a"
+
+
+def test_attempts_follow_the_schedule_and_end() -> None:
+    dues = [next_attempt(number, AT, 0) for number in range(1, 11)]
+    pauses = [(due - AT).total_seconds() for due in dues if due]
+    assert (tuple(pauses), dues[-1]) == (PAUSES_SECONDS, None)
+    # As the specification has it: from the first attempt to the last.
+    assert sum(pauses) == timedelta(hours=75, minutes=35, seconds=5).total_seconds()
+
+
+def test_chance_and_the_endpoint_make_a_pause_longer_only() -> None:
+    def pause(*given: Any) -> float:
+        due = next_attempt(2, AT, *given)
+        assert due is not None
+        return (due - AT).total_seconds()
+
+    assert (pause(0), pause(0.5), pause(1)) == (300, 330, 360)
+    assert (pause(1, 10), pause(1, 1000), pause(0, 1e9)) == (360, 1000, 24 * 3600)
+
+
+def plan(webhooks: Any, secret: str | None = f"front {SECRET}") -> list[str]:
+    """What a plan says of an inventory with these."""
+    secrets = {} if secret is None else {"webhook-secrets": secret}
+    found = problems({"config": {}, "given": {"webhooks": webhooks}, "secrets": secrets})
+    return [f"{each['key']}: {each['message']}" for each in found]
+
+
+def test_what_a_plan_says_of_endpoints() -> None:
+    assert plan({"endpoints": [ENDPOINT]}) == []
+    assert plan({"endpoints": [{**ENDPOINT, "events": ["session.ready"]}]}) == []
+    assert plan({"endpoints": []}, None) == []
+    wrong: dict[str, Any] = {
+        "controller.webhooks: endpoints.0: the secret webhook-secrets has no line for audit": {
+            **ENDPOINT,
+            "name": "audit",
+        },
+        "controller.webhooks.endpoints.0.url: must begin with https://": {
+            **ENDPOINT,
+            "url": "http://front.example.com",
+        },
+        "controller.webhooks.endpoints.0.events.0: ": {**ENDPOINT, "events": ["session.lost"]},
+        "controller.webhooks.endpoints.0.name: ": {**ENDPOINT, "name": "Front end"},
+    }
+    for words, endpoint in wrong.items():
+        (said,) = plan({"endpoints": [endpoint]})
+        assert said.startswith(words), said
+    (said,) = plan({"endpoints": [ENDPOINT, ENDPOINT]})
+    assert said == "controller.webhooks.endpoints: front names two endpoints"
+    assert "no line for front" in plan({"endpoints": [ENDPOINT]}, None)[0]
+    (said,) = plan({"endpoints": [ENDPOINT]}, f"front {SECRET[:20]}")
+    assert said.startswith("secrets.webhook-secrets: line 1: its secret is no base64")
+    assert SECRET[:20] not in said
+
+
+def test_a_secret_is_in_no_representation() -> None:
+    text = f"front {SECRET}"
+    settings = Settings(webhook_secrets=SecretStr(text), webhooks={"endpoints": [ENDPOINT]})
+    assert SECRET not in repr(settings)
