@@ -32,6 +32,7 @@ from verbs import (
     sessions,
     templates,
     usage,
+    webhooks,
 )
 from verbs.connection import access_fields, controller_url, lab_access, page_fields
 from verbs.golden import open_store, verify
@@ -278,6 +279,7 @@ for verb in (
     templates.templates,
     templates.pool,
     alerts.alerts,
+    webhooks.webhooks,
     pages.health,
     pages.open_pages,
     usage.usage,
@@ -302,6 +304,7 @@ for name, verbs in (
         ),
     ),
     ("alert", (alerts.try_alerts,)),
+    ("webhook", (webhooks.resend, webhooks.try_endpoints)),
     ("bench", (bench.burst_bench, bench.clones_bench, bench.start_bench)),
     ("template", (templates.build_template, templates.show_template)),
     ("token", (access.create_token, access.list_tokens, access.revoke_token)),

@@ -34,12 +34,17 @@ browser_hosts = [
                 "drain_seconds": 20,
                 # Believed about who asks, so that failed logins count for the right address.
                 "trusted_proxies": ["127.0.0.1/32"],
+                # Who is told of sessions by signed requests: docs/webhooks.md.
+                # "webhooks": {
+                #     "endpoints": [{"name": "front-end", "url": "https://front.example.com/hook"}],
+                # },
             },
             # Files on the operator's machine; the controller gets them as systemd credentials.
             # "secrets": {
             #     "jwt-secret": "secrets/jwt-secret",  # signs users' JWTs; 32 bytes or more
             #     "alert-urls": "secrets/alert-urls",  # where alerts go, by Apprise's URLs
             #     "database-url": "secrets/database-url",  # PostgreSQL instead of SQLite
+            #     "webhook-secrets": "secrets/webhook-secrets",  # what webhooks are signed with
             #     # With both, the controller itself serves HTTPS: "TLS" in docs/controller.md.
             #     "tls-certificate": "secrets/fullchain.pem", "tls-key": "secrets/privkey.pem",
             #     # What users' credentials are sealed with; ./inv credentials.key makes one. Keep

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -10,10 +12,13 @@ import sqlalchemy as sa
 
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.webhook_log import Delivery, WebhookLog
 from polydev.controller.store.webhooks import Claim, Subscription, Webhooks
 from polydev.controller.webhooks.events import EVENT_TYPES
 from tests.stores import Store
 
+# For what comes at once, on a busy machine.
+ENOUGH_SECONDS = 100
 CLAIM = timedelta(seconds=60)
 
 
@@ -26,6 +31,45 @@ async def claim(
     webhooks: Webhooks, store: Store, endpoint: str = "front", limit: int = 9
 ) -> list[Claim]:
     return await webhooks.claim(endpoint, limit, store.clock() + CLAIM)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Until something holds, of a receiver or, by a coroutine, of the database."""
+
+    async def wait() -> None:
+        while True:
+            found = holds()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), ENOUGH_SECONDS)
+
+
+async def until_states(store: Store, endpoint: str = "front", **wanted: int) -> None:
+    """Until so many of an endpoint's deliveries have each state, and none has another."""
+
+    async def are_there() -> bool:
+        return await states(store, endpoint) == wanted
+
+    await until(are_there)
+
+
+async def states(store: Store, endpoint: str = "front") -> Counter[str]:
+    found = await deliveries(store.database)
+    return Counter(row["state"] for row in found if row["endpoint"] == endpoint)
+
+
+async def attempted(log: WebhookLog, attempts: int) -> Delivery:
+    """The only delivery, once it was attempted so often."""
+
+    async def is_noted() -> bool:
+        found = await log.list()
+        return bool(found) and found[0].attempts == attempts
+
+    await until(is_noted)
+    (found,) = await log.list()
+    return found
 
 
 async def rows(database: Database, table: sa.Table) -> list[Mapping[Any, Any]]:

@@ -7,9 +7,10 @@ import itertools
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -24,20 +25,19 @@ from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, 
 from tests.certificates import make_tls
 from tests.loopback import Answer, Asked, served
 from tests.stores import Store, opened, run_async
-from tests.webhooks import deliveries, told
+from tests.webhooks import ENOUGH_SECONDS, attempted, states, told, until, until_states
 
 pytest_plugins = ["tests.databases"]
 
 SECRETS = {name: (f"whsec_{name * 8}",) for name in ("front", "side", "back")}
 PACE = Pace(queue=0.02, look=0.02, ending=0.1)
-ENOUGH = 100
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 
 
 def sender(store: Store, **urls: str) -> Deliveries:
     """What sends from a store to endpoints."""
     endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
-    settings = WebhookSettings(endpoints=endpoints, timeout_seconds=ENOUGH / 2, at_once=3)
+    settings = WebhookSettings(endpoints=endpoints, timeout_seconds=20, at_once=3)
     webhooks = Webhooks(store.database, store.clock)
     return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=PACE)
 
@@ -52,24 +52,6 @@ async def sending(deliveries: Deliveries) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
         await deliveries.close()
         assert task.cancelled(), task.exception()
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    """Until something holds, of a receiver or, by a coroutine, of the database."""
-
-    async def wait() -> None:
-        while True:
-            found = holds()
-            if await found if asyncio.iscoroutine(found) else found:
-                return
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), ENOUGH)
-
-
-async def states(store: Store, endpoint: str = "front") -> Counter[str]:
-    found = await deliveries(store.database)
-    return Counter(row["state"] for row in found if row["endpoint"] == endpoint)
 
 
 def verified(asked: Asked, name: str = "front") -> dict[str, Any]:
@@ -87,11 +69,7 @@ async def test_what_happens_to_a_session_is_told_signed(store_url: str) -> None:
             async with sending(sender(store, front=f"{front.url}/hook?key=1")):
                 await until(lambda: len(front.asked) == 2)
                 await store.sessions.apply(session.id, "terminate")
-
-                async def delivered() -> bool:
-                    return await states(store) == {"delivered": 3}
-
-                await until(delivered)
+                await until_states(store, delivered=3)
             kinds = await told(store.database)
     assert {(each.method, each.target) for each in front.asked} == {("POST", "/hook?key=1")}
     assert {each.headers["Content-Type"] for each in front.asked} == {"application/json"}
@@ -116,13 +94,7 @@ async def test_a_receiver_that_fails_gets_the_same_message_again_until_it_takes_
                     (2, "it answered 302, a redirect, which is not followed: no database"),
                     (3, None),
                 ):
-
-                    async def noted(attempts: int = attempts) -> bool:
-                        found = await log.list()
-                        return bool(found) and found[0].attempts == attempts
-
-                    await until(noted)
-                    (found,) = await log.list()
+                    found = await attempted(log, attempts)
                     assert found.problem == problem
                     if found.due_at is not None:
                         pause = (found.due_at - store.clock()).total_seconds()
@@ -142,13 +114,7 @@ async def test_a_receiver_that_never_takes_it_is_left_alone_in_the_end(store_url
             log = WebhookLog(store.database, store.clock)
             async with sending(sender(store, front=front.url)):
                 for attempts in range(1, 11):
-
-                    async def noted(attempts: int = attempts) -> bool:
-                        found = await log.list()
-                        return bool(found) and found[0].attempts == attempts
-
-                    await until(noted)
-                    (found,) = await log.list()
+                    found = await attempted(log, attempts)
                     if found.due_at is not None:
                         pause = (found.due_at - store.clock()).total_seconds()
                         assert pause >= 20000, "as long as the receiver asked for"
@@ -165,7 +131,7 @@ async def test_no_receiver_holds_up_another_or_a_session(tmp_path: Path, store_u
     let_go = Event()
 
     def never(_: Asked) -> Answer:
-        let_go.wait(ENOUGH)
+        let_go.wait(ENOUGH_SECONDS)
         return Answer()
 
     with (
@@ -181,20 +147,12 @@ async def test_no_receiver_holds_up_another_or_a_session(tmp_path: Path, store_u
                 for _ in range(4):
                     session = await store.start_ready(await store.new_user())
                     await store.sessions.apply(session.id, "terminate")
-
-                async def all_delivered() -> bool:
-                    return await states(store) == {"delivered": 12}
-
-                await until(all_delivered)
+                await until_states(store, delivered=12)
                 # One at a time, as long as it has taken none.
                 assert len(stuck.asked) == 1
                 assert await states(store, "side") == {"waiting": 12}
                 let_go.set()
-
-                async def rest_delivered() -> bool:
-                    return await states(store, "side") == {"delivered": 12}
-
-                await until(rest_delivered)
+                await until_states(store, "side", delivered=12)
             assert await states(store, "back") == {"waiting": 12}
 
 
@@ -209,17 +167,9 @@ async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants
             deliveries = sender(store, front=front.url)
             log = WebhookLog(store.database, store.clock)
             async with sending(deliveries):
-
-                async def failed() -> bool:
-                    return await states(store) == {"failed": 2}
-
-                await until(failed)
+                await until_states(store, failed=2)
                 session = await store.start(await store.new_user())
-
-                async def failed_too() -> bool:
-                    return await states(store) == {"failed": 3}
-
-                await until(failed_too)
+                await until_states(store, failed=3)
                 assert len(front.asked) == 1
                 assert (await log.list())[0].problem == GONE
 
@@ -238,10 +188,7 @@ async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants
                 await log.resend(again.id)
                 deliveries.lane("front").resume()
 
-                async def resent() -> bool:
-                    return (await log.get(again.id)).state == "delivered"
-
-                await until(resent)
+                await until_states(store, delivered=2, failed=2)
             assert front.asked[-1].headers["webhook-id"] == again.message_id
 
 
@@ -251,7 +198,7 @@ async def test_a_handover_loses_nothing(store_url: str) -> None:
     let_go = Event()
 
     def held(_: Asked) -> Answer:
-        let_go.wait(ENOUGH)
+        let_go.wait(ENOUGH_SECONDS)
         return Answer()
 
     with served(held) as front:
@@ -262,11 +209,7 @@ async def test_a_handover_loses_nothing(store_url: str) -> None:
             assert await states(store) == {"waiting": 2}
             let_go.set()
             async with sending(sender(store, front=front.url)):
-
-                async def delivered() -> bool:
-                    return await states(store) == {"delivered": 2}
-
-                await until(delivered)
+                await until_states(store, delivered=2)
     counted = Counter(each.headers["webhook-id"] for each in front.asked)
     assert sorted(counted.values()) == [1, 2], "only what was under way is sent twice"
 
@@ -279,12 +222,12 @@ async def test_two_processes_send_nothing_twice(store_url: str) -> None:
                 await store.start_ready(await store.new_user())
             one, other = (sender(store, front=front.url) for _ in range(2))
             async with sending(one), sending(other):
-
-                async def delivered() -> bool:
-                    return await states(store) == {"delivered": 12}
-
-                await until(delivered)
+                await until_states(store, delivered=12)
     assert len({each.headers["webhook-id"] for each in front.asked}) == len(front.asked) == 12
+
+
+def _always(answer: Answer, _: Asked) -> Answer:
+    return answer
 
 
 @run_async
@@ -297,10 +240,11 @@ async def test_an_answer_without_end_counts_by_its_status(tmp_path: Path) -> Non
             sent += 4096
             yield b"x" * 4096
 
-    async with open_client(1, ENOUGH) as client:
+    async with open_client(1, ENOUGH_SECONDS) as client:
         for status in (200, 500):
-            with served(lambda _, status=status: Answer(status, parts=endless())) as front:
-                reply = await post(client, front.url, {}, "{}", ENOUGH, AT)
+            answer = Answer(status, parts=endless())
+            with served(partial(_always, answer)) as front:
+                reply = await post(client, front.url, {}, "{}", ENOUGH_SECONDS, AT)
             assert (reply.status, reply.is_taken) == (status, status == 200)
             assert len(reply.said) <= 200
     # What the sockets hold is more than what is read.
@@ -328,9 +272,9 @@ async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -
             f"{silent.url}/secret": "it closed the connection without an answer",
             f"{other.url}/secret": "it closed the connection without an answer, or sent no HTTP",
         }
-        async with open_client(1, ENOUGH) as client:
+        async with open_client(1, ENOUGH_SECONDS) as client:
             for url, words in expected.items():
-                reply = await post(client, url, {}, "{}", ENOUGH, AT)
+                reply = await post(client, url, {}, "{}", ENOUGH_SECONDS, AT)
                 assert reply.problem is not None
                 assert reply.problem.startswith(words), reply.problem
                 assert "secret" not in reply.problem

@@ -33,12 +33,14 @@ from polydev.controller.host.observing import (
     deployment_observed,
     observed,
     templates_observed,
+    webhooks_observed,
 )
 from polydev.controller.host.sample import Sample, Slots, Stock
 from polydev.controller.host.warden import message_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import Severity, Vm
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertRules, WebhookEndpoint, WebhookSettings
+from polydev.controller.store.webhook_log import Backlog
 
 LIMITS = AlertRules()  # 70, 90, 5 below, for 30 s
 START = datetime(2026, 11, 21, tzinfo=timezone.utc)
@@ -474,3 +476,36 @@ def test_messages() -> None:
     told = message_of(cleared, "host-1")
     assert (told.title, told.body) == ("[cleared] host-1: no slots", "1 of 2 slots are in use")
     assert told.kind == "success"
+
+
+def test_webhooks_that_fail_for_long_or_for_good_are_told_for_each_endpoint() -> None:
+    names = ("front", "audit")
+    endpoints = tuple(WebhookEndpoint(name=name, url="https://x.example") for name in names)
+    settings = WebhookSettings(endpoints=endpoints, alert_seconds=600)
+    watch = Watch()
+
+    def told(**backlogs: Backlog) -> list[tuple[str, Severity | None, str]]:
+        seen = webhooks_observed(backlogs, settings, watch.at + timedelta(seconds=10))
+        return [(each.subject, each.severity, each.message) for each in watch.see(seen)]
+
+    def failing(seconds: float, failed: int = 0) -> Backlog:
+        return Backlog(3, watch.at + timedelta(seconds=10 - seconds), failed)
+
+    assert told() == told(front=Backlog(9)) == told(front=failing(599)) == []
+    assert told(front=failing(3600)) == [
+        (
+            "front",
+            "warning",
+            "webhooks to front: 3 deliveries wait, the oldest failing for 1.0 h; "
+            "./inv webhooks tells why",
+        )
+    ]
+    ((subject, severity, message),) = told(front=failing(3600, 2))
+    assert (subject, severity) == ("front", "critical")
+    assert "2 deliveries failed for good within a day and 3 deliveries wait" in message
+    ((subject, severity, _),) = told(audit=Backlog(0, None, 1), front=failing(3600, 2))
+    assert (subject, severity) == ("audit", "critical")
+    # What was sent again and taken is no failure any more; an endpoint that is gone has no alert.
+    assert told(front=failing(10), audit=Backlog(0, None, 1))[0][:2] == ("front", None)
+    settings = WebhookSettings(endpoints=endpoints[:1])
+    assert [each[:2] for each in told()] == [("audit", None)]

@@ -119,6 +119,11 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/api/admin/overview"): OPERATORS,
     ("GET", "/api/admin/processes"): OPERATORS,
     ("GET", "/api/admin/alerts"): OPERATORS,
+    ("GET", "/api/admin/webhooks/endpoints"): OPERATORS,
+    ("POST", "/api/admin/webhooks/endpoints/{name}/try"): NOT_THERE,
+    ("GET", "/api/admin/webhooks/deliveries"): OPERATORS,
+    ("GET", "/api/admin/webhooks/deliveries/{delivery_id}"): NOT_THERE,
+    ("POST", "/api/admin/webhooks/deliveries/{delivery_id}/resend"): NOT_THERE,
     ("GET", "/api/admin/templates"): OPERATORS,
     ("GET", "/api/admin/pool"): OPERATORS,
     ("GET", "/api/admin/images"): OPERATORS,
@@ -152,7 +157,7 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
         ids = {"session_id": session["id"], "vm_id": session["vmId"], "provider": "claude"}
         ids |= {"digest": "0" * 64, "other": "1" * 64, "deployment_id": "20261121_101500-abcd"}
         token, _ = await asked.services.tokens.create(asked.users["user"], "to be revoked")
-        ids["token_id"] = token.id
+        ids |= {"token_id": token.id, "name": "front-end", "delivery_id": "1"}
         path = route[1].format(**ids)
         bodies = {
             "/api/auth/start": {"userId": asked.users["user"], "provider": "codex"},

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from polydev.controller.checking import problems
-from polydev.controller.settings import Settings
+from polydev.controller.settings import Settings, WebhookSettings
 from polydev.controller.webhooks.addresses import checked_url, shown_url
 from polydev.controller.webhooks.schedule import PAUSES_SECONDS, next_attempt
 from polydev.controller.webhooks.signing import secrets_of, signed_headers
@@ -152,5 +152,6 @@ def test_what_a_plan_says_of_endpoints() -> None:
 
 def test_a_secret_is_in_no_representation() -> None:
     text = f"front {SECRET}"
-    settings = Settings(webhook_secrets=SecretStr(text), webhooks={"endpoints": [ENDPOINT]})
+    webhooks = WebhookSettings.model_validate({"endpoints": [ENDPOINT]})
+    settings = Settings(webhook_secrets=SecretStr(text), webhooks=webhooks)
     assert SECRET not in repr(settings)

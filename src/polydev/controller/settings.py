@@ -416,7 +416,7 @@ class WebhookSettings(Group):
     """
 
     endpoints: tuple[WebhookEndpoint, ...] = Field(default=(), max_length=16)
-    timeout_seconds: float = Field(default=20, ge=1, le=60)
+    timeout_seconds: float = Field(default=20, ge=1, le=25)
     at_once: int = Field(default=4, ge=1, le=32)
     most_waiting: int = Field(default=10_000, ge=1, le=1_000_000)
     alert_seconds: Seconds = 3600

@@ -31,6 +31,7 @@ Rule = Literal[
     "certificate",
     "vm_isolation",
     "vm_network",
+    "webhooks",
 ]
 Key = tuple[str, str]  # rule and subject
 HOST = "host"
@@ -225,6 +226,25 @@ def certificate_observation(ends_at: datetime, at: datetime) -> Observation:
     word = "ends" if days > 0 else "ended"
     message = f"the certificate of the controller {word} on {ends_at:%Y-%m-%d %H:%M} UTC"
     return Observation(HOST, message, round(days, 2), severity, severity)
+
+
+def webhooks_observation(
+    endpoint: str, waiting: int, failing_since: datetime | None, failed: int, at: datetime
+) -> Observation:
+    """Of an endpoint whose deliveries fail since then, or failed for good within a day.
+
+    The caller says since when they fail only once that has lasted.
+    """
+    severity: Severity | None = "warning" if failing_since else None
+    severity = "critical" if failed else severity
+    told = [f"{failed} deliveries failed for good within a day"] if failed else []
+    if failing_since:
+        hours = (at - failing_since) / timedelta(hours=1)
+        told.append(f"{waiting} deliveries wait, the oldest failing for {hours:.1f} h")
+    message = f"webhooks to {endpoint}: {' and '.join(told) or 'all were delivered'}"
+    if told:
+        message += "; ./inv webhooks tells why"
+    return Observation(endpoint, message, float(waiting + failed), severity, severity)
 
 
 def _minutes(seconds: float) -> str:

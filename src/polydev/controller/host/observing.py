@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 from polydev.controller.host.alerting import (
     HOST,
@@ -18,10 +19,12 @@ from polydev.controller.host.alerting import (
     temperature_observation,
     template_missing_observation,
     unhealthy_vms_observation,
+    webhooks_observation,
 )
 from polydev.controller.host.sample import Sample, Stock, unread
 from polydev.controller.machines.hypervisor import TemplatesReport
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertRules, WebhookSettings
+from polydev.controller.store.webhook_log import Backlog
 
 
 def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observed:
@@ -71,3 +74,17 @@ def certificate_observed(ends_at: datetime | None, at: datetime) -> Observed:
     """Of the controller's own certificate; `None` where it has none."""
     found = [] if ends_at is None else [certificate_observation(ends_at, at)]
     return {"certificate": found}
+
+
+def webhooks_observed(
+    backlogs: Mapping[str, Backlog], settings: WebhookSettings, at: datetime
+) -> Observed:
+    """Of each endpoint: what it has not got for long, or never will get by itself."""
+    lasting = at - timedelta(seconds=settings.alert_seconds)
+    found = []
+    for each in settings.endpoints:
+        backlog = backlogs.get(each.name, Backlog())
+        since = backlog.failing_since
+        since = since if since and since <= lasting else None
+        found.append(webhooks_observation(each.name, backlog.waiting, since, backlog.failed, at))
+    return {"webhooks": found}

@@ -47,6 +47,7 @@ HINTS: Mapping[str, str] = {
     "vm_network": MEND,
     "certificate": "renew the files of tls-certificate and tls-key, then ./inv deploy",
     "deploy_failed": "./inv deployments tells why; deploy again, or ./inv rollback",
+    "webhooks": "./inv webhooks tells why; ./inv webhook.try asks the endpoint",
     "pool": "sessions still start, but more slowly, until VMs wait again",
 }
 

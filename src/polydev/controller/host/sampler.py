@@ -26,6 +26,7 @@ from polydev.controller.host.observing import (
     deployment_observed,
     observed,
     templates_observed,
+    webhooks_observed,
 )
 from polydev.controller.host.outbox import Outbox
 from polydev.controller.host.probe import Probe, Unanswered
@@ -44,11 +45,14 @@ from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.vms import Vms
+from polydev.controller.store.webhook_log import WebhookLog
 from polydev.errors import Error, VmError
 
 log = structlog.stdlib.get_logger(__name__)
 
 DATABASE_TIMEOUT_SECONDS = 10.0
+# How long a webhook delivery that failed for good is worth an alert.
+FAILED_LATELY = timedelta(days=1)
 KEEP_ALERTS = timedelta(days=30)
 # Each takes a thread for a moment.
 VMS_AT_ONCE = 16
@@ -89,6 +93,7 @@ class Sampler:
         self._sender = sender or Sender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = Samples(database)
         self._usage = Usage(database, settings.quotas)
+        self._webhook_log = WebhookLog(database, clock)
         self._alerts = Alerts(database, clock)
         self._credential_log = CredentialLog(database, clock)
         self._warden = Warden(self._alerts, settings.alert, self._sender.send)
@@ -151,6 +156,7 @@ class Sampler:
             **await self._network(),
             **await self._templates(),
             **certificate_observed(self._certificate_ends_at, at),
+            **await self._webhooks(at),
         }
         self.standing = await self._warden.consider(seen, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
@@ -176,6 +182,10 @@ class Sampler:
             # A host that has no watch yet has nothing to be told of.
             is_there = not isinstance(error.__cause__, FileNotFoundError)
             return unread_observed(str(error)) if is_there else {}
+
+    async def _webhooks(self, at: datetime) -> Observed:
+        backlogs = await self._webhook_log.backlogs(at - FAILED_LATELY)
+        return webhooks_observed(backlogs, self._settings.webhooks, at)
 
     async def _templates(self) -> Observed:
         if self._hypervisor is None or not self._settings.templates:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -189,7 +189,7 @@ class Deliveries:
     def __init__(
         self,
         settings: WebhookSettings,
-        secrets: dict[str, tuple[str, ...]],
+        secrets: Mapping[str, tuple[str, ...]],
         store: Webhooks,
         *,
         leads: Callable[[], bool],

@@ -56,7 +56,8 @@ class Reply:
 
 def open_client(at_once: int, timeout_seconds: float) -> httpx.AsyncClient:
     """Return a client for one endpoint; it trusts the authorities that the host trusts."""
-    limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=1)
+    # A connection that is kept may be closed by its receiver just as the next message goes out.
+    limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=0)
     return httpx.AsyncClient(
         trust_env=False,
         verify=ssl.create_default_context(),
