@@ -24,7 +24,9 @@ async def test_each_state_of_a_session_is_told_with_its_change_and_no_word_of_an
     async with opened(store_url) as store:
         user = await store.new_user()
         session = await store.start_ready(user)
-        await store.sessions.login_is(session.id, "done")
+        for login in ("starting", "waiting", "waiting"):
+            await store.sessions.login_is(session.id, login)
+        await store.sessions.apply(session.id, "oauth_done")
         await store.sessions.apply(session.id, "fail", "its tool said: password hunter2")
         assert await told(store.database) == [
             *("session.created", "session.ready", "session.login_waiting"),

@@ -18,7 +18,7 @@ from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
 from polydev.controller.store import tables, webhooks
 from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
-from polydev.controller.webhooks.events import SESSION_EVENTS
+from polydev.controller.webhooks.events import SESSION_EVENTS, EventType
 from polydev.errors import SessionNotFound, VmError
 
 # Any number, the same in all processes: the key of a lock in PostgreSQL.
@@ -108,11 +108,18 @@ async def change_vm(connection: AsyncConnection, vm_id: str, **values: object) -
 async def tell_state(connection: AsyncConnection, session: Session) -> None:
     """News of the state that a session has come to, for its followers and for webhooks."""
     if event := SESSION_EVENTS.get(session.state):
-        told = {"sessionId": session.id, "userId": session.user_id}
-        told |= {"provider": session.provider, "state": session.state}
-        await webhooks.tell(connection, event, told, session.changed_at)
+        await tell_webhooks(connection, session, event, session.changed_at)
     data = {"state": session.state} | ({"reason": session.reason} if session.reason else {})
     await tell(connection, session.id, session.changed_at, "state", data)
+
+
+async def tell_webhooks(
+    connection: AsyncConnection, session: Session, event: EventType, at: datetime
+) -> None:
+    """Write an event of a session for webhooks; its news follow."""
+    told = {"sessionId": session.id, "userId": session.user_id}
+    told |= {"provider": session.provider, "state": session.state}
+    await webhooks.tell(connection, event, told, at)
 
 
 async def tell(

@@ -23,6 +23,7 @@ from polydev.controller.store.changes import (
     no_session,
     tell,
     tell_state,
+    tell_webhooks,
     write_session,
 )
 from polydev.controller.store.forgetting import forget
@@ -237,6 +238,8 @@ class Sessions:
                 values = {"login": login, "login_detail": detail or None}
                 session = await write_session(connection, session, **values)
                 words = {"status": login} | ({"detail": detail} if detail else {})
+                if login == "waiting":
+                    await tell_webhooks(connection, session, "session.login_waiting", at)
                 await tell(connection, session_id, at, "login", words)
             return session
 

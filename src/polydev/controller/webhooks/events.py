@@ -33,7 +33,6 @@ DATA_KEYS = frozenset(("sessionId", "userId", "provider", "state"))
 SESSION_EVENTS: Mapping[SessionState, EventType] = {
     "vm_creating": "session.created",
     "vm_created": "session.ready",
-    "oauth_pending": "session.login_waiting",
     "authenticated": "session.authenticated",
     "completed": "session.completed",
     "failed": "session.failed",
