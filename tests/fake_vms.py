@@ -407,6 +407,13 @@ class FinickyVm(FakeVm):
         return super().credentials_asked(method, provider, body)
 
 
+class UpsetVm(FakeVm):
+    """Its agent cannot come to any credentials."""
+
+    def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
+        return 503, {"detail": "credentials cannot be reached"}
+
+
 class LyingVm(FakeVm):
     """What its agent hands over is `lie`."""
 

@@ -14,7 +14,7 @@ from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import Stored
 from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
 from tests.driving import World, play, until, worlds
-from tests.fake_vms import FakeVm, FinickyVm, OldImageVm, PanicsVm, SlowVm
+from tests.fake_vms import FakeVm, FinickyVm, OldImageVm, PanicsVm, SlowVm, UpsetVm
 
 OLD, NEW = {"refresh": "one"}, {"refresh": "two"}
 OLD_PLAIN, NEW_PLAIN = b'{"refresh":"one"}', b'{"refresh":"two"}'
@@ -160,7 +160,11 @@ def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "words", "stale"),
-    [(FinickyVm, "token expired", True), (OldImageVm, "takes no credentials", False)],
+    [
+        (FinickyVm, "token expired", True),
+        (OldImageVm, "takes no credentials", False),
+        (UpsetVm, "credentials cannot be reached", True),
+    ],
 )
 def test_where_they_are_not_taken_the_user_may_log_in(
     tmp_path: Path, kind: type[FakeVm], words: str, stale: bool
@@ -183,6 +187,13 @@ def test_where_they_are_not_taken_the_user_may_log_in(
             fake = world.host.hypervisor.vms[2]
             await world.sessions.login_is(session.id, "waiting")
             fake.log_in(NEW)
+            if kind is UpsetVm:
+
+                async def is_told() -> bool:
+                    return (await world.sessions.get(session.id)).login == "failed"
+
+                await until(is_told, "the end of the login")
+                return
             await world.until_session(session, "authenticated")
         if kind is FinickyVm:
             found_again, plain = await stored(world)
@@ -214,7 +225,17 @@ def test_whoever_leads_next_does_not_give_them_twice(tmp_path: Path) -> None:
         async with world.driving():
             fake = await world.host.hypervisor.started(2)
             fake.log_in(NEW)
+            fake.login["status"] = "starting"  # its tool is being asked whether it takes them
             await fake.reach("ready")
+            await world.until_session(session, "vm_created")
+            asked = fake.asked
+
+            async def is_asked_on() -> bool:
+                return fake.asked > asked + 5
+
+            await until(is_asked_on, "more questions")
+            assert fake.credentials == NEW
+            fake.login["status"] = "done"
             await world.until_session(session, "authenticated")
             assert fake.credentials == NEW
 

@@ -103,6 +103,9 @@ class AgentCredentials(BaseModel):
     credentials: Annotated[dict[str, Any], Field(min_length=1, repr=False)]
 
 
+# The tool's status command takes long on an emulated CPU, and is waited for.
+INJECT_SECONDS = 300.0
+CREDENTIALS_SECONDS = 30.0
 NEWER_IMAGE = "build and promote a newer image"
 
 
@@ -156,7 +159,7 @@ class AgentClient:
         Raises LoginRefused where none waits, AgentUnreachable and ProtocolError.
         """
         path = f"/login/{provider}/code"
-        status, body = await self._ask("POST", vm_ip, path, {"code": code})
+        status, body = await self._ask_about_secrets("POST", vm_ip, path, {"code": code})
         if status in (404, 405):
             raise ProtocolError(f"its agent knows no {path}", NEWER_IMAGE)
         if status in (409, 422):
@@ -171,11 +174,11 @@ class AgentClient:
         Raises AgentUnreachable, and ProtocolError for what is nothing to be kept.
         """
         path = f"/login/{provider}/credentials"
-        status, body = await self._ask("GET", vm_ip, path)
+        status, body = await self._ask_about_secrets("GET", vm_ip, path)
         if status in (404, 405):
             return None
         if status != 200:
-            raise ProtocolError(f"it hands over no credentials: {_refusal(body) or status}")
+            raise ProtocolError(f"it hands over no credentials: {_refusal(body)}")
         return _credentials(body, provider)
 
     async def inject(self, vm_ip: str, provider: str, plain: bytes) -> AgentLogin:
@@ -186,7 +189,7 @@ class AgentClient:
         """
         path = f"/login/{provider}/credentials"
         body = b'{"credentials":' + plain + b"}"
-        status, answer = await self._ask("PUT", vm_ip, path, body)
+        status, answer = await self._ask_about_secrets("PUT", vm_ip, path, body, INJECT_SECONDS)
         if status in (404, 405):
             raise ProtocolError("its agent takes no credentials", NEWER_IMAGE)
         if status in (409, 422):
@@ -201,29 +204,53 @@ class AgentClient:
     async def wipe(self, vm_ip: str, provider: str) -> None:
         """Have the files of its tool's credentials removed. AgentUnreachable, ProtocolError."""
         path = f"/login/{provider}/credentials"
-        status, _body = await self._ask("DELETE", vm_ip, path)
+        status, _body = await self._ask_about_secrets("DELETE", vm_ip, path)
         if status not in (200, 204, 404, 405):
             raise ProtocolError(f"its agent answers {status} to DELETE {path}")
 
-    async def _ask(
-        self, method: str, vm_ip: str, path: str, body: Mapping[str, str] | bytes | None = None
+    async def _ask_about_secrets(
+        self,
+        method: str,
+        vm_ip: str,
+        path: str,
+        body: Mapping[str, str] | bytes | None = None,
+        seconds: float = CREDENTIALS_SECONDS,
     ) -> tuple[int, bytes]:
+        """As `_ask`; an agent that cannot do it now counts as one that cannot be reached."""
+        status, answer = await self._ask(method, vm_ip, path, body, seconds)
+        if status >= 500:
+            raise AgentUnreachable(f"its agent answers {status}: {_refusal(answer)}")
+        return status, answer
+
+    async def _ask(
+        self,
+        method: str,
+        vm_ip: str,
+        path: str,
+        body: Mapping[str, str] | bytes | None = None,
+        seconds: float = 0,
+    ) -> tuple[int, bytes]:
+        """`seconds`: how long the answer may take, if that is longer than usual."""
+        limit = max(seconds, self._timeout_seconds)
         try:
-            asking = self._ask_until_closed(method, vm_ip, path, body)
-            return await within(self._timeout_seconds, asking, "the answer")
+            asking = self._ask_until_closed(method, vm_ip, path, body, limit)
+            return await within(limit, asking, "the answer")
         except VmError:
-            raise AgentUnreachable(
-                f"its agent did not answer within {self._timeout_seconds:g} s"
-            ) from None
+            raise AgentUnreachable(f"its agent did not answer within {limit:g} s") from None
         except httpx.HTTPError as error:
             words = bridge_trouble(error) or _words(error)
             raise AgentUnreachable(f"its agent does not answer: {words}") from None
 
     async def _ask_until_closed(
-        self, method: str, vm_ip: str, path: str, body: Mapping[str, str] | bytes | None
+        self,
+        method: str,
+        vm_ip: str,
+        path: str,
+        body: Mapping[str, str] | bytes | None,
+        limit: float,
     ) -> tuple[int, bytes]:
         sent = compact_json(body) if isinstance(body, Mapping) else body
-        task = asyncio.ensure_future(self._send(method, vm_ip, path, sent))
+        task = asyncio.ensure_future(self._send(method, vm_ip, path, sent, limit))
         self._under_way.add(task)
         try:
             return await task
@@ -241,11 +268,13 @@ class AgentClient:
         await self._http.aclose()
 
     async def _send(
-        self, method: str, vm_ip: str, path: str, sent: bytes | None
+        self, method: str, vm_ip: str, path: str, sent: bytes | None, limit: float
     ) -> tuple[int, bytes]:
         url = f"http://{vm_ip}:{self._port}{path}"
-        headers = {} if sent is None else {"Content-Type": "application/json"}
-        async with self._http.stream(method, url, content=sent, headers=headers) as answer:
+        timeout = httpx.Timeout(self._timeout_seconds, read=limit)
+        kind = {} if sent is None else {"Content-Type": "application/json"}
+        asking = self._http.stream(method, url, content=sent, headers=kind, timeout=timeout)
+        async with asking as answer:
             body = bytearray()
             async for chunk in answer.aiter_raw():
                 body += chunk

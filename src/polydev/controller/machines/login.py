@@ -30,6 +30,8 @@ from polydev.vm.limits import end
 
 log = structlog.stdlib.get_logger(__name__)
 
+# Of an agent that answers its health checks, but not about credentials.
+MOST_UNANSWERED = 5
 NO_HAND_OVER = (
     "the VM's image hands over no credentials: store them by hand, or build and promote a newer "
     "image"
@@ -57,6 +59,7 @@ class LoginWatch:
         self._next = 0.0
         self._goes_on = False
         self._trouble = ""
+        self._unanswered = 0
 
     def look(self, *, checked: bool) -> bool:
         """Begin the next look where it is due; whether the last one changed something.
@@ -117,7 +120,9 @@ class LoginWatch:
             return True
         try:
             plain = await stores.agent.credentials(self._vm.vm_ip, session.provider)
-        except ProtocolError as error:
+        except AgentError as error:
+            if self._may_pass(error):
+                raise
             known = await stores.sessions.login_is(session.id, "failed", error.message)
             return known != session
         if plain is None:
@@ -127,6 +132,11 @@ class LoginWatch:
             log.info("credentials_handed_over", session_id=session.id, vm_id=self._vm.id)
         return True
 
+    def _may_pass(self, error: Error) -> bool:
+        """Whether it is worth asking again before the user is told."""
+        self._unanswered += isinstance(error, AgentUnreachable)
+        return isinstance(error, AgentUnreachable) and self._unanswered < MOST_UNANSWERED
+
     async def _wipe(self, session: Session) -> bool:
         await self._stores.agent.wipe(self._vm.vm_ip, session.provider)
         await self._stores.handovers.wiped(session.id)
@@ -135,16 +145,19 @@ class LoginWatch:
 
     async def _inject(self, session: Session) -> bool:
         stores = self._stores
+        # Whoever did this before may not have lived to say so; a second time would give the tool
+        # a refresh token that it has used up since.
+        login = await stores.agent.login(self._vm.vm_ip, session.provider)
+        if login.status in ("starting", "waiting"):
+            return False
         try:
-            # Whoever did this before may not have lived to say so; a second time would give the
-            # tool a refresh token that it has used up since.
-            if (await stores.agent.login(self._vm.vm_ip, session.provider)).status != "done":
+            if login.status != "done":
                 plain = await stores.injections.opened(session)
                 await stores.agent.inject(self._vm.vm_ip, session.provider, plain)
-        except AgentUnreachable:
-            raise
         except (AgentError, CredentialsError) as error:
-            tried = isinstance(error, LoginRefused)
+            if self._may_pass(error):
+                raise
+            tried = isinstance(error, AgentUnreachable | LoginRefused)
             await stores.injections.refused(session.id, error.message, tried=tried)
         else:
             await stores.injections.injected(session.id)
