@@ -136,9 +136,14 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
         for name in (
             *("credentials", "tickets", "sign_ins", "usage", "usage_readings"),
-            *("webhook_deliveries", "webhook_events", "webhook_gone"),
+            *("webhook_deliveries", "webhook_events", "webhook_gone", "credential_events"),
         ):
             old.execute(f"DROP TABLE {name}")
+        for name in (
+            *("login", "login_detail", "recipient", "stored_credentials", "credentials_sha256"),
+            *("credentials_at", "wiped_at", "completes_at"),
+        ):
+            old.execute(f"ALTER TABLE sessions DROP COLUMN {name}")
         for name in ("template", "boots_because", "receipt", "pooled", "used_at", "paused_at"):
             old.execute(f"ALTER TABLE vms DROP COLUMN {name}")
         old.execute("UPDATE alembic_version SET version_num = '0002'")

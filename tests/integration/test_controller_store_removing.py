@@ -26,7 +26,8 @@ async def rows(store: Store) -> dict[str, int]:
                 await connection.execute(sa.select(sa.func.count()).select_from(table))
             ).scalar_one()
             for table in tables.metadata.sorted_tables
-            if table.name != "slots"
+            # Endpoints of webhooks are told of the end, too; that goes in its own time.
+            if table.name not in ("slots", "webhook_events")
         }
 
 
