@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import socket
 import ssl
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import GONE, Webhooks
 from polydev.controller.webhooks.deliveries import Deliveries, Pace
 from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
+from polydev.run import Process, spawn, wait_or_end
 from tests.certificates import make_tls
 from tests.loopback import Answer, Asked, served
 from tests.stores import Store, opened, run_async
@@ -31,6 +34,8 @@ pytest_plugins = ["tests.databases"]
 
 SECRETS = {name: (f"whsec_{name * 8}",) for name in ("front", "side", "back")}
 PACE = Pace(queue=0.02, look=0.02, ending=0.1)
+# A claim of default settings and pace is over by then.
+CLAIM_OVER_SECONDS = 60
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 
 
@@ -215,6 +220,42 @@ async def test_a_handover_loses_nothing(store_url: str) -> None:
 
 
 @run_async
+async def test_a_killed_process_loses_nothing_and_doubles_only_what_was_under_way(
+    store_url: str,
+) -> None:
+    """Killed while the receiver has a message and has not answered."""
+    let_go = Event()
+
+    def held(_: Asked) -> Answer:
+        let_go.wait(ENOUGH_SECONDS)
+        return Answer()
+
+    def started(ahead_seconds: float) -> Process:
+        words = [store_url, front.url, str(ahead_seconds)]
+        return spawn([sys.executable, "-m", "tests.webhook_sender", *words])
+
+    with served(held) as front:
+        async with opened(store_url) as store:
+            for _ in range(2):
+                await store.start_ready(await store.new_user())
+            first = started(0)
+            await until(lambda: front.asked or first.poll() is not None)
+            first.kill()
+            wait_or_end(first, ENOUGH_SECONDS)
+            assert first.returncode == -signal.SIGKILL
+            assert await states(store) == {"waiting": 4}
+            let_go.set()
+            second = started(CLAIM_OVER_SECONDS)
+            try:
+                await until_states(store, delivered=4)
+            finally:
+                second.terminate()
+                wait_or_end(second, ENOUGH_SECONDS)
+    counted = Counter(each.headers["webhook-id"] for each in front.asked)
+    assert sorted(counted.values()) == [1, 1, 1, 2]
+
+
+@run_async
 async def test_two_processes_send_nothing_twice(store_url: str) -> None:
     with served(lambda _: Answer()) as front:
         async with opened(store_url, slots=8) as store:
@@ -247,8 +288,31 @@ async def test_an_answer_without_end_counts_by_its_status(tmp_path: Path) -> Non
                 reply = await post(client, front.url, {}, "{}", ENOUGH_SECONDS, AT)
             assert (reply.status, reply.is_taken) == (status, status == 200)
             assert len(reply.said) <= 200
-    # What the sockets hold is more than what is read.
-    assert sent < 100 * MOST_ANSWER_BYTES * 10
+    # More than what is read, since sockets hold some of it, and no more than they can hold.
+    assert sent < 1000 * MOST_ANSWER_BYTES
+
+
+@run_async
+async def test_one_limit_holds_for_all_of_an_attempt(tmp_path: Path) -> None:
+    """One says nothing, one says a byte now and then."""
+    over = Event()
+
+    def drips() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n"
+        for number in itertools.count():
+            if over.wait(0.05):
+                return
+            yield f"X-{number}: 1\r\n".encode()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        served(lambda _: Answer(raw=drips())) as slow,
+    ):
+        async with open_client(1, ENOUGH_SECONDS) as client:
+            for url in (slow.url, f"http://127.0.0.1:{silent.getsockname()[1]}"):
+                reply = await post(client, url, {}, "{}", 0.4, AT)
+                assert reply.problem == "no answer within 0.4 s"
+        over.set()
 
 
 @run_async

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry
+
 from polydev.controller.api.console import Consoles
 from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import Keys
@@ -209,7 +211,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         return driver is None or driver.leads
 
     sampler = Sampler(settings, database, vms, sessions, hypervisor, leads=leads)
-    deliveries = _deliveries(settings, database, leads)
+    deliveries = _deliveries(settings, database, leads, metrics.registry)
     metrics.registry.register(HostCollector(sampler))
     alerts, samples = Alerts(database), Samples(database)
     session_starts = Starts(database, settings.session)
@@ -272,10 +274,16 @@ def _identity(settings: Settings, users: Users, tokens: Tokens, sign_ins: SignIn
     return Identity(users, tokens, sign_ins, jwts, failures, settings.trusted_proxies)
 
 
-def _deliveries(settings: Settings, database: Database, leads: Callable[[], bool]) -> Deliveries:
+def _deliveries(
+    settings: Settings,
+    database: Database,
+    leads: Callable[[], bool],
+    registry: CollectorRegistry,
+) -> Deliveries:
     secret = settings.webhook_secrets
     secrets = secrets_of(secret.get_secret_value()) if secret else {}
-    return Deliveries(settings.webhooks, secrets, Webhooks(database), leads=leads)
+    store = Webhooks(database)
+    return Deliveries(settings.webhooks, secrets, store, leads=leads, registry=registry)
 
 
 def _works(

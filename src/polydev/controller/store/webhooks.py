@@ -20,7 +20,7 @@ from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.webhooks.events import EventType, body_of, new_message_id
 
 _events, _deliveries = tables.webhook_events.c, tables.webhook_deliveries.c
-QUEUED_AT_ONCE = 100
+QUEUED_AT_ONCE = 250
 WAITS = _deliveries.due_at.is_not(None)
 GONE = "the endpoint answered 410 Gone before: it wants no more"
 CROWDED_OUT = "{most} deliveries waited for this endpoint, and later ones took its place"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.model import now
@@ -65,9 +65,10 @@ class Lane:
         store: Webhooks,
         pace: Pace,
         clock: Callable[[], datetime],
+        attempts: Counter,
     ) -> None:
         self.endpoint = endpoint
-        self.counts: Counter[Result] = Counter()
+        self._attempts = attempts
         self._secrets = secrets
         self._settings = settings
         self._store = store
@@ -146,7 +147,7 @@ class Lane:
             raise
         self._takes = reply.is_taken
         if reply.status is not None and reply.is_taken:
-            self.counts["delivered"] += 1
+            self._count("delivered")
             await self._store.delivered(claim, reply.status)
             return
         await self._not_taken(claim, reply)
@@ -159,7 +160,7 @@ class Lane:
         if reply.status != GONE_STATUS:
             chance = random.random()  # noqa: S311  # when to try again is no secret
             due = next_attempt(claim.attempts + 1, at, chance, reply.retry_after_seconds)
-        self.counts["retried" if due else "failed"] += 1
+        self._count("retried" if due else "failed")
         log.warning(
             "webhook_not_delivered",
             endpoint=claim.endpoint,
@@ -171,6 +172,9 @@ class Lane:
         await self._store.not_delivered(claim, reply.status, problem, due)
         if reply.status == GONE_STATUS:
             await self._store.be_gone(claim.endpoint, url_digest(self.endpoint.url))
+
+    def _count(self, result: Result) -> None:
+        self._attempts.labels(self.endpoint.name, result).inc()
 
     async def send(self, message_id: str, body: str) -> Reply:
         """Post a message, signed as of now, and say what came of it."""
@@ -195,7 +199,14 @@ class Deliveries:
         leads: Callable[[], bool],
         clock: Callable[[], datetime] = now,
         pace: Pace | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
+        attempts = Counter(
+            "polydev_webhook_attempts",
+            "Attempts to deliver a webhook",
+            ["endpoint", "result"],
+            registry=registry or CollectorRegistry(),
+        )
         self._settings = settings
         self._store = store
         self._leads = leads
@@ -203,7 +214,7 @@ class Deliveries:
         self._pace = pace or Pace()
         self._pruned_at: datetime | None = None
         self._lanes = {
-            each.name: Lane(each, secrets[each.name], settings, store, self._pace, clock)
+            each.name: Lane(each, secrets[each.name], settings, store, self._pace, clock, attempts)
             for each in settings.endpoints
         }
 
@@ -222,7 +233,8 @@ class Deliveries:
                 for lane in lanes:
                     if lane.done():
                         lane.result()
-                await asyncio.sleep(self._pace.queue)
+                # Where nobody is to be told, events only have to go some time.
+                await asyncio.sleep(self._pace.queue if self._lanes else self._pace.look)
         finally:
             for lane in lanes:
                 lane.cancel()
@@ -234,18 +246,15 @@ class Deliveries:
         return [asyncio.create_task(each.run()) for each in self._lanes.values()]
 
     async def _queue(self) -> None:
-        while await self._store.has_new():
-            gone = await self._store.gone()
-            subscriptions = [
-                Subscription(
-                    each.name,
-                    each.types,
-                    is_gone=gone.get(each.name) == url_digest(each.url),
-                )
-                for each in self._settings.endpoints
-            ]
-            for name in await self._store.queue(subscriptions, self._settings.most_waiting):
-                self._lanes[name].wake()
+        if not await self._store.has_new():
+            return
+        gone = await self._store.gone()
+        subscriptions = [
+            Subscription(each.name, each.types, is_gone=gone.get(each.name) == url_digest(each.url))
+            for each in self._settings.endpoints
+        ]
+        for name in await self._store.queue(subscriptions, self._settings.most_waiting):
+            self._lanes[name].wake()
 
     async def _prune(self) -> None:
         at = self._clock()

@@ -79,7 +79,7 @@ async def post(
     began = time.monotonic()
     try:
         reply = await within(timeout_seconds, _send(client, url, headers, body, at), "the answer")
-    except VmError:
+    except (VmError, httpx.TimeoutException):
         reply = Reply(None, f"no answer within {timeout_seconds:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         reply = Reply(None, _words(error))
