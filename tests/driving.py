@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polydev.controller.database import create_engine
+from polydev.controller.host.providers import hands_over
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
@@ -140,6 +141,7 @@ class World:
             self.sessions,
             HandOvers(self.database, keys, after, self.clock),
             Injections(self.database, keys, self.clock),
+            lambda digest, name: hands_over(self.settings.image_store, digest, name),
         )
 
     @property

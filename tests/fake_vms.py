@@ -414,17 +414,25 @@ class UpsetVm(FakeVm):
         return 503, {"detail": "credentials cannot be reached"}
 
 
+class HesitantVm(FakeVm):
+    """Its tool is never done with credentials that it is given."""
+
+    async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
+        if method == "PUT":
+            self.login = {**self.login, "status": "starting"}
+            await asyncio.Event().wait()
+        return await super().answer(method, path, body)
+
+
 class LyingVm(FakeVm):
-    """What its agent hands over is `lie`."""
+    """What its agent hands over is `lie`; it says that there is nothing where that is None."""
 
     lie: object = None
 
     def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
-        return (
-            (200, self.lie)
-            if method == "GET"
-            else super().credentials_asked(method, provider, body)
-        )
+        if method != "GET":
+            return super().credentials_asked(method, provider, body)
+        return (404, {"detail": "there are none"}) if self.lie is None else (200, self.lie)
 
 
 class StubbornVm(FakeVm):

@@ -135,6 +135,8 @@ def test_codes_that_cannot_be_typed_are_refused_and_not_repeated(tmp_path: Path)
 def test_an_older_image_takes_no_code_and_says_what_to_do(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async with controller(host, **SETTINGS) as asked:
+            for record in host.root.glob("store/images/*/record.json"):
+                record.unlink()
             session, fake = await waiting(host, asked, OldImageVm)
             path = session["links"]["oauthCode"]
             answer = await ask(asked, "POST", path, json={"code": "x"})

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +25,7 @@ from polydev.controller.store.injections import Injections
 from polydev.controller.store.removing import remove_user
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.transactions import Database
-from polydev.errors import CredentialsInUse, SessionExpired
+from polydev.errors import CredentialsInUse, SessionError, SessionExpired
 from tests.stores import DIGEST, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]
@@ -145,6 +146,20 @@ async def test_of_several_sessions_at_once_one_holds_them(store_url: str) -> Non
         await release(store, holder)  # its VM never came up
         stored, _plain = await kept.get(user, "claude")
         assert (stored.holder_id, stored.may_be_stale) == (None, False)
+
+
+@run_async
+async def test_a_key_is_good_for_the_same_wish_only(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user = await store.new_user()
+        await credentials_of(store).store(user, "claude", b"{}")
+        asked = NewSession(user, "claude", DIGEST, "key", use_stored=True, holds_alone=True)
+        session, made = await store.sessions.start(asked)
+        assert made
+        assert await store.sessions.start(asked) == (session, False)
+        for other in (replace(asked, use_stored=False), replace(asked, recipient=RECIPIENT)):
+            with pytest.raises(SessionError, match="started with another"):
+                await store.sessions.start(other)
 
 
 @run_async

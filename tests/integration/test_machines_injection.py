@@ -14,7 +14,7 @@ from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import Stored
 from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
 from tests.driving import World, play, until, worlds
-from tests.fake_vms import FakeVm, FinickyVm, OldImageVm, PanicsVm, SlowVm, UpsetVm
+from tests.fake_vms import FakeVm, FinickyVm, HesitantVm, OldImageVm, PanicsVm, SlowVm, UpsetVm
 
 OLD, NEW = {"refresh": "one"}, {"refresh": "two"}
 OLD_PLAIN, NEW_PLAIN = b'{"refresh":"one"}', b'{"refresh":"two"}'
@@ -171,6 +171,9 @@ def test_where_they_are_not_taken_the_user_may_log_in(
 ) -> None:
     async def scenario(world: World) -> None:
         await store(world)
+        if kind is OldImageVm:  # its record knows no providers
+            for record in world.host.root.glob("store/images/*/record.json"):
+                record.unlink()
         async with world.driving():
             session = await world.start(use_stored=True, holds_alone=True)
 
@@ -214,6 +217,41 @@ def test_a_vm_that_never_was_up_never_had_them(tmp_path: Path) -> None:
         assert await log_of(world) == []
 
     play(with_key(tmp_path, kind=PanicsVm), scenario)
+
+
+def test_a_session_that_ends_while_its_tool_is_given_them_leaves_them_perhaps_stale(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session = await world.start(use_stored=True, holds_alone=True)
+            fake = await world.host.hypervisor.started(2)
+
+            async def is_given() -> bool:
+                return fake.login["status"] == "starting"
+
+            await until(is_given, "the injection")
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+        found, plain = await stored(world)
+        assert (found.holder_id, found.may_be_stale, plain) == (None, True, OLD_PLAIN)
+
+    play(with_key(tmp_path, kind=HesitantVm), scenario)
+
+
+def test_a_session_that_ends_before_its_tool_was_given_them_leaves_them_as_they_were(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        session = await world.start(use_stored=True, holds_alone=True)
+        await world.sessions.apply(session.id, "terminate")
+        async with world.driving():
+            await world.until_released(session)
+        assert not (await stored(world))[0].may_be_stale
+
+    play(with_key(tmp_path), scenario)
 
 
 def test_whoever_leads_next_does_not_give_them_twice(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
-from polydev.controller.host.providers import golden_providers, providers_of
+from polydev.controller.host.providers import golden_providers, hands_over, providers_of
 from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
@@ -202,6 +202,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
             sessions,
             HandOvers(database, keys, settings.login.complete_after_seconds),
             Injections(database, keys),
+            lambda digest, name: hands_over(settings.image_store, digest, name),
         )
         driver = Driver(
             settings, vms, sessions, hypervisor, agent, logins, figures, on_moved=news.ring

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Set
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
@@ -27,6 +27,8 @@ PING_SECONDS = 15.0
 # notices that nobody reads on when it gets more to write.
 FIRST_PING_SECONDS = 0.25
 PING = ": ping\n\n"
+# A spectator sees the screen, not what the tool says or whose key credentials are sealed to.
+OWNERS_KINDS: Set[str] = frozenset(("login", "credentials"))
 MOST_NUMBER = 2**31 - 1
 EXAMPLE = (
     f"retry: {RETRY_MILLISECONDS}\n\n"
@@ -82,11 +84,14 @@ async def stream(
     with services.streams.reading(caller.counted_as), permit as over:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
         async with services.news.listening():
-            async for text in _news(services, session_id, after, over):
+            hidden = OWNERS_KINDS if caller.view_only else frozenset()
+            async for text in _news(services, session_id, after, over, hidden):
                 yield text
 
 
-async def _news(services: Services, session_id: str, after: int, over: Over) -> AsyncIterator[str]:
+async def _news(
+    services: Services, session_id: str, after: int, over: Over, hidden: Set[str]
+) -> AsyncIterator[str]:
     pause = FIRST_PING_SECONDS
     while not services.ending.is_set():
         if over.done():
@@ -95,7 +100,8 @@ async def _news(services: Services, session_id: str, after: int, over: Over) -> 
         ring = services.news.next_ring()
         found = await services.sessions.news(session_id, after)
         for each in found:
-            yield event_text(each)
+            if each.kind not in hidden:
+                yield event_text(each)
             after = each.number
             pause = FIRST_PING_SECONDS
             if is_end(each):

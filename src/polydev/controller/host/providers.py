@@ -41,3 +41,9 @@ def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
     except ImageNotFound:
         return EARLIER
     return EARLIER if record is None or record.providers is None else record.providers
+
+
+def hands_over(store: Path, digest: str, name: str) -> bool:
+    """Whether VMs of an image hand over the credentials of that provider."""
+    found = providers_of(store, digest).get(name)
+    return found is not None and found.credentials is not None

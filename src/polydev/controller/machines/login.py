@@ -8,6 +8,7 @@ alone, so whoever leads after this process goes on from there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -40,12 +41,16 @@ NO_HAND_OVER = (
 
 @dataclass(frozen=True)
 class LoginStores:
-    """What logins are followed with."""
+    """What logins are followed with.
+
+    hands_over      whether VMs of an image, by its digest, hand over the credentials of a provider
+    """
 
     agent: AgentClient
     sessions: Sessions
     handovers: HandOvers
     injections: Injections
+    hands_over: Callable[[str, str], bool]
 
 
 class LoginWatch:
@@ -115,22 +120,31 @@ class LoginWatch:
 
     async def _hand_over(self, session: Session) -> bool:
         stores = self._stores
-        if not stores.handovers.can_keep(session):
-            await stores.handovers.finish_without(session.id, NO_KEY)
+        if why_not := self._why_nothing_is_kept(session):
+            await stores.handovers.finish_without(session.id, why_not)
             return True
         try:
-            plain = await stores.agent.credentials(self._vm.vm_ip, session.provider)
+            plain = await self._credentials(session)
         except AgentError as error:
             if self._may_pass(error):
                 raise
             known = await stores.sessions.login_is(session.id, "failed", error.message)
             return known != session
-        if plain is None:
-            await stores.handovers.finish_without(session.id, NO_HAND_OVER)
-        else:
-            await stores.handovers.hand_over(session, plain)
-            log.info("credentials_handed_over", session_id=session.id, vm_id=self._vm.id)
+        await stores.handovers.hand_over(session, plain)
+        log.info("credentials_handed_over", session_id=session.id, vm_id=self._vm.id)
         return True
+
+    def _why_nothing_is_kept(self, session: Session) -> str:
+        if not self._stores.hands_over(self._vm.image_digest, session.provider):
+            return NO_HAND_OVER
+        return "" if self._stores.handovers.can_keep(session) else NO_KEY
+
+    async def _credentials(self, session: Session) -> bytes:
+        """What a login that is done has left in the VM. Raises AgentError."""
+        plain = await self._stores.agent.credentials(self._vm.vm_ip, session.provider)
+        if plain is None:
+            raise ProtocolError("the login is done, but there are no credentials of it in the VM")
+        return plain
 
     def _may_pass(self, error: Error) -> bool:
         """Whether it is worth asking again before the user is told."""
@@ -178,4 +192,6 @@ async def bring_back(stores: LoginStores, vm: Vm, session: Session) -> None:
     if plain is not None:
         await stores.injections.brought_back(session, plain)
     elif session.stored_credentials == "wanted":
-        await stores.injections.not_injected(session.id)
+        login = await stores.agent.login(vm.vm_ip, session.provider)
+        if login.status == "none":  # else the tool is being given them at this moment
+            await stores.injections.not_injected(session.id)

@@ -433,6 +433,7 @@ class Tending:
             return
         if not await logins.injections.is_holder(session.id):
             return
+        await self._login.close()  # it must not give them to the VM from here on
         try:
             if vm.paused_at is not None:
                 await self._means.hypervisor.resume(vm.slot, vm.id)

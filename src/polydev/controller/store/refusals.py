@@ -15,8 +15,8 @@ from polydev.errors import CapacityError, SessionError, SessionExpired, TooManyS
 
 def key_used(session: Session) -> SessionError:
     return SessionError(
-        f"the idempotency key was used for session {session.id}, whose provider is "
-        f"{session.provider}",
+        f"the idempotency key was used for session {session.id}, which was started with another "
+        "provider, recipient of credentials or wish for stored ones",
         "use a new key for another session",
     )
 

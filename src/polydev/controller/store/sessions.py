@@ -84,7 +84,7 @@ class Sessions:
             await lock_user(connection, new.user_id)
             known = await _session_of_key(connection, new)
             if known is not None:
-                if known.provider != new.provider:
+                if not _is_as_asked(known, new):
                     raise refusals.key_used(known)
                 return known, False
             live = await _live_of_user(connection, new.user_id)
@@ -325,6 +325,12 @@ class Sessions:
         how many were. Their idempotency keys may be used again.
         """
         return await forget(self._database, before, limit)
+
+
+def _is_as_asked(session: Session, new: NewSession) -> bool:
+    has_stored = session.stored_credentials is not None
+    found = (session.provider, session.recipient, has_stored)
+    return found == (new.provider, new.recipient, new.use_stored)
 
 
 def _is_known(session: Session, login: LoginStatus, detail: str) -> bool:
