@@ -1,4 +1,4 @@
-"""A host with images, deployments and alerts on record, for the operators' pages of these.
+"""A host with images, deployments, alerts and webhooks on record, for the pages of these.
 
 Texts that a build, an operator or a guest chooses have markup in them.
 """
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from polydev.controller.host import deployments
 from polydev.controller.model import now
+from polydev.controller.store import tables
+from polydev.controller.webhooks.events import body_of, new_message_id
 from polydev.hosttool import records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json
@@ -172,6 +175,13 @@ class RecordedHost:
         self.deployments[name] = made
 
 
+# Of what is on record, nothing is due.
+WEBHOOKS: dict[str, Any] = {
+    "webhook_secrets": "front-end whsec_" + "front" * 8,
+    "webhooks": {"endpoints": [{"name": "front-end", "url": "http://127.0.0.1:9/hook"}]},
+}
+
+
 @asynccontextmanager
 async def recorded_hosts(
     root: Path, packed_assets: Path, patch: pytest.MonkeyPatch, markup: str = SCRIPT
@@ -180,13 +190,14 @@ async def recorded_hosts(
     (root / "host").mkdir()
     paths = Paths(home=root / "home")
     patch.setattr(deployments, "FOLDER", paths.records)
-    async with screens(root / "host", packed_assets=packed_assets) as made:
+    async with screens(root / "host", packed_assets=packed_assets, **WEBHOOKS) as made:
         store = ImageStore(made.services.settings.image_store)
         shutil.rmtree(store.path(IMAGE_DIGEST))
         host = RecordedHost(made, store, paths, {}, {}, markup)
         _add_images(host)
         _add_deployments(host)
         await _add_alerts(made, markup)
+        await _add_deliveries(made, markup)
         yield host
 
 
@@ -226,3 +237,20 @@ async def _add_alerts(made: Screens, markup: str) -> None:
     await alerts.raise_("deploy_failed", "host", "warning", f"deployment failed {markup}", None)
     await alerts.clear("deploy_failed", "host")
     await alerts.raise_("disk", "/var", "critical", f"disk /var is at 95 % {markup}", 95)
+
+
+async def _add_deliveries(made: Screens, markup: str) -> None:
+    at = now()
+    ends: dict[str, dict[str, Any]] = {
+        "delivered": {"ended_at": at, "status": 204},
+        "failed": {"ended_at": at, "status": 500, "problem": f"it answered 500: {markup}"},
+        "waiting": {"due_at": at + timedelta(hours=1), "problem": "no answer within 20 s"},
+    }
+    async with made.services.database.writing() as connection:
+        for number, (state, end) in enumerate(ends.items(), start=1):
+            event = {"number": number, "id": new_message_id(), "type": "session.ready", "at": at}
+            event |= {"body": body_of("session.ready", at, {}), "queued_at": at}
+            await connection.execute(sa.insert(tables.webhook_events).values(event))
+            delivery = {"event_number": number, "endpoint": "front-end", "state": state}
+            delivery |= {"attempts": 1, "attempted_at": at, **end}
+            await connection.execute(sa.insert(tables.webhook_deliveries).values(delivery))

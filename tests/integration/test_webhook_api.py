@@ -13,6 +13,7 @@ from polydev.controller.settings import WebhookSettings
 from tests import loopback
 from tests.api import Served, api_host
 from tests.databases import sqlite_url
+from tests.pages import browser
 from tests.webhooks import until
 
 SECRET = "whsec_" + "front" * 8
@@ -24,7 +25,7 @@ def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Pa
     status = 500
 
     def answer(_: loopback.Asked) -> loopback.Answer:
-        return loopback.Answer(status, b"no database")
+        return loopback.Answer(status, b"no <b>database</b>")
 
     async def scenario(asked: Served) -> None:
         nonlocal status
@@ -49,7 +50,7 @@ def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Pa
         assert (delivery["state"], delivery["type"]) == ("waiting", "session.created")
         assert (delivery["status"], delivery["problem"]) == (
             500,
-            "it answered 500: no database",
+            "it answered 500: no <b>database</b>",
         )
         assert delivery["message"]["data"]["sessionId"] == session["id"]
         one = f"deliveries/{delivery['id']}"
@@ -59,8 +60,16 @@ def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Pa
         assert (endpoint["waiting"], endpoint["wantsMore"]) == (1, True)
         assert endpoint["failingSince"] == delivery["timestamp"]
 
+        page = await (await browser(asked, "operator")).ask("GET", "/admin/alerts")
+        assert "it answered 500: no &lt;b&gt;database" in page.text
+        assert page.text.count('badge warn">waiting') == 1
+
         trial = await posted("endpoints/front/try", 200)
-        assert (trial["taken"], trial["status"], trial["said"]) == (False, 500, "no database")
+        assert (trial["taken"], trial["status"], trial["said"]) == (
+            False,
+            500,
+            "no <b>database</b>",
+        )
         status = 200
         assert (await posted("endpoints/front/try", 200))["taken"]
         assert (await posted(f"{one}/resend", 202))["state"] == "waiting"

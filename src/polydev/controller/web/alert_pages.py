@@ -1,4 +1,4 @@
-"""The operators' page of alerts: those that stand, live, and those that stood."""
+"""The operators' page of alerts: those that stand, live, and those that stood; webhooks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from starlette.responses import Response
 from polydev.controller.api.identity import AskingOperator
 from polydev.controller.model import Alert, now
 from polydev.controller.services import Services
+from polydev.controller.store.webhook_log import Delivery
 from polydev.controller.web.figures import clock_text, duration_text, time_text
-from polydev.controller.web.levels import LEVELS
+from polydev.controller.web.levels import LEVELS, delivery_level
 from polydev.controller.web.pages import Pages
 
 HISTORY = timedelta(days=7)
 MOST_PAST = 200
+MOST_DELIVERIES = 20
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:
@@ -42,7 +44,31 @@ async def _alerts(services: Services) -> dict[str, Any]:
     return {
         "standing": [alert_row(each, at) for each in standing],
         "past": [alert_row(each, at) for each in history if each.cleared_at is not None],
+        "has_webhooks": bool(services.settings.webhooks.endpoints),
+        "deliveries": await _deliveries(services),
         "at": clock_text(at),
+    }
+
+
+async def _deliveries(services: Services) -> list[dict[str, Any]]:
+    if not services.settings.webhooks.endpoints:
+        return []
+    found = await services.webhook_log.list(limit=MOST_DELIVERIES)
+    return [delivery_row(each) for each in found]
+
+
+def delivery_row(delivery: Delivery) -> dict[str, Any]:
+    """What a row says of a webhook delivery."""
+    return {
+        "id": delivery.id,
+        "event": delivery.type,
+        "endpoint": delivery.endpoint,
+        "state": delivery.state,
+        "level": delivery_level(delivery.state, delivery.attempts),
+        "attempts": delivery.attempts,
+        "at": time_text(delivery.at),
+        "next": time_text(delivery.due_at),
+        "problem": delivery.problem or "",
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from polydev.controller.host.shapes import Status
+from polydev.controller.store.webhook_log import DeliveryState
 
 Level = Literal["good", "warn", "bad", "over", "unknown"]
 LEVELS: Mapping[Status, Level] = {
@@ -19,6 +20,18 @@ _OF_DEPLOYMENTS: Mapping[str, Level] = {
     "running": "warn",
     "rolled-back": "warn",
 }
+
+
+_OF_DELIVERIES: Mapping[DeliveryState, Level] = {
+    "delivered": "good",
+    "waiting": "over",
+    "failed": "bad",
+}
+
+
+def delivery_level(state: DeliveryState, attempts: int) -> Level:
+    """Return the level of a webhook delivery: one that waits is well until an attempt failed."""
+    return "warn" if state == "waiting" and attempts else _OF_DELIVERIES[state]
 
 
 def deployment_level(status: str) -> Level:
