@@ -31,6 +31,7 @@ PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/"): EACH_OWN,
     ("GET", "/start/sessions"): EACH_OWN,
     ("GET", "/start/logins"): EACH_OWN,
+    ("GET", "/start/log"): EACH_OWN,
     ("GET", "/session/{session_id}"): THE_USERS,
     ("GET", "/admin"): FOR_OPERATORS,
     ("GET", "/admin/live"): FOR_OPERATORS,

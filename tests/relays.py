@@ -59,20 +59,24 @@ class Screens:
     vms: dict[str, FakeVm] = field(default_factory=dict)
     tls: Tls | None = None
 
-    async def session(self, screen: Serve | None = None, *, user: str = "user") -> Session:
+    async def session(
+        self, screen: Serve | None = None, *, user: str = "user", new: NewSession | None = None
+    ) -> Session:
         """A session whose VM is ready; the VM greets and echoes unless it is told otherwise."""
-        session = await self.booting(screen, user=user)
+        session = await self.booting(screen, user=user, new=new)
         await self.vms[session.id].reach("services")
         await self.services.vms.ready(session.vm_id)
         return await self.services.sessions.get(session.id)
 
-    async def waiting(self, *, user: str = "user") -> Session:
-        """A session whose VM nobody has started yet."""
-        new = NewSession(self.users[user], "claude", IMAGE_DIGEST)
+    async def waiting(self, *, user: str = "user", new: NewSession | None = None) -> Session:
+        """A session whose VM nobody has started yet; `new` is what is asked for."""
+        new = new or NewSession(self.users[user], "claude", IMAGE_DIGEST)
         return (await self.services.sessions.start(new))[0]
 
-    async def booting(self, screen: Serve | None = None, *, user: str = "user") -> Session:
-        session = await self.waiting(user=user)
+    async def booting(
+        self, screen: Serve | None = None, *, user: str = "user", new: NewSession | None = None
+    ) -> Session:
+        session = await self.waiting(user=user, new=new)
         vm = await self.services.vms.get(session.vm_id)
         self.host.hypervisor.next.append(ScreenVm)
         await self.host.hypervisor.start(Launch(vm.id, vm.slot, IMAGE_DIGEST, session.id))

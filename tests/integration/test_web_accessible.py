@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from playwright.async_api import Page
 
+from polydev.agent.login_state import login_reply
+from polydev.agent.messages import LoginReply
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
+from polydev.controller.sealing import keyring_of
+from polydev.controller.store.handovers import HandOvers
 from tests.browser import run_in_browser
 from tests.web import (
     QUICK_TIMERS,
@@ -45,6 +49,9 @@ async def states_of_start(site: Site, page: Page) -> AsyncIterator[str]:
     await site.made.services.credentials.store(session.user_id, "claude", b'{"a": 1}')
     await page.reload()
     yield "filled"
+    await page.click("#log summary")
+    await page.wait_for_selector("#log-rows .row")
+    yield "log"
     await page.click("text=Start with Codex")
     await page.wait_for_selector("#start-problem:not([hidden])")
     yield "problem"
@@ -66,6 +73,8 @@ async def states_of_session(site: Site, page: Page) -> AsyncIterator[str]:
     for panel in ("login", "clipboard", "share"):
         await page.click(f"#{panel}-button")
         yield panel
+    async for state in _states_of_the_login(site, page, booting):
+        yield state
     await page.click("#make-link-button")
     await page.wait_for_selector("#share-made:not([hidden])")
     yield "link"
@@ -77,6 +86,28 @@ async def states_of_session(site: Site, page: Page) -> AsyncIterator[str]:
     await page.keyboard.press("Escape")
     async for state in _states_of_the_end(site, page, booting):
         yield state
+
+
+async def _states_of_the_login(site: Site, page: Page, session: Session) -> AsyncIterator[str]:
+    vm, sessions = site.made.vms[session.id], site.made.services.sessions
+    vm.login = login_reply("claude", "failed", detail="no network")
+    await page.click("#login-button")
+    await page.click("#login-start-button")
+    await page.wait_for_selector("#login-problem:not([hidden])")
+    yield "failed login"
+    waits = login_reply("claude", "waiting", "https://claude.example/oauth")
+    vm.login = cast(LoginReply, {**waits, "device_code": "WXYZ-1234"})
+    await page.click("#login-start-button")
+    await page.wait_for_selector("#login-device:not([hidden])")
+    yield "device code"
+    waiting = await sessions.login_is(session.id, "waiting")
+    services = site.made.services
+    keys = keyring_of(services.settings.credentials_key)
+    await HandOvers(services.database, keys, 3600).hand_over(waiting, b'{"a":1}')
+    site.ring()
+    await page.wait_for_selector("#login-completes:not([hidden])")
+    yield "handed over"
+    await page.click("#share-button")
 
 
 async def _states_of_the_end(site: Site, page: Page, session: Session) -> AsyncIterator[str]:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from polydev.agent.login_state import login_reply
+from polydev.agent.messages import LoginReply
+from polydev.client.credentials import new_key
+from polydev.controller.model import Session
+from polydev.controller.sealing import keyring_of
+from polydev.controller.store.handovers import NO_KEY, HandOvers
+from polydev.controller.store.injections import Injections
+from polydev.controller.store.sessions import NewSession
 from tests.driving import until
-from tests.vms import FakeVm
+from tests.vms import IMAGE_DIGEST, FakeVm
 from tests.web import (
     QUICK_TIMERS,
     Play,
@@ -16,6 +26,21 @@ from tests.web import (
 
 MARKUP = "<img src=x onerror='window.ran = 1'>"
 LOGIN_URL = "https://claude.example/oauth"
+CREDENTIALS = b'{"a":1}'
+
+
+def hand_overs(site: Site, complete_after_seconds: float = 3600) -> HandOvers:
+    """What the driver keeps credentials with, of a site that has none."""
+    services = site.made.services
+    keys = keyring_of(services.settings.credentials_key)
+    return HandOvers(services.database, keys, complete_after_seconds)
+
+
+async def logging_in(site: Site) -> Session:
+    """A session whose tool waits for its user."""
+    session = await site.session()
+    site.made.vms[session.id].login = login_reply("claude", "waiting", LOGIN_URL)
+    return await site.made.services.sessions.login_is(session.id, "waiting")
 
 
 async def until_started(vm: FakeVm) -> None:
@@ -40,7 +65,7 @@ def test_the_login_of_the_tool_is_followed(play: Play) -> None:
             await page.click("#login-start-button")
             await page.wait_for_selector("#login-button[data-state=starting]")
             await until_started(vm)
-            vm.login = {**vm.login, "status": "waiting", "url": LOGIN_URL}
+            vm.login = login_reply("claude", "waiting", LOGIN_URL)
             await page.wait_for_selector("#login-button[data-state=waiting]")
             assert "is open in the VM" in await page.inner_text("#login-text")
             await page.reload()
@@ -57,7 +82,7 @@ def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Pla
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]
-        vm.login = {"provider": "claude", "status": "failed", "url": None, "detail": "no network"}
+        vm.login = login_reply("claude", "failed", detail="no network")
         async with page_of(site.browser, expects_network_errors=True) as page:
             await open_session(page, site, session)
             await until_shown(page)
@@ -71,11 +96,92 @@ def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Pla
     play(scenario)
 
 
+def test_a_device_code_is_shown_and_a_code_to_paste_reaches_the_tool(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await logging_in(site)
+        vm = site.made.vms[session.id]
+        vm.login = cast(LoginReply, {**vm.login, "device_code": "WXYZ-1234"})
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await open_session(page, site, session)
+            await page.wait_for_selector("#login-device:not([hidden])")
+            assert await page.input_value("#device-code") == "WXYZ-1234"
+            assert await page.get_attribute("#device-page", "href") == LOGIN_URL
+            assert "Any other browser" in await page.inner_text("#login-text")
+            await page.fill("#login-code", " 4/0AbCD#Zm9v ")
+            await page.keyboard.press("Enter")
+            await page.wait_for_selector("#status-text:has-text('has got the code')")
+            assert vm.typed == ["4/0AbCD#Zm9v"]
+            assert await page.input_value("#login-code") == ""
+            vm.login = login_reply("claude", "starting")
+            await page.fill("#login-code", "again")
+            await page.keyboard.press("Enter")
+            await page.wait_for_selector("#notice:has-text('no login is waiting for a code')")
+            assert await page.input_value("#login-code") == "again"
+
+    play(scenario)
+
+
+def test_credentials_handed_over_end_the_session_with_a_receipt(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await logging_in(site)
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await page.wait_for_selector("#login-button[data-state=waiting]")
+            done = await hand_overs(site).hand_over(session, CREDENTIALS)
+            assert done.receipt is not None
+            site.ring()
+            await page.wait_for_selector("#login-button[data-state=handed_over]")
+            told = await page.inner_text("#login-receipt")
+            assert "stored them, encrypted" in told
+            assert done.receipt.sha256[:16] in told
+            await page.wait_for_selector("#login-clock:text-matches('^(60|59):')")
+            await site.made.services.sessions.apply(session.id, "complete")
+            site.ring()
+            await until_covered(page, "over", "The session is complete", "stored them, encrypted")
+
+    play(scenario, credentials_key=new_key())
+
+
+def test_credentials_that_the_host_cannot_keep_stay_in_the_vm(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await logging_in(site)
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await page.wait_for_selector("#login-button[data-state=waiting]")
+            await hand_overs(site).finish_without(session.id, NO_KEY)
+            site.ring()
+            await page.wait_for_selector("#login-button[data-state=done]")
+            await page.wait_for_selector("#login-problem:has-text('no key to seal them with')")
+            assert await page.is_hidden("#login-completes")
+
+    play(scenario)
+
+
+def test_stored_credentials_that_the_tool_refuses_lead_to_a_login(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        services, user_id = site.made.services, site.made.users["user"]
+        await services.credentials.store(user_id, "claude", CREDENTIALS)
+        new = NewSession(user_id, "claude", IMAGE_DIGEST, use_stored=True, holds_alone=True)
+        session = await site.session(new=new)
+        keys = keyring_of(services.settings.credentials_key)
+        async with page_of(site.browser) as page:
+            await open_session(page, site, session)
+            await page.wait_for_selector("#login-button[data-state=injecting]")
+            why = "the tool says: token expired"
+            await Injections(services.database, keys).refused(session.id, why, tried=True)
+            site.ring()
+            await page.wait_for_selector("#login-problem:has-text('token expired')")
+            await page.click("#login-start-button")
+            await page.wait_for_selector("#login-button[data-state=starting]")
+
+    play(scenario, credentials_key=new_key())
+
+
 def test_what_a_guest_or_a_tool_says_is_text(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]
-        vm.login = {"provider": "claude", "status": "failed", "url": None, "detail": MARKUP}
+        vm.login = login_reply("claude", "failed", detail=MARKUP)
         async with page_of(site.browser, expects_network_errors=True) as page:
             await open_session(page, site, session)
             await until_shown(page)

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Page, Response
+from pyrage import x25519
 
 from polydev.client.credentials import new_key
+from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.sessions import NewSession
 from tests.browser import run_in_browser
+from tests.vms import IMAGE_DIGEST
 from tests.web import Play, Site, page_of, sign_in, sites, until_covered
 
 # Compressed, and without noVNC.
@@ -152,3 +156,42 @@ def test_stored_logins_are_listed_and_deleted_after_a_question(play: Play) -> No
         assert await stored.list(user) == []
 
     play(scenario, credentials_key=new_key())
+
+
+def test_a_stored_login_tells_of_itself_and_starts_a_session(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        services, user = site.made.services, site.made.users["user"]
+        first = await site.session()
+        await services.sessions.login_is(first.id, "waiting")
+        await services.credentials.store(user, "claude", b'{"a":1}', first.id)
+        await sign_in(page, site)
+        row = page.locator("#logins .row")
+        assert f"session {first.id[:8]}" in await row.inner_text()
+        await page.focus("#use-claude")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/session/*")
+        held_by = page.url.rpartition("/")[2]
+        assert (await services.sessions.get(held_by)).stored_credentials == "wanted"
+        await page.click("#home")
+        await page.wait_for_selector("#logins .row:has-text('in use by a session')")
+        assert await page.locator("#use-claude").count() == 0
+        assert await row.locator("a").get_attribute("href") == f"/session/{held_by}"
+        await page.click("#log summary")
+        await page.wait_for_selector("#log-rows .row:has-text('was stored')")
+
+    play(scenario, credentials_key=new_key())
+
+
+def test_a_login_that_only_its_owners_key_opens_is_shown_as_such(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        services, user = site.made.services, site.made.users["user"]
+        recipient = str(x25519.Identity.generate().to_public())
+        session = await site.session(new=NewSession(user, "codex", IMAGE_DIGEST, None, recipient))
+        session = await services.sessions.login_is(session.id, "waiting")
+        await HandOvers(services.database, None, None).hand_over(session, b'{"a":1}')
+        await sign_in(page, site)
+        words = await page.inner_text("#logins .row")
+        assert f"the key {recipient} can open it" in words
+        assert await page.locator("[data-use]").count() == 0
+
+    play(scenario)

@@ -85,8 +85,21 @@ test("a login goes from none to handed over, by whoever tells", () => {
 test("credentials that nobody has got stay in the VM, and the login says why", () => {
   const done = afterAnswer(NONE, { status: "done", detail: "no key" }, null);
   assert.deepEqual([done.state, done.words], ["done", "no key"]);
-  assert.deepEqual(afterSession(done, session("authenticated")), done);
+  const kept = session("authenticated", { loginDetail: "no key" });
+  assert.deepEqual(afterSession(NONE, kept), done);
   assert.equal(afterSession(NONE, session("authenticated")).words, "");
+});
+
+test("stored credentials are given to the tool, which is logged in or says why not", () => {
+  const created = (storedCredentials) => session("vm_created", { storedCredentials, loginDetail: "expired" });
+  const injecting = afterSession(NONE, created("wanted"));
+  assert.equal(injecting.state, "injecting");
+  assert.equal(afterAnswer(injecting, { status: "starting" }, null), injecting);
+  const injected = session("authenticated", { storedCredentials: "injected" });
+  assert.equal(afterSession(injecting, injected).state, "injected");
+  const refused = afterSession(injecting, created("refused"));
+  assert.deepEqual([refused.state, refused.words], ["none", "expired"]);
+  assert.equal(afterSession(refused, session("oauth_pending")).state, "starting");
 });
 
 test("a device code and a code to paste come with the login", () => {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.api.identity import Asking
-from polydev.controller.model import Caller, Session, now
+from polydev.controller.model import Caller, CredentialEvent, Session, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.texts import text
@@ -17,6 +18,7 @@ from polydev.controller.web.user_rows import QuotaBar, quota_bar
 
 MOST_OVER = 5
 MOST_READ = 50
+MOST_EVENTS = 50
 UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
@@ -31,10 +33,10 @@ def routes(services: Services, pages: Pages) -> APIRouter:
             providers=services.providers(),
             user_id=caller.user_id,
             sessions=await _sessions(services, caller),
-            stored=await services.credentials.list(caller.user_id),
             quotas=await _quotas(services, caller),
             label=labels(services),
             ago=ago,
+            **await _logins(services, caller),
         )
 
     @router.get("/start/sessions")
@@ -46,12 +48,29 @@ def routes(services: Services, pages: Pages) -> APIRouter:
 
     @router.get("/start/logins")
     async def show_logins(request: Request, caller: Asking) -> Response:
-        stored = await services.credentials.list(caller.user_id)
+        logins = await _logins(services, caller)
+        return pages.render(request, "start_logins.html", label=labels(services), ago=ago, **logins)
+
+    @router.get("/start/log")
+    async def show_log(request: Request, caller: Asking) -> Response:
+        events = await services.credential_log.list(caller.user_id, MOST_EVENTS)
         return pages.render(
-            request, "start_logins.html", stored=stored, label=labels(services), ago=ago
+            request, "start_log.html", events=events, label=labels(services), ago=ago, by=doer
         )
 
     return router
+
+
+async def _logins(services: Services, caller: Caller) -> dict[str, Any]:
+    """The caller's stored credentials, and those that a session may be started with now."""
+    stored = await services.credentials.list(caller.user_id)
+    known = services.providers()
+    usable = {
+        each.provider
+        for each in stored
+        if each.provider in known and each.recipient is None and each.holder_id is None
+    }
+    return {"stored": stored, "usable": usable}
 
 
 async def _sessions(services: Services, caller: Caller) -> list[Session]:
@@ -71,6 +90,13 @@ def labels(services: Services) -> Callable[[str], str]:
     """What people call each provider's tool; the name itself of one that is not there any more."""
     known = services.providers()
     return lambda name: known[name].label if name in known else name
+
+
+def doer(event: CredentialEvent) -> str:
+    """Who did something with a user's credentials, as that user is told."""
+    if event.by in ("controller", "operator"):
+        return text(f"start.log.by.{event.by}")
+    return text("start.log.by.owner" if event.actor_id == event.user_id else "start.log.by.other")
 
 
 def ago(at: datetime) -> str:

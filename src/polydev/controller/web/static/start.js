@@ -7,13 +7,13 @@ const t = textsOf("start-texts");
 const providers = document.getElementById("providers");
 const problemBox = document.getElementById("start-problem");
 
-async function start(button) {
-  const buttons = providers.querySelectorAll("button");
+async function start(button, provider, useStoredCredentials) {
+  const buttons = document.querySelectorAll("[data-start], [data-use]");
   for (const each of buttons) each.disabled = true;
   button.setAttribute("aria-busy", "true");
   problemBox.hidden = true;
   try {
-    const body = { userId: providers.dataset.user, provider: button.dataset.start };
+    const body = { userId: providers.dataset.user, provider, useStoredCredentials };
     const { id } = await ask("/api/auth/start", { method: "POST", body });
     location.assign(`/session/${id}`);
   } catch (problem) {
@@ -38,6 +38,7 @@ function tell(problem) {
     }),
   );
   problemBox.hidden = false;
+  problemBox.scrollIntoView({ block: "nearest" });
   return undefined;
 }
 
@@ -54,8 +55,9 @@ async function remove(path, question, listId) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  const { start: provider, end, forget } = button?.dataset ?? {};
-  if (provider) start(button);
+  const { start: provider, use, end, forget } = button?.dataset ?? {};
+  if (provider) start(button, provider, false);
+  if (use) start(button, use, true);
   if (end) {
     const question = { title: t("end_title"), text: t("end_text"), action: t("end") };
     remove(`/api/auth/session/${end}`, question, "sessions");

@@ -68,11 +68,13 @@ export class Bar {
       const inputs = panel.querySelectorAll("textarea, input, button");
       [...inputs].find((input) => input.offsetParent !== null)?.focus();
     });
-    panel.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
-      this.closePanels();
-      button.focus();
-    });
+    for (const place of [button, panel]) {
+      place.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape") return;
+        this.closePanels();
+        button.focus();
+      });
+    }
   }
 
   openPanel(name) {

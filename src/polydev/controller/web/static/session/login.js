@@ -1,8 +1,9 @@
 // How far the login of the session's tool is. Pure.
 //
 // state        none; starting; waiting: its page is open in the VM; failed; done: the tool is logged
-//              in; handed_over: its user has the credentials, and the VM has none any more
-// words        what the tool said, or why its credentials stay in the VM
+//              in; handed_over: the credentials are stored for their user, and the VM has none any
+//              more; injecting, injected: the tool is given, or has, credentials stored before
+// words        what the tool said, or why its credentials stay in the VM or were not given to it
 // url          where the login is; "" while nobody knows
 // deviceCode   to be entered on that page, in any browser; "" where the tool has none
 // acceptsCode  whether a code that the page shows may be sent to the tool
@@ -15,19 +16,28 @@ export const NONE = Object.freeze({
   acceptsCode: false,
 });
 
+const OVER = ["handed_over", "injected", "injecting"];
+
 /** The login after the session changed; the session knows of logins that others began. */
-export function afterSession(login, { status, credentialsReceipt }) {
-  if (credentialsReceipt) return { ...NONE, state: "handed_over" };
+export function afterSession(login, session) {
+  const { status, storedCredentials } = session;
+  const words = session.loginDetail ?? "";
+  if (session.credentialsReceipt) return { ...NONE, state: "handed_over" };
   if (status === "authenticated" || status === "completed") {
-    return { ...NONE, state: "done", words: login.state === "done" ? login.words : "" };
+    return storedCredentials === "injected" ? { ...NONE, state: "injected" } : { ...NONE, state: "done", words };
   }
-  if (status === "oauth_pending" && login.state === "none") return { ...NONE, state: "starting" };
+  if (status === "oauth_pending" && ["none", "injecting"].includes(login.state)) {
+    return { ...NONE, state: "starting" };
+  }
+  if (status !== "vm_created") return login;
+  if (storedCredentials === "wanted") return { ...NONE, state: "injecting" };
+  if (storedCredentials === "refused" && ["none", "injecting"].includes(login.state)) return { ...NONE, words };
   return login;
 }
 
 /** The login after an answer of the API, or its Problem. */
 export function afterAnswer(login, answer, problem) {
-  if (login.state === "handed_over") return login;
+  if (OVER.includes(login.state)) return login;
   if (problem && problem.status !== 502) return login; // it says nothing of the tool
   if (problem) return { ...NONE, state: "failed", words: problem.message };
   if (answer.status === "done") return { ...NONE, state: "done", words: answer.detail ?? "" };

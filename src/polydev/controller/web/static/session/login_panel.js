@@ -15,7 +15,10 @@ export class LoginPanel {
     this.t = t;
     this.tools = tools;
     this.actions = actions;
-    element("login-start-button").addEventListener("click", () => actions.start());
+    element("login-start-button").addEventListener("click", () => {
+      element("login-button").focus(); // this one goes, and the keyboard would be lost
+      actions.start();
+    });
     element("copy-device-code").addEventListener("click", () => this.copy());
     element("login-code-form").addEventListener("submit", (event) => {
       event.preventDefault();

@@ -7,7 +7,7 @@ import { LoginPanel } from "./login_panel.js";
 import { isComing } from "./progress.js";
 
 // The user has something to do or to know that is not on the screen.
-const OPENS_PANEL = ["failed", "handed_over"];
+const OPENS_PANEL = ["failed", "handed_over", "injected"];
 
 export class ToolLogin {
   /** `tools` is what people call the tool of each provider. */
@@ -26,10 +26,7 @@ export class ToolLogin {
 
   sessionChanged(session) {
     this.isKnown = !isComing(session);
-    const wasDone = this.login.state === "done";
     this.become(afterSession(this.login, session));
-    // Why its credentials were not handed over is with the login.
-    if (!wasDone && this.login.state === "done" && this.isFollowed) this.ask();
   }
 
   get isFollowed() {
@@ -70,7 +67,7 @@ export class ToolLogin {
 
   become(login, wasAsked = false) {
     const isNew = login.state !== this.login.state;
-    const hasCode = login.deviceCode !== "" && this.login.deviceCode === "";
+    const hasNews = ["deviceCode", "words"].some((name) => login[name] && login[name] !== this.login[name]);
     this.login = login;
     const seconds = asksAgainSeconds(login);
     if (isNew || wasAsked) {
@@ -81,7 +78,7 @@ export class ToolLogin {
     }
     this.show();
     if (!this.isFollowed) return;
-    if ((isNew && OPENS_PANEL.includes(login.state)) || hasCode) this.page.bar.openPanel("login");
+    if ((isNew && OPENS_PANEL.includes(login.state)) || hasNews) this.page.bar.openPanel("login");
   }
 
   /** Ask no more: the session is over, or is about to be. */
