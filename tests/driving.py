@@ -85,6 +85,20 @@ class Clock:
         self.at += timedelta(seconds=seconds)
 
 
+def logins_of(
+    settings: Settings, database: Database, sessions: Sessions, agent: AgentClient, clock: Clock
+) -> LoginStores:
+    """What a driver follows logins with."""
+    keys, after = keyring_of(settings.credentials_key), settings.login.complete_after_seconds
+    return LoginStores(
+        agent,
+        sessions,
+        HandOvers(database, keys, after, clock),
+        Injections(database, keys, clock),
+        lambda digest, name: hands_over(settings.image_store, digest, name),
+    )
+
+
 @dataclass
 class World:
     host: FakeHost
@@ -134,15 +148,7 @@ class World:
 
     def logins(self, agent: AgentClient) -> LoginStores:
         """What a driver follows logins with."""
-        keys = keyring_of(self.settings.credentials_key)
-        after = self.settings.login.complete_after_seconds
-        return LoginStores(
-            agent,
-            self.sessions,
-            HandOvers(self.database, keys, after, self.clock),
-            Injections(self.database, keys, self.clock),
-            lambda digest, name: hands_over(self.settings.image_store, digest, name),
-        )
+        return logins_of(self.settings, self.database, self.sessions, agent, self.clock)
 
     @property
     def credentials(self) -> Credentials:

@@ -424,6 +424,22 @@ class HesitantVm(FakeVm):
         return await super().answer(method, path, body)
 
 
+class HeldVm(FakeVm):
+    """Its agent answers no question about credentials by the method `hold`; `held` tells of one."""
+
+    hold = ""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.held = asyncio.Event()
+
+    async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
+        if method == self.hold and path.endswith("/credentials"):
+            self.held.set()
+            await asyncio.Event().wait()
+        return await super().answer(method, path, body)
+
+
 class LyingVm(FakeVm):
     """What its agent hands over is `lie`; it says that there is nothing where that is None."""
 

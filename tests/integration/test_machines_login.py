@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.handovers import NO_KEY
 from polydev.controller.store.users import Users
 from polydev.errors import CredentialsNotFound
-from tests.driving import World, play, until, worlds
-from tests.fake_vms import FakeVm, LyingVm, OldImageVm
+from polydev.run import spawn, wait_or_end
+from tests.driving import PATIENCE_SECONDS, World, play, until, worlds
+from tests.fake_vms import FakeVm, HeldVm, LyingVm, OldImageVm
 
 MARKER = "marker-of-a-secret-that-nobody-sees"
 TOKENS = {"claudeAiOauth": {"accessToken": MARKER, "refreshToken": "ü"}}
@@ -294,6 +297,44 @@ def test_a_controller_that_ends_after_a_step_leaves_the_rest_to_the_next(
         assert (await kinds(world)).count("handed_over") == 1
 
     play(with_key(tmp_path), scenario)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_controller_that_is_killed_leaves_the_rest_to_the_next(
+    tmp_path: Path, method: str
+) -> None:
+    """A process of its own: while it fetches, and between storing and wiping."""
+
+    async def scenario(world: World) -> None:
+        async with world.driving():
+            session, fake = await waiting(world)
+        assert isinstance(fake, HeldVm)
+        fake.hold = method
+        fake.log_in(TOKENS)
+        key = KEY.get_secret_value()
+        settings = {**world.host.settings_values, **ENDLESS, "credentials_key": key}
+        first = spawn([sys.executable, "-m", "tests.login_driver", json.dumps(settings)])
+
+        async def has_asked() -> bool:
+            assert first.poll() is None, "it ended by itself"
+            return fake.held.is_set()
+
+        try:
+            await until(has_asked, "the question about credentials")
+        finally:
+            first.kill()
+            await asyncio.to_thread(wait_or_end, first, PATIENCE_SECONDS)
+        receipt = (await world.sessions.get(session.id)).receipt
+        assert (receipt is None) == (method == "GET")
+        fake.hold = ""
+        async with world.driving():
+            found = await until_wiped(world, session, fake)
+        assert found.receipt is not None
+        assert receipt in (None, found.receipt)
+        assert (await world.credentials.get(world.user_id, "claude"))[1] == PLAIN
+        assert (await kinds(world)).count("handed_over") == 1
+
+    play(with_key(tmp_path, kind=HeldVm), scenario)
 
 
 def test_a_controller_that_ends_before_the_completion_leaves_it_to_the_next(
