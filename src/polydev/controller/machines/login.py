@@ -8,6 +8,7 @@ alone, so whoever leads after this process goes on from there.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class LoginWatch:
 
     def _complain(self, error: BaseException) -> None:
         """Once for each trouble, and never in words that could quote a credential."""
-        trouble = error.message if isinstance(error, Error) else type(error).__name__
+        trouble = error.message if isinstance(error, Error) else _place(error)
         if trouble != self._trouble and not isinstance(error, SessionError):
             self._trouble = trouble
             log.warning("login_not_followed", vm_id=self._vm.id, problem=trouble)
@@ -177,6 +178,12 @@ class LoginWatch:
             await stores.injections.injected(session.id)
             log.info("credentials_injected", session_id=session.id, vm_id=self._vm.id)
         return True
+
+
+def _place(error: BaseException) -> str:
+    """What kind of error it is, and where it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
 async def bring_back(stores: LoginStores, vm: Vm, session: Session) -> None:
