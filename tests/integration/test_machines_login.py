@@ -88,6 +88,19 @@ def test_credentials_are_handed_over_wiped_and_the_session_is_completed(tmp_path
     play(with_key(tmp_path), scenario)
 
 
+def test_what_the_api_has_seen_is_looked_at_before_the_next_check(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        async with world.driving() as driver:
+            session, fake = await waiting(world)
+            fake.log_in(TOKENS)
+            await driver.more_turns()
+            assert (await world.sessions.get(session.id)).state == "oauth_pending"
+            driver.follow_login(session.vm_id)
+            await until_wiped(world, session, fake)
+
+    play(with_key(tmp_path, vm_check={"every_seconds": 3600}), scenario)
+
+
 def test_a_session_is_not_completed_by_itself_where_the_settings_say_so(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:

@@ -167,6 +167,8 @@ async def _login(
     if login.status == "none":
         login = await services.agent.login(vm.vm_ip, session.provider, start=True)
     moved = await _note(services, session, login)
+    if services.driver is not None and (moved != session or login.status == "done"):
+        services.driver.follow_login(vm.id)
     if login.status == "failed" or (login.status == "done" and moved.login == "failed"):
         why = login.detail or moved.login_detail or "no reason is known"
         raise LoginFailed(
@@ -183,8 +185,6 @@ async def _note(services: Services, session: Session, login: AgentLogin) -> Sess
     moved = await services.sessions.login_is(session.id, login.status, login.detail)
     if moved != session:
         services.news.ring()
-        if services.driver is not None:
-            services.driver.wake()
     return moved
 
 

@@ -117,6 +117,12 @@ class Driver:
         """Something has changed: look at once, if it is this process that leads."""
         self._woken.set()
 
+    def follow_login(self, vm_id: str) -> None:
+        """A VM's login has come further: look at it at once, if it is this process that leads."""
+        if vm_id in self._tended:
+            self._tended[vm_id].follow_login()
+        self.wake()
+
     async def run(self) -> None:
         """Lead as soon as nobody else does, until cancelled. VMs run on then."""
         try:

@@ -55,7 +55,10 @@ class LoginStores:
 
 
 class LoginWatch:
-    """The login in one VM. One look at a time, which goes on beside all else."""
+    """The login in one VM. One look at a time, which goes on beside all else.
+
+    is_news     whether there is something to see: then the next look is due at once
+    """
 
     def __init__(self, stores: LoginStores, vm: Vm, pause_seconds: float) -> None:
         self._stores = stores
@@ -66,6 +69,7 @@ class LoginWatch:
         self._goes_on = False
         self._trouble = ""
         self._unanswered = 0
+        self.is_news = False
 
     def look(self, *, checked: bool) -> bool:
         """Begin the next look where it is due; whether the last one changed something.
@@ -74,7 +78,8 @@ class LoginWatch:
         """
         moved = self._finished()
         is_due = self._goes_on and asyncio.get_running_loop().time() >= self._next
-        if self._looking is None and (checked or is_due):
+        if self._looking is None and (checked or is_due or self.is_news):
+            self.is_news = False
             self._looking = asyncio.create_task(self._look())
         return moved
 

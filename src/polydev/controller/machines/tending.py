@@ -104,6 +104,10 @@ class Tending:
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
 
+    def follow_login(self) -> None:
+        """Look at its login with the next step, which may be before the next check."""
+        self._login.is_news = True
+
     async def close(self) -> None:
         await self._watch.close()
         await self._login.close()
