@@ -42,15 +42,19 @@ class Tls:
 
 
 def make_tls(
-    folder: Path, name: str = "localhost", begins: timedelta = -DAY, ends: timedelta = DAY
+    folder: Path,
+    name: str = "localhost",
+    *others: str,
+    begins: timedelta = -DAY,
+    ends: timedelta = DAY,
 ) -> Tls:
-    """A certificate for `name` and 127.0.0.1, valid from and until so long after now."""
+    """A certificate for the names and 127.0.0.1, valid from and until so long after now."""
     folder.mkdir(parents=True, exist_ok=True)
     made = Tls(folder / "server.pem", folder / "server.key", folder / "authority.pem")
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority = _signed("Tests' authority", "Tests' authority", authority_key, authority_key)
     names = x509.SubjectAlternativeName(
-        [x509.DNSName(name), x509.IPAddress(ip_address("127.0.0.1"))]
+        [*map(x509.DNSName, (name, *others)), x509.IPAddress(ip_address("127.0.0.1"))]
     )
     own = _signed(name, "Tests' authority", key, authority_key, (begins, ends), names)
     made.authority.write_bytes(authority.public_bytes(Encoding.PEM))
