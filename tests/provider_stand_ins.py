@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import shlex
 import ssl
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def environment(part: dict[str, Any]) -> dict[str, str]:
 
 def told(at: Path, part: dict[str, Any]) -> tuple[int, str]:
     """The end and the words of a tool that is told to log in by requests."""
-    argv = ["/usr/sbin/chroot", at, *part["command"]]
+    argv = ["/usr/sbin/chroot", str(at), *part["command"]]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, env=environment(part), **pipes) as tool:
         assert tool.stdin is not None
@@ -177,7 +178,8 @@ def told(at: Path, part: dict[str, Any]) -> tuple[int, str]:
 
 def ran(at: Path, part: dict[str, Any]) -> tuple[int, str]:
     """The end and the words of a command on a terminal of its own."""
-    argv = ["/usr/sbin/chroot", at, "script", "-qec", " ".join(part["command"]), "/dev/null"]
+    command = shlex.join(part["command"])
+    argv = ["/usr/sbin/chroot", str(at), "script", "-qec", command, "/dev/null"]
     done = subprocess.run(
         argv,
         env=environment(part),

@@ -38,7 +38,7 @@ def test_a_login_leaves_the_credentials_that_its_provider_names(
     (folder / "authorities.pem").write_text(trusted)
     rootfs = store.path(image.digest) / ROOTFS
     program = [sys.executable, provider_stand_ins.__file__]
-    words = [rootfs, at, folder, guest_json(PROVIDERS[name]).decode()]
+    words = [str(rootfs), str(at), str(folder), guest_json(PROVIDERS[name]).decode()]
     ended = json.loads(run.run([*NAMESPACES, *program, *words]).stdout)
     assert ended["login"] == 0, ended["words"]
     kept = PROVIDERS[name].credentials
