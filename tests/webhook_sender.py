@@ -14,7 +14,8 @@ from polydev.controller.model import now
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhooks import Webhooks
-from polydev.controller.webhooks.deliveries import Deliveries, Pace
+from polydev.controller.webhooks.deliveries import Deliveries
+from polydev.controller.webhooks.lanes import Pace
 
 SECRET = "whsec_" + "front" * 8
 

@@ -22,7 +22,8 @@ from standardwebhooks import Webhook
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import GONE, Webhooks
-from polydev.controller.webhooks.deliveries import Deliveries, Pace
+from polydev.controller.webhooks.deliveries import Deliveries
+from polydev.controller.webhooks.lanes import Pace
 from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
 from polydev.run import Process, spawn, wait_or_end
 from tests.certificates import make_tls

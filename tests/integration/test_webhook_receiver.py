@@ -20,7 +20,8 @@ from polydev.controller.migrate import migrate
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import Webhooks
-from polydev.controller.webhooks.deliveries import Deliveries, Pace
+from polydev.controller.webhooks.deliveries import Deliveries
+from polydev.controller.webhooks.lanes import Pace
 from polydev.controller.webhooks.signing import signed_headers
 from polydev.run import spawn, wait_or_end
 from tests.databases import sqlite_url
