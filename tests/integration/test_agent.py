@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import select
 import shlex
@@ -29,11 +30,14 @@ from pydantic import TypeAdapter
 
 from polydev.agent.health import UNIT_OF
 from polydev.agent.messages import HealthReply, IndexReply, LoginReply, Problem
+from tests.guest_tools import CREDENTIALS, FILE, provider_data, write_provider
 
 ROOT = Path(__file__).parents[2]
 AGENT = ROOT / "src/polydev/agent"
-UNIT_FILE = ROOT / "golden/agent/files/etc/systemd/system/polydev-agent.service"
+UNITS = ROOT / "golden/agent/files/etc/systemd/system"
 HANGS_AFTER_SECONDS = 60
+# The agent is at 127.0.0.1; whoever asks from there is the guest itself.
+HOST = "127.0.0.2"
 REPLY = TypeAdapter(HealthReply)
 
 Talk = Callable[[socket.socket], None]
@@ -172,6 +176,9 @@ def relay(client: socket.socket, target: socket.socket) -> None:
             target.sendall(bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)))
 
 
+LOGIN_PAGE = "https://login.example/"
+
+
 class Desktop:
     """The guest around the agent. Parts are replaced or closed by the tests."""
 
@@ -267,10 +274,14 @@ class Agent:
         self._tty = tty
         self._console = b""
 
-    def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, HANGS_AFTER_SECONDS)
+    def ask(
+        self, path: str, method: str = "GET", body: bytes | None = None, source: str = HOST
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, HANGS_AFTER_SECONDS, source_address=(source, 0)
+        )
         with contextlib.closing(connection):
-            connection.request(method, path)
+            connection.request(method, path, body)
             response = connection.getresponse()
             return response.status, response.read(), response.headers
 
@@ -352,6 +363,7 @@ def running_agent(
                 *command,
                 "--listen-address=127.0.0.1",
                 "--listen-port=0",
+                "--loopback-prefix=none",
                 f"--vnc-port={desktop.vnc.port}",
                 f"--novnc-port={desktop.novnc.port}",
                 f"--x-socket={desktop.x_socket}",
@@ -550,7 +562,11 @@ def test_the_index_head_and_refusals(start_agent: StartAgent) -> None:
 
     status, _, headers = agent.ask("/health", "POST")
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
-    assert "127.0.0.1 POST /health 405" in agent.log.read_text()
+    assert f"{HOST} POST /health HTTP/1.1 405" in agent.log.read_text()
+
+
+def state(status: str, url: str | None = None, detail: str = "") -> str:
+    return json.dumps({"status": status, "url": url, "device_code": None, "detail": detail})
 
 
 class Logins:
@@ -560,13 +576,22 @@ class Logins:
         self.folder = desktop.folder / "logins"
         self.claude = self.folder / "claude/state"
         self.claude.parent.mkdir(parents=True)
+        self.settings = (f"--logins={self.folder}", f"--providers={desktop.folder}/providers")
+        write_provider(desktop.folder / "providers", provider_data())
         self._asked = desktop.folder / "asked"
         self._asked.touch()
-        begun = f"printf 'starting\\n\\n' >{shlex.quote(str(self.claude))}"
+        self._status = desktop.folder / "status-says"
+        says = f"cat {shlex.quote(str(self._status))} >{shlex.quote(str(self.claude))}"
+        begun = f"printf %s {shlex.quote(state('starting'))} >{shlex.quote(str(self.claude))}"
         desktop.systemctl(
-            f'case $1 in start) echo "$*" >>{shlex.quote(str(self._asked))}; {begun} ;; '
+            f'case $* in *status@*) echo "$*" >>{shlex.quote(str(self._asked))}; {says} ;; '
+            f'start*|stop*) echo "$*" >>{shlex.quote(str(self._asked))}; {begun} ;; '
             f"*) cat {shlex.quote(str(desktop.show))} ;; esac"
         )
+
+    def status_says(self, state: str) -> None:
+        """What the unit that asks the tool for its status leaves."""
+        self._status.write_text(state)
 
     def starts(self) -> list[str]:
         return self._asked.read_text().splitlines()
@@ -582,23 +607,23 @@ def test_a_login_is_started_when_asked_for_and_not_twice(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     logins = Logins(desktop)
-    agent = start_agent(f"--logins={logins.folder}")
-    assert login(agent) == {"provider": "claude", "status": "none", "url": None, "detail": ""}
+    agent = start_agent(*logins.settings)
+    assert login(agent)["status"] == "none"
     assert logins.starts() == []
     assert login(agent, "POST")["status"] == "starting"
-    logins.claude.write_text("waiting\nhttps://login.example/\n")
+    logins.claude.write_text(state("waiting", LOGIN_PAGE))
     reply = login(agent, "POST")
-    assert (reply["status"], reply["url"]) == ("waiting", "https://login.example/")
+    assert (reply["status"], reply["url"]) == ("waiting", LOGIN_PAGE)
     assert login(agent) == reply
-    logins.claude.write_text("done\nhttps://login.example/\n")
+    logins.claude.write_text(state("done", LOGIN_PAGE))
     assert login(agent, "POST")["status"] == "done"
     assert logins.starts() == ["start --no-ask-password polydev-login@claude.service"]
 
 
 def test_a_login_that_failed_is_started_again(start_agent: StartAgent, desktop: Desktop) -> None:
     logins = Logins(desktop)
-    logins.claude.write_text("failed\n\nclaude exited with status 1: no network")
-    agent = start_agent(f"--logins={logins.folder}")
+    logins.claude.write_text(state("failed", None, "claude exited with status 1: no network"))
+    agent = start_agent(*logins.settings)
     assert login(agent)["detail"] == "claude exited with status 1: no network"
     assert login(agent, "POST")["status"] == "starting"
     assert len(logins.starts()) == 1
@@ -607,20 +632,119 @@ def test_a_login_that_failed_is_started_again(start_agent: StartAgent, desktop: 
 def test_a_login_that_cannot_be_started_says_why(start_agent: StartAgent, desktop: Desktop) -> None:
     logins = Logins(desktop)
     desktop.systemctl("echo 'Unit not found.'; exit 5")
-    reply = login(start_agent(f"--logins={logins.folder}"), "POST")
+    reply = login(start_agent(*logins.settings), "POST")
     assert (reply["status"], reply["url"]) == ("failed", None)
     assert "exited with status 5: Unit not found." in reply["detail"]
 
 
+class CredentialsService:
+    """polydev-credentials.socket: a program for each connection, with a home of the test's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.path = folder / "credentials"
+        words = [f"--providers={folder}/providers"]
+        code = "import sys; from polydev.agent.credentials_run import main; main(sys.argv[1:])"
+        environment = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(self.home)}
+
+        def talk(client: socket.socket) -> None:
+            argv = [sys.executable, "-c", code, *words]
+            subprocess.run(argv, stdin=client, env=environment, check=True)
+
+        self._server = FakeServer(talk, self.path)
+        self.close = self._server.close
+
+
+@pytest.fixture
+def credentials_service(desktop: Desktop) -> Iterator[CredentialsService]:
+    service = CredentialsService(desktop.folder)
+    yield service
+    service.close()
+
+
+def test_credentials_are_injected_read_and_wiped(
+    start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
+) -> None:
+    logins, path = Logins(desktop), "/login/claude/credentials"
+    agent = start_agent(*logins.settings, f"--credentials-socket={credentials_service.path}")
+    body = json.dumps({"credentials": CREDENTIALS}).encode()
+
+    logins.status_says(state("failed", None, "claude exited with status 1: Expired"))
+    status, refused, _ = agent.ask(path, "PUT", body)
+    assert (status, json.loads(refused)["detail"]) == (422, "claude exited with status 1: Expired")
+    assert not (credentials_service.home / FILE).exists()
+
+    logins.status_says(state("done"))
+    status, reply, _ = agent.ask(path, "PUT", body)
+    assert (status, json.loads(reply)["status"]) == (200, "done")
+    assert login(agent)["status"] == "done"
+    for _ in range(2):
+        status, found, _ = agent.ask(path)
+        assert (status, json.loads(found)) == (
+            200,
+            {"provider": "claude", "credentials": CREDENTIALS},
+        )
+
+    assert agent.ask(path, "DELETE")[0] == 204
+    assert agent.ask(path)[0] == 404
+    assert login(agent)["status"] == "done"
+    assert (
+        logins.starts()
+        == [
+            "stop --no-ask-password polydev-login@claude.service",
+            "start --no-ask-password polydev-login-status@claude.service",
+        ]
+        * 2
+    )
+    assert "a1" not in agent.log.read_text()
+
+
+def test_what_a_user_puts_in_the_credentials_place_does_no_harm(
+    start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
+) -> None:
+    logins, path = Logins(desktop), "/login/claude/credentials"
+    logins.claude.write_text(state("done"))
+    agent = start_agent(*logins.settings, f"--credentials-socket={credentials_service.path}")
+    file = credentials_service.home / FILE
+    file.parent.mkdir()
+    for put in (lambda: file.symlink_to("/etc/passwd"), lambda: os.mkfifo(file), file.mkdir):
+        put()
+        status, body, _ = agent.ask(path)
+        assert (status, str(FILE) in json.loads(body)["detail"]) == (422, True)
+        file.rmdir() if file.is_dir() else file.unlink()
+    status, body, _ = agent.ask(path, "PUT", b'{"credentials": {"token": {}}}')
+    assert (status, "lacks token.access" in json.loads(body)["detail"]) == (422, True)
+
+
+def test_a_code_goes_to_the_login_that_waits_for_it(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    logins, code = Logins(desktop), b'{"code": "x#y"}'
+    agent = start_agent(*logins.settings)
+    logins.claude.write_text(state("waiting", LOGIN_PAGE))
+    fifo = logins.claude.with_name("code")
+    for put in (lambda: None, lambda: fifo.symlink_to("/dev/null"), lambda: fifo.write_text("")):
+        put()
+        assert agent.ask("/login/claude/code", "POST", code)[0] == 409
+        fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)
+    assert agent.ask("/login/claude/code", "POST", code)[0] == 409  # nobody reads it
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert agent.ask("/login/claude/code", "POST", code)[0] == 202
+    assert os.read(reader, 100) == b"x#y\n"
+    os.close(reader)
+
+
 def test_what_is_no_state_file_is_not_read(start_agent: StartAgent, desktop: Desktop) -> None:
     logins = Logins(desktop)
-    agent = start_agent(f"--logins={logins.folder}")
+    agent = start_agent(*logins.settings)
     other = logins.folder / "other"
-    other.write_text("waiting\nhttps://login.example/\n")
+    other.write_text(state("waiting", LOGIN_PAGE))
     for put in (
         lambda: logins.claude.symlink_to(other),
         lambda: os.mkfifo(logins.claude),
-        lambda: logins.claude.write_bytes(b"failed\n\n" + b"x" * 1_000_000),
+        lambda: logins.claude.write_text(state("failed", None, "x" * 1_000_000)),
     ):
         put()
         reply = login(agent)
@@ -633,29 +757,56 @@ def test_what_is_no_state_file_is_not_read(start_agent: StartAgent, desktop: Des
     ("data", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: vm\r\n", 400),
-        (b"\r\n\r\n", 400),
-        (b"GET /" + b"x" * 9000, 431),
-        (b"GET / HTTP/1.0\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"x" * 70_000, 414),
+        (b"GET / HTTP/1.0\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.0\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"PATCH / HTTP/1.1\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 411),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 131073\r\n\r\n" + b"x" * 131073, 413),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", 400),
     ],
-    ids=["tls", "no-host", "cut-off", "empty", "long-target", "long-header", "http2"],
+    ids=[
+        *("tls", "long-target", "long-header", "many-headers", "http2", "unknown-method"),
+        *("chunked", "no-length", "too-much", "cut-off"),
+    ],
 )
 def test_what_is_no_request_gets_a_refusal(
     start_agent: StartAgent, data: bytes, status: int
 ) -> None:
     agent = start_agent()
-    assert agent.say(data).startswith(b"HTTP/1.1 %d " % status)
+    answer = agent.say(data)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nCache-Control: no-store\r\n" in head
+    assert TypeAdapter(Problem).validate_json(body)["status"] == status
     assert agent.health()[0] == 200
 
 
-def test_a_request_that_does_not_arrive_times_out(start_agent: StartAgent) -> None:
-    agent = start_agent("--request-timeout-seconds=0.2")
+def test_a_request_that_does_not_arrive_in_time_is_not_waited_for(start_agent: StartAgent) -> None:
+    agent = start_agent("--request-timeout-seconds=0.5")
     with agent.connect() as silent, agent.connect() as slow:
-        slow.sendall(b"GET / HT")
-        assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while not select.select([slow], [], [], 0.05)[0]:
+                slow.sendall(b"GET / HTTP/1.1\r\nX: y\r\n"[:1])  # never long without a byte
         assert silent.recv(4096) == b""
+
+
+def test_programs_of_the_vm_itself_are_told_nothing_of_logins(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
+    """Nor may they type codes, or take credentials, from whichever of its addresses."""
+    logins = Logins(desktop)
+    agent = start_agent(*logins.settings)
+    assert agent.ask("/login/claude", source="127.0.0.1")[0] == 403
+    assert agent.ask("/login/claude")[0] == 200
+    assert agent.ask("/health", source="127.0.0.1")[0] == 200
+
+
+def test_loopback_is_the_vm_itself(start_agent: StartAgent, desktop: Desktop) -> None:
+    agent = start_agent(*Logins(desktop).settings, "--loopback-prefix=127.")
+    assert agent.ask("/login/claude")[0] == 403
 
 
 def test_slow_clients_make_room_for_others(start_agent: StartAgent) -> None:
@@ -680,7 +831,7 @@ def test_when_nobody_can_leave_newcomers_are_told_to_come_back(
     with ThreadPoolExecutor() as pool:
         report = pool.submit(agent.health)
         assert gate.asked.wait(HANGS_AFTER_SECONDS)
-        assert b"too many connections" in agent.say(b"")
+        assert agent.say(b"").startswith(b"HTTP/1.1 503 ")
         gate.go_on.set()
         assert report.result()[1]["failing"] == ["browser"]
 
@@ -745,24 +896,39 @@ def guest_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_units_command_starts_the_agent_without_costly_modules(
-    start_agent: StartAgent, guest_folder: Path
-) -> None:
-    text = UNIT_FILE.read_text()
+def units_command(name: str, guest_folder: Path) -> list[str]:
+    """The command of a unit, with this Python and the agent in `guest_folder`."""
+    text = (UNITS / name).read_text()
     line = next(line for line in text.splitlines() if line.startswith("ExecStart="))
     python, *arguments = shlex.split(line.removeprefix("ExecStart="))
     assert python == "/usr/bin/python3"
     arguments = [word.replace("/usr/lib/polydev-agent", str(guest_folder)) for word in arguments]
-    agent = start_agent(command=(sys.executable, "-X", "importtime", *arguments))
+    return [sys.executable, "-X", "importtime", *arguments]
+
+
+def test_the_units_command_starts_the_agent_without_what_only_logins_need(
+    start_agent: StartAgent, desktop: Desktop, guest_folder: Path
+) -> None:
+    logins = Logins(desktop)
+    command = tuple(units_command("polydev-agent.service", guest_folder))
+    agent = start_agent(*logins.settings, command=command)
     assert agent.health()[0] == 200
-    assert "polydev.agent.login" not in imported_modules(agent)
+    assert not {name for name in imported_modules(agent) if name.startswith("polydev.agent.login")}
     assert agent.ask("/login/claude")[0] == 200
     agent.end()
     imported = imported_modules(agent)
     assert {"polydev.agent.health", "polydev.agent.login"} <= imported
-    costly = {"typing", "json", "re", "enum", "socket", "threading", "subprocess", "contextlib"}
-    assert not imported & {*costly, "polydev.agent.messages", "polydev.agent.metrics", "runpy"}
-    assert len(imported) < 60
+    assert not imported & {"typing", "subprocess", "polydev.agent.messages", "runpy"}
+
+
+def test_the_service_of_identities_imports_little(guest_folder: Path) -> None:
+    """The host waits for it; and each of its bytes is in each clone's memory."""
+    command = units_command("polydev-identity.service", guest_folder)
+    command = [word.replace("main()", "main") for word in command]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+    assert "polydev.agent.boot" in imported
+    assert not imported & {"http.server", "json", "re", "socket", "threading", "typing"}
 
 
 def imported_modules(agent: Agent) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -17,17 +18,18 @@ import pytest
 
 from polydev import run
 from polydev.agent.browser import ACCEPTED, SINGLETON
-from polydev.agent.login_run import Process
-from polydev.agent.login_state import STATE_FILE, reply_of_state
-from polydev.agent.login_tools import Tool
+from polydev.agent.login_process import Process
+from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
 from polydev.agent.messages import LoginReply
+from tests.guest_tools import CREDENTIALS, FILE, provider, provider_data, write_provider
 
 ROOT = Path(__file__).resolve().parents[2]
 XDG_OPEN = ROOT / "golden/agent/files/usr/lib/polydev-agent/bin/xdg-open"
-MAIN = "import sys; from polydev.agent.login_run import main; main(sys.argv[1:])"
+MAIN = "import sys; from polydev.agent.login_run import {0}; {0}(sys.argv[1:])"
 PAGE = "https://login.example/oauth?client_id=1&redirect_uri=http%3A%2F%2Flocalhost%3A1455"
 DEADLINE_SECONDS = 60
 POLL_SECONDS = 0.02
+LEAVE = f"mkdir -p .tool; echo '{json.dumps(CREDENTIALS)}' >{FILE}; exit 0"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,20 @@ class Guest:
         file = self.folder / "run" / STATE_FILE
         return reply_of_state("claude", file.read_bytes() if file.exists() else None)
 
-    def has_tool(self, script: str) -> None:
+    @property
+    def file(self) -> Path:
+        """The tool's credentials."""
+        return self.folder / "home" / FILE
+
+    def has_tool(self, login: str, status: str = "exit 0", **words: object) -> None:
+        """`claude`, which runs these scripts when it is to log in, and to say whether it is."""
         tool = self.folder / "bin/claude"
-        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.write_text(f"#!/bin/sh\nif [ $1 = status ]; then {status}\nfi\n{login}\n")
         tool.chmod(0o755)
+        write_provider(self.folder / "providers", provider_data(**words))
 
     @contextmanager
-    def login(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    def login(self, *settings: str, program: str = "main") -> Iterator[subprocess.Popen[bytes]]:
         env = {
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(ROOT / "src"),
@@ -55,7 +64,9 @@ class Guest:
             "HOME": str(self.folder / "home"),
         }
         words = [f"--login-programs={self.folder / 'bin'}", *settings]
-        process = run.spawn([sys.executable, "-c", MAIN, "claude", *words], env=env)
+        words += [f"--providers={self.folder / 'providers'}"]
+        code = MAIN.format(program)
+        process = run.spawn([sys.executable, "-c", code, "claude", *words], env=env)
         try:
             yield process
         finally:
@@ -79,6 +90,7 @@ def guest() -> Iterator[Guest]:
         for part in ("run", "home", "bin"):
             (folder / part).mkdir()
         (folder / "bin/xdg-open").symlink_to(XDG_OPEN)
+        write_provider(folder / "providers", provider_data())
         yield Guest(folder)
 
 
@@ -106,14 +118,14 @@ def browser(guest: Guest) -> Iterator[list[bytes]]:
 
 
 def test_a_login_from_its_start_to_its_end(guest: Guest) -> None:
-    guest.has_tool(f"xdg-open '{PAGE}'; until [ -e go-on ]; do sleep 0.05; done; exit 0")
+    guest.has_tool(f"xdg-open '{PAGE}'; until [ -e go-on ]; do sleep 0.05; done; {LEAVE}")
     with browser(guest) as told, guest.login() as process:
         shown = guest.wait(lambda state: state["status"] == "waiting" and not state["detail"])
         assert shown["url"] == PAGE
         (guest.folder / "home/go-on").touch()
         assert process.wait() == 0
     assert told == [b"START\0/\0chromium\0" + PAGE.encode()]
-    assert guest.state == {"provider": "claude", "status": "done", "url": PAGE, "detail": ""}
+    assert (guest.state["status"], guest.state["url"], guest.state["detail"]) == ("done", PAGE, "")
 
 
 def test_a_page_waits_for_the_browser(guest: Guest) -> None:
@@ -131,6 +143,50 @@ def test_a_tool_that_fails_is_quoted(guest: Guest) -> None:
         assert process.wait() == 0
     assert guest.state["status"] == "failed"
     assert guest.state["detail"] == "claude exited with status 3: no disk"
+
+
+@pytest.mark.parametrize(
+    ("login", "status", "detail"),
+    [
+        ("exit 0", "exit 0", f"Claude has left no ~/{FILE}"),
+        (f"mkdir .tool; echo '{{}}' >{FILE}", "exit 0", f"~/{FILE} lacks token.access"),
+        (LEAVE, "echo 'Not logged in'; exit 1", "claude exited with status 1: Not logged in"),
+    ],
+    ids=["no-file", "no-keys", "status-disagrees"],
+)
+def test_a_login_is_done_once_file_and_status_command_agree(
+    guest: Guest, login: str, status: str, detail: str
+) -> None:
+    guest.has_tool(login, status)
+    with guest.login() as process:
+        assert process.wait() == 0
+    assert guest.state["status"] == "failed"
+    assert guest.state["detail"].startswith(detail)
+
+
+def test_a_code_is_typed_into_the_tools_terminal(guest: Guest) -> None:
+    guest.has_tool(
+        f"echo 'see {PAGE}'; echo 'code: AB-12'; read code; [ $code = x#y ] && {LEAVE}",
+        device_code="code: (.*)",
+    )
+    with guest.login() as process:
+        waiting = guest.wait(lambda state: state["status"] == "waiting")
+        assert (waiting["url"], waiting["device_code"]) == (PAGE, "AB-12")
+        fifo = guest.folder / "run" / CODE_FIFO
+        assert fifo.stat().st_mode & 0o777 == 0o622  # the agent writes as any other user would
+        fifo.write_text("x#y\n")
+        assert process.wait() == 0
+    assert guest.state["status"] == "done", guest.state["detail"]
+
+
+def test_injected_credentials_are_shown_to_the_status_command(guest: Guest) -> None:
+    guest.file.parent.mkdir()
+    guest.file.write_text(json.dumps(CREDENTIALS))
+    for status, expected in (("[ -s .tool/credentials.json ]; exit", "done"), ("exit 1", "failed")):
+        guest.has_tool("exit 1", f'cd "$HOME"; {status}')
+        with guest.login(program="keep_status") as process:
+            assert process.wait() == 0
+        assert guest.state["status"] == expected, guest.state["detail"]
 
 
 def test_a_tool_that_hangs_is_ended_and_quoted(guest: Guest) -> None:
@@ -151,7 +207,7 @@ def test_a_tool_that_is_not_there_is_named(guest: Guest) -> None:
 
 def test_whoever_waits_for_a_tool_takes_no_cpu_meanwhile(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    process = Process(Tool(("sleep", "1000")), environment)
+    process = Process(provider(command=["sleep", "1000"]), environment)
     began = time.monotonic()
     assert process.wait((), 0.2) == set()
     assert time.monotonic() - began >= 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,28 +12,36 @@ from pydantic import TypeAdapter
 
 from polydev.agent.browser import message_for
 from polydev.agent.errors import CheckFailed
-from polydev.agent.http import Request
+from polydev.agent.login_answers import answer_to, device_code, end_of, printed_url
 from polydev.agent.login_course import SHOW_AGAIN_SECONDS, Login
 from polydev.agent.login_state import (
     MAX_DETAIL_BYTES,
     MAX_STATE_BYTES,
     MAX_URL_CHARACTERS,
-    PROVIDERS,
     is_login_url,
     login_reply,
     reply_of_state,
     state_text,
 )
-from polydev.agent.login_tools import TOOLS, answer_to, end_of, printed_url
 from polydev.agent.messages import LoginReply, LoginStatus
+from polydev.agent.providers import Provider
+from polydev.agent.replies import Request
 from polydev.agent.routes import Routes
 from polydev.agent.settings import Settings
 from polydev.agent.terminal import last_lines, plain_text, urls_written
+from tests.guest_tools import provider, provider_data, write_provider
 
 QUERY = "client_id=9d1c&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcb&state=" + "aB3-_~" * 40
 PAGE = f"https://login.example/oauth/authorize?{QUERY}"
 OTHER_PAGE = "https://login.example/other?client_id=1"
 REPLY = TypeAdapter(LoginReply)
+CLAUDE_TOOL = provider("claude", command=["claude", "auth", "login"])
+GEMINI_TOOL = provider(
+    "gemini",
+    command=["gemini", "--acp"],
+    requests=[{"method": "initialize", "params": {}}, {"method": "authenticate"}],
+)
+DEVICE_TOOL = provider("device", device_code=r"code:\s+([A-Z0-9-]+)")
 # As the tools of this image's versions write it, but for the values.
 CLAUDE = (
     "Opening browser to sign in…\r\nIf the browser didn't open, visit: "
@@ -79,14 +88,14 @@ def test_last_lines_leave_empty_ones_out() -> None:
 
 @pytest.mark.parametrize("written", [CLAUDE, CODEX])
 def test_the_url_of_what_tools_print(written: str) -> None:
-    assert printed_url(written) == PAGE
+    assert printed_url(CLAUDE_TOOL, written) == PAGE
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100, 120])
 @pytest.mark.parametrize("border", ["", "│ ", "| "])
 def test_a_url_that_the_tool_wrapped(columns: int, border: str) -> None:
     written = f"Visit this:\r\n{wrapped(PAGE, columns, border)}\r\nThen come back.\r\n"
-    assert printed_url(written) == PAGE
+    assert printed_url(CLAUDE_TOOL, written) == PAGE
 
 
 def test_a_long_line_goes_on_nowhere() -> None:
@@ -94,11 +103,14 @@ def test_a_long_line_goes_on_nowhere() -> None:
 
 
 def test_a_link_is_taken_whole_however_its_text_is_shown() -> None:
-    assert printed_url(f"\x1b]8;id=1;{PAGE}\x1b\\sign in\x1b]8;;\x1b\\") == PAGE
+    assert printed_url(CLAUDE_TOOL, f"\x1b]8;id=1;{PAGE}\x1b\\sign in\x1b]8;;\x1b\\") == PAGE
 
 
 def test_other_urls_are_no_logins() -> None:
-    assert printed_url("see https://docs.example/login, or http://localhost:1455.\r\n") is None
+    assert (
+        printed_url(CLAUDE_TOOL, "see https://docs.example/login, or http://localhost:1455.\r\n")
+        is None
+    )
 
 
 @pytest.mark.parametrize("url", [PAGE, "http://a", "https://a.b:1/c?d#e", "https://a?b=://c"])
@@ -129,11 +141,13 @@ def test_no_state_means_never_started() -> None:
     st.text(),
 )
 def test_a_state_is_read_as_it_was_written(status: LoginStatus, url: str, detail: str) -> None:
-    data = state_text(status, url, detail).encode()
+    data = state_text(status, url, detail, "AB-12").encode()
+    assert len(data) <= MAX_STATE_BYTES
     reply = REPLY.validate_python(reply_of_state("codex", data), strict=True)
     assert (reply["provider"], reply["status"], reply["url"]) == ("codex", status, url)
+    assert reply["device_code"] == "AB-12"
     assert len(reply["detail"].encode()) <= MAX_DETAIL_BYTES
-    assert state_text(status, url, reply["detail"]).encode() == data
+    assert state_text(status, url, reply["detail"], "AB-12").encode() == data
 
 
 def test_the_largest_state_fits() -> None:
@@ -143,12 +157,19 @@ def test_the_largest_state_fits() -> None:
     assert reply_of_state("claude", data)["url"] == url
 
 
+def state(**changes: object) -> bytes:
+    written = {"status": "starting", "url": None, "device_code": None, "detail": ""}
+    return json.dumps({**written, **changes}).encode()
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"", b"waiting", b"none\n\n", b"starting\n", b"waiting\n\n", b"waiting\nno url\n"),
-        *(b"ready\nhttps://a\n", b"done\njavascript://a\n", b"\xff\xfe\n\n"),
-        b"failed\n\n" + b"a" * MAX_STATE_BYTES,
+        *(b"", b"waiting", b"[]", b"1", b"{}", b"\xff\xfe", b"[" * 5000),
+        *(state(status="waiting"), state(status="none"), state(status=1), state(status=[])),
+        *(state(url=1), state(url="javascript://a"), state(detail=None)),
+        *(state(device_code=""), state(device_code="a\nb"), state(device_code=12)),
+        state(detail="a" * MAX_STATE_BYTES),
     ],
 )
 def test_what_is_no_state_is_a_failure(data: bytes) -> None:
@@ -163,20 +184,21 @@ def test_a_state_from_a_stranger_is_within_the_contract(data: bytes) -> None:
     assert reply["status"] != "waiting" or is_login_url(reply["url"] or "")
 
 
-def test_every_provider_has_its_tool() -> None:
-    assert set(TOOLS) == set(PROVIDERS)
-    commands = ("claude auth login", "codex login", "gemini --acp")
-    assert {" ".join(tool.argv) for tool in TOOLS.values()} == set(commands)
+def test_the_device_code_that_a_tool_prints() -> None:
+    written = "Go to https://a/device\r\nand type this code:  \x1b[1mABCD-1234\x1b[0m\r\n"
+    assert device_code(DEVICE_TOOL, written) == "ABCD-1234"
+    assert device_code(CLAUDE_TOOL, written) is None
+    assert device_code(DEVICE_TOOL, "code: " + "A" * 65) is None
 
 
 def test_requests_are_numbered_lines_of_json() -> None:
-    told = [json.loads(line) for line in TOOLS["gemini"].input().splitlines()]
+    told = [json.loads(line) for line in GEMINI_TOOL.input().splitlines()]
     assert [(ask["jsonrpc"], ask["id"]) for ask in told] == [("2.0", 0), ("2.0", 1)]
-    assert TOOLS["claude"].input() == b""
+    assert CLAUDE_TOOL.input() == b""
 
 
 def test_the_end_of_a_tool() -> None:
-    claude = TOOLS["claude"]
+    claude = CLAUDE_TOOL
     assert end_of(claude, 0, "Login successful.") == ("done", "")
     assert end_of(claude, 3, "\x1b[31mno\r\n\r\nnetwork\x1b[0m\r\n") == (
         "failed",
@@ -186,7 +208,7 @@ def test_the_end_of_a_tool() -> None:
 
 
 def test_a_tool_that_is_asked_ends_well_only_by_its_answer() -> None:
-    gemini = TOOLS["gemini"]
+    gemini = GEMINI_TOOL
     assert end_of(gemini, 0, "")[0] == "failed"
     first = '{"jsonrpc":"2.0","id":0,"result":{"agentInfo":{"name":"gemini-cli"}}}\r\n'
     assert answer_to(gemini, first) is None
@@ -200,20 +222,21 @@ def test_a_tool_that_is_asked_ends_well_only_by_its_answer() -> None:
 
 @pytest.mark.parametrize("written", ["{", "{]\n", '{"id":1', '{"id":1}\n', "1\n", '{"a":{}}\n'])
 def test_what_is_no_answer(written: str) -> None:
-    assert answer_to(TOOLS["gemini"], written) is None
+    assert answer_to(GEMINI_TOOL, written) is None
 
 
 class Course:
     """A login whose clock, browser and state are the test's."""
 
-    def __init__(self, provider: str = "claude") -> None:
+    def __init__(self, tool: Provider = CLAUDE_TOOL) -> None:
         self.now = 100.0
         self.kept: list[tuple[LoginStatus, str | None, str]] = []
+        self.codes: list[str | None] = []
         self.shown: list[str] = []
         self.has_browser = True
         self.login = Login(
-            TOOLS[provider],
-            lambda status, url, detail: self.kept.append((status, url, detail)),
+            tool,
+            self._keep,
             self._show,
             page_seconds=180.0,
             quiet_seconds=10.0,
@@ -221,10 +244,18 @@ class Course:
         )
         self.login.begin()
 
+    def _keep(self, status: LoginStatus, url: str | None, detail: str, code: str | None) -> None:
+        self.kept.append((status, url, detail))
+        self.codes.append(code)
+
     def _show(self, page: str) -> None:
         if not self.has_browser:
             raise CheckFailed("no browser")
         self.shown.append(page)
+
+    def end(self, exit_code: int, status: LoginStatus = "done", detail: str = "") -> None:
+        """The tool ends, and what confirms its login says this."""
+        self.login.end(exit_code, lambda: (status, detail))
 
     def wishes(self, *pages: str) -> None:
         self.login.take_wishes("".join(f"{page}\n" for page in pages).encode())
@@ -255,6 +286,31 @@ def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
     assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
     course.wishes(OTHER_PAGE)
     assert (course.kept[-1], course.shown) == (("waiting", OTHER_PAGE, ""), [PAGE, OTHER_PAGE])
+
+
+def test_a_device_code_makes_the_printed_url_the_login_at_once() -> None:
+    course = Course(DEVICE_TOOL)
+    course.login.take_output(f"visit {PAGE}\r\nand type the code: AB-12\r\n".encode())
+    course.login.look_again()
+    assert (course.kept[-1], course.codes[-1]) == (("waiting", PAGE, ""), "AB-12")
+    course.end(0)
+    assert course.codes[-1] == "AB-12"
+
+
+def test_a_tool_that_ended_well_and_is_not_logged_in_has_failed() -> None:
+    course = Course()
+    course.wishes(PAGE)
+    course.end(0, "failed", "claude exited with status 1: Not logged in")
+    assert course.kept[-1] == ("failed", PAGE, "claude exited with status 1: Not logged in")
+
+
+def test_a_closed_terminal_ends_the_login() -> None:
+    course = Course()
+    course.wishes(PAGE)
+    course.login.close()
+    assert course.login.is_over()
+    course.end(-15)
+    assert course.kept[-1] == ("failed", PAGE, "the login's terminal was closed")
 
 
 def test_later_wishes_are_shown_once_and_change_nothing() -> None:
@@ -293,18 +349,18 @@ def test_a_browser_that_is_away_is_tried_again() -> None:
 def test_the_end_keeps_the_url() -> None:
     course = Course()
     course.wishes(PAGE)
-    course.login.end(0)
+    course.end(0)
     assert course.kept[-1] == ("done", PAGE, "")
 
 
 def test_the_answer_ends_a_login_whatever_status_follows() -> None:
-    course = Course("gemini")
+    course = Course(GEMINI_TOOL)
     course.wishes(PAGE)
     course.login.take_output(b'{"jsonrpc":"2.0","id":1,"result":nu')
     assert not course.login.is_over()
     course.login.take_output(b"ll}\r\n")
     assert course.login.is_over()
-    course.login.end(-9)
+    course.end(-9)
     assert course.kept[-1] == ("done", PAGE, "")
 
 
@@ -316,7 +372,7 @@ def test_a_tool_that_wants_no_page_has_failed_in_time_and_says_what_it_said() ->
     assert not course.login.is_over()
     course.now += 1
     assert course.login.is_over()
-    course.login.end(-9)
+    course.end(-9)
     assert course.kept[-1] == (
         "failed",
         None,
@@ -336,7 +392,7 @@ def test_output_without_end_is_not_kept() -> None:
     course = Course()
     for _ in range(100):
         course.login.take_output(b"x" * 10000)
-    course.login.end(1)
+    course.end(1)
     assert len(course.kept[-1][2]) < 70000
 
 
@@ -348,22 +404,82 @@ class NoHealth:
     """For routes that look at nothing but logins."""
 
 
-def answered(method: str, path: str, settings: Settings) -> tuple[int, dict[str, object], object]:
-    reply = Routes(NoHealth(), settings)(Request(method, path))  # type: ignore[arg-type]
+@pytest.fixture
+def guest(tmp_path: Path) -> Settings:
+    """The settings of a guest that knows claude and codex, no login of which was started."""
+    for name in ("claude", "codex"):
+        write_provider(tmp_path / "providers", provider_data(name, accepts_code=name == "claude"))
+    return Settings(providers=f"{tmp_path}/providers", logins=f"{tmp_path}/logins")
+
+
+def answered(
+    method: str, path: str, settings: Settings, body: object = None, *, is_from_guest: bool = False
+) -> tuple[int, dict[str, object], object]:
+    request = Request(method, path, json.dumps(body).encode(), is_from_guest=is_from_guest)
+    reply = Routes(NoHealth(), settings)(request)  # type: ignore[arg-type]
     return reply.status, json.loads(reply.body), reply.headers.get("Allow")
 
 
 @pytest.mark.parametrize("path", ["/login/", "/login/bash", "/login/claude/x", "/login/../a"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_unknown_providers_are_answered_with_the_known(method: str, path: str) -> None:
-    status, body, _ = answered(method, path, Settings())
+def test_unknown_providers_are_answered_with_the_known(
+    method: str, path: str, guest: Settings
+) -> None:
+    status, body, _ = answered(method, path, guest)
     assert status == 404
-    assert "claude, codex, gemini" in str(body["detail"])
+    assert "claude, codex" in str(body["detail"])
 
 
-def test_methods_of_logins() -> None:
-    status, _, allow = answered("DELETE", "/login/claude", Settings())
-    assert (status, allow) == (405, "GET, HEAD, POST")
+def test_methods_of_logins(guest: Settings) -> None:
+    for path, allowed in (
+        ("/login/claude", "GET, HEAD, POST"),
+        ("/login/claude/code", "POST"),
+        ("/login/claude/credentials", "GET, PUT, DELETE"),
+    ):
+        status, _, allow = answered("PATCH", path, guest)
+        assert (status, allow) == (405, allowed)
     for path in ("/", "/health", "/metrics", "/login"):
-        status, _, allow = answered("POST", path, Settings())
+        status, _, allow = answered("POST", path, guest)
         assert (status, allow) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/login/claude", "/login/claude/credentials", "/login/bash"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_programs_of_the_vm_are_told_nothing_of_logins(
+    method: str, path: str, guest: Settings
+) -> None:
+    status, body, _ = answered(method, path, guest, is_from_guest=True)
+    assert (status, body["detail"]) == (403, "only the host asks for logins")
+
+
+@pytest.mark.parametrize(
+    ("provider", "body", "status"),
+    [
+        ("claude", {"code": "abc"}, 409),  # no login is waiting
+        ("codex", {"code": "abc"}, 409),  # it takes none
+        *(("claude", {"code": code}, 400) for code in ("", "a\nb", "\x1b[A", "a" * 4097, 1)),
+        *(("claude", body, 400) for body in ({}, [], "code", None)),
+    ],
+)
+def test_codes_that_are_not_taken(
+    provider: str, body: object, status: int, guest: Settings
+) -> None:
+    assert answered("POST", f"/login/{provider}/code", guest, body)[0] == status
+
+
+def test_there_are_no_credentials_before_a_login_is_done(guest: Settings) -> None:
+    status, body, _ = answered("GET", "/login/claude/credentials", guest)
+    assert (status, body["detail"]) == (404, "Claude is not logged in")
+
+
+@pytest.mark.parametrize("body", [{}, [], None, {"credentials": []}, {"credentials": "{}"}])
+def test_what_is_no_body_of_credentials(body: object, guest: Settings) -> None:
+    assert answered("PUT", "/login/claude/credentials", guest, body)[0] == 400
+
+
+def test_a_program_for_credentials_that_is_not_there_is_told(
+    guest: Settings, tmp_path: Path
+) -> None:
+    guest.credentials_socket = f"{tmp_path}/nobody"
+    status, body, _ = answered("DELETE", "/login/claude/credentials", guest)
+    assert (status, "there is no" in str(body["detail"])) == (503, True)

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     notify(os.environ, f"READY=1\nSTATUS=answers on {address}:{port}")
     health = health_of_guest(settings)
     start_new_thread(watch, (health, settings, log))
-    Server(listener, Routes(health, settings), settings).serve_forever()
+    Server(listener, Routes(health, settings), settings).serve()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """`/login/PROVIDER`: has systemd start a tool's login, and tells how far that is.
 
 Imported with the first request for a login. The login itself is polydev-login@PROVIDER.service,
-which `login_run` is the program of; all that the agent sees of it is the state that it writes.
+which `login_run` is the program of; the agent sees the state that it writes, and writes codes into
+the FIFO that it reads.
 """
 
 from __future__ import annotations
 
 import os
-from stat import S_ISREG
+from stat import S_ISFIFO, S_ISREG
 
-from polydev.agent.errors import CheckFailed
+from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
+    CODE_FIFO,
     MAX_STATE_BYTES,
     STATE_FILE,
     bounded_detail,
@@ -22,9 +24,14 @@ from polydev.agent.process import output_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polydev.agent.messages import LoginReply
+    from polydev.agent.providers import Provider
     from polydev.agent.settings import Settings
 
 NOT_TO_START = ("starting", "waiting", "done")
+MAX_CODE_CHARACTERS = 4096
+# The folder belongs to the desktop's user, who may put anything there: no link is followed, and
+# nothing is waited for.
+WITHOUT_TRUST = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def current_login(provider: str, settings: Settings) -> LoginReply:
@@ -42,23 +49,51 @@ def start_login(provider: str, settings: Settings) -> LoginReply:
     before = current_login(provider, settings)
     if before["status"] in NOT_TO_START:
         return before
-    unit = f"polydev-login@{provider}.service"
-    argv = [settings.systemctl, "start", "--no-ask-password", unit]
+    timeout_seconds = settings.login_start_timeout_seconds
     try:
-        output_of(argv, settings.login_start_timeout_seconds)
+        systemctl("start", f"polydev-login@{provider}.service", timeout_seconds, settings)
     except CheckFailed as failure:
         return login_reply(provider, "failed", None, bounded_detail(str(failure)))
     return current_login(provider, settings)
 
 
-def _bytes_of_state(path: str) -> bytes | None:
-    """At most one byte more than a state may have; None if there is none.
+def type_code(provider: Provider, code: str, settings: Settings) -> None:
+    """Have a code and Enter typed into the tool's terminal. Raises RequestRefused."""
+    if not (0 < len(code) <= MAX_CODE_CHARACTERS and code.isprintable()):
+        why = f"a code is one line of at most {MAX_CODE_CHARACTERS} printable characters"
+        raise RequestRefused(400, why)
+    if not provider.accepts_code:
+        raise RequestRefused(409, f"{provider.label} takes no code")
+    if current_login(provider.name, settings)["status"] != "waiting":
+        raise RequestRefused(409, f"no login of {provider.label} is waiting for a code")
+    _write_line(f"{settings.logins}/{provider.name}/{CODE_FIFO}", code)
 
-    The folder belongs to the desktop's user, who may put anything there: no link is followed,
-    and nothing that is no file is waited for.
-    """
+
+def systemctl(verb: str, unit: str, timeout_seconds: float, settings: Settings) -> None:
+    """Have systemd do something with a unit, and wait for it; CheckFailed says why it did not."""
+    output_of([settings.systemctl, verb, "--no-ask-password", unit], timeout_seconds)
+
+
+def _write_line(fifo: str, line: str) -> None:
+    data = f"{line}\n".encode("utf-8", "replace")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(fifo, os.O_WRONLY | WITHOUT_TRUST)
+        try:
+            is_written = S_ISFIFO(os.fstat(descriptor).st_mode) and (
+                os.write(descriptor, data) == len(data)
+            )
+        finally:
+            os.close(descriptor)
+    except OSError:
+        is_written = False
+    if not is_written:
+        raise RequestRefused(409, "the login does not take a code now")
+
+
+def _bytes_of_state(path: str) -> bytes | None:
+    """At most one byte more than a state may have; None if there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | WITHOUT_TRUST)
     except FileNotFoundError:
         return None
     except OSError:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from time import monotonic
 
 from polydev.agent.errors import CheckFailed
+from polydev.agent.login_answers import TAIL_LINES, answer_to, device_code, end_of, printed_url
 from polydev.agent.login_state import is_login_url
-from polydev.agent.login_tools import TAIL_LINES, Tool, answer_to, end_of, printed_url
 from polydev.agent.terminal import last_lines
 
 TYPE_CHECKING = False
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from polydev.agent.messages import LoginStatus
+    from polydev.agent.providers import Provider
 
-    Keep = Callable[[LoginStatus, str | None, str], None]
+    Keep = Callable[[LoginStatus, str | None, str, str | None], None]
+    Outcome = tuple[LoginStatus, str]
 
 MAX_WRITTEN_CHARACTERS = 65536
 MAX_PAGES = 8
@@ -30,14 +32,14 @@ class Login:
 
     def __init__(
         self,
-        tool: Tool,
+        provider: Provider,
         keep: Keep,
         show: Callable[[str], None],
         page_seconds: float,
         quiet_seconds: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._tool = tool
+        self._provider = provider
         self._keep = keep
         self._show = show
         self._page_seconds = page_seconds
@@ -47,6 +49,8 @@ class Login:
         self._written = ""
         self._wishes = b""
         self._url: str | None = None
+        self._device_code: str | None = None
+        self._is_closed = False
         self._is_printed = False
         self._printed = ""
         self._printed_at: float | None = None
@@ -54,15 +58,19 @@ class Login:
         self._shown = 0
 
     def begin(self) -> None:
-        self._keep("starting", None, "")
+        self._tell("starting")
 
     def take_output(self, data: bytes) -> None:
         """The tool wrote this to its terminal."""
         written = self._written + data.decode("utf-8", "replace")
         self._written = written[-MAX_WRITTEN_CHARACTERS:]
-        if self._url is None and (printed := printed_url(self._written)):
+        if self._url is None and (printed := printed_url(self._provider, self._written)):
             self._printed = printed  # again with each output, for it comes in pieces
             self._printed_at = self._printed_at or self._clock()
+        if self._device_code is None:
+            self._device_code = device_code(self._provider, self._written)
+            if self._device_code is not None and self._url is not None:
+                self._tell("waiting")
 
     def take_wishes(self, data: bytes) -> None:
         """The tool wanted these pages opened, a line each."""
@@ -88,22 +96,41 @@ class Login:
         return min((each for each in left if each is not None), default=None)
 
     def is_over(self) -> bool:
-        """Has the tool answered, or wanted no page for so long that it hangs?"""
-        return self._page_left() == 0.0 or answer_to(self._tool, self._written) is not None
+        """Has the tool answered, was it closed, or wanted no page for so long that it hangs?"""
+        if self._is_closed or self._page_left() == 0.0:
+            return True
+        return answer_to(self._provider, self._written) is not None
 
-    def end(self, exit_code: int) -> None:
-        """The tool has ended; a negative exit code is a signal's number."""
+    def close(self) -> None:
+        """The user has closed the terminal that the tool runs in."""
+        self._is_closed = True
+
+    def end(self, exit_code: int, confirm: Callable[[], Outcome]) -> None:
+        """The tool has ended; a negative exit code is a signal's number.
+
+        `confirm` says whether the tool is logged in, where its end says so.
+        """
         status, detail = (
-            answer_to(self._tool, self._written)
+            answer_to(self._provider, self._written)
+            or self._closing()
             or self._lateness(exit_code)
-            or end_of(self._tool, exit_code, self._written)
+            or end_of(self._provider, exit_code, self._written)
         )
-        self._keep(status, self._url, detail)
+        if status == "done":
+            status, detail = confirm()
+        self._tell(status, detail)
 
-    def _lateness(self, exit_code: int) -> tuple[LoginStatus, str] | None:
+    def _tell(self, status: LoginStatus, detail: str = "") -> None:
+        self._keep(status, self._url, detail, self._device_code)
+
+    def _closing(self) -> Outcome | None:
+        return ("failed", "the login's terminal was closed") if self._is_closed else None
+
+    def _lateness(self, exit_code: int) -> Outcome | None:
         if exit_code == 0 or self._page_left() != 0.0:
             return None
-        what = f"{self._tool.argv[0]} came to no page to log in at within {self._page_seconds:g} s"
+        within = f"within {self._page_seconds:g} s"
+        what = f"{self._provider.command[0]} came to no page to log in at {within}"
         return "failed", f"{what}: {last_lines(self._written, TAIL_LINES)}".rstrip(": ")
 
     def _page_left(self) -> float | None:
@@ -116,6 +143,8 @@ class Login:
         """Seconds until what was printed is to be taken; None if there is nothing to take."""
         if self._printed_at is None or self._url is not None:
             return None
+        if self._device_code is not None:  # it belongs to the printed URL
+            return 0.0
         return max(0.0, self._printed_at + self._quiet_seconds - self._clock())
 
     def _add(self, page: str, *, is_printed: bool) -> None:
@@ -123,7 +152,7 @@ class Login:
         if self._url is None or self._is_printed:
             self._url, self._is_printed = page, is_printed
         self._pages.append(page)
-        self._keep("waiting", self._url, "")
+        self._tell("waiting")
         self._show_pages()
 
     def _show_pages(self) -> None:
@@ -131,7 +160,7 @@ class Login:
             try:
                 self._show(self._pages[self._shown])
             except CheckFailed as failure:
-                self._keep("waiting", self._url, str(failure))
+                self._tell("waiting", str(failure))
                 return
             self._shown += 1
-            self._keep("waiting", self._url, "")
+            self._tell("waiting")

@@ -1,4 +1,4 @@
-"""What is known of a tool's login, as the few lines that its runner keeps for the agent. Pure.
+"""What is known of a tool's login, as the JSON that its runner keeps for the agent. Pure.
 
 The agent runs as root and reads what a user's program wrote, so nothing here believes a word:
 what is not as `state_text` writes it is a failure that says so.
@@ -6,15 +6,18 @@ what is not as `state_text` writes it is a failure that says so.
 
 from __future__ import annotations
 
+import json
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polydev.agent.messages import LoginReply, LoginStatus
 
-PROVIDERS = ("claude", "codex", "gemini")
 STATE_FILE = "state"
+CODE_FIFO = "code"
 MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_BYTES = 1024
-MAX_STATE_BYTES = MAX_URL_CHARACTERS + MAX_DETAIL_BYTES + 16  # 16: the status and two newlines
+MAX_DEVICE_CODE_CHARACTERS = 64
+MAX_STATE_BYTES = 2 * MAX_URL_CHARACTERS  # the URL, and the rest with its letters escaped
 
 _STATUSES: tuple[LoginStatus, ...] = ("starting", "waiting", "done", "failed")
 _NOT_IN_URLS = frozenset('"<>\\^`{|}')
@@ -39,26 +42,52 @@ def bounded_detail(text: str) -> str:
     return shown.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:].decode("utf-8", "ignore").strip()
 
 
-def state_text(status: LoginStatus, url: str | None, detail: str) -> str:
-    """The lines that `reply_of_state` reads: status, URL or nothing, detail."""
-    return f"{status}\n{url or ''}\n{bounded_detail(detail)}"
+def is_device_code(text: object) -> bool:
+    """Is this what a user could type on a login's page?"""
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_DEVICE_CODE_CHARACTERS:
+        return False
+    return text.isascii() and text.isprintable()
+
+
+def state_text(
+    status: LoginStatus, url: str | None, detail: str, device_code: str | None = None
+) -> str:
+    """The JSON that `reply_of_state` reads."""
+    state = {"status": status, "url": url, "device_code": device_code}
+    return json.dumps({**state, "detail": bounded_detail(detail)})
 
 
 def login_reply(
-    provider: str, status: LoginStatus, url: str | None = None, detail: str = ""
+    provider: str,
+    status: LoginStatus,
+    url: str | None = None,
+    detail: str = "",
+    device_code: str | None = None,
 ) -> LoginReply:
-    return {"provider": provider, "status": status, "url": url, "detail": detail}
+    return {
+        "provider": provider,
+        "status": status,
+        "url": url,
+        "device_code": device_code,
+        "detail": detail,
+    }
 
 
 def reply_of_state(provider: str, data: bytes | None) -> LoginReply:
     """The answer that a state file's bytes, or there being none, mean."""
     if data is None:
         return login_reply(provider, "none")
-    word, first, rest = data.decode("utf-8", "replace").partition("\n")
-    url, second, detail = rest.partition("\n")
-    status = next((known for known in _STATUSES if known == word), None)
-    is_whole = bool(first and second) and len(data) <= MAX_STATE_BYTES
-    fits = is_login_url(url) if url or status == "waiting" else True
-    if status is None or not (is_whole and fits):
+    try:
+        state = json.loads(data if len(data) <= MAX_STATE_BYTES else b"")
+        status, url, device_code = state["status"], state["url"], state["device_code"]
+        detail = bounded_detail(state["detail"])
+        is_as_written = (
+            status in _STATUSES
+            and (is_login_url(url) if url is not None else status != "waiting")
+            and (device_code is None or is_device_code(device_code))
+        )
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        is_as_written = False
+    if not is_as_written:
         return login_reply(provider, "failed", None, "the login's state is not as it is written")
-    return login_reply(provider, status, url or None, bounded_detail(detail))
+    return login_reply(provider, status, url, detail, device_code)

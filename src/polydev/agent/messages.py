@@ -56,14 +56,24 @@ class LoginReply(TypedDict):
     """Body of `GET /login/{provider}` (looks only) and `POST` (starts the login if need be).
 
     `url` is where the login is, once known: an http or https URL of at most 4096 characters.
-    It is shown in the VM's browser, and leads back to the tool in there. `detail` says why a
-    login failed, or why the browser does not show it; at most 1 KiB.
+    It is shown in the VM's browser, and leads back to the tool in there. `device_code` is what its
+    page asks for, where the tool printed one. The status is "done" once both the tool's status
+    command and its credentials file say so. `detail` says why a login failed, or why the browser
+    does not show it; at most 1 KiB.
     """
 
     provider: str
     status: LoginStatus
     url: str | None
+    device_code: str | None
     detail: str
+
+
+class CredentialsReply(TypedDict):
+    """Body of `GET /login/{provider}/credentials`: the JSON object that the tool keeps."""
+
+    provider: str
+    credentials: dict[str, object]
 
 
 class IndexReply(TypedDict):

@@ -8,29 +8,39 @@ from time import monotonic
 
 from polydev.agent.errors import CheckFailed
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 CHUNK_BYTES = 65536
 SIGKILL, SIGPIPE = 9, 13  # the signal module wraps them in enums, which is not free
 
 
-def output_of(argv: list[str], timeout_seconds: float) -> str:
-    """Standard output and error of a command that ends well; CheckFailed for any other end."""
+def output_of(
+    argv: list[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> str:
+    """Standard output and error of a command that ends well; CheckFailed for any other end.
+
+    `environment` is the agent's own path and no language if it is not given.
+    """
+    environment = environment or {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     read_end, write_end = os.pipe()
     try:
         try:
-            pid = _spawn(argv, write_end)
+            pid = _spawn(argv, write_end, environment)
         finally:
             os.close(write_end)
-        return _output(pid, argv[0], read_end, timeout_seconds)
+        return _output(pid, os.path.basename(argv[0]), read_end, timeout_seconds)
     finally:
         os.close(read_end)
 
 
-def _spawn(argv: list[str], output: int) -> int:
+def _spawn(argv: list[str], output: int, environment: Mapping[str, str]) -> int:
     try:
         return os.posix_spawnp(
             argv[0],
             argv,
-            {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
@@ -40,7 +50,9 @@ def _spawn(argv: list[str], output: int) -> int:
             setsigdef=[SIGPIPE],  # Python ignores it, and children would inherit that
         )
     except OSError as error:
-        raise CheckFailed(f"{argv[0]} could not be started: {error.strerror}") from error
+        raise CheckFailed(
+            f"{os.path.basename(argv[0])} could not be started: {error.strerror}"
+        ) from error
 
 
 def _output(pid: int, name: str, read_end: int, timeout_seconds: float) -> str:

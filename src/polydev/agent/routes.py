@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from polydev import __version__
-from polydev.agent.http import ACTING_METHODS, METHODS, Reply, Request, problem
-from polydev.agent.jsontext import json_text
+from polydev.agent.replies import Reply, Request, json_reply, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,11 +14,14 @@ if TYPE_CHECKING:
     from polydev.agent.settings import Settings
 
 LOGIN = "/login/"
+METHODS = ("GET", "HEAD")
 PATHS = {
     "/": "this list",
     "/health": "200 when desktop, vnc, novnc and browser all work, else 503; says what fails",
     "/metrics": "the same and the machine's load, for Prometheus",
     "/login/{provider}": "how far a tool's login is; POST starts it",
+    "/login/{provider}/code": "POST types a code into the tool's terminal",
+    "/login/{provider}/credentials": "GET reads what the login gave, PUT injects it, DELETE wipes",
 }
 
 
@@ -36,13 +38,13 @@ class Routes:
         }
 
     def __call__(self, request: Request) -> Reply:
-        is_login = request.path.startswith(LOGIN)
-        methods = ACTING_METHODS if is_login else METHODS
-        if request.method not in methods:
-            allow = ", ".join(methods)
-            return problem(405, f"{request.method} is not allowed here", {"Allow": allow})
-        if is_login:
-            return self._login(request)
+        if request.path.startswith(LOGIN):
+            from polydev.agent.login_routes import answer_login
+
+            return answer_login(request, request.path.removeprefix(LOGIN), self._settings)
+        if request.method not in METHODS:
+            detail = f"{request.method} is not allowed here"
+            return problem(405, detail, {"Allow": ", ".join(METHODS)})
         answer = self._answers.get(request.path)
         if answer is None:
             return problem(404, f"there is no {request.path}; there are {', '.join(PATHS)}")
@@ -50,26 +52,14 @@ class Routes:
 
     def _index(self) -> Reply:
         index: IndexReply = {"name": "polydev-agent", "agent_version": __version__, "paths": PATHS}
-        return Reply(200, json_text(index))
+        return json_reply(200, index)
 
     def _report(self) -> Reply:
         report = self._health.report()
         if report["status"] == "ready":
-            return Reply(200, json_text(report))
+            return json_reply(200, report)
         note = f"{report['status']}, failing: {', '.join(report['failing'])}"
-        return Reply(503, json_text(report), note=note)
-
-    def _login(self, request: Request) -> Reply:
-        from polydev.agent.login import current_login, start_login
-        from polydev.agent.login_state import PROVIDERS
-
-        provider = request.path.removeprefix(LOGIN)
-        if provider not in PROVIDERS:
-            return problem(
-                404, f"there is no login of {provider}; there are {', '.join(PROVIDERS)}"
-            )
-        answer = start_login if request.method == "POST" else current_login
-        return Reply(200, json_text(answer(provider, self._settings)))
+        return json_reply(503, report, note)
 
     def _metrics(self) -> Reply:
         from polydev.agent.metrics import CONTENT_TYPE, metrics_text

@@ -25,6 +25,9 @@ class Settings:
     proc: str = "/proc"
     identity: str = "/run/polydev/identity"  # by the host, in words of the kernel's command line
     console: str = "/dev/console"
+    providers: str = "/usr/share/polydev/providers"  # a JSON file for each, by the image's build
+    loopback_prefix: str = "127."  # whoever asks from such an address is no host
+    credentials_socket: str = "/run/polydev-credentials"  # of a program with the user's rights
     logins: str = "/run/polydev-login"  # a folder for each provider, written by its login
     login_programs: str = "/usr/lib/polydev-agent/bin"  # what tools find before all others
     python_packages: str = "/usr/lib/python3/dist-packages"  # left out of sys.path by -S
@@ -35,6 +38,8 @@ class Settings:
     novnc_keep_seconds: float = 60.0
     watch_pause_seconds: float = 1.0
     login_start_timeout_seconds: float = 30.0
+    login_status_timeout_seconds: float = 180.0  # claude's takes 10 s of an emulated CPU
+    credentials_timeout_seconds: float = 20.0
     login_page_seconds: float = 180.0  # until a tool that wants no page has failed
     login_quiet_seconds: float = 10.0  # after a URL was printed, until it counts as the login's
 

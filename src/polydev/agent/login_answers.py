@@ -1,0 +1,66 @@
+"""What a tool's output means: the URL of its login, its device code, how the login ended. Pure.
+
+Tools listen on loopback for the browser's return, so that the URL that they want opened, shown in
+the VM's own browser, is enough. claude prints another URL, whose page shows a code to paste; that
+one only counts where no browser was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from polydev.agent.login_state import is_device_code, is_login_url
+from polydev.agent.terminal import last_lines, plain_text, urls_written
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polydev.agent.messages import LoginStatus
+    from polydev.agent.providers import Provider
+
+TAIL_LINES = 12
+
+
+def printed_url(provider: Provider, written: str) -> str | None:
+    """The first URL among what a tool wrote that is a request to log in."""
+    mark = provider.printed_url_mark
+    return next((url for url in urls_written(written) if mark in url and is_login_url(url)), None)
+
+
+def device_code(provider: Provider, written: str) -> str | None:
+    """The code that the login's page asks for, where the tool printed one."""
+    if provider.device_code is None:
+        return None
+    found = re.search(provider.device_code, plain_text(written))
+    return found.group(1) if found and is_device_code(found.group(1)) else None
+
+
+def answer_to(provider: Provider, written: str) -> tuple[LoginStatus, str] | None:
+    """How the login ended, by the answer to the last request; None before there is one."""
+    for line in written.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if answer.get("id") != len(provider.requests) - 1:
+            continue
+        if "error" in answer:
+            return "failed", f"{provider.command[0]} could not log in: {_words(answer['error'])}"
+        if "result" in answer:
+            return "done", ""
+    return None
+
+
+def end_of(provider: Provider, exit_code: int, written: str) -> tuple[LoginStatus, str]:
+    """How the login ended, by the tool's end; a negative exit code is a signal's number."""
+    if exit_code == 0 and not provider.requests:
+        return "done", ""
+    how = f"exited with status {exit_code}" if exit_code >= 0 else f"got signal {-exit_code}"
+    words = f"{provider.command[0]} {how}: {last_lines(written, TAIL_LINES)}"
+    return "failed", words.rstrip(": ")
+
+
+def _words(error: object) -> str:
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

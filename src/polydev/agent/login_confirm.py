@@ -1,0 +1,36 @@
+"""Is a tool logged in? Its credentials file and its status command have to agree.
+
+Imported when a tool has ended: what finds programs takes long to import.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from polydev.agent import credentials
+from polydev.agent.errors import CheckFailed
+from polydev.agent.process import output_of
+from polydev.agent.providers import tool_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polydev.agent.messages import LoginStatus
+    from polydev.agent.providers import Provider
+    from polydev.agent.settings import Settings
+
+
+def confirmed(provider: Provider, settings: Settings) -> tuple[LoginStatus, str]:
+    """ "done", or "failed" and what speaks against it."""
+    kept, command = provider.credentials, provider.status_command
+    try:
+        if kept is not None and credentials.read(os.environ["HOME"], kept) is None:
+            return "failed", f"{provider.label} has left no ~/{kept.file}"
+        if command is not None:
+            environment = tool_environment(provider.status_environment, settings)
+            program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+            argv = [program, *command[1:]]
+            output_of(argv, settings.login_status_timeout_seconds, environment)
+    except CheckFailed as failure:
+        return "failed", str(failure)
+    return "done", ""

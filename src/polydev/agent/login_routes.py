@@ -1,0 +1,78 @@
+"""`/login/…`: the login of a tool, a code typed into it, and the credentials that it gave.
+
+Only the host may ask: whoever asks from within the VM could be any page or program of its user.
+"""
+
+from __future__ import annotations
+
+import json
+
+from polydev.agent.credentials_client import inject, read_credentials, remove_credentials
+from polydev.agent.errors import CheckFailed, RequestRefused
+from polydev.agent.login import current_login, start_login, type_code
+from polydev.agent.providers import Provider, known_providers, provider_of
+from polydev.agent.replies import Reply, Request, json_reply, problem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polydev.agent.settings import Settings
+
+METHODS = {
+    "": ("GET", "HEAD", "POST"),
+    "code": ("POST",),
+    "credentials": ("GET", "PUT", "DELETE"),
+}
+
+
+def answer_login(request: Request, rest: str, settings: Settings) -> Reply:
+    """The reply to a request for `/login/` and the rest of its path."""
+    if request.is_from_guest:
+        return problem(403, "only the host asks for logins")
+    name, _, what = rest.partition("/")
+    if name not in (known := known_providers(settings.providers)) or what not in METHODS:
+        return problem(404, f"there is no login of {rest}; there are {', '.join(known)}")
+    if request.method not in METHODS[what]:
+        allow = ", ".join(METHODS[what])
+        return problem(405, f"{request.method} is not allowed here", {"Allow": allow})
+    provider = provider_of(settings.providers, name)
+    try:
+        if what == "":
+            answer = start_login if request.method == "POST" else current_login
+            return json_reply(200, answer(name, settings))
+        if what == "code":
+            return _typed(provider, request, settings)
+        return _credentials(provider, request, settings)
+    except RequestRefused as refusal:
+        return problem(refusal.status, refusal.why)
+    except CheckFailed as failure:
+        return problem(422, str(failure))
+
+
+def _typed(provider: Provider, request: Request, settings: Settings) -> Reply:
+    code = _member(request, "code", str)
+    type_code(provider, str(code), settings)
+    return json_reply(202, current_login(provider.name, settings))
+
+
+def _credentials(provider: Provider, request: Request, settings: Settings) -> Reply:
+    if provider.credentials is None:
+        return problem(404, f"credentials of {provider.label} are not handed over")
+    if request.method == "GET":
+        found = read_credentials(provider, settings)
+        return json_reply(200, {"provider": provider.name, "credentials": found})
+    if request.method == "PUT":
+        return json_reply(200, inject(provider, _member(request, "credentials", dict), settings))
+    remove_credentials(provider, settings)
+    return Reply(204, "")
+
+
+def _member(request: Request, name: str, kind: type) -> object:
+    """A member of the JSON object that the request's body is."""
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError):
+        body = None
+    value = body.get(name) if isinstance(body, dict) else None
+    if not isinstance(value, kind):
+        raise RequestRefused(400, f'the body is a JSON object with "{name}"')
+    return value

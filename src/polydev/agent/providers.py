@@ -1,0 +1,83 @@
+"""What this image knows of each provider: how its tool logs in, and where that leaves credentials.
+
+The image's build has checked the files that are read here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from polydev.agent.settings import Settings
+
+SUFFIX = ".json"
+KEPT = ("HOME", "DISPLAY", "USER")
+
+
+class Credentials:
+    """A JSON file below the user's home, what it must have, and others that go with it."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.file: str = data["file"]
+        self.requires: list[str] = data["requires"]
+        self.also: dict[str, object] = data["also"]
+
+
+class Provider:
+    """A tool that logs in, ending with status 0 when it has.
+
+    With `requests` it is spoken to in JSON-RPC on its standard input instead, a line each, and
+    the answer to the last one says how the login ended; end of input then ends the tool.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        login, status, credentials = data["login"], data["status"], data["credentials"]
+        self.name: str = data["name"]
+        self.label: str = data["label"]
+        self.command: list[str] = login["command"]
+        self.environment: dict[str, str] = login["environment"]
+        self.requests: list[dict[str, object]] = login["requests"]
+        self.printed_url_mark: str = login["printed_url_mark"]
+        self.device_code: str | None = login["device_code"]
+        self.accepts_code: bool = login["accepts_code"]
+        self.status_command: list[str] | None = status and status["command"]
+        self.status_environment: dict[str, str] = status["environment"] if status else {}
+        self.credentials = Credentials(credentials) if credentials else None
+
+    def input(self) -> bytes:
+        """What the tool is told; numbered by place."""
+        numbered = [{"jsonrpc": "2.0", "id": at, **ask} for at, ask in enumerate(self.requests)]
+        return b"".join(json.dumps(request).encode() + b"\n" for request in numbered)
+
+
+def known_providers(folder: str) -> list[str]:
+    """The names of all, sorted; none where the image has none."""
+    try:
+        files = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
+
+
+def provider_of(folder: str, name: str) -> Provider:
+    """One of the known."""
+    with open(f"{folder}/{name}{SUFFIX}", "rb") as file:
+        return Provider(json.load(file))
+
+
+def tool_environment(own: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """What a tool is started with: our programs, such as the browser's, come before all others."""
+    programs = settings.login_programs
+    return {
+        **{name: os.environ[name] for name in KEPT if name in os.environ},
+        "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",
+        "LANG": "C.UTF-8",
+        "TERM": "xterm-256color",
+        "BROWSER": f"{programs}/xdg-open",
+        **own,
+    }

@@ -1,0 +1,107 @@
+"""A tool's credentials file below a home whose user may have put anything in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polydev.agent import credentials
+from polydev.agent.errors import CheckFailed
+from tests.guest_tools import CREDENTIALS, FILE, provider
+
+KEPT = provider().credentials
+assert KEPT is not None
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "home/.tool").mkdir(parents=True)
+    return tmp_path / "home" / FILE
+
+
+def read(file: Path) -> dict[str, object] | None:
+    return credentials.read(str(file.parents[1]), KEPT)
+
+
+def test_what_is_written_is_read_and_removed(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    assert credentials.read(home, KEPT) is None
+    credentials.write(home, KEPT, CREDENTIALS)
+    credentials.write(home, KEPT, {**CREDENTIALS, "expires": 13})
+    assert credentials.read(home, KEPT) == {**CREDENTIALS, "expires": 13}
+    beside = tmp_path / ".tool/more/settings.json"
+    assert json.loads(beside.read_text()) == {"theme": "dark"}
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == beside.stat().st_mode & 0o777 == 0o600
+    credentials.remove(home, KEPT)
+    credentials.remove(home, KEPT)
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+LARGE = json.dumps({**CREDENTIALS, "more": "x" * credentials.MAX_BYTES})
+PUT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a link": (lambda file: file.symlink_to("/etc/passwd"), "a link"),
+    "a fifo": (lambda file: os.mkfifo(file), "no file of its user"),
+    "a folder": (lambda file: file.mkdir(), "Is a directory"),
+    "too much": (lambda file: file.write_text(LARGE), "more than 65536 bytes"),
+    "no json": (lambda file: file.write_text("{"), "not JSON"),
+    "no utf-8": (lambda file: file.write_bytes(b'{"a": "\xff"}'), "not JSON"),
+    "deep json": (lambda file: file.write_text("[" * 60000), "not JSON"),
+    "not a number": (lambda file: file.write_text('{"a": NaN}'), "not JSON"),
+    "no object": (lambda file: file.write_text("[]"), "not a JSON object"),
+    "no keys": (lambda file: file.write_text('{"token": {"access": ""}}'), "lacks token.access"),
+}
+
+
+@pytest.mark.parametrize("put", PUT)
+def test_what_is_no_credentials_file_is_not_read(file: Path, put: str) -> None:
+    action, words = PUT[put]
+    action(file)
+    with pytest.raises(CheckFailed, match=words):
+        read(file)
+
+
+def test_a_folder_that_is_a_link_is_not_entered(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "credentials.json").write_text(json.dumps(CREDENTIALS))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".tool").symlink_to(elsewhere)
+    actions: list[Callable[[], object]] = [
+        lambda: credentials.read(str(home), KEPT),
+        lambda: credentials.write(str(home), KEPT, CREDENTIALS),
+        lambda: credentials.remove(str(home), KEPT),
+    ]
+    for action in actions:
+        with pytest.raises(CheckFailed, match="a link"):
+            action()
+    assert [path.name for path in elsewhere.iterdir()] == ["credentials.json"]
+
+
+def test_a_link_in_the_files_place_is_replaced_and_not_written_through(file: Path) -> None:
+    target = file.parents[2] / "target"
+    target.write_text("mine")
+    file.symlink_to(target)
+    file.with_name("credentials.json.new").symlink_to(target)
+    credentials.write(str(file.parents[1]), KEPT, CREDENTIALS)
+    assert target.read_text() == "mine"
+    assert read(file) == CREDENTIALS
+
+
+def test_a_folder_in_the_files_place_is_told(file: Path) -> None:
+    file.mkdir()
+    home = str(file.parents[1])
+    with pytest.raises(CheckFailed, match="cannot write ~/.tool/credentials.json"):
+        credentials.write(home, KEPT, CREDENTIALS)
+    with pytest.raises(CheckFailed, match="cannot remove ~/.tool/credentials.json"):
+        credentials.remove(home, KEPT)
+
+
+def test_what_lacks_keys_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"lacks token\.refresh"):
+        credentials.write(str(tmp_path), KEPT, {"token": {"access": "a"}})
+    assert list(tmp_path.iterdir()) == []
