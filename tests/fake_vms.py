@@ -18,6 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from polydev.agent.login_state import login_reply
 from polydev.agent.messages import HealthReply, LoginReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
@@ -71,7 +72,7 @@ class FakeVm:
         self.services: dict[str, ServiceState] = {}
         self.mute = False
         self.is_paused = launch.template is not None
-        self.login: LoginReply = {"provider": "", "status": "none", "url": None, "detail": ""}
+        self.login = login_reply("", "none")
         self.logins = 0
         self.credentials: object = None
         self.typed: list[str] = []
@@ -189,7 +190,7 @@ class FakeVm:
         """How far its tool's login is; a POST starts one that is not under way."""
         if method == "POST" and self.login["status"] in ("none", "failed"):
             self.logins += 1
-            self.login = {"provider": provider, "status": "starting", "url": None, "detail": ""}
+            self.login = login_reply(provider, "starting")
         return 200, self.login
 
     def code_given(self, body: Any) -> tuple[int, object]:
@@ -214,7 +215,7 @@ class FakeVm:
     def log_in(self, credentials: object) -> None:
         """Have its tool's login come to its end."""
         self.credentials = credentials
-        self.login = {"provider": "claude", "status": "done", "url": None, "detail": ""}
+        self.login = login_reply("claude", "done")
 
     async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Greet as VNC does, then send back all that comes."""

@@ -6,37 +6,48 @@ import json
 from pathlib import Path
 from typing import Any
 
-from polydev.agent.providers import Provider
+from polydev import providers
+from polydev.agent.providers import Credentials, Provider
+from tests.images import GOLDEN
 
-CREDENTIALS = {"token": {"access": "a1", "refresh": "r1"}, "expires": 12}
+CREDENTIALS: dict[str, Any] = {"token": {"access": "a1", "refresh": "r1"}, "expires": 12}
 FILE = ".tool/credentials.json"
 
 
 def provider_data(name: str = "claude", **changes: Any) -> dict[str, Any]:
     """A tool called `claude` that logs in by `claude login`; `changes` go into its login."""
-    return {
-        "name": name,
-        "label": name.title(),
-        "login": {
-            "command": [name, "login"],
-            "environment": {},
-            "requests": [],
-            "printed_url_mark": "client_id=",
-            "device_code": None,
-            "accepts_code": True,
-            **changes,
-        },
-        "status": {"command": [name, "status"], "environment": {}},
-        "credentials": {
-            "file": FILE,
-            "requires": ["token.access", "token.refresh"],
-            "also": {".tool/more/settings.json": {"theme": "dark"}},
-        },
-    }
+    checked = providers.Provider.model_validate(
+        {
+            "name": name,
+            "label": name.title(),
+            "login": {"command": [name, "login"], "accepts_code": True, **changes},
+            "status": {"command": [name, "status"]},
+            "credentials": {
+                "file": FILE,
+                "requires": ["token.access", "token.refresh"],
+                "rotates": False,
+                "also": {".tool/more/settings.json": {"theme": "dark"}},
+            },
+        }
+    )
+    data: dict[str, Any] = json.loads(providers.guest_json(checked))
+    return data
 
 
 def provider(name: str = "claude", **changes: Any) -> Provider:
     return Provider(provider_data(name, **changes))
+
+
+def kept_by(tool: Provider) -> Credentials:
+    """What is known of its credentials."""
+    assert tool.credentials is not None
+    return tool.credentials
+
+
+def golden_provider(name: str) -> Provider:
+    """One of the browser VM's own."""
+    found = providers.load_providers(GOLDEN / "providers")[name]
+    return Provider(json.loads(providers.guest_json(found)))
 
 
 def write_provider(folder: Path, data: dict[str, Any]) -> None:

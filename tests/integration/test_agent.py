@@ -650,7 +650,7 @@ class CredentialsService:
 
         def talk(client: socket.socket) -> None:
             argv = [sys.executable, "-c", code, *words]
-            subprocess.run(argv, stdin=client, env=environment, check=True)
+            subprocess.run(argv, stdin=client.fileno(), env=environment, check=True)
 
         self._server = FakeServer(talk, self.path)
         self.close = self._server.close
@@ -708,7 +708,12 @@ def test_what_a_user_puts_in_the_credentials_place_does_no_harm(
     agent = start_agent(*logins.settings, f"--credentials-socket={credentials_service.path}")
     file = credentials_service.home / FILE
     file.parent.mkdir()
-    for put in (lambda: file.symlink_to("/etc/passwd"), lambda: os.mkfifo(file), file.mkdir):
+    puts: list[Callable[[], object]] = [
+        lambda: file.symlink_to("/etc/passwd"),
+        lambda: os.mkfifo(file),
+        file.mkdir,
+    ]
+    for put in puts:
         put()
         status, body, _ = agent.ask(path)
         assert (status, str(FILE) in json.loads(body)["detail"]) == (422, True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ class Guest:
         """The tool's credentials."""
         return self.folder / "home" / FILE
 
-    def has_tool(self, login: str, status: str = "exit 0", **words: object) -> None:
+    def has_tool(self, login: str, status: str = "exit 0", **words: Any) -> None:
         """`claude`, which runs these scripts when it is to log in, and to say whether it is."""
         tool = self.folder / "bin/claude"
         tool.write_text(f"#!/bin/sh\nif [ $1 = status ]; then {status}\nfi\n{login}\n")

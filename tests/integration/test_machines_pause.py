@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from polydev.agent.login_state import login_reply
 from polydev.controller.model import Session
 from polydev.errors import VmError
 from tests.driving import World, play, until, worlds
@@ -92,12 +93,12 @@ def test_a_tool_that_logs_in_keeps_it_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await up(world)
-            fake.login = {"provider": "claude", "status": "waiting", "url": None, "detail": ""}
+            fake.login = login_reply("claude", "waiting")
             await world.sessions.login_is(session.id, "waiting")
             world.clock.pass_(2 * IDLE_SECONDS)
             await checked_again(fake)
             assert not await world.news(session, "paused")
-            fake.login = {"provider": "claude", "status": "done", "url": None, "detail": ""}
+            fake.login = login_reply("claude", "done")
             await world.until_session(session, "authenticated")
             await until_paused(world, session)
 

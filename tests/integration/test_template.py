@@ -6,6 +6,7 @@ By POLYDEV_CLONES=40 so many are compared with each other, in groups that run at
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import time
@@ -17,12 +18,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import asyncvnc
 import pytest
 
 from polydev.disk import file_sha256
 from polydev.errors import VmError
+from polydev.http_client import HttpSession
 from polydev.image.boot import Boot, follow
 from polydev.image.console import Console
 from polydev.image.folder import vm_config
@@ -37,6 +40,7 @@ from polydev.vm.held_template import DISK, MEMORY, STATE
 from polydev.vm.identity import Receipt, new_identity
 from polydev.vm.machine import Machine, start
 from polydev.vm.scratch import scratch_folder
+from tests.guest_tools import CREDENTIALS, FILE, provider_data
 from tests.sessions import PATIENCE_SECONDS, wait_for
 
 BOOT_SECONDS = 240
@@ -55,6 +59,17 @@ BROWSER_SECONDS = 180
 PROFILE_LOCK = "/home/browser/.config/chromium/SingletonLock"
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
 CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
+# Logs in once it is told the right code, and looks at what it has when asked for its status.
+TOOL = """#!/bin/sh
+if [ "$1" = status ]; then
+    grep -q '"a1"' "$HOME/.tool/credentials.json" && exit
+    echo Expired; exit 1
+fi
+umask 077
+xdg-open 'https://login.example/?client_id=1'
+read code && [ "$code" = "let me in" ] && mkdir -p .tool && echo "$TOKEN" >.tool/credentials.json
+"""
+STALE: dict[str, Any] = {"token": {"access": "old", "refresh": "old"}}
 # The random number of a TLS ClientHello that the running Chromium sends for a new tab.
 CLIENT_RANDOM = b64encode(b"""
 import socket
@@ -198,6 +213,44 @@ def well(clone: Clone) -> dict[str, object] | None:
     """Its agent's answer once all is well: clones that were resumed at once are slow at first."""
     status, health = agent_health(clone.machine.config.ports, 30)
     return health if status == 200 else None
+
+
+def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> None:
+    """The whole of it in a real guest, with a tool that is a script."""
+    clone = clones[0]
+    token = json.dumps(CREDENTIALS)
+    for path, text in {
+        "/usr/share/polydev/providers/tool.json": json.dumps(
+            provider_data("tool", environment={"TOKEN": token})
+        ),
+        "/usr/local/bin/tool": TOOL,
+    }.items():
+        clone.inside(f"echo {b64encode(text.encode()).decode()} | base64 -d >{path}")
+    clone.inside("chmod +x /usr/local/bin/tool")
+    login = f"{clone.machine.config.ports.agent_url}/login/tool"
+    with HttpSession(login, timeout_seconds=120) as agent:
+
+        def reaches(status: str) -> None:
+            wait_for(f"a login that is {status}", lambda: agent.get("").json()["status"] == status)
+
+        assert agent.post("").json()["status"] == "starting"
+        reaches("waiting")
+        assert agent.get("/credentials").status_code == 404
+        assert agent.post("/code", json={"code": "let me in"}).status_code == 202
+        reaches("done")
+        handed_over = {"provider": "tool", "credentials": CREDENTIALS}
+        assert agent.get("/credentials").json() == handed_over
+        assert agent.delete("/credentials").status_code == 204
+        assert agent.get("/credentials").status_code == 404
+        assert clone.inside("grep -rlF '\"a1\"' /home/browser /run/polydev-login") == ""
+        refused = agent.put("/credentials", json={"credentials": STALE})
+        assert (refused.status_code, "Expired" in refused.json()["detail"]) == (422, True)
+        assert clone.inside(f"ls /home/browser/{FILE}") == ""
+        injected = agent.put("/credentials", json={"credentials": CREDENTIALS})
+        assert (injected.status_code, injected.json()["status"]) == (200, "done")
+        assert clone.inside(f"stat -c '%U %a' /home/browser/{FILE}") == "browser 600"
+        assert agent.get("/credentials").json() == handed_over
+    assert clone.inside("systemctl list-units --state=failed --plain --no-legend") == ""
 
 
 def test_no_two_have_anything_in_common(clones: list[Clone], resume: Callable[[], Machine]) -> None:

@@ -15,9 +15,8 @@ from pydantic import TypeAdapter
 from polydev.agent.boot import Facts
 from polydev.agent.errors import CheckFailed
 from polydev.agent.health import UNIT_OF, Health
-from polydev.agent.http import Request
-from polydev.agent.jsontext import json_text
 from polydev.agent.messages import HealthReply, IndexReply, Problem
+from polydev.agent.replies import Request
 from polydev.agent.routes import Routes
 from polydev.agent.settings import Settings
 from polydev.agent.systemd import Units
@@ -80,7 +79,7 @@ def guest(tmp_path: Path) -> Guest:
 
 def test_a_guest_where_all_is_well_is_ready(guest: Guest) -> None:
     report = guest.health.report()
-    assert REPLY.validate_json(json_text(report)) == report
+    assert REPLY.validate_json(json.dumps(report)) == report
     assert report["status"] == "ready"
     assert report["stage"] == "ready"
     assert report["failing"] == []
@@ -293,7 +292,7 @@ def test_health_is_200_only_when_ready(guest: Guest) -> None:
 
 def test_the_index_lists_the_paths(guest: Guest) -> None:
     index = TypeAdapter(IndexReply).validate_json(routes(guest)(Request("HEAD", "/")).body)
-    assert set(index["paths"]) == {"/", "/health", "/metrics", "/login/{provider}"}
+    assert {"/", "/health", "/metrics", "/login/{provider}"} <= set(index["paths"])
 
 
 @pytest.mark.parametrize(

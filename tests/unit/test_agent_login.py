@@ -29,18 +29,13 @@ from polydev.agent.replies import Request
 from polydev.agent.routes import Routes
 from polydev.agent.settings import Settings
 from polydev.agent.terminal import last_lines, plain_text, urls_written
-from tests.guest_tools import provider, provider_data, write_provider
+from tests.guest_tools import golden_provider, provider, provider_data, write_provider
 
 QUERY = "client_id=9d1c&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcb&state=" + "aB3-_~" * 40
 PAGE = f"https://login.example/oauth/authorize?{QUERY}"
 OTHER_PAGE = "https://login.example/other?client_id=1"
 REPLY = TypeAdapter(LoginReply)
-CLAUDE_TOOL = provider("claude", command=["claude", "auth", "login"])
-GEMINI_TOOL = provider(
-    "gemini",
-    command=["gemini", "--acp"],
-    requests=[{"method": "initialize", "params": {}}, {"method": "authenticate"}],
-)
+CLAUDE_TOOL, GEMINI_TOOL = golden_provider("claude"), golden_provider("gemini")
 DEVICE_TOOL = provider("device", device_code=r"code:\s+([A-Z0-9-]+)")
 # As the tools of this image's versions write it, but for the values.
 CLAUDE = (
@@ -452,13 +447,16 @@ def test_programs_of_the_vm_are_told_nothing_of_logins(
     assert (status, body["detail"]) == (403, "only the host asks for logins")
 
 
+NO_CODE: tuple[object, ...] = ({}, [], "code", None)
+
+
 @pytest.mark.parametrize(
     ("provider", "body", "status"),
     [
         ("claude", {"code": "abc"}, 409),  # no login is waiting
         ("codex", {"code": "abc"}, 409),  # it takes none
         *(("claude", {"code": code}, 400) for code in ("", "a\nb", "\x1b[A", "a" * 4097, 1)),
-        *(("claude", body, 400) for body in ({}, [], "code", None)),
+        *(("claude", body, 400) for body in NO_CODE),
     ],
 )
 def test_codes_that_are_not_taken(

@@ -133,6 +133,27 @@ def test_renderers_are_in_namespaces_of_their_own(host: Host) -> None:
     assert host.run(script).stdout == "", "renderers share the guest's PID namespace"
 
 
+@pytest.mark.parametrize("folder", ["/home/browser", "/tmp"])
+def test_what_users_are_given_lies_in_memory(host: Host, folder: str) -> None:
+    assert host.run(f"stat -f -c %T {folder}").stdout.strip() == "tmpfs"
+    kib = int(host.run(f"df --output=size -k {folder}").stdout.split()[-1])
+    assert kib <= 512 * 1024, f"{folder} may take {kib} KiB of memory"
+
+
+def test_only_root_reaches_credentials(host: Host) -> None:
+    assert host.run("stat -c '%U %a' /run/polydev-credentials").stdout.strip() == "root 600"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "172.16.0.2"])
+def test_programs_of_the_vm_are_told_nothing_of_logins(host: Host, address: str) -> None:
+    said = host.run(
+        "python3 -I -S -c 'import http.client, sys; "
+        f'asking = http.client.HTTPConnection("{address}", 8080); '
+        'asking.request("GET", "/login/claude"); print(asking.getresponse().status)\''
+    )
+    assert said.stdout.strip() == "403", said.stderr
+
+
 def test_root_has_free_space(host: Host) -> None:
     free_kib = int(host.run("df --output=avail -k /").stdout.split()[-1])
     assert free_kib > 512 * 1024, f"{free_kib} KiB free on /"

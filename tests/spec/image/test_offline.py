@@ -100,8 +100,24 @@ def test_agent_is_precompiled(host: Host) -> None:
     assert len(sources) == len(compiled)
 
 
-def test_logins_have_their_unit_and_their_browser(host: Host) -> None:
-    assert host.file("/etc/systemd/system/polydev-login@.service").is_file
+@pytest.mark.parametrize("name", ["home-browser.mount", "tmp.mount"])
+def test_what_users_are_given_lies_in_memory(host: Host, name: str) -> None:
+    unit = host.file(f"/etc/systemd/system/{name}").content_string
+    assert "Type=tmpfs" in unit
+    assert "size=" in unit, "it may take all of the VM's memory"
+    assert host.file(f"/etc/systemd/system/local-fs.target.requires/{name}").exists
+
+
+def test_the_home_on_the_disk_is_empty(host: Host) -> None:
+    assert host.run("find /home/browser -mindepth 1 2>/dev/null").stdout == ""
+
+
+def test_logins_have_their_units_and_their_browser(host: Host) -> None:
+    for unit in ("polydev-login@", "polydev-login-status@", "polydev-credentials@"):
+        service = host.file(f"/etc/systemd/system/{unit}.service").content_string
+        assert "User=browser" in service, f"{unit}.service has more than its user's rights"
+    socket = host.file("/etc/systemd/system/polydev-credentials.socket").content_string
+    assert "SocketMode=0600" in socket, "others than root reach credentials"
     assert host.file("/usr/lib/polydev-agent/bin/xdg-open").mode & 0o111
 
 

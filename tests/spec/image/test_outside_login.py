@@ -25,7 +25,9 @@ TOOL, ITS_HOSTS = "claude", ("claude.com", "claude.ai", "anthropic.com")
 def test_no_login_is_under_way_unasked(guest: Ports, provider: str) -> None:
     answer = http_client.get(f"{guest.agent_url}/login/{provider}")
     assert answer.status_code == 200, answer.text
-    assert answer.json() == {"provider": provider, "status": "none", "url": None, "detail": ""}
+    assert (answer.json()["provider"], answer.json()["status"]) == (provider, "none")
+    credentials = http_client.get(f"{guest.agent_url}/login/{provider}/credentials")
+    assert credentials.status_code == 404, credentials.text
 
 
 def test_a_login_comes_to_its_page(guest: Ports) -> None:
