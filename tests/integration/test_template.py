@@ -250,7 +250,8 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
         assert (injected.status_code, injected.json()["status"]) == (200, "done")
         assert clone.inside(f"stat -c '%U %a' /home/browser/{FILE}") == "browser 600"
         assert agent.get("/credentials").json() == handed_over
-    assert clone.inside("systemctl list-units --state=failed --plain --no-legend") == ""
+    failed = clone.inside("systemctl list-units --state=failed --plain --no-legend")
+    assert failed == "", clone.inside("journalctl --no-pager --unit='polydev-*'")
 
 
 def test_no_two_have_anything_in_common(clones: list[Clone], resume: Callable[[], Machine]) -> None:

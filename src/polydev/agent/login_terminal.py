@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from polydev.agent.providers import Provider
 
 PROGRAM = "xterm"
-LOOKS = (
-    *("-fa", "DejaVu Sans Mono", "-fs", "10", "-bg", "#101820", "-fg", "#e8eef4", "-geometry"),
-    *("140x12", "-xrm", "*selectToClipboard: true", "-xrm"),
-    r"*VT100.translations: #override Ctrl <Key>V: insert-selection(CLIPBOARD)",
-)
+PASTES = r"*VT100.translations: #override Ctrl <Key>V: insert-selection(CLIPBOARD)"
+LOOKS = [
+    *("-fa", "DejaVu Sans Mono", "-fs", "10", "-bg", "#101820", "-fg", "#e8eef4"),
+    *("-geometry", "140x12", "-ut", "-xrm", "*selectToClipboard: true", "-xrm", PASTES),
+]
 CHUNK_BYTES = 4096
 
 

@@ -113,7 +113,7 @@ def test_nothing_else_listens(sockets: str) -> None:
 
 
 def test_desktop_runs_unprivileged(processes: str) -> None:
-    for program in ("Xtigervnc", "websockify", "matchbox-window-manager", "chromium"):
+    for program in ("Xtigervnc", "websockify", "bspwm", "chromium"):
         owners = {line.split()[0] for line in processes.splitlines() if program in line}
         assert owners == {"browser"}, f"{program} runs as {owners or 'nobody'}"
 
