@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -23,6 +26,7 @@ from polydev.agent.login_process import Process
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
 from polydev.agent.messages import LoginReply
 from tests.guest_tools import CREDENTIALS, FILE, provider, provider_data, write_provider
+from tests.xscreen import x_screens
 
 ROOT = Path(__file__).resolve().parents[2]
 XDG_OPEN = ROOT / "golden/agent/files/usr/lib/polydev-agent/bin/xdg-open"
@@ -57,12 +61,15 @@ class Guest:
         write_provider(self.folder / "providers", provider_data(**words))
 
     @contextmanager
-    def login(self, *settings: str, program: str = "main") -> Iterator[subprocess.Popen[bytes]]:
+    def login(
+        self, *settings: str, program: str = "main", display: str = ""
+    ) -> Iterator[subprocess.Popen[bytes]]:
         env = {
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(ROOT / "src"),
             "RUNTIME_DIRECTORY": str(self.folder / "run"),
             "HOME": str(self.folder / "home"),
+            "DISPLAY": display,
         }
         words = [f"--login-programs={self.folder / 'bin'}", *settings]
         words += [f"--providers={self.folder / 'providers'}"]
@@ -132,8 +139,8 @@ def test_a_login_from_its_start_to_its_end(guest: Guest) -> None:
 def test_a_page_waits_for_the_browser(guest: Guest) -> None:
     guest.has_tool(f"xdg-open '{PAGE}'; exec sleep 1000")
     with guest.login():
-        waiting = guest.wait(lambda state: state["status"] == "waiting")
-        assert (waiting["url"], "browser" in waiting["detail"]) == (PAGE, True)
+        waiting = guest.wait(lambda state: "browser" in state["detail"])
+        assert (waiting["status"], waiting["url"]) == ("waiting", PAGE)
         with browser(guest):
             guest.wait(lambda state: state["detail"] == "")
 
@@ -178,6 +185,46 @@ def test_a_code_is_typed_into_the_tools_terminal(guest: Guest) -> None:
         fifo.write_text("x#y\n")
         assert process.wait() == 0
     assert guest.state["status"] == "done", guest.state["detail"]
+
+
+# Asks the terminal where its cursor is: what answers is xterm, as if the user had typed it.
+ASKS_ITS_TERMINAL = f"""
+stty -icanon -echo
+printf 'in a window\\033[6n'
+answer=
+until case $answer in *R) true;; *) false;; esac; do
+    answer=$answer$(dd bs=1 count=1 2>/dev/null)
+done
+echo "$answer" >answer
+xdg-open '{PAGE}'
+exec sleep 1000
+"""
+
+
+def test_a_tool_is_in_a_window_that_the_user_may_close(guest: Guest, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with x_screens(tmp_path) as screen:
+            with guest.login(display=screen.display) as process:
+                guest.wait(lambda state: state["status"] == "waiting")
+                answer = (guest.folder / "home/answer").read_text()
+                assert answer.endswith("[1;12R\n"), answer  # below nothing, after the 11 letters
+                os.kill(child_named("xterm", process.pid), signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait) == 0
+
+    guest.has_tool(ASKS_ITS_TERMINAL)
+    asyncio.run(scenario())
+    assert guest.state["status"] == "failed"
+    assert guest.state["detail"] == "the login's terminal was closed"
+
+
+def child_named(name: str, parent: int) -> int:
+    """The process of that name which another has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            pid, command, _, of, *_ = stat.read_text().split()
+            if (command, of) == (f"({name})", str(parent)):
+                return int(pid)
+    raise AssertionError(f"{parent} has no child {name}")
 
 
 def test_injected_credentials_are_shown_to_the_status_command(guest: Guest) -> None:
