@@ -112,9 +112,9 @@ def build_template(
 
 @task(
     name="show",
-    positional=["key"],
     help={
-        "key": "a template's key or the start of it (default: the one that serves)",
+        "key": "a template's key or the start of it (default: the one that serves); "
+        "--key may be left out",
         **API_HELP,
     },
 )

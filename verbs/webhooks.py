@@ -79,15 +79,13 @@ def _deliveries(found: dict[str, Any], limit: int) -> str:
 
 
 @task(
-    help={
-        "delivery": "a delivery's number, as ./inv webhooks has it",
-        **API_HELP,
-    }
+    positional=["delivery"],
+    help={"delivery": "a delivery's number, as ./inv webhooks has it", **API_HELP},
 )
 @edge
 def resend(
     context: Context,
-    delivery: int,
+    delivery: str,
     url: str = "",
     token: str = "",
     inventory: str = "",
@@ -95,7 +93,8 @@ def resend(
     json: bool = False,
 ) -> None:
     """Send a webhook delivery again, whatever became of it. Asks as an operator."""
-    require_at_least(1, "delivery", delivery)
+    if not delivery.isdecimal():
+        raise ConfigError(f"{delivery} is no number of a delivery", "./inv webhooks lists them")
     with connect(url, token, inventory, host) as api:
         found = api.post(f"{PATH}/deliveries/{delivery}/resend")
     text = f"{found['type']} goes to {found['endpoint']} again: ./inv webhooks says how it went"
@@ -105,7 +104,8 @@ def resend(
 @task(
     name="try",
     help={
-        "endpoint": "the name or URL of a configured endpoint; none: each of them",
+        "endpoint": "the name or URL of a configured endpoint (default: each of them); "
+        "--endpoint may be left out",
         **API_HELP,
     },
 )

@@ -15,7 +15,12 @@ from polydev import __version__, hints
 from polydev.cli import fail
 from polydev.errors import ConfigError
 
-WORD_OF = {"deployments": "--id", "open": "--session"}
+WORD_OF = {
+    "deployments": "--id",
+    "open": "--session",
+    "template.show": "--key",
+    "webhook.try": "--endpoint",
+}
 """The option for which a word after the verb may stand."""
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")

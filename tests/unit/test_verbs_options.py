@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from inspect import get_annotations
 from pathlib import Path
 
 import pytest
 
 import tasks
 from polydev.cli import SHORT_OPTIONS
+from polydev.program import WORD_OF
+from tasks import namespace
 from tests.verbs import VERBS
 
 # One letter long as it is: pytest's own name for it.
@@ -25,6 +29,29 @@ def test_a_letter_means_one_option_in_all_verbs() -> None:
                 if len(name) == 1 and name not in WHOLE:
                     meanings[name].add(str(option.name))
     assert meanings == {letter: {name} for name, letter in SHORT_OPTIONS.items()}
+
+
+def test_each_verb_takes_the_words_that_its_table_shows() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "verbs.md").read_text()
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    shown = re.findall(r"`([a-z.]+) ([A-Z].*?)`", " ".join(cells))
+    assert ("webhook.try", "NAME") in shown
+    taken = {
+        name: len(VERBS[name].positional_args) + (name in WORD_OF)
+        for name, _ in shown
+        if name in VERBS
+    }
+    wanted = {name: len(words.split()) for name, words in shown if name in VERBS}
+    assert taken == wanted
+
+
+def test_words_of_a_verb_are_text_without_a_default() -> None:
+    """Invoke neither converts such a word nor takes one that may be left out."""
+    words = [(name, each) for name, verb in VERBS.items() for each in verb.positional_args]
+    assert [(name, each.name) for name, each in words if each.default is not None] == []
+    hints = {name: get_annotations(namespace[name].body.__wrapped__) for name, _ in words}
+    assert [name for name, each in words if hints[name][str(each.name)] != "str"] == []
+    assert [name for name, option in WORD_OF.items() if option[2:] not in VERBS[name].args] == []
 
 
 def test_no_letter_takes_the_place_of_help() -> None:

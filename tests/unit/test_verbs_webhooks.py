@@ -71,10 +71,17 @@ def test_deliveries_and_what_waits(monkeypatch: pytest.MonkeyPatch, out: Callabl
 
 def test_one_is_sent_again(monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]) -> None:
     with reached(monkeypatch, [ENDPOINT]) as server:
-        webhooks.resend(Context(), 17)
+        webhooks.resend(Context(), "17")
     asked = server.asked[0]
     assert (asked.method, asked.path) == ("POST", "/api/admin/webhooks/deliveries/17/resend")
     assert out().startswith("session.ready goes to front-end again")
+
+
+def test_a_word_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        webhooks.resend(Context(), "front-end")
+    assert ended.value.code == 1
+    assert "front-end is no number of a delivery" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("named", ["", "front-end", "https://front.example.com/hook?key=1"])
