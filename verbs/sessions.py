@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from invoke.context import Context
@@ -93,8 +93,14 @@ def login(
 
     with connect(url, token, inventory, host) as api:
         found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
-    text = found["url"] or f"{found['provider']} is logged in"
-    answer(found, as_json=json, text=text)
+    answer(found, as_json=json, text=_login_text(found))
+
+
+def _login_text(login: dict[str, Any]) -> str:
+    if login["status"] == "done":
+        return f"{login['provider']} is logged in"
+    code = f"code to enter: {login['deviceCode']}" if login.get("deviceCode") else ""
+    return "\n".join(filter(None, (login["url"], code)))
 
 
 @task(
