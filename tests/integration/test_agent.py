@@ -6,6 +6,7 @@ console that is a FIFO, its replies. The times that appear only end a test that 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -25,11 +26,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import TypeAdapter
 
 from polydev.agent.health import UNIT_OF
 from polydev.agent.messages import HealthReply, IndexReply, LoginReply, Problem
+from polydev.controller.machines.agent_client import AgentClient
+from polydev.errors import AgentUnreachable, LoginRefused, ProtocolError
 from tests.guest_tools import CREDENTIALS, FILE, provider_data, write_provider
 
 ROOT = Path(__file__).parents[2]
@@ -698,6 +702,50 @@ def test_credentials_are_injected_read_and_wiped(
         * 2
     )
     assert "a1" not in agent.log.read_text()
+
+
+def test_the_controllers_client_and_the_agent_understand_each_other(
+    start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
+) -> None:
+    logins = Logins(desktop)
+    agent = start_agent(*logins.settings, f"--credentials-socket={credentials_service.path}")
+    plain = json.dumps(CREDENTIALS, separators=(",", ":")).encode()
+
+    async def talk(client: AgentClient) -> None:
+        tool = ("127.0.0.1", "claude")
+        assert (await client.login(*tool)).status == "none"
+        assert await client.credentials(*tool) is None
+        with pytest.raises(LoginRefused, match="waiting"):
+            await client.type_code(*tool, "x")
+        logins.status_says(state("failed", None, "claude exited with status 1: Expired"))
+        with pytest.raises(LoginRefused, match="Expired"):
+            await client.inject(*tool, plain)
+        with pytest.raises(LoginRefused, match=r"lacks token\.access"):
+            await client.inject(*tool, b'{"token":{}}')
+        logins.status_says(state("done"))
+        assert (await client.inject(*tool, plain)).status == "done"
+        for _ in range(2):
+            assert await client.credentials(*tool) == plain
+        for _ in range(2):
+            await client.wipe(*tool)
+        assert await client.credentials(*tool) is None
+        (credentials_service.home / FILE).write_text("[]")
+        with pytest.raises(ProtocolError, match="not a JSON object"):
+            await client.credentials(*tool)
+        credentials_service.close()
+        with pytest.raises(AgentUnreachable, match="503"):
+            await client.credentials(*tool)
+
+    async def talking() -> None:
+        client = AgentClient(HANGS_AFTER_SECONDS, agent.port)
+        # The agent answers nobody who is the guest itself.
+        client._http._transport = httpx.AsyncHTTPTransport(local_address=HOST)
+        try:
+            await talk(client)
+        finally:
+            await client.close()
+
+    asyncio.run(talking())
 
 
 def test_what_a_user_puts_in_the_credentials_place_does_no_harm(
