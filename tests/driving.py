@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
 from polydev.controller.database import create_engine
-from polydev.controller.host.providers import hands_over
+from polydev.controller.host.providers import hands_over, rotates
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
@@ -96,11 +96,14 @@ def logins_of(
         HandOvers(database, keys, after, clock),
         Injections(database, keys, clock),
         lambda digest, name: hands_over(settings.image_store, digest, name),
+        lambda name: rotates(settings.image_store, name),
     )
 
 
 @dataclass
 class World:
+    """`rotates`: whether only one VM at a time may have a user's stored credentials."""
+
     host: FakeHost
     settings: Settings
     database: Database
@@ -108,6 +111,7 @@ class World:
     vms: Vms
     user_id: str
     clock: Clock
+    rotates: bool = True
 
     async def start(self, user_id: str | None = None, **words: Any) -> Session:
         new = NewSession(user_id or self.user_id, "claude", IMAGE_DIGEST, **words)
@@ -148,7 +152,8 @@ class World:
 
     def logins(self, agent: AgentClient) -> LoginStores:
         """What a driver follows logins with."""
-        return logins_of(self.settings, self.database, self.sessions, agent, self.clock)
+        logins = logins_of(self.settings, self.database, self.sessions, agent, self.clock)
+        return replace(logins, rotates=lambda _: self.rotates)
 
     @property
     def credentials(self) -> Credentials:

@@ -23,10 +23,11 @@ from polydev.controller.store.credentials import Credentials, Resealed
 from polydev.controller.store.handovers import HandOvers
 from polydev.controller.store.injections import Injections
 from polydev.controller.store.removing import remove_user
-from polydev.controller.store.sessions import NewSession
+from polydev.controller.store.sessions import MOST_LOGIN_NEWS, NewSession
 from polydev.controller.store.transactions import Database
 from polydev.errors import CredentialsInUse, SessionError, SessionExpired
 from tests.stores import DIGEST, Store, opened, run_async
+from tests.webhooks import rows
 
 pytest_plugins = ["tests.databases"]
 
@@ -60,6 +61,17 @@ async def pending(store: Store, user: str, **words: Any) -> Session:
     await store.vms.launched(session.vm_id)
     await store.vms.ready(session.vm_id)
     return await store.sessions.login_is(session.id, "waiting")
+
+
+@run_async
+async def test_a_vm_cannot_fill_the_log_of_its_session(store_url: str) -> None:
+    async with opened(store_url) as store:
+        session = await pending(store, await store.new_user())
+        for number in range(MOST_LOGIN_NEWS + 5):
+            session = await store.sessions.login_is(session.id, "failed", f"for reason {number}")
+            assert session.login_detail == f"for reason {number}"
+        kinds = [row["kind"] for row in await rows(store.database, tables.session_news)]
+        assert kinds.count("login") == MOST_LOGIN_NEWS
 
 
 async def holding(store: Store, user: str) -> Session:
@@ -172,7 +184,7 @@ async def test_what_is_brought_back_is_stored_once(store_url: str) -> None:
         await store.vms.launched(session.vm_id)
         await store.vms.ready(session.vm_id)
         assert await injections.is_holder(session.id)
-        assert await injections.opened(session) == b"before"
+        assert await injections.opened(session, alone=True) == b"before"
         await injections.injected(session.id)
         await injections.injected(session.id)
         await store.sessions.apply(session.id, "terminate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def test_a_session_starts_logged_in_and_what_its_tool_made_of_it_comes_back(tmp_
 def test_those_that_do_not_rotate_may_be_in_several_places(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
+        world.rotates = False
         async with world.driving():
             both = [await injected(world, alone=False) for _ in range(2)]
             assert [fake.credentials for _, fake in both] == [OLD, OLD]
@@ -134,6 +136,36 @@ def test_a_vm_that_does_not_give_them_back_leaves_them_perhaps_stale(
             assert not (await stored(world))[0].may_be_stale
 
     play(with_key(tmp_path, vm_check={"every_seconds": 0.01, "failures": 1000}), scenario)
+
+
+def test_what_its_owner_stored_before_its_vm_was_up_is_its_own_too(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        session = await world.start(use_stored=True, holds_alone=True)
+        await store(world, NEW_PLAIN)
+        async with world.driving():
+            await world.until_session(session, "authenticated")
+            assert world.host.hypervisor.vms[2].credentials == NEW
+            with pytest.raises(CredentialsInUse, match=session.id):
+                await stored(world)
+
+    play(with_key(tmp_path), scenario)
+
+
+def test_a_host_without_its_key_ends_a_vm_that_has_them(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session, _fake = await injected(world)
+        keyless = replace(
+            world, settings=world.settings.model_copy(update={"credentials_key": None})
+        )
+        async with keyless.driving():
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+        assert (await stored(world))[0].may_be_stale
+
+    play(with_key(tmp_path), scenario)
 
 
 def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from standardwebhooks import Webhook
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import GONE, Webhooks
+from polydev.controller.webhooks.addresses import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
 from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
@@ -343,3 +344,25 @@ async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -
                 assert reply.problem is not None
                 assert reply.problem.startswith(words), reply.problem
                 assert "secret" not in reply.problem
+
+
+@run_async
+async def test_an_endpoint_that_names_no_time_is_tried_as_usual() -> None:
+    for retry_after in (
+        "Mon, 1 Jan 99999999999 00:00:00 GMT",
+        "Mon, 1 Jan 2026 00:00:00 +99999999999999",
+        "soon",
+    ):
+        headers = {"Retry-After": retry_after}
+        with served(lambda _, named=headers: Answer(503, headers=named)) as front:
+            async with open_client(1, 20) as client:
+                reply = await post(client, front.url, {}, "{}", 20, AT)
+        assert (reply.status, reply.retry_after_seconds) == (503, None)
+
+
+@run_async
+async def test_a_host_that_no_name_stands_for_is_a_failed_attempt() -> None:
+    """What its letters stand for is found out only when something is sent."""
+    async with open_client(1, 20) as client:
+        reply = await post(client, checked_url("https://xn--a.example/"), {}, "{}", 20, AT)
+    assert (reply.status, reply.said) == (None, "its host name cannot be one")

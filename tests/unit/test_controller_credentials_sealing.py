@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
-from polydev.controller.sealing import Keyring, key_id, keyring_of
+from polydev.controller.sealing import Keyring, checked_recipient, key_id, keyring_of
 from polydev.errors import ConfigError, CredentialsLocked
 
 USER, OTHER = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10", "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
@@ -60,6 +60,20 @@ def test_the_first_key_seals_and_every_one_opens() -> None:
     assert both.seal(b"x", USER, "claude").key_id == key_id(TWO)
     with pytest.raises(CredentialsLocked, match=f"the key {key_id(ONE)} .* is missing"):
         Keyring([TWO]).open(old, USER, "claude")
+
+
+@pytest.mark.parametrize(
+    "recipient",
+    [
+        "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z",
+        "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqj7vrya",
+        "age1jz07tff4p9688ugj3ecm00y7g43q3ttq9xt63ckprhc7ljyvhdeqew6ude",
+        "AGE-SECRET-KEY-1",
+    ],
+)
+def test_nothing_is_sealed_to_a_point_of_small_order_or_no_recipient(recipient: str) -> None:
+    with pytest.raises(ValueError, match="is no age recipient"):
+        checked_recipient(recipient)
 
 
 def test_the_secret_is_a_key_a_line() -> None:

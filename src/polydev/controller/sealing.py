@@ -17,6 +17,7 @@ from typing import Any
 
 import pyrage
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
@@ -29,6 +30,8 @@ KEY_ID_DIGITS = 16
 MAX_CREDENTIALS_BYTES = 64 * 1024
 # Instead of a key's id, where the key is the recipient's.
 AGE = "age"
+BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+CHECKSUM_LETTERS = 6
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,22 @@ def compact_json(credentials: Any) -> bytes:
 def checked_recipient(text: str) -> str:
     """The X25519 recipient of age. Raises ValueError for what is none."""
     try:
-        return str(pyrage.x25519.Recipient.from_str(text))
-    except pyrage.RecipientError:
+        recipient = str(pyrage.x25519.Recipient.from_str(text))
+        # Of a point of small order age makes a secret that all know, and panics.
+        X25519PrivateKey.generate().exchange(_point(recipient))
+    except (pyrage.RecipientError, ValueError):
         raise ValueError(
             "is no age recipient of an X25519 key: age1…, as age-keygen prints it"
         ) from None
+    return recipient
+
+
+def _point(recipient: str) -> X25519PublicKey:
+    """The key of a recipient whose checksum is right: Bech32, five bits a letter."""
+    number = 0
+    for letter in recipient.removeprefix("age1")[:-CHECKSUM_LETTERS]:
+        number = number << 5 | BECH32.index(letter)
+    return X25519PublicKey.from_public_bytes((number >> 4).to_bytes(32, "big"))
 
 
 def sealed_to(recipient: str, plain: bytes) -> Sealed:

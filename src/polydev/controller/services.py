@@ -22,7 +22,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
-from polydev.controller.host.providers import golden_providers, hands_over, providers_of
+from polydev.controller.host.providers import golden_providers, hands_over, providers_of, rotates
 from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
@@ -130,8 +130,7 @@ class Services:
 
     def rotates(self, provider: str) -> bool:
         """Whether its refresh tokens are used once, so that only one place may have them."""
-        found = self.providers().get(provider)
-        return found is not None and found.credentials is not None and found.credentials.rotates
+        return rotates(self.settings.image_store, provider)
 
     def accepts_code(self, provider: str) -> bool:
         """Whether a code may be typed into its tool's terminal."""
@@ -203,6 +202,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
             HandOvers(database, keys, settings.login.complete_after_seconds),
             Injections(database, keys),
             lambda digest, name: hands_over(settings.image_store, digest, name),
+            lambda name: rotates(settings.image_store, name),
         )
         driver = Driver(
             settings, vms, sessions, hypervisor, agent, logins, figures, on_moved=news.ring

@@ -43,6 +43,12 @@ def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
     return EARLIER if record is None or record.providers is None else record.providers
 
 
+def rotates(store: Path, name: str) -> bool:
+    """Whether a provider's refresh tokens are used once, so that only one place may have them."""
+    found = golden_providers(store).get(name)
+    return found is not None and found.credentials is not None and found.credentials.rotates
+
+
 def hands_over(store: Path, digest: str, name: str) -> bool:
     """Whether VMs of an image hand over the credentials of that provider."""
     found = providers_of(store, digest).get(name)

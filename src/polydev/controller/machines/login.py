@@ -45,6 +45,7 @@ class LoginStores:
     """What logins are followed with.
 
     hands_over      whether VMs of an image, by its digest, hand over the credentials of a provider
+    rotates         whether only one place at a time may have a provider's credentials
     """
 
     agent: AgentClient
@@ -52,6 +53,7 @@ class LoginStores:
     handovers: HandOvers
     injections: Injections
     hands_over: Callable[[str, str], bool]
+    rotates: Callable[[str], bool]
 
 
 class LoginWatch:
@@ -172,7 +174,8 @@ class LoginWatch:
             return False
         try:
             if login.status != "done":
-                plain = await stores.injections.opened(session)
+                alone = stores.rotates(session.provider)
+                plain = await stores.injections.opened(session, alone=alone)
                 await stores.agent.inject(self._vm.vm_ip, session.provider, plain)
         except (AgentError, CredentialsError) as error:
             if self._may_pass(error):
@@ -195,7 +198,7 @@ async def bring_back(stores: LoginStores, vm: Vm, session: Session) -> None:
     """Store what a VM has of injected credentials, before it is destroyed.
 
     Where it cannot be had, the end of the VM notes that what is stored may be stale. Raises
-    AgentError.
+    AgentError, and NoCredentialsKey where the host has lost its key.
     """
     health = await stores.agent.health(vm.vm_ip)
     if health.vm_id != vm.id:

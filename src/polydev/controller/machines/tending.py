@@ -48,7 +48,7 @@ from polydev.controller.model import Vm
 from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.errors import AgentError, Error, FilesLeft, VmError
+from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
@@ -442,7 +442,7 @@ class Tending:
             if vm.paused_at is not None:
                 await self._means.hypervisor.resume(vm.slot, vm.id)
             await bring_back(logins, vm, session)
-        except (AgentError, VmError) as error:
+        except (AgentError, VmError, CredentialsError) as error:
             self._log(vm).warning("credentials_not_read_back", problem=error.message)
 
     async def _end(self, vm: Vm, slot: SlotState) -> None:

@@ -17,16 +17,11 @@ from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
 from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, Actor, note
-from polydev.controller.store.held import HOLDER, MAY_BE_STALE, in_use, none_stored
+from polydev.controller.store.held import HOLDER, MAY_BE_STALE, in_use, no_key, none_stored
 from polydev.controller.store.rows import Row
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
-from polydev.errors import (
-    CredentialsLocked,
-    NoCredentialsKey,
-    NotAllowed,
-    WrongProvider,
-)
+from polydev.errors import CredentialsLocked, NotAllowed, WrongProvider
 
 _kept = tables.credentials.c
 METADATA = sa.select(
@@ -208,11 +203,7 @@ class Credentials:
 
     def _required_keys(self) -> Keyring:
         if self._keys is None:
-            raise NoCredentialsKey(
-                "this host keeps no credentials: it has no key to seal them with",
-                "an operator makes one with ./inv credentials.key, names its file credentials-key "
-                "among the inventory's secrets, and deploys",
-            )
+            raise no_key()
         return self._keys
 
 

@@ -14,7 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import Session, Vm
 from polydev.controller.store import tables
 from polydev.controller.store.credential_log import note
-from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
+from polydev.errors import (
+    CredentialsInUse,
+    CredentialsNotFound,
+    CredentialsSealed,
+    NoCredentialsKey,
+)
 
 _kept, _sessions, _vms = tables.credentials.c, tables.sessions.c, tables.vms.c
 _lives = sa.exists().where(
@@ -44,6 +49,14 @@ def only_recipient_opens(provider: str) -> CredentialsSealed:
     )
 
 
+def no_key() -> NoCredentialsKey:
+    return NoCredentialsKey(
+        "this host keeps no credentials: it has no key to seal them with",
+        "an operator makes one with ./inv credentials.key, names its file credentials-key "
+        "among the inventory's secrets, and deploys",
+    )
+
+
 def none_stored(provider: str) -> CredentialsNotFound:
     return CredentialsNotFound(f"you have no stored credentials of {provider}")
 
@@ -51,9 +64,10 @@ def none_stored(provider: str) -> CredentialsNotFound:
 async def take(
     connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
 ) -> None:
-    """Have a new session use a user's stored credentials, `alone` where only one place may.
+    """Have a session use a user's stored credentials, `alone` where only one place may.
 
-    The user is locked. Raises CredentialsNotFound, CredentialsSealed and CredentialsInUse.
+    It may be repeated. The user is locked. Raises CredentialsNotFound, CredentialsSealed and
+    CredentialsInUse.
     """
     of_user = (_kept.user_id == user_id, _kept.provider == provider)
     asked = sa.select(_kept.recipient, HOLDER).where(*of_user)
@@ -62,7 +76,7 @@ async def take(
         raise none_stored(provider)
     if row.recipient is not None:
         raise only_recipient_opens(provider)
-    if row.holder_id is not None:
+    if row.holder_id not in (None, session_id):
         raise in_use(provider, row.holder_id)
     if alone:
         values = {"holder_id": session_id, "may_be_stale": MAY_BE_STALE}

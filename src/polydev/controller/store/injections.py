@@ -9,13 +9,13 @@ import sqlalchemy as sa
 
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring
-from polydev.controller.store import tables
+from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session, tell, write_session
 from polydev.controller.store.credential_log import note
 from polydev.controller.store.credentials import columns, sealed_of
-from polydev.controller.store.held import let_go, none_stored, only_recipient_opens
+from polydev.controller.store.held import let_go, no_key, take
 from polydev.controller.store.transactions import Database, uninterrupted
-from polydev.errors import NoCredentialsKey
+from polydev.controller.store.users import lock_user
 
 _kept = tables.credentials.c
 
@@ -31,22 +31,26 @@ class Injections:
         self._keys = keys
         self._clock = clock
 
-    async def opened(self, session: Session) -> bytes:
+    async def opened(self, session: Session, *, alone: bool) -> bytes:
         """The stored credentials that a session is to start with, as compact JSON.
 
-        Raises CredentialsNotFound, CredentialsSealed, CredentialsLocked and NoCredentialsKey.
+        It holds them, `alone` where only one place may: its owner may have stored others since it
+        began. Raises CredentialsNotFound, CredentialsSealed, CredentialsInUse, CredentialsLocked,
+        NoCredentialsKey and SessionExpired.
         """
+        owner = (session.user_id, session.provider)
         of_user = (_kept.user_id == session.user_id, _kept.provider == session.provider)
         asked = sa.select(_kept.key_id, _kept.sealed, _kept.recipient).where(*of_user)
-        async with self._database.reading() as connection:
-            row = (await connection.execute(asked)).mappings().one_or_none()
-        if row is None:
-            raise none_stored(session.provider)
-        if row["recipient"] is not None:
-            raise only_recipient_opens(session.provider)
+        async with self._database.writing() as connection:
+            await lock_user(connection, session.user_id)
+            session = await locked_session(connection, session.id)
+            if not session.is_live:
+                raise refusals.session_over(session)
+            await take(connection, *owner, session.id, alone=alone)
+            row = (await connection.execute(asked)).mappings().one()
         if self._keys is None:
-            raise NoCredentialsKey("this host has no key that opens credentials")
-        return self._keys.open(sealed_of(row), session.user_id, session.provider)
+            raise no_key()
+        return self._keys.open(sealed_of(row), *owner)
 
     async def injected(self, session_id: str) -> None:
         """Note that the VM's tool is logged in with them."""
@@ -85,8 +89,10 @@ class Injections:
         """Store what a session's VM had in the end, and let go of it.
 
         Nothing where the session holds them no more: their owner stored or removed them since.
+        Raises NoCredentialsKey where the host has lost its key since.
         """
-        assert self._keys is not None, "they were opened"
+        if self._keys is None:
+            raise no_key()
         sealed = self._keys.seal(plain, session.user_id, session.provider)
         async with self._database.writing() as connection:
             await locked_session(connection, session.id)

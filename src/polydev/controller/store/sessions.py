@@ -39,6 +39,7 @@ _sessions, _news = tables.sessions.c, tables.session_news.c
 LIVE = _sessions.ended_at.is_(None)
 # More than any host has slots: the limit of who lists all that are live.
 MOST_LIVE_SESSIONS = 1000
+MOST_LOGIN_NEWS = 100
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class Sessions:
     async def login_is(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
         """Take a session as far as its tool's login has come, and tell of it if that is news.
 
-        `detail` is why it failed. Raises SessionNotFound and SessionExpired.
+        `detail` is why it failed. A VM may say what it likes, but is not told of for ever. Raises
+        SessionNotFound and SessionExpired.
         """
         session = await self.get(session_id)
         if _is_known(session, login, detail):
@@ -238,6 +240,8 @@ class Sessions:
                 values = {"login": login, "login_detail": detail or None}
                 session = await write_session(connection, session, **values)
                 words = {"status": login} | ({"detail": detail} if detail else {})
+                if await _login_news(connection, session_id) >= MOST_LOGIN_NEWS:
+                    return session
                 if login == "waiting":
                     await tell_webhooks(connection, session, "session.login_waiting", at)
                 await tell(connection, session_id, at, "login", words)
@@ -331,6 +335,13 @@ def _is_as_asked(session: Session, new: NewSession) -> bool:
     has_stored = session.stored_credentials is not None
     found = (session.provider, session.recipient, has_stored)
     return found == (new.provider, new.recipient, new.use_stored)
+
+
+async def _login_news(connection: AsyncConnection, session_id: str) -> int:
+    """How often it was told how far a session's login is."""
+    news = tables.session_news.c
+    told = sa.select(sa.func.count()).where(news.session_id == session_id, news.kind == "login")
+    return int((await connection.execute(told)).scalar_one())
 
 
 def _is_known(session: Session, login: LoginStatus, detail: str) -> bool:

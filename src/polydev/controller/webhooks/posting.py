@@ -81,7 +81,7 @@ async def post(
         reply = await within(timeout_seconds, _send(client, url, headers, body, at), "the answer")
     except (VmError, httpx.TimeoutException):
         reply = Reply(None, f"no answer within {timeout_seconds:g} s")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # idna's: ValueError
         reply = Reply(None, _words(error))
     return Reply(
         reply.status, reply.said, round(time.monotonic() - began, 3), reply.retry_after_seconds
@@ -122,7 +122,7 @@ def _seconds_of(retry_after: str | None, at: datetime) -> float | None:
     try:
         until = parsedate_to_datetime(retry_after)
         return max(0.0, (until - at).total_seconds())
-    except (TypeError, ValueError):  # no time, or one without a zone
+    except (TypeError, ValueError, OverflowError):  # no time, or one without a zone
         return None
 
 
@@ -138,6 +138,8 @@ def _words(error: BaseException) -> str:
             return f"TLS failed: {(each.reason or 'no reason given').replace('_', ' ').lower()}"
         if isinstance(each, socket.gaierror):
             return f"its host name cannot be resolved: {each.strerror}"
+        if isinstance(each, UnicodeError):
+            return "its host name cannot be one"
     words: dict[type[BaseException], str] = {
         httpx.ConnectError: "no connection: nothing listens there, or nothing is there",
         httpx.ReadError: "the connection broke before an answer",
