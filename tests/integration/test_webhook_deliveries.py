@@ -353,8 +353,8 @@ async def test_an_endpoint_that_names_no_time_is_tried_as_usual() -> None:
         "Mon, 1 Jan 2026 00:00:00 +99999999999999",
         "soon",
     ):
-        headers = {"Retry-After": retry_after}
-        with served(lambda _, named=headers: Answer(503, headers=named)) as front:
+        answer = Answer(503, headers={"Retry-After": retry_after})
+        with served(partial(_always, answer)) as front:
             async with open_client(1, 20) as client:
                 reply = await post(client, front.url, {}, "{}", 20, AT)
         assert (reply.status, reply.retry_after_seconds) == (503, None)
