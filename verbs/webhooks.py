@@ -126,7 +126,9 @@ def try_endpoints(
         if not names:
             known = ", ".join(each["name"] for each in endpoints)
             raise ConfigError(
-                f"no endpoint of webhooks is {endpoint or 'configured'}",
+                f"there is no webhook endpoint {endpoint}"
+                if endpoint
+                else "no endpoint is configured",
                 f"the host has {known}" if known else "docs/webhooks.md says how to name one",
             )
         found = [api.post(f"{PATH}/endpoints/{name}/try") for name in names]

@@ -90,8 +90,8 @@ class Login(Model):
     requests           sent to the tool, which speaks JSON-RPC then; the answer to the last one says
                        how the login ended
     printed_url_mark   a printed URL that contains this is the login's
-    callback_port      loopback port for the browser's return; None where the tool takes a free one
-                       or needs none
+    callback_port      loopback port for the browser's return, for people: nothing reads it; None
+                       where the tool takes a free one or needs none
     device_code        regular expression whose one group finds the device code in the output
     accepts_code       whether the user may paste a code into the tool's terminal
     """

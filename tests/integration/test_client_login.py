@@ -25,7 +25,7 @@ class Answers:
         self.asked.append(f"{request.method} {request.path}")
         status = self.left.pop(0)
         if status == "failed":
-            return as_json({"detail": "codex did not come to its login: no disk"}, 502)
+            return as_json({"detail": "the login of codex failed: no disk"}, 502)
         url = "https://auth.example/1" if status == "waiting" else None
         return as_json({**LOGIN, "status": status, "url": url}, 200 if url else 202)
 

@@ -371,7 +371,7 @@ def test_a_tool_that_wants_no_page_has_failed_in_time_and_says_what_it_said() ->
     assert course.kept[-1] == (
         "failed",
         None,
-        "claude came to no page to log in at within 180 s: waiting for the network",
+        "claude opened no login page within 180 s: waiting for the network",
     )
 
 

@@ -77,9 +77,11 @@ def _asked(
             answer = json.loads(stream.read_through(b"\n", MAX_ANSWER_BYTES, "an answer"))
         problem, found = answer.get("problem"), answer.get("value")
     except (CheckFailed, ValueError, RecursionError, AttributeError) as failure:
-        raise RequestRefused(503, f"credentials cannot be reached: {failure}") from failure
+        raise RequestRefused(
+            503, f"the program of credentials does not answer: {failure}"
+        ) from failure
     if problem is not None:
         raise CheckFailed(str(problem))
     if not isinstance(found, dict | None):
-        raise RequestRefused(503, "the answer about credentials is none")
+        raise RequestRefused(503, "the answer of the program of credentials cannot be read")
     return found

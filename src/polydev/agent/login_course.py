@@ -130,7 +130,7 @@ class Login:
         if exit_code == 0 or self._page_left() != 0.0:
             return None
         within = f"within {self._page_seconds:g} s"
-        what = f"{self._provider.command[0]} came to no page to log in at {within}"
+        what = f"{self._provider.command[0]} opened no login page {within}"
         return "failed", f"{what}: {last_lines(self._written, TAIL_LINES)}".rstrip(": ")
 
     def _page_left(self) -> float | None:

@@ -15,6 +15,7 @@ from polydev.agent.replies import Reply, Request, json_reply, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from polydev.agent.messages import CredentialsReply
     from polydev.agent.settings import Settings
 
 METHODS = {
@@ -59,7 +60,8 @@ def _credentials(provider: Provider, request: Request, settings: Settings) -> Re
         return problem(404, f"credentials of {provider.label} are not handed over")
     if request.method == "GET":
         found = read_credentials(provider, settings)
-        return json_reply(200, {"provider": provider.name, "credentials": found})
+        reply: CredentialsReply = {"provider": provider.name, "credentials": found}
+        return json_reply(200, reply)
     if request.method == "PUT":
         return json_reply(200, inject(provider, _member(request, "credentials", dict), settings))
     remove_credentials(provider, settings)

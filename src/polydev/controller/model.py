@@ -147,8 +147,8 @@ class Vm:
 
 @dataclass(frozen=True)
 class CredentialsReceipt:
-    """That credentials were handed over: `sha256` is of their compact JSON, `recipient` to whom
-    they are sealed, None where that is the host.
+    """A receipt for credentials that were handed over: `sha256` is of their compact JSON,
+    `recipient` the key of age to which they are sealed, None where the host seals them.
     """
 
     provider: str
@@ -246,7 +246,7 @@ CredentialActor = Literal["jwt", "token", "cookie", "key", "ticket", "controller
 
 @dataclass(frozen=True)
 class CredentialEvent:
-    """That something was done with a user's credentials; never what these are.
+    """One thing that was done with a user's credentials, without what these are.
 
     by          how its actor was known; `controller` where it did so by itself, `operator` for a
                 command on the host

@@ -129,7 +129,7 @@ class Services:
         self.background.begin()
 
     def rotates(self, provider: str) -> bool:
-        """Whether its refresh tokens are used once, so that only one place may have them."""
+        """Whether its refresh tokens work once, so that only one session may have them."""
         return rotates(self.settings.image_store, provider)
 
     def accepts_code(self, provider: str) -> bool:

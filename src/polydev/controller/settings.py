@@ -406,7 +406,7 @@ class WebhookEndpoint(Group):
 
 
 class WebhookSettings(Group):
-    """Who is told of sessions and credentials, and how long they may take.
+    """The endpoints that are told of sessions and credentials, and limits of their deliveries.
 
     timeout_seconds  for one attempt, all in all
     at_once          attempts at one endpoint at the same time, while it takes what it is sent

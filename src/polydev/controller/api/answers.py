@@ -142,7 +142,7 @@ class SessionWarning(Answer):
 
 
 class CredentialsReceiptAnswer(Answer):
-    """That the credentials of a session's login were stored for their owner.
+    """The receipt for credentials of a session's login that were stored for their owner.
 
     sha256      of the credentials as JSON without blanks
     recipient   the age recipient to which they are sealed; null where the host can open them

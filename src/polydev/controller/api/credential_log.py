@@ -30,7 +30,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 class CredentialEventAnswer(Answer):
-    """That something was done with credentials; never what these are.
+    """One thing that was done with credentials, without what these are.
 
     by          how its actor was known; `controller` where it did so by itself, `operator` for a
                 command on the host

@@ -64,8 +64,8 @@ NO_KEY = {
 OWN_REFUSALS = {
     404: ("None are stored", NONE_STORED),
     409: (
-        "The host has no key that opens them; or a session uses them, and only one place may: "
-        "`credentials-in-use`, whose `session` says which",
+        "The host has no key that opens them; or a session uses them, and only one may at a time: "
+        "`credentials-in-use` names it",
         LOCKED,
     ),
     503: ("The host has no key for credentials, or the database is down", NO_KEY),
@@ -119,7 +119,7 @@ class StoredAnswer(Answer):
 
     sessionId   the session in which they were got
     recipient   the age recipient to which they are sealed: only its owner opens them
-    heldBy      the session that uses them, where only one place may at a time
+    heldBy      the session that uses them, where only one may at a time
     mayBeStale  a session that used them ended before they could be stored anew: if the provider
                 refuses them, log in again
     """

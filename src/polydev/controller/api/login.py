@@ -172,14 +172,14 @@ async def _login(
     if login.status == "failed" or (login.status == "done" and moved.login == "failed"):
         why = login.detail or moved.login_detail or "no reason is known"
         raise LoginFailed(
-            f"{session.provider} did not come to its login: {why}",
-            "see what the VM's screen says, then POST to this address to start the tool again",
+            f"the login of {session.provider} failed: {why}",
+            "look at the VM's screen, then POST to this address to start the tool again",
         )
     return _answer(services, response, moved, login)
 
 
 async def _note(services: Services, session: Session, login: AgentLogin) -> Session:
-    """The session as the login leaves it; that it is done, the driver notes with credentials."""
+    """Note how far the login is. The driver notes its end, with the credentials."""
     if login.status == "done" and session.state != "vm_created":
         return session
     moved = await services.sessions.login_is(session.id, login.status, login.detail)
@@ -189,7 +189,7 @@ async def _note(services: Services, session: Session, login: AgentLogin) -> Sess
 
 
 async def _done(services: Services, session: Session, *, again: bool) -> LoginAnswer:
-    """Of a session whose login is over for good. Raises SessionExpired and SessionError.
+    """Answer for a session whose login is done for good. Raises SessionExpired and SessionError.
 
     The VM is not asked: it may be paused, and has no credentials of its own any more.
     """

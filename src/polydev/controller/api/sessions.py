@@ -57,8 +57,8 @@ START_CONFLICT = (
     {
         "type": "urn:polydev:error:credentials-in-use",
         "title": "Conflict",
-        "detail": "session 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01 uses the credentials of claude, "
-        "and only one place may at a time",
+        "detail": "session 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01 uses the credentials of claude; "
+        "only one session may at a time",
         "hint": "end that session first: they are stored anew then",
     },
 )

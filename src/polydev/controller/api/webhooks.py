@@ -60,7 +60,7 @@ NO_ENDPOINT = (
     {
         "type": "urn:polydev:error:webhook-endpoint-not-found",
         "title": "Not Found",
-        "detail": "no endpoint of webhooks is called front-end",
+        "detail": "there is no webhook endpoint front-end",
         "hint": "this host has audit",
     },
 )

@@ -231,9 +231,9 @@ def certificate_observation(ends_at: datetime, at: datetime) -> Observation:
 def webhooks_observation(
     endpoint: str, waiting: int, failing_since: datetime | None, failed: int, at: datetime
 ) -> Observation:
-    """Of an endpoint whose deliveries fail since then, or failed for good within a day.
+    """Observe an endpoint: deliveries that have been failing, or that failed for good within a day.
 
-    The caller says since when they fail only once that has lasted.
+    failing_since   None until the deliveries have been failing for `webhooks.alert_seconds`
     """
     severity: Severity | None = "warning" if failing_since else None
     severity = "critical" if failed else severity

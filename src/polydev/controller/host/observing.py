@@ -79,7 +79,7 @@ def certificate_observed(ends_at: datetime | None, at: datetime) -> Observed:
 def webhooks_observed(
     backlogs: Mapping[str, Backlog], settings: WebhookSettings, at: datetime
 ) -> Observed:
-    """Of each endpoint: what it has not got for long, or never will get by itself."""
+    """Observe each endpoint: deliveries that fail for long, or have failed for good."""
     lasting = at - timedelta(seconds=settings.alert_seconds)
     found = []
     for each in settings.endpoints:

@@ -17,7 +17,7 @@ def _earlier(name: str, label: str, *command: str) -> Provider:
     return Provider(name=name, label=label, older_names=older, login=login, credentials=None)
 
 
-# What images have whose records do not say: their agents hand over no credentials.
+# The providers of images whose records name none: their agents hand over no credentials.
 EARLIER: Mapping[str, Provider] = {
     each.name: each
     for each in (

@@ -216,7 +216,7 @@ class AgentClient:
         body: Mapping[str, str] | bytes | None = None,
         seconds: float = CREDENTIALS_SECONDS,
     ) -> tuple[int, bytes]:
-        """As `_ask`; an agent that cannot do it now counts as one that cannot be reached."""
+        """Ask as `_ask` does. An answer of 5xx raises AgentUnreachable too."""
         status, answer = await self._ask(method, vm_ip, path, body, seconds)
         if status >= 500:
             raise AgentUnreachable(f"its agent answers {status}: {_refusal(answer)}")
@@ -256,7 +256,7 @@ class AgentClient:
             return await task
         except asyncio.CancelledError:
             if self._is_closed:
-                raise AgentUnreachable("its agent was not heard out: the controller ends") from None
+                raise AgentUnreachable("the controller ended before its agent answered") from None
             raise
         finally:
             self._under_way.discard(task)
@@ -299,7 +299,7 @@ def _read(kind: type[Told], body: bytes) -> Told:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"its agent's answer is none: {place} {first['msg']}") from None
+        raise ProtocolError(f"its agent's answer cannot be read: {place} {first['msg']}") from None
 
 
 def _refusal(body: bytes) -> str:
@@ -312,7 +312,7 @@ def _refusal(body: bytes) -> str:
 
 
 def _credentials(body: bytes, provider: str) -> bytes:
-    """What may be kept of an agent's answer. Raises ProtocolError, which says nothing of it."""
+    """The credentials of an answer, as compact JSON. Raises ProtocolError, which quotes nothing."""
     try:
         told = AgentCredentials.model_validate_json(body)
         plain = compact_json(told.credentials)

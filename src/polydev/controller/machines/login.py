@@ -32,7 +32,7 @@ from polydev.vm.limits import end
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Of an agent that answers its health checks, but not about credentials.
+# So often an agent may leave a question about credentials unanswered before the user is told.
 MOST_UNANSWERED = 5
 NO_HAND_OVER = (
     "the VM's image hands over no credentials: store them by hand, or build and promote a newer "
@@ -42,7 +42,7 @@ NO_HAND_OVER = (
 
 @dataclass(frozen=True)
 class LoginStores:
-    """What logins are followed with.
+    """The agent client and the stores that following a login needs.
 
     hands_over      whether VMs of an image, by its digest, hand over the credentials of a provider
     rotates         whether only one place at a time may have a provider's credentials
@@ -102,7 +102,7 @@ class LoginWatch:
         return False
 
     def _complain(self, error: BaseException) -> None:
-        """Once for each trouble, and never in words that could quote a credential."""
+        """Log each trouble once, in words that cannot quote a credential."""
         trouble = error.message if isinstance(error, Error) else _place(error)
         if trouble != self._trouble and not isinstance(error, SessionError):
             self._trouble = trouble
@@ -167,8 +167,8 @@ class LoginWatch:
 
     async def _inject(self, session: Session) -> bool:
         stores = self._stores
-        # Whoever did this before may not have lived to say so; a second time would give the tool
-        # a refresh token that it has used up since.
+        # A controller that ended before it could note this may have injected them already. A second
+        # time would give the tool a refresh token that it has used up since.
         login = await stores.agent.login(self._vm.vm_ip, session.provider)
         if login.status in ("starting", "waiting"):
             return False
@@ -189,7 +189,7 @@ class LoginWatch:
 
 
 def _place(error: BaseException) -> str:
-    """What kind of error it is, and where it came from."""
+    """The kind of an error and its place, without its words."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 

@@ -33,7 +33,7 @@ WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
 
 @dataclass(frozen=True)
 class Actor:
-    """Who does something with credentials; `user_id` is None where that is nobody's request."""
+    """The actor of an event; `user_id` is None where no user asked for it."""
 
     by: CredentialActor
     user_id: str | None = None

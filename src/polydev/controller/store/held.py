@@ -1,7 +1,7 @@
-"""Credentials that a session's VM holds: where only one place may use them, nobody else gets them.
+"""Credentials that one session holds: nobody else gets them until its VM is gone.
 
-A provider whose refresh tokens are used once would take a second user of the same one for a thief.
-So such credentials belong to one session from its start until its VM is gone.
+A provider whose refresh tokens work once takes the second use of one for theft, and revokes all.
+So such credentials belong to one session from its start.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAY_BE_STALE = sa.or_(_kept.may_be_stale, sa.and_(_kept.holder_id.is_not(None), 
 
 def in_use(provider: str, holder_id: str) -> CredentialsInUse:
     return CredentialsInUse(
-        f"session {holder_id} uses the credentials of {provider}, and only one place may at a time",
+        f"session {holder_id} uses the credentials of {provider}; only one session may at a time",
         "end that session first: they are stored anew then",
     )
 
@@ -64,7 +64,7 @@ def none_stored(provider: str) -> CredentialsNotFound:
 async def take(
     connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
 ) -> None:
-    """Have a session use a user's stored credentials, `alone` where only one place may.
+    """Have a session use a user's stored credentials; `alone`: no other session may meanwhile.
 
     It may be repeated. The user is locked. Raises CredentialsNotFound, CredentialsSealed and
     CredentialsInUse.

@@ -106,7 +106,7 @@ class Deliveries:
         if name not in self._lanes:
             names = ", ".join(self._lanes)
             raise EndpointNotFound(
-                f"no endpoint of webhooks is called {name}",
+                f"there is no webhook endpoint {name}",
                 f"this host has {names}" if names else "docs/webhooks.md says how to name one",
             )
         return self._lanes[name]
