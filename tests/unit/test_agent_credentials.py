@@ -6,11 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 
-from polydev.agent import credentials
+from polydev.agent import credentials, credentials_client
 from polydev.agent.errors import CheckFailed
+from polydev.agent.login_state import login_reply
+from polydev.agent.settings import Settings
 from tests.guest_tools import CREDENTIALS, FILE, kept_by, provider
 
 KEPT = kept_by(provider())
@@ -104,3 +108,35 @@ def test_what_lacks_keys_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=r"lacks token\.refresh"):
         credentials.write(str(tmp_path), KEPT, {"token": {"access": "a"}})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_asked_for_twice_at_once_are_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked first may have been killed; the tool may have used the refresh token."""
+    tool, status = provider(), ["none"]
+    written: list[object] = []
+    is_asked, is_asked_again = Event(), Event()
+
+    def current_login(name: str, _: Settings) -> Any:
+        if is_asked.is_set():
+            is_asked_again.set()
+        return login_reply(name, status[0])
+
+    def systemctl(verb: str, *_: object) -> None:
+        if verb == "start":
+            is_asked.set()
+            assert is_asked_again.wait(60)
+            status[0] = "done"
+
+    monkeypatch.setattr(credentials_client, "current_login", current_login)
+    monkeypatch.setattr(credentials_client, "systemctl", systemctl)
+    monkeypatch.setattr(credentials_client, "_asked", lambda *asked: written.append(asked[3]))
+
+    def inject() -> None:
+        credentials_client.inject(tool, CREDENTIALS, Settings())
+
+    first = Thread(target=inject)
+    first.start()
+    assert is_asked.wait(60)
+    inject()
+    first.join()
+    assert written == [CREDENTIALS]

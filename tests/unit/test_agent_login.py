@@ -299,6 +299,20 @@ def test_a_tool_that_ended_well_and_is_not_logged_in_has_failed() -> None:
     assert course.kept[-1] == ("failed", PAGE, "claude exited with status 1: Not logged in")
 
 
+def test_what_was_typed_is_not_told_although_the_tool_echoes_it() -> None:
+    course = Course()
+    course.login.take_output(CLAUDE.encode())
+    course.login.take_typed(b"http://localhost/cb?code=c0de-c0de&state=aB3-_~xyz\r")
+    for letter in b"pass\x1b[200~phrase1\x1b[201~":
+        course.login.take_typed(bytes([letter]))
+    echoed = "code=c0de-c0de&state=aB3-_~xyz\r\npassphrase1\r\nno: 'c0de-c0de' is wrong\r\n"
+    course.login.take_output(echoed.encode())
+    course.login.end(1, lambda: ("done", ""))
+    detail = course.kept[-1][2]
+    assert "no: '…' is wrong" in detail
+    assert not any(secret in detail for secret in ("c0de-c0de", "xyz", "passphrase1"))
+
+
 def test_a_closed_terminal_ends_the_login() -> None:
     course = Course()
     course.wishes(PAGE)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polydev.agent.providers import Provider
 
 TAIL_LINES = 12
+# Shorter words are answers such as "yes".
+LEAST_SECRET_CHARACTERS = 8
 
 
 def printed_url(provider: Provider, written: str) -> str | None:
@@ -33,6 +35,18 @@ def device_code(provider: Provider, written: str) -> str | None:
         return None
     found = re.search(provider.device_code, plain_text(written))
     return found.group(1) if found and is_device_code(found.group(1)) else None
+
+
+def without_typed(told: str, lines: list[str]) -> str:
+    """What is told of a login, without the codes and passwords that its tool has echoed.
+
+    Of a pasted URL, or a code and what goes with it, each part counts.
+    """
+    parts = {part for line in lines for part in re.split(r"[\s#?&=]+", plain_text(line))}
+    for part in sorted(parts, key=len, reverse=True):
+        if len(part) >= LEAST_SECRET_CHARACTERS:
+            told = told.replace(part, "…")
+    return told
 
 
 def answer_to(provider: Provider, written: str) -> tuple[LoginStatus, str] | None:

@@ -5,10 +5,18 @@ What it says of the login goes to `keep`, pages to show to `show`; it waits for 
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 
 from polydev.agent.errors import CheckFailed
-from polydev.agent.login_answers import TAIL_LINES, answer_to, device_code, end_of, printed_url
+from polydev.agent.login_answers import (
+    TAIL_LINES,
+    answer_to,
+    device_code,
+    end_of,
+    printed_url,
+    without_typed,
+)
 from polydev.agent.login_state import is_login_url
 from polydev.agent.terminal import last_lines
 
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_WRITTEN_CHARACTERS = 65536
 MAX_PAGES = 8
+MAX_TYPED_LINES = 32
 SHOW_AGAIN_SECONDS = 2.0
 
 
@@ -48,6 +57,8 @@ class Login:
         self._began_at = clock()
         self._written = ""
         self._wishes = b""
+        self._typed: list[str] = []
+        self._typing = ""
         self._url: str | None = None
         self._device_code: str | None = None
         self._is_closed = False
@@ -79,6 +90,12 @@ class Login:
             page = line.decode("utf-8", "replace")
             if is_login_url(page) and page not in self._pages and len(self._pages) < MAX_PAGES:
                 self._add(page, is_printed=False)
+
+    def take_typed(self, data: bytes) -> None:
+        """This went into the tool's terminal: a code or a password, of which nothing is told."""
+        *lines, self._typing = re.split(r"[\r\n]", self._typing + data.decode("utf-8", "replace"))
+        self._typing = self._typing[-MAX_WRITTEN_CHARACTERS:]
+        self._typed = [*self._typed, *lines][-MAX_TYPED_LINES:]
 
     def look_again(self) -> None:
         """Do what time brings: try the browser again; take what was printed, nothing better
@@ -121,7 +138,8 @@ class Login:
         self._tell(status, detail)
 
     def _tell(self, status: LoginStatus, detail: str = "") -> None:
-        self._keep(status, self._url, detail, self._device_code)
+        hidden = without_typed(detail, [*self._typed, self._typing])
+        self._keep(status, self._url, hidden, self._device_code)
 
     def _closing(self) -> Outcome | None:
         return ("failed", "the login's terminal was closed") if self._is_closed else None

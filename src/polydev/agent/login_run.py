@@ -101,11 +101,13 @@ def _follow(provider: Provider, login: Login, fifos: list[int], settings: Settin
             window.show(b"")
         if codes in readable:
             code, _, _ = os.read(codes, CHUNK_BYTES).partition(b"\n")
+            login.take_typed(code + ENTER)
             process.type(code)
             process.type(ENTER)
         if (typed := window.typed()) is None:
             login.close()
         elif typed:
+            login.take_typed(typed)
             process.type(typed)
         login.look_again()
         has_ended = process.ended in readable
