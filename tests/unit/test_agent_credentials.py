@@ -14,6 +14,7 @@ import pytest
 from polydev.agent import credentials, credentials_client
 from polydev.agent.errors import CheckFailed
 from polydev.agent.login_state import login_reply
+from polydev.agent.messages import LoginStatus
 from polydev.agent.settings import Settings
 from tests.guest_tools import CREDENTIALS, FILE, kept_by, provider
 
@@ -112,7 +113,8 @@ def test_what_lacks_keys_is_not_written(tmp_path: Path) -> None:
 
 def test_the_same_asked_for_twice_at_once_are_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked first may have been killed; the tool may have used the refresh token."""
-    tool, status = provider(), ["none"]
+    tool = provider()
+    status: list[LoginStatus] = ["none"]
     written: list[object] = []
     is_asked, is_asked_again = Event(), Event()
 
