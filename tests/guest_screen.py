@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, ViewportSize
 
-CHROMIUM = "/usr/bin/chromium"
-# As root Chromium has no sandbox; /dev/shm is small in containers.
-OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 # The guest's own screen has this size too, so its pixels are those of the page.
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
 SESSION_CANVAS = "#screen canvas"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.guest_screen import CHROMIUM, OPTIONS
+from tests.browser import CHROMIUM, OPTIONS
 from tests.inv import Inv, own_inv
 
 

@@ -96,11 +96,4 @@ class CredentialLog:
 
     async def prune(self, before: datetime) -> int:
         """Delete the events of before that time; how many these were."""
-        old = _events.at < before
-        async with self._database.reading() as connection:
-            found = await connection.execute(sa.select(_events.id).where(old).limit(1))
-            if found.scalar_one_or_none() is None:
-                return 0  # the write lock is not taken for nothing
-        async with self._database.writing() as connection:
-            done = await connection.execute(sa.delete(tables.credential_events).where(old))
-            return done.rowcount
+        return await self._database.delete(tables.credential_events, _events.at < before)

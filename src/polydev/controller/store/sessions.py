@@ -316,13 +316,7 @@ class Sessions:
         The sessions stay. Of news so old there are few, so asking often is cheap.
         """
         over = sa.exists().where(_sessions.id == _news.session_id, _sessions.ended_at < before)
-        old = sa.and_(_news.at < before, over)
-        async with self._database.reading() as connection:
-            found = await connection.execute(sa.select(_news.number).where(old).limit(1))
-            if found.scalar_one_or_none() is None:
-                return 0  # the write lock is not taken for nothing
-        async with self._database.writing() as connection:
-            return (await connection.execute(sa.delete(tables.session_news).where(old))).rowcount
+        return await self._database.delete(tables.session_news, _news.at < before, over)
 
     async def forget(self, before: datetime, limit: int) -> int:
         """Delete so many of the sessions that ended before that time, with all that is theirs;

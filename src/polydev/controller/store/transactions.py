@@ -14,7 +14,7 @@ from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
-from sqlalchemy import text
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from polydev.controller.database import BUSY_TIMEOUT_MS
@@ -71,6 +71,15 @@ class Database:
                 task.add_done_callback(lambda _task: timer.cancel())
             raise
 
+    async def delete(self, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
+        """Delete rows, and return how many these were. Without any, the write lock is not taken."""
+        asked = sa.select(sa.literal(1)).select_from(table).where(*which).limit(1)
+        async with self.reading() as connection:
+            if (await connection.execute(asked)).first() is None:
+                return 0
+        async with self.writing() as connection:
+            return (await connection.execute(sa.delete(table).where(*which))).rowcount
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         async with self.engine.connect() as connection:
@@ -84,7 +93,7 @@ class Database:
         """
         async with self._writing.begin() as connection:
             if connection.dialect.name == "postgresql":
-                await connection.execute(text(f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS}"))
+                await connection.execute(sa.text(f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS}"))
             yield connection
 
     async def close(self) -> None:

@@ -189,14 +189,7 @@ class Webhooks:
     async def prune(self, before: datetime) -> int:
         """Delete events of before that time with their deliveries, unless one waits; how many."""
         waits = sa.exists().where(_deliveries.event_number == _events.number, WAITS)
-        old = (_events.at < before, ~waits)
-        async with self._database.reading() as connection:
-            found = await connection.execute(sa.select(_events.number).where(*old).limit(1))
-            if found.first() is None:
-                return 0  # the write lock is not taken for nothing
-        async with self._database.writing() as connection:
-            done = await connection.execute(sa.delete(tables.webhook_events).where(*old))
-            return done.rowcount
+        return await self._database.delete(tables.webhook_events, _events.at < before, ~waits)
 
 
 async def gone_endpoints(database: Database) -> dict[str, str]:
