@@ -21,7 +21,12 @@ from tests.vms import fake_hosts
 
 USERS = 4
 SLOTS = range(2, 10)
-UNLIMITED = {"requests_per_second": 1e6, "burst": 10**6, "starts_per_minute": 1e6}
+UNLIMITED = {
+    "requests_per_second": 1e6,
+    "burst": 10**6,
+    "starts_per_minute": 1e6,
+    "credentials_per_minute": 1e6,
+}
 
 
 async def serve(folder: Path) -> None:

@@ -25,6 +25,8 @@ controller: dict[str, Any] = {
         "burst": 1000,
         "starts_per_minute": 60_000,
         "starts_burst": 1000,
+        "credentials_per_minute": 60_000,
+        "credentials_burst": 1000,
         "failures_per_minute": 60_000,
         "failures_burst": 1000,
     }

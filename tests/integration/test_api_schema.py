@@ -91,7 +91,9 @@ async def _settings(root: Path) -> Settings:
         image_store=image_store(root / "store"),
         slots=tuple(range(2, 255)),
         session=SessionLimits(per_user=4),
-        rate=RateLimits(requests_per_second=1e6, burst=10**6, starts_burst=10**6),
+        rate=RateLimits(
+            requests_per_second=1e6, burst=10**6, starts_burst=10**6, credentials_burst=10**6
+        ),
         credentials_key=SecretStr(new_key()),
     )
     await migrate(made.database_url)

@@ -821,6 +821,28 @@ def test_who_starts_too_often_may_still_look(host: ApiHost) -> None:
     host.run(scenario, rate=RateLimits(starts_per_minute=0.01, starts_burst=1))
 
 
+def test_who_uses_credentials_too_often_may_still_list_them(host: ApiHost) -> None:
+    """Each use is an entry in their log, and a webhook."""
+
+    async def scenario(asked: Served) -> None:
+        path = "/api/auth/credentials"
+        body = {"provider": "claude", "credentials": {"a": 1}}
+        for _ in range(2):
+            stored = await asked.ask("POST", f"{path}/store", json=body)
+            assert stored.status_code in (200, 201)
+        for method, place in (
+            ("POST", f"{path}/store"),
+            ("GET", f"{path}/claude"),
+            ("DELETE", f"{path}/claude"),
+            ("DELETE", path),
+        ):
+            sent = {"json": body} if method == "POST" else {}
+            problem(await asked.ask(method, place, **sent), 429)
+        assert (await asked.ask("GET", path)).status_code == 200
+
+    host.run(scenario, rate=RateLimits(credentials_per_minute=0.01, credentials_burst=2))
+
+
 def test_answers_are_kept_by_nobody(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for path in ("/api/vm", "/docs", "/nothing"):

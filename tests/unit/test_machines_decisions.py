@@ -307,8 +307,8 @@ def test_retries_come_slower_but_never_stop() -> None:
     [
         (500, b"", "answers 500"),
         (302, b"", "answers 302"),
-        (200, b"<html>", "is none"),
-        (200, b"[]", "is none"),
+        (200, b"<html>", "cannot be read"),
+        (200, b"[]", "cannot be read"),
         (200, b'{"status": "ready"}', "stage"),
         (200, json.dumps(health(status="starting")).encode(), "calls itself starting"),
         (503, json.dumps(health()).encode(), "calls itself ready"),
@@ -317,6 +317,13 @@ def test_retries_come_slower_but_never_stop() -> None:
 def test_answer_that_no_agent_gives(status: int, body: bytes, words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
         agent_health(status, body)
+
+
+def test_the_names_of_what_is_no_answer_are_short_and_printable() -> None:
+    body = json.dumps(health(components={"\n\x1b[2J" + "x" * 9999: {"ok": "?"}})).encode()
+    with pytest.raises(ProtocolError, match=r"cannot be read: components\.  \[2Jx+ ") as refused:
+        agent_health(200, body)
+    assert len(refused.value.message) < 300
 
 
 def test_agents_answer() -> None:

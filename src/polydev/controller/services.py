@@ -67,7 +67,8 @@ WAKE_SECONDS = 30.0
 class Services:
     """`hypervisor` and `driver` are None on a host without slots.
 
-    requests, starts   how often each caller may ask, and start sessions
+    requests, starts, credential_uses   how often each caller may ask, start sessions, and have
+                       something done with credentials
     streams            how many of them each user may read at once
     permits            end what lasts when its caller has no right to it any more
     rules              what comes from our own pages, and how browsers reach them
@@ -104,6 +105,7 @@ class Services:
     metrics: Metrics
     requests: Buckets
     starts: Buckets
+    credential_uses: Buckets
     streams: Streams
     permits: Permits
     rules: Rules
@@ -245,6 +247,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         metrics=metrics,
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
+        credential_uses=Buckets(rate.credentials_per_minute / 60, rate.credentials_burst),
         streams=Streams(rate.streams),
         rules=Rules(settings.web.public_url, settings.trusted_proxies),
         permits=Permits(tokens, users, sign_ins),

@@ -260,7 +260,8 @@ class VmChecks(Group):
 
 
 class RateLimits(Group):
-    """Requests that one caller may make, on average and at once; starts of sessions apart.
+    """Requests that one caller may make, on average and at once; starts of sessions apart, and
+    what is done with credentials, of which each leaves an entry in their log.
 
     `failures` are those of one address with tokens that are not taken.
     """
@@ -269,6 +270,8 @@ class RateLimits(Group):
     burst: int = Field(default=200, ge=1)
     starts_per_minute: float = Field(default=30, gt=0)
     starts_burst: int = Field(default=10, ge=1)
+    credentials_per_minute: float = Field(default=60, gt=0)
+    credentials_burst: int = Field(default=200, ge=1)
     streams: int = Field(default=32, ge=1)
     """Event streams and followed consoles that one user may read at once."""
     failures_per_minute: float = Field(default=30, gt=0)

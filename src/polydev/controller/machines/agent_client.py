@@ -20,6 +20,7 @@ AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
 MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_CHARACTERS = 1024
+MAX_PLACE_CHARACTERS = 128  # a guest names it
 Told = TypeVar("Told", bound=BaseModel)
 STATUS_OF = {200: ("ready",), 503: ("starting", "failed")}
 
@@ -298,7 +299,7 @@ def _read(kind: type[Told], body: bytes) -> Told:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = printable(".".join(str(part) for part in first["loc"])[:MAX_PLACE_CHARACTERS])
         raise ProtocolError(f"its agent's answer cannot be read: {place} {first['msg']}") from None
 
 
