@@ -836,8 +836,8 @@ def test_who_uses_credentials_too_often_may_still_list_them(host: ApiHost) -> No
             ("DELETE", f"{path}/claude"),
             ("DELETE", path),
         ):
-            sent = {"json": body} if method == "POST" else {}
-            problem(await asked.ask(method, place, **sent), 429)
+            sent = body if method == "POST" else None
+            problem(await asked.ask(method, place, json=sent), 429)
         assert (await asked.ask("GET", path)).status_code == 200
 
     host.run(scenario, rate=RateLimits(credentials_per_minute=0.01, credentials_burst=2))
