@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from tests.controllers import Controller, controller, run
 from tests.fake_vms import FakeVm, OldImageVm
 from tests.vms import FakeHost
 
+DOCUMENT = Path(__file__).parents[2] / "docs/controller.md"
+# As README.md has it.
+FIELD = """
+field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
+"""
 LOGIN_URL = "https://claude.ai/oauth/authorize?code=true&state=Zm9v"
 MARKER = "marker-of-a-secret-that-nobody-sees"
 TOKENS = {"claudeAiOauth": {"accessToken": MARKER, "expires": 10**30, "note": "ü"}}
@@ -101,6 +108,45 @@ def test_from_a_code_to_credentials_and_the_end_of_the_session(
     said = capsys.readouterr().err
     assert "credentials_handed_over" in said
     assert MARKER not in said
+
+
+class PromptVm(FakeVm):
+    """Its tool waits for its user as soon as it was started."""
+
+    def login_asked(self, method: str, provider: str) -> tuple[int, object]:
+        status, _ = super().login_asked(method, provider)
+        if self.login["status"] == "starting":
+            self.login = {**self.login, "status": "waiting", "url": LOGIN_URL}
+        return status, self.login
+
+
+def test_the_documented_lines_lead_from_a_start_to_credentials(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
+    (lines,) = [each for each in blocks if "/oauth-url" in each]
+
+    async def scenario(host: FakeHost) -> None:
+        async with controller(host, **SETTINGS) as asked:
+            host.hypervisor.next.append(PromptVm)
+            given = {
+                "url": str(asked.http.base_url).rstrip("/"),
+                "user": asked.user_id,
+                "auth": f"Authorization: {asked.user['Authorization']}",
+            }
+            words = ["sh", "-euc", FIELD + lines]
+            shell = asyncio.create_task(
+                asyncio.to_thread(run_process, words, cwd=tmp_path, env=given)
+            )
+            fake = await host.hypervisor.started(2)
+            (session,) = (await asked.get("/api/auth/sessions"))["sessions"]
+            async with asked.events(session) as events:
+                await events.until(status="waiting")
+            fake.log_in(TOKENS)
+            said = (await shell).stdout
+        assert f"{given['url']}/session/{session['id']}?ticket=" in said
+        assert '"kept": true' in said
+
+    run(tmp_path, scenario)
+    assert json.loads((tmp_path / "answer.json").read_text())["credentials"] == TOKENS
 
 
 def test_codes_that_cannot_be_typed_are_refused_and_not_repeated(tmp_path: Path) -> None:
