@@ -400,6 +400,14 @@ def test_refusals_are_documented_as_they_are(host: ApiHost) -> None:
     host.run(scenario)
 
 
+def test_no_event_has_a_number_that_no_database_has(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        for number in (0, 2**31, 10**30):
+            problem(await asked.ask("GET", f"{PATH}/log?before={number}"), 422)
+
+    host.run(scenario)
+
+
 @pytest.mark.usefixtures("logs_as_before")
 def test_logs_hold_none_of_it(host: ApiHost, capsys: pytest.CaptureFixture[str]) -> None:
     """Not even where libraries tell all they know."""

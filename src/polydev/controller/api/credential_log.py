@@ -16,6 +16,8 @@ from polydev.controller.model import CredentialActor, CredentialEvent, Credentia
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed
 
+# A number of PostgreSQL's integers.
+MOST_ID = 2**31 - 1
 MOST_LISTED = 200
 EXAMPLE: dict[str, Any] = {
     "id": 41,
@@ -70,7 +72,7 @@ def routes(services: Services) -> APIRouter:
         user_id: Annotated[UUID | None, Query(alias="userId", description="Whose")] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
         before: Annotated[
-            int | None, Query(ge=1, description="The `next` of the page before")
+            int | None, Query(ge=1, le=MOST_ID, description="The `next` of the page before")
         ] = None,
     ) -> CredentialEventList:
         owner = caller.user_id if user_id is None else str(user_id)

@@ -180,8 +180,9 @@ class LoginWatch:
         except (AgentError, CredentialsError) as error:
             if self._may_pass(error):
                 raise
-            tried = isinstance(error, AgentUnreachable | LoginRefused)
-            await stores.injections.refused(session.id, error.message, tried=tried)
+            tried, is_left = isinstance(error, LoginRefused), isinstance(error, AgentUnreachable)
+            words = (session.id, error.message)
+            await stores.injections.refused(*words, tried=tried, is_left=is_left)
         else:
             await stores.injections.injected(session.id)
             log.info("credentials_injected", session_id=session.id, vm_id=self._vm.id)

@@ -64,16 +64,20 @@ class Injections:
             values = {"login": "done", "login_detail": None, "stored_credentials": "injected"}
             await change_session(connection, session, "injected", at, values=values)
 
-    async def refused(self, session_id: str, because: str, *, tried: bool) -> None:
+    async def refused(
+        self, session_id: str, because: str, *, tried: bool = False, is_left: bool = False
+    ) -> None:
         """Note that they could not be injected, and why: its user has to log in.
 
-        tried   whether the tool had them, and may have used their refresh token
+        tried    whether the tool had them, and may have used their refresh token
+        is_left  whether its VM may have them still: they are the session's until its VM is gone
         """
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
             if not session.waits_for_injection:
                 return
-            await let_go(connection, session.id, stale=tried)
+            if not is_left:
+                await let_go(connection, session.id, stale=tried)
             values = {"login_detail": because, "stored_credentials": "refused"}
             await write_session(connection, session, **values)
             words = {"provider": session.provider, "injected": False, "because": because}
