@@ -22,7 +22,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
-from polydev.controller.host.providers import golden_providers, hands_over, providers_of, rotates
+from polydev.controller.host.providers import golden_providers, hands_over, rotates
 from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
@@ -121,10 +121,6 @@ class Services:
     def providers(self) -> Mapping[str, Provider]:
         """The providers that sessions may be started for, by name: those of the golden image."""
         return golden_providers(self.settings.image_store)
-
-    def providers_of(self, digest: str) -> Mapping[str, Provider]:
-        """The providers of an image, by name."""
-        return providers_of(self.settings.image_store, digest)
 
     def begin(self) -> None:
         """Begin what goes on in the background. Only who really serves does."""

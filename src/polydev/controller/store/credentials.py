@@ -87,7 +87,9 @@ class Credentials:
         session_id: str | None = None,
         actor: Actor = CONTROLLER,
     ) -> tuple[Stored, bool]:
-        """Keep or replace credentials, and whether they are new. Who held the old ones, holds none.
+        """Store credentials in place of those before; return them, and whether there were none.
+
+        A session that held those before holds none any more.
 
         A session that waits for them goes on in the same transaction. Raises NoCredentialsKey,
         UserNotFound; SessionNotFound, NotAllowed (another's), SessionExpired and WrongProvider.
@@ -109,7 +111,7 @@ class Credentials:
             return written
 
     async def list(self, user_id: str) -> builtins.list[Stored]:
-        """By provider."""
+        """Return a user's stored credentials without their contents, in the order of providers."""
         statement = METADATA.where(_kept.user_id == user_id).order_by(_kept.provider)
         async with self._database.reading() as connection:
             found = await connection.execute(statement)
@@ -118,7 +120,7 @@ class Credentials:
     async def get(
         self, user_id: str, provider: str, actor: Actor = CONTROLLER
     ) -> tuple[Stored, bytes]:
-        """Credentials, opened; where they have a recipient, the age file that only this one opens.
+        """Return credentials with their contents: opened, or a recipient's age file as it is.
 
         Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked and CredentialsInUse.
         """
@@ -226,7 +228,7 @@ async def write_credentials(
     session_id: str | None,
     at: datetime,
 ) -> tuple[Stored, bool]:
-    """Keep or replace a locked user's credentials, and whether they are new."""
+    """Store a locked user's credentials; return them, and whether there were none before."""
     row_of_it = _is(user_id, provider)
     values = {**columns(sealed), "session_id": session_id, "updated_at": at}
     values |= {"holder_id": None, "may_be_stale": False}

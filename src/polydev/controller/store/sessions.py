@@ -222,8 +222,8 @@ class Sessions:
     async def login_is(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
         """Take a session as far as its tool's login has come, and tell of it if that is news.
 
-        `detail` is why it failed. A VM may say what it likes, but is not told of for ever. Raises
-        SessionNotFound and SessionExpired.
+        `detail` is why it failed. Of one session MOST_LOGIN_NEWS are told at most, since its VM may
+        say what it likes. Raises SessionNotFound and SessionExpired.
         """
         session = await self.get(session_id)
         if _is_known(session, login, detail):
