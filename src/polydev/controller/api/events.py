@@ -38,10 +38,11 @@ EXAMPLE = (
     'data: {"at": "2026-11-21T10:15:22+00:00", "state": "vm_created"}\n\n'
 )
 DESCRIPTION = (
-    "`id` is the number of the news: a reader that comes again sends it as `Last-Event-ID` and "
-    "gets what came after. The stream ends with the session, and with the token: an event `over` "
-    "without an id tells the `reason`. A browser's EventSource, which cannot set headers, gives "
-    "its token as `?access_token=`."
+    "An event is `state`, `queued`, `booting`, `stage`, `login`, `credentials`, `paused`, `awake`, "
+    "`unhealthy` or `healthy`. `id` is its number: a reader that comes again sends it as "
+    "`Last-Event-ID` and gets what came after. The stream ends with the session, and with the "
+    "token: an event `over` without an id tells the `reason`. A browser's EventSource, which "
+    "cannot set headers, gives its token as `?access_token=`."
 )
 
 LastEventId = Annotated[
