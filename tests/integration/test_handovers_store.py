@@ -64,6 +64,20 @@ async def pending(store: Store, user: str, **words: Any) -> Session:
 
 
 @run_async
+async def test_a_session_that_waits_for_stored_credentials_begins_no_login(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user = await store.new_user()
+        await credentials_of(store).store(user, "claude", b"{}")
+        session = await holding(store, user)
+        await store.vms.launched(session.vm_id)
+        await store.vms.ready(session.vm_id)
+        for status in ("starting", "waiting", "done"):
+            assert (await store.sessions.login_is(session.id, status)).state == "vm_created"
+        await Injections(store.database, KEYS, store.clock).injected(session.id)
+        assert (await store.sessions.get(session.id)).state == "authenticated"
+
+
+@run_async
 async def test_a_vm_cannot_fill_the_log_of_its_session(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await pending(store, await store.new_user())

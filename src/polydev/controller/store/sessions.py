@@ -232,6 +232,8 @@ class Sessions:
             session, at = await locked_session(connection, session_id), self._clock()
             if not session.is_live:
                 raise refusals.session_over(session)
+            if session.waits_for_injection:
+                return session  # by a request from before its VM was ready
             for event in login_events(session.state, login):
                 # Its VM is in use: one that is paused at this moment wakes.
                 await change_vm(connection, session.vm_id, used_at=at)
