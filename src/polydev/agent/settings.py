@@ -40,7 +40,9 @@ class Settings:
     login_start_timeout_seconds: float = 30.0
     login_status_timeout_seconds: float = 180.0  # claude's takes 10 s of an emulated CPU
     credentials_timeout_seconds: float = 20.0
-    login_page_seconds: float = 180.0  # until a tool that wants no page has failed
+    # Until a tool that wants no page has failed. On emulated processors copilot takes three minutes
+    # to want one at its first start, for it unpacks itself.
+    login_page_seconds: float = 300.0
     login_quiet_seconds: float = 10.0  # after a URL was printed, until it counts as the login's
 
     def __init__(self, **values: str | int | float) -> None:
