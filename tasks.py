@@ -292,7 +292,7 @@ for verb in (
 for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
     namespace.add_collection(Collection.from_module(module, name=name))
 for name, verbs in (
-    ("session", (sessions.start_session, sessions.end_session, sessions.login)),
+    ("session", (sessions.start_session, sessions.end_session, sessions.login, sessions.give_code)),
     (
         "user",
         (

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
+from getpass import getpass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -96,6 +97,36 @@ def login(
     answer(found, as_json=json, text=_login_text(found))
 
 
+@task(
+    name="code",
+    positional=["session"],
+    help={
+        "session": "its id, or the start of it",
+        "code": "what the login's page shows (default: asked for, so that no history has it)",
+        **API_HELP,
+    },
+)
+@edge
+def give_code(
+    context: Context,
+    session: str,
+    code: str = "",
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Type the code of a login's page into the terminal of a session's tool."""
+    if not code:
+        code = getpass("code: ") if sys.stdin.isatty() else sys.stdin.readline()
+    with connect(url, token, inventory, host) as api:
+        session_id = _session_id(api, session)
+        api.post(f"/api/auth/session/{session_id}/oauth-code", {"code": code.strip()})
+    text = f"the code was typed; ./inv session.login {session_id[:8]} says how far the login is"
+    answer({"sessionId": session_id, "typed": True}, as_json=json, text=text)
+
+
 def _login_text(login: dict[str, Any]) -> str:
     if login["status"] == "done":
         return f"{login['provider']} is logged in"
@@ -109,6 +140,8 @@ def _login_text(login: dict[str, Any]) -> str:
         "user": f"whose it is (of the lab: its demo user unless named): {USER_HELP}",
         "provider": "whose tool (default: claude): ./inv providers.list shows them",
         "key": "idempotency key: the same key starts no second session",
+        "stored": "give the tool the credentials that its user has stored",
+        "recipient": "public key age1…: only its owner can open the credentials of the login",
         **API_HELP,
     },
 )
@@ -118,6 +151,8 @@ def start_session(
     user: str = "",
     provider: str = "claude",
     key: str = "",
+    stored: bool = False,
+    recipient: str = "",
     url: str = "",
     token: str = "",
     inventory: str = "",
@@ -128,7 +163,11 @@ def start_session(
     with connect(url, token, inventory, host) as api:
         user_id = session_user(user, url, inventory, host)
         headers = {"Idempotency-Key": key} if key else {}
-        body = {"userId": user_id, "provider": provider}
+        body: dict[str, Any] = {"userId": user_id, "provider": provider}
+        if stored:
+            body["useStoredCredentials"] = True
+        if recipient:
+            body["credentialsRecipient"] = recipient
         started = api.post("/api/auth/start", body, headers)
     text = f"session {started['id']} of {user_id} is {started['status']}\nnext: ./inv sessions"
     answer(started, as_json=json, text=text)

@@ -1,8 +1,10 @@
-"""session.login: what it prints of a login that waits for its user, and of one that is done."""
+"""Verbs of sessions: what they ask the controller for, and what they print."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -15,7 +17,7 @@ from polydev.controller.api.login import LOGIN_EXAMPLE
 from tests.loopback import Answer, Asked, as_json, served
 from verbs import sessions
 
-SESSION = str(UUID(int=1))
+SESSION, USER = str(UUID(int=1)), str(UUID(int=2))
 URL = "https://github.com/login/device"
 
 
@@ -39,6 +41,56 @@ def test_where_a_user_logs_in_and_with_which_code(
             return as_json({**LOGIN_EXAMPLE, **login})
         return as_json({"sessions": [{"id": SESSION}], "next": None})
 
+    with connected(monkeypatch, controller):
+        sessions.login(Context(), SESSION)
+    assert capsys.readouterr().out == said
+
+
+def test_a_code_is_read_from_a_pipe_and_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = []
+
+    def controller(asked: Asked) -> Answer:
+        if asked.path == f"/api/auth/session/{SESSION}/oauth-code":
+            typed.append(json.loads(asked.body))
+            return as_json({})
+        return as_json({"sessions": [{"id": SESSION}], "next": None})
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("ABC#state\nmore\n"))
+    with connected(monkeypatch, controller):
+        sessions.give_code(Context(), SESSION[:8])
+    assert typed == [{"code": "ABC#state"}]
+    assert f"./inv session.login {SESSION[:8]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "wishes"),
+    [
+        ({}, {}),
+        ({"stored": True}, {"useStoredCredentials": True}),
+        ({"recipient": "age1abc"}, {"credentialsRecipient": "age1abc"}),
+    ],
+)
+def test_wishes_of_a_start(
+    monkeypatch: pytest.MonkeyPatch, words: dict[str, Any], wishes: dict[str, Any]
+) -> None:
+    started = []
+
+    def controller(asked: Asked) -> Answer:
+        started.append(json.loads(asked.body))
+        return as_json({"id": SESSION, "status": "vm_creating"})
+
+    with connected(monkeypatch, controller):
+        sessions.start_session(Context(), user=USER, provider="codex", **words)
+    assert started == [{"userId": USER, "provider": "codex", **wishes}]
+
+
+@contextmanager
+def connected(
+    monkeypatch: pytest.MonkeyPatch, controller: Callable[[Asked], Answer]
+) -> Iterator[None]:
+    """Have the verbs ask this controller."""
     with served(controller) as server, ControllerApi(server.url, "pdt_x") as api:
 
         @contextmanager
@@ -46,5 +98,4 @@ def test_where_a_user_logs_in_and_with_which_code(
             yield api
 
         monkeypatch.setattr(sessions, "connect", connect)
-        sessions.login(Context(), SESSION)
-    assert capsys.readouterr().out == said
+        yield
