@@ -162,8 +162,13 @@ def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"more\)\.providers: no such file or folder"):
         load_recipe(recipe_with(tmp_path, layer))
     put(tmp_path / "tools", small(package="@tools/tool"))
+    load_recipe(recipe_with(tmp_path, layer))  # without npm the tool comes in another way
+    npm = {"name": "npm", "npm": {"folder": "npm", "to": "/opt/npm"}}
+    (tmp_path / "npm").mkdir()
+    for name in ("package.json", "package-lock.json"):
+        (tmp_path / "npm" / name).write_text("{}")
     with pytest.raises(ConfigError, match=r"tool\.yaml: package: @tools/tool is in no package"):
-        load_recipe(recipe_with(tmp_path, layer))
+        load_recipe(recipe_with(tmp_path, npm, layer))
     put(tmp_path / "tools", small())
     with pytest.raises(ConfigError, match=r"tool\.yaml: name: another layer has"):
         load_recipe(recipe_with(tmp_path, layer, {**layer, "name": "again"}))

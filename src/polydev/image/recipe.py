@@ -290,8 +290,12 @@ def _check_lock(lock: Path, path: Path, key: str) -> None:
 
 
 def _check_providers(recipe: Recipe) -> None:
-    """Refuse providers with one name in two layers, or whose tool no layer brings."""
-    packages = {name for layer in recipe.layers for name in _npm_packages(layer)}
+    """Refuse providers with one name in two layers, or whose tool the npm layers do not bring.
+
+    A recipe without npm layers has its tools in another way.
+    """
+    with_npm = [layer for layer in recipe.layers if layer.npm]
+    packages = {name for layer in with_npm for name in _npm_packages(layer)}
     known: dict[str, Provider] = {}
     for layer in recipe.layers:
         found = layer.load_providers()
@@ -300,7 +304,7 @@ def _check_providers(recipe: Recipe) -> None:
             if taken := set(provider.names) & set(by_any_name(known)):
                 message = f"another layer has a provider {min(taken)}"
                 raise ConfigError(message, file=file, key="name")
-            if provider.package is not None and provider.package not in packages:
+            if with_npm and provider.package is not None and provider.package not in packages:
                 message = f"{provider.package} is in no package.json of the recipe"
                 raise ConfigError(message, "add it with npm install", file=file, key="package")
         known |= found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-DESKTOP = ("vnc", "desktop", "browser", "chromium")
+# What lies in memory is what the desktop's user has.
+DESKTOP = ("vnc", "desktop", "browser", "chromium", "lies_in_memory")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
