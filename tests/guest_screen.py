@@ -7,7 +7,8 @@ from playwright.sync_api import Page, ViewportSize
 # The guest's own screen has this size too, so its pixels are those of the page.
 SCREEN: ViewportSize = {"width": 1280, "height": 800}
 SESSION_CANVAS = "#screen canvas"
-MOST = 0.8
+# A login's terminal has a fifth of the screen, and the bars of the browser a tenth.
+MOST = 0.6
 # Until a guest without KVM and on a busy machine counts as dead.
 PATIENCE_MS = 180_000
 
