@@ -105,7 +105,7 @@ def test_question_that_is_ended_midway_leaves_nothing(end: str) -> None:
         await has_come.wait()
         if end == "closed":
             await client.close()
-            with pytest.raises(AgentUnreachable, match="the controller ends"):
+            with pytest.raises(AgentUnreachable, match="the controller ended"):
                 await asking
         else:
             asking.cancel()
@@ -147,7 +147,7 @@ def test_who_closes_it_waits_for_no_connection() -> None:
                 await asyncio.sleep(0)
             assert client._under_way
             await client.close()
-            with pytest.raises(AgentUnreachable, match="the controller ends"):
+            with pytest.raises(AgentUnreachable, match="the controller ended"):
                 await asking
             for other in others:
                 other.close()
