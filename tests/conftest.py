@@ -41,6 +41,7 @@ HOST_LANES = {
     # the last file ends the host.
     "up": (
         "e2e/test_desktop.py",
+        "e2e/test_login.py",
         "integration/test_verify.py",
         "integration/test_deploy.py",
         "integration/test_rollback.py",

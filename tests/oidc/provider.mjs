@@ -60,11 +60,11 @@ function page(colour, title, body) {
 
 function loginPage(isWrong) {
   return page(COLOURS[isWrong ? 'wrong' : 'login'], 'Log in', `
-${isWrong ? '<p role="alert">Wrong user name or password.</p>' : ''}
 <p><label>User name <input name="name" autofocus></label></p>
 <p><label>Password <input name="password" type="password"></label></p>
 <p><button name="answer" value="login">Log in</button>
-<button name="answer" value="deny">Cancel</button></p>`);
+<button name="answer" value="deny">Cancel</button></p>
+${isWrong ? '<p role="alert">Wrong user name or password.</p>' : ''}`);
 }
 
 function consentPage() {

@@ -1,0 +1,248 @@
+"""A login from its beginning to its end, as a person does it who sees the page and the VM's screen.
+
+The provider is a real one, beside the lab. The tool is the tests' own, in a golden image of its
+own. What the VM asks of the provider goes through the walls of a deployed host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+from polydev.image.build import BuildOptions, build
+from polydev.image.recipe import load_recipe
+from polydev.image.store import ImageStore
+from polydev.lab import run_inside
+from polydev.lab.container import init_pid
+from polydev.progress import Steps
+from polydev.settings import Settings
+from tests.guest_screen import PATIENCE_MS, SCREEN, SESSION_CANVAS, Colour, wait_for_colour
+from tests.hosts import DeployedHost
+from tests.images import said_to_be_verified
+from tests.oidc.beyond_lab import ProviderBeyondLab, provider_beyond
+from tests.oidc.provider import ACCOUNTS, oidc_packages
+from tests.quickvm import install_quick_image
+from tests.sessions import PATIENCE_SECONDS, Operated, operated
+
+RECIPE = Path(__file__).parents[1] / "oidc" / "recipe.yaml"
+LOGIN: Colour = (0x20, 0x50, 0x80)
+CONSENT: Colour = (0x50, 0x80, 0x20)
+# The first field of the provider's page, in pixels of the guest's screen.
+NAME_FIELD = (180, 176)
+# The guest's browser shares its screen with the terminal of the login.
+SHARE = 0.3
+ATTEMPTS = 3
+USER = "ada"
+
+# What of a host's files, and of what it tells, has one of the texts in it.
+SEARCH = """
+import json, os, subprocess, sys
+asked = json.load(sys.stdin)
+texts = {name: text.encode() for name, text in asked["texts"].items()}
+most = max(map(len, texts.values()))
+found = {name: [] for name in texts}
+def look(place, file):
+    last, seen = b"", set()
+    while chunk := file.read(1 << 24):
+        window = last + chunk
+        seen |= {name for name, text in texts.items() if text in window}
+        last = window[-most:]
+    for name in seen:
+        found[name].append(place)
+for folder, folders, names in os.walk("/"):
+    folders[:] = [each for each in folders if os.path.join(folder, each) not in asked["leave"]]
+    for path in (os.path.join(folder, name) for name in names):
+        if not os.path.isfile(path) or os.path.islink(path):
+            continue
+        try:
+            with open(path, "rb") as file:
+                look(path, file)
+        except FileNotFoundError:
+            continue  # one of the moment
+# Its files may be compressed.
+argv = ["journalctl", "--all", "--output=export"]
+with subprocess.Popen(argv, stdout=subprocess.PIPE) as journal:
+    look("the journal", journal.stdout)
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What the person got in the end, and the disk that their VM wrote to, gone by then."""
+
+    session: dict[str, Any]
+    stored: dict[str, Any]
+    disk: IO[bytes]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        kept = self.stored["credentials"]
+        return {name: kept[name] for name in ("access_token", "refresh_token", "id_token")}
+
+
+@pytest.fixture(scope="module")
+def service(deployed: DeployedHost, settings: Settings, store: ImageStore) -> Iterator[Operated]:
+    """The deployed host, with the tests' tool in its golden image."""
+    record = build(load_recipe(RECIPE), settings, store, Steps(), BuildOptions()).record
+    store.write_record(said_to_be_verified(record))
+    install_quick_image(deployed, store.path(record.digest))
+    with operated(deployed) as found:
+        yield found
+        for session in found.admin.call("GET", "/api/auth/sessions?live=true")["sessions"]:
+            found.admin.end(session["id"])
+        found.wait_until_nothing_held()
+    deployed.deploy()  # the golden image too
+
+
+@pytest.fixture(scope="module")
+def provider(
+    service: Operated, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProviderBeyondLab]:
+    packages = oidc_packages(settings.cache, Steps())
+    with provider_beyond(service.host.lab, packages, tmp_path_factory.mktemp("oidc")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, service: Operated) -> Iterator[Page]:
+    """The start page, signed in; anything in the console of a page fails."""
+    context = browser.new_context(viewport=SCREEN)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_SECONDS * 1000)  # VMs boot meanwhile
+    told: list[str] = []
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
+    page.goto(f"{service.user.http.base_url}/login")
+    page.fill("#token", service.user.token)
+    page.click("button[type=submit]")
+    page.wait_for_selector("#providers")
+    yield page
+    context.close()
+    assert told == []
+
+
+def focus_first_field(page: Page) -> None:
+    """Click it on the guest's screen, which the page shows smaller than it is."""
+    canvas = page.locator(SESSION_CANVAS)
+    box = canvas.bounding_box()
+    assert box
+    scale = box["width"] / SCREEN["width"]
+    canvas.click(position={"x": NAME_FIELD[0] * scale, "y": NAME_FIELD[1] * scale})
+
+
+def log_in_on_screen(page: Page) -> None:
+    """As somebody who looks at the screen, and tries again where nothing came of it.
+
+    From field to field it goes by keys: a slow guest may take those that follow a click before it.
+    """
+    wait_for_colour(page, LOGIN, share=SHARE)
+    for attempt in range(1, ATTEMPTS + 1):
+        focus_first_field(page)
+        for text, key in ((USER, "Tab"), (ACCOUNTS[USER], "Enter")):
+            page.keyboard.press("Control+a")
+            page.keyboard.type(text)
+            page.keyboard.press(key)
+        try:
+            wait_for_colour(page, CONSENT, PATIENCE_MS / ATTEMPTS, share=SHARE)
+        except PlaywrightTimeout:
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            break
+    page.keyboard.press("Enter")  # the button that allows it has the focus
+
+
+@pytest.fixture(scope="module")
+def journey(
+    page: Page,
+    service: Operated,
+    provider: ProviderBeyondLab,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Journey]:
+    """The person's way, up to the end of the session."""
+    assert provider.issuer
+    page.click("[data-start=testtool]")
+    page.wait_for_url("**/session/*")
+    session_id = page.url.rpartition("/")[2]
+    page.wait_for_selector("#cover", state="hidden")
+    page.click("#login-button")
+    page.click("#login-start-button")
+    page.wait_for_selector("#login-button[data-state=waiting]")
+    page.keyboard.press("Escape")  # closes the panel, which is over the screen
+    with ExitStack() as stack:
+        disk = stack.enter_context(disk_of(service, session_id))
+        log_in_on_screen(page)
+        page.wait_for_selector("#login-button[data-state=handed_over]")
+        assert "stored them, encrypted" in page.inner_text("#login-receipt")
+        assert "The session will be completed in" in page.inner_text("#login-completes")
+        page.screenshot(path=tmp_path_factory.mktemp("shown") / "handed-over.png")
+        page.wait_for_selector("#cover[data-kind=over]")
+        assert "The session is complete" in page.inner_text("#cover")
+        stored = service.user.call("GET", "/api/auth/credentials/testtool")
+        yield Journey(service.user.session(session_id), stored, disk)
+
+
+def disk_of(service: Operated, session_id: str) -> IO[bytes]:
+    """The file of a VM's disk, held open: it can be read once it is deleted too."""
+    vm, init = service.user.vm(session_id), init_pid(service.host.lab)
+    folder = f"/var/lib/microvm/{vm['slot']}"
+    (path,) = service.host.inside(f"find {folder} -name '*.qcow2'").splitlines()
+    return Path(f"/proc/{init}/root{path}").open("rb")
+
+
+def test_the_session_is_completed_and_its_vm_gone(service: Operated, journey: Journey) -> None:
+    session = journey.session
+    assert (session["status"], session["reason"]) == ("completed", None)
+    receipt = session["credentialsReceipt"]
+    assert (receipt["provider"], receipt["recipient"]) == ("testtool", None)
+    service.wait_until_nothing_held()
+    service.user.call("GET", f"/api/auth/session/{session['id']}/vm", status=410)
+
+
+def test_their_owner_uses_the_credentials_at_the_provider(
+    provider: ProviderBeyondLab, journey: Journey
+) -> None:
+    assert journey.stored["credentials"]["issuer"] == provider.issuer
+    said = provider.userinfo(journey.secrets["access_token"])
+    assert said == {"sub": USER, "name": USER}
+
+
+def test_nobody_else_gets_them(service: Operated, journey: Journey) -> None:
+    assert journey.stored["sessionId"] == journey.session["id"]
+    other = service.another_user()
+    for caller in (other, service.admin):
+        caller.call("GET", "/api/auth/credentials/testtool", status=404)
+
+
+def test_the_secret_is_nowhere_on_the_host(service: Operated, journey: Journey) -> None:
+    """A text that is everywhere shows that each place is looked at."""
+    service.wait_until_nothing_held()
+    service.host.deploy()  # with a backup of what was before
+    texts = {**journey.secrets, "session": journey.session["id"]}
+    asked = {"texts": texts, "leave": ["/proc", "/sys", "/run/netns"]}
+    argv = ["python3", "-c", SEARCH]
+    said = run_inside(service.host.lab, argv, input=json.dumps(asked)).stdout
+    found: dict[str, list[str]] = json.loads(said)
+    places = " ".join(found.pop("session"))
+    for place in ("/var/lib/master-controller/", "backups/", "the journal"):
+        assert place in places
+    assert found == {name: [] for name in journey.secrets}
+    metrics = service.admin.http.get("/metrics", headers=service.admin.headers)
+    assert metrics.status_code == 200
+    assert not [name for name, text in journey.secrets.items() if text in metrics.text]
+
+
+def test_the_secret_was_never_on_the_vms_disk(journey: Journey) -> None:
+    written = journey.disk.read()
+    assert written.startswith(b"QFI\xfb")
+    assert len(written) > 1 << 18, "it has no more than its own tables"
+    assert [name for name, text in journey.secrets.items() if text.encode() in written] == []
