@@ -14,7 +14,7 @@ from tests.dashboards import day_of_samples, looking
 from tests.relays import screens
 
 HOUR, DAY = timedelta(hours=1), timedelta(hours=24)
-ROUNDS = 6
+ROUNDS, FRAMES = 6, 5
 # A day has five times the samples of its last hour.
 LIMIT = 3.5
 
@@ -25,7 +25,7 @@ async def script_seconds(cdp: CDPSession) -> float:
 
 
 async def drawing_seconds(folder: Path, packed_assets: Path, span: timedelta) -> float:
-    """The least CPU time of drawing all charts anew, which a change of the colour scheme does."""
+    """The CPU time of drawing all charts anew, which a change of the colour scheme does."""
     async with (
         screens(folder, packed_assets=packed_assets) as host,
         chromium() as browser,
@@ -39,14 +39,12 @@ async def drawing_seconds(folder: Path, packed_assets: Path, span: timedelta) ->
         await cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
         await look.go("/admin")
         await look.page.wait_for_selector("#chart-temperature.is-drawn")
-        took = []
+        before = await script_seconds(cdp)
         for number in range(ROUNDS):
-            before = await script_seconds(cdp)
             await look.page.emulate_media(color_scheme="light" if number % 2 else "dark")
-            await look.page.evaluate("new Promise(requestAnimationFrame)")
-            await look.page.wait_for_selector("#chart-temperature.is-drawn")
-            took.append(await script_seconds(cdp) - before)
-        return min(took)
+            for _ in range(FRAMES):  # it is drawn in one of them
+                await look.page.evaluate("new Promise(requestAnimationFrame)")
+        return (await script_seconds(cdp) - before) / ROUNDS
 
 
 def test_a_day_is_drawn_nearly_as_quickly_as_an_hour(
