@@ -34,7 +34,7 @@ browser_hosts = [
                 "drain_seconds": 20,
                 # Believed about who asks, so that failed logins count for the right address.
                 "trusted_proxies": ["127.0.0.1/32"],
-                # Who is told of sessions by signed requests: docs/webhooks.md.
+                # Receivers of signed requests about sessions: docs/webhooks.md.
                 # "webhooks": {
                 #     "endpoints": [{"name": "front-end", "url": "https://front.example.com/hook"}],
                 # },

@@ -9,9 +9,9 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
+from verbs.controller import LIMIT_HELP, MOST_SHOWN
 from verbs.tables import minute, more_text, table_text
 
-MOST_SHOWN = 50
 PATH = "/api/admin/webhooks"
 
 
@@ -19,7 +19,7 @@ PATH = "/api/admin/webhooks"
     help={
         "failed": "only those that failed for good",
         "endpoint": "only those of this endpoint",
-        "limit": f"how many at most, the newest (default: {MOST_SHOWN})",
+        "limit": LIMIT_HELP,
         **API_HELP,
     }
 )

@@ -147,6 +147,11 @@ class Provider(Model):
     credentials: Credentials | None
 
     @property
+    def rotates(self) -> bool:
+        """Whether its credentials are handed over, and one machine at a time may use them."""
+        return self.credentials is not None and self.credentials.rotates
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names by which callers may mean it."""
         return self.name, *self.older_names

@@ -23,7 +23,7 @@ _given: dict[str, int] = {}  # by provider, a hash of those that were given last
 
 
 def read_credentials(provider: Provider, settings: Settings) -> dict[str, object]:
-    """What a login that is done has left. Raises RequestRefused where there is none.
+    """Return the credentials of a login that is done. Raises RequestRefused where there are none.
 
     Raises CheckFailed where the file is not as it should be.
     """

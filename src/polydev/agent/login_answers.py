@@ -1,4 +1,4 @@
-"""What a tool's output means: the URL of its login, its device code, how the login ended. Pure.
+"""Read a tool's output: the URL of its login, its device code, how the login ended. Pure.
 
 Tools listen on loopback for the browser's return, so that the URL that they want opened, shown in
 the VM's own browser, is enough. claude prints another URL, whose page shows a code to paste; that
@@ -38,7 +38,7 @@ def device_code(provider: Provider, written: str) -> str | None:
 
 
 def without_typed(told: str, lines: list[str]) -> str:
-    """What is told of a login, without the codes and passwords that its tool has echoed.
+    """Return words about a login without the codes and passwords that its tool has echoed.
 
     Of a pasted URL, or a code and what goes with it, each part counts.
     """

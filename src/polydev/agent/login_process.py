@@ -40,7 +40,7 @@ class Process:
         return {descriptor for descriptor, _ in events}
 
     def read(self) -> bytes:
-        """What it wrote since; empty if nothing."""
+        """Return the new output of the tool; empty if there is none."""
         try:
             data = os.read(self.terminal, CHUNK_BYTES)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What is known of a tool's login, as the JSON that its runner keeps for the agent. Pure.
+"""The state of a tool's login, as the JSON that its runner keeps for the agent. Pure.
 
 The agent runs as root and reads what a user's program wrote, so nothing here believes a word:
 what is not as `state_text` writes it is a failure that says so.

@@ -60,7 +60,7 @@ class Terminal:
             self._unshown = b""
 
     def typed(self) -> bytes | None:
-        """What was typed since; None once the window has been closed, or could not be opened."""
+        """Return the new input; None once the window has been closed, or could not be opened."""
         try:
             data = os.read(self.descriptor, CHUNK_BYTES)
         except BlockingIOError:
@@ -81,7 +81,7 @@ class Window:
 
     def __init__(self, provider: Provider, environment: Mapping[str, str]) -> None:
         self._title = f"Login of {provider.label}"
-        # What is said in JSON-RPC is not for people.
+        # A conversation in JSON-RPC is not for people.
         self._words = f"{self._title}: go on in the browser.\r\n" if provider.requests else ""
         self._environment = environment
         self._terminal: Terminal | None = None
@@ -105,7 +105,7 @@ class Window:
             self._terminal.show(output)
 
     def typed(self) -> bytes | None:
-        """What the user typed; None once they have closed the window."""
+        """Return the new input of the user; None once they have closed the window."""
         if self._terminal is None:
             return b""
         typed = self._terminal.typed()

@@ -1,4 +1,4 @@
-"""What this image knows of each provider: how its tool logs in, and where that leaves credentials.
+"""The providers of this image: how their tools log in, and where these keep credentials.
 
 The image's build has checked the files that are read here.
 """
@@ -50,7 +50,7 @@ class Provider:
         self.credentials = Credentials(credentials) if credentials else None
 
     def input(self) -> bytes:
-        """What the tool is told; numbered by place."""
+        """Return the requests to the tool as lines of JSON-RPC, numbered by place."""
         numbered = [{"jsonrpc": "2.0", "id": at, **ask} for at, ask in enumerate(self.requests)]
         return b"".join(json.dumps(request).encode() + b"\n" for request in numbered)
 

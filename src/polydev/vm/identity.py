@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from polydev.errors import VmError
+from polydev.vm.stages import printable
 
 SECRET_BYTES, ENTROPY_BYTES = 32, 64
 MAX_LINE_BYTES = 4096
@@ -137,4 +138,4 @@ def _words(kind: str, line: bytes) -> dict[str, str]:
 
 def _shown(line: bytes) -> str:
     text = line.decode("ascii", "replace").strip()[:200]
-    return "".join(each if each.isprintable() else " " for each in text)
+    return printable(text)

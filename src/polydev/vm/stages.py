@@ -26,6 +26,11 @@ _FAILED_UNIT = re.compile(r"Failed to start ([\w@.:\\-]+\.(?:service|socket|moun
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bM|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+def printable(text: str) -> str:
+    """Return words of others without what a terminal or a database would stumble over."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 def stages_seen(serial: str) -> list[Stage]:
     """The stages of which the console shows a mark; some may come in another order."""
     return [stage for stage, mark in _MARKS if mark.search(serial)]

@@ -97,12 +97,11 @@ def unknown_before_absent(services: Services, name: str) -> Iterator[None]:
 
 
 def _answer(provider: Provider) -> ProviderAnswer:
-    kept = provider.credentials
     return ProviderAnswer(
         name=provider.name,
         label=provider.label,
         note=provider.note,
         accepts_code=provider.login.accepts_code,
-        rotates=kept is not None and kept.rotates,
+        rotates=provider.rotates,
         older_names=provider.older_names,
     )

@@ -46,7 +46,7 @@ def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
 def rotates(store: Path, name: str) -> bool:
     """Whether a provider's refresh tokens are used once, so that only one place may have them."""
     found = golden_providers(store).get(name)
-    return found is not None and found.credentials is not None and found.credentials.rotates
+    return found is not None and found.rotates
 
 
 def hands_over(store: Path, digest: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.vm.limits import end, within
+from polydev.vm.stages import printable
 
 AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
@@ -55,11 +56,6 @@ class AgentHealth(BaseModel):
     session_id: str | None = None
     image_digest: str | None = None
     uptime_seconds: float | None = None
-
-
-def printable(text: str) -> str:
-    """Words of a guest, without what a terminal or a database would stumble over."""
-    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _web_address(url: str) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from polydev.controller.machines.agent_client import AgentHealth, printable
+from polydev.controller.machines.agent_client import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
-from polydev.vm.stages import STAGES, Stage
+from polydev.vm.stages import STAGES, Stage, printable
 
 Step = Literal[
     "evict",

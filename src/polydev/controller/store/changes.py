@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
 from polydev.controller.store import tables, webhooks
+from polydev.controller.store.refusals import session_over
 from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
 from polydev.controller.webhooks.events import SESSION_EVENTS, EventType
 from polydev.errors import SessionNotFound, VmError
@@ -34,6 +35,14 @@ async def locked_session(connection: AsyncConnection, session_id: str) -> Sessio
     if row is None:
         raise no_session(session_id)
     return session_of(row)
+
+
+async def locked_live_session(connection: AsyncConnection, session_id: str) -> Session:
+    """Lock a session that is not over. Raises SessionNotFound and SessionExpired."""
+    session = await locked_session(connection, session_id)
+    if not session.is_live:
+        raise session_over(session)
+    return session
 
 
 async def locked_vm(connection: AsyncConnection, vm_id: str) -> tuple[Vm, Session | None]:

@@ -15,6 +15,7 @@ from polydev.controller.model import (
     CredentialActor,
     CredentialEvent,
     CredentialEventKind,
+    Session,
     now,
 )
 from polydev.controller.store import tables, webhooks
@@ -75,6 +76,13 @@ async def note(
             session_id=session_id,
         )
     )
+
+
+async def note_of_session(
+    connection: AsyncConnection, at: datetime, kind: CredentialEventKind, session: Session
+) -> None:
+    """Write, as `note` does, what the controller did with the credentials of a session's user."""
+    await note(connection, at, kind, session.user_id, session.provider, session_id=session.id)
 
 
 @uninterrupted

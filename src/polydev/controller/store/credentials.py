@@ -17,7 +17,14 @@ from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import change_session, locked_session
 from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, Actor, note
-from polydev.controller.store.held import HOLDER, MAY_BE_STALE, in_use, no_key, none_stored
+from polydev.controller.store.held import (
+    HOLDER,
+    MAY_BE_STALE,
+    in_use,
+    no_key,
+    none_stored,
+    of_user,
+)
 from polydev.controller.store.rows import Row
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
@@ -126,7 +133,7 @@ class Credentials:
         """
         statement = METADATA.add_columns(_kept.key_id, _kept.sealed)
         async with self._database.reading() as connection:
-            found = await connection.execute(statement.where(*_is(user_id, provider)))
+            found = await connection.execute(statement.where(*of_user(user_id, provider)))
             row = found.mappings().one_or_none()
         if row is None:
             self._required_keys()  # a host without a key says so, whatever is asked for
@@ -175,7 +182,7 @@ class Credentials:
         return Resealed(*(outcomes[name] for name in names))
 
     async def _reseal(self, keys: Keyring, user_id: str, provider: str) -> Outcome:
-        row_of_it = _is(user_id, provider)
+        row_of_it = of_user(user_id, provider)
         columns_of_it = (_kept.key_id, _kept.sealed, _kept.recipient)
         statement = sa.select(*columns_of_it).where(*row_of_it).with_for_update()
         async with self._database.writing() as connection:
@@ -229,7 +236,7 @@ async def write_credentials(
     at: datetime,
 ) -> tuple[Stored, bool]:
     """Store a locked user's credentials; return them, and whether there were none before."""
-    row_of_it = _is(user_id, provider)
+    row_of_it = of_user(user_id, provider)
     values = {**columns(sealed), "session_id": session_id, "updated_at": at}
     values |= {"holder_id": None, "may_be_stale": False}
     update = sa.update(tables.credentials).where(*row_of_it).values(values)
@@ -239,10 +246,6 @@ async def write_credentials(
         await connection.execute(sa.insert(tables.credentials).values({**first, **values}))
     found = await connection.execute(METADATA.where(*row_of_it))
     return _stored_of(found.mappings().one()), is_new
-
-
-def _is(user_id: str, provider: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return _kept.user_id == user_id, _kept.provider == provider
 
 
 def columns(sealed: Sealed) -> dict[str, Any]:

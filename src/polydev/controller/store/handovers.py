@@ -10,13 +10,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring, Sealed, sealed_to
-from polydev.controller.store import refusals, tables
-from polydev.controller.store.changes import change_session, locked_session, tell
-from polydev.controller.store.credential_log import note
+from polydev.controller.store import tables
+from polydev.controller.store.changes import change_session, locked_live_session, tell
+from polydev.controller.store.credential_log import note_of_session
 from polydev.controller.store.credentials import write_credentials
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
@@ -58,13 +57,13 @@ class HandOvers:
         sealed = self._sealed(session, plain)
         async with self._database.writing() as connection:
             await lock_user(connection, session.user_id)
-            session = await _locked_live(connection, session.id)
+            session = await locked_live_session(connection, session.id)
             if session.state != "oauth_pending":
                 return session
             at = self._clock()
             owner = (session.user_id, session.provider)
             await write_credentials(connection, *owner, sealed, session.id, at)
-            await note(connection, at, "handed_over", *owner, session_id=session.id)
+            await note_of_session(connection, at, "handed_over", session)
             values = {
                 "login": "done",
                 "login_detail": None,
@@ -82,7 +81,7 @@ class HandOvers:
         Nothing for a session whose login is done already. Raises SessionNotFound, SessionExpired.
         """
         async with self._database.writing() as connection:
-            session = await _locked_live(connection, session_id)
+            session = await locked_live_session(connection, session_id)
             if session.state != "oauth_pending":
                 return session
             at, values = self._clock(), {"login": "done", "login_detail": because}
@@ -120,10 +119,3 @@ def receipt_words(session: Session) -> dict[str, object]:
         "sha256": receipt.sha256,
         "recipient": receipt.recipient,
     }
-
-
-async def _locked_live(connection: AsyncConnection, session_id: str) -> Session:
-    session = await locked_session(connection, session_id)
-    if not session.is_live:
-        raise refusals.session_over(session)
-    return session

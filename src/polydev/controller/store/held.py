@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session, Vm
 from polydev.controller.store import tables
-from polydev.controller.store.credential_log import note
+from polydev.controller.store.credential_log import note_of_session
 from polydev.errors import (
     CredentialsInUse,
     CredentialsNotFound,
@@ -61,6 +61,11 @@ def none_stored(provider: str) -> CredentialsNotFound:
     return CredentialsNotFound(f"you have no stored credentials of {provider}")
 
 
+def of_user(user_id: str, provider: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for a user's row of a provider."""
+    return _kept.user_id == user_id, _kept.provider == provider
+
+
 async def take(
     connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
 ) -> None:
@@ -69,8 +74,8 @@ async def take(
     It may be repeated. The user is locked. Raises CredentialsNotFound, CredentialsSealed and
     CredentialsInUse.
     """
-    of_user = (_kept.user_id == user_id, _kept.provider == provider)
-    asked = sa.select(_kept.recipient, HOLDER).where(*of_user)
+    row_of_it = of_user(user_id, provider)
+    asked = sa.select(_kept.recipient, HOLDER).where(*row_of_it)
     row = (await connection.execute(asked)).one_or_none()
     if row is None:
         raise none_stored(provider)
@@ -80,7 +85,7 @@ async def take(
         raise in_use(provider, row.holder_id)
     if alone:
         values = {"holder_id": session_id, "may_be_stale": MAY_BE_STALE}
-        await connection.execute(sa.update(tables.credentials).where(*of_user).values(values))
+        await connection.execute(sa.update(tables.credentials).where(*row_of_it).values(values))
 
 
 async def let_go(
@@ -104,11 +109,4 @@ async def let_go_with_vm(
     if session is None or session.stored_credentials is None:
         return
     if await let_go(connection, session.id, stale=vm.ready_at is not None) and vm.ready_at:
-        await note(
-            connection,
-            at,
-            "not_read_back",
-            session.user_id,
-            session.provider,
-            session_id=session.id,
-        )
+        await note_of_session(connection, at, "not_read_back", session)

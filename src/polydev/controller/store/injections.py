@@ -9,11 +9,17 @@ import sqlalchemy as sa
 
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring
-from polydev.controller.store import refusals, tables
-from polydev.controller.store.changes import change_session, locked_session, tell, write_session
-from polydev.controller.store.credential_log import note
+from polydev.controller.store import tables
+from polydev.controller.store.changes import (
+    change_session,
+    locked_live_session,
+    locked_session,
+    tell,
+    write_session,
+)
+from polydev.controller.store.credential_log import note_of_session
 from polydev.controller.store.credentials import columns, sealed_of
-from polydev.controller.store.held import let_go, no_key, take
+from polydev.controller.store.held import let_go, no_key, of_user, take
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
@@ -39,13 +45,11 @@ class Injections:
         NoCredentialsKey and SessionExpired.
         """
         owner = (session.user_id, session.provider)
-        of_user = (_kept.user_id == session.user_id, _kept.provider == session.provider)
-        asked = sa.select(_kept.key_id, _kept.sealed, _kept.recipient).where(*of_user)
+        columns_of_it = (_kept.key_id, _kept.sealed, _kept.recipient)
+        asked = sa.select(*columns_of_it).where(*of_user(*owner))
         async with self._database.writing() as connection:
             await lock_user(connection, session.user_id)
-            session = await locked_session(connection, session.id)
-            if not session.is_live:
-                raise refusals.session_over(session)
+            session = await locked_live_session(connection, session.id)
             await take(connection, *owner, session.id, alone=alone)
             row = (await connection.execute(asked)).mappings().one()
         if self._keys is None:
@@ -59,8 +63,7 @@ class Injections:
             if not session.waits_for_injection:
                 return
             at = self._clock()
-            owner = (session.user_id, session.provider)
-            await note(connection, at, "injected", *owner, session_id=session.id)
+            await note_of_session(connection, at, "injected", session)
             values = {"login": "done", "login_detail": None, "stored_credentials": "injected"}
             await change_session(connection, session, "injected", at, values=values)
 
@@ -103,8 +106,7 @@ class Injections:
             at = self._clock()
             values = {**columns(sealed), "updated_at": at, "may_be_stale": False}
             if await let_go(connection, session.id, stale=False, **values):
-                owner = (session.user_id, session.provider)
-                await note(connection, at, "read_back", *owner, session_id=session.id)
+                await note_of_session(connection, at, "read_back", session)
 
     async def not_injected(self, session_id: str) -> None:
         """Let go of what a session's VM never had."""

@@ -19,6 +19,7 @@ from polydev.controller.store import refusals, tables
 from polydev.controller.store.changes import (
     change_session,
     change_vm,
+    locked_live_session,
     locked_session,
     no_session,
     tell,
@@ -176,9 +177,7 @@ class Sessions:
         SessionExpired.
         """
         async with self._database.writing() as connection:
-            session = await locked_session(connection, session_id)
-            if not session.is_live:
-                raise refusals.session_over(session)
+            session = await locked_live_session(connection, session_id)
             used = used_now(session, self._clock(), self._limits)
             await _write_use(connection, [used])
             return used
@@ -229,9 +228,7 @@ class Sessions:
         if _is_known(session, login, detail):
             return session  # as nearly always; nothing is written then
         async with self._database.writing() as connection:
-            session, at = await locked_session(connection, session_id), self._clock()
-            if not session.is_live:
-                raise refusals.session_over(session)
+            session, at = await locked_live_session(connection, session_id), self._clock()
             if session.waits_for_injection:
                 return session  # by a request from before its VM was ready
             for event in login_events(session.state, login):

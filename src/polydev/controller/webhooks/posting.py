@@ -18,6 +18,7 @@ import httpx
 
 from polydev.errors import VmError
 from polydev.vm.limits import within
+from polydev.vm.stages import printable
 
 # Of the answer's body, and for it once its status is known, which alone counts.
 MOST_ANSWER_BYTES = 16 * 1024
@@ -108,9 +109,8 @@ async def _beginning(answer: httpx.Response) -> str:
         read += part
         if len(read) >= MOST_ANSWER_BYTES:
             break
-    text = read.decode("utf-8", "replace")
-    printable = "".join(each if each.isprintable() else " " for each in text)
-    return " ".join(printable.split())[:MOST_SAID_CHARACTERS]
+    text = printable(read.decode("utf-8", "replace"))
+    return " ".join(text.split())[:MOST_SAID_CHARACTERS]
 
 
 def _seconds_of(retry_after: str | None, at: datetime) -> float | None:
