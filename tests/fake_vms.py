@@ -22,9 +22,9 @@ from polydev.agent.login_state import login_reply
 from polydev.agent.messages import HealthReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
+from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import ThreadTimes
 from polydev.vm.identity import Identity, Receipt
-from polydev.vm.stages import STAGES, Stage
 
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
 RFB_GREETING = b"RFB 003.008\n"

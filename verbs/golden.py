@@ -200,14 +200,14 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     """
     from polydev.image.prunecache import prune_cache
     from polydev.run import orphans
-    from polydev.vm.scratch import abandoned_folders
+    from polydev.vm.temp_folders import abandoned_temp_folders
 
     require_at_least(0, "keep", keep)
     store = open_store()
     pruned = store.prune(keep, dry_run=dry_run)
     cache = Settings.from_environment().cache
     layers, layer_bytes = prune_cache(cache, store, going=pruned.removed, dry_run=dry_run)
-    folders = abandoned_folders(remove=not dry_run)
+    folders = abandoned_temp_folders(remove=not dry_run)
     left = orphans()
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} image {digest[:12]}" for digest in pruned.removed]

@@ -21,11 +21,11 @@ from polydev.image.verify import DEADLINE_SECONDS
 from polydev.image_record import KERNEL
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.boot_stages import Stage, last_lines
 from polydev.vm.config import VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.health import TIMEOUT_SECONDS, agent_health
 from polydev.vm.machine import Machine, start
-from polydev.vm.stages import Stage, last_lines
 
 VM_ID = "local"
 VM_FILE = "vm.json"

@@ -62,8 +62,8 @@ def main() -> None:
     from polydev.controller.machines.host_templates import wanted_template
     from polydev.controller.machines.template_maker import add_tap
     from polydev.controller.settings import load_settings
-    from polydev.vm.held_template import fetch
     from polydev.vm.launch import held
+    from polydev.vm.template_client import fetch
 
     wanted = wanted_template(load_settings(CONFIG))
     add_tap()
@@ -80,9 +80,9 @@ def running(config: Any, memory: int, state: int, disk: int, image: int) -> Iter
     """One more VM of the template, as long as this lasts."""
     from polydev.vm import template
     from polydev.vm.config import GUEST_ADDRESS, VNC_PORT, MemoryFile
-    from polydev.vm.files import descriptor_path
-    from polydev.vm.held_template import DISK, copy_data
     from polydev.vm.machine import start
+    from polydev.vm.template_client import DISK, copy_data
+    from polydev.vm.untrusted_files import descriptor_path
 
     with tempfile.TemporaryDirectory(prefix="polydev-bench-") as folder:
         began = time.perf_counter()

@@ -126,7 +126,7 @@ def test_wheel_has_what_the_host_needs(bundle: Bundle) -> None:
         names = set(wheel.namelist())
         (scripts,) = [name for name in names if name.endswith("entry_points.txt")]
         assert b"master-controller = polydev.controller.__main__:main" in wheel.read(scripts)
-        assert b"polydev-template-holder = polydev.vm.holder:main" in wheel.read(scripts)
+        assert b"polydev-template-holder = polydev.vm.template_holder:main" in wheel.read(scripts)
     assert {"polydev/controller/migrations/env.py", "polydev/errors.py"} <= names
     assert "polydev/controller/migrations/versions/r0001_users.py" in names
     assert not any(name.startswith("polydev/image/") for name in names)

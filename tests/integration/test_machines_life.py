@@ -9,8 +9,8 @@ import pytest
 from polydev.agent.messages import HealthReply
 from polydev.controller.model import Session, Vm
 from polydev.errors import FilesLeft, VmError
+from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import ThreadTimes
-from polydev.vm.stages import STAGES, Stage
 from tests.driving import World, play, until, worlds
 from tests.vms import (
     BrokenVm,

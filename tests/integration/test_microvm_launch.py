@@ -17,16 +17,16 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.run import Process, end_group, run, spawn
-from polydev.vm.held_template import FILES, STATE, fetch
-from polydev.vm.order import Order, order_text
-from polydev.vm.templates import Template, Templates, file_sums
+from polydev.vm.launch_file import LaunchFile, launch_file_text
+from polydev.vm.template_client import FILES, STATE, fetch
+from polydev.vm.template_store import Template, TemplateStore, file_sums
 
 LAUNCH = """
 import sys
 from pathlib import Path
-from polydev.vm import held_template, launch
+from polydev.vm import launch, template_client
 launch.ROOT = Path(sys.argv[1])
-held_template.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
+template_client.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
 sys.exit(launch.main(["2"]))
 """
 # It greets on the socket that it was handed, and says who it is.
@@ -66,9 +66,9 @@ listener.accept()
 """
 HOLD = """
 import os, sys
-from polydev.vm import holder
-os.dup2(int(sys.argv[1]), holder.FIRST_DESCRIPTOR)
-sys.exit(holder.main(sys.argv[2:]))
+from polydev.vm import template_holder
+os.dup2(int(sys.argv[1]), template_holder.FIRST_DESCRIPTOR)
+sys.exit(template_holder.main(sys.argv[2:]))
 """
 KEY, DAMAGED, UNKNOWN = "a" * 64, "b" * 64, "c" * 64
 BROKEN_QEMU = """#!/bin/sh
@@ -81,7 +81,7 @@ SECONDS = 30
 
 @dataclass
 class Slot:
-    """A slot's folder with the order for a VM, an image, programs and systemd's socket."""
+    """A slot's folder with a VM's launch.json, an image, programs and systemd's socket."""
 
     root: Path
     systemd: socket.socket
@@ -99,9 +99,11 @@ class Slot:
         file.write_text(text)
         file.chmod(0o755)
 
-    def order(self, template: str | None = None) -> None:
-        order = Order("vm", "mine", str(self.root / "image"), "d" * 64, 1, 128, 32, template)
-        (self.root / "2/vm/launch.json").write_text(order_text(order))
+    def write_launch_file(self, template: str | None = None) -> None:
+        launch_file = LaunchFile(
+            "vm", "mine", str(self.root / "image"), "d" * 64, 1, 128, 32, template
+        )
+        (self.root / "2/vm/launch.json").write_text(launch_file_text(launch_file))
 
     def launch(self) -> Process:
         path = f"{self.root / 'bin'}:{os.environ['PATH']}"
@@ -133,7 +135,7 @@ def slot(tmp_path: Path) -> Iterator[Slot]:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(SECONDS)
         slot = Slot(tmp_path, systemd)
-        slot.order()
+        slot.write_launch_file()
         slot.program("qemu-img", QEMU_IMG)
         yield slot
 
@@ -210,7 +212,7 @@ def test_a_slot_that_names_no_vm(slot: Slot) -> None:
 @pytest.fixture
 def holder(slot: Slot) -> Iterator[Path]:
     """The socket of a holder that has a template, and one whose state is another than recorded."""
-    templates = Templates(slot.root / "templates")
+    templates = TemplateStore(slot.root / "templates")
     for key in (KEY, DAMAGED):
         with templates.incoming() as folder:
             for name in FILES:
@@ -240,7 +242,7 @@ def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> 
     slot.program(
         "qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="completed")
     )
-    slot.order(KEY)
+    slot.write_launch_file(KEY)
     process = slot.launch()
     try:
         assert [slot.hear(), slot.hear()] == ["READY=1", "BARRIER=1"]
@@ -265,7 +267,7 @@ def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> 
 
 def test_a_clone_that_does_not_load_ends_with_the_reason(slot: Slot, holder: Path) -> None:
     slot.program("qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="failed"))
-    slot.order(KEY)
+    slot.write_launch_file(KEY)
     assert slot.launch().wait(SECONDS) == -signal.SIGTERM
     assert is_let_go(slot.lock)
     assert "QEMU could not move the state of its devices" in slot.said("journal")
@@ -284,14 +286,14 @@ def test_a_clone_that_does_not_load_ends_with_the_reason(slot: Slot, holder: Pat
 def test_no_clone_of_what_is_not_a_whole_template(
     slot: Slot, holder: Path, key: str, reason: str
 ) -> None:
-    slot.order(key)
+    slot.write_launch_file(key)
     assert slot.launch().wait(SECONDS) == 1
     assert reason in slot.said("2/vm/qemu.log")
     assert reason in slot.said("journal")
 
 
 def test_no_holder(slot: Slot) -> None:
-    slot.order(KEY)
+    slot.write_launch_file(KEY)
     assert slot.launch().wait(SECONDS) == 1
     assert "the holder of templates does not answer: " in slot.said("journal")
 
@@ -327,7 +329,7 @@ def test_a_user_who_says_nothing_keeps_no_other_waiting(holder: Path) -> None:
 def test_a_template_that_is_removed_is_not_handed_out_any_more(slot: Slot, holder: Path) -> None:
     for descriptor in fetch(KEY, holder):
         os.close(descriptor)
-    Templates(slot.root / "templates").remove(KEY)
+    TemplateStore(slot.root / "templates").remove(KEY)
     with pytest.raises(VmError, match="there is no template aaaaaaaaaaaa"):
         fetch(KEY, holder)
 
@@ -336,7 +338,7 @@ def test_of_a_template_that_was_made_anew_the_new_one_is_handed_out(
     slot: Slot, holder: Path
 ) -> None:
     memory, *_ = first = fetch(KEY, holder)
-    templates = Templates(slot.root / "templates")
+    templates = TemplateStore(slot.root / "templates")
     with templates.incoming() as folder:
         for name in FILES:
             (folder / name).write_bytes(b"made anew")

@@ -15,7 +15,7 @@ from polydev.errors import VmError
 from polydev.image.folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
-from polydev.vm import stages
+from polydev.vm import boot_stages
 from polydev.vm.health import agent_health
 from polydev.vm.machine import Machine, start
 from tests.quickguest import VARIANTS
@@ -25,7 +25,7 @@ from tests.quickvm import MEMORY_MIB, make_quick_image
 DEADLINE_SECONDS = 300.0
 POLL_SECONDS = 0.05
 UNANSWERED_SECONDS = 2.0
-ALL = list(stages.STAGES[1:])
+ALL = list(boot_stages.STAGES[1:])
 ASKERS, QUESTIONS = 8, 24
 
 Machines = dict[str, Machine]
@@ -38,11 +38,11 @@ def wait_until(what: str, happened: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def wait_for_stage(machine: Machine, stage: stages.Stage) -> None:
+def wait_for_stage(machine: Machine, stage: boot_stages.Stage) -> None:
     def there() -> bool:
         serial = machine.serial()
         assert machine.alive(), f"it ended:\n{serial}"
-        return stages.boot_stage(serial) == stage
+        return boot_stages.boot_stage(serial) == stage
 
     wait_until(stage, there)
 
@@ -87,8 +87,8 @@ def ask(machine: Machine, timeout_seconds: float = 60.0) -> int:
 
 
 def test_healthy_passes_all_stages(healthy: Machine) -> None:
-    assert stages.stages_seen(healthy.serial()) == ALL
-    assert stages.boot_is_over(healthy.serial())
+    assert boot_stages.stages_seen(healthy.serial()) == ALL
+    assert boot_stages.boot_is_over(healthy.serial())
 
 
 def test_it_knows_who_it_is(healthy: Machine) -> None:
@@ -125,8 +125,8 @@ def test_novnc_accepts(healthy: Machine) -> None:
 def test_panic_ends_the_vm(machines: Machines) -> None:
     wait_until("the panic", lambda: not machines["panic"].alive())
     said = machines["panic"].serial()
-    assert "Attempted to kill init" in (stages.kernel_panic(said) or "")
-    assert stages.boot_stage(said) == "init"
+    assert "Attempted to kill init" in (boot_stages.kernel_panic(said) or "")
+    assert boot_stages.boot_stage(said) == "init"
 
 
 def test_sick_is_healthy_three_times(machines: Machines) -> None:
@@ -141,13 +141,13 @@ def test_slow_comes_in_the_end(later: Machines) -> None:
 
 
 def test_silent_has_no_network(later: Machines) -> None:
-    assert stages.stages_seen(later["silent"].serial()) == ["kernel", "init"]
+    assert boot_stages.stages_seen(later["silent"].serial()) == ["kernel", "init"]
     with pytest.raises(VmError, match="does not answer"):
         ask(later["silent"], UNANSWERED_SECONDS)
 
 
 def test_deaf_never_answers(later: Machines) -> None:
-    assert stages.stages_seen(later["deaf"].serial()) == ALL[:-1]
-    assert stages.boot_is_over(later["deaf"].serial())
+    assert boot_stages.stages_seen(later["deaf"].serial()) == ALL[:-1]
+    assert boot_stages.boot_is_over(later["deaf"].serial())
     with pytest.raises(VmError, match="does not answer"):
         ask(later["deaf"], UNANSWERED_SECONDS)

@@ -36,10 +36,10 @@ from polydev.vm import template
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import NO_PORTS, MemoryFile, VmConfig
 from polydev.vm.health import agent_health
-from polydev.vm.held_template import DISK, MEMORY, STATE
 from polydev.vm.identity import Receipt, new_identity
 from polydev.vm.machine import Machine, start
-from polydev.vm.scratch import scratch_folder
+from polydev.vm.temp_folders import temp_folder
+from polydev.vm.template_client import DISK, MEMORY, STATE
 from tests.guest_tools import CREDENTIALS, FILE, provider_data
 from tests.sessions import PATIENCE_SECONDS, wait_for
 
@@ -127,7 +127,7 @@ class Clone:
 def saved(image: ImageRecord, store: ImageStore, settings: Settings) -> Iterator[Saved]:
     folder = store.path(image.digest)
     accelerator = choose_accelerator(folder / KERNEL, settings.state / "accelerator.json")
-    with scratch_folder() as scratch:
+    with temp_folder() as scratch:
         memory = MemoryFile(scratch / MEMORY, private=False)
         config = vm_config(folder, "template", scratch, accelerator)
         machine = start(replace(config, test_console=True, memory_file=memory))

@@ -9,7 +9,7 @@ import pytest
 from polydev.image.store import ImageStore
 from polydev.image.verify import SCREENSHOT, SERIAL_LOG
 from polydev.image_record import ImageRecord, Verification
-from polydev.vm.stages import STAGES
+from polydev.vm.boot_stages import STAGES
 from tests.inv import Inv
 
 pytestmark = pytest.mark.integration

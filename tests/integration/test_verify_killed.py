@@ -25,7 +25,7 @@ from polydev.image_record import ImageRecord
 from polydev.run import spawn
 from polydev.settings import Settings
 from polydev.vm.machine import start
-from polydev.vm.scratch import abandoned_folders
+from polydev.vm.temp_folders import abandoned_temp_folders
 from tests.hosts import ROOT
 from tests.quickvm import MEMORY_MIB, make_quick_image
 
@@ -103,7 +103,7 @@ def test_machine_of_a_killed_verification_ends_and_the_image_boots_again(
     finally:
         os.close(watched)
     assert not own.in_use(quick.name)
-    (scratch,) = abandoned_folders(remove=True)
+    (scratch,) = abandoned_temp_folders(remove=True)
     assert scratch.parent == temporary
     assert own.record(quick.name).verification.passed  # type: ignore[union-attr]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polydev.controller.model import now
-from polydev.vm.stages import Stage
+from polydev.vm.boot_stages import Stage
 from tests.driving import until
 from tests.web import (
     QUICK_TIMERS,

@@ -21,11 +21,11 @@ from polydev.image.evidence import (
     read_evidence,
     unwell,
 )
+from polydev.vm.boot_stages import Stage
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
 from polydev.vm.machine import Machine
 from polydev.vm.qemu import kernel_command_line, qemu_argv
-from polydev.vm.stages import Stage
 
 pytestmark = pytest.mark.unit
 

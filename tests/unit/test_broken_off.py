@@ -21,11 +21,11 @@ from polydev.hosttool.paths import Paths
 from polydev.image import build, folder, promotion
 from polydev.image.store import ImageStore
 from polydev.progress import Steps
-from polydev.vm import files, holder, scratch, template
+from polydev.vm import temp_folders, template, template_holder, untrusted_files
 from polydev.vm.config import IN_USE
-from polydev.vm.held_template import FILES
 from polydev.vm.launch import held
-from polydev.vm.templates import Template, Templates
+from polydev.vm.template_client import FILES
+from polydev.vm.template_store import Template, TemplateStore
 
 
 class Broken(Exception):
@@ -52,9 +52,12 @@ def file_in(place: Path) -> Path:
 WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] = {
     "a bundle": (lambda place: whole.made_whole(place / "made"), set()),
     "an image that is made": (lambda place: ImageStore(place).new_incoming(), {"incoming"}),
-    "a template that is made": (lambda place: Templates(place).incoming(), set()),
-    "the making of templates": (lambda place: Templates(place).building(lambda: None), {".lock"}),
-    "a folder of a VM": (lambda _: scratch.scratch_folder(), set()),
+    "a template that is made": (lambda place: TemplateStore(place).incoming(), set()),
+    "the making of templates": (
+        lambda place: TemplateStore(place).building(lambda: None),
+        {".lock"},
+    ),
+    "a folder of a VM": (lambda _: temp_folders.temp_folder(), set()),
     "the lock of a store": (lambda place: promotion.store_lock(place, "test"), {".lock"}),
     "the lock of a build": (lambda place: build._build_lock(place, Steps()), {"build.lock"}),
     "modes of a build": (lambda _: build._usual_modes(), set()),
@@ -62,8 +65,11 @@ WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] 
         lambda place: busy.alone(Paths.below(place), "it"),
         {"opt", "opt/polydev-ai", "opt/polydev-ai/busy"},
     ),
-    "a file of a VM": (lambda place: files.opened(file_in(place)), {"file"}),
-    "a folder with files of a VM": (lambda place: files.opened_folder(place), set()),
+    "a file of a VM": (lambda place: untrusted_files.open_untrusted(file_in(place)), {"file"}),
+    "a folder with files of a VM": (
+        lambda place: untrusted_files.open_untrusted_folder(place),
+        set(),
+    ),
     "an image in use": (lambda place: folder.hold(place), {IN_USE}),
     "an image that nobody uses": (lambda place: folder.unless_held(place), {IN_USE}),
 }
@@ -201,8 +207,8 @@ def test_a_vm_s_hold_on_its_image_is_shared_and_ends(tmp_path: Path) -> None:
 
 
 class TestTemplates:
-    def made(self, place: Path) -> Templates:
-        store = Templates(place)
+    def made(self, place: Path) -> TemplateStore:
+        store = TemplateStore(place)
         with store.incoming() as incoming:
             for name in FILES:
                 (incoming / name).write_text(name)
@@ -215,14 +221,14 @@ class TestTemplates:
         (store.place("k") / FILES[-1]).write_text("another")
         before = descriptors()
         with pytest.raises(VmError, match=rf"template k is damaged: {FILES[-1]} has another"):
-            holder.hold(store, "k")
+            template_holder.hold(store, "k")
         assert descriptors() == before
         with pytest.raises(VmError, match="there is no template l"):
-            holder.hold(store, "l")
+            template_holder.hold(store, "l")
 
     def test_a_whole_one_is_in_memory(self, tmp_path: Path) -> None:
         store = self.made(tmp_path)
-        kept = holder.hold(store, "k")
+        kept = template_holder.hold(store, "k")
         assert [os.pread(each, 99, 0).decode() for each in kept.descriptors] == list(FILES)
         for each in kept.descriptors:
             os.close(each)

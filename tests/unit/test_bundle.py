@@ -53,7 +53,7 @@ def test_digest_follows_what_is_released(root: Path, file: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "is_of_vms"),
-    [("vm/holder.py", True), ("errors.py", True), ("controller/app.py", False)],
+    [("vm/template_holder.py", True), ("errors.py", True), ("controller/app.py", False)],
 )
 def test_what_runs_vms_has_a_digest_of_its_own(root: Path, file: str, is_of_vms: bool) -> None:
     before = vm_digest(root)
@@ -64,7 +64,7 @@ def test_what_runs_vms_has_a_digest_of_its_own(root: Path, file: str, is_of_vms:
 
 def test_digest_follows_the_lock_and_names(root: Path) -> None:
     first = source_digest(root)
-    (root / PACKAGE / "vm/stages.py").rename(root / PACKAGE / "vm/steps.py")
+    (root / PACKAGE / "vm/boot_stages.py").rename(root / PACKAGE / "vm/steps.py")
     second = source_digest(root)
     (root / LOCK).write_text("")
     assert len({first, second, source_digest(root)}) == 3

@@ -54,7 +54,7 @@ class TestMachine:
         monkeypatch.setattr(os, "access", access)
         monkeypatch.setattr(machine, "choose_accelerator", choose)
         monkeypatch.setattr(machine, "orphans", lambda: [orphan])
-        monkeypatch.setattr(machine, "abandoned_folders", lambda: [Path("folder")])
+        monkeypatch.setattr(machine, "abandoned_temp_folders", lambda: [Path("folder")])
         monkeypatch.setattr(machine, "_installed", lambda names: dict.fromkeys(names, "1"))
         monkeypatch.setattr(machine, "_said", shlex_join)
         found = machine.gather(settings, ["qemu"], kernel)

@@ -29,7 +29,7 @@ from polydev.client.machine import (
     wanted_packages,
 )
 from polydev.run import Orphan
-from polydev.vm.scratch import abandoned_folders, scratch_folder
+from polydev.vm.temp_folders import abandoned_temp_folders, temp_folder
 
 SOUND = MachineFacts(
     packages={"git": "1:2.39", "rsync": "3.2"},
@@ -161,16 +161,16 @@ def test_leftovers_are_named_with_what_ends_them(tmp_path: Path) -> None:
     assert leftovers_findings([], []) == []
 
 
-def test_scratch_folder_is_abandoned_when_its_maker_is_gone(
+def test_temp_folder_is_abandoned_when_its_maker_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with scratch_folder() as held:
+    with temp_folder() as held:
         left = tmp_path / f"{held.name}-left"
         left.mkdir()
         (left / "disk.qcow2").touch()
         (tmp_path / f"{held.name}-link").symlink_to(left)
-        assert abandoned_folders() == [left]
-        assert abandoned_folders(remove=True) == [left]
+        assert abandoned_temp_folders() == [left]
+        assert abandoned_temp_folders(remove=True) == [left]
         assert held.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == [f"{held.name}-link"]

@@ -26,8 +26,8 @@ from polydev.hosttool.durable import point_link
 from polydev.hosttool.golden import LINK
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuSample, ThreadTimes
-from polydev.vm.held_template import FILES
-from polydev.vm.templates import Build, Template, Templates
+from polydev.vm.template_client import FILES
+from polydev.vm.template_store import Build, Template, TemplateStore
 from tests.unit.hosttool_host import arrive
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -247,7 +247,7 @@ def test_without_a_golden_image_there_is_nothing_to_start(store: Store) -> None:
 
 
 def test_two_never_make_one_at_a_time(tmp_path: Path) -> None:
-    templates, waits = Templates(tmp_path / "templates"), threading.Event()
+    templates, waits = TemplateStore(tmp_path / "templates"), threading.Event()
     order: list[str] = []
 
     def second() -> None:

@@ -26,8 +26,8 @@ from polydev.controller.machines.following import (
 from polydev.controller.machines.lead import Lead, lead_file
 from polydev.controller.model import Vm, now
 from polydev.controller.settings import BootDeadlines, Settings
+from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_wait import CpuWait
-from polydev.vm.stages import Stage
 from tests.fake_vms import MARKS, PANIC
 
 AT = now()

@@ -19,7 +19,7 @@ from polydev.hosttool.reserve import keep_reserve
 from polydev.image import promotion
 from polydev.image.folder import hold
 from polydev.lab import root as lab_root
-from polydev.vm import held_template, template, templates
+from polydev.vm import template, template_client, template_store
 from polydev.vm.config import IN_USE
 from tests.unit.hosttool_host import FIRST, Host
 
@@ -187,21 +187,21 @@ def test_the_lock_of_a_store_is_its_users_alone_to_write(tmp_path: Path) -> None
 
 def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) -> None:
     os.umask(0o077)
-    made = templates.Templates(tmp_path / "templates")
+    made = template_store.TemplateStore(tmp_path / "templates")
     with made.building(lambda: None):
-        assert mode(made.folder / templates.LOCK) == 0o600
+        assert mode(made.folder / template_store.LOCK) == 0o600
     with made.incoming() as incoming:
-        for name in held_template.FILES:
+        for name in template_client.FILES:
             (incoming / name).write_text(name)
-        record: Any = templates.Template(
-            "k", "d", "q", "tcg", 1, 512, templates.file_sums(incoming), 0.0, 1.0, 2.0
+        record: Any = template_store.Template(
+            "k", "d", "q", "tcg", 1, 512, template_store.file_sums(incoming), 0.0, 1.0, 2.0
         )
         made.add(incoming, record)
     place = made.place("k")
-    names = (*held_template.FILES, templates.RECORD)
+    names = (*template_client.FILES, template_store.RECORD)
     assert {name: mode(place / name) for name in names} == dict.fromkeys(names, 0o644)
-    made.note(templates.Build("k", "d", 0.0, "it boots"))
-    assert mode(made.folder / templates.BUILD) == 0o644
+    made.note(template_store.Build("k", "d", 0.0, "it boots"))
+    assert mode(made.folder / template_store.BUILD) == 0o644
 
 
 def test_what_is_sealed_cannot_be_changed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import PoolSettings
 from polydev.errors import ImageError
-from polydev.vm.templates import Template
+from polydev.vm.template_store import Template
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host
 from verbs.templates import _details, _notes
 

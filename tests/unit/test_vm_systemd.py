@@ -18,7 +18,7 @@ from polydev.controller.machines.systemd_bus import (
 )
 from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import FilesLeft, VmError
-from polydev.vm.order import order_from
+from polydev.vm.launch_file import read_launch_file
 
 DIGEST = "d" * 64
 UNIT = "microvm@2.service"
@@ -92,10 +92,14 @@ class TestStart:
         site.start()
         assert site.units.asked == [f"start {UNIT}"]
         current = site.root / "2" / "current"
-        order = order_from(current / "launch.json")
-        assert str(current.readlink()) == order.vm_id == "one"
-        assert (order.image, order.image_digest) == (f"/store/images/{DIGEST}", DIGEST)
-        assert (order.session_id, order.cpus, order.memory_mib) == ("mine", 3, 2048)
+        launch_file = read_launch_file(current / "launch.json")
+        assert str(current.readlink()) == launch_file.vm_id == "one"
+        assert (launch_file.image, launch_file.image_digest) == (f"/store/images/{DIGEST}", DIGEST)
+        assert (launch_file.session_id, launch_file.cpus, launch_file.memory_mib) == (
+            "mine",
+            3,
+            2048,
+        )
 
     def test_a_start_goes_on_after_one_that_was_killed_half_way(self, site: Site) -> None:
         site.start()

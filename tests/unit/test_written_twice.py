@@ -32,7 +32,7 @@ from polydev.hosttool import (
 )
 from polydev.hosttool import paths as hosttool_paths
 from polydev.image import promotion
-from polydev.vm import config, holder, launch, qemu
+from polydev.vm import config, launch, qemu, template_holder
 
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
@@ -65,8 +65,8 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("golden link, for the doctor", probe.GOLDEN, str(PATHS.images / promotion.GOLDEN)),
             ("image store", PATHS.images, images.STORE),
             ("image store, for the doctor", probe.STORE, str(images.STORE)),
-            ("templates", holder.FOLDER, images.STORE / "templates"),
-            ("templates, for verbs", client_templates.FOLDER, str(holder.FOLDER)),
+            ("templates", template_holder.FOLDER, images.STORE / "templates"),
+            ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd.TEMPLATE_MAKER, units.MAKER),
             ("watch of the network", network_report.WATCH_UNIT, units.WATCH),

@@ -14,7 +14,7 @@ import urllib3
 
 from polydev import http_client
 from polydev.errors import ConfigError, Error
-from polydev.vm.stages import last_lines
+from polydev.vm.boot_stages import last_lines
 
 ANSWER_SECONDS = 30.0
 BLOCK_BYTES = 64 * 1024

@@ -25,7 +25,7 @@ from polydev.settings import Settings
 from polydev.vm.accelerator import KVM_DEVICE, choose_accelerator
 from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
-from polydev.vm.scratch import abandoned_folders
+from polydev.vm.temp_folders import abandoned_temp_folders
 
 WHERE = "this machine"
 OLDEST_PYTHON = (3, 10)
@@ -69,7 +69,7 @@ def gather(settings: Settings, packages: list[str], kernel: Path | None) -> Mach
         store=disk_of(settings.store),
         cache=disk_of(settings.cache),
         orphans=tuple(orphans()),
-        scratch=tuple(abandoned_folders()),
+        scratch=tuple(abandoned_temp_folders()),
     )
 
 

@@ -19,7 +19,7 @@ from polydev.controller.states import (
     VmState,
     is_live,
 )
-from polydev.vm.stages import Stage
+from polydev.vm.boot_stages import Stage
 
 Role = Literal["admin", "operator", "user"]
 Severity = Literal["warning", "critical"]

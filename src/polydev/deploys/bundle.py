@@ -66,7 +66,7 @@ requires-python = ">=3.10"
 master-controller = "polydev.controller.__main__:main"
 polydev-microvm = "polydev.vm.launch:main"
 polydev-accelerator = "polydev.vm.accelerator:main"
-polydev-template-holder = "polydev.vm.holder:main"
+polydev-template-holder = "polydev.vm.template_holder:main"
 
 [tool.setuptools.packages.find]
 where = ["src"]

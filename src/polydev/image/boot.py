@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from polydev.errors import BootError, MachineBusy, VmError
 from polydev.image.evidence import Evidence, collect, explain, unwell
-from polydev.vm import stages
+from polydev.vm import boot_stages
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict, wait_between
 from polydev.vm.health import agent_health
@@ -47,7 +47,7 @@ class Boot:
     machine: Machine
     started: float = field(default_factory=time.monotonic)
     cpu: CpuWatch = field(init=False)
-    stage: stages.Stage = "none"
+    stage: boot_stages.Stage = "none"
     timings: dict[str, float] = field(default_factory=dict)
     health: dict[str, object] = field(default_factory=dict)
     root_missing_since: float | None = None
@@ -59,11 +59,11 @@ class Boot:
         """Seconds by the clock since QEMU's start."""
         return time.monotonic() - self.started
 
-    def reached(self, *seen: stages.Stage) -> bool:
+    def reached(self, *seen: boot_stages.Stage) -> bool:
         """Note stages, each when it is seen first; whether one is further than before."""
         for stage in seen:
             self.timings.setdefault(stage, round(self.elapsed(), 2))
-        furthest = max((self.stage, *seen), key=stages.STAGES.index)
+        furthest = max((self.stage, *seen), key=boot_stages.STAGES.index)
         is_further, self.stage = furthest != self.stage, furthest
         return is_further
 
@@ -71,7 +71,7 @@ class Boot:
 def follow(
     boot: Boot,
     deadline_seconds: float,
-    on_stage: Callable[[stages.Stage], None],
+    on_stage: Callable[[boot_stages.Stage], None],
     refused: Callable[[], str | None] = lambda: None,
     on_busy: Callable[[CpuWait], None] = lambda wait: None,
 ) -> None:
@@ -92,7 +92,7 @@ def follow(
     seen_reason: object = None
     while True:
         serial = boot.machine.serial()
-        if boot.reached(*stages.stages_seen(serial)):
+        if boot.reached(*boot_stages.stages_seen(serial)):
             on_stage(boot.stage)
         wait = boot.cpu.total()
         now = wait.undisturbed_seconds
@@ -100,8 +100,8 @@ def follow(
         if cause:
             raise BootError(cause)
         tell_busy(wait)
-        failed = stages.failed_units(serial)
-        over = boot.stage == "ready" or stages.boot_is_over(serial)
+        failed = boot_stages.failed_units(serial)
+        over = boot.stage == "ready" or boot_stages.boot_is_over(serial)
         reason = (boot.stage == "ready", over, failed)
         _keep_deadline(boot, wait, deadline_seconds, telling or look)
         if now >= next_look_at or (any(reason) and reason != seen_reason):
@@ -152,15 +152,15 @@ def _doubling(on_busy: Callable[[CpuWait], None]) -> Callable[[CpuWait], None]:
 
 def gave_up(boot: Boot, serial: str, now: float) -> str | None:
     """Why there is or will be no guest, or None while it runs; `now` without what it waited."""
-    panic = stages.kernel_panic(serial)
+    panic = boot_stages.kernel_panic(serial)
     if panic:
         return panic
-    root = stages.missing_root(serial)
+    root = boot_stages.missing_root(serial)
     if root and boot.root_missing_since is None:
         boot.root_missing_since = now
     missing = now - (boot.root_missing_since or 0.0)
     if root and (missing > ROOT_WAIT_SECONDS or not boot.machine.alive()):
-        return stages.no_root(root)
+        return boot_stages.no_root(root)
     if not boot.machine.alive():
         said = boot.machine.qemu_said()
         return "the VM ended by itself" + (f": {said}" if said else "")
@@ -192,7 +192,7 @@ class Look:
         elif self.evidence is not None:
             self.is_settled = self.evidence.settled()
         else:
-            self.is_settled = stages.boot_is_over(boot.machine.serial())
+            self.is_settled = boot_stages.boot_is_over(boot.machine.serial())
 
     def _ask_agent(self, timeout_seconds: float) -> int | None:
         try:
@@ -220,9 +220,9 @@ class Look:
 
     def _seen_from_outside(self) -> list[str]:
         """What is wrong with a guest that gives no account of itself, as one in use."""
-        failed = stages.failed_units(self.boot.machine.serial())
+        failed = boot_stages.failed_units(self.boot.machine.serial())
         found = [f"{unit} failed to start" for unit in failed]
-        if self.status is None and stages.boot_is_over(self.boot.machine.serial()):
+        if self.status is None and boot_stages.boot_is_over(self.boot.machine.serial()):
             found.append("the agent does not answer")
         if self.status not in (None, 200, 503):
             found.append(f"the agent answers {self.status} on /health")

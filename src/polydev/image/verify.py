@@ -51,11 +51,11 @@ from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
+from polydev.vm.boot_stages import last_lines
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuWait
 from polydev.vm.machine import Machine, start
-from polydev.vm.scratch import scratch_folder
-from polydev.vm.stages import last_lines
+from polydev.vm.temp_folders import temp_folder
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def verify(
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
     started = time.monotonic()
-    with store.hold(digest) as hold, scratch_folder() as folder:
+    with store.hold(digest) as hold, temp_folder() as folder:
         config = replace(
             vm_config(image, f"verify-{digest[:8]}", folder, accelerator),
             cpus=options.cpus,

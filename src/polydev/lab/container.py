@@ -19,7 +19,7 @@ from polydev.errors import LabError
 from polydev.lab.addresses import LINK_PREFIX
 from polydev.lab.model import Lab
 from polydev.run import run, spawn
-from polydev.vm.stages import last_lines
+from polydev.vm.boot_stages import last_lines
 
 UPLINK = "uplink0"
 # Addresses for benchmarks (RFC 2544), seen inside the lab only; slirp4netns answers DNS on .3.

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from polydev.errors import VmError
-from polydev.vm.stages import printable
+from polydev.vm.boot_stages import printable
 
 SECRET_BYTES, ENTROPY_BYTES = 32, 64
 MAX_LINE_BYTES = 4096

@@ -25,10 +25,10 @@ from polydev.errors import Error, VmError
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import IN_USE, Accelerator, MemoryFile, VmConfig
-from polydev.vm.files import descriptor_path, last_bytes
-from polydev.vm.held_template import clone_files
-from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_from
+from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, read_launch_file
 from polydev.vm.qemu import overlay_argv, qemu_argv
+from polydev.vm.template_client import clone_files
+from polydev.vm.untrusted_files import descriptor_path, last_bytes
 
 ROOT = Path("/var/lib/microvm")
 QEMU_LOG = "qemu.log"
@@ -70,15 +70,15 @@ def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
 
 
 def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str) -> NoReturn:
-    order = order_from(folder / ORDER_FILE)
-    config = vm_config(order, folder, accelerator)
+    launch_file = read_launch_file(folder / LAUNCH_FILE)
+    config = vm_config(launch_file, folder, accelerator)
     with ExitStack() as stack:
         kept = [stack.enter_context(held(config.rootfs.parent))]
         state = None
-        if order.template is None:
+        if launch_file.template is None:
             run(overlay_argv(config))
         else:
-            memory, state = clone_files(order.template, config.disk)
+            memory, state = clone_files(launch_file.template, config.disk)
             config = replace(config, memory_file=MemoryFile(descriptor_path(memory), private=True))
             kept += [memory, state]
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -149,27 +149,27 @@ def not_loaded(client: socket.socket, state: int) -> str | None:
     return None
 
 
-def vm_config(order: Order, folder: Path, accelerator: Accelerator) -> VmConfig:
-    """The VM of an order. Raises VmError where its image is not there."""
-    image = Path(order.image)
+def vm_config(launch_file: LaunchFile, folder: Path, accelerator: Accelerator) -> VmConfig:
+    """The VM of an launch_file. Raises VmError where its image is not there."""
+    image = Path(launch_file.image)
     try:
         cmdline = (image / "cmdline").read_text()
     except OSError as error:
-        raise VmError(f"image {order.image_digest[:12]} is not there: {error}") from error
+        raise VmError(f"image {launch_file.image_digest[:12]} is not there: {error}") from error
     return VmConfig(
-        vm_id=order.vm_id,
-        session_id=order.session_id,
+        vm_id=launch_file.vm_id,
+        session_id=launch_file.session_id,
         folder=folder,
         kernel=image / "vmlinux",
         initrd=image / "initrd.img",
         cmdline=cmdline,
         rootfs=image / "rootfs.ext4",
-        image_digest=order.image_digest,
-        tap=order.tap,
+        image_digest=launch_file.image_digest,
+        tap=launch_file.tap,
         accelerator=accelerator,
-        cpus=order.cpus,
-        memory_mib=order.memory_mib,
-        translation_cache_mib=order.translation_cache_mib,
+        cpus=launch_file.cpus,
+        memory_mib=launch_file.memory_mib,
+        translation_cache_mib=launch_file.translation_cache_mib,
     )
 
 

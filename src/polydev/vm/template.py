@@ -23,7 +23,6 @@ from qemu.qmp import QMPClient, QMPError
 
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import CpuSample
-from polydev.vm.held_template import copy_data
 from polydev.vm.identity import (
     MAX_LINE_BYTES,
     Identity,
@@ -34,7 +33,8 @@ from polydev.vm.identity import (
     identity_line,
     receipt_from,
 )
-from polydev.vm.limits import within
+from polydev.vm.template_client import copy_data
+from polydev.vm.timeouts import within
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 POLL_SECONDS = 0.01

@@ -19,7 +19,7 @@ from inventory.group_data import lab
 from polydev.controller.model import BEING_MADE
 from polydev.errors import CommandError
 from polydev.lab import run_inside
-from polydev.vm.held_template import FILES
+from polydev.vm.template_client import FILES
 from tests.hosts import TOOL, DeployedHost
 from tests.operators import Operator
 from tests.sessions import (
@@ -68,7 +68,7 @@ for name in ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline"):
 # What is tried with each descriptor; none of it may be done.
 WRITE = """
 import json, mmap, os, sys
-from polydev.vm.held_template import fetch
+from polydev.vm.template_client import fetch
 def tried(descriptor, name):
     path = f"/proc/self/fd/{descriptor}"
     ways = {

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from polydev.controller.model import Session, Vm
 from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.states import LIVE_VM_STATES, Injection, SessionState, VmState
-from polydev.vm.stages import Stage
+from polydev.vm.boot_stages import Stage
 
 AGENT_PORT = 8080
 VNC_PORT = 5901

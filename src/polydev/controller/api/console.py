@@ -13,7 +13,7 @@ from polydev.controller.machines.console import LAST_BYTES, MAX_BACKLOG_BYTES, a
 from polydev.controller.store.vms import Vms
 from polydev.controller.watching import Watch
 from polydev.errors import VmError
-from polydev.vm.files import opened
+from polydev.vm.untrusted_files import open_untrusted
 
 BLOCK_BYTES = 64 * 1024
 MOST_TAIL_BYTES = 1024 * 1024
@@ -28,7 +28,7 @@ def tail(file: Path, lines: int) -> tuple[bytes, int]:
     that must not be read.
     """
     try:
-        with opened(file) as descriptor:
+        with open_untrusted(file) as descriptor:
             end = start = os.fstat(descriptor).st_size
             found = b""
             while start and found.count(b"\n") <= lines and len(found) < MOST_TAIL_BYTES:
@@ -172,7 +172,7 @@ def _added_to(file: Path, offset: int) -> Added:
 
 def _read(file: Path, offset: int, most: int) -> bytes:
     try:
-        with opened(file) as descriptor:
+        with open_untrusted(file) as descriptor:
             return os.pread(descriptor, most, offset)
     except FileNotFoundError:
         return b""

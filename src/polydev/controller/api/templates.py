@@ -14,7 +14,7 @@ from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
 from polydev.errors import ImageError
-from polydev.vm.templates import Template
+from polydev.vm.template_store import Template
 
 OFF = "templates are off on this host"
 EXAMPLE: dict[str, Any] = {

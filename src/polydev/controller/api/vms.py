@@ -22,7 +22,7 @@ from polydev.controller.host.vm_figures import VmFigures
 from polydev.controller.model import Caller, Vm
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed, SessionExpired, VmError
-from polydev.vm.stages import last_lines
+from polydev.vm.boot_stages import last_lines
 
 MOST_LISTED = 500
 NOBODY = ""  # whose a VM is that has no session

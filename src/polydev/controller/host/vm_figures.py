@@ -16,7 +16,7 @@ from pydantic import Field
 from polydev.controller.api.answers import Answer
 from polydev.controller.host.network_health import slot_port
 from polydev.controller.host.probe import Probe, Unanswered
-from polydev.vm.files import opened_folder
+from polydev.vm.untrusted_files import open_untrusted_folder
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -148,7 +148,7 @@ def allocated_bytes(folder: Path) -> int:
     """
     total = 0
     try:
-        with opened_folder(folder) as inside:
+        with open_untrusted_folder(folder) as inside:
             for count, size in enumerate(_sizes(inside)):
                 if count == MOST_FILES:
                     raise LookupError(f"more than {MOST_FILES} files")

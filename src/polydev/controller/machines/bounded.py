@@ -15,7 +15,7 @@ from polydev.controller.machines.hypervisor import (
 from polydev.controller.machines.pace import Pace
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt
-from polydev.vm.limits import within
+from polydev.vm.timeouts import within
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from polydev.controller.machines.agent_client import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError
+from polydev.vm.boot_stages import STAGES, Stage, printable
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
-from polydev.vm.stages import STAGES, Stage, printable
 
 Step = Literal[
     "evict",

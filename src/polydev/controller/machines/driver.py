@@ -37,7 +37,7 @@ from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.vm.cpu_time import cpu_sample
 from polydev.vm.cpu_wait import CpuSample
-from polydev.vm.limits import end, within
+from polydev.vm.timeouts import end, within
 
 log = structlog.stdlib.get_logger(__name__)
 

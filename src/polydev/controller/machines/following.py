@@ -8,9 +8,9 @@ from datetime import datetime
 
 from polydev.controller.model import Vm
 from polydev.controller.settings import BootDeadlines
-from polydev.vm import stages
+from polydev.vm import boot_stages
+from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, Verdict, verdict
-from polydev.vm.stages import STAGES, Stage
 
 # What a panic or a failed unit is judged by, and what a chunk of the console is read with so
 # that a mark across two chunks is seen. Consoles grow without end, memory must not.
@@ -39,8 +39,8 @@ class SerialFollower:
         if not new:
             return
         fresh = self._text[-OVERLAP_CHARACTERS:] + new
-        self.seen.update(stages.stages_seen(fresh))
-        for unit in stages.failed_units(fresh):
+        self.seen.update(boot_stages.stages_seen(fresh))
+        for unit in boot_stages.failed_units(fresh):
             if unit not in self.failed_units and len(self.failed_units) < MAX_FAILED_UNITS:
                 self.failed_units.append(unit)
         self._text = (self._text + new)[-KEPT_CHARACTERS:]
@@ -48,12 +48,12 @@ class SerialFollower:
     @property
     def gave_up(self) -> str | None:
         """Why there will be no init, in words, where the kernel or its initrd said so."""
-        return stages.kernel_panic(self._text)
+        return boot_stages.kernel_panic(self._text)
 
     @property
     def tail(self) -> str:
         """The last lines, to be shown."""
-        lines = stages.last_lines(self._text, TAIL_LINES)
+        lines = boot_stages.last_lines(self._text, TAIL_LINES)
         return "\n".join(line[:TAIL_LINE_CHARACTERS] for line in lines)
 
 

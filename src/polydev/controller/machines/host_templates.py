@@ -24,9 +24,9 @@ from polydev.run import run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import VmConfig
 from polydev.vm.launch import vm_config
-from polydev.vm.order import Order
+from polydev.vm.launch_file import LaunchFile
 from polydev.vm.qemu import QEMU
-from polydev.vm.templates import Build, Template, Templates, template_key
+from polydev.vm.template_store import Build, Template, TemplateStore, template_key
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Wanted:
     key: str
 
 
-def templates_of(settings: Settings) -> Templates:
-    return Templates(settings.image_store / "templates")
+def templates_of(settings: Settings) -> TemplateStore:
+    return TemplateStore(settings.image_store / "templates")
 
 
 def wanted_of(settings: Settings, image_digest: str) -> Wanted:
     """For VMs of an image, sized as the settings say. Raises VmError where there is no image."""
-    order = Order(
+    launch_file = LaunchFile(
         vm_id="template",
         session_id=None,
         image=str(settings.image_store / "images" / image_digest),
@@ -53,7 +53,7 @@ def wanted_of(settings: Settings, image_digest: str) -> Wanted:
         memory_mib=settings.vm.memory_mib,
         translation_cache_mib=settings.vm.translation_cache_mib,
     )
-    config = vm_config(order, Path("/"), known_accelerator())
+    config = vm_config(launch_file, Path("/"), known_accelerator())
     program = which(QEMU)
     qemu = _version(Path(program).stat().st_mtime_ns if program else 0)
     return Wanted(config, qemu, template_key(config, qemu, read_cpu_model(CPUINFO)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from polydev.vm.identity import Identity, Receipt
-from polydev.vm.templates import Template
+from polydev.vm.template_store import Template
 
 Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
 

@@ -28,7 +28,7 @@ from polydev.errors import (
     ProtocolError,
     SessionError,
 )
-from polydev.vm.limits import end
+from polydev.vm.timeouts import end
 
 log = structlog.stdlib.get_logger(__name__)
 

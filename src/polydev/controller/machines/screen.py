@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from polydev.errors import VmError
 from polydev.vm.config import VNC_PORT
-from polydev.vm.limits import within
+from polydev.vm.timeouts import within
 
 # RFC 6143, 7.1.1: "RFB 003.008\n".
 GREETING_START, GREETING_BYTES = b"RFB ", 12

@@ -14,7 +14,7 @@ from polydev.controller.model import Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
 from polydev.vm.config import VNC_PORT
-from polydev.vm.limits import end, within
+from polydev.vm.timeouts import end, within
 
 TIMEOUT_SECONDS = 10.0
 # As long a picture is the answer to whoever asks again.

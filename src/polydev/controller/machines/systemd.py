@@ -25,10 +25,10 @@ from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.settings import Settings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
 from polydev.run import run
-from polydev.vm.files import last_bytes, opened_folder
 from polydev.vm.identity import Identity, Receipt
-from polydev.vm.order import CURRENT, ORDER_FILE, Order, order_text
+from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, launch_file_text
 from polydev.vm.template import give_identity, pause, run_on, set_clock
+from polydev.vm.untrusted_files import last_bytes, open_untrusted_folder
 
 TEMPLATE_MAKER = "polydev-template.service"
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
@@ -143,16 +143,16 @@ class SystemdHypervisor:
         # Its group is that of the slot's folder, whatever our own is; the modes are said once
         # more since they are what the VM's user comes in by, whatever our umask is.
         folder.mkdir(exist_ok=True)
-        with opened_folder(folder) as inside:
+        with open_untrusted_folder(folder) as inside:
             os.fchmod(inside, OPEN_TO_VM)
-            _write(inside, ORDER_FILE, order_text(self._order(launch)))
+            _write(inside, LAUNCH_FILE, launch_file_text(self._launch_file(launch)))
         fresh = folder.with_name(f".{CURRENT}")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(launch.vm_id)
         fresh.replace(folder.with_name(CURRENT))
 
-    def _order(self, launch: Launch) -> Order:
-        return Order(
+    def _launch_file(self, launch: Launch) -> LaunchFile:
+        return LaunchFile(
             vm_id=launch.vm_id,
             session_id=launch.session_id,
             image=str(self._images / launch.image_digest),
@@ -181,7 +181,7 @@ class SystemdHypervisor:
         if self._named(slot) == vm_id:
             folder.with_name(CURRENT).unlink(missing_ok=True)
         try:
-            with opened_folder(folder) as inside:
+            with open_untrusted_folder(folder) as inside:
                 # The slot's next VM has the same user, who must not come to what stays here.
                 os.fchmod(inside, SHUT)
                 left = _clear(folder, inside, LOGS if keep_logs else ())

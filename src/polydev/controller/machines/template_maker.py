@@ -28,12 +28,12 @@ from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict
-from polydev.vm.files import descriptor_path
-from polydev.vm.held_template import DISK, FILES, MEMORY, STATE, copy_data
 from polydev.vm.identity import new_identity
 from polydev.vm.launch import held
 from polydev.vm.machine import Machine, start
-from polydev.vm.templates import Build, Template, Templates, file_sums
+from polydev.vm.template_client import DISK, FILES, MEMORY, STATE, copy_data
+from polydev.vm.template_store import Build, Template, TemplateStore, file_sums
+from polydev.vm.untrusted_files import descriptor_path
 
 TAP = "tap0"
 POLL_SECONDS = 1.0
@@ -61,7 +61,7 @@ def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Templ
 
 
 def _made(
-    settings: Settings, wanted: Wanted, templates: Templates, say: Callable[[str], None]
+    settings: Settings, wanted: Wanted, templates: TemplateStore, say: Callable[[str], None]
 ) -> Template:
     """Make it, and keep the account of that beside it."""
     build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
@@ -88,7 +88,7 @@ def _made(
     raise failure
 
 
-def _remove_old(settings: Settings, templates: Templates, kept: Template) -> None:
+def _remove_old(settings: Settings, templates: TemplateStore, kept: Template) -> None:
     """Remove the templates of images that are gone, and other ones of this image."""
     images = settings.image_store / "images"
     for each in templates.all():
@@ -98,7 +98,7 @@ def _remove_old(settings: Settings, templates: Templates, kept: Template) -> Non
 
 
 async def _make(
-    settings: Settings, wanted: Wanted, templates: Templates, say: Callable[[str], None]
+    settings: Settings, wanted: Wanted, templates: TemplateStore, say: Callable[[str], None]
 ) -> Template:
     began = time.monotonic()
     add_tap()

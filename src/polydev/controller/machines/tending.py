@@ -49,11 +49,11 @@ from polydev.controller.settings import Settings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError
+from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
 from polydev.vm.identity import new_identity
-from polydev.vm.limits import end, within
-from polydev.vm.stages import Stage
+from polydev.vm.timeouts import end, within
 
 log = structlog.stdlib.get_logger(__name__)
 

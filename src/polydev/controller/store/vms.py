@@ -33,8 +33,8 @@ from polydev.controller.store.sessions import idle_end
 from polydev.controller.store.slots import count_free_slots, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import VmError
+from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.identity import Receipt
-from polydev.vm.stages import STAGES, Stage
 
 _vms = tables.vms.c
 

@@ -18,7 +18,7 @@ from polydev.controller.services import Services
 from polydev.controller.web.figures import clock_text, duration_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.vm_rows import Machine, counted, vm_row
-from polydev.vm.stages import STAGES
+from polydev.vm.boot_stages import STAGES
 
 PAGE = 50
 MOST_LIVE = 500

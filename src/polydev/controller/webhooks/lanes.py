@@ -20,7 +20,7 @@ from polydev.controller.webhooks.addresses import url_digest
 from polydev.controller.webhooks.posting import GONE_STATUS, Reply, open_client, post
 from polydev.controller.webhooks.schedule import next_attempt
 from polydev.controller.webhooks.signing import signed_headers
-from polydev.vm.limits import end
+from polydev.vm.timeouts import end
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from polydev.errors import VmError
-from polydev.vm.limits import within
-from polydev.vm.stages import printable
+from polydev.vm.boot_stages import printable
+from polydev.vm.timeouts import within
 
 # Of the answer's body, and for it once its status is known, which alone counts.
 MOST_ANSWER_BYTES = 16 * 1024

@@ -17,7 +17,7 @@ PREFIX = "polydev-vm-"
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def temp_folder() -> Iterator[Path]:
     """A fresh folder, short enough for the path of a socket; it is gone afterwards."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -35,7 +35,7 @@ def scratch_folder() -> Iterator[Path]:
         os.close(held)
 
 
-def abandoned_folders(*, remove: bool = False) -> list[Path]:
+def abandoned_temp_folders(*, remove: bool = False) -> list[Path]:
     """Return the scratch folders whose makers have ended; with `remove` they are gone then."""
     found = []
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polydev.vm import stages
+from polydev.vm import boot_stages
 
 pytestmark = pytest.mark.unit
 
@@ -66,12 +66,12 @@ FAILED = (
     ],
 )
 def test_stage_is_the_furthest_with_a_mark(serial: str, stage: str) -> None:
-    assert stages.boot_stage(serial) == stage
+    assert boot_stages.boot_stage(serial) == stage
 
 
 def test_stages_may_come_in_another_order() -> None:
-    assert stages.stages_seen(KERNEL + INIT + VNC) == ["kernel", "init", "services"]
-    assert stages.stages_seen(KERNEL + INIT + VNC + NETWORK) == [
+    assert boot_stages.stages_seen(KERNEL + INIT + VNC) == ["kernel", "init", "services"]
+    assert boot_stages.stages_seen(KERNEL + INIT + VNC + NETWORK) == [
         "kernel",
         "init",
         "network",
@@ -80,8 +80,8 @@ def test_stages_may_come_in_another_order() -> None:
 
 
 def test_boot_is_over_with_its_target() -> None:
-    assert not stages.boot_is_over(KERNEL + INIT + NETWORK + VNC + WAITING)
-    assert stages.boot_is_over(KERNEL + INIT + WAITING + OVER)
+    assert not boot_stages.boot_is_over(KERNEL + INIT + NETWORK + VNC + WAITING)
+    assert boot_stages.boot_is_over(KERNEL + INIT + WAITING + OVER)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,18 @@ def test_boot_is_over_with_its_target() -> None:
     ],
 )
 def test_panic_in_words(said: str, cause: str | None) -> None:
-    assert stages.kernel_panic(KERNEL + said) == cause
+    assert boot_stages.kernel_panic(KERNEL + said) == cause
 
 
 def test_root_is_missing_until_init_runs() -> None:
-    assert stages.missing_root(KERNEL) is None
-    assert stages.missing_root(KERNEL + ROOT_AWAITED) == "/dev/vdz"
-    assert stages.missing_root(KERNEL + ROOT_AWAITED + INIT) is None
+    assert boot_stages.missing_root(KERNEL) is None
+    assert boot_stages.missing_root(KERNEL + ROOT_AWAITED) == "/dev/vdz"
+    assert boot_stages.missing_root(KERNEL + ROOT_AWAITED + INIT) is None
 
 
 def test_failed_units_by_their_whole_names() -> None:
-    assert stages.failed_units(KERNEL + INIT) == []
-    assert stages.failed_units(KERNEL + INIT + FAILED) == [
+    assert boot_stages.failed_units(KERNEL + INIT) == []
+    assert boot_stages.failed_units(KERNEL + INIT + FAILED) == [
         "filler.service",
         "polydev-agent.service",
     ]
@@ -132,8 +132,8 @@ def test_failed_units_by_their_whole_names() -> None:
 
 def test_last_lines_are_plain_text() -> None:
     serial = INIT + WAITING * 50 + OVER + "\n\n" + READY
-    assert stages.last_lines(serial, 2) == [
+    assert boot_stages.last_lines(serial, 2) == [
         "[[  OK  ] Reached target multi-user.target - Multi-User System.",
         "polydev: ready after 22.85 s",
     ]
-    assert stages.last_lines("") == []
+    assert boot_stages.last_lines("") == []

@@ -2,7 +2,7 @@
 
     files of a template --sealed, checksums compared--> descriptors --SCM_RIGHTS--> a VM's launcher
 
-A launcher asks with the rights of its slot's user (`polydev.vm.held_template`). What lies in a
+A launcher asks with the rights of its slot's user (`polydev.vm.template_client`). What lies in a
 template is secret from nobody, but it must be the same for all.
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
-from polydev.vm.files import descriptor_path
-from polydev.vm.held_template import FILES, MAX_ANSWER_BYTES, OK, REFUSED
 from polydev.vm.template import sealed
-from polydev.vm.templates import Template, Templates
+from polydev.vm.template_client import FILES, MAX_ANSWER_BYTES, OK, REFUSED
+from polydev.vm.template_store import Template, TemplateStore
+from polydev.vm.untrusted_files import descriptor_path
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ class Held:
     descriptors: tuple[int, ...]
 
 
-class Holder:
+class TemplateHolder:
     """Answers launchers: of each user, one at a time, so that none keeps others waiting."""
 
-    def __init__(self, templates: Templates) -> None:
+    def __init__(self, templates: TemplateStore) -> None:
         self._templates = templates
         self._held: dict[str, Held] = {}
         self._loading = asyncio.Lock()
@@ -107,7 +107,7 @@ class Holder:
                     os.close(descriptor)
 
 
-def hold(templates: Templates, key: str) -> Held:
+def hold(templates: TemplateStore, key: str) -> Held:
     """Sealed copies of a template's files.
 
     Raises OSError, and VmError where it is not there or not what its record says.
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(argv[0]) if argv else FOLDER
     with socket.socket(fileno=FIRST_DESCRIPTOR) as listener:
         listener.setblocking(False)
-        asyncio.run(Holder(Templates(folder)).serve(listener))
+        asyncio.run(TemplateHolder(TemplateStore(folder)).serve(listener))
     return 0
 
 

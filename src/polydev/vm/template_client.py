@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from polydev.errors import VmError
-from polydev.vm.files import descriptor_path
+from polydev.vm.untrusted_files import descriptor_path
 
 MEMORY, STATE, DISK = "memory", "state", "disk.qcow2"
 FILES = (MEMORY, STATE, DISK)

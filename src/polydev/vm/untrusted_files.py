@@ -26,7 +26,7 @@ KINDS = (
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def open_untrusted(path: Path) -> Iterator[int]:
     """A descriptor to read a regular file by; a read from it never blocks.
 
     Raises FileNotFoundError where there is none, and VmError for anything else than a regular
@@ -47,7 +47,7 @@ def opened(path: Path) -> Iterator[int]:
 def last_bytes(path: Path, most: int) -> bytes:
     """The end of a file; nothing where there is no file. Raises VmError."""
     try:
-        with opened(path) as descriptor:
+        with open_untrusted(path) as descriptor:
             size = os.fstat(descriptor).st_size
             return os.pread(descriptor, most, max(0, size - most))
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def last_bytes(path: Path, most: int) -> bytes:
 
 
 @contextmanager
-def opened_folder(path: Path) -> Iterator[int]:
+def open_untrusted_folder(path: Path) -> Iterator[int]:
     """A descriptor of a folder, for calls that are relative to it. Raises OSError."""
     with _reference_to(path) as folder:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)

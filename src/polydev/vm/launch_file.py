@@ -1,6 +1,6 @@
 """What a VM of a slot is to be, as whoever wants it writes it down for the slot's unit.
 
-controller --order_text--> launch.json --order_from--> the unit's launcher
+controller --launch_file_text--> launch.json --read_launch_file--> the unit's launcher
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from polydev.errors import VmError
-from polydev.vm.files import opened
+from polydev.vm.untrusted_files import open_untrusted
 
-ORDER_FILE = "launch.json"
+LAUNCH_FILE = "launch.json"
 CURRENT = "current"
-MAX_ORDER_BYTES = 64 * 1024
+MAX_LAUNCH_FILE_BYTES = 64 * 1024
 # These become words of command lines, where a blank or a comma would begin another one.
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Order:
+class LaunchFile:
     """One VM. `image` is the folder of the image that it boots; sizes as their names say.
 
     template    the key of the template that it is resumed from, instead of a boot
@@ -41,29 +41,29 @@ class Order:
     tap: str = "tap0"
 
 
-def order_text(order: Order) -> str:
-    return json.dumps(asdict(order), indent=1) + "\n"
+def launch_file_text(launch_file: LaunchFile) -> str:
+    return json.dumps(asdict(launch_file), indent=1) + "\n"
 
 
-def order_from(file: Path) -> Order:
+def read_launch_file(file: Path) -> LaunchFile:
     """Raises VmError naming the file and what is wrong in it."""
     try:
         # The controller's own link `current` may be on the way there.
-        with opened(file.parent.resolve() / file.name) as descriptor:
-            found = json.loads(os.pread(descriptor, MAX_ORDER_BYTES, 0))
+        with open_untrusted(file.parent.resolve() / file.name) as descriptor:
+            found = json.loads(os.pread(descriptor, MAX_LAUNCH_FILE_BYTES, 0))
     except OSError as error:
         raise VmError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise VmError(f"{file} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise VmError(f"{file} holds no object")
-    names = {each.name for each in fields(Order)}
+    names = {each.name for each in fields(LaunchFile)}
     if (wrong := sorted(names ^ set(found))) != []:
         raise VmError(f"{file}: missing or unknown: {', '.join(wrong)}")
     bad = [name for name, value in found.items() if not _is_valid(name, value)]
     if bad:
         raise VmError(f"{file}: not a valid {bad[0]}: {found[bad[0]]!r}")
-    return Order(**found)
+    return LaunchFile(**found)
 
 
 def _is_valid(name: str, value: Any) -> bool:

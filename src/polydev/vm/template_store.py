@@ -22,8 +22,8 @@ from typing import Any
 
 from polydev.disk import file_sha256, sync
 from polydev.vm.config import MemoryFile, VmConfig
-from polydev.vm.held_template import FILES
 from polydev.vm.qemu import qemu_argv
+from polydev.vm.template_client import FILES
 
 RECORD = "record.json"
 INCOMING = ".incoming"
@@ -91,7 +91,7 @@ def template_key(config: VmConfig, qemu_version: str, cpu_model: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class Templates:
+class TemplateStore:
     """The templates in a folder, which may not be there yet."""
 
     def __init__(self, folder: Path) -> None:

@@ -32,7 +32,7 @@ from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.machines.systemd import SystemdHypervisor, _tail
 from polydev.controller.settings import Settings
 from polydev.errors import FilesLeft, VmError
-from polydev.vm.order import order_from
+from polydev.vm.launch_file import read_launch_file
 from tests.accounts import Account
 
 CONTROLLER, VM = Account(54321), Account(54322)
@@ -193,7 +193,7 @@ class TestInPlaceOfALog:
             return {
                 "lines": _refused(lambda: last_lines(place.log, 10)),
                 "new": _refused(lambda: added_since(place.log, 0)),
-                "order": _refused(lambda: order_from(place.log)),
+                "launch file": _refused(lambda: read_launch_file(place.log)),
                 "failure": _tail(place.log),
                 "boot": LogReader(place.log).read_to_end(),
                 "end": last_line(place.log),
@@ -202,7 +202,7 @@ class TestInPlaceOfALog:
 
         found = CONTROLLER.do(read)
         assert str(found["lines"]).startswith(f"serial.log {words}")
-        assert found["new"] == found["order"] == found["failure"] == found["lines"]
+        assert found["new"] == found["launch file"] == found["failure"] == found["lines"]
         assert (found["boot"], found["end"], found["figures"]) == (b"", "", True)
 
     def test_it_is_removed_with_its_vm(
@@ -281,7 +281,7 @@ class TestPrepare:
         place.prepare()
         assert place.secret.read_bytes() == SECRET
         assert stat.S_IMODE(place.secret.stat().st_mode) == 0o600
-        assert VM.do(lambda: order_from(place.folder / "launch.json")).vm_id == "one"
+        assert VM.do(lambda: read_launch_file(place.folder / "launch.json")).vm_id == "one"
 
     def test_an_order_that_is_a_folder_is_said(self, place: Place) -> None:
         def replace() -> None:

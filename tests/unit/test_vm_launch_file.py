@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from polydev.errors import VmError
 from polydev.vm.launch import vm_config
-from polydev.vm.order import Order, order_from, order_text
+from polydev.vm.launch_file import LaunchFile, launch_file_text, read_launch_file
 
-ORDER = Order(
+LAUNCH_FILE = LaunchFile(
     vm_id="7f0c",
     session_id="a1-b2",
     image="/images/x",
@@ -27,18 +27,18 @@ ORDER = Order(
 
 def written(folder: Path, **changed: Any) -> Path:
     file = folder / "launch.json"
-    file.write_text(json.dumps({**json.loads(order_text(ORDER)), **changed}))
+    file.write_text(json.dumps({**json.loads(launch_file_text(LAUNCH_FILE)), **changed}))
     return file
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "launch.json"
-    file.write_text(order_text(ORDER))
-    assert order_from(file) == ORDER
+    file.write_text(launch_file_text(LAUNCH_FILE))
+    assert read_launch_file(file) == LAUNCH_FILE
 
 
 def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
-    assert order_from(written(tmp_path, session_id=None)).session_id is None
+    assert read_launch_file(written(tmp_path, session_id=None)).session_id is None
 
 
 @pytest.mark.parametrize(
@@ -55,48 +55,50 @@ def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
 )
 def test_what_could_become_other_words_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(VmError, match=f"not a valid {name}"):
-        order_from(written(tmp_path, **{name: value}))
+        read_launch_file(written(tmp_path, **{name: value}))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [("{", "is not JSON"), ("[]", "holds no object"), ("{}", "missing or unknown: cpus")],
 )
-def test_what_is_no_order_says_so(tmp_path: Path, text: str, words: str) -> None:
+def test_what_is_no_launch_file_says_so(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "launch.json"
     file.write_text(text)
     with pytest.raises(VmError, match=words) as failure:
-        order_from(file)
+        read_launch_file(file)
     assert str(file) in failure.value.message
 
 
 def test_an_unknown_word_is_named(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="missing or unknown: rootfs"):
-        order_from(written(tmp_path, rootfs="/x"))
+        read_launch_file(written(tmp_path, rootfs="/x"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(VmError, match=r"launch\.json cannot be read: No such file"):
-        order_from(tmp_path / "launch.json")
+        read_launch_file(tmp_path / "launch.json")
 
 
 @given(st.binary(max_size=200))
 def test_whatever_is_there_is_refused_in_words(tmp_path_factory: Any, data: bytes) -> None:
-    file = tmp_path_factory.mktemp("order") / "launch.json"
+    file = tmp_path_factory.mktemp("launch_file") / "launch.json"
     file.write_bytes(data)
     with pytest.raises(VmError):
-        order_from(file)
+        read_launch_file(file)
 
 
-def test_an_order_makes_a_vm_of_its_image(tmp_path: Path) -> None:
+def test_a_launch_file_makes_a_vm_of_its_image(tmp_path: Path) -> None:
     (tmp_path / "cmdline").write_text("root=/dev/vda")
-    config = vm_config(Order(**{**vars(ORDER), "image": str(tmp_path)}), Path("/vms/2/7f0c"), "kvm")
+    config = vm_config(
+        LaunchFile(**{**vars(LAUNCH_FILE), "image": str(tmp_path)}), Path("/vms/2/7f0c"), "kvm"
+    )
     assert (config.kernel, config.rootfs) == (tmp_path / "vmlinux", tmp_path / "rootfs.ext4")
     assert (config.cmdline, config.session_id, config.tap) == ("root=/dev/vda", "a1-b2", "tap0")
     assert (config.cpus, config.memory_mib, config.translation_cache_mib) == (3, 512, 64)
     assert (config.accelerator, config.disk) == ("kvm", Path("/vms/2/7f0c/disk.qcow2"))
 
 
-def test_an_order_for_an_image_that_is_gone(tmp_path: Path) -> None:
+def test_a_launch_file_for_an_image_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="image dddddddddddd is not there"):
-        vm_config(Order(**{**vars(ORDER), "image": str(tmp_path)}), tmp_path, "tcg")
+        vm_config(LaunchFile(**{**vars(LAUNCH_FILE), "image": str(tmp_path)}), tmp_path, "tcg")
