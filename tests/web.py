@@ -125,7 +125,7 @@ class Site:
 
     def ring(self) -> None:
         """Tell those who follow a session that it has news: here nothing drives VMs."""
-        self.made.services.news.ring()
+        self.made.services.event_notifier.notify()
 
 
 @asynccontextmanager

@@ -24,7 +24,6 @@ from websockets.exceptions import ConnectionClosed
 
 from polydev.controller import services
 from polydev.controller.api import novnc
-from polydev.controller.api.permits import ANOTHERS, Permits
 from polydev.controller.app import create_app
 from polydev.controller.model import Session, now
 from polydev.controller.relay import seats
@@ -32,6 +31,7 @@ from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.seats import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
+from polydev.controller.token_watch import NOT_OPERATOR, TokenWatch
 from tests.api import JWT_SECRET, token_of
 from tests.certificates import Tls, make_tls
 from tests.driving import Clock, until
@@ -308,7 +308,7 @@ def test_the_end_of_the_session_is_told_at_once(run: Run) -> None:
             assert await viewer.recv() == RFB_GREETING
             assert await unconcerned.recv() == RFB_GREETING
             await made.services.sessions.apply(session.id, "terminate", "its user ended it")
-            made.services.news.ring()
+            made.services.event_notifier.notify()
             told = await closing_of(viewer)
             assert told == (4410, "the session is over (terminated): its user ended it")
             await unconcerned.send(b"still here")
@@ -348,7 +348,7 @@ def test_a_viewer_goes_with_its_token(run: Run) -> None:
 def test_a_viewer_goes_soon_after_its_token_was_revoked(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "Permits", partial(Permits, look_seconds=0.05))
+    monkeypatch.setattr(services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
 
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -367,7 +367,7 @@ def test_a_viewer_goes_soon_after_its_token_was_revoked(
 def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "Permits", partial(Permits, look_seconds=0.05))
+    monkeypatch.setattr(services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
 
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -398,9 +398,9 @@ def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
             assert [each.status_code for each in streams] == [200] * 4
             await made.services.users.set_role(made.users["operator"], "user")
             for each in viewers:
-                assert await closing_of(each) == (4403, ANOTHERS)
+                assert await closing_of(each) == (4403, NOT_OPERATOR)
             ends = [(await each.aread()).decode() for each in streams]
-            assert all("event: over" in text and ANOTHERS in text for text in ends[:2])
+            assert all("event: over" in text and NOT_OPERATOR in text for text in ends[:2])
             await kept.send(b"still here")
             assert await kept.recv() == b"still here"
 

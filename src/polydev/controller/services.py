@@ -13,12 +13,11 @@ from polydev.controller.api.console import Consoles
 from polydev.controller.api.identity import Identity, JwtReader
 from polydev.controller.api.jwks import Keys
 from polydev.controller.api.limits import Buckets
-from polydev.controller.api.newsbell import NewsBell
 from polydev.controller.api.own_pages import Rules
-from polydev.controller.api.permits import Permits
 from polydev.controller.api.streams import Streams
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
+from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.health import Health
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
@@ -54,6 +53,7 @@ from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.token_watch import TokenWatch
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.signing import secrets_of
 from polydev.errors import VmError
@@ -70,10 +70,10 @@ class Services:
     requests, starts, credential_uses   how often each caller may ask, start sessions, and have
                        something done with credentials
     streams            how many of them each user may read at once
-    permits            end what lasts when its caller has no right to it any more
+    token_watch        ends streams and viewers whose caller has lost access
     rules              what comes from our own pages, and how browsers reach them
     consoles           of VMs that somebody follows
-    news               rings when any session has news
+    event_notifier     wakes those who follow sessions when any session has an event
     seats              who looks at which session
     deliveries         of webhooks, sent in the background; `webhook_log` has them all
     ending             set as soon as the service is told to end: streams let go of their clients
@@ -107,11 +107,11 @@ class Services:
     starts: Buckets
     credential_uses: Buckets
     streams: Streams
-    permits: Permits
+    token_watch: TokenWatch
     rules: Rules
     consoles: Consoles
     screenshots: Screenshots
-    news: NewsBell
+    event_notifier: EventNotifier
     seats: Seats
     deliveries: Deliveries
     webhook_log: WebhookLog
@@ -152,18 +152,18 @@ class Services:
             raise VmError(words, "try again") from None
 
     async def _woken(self, vm_id: str) -> Vm:
-        async with self.news.listening():
+        async with self.event_notifier.subscribed():
             while True:
-                ring = self.news.next_ring()
+                changed = self.event_notifier.next_change()
                 vm = await self.vms.get(vm_id)
                 if vm.paused_at is None or vm.state != "ready":
                     return vm
-                await ring.wait()
+                await changed.wait()
 
     async def end(self) -> None:
         """Give up the lead, and let those go who follow something. VMs run on."""
         self.ending.set()
-        self.news.ring()
+        self.event_notifier.notify()
         self.consoles.ring()
         await self.background.end()
 
@@ -188,7 +188,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     vms = Vms(database, settings.session)
     metrics = Metrics(release, started)
     agent = AgentClient(settings.vm_check.timeout_seconds)
-    news = NewsBell(sessions.latest_news_number)
+    event_notifier = EventNotifier(sessions.latest_news_number)
     hypervisor = hypervisor or _hypervisor(settings)
     keys = keyring_of(settings.credentials_key)
     driver: Driver | None = None
@@ -203,7 +203,14 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
             lambda name: rotates(settings.image_store, name),
         )
         driver = Driver(
-            settings, vms, sessions, hypervisor, agent, logins, figures, on_moved=news.ring
+            settings,
+            vms,
+            sessions,
+            hypervisor,
+            agent,
+            logins,
+            figures,
+            on_moved=event_notifier.notify,
         )
 
     def leads() -> bool:
@@ -246,11 +253,11 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         credential_uses=Buckets(rate.credentials_per_minute / 60, rate.credentials_burst),
         streams=Streams(rate.streams),
         rules=Rules(settings.web.public_url, settings.trusted_proxies),
-        permits=Permits(tokens, users, sign_ins),
+        token_watch=TokenWatch(tokens, users, sign_ins),
         consoles=Consoles(vms),
         screenshots=Screenshots(),
-        news=news,
-        seats=Seats(sessions, news),
+        event_notifier=event_notifier,
+        seats=Seats(sessions, event_notifier),
         deliveries=deliveries,
         webhook_log=WebhookLog(database),
         background=Background(_works(settings, database, driver, sampler, deliveries)),

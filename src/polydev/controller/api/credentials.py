@@ -189,7 +189,7 @@ def _add_store(router: APIRouter, services: Services) -> None:
             caller.user_id, provider, plain, session_id, actor_of(caller)
         )
         if session_id is not None:
-            services.news.ring()
+            services.event_notifier.notify()
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"{PATH}/{provider}"
         return _answer(stored)

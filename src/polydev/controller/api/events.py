@@ -11,12 +11,12 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
 from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.permits import Over
 from polydev.controller.api.refusals import refusals
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.model import Caller, SessionNews
 from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
+from polydev.controller.token_watch import AccessEnd
 
 MEDIA_TYPE = "text/event-stream"
 # A proxy that compresses it may hold back what is to come at once.
@@ -81,24 +81,24 @@ async def stream(
     services: Services, caller: Caller, session_id: str, after: int, owner_id: str | None = None
 ) -> AsyncGenerator[str, None]:
     """News after that number, until the session, the caller's right to it or the service ends."""
-    permit = services.permits.lasting(caller, owner_id)
-    with services.streams.reading(caller.counted_as), permit as over:
+    access = services.token_watch.until_invalid(caller, owner_id)
+    with services.streams.reading(caller.counted_as), access as access_end:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        async with services.news.listening():
+        async with services.event_notifier.subscribed():
             hidden = OWNERS_KINDS if caller.view_only else frozenset()
-            async for text in _news(services, session_id, after, over, hidden):
+            async for text in _news(services, session_id, after, access_end, hidden):
                 yield text
 
 
 async def _news(
-    services: Services, session_id: str, after: int, over: Over, hidden: Set[str]
+    services: Services, session_id: str, after: int, access_end: AccessEnd, hidden: Set[str]
 ) -> AsyncIterator[str]:
     pause = FIRST_PING_SECONDS
     while not services.ending.is_set():
-        if over.done():
-            yield over_text(over.result())
+        if access_end.done():
+            yield over_text(access_end.result())
             return
-        ring = services.news.next_ring()
+        changed = services.event_notifier.next_change()
         found = await services.sessions.news(session_id, after)
         for each in found:
             if each.kind not in hidden:
@@ -107,21 +107,21 @@ async def _news(
             pause = FIRST_PING_SECONDS
             if is_end(each):
                 return
-        if not found and not await _woken(ring, over, pause):
+        if not found and not await _woken(changed, access_end, pause):
             yield PING
             is_quiet, pause = pause >= PING_SECONDS, min(2 * pause, PING_SECONDS)
             if is_quiet and not (await services.sessions.get(session_id)).is_live:
                 return  # it resumed after the end
 
 
-async def _woken(ring: asyncio.Event, over: Over, seconds: float) -> bool:
+async def _woken(changed: asyncio.Event, access_end: AccessEnd, seconds: float) -> bool:
     """Whether there is something to look at before the next ping."""
-    rung = asyncio.ensure_future(ring.wait())
+    notified = asyncio.ensure_future(changed.wait())
     try:
-        either: set[asyncio.Future[Any]] = {rung, over}
+        either: set[asyncio.Future[Any]] = {notified, access_end}
         done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        rung.cancel()
+        notified.cancel()
     return bool(done)
 
 

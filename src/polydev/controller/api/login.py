@@ -184,7 +184,7 @@ async def _note(services: Services, session: Session, login: AgentLogin) -> Sess
         return session
     moved = await services.sessions.login_is(session.id, login.status, login.detail)
     if moved != session:
-        services.news.ring()
+        services.event_notifier.notify()
     return moved
 
 

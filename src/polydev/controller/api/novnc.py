@@ -22,7 +22,6 @@ from starlette.websockets import WebSocket
 
 from polydev.controller.api.limits import Buckets
 from polydev.controller.api.origin import asked_from
-from polydev.controller.api.permits import Over
 from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.relay.beat import Beat
@@ -43,6 +42,7 @@ from polydev.controller.relay.pump import Buffers, open_screen, relay
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
+from polydev.controller.token_watch import AccessEnd
 from polydev.errors import NotAllowed, NotAuthenticated, VmError
 from polydev.vm.config import VNC_PORT
 
@@ -122,8 +122,8 @@ class Screens:
         # First the seat, then the question: so no end of the session can be missed.
         seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
         session = await session_for(self._services, caller, known)
-        permit = self._services.permits.lasting(caller, session.user_id)
-        left_behind.enter_context(permit).add_done_callback(partial(_let_go, viewer))
+        access = self._services.token_watch.until_invalid(caller, session.user_id)
+        left_behind.enter_context(access).add_done_callback(partial(_end_viewer, viewer))
         vm = await self._services.vms.get(session.vm_id)
         _check_state(session, vm)
         seat.view_only = caller.view_only
@@ -219,10 +219,10 @@ class Screens:
         return ended if session.is_live else session_over(session)
 
 
-def _let_go(viewer: Viewer, over: Over) -> None:
+def _end_viewer(viewer: Viewer, access_end: AccessEnd) -> None:
     """Close a viewer who may not look on; one that has gone is left alone."""
-    if not over.cancelled():
-        viewer.end(permit_over(over.result()))
+    if not access_end.cancelled():
+        viewer.end(permit_over(access_end.result()))
 
 
 def masked(address: str) -> str:

@@ -215,7 +215,7 @@ def _changed(services: Services) -> None:
     """Who drives and who follows would see it soon; here they see it at once."""
     if services.driver is not None:
         services.driver.wake()
-    services.news.ring()
+    services.event_notifier.notify()
 
 
 async def _oldest_idle(services: Services) -> str | None:

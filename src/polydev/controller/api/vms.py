@@ -195,14 +195,14 @@ async def _following(
 ) -> StreamingResponse:
     services.streams.check(caller.user_id)
     session = await services.sessions.of_vm(vm.id)
-    permit = services.permits.lasting(caller, session.user_id if session else NOBODY)
+    access = services.token_watch.until_invalid(caller, session.user_id if session else NOBODY)
 
     async def text() -> AsyncIterator[bytes]:
-        with services.streams.reading(caller.user_id), permit as over:
-            over.add_done_callback(lambda _over: services.consoles.ring())
+        with services.streams.reading(caller.user_id), access as access_end:
+            access_end.add_done_callback(lambda _end: services.consoles.ring())
 
             def is_to_end() -> bool:
-                return over.done() or services.ending.is_set()
+                return access_end.done() or services.ending.is_set()
 
             try:
                 async for part in services.consoles.follow(vm.id, file, lines, is_to_end):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
-from polydev.controller.api.permits import ANOTHERS
 from polydev.controller.model import Session, Vm
 from polydev.controller.problems import DATABASE_ERRORS, Unavailable
+from polydev.controller.token_watch import NOT_OPERATOR
 from polydev.errors import (
     Error,
     NotAllowed,
@@ -75,8 +75,8 @@ def session_over(session: Session) -> Closing:
 
 
 def permit_over(reason: str) -> Closing:
-    """`reason` is one of api.permits."""
-    if reason == ANOTHERS:
+    """`reason` is one of token_watch."""
+    if reason == NOT_OPERATOR:
         return Closing(NOT_ALLOWED, reason, "role-over")
     return Closing(NOT_AUTHENTICATED, reason, "token-over")
 

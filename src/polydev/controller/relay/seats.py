@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.problems import DATABASE_ERRORS
 from polydev.controller.relay.beat import BEAT_SECONDS
 from polydev.controller.relay.closings import (
@@ -33,7 +33,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 MOST_VIEWERS = 8  # of one session
 MOST_SPECTATORS = 4  # of these, those who may look only: the others keep a place
-# Where nobody rings the bell: a VM that goes with its session tells at once as well.
+# Where nobody notifies: a VM that goes with its session tells at once as well.
 LOOK_SECONDS = 5.0
 # Two pings go by until a viewer that answers none is closed. One that is not listened to, since
 # its VM takes nothing, is not closed, but does not count after that time either.
@@ -57,15 +57,15 @@ class Seat:
 
 
 class Seats:
-    """One question to the database for all viewers, now and then and whenever the bell rings; and
-    heartbeats for all their sessions, in one transaction.
+    """One question to the database for all viewers, now and then and whenever the notifier wakes
+    it; and heartbeats for all their sessions, in one transaction.
     """
 
-    def __init__(self, sessions: Sessions, news: NewsBell) -> None:
+    def __init__(self, sessions: Sessions, notifier: EventNotifier) -> None:
         self._sessions = sessions
-        self._news = news
+        self._notifier = notifier
         self._seats: set[Seat] = set()
-        self._ring = asyncio.Event()
+        self._changed = asyncio.Event()
         self._watch = Watch("viewers", self._look, self._pause)
         self._heartbeats_at = 0.0
 
@@ -112,7 +112,7 @@ class Seats:
             await self._guarded(self._beat_for({session_id}))
 
     async def _look(self) -> None:
-        self._ring = self._news.next_ring()
+        self._changed = self._notifier.next_change()
         try:
             await self._end_those_over()
         finally:
@@ -121,7 +121,7 @@ class Seats:
     async def _pause(self) -> None:
         seconds = min(LOOK_SECONDS, self._sessions.watched_seconds)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._ring.wait(), seconds)
+            await asyncio.wait_for(self._changed.wait(), seconds)
 
     async def _guarded(self, question: Coroutine[Any, Any, None]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Whoever follows news hears of them, at the cost of one question for all."""
+"""Followers of sessions are woken by new events, with one query for all of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.api.newsbell import NewsBell
+from polydev.controller.event_notifier import EventNotifier
 
 
 class Latest:
-    """The number of the latest news, and how often it was asked for; `often` is set at 5."""
+    """The number of the latest event, and how often it was asked for; `often` is set at 5."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -29,35 +29,35 @@ class Latest:
         return self.number
 
 
-async def heard(bell: NewsBell) -> None:
-    await asyncio.wait_for(bell.next_ring().wait(), 60)
+async def notified(notifier: EventNotifier) -> None:
+    await asyncio.wait_for(notifier.next_change().wait(), 60)
 
 
-def test_rings_at_once_and_then_for_each_change() -> None:
+def test_notifies_at_once_and_then_for_each_change() -> None:
     async def scenario() -> None:
         latest = Latest()
-        bell = NewsBell(latest, 0)
-        async with bell.listening():
-            await heard(bell)
-            ring = bell.next_ring()
+        notifier = EventNotifier(latest, 0)
+        async with notifier.subscribed():
+            await notified(notifier)
+            changed = notifier.next_change()
             await asyncio.wait_for(latest.often.wait(), 60)
-            assert not ring.is_set()
+            assert not changed.is_set()
             latest.number = 1
-            await asyncio.wait_for(ring.wait(), 60)
+            await asyncio.wait_for(changed.wait(), 60)
 
     asyncio.run(scenario())
 
 
-def test_asks_only_while_somebody_listens_and_once_for_all() -> None:
+def test_asks_only_while_there_is_a_subscriber_and_once_for_all() -> None:
     async def scenario() -> None:
         latest = Latest()
-        bell = NewsBell(latest, 1000)
-        async with bell.listening(), bell.listening():
-            await heard(bell)
+        notifier = EventNotifier(latest, 1000)
+        async with notifier.subscribed(), notifier.subscribed():
+            await notified(notifier)
         await asyncio.sleep(0)
         assert latest.asked == 1
-        async with bell.listening():
-            await heard(bell)
+        async with notifier.subscribed():
+            await notified(notifier)
         assert latest.asked == 2
         assert len(asyncio.all_tasks()) <= 2
 
@@ -71,14 +71,14 @@ def test_goes_on_after_whatever_failed(failure: Exception) -> None:
     async def scenario() -> None:
         latest = Latest()
         latest.failure = failure
-        bell = NewsBell(latest, 0)
-        async with bell.listening():
-            await heard(bell)
+        notifier = EventNotifier(latest, 0)
+        async with notifier.subscribed():
+            await notified(notifier)
 
     asyncio.run(scenario())
 
 
-def test_who_stops_listening_cuts_no_question_short() -> None:
+def test_the_end_of_a_subscription_cuts_no_query_short() -> None:
     async def scenario() -> str:
         begun, go_on = asyncio.Event(), asyncio.Event()
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -93,7 +93,7 @@ def test_who_stops_listening_cuts_no_question_short() -> None:
             ended.set_result("answered")
             return 1
 
-        async with NewsBell(latest, 1000).listening():
+        async with EventNotifier(latest, 1000).subscribed():
             await asyncio.wait_for(begun.wait(), 60)
         await asyncio.sleep(0)
         go_on.set()

@@ -1,4 +1,4 @@
-"""What lasts ends with the token that it was asked for with."""
+"""Streams and viewers end when their caller loses access."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.api.permits import ANOTHERS, EXPIRED, REVOKED, SIGNED_OUT, Permits
 from polydev.controller.model import Caller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
+from polydev.controller.token_watch import EXPIRED, NOT_OPERATOR, REVOKED, SIGNED_OUT, TokenWatch
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PATIENCE_SECONDS = 60
@@ -66,29 +66,29 @@ def caller(token_id: str | None = None, seconds: float | None = None) -> Caller:
 
 
 def play(
-    scenario: Callable[[Permits, SomeTokens], Awaitable[None]], users: SomeUsers | None = None
+    scenario: Callable[[TokenWatch, SomeTokens], Awaitable[None]], users: SomeUsers | None = None
 ) -> None:
     async def run() -> None:
         tokens = SomeTokens()
-        permits = Permits(
+        watch = TokenWatch(
             cast(Tokens, tokens),
             cast(Users, users or SomeUsers()),
             cast(SignIns, SomeSignIns(tokens)),
-            look_seconds=0.001,
+            check_seconds=0.001,
             clock=lambda: START,
         )
-        await asyncio.wait_for(asyncio.ensure_future(scenario(permits, tokens)), PATIENCE_SECONDS)
+        await asyncio.wait_for(asyncio.ensure_future(scenario(watch, tokens)), PATIENCE_SECONDS)
         assert len(asyncio.all_tasks()) == 1  # nobody looks on for those who have gone
 
     asyncio.run(run())
 
 
 def test_a_token_ends_by_its_time() -> None:
-    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         with (
-            permits.lasting(caller(seconds=0.01)) as over,
-            permits.lasting(caller(seconds=-1)) as late,
-            permits.lasting(caller(seconds=3600)) as long,
+            watch.until_invalid(caller(seconds=0.01)) as over,
+            watch.until_invalid(caller(seconds=-1)) as late,
+            watch.until_invalid(caller(seconds=3600)) as long,
         ):
             assert await over == EXPIRED
             assert await late == EXPIRED
@@ -100,11 +100,11 @@ def test_a_token_ends_by_its_time() -> None:
 
 
 def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
-    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         with (
-            permits.lasting(caller("one")) as over,
-            permits.lasting(caller("one")) as over_too,
-            permits.lasting(caller("two")) as other,
+            watch.until_invalid(caller("one")) as over,
+            watch.until_invalid(caller("one")) as over_too,
+            watch.until_invalid(caller("two")) as other,
         ):
             tokens.revoked.add("one")
             assert (await over, await over_too) == (REVOKED, REVOKED)
@@ -115,10 +115,10 @@ def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
 
 
 def test_what_a_browser_follows_ends_when_it_signs_out_or_its_token_is_revoked() -> None:
-    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         browser = replace(caller(), by="cookie", sign_in_id="browser")
         other = replace(caller("one"), by="cookie", sign_in_id="other browser")
-        with permits.lasting(browser) as over, permits.lasting(other) as other_over:
+        with watch.until_invalid(browser) as over, watch.until_invalid(other) as other_over:
             tokens.revoked.add("browser")
             assert await over == SIGNED_OUT
             assert not other_over.done()
@@ -129,9 +129,9 @@ def test_what_a_browser_follows_ends_when_it_signs_out_or_its_token_is_revoked()
 
 
 def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
-    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         tokens.away = True
-        with permits.lasting(caller("one")) as over:
+        with watch.until_invalid(caller("one")) as over:
             await tokens.answered.wait()
             assert len(tokens.asked) == 2
             assert not over.done()
@@ -145,17 +145,17 @@ def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
 def test_an_operator_without_the_role_may_follow_nothing_of_others(token_id: str | None) -> None:
     users = SomeUsers()
 
-    async def scenario(permits: Permits, tokens: SomeTokens) -> None:
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         olga = replace(caller(token_id), user_id="olga")
         with (
-            permits.lasting(olga, "ada") as over,
-            permits.lasting(olga, "olga") as own,
-            permits.lasting(caller(), "ada") as others_own,
+            watch.until_invalid(olga, "ada") as over,
+            watch.until_invalid(olga, "olga") as own,
+            watch.until_invalid(caller(), "ada") as others_own,
         ):
             await asyncio.sleep(0.01)
             assert not over.done()
             users.operators.clear()
-            assert await over == ANOTHERS
+            assert await over == NOT_OPERATOR
             assert not own.done()
             assert not others_own.done()
         assert users.asked[0] == {"olga"}  # of what is the caller's own nothing is asked
