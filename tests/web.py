@@ -25,6 +25,9 @@ from playwright.async_api import (
     Page,
     Request,
 )
+from playwright.async_api import (
+    Error as PlaywrightError,
+)
 
 from polydev.controller.api.cookies import PLAIN_NAME
 from polydev.controller.model import Session
@@ -97,7 +100,13 @@ async def page_of(
     try:
         page = await made.new_page()
         told.watch(page)
-        yield page
+        try:
+            yield page
+        except PlaywrightError as error:
+            shown = await page.inner_text("body")
+            raise AssertionError(
+                f"{error.message}\n{page.url} shows:\n{shown}\nconsole: {told.errors}"
+            ) from error
         await page.close()
     finally:
         await made.close()

@@ -20,6 +20,7 @@ from polydev.controller.model import Caller
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import Quotas
 from polydev.controller.store import access, postgres_fill, schema, tables, usable
+from polydev.controller.store import backup as backup_module
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.copying import CopyError
@@ -205,8 +206,9 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
 
 @run_async
 async def test_a_database_that_a_controller_uses_is_refused(
-    tmp_path: Path, postgres_url: str
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 0.0)
     copy = tmp_path / "copy"
     await migrate(sqlite_url(tmp_path))
     await backup(sqlite_url(tmp_path), copy)
@@ -214,6 +216,29 @@ async def test_a_database_that_a_controller_uses_is_refused(
     async with opened(postgres_url) as store, store.database.reading():
         with pytest.raises(CopyError, match="a controller uses the database"):
             await restore(postgres_url, copy)
+
+
+@run_async
+async def test_a_restore_waits_for_connections_that_are_being_closed(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 60.0)
+    copy = tmp_path / "copy"
+    await migrate(sqlite_url(tmp_path))
+    await backup(sqlite_url(tmp_path), copy)
+    await migrate(postgres_url)
+    counting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND query LIKE :counting"
+    ).bindparams(counting="SELECT count(*) FROM pg_stat_activity%")
+    async with opened(postgres_url) as store:
+        restoring = asyncio.create_task(restore(postgres_url, copy))
+        counted = False
+        while not counted:
+            async with store.database.reading() as connection:
+                counted = bool((await connection.execute(counting)).scalar_one())
+        await store.database.close()
+        assert (await restoring)["database"] == "postgresql"
 
 
 @run_async

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from playwright.async_api import WebSocket
+from playwright.async_api import Route, WebSocket
 
 from polydev.controller.app import create_app
 from tests.driving import until
@@ -56,6 +56,26 @@ def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
             await until_text(page, "(2 of 5)")
             await wire.mend()
             await until_shown(page)
+
+    play(scenario)
+
+
+def test_a_page_that_cannot_read_its_session_at_first_reads_it_again(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        failing = iter(range(3))
+
+        async def fail_at_first(route: Route) -> None:
+            if next(failing, None) is None:
+                await route.continue_()
+            else:
+                await route.fulfill(status=503, json={"detail": "the database is busy"})
+
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.route(f"**/api/auth/session/{session.id}", fail_at_first)
+            await open_session(page, site, session)
+            await until_shown(page)
+        assert next(failing, None) is None
 
     play(scenario)
 

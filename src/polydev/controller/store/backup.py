@@ -29,6 +29,9 @@ from polydev.disk import sync
 SQLITE_START = b"SQLite format 3\0"
 ARCHIVE_START = b"PGDMP"
 KINDS = {"sqlite": SQLITE_START, "postgresql": ARCHIVE_START}
+# PostgreSQL lists the connection of a process that has ended until its backend notices.
+CLOSING_SECONDS = 10.0
+CLOSING_POLL_SECONDS = 0.1
 
 
 async def backup(url: str, file: Path) -> dict[str, object]:
@@ -152,18 +155,24 @@ async def _revision(url: str) -> str | None:
 
 
 async def _require_unused(url: str) -> None:
-    """Raises CopyError while any process of ours is connected."""
+    """Raise CopyError if any process of ours stays connected for `CLOSING_SECONDS`."""
     engine = create_engine(url)
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + CLOSING_SECONDS
     try:
         async with engine.connect() as connection:
-            found = await connection.execute(postgres_copy.OTHERS)
-            others = found.scalar_one()
+            while others := (await connection.execute(postgres_copy.OTHERS)).scalar_one():
+                if clock() >= deadline:
+                    break
+                await connection.rollback()  # a transaction sees one snapshot of the statistics
+                await asyncio.sleep(CLOSING_POLL_SECONDS)
     except (SQLAlchemyError, OSError) as error:
         raise CopyError(f"the database cannot be reached: {_driver_words(error)}") from error
     finally:
         await engine.dispose()
     if others:
-        raise CopyError(f"a controller uses the database over {others} connections", STOP_HINT)
+        open_ones = f"{others} of its connections are open"
+        raise CopyError(f"a controller uses the database: {open_ones}", STOP_HINT)
 
 
 async def _rows(url: str) -> dict[str, int]:

@@ -11,6 +11,7 @@ import { openKey } from "./key.js";
 import { watchKeys } from "./keyboard.js";
 import { Link } from "./link.js";
 import { ToolLogin } from "./tool_login.js";
+import { pauseSeconds } from "../pauses.js";
 import { Screen } from "./screen.js";
 import { isComing, isLive } from "./progress.js";
 import { onWake } from "./wake.js";
@@ -31,6 +32,8 @@ class Page {
     this.refusal = null;
     this.isReading = false;
     this.isStale = false;
+    this.nextRead = null;
+    this.failedReads = 0;
     this.warned = "";
     this.screen = new Screen(element("screen"), {
       label: t("screen"),
@@ -112,12 +115,20 @@ class Page {
   }
 
   async read() {
+    clearTimeout(this.nextRead);
     try {
       this.take(await this.ask(""));
+      this.failedReads = 0;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if ([401, 403, 404].includes(error.status)) this.refuse(error);
-      else this.bar.say(sentence(error.message));
+      if ([401, 403, 404].includes(error.status)) {
+        this.refuse(error);
+        return;
+      }
+      this.bar.say(sentence(error.message));
+      const seconds = pauseSeconds(this.failedReads);
+      this.failedReads += 1;
+      this.nextRead = setTimeout(() => this.refresh(), seconds * 1000);
     }
   }
 
@@ -162,6 +173,7 @@ class Page {
   }
 
   end() {
+    clearTimeout(this.nextRead);
     this.events.end();
     this.link.end();
     this.login.end();
