@@ -126,8 +126,8 @@ def _require_commit() -> None:
 
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
     """The lab, deployed with the golden image."""
+    from polydev.deployment import changes
     from polydev.lab import up
-    from polydev.release import changes
 
     made = up(lab_name(), Settings.from_environment(), steps)
     project, host = described_host(LAB_INVENTORY, "")

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
+from polydev.deployment import changes
+from polydev.deployment.changes import DeployOptions
+from polydev.deployment.history import records_of
+from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project, describe
 from polydev.deployment_records import Record, newest_first
 from polydev.hosttool.images import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
 from polydev.lab.container import init_pid
 from polydev.lab.inside import inside_argv
 from polydev.progress import Steps
-from polydev.release import changes
-from polydev.release.applying import DescribedHost, Plan, Project, describe
-from polydev.release.changes import DeployOptions
-from polydev.release.transaction import records_of
 from polydev.run import spawn
 from polydev.settings import Settings
 

@@ -95,8 +95,8 @@ def move(
     The controller is deployed with the database of the secret database-url. It is stopped for some
     seconds, while every row is copied and compared; VMs go on. rollback leads back to SQLite.
     """
+    from polydev.deployment import changes
     from polydev.progress import Steps
-    from polydev.release import changes
 
     if to != "postgresql":
         raise ConfigError(

@@ -38,9 +38,9 @@ def deployments(
     json: bool = False,
 ) -> None:
     """What was deployed to a host, newest first, and how it ended; or one of them in detail."""
+    from polydev.deployment import changes
+    from polydev.deployment.history import history
     from polydev.deployment_records import current_state, one_named
-    from polydev.release import changes
-    from polydev.release.history import history
 
     require_at_least(1, "limit", limit)
     _, described = described_host(inventory, host)

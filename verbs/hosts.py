@@ -13,15 +13,15 @@ from polydev.errors import ConfigError
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
 
 if TYPE_CHECKING:
+    from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project
     from polydev.deployment_records import Record
-    from polydev.release.applying import DescribedHost, Plan, Project
 
 TARGETS = ("all", "master-controller", "vm-agent")
 WAIT_HELP = "how many seconds to wait while somebody else is at work there (default: 0)"
 
 
 def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
-    from polydev.release.applying import Project, describe
+    from polydev.deployment.pyinfra_process import Project, describe
 
     project = Project(ROOT, Path(inventory).resolve())
     described = describe(project)
@@ -74,8 +74,8 @@ def deploy(
     json: bool = False,
 ) -> None:
     """Deploy to a host; whatever fails, it goes back to what it was."""
+    from polydev.deployment import changes
     from polydev.progress import Steps
-    from polydev.release import changes
 
     if target not in TARGETS:
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
@@ -131,8 +131,8 @@ def rollback(
     json: bool = False,
 ) -> None:
     """Bring a host back to the state of an earlier deployment, its database too."""
+    from polydev.deployment import changes
     from polydev.progress import Steps
-    from polydev.release import changes
 
     require_ready(wait)
     project, described = described_host(inventory, host)
@@ -154,8 +154,8 @@ def backup(
     json: bool = False,
 ) -> None:
     """Back up a host's configuration, database, release and golden link now."""
+    from polydev.deployment import changes
     from polydev.progress import Steps
-    from polydev.release import changes
 
     require_ready(wait)
     project, described = described_host(inventory, host)
@@ -169,8 +169,8 @@ def drift(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """What on a host is not as declared: exit status 2 and each difference, or 0."""
+    from polydev.deployment import changes
     from polydev.progress import Steps
-    from polydev.release import changes
 
     project, described = described_host(inventory, host)
     found = changes.plan(project, described, changes.DeployOptions(), Steps())
@@ -188,7 +188,7 @@ def unlock(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """Break a host's deployment lock; the next deployment finishes what its holder left."""
-    from polydev.release import changes
+    from polydev.deployment import changes
 
     _, described = described_host(inventory, host)
     broken = changes.unlock(described)

@@ -22,10 +22,10 @@ from playwright.sync_api import Browser, Page, Position
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from polydev import http_client
+from polydev.deployment.pyinfra_process import Project
 from polydev.http_client import HttpSession
 from polydev.lab import find as find_lab
 from polydev.local import LocalVm, find
-from polydev.release.applying import Project
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor

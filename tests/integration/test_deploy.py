@@ -19,9 +19,9 @@ import pytest
 from polydev.client.findings import Finding
 from polydev.client.host import gather
 from polydev.client.host_rules import host_findings
+from polydev.deployment.pyinfra_process import describe
 from polydev.deployment_records import Record
 from polydev.errors import ConfigError
-from polydev.release.applying import describe
 from polydev.run import Completed, run
 from tests.hosts import DATABASE, ROOT, TOOL, DeployedHost, variant
 

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from polydev.deployment.connection import HostRefused
 from polydev.hosttool import backup, restore
 from polydev.hosttool.cli import parser
 from polydev.hosttool.database import content_sha256
@@ -34,7 +35,6 @@ from polydev.hosttool.systemd import UnitState
 from polydev.hosttool.tree import entries_below
 from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, template_of, wanted_config
 from polydev.hosttool.verbs import Call
-from polydev.release.connection import HostRefused
 from polydev.ssh import SshTarget
 
 FIRST, SECOND, THIRD = (f"2025013{day}_120000-abcd{day}" for day in (0, 1, 2))

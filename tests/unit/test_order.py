@@ -23,6 +23,9 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
+from polydev.deployment import changes, history, transaction
+from polydev.deployment.changes import DeployOptions
+from polydev.deployment.pyinfra_process import Applying, DescribedHost, Operation, Plan, Project
 from polydev.deployment_records import (
     Record,
     backup_of,
@@ -36,9 +39,6 @@ from polydev.hosttool.lock import Lock as HeldLock
 from polydev.hosttool.restore import _later
 from polydev.hosttool.sequence import next_number
 from polydev.progress import Steps
-from polydev.release import changes, transaction
-from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
-from polydev.release.changes import DeployOptions
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import Host, ToolConnection, bare_host, deploy
 
@@ -129,7 +129,7 @@ class Operators:
     def records(self) -> list[Record]:
         """As `./inv deployments` shows them."""
         with changes.connected(self.described) as connection:
-            return newest_first(transaction.records_of(connection))
+            return newest_first(history.records_of(connection))
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def kept_by_pruning_releases(host: Host, keep: int) -> list[str]:
 
 def records_of(host: Host) -> list[Record]:
     connection: Any = ToolConnection(host)
-    return transaction.records_of(connection)
+    return history.records_of(connection)
 
 
 Reader = Callable[[Host], object]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+from polydev.deployment.history import documents
 from polydev.deployment_records import Record
-from polydev.release.history import documents
 from verbs.deployments import details, line
 
 RECORD = Record(

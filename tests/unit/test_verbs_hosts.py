@@ -10,8 +10,8 @@ import pytest
 from invoke.context import Context
 
 import tasks
-from polydev.release import changes
-from polydev.release.applying import Operation, Plan
+from polydev.deployment import changes
+from polydev.deployment.pyinfra_process import Operation, Plan
 from verbs import database, hosts
 
 

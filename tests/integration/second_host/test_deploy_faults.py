@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.migrations import HEAD
+from polydev.deployment import transaction
 from polydev.deployment_records import Record
 from polydev.errors import DeployError
-from polydev.release import transaction
 from polydev.run import Process, end_group, spawn
 from tests.hosts import ROOT, DeployedHost, variant
 
@@ -262,8 +262,8 @@ OPERATOR = """\
 import sys
 from pathlib import Path
 from polydev.progress import Steps
-from polydev.release import changes
-from polydev.release.applying import Project, describe
+from polydev.deployment import changes
+from polydev.deployment.pyinfra_process import Project, describe
 root, logs = map(Path, sys.argv[1:])
 project = Project(root, root / "inventory/lab.py")
 options = changes.DeployOptions()

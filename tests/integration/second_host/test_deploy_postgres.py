@@ -16,10 +16,10 @@ import pytest
 from polydev.client.credentials import FILE
 from polydev.client.on_host import HostController
 from polydev.controller.migrations import HEAD
+from polydev.deployment import changes
+from polydev.deployment.changes import move_options
 from polydev.errors import DeployError
 from polydev.progress import Steps
-from polydev.release import changes
-from polydev.release.changes import move_options
 from tests.databases import PostgresServer, running_server
 from tests.hosts import DATABASE, DeployedHost, variant
 from tests.integration.second_host.test_deploy_faults import failing_migration

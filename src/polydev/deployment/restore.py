@@ -12,10 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from polydev.deployment.connection import HostConnection, HostRefused, TookTooLong, Unreachable
 from polydev.errors import DeployError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_job import FAILED, RUNNING, RestoreJob
-from polydev.release.connection import HostConnection, HostRefused, TookTooLong, Unreachable
 
 RETRY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
@@ -29,7 +29,7 @@ class RestoreGoesOn(Unreachable):
     """The host cannot be reached, and goes on with its restore."""
 
 
-def restore(
+def restore_backup(
     connection: HostConnection,
     job: RestoreJob,
     *,

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from polydev.deployment import changes, history, restore, transaction
+from polydev.deployment.changes import DeployOptions
+from polydev.deployment.connection import HostRefused, Unreachable
+from polydev.deployment.pyinfra_process import Applying, DescribedHost, Operation, Plan, Project
+from polydev.deployment.restore import RestoreGoesOn
+from polydev.deployment.transaction import Transaction
 from polydev.deployment_records import Record
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.progress import Steps
-from polydev.release import changes, restoring, transaction
-from polydev.release.applying import Applying, DescribedHost, Operation, Plan, Project
-from polydev.release.changes import DeployOptions
-from polydev.release.connection import HostRefused, Unreachable
-from polydev.release.restoring import RestoreGoesOn
-from polydev.release.transaction import Transaction
 from polydev.ssh import SshTarget
 
 BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
@@ -323,7 +323,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             return locks[-1]
 
         monkeypatch.setattr(transaction, "DeploymentLock", new_lock)
-        monkeypatch.setattr(restoring, "time", Clock())
+        monkeypatch.setattr(restore, "time", Clock())
         connection: Any = kind(host)
         described = DescribedHost("browsers", SshTarget("browsers", "browsers"), SCOPE, 20)
         record = Record(id=OWN, kind=record_kind, started_at=BEGIN + timedelta(days=9), who="ada")
@@ -897,11 +897,11 @@ class TestVerbs:
     ) -> None:
         waited: list[float] = []
 
-        def when_free(take: Any, seconds: float, say: Any) -> Any:
+        def wait_for_lock(take: Any, seconds: float, say: Any) -> Any:
             waited.append(seconds)
             return take()
 
-        monkeypatch.setattr(transaction, "when_free", when_free)
+        monkeypatch.setattr(transaction, "wait_for_lock", wait_for_lock)
         operator.bench.host.succeeded(FIRST, SECOND)
         if verb == "rollback":
             changes.rollback(PROJECT, operator.described, None, steps(), operator.logs, 60)
@@ -921,7 +921,7 @@ class TestVerbs:
     def test_records_that_cannot_be_read_are_passed_over(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records["x"] = {"id": "x", "status": "unreadable", "problem": "it is empty"}
-        found = transaction.records_of(operator.bench.connection)
+        found = history.records_of(operator.bench.connection)
         assert [record.id for record in found] == [FIRST]
 
 

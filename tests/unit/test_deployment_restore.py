@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from polydev.errors import CommandTimeout, DeployError
-from polydev.hosttool import restore, restore_job
-from polydev.hosttool.restore_controller import ControllerRestore
-from polydev.hosttool.restore_job import RestoreJob
-from polydev.release import connection as connections
-from polydev.release import restoring
-from polydev.release.connection import (
+from polydev.deployment import connection as connections
+from polydev.deployment import restore as operator_restore
+from polydev.deployment.connection import (
     HostConnection,
     HostRefused,
     TookTooLong,
     Unreachable,
 )
-from polydev.release.restoring import RestoreGoesOn
+from polydev.deployment.restore import RestoreGoesOn
+from polydev.errors import CommandTimeout, DeployError
+from polydev.hosttool import restore, restore_job
+from polydev.hosttool.restore_controller import ControllerRestore
+from polydev.hosttool.restore_job import RestoreJob
 from polydev.run import Completed
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, deploy
@@ -42,9 +42,9 @@ def host(host: Host) -> Host:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restoring, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(restoring, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restoring, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(operator_restore, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(operator_restore, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(operator_restore, "LONGEST_PAUSE_SECONDS", 0.001)
 
 
 class Operator:
@@ -62,7 +62,7 @@ class Operator:
         self.locks += 1
 
     def restore(self, job: RestoreJob = JOB) -> dict[str, Any]:
-        return restoring.restore(
+        return operator_restore.restore_backup(
             self.connection,
             job,
             require_lock=self.require_lock,
@@ -203,14 +203,14 @@ def test_a_host_that_was_never_reached_is_said_to_be_just_that(host: Host) -> No
 
 def test_one_that_breaks_off_is_started_again_and_ends(host: Host) -> None:
     def start(unit: str, argv: Sequence[str]) -> None:
-        if len(host.systemd.started) < restoring.MOST_STARTS:
+        if len(host.systemd.started) < operator_restore.MOST_STARTS:
             host.systemd.active.pop(unit)  # killed before its first step
         else:
             host.systemd.run_to_end(unit, argv)
 
     host.systemd.starts = start
     assert Operator(ToolConnection(host)).restore()["changes"]
-    assert len(host.systemd.started) == restoring.MOST_STARTS
+    assert len(host.systemd.started) == operator_restore.MOST_STARTS
 
 
 def test_one_that_always_breaks_off_is_given_up(host: Host) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from polydev.deployment import lock as lock_module
+from polydev.deployment.lock import wait_for_lock
 from polydev.errors import LockHeld
-from polydev.release import waiting
-from polydev.release.waiting import when_free
 
 
 class HeldLock:
@@ -30,8 +30,8 @@ class HeldLock:
 
 
 def wait(monkeypatch: pytest.MonkeyPatch, lock: HeldLock, seconds: float) -> str:
-    monkeypatch.setattr(waiting, "time", lock)
-    return when_free(lock.take, seconds, lock.said.append)
+    monkeypatch.setattr(lock_module, "time", lock)
+    return wait_for_lock(lock.take, seconds, lock.said.append)
 
 
 def test_a_free_lock_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

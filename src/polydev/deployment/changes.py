@@ -15,6 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from polydev.deployment.connection import (
+    HostConnection,
+    HostRefused,
+)
+from polydev.deployment.history import records_of
+from polydev.deployment.pyinfra_process import Applying, DescribedHost, Plan, Project, planned
+from polydev.deployment.transaction import BACKUP_SECONDS, Transaction
 from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
 from polydev.deployment_records import (
     Record,
@@ -25,12 +32,6 @@ from polydev.deployment_records import (
 )
 from polydev.errors import DeployError, HealthGateFailed
 from polydev.progress import Steps
-from polydev.release.applying import Applying, DescribedHost, Plan, Project, planned
-from polydev.release.connection import (
-    HostConnection,
-    HostRefused,
-)
-from polydev.release.transaction import BACKUP_SECONDS, Transaction, records_of
 
 log = logging.getLogger(__name__)
 

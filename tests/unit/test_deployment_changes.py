@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from polydev.deployment.changes import other_line
 from polydev.deployment_records import Record
-from polydev.release.changes import other_line
 from polydev.run import run
 
 AT = datetime(2025, 1, 31, tzinfo=timezone.utc)

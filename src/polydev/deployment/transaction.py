@@ -18,6 +18,17 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
 from polydev.clock import WARNING_SECONDS, offset_text
+from polydev.deployment.connection import (
+    TOOL,
+    HostConnection,
+    HostRefused,
+    TookTooLong,
+    Unreachable,
+)
+from polydev.deployment.history import records_of
+from polydev.deployment.lock import DeploymentLock, wait_for_lock
+from polydev.deployment.pyinfra_process import DescribedHost
+from polydev.deployment.restore import RestoreGoesOn, Say, restore_backup, until_reached
 from polydev.deployment_id import utc_now
 from polydev.deployment_records import (
     Record,
@@ -28,18 +39,6 @@ from polydev.deployment_records import (
 from polydev.errors import DeployError, Error, HealthGateFailed, LockHeld, RollbackFailed
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.progress import Step, Steps
-from polydev.release import restoring
-from polydev.release.applying import DescribedHost
-from polydev.release.connection import (
-    TOOL,
-    DeploymentLock,
-    HostConnection,
-    HostRefused,
-    TookTooLong,
-    Unreachable,
-)
-from polydev.release.restoring import RestoreGoesOn
-from polydev.release.waiting import when_free
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +48,6 @@ BACKUP_SECONDS = 1800.0
 KEPT_BACKUPS = 10
 KEPT_RELEASES = 5
 T = TypeVar("T")
-
-
-def records_of(connection: HostConnection) -> list[Record]:
-    """Every record that the host keeps; none where nothing was ever deployed."""
-    found = json.loads(connection.command(f"test ! -x {TOOL} || {TOOL} record list") or "{}")
-    # A record that cannot be read (status "unreadable") is none to go back to.
-    return [Record.model_validate(each) for each in found.get("records", []) if "startedAt" in each]
 
 
 class Transaction:
@@ -85,7 +77,7 @@ class Transaction:
 
         A lock that is held is waited for. Raises LockHeld.
         """
-        self._lock = when_free(lambda: self._new_lock(purpose), wait_seconds, self.steps.note)
+        self._lock = wait_for_lock(lambda: self._new_lock(purpose), wait_seconds, self.steps.note)
         try:
             if stale := self._lock.stale:
                 self.steps.note(f"{self.host.name}: {stale.get('id')} of {stale.get('owner')} died")
@@ -161,7 +153,7 @@ class Transaction:
         Raises HostRefused, Unreachable, RestoreGoesOn, LockHeld.
         """
         say = self._teller(step)
-        found = restoring.restore(
+        found = restore_backup(
             self.connection,
             RestoreJob(self.record.id, backup),
             require_lock=self._hold_again,
@@ -178,10 +170,10 @@ class Transaction:
         """How long the host may be away: it may have to take back by itself what shut us out."""
         return self.host.deadman_seconds + 60
 
-    def _patiently(self, ask: Callable[[], T], say: restoring.Say) -> T:
-        return restoring.until_reached(ask, say, self.patience_seconds)
+    def _patiently(self, ask: Callable[[], T], say: Say) -> T:
+        return until_reached(ask, say, self.patience_seconds)
 
-    def _teller(self, step: Step) -> restoring.Say:
+    def _teller(self, step: Step) -> Say:
         """Show what the host does: on a terminal beside the step, elsewhere once in a line."""
         told = ""
 
@@ -225,7 +217,7 @@ class Transaction:
             return self.connection.tool(*words, timeout_seconds=GATE_SECONDS + 60)
 
         with self.steps.step(f"{self.host.name}: health gate") as step:
-            found = restoring.until_reached(ask, step.say, patience_seconds)
+            found = until_reached(ask, step.say, patience_seconds)
             self._log({"event": "gate", **found})
             self.record.gate = found
             if not found["ok"]:
@@ -250,7 +242,7 @@ class Transaction:
             with suppress(Error, OSError):
                 # A host that could not be reached for the way back is not waited for again.
                 patience = 0 if status == "rollback-failed" else self.patience_seconds
-                restoring.until_reached(lambda: self._write(status), log.debug, patience)
+                until_reached(lambda: self._write(status), log.debug, patience)
         message = f"{self.record.kind} {self.record.id} of {self.host.name} failed: {reason}"
         if status == "rollback-failed":
             raise RollbackFailed(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from polydev.deployment.connection import Unreachable
 from polydev.errors import ConfigError, DeployError, Error
-from polydev.release.connection import Unreachable
 from polydev.run import LineProcess
 from polydev.ssh import SshTarget
 

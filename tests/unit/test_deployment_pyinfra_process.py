@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from polydev.deployment import pyinfra_process
+from polydev.deployment.connection import HostRefused, Unreachable, tool_error
+from polydev.deployment.pyinfra_process import Applying, Operation, Plan, Project, describe, planned
 from polydev.errors import ConfigError, DeployError, LockHeld
-from polydev.release import applying
-from polydev.release.applying import Applying, Operation, Plan, Project, describe, planned
-from polydev.release.connection import HostRefused, Unreachable, _tool_error
 
 PROJECT = Project(Path("/checkout"), Path("/checkout/inventory/lab.py"))
 
@@ -71,7 +71,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Any:
             yield process
             process.has_ended = True
 
-        monkeypatch.setattr(applying, "_running", run)
+        monkeypatch.setattr(pyinfra_process, "_running", run)
         return process
 
     return begin
@@ -247,13 +247,13 @@ class TestDescribe:
 class TestToolError:
     def test_the_tools_own_words_with_the_host_before_them(self) -> None:
         said = json.dumps({"error": "backup-damaged", "message": "no", "hint": "other"})
-        error = _tool_error("browsers", "polydev-host restore", f"first\n{said}\n", "noise")
+        error = tool_error("browsers", "polydev-host restore", f"first\n{said}\n", "noise")
         assert type(error) is HostRefused
         assert (error.message, error.hint) == ("browsers: no", "other")
 
     def test_a_lock_that_is_held_is_a_kind_of_its_own(self) -> None:
         said = json.dumps({"error": "lock-held", "message": "ada has it", "hint": "./inv unlock"})
-        assert type(_tool_error("browsers", "lock", said, "")) is LockHeld
+        assert type(tool_error("browsers", "lock", said, "")) is LockHeld
 
     @pytest.mark.parametrize(
         ("stdout", "stderr", "words"),
@@ -269,7 +269,7 @@ class TestToolError:
     def test_what_is_no_answer_of_it_is_told_as_it_is(
         self, stdout: str, stderr: str, words: str
     ) -> None:
-        error = _tool_error("browsers", "mkdir -p /x", stdout, stderr)
+        error = tool_error("browsers", "mkdir -p /x", stdout, stderr)
         assert type(error) is DeployError
         with pytest.raises(DeployError, match=f"browsers: mkdir failed: {words}"):
             raise error

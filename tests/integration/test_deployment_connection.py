@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from polydev.deployment import connection as connections
+from polydev.deployment import history as histories
+from polydev.deployment import lock
+from polydev.deployment.connection import HostConnection, HostRefused, Unreachable
+from polydev.deployment.lock import DeploymentLock
 from polydev.deploys import reach
 from polydev.errors import DeployError, LockHeld
-from polydev.release import connection as connections
-from polydev.release import history as histories
-from polydev.release.connection import DeploymentLock, HostConnection, HostRefused, Unreachable
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("browsers", "198.51.100.2")
@@ -30,7 +32,7 @@ def connection(programs: Path) -> Iterator[HostConnection]:
 def tool(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     """Put a host tool there, which is this shell script."""
     file = programs / "polydev-host"
-    for module in (connections, reach, histories):
+    for module in (connections, histories, lock, reach):
         monkeypatch.setattr(module, "TOOL", str(file))
 
     def write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""One host as the operator's machine reaches it: commands, the host tool, the lock."""
+"""Commands and the host tool, run on a host over SSH."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ import json
 import logging
 import shlex
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from polydev import hosttool
-from polydev.clock import offset_seconds
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.placing import placing
 from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
-from polydev.run import LineProcess, run
+from polydev.run import run
 from polydev.ssh import SSH_FAILED, SshTarget, ssh_option
 
 log = logging.getLogger(__name__)
 
 TOOL = str(Paths().tool)
 ANSWER_SECONDS = 60.0
-LOCK_SECONDS = 120
-RENEW_SECONDS = 30.0
 UNIT_RUNNING = ("active", "activating", "deactivating", "reloading")
 
 
@@ -40,6 +34,10 @@ class Unreachable(DeployError):
 
 class TookTooLong(DeployError):
     """A command did not end in time, over a connection that stands: it may go on."""
+
+
+class HostRefused(DeployError):
+    """The host tool said no, and why."""
 
 
 class HostConnection:
@@ -80,7 +78,7 @@ class HostConnection:
                 f"try: {self.target.by_hand()}",
             )
         if done.status != 0:
-            raise _tool_error(self.target.name, text, done.stdout, done.stderr)
+            raise tool_error(self.target.name, text, done.stdout, done.stderr)
         return done.stdout
 
     def tool(
@@ -138,7 +136,7 @@ class HostConnection:
         return None
 
 
-def _tool_error(host: str, text: str, stdout: str, stderr: str) -> Error:
+def tool_error(host: str, text: str, stdout: str, stderr: str) -> Error:
     try:
         said = json.loads(stdout.strip().splitlines()[-1]) if stdout.strip() else {}
     except ValueError:
@@ -148,72 +146,3 @@ def _tool_error(host: str, text: str, stdout: str, stderr: str) -> Error:
         return DeployError(f"{host}: {text.split()[0]} failed: {words}")
     error = LockHeld if said.get("error") == "lock-held" else HostRefused
     return error(f"{host}: {said['message']}", said.get("hint"))
-
-
-class HostRefused(DeployError):
-    """The host tool said no, and why."""
-
-
-class DeploymentLock:
-    """The host's lock, held by a connection of its own: whatever ends this process lets go of it.
-
-    `stale` is the lock that was found dead, or None; `clock_offset_seconds` says how far the
-    host's clock was ahead of this machine's when it gave the lock.
-    """
-
-    def __init__(
-        self,
-        target: SshTarget,
-        deployment_id: str,
-        owner: str,
-        purpose: str,
-        *,
-        again: bool = False,
-    ) -> None:
-        """Take it, `again` after its connection was lost.
-
-        Raises LockHeld naming who has it, or Unreachable.
-        """
-        words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
-        words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
-        words += ["--again"] if again else []
-        argv = target.argv(TOOL, *words)
-        before = time.time()
-        self._process = LineProcess(argv)
-        try:
-            answer = _first_line(self._process, target.name)
-        except BaseException:
-            self._process.end()
-            raise
-        self.stale: Mapping[str, Any] | None = answer.get("stale")
-        given = datetime.fromisoformat(answer["lock"]["since"]).timestamp()
-        self.clock_offset_seconds = offset_seconds(before, time.time(), given, given)
-        self._ended = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, daemon=True)
-        self._renewing.start()
-
-    @property
-    def is_held(self) -> bool:
-        return self._process.is_running
-
-    def release(self) -> None:
-        self._ended.set()
-        self._renewing.join()
-        self._process.send("release")
-        self._process.end(ANSWER_SECONDS)
-
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEW_SECONDS):
-            self._process.send("renew")
-
-
-def _first_line(process: LineProcess, host: str) -> dict[str, Any]:
-    line = process.first_line(ANSWER_SECONDS)
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        process.end_group()
-        raise Unreachable(f"cannot lock {host}: {process.last_words() or 'no answer'}") from None
-    if "lock" not in answer:
-        raise _tool_error(host, "lock", line.decode(), "")
-    return dict(answer)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from polydev.deployment.connection import TOOL, HostConnection
 from polydev.deployment_records import Record, interrupted_without, newest_first
-from polydev.release.connection import TOOL, HostConnection
 
 UNFINISHED = "its operator's process ended; the next deployment finishes what it left"
 
@@ -24,6 +24,13 @@ def history(connection: HostConnection) -> list[Record]:
     before, kept, after = said
     records = [Record.model_validate(each) for each in kept["records"] if "startedAt" in each]
     return newest_first(interrupted_without(_holders((before, after)), records, UNFINISHED))
+
+
+def records_of(connection: HostConnection) -> list[Record]:
+    """Every record that the host keeps; none where nothing was ever deployed."""
+    found = json.loads(connection.command(f"test ! -x {TOOL} || {TOOL} record list") or "{}")
+    # A record that cannot be read (status "unreadable") is none to go back to.
+    return [Record.model_validate(each) for each in found.get("records", []) if "startedAt" in each]
 
 
 def _holders(shown: Iterable[dict[str, Any]]) -> set[str]:
