@@ -175,7 +175,7 @@ def show(context: Context, image: str, json: bool = False) -> None:
 @edge
 def diff(context: Context, old: str, new: str, json: bool = False) -> None:
     """What one image has that another has not: packages, files, size."""
-    from polydev.image.diff import tree_diff
+    from polydev.image.file_diff import tree_diff
     from polydev.image_diff import diff
 
     store = open_store()
@@ -198,7 +198,7 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
 
     Cached layers go with them, once no image of any store that this cache built for needs them.
     """
-    from polydev.image.prunecache import prune_cache
+    from polydev.image.layer_pruning import prune_cache
     from polydev.run import orphans
     from polydev.vm.temp_folders import abandoned_temp_folders
 

@@ -12,7 +12,7 @@ from verbs.places import JSON_HELP, RECIPE, RECIPE_HELP
 from verbs.tables import table_text
 
 if TYPE_CHECKING:
-    from polydev.image.tools import Tool
+    from polydev.image.provider_tools import Tool
 
 HELP = {"recipe": RECIPE_HELP, "json": JSON_HELP}
 
@@ -31,8 +31,8 @@ def _fields(tool: Tool) -> dict[str, Any]:
 @edge
 def list_providers(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
     """The providers of a recipe, and the versions of their tools."""
+    from polydev.image.provider_tools import tools_of
     from polydev.image.recipe import load_recipe
-    from polydev.image.tools import tools_of
 
     found = tools_of(load_recipe(Path(recipe)))
     columns = ("provider", "tool", "npm package", "version")
@@ -44,8 +44,8 @@ def list_providers(context: Context, recipe: str = str(RECIPE), json: bool = Fal
 @edge
 def check(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
     """Which providers' tools are behind npm's registry: exit status 2 if any is, or 0."""
+    from polydev.image.provider_tools import checked, tools_of
     from polydev.image.recipe import load_recipe
-    from polydev.image.tools import checked, tools_of
 
     found = checked(tools_of(load_recipe(Path(recipe))))
     columns = ("provider", "npm package", "version", "newest", "")

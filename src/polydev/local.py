@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polydev.errors import BootError, VmError, VmTimeout
-from polydev.image.boot import Boot, follow
+from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image.verify import DEADLINE_SECONDS
@@ -105,7 +105,7 @@ def bring_up(
     vm = LocalVm(vm_id=VM_ID, image_digest=digest, pid=machine.pid, config=machine.config)
     try:
         deadline_seconds = DEADLINE_SECONDS[accelerator]
-        follow(Boot(machine), deadline_seconds, on_stage, on_busy=on_busy)
+        wait_until_ready(Boot(machine), deadline_seconds, on_stage, on_busy=on_busy)
     except BaseException as error:
         machine.stop()
         if isinstance(error, BootError):

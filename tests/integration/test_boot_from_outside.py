@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from polydev.image.boot import Boot, Look
+from polydev.image.boot import Boot, GuestCheck
 from polydev.vm.config import Ports
 from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
 from polydev.vm.machine import Machine
@@ -52,8 +52,8 @@ class Outside:
         return self.asked[-1]
 
 
-def look_at(machine: Outside) -> Look:
-    return Look(Boot(cast("Machine", machine)), 5.0)
+def look_at(machine: Outside) -> GuestCheck:
+    return GuestCheck(Boot(cast("Machine", machine)), 5.0)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,18 @@ def look_at(machine: Outside) -> Look:
 @pytest.mark.parametrize("said", [STARTING, STARTING + OVER])
 def test_an_agent_that_is_not_content(said: str, status: int, cause: str) -> None:
     with served(lambda _asked: Answer(status, json.dumps(ILL).encode())) as server:
-        look = look_at(Outside(said, Ports(urlsplit(server.url).port or 0, 1, 1)))
-    assert (look.status, look.evidence) == (status, None)
+        check = look_at(Outside(said, Ports(urlsplit(server.url).port or 0, 1, 1)))
+    assert (check.status, check.guest_state) == (status, None)
     # While units are being started it may still become content.
-    assert look.is_settled == (said != STARTING)
-    assert look.cause(None) == cause
-    assert look.cause(90).startswith("not ready within 90 s, stage reached: none; ")
+    assert check.is_settled == (said != STARTING)
+    assert check.cause(None) == cause
+    assert check.cause(90).startswith("not ready within 90 s, stage reached: none; ")
 
 
 def test_an_agent_that_does_not_answer() -> None:
-    look = look_at(Outside(STARTING + FAILED + OVER, NOBODY))
-    assert (look.status, look.is_settled) == (None, True)
-    assert look.cause(None) == "polydev-vnc.service failed to start; the agent does not answer"
+    check = look_at(Outside(STARTING + FAILED + OVER, NOBODY))
+    assert (check.status, check.is_settled) == (None, True)
+    assert check.cause(None) == "polydev-vnc.service failed to start; the agent does not answer"
     early = look_at(Outside(STARTING, NOBODY))
     assert (early.status, early.is_settled) == (None, False)
     assert early.cause(None) == "stage reached: none, and nothing says why"

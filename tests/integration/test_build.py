@@ -24,9 +24,9 @@ import yaml
 import polydev
 from polydev.image import tree
 from polydev.image.build import BuildOptions, BuildResult, build, file_entry
-from polydev.image.diff import tree_diff
-from polydev.image.layercache import META
-from polydev.image.prunecache import STORES
+from polydev.image.file_diff import tree_diff
+from polydev.image.layer_cache import META
+from polydev.image.layer_pruning import STORES
 from polydev.image.recipe import load_recipe
 from polydev.image.sbom import component
 from polydev.image.store import INCOMING, ImageStore

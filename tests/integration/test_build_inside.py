@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from polydev.errors import BuildError, Error
-from polydev.image import layercache, tree
+from polydev.image import layer_cache, tree
 from polydev.image.apt import Archive, Deb
-from polydev.image.layercache import META, BuiltLayer, LayerCache
+from polydev.image.layer_cache import META, BuiltLayer, LayerCache
+from polydev.image.layer_stack import stack
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.rootfs import make_rootfs
-from polydev.image.stacking import stack
 from polydev.image_record import TREE
 from polydev.run import run
 from tests.diskwork import watched_disk
@@ -265,7 +265,7 @@ def test_layer_is_on_the_disk_before_it_has_its_name(
             assert not workshop.cache.path(workshop.plans[-1]).exists()
         return run(argv, **words)
 
-    monkeypatch.setattr(layercache, "run", watched)
+    monkeypatch.setattr(layer_cache, "run", watched)
     workshop.write("files/new", "whole")
     base = workshop.base()
     with watched_disk(monkeypatch) as work:

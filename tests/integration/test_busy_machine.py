@@ -16,7 +16,7 @@ import pytest
 
 from polydev.errors import BootError, MachineBusy
 from polydev.image import verify as verify_module
-from polydev.image.boot import Boot, follow
+from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
@@ -71,7 +71,7 @@ def boot(image: Path, folder: Path, cpu: int, deadline_seconds: float) -> tuple[
     """Boot it until it is ready."""
     boot = Boot(start_on(cpu, vm_config(image, "vm-1", folder, "tcg")))
     try:
-        follow(boot, deadline_seconds, lambda stage: None)
+        wait_until_ready(boot, deadline_seconds, lambda stage: None)
         return boot, boot.cpu.total()
     finally:
         boot.machine.stop()

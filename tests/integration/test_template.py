@@ -26,9 +26,9 @@ import pytest
 from polydev.disk import file_sha256
 from polydev.errors import VmError
 from polydev.http_client import HttpSession
-from polydev.image.boot import Boot, follow
-from polydev.image.console import Console
+from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.folder import vm_config
+from polydev.image.guest_shell import GuestShell
 from polydev.image.store import ImageStore
 from polydev.image_record import KERNEL, ImageRecord
 from polydev.settings import Settings
@@ -95,9 +95,9 @@ class Saved:
 
 
 @contextmanager
-def shell(machine: Machine) -> Iterator[Console]:
+def shell(machine: Machine) -> Iterator[GuestShell]:
     """A shell in a guest, which a busy machine may give little time."""
-    with Console(machine.config.console_socket, PATIENCE_SECONDS) as console:
+    with GuestShell(machine.config.console_socket, PATIENCE_SECONDS) as console:
         console.open_shell(PATIENCE_SECONDS)
         yield console
 
@@ -132,7 +132,7 @@ def saved(image: ImageRecord, store: ImageStore, settings: Settings) -> Iterator
         config = vm_config(folder, "template", scratch, accelerator)
         machine = start(replace(config, test_console=True, memory_file=memory))
         try:
-            follow(Boot(machine), BOOT_SECONDS, lambda stage: None)
+            wait_until_ready(Boot(machine), BOOT_SECONDS, lambda stage: None)
             template.settle(machine.cpu_sample, machine.alive)
             asyncio.run(template.save(machine.config.qmp_socket, scratch / STATE))
         finally:

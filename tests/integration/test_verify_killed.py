@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import polydev
-from polydev.image.boot import Boot, follow
+from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
@@ -112,6 +112,6 @@ def test_machine_of_a_killed_verification_ends_and_the_image_boots_again(
     )
     again = start(config)
     try:
-        follow(Boot(again), DEADLINE_SECONDS, lambda stage: None)
+        wait_until_ready(Boot(again), DEADLINE_SECONDS, lambda stage: None)
     finally:
         again.stop()

@@ -80,7 +80,7 @@ def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Pa
     (tmp_path / "test_specs.py").write_text(SPECS)
     report = tmp_path / "report.json"
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider"]
-    argv += ["-p", "testinfra.plugin", "-p", "polydev.image.specs", f"--spec-report={report}"]
+    argv += ["-p", "testinfra.plugin", "-p", "polydev.image.spec_plugin", f"--spec-report={report}"]
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run([*argv, str(tmp_path)], cwd=tmp_path, env=alone, check=False)
     told = {each["name"]: each["timed_out"] for each in json.loads(report.read_text())}

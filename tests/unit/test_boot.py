@@ -11,14 +11,14 @@ import pytest
 
 from polydev.errors import BootError, MachineBusy, VmError
 from polydev.image import boot as boot_module
-from polydev.image.boot import Boot, Look, follow
-from polydev.image.evidence import (
+from polydev.image.boot import Boot, GuestCheck, wait_until_ready
+from polydev.image.diagnosis import (
     UNITS,
-    Evidence,
+    GuestState,
+    GuestUnit,
     Job,
-    Unit,
     explain,
-    read_evidence,
+    parse_guest_state,
     unwell,
 )
 from polydev.vm.boot_stages import Stage
@@ -30,10 +30,10 @@ from polydev.vm.qemu import kernel_command_line, qemu_argv
 pytestmark = pytest.mark.unit
 
 NETWORKD, AGENT, VNC, DESKTOP, NOVNC, BROWSER = UNITS
-SOUND = Evidence(
+SOUND = GuestState(
     system="running",
     jobs=(),
-    units=tuple(Unit(name) for name in UNITS),
+    units=tuple(GuestUnit(name) for name in UNITS),
     failed=(),
     addresses=("172.16.0.2/30",),
     root_free_kib=1052544,
@@ -43,9 +43,9 @@ LINKS = json.dumps(
 )
 
 
-def with_unit(evidence: Evidence, unit: Unit) -> Evidence:
-    units = tuple(unit if each.name == unit.name else each for each in evidence.units)
-    return replace(evidence, units=units)
+def with_unit(guest: GuestState, unit: GuestUnit) -> GuestState:
+    units = tuple(unit if each.name == unit.name else each for each in guest.units)
+    return replace(guest, units=units)
 
 
 def shown(name: str, **values: str | int) -> str:
@@ -81,21 +81,21 @@ def answers(
 
 class TestReadEvidence:
     def test_a_sound_guest(self) -> None:
-        assert read_evidence(answers(*map(shown, UNITS))) == SOUND
+        assert parse_guest_state(answers(*map(shown, UNITS))) == SOUND
 
     def test_jobs_and_failed_units(self) -> None:
-        evidence = read_evidence(
+        guest = parse_guest_state(
             answers(
                 system="starting",
                 jobs="1  multi-user.target       start waiting\n38 endless.service start running",
                 failed="filler.service loaded failed failed Takes all the space there is",
             )
         )
-        assert evidence.jobs == (
+        assert guest.jobs == (
             Job("multi-user.target", "start", "waiting"),
             Job("endless.service", "start", "running"),
         )
-        assert evidence.failed == ("filler.service",)
+        assert guest.failed == ("filler.service",)
 
     @pytest.mark.parametrize(
         ("code", "status", "lost"),
@@ -114,7 +114,7 @@ class TestReadEvidence:
             ExecMainCode=code,
             ExecMainStatus=status,
         )
-        unit = read_evidence(answers(browser)).units[0]
+        unit = parse_guest_state(answers(browser)).units[0]
         assert unit.lost_process == lost
         assert unit.gave_up
 
@@ -123,7 +123,7 @@ class TestReadEvidence:
             f'{AGENT} File "<string>", line 1\n{AGENT} RuntimeError: the agent has a bug\n'
             f"{VNC} (EE) Cannot open log file\n{VNC} (EE)\n{VNC}  \n"
         )
-        agent, vnc, novnc = read_evidence(
+        agent, vnc, novnc = parse_guest_state(
             answers(shown(AGENT), shown(VNC), shown(NOVNC), said=said)
         ).units
         assert (agent.said, vnc.said, novnc.said) == (
@@ -134,17 +134,17 @@ class TestReadEvidence:
 
     @pytest.mark.parametrize("links", ["", "[]", "[{}]", 'Device "eth0" does not exist.'])
     def test_no_address(self, links: str) -> None:
-        assert read_evidence(answers(links=links)).addresses == ()
+        assert parse_guest_state(answers(links=links)).addresses == ()
 
     @pytest.mark.parametrize(
         ("free", "kib"), [("  Avail\n0", 0), ("", None), ("df: cannot read table", None)]
     )
     def test_free_space(self, free: str, kib: int | None) -> None:
-        assert read_evidence(answers(free=free)).root_free_kib == kib
+        assert parse_guest_state(answers(free=free)).root_free_kib == kib
 
     def test_an_account_cut_short(self) -> None:
         with pytest.raises(VmError, match="cut short"):
-            read_evidence("starting")
+            parse_guest_state("starting")
 
 
 class TestExplain:
@@ -155,13 +155,16 @@ class TestExplain:
         ("unit", "cause"),
         [
             (
-                Unit(VNC, active="inactive", sub="dead", enabled="disabled"),
+                GuestUnit(VNC, active="inactive", sub="dead", enabled="disabled"),
                 "polydev-vnc.service is not enabled",
             ),
-            (Unit(VNC, load="masked", active="inactive"), "polydev-vnc.service is masked"),
-            (Unit(VNC, load="not-found", active="inactive"), "polydev-vnc.service is not-found"),
+            (GuestUnit(VNC, load="masked", active="inactive"), "polydev-vnc.service is masked"),
             (
-                Unit(
+                GuestUnit(VNC, load="not-found", active="inactive"),
+                "polydev-vnc.service is not-found",
+            ),
+            (
+                GuestUnit(
                     VNC,
                     active="activating",
                     sub="auto-restart",
@@ -173,34 +176,36 @@ class TestExplain:
                 "(EE) no screens",
             ),
             (
-                Unit(VNC, active="failed", sub="failed", result="start-limit-hit"),
+                GuestUnit(VNC, active="failed", sub="failed", result="start-limit-hit"),
                 "polydev-vnc.service is failed (failed, start-limit-hit)",
             ),
             # Somebody started it, or ended it.
             (
-                Unit(VNC, active="failed", sub="failed", enabled="disabled", result="exit-code"),
+                GuestUnit(
+                    VNC, active="failed", sub="failed", enabled="disabled", result="exit-code"
+                ),
                 "polydev-vnc.service is failed (failed, exit-code)",
             ),
             (
-                Unit(VNC, active="inactive", sub="dead"),
+                GuestUnit(VNC, active="inactive", sub="dead"),
                 "polydev-vnc.service is inactive (dead)",
             ),
         ],
     )
-    def test_a_unit_that_is_not_well(self, unit: Unit, cause: str) -> None:
-        evidence = with_unit(SOUND, unit)
-        assert explain(evidence, 503, {}) == [cause]
-        assert evidence.hopeless()
+    def test_a_unit_that_is_not_well(self, unit: GuestUnit, cause: str) -> None:
+        guest = with_unit(SOUND, unit)
+        assert explain(guest, 503, {}) == [cause]
+        assert guest.hopeless()
 
     def test_a_full_root_comes_first(self) -> None:
-        evidence = with_unit(
+        guest = with_unit(
             replace(SOUND, system="starting", root_free_kib=0),
-            Unit(BROWSER, active="failed", sub="failed", result="exit-code"),
+            GuestUnit(BROWSER, active="failed", sub="failed", result="exit-code"),
         )
-        first, *others = explain(evidence, None, {})
+        first, *others = explain(guest, None, {})
         assert first == "the root filesystem is full (0 KiB free)"
         assert others
-        assert evidence.hopeless()
+        assert guest.hopeless()
 
     def test_a_unit_that_never_finishes_and_what_waits_for_it(self) -> None:
         jobs = (
@@ -209,28 +214,28 @@ class TestExplain:
             Job(VNC, "start", "waiting"),
             Job(BROWSER, "start", "waiting"),
         )
-        evidence = replace(SOUND, system="starting", jobs=jobs)
+        guest = replace(SOUND, system="starting", jobs=jobs)
         for name in (VNC, BROWSER):
-            evidence = with_unit(evidence, Unit(name, active="inactive", sub="dead"))
-        assert explain(evidence, 503, {}) == [
+            guest = with_unit(guest, GuestUnit(name, active="inactive", sub="dead"))
+        assert explain(guest, 503, {}) == [
             "endless.service does not finish starting",
             "polydev-browser.service, polydev-vnc.service cannot start before that",
         ]
-        assert not evidence.hopeless()
-        assert not evidence.settled()
+        assert not guest.hopeless()
+        assert not guest.settled()
 
     def test_a_unit_still_on_its_way_is_to_blame_only_alone(self) -> None:
         starting = replace(SOUND, system="starting", jobs=(Job(BROWSER, "start", "running"),))
-        starting = with_unit(starting, Unit(BROWSER, active="activating", sub="start-post"))
+        starting = with_unit(starting, GuestUnit(BROWSER, active="activating", sub="start-post"))
         assert explain(starting, 503, {}) == ["polydev-browser.service is activating (start-post)"]
-        crashed = with_unit(starting, Unit(AGENT, active="failed", sub="failed"))
+        crashed = with_unit(starting, GuestUnit(AGENT, active="failed", sub="failed"))
         assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
 
     def test_a_unit_that_is_started_again_may_do_better(self) -> None:
-        again = Unit(BROWSER, active="activating", sub="auto-restart", restarts=1)
-        evidence = with_unit(replace(SOUND, system="degraded"), again)
-        assert not evidence.settled()
-        assert not evidence.hopeless()
+        again = GuestUnit(BROWSER, active="activating", sub="auto-restart", restarts=1)
+        guest = with_unit(replace(SOUND, system="degraded"), again)
+        assert not guest.settled()
+        assert not guest.hopeless()
 
     @pytest.mark.parametrize(
         ("addresses", "has"),
@@ -241,20 +246,20 @@ class TestExplain:
         ],
     )
     def test_network(self, addresses: tuple[str, ...], has: str) -> None:
-        evidence = replace(SOUND, addresses=addresses)
-        assert explain(evidence, None, {}) == [f"network: eth0 has {has}, not 172.16.0.2/30"]
-        assert evidence.hopeless()
+        guest = replace(SOUND, addresses=addresses)
+        assert explain(guest, None, {}) == [f"network: eth0 has {has}, not 172.16.0.2/30"]
+        assert guest.hopeless()
 
     def test_an_address_may_still_come_while_the_guest_starts(self) -> None:
-        evidence = replace(SOUND, system="starting", addresses=())
-        starting = replace(evidence, jobs=(Job(NETWORKD, "start", "running"),))
+        guest = replace(SOUND, system="starting", addresses=())
+        starting = replace(guest, jobs=(Job(NETWORKD, "start", "running"),))
         assert explain(starting, None, {}) == []
-        waiting = replace(evidence, jobs=(Job(NETWORKD, "start", "waiting"),))
+        waiting = replace(guest, jobs=(Job(NETWORKD, "start", "waiting"),))
         assert explain(waiting, None, {}) == [f"{NETWORKD} cannot start before that"]
-        crashed = with_unit(evidence, Unit(AGENT, active="failed", sub="failed"))
+        crashed = with_unit(guest, GuestUnit(AGENT, active="failed", sub="failed"))
         assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
-        assert explain(evidence, None, {}) == ["network: eth0 has no address, not 172.16.0.2/30"]
-        assert not evidence.hopeless()
+        assert explain(guest, None, {}) == ["network: eth0 has no address, not 172.16.0.2/30"]
+        assert not guest.hopeless()
 
     def test_the_agent_alone_gets_a_second_chance(self) -> None:
         assert explain(SOUND, 500, {}) == ["the agent answers 500 on /health"]
@@ -264,28 +269,28 @@ class TestExplain:
 
     def test_a_component_at_fault_and_its_unit_s_last_words(self) -> None:
         said = "Failed to connect to 127.0.0.1:5999"
-        evidence = with_unit(SOUND, Unit(NOVNC, said=said))
+        guest = with_unit(SOUND, GuestUnit(NOVNC, said=said))
         health = {
             "components": {
                 "vnc": {"ok": True, "detail": "RFB 003.008"},
                 "novnc": {"ok": False, "detail": "closed with 1011"},
             }
         }
-        assert explain(evidence, 503, health) == [f"novnc: closed with 1011: {said}"]
+        assert explain(guest, 503, health) == [f"novnc: closed with 1011: {said}"]
 
     def test_a_component_is_not_named_beside_its_unit(self) -> None:
-        evidence = with_unit(SOUND, Unit(VNC, active="failed", sub="failed"))
+        guest = with_unit(SOUND, GuestUnit(VNC, active="failed", sub="failed"))
         health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
-        assert explain(evidence, 503, health) == ["polydev-vnc.service is failed (failed)"]
+        assert explain(guest, 503, health) == ["polydev-vnc.service is failed (failed)"]
 
     def test_a_relay_to_a_server_that_is_down_is_not_to_blame(self) -> None:
-        evidence = with_unit(SOUND, Unit(VNC, active="failed", sub="failed"))
+        guest = with_unit(SOUND, GuestUnit(VNC, active="failed", sub="failed"))
         health = {"components": {"novnc": {"ok": False, "detail": "closed with 1011"}}}
-        assert explain(evidence, 503, health) == ["polydev-vnc.service is failed (failed)"]
+        assert explain(guest, 503, health) == ["polydev-vnc.service is failed (failed)"]
 
     def test_a_unit_that_no_one_knows_failed(self) -> None:
-        evidence = replace(SOUND, system="degraded", failed=("filler.service",))
-        assert explain(evidence, 503, {}) == ["filler.service failed"]
+        guest = replace(SOUND, system="degraded", failed=("filler.service",))
+        assert explain(guest, 503, {}) == ["filler.service failed"]
 
 
 @pytest.mark.parametrize("health", [{}, {"components": None}, {"components": {"vnc": "bad"}}])
@@ -352,9 +357,9 @@ def test_a_guest_in_use_is_judged_by_what_is_seen_of_it(status: int | None, said
     boot.reached("kernel", "init", "services")
     if status == 503:
         boot.health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
-    look = Look.__new__(Look)  # as one that has got this answer
-    look.boot, look.status, look.evidence = boot, status, None
-    assert look.cause(None) == said
+    check = GuestCheck.__new__(GuestCheck)  # as one that has got this answer
+    check.boot, check.status, check.guest_state = boot, status, None
+    assert check.cause(None) == said
 
 
 class DeadVm(Machine):
@@ -388,18 +393,18 @@ class DeadVm(Machine):
 )
 def test_a_boot_ends_with_its_vm(vm: Machine, cause: str) -> None:
     with pytest.raises(BootError, match=cause):
-        follow(Boot(vm), 60, lambda stage: None)
+        wait_until_ready(Boot(vm), 60, lambda stage: None)
 
 
 def test_a_boot_ends_when_it_is_refused_from_elsewhere() -> None:
     with pytest.raises(BootError, match=r"^rootfs\.ext4 is damaged$"):
-        follow(Boot(DeadVm()), 60, lambda stage: None, lambda: "rootfs.ext4 is damaged")
+        wait_until_ready(Boot(DeadVm()), 60, lambda stage: None, lambda: "rootfs.ext4 is damaged")
 
 
 def test_stages_are_told_as_they_come() -> None:
     told: list[str] = []
     with pytest.raises(BootError):
-        follow(Boot(DeadVm("Linux version 6.1\nWelcome to Debian")), 60, told.append)
+        wait_until_ready(Boot(DeadVm("Linux version 6.1\nWelcome to Debian")), 60, told.append)
     assert told == ["init"]
 
 
@@ -453,13 +458,13 @@ class TestDeadline:
     ) -> None:
         vm = HangingVm(ran, waited)
         with pytest.raises(BootError, match="not ready within 60 s, stage reached: kernel"):
-            follow(Boot(vm), 60, lambda stage: None)
+            wait_until_ready(Boot(vm), 60, lambda stage: None)
         assert vm.seconds == pytest.approx(seconds, abs=10)  # the looks take some, too
 
     def test_a_starved_machine_is_to_blame_at_the_longest(self) -> None:
         vm = HangingVm(0.1, 0.9)
         with pytest.raises(MachineBusy) as error:
-            follow(Boot(vm), 60, lambda stage: None)
+            wait_until_ready(Boot(vm), 60, lambda stage: None)
         assert vm.seconds == pytest.approx(240, abs=10)
         assert error.value.message.startswith("the machine is too busy: the VM waited 2")
         assert "stage reached: kernel" in error.value.message
@@ -468,14 +473,14 @@ class TestDeadline:
     def test_it_is_said_that_the_machine_is_busy_but_not_all_the_time(self) -> None:
         told: list[CpuWait] = []
         with pytest.raises(MachineBusy):
-            follow(Boot(HangingVm(0.1, 0.9)), 60, lambda stage: None, on_busy=told.append)
+            wait_until_ready(Boot(HangingVm(0.1, 0.9)), 60, lambda stage: None, on_busy=told.append)
         waited = [wait.waited_seconds for wait in told]
         assert waited[0] >= 10
         assert all(later >= 2 * before for before, later in pairwise(waited))
         assert len(waited) == 5
         told.clear()
         with pytest.raises(BootError):
-            follow(Boot(HangingVm(1, 0.1)), 60, lambda stage: None, on_busy=told.append)
+            wait_until_ready(Boot(HangingVm(1, 0.1)), 60, lambda stage: None, on_busy=told.append)
         assert told == []
 
 
@@ -496,16 +501,16 @@ def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
 ) -> None:
     asked: list[float] = []
 
-    def collect(_: object, timeout_seconds: float) -> Evidence:
+    def read_guest_state(_: object, timeout_seconds: float) -> GuestState:
         asked.append(timeout_seconds)
         return SOUND
 
-    monkeypatch.setattr(boot_module, "collect", collect)
-    monkeypatch.setattr(Look, "_ask_agent", lambda *_: status)
+    monkeypatch.setattr(boot_module, "read_guest_state", read_guest_state)
+    monkeypatch.setattr(GuestCheck, "_ask_agent", lambda *_: status)
     boot = Boot(HangingVm(0, 0))
     boot.stage = stage
-    look = Look(boot, 60)
-    assert look.evidence == (SOUND if gives_account else None)
+    check = GuestCheck(boot, 60)
+    assert check.guest_state == (SOUND if gives_account else None)
     assert len(asked) == gives_account
 
 
@@ -516,8 +521,8 @@ def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
 def test_silence_of_a_guest_without_a_cpu_is_no_answer(
     waited: float, status: int | None, is_settled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boot_module, "collect", lambda *_: SOUND)
-    monkeypatch.setattr(Look, "_ask_agent", lambda *_: status)
+    monkeypatch.setattr(boot_module, "read_guest_state", lambda *_: SOUND)
+    monkeypatch.setattr(GuestCheck, "_ask_agent", lambda *_: status)
     boot = Boot(HangingVm(0.1, waited))
     boot.stage = "services"
-    assert Look(boot, 60).is_settled is is_settled
+    assert GuestCheck(boot, 60).is_settled is is_settled

@@ -35,7 +35,7 @@ from polydev.hosttool import (
 from polydev.hosttool import settings as host_settings
 from polydev.hosttool import systemd as host_systemd
 from polydev.hosttool.paths import Paths
-from polydev.image import apt, build, kernel, layercache, npm, rootfs
+from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
 from polydev.image.apt import Archive, Deb
 from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
 from polydev.lab import addresses, files, root
@@ -83,7 +83,7 @@ class Recorder:
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder(tmp_path)
-    for module in (apt, build, kernel, layercache, polydev.npm, rootfs, files, root, addresses):
+    for module in (apt, build, kernel, layer_cache, polydev.npm, rootfs, files, root, addresses):
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
@@ -106,7 +106,7 @@ def archive(tmp_path: Path) -> Archive:
 def install_npm(tmp_path: Path) -> None:
     for name in ("package.json", "package-lock.json"):
         (tmp_path / name).write_text("{}")
-    npm.install(tmp_path, tmp_path / "to", step())
+    guest_npm.install(tmp_path, tmp_path / "to", step())
 
 
 def refresh(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def bootstrap(tmp_path: Path) -> None:
     plan: Any = SimpleNamespace(
         name="base", debs=[DEB], layer=SimpleNamespace(packages=["systemd", "dbus"])
     )
-    cache = layercache.LayerCache(tmp_path / "layers", there, recipe)
+    cache = layer_cache.LayerCache(tmp_path / "layers", there, recipe)
     cache._bootstrap(plan, tmp_path / "tree", step())
 
 

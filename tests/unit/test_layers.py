@@ -12,7 +12,7 @@ import yaml
 
 from polydev.errors import ConfigError
 from polydev.image.apt import Archive, Deb
-from polydev.image.layercache import remove_layer
+from polydev.image.layer_cache import remove_layer
 from polydev.image.layers import (
     GuestFile,
     LayerPlan,

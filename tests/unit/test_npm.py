@@ -9,8 +9,8 @@ import pytest
 
 import polydev.npm
 from polydev.errors import BuildError, CommandError, ConfigError
-from polydev.image import npm
-from polydev.image.npm import installed_packages
+from polydev.image import guest_npm
+from polydev.image.guest_npm import installed_packages
 from polydev.npm import MOST_LINES, cause_of, newest_version
 from polydev.run import Completed
 
@@ -72,7 +72,7 @@ def test_the_lock_is_what_is_installed(project: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(polydev.npm, "run_lines", ci)
     for _ in range(2):  # in a folder that is there already, too
-        npm.install(project, to, step)  # type: ignore[arg-type]
+        guest_npm.install(project, to, step)  # type: ignore[arg-type]
         assert list((to / "node_modules").iterdir()) == []
     assert step.said[:2] == ["fetching npm packages", "added 7 packages"]
 
@@ -94,7 +94,7 @@ def test_a_failure_says_what_to_do(
 
     monkeypatch.setattr(polydev.npm, "run_lines", fail)
     with pytest.raises(BuildError, match=rf"package-lock.json: {cause}$") as told:
-        npm.install(project, project / "to", Step())  # type: ignore[arg-type]
+        guest_npm.install(project, project / "to", Step())  # type: ignore[arg-type]
     assert hint in str(told.value.hint)
 
 

@@ -11,10 +11,10 @@ import yaml
 from invoke.context import Context
 
 from polydev.errors import ConfigError
-from polydev.image import tools
+from polydev.image import provider_tools
 from polydev.image.layers import LayerPlan, guest_files, providers_in
+from polydev.image.provider_tools import tools_of
 from polydev.image.recipe import load_recipe
-from polydev.image.tools import tools_of
 from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_providers
 from tests.images import GOLDEN
 from tests.unit.test_recipe import plain, write
@@ -178,7 +178,7 @@ def test_a_tool_is_behind_where_the_registry_has_another(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = {each.provider.package: each.version for each in tools_of(load_recipe(RECIPE))}
-    monkeypatch.setattr(tools, "newest_version", newest.get)
+    monkeypatch.setattr(provider_tools, "newest_version", newest.get)
     assert ended(providers.check) == 0
     newest["@openai/codex"] = "999.0.0"
     capsys.readouterr()

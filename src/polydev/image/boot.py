@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from polydev.errors import BootError, MachineBusy, VmError
-from polydev.image.evidence import Evidence, collect, explain, unwell
+from polydev.image.diagnosis import GuestState, explain, read_guest_state, unwell
 from polydev.vm import boot_stages
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict, wait_between
@@ -29,7 +29,7 @@ CONSOLE_TIMEOUT_SECONDS = 20.0
 SETTLED_SECONDS = 4.0
 QUIET_SECONDS = 30.0
 LOOK_SHARE = 3.0
-# The last look begins so long before the deadline that it ends by then.
+# The last check begins so long before the deadline that it ends by then.
 LAST_LOOK_SECONDS = 12.0
 # Disks are there within a second of the initrd's start, even in an emulated guest.
 ROOT_WAIT_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Boot:
         return is_further
 
 
-def follow(
+def wait_until_ready(
     boot: Boot,
     deadline_seconds: float,
     on_stage: Callable[[boot_stages.Stage], None],
@@ -87,8 +87,8 @@ def follow(
     last_look_at = deadline_seconds - min(LAST_LOOK_SECONDS, deadline_seconds / 3)
     next_look_at = min(QUIET_SECONDS, last_look_at)
     tell_busy = _doubling(on_busy)
-    look: Look | None = None
-    telling: Look | None = None
+    check: GuestCheck | None = None
+    telling_check: GuestCheck | None = None
     seen_reason: object = None
     while True:
         serial = boot.machine.serial()
@@ -103,24 +103,24 @@ def follow(
         failed = boot_stages.failed_units(serial)
         over = boot.stage == "ready" or boot_stages.boot_is_over(serial)
         reason = (boot.stage == "ready", over, failed)
-        _keep_deadline(boot, wait, deadline_seconds, telling or look)
+        _keep_deadline(boot, wait, deadline_seconds, telling_check or check)
         if now >= next_look_at or (any(reason) and reason != seen_reason):
             seen_reason = reason
             # An agent that only just came up, or was kept waiting, may do better the next time.
-            doubted = look is not None and look.is_settled
-            look = Look(boot, deadline_seconds - now)
+            was_settled = check is not None and check.is_settled
+            check = GuestCheck(boot, deadline_seconds - now)
             # A starved guest may answer one time and not the next.
-            telling = look if look.evidence else telling
-            if look.status == 200:
+            telling_check = check if check.guest_state else telling_check
+            if check.status == 200:
                 boot.reached("ready")
                 return
-            if look.is_hopeless() or (doubted and look.is_settled):
-                raise BootError(look.cause(None))
+            if check.is_hopeless() or (was_settled and check.is_settled):
+                raise BootError(check.cause(None))
             # A guest with little CPU that is still starting needs it more than we do.
             pause = QUIET_SECONDS
             began, now = now, boot.cpu.total().undisturbed_seconds
             if over or failed:
-                spent = 0.0 if look.is_settled else now - began
+                spent = 0.0 if check.is_settled else now - began
                 pause = max(SETTLED_SECONDS, LOOK_SHARE * spent)
             next_look_at = now + pause
             if next_look_at > last_look_at > now:
@@ -128,11 +128,13 @@ def follow(
         time.sleep(POLL_SECONDS)
 
 
-def _keep_deadline(boot: Boot, wait: CpuWait, deadline_seconds: float, look: Look | None) -> None:
-    """Raise BootError or MachineBusy once the deadline has passed; `look` tells what was seen."""
+def _keep_deadline(
+    boot: Boot, wait: CpuWait, deadline_seconds: float, check: GuestCheck | None
+) -> None:
+    """Raise BootError or MachineBusy once the deadline has passed; `check` tells what was seen."""
     late = verdict(wait, deadline_seconds)
     if late == "late":
-        raise BootError((look or Look(boot, 0.0)).cause(deadline_seconds))
+        raise BootError((check or GuestCheck(boot, 0.0)).cause(deadline_seconds))
     if late == "starved":
         raise MachineBusy(f"the guest was not ready by then, stage reached: {boot.stage}", wait)
 
@@ -167,8 +169,8 @@ def gave_up(boot: Boot, serial: str, now: float) -> str | None:
     return None
 
 
-class Look:
-    """One look at a guest that is not known to be ready: its agent, then its own account.
+class GuestCheck:
+    """One check of a guest that is not known to be ready: its agent, then its own account.
 
     is_settled      nothing is left to be started; only the agent may still do better
     """
@@ -176,7 +178,7 @@ class Look:
     def __init__(self, boot: Boot, left_seconds: float) -> None:
         """Ask a guest that has so many seconds left, on an undisturbed machine."""
         self.boot = boot
-        self.evidence: Evidence | None = None
+        self.guest_state: GuestState | None = None
         slowdown = boot.cpu.total().slowdown
         before = boot.machine.cpu_sample()
         self.status = self._ask_agent(
@@ -185,12 +187,14 @@ class Look:
         wait = wait_between(before, boot.machine.cpu_sample())
         if self.status != 200 and boot.stage not in ("none", "kernel"):
             left = max(1.0, left_seconds - wait.undisturbed_seconds)
-            self.evidence = collect(boot.machine, slowdown * min(CONSOLE_TIMEOUT_SECONDS, left))
+            self.guest_state = read_guest_state(
+                boot.machine, slowdown * min(CONSOLE_TIMEOUT_SECONDS, left)
+            )
         if self.status is None and wait.is_busy:
             # Silence of a guest that got no CPU is no answer.
             self.is_settled = False
-        elif self.evidence is not None:
-            self.is_settled = self.evidence.settled()
+        elif self.guest_state is not None:
+            self.is_settled = self.guest_state.settled()
         else:
             self.is_settled = boot_stages.boot_is_over(boot.machine.serial())
 
@@ -204,7 +208,7 @@ class Look:
 
     def is_hopeless(self) -> bool:
         """Whether waiting longer can change nothing."""
-        return self.evidence is not None and self.evidence.hopeless()
+        return self.guest_state is not None and self.guest_state.hopeless()
 
     def cause(self, deadline_seconds: float | None) -> str:
         """What is wrong, in one line; `deadline_seconds` is given where it has passed."""
@@ -212,8 +216,8 @@ class Look:
         if deadline_seconds is not None:
             stage = self.boot.stage
             found.append(f"not ready within {deadline_seconds:g} s, stage reached: {stage}")
-        if self.evidence:
-            found += explain(self.evidence, self.status, self.boot.health)
+        if self.guest_state:
+            found += explain(self.guest_state, self.status, self.boot.health)
         else:
             found += self._seen_from_outside()
         return "; ".join(found) or f"stage reached: {self.boot.stage}, and nothing says why"

@@ -23,13 +23,13 @@ from polydev.disk import file_sha256
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
-from polydev.image.layercache import BuiltLayer, LayerCache
+from polydev.image.layer_cache import BuiltLayer, LayerCache
+from polydev.image.layer_pruning import remember_store
+from polydev.image.layer_stack import stack
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers, providers_in
 from polydev.image.promotion import write_durably
-from polydev.image.prunecache import remember_store
 from polydev.image.recipe import Recipe
 from polydev.image.rootfs import make_rootfs
-from polydev.image.stacking import stack
 from polydev.image.store import ImageStore
 from polydev.image_record import (
     BOOT_FILES,

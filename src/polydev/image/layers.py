@@ -23,10 +23,10 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 
 from polydev.errors import ConfigError
 from polydev.image.apt import ESSENTIAL, Archive, Deb
-from polydev.image.guestpath import Clash, follow, is_mounted, on_disk
-from polydev.image.overlaying import matches, remove_tree
+from polydev.image.guest_paths import LayerConflict, follow, is_mounted, on_disk
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.tree import SCRUBBED
+from polydev.image.tree_merge import matches, remove_tree
 from polydev.providers import GUEST_FOLDER, Provider, guest_json
 
 # Goes up when the builder itself makes something else of the same inputs.
@@ -207,7 +207,7 @@ def _digest(value: object) -> str:
 
 
 def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
-    """Lay the files out below `folder` as they will lie in the guest. Raises Clash."""
+    """Lay the files out below `folder` as they will lie in the guest. Raises LayerConflict."""
     folder.mkdir(parents=True, exist_ok=True)
     at = on_disk(folder)
     # Links first: a file whose path has one of them in the middle goes where it leads.
@@ -223,7 +223,7 @@ def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
                     stream.write(file.content)
                 path.chmod(file.mode)
         except (FileExistsError, NotADirectoryError):
-            raise Clash(f"/{file.path} meets another file of the same layer") from None
+            raise LayerConflict(f"/{file.path} meets another file of the same layer") from None
     for made, _, _ in os.walk(folder):
         Path(made).chmod(0o755)
 
@@ -241,7 +241,7 @@ _KEPT_FROM_COMMANDS = (
     *("sys_module", "sys_nice", "sys_pacct", "sys_ptrace", "sys_rawio", "sys_resource"),
     *("sys_time", "sys_tty_config", "syslog", "wake_alarm"),
 )
-_INSIDE = f"{shlex.quote(sys.executable)} -m polydev.image.inside"
+_INSIDE = f"{shlex.quote(sys.executable)} -m polydev.image.sandbox_program"
 _CHROOT = (
     f"setpriv --bounding-set={','.join(f'-{name}' for name in _KEPT_FROM_COMMANDS)} "
     '--inh-caps=-all chroot "$root"'

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from polydev.errors import ConfigError
-from polydev.image.guestpath import is_mounted
+from polydev.image.guest_paths import is_mounted
 from polydev.providers import Provider, by_any_name, load_providers
 from polydev.validation import key_path, problems_of
 from polydev.yaml_files import load_yaml

@@ -61,7 +61,7 @@ class ListedImage(Model):
     cause: str | None
 
 
-class Kept(Model):
+class KeptImage(Model):
     digest: str
     reason: Literal["golden", "previous", "in use", "recent"]
 
@@ -70,7 +70,7 @@ class Pruned(Model):
     """What a prune removed, or would remove; `leftovers` are folders of dead builds."""
 
     removed: list[str]
-    kept: list[Kept]
+    kept: list[KeptImage]
     leftovers: list[str]
     freed_bytes: int
     dry_run: bool
@@ -312,18 +312,18 @@ class ImageStore:
                 promotion.remove_dead_entries(self.root)
             leftovers, freed_bytes = self._sweep_incoming(dry_run)
             history = promotion.history(self.root)
-            kept = [Kept(digest=entry.digest, reason="golden") for entry in history[:1]]
-            kept += [Kept(digest=entry.digest, reason="previous") for entry in history[1:2]]
+            kept = [KeptImage(digest=entry.digest, reason="golden") for entry in history[:1]]
+            kept += [KeptImage(digest=entry.digest, reason="previous") for entry in history[1:2]]
             removed: list[str] = []
             needed = {each.digest for each in kept}
             others = [each.digest for each in self._records() if each.digest not in needed]
             for digest in others:
                 if self.in_use(digest):
-                    kept.append(Kept(digest=digest, reason="in use"))
+                    kept.append(KeptImage(digest=digest, reason="in use"))
                 elif sum(each.reason == "recent" for each in kept) < keep:
-                    kept.append(Kept(digest=digest, reason="recent"))
+                    kept.append(KeptImage(digest=digest, reason="recent"))
                 elif (size := self._remove(self.path(digest), dry_run)) is None:
-                    kept.append(Kept(digest=digest, reason="in use"))
+                    kept.append(KeptImage(digest=digest, reason="in use"))
                 else:
                     removed.append(digest)
                     freed_bytes += size

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.disk import file_sha256
-from polydev.image.overlaying import matches, walk
+from polydev.image.tree_merge import matches, walk
 
 Entry = dict[str, Any]
 

@@ -34,7 +34,7 @@ from polydev.errors import (
     SpecTimeout,
     VmError,
 )
-from polydev.image.boot import Boot, follow
+from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.folder import vm_config
 from polydev.image.sandbox import contained_argv
 from polydev.image.screenshot import take_screenshot
@@ -198,7 +198,7 @@ class _Attempt:
         self.boot = Boot(machine)
         try:
             with self.steps.step(f"boot ({config.accelerator})") as step:
-                follow(
+                wait_until_ready(
                     self.boot,
                     deadline_seconds,
                     lambda stage: step.say(f"stage {stage} after {self.boot_seconds()} s"),
@@ -241,7 +241,7 @@ class _Attempt:
         """Run the specs of a phase in a pytest of their own. Raises SpecError."""
         report = self.evidence / f"specs-{phase}.json"
         argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        argv += ["-p", "testinfra.plugin", "-p", "polydev.image.specs"]
+        argv += ["-p", "testinfra.plugin", "-p", "polydev.image.spec_plugin"]
         argv += ["-c", "/dev/null", f"--confcutdir={self.specs}", "-m", phase]
         argv += [f"--spec-report={report}", *options]
         argv += map(str, sorted(self.specs.glob(f"test_{phase}*.py")))

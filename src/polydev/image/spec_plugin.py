@@ -1,6 +1,6 @@
 """A pytest plugin for specs of images: the `console://` backend and what specs need besides.
 
-    pytest -p polydev.image.specs tests/spec/image --hosts=console:///path/console.sock
+    pytest -p polydev.image.spec_plugin tests/spec/image --hosts=console:///path/console.sock
         --guest-ports=127.0.0.1:18080,15901,16080 --spec-report=report.json
 
 `--hosts=chroot:///path` runs the specs of an image at rest instead. A spec says by its marker
@@ -20,7 +20,7 @@ import pytest
 import testinfra.backend
 from testinfra.backend.base import BaseBackend, CommandResult
 
-from polydev.image.console import Console
+from polydev.image.guest_shell import GuestShell
 from polydev.vm.config import Ports
 
 SHELL_TIMEOUT_SECONDS = 60.0
@@ -40,11 +40,11 @@ class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no t
     def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(name, *args, **kwargs)
         self.path = Path(name)
-        self._console: Console | None = None
+        self._console: GuestShell | None = None
 
     def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
         if self._console is None:
-            self._console = Console(self.path)
+            self._console = GuestShell(self.path)
             self._console.open_shell(SHELL_TIMEOUT_SECONDS)
         line = self.get_command(command, *args)
         answer = self._console.run(line)

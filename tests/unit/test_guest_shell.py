@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from polydev.errors import VmError
-from polydev.image import console as console_module
-from polydev.image.console import READY, Answer, Console
+from polydev.image import guest_shell
+from polydev.image.guest_shell import READY, GuestShell, ShellResult
 
-Ends = tuple[Console, socket.socket]
+Ends = tuple[GuestShell, socket.socket]
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def ends(tmp_path: Path) -> Iterator[Ends]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "console"))
         listener.listen()
-        with Console(tmp_path / "console", 60) as console:
+        with GuestShell(tmp_path / "console", 60) as console:
             guest, _ = listener.accept()
             with guest:
                 yield console, guest
@@ -37,7 +37,7 @@ def test_an_answer_has_all_that_the_command_left(ends: Ends) -> None:
     console, guest = ends
     guest.sendall(line_of(3, b"out\xff\n", b"err"))
     answer = console.run("false")
-    assert answer == Answer(3, b"out\xff\n", b"err")
+    assert answer == ShellResult(3, b"out\xff\n", b"err")
     assert answer.text == "out\ufffd\n"
     assert guest.recv(100) == b'"false"\n'
 
@@ -81,7 +81,7 @@ def test_a_shell_is_knocked_at_until_it_answers(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console, guest = ends
-    monkeypatch.setattr(console_module, "KNOCK_SECONDS", 0.02)
+    monkeypatch.setattr(guest_shell, "KNOCK_SECONDS", 0.02)
     knocks: list[bytes] = []
     send = console._send
 
@@ -102,5 +102,5 @@ def test_a_shell_is_knocked_at_until_it_answers(
 
 def test_there_may_be_no_console(tmp_path: Path) -> None:
     with pytest.raises(VmError, match=f"no console at {tmp_path}/none: No such file") as told:
-        Console(tmp_path / "none")
+        GuestShell(tmp_path / "none")
     assert told.value.hint

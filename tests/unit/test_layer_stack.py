@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from polydev.image.guestpath import Clash
-from polydev.image.stacking import FOLDER_MODE, Stack, _Change, _rearrange, _revealed
+from polydev.image.guest_paths import LayerConflict
+from polydev.image.layer_stack import FOLDER_MODE, Stack, _Change, _rearrange, _revealed
 
 
 def entry(path: str, kind: str = "file") -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_it_hides_no_file_that_its_layer_did_not_know(below: Stack) -> None:
 
 
 def test_one_that_does_both_is_refused(below: Stack) -> None:
-    with pytest.raises(Clash, match="/opt/app is made anew by the layer"):
+    with pytest.raises(LayerConflict, match="/opt/app is made anew by the layer"):
         _revealed({"opt/app", "srv"}, below, seen(below))
 
 

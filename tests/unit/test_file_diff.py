@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
-from polydev.image.diff import tree_diff
+from polydev.image.file_diff import tree_diff
 from polydev.image_diff import (
     FileChange,
     ImageDiff,

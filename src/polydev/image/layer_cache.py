@@ -15,14 +15,14 @@ from pathlib import Path
 
 from polydev.disk import sync
 from polydev.errors import BuildError, CommandError
-from polydev.image import kernel, npm, tree
+from polydev.image import guest_npm, kernel, tree
 from polydev.image.apt import Archive, Deb
-from polydev.image.guestpath import Clash, in_tree
-from polydev.image.inside import REFUSED
+from polydev.image.guest_paths import LayerConflict, in_tree
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
-from polydev.image.overlaying import matches, nodes, put
 from polydev.image.recipe import Recipe
 from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv
+from polydev.image.sandbox_program import REFUSED
+from polydev.image.tree_merge import matches, merge_tree, nodes
 from polydev.image_record import INITRD, KERNEL, TREE, Package
 from polydev.progress import Step
 from polydev.run import run, run_lines
@@ -81,7 +81,7 @@ class LayerCache:
         self.log_file(plan).unlink(missing_ok=True)
         try:
             packages = self._make(plan, made, scratch, step)
-        except Clash as clash:
+        except LayerConflict as clash:
             raise refused(plan, str(clash)) from clash
         except CommandError as error:
             last = error.stderr_tail.rpartition("\n")[2]
@@ -116,7 +116,10 @@ class LayerCache:
         return BuiltLayer(plan, self.path(plan), tuple(packages), time.monotonic() - started)
 
     def _make(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> list[Package]:
-        """Make the layer's files; the npm packages among them. Raises Clash, CommandError."""
+        """Make the layer's files and return its npm packages.
+
+        Raises LayerConflict, CommandError.
+        """
         root = made / "tree"
         if plan.name == KERNEL_LAYER:
             self._make_kernel(plan, made, scratch, step)
@@ -131,17 +134,17 @@ class LayerCache:
         # Each part is made in a folder of its own, where no link of another part leads it astray.
         part = scratch / "part"
         write_staging(part, plan.files)
-        put(part, staging)
+        merge_tree(part, staging)
         for deb in plan.unpacked:
             run(["dpkg-deb", "-x", self.archive.path(deb), part])
-            put(part, staging)
+            merge_tree(part, staging)
         packages: list[Package] = []
         if layer.npm:
             to = part / layer.npm.to.lstrip("/")
-            npm.install(layer.folder / layer.npm.folder, to, step)
+            guest_npm.install(layer.folder / layer.npm.folder, to, step)
             drop_matches(to, layer.npm.omit)
-            packages = npm.installed_packages(to)
-            put(part, staging)
+            packages = guest_npm.installed_packages(to)
+            merge_tree(part, staging)
         if layer.needs_chroot:
             self._run_inside(plan, root, staging, scratch, step, with_packages=not bootstraps)
         return packages

@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from polydev.image import inside
-from polydev.image.guestpath import FOLDER, Clash, Node, follow, in_tree, landings, on_disk
-from polydev.image.overlaying import folder_inside, link_or_copy, matches, remove_inside
+from polydev.image import sandbox_program
+from polydev.image.guest_paths import (
+    FOLDER,
+    LayerConflict,
+    Node,
+    follow,
+    in_tree,
+    landings,
+    on_disk,
+)
 from polydev.image.tree import scrub
+from polydev.image.tree_merge import folder_inside, link_or_copy, matches, remove_inside
 
 OPENAT2, RESOLVE_IN_ROOT = 437, 0x10
 LINKS = {
@@ -174,7 +182,7 @@ def test_paths_land_where_the_links_below_lead(
     ],
 )
 def test_what_would_change_its_kind_is_a_clash(nodes: dict[str, str], words: str) -> None:
-    with pytest.raises(Clash) as caught:
+    with pytest.raises(LayerConflict) as caught:
         landings(upper(**nodes), BELOW.get)
     assert words in str(caught.value)
 
@@ -217,19 +225,21 @@ def test_folder_is_made_inside_the_tree(tree: Path, machine: Path) -> None:
     made = folder_inside(tree, "/out/new")
     assert made == tree / str(machine).lstrip("/") / "new"
     assert made.is_dir()
-    with pytest.raises(Clash, match="/file is no folder"):
+    with pytest.raises(LayerConflict, match="/file is no folder"):
         folder_inside(tree, "/file")
 
 
 def test_what_a_build_asks_for_inside(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inside.main(["folder", str(tree), "/new", "/etc"]) == 0
+    assert sandbox_program.main(["folder", str(tree), "/new", "/etc"]) == 0
     assert capsys.readouterr().out == f"{tree}/new\n{tree}/etc\n"
-    assert inside.main(["fit", str(tree), str(tmp_path / "none"), str(tmp_path / "to")]) == 1
+    assert (
+        sandbox_program.main(["fit", str(tree), str(tmp_path / "none"), str(tmp_path / "to")]) == 1
+    )
     assert capsys.readouterr().err.startswith("refused: ")
     with pytest.raises(ValueError, match="erase"):
-        inside.main(["erase", str(tree), "/etc"])
+        sandbox_program.main(["erase", str(tree), "/etc"])
     assert (tree / "etc/plain").exists()
 
 
@@ -240,7 +250,7 @@ def test_root_and_mounts_are_not_removed(tree: Path, path: str) -> None:
         remove_inside(tree, path)  # the link goes, not what it leads to
         assert (tree / "etc/plain").exists()
         return
-    with pytest.raises(Clash, match="cannot be removed"):
+    with pytest.raises(LayerConflict, match="cannot be removed"):
         remove_inside(tree, path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polydev.errors import BuildError, ImageError
-from polydev.image.prunecache import prune_cache, remember_store
+from polydev.image.layer_pruning import prune_cache, remember_store
 from polydev.image.store import ImageStore
 from polydev.image_record import RECORD, LayerEntry
 from tests.images import add_image

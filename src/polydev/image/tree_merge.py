@@ -1,4 +1,4 @@
-"""Trees laid over trees on disk, such that nothing passes through a link of the tree below."""
+"""Merge trees on disk, and change files inside a tree, never through one of its links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from polydev.image.guestpath import FOLDER, At, Clash, Node, follow, is_mounted, landings, on_disk
+from polydev.image.guest_paths import (
+    FOLDER,
+    LayerConflict,
+    Node,
+    NodeAt,
+    follow,
+    is_mounted,
+    landings,
+    on_disk,
+)
 
 
 def nodes(tree: Path) -> dict[str, Node]:
@@ -29,10 +38,10 @@ def walk(tree: Path) -> Iterator[Path]:
             yield Path(folder, name)
 
 
-def fit(tree: Path, below: At, to: Path) -> Path:
+def fit(tree: Path, below: NodeAt, to: Path) -> Path:
     """Move `tree` to the new folder `to` with each path where it lands on the tree below.
 
-    Raises Clash.
+    Raises LayerConflict.
     """
     landed = landings(nodes(tree), below)
     if all(path == place for path, place in landed.items()):
@@ -61,8 +70,8 @@ def arrange(
             give_attributes(to / place, found[path])
 
 
-def put(piece: Path, tree: Path) -> None:
-    """Lay a tree over another one on the same filesystem; `piece` is used up. Raises Clash."""
+def merge_tree(piece: Path, tree: Path) -> None:
+    """Move everything of `piece` into `tree`, on the same filesystem. Raises LayerConflict."""
     fitted = fit(piece, on_disk(tree), piece.with_name(f"{piece.name}-fitted"))
     _move_over(fitted, tree)
     shutil.rmtree(fitted)
@@ -104,12 +113,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def folder_inside(tree: Path, path: str) -> Path:
-    """Return the folder that a guest's path leads to, made where it is missing. Raises Clash."""
+    """Return the folder that a guest's path leads to, made if missing. Raises LayerConflict."""
     place = tree / follow(path, on_disk(tree))
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise Clash(f"{path} is no folder in the image") from None
+        raise LayerConflict(f"{path} is no folder in the image") from None
     return place
 
 
@@ -117,7 +126,7 @@ def remove_inside(tree: Path, path: str) -> None:
     """Remove what lies at a guest's path, with all below it; a link goes, not what it leads to."""
     place = follow(path, on_disk(tree), last=False)
     if not place or is_mounted(place):
-        raise Clash(f"{path} cannot be removed: it is /{place}, which the guest mounts")
+        raise LayerConflict(f"{path} cannot be removed: it is /{place}, which the guest mounts")
     remove_tree(tree / place)
 
 

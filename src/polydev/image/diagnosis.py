@@ -1,7 +1,7 @@
 """What a running guest says of its own state, and what that means.
 
-`collect` asks over the test console, the rest is pure: an answer becomes Evidence, and
-Evidence becomes causes in words, those that bring others about first.
+`read_guest_state` asks over the test console, the rest is pure: an answer becomes GuestState, and
+GuestState becomes causes in words, those that bring others about first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polydev.errors import VmError
-from polydev.image.console import Console
+from polydev.image.guest_shell import GuestShell
 from polydev.vm.config import GUEST_ADDRESS
 from polydev.vm.machine import Machine
 
@@ -35,7 +35,7 @@ UNITS = (
 
 
 @dataclass(frozen=True)
-class Unit:
+class GuestUnit:
     """A unit as systemd shows it; `said` is the end of what its processes said."""
 
     name: str
@@ -82,12 +82,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GuestState:
     """What the guest itself says of its state, over the test console."""
 
     system: str
     jobs: tuple[Job, ...]
-    units: tuple[Unit, ...]
+    units: tuple[GuestUnit, ...]
     failed: tuple[str, ...]
     addresses: tuple[str, ...]
     root_free_kib: int | None
@@ -121,7 +121,7 @@ _LAST_WORDS = (
     f"for unit in {' '.join(UNITS)}; do "
     'journalctl -b -q -o cat -n 4 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /"; done'
 )
-_EVIDENCE = (
+_GUEST_STATE = (
     "systemctl is-system-running",
     "systemctl list-jobs --no-legend --plain",
     f"systemctl show -p {_PROPERTIES} {' '.join(UNITS)}",
@@ -132,26 +132,26 @@ _EVIDENCE = (
 )
 
 
-def collect(machine: Machine, timeout_seconds: float) -> Evidence | None:
+def read_guest_state(machine: Machine, timeout_seconds: float) -> GuestState | None:
     """Ask the guest over its console; None where no shell answers in time."""
-    script = f"; echo {_MARK}; ".join(_EVIDENCE)
+    script = f"; echo {_MARK}; ".join(_GUEST_STATE)
     until = time.monotonic() + timeout_seconds
     try:
-        with Console(machine.config.console_socket, timeout_seconds) as console:
+        with GuestShell(machine.config.console_socket, timeout_seconds) as console:
             console.open_shell(timeout_seconds)
             left = max(1.0, until - time.monotonic())
-            return read_evidence(console.run(script, left).text)
+            return parse_guest_state(console.run(script, left).text)
     except VmError:
         return None
 
 
-def read_evidence(text: str) -> Evidence:
-    """What the commands of the evidence said, one after the other.
+def parse_guest_state(text: str) -> GuestState:
+    """What the commands of the guest said, one after the other.
 
     Raises VmError when that is not all there.
     """
     answers = [answer.strip() for answer in text.split(_MARK)]
-    if len(answers) != len(_EVIDENCE):
+    if len(answers) != len(_GUEST_STATE):
         raise VmError("the guest's account of itself is cut short")
     system, jobs, units, failed, links, free, words = answers
     said: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def read_evidence(text: str) -> Evidence:
     except ValueError:
         interfaces = []
     free_words = free.split()
-    return Evidence(
+    return GuestState(
         system=system,
         jobs=tuple(
             Job(*parts[1:4]) for line in jobs.splitlines() if len(parts := line.split()) == 4
@@ -180,7 +180,7 @@ def read_evidence(text: str) -> Evidence:
     )
 
 
-def _unit(block: str, said: Mapping[str, list[str]]) -> Unit:
+def _unit(block: str, said: Mapping[str, list[str]]) -> GuestUnit:
     values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
     name = values.get("Id", "?")
     lost = ""
@@ -188,7 +188,7 @@ def _unit(block: str, said: Mapping[str, list[str]]) -> Unit:
         # systemd waits for what was to follow the start, which without it never comes.
         how = "exited with status" if values.get("ExecMainCode") == "1" else "was ended by signal"
         lost = f"its process {how} {values.get('ExecMainStatus', '?')}"
-    return Unit(
+    return GuestUnit(
         name=name,
         load=values.get("LoadState", "?"),
         enabled=values.get("UnitFileState", ""),
@@ -201,37 +201,35 @@ def _unit(block: str, said: Mapping[str, list[str]]) -> Unit:
     )
 
 
-def explain(evidence: Evidence, status: int | None, health: Mapping[str, object]) -> list[str]:
+def explain(guest: GuestState, status: int | None, health: Mapping[str, object]) -> list[str]:
     """What is wrong, causes before their consequences. Pure."""
     causes: list[str] = []
-    if evidence.root_is_full():
-        causes.append(f"the root filesystem is full ({evidence.root_free_kib} KiB free)")
-    known = {unit.name for unit in evidence.units}
-    causes += [f"{name} failed" for name in evidence.failed if name not in known]
-    starting = {job.unit for job in evidence.jobs if job.state == "running"}
-    waiting = {job.unit for job in evidence.jobs if job.state == "waiting"}
+    if guest.root_is_full():
+        causes.append(f"the root filesystem is full ({guest.root_free_kib} KiB free)")
+    known = {unit.name for unit in guest.units}
+    causes += [f"{name} failed" for name in guest.failed if name not in known]
+    starting = {job.unit for job in guest.jobs if job.state == "running"}
+    waiting = {job.unit for job in guest.jobs if job.state == "waiting"}
     causes += [f"{name} does not finish starting" for name in sorted(starting - known)]
-    unwell_units = [
-        unit for unit in evidence.units if not unit.is_well and unit.name not in waiting
-    ]
+    unwell_units = [unit for unit in guest.units if not unit.is_well and unit.name not in waiting]
     # A unit that is still on its way is to blame only where no other is.
     over = [unit for unit in unwell_units if unit.gave_up or unit.name not in starting]
     causes += [str(unit) for unit in over or unwell_units]
     held = sorted(waiting & known)
     causes += [f"{', '.join(held)} cannot start before that"] if held else []
     # Beside other faults it may be that the address has yet to come.
-    has_had_time = evidence.settled() or not (over or NETWORKD in starting | waiting)
-    if has_had_time and not evidence.has_its_address():
-        has = ", ".join(evidence.addresses) or "no address"
+    has_had_time = guest.settled() or not (over or NETWORKD in starting | waiting)
+    if has_had_time and not guest.has_its_address():
+        has = ", ".join(guest.addresses) or "no address"
         causes.append(f"network: eth0 has {has}, not {GUEST_ADDRESS}/30")
         return causes
     agent_is_well = not any(unit.name == AGENT for unit in unwell_units)
-    if status is None and evidence.settled() and agent_is_well:
+    if status is None and guest.settled() and agent_is_well:
         causes.append("the agent does not answer")
     if status is not None and status not in (200, 503):
         causes.append(f"the agent answers {status} on /health")
     named = {unit.name for unit in unwell_units} | waiting
-    said = {unit.name: unit.said for unit in evidence.units}
+    said = {unit.name: unit.said for unit in guest.units}
     for component, detail in unwell(health).items():
         unit_name = f"polydev-{component}.service"
         # The relay can be no better than the server that it leads to.

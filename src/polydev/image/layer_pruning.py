@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from polydev.errors import BuildError
-from polydev.image.layercache import layer_bytes, remove_layer
+from polydev.image.layer_cache import layer_bytes, remove_layer
 from polydev.image.promotion import write_durably
 from polydev.image.store import ImageStore
 

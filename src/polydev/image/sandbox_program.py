@@ -1,11 +1,12 @@
-"""A layer's build works on the tree at ROOT by this program, which follows no link out of it.
+"""The program by which a layer's build changes the tree at ROOT, following no link out of it.
 
-    python -m polydev.image.inside folder ROOT PATH…     make folders; say where they are
-    python -m polydev.image.inside fit ROOT FROM TO      move the files FROM to TO as they fit ROOT
-    python -m polydev.image.inside remove ROOT PATH…
+    python -m polydev.image.sandbox_program folder ROOT PATH…    make folders, print their places
+    python -m polydev.image.sandbox_program fit ROOT FROM TO     move files, as they fit the tree
+    python -m polydev.image.sandbox_program remove ROOT PATH…
 
-It runs where the layers below are mounted, which only the build's own namespace sees. Exit
-status 1 with one line that begins with REFUSED: the recipe asks for what cannot be.
+It runs inside the sandbox, where the layers below are mounted: only the namespace of the build
+sees them. It exits with status 1 and one line that begins with REFUSED if the recipe asks for
+something impossible.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from polydev.image.guestpath import Clash, on_disk
-from polydev.image.overlaying import fit, folder_inside, remove_inside
+from polydev.image.guest_paths import LayerConflict, on_disk
+from polydev.image.tree_merge import fit, folder_inside, remove_inside
 
 REFUSED = "refused: "
 
@@ -36,7 +37,7 @@ def main(words: list[str]) -> int:
                 remove_inside(Path("/"), path)
         else:
             raise ValueError(verb)
-    except (Clash, OSError) as error:
+    except (LayerConflict, OSError) as error:
         sys.stderr.write(f"{REFUSED}{error}\n")
         return 1
     return 0

@@ -6,7 +6,7 @@ a folder and opened as it is: `follow` says first where it leads, as after a chr
 
 `landings` says the same for a whole tree that is laid over another one. A folder that meets a
 link to a folder goes where the link leads, as dpkg does it; a file or a link takes the place of
-a file or a link; everything else would change what the guest finds there, and is a Clash.
+a file or a link; everything else would change what the guest finds there, and is a LayerConflict.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Node:
 
 FOLDER = Node("dir")
 # What lies at a path from the tree's root, which has no link in the middle and no leading slash.
-At = Callable[[str], Node | None]
+NodeAt = Callable[[str], Node | None]
 
 
-class Clash(Exception):
+class LayerConflict(Exception):
     """A path of a layer that cannot be laid where it would have to go."""
 
 
-def on_disk(tree: Path) -> At:
+def on_disk(tree: Path) -> NodeAt:
     """Return what tells the nodes of a tree on this machine's disk."""
 
     def at(path: str) -> Node | None:
@@ -57,7 +57,7 @@ def on_disk(tree: Path) -> At:
     return at
 
 
-def follow(path: str, at: At, *, last: bool = True) -> str:
+def follow(path: str, at: NodeAt, *, last: bool = True) -> str:
     """Return where `path` leads in a tree: a path from the tree's root without any link.
 
     As after a chroot, absolute links begin at the tree's root and `..` does not leave it. Parts
@@ -96,12 +96,12 @@ def is_mounted(path: str) -> bool:
 
 
 def landings(
-    upper: Mapping[str, Node], below: At, seen: Callable[[str], bool] = lambda path: False
+    upper: Mapping[str, Node], below: NodeAt, seen: Callable[[str], bool] = lambda path: False
 ) -> dict[str, str]:
     """Return where each path of an upper tree lands on the tree below it.
 
     `seen` tells the paths below that the upper tree was made in sight of: what it has there, it
-    has on purpose. Raises Clash.
+    has on purpose. Raises LayerConflict.
     """
     landed = {"": ""}
     sources: dict[str, str] = {}
@@ -117,11 +117,11 @@ def landings(
             place = _settled(path, place, node, there, at)
         if node.kind != "dir":
             if is_mounted(place):
-                raise Clash(
+                raise LayerConflict(
                     f"{_shown(path, place)} lies where the guest mounts /{place.split('/')[0]}"
                 )
             if place in sources:
-                raise Clash(
+                raise LayerConflict(
                     f"/{sources[place]} and /{path} of the layer are both /{place} in the image"
                 )
             sources[place] = path
@@ -129,8 +129,8 @@ def landings(
     return landed
 
 
-def _settled(path: str, place: str, node: Node, there: Node, at: At) -> str:
-    """Return where a node goes that meets another one in its place. Raises Clash."""
+def _settled(path: str, place: str, node: Node, there: Node, at: NodeAt) -> str:
+    """Return where a node goes that meets another one in its place. Raises LayerConflict."""
     goal = _goal(place, at)
     leads_to_folder = goal is not None and at(goal) == FOLDER
     if node.kind == "dir":
@@ -139,16 +139,18 @@ def _settled(path: str, place: str, node: Node, there: Node, at: At) -> str:
         ):
             assert goal is not None
             return goal
-        raise Clash(
+        raise LayerConflict(
             f"{_shown(path, place)} is a folder in the layer, and in the image {_words(there)}"
         )
     if leads_to_folder and not (node.kind == "link" and _goal_of_link(place, node, at) == goal):
         mine, theirs = _words(node), _words(there)
-        raise Clash(f"{_shown(path, place)} is {mine} in the layer, and in the image {theirs}")
+        raise LayerConflict(
+            f"{_shown(path, place)} is {mine} in the layer, and in the image {theirs}"
+        )
     return place
 
 
-def _goal(path: str, at: At) -> str | None:
+def _goal(path: str, at: NodeAt) -> str | None:
     """Where a path leads, or None where its links go round in a circle."""
     try:
         return follow(path, at)
@@ -156,11 +158,11 @@ def _goal(path: str, at: At) -> str | None:
         return None
 
 
-def _goal_of_link(place: str, link: Node, at: At) -> str | None:
+def _goal_of_link(place: str, link: Node, at: NodeAt) -> str | None:
     return _goal(link.target if link.target[:1] == "/" else f"{place}/../{link.target}", at)
 
 
-def _can_be_made(folder: str, at: At) -> bool:
+def _can_be_made(folder: str, at: NodeAt) -> bool:
     """Whether nothing but folders lies on the way to a folder that is not there yet."""
     parts = folder.split("/")
     ancestors = (at("/".join(parts[:count])) for count in range(1, len(parts) + 1))

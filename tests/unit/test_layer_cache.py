@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from polydev.errors import BuildError, CommandError
-from polydev.image import layercache
+from polydev.image import layer_cache
 from polydev.image.apt import recipe_archive
-from polydev.image.guestpath import Clash
-from polydev.image.inside import REFUSED
-from polydev.image.layercache import LayerCache, remove_layer
+from polydev.image.guest_paths import LayerConflict
+from polydev.image.layer_cache import LayerCache, remove_layer
 from polydev.image.recipe import load_recipe
+from polydev.image.sandbox_program import REFUSED
 from polydev.image.tree import read_listing
 
 RECIPE = Path(__file__).resolve().parents[2] / "golden" / "recipe.yaml"
@@ -57,15 +57,17 @@ class Building:
             return rename(path, to)
 
         patch.setattr(self.cache, "_make", self._make)
-        patch.setattr(layercache, "run", lambda argv: self.log.append(" ".join(map(str, argv[:2]))))
-        patch.setattr(layercache, "sync", lambda path: self.log.append(f"sync {path.name}"))
+        patch.setattr(
+            layer_cache, "run", lambda argv: self.log.append(" ".join(map(str, argv[:2])))
+        )
+        patch.setattr(layer_cache, "sync", lambda path: self.log.append(f"sync {path.name}"))
         patch.setattr(Path, "rename", renamed)
 
     def _make(self, plan: object, made: Path, scratch: Path, step: object) -> list[Any]:
         self.makes(made / "tree")
         return []
 
-    def build(self) -> layercache.BuiltLayer:
+    def build(self) -> layer_cache.BuiltLayer:
         step: Any = SimpleNamespace(say=lambda _: None)
         return self.cache.build(self.plan, self.scratch, step)
 
@@ -88,7 +90,7 @@ def test_a_layer_has_its_name_once_the_disk_has_it(building: Building) -> None:
     assert (found.folder, found.packages, found.seconds) == (made.folder, made.packages, None)
     assert (found.tree / "file").read_text() == "text"
     assert (found.tree / "file").stat().st_mtime == 100
-    assert json.loads((found.folder / layercache.META).read_text())["name"] == "web"
+    assert json.loads((found.folder / layer_cache.META).read_text())["name"] == "web"
     assert [each["path"] for each in read_listing(found.folder / "tree.jsonl.gz")]
 
 
@@ -115,7 +117,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(building: Building) -
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (Clash("/etc is a file"), "layer web does not fit the image: /etc is a file"),
+        (LayerConflict("/etc is a file"), "layer web does not fit the image: /etc is a file"),
         (
             CommandError(["sh"], 1, f"more\n{REFUSED}/etc is a file"),
             "layer web does not fit the image: /etc is a file",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from polydev.image.overlaying import matches
 from polydev.image.sandbox import contained_argv
+from polydev.image.tree_merge import matches
 from polydev.image_record import Package
 from polydev.npm import clean_install
 from polydev.progress import Step

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polydev.image import tree
-from polydev.image.guestpath import FOLDER, Clash, Node, landings
-from polydev.image.layercache import BuiltLayer, refused
-from polydev.image.overlaying import arrange, link_or_copy
+from polydev.image.guest_paths import FOLDER, LayerConflict, Node, landings
+from polydev.image.layer_cache import BuiltLayer, refused
 from polydev.image.tree import OPAQUE_XATTR, Entry
+from polydev.image.tree_merge import arrange, link_or_copy
 from polydev.image_record import TREE
 
 FOLDER_MODE = 0o755
@@ -58,7 +58,7 @@ def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
         place = built.tree
         try:
             change = _change(built, entries, stacked) if stacked.trees else None
-        except Clash as clash:
+        except LayerConflict as clash:
             raise refused(built.plan, str(clash)) from clash
         if change is not None:
             place = scratch / built.plan.name
@@ -86,7 +86,7 @@ class _Change:
 def _change(built: BuiltLayer, entries: Sequence[Entry], below: Stack) -> _Change | None:
     """Return what must change of a layer above these; None where it fits as it is.
 
-    Raises Clash.
+    Raises LayerConflict.
     """
     inside = {plan.id for plan in built.plan.below}
     seen = {path for path, owner in below.owners.items() if owner in inside}
@@ -113,7 +113,7 @@ def _change(built: BuiltLayer, entries: Sequence[Entry], below: Stack) -> _Chang
 def _revealed(opaque: set[str], below: Stack, seen: set[str]) -> frozenset[str]:
     """Return the folders that are new to their layer, but hide files of layers it did not see.
 
-    Raises Clash for one that hides both on purpose and by mistake.
+    Raises LayerConflict for one that hides both on purpose and by mistake.
     """
     hides: dict[str, set[bool]] = {}
     for path, entry in below.entries.items():
@@ -123,7 +123,9 @@ def _revealed(opaque: set[str], below: Stack, seen: set[str]) -> frozenset[str]:
                     hides.setdefault(parent, set()).add(path in seen)
     for folder, both in hides.items():
         if both == {True, False}:
-            raise Clash(f"/{folder} is made anew by the layer, and other layers have files there")
+            raise LayerConflict(
+                f"/{folder} is made anew by the layer, and other layers have files there"
+            )
     return frozenset(folder for folder, both in hides.items() if both == {False})
 
 

@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShellResult:
     """What a command in the guest left behind."""
 
     status: int
@@ -52,7 +52,7 @@ class Answer:
         return self.stdout.decode(errors="replace")
 
 
-class Console:
+class GuestShell:
     """A connection to the shell; use it as a context manager."""
 
     def __init__(self, path: Path, timeout_seconds: float = 30.0) -> None:
@@ -69,7 +69,7 @@ class Console:
                 "only boots that test have one; another client may be using it",
             ) from error
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> GuestShell:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -90,14 +90,14 @@ class Console:
                 if time.monotonic() > deadline or "closed" in error.message:
                     raise
 
-    def run(self, command: str, timeout_seconds: float | None = None) -> Answer:
+    def run(self, command: str, timeout_seconds: float | None = None) -> ShellResult:
         """Run a shell command and wait for its end. Raises VmError when no answer comes."""
         self._send(json.dumps(command).encode() + b"\n")
         said = self._read_until(b"]\n", timeout_seconds or self.timeout_seconds)
         try:
             # Answers to knocks that came too late may stand before it.
             status, stdout, stderr = json.loads(said[said.rindex(b"[") :] + b"]")
-            return Answer(status, base64.b64decode(stdout), base64.b64decode(stderr))
+            return ShellResult(status, base64.b64decode(stdout), base64.b64decode(stderr))
         except ValueError as error:
             raise VmError(f"the console's answer to {command!r} is garbled") from error
 
