@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from polydev.controller.api.cookies import CSRF_HEADER, PLAIN_NAME, csrf_token
+from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, csrf_token
 from tests.api import Served
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml"}

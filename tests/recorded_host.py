@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from polydev.controller.host import deployments
 from polydev.controller.model import now
 from polydev.controller.store import tables
-from polydev.controller.webhooks.events import body_of, new_message_id
+from polydev.controller.webhook_events import body_of, new_message_id
 from polydev.hosttool import records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json

@@ -29,7 +29,7 @@ from playwright.async_api import (
     Error as PlaywrightError,
 )
 
-from polydev.controller.api.cookies import PLAIN_NAME
+from polydev.controller.auth.cookies import PLAIN_NAME
 from polydev.controller.model import Session
 from tests.browser import chromium, run_in_browser
 from tests.relays import HOST, Screens, screens

@@ -14,7 +14,7 @@ from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhook_log import Delivery, WebhookLog
 from polydev.controller.store.webhooks import Claim, Subscription, Webhooks
-from polydev.controller.webhooks.events import EVENT_TYPES
+from polydev.controller.webhook_events import EVENT_TYPES
 from tests.stores import Store
 
 # For what comes at once, on a busy machine.

@@ -29,7 +29,7 @@ from polydev.controller.store.samples import Samples
 from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.webhooks import Subscription, Webhooks
-from polydev.controller.webhooks.events import EVENT_TYPES
+from polydev.controller.webhook_events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
 from tests.stores import Store, opened, run_async
 

@@ -18,8 +18,7 @@ import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from polydev.controller.command import DatabaseUnusable
-from polydev.controller.database import create_engine, schema_revision
+from polydev.controller.database import DatabaseUnusable, create_engine, schema_revision
 from polydev.controller.migrate import MIGRATIONS, MigrationError, migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.controller.command import DatabaseUnusable
+from polydev.controller.database import DatabaseUnusable
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import postgres_copy, usable

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from polydev.controller.api import events, novnc
-from polydev.controller.api.cookies import PLAIN_NAME, SECURE_NAME
+from polydev.controller.auth.cookies import PLAIN_NAME, SECURE_NAME
 from polydev.controller.relay.beat import Beat
 from tests.certificates import Tls, make_tls
 from tests.proxies import PROGRAMS, Proxy, proxy

@@ -25,13 +25,13 @@ from websockets.exceptions import ConnectionClosed
 from polydev.controller import services
 from polydev.controller.api import novnc
 from polydev.controller.app import create_app
+from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
 from polydev.controller.model import Session, now
 from polydev.controller.relay import seats
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.seats import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.controller.token_watch import NOT_OPERATOR, TokenWatch
 from tests.api import JWT_SECRET, token_of
 from tests.certificates import Tls, make_tls
 from tests.driving import Clock, until

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from polydev.controller.api.console import BLOCK_BYTES, MOST_TAIL_BYTES
-from polydev.controller.api.console import tail as last_lines
 from polydev.controller.host.vm_figures import read_vm
 from polydev.controller.machines.console import (
     CHUNK_BYTES,
@@ -28,6 +26,8 @@ from polydev.controller.machines.console import (
     added_since,
     last_line,
 )
+from polydev.controller.machines.console_stream import BLOCK_BYTES, MOST_TAIL_BYTES
+from polydev.controller.machines.console_stream import tail as last_lines
 from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.machines.systemd import SystemdHypervisor, _tail
 from polydev.controller.settings import Settings

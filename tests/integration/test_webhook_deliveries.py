@@ -22,7 +22,7 @@ from standardwebhooks import Webhook
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import GONE, Webhooks
-from polydev.controller.webhooks.addresses import checked_url
+from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
 from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post

@@ -20,9 +20,9 @@ from polydev.controller.migrate import migrate
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
-from polydev.controller.webhooks.signing import signed_headers
 from polydev.run import spawn, wait_or_end
 from tests.databases import sqlite_url
 from tests.stores import opened, run_async

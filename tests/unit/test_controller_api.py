@@ -26,9 +26,9 @@ from polydev.controller.api.answers import (
     SessionVmAnswer,
     VmAnswer,
 )
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.api.events import stream
 from polydev.controller.api.providers import EXAMPLE
-from polydev.controller.api.refusals import refusals
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits

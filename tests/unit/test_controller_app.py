@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
 from polydev.controller.app import create_app
+from polydev.controller.asgi_client import ask
 from polydev.controller.health import database_state, image_store_state
-from polydev.controller.inprocess import ask
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.model import Caller

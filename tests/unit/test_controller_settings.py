@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.checking import problems
+from polydev.controller.check_config import problems
 from polydev.controller.release import release_id
 from polydev.controller.settings import Settings, load_settings
 from polydev.errors import ConfigError

@@ -11,10 +11,16 @@ from typing import cast
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from polydev.controller.auth.token_watch import (
+    EXPIRED,
+    NOT_OPERATOR,
+    REVOKED,
+    SIGNED_OUT,
+    TokenWatch,
+)
 from polydev.controller.model import Caller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
-from polydev.controller.token_watch import EXPIRED, NOT_OPERATOR, REVOKED, SIGNED_OUT, TokenWatch
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PATIENCE_SECONDS = 60

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import SecretStr
 
-from polydev.controller.checking import problems
+from polydev.controller.check_config import problems
 from polydev.controller.settings import Settings, load_settings
 from polydev.controller.tls import expiry_of, server_context, trouble_now
 from polydev.errors import ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from polydev.controller.accounting import Use, day_of
-from polydev.controller.api.cookies import CSRF_HEADER
-from polydev.controller.checking import problems
+from polydev.controller.auth.cookies import CSRF_HEADER
+from polydev.controller.check_config import problems
 from polydev.controller.model import now
 from polydev.controller.settings import Quotas
 from polydev.controller.store.usage import add_use

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.api.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
+from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
 from polydev.controller.model import Caller, now
 from polydev.controller.settings import Settings, WebSettings
 from polydev.controller.web.sign_in import local_path

@@ -12,11 +12,11 @@ import pytest
 from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from polydev.controller.checking import problems
+from polydev.controller.check_config import problems
 from polydev.controller.settings import Settings, WebhookSettings
-from polydev.controller.webhooks.addresses import checked_url, shown_url
+from polydev.controller.webhook_signing import secrets_of, signed_headers
+from polydev.controller.webhook_urls import checked_url, shown_url
 from polydev.controller.webhooks.schedule import PAUSES_SECONDS, next_attempt
-from polydev.controller.webhooks.signing import secrets_of, signed_headers
 
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 KEY = bytes(range(32))

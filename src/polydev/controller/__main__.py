@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polydev
-from polydev.controller.command import Run
-from polydev.controller.commands import add_groups
+from polydev.controller.cli.host_verbs import add_groups
+from polydev.controller.cli.verb import Run
 from polydev.controller.release import release_id
 from polydev.errors import Error
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_config() -> int:
-    from polydev.controller.checking import problems
+    from polydev.controller.check_config import problems
 
     found = problems(json.load(sys.stdin))
     _print_json({"problems": found})
@@ -75,8 +75,8 @@ def _migrate(settings: Settings, *, with_tools: bool) -> int:
 
 def _health(settings: Settings) -> int:
     from polydev.controller.app import create_app
-    from polydev.controller.inprocess import ask
-    from polydev.controller.middleware import HEALTH_PATH
+    from polydev.controller.asgi_client import ask
+    from polydev.controller.paths import HEALTH_PATH
 
     async def report() -> tuple[int, bytes]:
         app = create_app(settings)
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "check-config",
         help="say what is wrong with the configuration on stdin, before a host has it",
-        description="JSON in and out, as polydev.controller.checking describes.",
+        description="JSON in and out, as polydev.controller.check_config describes.",
     )
     add_groups(verbs, _add_config)
     return parser

@@ -28,7 +28,7 @@ from polydev.controller.api import (
     usage,
     vms,
 )
-from polydev.controller.api.refusals import problem_schemas
+from polydev.controller.api.error_responses import problem_schemas
 from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests

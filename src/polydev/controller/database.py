@@ -15,6 +15,8 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from polydev.errors import Error
+
 BUSY_TIMEOUT_MS = 5000
 HIGHEST_PORT = 65535
 CONNECT_TIMEOUT_SECONDS = 10
@@ -35,6 +37,12 @@ DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
 }
+
+
+class DatabaseUnusable(Error):
+    """The database cannot be reached, or has another schema than this release."""
+
+    code = "database"
 
 
 def checked_url(url: str) -> str:

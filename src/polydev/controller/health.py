@@ -13,7 +13,7 @@ from typing import Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 import polydev
-from polydev.controller.api.answers import Answer
+from polydev.controller.api_model import ApiModel
 from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import transactions
@@ -25,7 +25,7 @@ GOLDEN_LINK = "golden-rootfs.ext4"
 State = Literal["healthy", "degraded", "unhealthy"]
 
 
-class Component(Answer):
+class Component(ApiModel):
     status: State
     detail: str
 
@@ -39,12 +39,12 @@ class ImageStore(Component):
     golden: str | None = None
 
 
-class Components(Answer):
+class Components(ApiModel):
     database: Database
     image_store: ImageStore
 
 
-class HealthReport(Answer):
+class HealthReport(ApiModel):
     """`unhealthy` only if a component that matters is; `degraded` ones are told, no more."""
 
     status: Literal["healthy", "unhealthy"]

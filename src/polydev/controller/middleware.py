@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from polydev.controller.api.identity import Identity, is_bearer
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.origin import asked_from
-from polydev.controller.api.own_pages import Rules, shows_session_by_ticket
-from polydev.controller.api.scope import check_scope
+from polydev.controller.auth.authentication import Identity, is_bearer
+from polydev.controller.auth.client_address import asked_from
+from polydev.controller.auth.csrf import Rules, shows_session_by_ticket
+from polydev.controller.auth.page_key import check_scope
+from polydev.controller.auth.rate_limits import Buckets
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Caller
+from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.problems import answer_problem
 from polydev.errors import Error, NotAuthenticated
 
@@ -28,7 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "(none)"
-HEALTH_PATH = "/api/auth/health"
 MOST_OPEN_BYTES = 16 * 1024
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 API_PREFIX = "/api/"

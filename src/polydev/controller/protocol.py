@@ -16,8 +16,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from polydev.controller.api.origin import Networks, place_of
+from polydev.controller.auth.client_address import Networks, place_of
 from polydev.controller.metrics import Metrics
+from polydev.controller.pending_connections import Unfinished
 from polydev.controller.request_limits import (
     MALFORMED,
     MOST_PARSED_BYTES,
@@ -26,7 +27,6 @@ from polydev.controller.request_limits import (
 )
 from polydev.controller.settings import ConnectionLimits
 from polydev.controller.transports import end_writing, unread_bytes, watch_every_byte
-from polydev.controller.unfinished import Unfinished
 
 log = structlog.stdlib.get_logger(__name__)
 

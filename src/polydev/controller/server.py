@@ -24,14 +24,14 @@ from uvicorn import Config
 from uvicorn import Server as UvicornServer
 
 from polydev.controller.app import create_app
-from polydev.controller.inprocess import ask
-from polydev.controller.middleware import HEALTH_PATH
+from polydev.controller.asgi_client import ask
 from polydev.controller.model import now
+from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.protocol import LINGER_SECONDS, Protocol, State
 from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
-from polydev.controller.systemd import feed_watchdog, inherited_sockets, notify
 from polydev.errors import ConfigError
 
 log = structlog.stdlib.get_logger(__name__)

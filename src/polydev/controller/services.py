@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
-from polydev.controller.api.console import Consoles
-from polydev.controller.api.identity import Identity, JwtReader
-from polydev.controller.api.jwks import Keys
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.own_pages import Rules
-from polydev.controller.api.streams import Streams
+from polydev.controller.auth.authentication import Identity, JwtReader
+from polydev.controller.auth.csrf import Rules
+from polydev.controller.auth.jwks import Keys
+from polydev.controller.auth.rate_limits import Buckets, StreamLimit
+from polydev.controller.auth.token_watch import TokenWatch
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
 from polydev.controller.event_notifier import EventNotifier
@@ -26,6 +25,7 @@ from polydev.controller.host.recent import RecentHistory
 from polydev.controller.host.sampler import Sampler
 from polydev.controller.host.snapshot import Snapshots
 from polydev.controller.machines.agent_client import AgentClient
+from polydev.controller.machines.console_stream import Consoles
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
@@ -53,9 +53,8 @@ from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhooks import Webhooks
-from polydev.controller.token_watch import TokenWatch
+from polydev.controller.webhook_signing import secrets_of
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.signing import secrets_of
 from polydev.errors import VmError
 from polydev.providers import Provider
 
@@ -106,7 +105,7 @@ class Services:
     requests: Buckets
     starts: Buckets
     credential_uses: Buckets
-    streams: Streams
+    streams: StreamLimit
     token_watch: TokenWatch
     rules: Rules
     consoles: Consoles
@@ -251,7 +250,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         requests=Buckets(rate.requests_per_second, rate.burst),
         starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
         credential_uses=Buckets(rate.credentials_per_minute / 60, rate.credentials_burst),
-        streams=Streams(rate.streams),
+        streams=StreamLimit(rate.streams),
         rules=Rules(settings.web.public_url, settings.trusted_proxies),
         token_watch=TokenWatch(tokens, users, sign_ins),
         consoles=Consoles(vms),

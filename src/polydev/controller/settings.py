@@ -37,8 +37,8 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from polydev.controller.model import Role
-from polydev.controller.webhooks.addresses import checked_url
-from polydev.controller.webhooks.events import EVENT_TYPES, EventType
+from polydev.controller.webhook_events import EVENT_TYPES, EventType
+from polydev.controller.webhook_urls import checked_url
 from polydev.errors import ConfigError
 from polydev.validation import dotted, near, problems_of
 from polydev.yaml_files import load_yaml
@@ -606,7 +606,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_secrets_of_endpoints(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None:
-            from polydev.controller.webhooks.signing import secrets_of
+            from polydev.controller.webhook_signing import secrets_of
 
             secrets_of(secret.get_secret_value())
         return secret
@@ -616,7 +616,7 @@ class Settings(BaseSettings):
     def _have_secrets(cls, given: WebhookSettings, others: ValidationInfo) -> WebhookSettings:
         if not given.endpoints or "webhook_secrets" not in others.data:
             return given
-        from polydev.controller.webhooks.signing import HOW_TO_MAKE, secrets_of
+        from polydev.controller.webhook_signing import HOW_TO_MAKE, secrets_of
 
         secret = others.data["webhook_secrets"]
         known = secrets_of(secret.get_secret_value()) if secret else {}

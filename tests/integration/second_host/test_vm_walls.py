@@ -19,7 +19,7 @@ FOLDER = "/run/walls/one"
 READ = """
 import sys
 from pathlib import Path
-from polydev.controller.api.console import tail
+from polydev.controller.machines.console_stream import tail
 from polydev.errors import Error
 for name in sys.argv[1:]:
     try:

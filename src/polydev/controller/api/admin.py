@@ -8,15 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from polydev.controller.api.deployments import add_deployments
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.api.history import Hours, add_history
-from polydev.controller.api.identity import BEARER, operator_of
 from polydev.controller.api.images import add_images
 from polydev.controller.api.overview import add_overview
 from polydev.controller.api.pool import add_pool
 from polydev.controller.api.processes import add_processes
-from polydev.controller.api.refusals import refusals
 from polydev.controller.api.templates import add_templates
 from polydev.controller.api.webhooks import add_webhooks
+from polydev.controller.auth.authentication import BEARER, operator_of
 from polydev.controller.host.measuring import HostFigures
 from polydev.controller.host.network_health import NetworkProbe
 from polydev.controller.host.reports import AlertReport, AlertsReport

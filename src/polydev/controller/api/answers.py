@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field
 
+from polydev.controller.api_model import ApiModel
 from polydev.controller.model import Session, Vm
+from polydev.controller.paths import screen_path, session_path, viewer_page
 from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.states import LIVE_VM_STATES, Injection, SessionState, VmState
 from polydev.vm.boot_stages import Stage
@@ -76,13 +77,7 @@ SESSION_VM_EXAMPLE: dict[str, Any] = {
 }
 
 
-class Answer(BaseModel):
-    """JSON as the API speaks it."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
-
-
-class Receipt(Answer):
+class Receipt(ApiModel):
     """A guest's account of itself once it had its identity, before it was anybody's.
 
     Only the guest and its host know the secret; `random` is the first that its kernel drew then.
@@ -98,7 +93,7 @@ class Receipt(Answer):
     guest_time: float
 
 
-class Boot(Answer):
+class Boot(ApiModel):
     """`timings` are seconds from the VM's start to each stage that it has reached.
 
     template        what the VM was resumed from, which has no boot then
@@ -114,7 +109,7 @@ class Boot(Answer):
     receipt: Receipt | None
 
 
-class Failure(Answer):
+class Failure(ApiModel):
     """What is known of a VM that failed; `stage` is how far it had come."""
 
     reason: str
@@ -123,7 +118,7 @@ class Failure(Answer):
     serial_tail: str | None
 
 
-class QuotaAnswer(Answer):
+class QuotaAnswer(ApiModel):
     """One quota of a user, in the unit that its name says. `freeAt` is when it counts anew."""
 
     quota: QuotaName
@@ -133,7 +128,7 @@ class QuotaAnswer(Answer):
     free_at: datetime
 
 
-class SessionWarning(Answer):
+class SessionWarning(ApiModel):
     """A notice for the user of a running session, which goes on."""
 
     kind: Literal["quota"] = "quota"
@@ -141,7 +136,7 @@ class SessionWarning(Answer):
     quota: QuotaAnswer
 
 
-class CredentialsReceiptAnswer(Answer):
+class CredentialsReceiptAnswer(ApiModel):
     """The receipt for credentials of a session's login that were stored for their owner.
 
     sha256      of the credentials as JSON without blanks
@@ -154,7 +149,7 @@ class CredentialsReceiptAnswer(Answer):
     recipient: str | None
 
 
-class Links(Answer):
+class Links(ApiModel):
     self_: str = Field(alias="self")
     vm: str
     events: str
@@ -163,7 +158,7 @@ class Links(Answer):
     oauth_code: str
 
 
-class SessionAnswer(Answer):
+class SessionAnswer(ApiModel):
     """A session. `boot` is how far its VM is, `failure` why it failed if it did; `warnings` tell of
     quotas that its user has nearly or quite used up.
 
@@ -197,18 +192,18 @@ class SessionAnswer(Answer):
     browser_ip: str | None = Field(alias="browserIP")
     boot: Boot
     failure: Failure | None = None
-    warnings: list[SessionWarning] = []
+    warnings: list[SessionWarning] = Field(default=[])
     links: Links
 
 
-class SessionList(Answer):
+class SessionList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     sessions: list[SessionAnswer]
     next: str | None
 
 
-class Ports(Answer):
+class Ports(ApiModel):
     """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
 
     agent: int = AGENT_PORT
@@ -216,7 +211,7 @@ class Ports(Answer):
     novnc: int = NOVNC_PORT
 
 
-class VmAnswer(Answer):
+class VmAnswer(ApiModel):
     """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`.
 
     pooled      it waits for a session
@@ -255,14 +250,14 @@ class SessionVmAnswer(VmAnswer):
     last_heartbeat: int
 
 
-class VmList(Answer):
+class VmList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     vms: list[VmAnswer]
     next: str | None
 
 
-class Console(Answer):
+class Console(ApiModel):
     """The end of a VM's serial console, without control sequences."""
 
     vm_id: str
@@ -276,19 +271,6 @@ def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
     hidden: dict[str, Any] = {"browser_ip": None, "boot": boot, "failure": failure, "warnings": []}
     hidden |= {"credentials_receipt": None, "login_detail": None}
     return answer.model_copy(update=hidden)
-
-
-def session_path(session_id: str) -> str:
-    return f"/api/auth/session/{session_id}"
-
-
-def screen_path(session_id: str) -> str:
-    """Return the path of the WebSocket that shows a session's screen."""
-    return f"{session_path(session_id)}/novnc/websock"
-
-
-def viewer_page(session_id: str) -> str:
-    return f"/session/{session_id}"
 
 
 def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) -> SessionAnswer:

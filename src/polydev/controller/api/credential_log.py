@@ -9,9 +9,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.model import CredentialActor, CredentialEvent, CredentialEventKind
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed
@@ -31,7 +31,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class CredentialEventAnswer(Answer):
+class CredentialEventAnswer(ApiModel):
     """One thing that was done with credentials, without what these are.
 
     by          how its actor was known; `controller` where it did so by itself, `operator` for a
@@ -52,7 +52,7 @@ class CredentialEventAnswer(Answer):
     session_id: str | None
 
 
-class CredentialEventList(Answer):
+class CredentialEventList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     events: list[CredentialEventAnswer]

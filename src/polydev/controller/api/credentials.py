@@ -13,16 +13,16 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.bodies import SecretBody
-from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.api.providers import (
     ProviderName,
     known_name,
     present_name,
     unknown_before_absent,
 )
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.request_bodies import SecretBody
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.services import Services
 from polydev.controller.store.credential_log import actor_of
@@ -114,7 +114,7 @@ class StoreRequest(SecretBody):
     )
 
 
-class StoredAnswer(Answer):
+class StoredAnswer(ApiModel):
     """What may be told of credentials.
 
     sessionId   the session in which they were got
@@ -153,7 +153,7 @@ class CredentialsAnswer(StoredAnswer):
     sealed: str | None
 
 
-class StoredList(Answer):
+class StoredList(ApiModel):
     """By provider."""
 
     credentials: list[StoredAnswer]

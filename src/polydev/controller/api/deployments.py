@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.host import deployments as records
 from polydev.controller.host.deployment_list import (
     Deployment,
@@ -50,7 +50,7 @@ NO_DEPLOYMENT = (
 DeploymentId = Annotated[str, Path(pattern=ID_PATTERN, description="The deployment's id")]
 
 
-class DeploymentSummary(Answer):
+class DeploymentSummary(ApiModel):
     """A deployment, rollback or backup.
 
     A record that cannot be read has the status `unreadable`, its `problem`, and nulls.
@@ -73,14 +73,14 @@ class DeploymentSummary(Answer):
     problem: str | None
 
 
-class DeploymentList(Answer):
+class DeploymentList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     deployments: list[DeploymentSummary]
     next: str | None
 
 
-class WayBackAnswer(Answer):
+class WayBackAnswer(ApiModel):
     """How to bring the host back to what it was before.
 
     to          the deployment whose result the host had

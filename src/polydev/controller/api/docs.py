@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from polydev.controller.api.identity import BEARER
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.auth.authentication import BEARER
 
 METHODS = ("get", "post", "put", "patch", "delete")
 # The page has no script and nothing of others, and the browser is told to keep it so.

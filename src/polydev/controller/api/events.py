@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.api.sessions import SessionId, session_for
+from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.auth.token_watch import AccessEnd
 from polydev.controller.model import Caller, SessionNews
 from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
-from polydev.controller.token_watch import AccessEnd
 
 MEDIA_TYPE = "text/event-stream"
 # A proxy that compresses it may hold back what is to come at once.

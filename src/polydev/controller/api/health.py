@@ -8,11 +8,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import polydev
-from polydev.controller.api.identity import BEARER, AskingOperator
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.auth.authentication import BEARER, AskingOperator
 from polydev.controller.health import HealthReport
-from polydev.controller.middleware import HEALTH_PATH
 from polydev.controller.migrations import HEAD
+from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.services import Services
 
 HEALTHY = {

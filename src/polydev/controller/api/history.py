@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.host.export import MEDIA_TYPES, Export, Format, file_name
 from polydev.controller.host.reports import History, timed_samples
 from polydev.controller.host.sample import Sample

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.host.images import (
     DIGEST,
     StoredImage,
@@ -70,7 +70,7 @@ EXAMPLE: dict[str, Any] = {
 Digest = Annotated[str, Path(pattern=f"^{DIGEST}$", description="The image's digest")]
 
 
-class SpecCounts(Answer):
+class SpecCounts(ApiModel):
     """How many specs ended so."""
 
     passed: int
@@ -78,7 +78,7 @@ class SpecCounts(Answer):
     skipped: int
 
 
-class VerificationSummary(Answer):
+class VerificationSummary(ApiModel):
     """The last cold boot of the image; `cause` says why it failed."""
 
     at: datetime
@@ -89,7 +89,7 @@ class VerificationSummary(Answer):
     specs: SpecCounts
 
 
-class ImageSummary(Answer):
+class ImageSummary(ApiModel):
     """An image. What is known by its record is null where that cannot be read, for the `problem`.
 
     sizeBytes   the disk space of its files
@@ -112,7 +112,7 @@ class ImageSummary(Answer):
     problem: str | None
 
 
-class ImageList(Answer):
+class ImageList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     golden: str | None

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.answers import Answer, SessionAnswer
-from polydev.controller.api.bodies import SecretBody
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.answers import SessionAnswer
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.request_bodies import SecretBody
 from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, session_for
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.machines.agent_client import AgentLogin
 from polydev.controller.model import Session, Vm
 from polydev.controller.services import Services
@@ -69,7 +70,7 @@ class CodeRequest(SecretBody):
     ]
 
 
-class LoginAnswer(Answer):
+class LoginAnswer(ApiModel):
     """How far the login is. `url` is told as soon as it is known.
 
     deviceCode      what the user types in at `url`, where the tool has such a code

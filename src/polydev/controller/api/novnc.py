@@ -20,9 +20,10 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocket
 
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.origin import asked_from
 from polydev.controller.api.sessions import session_for, uuid_of
+from polydev.controller.auth.client_address import asked_from
+from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.token_watch import AccessEnd
 from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.relay.beat import Beat
 from polydev.controller.relay.closings import (
@@ -42,7 +43,6 @@ from polydev.controller.relay.pump import Buffers, open_screen, relay
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
-from polydev.controller.token_watch import AccessEnd
 from polydev.errors import NotAllowed, NotAuthenticated, VmError
 from polydev.vm.config import VNC_PORT
 

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.host.shapes import Status
 from polydev.controller.services import Services
 
@@ -30,7 +30,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class FindingAnswer(Answer):
+class FindingAnswer(ApiModel):
     """Something that is not well.
 
     part        what it is about: the rule of an alert, or a part of the host
@@ -45,7 +45,7 @@ class FindingAnswer(Answer):
     hint: str
 
 
-class OverviewAnswer(Answer):
+class OverviewAnswer(ApiModel):
     """`status` is the worst of the findings', which stand with the worst first."""
 
     model_config = ConfigDict(title="Overview", json_schema_extra={"examples": [EXAMPLE]})

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.pool import pool_state
 from polydev.controller.services import Services
@@ -26,7 +26,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class PoolAnswer(Answer):
+class PoolAnswer(ApiModel):
     """The VMs that wait for a session.
 
     size        how many there are to be; 0 where the host resumes no VMs

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.host.probe import Unanswered
 from polydev.controller.host.processes import By, Kind, why_unavailable
 from polydev.controller.services import Services
@@ -32,7 +32,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class ProcessAnswer(Answer):
+class ProcessAnswer(ApiModel):
     """A process.
 
     name            the kernel's short name; its arguments are not told, since they may be secret
@@ -54,7 +54,7 @@ class ProcessAnswer(Answer):
     vm_id: str | None
 
 
-class ProcessesAnswer(Answer):
+class ProcessesAnswer(ApiModel):
     """The most demanding first. `unavailable`: why there are none."""
 
     model_config = ConfigDict(title="Processes", json_schema_extra={"examples": [EXAMPLE]})

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, StringConstraints
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.services import Services
 from polydev.errors import CredentialsNotFound
 from polydev.providers import Provider, by_any_name
@@ -29,7 +29,7 @@ EXAMPLE: dict[str, Any] = {
 ProviderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
-class ProviderAnswer(Answer):
+class ProviderAnswer(ApiModel):
     """A provider that sessions may be started for.
 
     `acceptsCode`: whether a code that its page shows may be pasted. `rotates`: whether one machine
@@ -46,7 +46,7 @@ class ProviderAnswer(Answer):
     older_names: list[str]
 
 
-class ProviderList(Answer):
+class ProviderList(ApiModel):
     """Those of the golden image, by name."""
 
     providers: list[ProviderAnswer]

@@ -16,15 +16,15 @@ from polydev.controller.api.answers import (
     is_live,
     seen_by_spectator,
     session_answer,
-    session_path,
     session_vm_answer,
 )
-from polydev.controller.api.bodies import RequestBody
-from polydev.controller.api.identity import BEARER, Asking
+from polydev.controller.api.error_responses import refusals
 from polydev.controller.api.providers import ProviderName, known_name
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.request_bodies import RequestBody
+from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.health import image_store_state
 from polydev.controller.model import Caller, Session, Vm, now
+from polydev.controller.paths import session_path
 from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState
 from polydev.controller.sealing import checked_recipient

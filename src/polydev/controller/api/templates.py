@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.services import Services
 from polydev.controller.settings import Settings
@@ -43,7 +43,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class TemplateAnswer(Answer):
+class TemplateAnswer(ApiModel):
     """One template.
 
     serves      whether VMs that start now are resumed from it
@@ -66,14 +66,14 @@ class TemplateAnswer(Answer):
     files: dict[str, str]
 
 
-class TemplateBuild(Answer):
+class TemplateBuild(ApiModel):
     """The making of the wanted one. `detail`: what is being done, or why it failed."""
 
     state: Literal["none", "running", "failed"]
     detail: str | None
 
 
-class TemplatesAnswer(Answer):
+class TemplatesAnswer(ApiModel):
     """The templates of the host, oldest first.
 
     wanted          the key of the golden image's, for VMs as they are configured now

@@ -13,13 +13,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 
-from polydev.controller.api.answers import Answer, screen_path, viewer_page
-from polydev.controller.api.bodies import RequestBody
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.origin import asked_from
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.request_bodies import RequestBody
 from polydev.controller.api.sessions import SessionId, session_for
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.auth.client_address import asked_from
 from polydev.controller.model import Caller
+from polydev.controller.paths import screen_path, viewer_page
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired
 
@@ -60,7 +61,7 @@ class TicketRequest(RequestBody):
     )
 
 
-class TicketAnswer(Answer):
+class TicketAnswer(ApiModel):
     """`url` is what to connect to, or to open."""
 
     model_config = ConfigDict(
@@ -89,7 +90,7 @@ class RedeemRequest(RequestBody):
     ticket: TicketText
 
 
-class KeyAnswer(Answer):
+class KeyAnswer(ApiModel):
     """`key` lets a page ask for its session, as a Bearer token does."""
 
     model_config = ConfigDict(
@@ -112,7 +113,7 @@ class KeyAnswer(Answer):
     expires_at: datetime
 
 
-class LinkAnswer(Answer):
+class LinkAnswer(ApiModel):
     """`url` signs a browser in, once. What is behind `#` is sent to nobody by itself."""
 
     model_config = ConfigDict(

@@ -8,16 +8,16 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.identity import BEARER, AskingAdmin
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, AskingAdmin
 from polydev.controller.model import Token
 from polydev.controller.services import Services
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-class TokenAnswer(Answer):
+class TokenAnswer(ApiModel):
     """A token as it may be shown. It itself is stored hashed only."""
 
     id: str

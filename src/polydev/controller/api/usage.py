@@ -11,9 +11,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from polydev.controller.accounting import USUAL_DAYS, Use, day_of, first_day, total
-from polydev.controller.api.answers import Answer, QuotaAnswer, quota_answer
-from polydev.controller.api.identity import BEARER, Asking, AskingOperator
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.answers import QuotaAnswer, quota_answer
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
+from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
 from polydev.controller.model import Role, User, now
 from polydev.controller.quotas import QuotaState, month_of
 from polydev.controller.services import Services
@@ -26,7 +27,7 @@ DaysBack = Annotated[
 ]
 
 
-class UseAnswer(Answer):
+class UseAnswer(ApiModel):
     """A user's use.
 
     vmSeconds   in which VMs ran, without those in which they were paused
@@ -47,7 +48,7 @@ class DayUse(UseAnswer):
     day: date
 
 
-class OwnUsage(Answer):
+class OwnUsage(ApiModel):
     """`days` are those on which something was used, oldest first; `total` is their sum."""
 
     user_id: str
@@ -59,7 +60,7 @@ class OwnUsage(Answer):
     quotas: list[QuotaAnswer]
 
 
-class UserUsage(Answer):
+class UserUsage(ApiModel):
     """What one user used since the first day asked for."""
 
     user_id: str
@@ -70,7 +71,7 @@ class UserUsage(Answer):
     quotas: list[QuotaAnswer]
 
 
-class UsageReport(Answer):
+class UsageReport(ApiModel):
     """All users, who used most VM time first; `days` are the sums of all of them."""
 
     since: date

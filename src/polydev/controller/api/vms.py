@@ -13,12 +13,12 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
-from polydev.controller.api.console import MOST_LINES, tail
-from polydev.controller.api.identity import BEARER, Asking
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.auth.rate_limits import Buckets
 from polydev.controller.host.sampler import figures_of
 from polydev.controller.host.vm_figures import VmFigures
+from polydev.controller.machines.console_stream import MOST_LINES, tail
 from polydev.controller.model import Caller, Vm
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed, SessionExpired, VmError

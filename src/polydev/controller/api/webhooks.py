@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.answers import Answer
-from polydev.controller.api.refusals import refusals
+from polydev.controller.api.error_responses import refusals
+from polydev.controller.api_model import ApiModel
 from polydev.controller.model import now
 from polydev.controller.services import Services
 from polydev.controller.settings import WebhookEndpoint
 from polydev.controller.store.webhook_log import Backlog, Delivery, DeliveryState
-from polydev.controller.webhooks.addresses import shown_url, url_digest
+from polydev.controller.webhook_urls import shown_url, url_digest
 
 MOST_LISTED = 1000
 # A number of PostgreSQL's integers.
@@ -69,7 +69,7 @@ DeliveryId = Annotated[int, Path(ge=1, le=MOST_ID, description="The delivery's i
 EndpointName = Annotated[str, Path(max_length=64, description="The endpoint's name")]
 
 
-class DeliveryAnswer(Answer):
+class DeliveryAnswer(ApiModel):
     """An event's way to one endpoint. `timestamp` is when it happened, `webhookId` the header's.
 
     dueAt        when it is sent next; null where it does not wait
@@ -94,7 +94,7 @@ class DeliveryAnswer(Answer):
     message: Mapping[str, Any]
 
 
-class DeliveryList(Answer):
+class DeliveryList(ApiModel):
     """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
 
     model_config = ConfigDict(title="WebhookDeliveryList")
@@ -103,7 +103,7 @@ class DeliveryList(Answer):
     next: int | None
 
 
-class EndpointAnswer(Answer):
+class EndpointAnswer(ApiModel):
     """A receiver of webhooks. `url` is without its query.
 
     wantsMore     false: it answered 410 Gone, and gets nothing more at that URL
@@ -123,7 +123,7 @@ class EndpointAnswer(Answer):
     failed_lately: int
 
 
-class EndpointList(Answer):
+class EndpointList(ApiModel):
     """In the order of the configuration."""
 
     model_config = ConfigDict(title="WebhookEndpointList")
@@ -131,7 +131,7 @@ class EndpointList(Answer):
     endpoints: list[EndpointAnswer]
 
 
-class TrialAnswer(Answer):
+class TrialAnswer(ApiModel):
     """What an endpoint answered to a test message: `status` and the beginning of its text, or why
     there was no answer. `taken`: it would count as delivered.
     """

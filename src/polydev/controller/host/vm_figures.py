@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from pydantic import Field
 
-from polydev.controller.api.answers import Answer
+from polydev.controller.api_model import ApiModel
 from polydev.controller.host.network_health import slot_port
 from polydev.controller.host.probe import Probe, Unanswered
 from polydev.vm.untrusted_files import open_untrusted_folder
@@ -30,7 +30,7 @@ MOST_FILES, MOST_DEPTH = 10_000, 10
 _asked: dict[tuple[int, int | None, Path], Probe[VmFigures]] = {}
 
 
-class VmFigures(Answer):
+class VmFigures(ApiModel):
     """What a VM uses; null is what could not be measured, and `unavailable` says why.
 
     cpu_seconds     since its process was started

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
+from polydev.controller.auth.token_watch import NOT_OPERATOR
 from polydev.controller.model import Session, Vm
 from polydev.controller.problems import DATABASE_ERRORS, Unavailable
-from polydev.controller.token_watch import NOT_OPERATOR
 from polydev.errors import (
     Error,
     NotAllowed,

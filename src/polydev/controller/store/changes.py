@@ -19,7 +19,7 @@ from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, nex
 from polydev.controller.store import tables, webhooks
 from polydev.controller.store.refusals import session_over
 from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
-from polydev.controller.webhooks.events import SESSION_EVENTS, EventType
+from polydev.controller.webhook_events import SESSION_EVENTS, EventType
 from polydev.errors import SessionNotFound, VmError
 
 # Any number, the same in all processes: the key of a lock in PostgreSQL.

@@ -21,7 +21,7 @@ from polydev.controller.model import (
 from polydev.controller.store import tables, webhooks
 from polydev.controller.store.rows import CREDENTIAL_EVENTS, credential_event_of
 from polydev.controller.store.transactions import Database, uninterrupted
-from polydev.controller.webhooks.events import EventType
+from polydev.controller.webhook_events import EventType
 
 _events = tables.credential_events.c
 WEBHOOKS: Mapping[CredentialEventKind, EventType] = {

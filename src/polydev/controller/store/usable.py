@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.command import DatabaseUnusable
-from polydev.controller.database import create_engine, described, schema_revision
+from polydev.controller.database import DatabaseUnusable, create_engine, described, schema_revision
 from polydev.controller.migrate import known_revisions
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables

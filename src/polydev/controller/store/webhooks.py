@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import now
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
-from polydev.controller.webhooks.events import EventType, body_of, new_message_id
+from polydev.controller.webhook_events import EventType, body_of, new_message_id
 
 _events, _deliveries = tables.webhook_events.c, tables.webhook_deliveries.c
 QUEUED_AT_ONCE = 250

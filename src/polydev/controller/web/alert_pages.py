@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from polydev.controller.api.identity import AskingOperator
+from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import Alert, now
 from polydev.controller.services import Services
 from polydev.controller.store.webhook_log import Delivery

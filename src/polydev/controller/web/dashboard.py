@@ -11,7 +11,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polydev.controller.api.identity import operator_of
+from polydev.controller.auth.authentication import operator_of
 from polydev.controller.host.charts import chart_columns
 from polydev.controller.host.probe import Unanswered
 from polydev.controller.host.processes import why_unavailable

@@ -14,7 +14,7 @@ from polydev.controller.api.deployments import (
     deployment_detail,
     deployment_list,
 )
-from polydev.controller.api.identity import AskingOperator
+from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.services import Services
 from polydev.controller.web.figures import NOTHING, duration_text, time_text
 from polydev.controller.web.levels import deployment_level

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from polydev.controller.api.identity import AskingOperator
 from polydev.controller.api.images import (
     MOST_LISTED,
     Digest,
@@ -17,6 +16,7 @@ from polydev.controller.api.images import (
     image_diff,
     image_list,
 )
+from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.host.images import DIGEST
 from polydev.controller.services import Services
 from polydev.controller.web.figures import NOTHING, size_text, time_text

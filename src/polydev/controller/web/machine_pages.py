@@ -11,8 +11,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from polydev.controller.api.identity import AskingOperator
 from polydev.controller.api.vms import known_vm
+from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
 from polydev.controller.web.figures import clock_text, duration_text, time_text

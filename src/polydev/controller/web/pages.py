@@ -13,8 +13,8 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from polydev.controller.api.cookies import csrf_token
-from polydev.controller.api.own_pages import Rules, shows_session_by_ticket
+from polydev.controller.auth.cookies import csrf_token
+from polydev.controller.auth.csrf import Rules, shows_session_by_ticket
 from polydev.controller.model import Caller
 from polydev.controller.problems import Problem
 from polydev.controller.settings import WebSettings

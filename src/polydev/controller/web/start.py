@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from polydev.controller.api.identity import Asking
+from polydev.controller.auth.authentication import Asking
 from polydev.controller.model import Caller, CredentialEvent, Session, now
 from polydev.controller.services import Services
 from polydev.controller.web.pages import Pages

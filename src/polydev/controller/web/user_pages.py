@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.accounting import USUAL_DAYS, first_day
-from polydev.controller.api.identity import AskingOperator
+from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import now
 from polydev.controller.quotas import month_of
 from polydev.controller.services import Services

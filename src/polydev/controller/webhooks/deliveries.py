@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, Counter
 from polydev.controller.model import now
 from polydev.controller.settings import WebhookSettings
 from polydev.controller.store.webhooks import Subscription, Webhooks
-from polydev.controller.webhooks.addresses import url_digest
-from polydev.controller.webhooks.events import TEST_TYPE, body_of, new_message_id
+from polydev.controller.webhook_events import TEST_TYPE, body_of, new_message_id
+from polydev.controller.webhook_urls import url_digest
 from polydev.controller.webhooks.lanes import DATABASE_TROUBLE, Lane, Pace
 from polydev.controller.webhooks.posting import Reply
 from polydev.errors import EndpointNotFound

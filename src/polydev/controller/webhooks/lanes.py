@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhooks import Claim, Webhooks
-from polydev.controller.webhooks.addresses import url_digest
+from polydev.controller.webhook_signing import signed_headers
+from polydev.controller.webhook_urls import url_digest
 from polydev.controller.webhooks.posting import GONE_STATUS, Reply, open_client, post
 from polydev.controller.webhooks.schedule import next_attempt
-from polydev.controller.webhooks.signing import signed_headers
 from polydev.vm.timeouts import end
 
 log = structlog.stdlib.get_logger(__name__)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from polydev.controller.systemd import inherited_sockets, notify_address, watchdog_seconds
+from polydev.controller.sd_notify import inherited_sockets, notify_address, watchdog_seconds
 
 
 def test_sockets_meant_for_another_process_are_not_taken() -> None:

@@ -1,15 +1,21 @@
-"""How often a caller may ask: a bucket of tokens for each, kept in memory."""
+"""Limits of what one caller may do: requests per second, and streams read at once.
+
+They are kept in memory, by each process.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
 MOST_BUCKETS = 10_000
+STREAM_RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,31 @@ class Buckets:
 
     def _filled(self, bucket: _Bucket, now: float) -> float:
         return min(self.burst, bucket.left + (now - bucket.at) * self.per_second)
+
+
+class StreamLimit:
+    """How many streams each user reads: events of sessions, and consoles that they follow."""
+
+    def __init__(self, most_per_user: int) -> None:
+        self._most = most_per_user
+        self._open: Counter[str] = Counter()
+
+    def check(self, user_id: str) -> None:
+        """Raises HTTPException 429 if the user may open no further stream now."""
+        if self._open.get(user_id, 0) >= self._most:
+            raise HTTPException(
+                429,
+                f"a user may read {self._most} streams at once: close one first",
+                {"Retry-After": str(STREAM_RETRY_SECONDS)},
+            )
+
+    @contextmanager
+    def reading(self, user_id: str) -> Iterator[None]:
+        """Count a stream of the user until the end of the block."""
+        self._open[user_id] += 1
+        try:
+            yield
+        finally:
+            self._open[user_id] -= 1
+            if not self._open[user_id]:
+                del self._open[user_id]

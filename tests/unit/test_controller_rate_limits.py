@@ -7,8 +7,8 @@ import contextlib
 import pytest
 from starlette.exceptions import HTTPException
 
-from polydev.controller.api import limits
-from polydev.controller.api.limits import Buckets
+from polydev.controller.auth import rate_limits as limits
+from polydev.controller.auth.rate_limits import Buckets
 
 
 class Clock:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polydev.controller.api.answers import session_path
 from polydev.controller.model import Caller
+from polydev.controller.paths import session_path
 from polydev.errors import NotAllowed
 
 SPECTATORS = {("GET", ""), ("GET", "/events"), ("POST", "/tickets")}

@@ -11,9 +11,9 @@ from typing import cast
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.api import console
-from polydev.controller.api.console import Consoles, tail
+from polydev.controller.machines import console_stream as console
 from polydev.controller.machines.console import added_since
+from polydev.controller.machines.console_stream import Consoles, tail
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.__main__ import main
-from polydev.controller.command import DatabaseUnusable, opened
-from polydev.controller.commands import GROUPS
+from polydev.controller.cli.host_verbs import GROUPS
+from polydev.controller.cli.verb import opened
+from polydev.controller.database import DatabaseUnusable
 from polydev.controller.store.users import Tokens
 from tests.unit.command_line import CommandLine
 

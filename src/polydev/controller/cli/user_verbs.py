@@ -7,7 +7,7 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
-from polydev.controller.command import Verb, opened
+from polydev.controller.cli.verb import Verb, opened
 from polydev.controller.model import Role, Token, User, now
 
 if TYPE_CHECKING:

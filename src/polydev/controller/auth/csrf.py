@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.types import Scope
 
-from polydev.controller.api.cookies import has_csrf_token, remove_cookie, shown_cookie
-from polydev.controller.api.origin import Networks, address_of, is_trusted
+from polydev.controller.auth.client_address import Networks, address_of, is_trusted
+from polydev.controller.auth.cookies import has_csrf_token, remove_cookie, shown_cookie
 from polydev.errors import NotAllowed
 
 SESSION_PAGES = re.compile(r"/session/[^/]+")

@@ -21,10 +21,10 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from polydev.controller import settings as configured
-from polydev.controller.api.identity import Identity, JwtReader
-from polydev.controller.api.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Keys
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.origin import place_of, source_of
+from polydev.controller.auth.authentication import Identity, JwtReader
+from polydev.controller.auth.client_address import place_of, source_of
+from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Keys
+from polydev.controller.auth.rate_limits import Buckets
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.sign_ins import SignIns

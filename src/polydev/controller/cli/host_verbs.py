@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydev.controller.command import Verb, opened
-from polydev.controller.user_commands import USER_GROUPS
+from polydev.controller.cli.user_verbs import USER_GROUPS
+from polydev.controller.cli.verb import Verb, opened
 
 if TYPE_CHECKING:
     from polydev.controller.settings import Settings

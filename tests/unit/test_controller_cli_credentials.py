@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
-from polydev.controller.command import opened
+from polydev.controller.cli.verb import opened
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credentials import Credentials
 from polydev.controller.store.users import Users

@@ -13,9 +13,9 @@ from fastapi.security import HTTPBearer
 from pydantic import SecretStr
 
 from polydev.controller import settings as configured
-from polydev.controller.api.jwks import Keys, KeysUnavailable
-from polydev.controller.api.limits import Buckets
-from polydev.controller.api.origin import Networks, source_of
+from polydev.controller.auth.client_address import Networks, source_of
+from polydev.controller.auth.jwks import Keys, KeysUnavailable
+from polydev.controller.auth.rate_limits import Buckets
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns

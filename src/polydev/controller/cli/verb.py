@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydev.errors import Error
-
 if TYPE_CHECKING:
     from polydev.controller.settings import Settings
     from polydev.controller.store.transactions import Database
@@ -28,18 +26,12 @@ class Verb:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class DatabaseUnusable(Error):
-    """The database cannot be reached, or has another schema than this release."""
-
-    code = "database"
-
-
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
     """The database at this release's schema, closed again. Raises DatabaseUnusable."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from polydev.controller.database import create_engine, schema_revision
+    from polydev.controller.database import DatabaseUnusable, create_engine, schema_revision
     from polydev.controller.migrations import HEAD
     from polydev.controller.store.transactions import Database
 
@@ -61,6 +53,8 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 def _require_file(url: str) -> None:
     from sqlalchemy.engine import make_url
+
+    from polydev.controller.database import DatabaseUnusable
 
     parts = make_url(url)
     # SQLite would make an empty one.

@@ -1,0 +1,1 @@
+"""Authentication and authorization: who sends a request, and what they may do."""
