@@ -15,7 +15,7 @@ import pytest
 
 from polydev.controller.api import events, novnc
 from polydev.controller.auth.cookies import PLAIN_NAME, SECURE_NAME
-from polydev.controller.relay.beat import Beat
+from polydev.controller.relay.keepalive import KeepaliveTimer
 from tests.certificates import Tls, make_tls
 from tests.proxies import PROGRAMS, Proxy, proxy
 from tests.relays import HOST, PATIENCE_SECONDS, Screens, raw_viewer, screens
@@ -99,7 +99,7 @@ def test_an_untouched_viewer_outlives_the_proxys_patience(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As 20 s between pings are to nginx's usual 60 s, for three times its patience."""
-    monkeypatch.setattr(novnc, "Beat", partial(Beat, 0.4))
+    monkeypatch.setattr(novnc, "KeepaliveTimer", partial(KeepaliveTimer, 0.4))
 
     async def scenario() -> None:
         async with start(read_timeout="1200ms") as host:
@@ -120,7 +120,7 @@ def test_an_untouched_viewer_outlives_the_proxys_patience(
 def test_without_pings_nginx_would_cut_it(
     tmp_path: Path, tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(novnc, "Beat", partial(Beat, HOURS))
+    monkeypatch.setattr(novnc, "KeepaliveTimer", partial(KeepaliveTimer, HOURS))
     (tmp_path / "host").mkdir()
 
     async def scenario() -> None:

@@ -27,9 +27,9 @@ from polydev.controller.api import novnc
 from polydev.controller.app import create_app
 from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
 from polydev.controller.model import Session, now
-from polydev.controller.relay import seats
-from polydev.controller.relay.beat import Beat
-from polydev.controller.relay.seats import MOST_VIEWERS
+from polydev.controller.relay import viewers
+from polydev.controller.relay.keepalive import KeepaliveTimer
+from polydev.controller.relay.viewers import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from tests.api import JWT_SECRET, token_of
@@ -288,7 +288,7 @@ def test_no_more_than_some_may_look_at_once(run: Run) -> None:
         code, reason = await made.closing(session.id)
         assert (code, reason) == (1013, "too many viewers look at this session already")
         await viewers[0].close()
-        await until(partial(figure_is, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free seat")
+        await until(partial(figure_is, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free place")
         async with made.connect(session.id) as viewer:
             assert await viewer.recv() == RFB_GREETING
         for viewer in viewers:
@@ -654,7 +654,7 @@ def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -
 @pytest.fixture
 def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not so quick that a busy machine makes a viewer late.
-    monkeypatch.setattr(novnc, "Beat", partial(Beat, 0.2))
+    monkeypatch.setattr(novnc, "KeepaliveTimer", partial(KeepaliveTimer, 0.2))
 
 
 @pytest.mark.usefixtures("quick_pings")
@@ -813,7 +813,7 @@ class TestUse:
     def test_who_answers_no_ping_does_not_use_it(
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(seats, "HEARD_SECONDS", 0.0)
+        monkeypatch.setattr(viewers, "HEARD_SECONDS", 0.0)
 
         async def scenario(made: Screens) -> None:
             session = await made.session()
@@ -834,7 +834,7 @@ class TestUse:
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """While its bytes wait for its VM, nobody can tell whether it is still there."""
-        monkeypatch.setattr(seats, "HEARD_SECONDS", 0.5)
+        monkeypatch.setattr(viewers, "HEARD_SECONDS", 0.5)
         vm = Vm()
 
         async def send_on(viewer: Any) -> None:

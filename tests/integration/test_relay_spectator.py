@@ -15,8 +15,8 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from polydev.controller.relay.closings import POLICY_VIOLATION
-from polydev.controller.relay.spectator import EXTENDED_CLIPBOARD
+from polydev.controller.relay.close_reasons import POLICY_VIOLATION
+from polydev.controller.relay.spectator_filter import EXTENDED_CLIPBOARD
 from tests.driving import until
 from tests.relays import HOST, Screens, closing_of, screens
 from tests.xscreen import HEIGHT, WIDTH, XScreen, x_screens

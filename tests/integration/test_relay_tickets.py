@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from polydev.controller.relay.closings import NOT_ALLOWED, NOT_AUTHENTICATED
+from polydev.controller.relay.close_reasons import NOT_ALLOWED, NOT_AUTHENTICATED
 from polydev.controller.store.sign_ins import Purpose
 from tests.relays import HOST, PATIENCE_SECONDS, Screens, closing_of, screens
 from tests.vms import RFB_GREETING

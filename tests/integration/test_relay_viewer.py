@@ -13,28 +13,28 @@ import pytest
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from polydev.controller.relay.beat import Beat
-from polydev.controller.relay.closings import (
+from polydev.controller.relay.close_reasons import (
     VIEWER_SILENT,
     VIEWER_VANISHED,
     VM_GONE,
-    Closing,
-    Refused,
+    CloseReason,
+    ViewerRefused,
 )
-from polydev.controller.relay.pipes import Pipes
-from polydev.controller.relay.pump import Buffers, Pump
-from polydev.controller.relay.seats import Seat, Seats
+from polydev.controller.relay.forwarding import Buffers, Forwarder
+from polydev.controller.relay.keepalive import KeepaliveTimer
+from polydev.controller.relay.splice import PipePool
 from polydev.controller.relay.takeover import Connection
 from polydev.controller.relay.viewer import Viewer
+from polydev.controller.relay.viewers import ViewerEntry, Viewers
 from tests.driving import until
 from tests.relays import RawViewer
 
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
 MUCH = 8 << 20  # more than the buffers of two sockets hold
-OVER = Closing(4000, "the session is over", "session-over")
+OVER = CloseReason(4000, "the session is over", "session-over")
 
 
-class ByHand(Beat):
+class ByHand(KeepaliveTimer):
     """Beats when a test says so."""
 
     def _wait(self) -> None:
@@ -154,7 +154,7 @@ def test_while_something_waits_the_vm_is_not_read() -> None:
         viewer, data = bench.viewer, os.urandom(MUCH)
         near, vm = connected()
         assert not viewer.send(memoryview(data))
-        pump = Pump(viewer, near, Buffers())
+        pump = Forwarder(viewer, near, Buffers())
         pump.begin()
         try:
             vm.sendall(b"the screen")
@@ -207,7 +207,7 @@ def test_a_viewer_that_answers_no_close_is_let_go_all_the_same() -> None:
 
 
 def test_a_pipe_with_something_left_in_it_is_nobody_elses() -> None:
-    pipes = Pipes()
+    pipes = PipePool()
     near, far = connected()
     with near, far, pipes.kept():
         empty, full = pipes.take(), pipes.take()
@@ -226,16 +226,16 @@ def test_a_pipe_with_something_left_in_it_is_nobody_elses() -> None:
 
 def test_who_may_not_look_yet_is_told_nothing_of_the_end() -> None:
     async def scenario(bench: Bench) -> None:
-        seat = Seat("a session", bench.viewer)
-        seat.end(OVER)
+        entry = ViewerEntry("a session", bench.viewer)
+        entry.end(OVER)
         assert not bench.viewer.ended.done()
-        seats = Seats(cast(Any, None), cast(Any, None))
-        with pytest.raises(Refused) as refused:
-            seats.take(seat)
+        viewers = Viewers(cast(Any, None), cast(Any, None))
+        with pytest.raises(ViewerRefused) as refused:
+            viewers.admit(entry)
         assert refused.value.closing is OVER
-        assert not seat.is_taken
-        seat.is_taken = True
-        seat.end(OVER)
+        assert not entry.is_admitted
+        entry.is_admitted = True
+        entry.end(OVER)
         assert bench.viewer.ended.result() is OVER
 
     play(scenario)

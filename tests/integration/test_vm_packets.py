@@ -105,7 +105,7 @@ server.serve_forever()
 ASK_AGENT = """
 import asyncio, sys
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.relay.pump import open_screen
+from polydev.controller.relay.forwarding import open_screen
 async def ask():
     agent = AgentClient(10)
     try:

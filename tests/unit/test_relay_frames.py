@@ -9,7 +9,7 @@ from websockets.protocol import OPEN, Side
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from polydev.controller.relay.closings import BY_VIEWER, NOT_BINARY, Closing
+from polydev.controller.relay.close_reasons import BY_VIEWER, NOT_BINARY, CloseReason
 from polydev.controller.relay.frames import (
     PING,
     FrameReader,
@@ -53,13 +53,13 @@ def test_a_ping_is_one() -> None:
 
 
 def test_a_closing_is_read_as_it_was_meant() -> None:
-    (frame,) = seen(close_frame(Closing(4410, "the session is over", "session-over")))
+    (frame,) = seen(close_frame(CloseReason(4410, "the session is over", "session-over")))
     assert Close.parse(frame.data) == Close(4410, "the session is over")
 
 
 @given(st.text())
 def test_a_reason_of_any_length_fits_and_stays_text(text: str) -> None:
-    (frame,) = seen(close_frame(Closing(1011, text, "any")))
+    (frame,) = seen(close_frame(CloseReason(1011, text, "any")))
     assert text.startswith(Close.parse(frame.data).reason)
     assert len(frame.data) <= 125
 

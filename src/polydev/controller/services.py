@@ -33,7 +33,7 @@ from polydev.controller.machines.login import LoginStores
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
-from polydev.controller.relay.seats import Seats
+from polydev.controller.relay.viewers import Viewers
 from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
@@ -73,7 +73,7 @@ class Services:
     rules              what comes from our own pages, and how browsers reach them
     consoles           of VMs that somebody follows
     event_notifier     wakes those who follow sessions when any session has an event
-    seats              who looks at which session
+    viewers            who looks at which session
     deliveries         of webhooks, sent in the background; `webhook_log` has them all
     ending             set as soon as the service is told to end: streams let go of their clients
     """
@@ -111,7 +111,7 @@ class Services:
     consoles: Consoles
     screenshots: Screenshots
     event_notifier: EventNotifier
-    seats: Seats
+    viewers: Viewers
     deliveries: Deliveries
     webhook_log: WebhookLog
     background: Background
@@ -256,7 +256,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         consoles=Consoles(vms),
         screenshots=Screenshots(),
         event_notifier=event_notifier,
-        seats=Seats(sessions, event_notifier),
+        viewers=Viewers(sessions, event_notifier),
         deliveries=deliveries,
         webhook_log=WebhookLog(database),
         background=Background(_works(settings, database, driver, sampler, deliveries)),

@@ -25,21 +25,21 @@ from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.rate_limits import Buckets
 from polydev.controller.auth.token_watch import AccessEnd
 from polydev.controller.model import Caller, Session, Vm
-from polydev.controller.relay.beat import Beat
-from polydev.controller.relay.closings import (
+from polydev.controller.relay.close_reasons import (
     ASLEEP,
     UNEXPECTED,
     VM_GONE,
     VNC_DOWN,
-    Closing,
-    Refused,
+    CloseReason,
+    ViewerRefused,
     closing_of,
     not_ready,
     permit_over,
     session_over,
 )
-from polydev.controller.relay.figures import RelayFigures
-from polydev.controller.relay.pump import Buffers, open_screen, relay
+from polydev.controller.relay.forwarding import Buffers, open_screen, relay
+from polydev.controller.relay.keepalive import KeepaliveTimer
+from polydev.controller.relay.metrics import RelayMetrics
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
@@ -83,10 +83,10 @@ class Screens:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._seats = services.seats
-        self._figures = RelayFigures(services.metrics.registry, self._seats.viewers)
+        self._viewers = services.viewers
+        self._figures = RelayMetrics(services.metrics.registry, self._viewers.admitted)
         self._buffers = Buffers()
-        self._beat = Beat()
+        self._keepalive = KeepaliveTimer()
         self._frames = Buckets(FRAMES_PER_SECOND, FRAMES_BURST)
 
     async def show(self, websocket: WebSocket, session_id: str) -> None:
@@ -96,7 +96,7 @@ class Screens:
             taken = await take_over(websocket, SUBPROTOCOL if is_offered else None)
         except ConnectionError:
             return
-        viewer = Viewer(taken, self._beat)
+        viewer = Viewer(taken, self._keepalive)
         with ExitStack() as left_behind:
             left_behind.callback(viewer.abort)
             admission = self._admit(websocket, session_id, viewer, left_behind)
@@ -106,39 +106,39 @@ class Screens:
                 await self._refuse(viewer, session_id, error)
                 return
             # Beside the relay: a viewer does not wait for the database's writers.
-            came = asyncio.create_task(self._seats.came(admitted.session.id))
+            came = asyncio.create_task(self._viewers.joined(admitted.session.id))
             ended = await self._relay(viewer, admitted)
         self._figures.closed(viewer, ended.cause)
         await came
-        await self._seats.went(admitted.session.id, ended)
+        await self._viewers.left(admitted.session.id, ended)
 
     async def _admit(
         self, websocket: WebSocket, session_id: str, viewer: Viewer, left_behind: ExitStack
     ) -> Admitted:
-        """Whoever may look, with a connection to the screen. Raises Refused and all of Error."""
+        """Check the viewer's rights and connect to the screen. Raises ViewerRefused and Error."""
         caller = await self._caller(websocket)
         viewer.may_send = partial(self._may_send, caller.counted_as)
         known = uuid_of(session_id)
-        # First the seat, then the question: so no end of the session can be missed.
-        seat = left_behind.enter_context(self._seats.seat(str(known), viewer))
+        # Register first, then read the session: so no end of the session can be missed.
+        entry = left_behind.enter_context(self._viewers.register(str(known), viewer))
         session = await session_for(self._services, caller, known)
         access = self._services.token_watch.until_invalid(caller, session.user_id)
         left_behind.enter_context(access).add_done_callback(partial(_end_viewer, viewer))
         vm = await self._services.vms.get(session.vm_id)
         _check_state(session, vm)
-        seat.view_only = caller.view_only
-        self._seats.take(seat)
+        entry.view_only = caller.view_only
+        self._viewers.admit(entry)
         vm = await self._awake(session, vm)
         screen = await open_screen(vm.vm_ip, VNC_PORT)
         left_behind.enter_context(closing(screen))
         return Admitted(session, vm, screen, caller.view_only)
 
     async def _awake(self, session: Session, vm: Vm) -> Vm:
-        """The VM, which runs; the viewer waits meanwhile. Raises Refused."""
+        """The VM, which runs; the viewer waits meanwhile. Raises ViewerRefused."""
         try:
             vm = await self._services.awake(vm)
         except VmError:
-            raise Refused(ASLEEP) from None
+            raise ViewerRefused(ASLEEP) from None
         _check_state(session, vm)
         return vm
 
@@ -186,7 +186,7 @@ class Screens:
         )
         await viewer.close(told)
 
-    async def _relay(self, viewer: Viewer, admitted: Admitted) -> Closing:
+    async def _relay(self, viewer: Viewer, admitted: Admitted) -> CloseReason:
         """Bytes both ways until one side has enough; how it ended."""
         session, vm = admitted.session, admitted.vm
         say = log.bind(session_id=session.id, vm_id=vm.id, vm_address=masked(vm.vm_ip))
@@ -207,7 +207,7 @@ class Screens:
         )
         return told
 
-    async def _explained(self, session_id: str, ended: Closing) -> Closing:
+    async def _explained(self, session_id: str, ended: CloseReason) -> CloseReason:
         """A VM is gone because its session is over, more often than not."""
         if ended not in (VM_GONE, VNC_DOWN):
             return ended
@@ -231,23 +231,23 @@ def masked(address: str) -> str:
 
 
 def _check_state(session: Session, vm: Vm) -> None:
-    """Raises Refused unless there can be a screen."""
+    """Raises ViewerRefused unless there can be a screen."""
     if not session.is_live:
-        raise Refused(session_over(session))
+        raise ViewerRefused(session_over(session))
     if vm.state in BOOTING:
-        raise Refused(not_ready(vm))
+        raise ViewerRefused(not_ready(vm))
     if vm.state != "ready":
-        raise Refused(VNC_DOWN)
+        raise ViewerRefused(VNC_DOWN)
 
 
 async def _while_open(viewer: Viewer, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives. Raises Refused if the viewer is to be closed meanwhile."""
+    """What `work` gives. Raises ViewerRefused if the viewer is to be closed meanwhile."""
     task = asyncio.create_task(work)
     try:
         either: set[asyncio.Future[Any]] = {task, viewer.ended}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Refused(viewer.ended.result())
+            raise ViewerRefused(viewer.ended.result())
         return task.result()
     finally:
         task.cancel()

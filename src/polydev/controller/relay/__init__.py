@@ -1,14 +1,14 @@
-"""From a browser's WebSocket straight to its VM's RFB port, without a second hop.
+"""Carry the screen of a VM: from a browser's WebSocket straight to the VM's RFB port.
 
-takeover    uvicorn makes the handshake, then hands the connection over with its socket
-far_end     under TLS, the bytes between that connection and the socket that the relay gets
-frames      what is on the wire, as pure functions: headers, closings, a reader of frames
-closings    how a viewer's connection ends, in codes and words that it can show
-beat        one timer for the pings of all viewers
-viewer      the WebSocket: frames out, bytes in, pings, the closing handshake
-spectator   what a read-only viewer may say to its VM
-pump        bytes both ways between a viewer and its VM, each way as fast as the slower end
-pipes       pipes through which the kernel moves large updates, copying nothing
-seats       who looks at which session: how many may, and whose session is over
-figures     what Prometheus is told of them
+takeover          uvicorn makes the handshake, then hands the connection over with its socket
+tls_proxy         under TLS, the bytes between that connection and the socket that the relay gets
+frames            what is on the wire, as pure functions: headers, close frames, a frame reader
+close_reasons     why a viewer's connection ends: codes, and words that a viewer can show
+keepalive         one timer for the pings of all viewers
+viewer            the WebSocket of one viewer: frames out, bytes in, pings, the closing handshake
+spectator_filter  what a read-only viewer may say to its VM
+forwarding        bytes both ways between a viewer and its VM, each way as fast as the slower end
+splice            pipes through which the kernel moves large updates without a copy
+viewers           the viewers of each session: how many may look, and whose session is over
+metrics           the relay's metrics for Prometheus
 """

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
-from polydev.controller.relay.closings import BY_VIEWER, MOST_REASON_BYTES, NOT_BINARY, Closing
+from polydev.controller.relay.close_reasons import (
+    BY_VIEWER,
+    MOST_REASON_BYTES,
+    NOT_BINARY,
+    CloseReason,
+)
 
 FINAL_BINARY = 0x80 | Opcode.BINARY
 MOST_BYTES_IN_ONE = 125
@@ -25,7 +30,7 @@ def binary_header(length: int) -> bytes:
     return struct.pack(">BBQ", FINAL_BINARY, 127, length)
 
 
-def close_frame(closing: Closing) -> bytes:
+def close_frame(closing: CloseReason) -> bytes:
     payload = struct.pack(">H", closing.code) + shortened(closing.reason)
     return Frame(Opcode.CLOSE, payload).serialize(mask=False)
 
@@ -48,7 +53,7 @@ class Received:
     frames: int
     data: bytes
     pong: bytes | None = None
-    closing: Closing | None = None
+    closing: CloseReason | None = None
 
 
 class FrameReader:
@@ -79,9 +84,9 @@ class FrameReader:
         self._protocol.data_to_send()  # its own answers are not those that are sent
         return Received(count, b"".join(parts), pong, closing or self._broken())
 
-    def _broken(self) -> Closing | None:
+    def _broken(self) -> CloseReason | None:
         """Why the frames cannot be read any further."""
         sent = self._protocol.close_sent
         if self._protocol.parser_exc is None or sent is None:
             return None
-        return Closing(sent.code, sent.reason, "protocol")
+        return CloseReason(sent.code, sent.reason, "protocol")

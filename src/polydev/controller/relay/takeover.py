@@ -26,7 +26,7 @@ from websockets import http11
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from polydev.controller.relay.far_end import FarEnd
+from polydev.controller.relay.tls_proxy import TlsProxy
 from polydev.controller.request_limits import (
     MALFORMED,
     MOST_HEADER_BYTES,
@@ -88,7 +88,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self._is_asked = False
         self._early_bytes = 0
         self._handshake: asyncio.TimerHandle | None = None
-        self._far_end: FarEnd | None = None
+        self._tls_proxy: TlsProxy | None = None
         if getattr(server_state, "draining_seconds", None) is not None:
             self._ending.set_result(None)  # upgraded on a connection from before
 
@@ -100,22 +100,22 @@ class RelayProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._end_handshake()
-        if self._far_end is not None:
-            self._far_end.close()
+        if self._tls_proxy is not None:
+            self._tls_proxy.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._far_end is not None:
-            self._far_end.pause_reading()
+        if self._tls_proxy is not None:
+            self._tls_proxy.pause_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._far_end is not None:
-            self._far_end.resume_reading()
+        if self._tls_proxy is not None:
+            self._tls_proxy.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._far_end is not None:
-            self._far_end.write(data)
+        if self._tls_proxy is not None:
+            self._tls_proxy.write(data)
             return
         if self._is_asked:
             self._early_bytes += len(data)
@@ -173,7 +173,9 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         near.setblocking(False)
         far.setblocking(False)
         try:
-            made = await self.loop.create_unix_connection(lambda: FarEnd(self.transport), sock=far)
+            made = await self.loop.create_unix_connection(
+                lambda: TlsProxy(self.transport), sock=far
+            )
             if self.transport.is_closing():
                 made[0].abort()
                 raise ConnectionAbortedError("closed during the handshake")
@@ -181,7 +183,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
             near.close()
             far.close()
             raise
-        self._far_end = made[1]
+        self._tls_proxy = made[1]
         self.transport.set_write_buffer_limits()
         self.transport.resume_reading()
         return near

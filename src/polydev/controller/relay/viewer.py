@@ -13,17 +13,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from polydev.controller.relay.beat import Beat
-from polydev.controller.relay.closings import (
+from polydev.controller.relay.close_reasons import (
     RESTARTING,
     TOO_MANY_FRAMES,
     VANISHED,
     VIEWER_SILENT,
     VIEWER_VANISHED,
-    Closing,
+    CloseReason,
 )
 from polydev.controller.relay.frames import PING, FrameReader, binary_header, close_frame
-from polydev.controller.relay.pipes import Pipe
+from polydev.controller.relay.keepalive import KeepaliveTimer
+from polydev.controller.relay.splice import SplicePipe
 from polydev.controller.relay.takeover import Connection
 
 READ_BYTES = 1 << 13  # few enough that reading as many empty frames delays nobody
@@ -40,21 +40,21 @@ class Viewer:
     may_send                whether it may send so many frames more; they are counted
     """
 
-    def __init__(self, connection: Connection, beat: Beat) -> None:
+    def __init__(self, connection: Connection, keepalive: KeepaliveTimer) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._socket = connection.socket
         self._number = connection.socket.fileno()
         self._reader = FrameReader(connection.protocol)
-        self._beat = beat
-        self.ended: asyncio.Future[Closing] = self._loop.create_future()
+        self._keepalive = keepalive
+        self.ended: asyncio.Future[CloseReason] = self._loop.create_future()
         self.bytes_to = 0
         self.bytes_from = 0
         self.on_drained: Callable[[], None] | None = None
         self.may_send: Callable[[int], bool] = lambda _frames: True
         self._deliver: Deliver | None = None
         self._rest = memoryview(b"")
-        self._pipe: Pipe | None = None
+        self._pipe: SplicePipe | None = None
         self._asides: dict[Literal["ping", "pong", "close"], bytes] = {}
         self._waits = False
         self._is_reading = False
@@ -74,7 +74,7 @@ class Viewer:
         """Whether it gave a sign of life in that time: it may be gone, but not yet missed."""
         return self._loop.time() - self._heard_at < seconds
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         """Say why it is to be closed; only the first word counts."""
         if not self.ended.done():
             self.ended.set_result(closing)
@@ -101,7 +101,7 @@ class Viewer:
         self._wait()
         return False
 
-    def send_pipe(self, pipe: Pipe) -> bool:
+    def send_pipe(self, pipe: SplicePipe) -> bool:
         """One frame of all that is in the pipe; whether it has left already."""
         self.bytes_to += pipe.held
         self._rest = memoryview(binary_header(pipe.held))
@@ -158,7 +158,7 @@ class Viewer:
     def begin(self, deliver: Deliver) -> None:
         """Read from now on, and ask for signs of life."""
         self._deliver = deliver
-        self._beat.join(self._tick)
+        self._keepalive.add(self._tick)
         self.resume()
         if self._connection.early:
             self._take(self._connection.early)
@@ -211,7 +211,7 @@ class Viewer:
             self._deliver(data)
 
     def _tick(self) -> None:
-        """With each beat: who gave no sign since the last ping is gone."""
+        """Send a ping; a viewer that gave no sign of life since the last one is gone."""
         can_be_heard = self._is_reading
         if self._ping_is_due and can_be_heard and not self._gave_sign:
             self.end(VIEWER_SILENT)
@@ -222,10 +222,10 @@ class Viewer:
 
     # The end
 
-    async def close(self, closing: Closing, within_seconds: float = CLOSE_SECONDS) -> None:
+    async def close(self, closing: CloseReason, within_seconds: float = CLOSE_SECONDS) -> None:
         """Say why, if anybody listens, and close; what the viewer still says is not read."""
         self.end(closing)
-        self._beat.leave(self._tick)
+        self._keepalive.remove(self._tick)
         self._is_closing = True
         if closing.code != VANISHED:
             self._asides.clear()
@@ -258,7 +258,7 @@ class Viewer:
         if self._waits:
             self._waits = False
             self._loop.remove_writer(self._number)
-        self._beat.leave(self._tick)
+        self._keepalive.remove(self._tick)
         self._connection.ending.remove_done_callback(self._restart)
         self._socket.close()
         self._connection.release()

@@ -95,7 +95,7 @@ async def machines_of(services: Services, vms: Sequence[Vm]) -> dict[str, Machin
     users = await services.users.some({each.user_id for each in sessions.values()})
     latest = services.sampler.latest
     samples = {each.vm_id: each for each in latest.vm} if latest else {}
-    viewers = services.seats.counts()
+    viewers = services.viewers.counts()
     found = {}
     for vm in vms:
         session = sessions.get(vm.id)

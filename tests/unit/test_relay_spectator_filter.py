@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.controller.relay.closings import POLICY_VIOLATION
-from polydev.controller.relay.spectator import (
+from polydev.controller.relay.close_reasons import POLICY_VIOLATION
+from polydev.controller.relay.spectator_filter import (
     EXTENDED_CLIPBOARD,
     EXTENDED_MOUSE_BUTTONS,
     MOST_ENCODINGS,

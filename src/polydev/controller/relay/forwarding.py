@@ -12,9 +12,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 
 from polydev.controller.machines.bridge import bridge_trouble
-from polydev.controller.relay.closings import BRIDGE_DOWN, VM_GONE, VNC_DOWN, Closing, Refused
-from polydev.controller.relay.pipes import Pipe, Pipes
-from polydev.controller.relay.spectator import SpectatorFilter
+from polydev.controller.relay.close_reasons import (
+    BRIDGE_DOWN,
+    VM_GONE,
+    VNC_DOWN,
+    CloseReason,
+    ViewerRefused,
+)
+from polydev.controller.relay.spectator_filter import SpectatorFilter
+from polydev.controller.relay.splice import PipePool, SplicePipe
 from polydev.controller.relay.viewer import Viewer
 
 BUFFER_BYTES = 1 << 16
@@ -27,10 +33,10 @@ class Buffers:
 
     def __init__(self) -> None:
         self.copied = memoryview(bytearray(BUFFER_BYTES))
-        self.pipes = Pipes()
+        self.pipes = PipePool()
 
 
-class Pump:
+class Forwarder:
     """Works from `begin` to `end`; where the VM ends it, it says so to the viewer's `end`.
 
     Of a viewer with a `spectator_filter` the VM gets what that passes.
@@ -49,7 +55,7 @@ class Pump:
         self._number = vm.fileno()
         self._buffer = buffers.copied
         self._pipes = buffers.pipes
-        self._pipe: Pipe | None = None
+        self._pipe: SplicePipe | None = None
         self._rest = memoryview(b"")
         self._filter = spectator_filter
 
@@ -96,7 +102,7 @@ class Pump:
             self._pipe = self._pipes.take()
         self._viewer.send(self._buffer[:count])
 
-    def _splice(self, pipe: Pipe) -> None:
+    def _splice(self, pipe: SplicePipe) -> None:
         count = pipe.fill(self._number)
         if not count:
             raise EOFError
@@ -145,7 +151,7 @@ class Pump:
 
 
 async def open_screen(address: str, port: int) -> socket.socket:
-    """A connection to a VM's RFB port. Raises Refused if nothing answers there."""
+    """A connection to a VM's RFB port. Raises ViewerRefused if nothing answers there."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
@@ -154,7 +160,7 @@ async def open_screen(address: str, port: int) -> socket.socket:
         await asyncio.wait_for(connecting, CONNECT_SECONDS)
     except (OSError, asyncio.TimeoutError) as error:
         made.close()
-        raise Refused(BRIDGE_DOWN if bridge_trouble(error) else VNC_DOWN) from None
+        raise ViewerRefused(BRIDGE_DOWN if bridge_trouble(error) else VNC_DOWN) from None
     except BaseException:
         made.close()
         raise
@@ -165,15 +171,15 @@ async def relay(
     viewer: Viewer,
     vm: socket.socket,
     buffers: Buffers,
-    explained: Callable[[Closing], Awaitable[Closing]],
+    explained: Callable[[CloseReason], Awaitable[CloseReason]],
     *,
     view_only: bool = False,
-) -> Closing:
+) -> CloseReason:
     """Carry bytes until somebody ends it, then close the viewer with what is `explained` to it.
 
     With `view_only` the VM gets only what a spectator needs to say.
     """
-    pump = Pump(viewer, vm, buffers, SpectatorFilter() if view_only else None)
+    pump = Forwarder(viewer, vm, buffers, SpectatorFilter() if view_only else None)
     with buffers.pipes.kept(), closing(pump):
         pump.begin()
         ended = await viewer.ended

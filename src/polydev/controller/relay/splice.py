@@ -1,4 +1,4 @@
-"""Pipes through which the kernel moves bytes from socket to socket without a copy."""
+"""PipePool through which the kernel moves bytes from socket to socket without a copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_SPARE = 8
 WITHOUT_WAITING = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
-class Pipe:
+class SplicePipe:
     """`held` is how many bytes are in it."""
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class Pipe:
         os.close(self._out)
 
 
-class Pipes:
+class PipePool:
     """Lends pipes: few viewers need one at the same time. Without viewers there are none."""
 
     def __init__(self) -> None:
-        self._spare: list[Pipe] = []
+        self._spare: list[SplicePipe] = []
         self._users = 0
 
     @contextmanager
@@ -56,10 +56,10 @@ class Pipes:
             while self._spare and not self._users:
                 self._spare.pop().close()
 
-    def take(self) -> Pipe:
-        return self._spare.pop() if self._spare else Pipe()
+    def take(self) -> SplicePipe:
+        return self._spare.pop() if self._spare else SplicePipe()
 
-    def give_back(self, pipe: Pipe) -> None:
+    def give_back(self, pipe: SplicePipe) -> None:
         if pipe.held or len(self._spare) >= MOST_SPARE:
             pipe.close()
         else:

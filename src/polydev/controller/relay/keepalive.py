@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-BEAT_SECONDS = 20.0
+PING_SECONDS = 20.0
 
 
-class Beat:
+class KeepaliveTimer:
     """Calls everyone every `seconds`, for whom the first time comes within these."""
 
-    def __init__(self, seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, seconds: float = PING_SECONDS) -> None:
         self._seconds = seconds
         self._called: set[Callable[[], None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def join(self, call: Callable[[], None]) -> None:
+    def add(self, call: Callable[[], None]) -> None:
         self._called.add(call)
         if self._timer is None:
             self._wait()
 
-    def leave(self, call: Callable[[], None]) -> None:
+    def remove(self, call: Callable[[], None]) -> None:
         """Again, or without having joined, is nothing."""
         self._called.discard(call)
         if self._timer is not None and not self._called:

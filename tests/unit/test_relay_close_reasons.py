@@ -11,19 +11,25 @@ from websockets.frames import Close
 from polydev.controller.api.novnc import masked
 from polydev.controller.model import Session, Vm
 from polydev.controller.problems import Unavailable
-from polydev.controller.relay import closings
-from polydev.controller.relay.closings import Closing, Refused, closing_of, not_ready, session_over
-from polydev.controller.relay.figures import RelayFigures
+from polydev.controller.relay import close_reasons
+from polydev.controller.relay.close_reasons import (
+    CloseReason,
+    ViewerRefused,
+    closing_of,
+    not_ready,
+    session_over,
+)
+from polydev.controller.relay.metrics import RelayMetrics
 from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired, SessionNotFound, VmError
 
 AT = datetime(2026, 11, 21, 10, tzinfo=timezone.utc)
-CONSTANTS = [each for each in vars(closings).values() if isinstance(each, Closing)]
+CONSTANTS = [each for each in vars(close_reasons).values() if isinstance(each, CloseReason)]
 
 
 @pytest.mark.parametrize("closing", CONSTANTS, ids=lambda closing: closing.cause)
-def test_every_closing_that_is_sent_is_legal_and_says_why(closing: Closing) -> None:
+def test_every_closing_that_is_sent_is_legal_and_says_why(closing: CloseReason) -> None:
     assert closing.reason
-    if closing is not closings.VIEWER_VANISHED:
+    if closing is not close_reasons.VIEWER_VANISHED:
         Close(closing.code, closing.reason).check()
 
 
@@ -36,10 +42,10 @@ def test_every_closing_that_is_sent_is_legal_and_says_why(closing: Closing) -> N
         (SessionExpired("the session is over"), 4410, "the session is over"),
         (HTTPException(429, "too many, wait 1 s"), 1013, "too many, wait 1 s"),
         (Unavailable("the keys cannot be fetched"), 1013, "the keys cannot be fetched"),
-        (OperationalError("SELECT secret", None, Exception()), 1013, closings.LATER.reason),
-        (VmError("unit microvm@2 is unknown"), 1011, closings.UNEXPECTED.reason),
-        (ValueError("a secret"), 1011, closings.UNEXPECTED.reason),
-        (Refused(closings.VNC_DOWN), 1011, closings.VNC_DOWN.reason),
+        (OperationalError("SELECT secret", None, Exception()), 1013, close_reasons.LATER.reason),
+        (VmError("unit microvm@2 is unknown"), 1011, close_reasons.UNEXPECTED.reason),
+        (ValueError("a secret"), 1011, close_reasons.UNEXPECTED.reason),
+        (ViewerRefused(close_reasons.VNC_DOWN), 1011, close_reasons.VNC_DOWN.reason),
     ],
 )
 def test_an_error_becomes_a_code_and_words(error: Exception, code: int, reason: str) -> None:
@@ -70,7 +76,7 @@ def test_figures_count_open_viewers_and_those_that_have_gone() -> None:
 
     gone, still = Seen(), Seen()
     registry = CollectorRegistry()
-    figures = RelayFigures(registry, lambda: [still])  # type: ignore[list-item]
+    figures = RelayMetrics(registry, lambda: [still])  # type: ignore[list-item]
     figures.closed(gone, "viewer-closed")  # type: ignore[arg-type]
     figures.refused("not-allowed")
     text = generate_latest(registry).decode()

@@ -15,15 +15,15 @@ import structlog
 
 from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.problems import DATABASE_ERRORS
-from polydev.controller.relay.beat import BEAT_SECONDS
-from polydev.controller.relay.closings import (
+from polydev.controller.relay.close_reasons import (
     TOO_MANY_VIEWERS,
     VIEWER_SILENT,
-    Closing,
-    Refused,
+    CloseReason,
+    ViewerRefused,
     closing_of,
     session_over,
 )
+from polydev.controller.relay.keepalive import PING_SECONDS
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.watching import Watch
@@ -34,29 +34,29 @@ log = structlog.stdlib.get_logger(__name__)
 MOST_VIEWERS = 8  # of one session
 MOST_SPECTATORS = 4  # of these, those who may look only: the others keep a place
 # Where nobody notifies: a VM that goes with its session tells at once as well.
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 # Two pings go by until a viewer that answers none is closed. One that is not listened to, since
 # its VM takes nothing, is not closed, but does not count after that time either.
-HEARD_SECONDS = 2 * BEAT_SECONDS + 5.0
+HEARD_SECONDS = 2 * PING_SECONDS + 5.0
 
 
-class Seat:
-    """A viewer's place before a session. It is `taken` once the viewer may look."""
+class ViewerEntry:
+    """A viewer of a session. It is admitted once its right to look is checked."""
 
     def __init__(self, session_id: str, viewer: Viewer) -> None:
         self.session_id = session_id
         self.viewer = viewer
         self.view_only = False
-        self.is_taken = False
-        self.over: Closing | None = None
+        self.is_admitted = False
+        self.over: CloseReason | None = None
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         self.over = closing
-        if self.is_taken:  # who is not yet known to be allowed is told nothing of the session
+        if self.is_admitted:  # who is not yet known to be allowed is told nothing of the session
             self.viewer.end(closing)
 
 
-class Seats:
+class Viewers:
     """One question to the database for all viewers, now and then and whenever the notifier wakes
     it; and heartbeats for all their sessions, in one transaction.
     """
@@ -64,62 +64,62 @@ class Seats:
     def __init__(self, sessions: Sessions, notifier: EventNotifier) -> None:
         self._sessions = sessions
         self._notifier = notifier
-        self._seats: set[Seat] = set()
+        self._entries: set[ViewerEntry] = set()
         self._changed = asyncio.Event()
         self._watch = Watch("viewers", self._look, self._pause)
         self._heartbeats_at = 0.0
 
-    def viewers(self) -> Iterator[Viewer]:
-        return (seat.viewer for seat in self._seats if seat.is_taken)
+    def admitted(self) -> Iterator[Viewer]:
+        return (entry.viewer for entry in self._entries if entry.is_admitted)
 
     def counts(self) -> Counter[str]:
         """How many look at each session, in this process."""
-        return Counter(seat.session_id for seat in self._seats if seat.is_taken)
+        return Counter(entry.session_id for entry in self._entries if entry.is_admitted)
 
     @contextmanager
-    def seat(self, session_id: str, viewer: Viewer) -> Iterator[Seat]:
-        """A seat before the session, which is watched from now on."""
-        seat = Seat(session_id, viewer)
-        self._seats.add(seat)
+    def register(self, session_id: str, viewer: Viewer) -> Iterator[ViewerEntry]:
+        """Register a viewer of the session, which is watched from now on."""
+        entry = ViewerEntry(session_id, viewer)
+        self._entries.add(entry)
         try:
             with self._watch.needed():
-                yield seat
+                yield entry
         finally:
-            self._seats.remove(seat)
+            self._entries.remove(entry)
 
-    def take(self, seat: Seat) -> None:
-        """Let the viewer look. Raises Refused if enough do, or if the session is over."""
-        if seat.over is not None:
-            raise Refused(seat.over)
-        taken = [
-            each for each in self._seats if each.session_id == seat.session_id and each.is_taken
-        ]
-        spectators = sum(each.view_only for each in taken)
-        if len(taken) >= MOST_VIEWERS or (seat.view_only and spectators >= MOST_SPECTATORS):
-            raise Refused(TOO_MANY_VIEWERS)
-        seat.is_taken = True
+    def admit(self, entry: ViewerEntry) -> None:
+        """Let the viewer look. Raises ViewerRefused if enough do, or if the session is over."""
+        if entry.over is not None:
+            raise ViewerRefused(entry.over)
+        others = [each for each in self._entries if each.session_id == entry.session_id]
+        spectators = sum(each.view_only for each in others if each.is_admitted)
+        if sum(each.is_admitted for each in others) >= MOST_VIEWERS or (
+            entry.view_only and spectators >= MOST_SPECTATORS
+        ):
+            raise ViewerRefused(TOO_MANY_VIEWERS)
+        entry.is_admitted = True
 
-    async def came(self, session_id: str) -> None:
+    async def joined(self, session_id: str) -> None:
         """A viewer begins to look: its session is in use from now on."""
-        await self._guarded(self._beat_for({session_id}))
+        await self._guarded(self._send_heartbeats({session_id}))
 
-    async def went(self, session_id: str, ended: Closing) -> None:
+    async def left(self, session_id: str, ended: CloseReason) -> None:
         """A viewer looks no more: from now on its session is idle, unless others look.
 
         When one went that answers no ping any more, nobody knows.
         """
         if ended != VIEWER_SILENT:
-            await self._guarded(self._beat_for({session_id}))
+            await self._guarded(self._send_heartbeats({session_id}))
 
     async def _look(self) -> None:
         self._changed = self._notifier.next_change()
         try:
-            await self._end_those_over()
+            await self._end_closed_sessions()
         finally:
-            await self._beat_when_due()
+            await self._send_heartbeats_when_due()
 
     async def _pause(self) -> None:
-        seconds = min(LOOK_SECONDS, self._sessions.watched_seconds)
+        seconds = min(POLL_SECONDS, self._sessions.watched_seconds)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._changed.wait(), seconds)
 
@@ -131,32 +131,32 @@ class Seats:
         except Exception:
             log.exception("viewers_not_watched")
 
-    async def _beat_when_due(self) -> None:
+    async def _send_heartbeats_when_due(self) -> None:
         """Heartbeats for the sessions of all viewers that are alive, unless they had some."""
         now = asyncio.get_running_loop().time()
         if now < self._heartbeats_at:
             return
         viewed = {
-            seat.session_id
-            for seat in self._seats
-            if seat.is_taken and seat.viewer.was_heard_within(HEARD_SECONDS)
+            entry.session_id
+            for entry in self._entries
+            if entry.is_admitted and entry.viewer.was_heard_within(HEARD_SECONDS)
         }
-        await self._beat_for(viewed)
+        await self._send_heartbeats(viewed)
         self._heartbeats_at = now + self._sessions.watched_seconds
 
-    async def _beat_for(self, session_ids: Collection[str]) -> None:
+    async def _send_heartbeats(self, session_ids: Collection[str]) -> None:
         if session_ids:
             await self._sessions.watched(session_ids)
 
-    async def _end_those_over(self) -> None:
-        watched = {seat.session_id for seat in self._seats}
+    async def _end_closed_sessions(self) -> None:
+        watched = {entry.session_id for entry in self._entries}
         for session_id in watched - await self._sessions.live_of(watched):
             closing = await self._why_over(session_id)
-            for seat in self._seats:
-                if seat.session_id == session_id:
-                    seat.end(closing)
+            for entry in self._entries:
+                if entry.session_id == session_id:
+                    entry.end(closing)
 
-    async def _why_over(self, session_id: str) -> Closing:
+    async def _why_over(self, session_id: str) -> CloseReason:
         try:
             return session_over(await self._sessions.get(session_id))
         except SessionNotFound as error:

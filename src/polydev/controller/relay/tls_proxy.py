@@ -1,6 +1,6 @@
 """Bytes between a viewer's connection under TLS and a socket, which the relay has the other end of.
 
-viewer --TLS--> transport of the event loop --FarEnd--> pair of sockets --> relay, and back
+viewer --TLS--> transport of the event loop --TlsProxy--> pair of sockets --> relay, and back
 
 Neither side is read faster than the other one takes it. The relay cannot tell the socket from one
 without TLS: it ends half of it to say that all was said, and reads its end when the viewer is gone.
@@ -12,7 +12,7 @@ import asyncio
 from typing import cast
 
 
-class FarEnd(asyncio.Protocol):
+class TlsProxy(asyncio.Protocol):
     """The end of the pair that the relay does not have."""
 
     def __init__(self, viewer: asyncio.Transport) -> None:

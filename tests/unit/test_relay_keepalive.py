@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from polydev.controller.relay.beat import Beat
+from polydev.controller.relay.keepalive import KeepaliveTimer
 
 
 def test_all_are_called_by_one_timer_until_they_leave() -> None:
     async def play() -> None:
-        loop, beat = asyncio.get_running_loop(), Beat(0.001)
+        loop, timer = asyncio.get_running_loop(), KeepaliveTimer(0.001)
         made = 0
         call_later = loop.call_later
 
@@ -29,30 +29,30 @@ def test_all_are_called_by_one_timer_until_they_leave() -> None:
 
         each = [lambda number=number: call(number) for number in range(3)]
         for one in each:
-            beat.join(one)
+            timer.add(one)
         assert made == 1
         await done.wait()
         assert sorted(calls) == [0, 0, 1, 1, 2, 2]
         assert made == 3  # the first, and one after each beat
         for one in each:
-            beat.leave(one)
-            beat.leave(one)
+            timer.remove(one)
+            timer.remove(one)
 
     asyncio.run(play())
 
 
 def test_who_is_called_may_leave() -> None:
     async def play() -> None:
-        beat, called = Beat(0.001), asyncio.Event()
+        timer, called = KeepaliveTimer(0.001), asyncio.Event()
 
         def once() -> None:
-            beat.leave(once)
+            timer.remove(once)
             called.set()
 
-        beat.join(once)
+        timer.add(once)
         await called.wait()
         called.clear()
-        beat.join(once)  # and may come again
+        timer.add(once)  # and may come again
         await called.wait()
 
     asyncio.run(play())

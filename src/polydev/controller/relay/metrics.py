@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from polydev.controller.relay.viewer import Viewer
 
 
-class RelayFigures:
+class RelayMetrics:
     """`open_viewers` are those whose bytes are not counted yet."""
 
     def __init__(

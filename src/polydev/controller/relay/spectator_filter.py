@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polydev.controller.relay.closings import POLICY_VIOLATION, Closing
+from polydev.controller.relay.close_reasons import POLICY_VIOLATION, CloseReason
 
 VERSIONS = (b"RFB 003.007\n", b"RFB 003.008\n")  # with older ones the VM chooses the security type
 SECURITY_NONE = b"\x01"
@@ -45,7 +45,7 @@ class Filtered:
     """`passed` goes to the VM; `closing` says why the viewer must be closed."""
 
     passed: bytes
-    closing: Closing | None = None
+    closing: CloseReason | None = None
 
 
 class Forbidden(Exception):
@@ -60,7 +60,7 @@ class SpectatorFilter:
         self._to_drop = 0
         self._handshake = list(HANDSHAKE)
         self._has_extended_pointer = False
-        self._closing: Closing | None = None
+        self._closing: CloseReason | None = None
 
     def read(self, data: bytes) -> Filtered:
         """Return what the VM may get of `data`; after a closing it gets nothing."""
@@ -74,7 +74,7 @@ class SpectatorFilter:
                 stream = stream[size:]
         except Forbidden as error:
             reason = f"a read-only viewer can only look: {error}"
-            self._closing = Closing(POLICY_VIOLATION, reason, "read-only")
+            self._closing = CloseReason(POLICY_VIOLATION, reason, "read-only")
         self._held = b"" if self._closing else bytes(stream)
         return Filtered(b"".join(passed), self._closing)
 
