@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.agent.login_state import login_reply
-from polydev.agent.messages import HealthReply, ServiceState, Status
+from polydev.agent.reply_types import HealthReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
 from polydev.vm.boot_stages import STAGES, Stage

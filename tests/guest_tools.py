@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev import providers
-from polydev.agent.providers import Credentials, Provider
+from polydev.agent.providers import CredentialsFile, GuestProvider
 from tests.images import GOLDEN
 
 CREDENTIALS: dict[str, Any] = {"token": {"access": "a1", "refresh": "r1"}, "expires": 12}
@@ -34,20 +34,20 @@ def provider_data(name: str = "claude", **changes: Any) -> dict[str, Any]:
     return data
 
 
-def provider(name: str = "claude", **changes: Any) -> Provider:
-    return Provider(provider_data(name, **changes))
+def provider(name: str = "claude", **changes: Any) -> GuestProvider:
+    return GuestProvider(provider_data(name, **changes))
 
 
-def kept_by(tool: Provider) -> Credentials:
+def kept_by(tool: GuestProvider) -> CredentialsFile:
     """What is known of its credentials."""
     assert tool.credentials is not None
     return tool.credentials
 
 
-def golden_provider(name: str) -> Provider:
+def golden_provider(name: str) -> GuestProvider:
     """One of the browser VM's own."""
     found = providers.load_providers(GOLDEN / "providers")[name]
-    return Provider(json.loads(providers.guest_json(found)))
+    return GuestProvider(json.loads(providers.guest_json(found)))
 
 
 def write_provider(folder: Path, data: dict[str, Any]) -> None:

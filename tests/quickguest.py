@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from polydev import __version__
-from polydev.agent.messages import ComponentState, HealthReply
+from polydev.agent.reply_types import ComponentState, HealthReply
 from polydev.vm.config import AGENT_PORT, GUEST_ADDRESS, GUEST_GATEWAY, NOVNC_PORT, VNC_PORT
 
 # The number that a variant goes by where it is given none.

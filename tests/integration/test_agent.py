@@ -31,7 +31,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from polydev.agent.health import UNIT_OF
-from polydev.agent.messages import HealthReply, IndexReply, LoginReply, Problem
+from polydev.agent.reply_types import HealthReply, IndexReply, LoginReply, ProblemReply
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.errors import AgentUnreachable, LoginRefused, ProtocolError
 from tests.guest_tools import CREDENTIALS, FILE, provider_data, write_provider
@@ -562,7 +562,7 @@ def test_the_index_head_and_refusals(start_agent: StartAgent) -> None:
 
     status, body, headers = agent.ask("/nothing")
     assert (status, headers["Content-Type"]) == (404, "application/problem+json")
-    assert "/nothing" in TypeAdapter(Problem).validate_json(body)["detail"]
+    assert "/nothing" in TypeAdapter(ProblemReply).validate_json(body)["detail"]
 
     status, _, headers = agent.ask("/health", "POST")
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
@@ -833,7 +833,7 @@ def test_what_is_no_request_gets_a_refusal(
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nCache-Control: no-store\r\n" in head
-    assert TypeAdapter(Problem).validate_json(body)["status"] == status
+    assert TypeAdapter(ProblemReply).validate_json(body)["status"] == status
     assert agent.health()[0] == 200
 
 
@@ -970,8 +970,8 @@ def test_the_units_command_starts_the_agent_without_what_only_logins_need(
     assert agent.ask("/login/claude")[0] == 200
     agent.end()
     imported = imported_modules(agent)
-    assert {"polydev.agent.health", "polydev.agent.login"} <= imported
-    assert not imported & {"typing", "subprocess", "polydev.agent.messages", "runpy"}
+    assert {"polydev.agent.health", "polydev.agent.login_service"} <= imported
+    assert not imported & {"typing", "subprocess", "polydev.agent.reply_types", "runpy"}
 
 
 def test_the_service_of_identities_imports_little(guest_folder: Path) -> None:
@@ -980,7 +980,7 @@ def test_the_service_of_identities_imports_little(guest_folder: Path) -> None:
     command = [word.replace("main()", "main") for word in command]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
-    assert "polydev.agent.boot" in imported
+    assert "polydev.agent.vm_facts" in imported
     assert not imported & {"http.server", "json", "re", "socket", "threading", "typing"}
 
 

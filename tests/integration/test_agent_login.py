@@ -22,9 +22,9 @@ import pytest
 
 from polydev import run
 from polydev.agent.browser import ACCEPTED, SINGLETON
-from polydev.agent.login_process import Process
+from polydev.agent.login_process import LoginProcess
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
-from polydev.agent.messages import LoginReply
+from polydev.agent.reply_types import LoginReply
 from tests.guest_tools import CREDENTIALS, FILE, provider, provider_data, write_provider
 from tests.xscreen import x_screens
 
@@ -255,7 +255,7 @@ def test_a_tool_that_is_not_there_is_named(guest: Guest) -> None:
 
 def test_whoever_waits_for_a_tool_takes_no_cpu_meanwhile(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    process = Process(provider(command=["sleep", "1000"]), environment)
+    process = LoginProcess(provider(command=["sleep", "1000"]), environment)
     began = time.monotonic()
     assert process.wait((), 0.2) == set()
     assert time.monotonic() - began >= 0.2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.agent.messages import HealthReply
+from polydev.agent.reply_types import HealthReply
 from polydev.controller.model import Session, Vm
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.boot_stages import STAGES, Stage

@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Page
 
 from polydev.agent.login_state import login_reply
-from polydev.agent.messages import LoginReply
+from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
 from polydev.controller.sealing import keyring_of

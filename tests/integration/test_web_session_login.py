@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from polydev.agent.login_state import login_reply
-from polydev.agent.messages import LoginReply
+from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
 from polydev.controller.sealing import keyring_of

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from polydev.agent import credentials, credentials_client
+from polydev.agent import credentials_client, credentials_file
 from polydev.agent.errors import CheckFailed
 from polydev.agent.login_state import login_reply
-from polydev.agent.messages import LoginStatus
-from polydev.agent.settings import Settings
+from polydev.agent.reply_types import LoginStatus
+from polydev.agent.settings import AgentSettings
 from tests.guest_tools import CREDENTIALS, FILE, kept_by, provider
 
 KEPT = kept_by(provider())
@@ -28,24 +28,24 @@ def file(tmp_path: Path) -> Path:
 
 
 def read(file: Path) -> dict[str, object] | None:
-    return credentials.read(str(file.parents[1]), KEPT)
+    return credentials_file.read(str(file.parents[1]), KEPT)
 
 
 def test_what_is_written_is_read_and_removed(tmp_path: Path) -> None:
     home = str(tmp_path)
-    assert credentials.read(home, KEPT) is None
-    credentials.write(home, KEPT, CREDENTIALS)
-    credentials.write(home, KEPT, {**CREDENTIALS, "expires": 13})
-    assert credentials.read(home, KEPT) == {**CREDENTIALS, "expires": 13}
+    assert credentials_file.read(home, KEPT) is None
+    credentials_file.write(home, KEPT, CREDENTIALS)
+    credentials_file.write(home, KEPT, {**CREDENTIALS, "expires": 13})
+    assert credentials_file.read(home, KEPT) == {**CREDENTIALS, "expires": 13}
     beside = tmp_path / ".tool/more/settings.json"
     assert json.loads(beside.read_text()) == {"theme": "dark"}
     assert (tmp_path / FILE).stat().st_mode & 0o777 == beside.stat().st_mode & 0o777 == 0o600
-    credentials.remove(home, KEPT)
-    credentials.remove(home, KEPT)
+    credentials_file.remove(home, KEPT)
+    credentials_file.remove(home, KEPT)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
 
-LARGE = json.dumps({**CREDENTIALS, "more": "x" * credentials.MAX_BYTES})
+LARGE = json.dumps({**CREDENTIALS, "more": "x" * credentials_file.MAX_BYTES})
 PUT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link": (lambda file: file.symlink_to("/etc/passwd"), "a link"),
     "a fifo": (lambda file: os.mkfifo(file), "no file of its user"),
@@ -76,9 +76,9 @@ def test_a_folder_that_is_a_link_is_not_entered(tmp_path: Path) -> None:
     home.mkdir()
     (home / ".tool").symlink_to(elsewhere)
     actions: list[Callable[[], object]] = [
-        lambda: credentials.read(str(home), KEPT),
-        lambda: credentials.write(str(home), KEPT, CREDENTIALS),
-        lambda: credentials.remove(str(home), KEPT),
+        lambda: credentials_file.read(str(home), KEPT),
+        lambda: credentials_file.write(str(home), KEPT, CREDENTIALS),
+        lambda: credentials_file.remove(str(home), KEPT),
     ]
     for action in actions:
         with pytest.raises(CheckFailed, match="a link"):
@@ -91,7 +91,7 @@ def test_a_link_in_the_files_place_is_replaced_and_not_written_through(file: Pat
     target.write_text("mine")
     file.symlink_to(target)
     file.with_name("credentials.json.new").symlink_to(target)
-    credentials.write(str(file.parents[1]), KEPT, CREDENTIALS)
+    credentials_file.write(str(file.parents[1]), KEPT, CREDENTIALS)
     assert target.read_text() == "mine"
     assert read(file) == CREDENTIALS
 
@@ -100,14 +100,14 @@ def test_a_folder_in_the_files_place_is_told(file: Path) -> None:
     file.mkdir()
     home = str(file.parents[1])
     with pytest.raises(CheckFailed, match="cannot write"):
-        credentials.write(home, KEPT, CREDENTIALS)
+        credentials_file.write(home, KEPT, CREDENTIALS)
     with pytest.raises(CheckFailed, match="cannot remove"):
-        credentials.remove(home, KEPT)
+        credentials_file.remove(home, KEPT)
 
 
 def test_what_lacks_keys_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=r"lacks token\.refresh"):
-        credentials.write(str(tmp_path), KEPT, {"token": {"access": "a"}})
+        credentials_file.write(str(tmp_path), KEPT, {"token": {"access": "a"}})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +118,7 @@ def test_the_same_asked_for_twice_at_once_are_given_once(monkeypatch: pytest.Mon
     written: list[object] = []
     is_asked, is_asked_again = Event(), Event()
 
-    def current_login(name: str, _: Settings) -> Any:
+    def current_login(name: str, _: AgentSettings) -> Any:
         if is_asked.is_set():
             is_asked_again.set()
         return login_reply(name, status[0])
@@ -134,7 +134,7 @@ def test_the_same_asked_for_twice_at_once_are_given_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(credentials_client, "_asked", lambda *asked: written.append(asked[3]))
 
     def inject() -> None:
-        credentials_client.inject(tool, CREDENTIALS, Settings())
+        credentials_client.inject(tool, CREDENTIALS, AgentSettings())
 
     first = Thread(target=inject)
     first.start()

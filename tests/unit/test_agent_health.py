@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from polydev.agent.boot import Facts
+from polydev.agent.announce_ready import MAX_PAUSE_SECONDS, announce_when_ready, pause_seconds
 from polydev.agent.errors import CheckFailed
-from polydev.agent.health import UNIT_OF, Health
-from polydev.agent.messages import HealthReply, IndexReply, Problem
-from polydev.agent.replies import Request
+from polydev.agent.health import UNIT_OF, HealthChecks
+from polydev.agent.http_messages import HttpRequest
+from polydev.agent.reply_types import HealthReply, IndexReply, ProblemReply
 from polydev.agent.routes import Routes
-from polydev.agent.settings import Settings
+from polydev.agent.settings import AgentSettings
 from polydev.agent.systemd import Units
-from polydev.agent.watch import MAX_PAUSE_SECONDS, pause_seconds, watch
+from polydev.agent.vm_facts import VmFacts
 
 CHECKED = ("desktop", "vnc", "novnc")
 REPLY = TypeAdapter(HealthReply)
@@ -47,10 +47,10 @@ class Guest:
         proc.mkdir(exist_ok=True)
         (proc / "uptime").write_text("12.34 0\n")
         (proc / "cmdline").write_text("polydev.image=abc polydev.vm=vm-7 polydev.session=s-9\n")
-        self.health = Health(
+        self.health = HealthChecks(
             checks={name: self._check(name) for name in CHECKED},
             ask=self._ask,
-            facts=lambda: Facts(str(proc), str(proc / "identity")),
+            facts=lambda: VmFacts(str(proc), str(proc / "identity")),
             keep_seconds=keep_seconds,
             keep_longer={"novnc": 60.0},
             clock=lambda: self.now,
@@ -236,16 +236,16 @@ def test_the_watch_looks_at_cheap_things_first(guest: Guest) -> None:
     assert "novnc" not in guest.asked
 
 
-def settings_in(tmp_path: Path) -> Settings:
+def settings_in(tmp_path: Path) -> AgentSettings:
     console = tmp_path / "console"
     console.touch()
-    return Settings(proc=str(tmp_path / "proc"), console=str(console), watch_pause_seconds=0.0)
+    return AgentSettings(proc=str(tmp_path / "proc"), console=str(console), watch_pause_seconds=0.0)
 
 
 def test_the_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     logged: list[str] = []
-    watch(guest.health, settings, logged.append)
+    announce_when_ready(guest.health, settings, logged.append)
     guest.health.report()
     assert Path(settings.console).read_text().splitlines() == [
         "polydev: agent answers after 12.34 s",
@@ -257,14 +257,14 @@ def test_the_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_pat
 def test_a_request_that_finds_the_guest_ready_ends_the_watch(guest: Guest, tmp_path: Path) -> None:
     guest.health.report()
     guest.asked.clear()
-    watch(guest.health, settings_in(tmp_path), print)
+    announce_when_ready(guest.health, settings_in(tmp_path), print)
     assert guest.asked == []
 
 
 def test_a_console_that_cannot_be_written_is_logged(guest: Guest, tmp_path: Path) -> None:
-    settings = Settings(proc=str(tmp_path / "proc"), console=str(tmp_path / "no" / "console"))
+    settings = AgentSettings(proc=str(tmp_path / "proc"), console=str(tmp_path / "no" / "console"))
     logged: list[str] = []
-    watch(guest.health, settings, logged.append)
+    announce_when_ready(guest.health, settings, logged.append)
     assert [line.rpartition(": ")[2] for line in logged] == [
         "agent answers after 12.34 s",
         "ready after 12.34 s",
@@ -278,20 +278,20 @@ def test_the_watch_rests_longer_after_dearer_looks_but_not_for_ever() -> None:
 
 
 def routes(guest: Guest) -> Routes:
-    return Routes(guest.health, Settings())
+    return Routes(guest.health, AgentSettings())
 
 
 def test_health_is_200_only_when_ready(guest: Guest) -> None:
-    assert routes(guest)(Request("GET", "/health")).status == 200
+    assert routes(guest)(HttpRequest("GET", "/health")).status == 200
     guest.units = units_in(browser="activating/start")
     guest.now += 1
-    reply = routes(guest)(Request("GET", "/health"))
+    reply = routes(guest)(HttpRequest("GET", "/health"))
     assert (reply.status, reply.note) == (503, "starting, failing: browser")
     assert REPLY.validate_json(reply.body)["failing"] == ["browser"]
 
 
 def test_the_index_lists_the_paths(guest: Guest) -> None:
-    index = TypeAdapter(IndexReply).validate_json(routes(guest)(Request("HEAD", "/")).body)
+    index = TypeAdapter(IndexReply).validate_json(routes(guest)(HttpRequest("HEAD", "/")).body)
     assert {"/", "/health", "/metrics", "/login/{provider}"} <= set(index["paths"])
 
 
@@ -300,9 +300,9 @@ def test_the_index_lists_the_paths(guest: Guest) -> None:
     [("GET", "/nothing", 404), ("GET", "*", 404), ("POST", "/health", 405), ("BREW", "/x", 405)],
 )
 def test_other_requests_are_refused(guest: Guest, method: str, path: str, status: int) -> None:
-    reply = routes(guest)(Request(method, path))
+    reply = routes(guest)(HttpRequest(method, path))
     assert reply.status == status
-    assert TypeAdapter(Problem).validate_json(reply.body)["status"] == status
+    assert TypeAdapter(ProblemReply).validate_json(reply.body)["status"] == status
     assert reply.headers == ({"Allow": "GET, HEAD"} if status == 405 else {})
     assert json.loads(reply.body)["detail"] == reply.note
 
@@ -312,7 +312,7 @@ def test_metrics_carry_what_health_says(guest: Guest, tmp_path: Path) -> None:
     (proc / "meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\nHugePages_Total: 0\n")
     (proc / "loadavg").write_text("0.50 0.25 0.10 1/99 1234\n")
     guest.units = units_in(browser="activating/start")
-    reply = Routes(guest.health, Settings(proc=str(proc)))(Request("GET", "/metrics"))
+    reply = Routes(guest.health, AgentSettings(proc=str(proc)))(HttpRequest("GET", "/metrics"))
     assert (reply.status, reply.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert set(reply.body.decode().splitlines()) >= {
         "polydev_agent_up 1.0",
@@ -335,6 +335,6 @@ def test_metrics_without_their_library_say_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.setattr("sys.path", [])
-    reply = routes(guest)(Request("GET", "/metrics"))
+    reply = routes(guest)(HttpRequest("GET", "/metrics"))
     assert reply.status == 503
     assert b"python3-prometheus-client" in reply.body

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from polydev.agent.browser import message_for
 from polydev.agent.errors import CheckFailed
-from polydev.agent.login_answers import answer_to, device_code, end_of, printed_url
-from polydev.agent.login_course import SHOW_AGAIN_SECONDS, Login
+from polydev.agent.http_messages import HttpRequest
+from polydev.agent.login_flow import SHOW_AGAIN_SECONDS, LoginFlow
+from polydev.agent.login_output import answer_to, device_code, end_of, printed_url
 from polydev.agent.login_state import (
     MAX_DETAIL_BYTES,
     MAX_STATE_BYTES,
@@ -23,12 +24,11 @@ from polydev.agent.login_state import (
     reply_of_state,
     state_text,
 )
-from polydev.agent.messages import LoginReply, LoginStatus
-from polydev.agent.providers import Provider
-from polydev.agent.replies import Request
+from polydev.agent.providers import GuestProvider
+from polydev.agent.reply_types import LoginReply, LoginStatus
 from polydev.agent.routes import Routes
-from polydev.agent.settings import Settings
-from polydev.agent.terminal import last_lines, plain_text, urls_written
+from polydev.agent.settings import AgentSettings
+from polydev.agent.terminal_text import last_lines, plain_text, urls_written
 from tests.guest_tools import golden_provider, provider, provider_data, write_provider
 
 QUERY = "client_id=9d1c&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcb&state=" + "aB3-_~" * 40
@@ -223,13 +223,13 @@ def test_what_is_no_answer(written: str) -> None:
 class Course:
     """A login whose clock, browser and state are the test's."""
 
-    def __init__(self, tool: Provider = CLAUDE_TOOL) -> None:
+    def __init__(self, tool: GuestProvider = CLAUDE_TOOL) -> None:
         self.now = 100.0
         self.kept: list[tuple[LoginStatus, str | None, str]] = []
         self.codes: list[str | None] = []
         self.shown: list[str] = []
         self.has_browser = True
-        self.login = Login(
+        self.login = LoginFlow(
             tool,
             self._keep,
             self._show,
@@ -414,17 +414,22 @@ class NoHealth:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Settings:
+def guest(tmp_path: Path) -> AgentSettings:
     """The settings of a guest that knows claude and codex, no login of which was started."""
     for name in ("claude", "codex"):
         write_provider(tmp_path / "providers", provider_data(name, accepts_code=name == "claude"))
-    return Settings(providers=f"{tmp_path}/providers", logins=f"{tmp_path}/logins")
+    return AgentSettings(providers=f"{tmp_path}/providers", logins=f"{tmp_path}/logins")
 
 
 def answered(
-    method: str, path: str, settings: Settings, body: object = None, *, is_from_guest: bool = False
+    method: str,
+    path: str,
+    settings: AgentSettings,
+    body: object = None,
+    *,
+    is_from_guest: bool = False,
 ) -> tuple[int, dict[str, object], object]:
-    request = Request(method, path, json.dumps(body).encode(), is_from_guest=is_from_guest)
+    request = HttpRequest(method, path, json.dumps(body).encode(), is_from_guest=is_from_guest)
     reply = Routes(NoHealth(), settings)(request)  # type: ignore[arg-type]
     return reply.status, json.loads(reply.body), reply.headers.get("Allow")
 
@@ -432,14 +437,14 @@ def answered(
 @pytest.mark.parametrize("path", ["/login/", "/login/bash", "/login/claude/x", "/login/../a"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_providers_are_answered_with_the_known(
-    method: str, path: str, guest: Settings
+    method: str, path: str, guest: AgentSettings
 ) -> None:
     status, body, _ = answered(method, path, guest)
     assert status == 404
     assert "claude, codex" in str(body["detail"])
 
 
-def test_methods_of_logins(guest: Settings) -> None:
+def test_methods_of_logins(guest: AgentSettings) -> None:
     for path, allowed in (
         ("/login/claude", "GET, HEAD, POST"),
         ("/login/claude/code", "POST"),
@@ -455,7 +460,7 @@ def test_methods_of_logins(guest: Settings) -> None:
 @pytest.mark.parametrize("path", ["/login/claude", "/login/claude/credentials", "/login/bash"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_programs_of_the_vm_are_told_nothing_of_logins(
-    method: str, path: str, guest: Settings
+    method: str, path: str, guest: AgentSettings
 ) -> None:
     status, body, _ = answered(method, path, guest, is_from_guest=True)
     assert (status, body["detail"]) == (403, "only the host asks for logins")
@@ -474,23 +479,23 @@ NO_CODE: tuple[object, ...] = ({}, [], "code", None)
     ],
 )
 def test_codes_that_are_not_taken(
-    provider: str, body: object, status: int, guest: Settings
+    provider: str, body: object, status: int, guest: AgentSettings
 ) -> None:
     assert answered("POST", f"/login/{provider}/code", guest, body)[0] == status
 
 
-def test_there_are_no_credentials_before_a_login_is_done(guest: Settings) -> None:
+def test_there_are_no_credentials_before_a_login_is_done(guest: AgentSettings) -> None:
     status, body, _ = answered("GET", "/login/claude/credentials", guest)
     assert (status, body["detail"]) == (404, "Claude is not logged in")
 
 
 @pytest.mark.parametrize("body", [{}, [], None, {"credentials": []}, {"credentials": "{}"}])
-def test_what_is_no_body_of_credentials(body: object, guest: Settings) -> None:
+def test_what_is_no_body_of_credentials(body: object, guest: AgentSettings) -> None:
     assert answered("PUT", "/login/claude/credentials", guest, body)[0] == 400
 
 
 def test_a_program_for_credentials_that_is_not_there_is_told(
-    guest: Settings, tmp_path: Path
+    guest: AgentSettings, tmp_path: Path
 ) -> None:
     guest.credentials_socket = f"{tmp_path}/nobody"
     status, body, _ = answered("DELETE", "/login/claude/credentials", guest)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from polydev.agent.messages import HealthReply
+from polydev.agent.reply_types import HealthReply
 from polydev.image.folder import check_complete, read_record
 from polydev.image.store import ImageStore
 from polydev.image_record import BOOT_FILES, RECORD

@@ -11,7 +11,7 @@ import pytest
 from polydev import deployment_id
 from polydev import image_record as record
 from polydev.agent import identity as agent_identity
-from polydev.agent.settings import Settings as AgentSettings
+from polydev.agent.settings import AgentSettings
 from polydev.client import credentials, probe
 from polydev.client import templates as client_templates
 from polydev.controller import health, sealing

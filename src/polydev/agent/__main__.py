@@ -9,12 +9,12 @@ import os
 import sys
 from _thread import start_new_thread
 
+from polydev.agent.announce_ready import announce_when_ready
 from polydev.agent.health import health_of_guest
 from polydev.agent.routes import Routes
-from polydev.agent.server import Server, listening_socket, log
+from polydev.agent.server import AgentServer, listening_socket, log
 from polydev.agent.settings import settings_from_arguments
 from polydev.agent.systemd import inherited_socket, notify
-from polydev.agent.watch import watch
 
 
 def main(arguments: list[str]) -> None:
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     address, port = listener.getsockname()
     notify(os.environ, f"READY=1\nSTATUS=answers on {address}:{port}")
     health = health_of_guest(settings)
-    start_new_thread(watch, (health, settings, log))
-    Server(listener, Routes(health, settings), settings).serve()
+    start_new_thread(announce_when_ready, (health, settings, log))
+    AgentServer(listener, Routes(health, settings), settings).serve()
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from threading import Lock
 
-from polydev.agent.credentials import check
+from polydev.agent.credentials_file import check
 from polydev.agent.errors import CheckFailed, RequestRefused
-from polydev.agent.login import current_login, systemctl
-from polydev.agent.net import Stream
+from polydev.agent.login_service import current_login, systemctl
+from polydev.agent.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import LoginReply
-    from polydev.agent.providers import Provider
-    from polydev.agent.settings import Settings
+    from polydev.agent.providers import GuestProvider
+    from polydev.agent.reply_types import LoginReply
+    from polydev.agent.settings import AgentSettings
 
 # Each byte of credentials can take six in JSON.
 MAX_ANSWER_BYTES = 6 * 64 * 1024 + 1024
@@ -22,7 +22,7 @@ _one_at_a_time = Lock()
 _given: dict[str, int] = {}  # by provider, a hash of those that were given last
 
 
-def read_credentials(provider: Provider, settings: Settings) -> dict[str, object]:
+def read_credentials(provider: GuestProvider, settings: AgentSettings) -> dict[str, object]:
     """Return the credentials of a login that is done. Raises RequestRefused where there are none.
 
     Raises CheckFailed where the file is not as it should be.
@@ -35,13 +35,13 @@ def read_credentials(provider: Provider, settings: Settings) -> dict[str, object
     return found
 
 
-def remove_credentials(provider: Provider, settings: Settings) -> None:
+def remove_credentials(provider: GuestProvider, settings: AgentSettings) -> None:
     """Remove what the login has left. Raises CheckFailed where something is in the way."""
     with _one_at_a_time:
         _asked("remove", provider, settings)
 
 
-def inject(provider: Provider, value: object, settings: Settings) -> LoginReply:
+def inject(provider: GuestProvider, value: object, settings: AgentSettings) -> LoginReply:
     """Give the tool credentials, and ask it whether it takes them.
 
     Of the same ones asked for twice at once only the first are given: the tool may have used their
@@ -68,11 +68,11 @@ def inject(provider: Provider, value: object, settings: Settings) -> LoginReply:
     return reply
 
 
-def _is_done(provider: Provider, settings: Settings) -> bool:
+def _is_done(provider: GuestProvider, settings: AgentSettings) -> bool:
     return current_login(provider.name, settings)["status"] == "done"
 
 
-def _systemctl(verb: str, unit: str, settings: Settings) -> None:
+def _systemctl(verb: str, unit: str, settings: AgentSettings) -> None:
     timeout_seconds = settings.login_status_timeout_seconds + settings.login_start_timeout_seconds
     try:
         systemctl(verb, unit, timeout_seconds, settings)
@@ -81,7 +81,7 @@ def _systemctl(verb: str, unit: str, settings: Settings) -> None:
 
 
 def _asked(
-    verb: str, provider: Provider, settings: Settings, value: object = None
+    verb: str, provider: GuestProvider, settings: AgentSettings, value: object = None
 ) -> dict[str, object] | None:
     request = {"verb": verb, "provider": provider.name, "credentials": value}
     try:

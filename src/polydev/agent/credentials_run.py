@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from polydev.agent import credentials
+from polydev.agent import credentials_file
 from polydev.agent.errors import CheckFailed
 from polydev.agent.providers import provider_of
 from polydev.agent.settings import settings_from_arguments
@@ -41,11 +41,11 @@ def answer(request: dict[str, object], providers: str, home: str) -> dict[str, o
     if kept is None:
         raise CheckFailed("this provider's credentials are not handed over")
     if request["verb"] == "read":
-        return credentials.read(home, kept)
+        return credentials_file.read(home, kept)
     if request["verb"] == "write":
-        credentials.write(home, kept, request["credentials"])
+        credentials_file.write(home, kept, request["credentials"])
     else:
-        credentials.remove(home, kept)
+        credentials_file.remove(home, kept)
     return None
 
 

@@ -10,17 +10,17 @@ from _thread import allocate_lock, start_new_thread
 from time import monotonic
 
 from polydev import __version__
-from polydev.agent.boot import Facts, boot_stage
+from polydev.agent.desktop_checks import check_display, check_novnc, check_vnc
 from polydev.agent.errors import CheckFailed
-from polydev.agent.probes import check_display, check_novnc, check_vnc
 from polydev.agent.systemd import Units, ask_units, unknown_units
+from polydev.agent.vm_facts import VmFacts, boot_stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from polydev.agent.messages import ComponentState, HealthReply
-    from polydev.agent.settings import Settings
+    from polydev.agent.reply_types import ComponentState, HealthReply
+    from polydev.agent.settings import AgentSettings
 
 # In the order in which they come up. The browser has no probe of its own: its unit is active
 # only once its window is mapped.
@@ -43,14 +43,14 @@ class Outcome:
         self.at = at
 
 
-class Health:
+class HealthChecks:
     """Runs checks on demand; safe to be asked from many threads."""
 
     def __init__(
         self,
         checks: Mapping[str, Callable[[], str]],
         ask: Callable[[], Units],
-        facts: Callable[[], Facts],
+        facts: Callable[[], VmFacts],
         keep_seconds: float,
         keep_longer: Mapping[str, float] | None = None,
         clock: Callable[[], float] = monotonic,
@@ -174,7 +174,7 @@ def component_state(name: str, outcome: Outcome | None, units: Units) -> Compone
 
 
 def compose_health(
-    outcomes: Mapping[str, Outcome], units: Units, facts: Facts, *, is_booting: bool
+    outcomes: Mapping[str, Outcome], units: Units, facts: VmFacts, *, is_booting: bool
 ) -> HealthReply:
     """The whole answer of `GET /health`; `is_booting` until the VM was ready for the first time."""
     components = {name: component_state(name, outcomes.get(name), units) for name in UNIT_OF}
@@ -197,9 +197,9 @@ def compose_health(
     }
 
 
-def health_of_guest(settings: Settings) -> Health:
+def health_of_guest(settings: AgentSettings) -> HealthChecks:
     """The checks of this machine."""
-    return Health(
+    return HealthChecks(
         checks={
             "desktop": lambda: check_display(settings),
             "vnc": lambda: check_vnc(settings),
@@ -208,7 +208,7 @@ def health_of_guest(settings: Settings) -> Health:
         ask=lambda: ask_units(
             settings.systemctl, tuple(UNIT_OF.values()), settings.check_timeout_seconds
         ),
-        facts=lambda: Facts(settings.proc, settings.identity),
+        facts=lambda: VmFacts(settings.proc, settings.identity),
         keep_seconds=settings.keep_seconds,
         keep_longer={"novnc": settings.novnc_keep_seconds},
     )

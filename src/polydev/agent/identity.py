@@ -17,7 +17,7 @@ from fcntl import F_SETFL, F_SETOWN, fcntl, ioctl
 from signal import SIG_BLOCK, SIGIO, pthread_sigmask, sigwait
 from time import CLOCK_REALTIME, clock_settime, monotonic, time
 
-from polydev.agent.boot import SESSION_WORD, VM_WORD, read_text
+from polydev.agent.vm_facts import SESSION_WORD, VM_WORD, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,23 +8,23 @@ from __future__ import annotations
 import os
 import shutil
 
-from polydev.agent import credentials
+from polydev.agent import credentials_file
+from polydev.agent.command import output_of
 from polydev.agent.errors import CheckFailed
-from polydev.agent.process import output_of
 from polydev.agent.providers import tool_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import LoginStatus
-    from polydev.agent.providers import Provider
-    from polydev.agent.settings import Settings
+    from polydev.agent.providers import GuestProvider
+    from polydev.agent.reply_types import LoginStatus
+    from polydev.agent.settings import AgentSettings
 
 
-def confirmed(provider: Provider, settings: Settings) -> tuple[LoginStatus, str]:
+def confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginStatus, str]:
     """ "done", or "failed" and what speaks against it."""
     kept, command = provider.credentials, provider.status_command
     try:
-        if kept is not None and credentials.read(os.environ["HOME"], kept) is None:
+        if kept is not None and credentials_file.read(os.environ["HOME"], kept) is None:
             return "failed", f"{provider.label} has left no ~/{kept.file}"
         if command is not None:
             environment = tool_environment(provider.status_environment, settings)

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydev.agent.providers import Provider
+    from polydev.agent.providers import GuestProvider
 
 ROWS, COLUMNS = 50, 4096  # wide, for a terminal wraps what is longer
 CHUNK_BYTES = 65536
@@ -21,10 +21,10 @@ SIGKILL, SIGTERM = 9, 15
 CANNOT_EXECUTE = 127
 
 
-class Process:
+class LoginProcess:
     """A tool that runs: its terminal, and its standard input where that is a pipe."""
 
-    def __init__(self, provider: Provider, environment: Mapping[str, str]) -> None:
+    def __init__(self, provider: GuestProvider, environment: Mapping[str, str]) -> None:
         self._pid, self.terminal, self._input = _started(provider, environment)
         self.ended = os.pidfd_open(self._pid)  # to be read once it has ended
         self._is_hung_up = False
@@ -70,7 +70,9 @@ class Process:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
-def _started(provider: Provider, environment: Mapping[str, str]) -> tuple[int, int, int | None]:
+def _started(
+    provider: GuestProvider, environment: Mapping[str, str]
+) -> tuple[int, int, int | None]:
     """The tool's process, its terminal, and the pipe that it is told its requests by, if any."""
     reads, writes = os.pipe() if provider.requests else (None, None)
     pid, terminal = os.forkpty()
@@ -83,7 +85,7 @@ def _started(provider: Provider, environment: Mapping[str, str]) -> tuple[int, i
     return pid, terminal, writes
 
 
-def _become(provider: Provider, environment: Mapping[str, str], reads: int | None) -> None:
+def _become(provider: GuestProvider, environment: Mapping[str, str], reads: int | None) -> None:
     """In the child: be the tool. Never returns."""
     name = provider.command[0]
     try:

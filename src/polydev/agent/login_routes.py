@@ -9,14 +9,14 @@ import json
 
 from polydev.agent.credentials_client import inject, read_credentials, remove_credentials
 from polydev.agent.errors import CheckFailed, RequestRefused
-from polydev.agent.login import current_login, start_login, type_code
-from polydev.agent.providers import Provider, known_providers, provider_of
-from polydev.agent.replies import Reply, Request, json_reply, problem
+from polydev.agent.http_messages import HttpReply, HttpRequest, json_reply, problem
+from polydev.agent.login_service import current_login, start_login, type_code
+from polydev.agent.providers import GuestProvider, known_providers, provider_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import CredentialsReply
-    from polydev.agent.settings import Settings
+    from polydev.agent.reply_types import CredentialsReply
+    from polydev.agent.settings import AgentSettings
 
 METHODS = {
     "": ("GET", "HEAD", "POST"),
@@ -25,7 +25,7 @@ METHODS = {
 }
 
 
-def answer_login(request: Request, rest: str, settings: Settings) -> Reply:
+def answer_login(request: HttpRequest, rest: str, settings: AgentSettings) -> HttpReply:
     """The reply to a request for `/login/` and the rest of its path."""
     if request.is_from_guest:
         return problem(403, "only the host asks for logins")
@@ -49,13 +49,15 @@ def answer_login(request: Request, rest: str, settings: Settings) -> Reply:
         return problem(422, str(failure))
 
 
-def _typed(provider: Provider, request: Request, settings: Settings) -> Reply:
+def _typed(provider: GuestProvider, request: HttpRequest, settings: AgentSettings) -> HttpReply:
     code = _member(request, "code", str)
     type_code(provider, str(code), settings)
     return json_reply(202, current_login(provider.name, settings))
 
 
-def _credentials(provider: Provider, request: Request, settings: Settings) -> Reply:
+def _credentials(
+    provider: GuestProvider, request: HttpRequest, settings: AgentSettings
+) -> HttpReply:
     if provider.credentials is None:
         return problem(404, f"credentials of {provider.label} are not handed over")
     if request.method == "GET":
@@ -65,10 +67,10 @@ def _credentials(provider: Provider, request: Request, settings: Settings) -> Re
     if request.method == "PUT":
         return json_reply(200, inject(provider, _member(request, "credentials", dict), settings))
     remove_credentials(provider, settings)
-    return Reply(204, "")
+    return HttpReply(204, "")
 
 
-def _member(request: Request, name: str, kind: type) -> object:
+def _member(request: HttpRequest, name: str, kind: type) -> object:
     """A member of the JSON object that the request's body is."""
     try:
         body = json.loads(request.body)

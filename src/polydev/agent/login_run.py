@@ -1,6 +1,6 @@
 """The program of polydev-login@PROVIDER.service: runs one tool's login, as the desktop's user.
 
-    tool's terminal, tool's wish for a browser -> Login -> state file, a tab in Chromium
+    tool's terminal, tool's wish for a browser -> LoginFlow -> state file, a tab in Chromium
     codes by the agent, what the user types in the window beside the browser -> tool's terminal
 
 It knows the tool's wishes because it gives it a browser of its own, a script of the image that
@@ -12,19 +12,19 @@ from __future__ import annotations
 import os
 
 from polydev.agent.browser import show
-from polydev.agent.login_course import Login
-from polydev.agent.login_process import CHUNK_BYTES, Process
+from polydev.agent.login_flow import LoginFlow
+from polydev.agent.login_process import CHUNK_BYTES, LoginProcess
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state, state_text
 from polydev.agent.login_terminal import Window
-from polydev.agent.providers import Provider, provider_of, tool_environment
-from polydev.agent.settings import Settings, settings_from_arguments
+from polydev.agent.providers import GuestProvider, provider_of, tool_environment
+from polydev.agent.settings import AgentSettings, settings_from_arguments
 from polydev.agent.systemd import notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydev.agent.messages import LoginStatus
+    from polydev.agent.reply_types import LoginStatus
 
 BROWSER_FIFO = "browser"
 ENTER = b"\r"
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     settings = settings_from_arguments(arguments[1:])
     folder, home = os.environ["RUNTIME_DIRECTORY"], os.environ["HOME"]
     provider = provider_of(settings.providers, arguments[0])
-    login = Login(
+    login = LoginFlow(
         provider,
         keep=lambda *state: keep_state(folder, *state),
         show=lambda page: show(page, home, SHOW_TIMEOUT_SECONDS),
@@ -83,12 +83,14 @@ def keep_state(
     os.rename(new, f"{folder}/{STATE_FILE}")
 
 
-def _follow(provider: Provider, login: Login, fifos: list[int], settings: Settings) -> None:
+def _follow(
+    provider: GuestProvider, login: LoginFlow, fifos: list[int], settings: AgentSettings
+) -> None:
     """Run the tool to its end, to its answer, or until its page is too late."""
     pages, codes = fifos
     environment = tool_environment(provider.environment, settings)
     environment["POLYDEV_LOGIN_FIFO"] = f"{os.environ['RUNTIME_DIRECTORY']}/{BROWSER_FIFO}"
-    process = Process(provider, environment)
+    process = LoginProcess(provider, environment)
     window = Window(provider, environment)
     has_ended = False
     while not (has_ended or login.is_over()):
@@ -117,7 +119,7 @@ def _follow(provider: Provider, login: Login, fifos: list[int], settings: Settin
     login.end(exit_code, lambda: _confirmed(provider, settings))
 
 
-def _confirmed(provider: Provider, settings: Settings) -> tuple[LoginStatus, str]:
+def _confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginStatus, str]:
     from polydev.agent.login_confirm import confirmed  # after the tool: it finds programs
 
     return confirmed(provider, settings)

@@ -10,7 +10,7 @@ import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import LoginReply, LoginStatus
+    from polydev.agent.reply_types import LoginReply, LoginStatus
 
 STATE_FILE = "state"
 CODE_FIFO = "code"

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydev.agent.providers import Provider
+    from polydev.agent.providers import GuestProvider
 
 PROGRAM = "xterm"
 PASTES = r"*VT100.translations: #override Ctrl <Key>V: insert-selection(CLIPBOARD)"
@@ -79,7 +79,7 @@ class Terminal:
 class Window:
     """The tool's terminal as the user sees it, opened with the first that there is to see."""
 
-    def __init__(self, provider: Provider, environment: Mapping[str, str]) -> None:
+    def __init__(self, provider: GuestProvider, environment: Mapping[str, str]) -> None:
         self._title = f"Login of {provider.label}"
         # A conversation in JSON-RPC is not for people.
         self._words = f"{self._title}: go on in the browser.\r\n" if provider.requests else ""

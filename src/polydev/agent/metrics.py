@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 
-from polydev.agent.boot import read_text
+from polydev.agent.vm_facts import read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from polydev.agent.messages import HealthReply
-    from polydev.agent.settings import Settings
+    from polydev.agent.reply_types import HealthReply
+    from polydev.agent.settings import AgentSettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("kernel", "init", "network", "services", "ready")
@@ -33,7 +33,7 @@ def load_averages(loadavg: str) -> dict[str, float]:
     return dict(zip(LOAD_MINUTES, map(float, loadavg.split()[:3]), strict=False))
 
 
-def metrics_text(health: HealthReply, settings: Settings) -> str:
+def metrics_text(health: HealthReply, settings: AgentSettings) -> str:
     """Everything known of this VM; raises ImportError where prometheus_client is missing."""
     _make_importable(settings.python_packages)
     from prometheus_client import CollectorRegistry, generate_latest

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from polydev.agent.settings import Settings
+    from polydev.agent.settings import AgentSettings
 
 SUFFIX = ".json"
 KEPT = ("HOME", "DISPLAY", "USER")
 
 
-class Credentials:
+class CredentialsFile:
     """A JSON file below the user's home, what it must have, and others that go with it."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Credentials:
         self.also: dict[str, object] = data["also"]
 
 
-class Provider:
+class GuestProvider:
     """A tool that logs in, ending with status 0 when it has.
 
     With `requests` it is spoken to in JSON-RPC on its standard input instead, a line each, and
@@ -47,7 +47,7 @@ class Provider:
         self.accepts_code: bool = login["accepts_code"]
         self.status_command: list[str] | None = status and status["command"]
         self.status_environment: dict[str, str] = status["environment"] if status else {}
-        self.credentials = Credentials(credentials) if credentials else None
+        self.credentials = CredentialsFile(credentials) if credentials else None
 
     def input(self) -> bytes:
         """Return the requests to the tool as lines of JSON-RPC, numbered by place."""
@@ -64,13 +64,13 @@ def known_providers(folder: str) -> list[str]:
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
 
 
-def provider_of(folder: str, name: str) -> Provider:
+def provider_of(folder: str, name: str) -> GuestProvider:
     """One of the known."""
     with open(f"{folder}/{name}{SUFFIX}", "rb") as file:
-        return Provider(json.load(file))
+        return GuestProvider(json.load(file))
 
 
-def tool_environment(own: Mapping[str, str], settings: Settings) -> dict[str, str]:
+def tool_environment(own: Mapping[str, str], settings: AgentSettings) -> dict[str, str]:
     """What a tool is started with: our programs, such as the browser's, come before all others."""
     programs = settings.login_programs
     return {

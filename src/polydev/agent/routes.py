@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from polydev import __version__
-from polydev.agent.replies import Reply, Request, json_reply, problem
+from polydev.agent.http_messages import HttpReply, HttpRequest, json_reply, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydev.agent.health import Health
-    from polydev.agent.messages import IndexReply
-    from polydev.agent.settings import Settings
+    from polydev.agent.health import HealthChecks
+    from polydev.agent.reply_types import IndexReply
+    from polydev.agent.settings import AgentSettings
 
 LOGIN = "/login/"
 METHODS = ("GET", "HEAD")
@@ -28,16 +28,16 @@ PATHS = {
 class Routes:
     """Answers requests; safe to be called from many threads."""
 
-    def __init__(self, health: Health, settings: Settings) -> None:
+    def __init__(self, health: HealthChecks, settings: AgentSettings) -> None:
         self._health = health
         self._settings = settings
-        self._answers: dict[str, Callable[[], Reply]] = {
+        self._answers: dict[str, Callable[[], HttpReply]] = {
             "/": self._index,
             "/health": self._report,
             "/metrics": self._metrics,
         }
 
-    def __call__(self, request: Request) -> Reply:
+    def __call__(self, request: HttpRequest) -> HttpReply:
         if request.path.startswith(LOGIN):
             from polydev.agent.login_routes import answer_login
 
@@ -50,21 +50,21 @@ class Routes:
             return problem(404, f"there is no {request.path}; there are {', '.join(PATHS)}")
         return answer()
 
-    def _index(self) -> Reply:
+    def _index(self) -> HttpReply:
         index: IndexReply = {"name": "polydev-agent", "agent_version": __version__, "paths": PATHS}
         return json_reply(200, index)
 
-    def _report(self) -> Reply:
+    def _report(self) -> HttpReply:
         report = self._health.report()
         if report["status"] == "ready":
             return json_reply(200, report)
         note = f"{report['status']}, failing: {', '.join(report['failing'])}"
         return json_reply(503, report, note)
 
-    def _metrics(self) -> Reply:
+    def _metrics(self) -> HttpReply:
         from polydev.agent.metrics import CONTENT_TYPE, metrics_text
 
         try:
-            return Reply(200, metrics_text(self._health.report(), self._settings), CONTENT_TYPE)
+            return HttpReply(200, metrics_text(self._health.report(), self._settings), CONTENT_TYPE)
         except ImportError as error:
             return problem(503, f"metrics need python3-prometheus-client: {error}")

@@ -16,14 +16,14 @@ from threading import Lock
 from time import monotonic
 
 from polydev.agent.errors import RequestRefused
-from polydev.agent.replies import Reply, Request, problem
+from polydev.agent.http_messages import HttpReply, HttpRequest, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from polydev.agent.settings import Settings
+    from polydev.agent.settings import AgentSettings
 
 BACKLOG = 128
 MAX_BODY_BYTES = 128 * 1024
@@ -51,7 +51,7 @@ def listening_socket(address: str, port: int, inherited: int | None = None) -> s
     return socket.create_server((address, port), backlog=BACKLOG)
 
 
-class Received(RawIOBase):
+class LimitedReader(RawIOBase):
     """What a client sends: `limit_bytes` of it, within `timeout_seconds` altogether."""
 
     def __init__(self, client: socket.socket, limit_bytes: int, timeout_seconds: float) -> None:
@@ -81,12 +81,12 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # of what is no HTTP: its refusal has a head
     server_version, sys_version = "polydev-agent", ""
-    server: Server
+    server: AgentServer
 
     def setup(self) -> None:
         super().setup()
         limits = MAX_HEAD_BYTES + MAX_BODY_BYTES, self.server.settings.request_timeout_seconds
-        self._received = Received(self.connection, *limits)
+        self._received = LimitedReader(self.connection, *limits)
         self.rfile = BufferedReader(self._received)  # type: ignore[type-var]
 
     def handle(self) -> None:
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.note(self.connection, waits=True)
         super().finish()
         self.connection.shutdown(socket.SHUT_WR)
-        rest = Received(self.connection, LINGER_BYTES, LINGER_SECONDS)
+        rest = LimitedReader(self.connection, LINGER_BYTES, LINGER_SECONDS)
         while rest.readinto(bytearray(4096)):
             pass
 
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(problem(refusal.status, refusal.why))
             return
         path = self.path.partition("#")[0].partition("?")[0]
-        request = Request(self.command, path, body, is_from_guest=self._is_from_guest())
+        request = HttpRequest(self.command, path, body, is_from_guest=self._is_from_guest())
         self.server.note(self.connection, waits=False)
         self._send(self.server.answer(request))
 
@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestRefused(400, "the connection closed within a request")
         return body
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, reply: HttpReply) -> None:
         if reply.status >= 400:
             asked = getattr(self, "requestline", "?")
             log(f"{self.client_address[0]} {asked} {reply.status} {reply.note}")
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
 
-class Server(ThreadingHTTPServer):
+class AgentServer(ThreadingHTTPServer):
     """Answers each connection in a thread of its own, a limited number at a time.
 
     When all places are taken, the oldest client that we wait for has to leave; when we wait for
@@ -169,7 +169,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, listener: socket.socket, answer: Callable[[Request], Reply], settings: Settings
+        self,
+        listener: socket.socket,
+        answer: Callable[[HttpRequest], HttpReply],
+        settings: AgentSettings,
     ) -> None:
         super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
@@ -183,7 +186,7 @@ class Server(ThreadingHTTPServer):
         """Serve until the process is ended, without the library's looks twice a second."""
         self.serve_forever(poll_interval=None)  # type: ignore[arg-type]
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: HttpRequest) -> HttpReply:
         try:
             return self._answer(request)
         except Exception as error:

@@ -1,6 +1,6 @@
 """Everything that ties the agent to its machine, with the guest's values as defaults.
 
-Tests give others, as `Settings(vnc_port=1234)` or on the command line as `--vnc-port=1234`.
+Tests give others, as `AgentSettings(vnc_port=1234)` or on the command line as `--vnc-port=1234`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class Settings:
+class AgentSettings:
     listen_address: str = "0.0.0.0"  # noqa: S104 - the host asks from outside
     listen_port: int = 8080
     max_connections: int = 32
@@ -47,19 +47,19 @@ class Settings:
 
     def __init__(self, **values: str | int | float) -> None:
         for name, value in values.items():
-            if name.startswith("_") or not hasattr(Settings, name):
+            if name.startswith("_") or not hasattr(AgentSettings, name):
                 raise ValueError(f"there is no setting named {name}")
             setattr(self, name, value)
 
 
-def settings_from_arguments(arguments: Iterable[str]) -> Settings:
+def settings_from_arguments(arguments: Iterable[str]) -> AgentSettings:
     """Read `--name=value` words; each value gets the type of the setting's default."""
     values: dict[str, str | int | float] = {}
     for argument in arguments:
         option, equals, text = argument.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        default = getattr(Settings, name, None)
+        default = getattr(AgentSettings, name, None)
         if not (option.startswith("--") and equals and isinstance(default, str | int | float)):
             raise ValueError(f"{argument} is not of the form --setting=value")
         values[name] = type(default)(text)
-    return Settings(**values)
+    return AgentSettings(**values)

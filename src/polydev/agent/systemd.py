@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from _socket import AF_UNIX, SOCK_DGRAM, socket
 
-from polydev.agent.process import output_of
+from polydev.agent.command import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from polydev.agent.messages import ServiceState
+    from polydev.agent.reply_types import ServiceState
 
 PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus"
 FIRST_INHERITED_SOCKET = 3

@@ -6,7 +6,7 @@ from polydev.agent.errors import CheckFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.net import Stream
+    from polydev.agent.stream import Stream
 
 # RFC 6455's own example of a key and the answer to it. A fresh key would need SHA-1 and prove
 # no more: it guards against caching proxies, and there is none inside the guest.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polydev.agent.errors import CheckFailed
-from polydev.agent.net import Stream
+from polydev.agent.stream import Stream
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydev.agent.messages import Problem
+    from polydev.agent.reply_types import ProblemReply
 
 
-class Request:
+class HttpRequest:
     """`is_from_guest`: a program of this VM sent it, not the host."""
 
     __slots__ = ("body", "is_from_guest", "method", "path")
@@ -26,7 +26,7 @@ class Request:
         self.is_from_guest = is_from_guest
 
 
-class Reply:
+class HttpReply:
     """A status with its body; `note` is for the log only."""
 
     __slots__ = ("body", "content_type", "headers", "note", "status")
@@ -46,16 +46,16 @@ class Reply:
         self.note = note
 
 
-def json_reply(status: int, value: object, note: str = "") -> Reply:
-    return Reply(status, json.dumps(value, separators=(",", ":")), note=note)
+def json_reply(status: int, value: object, note: str = "") -> HttpReply:
+    return HttpReply(status, json.dumps(value, separators=(",", ":")), note=note)
 
 
-def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Reply:
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> HttpReply:
     """A refusal as RFC 9457 problem details."""
-    body: Problem = {
+    body: ProblemReply = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
     }
-    return Reply(status, json.dumps(body), "application/problem+json", headers, note=detail)
+    return HttpReply(status, json.dumps(body), "application/problem+json", headers, note=detail)

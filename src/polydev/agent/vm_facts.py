@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import Stage
+    from polydev.agent.reply_types import Stage
 
 IMAGE_WORD = "polydev.image="
 VM_WORD = "polydev.vm="
@@ -16,7 +16,7 @@ CHUNK_BYTES = 65536
 ANYWHERE = "00000000"
 
 
-class Facts:
+class VmFacts:
     """One reading of /proc; every field may change when a VM is resumed as a clone."""
 
     def __init__(self, proc: str, identity: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from stat import S_ISFIFO, S_ISREG
 
+from polydev.agent.command import output_of
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
     CODE_FIFO,
@@ -19,13 +20,12 @@ from polydev.agent.login_state import (
     login_reply,
     reply_of_state,
 )
-from polydev.agent.process import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import LoginReply
-    from polydev.agent.providers import Provider
-    from polydev.agent.settings import Settings
+    from polydev.agent.providers import GuestProvider
+    from polydev.agent.reply_types import LoginReply
+    from polydev.agent.settings import AgentSettings
 
 NOT_TO_START = ("starting", "waiting", "done")
 MAX_CODE_CHARACTERS = 4096
@@ -34,13 +34,13 @@ MAX_CODE_CHARACTERS = 4096
 WITHOUT_TRUST = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def current_login(provider: str, settings: Settings) -> LoginReply:
+def current_login(provider: str, settings: AgentSettings) -> LoginReply:
     """How far a provider's login is; starts nothing."""
     state = _bytes_of_state(f"{settings.logins}/{provider}/{STATE_FILE}")
     return reply_of_state(provider, state)
 
 
-def start_login(provider: str, settings: Settings) -> LoginReply:
+def start_login(provider: str, settings: AgentSettings) -> LoginReply:
     """Start a provider's login unless it is under way or done; tell how far it is.
 
     The unit counts as started once its state is written, so what is read then is no older
@@ -57,7 +57,7 @@ def start_login(provider: str, settings: Settings) -> LoginReply:
     return current_login(provider, settings)
 
 
-def type_code(provider: Provider, code: str, settings: Settings) -> None:
+def type_code(provider: GuestProvider, code: str, settings: AgentSettings) -> None:
     """Have a code and Enter typed into the tool's terminal. Raises RequestRefused."""
     if not (0 < len(code) <= MAX_CODE_CHARACTERS and code.isprintable()):
         why = f"a code is one line of at most {MAX_CODE_CHARACTERS} printable characters"
@@ -69,7 +69,7 @@ def type_code(provider: Provider, code: str, settings: Settings) -> None:
     _write_line(f"{settings.logins}/{provider.name}/{CODE_FIFO}", code)
 
 
-def systemctl(verb: str, unit: str, timeout_seconds: float, settings: Settings) -> None:
+def systemctl(verb: str, unit: str, timeout_seconds: float, settings: AgentSettings) -> None:
     """Have systemd do something with a unit, and wait for it; CheckFailed says why it did not."""
     output_of([settings.systemctl, verb, "--no-ask-password", unit], timeout_seconds)
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from polydev.agent.boot import (
-    Facts,
+from polydev.agent.settings import AgentSettings, settings_from_arguments
+from polydev.agent.vm_facts import (
+    VmFacts,
     announce,
     boot_stage,
     has_default_route,
     uptime_seconds,
     value_of,
 )
-from polydev.agent.settings import Settings, settings_from_arguments
 
 ROUTE_HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 DEFAULT_ROUTE = "eth0\t00000000\t010010AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
@@ -64,7 +64,7 @@ def test_facts_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "uptime").write_text("12.34 20.00\n")
     (tmp_path / "net/route").write_text(ROUTE_HEAD + DEFAULT_ROUTE)
     (tmp_path / "sys/kernel/random/boot_id").write_text("0b0e\n")
-    facts = Facts(str(tmp_path), str(tmp_path / "identity"))
+    facts = VmFacts(str(tmp_path), str(tmp_path / "identity"))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == ("abc", "vm-7", "0b0e")
     assert facts.session_id == "s-9"
     assert facts.uptime_seconds == 12.34
@@ -75,12 +75,12 @@ def test_what_the_host_said_later_counts(tmp_path: Path) -> None:
     (tmp_path / "cmdline").write_text("polydev.image=abc polydev.vm=template polydev.session=old\n")
     identity = tmp_path / "identity"
     identity.write_text("polydev.vm=vm-7 polydev.session=\n")
-    facts = Facts(str(tmp_path), str(identity))
+    facts = VmFacts(str(tmp_path), str(identity))
     assert (facts.image_digest, facts.vm_id, facts.session_id) == ("abc", "vm-7", None)
 
 
 def test_facts_that_cannot_be_read_are_empty(tmp_path: Path) -> None:
-    facts = Facts(str(tmp_path / "missing"), str(tmp_path / "missing"))
+    facts = VmFacts(str(tmp_path / "missing"), str(tmp_path / "missing"))
     assert (facts.image_digest, facts.vm_id, facts.boot_id) == (None, None, "")
     assert facts.session_id is None
     assert facts.uptime_seconds == uptime_seconds("") == 0.0
@@ -97,7 +97,7 @@ def test_announcing_adds_one_line(tmp_path: Path) -> None:
 def test_settings_come_from_arguments_typed_as_their_defaults() -> None:
     settings = settings_from_arguments(["--vnc-port=1234", "--keep-seconds=0", "--proc=/p"])
     assert (settings.vnc_port, settings.keep_seconds, settings.proc) == (1234, 0.0, "/p")
-    assert settings.novnc_port == Settings.novnc_port
+    assert settings.novnc_port == AgentSettings.novnc_port
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_other_arguments_are_refused(argument: str) -> None:
 
 def test_settings_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="vnc_prot"):
-        Settings(vnc_prot=1)
+        AgentSettings(vnc_prot=1)

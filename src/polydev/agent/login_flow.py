@@ -9,7 +9,7 @@ import re
 from time import monotonic
 
 from polydev.agent.errors import CheckFailed
-from polydev.agent.login_answers import (
+from polydev.agent.login_output import (
     TAIL_LINES,
     answer_to,
     device_code,
@@ -18,14 +18,14 @@ from polydev.agent.login_answers import (
     without_typed,
 )
 from polydev.agent.login_state import is_login_url
-from polydev.agent.terminal import last_lines
+from polydev.agent.terminal_text import last_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydev.agent.messages import LoginStatus
-    from polydev.agent.providers import Provider
+    from polydev.agent.providers import GuestProvider
+    from polydev.agent.reply_types import LoginStatus
 
     Keep = Callable[[LoginStatus, str | None, str, str | None], None]
     Outcome = tuple[LoginStatus, str]
@@ -36,12 +36,12 @@ MAX_TYPED_LINES = 32
 SHOW_AGAIN_SECONDS = 2.0
 
 
-class Login:
+class LoginFlow:
     """Takes in what a tool does; `show` raises CheckFailed while no browser takes a page."""
 
     def __init__(
         self,
-        provider: Provider,
+        provider: GuestProvider,
         keep: Keep,
         show: Callable[[str], None],
         page_seconds: float,

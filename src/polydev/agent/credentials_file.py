@@ -18,13 +18,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from polydev.agent.providers import Credentials
+    from polydev.agent.providers import CredentialsFile
 
 MAX_BYTES = 64 * 1024
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def read(home: str, credentials: Credentials) -> dict[str, object] | None:
+def read(home: str, credentials: CredentialsFile) -> dict[str, object] | None:
     """The JSON object in the file; None if there is no file. CheckFailed says what is wrong."""
     with _told(f"cannot read ~/{credentials.file}"):
         try:
@@ -39,7 +39,7 @@ def read(home: str, credentials: Credentials) -> dict[str, object] | None:
     return value  # type: ignore[no-any-return]
 
 
-def check(value: object, credentials: Credentials) -> None:
+def check(value: object, credentials: CredentialsFile) -> None:
     """Raise CheckFailed unless these are the provider's credentials, as far as their keys tell."""
     if not isinstance(value, dict):
         raise CheckFailed(f"~/{credentials.file} is not a JSON object")
@@ -48,7 +48,7 @@ def check(value: object, credentials: Credentials) -> None:
         raise CheckFailed(f"~/{credentials.file} lacks {', '.join(missing)}")
 
 
-def write(home: str, credentials: Credentials, value: object) -> None:
+def write(home: str, credentials: CredentialsFile, value: object) -> None:
     """Put credentials where the tool looks for them, and what it needs beside them."""
     check(value, credentials)
     for path, content in {credentials.file: value, **credentials.also}.items():
@@ -56,7 +56,7 @@ def write(home: str, credentials: Credentials, value: object) -> None:
             _write(home, path, json.dumps(content, separators=(",", ":")).encode())
 
 
-def remove(home: str, credentials: Credentials) -> None:
+def remove(home: str, credentials: CredentialsFile) -> None:
     """Remove what `write` puts there, whoever wrote it."""
     for path in (credentials.file, *credentials.also):
         with (

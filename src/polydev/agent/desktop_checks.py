@@ -6,13 +6,13 @@ Each returns a short detail when all is well and raises CheckFailed with the cau
 from __future__ import annotations
 
 from polydev.agent.errors import CheckFailed
-from polydev.agent.net import Stream
 from polydev.agent.rfb import open_rfb
+from polydev.agent.stream import Stream
 from polydev.agent.websocket import WebSocketStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.settings import Settings
+    from polydev.agent.settings import AgentSettings
 
 NOVNC_PAGE = "/vnc.html"
 NOVNC_SOCKET = "/websockify"
@@ -23,14 +23,14 @@ X_OPENING = b"l\0\x0b\0" + bytes(8)
 X_REFUSED, X_ACCEPTED = 0, 1
 
 
-def check_vnc(settings: Settings) -> str:
+def check_vnc(settings: AgentSettings) -> str:
     """The VNC server greets, and lets a viewer in."""
     address = (settings.service_address, settings.vnc_port)
     with Stream(address, settings.check_timeout_seconds) as stream:
         return f"{open_rfb(stream)} on {stream.name}"
 
 
-def check_novnc(settings: Settings) -> str:
+def check_novnc(settings: AgentSettings) -> str:
     """The page is there, and the WebSocket beside it leads to a VNC server."""
     address = (settings.service_address, settings.novnc_port)
     with Stream(address, settings.check_timeout_seconds) as stream:
@@ -42,7 +42,7 @@ def check_novnc(settings: Settings) -> str:
         return f"{version} over {websocket.name}"
 
 
-def check_display(settings: Settings) -> str:
+def check_display(settings: AgentSettings) -> str:
     """The X server answers a client's opening, be it with a refusal."""
     with Stream(settings.x_socket, settings.check_timeout_seconds) as stream:
         stream.send(X_OPENING)

@@ -84,7 +84,7 @@ class IndexReply(TypedDict):
     paths: dict[str, str]
 
 
-class Problem(TypedDict):
+class ProblemReply(TypedDict):
     """Body of every refusal (RFC 9457, application/problem+json)."""
 
     type: str

@@ -11,25 +11,25 @@ import json
 import re
 
 from polydev.agent.login_state import is_device_code, is_login_url
-from polydev.agent.terminal import last_lines, plain_text, urls_written
+from polydev.agent.terminal_text import last_lines, plain_text, urls_written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.messages import LoginStatus
-    from polydev.agent.providers import Provider
+    from polydev.agent.providers import GuestProvider
+    from polydev.agent.reply_types import LoginStatus
 
 TAIL_LINES = 12
 # Shorter words are answers such as "yes".
 LEAST_SECRET_CHARACTERS = 8
 
 
-def printed_url(provider: Provider, written: str) -> str | None:
+def printed_url(provider: GuestProvider, written: str) -> str | None:
     """The first URL among what a tool wrote that is a request to log in."""
     mark = provider.printed_url_mark
     return next((url for url in urls_written(written) if mark in url and is_login_url(url)), None)
 
 
-def device_code(provider: Provider, written: str) -> str | None:
+def device_code(provider: GuestProvider, written: str) -> str | None:
     """The code that the login's page asks for, where the tool printed one."""
     if provider.device_code is None:
         return None
@@ -49,7 +49,7 @@ def without_typed(told: str, lines: list[str]) -> str:
     return told
 
 
-def answer_to(provider: Provider, written: str) -> tuple[LoginStatus, str] | None:
+def answer_to(provider: GuestProvider, written: str) -> tuple[LoginStatus, str] | None:
     """How the login ended, by the answer to the last request; None before there is one."""
     for line in written.splitlines():
         if not line.startswith("{"):
@@ -67,7 +67,7 @@ def answer_to(provider: Provider, written: str) -> tuple[LoginStatus, str] | Non
     return None
 
 
-def end_of(provider: Provider, exit_code: int, written: str) -> tuple[LoginStatus, str]:
+def end_of(provider: GuestProvider, exit_code: int, written: str) -> tuple[LoginStatus, str]:
     """How the login ended, by the tool's end; a negative exit code is a signal's number."""
     if exit_code == 0 and not provider.requests:
         return "done", ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from polydev.agent.boot import Facts, announce
+from polydev.agent.vm_facts import VmFacts, announce
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydev.agent.health import Health
-    from polydev.agent.settings import Settings
+    from polydev.agent.health import HealthChecks
+    from polydev.agent.settings import AgentSettings
 
 CPU_SHARE = 5  # rest so many times longer than the last look took of the CPU
 MAX_PAUSE_SECONDS = 5.0
@@ -22,9 +22,11 @@ def pause_seconds(shortest: float, cpu_seconds: float) -> float:
     return min(max(shortest, CPU_SHARE * cpu_seconds), MAX_PAUSE_SECONDS)
 
 
-def watch(health: Health, settings: Settings, log: Callable[[str], None]) -> None:
+def announce_when_ready(
+    health: HealthChecks, settings: AgentSettings, log: Callable[[str], None]
+) -> None:
     """Announce that the agent answers, look until all is well, announce that."""
-    uptime_seconds = Facts(settings.proc, settings.identity).uptime_seconds
+    uptime_seconds = VmFacts(settings.proc, settings.identity).uptime_seconds
     _say(settings, f"polydev: agent answers after {uptime_seconds:.2f} s", log)
     pause = 0.0
     while not health.wait_ready(pause):
@@ -35,7 +37,7 @@ def watch(health: Health, settings: Settings, log: Callable[[str], None]) -> Non
     _say(settings, f"polydev: ready after {health.first_ready_seconds:.2f} s", log)
 
 
-def _say(settings: Settings, line: str, log: Callable[[str], None]) -> None:
+def _say(settings: AgentSettings, line: str, log: Callable[[str], None]) -> None:
     try:
         announce(settings.console, line)
     except OSError as error:
