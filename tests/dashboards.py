@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from playwright.async_api import Browser, Page, Response
 
-from polydev.controller.host.sample import Sample, Slots
+from polydev.controller.host.sample import Sample, SlotCounts
 from polydev.controller.model import now
 from polydev.controller.services import Services
 from polydev.controller.store import tables
@@ -88,7 +88,7 @@ def day_of_samples(end: datetime) -> Iterator[tuple[datetime, Sample]]:
                 tx_bytes={"eth0": sent, "br-vm": sent // 2},
                 temperature=round(52 + 9 * wave + ripple, 1),
                 temperature_critical=100.0,
-                slots=Slots(total=8, held=held, pooled=2, primed=2 if held < 6 else 1),
+                slots=SlotCounts(total=8, held=held, pooled=2, primed=2 if held < 6 else 1),
                 sessions={
                     "vm_creating": 0,
                     "vm_starting": int(ripple > 1.9),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polydev.controller.database import create_engine
-from polydev.controller.host.providers import hands_over, rotates
+from polydev.controller.host.image_providers import hands_over, rotates
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from playwright.async_api import Page
 
-from polydev.controller.host import figures, processes
-from polydev.controller.host.network_health import NetworkProbe
-from polydev.controller.host.shapes import Check, NetworkHealth
+from polydev.controller.host import processes, system_reader
+from polydev.controller.host.network_checks import NetworkChecks
+from polydev.controller.host.status import NetworkCheck, NetworkHealth
 from polydev.controller.model import now
 from tests.browser import chromium, run_in_browser
 from tests.dashboards import Look, fill, looking
@@ -34,16 +34,16 @@ DRAWN = "performance.getEntriesByName('charts-drawn').map(each => each.detail)"
 @pytest.fixture(autouse=True)
 def well(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host on which all is well, whatever this machine is busy with."""
-    monkeypatch.setattr(figures, "cpu_usage", lambda _before, _after: 12.5)
+    monkeypatch.setattr(system_reader, "cpu_usage", lambda _before, _after: 12.5)
     memory = SimpleNamespace(total=10 << 30, available=6 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "sensors_temperatures", dict)
 
-    async def report(_probe: NetworkProbe) -> NetworkHealth:
-        check = Check(name="bridge", status="healthy", detail="br-vm has 192.168.100.1")
+    async def report(_probe: NetworkChecks) -> NetworkHealth:
+        check = NetworkCheck(name="bridge", status="healthy", detail="br-vm has 192.168.100.1")
         return NetworkHealth(status="healthy", checks=[check])
 
-    monkeypatch.setattr(NetworkProbe, "report", report)
+    monkeypatch.setattr(NetworkChecks, "report", report)
 
 
 @asynccontextmanager

@@ -23,13 +23,18 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from polydev.controller.host.alert_trial import masked, try_alerts
-from polydev.controller.host.measuring import HostFigures
-from polydev.controller.host.network_health import NetworkProbe
-from polydev.controller.host.outbox import MOST_AGE_SECONDS, MOST_WAITING, Message, Outbox
-from polydev.controller.host.sampler import Sampler, unsent_folder
-from polydev.controller.host.sending import Sender
-from polydev.controller.host.vm_figures import vm_figures
+from polydev.controller.host.alert_outbox import (
+    MOST_AGE_SECONDS,
+    MOST_WAITING,
+    AlertMessage,
+    Outbox,
+)
+from polydev.controller.host.alert_sender import AlertSender
+from polydev.controller.host.alert_test_message import masked, send_test_messages
+from polydev.controller.host.network_checks import NetworkChecks
+from polydev.controller.host.sample_loop import SampleLoop, unsent_folder
+from polydev.controller.host.system_monitor import SystemMonitor
+from polydev.controller.host.vm_usage import measure_vm
 from polydev.controller.migrate import migrate
 from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, Sampling, Settings
@@ -40,7 +45,7 @@ DEADLINE_SECONDS = 60
 ENDPOINTS = ("system", "cpu", "memory", "disk", "network", "temperature", "network-health")
 SECRET = "very-secret-path"
 ROOT = SimpleNamespace(device="/dev/root", mountpoint="/", fstype="ext4")
-MESSAGE = Message("[critical] host-1: disk", "disk / is at 95 %", "failure")
+MESSAGE = AlertMessage("[critical] host-1: disk", "disk / is at 95 %", "failure")
 
 
 async def until(what: str, look: Callable[[], bool]) -> None:
@@ -82,7 +87,7 @@ async def webhook(*statuses: int) -> AsyncIterator[Webhook]:
 
 
 @asynccontextmanager
-async def running(sender: Sender) -> AsyncIterator[Sender]:
+async def running(sender: AlertSender) -> AsyncIterator[AlertSender]:
     task = asyncio.create_task(sender.run())
     try:
         yield sender
@@ -126,7 +131,7 @@ class TestTrial:
         with everything_logged() as logged:
             async with webhook(404) as bad, webhook() as good:
                 urls = SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}")
-                answers = await try_alerts(urls)
+                answers = await send_test_messages(urls)
         assert [(each.target, each.service, each.sent) for each in answers] == [
             (1, "JSON", False),
             (2, "unknown", False),
@@ -140,7 +145,7 @@ class TestTrial:
     async def test_a_connection_that_fails_is_told(self) -> None:
         async with webhook() as hook:
             url = hook.url
-        [answer] = await try_alerts(SecretStr(url))
+        [answer] = await send_test_messages(SecretStr(url))
         assert not answer.sent
         assert "Connection error" in str(answer.said)
 
@@ -153,10 +158,10 @@ class TestTrial:
 class TestSending:
     @run_async
     async def test_a_webhook_gets_each_message_in_order(self, tmp_path: Path) -> None:
-        cleared = Message("[cleared] host-1: disk", "disk / is at 60 %", "success")
+        cleared = AlertMessage("[cleared] host-1: disk", "disk / is at 60 %", "success")
         async with (
             webhook() as hook,
-            running(Sender(SecretStr(hook.url), Outbox(tmp_path))) as sender,
+            running(AlertSender(SecretStr(hook.url), Outbox(tmp_path))) as sender,
         ):
             sender.send(MESSAGE)
             sender.send(cleared)
@@ -170,7 +175,9 @@ class TestSending:
     async def test_a_target_that_fails_at_first_is_tried_again(self, tmp_path: Path) -> None:
         async with (
             webhook(500, 503) as hook,
-            running(Sender(SecretStr(hook.url), Outbox(tmp_path), pauses_seconds=(0, 0))) as sender,
+            running(
+                AlertSender(SecretStr(hook.url), Outbox(tmp_path), pauses_seconds=(0, 0))
+            ) as sender,
         ):
             sender.send(MESSAGE)
             await until("the message", lambda: sender.counts["JSON", "sent"] == 1)
@@ -186,7 +193,7 @@ class TestSending:
                 webhook(500, 500) as bad,
                 webhook() as good,
                 running(
-                    Sender(
+                    AlertSender(
                         SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}"),
                         Outbox(tmp_path),
                         pauses_seconds=(0,),
@@ -215,7 +222,9 @@ class TestSending:
         async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             urls = SecretStr(f"json://127.0.0.1:{port}/")
-            async with running(Sender(urls, Outbox(tmp_path), (), timeout_seconds=0.2)) as sender:
+            async with running(
+                AlertSender(urls, Outbox(tmp_path), (), timeout_seconds=0.2)
+            ) as sender:
                 sender.send(MESSAGE)
                 await until("giving up", lambda: sender.counts["JSON", "failed"] == 1)
                 assert asked.is_set()
@@ -226,7 +235,7 @@ class TestSending:
         async with (
             mail_sink() as sink,
             running(
-                Sender(
+                AlertSender(
                     SecretStr(f"mailto://127.0.0.1:{sink.port}?from=a@b.test&to=c@d.test"),
                     Outbox(tmp_path),
                     pauses_seconds=(),
@@ -242,7 +251,7 @@ class TestSending:
 
     @run_async
     async def test_without_targets_nothing_waits(self, tmp_path: Path) -> None:
-        async with running(Sender(None, Outbox(tmp_path))) as sender:
+        async with running(AlertSender(None, Outbox(tmp_path))) as sender:
             for _ in range(1000):
                 sender.send(MESSAGE)
         assert sender.counts == {}
@@ -262,12 +271,12 @@ class TestSending:
 
         async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
             urls = SecretStr(f"json://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-            async with running(Sender(urls, outbox)) as sender:
+            async with running(AlertSender(urls, outbox)) as sender:
                 sender.send(MESSAGE)
                 sender.send(MESSAGE)
                 await asked.wait()
         assert len(outbox.waiting()) == 2
-        async with webhook() as hook, running(Sender(SecretStr(hook.url), outbox)) as after:
+        async with webhook() as hook, running(AlertSender(SecretStr(hook.url), outbox)) as after:
             await until("both messages", lambda: after.counts["JSON", "sent"] == 2)
             await until("their removal", lambda: not outbox.waiting())
         assert [each["title"] for each in hook.bodies] == [MESSAGE.title] * 2
@@ -314,7 +323,7 @@ class TestOutbox:
     @run_async
     async def test_no_more_wait_than_are_read(self, tmp_path: Path) -> None:
         outbox = Outbox(tmp_path)
-        sender = Sender(SecretStr("json://127.0.0.1/"), outbox)
+        sender = AlertSender(SecretStr("json://127.0.0.1/"), outbox)
         for _ in range(MOST_WAITING + 2):
             sender.send(MESSAGE)
         assert len(outbox.waiting()) == MOST_WAITING
@@ -353,7 +362,7 @@ async def mail_sink() -> AsyncIterator[MailSink]:
 class TestThisMachine:
     @run_async
     async def test_its_figures(self) -> None:
-        told = await HostFigures(AlertRules()).system()
+        told = await SystemMonitor(AlertRules()).system()
         assert told.unavailable == {}
         assert told.cpu.cores == os.cpu_count()
         assert told.cpu.usage is not None
@@ -373,7 +382,7 @@ class TestThisMachine:
 
     @run_async
     async def test_its_network(self) -> None:
-        told = await NetworkProbe(NETWORK, (2,)).report()
+        told = await NetworkChecks(NETWORK, (2,)).report()
         names = ["bridge", "slots", "vm_network", "default_route", "names"]
         assert [each.name for each in told.checks] == names
         for check in told.checks:
@@ -383,7 +392,7 @@ class TestThisMachine:
     @run_async
     async def test_what_a_process_uses(self, tmp_path: Path) -> None:
         (tmp_path / "serial.log").write_bytes(b"x" * 8192)
-        told = await vm_figures(2, os.getpid(), tmp_path)
+        told = await measure_vm(2, os.getpid(), tmp_path)
         assert told.cpu_seconds is not None
         assert told.cpu_seconds > 0
         assert told.memory_bytes is not None
@@ -443,9 +452,9 @@ async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
 
 
 @asynccontextmanager
-async def sampling(settings: Settings, api: Served, folder: Path) -> AsyncIterator[Sampler]:
+async def sampling(settings: Settings, api: Served, folder: Path) -> AsyncIterator[SampleLoop]:
     services = api.services
-    sampler = Sampler(
+    sampler = SampleLoop(
         settings,
         services.database,
         services.vms,
@@ -581,7 +590,7 @@ def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(socket, "getaddrinfo", hang)
 
     async def ask() -> list[str]:
-        probe = NetworkProbe(NETWORK, (), timeout_seconds=0.05)
+        probe = NetworkChecks(NETWORK, (), timeout_seconds=0.05)
         reports = [await probe.report() for _ in range(3)]
         let_go.set()
         return [each.checks[-1].status for each in reports]

@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.database import create_engine
-from polydev.controller.host.outbox import Message, Outbox
+from polydev.controller.host.alert_outbox import AlertMessage, Outbox
+from polydev.controller.host.alert_sender import AlertSender
 from polydev.controller.host.prometheus import HostCollector
-from polydev.controller.host.sampler import Sampler
-from polydev.controller.host.sending import Sender
+from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.settings import AlertRules, Sampling, Settings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.samples import Samples
@@ -143,7 +143,7 @@ class Host:
         self.database, self.clock, self.monkeypatch = database, clock, monkeypatch
         self.memory = 10
         self.leads = True
-        self.sent: list[Message] = []
+        self.sent: list[AlertMessage] = []
         self.deployments = folder / "deployments"
         self.deployments.mkdir()
         self.settings = Settings(slots=(2, 3), vm_network=NETWORK, alert=AlertRules())
@@ -151,11 +151,11 @@ class Host:
         self.sessions = Sessions(database, self.settings.session, clock)
         self.sampler = self.begin()
 
-    def begin(self) -> Sampler:
+    def begin(self) -> SampleLoop:
         """A controller that begins anew."""
-        sender = Sender(None, Outbox(self.deployments))
+        sender = AlertSender(None, Outbox(self.deployments))
         self.monkeypatch.setattr(sender, "send", self.sent.append)
-        return Sampler(
+        return SampleLoop(
             self.settings,
             self.database,
             self.vms,
@@ -189,7 +189,7 @@ async def host_of(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> As
         await sync_slots(database, host.settings.slots, NETWORK)
         memory = lambda: SimpleNamespace(total=100, available=100 - host.memory)  # noqa: E731
         monkeypatch.setattr(psutil, "virtual_memory", memory)
-        monkeypatch.setattr("polydev.controller.host.measuring.SHORTEST_SPAN_SECONDS", 0)
+        monkeypatch.setattr("polydev.controller.host.system_monitor.SHORTEST_SPAN_SECONDS", 0)
         monkeypatch.setattr(psutil, "cpu_times", lambda: IDLE)
         monkeypatch.setattr(
             psutil,

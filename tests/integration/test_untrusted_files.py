@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.controller.host.vm_figures import read_vm
+from polydev.controller.host.vm_usage import read_vm
 from polydev.controller.machines.console import (
     CHUNK_BYTES,
     LAST_BYTES,

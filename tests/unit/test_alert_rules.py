@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.host.alert_checker import message_of
 from polydev.controller.host.alerting import (
     HOST,
     Change,
@@ -35,8 +36,7 @@ from polydev.controller.host.observing import (
     templates_observed,
     webhooks_observed,
 )
-from polydev.controller.host.sample import Sample, Slots, Stock
-from polydev.controller.host.warden import message_of
+from polydev.controller.host.sample import Sample, SlotCounts, Workload
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import Severity, Vm
 from polydev.controller.settings import AlertRules, WebhookEndpoint, WebhookSettings
@@ -396,8 +396,8 @@ def vm(number: int, **more: Any) -> Vm:
     )
 
 
-def stock(held: Sequence[Vm] = (), failed_boots: int = 0, failed_while_up: int = 0) -> Stock:
-    return Stock(held, (), failed_boots, failed_while_up, {})
+def stock(held: Sequence[Vm] = (), failed_boots: int = 0, failed_while_up: int = 0) -> Workload:
+    return Workload(held, (), failed_boots, failed_while_up, {})
 
 
 class TestObserved:
@@ -406,7 +406,7 @@ class TestObserved:
         return found
 
     def test_every_rule_but_that_of_deployments(self) -> None:
-        sample = Sample(cpu=1, memory=1, disk={"/": 1}, slots=Slots(total=2, held=0))
+        sample = Sample(cpu=1, memory=1, disk={"/": 1}, slots=SlotCounts(total=2, held=0))
         assert set(observed(sample, stock(), LIMITS)) == {
             "cpu",
             "memory",
@@ -422,7 +422,7 @@ class TestObserved:
     def test_slots_of_the_pool_are_for_sessions(
         self, held: int, pooled: int, is_full: bool
     ) -> None:
-        sample = Sample(slots=Slots(total=2, held=held, pooled=pooled))
+        sample = Sample(slots=SlotCounts(total=2, held=held, pooled=pooled))
         found = self.one(observed(sample, stock(), LIMITS), "no_slots")
         assert (found.raises == "warning") == is_full
 
@@ -453,7 +453,7 @@ class TestObserved:
             vm(3, state="ready"),
             vm(4, state="starting", failed_checks=1),
         ]
-        sample = Sample(slots=Slots(total=8, held=3))
+        sample = Sample(slots=SlotCounts(total=8, held=3))
         seen = self.one(observed(sample, stock(held, failed_while_up=2), LIMITS), "unhealthy_vms")
         assert seen.value == 3
 

@@ -17,20 +17,20 @@ import pytest
 
 from polydev.controller.host import processes
 from polydev.controller.host.charts import GAP_SECONDS, chart_columns
-from polydev.controller.host.network_health import NetworkProbe
+from polydev.controller.host.history_cache import HistoryCache, LastDay
+from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.processes import Process
-from polydev.controller.host.recent import Day, RecentHistory
-from polydev.controller.host.sample import Sample, Slots
-from polydev.controller.host.shapes import (
-    Check,
-    Cpu,
-    Disk,
-    Memory,
-    Network,
+from polydev.controller.host.sample import Sample, SlotCounts
+from polydev.controller.host.status import (
+    CpuStatus,
+    DiskStatus,
+    MemoryStatus,
+    NetworkCheck,
     NetworkHealth,
-    System,
-    Temperature,
-    status_of,
+    NetworkStatus,
+    SystemStatus,
+    TemperatureStatus,
+    status_of_percent,
 )
 from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, Sampling
@@ -48,15 +48,17 @@ START = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
 
 
 def system(
-    cpu: float | None = 5, disks: Sequence[Disk] = (), temperature: Temperature | None = None
-) -> System:
-    status = "unknown" if cpu is None else status_of(cpu, AlertRules())
-    return System(
+    cpu: float | None = 5,
+    disks: Sequence[DiskStatus] = (),
+    temperature: TemperatureStatus | None = None,
+) -> SystemStatus:
+    status = "unknown" if cpu is None else status_of_percent(cpu, AlertRules())
+    return SystemStatus(
         status="healthy",
-        cpu=Cpu(status=status, usage=cpu, cores=4, detail="broken" if cpu is None else None),
-        memory=Memory(status="healthy", percent=40, used=4 << 30, total=10 << 30),
+        cpu=CpuStatus(status=status, usage=cpu, cores=4, detail="broken" if cpu is None else None),
+        memory=MemoryStatus(status="healthy", percent=40, used=4 << 30, total=10 << 30),
         disk=list(disks),
-        network=Network(status="healthy", interfaces=[]),
+        network=NetworkStatus(status="healthy", interfaces=[]),
         temperature=temperature,
         uptime=1.0,
         load_average=None,
@@ -95,7 +97,9 @@ class TestBars:
     def test_figures(self) -> None:
         cpu, memory, disk = bars_of(
             system(
-                disks=[Disk(status="unknown", detail="no answer", filesystem="d", mount="/data")]
+                disks=[
+                    DiskStatus(status="unknown", detail="no answer", filesystem="d", mount="/data")
+                ]
             )
         )
         assert cpu.figures == "of 4 cores"
@@ -109,12 +113,12 @@ class TestBars:
     def test_temperature_is_red_above_four_fifths(
         self, celsius: float, status: Any, level: str
     ) -> None:
-        heat = Temperature(status=status, current=celsius, critical=100)
+        heat = TemperatureStatus(status=status, current=celsius, critical=100)
         bar = bars_of(system(temperature=heat))[-1]
         assert (bar.level, bar.percent, bar.value) == (level, celsius, f"{celsius} °C")
 
     def test_temperature_without_a_critical_value_has_no_bar(self) -> None:
-        bar = bars_of(system(temperature=Temperature(status="healthy", current=50)))[-1]
+        bar = bars_of(system(temperature=TemperatureStatus(status="healthy", current=50)))[-1]
         assert (bar.percent, bar.figures) == (None, "the sensor names no critical value")
 
     def test_banner(self) -> None:
@@ -159,13 +163,13 @@ class TestCharts:
                     cpu=float(number),
                     disk={"/": 40.0},
                     rx_bytes={"eth0": 100 * number, "eth1": 50 * number, "br-vm": 9000 * number},
-                    slots=Slots(total=8, held=number),
+                    slots=SlotCounts(total=8, held=number),
                     sessions={"vm_creating": 1, "vm_created": number},
                 ),
             )
             for number in range(3)
         ]
-        columns = chart_columns(Day(samples, [SessionStart(self.at(15), "pool", 0.5)]))
+        columns = chart_columns(LastDay(samples, [SessionStart(self.at(15), "pool", 0.5)]))
         assert columns["at"] == [1795255200 + 10 * number for number in range(3)]
         assert columns["cpu_percent"] == [0.0, 1.0, 2.0]
         assert columns["disk_percent[/]"] == [40.0] * 3
@@ -178,10 +182,10 @@ class TestCharts:
 
     def test_no_line_leads_across_a_time_without_samples(self) -> None:
         samples = [(self.at(0), Sample(cpu=1)), (self.at(GAP_SECONDS + 1), Sample(cpu=2))]
-        assert chart_columns(Day(samples, ()))["cpu_percent"] == [1.0, None, 2.0]
+        assert chart_columns(LastDay(samples, ()))["cpu_percent"] == [1.0, None, 2.0]
 
     def test_without_samples(self) -> None:
-        assert chart_columns(Day((), ())) == {"at": []}
+        assert chart_columns(LastDay((), ())) == {"at": []}
 
 
 @pytest.fixture
@@ -192,7 +196,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 def test_the_last_day_is_read_once_and_then_what_is_new(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         services, clock = asked.services, SimpleNamespace(at=now())
-        recent = RecentHistory(
+        recent = HistoryCache(
             services.samples, services.session_starts, Sampling(), lambda: clock.at
         )
         read: list[datetime] = []
@@ -285,11 +289,11 @@ class TestPages:
         monkeypatch.setattr(psutil, "net_io_counters", lambda **_: {SCRIPT: counters})
         monkeypatch.setattr(processes, "process_times", named_script(processes.process_times))
 
-        async def report(_probe: NetworkProbe) -> NetworkHealth:
-            check = Check(name=SCRIPT, status="critical", detail=SCRIPT, hint=SCRIPT)
+        async def report(_probe: NetworkChecks) -> NetworkHealth:
+            check = NetworkCheck(name=SCRIPT, status="critical", detail=SCRIPT, hint=SCRIPT)
             return NetworkHealth(status="critical", checks=[check])
 
-        monkeypatch.setattr(NetworkProbe, "report", report)
+        monkeypatch.setattr(NetworkChecks, "report", report)
 
         async def scenario(asked: Served) -> None:
             await asked.services.alerts.raise_("disk", SCRIPT, "critical", SCRIPT, None)

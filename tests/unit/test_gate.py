@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.host import network_report
+from polydev.controller.host import network_watch
 from polydev.hosttool import gate, images, network_state, slots, sshd
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.gate import question
@@ -243,7 +243,7 @@ def test_a_watch_that_does_not_report_is_named(
         assert network_state.watch_differences()[1] == (
             "+ report of the watch: no more than 60 s old"
         )
-    assert network_state.FRESH_SECONDS == network_report.FRESH_SECONDS
+    assert network_state.FRESH_SECONDS == network_watch.FRESH_SECONDS
 
 
 @pytest.mark.parametrize(

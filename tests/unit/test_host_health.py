@@ -14,8 +14,19 @@ from typing import Any
 import psutil
 import pytest
 
-from polydev.controller.host import network_health
-from polydev.controller.host.figures import (
+from polydev.controller.host import network_checks
+from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
+from polydev.controller.host.network_checks import (
+    NetworkChecks,
+    bridge_check,
+    default_routes,
+    dns_check,
+    route_check,
+    slots_check,
+)
+from polydev.controller.host.status import SystemStatus, status_of_percent, worst
+from polydev.controller.host.system_monitor import SystemMonitor
+from polydev.controller.host.system_reader import (
     NO_CRITICAL_VALUE,
     cpu_model,
     cpu_usage,
@@ -26,17 +37,6 @@ from polydev.controller.host.figures import (
     temperature_figures,
     with_rates,
 )
-from polydev.controller.host.measuring import HostFigures
-from polydev.controller.host.network_health import (
-    NetworkProbe,
-    bridge_check,
-    default_routes,
-    names_check,
-    route_check,
-    slots_check,
-)
-from polydev.controller.host.probe import Probe, Unanswered
-from polydev.controller.host.shapes import System, status_of, worst
 from polydev.controller.settings import AlertRules
 
 LIMITS = AlertRules()
@@ -68,10 +68,12 @@ class TestStatus:
         [(0, "healthy"), (69.9, "healthy"), (70, "warning"), (90, "warning"), (90.1, "critical")],
     )
     def test_of_a_percentage(self, percent: float, status: str) -> None:
-        assert status_of(percent, LIMITS) == status
+        assert status_of_percent(percent, LIMITS) == status
 
     def test_limits_are_the_settings(self) -> None:
-        assert status_of(50, AlertRules(warning_percent=40, critical_percent=45)) == "critical"
+        assert (
+            status_of_percent(50, AlertRules(warning_percent=40, critical_percent=45)) == "critical"
+        )
 
     def test_worst(self) -> None:
         assert worst(["healthy", "critical", "warning"]) == "critical"
@@ -236,12 +238,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     for name in told:
         monkeypatch.setattr(psutil, name, answer(name))
-    monkeypatch.setattr("polydev.controller.host.measuring.SHORTEST_SPAN_SECONDS", 0.0)
+    monkeypatch.setattr("polydev.controller.host.system_monitor.SHORTEST_SPAN_SECONDS", 0.0)
     return told
 
 
-def system() -> System:
-    return asyncio.run(HostFigures(LIMITS).system())
+def system() -> SystemStatus:
+    return asyncio.run(SystemMonitor(LIMITS).system())
 
 
 class TestSystem:
@@ -272,7 +274,7 @@ class TestSystem:
         told = system()
         assert "temperature" not in told.model_dump()
         assert (told.status, told.unavailable) == ("healthy", {})
-        alone = asyncio.run(HostFigures(LIMITS).temperature())
+        alone = asyncio.run(SystemMonitor(LIMITS).temperature())
         assert (alone.current, alone.critical, alone.status) == (None, None, "unknown")
         assert alone.detail
         assert "no temperature sensor" in alone.detail
@@ -320,7 +322,7 @@ class TestSystem:
         machine["disk_usage"] = usage
 
         async def ask() -> list[Any]:
-            host = HostFigures(LIMITS, timeout_seconds=0.05)
+            host = SystemMonitor(LIMITS, timeout_seconds=0.05)
             found = [await host.disk() for _ in range(3)]
             assert len(asked) == 1
             let_go.set()
@@ -334,7 +336,7 @@ class TestSystem:
 
     def test_cpu_usage_is_that_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
         async def ask() -> list[float | None]:
-            host = HostFigures(LIMITS)
+            host = SystemMonitor(LIMITS)
             found = []
             for busy in (0, 30, 120):
                 machine["cpu_times"] = CpuTimes(busy, 0, 100 if busy else 0, 0, 0)
@@ -345,7 +347,7 @@ class TestSystem:
 
     def test_network_rates_are_those_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
         async def ask() -> list[float | None]:
-            host, found = HostFigures(LIMITS), []
+            host, found = SystemMonitor(LIMITS), []
             for received in (0, 1000, 500):
                 machine["net_io_counters"] = {"eth0": counted(received, 0)}
                 (interface,) = (await host.network()).interfaces
@@ -368,7 +370,7 @@ class TestProbe:
             return 7
 
         async def both() -> list[int]:
-            probe = Probe(ask)
+            probe = BlockingCall(ask)
             first = asyncio.ensure_future(probe())
             second = asyncio.ensure_future(probe())
             await asyncio.sleep(0)
@@ -382,7 +384,7 @@ class TestProbe:
         let_go = threading.Event()
 
         async def both() -> bool:
-            probe = Probe(let_go.wait)
+            probe = BlockingCall(let_go.wait)
             first, second = asyncio.ensure_future(probe()), asyncio.ensure_future(probe())
             await asyncio.sleep(0)
             first.cancel()
@@ -397,9 +399,9 @@ class TestProbe:
             raise KeyError
 
         async def ask() -> None:
-            await Probe(fail)()
+            await BlockingCall(fail)()
 
-        with pytest.raises(Unanswered, match="KeyError"):
+        with pytest.raises(NoAnswer, match="KeyError"):
             asyncio.run(ask())
 
 
@@ -475,11 +477,11 @@ class TestNetworkHealth:
             (None, "healthy"),
             (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "warning"),
             (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "critical"),
-            (Unanswered("no answer within 5 s"), "critical"),
+            (NoAnswer("no answer within 5 s"), "critical"),
         ],
     )
     def test_names(self, error: Exception | None, status: str) -> None:
-        told = names_check(error)
+        told = dns_check(error)
         assert told.status == status
         assert (told.hint is None) == (error is None)
 
@@ -489,10 +491,10 @@ class TestNetworkHealth:
         def broken() -> Any:
             raise PermissionError(1, "Operation not permitted")
 
-        monkeypatch.setattr(network_health, "_read_interfaces", broken)
-        monkeypatch.setattr(network_health, "_read_routes", lambda: (ROUTE_HEAD, ""))
-        monkeypatch.setattr(network_health, "_resolve", lambda: None)
-        probe = NetworkProbe(NETWORK, (2,), report_file=tmp_path / "none.json")
+        monkeypatch.setattr(network_checks, "_read_interfaces", broken)
+        monkeypatch.setattr(network_checks, "_read_routes", lambda: (ROUTE_HEAD, ""))
+        monkeypatch.setattr(network_checks, "_resolve", lambda: None)
+        probe = NetworkChecks(NETWORK, (2,), report_file=tmp_path / "none.json")
         told = asyncio.run(probe.report())
         assert {each.name: each.status for each in told.checks} == {
             "bridge": "unknown",
@@ -512,6 +514,6 @@ def test_nothing_blocks_the_loop(machine: dict[str, Any]) -> None:
         return CpuTimes(0, 0, 1, 0, 0)
 
     machine["cpu_times"] = times
-    asyncio.run(HostFigures(LIMITS).cpu())
+    asyncio.run(SystemMonitor(LIMITS).cpu())
     assert seen
     assert threading.get_ident() not in seen

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.host.export import csv_line, file_name
-from polydev.controller.host.figures import rate
-from polydev.controller.host.history import columns_of, rows, slim, starts_by_span
-from polydev.controller.host.sample import Sample, Slots, VmSample
+from polydev.controller.host.history import columns_of, rows, starts_by_span, without_vms
+from polydev.controller.host.history_export import csv_line, file_name
+from polydev.controller.host.sample import Sample, SlotCounts, VmSample
+from polydev.controller.host.system_reader import rate
 from polydev.controller.store.starts import How, SessionStart
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
@@ -86,7 +86,7 @@ class TestRows:
         cpu=12.5,
         memory=40.0,
         disk={"/": 41.0},
-        slots=Slots(total=8, held=3, pooled=2, primed=1),
+        slots=SlotCounts(total=8, held=3, pooled=2, primed=1),
         sessions={"vm_created": 1},
         unavailable={"temperature": "broken"},
     )
@@ -123,7 +123,7 @@ class TestRows:
             sent_bytes=None,
         )
         sample = Sample(cpu=1, vm=[vm], rx_bytes={"vm-2": 1, "eth0": 2}, tx_bytes={"vm-2": 1})
-        slimmed = slim(sample)
+        slimmed = without_vms(sample)
         assert (slimmed.vm, slimmed.rx_bytes, slimmed.tx_bytes) == ([], {"eth0": 2}, {})
         assert slimmed.cpu == 1
 

@@ -10,16 +10,16 @@ import pytest
 
 from polydev.controller.health import Component
 from polydev.controller.host.alerting import Rule
-from polydev.controller.host.overview import HINTS, Finding, Overview, overview_of
-from polydev.controller.host.shapes import (
-    Check,
-    Cpu,
-    Disk,
-    Memory,
-    Network,
+from polydev.controller.host.overview import HINTS, HealthFinding, Overview, overview_of
+from polydev.controller.host.status import (
+    CpuStatus,
+    DiskStatus,
+    MemoryStatus,
+    NetworkCheck,
     NetworkHealth,
-    System,
-    Temperature,
+    NetworkStatus,
+    SystemStatus,
+    TemperatureStatus,
 )
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.pool import PoolState, PoolStep
@@ -30,10 +30,10 @@ ORIGIN = Origin("4f" * 32, "7e" * 32)
 FULL = PoolState(0, (), ORIGIN, PoolStep("wait", "it is full"))
 WELL: dict[str, Any] = {
     "status": "healthy",
-    "cpu": Cpu(status="healthy", usage=5),
-    "memory": Memory(status="healthy", percent=5),
-    "disk": [Disk(status="healthy", filesystem="d", mount="/", percent=5)],
-    "network": Network(status="healthy", interfaces=[]),
+    "cpu": CpuStatus(status="healthy", usage=5),
+    "memory": MemoryStatus(status="healthy", percent=5),
+    "disk": [DiskStatus(status="healthy", filesystem="d", mount="/", percent=5)],
+    "network": NetworkStatus(status="healthy", interfaces=[]),
     "uptime": 1.0,
     "load_average": None,
 }
@@ -41,7 +41,7 @@ WELL: dict[str, Any] = {
 
 def overview(
     system: dict[str, Any] | None = None,
-    checks: Sequence[Check] = (),
+    checks: Sequence[NetworkCheck] = (),
     components: dict[str, Component] | None = None,
     templates: TemplatesReport | None = None,
     pool: PoolState = FULL,
@@ -49,7 +49,7 @@ def overview(
 ) -> Overview:
     """Return the overview of a host on which all is well but what is given."""
     network = NetworkHealth(status="healthy", checks=list(checks))
-    figures = System(**{**WELL, **(system or {})})
+    figures = SystemStatus(**{**WELL, **(system or {})})
     return overview_of(figures, network, components or {}, templates, pool, 7, standing)
 
 
@@ -57,7 +57,7 @@ def alert(rule: str, subject: str = "host", severity: Severity = "warning") -> A
     return Alert(1, rule, subject, severity, f"{rule} of {subject}", None, AT, None)
 
 
-def only(found: Overview) -> Finding:
+def only(found: Overview) -> HealthFinding:
     (finding,) = found.findings
     assert found.status == finding.status
     return finding
@@ -70,16 +70,16 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("changed", "part", "detail"),
     [
-        ({"cpu": Cpu(status="warning", usage=75.5)}, "cpu", "CPU is at 75.5 %"),
-        ({"memory": Memory(status="critical", percent=95)}, "memory", "memory is at 95 %"),
-        ({"cpu": Cpu(status="unknown", detail="no answer")}, "cpu", "no answer"),
+        ({"cpu": CpuStatus(status="warning", usage=75.5)}, "cpu", "CPU is at 75.5 %"),
+        ({"memory": MemoryStatus(status="critical", percent=95)}, "memory", "memory is at 95 %"),
+        ({"cpu": CpuStatus(status="unknown", detail="no answer")}, "cpu", "no answer"),
         (
-            {"network": Network(status="critical", detail="all is down", interfaces=[])},
+            {"network": NetworkStatus(status="critical", detail="all is down", interfaces=[])},
             "network",
             "all is down",
         ),
         (
-            {"temperature": Temperature(status="warning", current=85, critical=100)},
+            {"temperature": TemperatureStatus(status="warning", current=85, critical=100)},
             "temperature",
             "temperature is at 85 °C, and 100 °C is critical",
         ),
@@ -97,14 +97,16 @@ def test_parts_of_the_host(changed: dict[str, Any], part: str, detail: str) -> N
 
 
 def test_a_disk_is_named_in_what_to_do() -> None:
-    full = Disk(status="critical", filesystem="d", mount="/data", percent=95)
+    full = DiskStatus(status="critical", filesystem="d", mount="/data", percent=95)
     finding = only(overview({"disk": [full]}))
     assert (finding.subject, finding.detail) == ("/data", "disk /data is at 95 %")
     assert "du -xhd1 /data" in finding.hint
 
 
 def test_checks_of_the_network_keep_their_own_hint() -> None:
-    check = Check(name="bridge", status="critical", detail="it is down", hint="ip link set up")
+    check = NetworkCheck(
+        name="bridge", status="critical", detail="it is down", hint="ip link set up"
+    )
     assert only(overview(checks=[check])).hint == "ip link set up"
 
 
@@ -121,12 +123,12 @@ class TestAlerts:
         assert "./inv deployments" in finding.hint
 
     def test_one_that_is_measured_as_bad_now_is_told_once(self) -> None:
-        busy = {"cpu": Cpu(status="warning", usage=80)}
+        busy = {"cpu": CpuStatus(status="warning", usage=80)}
         found = overview(busy, standing=[alert("cpu", severity="critical")])
         assert only(found).detail == "CPU is at 80 %"
 
     def test_one_of_another_disk_is_told_too(self) -> None:
-        full = Disk(status="critical", filesystem="d", mount="/data", percent=95)
+        full = DiskStatus(status="critical", filesystem="d", mount="/data", percent=95)
         found = overview({"disk": [full]}, standing=[alert("disk", "/")])
         assert [each.subject for each in found.findings] == ["/data", "/"]
 
@@ -134,7 +136,9 @@ class TestAlerts:
         assert only(overview(standing=[alert("memory")])).detail == "memory of host"
 
     def test_the_network_of_vms_is_told_by_its_check(self) -> None:
-        check = Check(name="vm_network", status="critical", detail="slot 2 is open", hint="mend")
+        check = NetworkCheck(
+            name="vm_network", status="critical", detail="slot 2 is open", hint="mend"
+        )
         found = overview(
             checks=[check], standing=[alert("vm_isolation", "slot 2"), alert("vm_network", "x")]
         )
@@ -175,7 +179,10 @@ class TestTemplatesAndPool:
 
 def test_the_worst_stands_first() -> None:
     found = overview(
-        {"cpu": Cpu(status="unknown", detail="x"), "memory": Memory(status="critical", percent=99)},
+        {
+            "cpu": CpuStatus(status="unknown", detail="x"),
+            "memory": MemoryStatus(status="critical", percent=99),
+        },
         standing=[alert("no_slots")],
     )
     assert [each.status for each in found.findings] == ["critical", "warning", "unknown"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.host import processes
-from polydev.controller.host.probe import Unanswered
+from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.processes import (
-    Measured,
     Processes,
+    ProcessTable,
     ProcessTimes,
     belonging,
     cpu_percents,
@@ -36,8 +36,8 @@ def times(pid: int, ticks: int, started: int = 100) -> ProcessTimes:
     return ProcessTimes(pid, "x", ticks, started, 0)
 
 
-def measured(at: float, *found: ProcessTimes) -> Measured:
-    return Measured(at, {each.key: each for each in found})
+def measured(at: float, *found: ProcessTimes) -> ProcessTable:
+    return ProcessTable(at, {each.key: each for each in found})
 
 
 class TestReading:
@@ -152,7 +152,7 @@ class TestProcesses:
         assert asyncio.run(ask()) == [[2, 3], [3, 2, 1]]
 
     def test_hidden_ones(self, tmp_path: Path) -> None:
-        with pytest.raises(Unanswered):
+        with pytest.raises(NoAnswer):
             asyncio.run(Processes(tmp_path).most("cpu", 1))
 
 

@@ -16,7 +16,7 @@ from polydev.client import credentials, probe
 from polydev.client import templates as client_templates
 from polydev.controller import health, sealing
 from polydev.controller import settings as controller_settings
-from polydev.controller.host import deployments, network_report
+from polydev.controller.host import deployments, network_watch
 from polydev.controller.machines import bridge, systemd, template_maker
 from polydev.deployment_records import order
 from polydev.deploys import controller, network
@@ -69,8 +69,8 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd.TEMPLATE_MAKER, units.MAKER),
-            ("watch of the network", network_report.WATCH_UNIT, units.WATCH),
-            ("report of the watch", network_report.FILE, network_state.REPORT),
+            ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
+            ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", probe.HOST, str(slots.HOST_FILE)),
             ("configuration", probe.CONFIG, controller.CONFIG),
             ("configuration's folder", PATHS.controller_config / "config.yaml", controller.CONFIG),

@@ -63,10 +63,10 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Alert addresses that nothing would be sent to. A service's start has no time to ask."""
-    from polydev.controller.host.sending import opened
+    from polydev.controller.host.alert_sender import apprise_of
 
     for number, url in enumerate(addresses, 1):
-        if opened(url) is None:
+        if apprise_of(url) is None:
             yield "secrets.alert-urls", f"address {number} is of no service that Apprise knows"
 
 

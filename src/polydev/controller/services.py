@@ -18,12 +18,12 @@ from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
 from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.health import Health
+from polydev.controller.host.history_cache import HistoryCache
+from polydev.controller.host.host_state import HostStateReader
+from polydev.controller.host.image_providers import golden_providers, hands_over, rotates
 from polydev.controller.host.processes import Processes
 from polydev.controller.host.prometheus import HostCollector
-from polydev.controller.host.providers import golden_providers, hands_over, rotates
-from polydev.controller.host.recent import RecentHistory
-from polydev.controller.host.sampler import Sampler
-from polydev.controller.host.snapshot import Snapshots
+from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.console_stream import Consoles
 from polydev.controller.machines.driver import Driver
@@ -91,14 +91,14 @@ class Services:
     samples: Samples
     session_starts: Starts
     processes: Processes
-    snapshots: Snapshots
+    snapshots: HostStateReader
     usage: Usage
-    recent: RecentHistory
+    recent: HistoryCache
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
     agent: AgentClient
-    sampler: Sampler
+    sampler: SampleLoop
     identity: Identity
     health: Health
     metrics: Metrics
@@ -215,7 +215,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     def leads() -> bool:
         return driver is None or driver.leads
 
-    sampler = Sampler(settings, database, vms, sessions, hypervisor, leads=leads)
+    sampler = SampleLoop(settings, database, vms, sessions, hypervisor, leads=leads)
     deliveries = _deliveries(settings, database, leads, metrics.registry)
     metrics.registry.register(HostCollector(sampler))
     alerts, samples = Alerts(database), Samples(database)
@@ -236,8 +236,10 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         samples=samples,
         session_starts=session_starts,
         processes=Processes(),
-        recent=RecentHistory(samples, session_starts, settings.samples),
-        snapshots=Snapshots(settings, sampler.host, alerts, health, vms, sessions, hypervisor),
+        recent=HistoryCache(samples, session_starts, settings.samples),
+        snapshots=HostStateReader(
+            settings, sampler.host, alerts, health, vms, sessions, hypervisor
+        ),
         alerts=alerts,
         usage=Usage(database, settings.quotas),
         hypervisor=hypervisor,
@@ -296,7 +298,7 @@ def _works(
     settings: Settings,
     database: Database,
     driver: Driver | None,
-    sampler: Sampler,
+    sampler: SampleLoop,
     deliveries: Deliveries,
 ) -> dict[str, Work]:
     async def declare_slots() -> None:

@@ -17,18 +17,19 @@ from polydev.controller.api.processes import add_processes
 from polydev.controller.api.templates import add_templates
 from polydev.controller.api.webhooks import add_webhooks
 from polydev.controller.auth.authentication import BEARER, operator_of
-from polydev.controller.host.measuring import HostFigures
-from polydev.controller.host.network_health import NetworkProbe
-from polydev.controller.host.reports import AlertReport, AlertsReport
-from polydev.controller.host.shapes import (
-    Cpu,
-    Disks,
-    Memory,
-    Network,
+from polydev.controller.host.network_checks import NetworkChecks
+from polydev.controller.host.status import (
+    AlertReport,
+    AlertsReport,
+    CpuStatus,
+    DisksStatus,
+    MemoryStatus,
     NetworkHealth,
-    System,
-    Temperature,
+    NetworkStatus,
+    SystemStatus,
+    TemperatureStatus,
 )
+from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.model import now
 from polydev.controller.services import Services
 
@@ -55,7 +56,7 @@ def routes(services: Services) -> APIRouter:
     return router
 
 
-def _add_health(router: APIRouter, host: HostFigures) -> None:
+def _add_health(router: APIRouter, host: SystemMonitor) -> None:
     @router.get(
         "/health/system",
         summary="The host's figures, all in one",
@@ -64,25 +65,25 @@ def _add_health(router: APIRouter, host: HostFigures) -> None:
         "settings say otherwise.",
         responses=refusals(),
     )
-    async def get_system() -> System:
+    async def get_system() -> SystemStatus:
         return await host.system()
 
 
-def _add_parts(router: APIRouter, host: HostFigures) -> None:
+def _add_parts(router: APIRouter, host: SystemMonitor) -> None:
     @router.get("/health/cpu", summary="The processor", responses=refusals())
-    async def get_cpu() -> Cpu:
+    async def get_cpu() -> CpuStatus:
         return await host.cpu()
 
     @router.get("/health/memory", summary="Memory", responses=refusals())
-    async def get_memory() -> Memory:
+    async def get_memory() -> MemoryStatus:
         return await host.memory()
 
     @router.get("/health/disk", summary="Filesystems that hold data", responses=refusals())
-    async def get_disk() -> Disks:
+    async def get_disk() -> DisksStatus:
         return await host.disk()
 
     @router.get("/health/network", summary="Network interfaces", responses=refusals())
-    async def get_network() -> Network:
+    async def get_network() -> NetworkStatus:
         return await host.network()
 
     @router.get(
@@ -90,13 +91,13 @@ def _add_parts(router: APIRouter, host: HostFigures) -> None:
         summary="The hottest sensor; nulls where the host has none",
         responses=refusals(),
     )
-    async def get_temperature() -> Temperature:
+    async def get_temperature() -> TemperatureStatus:
         return await host.temperature()
 
 
 def _add_network_health(router: APIRouter, services: Services) -> None:
     settings = services.settings
-    probe = NetworkProbe(settings.vm_network, settings.slots)
+    probe = NetworkChecks(settings.vm_network, settings.slots)
 
     @router.get(
         "/health/network-health",

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from polydev.controller.api.error_responses import refusals
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host import deployments as records
-from polydev.controller.host.deployment_list import (
+from polydev.controller.host.deployments import (
     Deployment,
     WayBack,
     deployments,

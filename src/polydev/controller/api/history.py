@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from polydev.controller.api.error_responses import refusals
-from polydev.controller.host.export import MEDIA_TYPES, Export, Format, file_name
-from polydev.controller.host.reports import History, timed_samples
+from polydev.controller.host.history import History, timed_samples
+from polydev.controller.host.history_export import MEDIA_TYPES, Format, HistoryExport, file_name
 from polydev.controller.host.sample import Sample
 from polydev.controller.model import now
 from polydev.controller.services import Services
@@ -73,7 +73,9 @@ def _add_files(router: APIRouter, services: Services) -> None:
 def history_file(services: Services, hours: float, form: Format) -> StreamingResponse:
     """Return the answer with the samples of the last hours, which is written while it is sent."""
     end: datetime = now()
-    export = Export(services.samples, services.session_starts, end - timedelta(hours=hours), end)
+    export = HistoryExport(
+        services.samples, services.session_starts, end - timedelta(hours=hours), end
+    )
     text = export.as_csv() if form == "csv" else export.as_json()
     disposition = f'attachment; filename="{file_name(end, form)}"'
     headers = {"Content-Disposition": disposition}

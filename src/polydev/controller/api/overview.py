@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.error_responses import refusals
 from polydev.controller.api_model import ApiModel
-from polydev.controller.host.shapes import Status
+from polydev.controller.host.status import Status
 from polydev.controller.services import Services
 
 EXAMPLE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from polydev.controller.api.error_responses import refusals
 from polydev.controller.api_model import ApiModel
-from polydev.controller.host.probe import Unanswered
+from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.processes import By, Kind, why_unavailable
 from polydev.controller.services import Services
 
@@ -81,7 +81,7 @@ async def processes_answer(services: Services, by: By, limit: int) -> ProcessesA
     vms = {vm.slot: vm.id for vm in await services.vms.held()}
     try:
         found = await services.processes.most(by, limit)
-    except Unanswered as error:
+    except NoAnswer as error:
         return ProcessesAnswer(processes=[], unavailable=why_unavailable(error))
     return ProcessesAnswer(
         processes=[

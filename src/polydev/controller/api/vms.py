@@ -16,8 +16,8 @@ from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
 from polydev.controller.api.error_responses import refusals
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.rate_limits import Buckets
-from polydev.controller.host.sampler import figures_of
-from polydev.controller.host.vm_figures import VmFigures
+from polydev.controller.host.sample_loop import vm_usage_of
+from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.machines.console_stream import MOST_LINES, tail
 from polydev.controller.model import Caller, Vm
 from polydev.controller.services import Services
@@ -122,11 +122,11 @@ def _add_figures(router: APIRouter, services: Services) -> None:
         summary="What a VM uses of processor, memory, disk and network",
         responses=refusals(404, 410, 422),
     )
-    async def get_figures(vm_id: VmId, caller: Asking) -> VmFigures:
+    async def get_figures(vm_id: VmId, caller: Asking) -> VmUsage:
         vm = await vm_for(services, caller, vm_id)
         if vm.released_at is not None or services.hypervisor is None:
             raise SessionExpired("the VM is over")
-        return await figures_of(services.hypervisor, vm)
+        return await vm_usage_of(services.hypervisor, vm)
 
 
 def _add_console(router: APIRouter, services: Services) -> None:

@@ -29,10 +29,10 @@ async def rotate_credentials(settings: Settings, _arguments: argparse.Namespace)
         return vars(await Credentials(database, keys).seal_anew())
 
 
-async def try_alerts(settings: Settings, _arguments: argparse.Namespace) -> object:
-    from polydev.controller.host.alert_trial import try_alerts
+async def send_test_alerts(settings: Settings, _arguments: argparse.Namespace) -> object:
+    from polydev.controller.host.alert_test_message import send_test_messages
 
-    return [vars(answer) for answer in await try_alerts(settings.alert_urls)]
+    return [vars(answer) for answer in await send_test_messages(settings.alert_urls)]
 
 
 async def build_template(settings: Settings, arguments: argparse.Namespace) -> object:
@@ -133,7 +133,9 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "alert": (
         "messages about alerts, to what the secret alert-urls names",
         {
-            "test": Verb("send a test message to each; print what came of it as JSON", try_alerts),
+            "test": Verb(
+                "send a test message to each; print what came of it as JSON", send_test_alerts
+            ),
         },
     ),
     "database": (

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from polydev.controller.host.shapes import (
+from polydev.controller.host.status import (
     Status,
-    percent_words,
-    temperature_status,
-    temperature_words,
+    percent_text,
+    status_of_temperature,
+    temperature_text,
 )
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.model import Severity
@@ -116,10 +116,10 @@ def percent_observation(
     """One that could not be measured (None) raises nothing, and lets stand what stands."""
     subject = subject[:MOST_SUBJECT_CHARACTERS]
     if value is None:
-        return Observation(subject, percent_words(what, value), None, None, "critical")
+        return Observation(subject, percent_text(what, value), None, None, "critical")
     raises = _level(value, limits)
     keeps = _level(value + limits.hysteresis_percent, limits)
-    message = percent_words(what, value)
+    message = percent_text(what, value)
     if keeps is not None and raises is None:
         cleared_percent = limits.warning_percent - limits.hysteresis_percent
         message += f"; the alert is cleared below {cleared_percent:g} %"
@@ -143,9 +143,9 @@ def temperature_observation(
         what = "is not there any more" if celsius is None else "names no critical value any more"
         return Observation(HOST, f"the temperature sensor {what}", celsius, None, None)
     margin = critical_celsius * limits.hysteresis_percent / 100
-    raises = _severity(temperature_status(celsius, critical_celsius))
-    keeps = _severity(temperature_status(celsius + margin, critical_celsius))
-    message = temperature_words(celsius, critical_celsius)
+    raises = _severity(status_of_temperature(celsius, critical_celsius))
+    keeps = _severity(status_of_temperature(celsius + margin, critical_celsius))
+    message = temperature_text(celsius, critical_celsius)
     if keeps is not None and raises is None:
         cleared_celsius = critical_celsius * WARM_PERCENT / 100 - margin
         message += f"; the alert is cleared at {cleared_celsius:g} °C"

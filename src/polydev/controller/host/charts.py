@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from polydev.controller.host.history import HOWS, Row, rows
-from polydev.controller.host.recent import Day
+from polydev.controller.host.history import START_KINDS, Row, rows
+from polydev.controller.host.history_cache import LastDay
 from polydev.controller.machines.bridge import BRIDGE
 
 Number = float | int | None
@@ -25,7 +25,7 @@ DISK = "disk_percent["
 GAP_SECONDS = 300
 
 
-def chart_columns(day: Day) -> dict[str, list[Number]]:
+def chart_columns(day: LastDay) -> dict[str, list[Number]]:
     """Return one list for each name, all of one length: `at` in seconds since 1970, and figures.
 
     Names are those of the export; besides, `received_bytes_per_second` and `sent_…` are those of
@@ -53,7 +53,7 @@ def _figures(at: datetime, row: Row) -> dict[str, Number]:
     figures["sessions"] = _total(row, (name for name in row if name.startswith("sessions_")))
     figures["sessions_starting"] = _total(row, STARTING)
     figures["vms"] = _total(row, (name for name in row if name.startswith("vms_")))
-    for how in HOWS:
+    for how in START_KINDS:
         for kind in ("median", "max"):
             name = f"start_{kind}_seconds[{how}]"
             figures[name] = _number(row.get(name))

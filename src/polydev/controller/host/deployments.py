@@ -1,19 +1,119 @@
-"""Did the newest deployment succeed? Read from the records that deployments leave on the host."""
+"""Records that deployments leave on the host: the list, the newest failure, and how to go back.
+
+`./inv rollback` reads the same records and follows the same rules.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from polydev.controller.host.cached_records import cached_reader, why_unreadable
+from polydev.deployment_records import Record, current_state, states
+from polydev.errors import DeploymentNotFound
 
 FOLDER = Path("/opt/polydev-ai/deployments")
 DEPLOYMENT_ID = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
+MOST_BYTES = 8 << 20
 CACHED_RECORDS = 4096
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True)
+class Deployment:
+    """A record as it is, and as it is understood: None where it cannot be, for the `problem`."""
+
+    id: str
+    document: dict[str, Any]
+    record: Record | None
+    problem: str | None = None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Return its place among all that was done to the host; without a number, by its id."""
+        number = self.record.number if self.record else None
+        return number or 0, self.id
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """How to bring the host back to what it was before a deployment.
+
+    command     the line for the operator's machine; None where there is no way, for the `reason`
+    """
+
+    to: str | None
+    command: str | None
+    reason: str | None = None
+
+
+def deployments(folder: Path) -> list[Deployment]:
+    """All of them, newest first. Raises OSError where they may not be read."""
+    names = [file.stem for file in folder.glob("*.json")]
+    found = [_read(folder / f"{name}.json") for name in names if DEPLOYMENT_ID.fullmatch(name)]
+    return sorted(found, key=lambda each: each.order, reverse=True)
+
+
+def one_of(found: Sequence[Deployment], deployment_id: str) -> Deployment:
+    """Raises DeploymentNotFound."""
+    for each in found:
+        if each.id == deployment_id:
+            return each
+    raise DeploymentNotFound(
+        f"there is no record of deployment {deployment_id}", "./inv deployments shows all of them"
+    )
+
+
+def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
+    """Return the command that restores the state before a deployment, or why there is none."""
+    record = deployment.record
+    records = [each.record for each in found if each.record is not None]
+    if record is None:
+        return WayBack(None, None, "its record cannot be read")
+    before = record.previous
+    if before is None:
+        return WayBack(None, None, "nothing was deployed before it")
+    if before == current_state(records):
+        return WayBack(before, None, "the host already has that state")
+    if before not in states(records):
+        return WayBack(before, None, "the backup of that state is gone")
+    words = ["./inv", "rollback", "--to", before]
+    if not record.host.startswith("lab-"):  # a lab's inventory is the default
+        words += ["--inventory", "FILE", "--host", record.host]
+    return WayBack(before, shlex.join(words))
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no record")
+    return found
+
+
+_document_in = cached_reader(_document, MOST_BYTES, CACHED_RECORDS)
+
+
+def _read(file: Path) -> Deployment:
+    document: dict[str, Any] = {}
+    try:
+        document = _document_in(file)
+        record = Record.model_validate(document)
+        if record.id != file.stem:
+            raise ValueError(f"it is that of deployment {record.id[:60]}")
+    except (OSError, ValueError) as error:
+        return Deployment(file.stem, document, None, why_unreadable(error, Record))
+    return Deployment(file.stem, document, record)
+
+
+class NewestRecord(NamedTuple):
     """What counts of one record, in the order in which the host made them.
 
     `number` is the host's; records of earlier versions have 0, and their ids begin with the time.
@@ -43,7 +143,7 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 @lru_cache(CACHED_RECORDS)
-def _known(file: Path, inode: int, changed_ns: int) -> Known | None:
+def _known(file: Path, inode: int, changed_ns: int) -> NewestRecord | None:
     """None for a record that says nothing. Each version of a file is read once."""
     try:
         record = json.loads(file.read_bytes())
@@ -51,4 +151,6 @@ def _known(file: Path, inode: int, changed_ns: int) -> Known | None:
         kind = record.get("kind", "deploy")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return None if status == "running" or kind == "backup" else Known(number, file.stem, status)
+    return (
+        None if status == "running" or kind == "backup" else NewestRecord(number, file.stem, status)
+    )

@@ -14,10 +14,12 @@ from datetime import datetime
 from statistics import median
 from typing import Any, get_args
 
-from polydev.controller.host.figures import rate
-from polydev.controller.host.network_health import SLOT_PORT_PREFIX
+from pydantic import Field
+
+from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
 from polydev.controller.host.sample import HELD_STATES, Sample
-from polydev.controller.host.shapes import Figures
+from polydev.controller.host.status import FrozenModel
+from polydev.controller.host.system_reader import rate
 from polydev.controller.states import LIVE_SESSION_STATES
 from polydev.controller.store.starts import How, SessionStart
 
@@ -25,10 +27,10 @@ Value = float | int | str | None
 Row = dict[str, Value]
 Timed = tuple[datetime, Sample]
 
-HOWS: tuple[How, ...] = get_args(How)
+START_KINDS: tuple[How, ...] = get_args(How)
 
 
-class StartTimes(Figures):
+class StartTimes(FrozenModel):
     """Starts of sessions that became ready in the span of a sample."""
 
     count: int
@@ -36,7 +38,18 @@ class StartTimes(Figures):
     max_seconds: float
 
 
-def slim(sample: Sample) -> Sample:
+class TimedSample(Sample):
+    """`starts`: of sessions that became ready since the sample before, by how their VM came."""
+
+    at: datetime
+    starts: dict[How, StartTimes] = Field(default={})
+
+
+class History(FrozenModel):
+    samples: list[TimedSample]
+
+
+def without_vms(sample: Sample) -> Sample:
     """Return what rows need of a sample: without its VMs, and without the slots' interfaces."""
     return sample.model_copy(
         update={"vm": [], "rx_bytes": _own(sample.rx_bytes), "tx_bytes": _own(sample.tx_bytes)}
@@ -62,6 +75,15 @@ def starts_by_span(
         if span < len(times):
             seconds[span][each.how].append(each.seconds)
     return [{how: _start_times(some) for how, some in found.items()} for found in seconds]
+
+
+def timed_samples(samples: Sequence[Timed], starts: Iterable[SessionStart]) -> list[TimedSample]:
+    """Return samples with their times and the starts of their spans."""
+    spans = starts_by_span([at for at, _ in samples], starts)
+    return [
+        TimedSample(**dict(sample), at=at, starts=span)
+        for (at, sample), span in zip(samples, spans, strict=True)
+    ]
 
 
 def _start_times(seconds: Sequence[float]) -> StartTimes:
@@ -103,7 +125,7 @@ def _row(
     }
     row |= {f"sessions_{state}": sample.sessions.get(state) for state in LIVE_SESSION_STATES}
     row |= {f"vms_{state}": sample.vms.get(state) for state in HELD_STATES}
-    for how in HOWS:
+    for how in START_KINDS:
         row |= _start_columns(how, starts.get(how))
     reasons = (f"{name}: {why}" for name, why in sample.unavailable.items())
     return {**row, "unavailable": "; ".join(reasons) or None}

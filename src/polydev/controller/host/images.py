@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.controller.health import image_store_state
-from polydev.controller.host.record_files import content_of, record_reader, why_unreadable
+from polydev.controller.host.cached_records import cached_reader, read_limited, why_unreadable
 from polydev.errors import ImageNotFound, ImageUnreadable
 from polydev.image_record import RECORD, SBOM, ImageRecord
 
@@ -79,7 +79,7 @@ def bill_of_materials(store: Path, digest: str) -> bytes:
     """
     file = _folder(store, digest) / SBOM
     try:
-        content = content_of(file, MOST_SBOM_BYTES)
+        content = read_limited(file, MOST_SBOM_BYTES)
         named = json.loads(content)["metadata"]["component"]["version"]
     except FileNotFoundError:
         raise ImageNotFound(f"image {digest[:12]} came without a bill of materials") from None
@@ -99,7 +99,7 @@ def _folder(store: Path, digest: str) -> Path:
     return folder
 
 
-_record_in = record_reader(ImageRecord.model_validate_json, MOST_RECORD_BYTES, CACHED_RECORDS)
+_record_in = cached_reader(ImageRecord.model_validate_json, MOST_RECORD_BYTES, CACHED_RECORDS)
 
 
 def _read(folder: Path) -> StoredImage:

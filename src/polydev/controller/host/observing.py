@@ -21,13 +21,13 @@ from polydev.controller.host.alerting import (
     unhealthy_vms_observation,
     webhooks_observation,
 )
-from polydev.controller.host.sample import Sample, Stock, unread
+from polydev.controller.host.sample import Sample, Workload, disk_key
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.settings import AlertRules, WebhookSettings
 from polydev.controller.store.webhook_log import Backlog
 
 
-def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observed:
+def observed(sample: Sample, workload: Workload | None, limits: AlertRules) -> Observed:
     found: dict[Rule, list[Observation]] = {
         "cpu": [percent_observation("CPU", HOST, sample.cpu, limits)],
         "memory": [percent_observation("memory", HOST, sample.memory, limits)],
@@ -38,18 +38,20 @@ def observed(sample: Sample, stock: Stock | None, limits: AlertRules) -> Observe
         found["temperature"] = [
             temperature_observation(sample.temperature, sample.temperature_critical, limits)
         ]
-    if stock is not None and sample.slots is not None:
-        failing = sum(each.state == "ready" and each.failed_checks > 0 for each in stock.held)
-        found["failed_boots"] = [failed_boots_observation(stock.failed_boots, limits)]
-        found["not_resumed"] = [not_resumed_observation(*stock.booted_instead, limits)]
+    if workload is not None and sample.slots is not None:
+        failing = sum(each.state == "ready" and each.failed_checks > 0 for each in workload.held)
+        found["failed_boots"] = [failed_boots_observation(workload.failed_boots, limits)]
+        found["not_resumed"] = [not_resumed_observation(*workload.booted_instead, limits)]
         slots = sample.slots
         found["no_slots"] = [no_slots_observation(slots.total, slots.held - slots.pooled)]
-        found["unhealthy_vms"] = [unhealthy_vms_observation(failing, stock.failed_while_up, limits)]
+        found["unhealthy_vms"] = [
+            unhealthy_vms_observation(failing, workload.failed_while_up, limits)
+        ]
     return found
 
 
 def _disks(sample: Sample, limits: AlertRules) -> list[Observation]:
-    prefix = unread("")
+    prefix = disk_key("")
     unmeasured = [
         name.removeprefix(prefix) for name in sample.unavailable if name.startswith(prefix)
     ]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from polydev.controller.health import Component, State
 from polydev.controller.host.alerting import HOST, template_missing_observation
-from polydev.controller.host.network_report import MEND
-from polydev.controller.host.shapes import (
+from polydev.controller.host.network_watch import MEND
+from polydev.controller.host.status import (
     NetworkHealth,
     Status,
-    System,
-    percent_words,
-    temperature_words,
+    SystemStatus,
+    percent_text,
+    temperature_text,
     worst,
 )
 from polydev.controller.machines.hypervisor import TemplatesReport
@@ -53,7 +53,7 @@ HINTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthFinding:
     """Something that is not well. `subject` is what of the part: a mount, a slot, the host."""
 
     part: str
@@ -68,11 +68,11 @@ class Overview:
     """`status` is the worst of the findings'; `healthy` without any."""
 
     status: Status
-    findings: tuple[Finding, ...]
+    findings: tuple[HealthFinding, ...]
 
 
 def overview_of(
-    system: System,
+    system: SystemStatus,
     network: NetworkHealth,
     components: Mapping[str, Component],
     templates: TemplatesReport | None,
@@ -105,27 +105,27 @@ def overview_of(
 
 def _finding(
     part: str, status: Status, detail: str, hint: str = "", subject: str = HOST
-) -> Finding:
+) -> HealthFinding:
     hint = hint or HINTS.get(part, NO_HINT)
-    return Finding(part, subject, status, detail, hint.replace("MOUNT", subject))
+    return HealthFinding(part, subject, status, detail, hint.replace("MOUNT", subject))
 
 
-def _host(system: System) -> Iterator[Finding]:
+def _host(system: SystemStatus) -> Iterator[HealthFinding]:
     cpu, memory, heat = system.cpu, system.memory, system.temperature
     if cpu.status != "healthy":
-        yield _finding("cpu", cpu.status, cpu.detail or percent_words("CPU", cpu.usage))
+        yield _finding("cpu", cpu.status, cpu.detail or percent_text("CPU", cpu.usage))
     if memory.status != "healthy":
-        detail = memory.detail or percent_words("memory", memory.percent)
+        detail = memory.detail or percent_text("memory", memory.percent)
         yield _finding("memory", memory.status, detail)
     for disk in system.disk:
         if disk.status != "healthy":
             name = f"disk {disk.mount}"
-            detail = f"{name} {disk.detail}" if disk.detail else percent_words(name, disk.percent)
+            detail = f"{name} {disk.detail}" if disk.detail else percent_text(name, disk.percent)
             yield _finding("disk", disk.status, detail, subject=disk.mount)
     if system.network.status != "healthy":
         yield _finding("network", system.network.status, system.network.detail or "")
     if heat and heat.status != "healthy" and heat.current is not None and heat.critical is not None:
-        yield _finding("temperature", heat.status, temperature_words(heat.current, heat.critical))
+        yield _finding("temperature", heat.status, temperature_text(heat.current, heat.critical))
     for part in ("disk", "temperature"):  # the others are told of above
         if part in system.unavailable:
             yield _finding(
@@ -133,32 +133,32 @@ def _host(system: System) -> Iterator[Finding]:
             )
 
 
-def _network(network: NetworkHealth) -> Iterator[Finding]:
+def _network(network: NetworkHealth) -> Iterator[HealthFinding]:
     for check in network.checks:
         if check.status != "healthy":
             yield _finding(check.name, check.status, check.detail, check.hint or "")
 
 
-def _components(components: Mapping[str, Component]) -> Iterator[Finding]:
+def _components(components: Mapping[str, Component]) -> Iterator[HealthFinding]:
     for name, component in components.items():
         if component.status != "healthy":
             yield _finding(name, STATES[component.status], component.detail)
 
 
-def _templates(report: TemplatesReport | None) -> Iterator[Finding]:
+def _templates(report: TemplatesReport | None) -> Iterator[HealthFinding]:
     seen = template_missing_observation(report)
     if seen.raises:
         yield _finding("template_missing", seen.raises, seen.message)
 
 
-def _pool(pool: PoolState, pool_slots: int) -> Iterator[Finding]:
+def _pool(pool: PoolState, pool_slots: int) -> Iterator[HealthFinding]:
     """An empty pool that could be filled, if there were room. A full host has its own alert."""
     can_be = pool.origin is not None and pool.origin.template and len(pool.held) < pool_slots
     if pool.size and can_be and not pool.primed and not pool.priming and pool.step.action != "add":
         yield _finding("pool", "warning", f"no VM waits for a session: {pool.step.why}")
 
 
-def _alerts(standing: Iterable[Alert], measured: set[tuple[str, str]]) -> Iterator[Finding]:
+def _alerts(standing: Iterable[Alert], measured: set[tuple[str, str]]) -> Iterator[HealthFinding]:
     network_is_measured = ("vm_network", HOST) in measured
     for alert in standing:
         if (alert.rule, alert.subject) in measured:

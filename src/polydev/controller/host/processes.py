@@ -19,7 +19,7 @@ from typing import Literal
 
 import psutil
 
-from polydev.controller.host.probe import Probe, Unanswered
+from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
 
 PROC = Path("/proc")
 # Over less than this the share of the CPU would be a guess; over more it would not be about now.
@@ -50,7 +50,7 @@ class ProcessTimes:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProcessTable:
     """All processes at one time, by `time.monotonic`."""
 
     at: float
@@ -96,7 +96,7 @@ def process_times(stat: str, page_bytes: int) -> ProcessTimes:
 
 
 def cpu_percents(
-    before: Measured, after: Measured, ticks_per_second: int, cores: int
+    before: ProcessTable, after: ProcessTable, ticks_per_second: int, cores: int
 ) -> dict[Key, float]:
     """Return each process's share of all cores between two measurements, in percent.
 
@@ -129,7 +129,7 @@ def belonging(unit: str | None, pid: int, own_pid: int) -> tuple[Kind, int | Non
     return "other", None
 
 
-def read_processes(proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> Measured:
+def read_processes(proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> ProcessTable:
     """Measure every process. Raises OSError where others' processes cannot be seen.
 
     Those that end meanwhile are left out.
@@ -144,7 +144,7 @@ def read_processes(proc: Path = PROC, clock: Callable[[], float] = time.monotoni
                 text = (folder / "stat").read_bytes().decode(errors="replace")
                 each = process_times(text, page_bytes)
                 found[each.key] = each
-    return Measured(clock(), found)
+    return ProcessTable(clock(), found)
 
 
 class Processes:
@@ -152,8 +152,8 @@ class Processes:
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
-        self._read = Probe(partial(read_processes, proc))
-        self._spans: tuple[Measured, Measured] | None = None
+        self._read = BlockingCall(partial(read_processes, proc))
+        self._spans: tuple[ProcessTable, ProcessTable] | None = None
         self._one_at_a_time = asyncio.Lock()
 
     async def most(self, by: By, limit: int) -> list[Process]:
@@ -166,9 +166,9 @@ class Processes:
         first, second = (percents, users) if by == "cpu" else (users, percents)
         keys = sorted(after.processes, key=lambda key: (-first[key], -second[key], key))[:limit]
         chosen = [(after.processes[key], percents[key]) for key in keys]
-        return await Probe(lambda: [self._process(*each) for each in chosen])()
+        return await BlockingCall(lambda: [self._process(*each) for each in chosen])()
 
-    async def _measure(self) -> tuple[Measured, Measured]:
+    async def _measure(self) -> tuple[ProcessTable, ProcessTable]:
         now = time.monotonic()
         if self._spans and now - self._spans[1].at < SHORTEST_SPAN_SECONDS:
             return self._spans
@@ -202,7 +202,7 @@ def user_name(uid: int) -> str | None:
         return str(uid)
 
 
-def why_unavailable(error: Unanswered) -> str:
+def why_unavailable(error: NoAnswer) -> str:
     """Return in words why processes cannot be shown."""
     return (
         f"processes of others cannot be seen: {error}; /proc may be mounted with hidepid, or the "

@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from polydev.controller.host.alert_sender import SendResult
 from polydev.controller.host.sample import Sample, VmSample
-from polydev.controller.host.sending import Result
 from polydev.controller.model import Alert
 
 VM_GAUGES: tuple[tuple[str, str, str], ...] = (
@@ -36,7 +36,7 @@ class Latest(Protocol):
     standing: list[Alert]
 
     @property
-    def messages(self) -> Mapping[tuple[str, Result], int]: ...
+    def messages(self) -> Mapping[tuple[str, SendResult], int]: ...
 
 
 class HostCollector(Collector):
@@ -107,7 +107,7 @@ def _alerts(standing: Iterable[Alert]) -> Metric:
     return family
 
 
-def _messages(counts: Mapping[tuple[str, Result], int]) -> Metric:
+def _messages(counts: Mapping[tuple[str, SendResult], int]) -> Metric:
     family = CounterMetricFamily(
         "polydev_alert_messages", "Messages about alerts", labels=["service", "result"]
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from polydev.controller.host.shapes import Disk, Figures, System
-from polydev.controller.host.vm_figures import VmFigures
+from polydev.controller.host.status import DiskStatus, FrozenModel, SystemStatus
+from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
 
@@ -18,7 +18,7 @@ from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
 HELD_STATES = (*LIVE_VM_STATES, "stopping")
 
 
-class VmSample(Figures):
+class VmSample(FrozenModel):
     """What one VM used; null is what could not be measured."""
 
     vm_id: str
@@ -31,7 +31,7 @@ class VmSample(Figures):
     sent_bytes: int | None
 
 
-class Slots(Figures):
+class SlotCounts(FrozenModel):
     """`pooled`: of those held, the ones whose VM waits for a session, which may take it.
 
     `primed`: of those pooled, the ones that are paused already, so that they start at once.
@@ -43,7 +43,7 @@ class Slots(Figures):
     primed: int = 0
 
 
-class Sample(Figures):
+class Sample(FrozenModel):
     """The host at one time. Percent, bytes, degrees Celsius, seconds.
 
     disk        percent by mount
@@ -66,7 +66,7 @@ class Sample(Figures):
     temperature_critical: float | None = None
     rx_bytes: dict[str, int] = Field(default={})
     tx_bytes: dict[str, int] = Field(default={})
-    slots: Slots | None = None
+    slots: SlotCounts | None = None
     sessions: dict[str, int] = Field(default={})
     vms: dict[str, int] = Field(default={})
     vm: list[VmSample] = Field(default=[])
@@ -74,7 +74,7 @@ class Sample(Figures):
 
 
 @dataclass(frozen=True)
-class Stock:
+class Workload:
     """What the database knows of the host's slots.
 
     held        VMs that hold a slot
@@ -88,12 +88,12 @@ class Stock:
     live: Sequence[Session]
     failed_boots: int
     failed_while_up: int
-    used: Mapping[str, VmFigures]
+    used: Mapping[str, VmUsage]
     booted_instead: tuple[int, str] = (0, "")
 
 
-def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sample:
-    """`stock` is None where the database could not tell."""
+def sample_of(system: SystemStatus, slots: Collection[int], workload: Workload | None) -> Sample:
+    """`workload` is None where the database could not tell."""
     interfaces = [each for each in system.network.interfaces if each.name != "lo"]
     return Sample(
         cpu=system.cpu.usage,
@@ -106,30 +106,32 @@ def sample_of(system: System, slots: Collection[int], stock: Stock | None) -> Sa
         rx_bytes={each.name: each.rx_bytes for each in interfaces},
         tx_bytes={each.name: each.tx_bytes for each in interfaces},
         unavailable=system.unavailable | _unmeasured(system.disk),
-        **(_stocked(slots, stock) if stock else {}),
+        **(_workload_fields(slots, workload) if workload else {}),
     )
 
 
-def _stocked(slots: Collection[int], stock: Stock) -> dict[str, Any]:
-    held = stock.held
+def _workload_fields(slots: Collection[int], workload: Workload) -> dict[str, Any]:
+    held = workload.held
     return {
-        "slots": Slots(
+        "slots": SlotCounts(
             total=len(slots),
             held=sum(each.slot in slots for each in held),
             pooled=sum(each.slot in slots and each.is_for_sessions for each in held),
             primed=sum(each.slot in slots and each.is_primed for each in held),
         ),
-        "sessions": _counts(LIVE_SESSION_STATES, (each.state for each in stock.live)),
+        "sessions": _counts(LIVE_SESSION_STATES, (each.state for each in workload.live)),
         "vms": _counts(HELD_STATES, (each.state for each in held)),
-        "vm": [_vm_sample(each, stock.used[each.id]) for each in held if each.id in stock.used],
+        "vm": [
+            _vm_sample(each, workload.used[each.id]) for each in held if each.id in workload.used
+        ],
     }
 
 
-def _unmeasured(disks: Iterable[Disk]) -> dict[str, str]:
-    return {unread(each.mount): each.detail or "" for each in disks if each.percent is None}
+def _unmeasured(disks: Iterable[DiskStatus]) -> dict[str, str]:
+    return {disk_key(each.mount): each.detail or "" for each in disks if each.percent is None}
 
 
-def unread(mount: str) -> str:
+def disk_key(mount: str) -> str:
     """Under which name `unavailable` tells of one filesystem."""
     return f"disk {mount}"
 
@@ -139,7 +141,7 @@ def _counts(states: Iterable[str], found: Iterable[str]) -> dict[str, int]:
     return {state: counted[state] for state in dict.fromkeys((*states, *counted))}
 
 
-def _vm_sample(vm: Vm, used: VmFigures) -> VmSample:
+def _vm_sample(vm: Vm, used: VmUsage) -> VmSample:
     return VmSample(
         vm_id=vm.id, slot=vm.slot, **used.model_dump(by_alias=False, exclude={"unavailable"})
     )

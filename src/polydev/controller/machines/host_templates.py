@@ -15,7 +15,7 @@ from pathlib import Path
 from shutil import which
 
 from polydev.controller.health import GOLDEN_LINK, image_store_state
-from polydev.controller.host.figures import CPUINFO, read_cpu_model
+from polydev.controller.host.system_reader import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from polydev.controller.auth.authentication import operator_of
+from polydev.controller.host.blocking_call import NoAnswer
+from polydev.controller.host.cached_call import CachedCall
 from polydev.controller.host.charts import chart_columns
-from polydev.controller.host.probe import Unanswered
+from polydev.controller.host.history_cache import LastDay
 from polydev.controller.host.processes import why_unavailable
-from polydev.controller.host.recent import Day
-from polydev.controller.host.shared import Shared
 from polydev.controller.services import Services
 from polydev.controller.web.content import Content
 from polydev.controller.web.dashboard_rows import process_rows
@@ -56,9 +56,9 @@ class Dashboard:
     def __init__(self, services: Services, pages: Pages) -> None:
         self._services = services
         self._pages = pages
-        self.parts = Shared(self._make_parts, FRESH_SECONDS)
-        self.live = Shared(self._make_live, FRESH_SECONDS)
-        self.charts = Shared(self._make_charts, CHARTS_FRESH_SECONDS)
+        self.parts = CachedCall(self._make_parts, FRESH_SECONDS)
+        self.live = CachedCall(self._make_live, FRESH_SECONDS)
+        self.charts = CachedCall(self._make_charts, CHARTS_FRESH_SECONDS)
 
     async def _make_parts(self) -> dict[str, Markup]:
         snapshot = await self._services.snapshots.latest()
@@ -76,7 +76,7 @@ class Dashboard:
             by_cpu = process_rows(await found.most("cpu", MOST_PROCESSES))
             by_memory = process_rows(await found.most("memory", MOST_PROCESSES))
             why = ""
-        except Unanswered as error:
+        except NoAnswer as error:
             by_cpu, by_memory, why = [], [], why_unavailable(error)
         return self._pages.part(
             "dashboard/processes.html", by_cpu=by_cpu, by_memory=by_memory, unavailable=why
@@ -87,6 +87,6 @@ class Dashboard:
         return await asyncio.to_thread(_charts, day)
 
 
-def _charts(day: Day) -> Content:
+def _charts(day: LastDay) -> Content:
     text = json.dumps(chart_columns(day), separators=(",", ":"))
     return Content.of(text.encode(), "application/json", ZIP_LEVEL)

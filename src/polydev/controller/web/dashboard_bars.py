@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polydev.controller.host.shapes import Status, System
+from polydev.controller.host.status import Status, SystemStatus
 from polydev.controller.web.figures import exact_percent_text, size_text
 from polydev.controller.web.levels import LEVELS, Level
 from polydev.controller.web.texts import text
@@ -22,7 +22,7 @@ class Bar:
     figures: str
 
 
-def bars_of(system: System) -> list[Bar]:
+def bars_of(system: SystemStatus) -> list[Bar]:
     """Return CPU, memory, each disk and the temperature, if there is a sensor."""
     cpu, memory, heat = system.cpu, system.memory, system.temperature
     cores = text("dashboard.bars.cores", cores=cpu.cores or "?")

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from polydev.controller.host.network_health import SLOT_PORT_PREFIX
-from polydev.controller.host.overview import Finding
+from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
+from polydev.controller.host.overview import HealthFinding
 from polydev.controller.host.processes import Process
-from polydev.controller.host.shapes import Check, Interface, Status
+from polydev.controller.host.status import InterfaceStatus, NetworkCheck, Status
 from polydev.controller.model import Alert, Session
 from polydev.controller.web.figures import (
     NOTHING,
@@ -72,14 +72,14 @@ class ProcessRow:
     memory: str
 
 
-def finding_rows(found: Iterable[Finding]) -> list[FindingRow]:
+def finding_rows(found: Iterable[HealthFinding]) -> list[FindingRow]:
     return [
         FindingRow(LEVELS[each.status], _severity(each.status), each.detail, each.hint)
         for each in found
     ]
 
 
-def check_rows(checks: Iterable[Check]) -> list[CheckRow]:
+def check_rows(checks: Iterable[NetworkCheck]) -> list[CheckRow]:
     return [
         CheckRow(LEVELS[each.status], _severity(each.status), each.name.replace("_", " "))
         for each in checks
@@ -103,7 +103,7 @@ def _severity(status: Status) -> str:
     return text(f"dashboard.severity.{status}")
 
 
-def interface_rows(interfaces: Iterable[Interface]) -> list[InterfaceRow]:
+def interface_rows(interfaces: Iterable[InterfaceStatus]) -> list[InterfaceRow]:
     """Return all interfaces but the loopback and those of VMs, which `slot_ports` counts."""
     return [
         _interface(each)
@@ -112,7 +112,7 @@ def interface_rows(interfaces: Iterable[Interface]) -> list[InterfaceRow]:
     ]
 
 
-def _interface(each: Interface) -> InterfaceRow:
+def _interface(each: InterfaceStatus) -> InterfaceRow:
     return InterfaceRow(
         each.name,
         "good" if each.status == "up" else "unknown",
@@ -122,7 +122,7 @@ def _interface(each: Interface) -> InterfaceRow:
     )
 
 
-def slot_ports(interfaces: Iterable[Interface]) -> str:
+def slot_ports(interfaces: Iterable[InterfaceStatus]) -> str:
     """Return how many interfaces of VMs are up, in words; nothing without any."""
     ports = [each for each in interfaces if each.name.startswith(SLOT_PORT_PREFIX)]
     up = sum(each.status == "up" for each in ports)

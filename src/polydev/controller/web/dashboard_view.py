@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polydev.controller.host.shapes import Status
-from polydev.controller.host.snapshot import Snapshot
+from polydev.controller.host.host_state import HostState
+from polydev.controller.host.status import Status
 from polydev.controller.machines.pool import PoolState
 from polydev.controller.web.dashboard_bars import Bar, bars_of, slots_bar
 from polydev.controller.web.dashboard_rows import (
@@ -50,7 +50,7 @@ class View:
     load: str
 
 
-def view_of(snapshot: Snapshot, critical_percent: float) -> View:
+def view_of(snapshot: HostState, critical_percent: float) -> View:
     """Return what the dashboard shows of a snapshot."""
     found, pool, system = snapshot.overview, snapshot.pool, snapshot.system
     bars = bars_of(system)

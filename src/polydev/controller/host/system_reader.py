@@ -11,15 +11,15 @@ from typing import Any
 
 import psutil
 
-from polydev.controller.host.shapes import (
-    Cpu,
-    Disk,
-    Interface,
-    Memory,
-    Network,
-    Temperature,
-    status_of,
-    temperature_status,
+from polydev.controller.host.status import (
+    CpuStatus,
+    DiskStatus,
+    InterfaceStatus,
+    MemoryStatus,
+    NetworkStatus,
+    TemperatureStatus,
+    status_of_percent,
+    status_of_temperature,
 )
 from polydev.controller.settings import AlertRules
 
@@ -35,8 +35,8 @@ NO_CRITICAL_VALUE = "the sensor names no critical value, so it is not judged"
 NO_SENSOR = "this host shows no temperature sensor, as is usual for a virtual machine"
 
 
-def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules) -> Cpu:
-    return Cpu(status=status_of(usage, limits), usage=usage, cores=cores, model=model)
+def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules) -> CpuStatus:
+    return CpuStatus(status=status_of_percent(usage, limits), usage=usage, cores=cores, model=model)
 
 
 def cpu_usage(before: Any, after: Any) -> float:
@@ -60,11 +60,11 @@ def _percent(part: float, whole: float) -> float:
     return round(min(max(100.0 * part / whole, 0.0), 100.0), 1) if whole > 0 else 0.0
 
 
-def memory_figures(memory: Any, limits: AlertRules) -> Memory:
+def memory_figures(memory: Any, limits: AlertRules) -> MemoryStatus:
     used = memory.total - memory.available
     percent = _percent(used, memory.total)
-    return Memory(
-        status=status_of(percent, limits),
+    return MemoryStatus(
+        status=status_of_percent(percent, limits),
         total=memory.total,
         used=used,
         free=memory.available,
@@ -87,11 +87,11 @@ def real_filesystems(physical: Sequence[Any], everything: Iterable[Any]) -> list
     return sorted(by_device.values(), key=lambda each: str(each.mountpoint))
 
 
-def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> Disk:
+def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> DiskStatus:
     """`percent` is of what those who are not root can have, as `df` says it."""
     percent = _percent(usage.used, usage.used + usage.free)
-    return Disk(
-        status=status_of(percent, limits),
+    return DiskStatus(
+        status=status_of_percent(percent, limits),
         filesystem=partition.device,
         size=usage.total,
         used=usage.used,
@@ -101,9 +101,9 @@ def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> Disk:
     )
 
 
-def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Network:
+def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> NetworkStatus:
     interfaces = [
-        Interface(
+        InterfaceStatus(
             name=name,
             status="up" if stats[name].isup else "down",
             rx_bytes=counted.bytes_recv,
@@ -113,17 +113,17 @@ def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Ne
         if name in stats  # else it went away in between
     ]
     if any(each.status == "up" for each in interfaces if each.name != LOOPBACK):
-        return Network(status="healthy", interfaces=interfaces)
-    return Network(
+        return NetworkStatus(status="healthy", interfaces=interfaces)
+    return NetworkStatus(
         status="critical", detail="no interface but the loopback is up", interfaces=interfaces
     )
 
 
-def with_rates(network: Network, earlier: Network, seconds: float) -> Network:
+def with_rates(network: NetworkStatus, earlier: NetworkStatus, seconds: float) -> NetworkStatus:
     """Return the network with its interfaces' rates since it was measured `seconds` before."""
     before = {each.name: each for each in earlier.interfaces}
 
-    def rated(each: Interface) -> Interface:
+    def rated(each: InterfaceStatus) -> InterfaceStatus:
         past = before.get(each.name)
         received, sent = (past.rx_bytes, past.tx_bytes) if past else (None, None)
         rates = {
@@ -142,7 +142,7 @@ def rate(value: int, earlier: int | None, seconds: float) -> float | None:
     return round((value - earlier) / seconds, 1)
 
 
-def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> Temperature | None:
+def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> TemperatureStatus | None:
     """Return the hottest sensor of the processor, or of whatever has one; None without any."""
     chips = [sensors[name] for name in SENSORS if sensors.get(name)] or list(sensors.values())
     known = [each for each in (chips[0] if chips else ()) if each.current]
@@ -151,8 +151,8 @@ def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> Temperature | N
     hottest = max(known, key=lambda each: float(each.current))
     low, high = CRITICAL_CELSIUS
     critical = hottest.critical if hottest.critical and low <= hottest.critical <= high else None
-    return Temperature(
-        status=temperature_status(hottest.current, critical),
+    return TemperatureStatus(
+        status=status_of_temperature(hottest.current, critical),
         detail=None if critical else NO_CRITICAL_VALUE,
         current=hottest.current,
         critical=critical,
@@ -182,7 +182,7 @@ def read_filesystems() -> list[Any]:
     return real_filesystems(psutil.disk_partitions(), psutil.disk_partitions(all=True))
 
 
-def read_network() -> Network:
+def read_network() -> NetworkStatus:
     return network_figures(psutil.net_if_stats(), psutil.net_io_counters(pernic=True, nowrap=False))
 
 

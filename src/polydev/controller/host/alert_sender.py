@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 from pydantic import SecretStr
 
-from polydev.controller.host.outbox import Message, Outbox, OutboxFull
+from polydev.controller.host.alert_outbox import AlertMessage, Outbox, OutboxFull
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -32,17 +32,17 @@ LOOK_SECONDS = 10.0
 # They log addresses, with what is secret in them.
 TALKATIVE = ("apprise", "urllib3", "requests")
 
-Result = Literal["sent", "failed"]
+SendResult = Literal["sent", "failed"]
 
 
 @dataclass(frozen=True)
-class Target:
+class AlertTarget:
     number: int
     service: str
     send_by: Apprise
 
 
-def opened(url: str) -> Apprise | None:
+def apprise_of(url: str) -> Apprise | None:
     """Return what sends to an address; None where Apprise knows no such service."""
     from apprise import Apprise  # dear to import, and only needed here
 
@@ -52,7 +52,7 @@ def opened(url: str) -> Apprise | None:
     return send_by if send_by.add(url) else None
 
 
-class Sender:
+class AlertSender:
     """Takes messages at once and sends them, in their order, while `run` runs, here or later.
 
     `counts` says how many messages were sent and failed to be, by service.
@@ -70,9 +70,9 @@ class Sender:
         self._timeout_seconds = timeout_seconds
         self._outbox = outbox
         self._woken = asyncio.Event()
-        self.counts: Counter[tuple[str, Result]] = Counter()
+        self.counts: Counter[tuple[str, SendResult]] = Counter()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: AlertMessage) -> None:
         if not self._urls:
             return
         try:
@@ -99,17 +99,17 @@ class Sender:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
 
-    def _open(self) -> list[Target]:
+    def _open(self) -> list[AlertTarget]:
         targets = []
         for number, url in enumerate(self._urls, start=1):
-            if send_by := opened(url):
-                targets.append(Target(number, str(next(iter(send_by)).service_name), send_by))
+            if send_by := apprise_of(url):
+                targets.append(AlertTarget(number, str(next(iter(send_by)).service_name), send_by))
             else:
                 self.counts["unknown", "failed"] += 1
                 log.error("an alert URL cannot be used", target=number)
         return targets
 
-    async def _deliver(self, message: Message, target: Target) -> None:
+    async def _deliver(self, message: AlertMessage, target: AlertTarget) -> None:
         for pause_seconds in (*self._pauses_seconds, None):
             if await self._attempt(message, target):
                 self.counts[target.service, "sent"] += 1
@@ -125,7 +125,7 @@ class Sender:
             message=message.title,
         )
 
-    async def _attempt(self, message: Message, target: Target) -> bool:
+    async def _attempt(self, message: AlertMessage, target: AlertTarget) -> bool:
         from apprise import NotifyType
 
         sending = target.send_by.async_notify(

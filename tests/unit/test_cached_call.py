@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from polydev.controller.host.shared import Shared
+from polydev.controller.host.cached_call import CachedCall
 from tests.stores import run_async
 
 
@@ -33,7 +33,7 @@ class Question:
 @run_async
 async def test_callers_at_the_same_time_share_an_answer() -> None:
     question = Question()
-    shared = Shared(question, 2.0, question.clock)
+    shared = CachedCall(question, 2.0, question.clock)
     waiting = [asyncio.ensure_future(shared()) for _ in range(5)]
     await asyncio.sleep(0)
     waiting[0].cancel()
@@ -52,7 +52,7 @@ async def test_a_failure_is_not_kept() -> None:
     question = Question()
     question.fails = True
     question.let_go.set()
-    shared = Shared(question, 2.0, question.clock)
+    shared = CachedCall(question, 2.0, question.clock)
     with pytest.raises(OSError, match="broken"):
         await shared()
     question.fails = False

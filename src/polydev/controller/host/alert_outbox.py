@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["info", "success", "warning", "failure"]
+MessageKind = Literal["info", "success", "warning", "failure"]
 
 MOST_WAITING = 100
 # What was so yesterday would only confuse.
@@ -26,10 +26,10 @@ MOST_AGE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Message:
+class AlertMessage:
     title: str
     body: str
-    kind: Kind
+    kind: MessageKind
 
 
 class OutboxFull(Exception):
@@ -40,7 +40,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, message: Message) -> None:
+    def put(self, message: AlertMessage) -> None:
         """Keep a message until it is sent. Raises OutboxFull and OSError."""
         if len(self.waiting()) >= MOST_WAITING:
             raise OutboxFull
@@ -55,7 +55,7 @@ class Outbox:
         return sorted(self._folder.glob("*.json"))
 
     @contextmanager
-    def taken(self, path: Path) -> Iterator[Message | None]:
+    def taken(self, path: Path) -> Iterator[AlertMessage | None]:
         """A message that nobody else sends meanwhile, and that is removed unless an exception
         leaves this; None where another has it or had it, and where it is not worth sending.
         """
@@ -83,11 +83,11 @@ def _is_mine(descriptor: int) -> bool:
     return os.fstat(descriptor).st_nlink > 0
 
 
-def _message(descriptor: int) -> Message | None:
+def _message(descriptor: int) -> AlertMessage | None:
     status = os.fstat(descriptor)
     if time.time() - status.st_mtime > MOST_AGE_SECONDS:
         return None
     try:
-        return Message(**json.loads(os.read(descriptor, status.st_size)))
+        return AlertMessage(**json.loads(os.read(descriptor, status.st_size)))
     except (ValueError, TypeError):  # cut off by a full disk, or of another release
         return None

@@ -18,11 +18,11 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 5.0
 
 
-class Unanswered(Exception):
+class NoAnswer(Exception):
     """There is no answer: not in time, or the question failed. Says why."""
 
 
-class Probe(Generic[T]):
+class BlockingCall(Generic[T]):
     def __init__(self, ask: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._ask = ask
         self._timeout_seconds = timeout_seconds
@@ -33,17 +33,17 @@ class Probe(Generic[T]):
         return self._under_way is not None and not self._under_way.done()
 
     async def __call__(self) -> T:
-        """The answer. Raises Unanswered."""
+        """The answer. Raises NoAnswer."""
         if self._under_way is None or not self.is_under_way:
             self._under_way = _answer_of(self._ask)
         answer = self._under_way
         done, _ = await asyncio.wait({answer}, timeout=self._timeout_seconds)
         if not done:
-            raise Unanswered(f"no answer within {self._timeout_seconds:g} s")
+            raise NoAnswer(f"no answer within {self._timeout_seconds:g} s")
         try:
             return answer.result()
         except Exception as error:
-            raise Unanswered(_reason(error)) from error
+            raise NoAnswer(_reason(error)) from error
 
 
 def _answer_of(ask: Callable[[], T]) -> asyncio.Future[T]:

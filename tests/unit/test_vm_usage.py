@@ -10,13 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
-from polydev.controller.host import vm_figures as module
-from polydev.controller.host.vm_figures import (
-    VmFigures,
+from polydev.controller.host import vm_usage as module
+from polydev.controller.host.vm_usage import (
+    VmUsage,
     allocated_bytes,
     cpu_seconds_of,
+    measure_vm,
     unit_cgroup,
-    vm_figures,
 )
 
 UNIT = "/system.slice/system-microvm.slice/microvm@2.service"
@@ -83,8 +83,8 @@ class Machine:
             memory_info=lambda: SimpleNamespace(rss=2097152),
         )
 
-    def ask(self, pid: int | None = PID) -> VmFigures:
-        return asyncio.run(vm_figures(2, pid, self.folder))
+    def ask(self, pid: int | None = PID) -> VmUsage:
+        return asyncio.run(measure_vm(2, pid, self.folder))
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 import psutil
 
-from polydev.controller.host import figures, probe
-from polydev.controller.host.probe import Probe, Unanswered
-from polydev.controller.host.shapes import (
-    Cpu,
-    Disk,
-    Disks,
-    Memory,
-    Network,
-    Part,
-    System,
-    Temperature,
+from polydev.controller.host import blocking_call, system_reader
+from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
+from polydev.controller.host.status import (
+    CpuStatus,
+    DisksStatus,
+    DiskStatus,
+    MemoryStatus,
+    NetworkStatus,
+    PartStatus,
+    SystemStatus,
+    TemperatureStatus,
     worst,
 )
 from polydev.controller.settings import AlertRules
@@ -31,73 +31,78 @@ SHORTEST_SPAN_SECONDS = 0.5
 LONGEST_SPAN_SECONDS = 60.0
 
 T = TypeVar("T")
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=PartStatus)
 
 
-class HostFigures:
+class SystemMonitor:
     """One for each process: the share of the CPU, and rates, are those since it was last asked."""
 
-    def __init__(self, limits: AlertRules, timeout_seconds: float = probe.TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, limits: AlertRules, timeout_seconds: float = blocking_call.TIMEOUT_SECONDS
+    ) -> None:
         self._limits = limits
         self._timeout_seconds = timeout_seconds
-        self._cpu = Probe(figures.read_cpu, timeout_seconds)
-        self._memory = Probe(figures.read_memory, timeout_seconds)
-        self._filesystems = Probe(figures.read_filesystems, timeout_seconds)
-        self._disks: dict[str, Probe[Any]] = {}
-        self._network = Probe(figures.read_network, timeout_seconds)
-        self._sensors = Probe(figures.read_sensors, timeout_seconds)
-        self._uptime = Probe(figures.read_uptime, timeout_seconds)
-        self._load_average = Probe(figures.read_load_average, timeout_seconds)
+        self._cpu = BlockingCall(system_reader.read_cpu, timeout_seconds)
+        self._memory = BlockingCall(system_reader.read_memory, timeout_seconds)
+        self._filesystems = BlockingCall(system_reader.read_filesystems, timeout_seconds)
+        self._disks: dict[str, BlockingCall[Any]] = {}
+        self._network = BlockingCall(system_reader.read_network, timeout_seconds)
+        self._sensors = BlockingCall(system_reader.read_sensors, timeout_seconds)
+        self._uptime = BlockingCall(system_reader.read_uptime, timeout_seconds)
+        self._load_average = BlockingCall(system_reader.read_load_average, timeout_seconds)
         self._measured: tuple[float, Any, float | None] | None = None
         self._one_at_a_time = asyncio.Lock()
-        self._measured_network: tuple[float, Network] | None = None
+        self._measured_network: tuple[float, NetworkStatus] | None = None
         self._one_network_at_a_time = asyncio.Lock()
 
-    async def cpu(self) -> Cpu:
-        return await _or_unknown(self._read_cpu, lambda why: Cpu(status="unknown", detail=why))
-
-    async def memory(self) -> Memory:
-        async def read() -> Memory:
-            return figures.memory_figures(await self._memory(), self._limits)
-
-        return await _or_unknown(read, lambda why: Memory(status="unknown", detail=why))
-
-    async def disk(self) -> Disks:
+    async def cpu(self) -> CpuStatus:
         return await _or_unknown(
-            self._read_disks, lambda why: Disks(status="unknown", detail=why, disk=[])
+            self._read_cpu, lambda why: CpuStatus(status="unknown", detail=why)
         )
 
-    async def network(self) -> Network:
+    async def memory(self) -> MemoryStatus:
+        async def read() -> MemoryStatus:
+            return system_reader.memory_figures(await self._memory(), self._limits)
+
+        return await _or_unknown(read, lambda why: MemoryStatus(status="unknown", detail=why))
+
+    async def disk(self) -> DisksStatus:
         return await _or_unknown(
-            self._read_network, lambda why: Network(status="unknown", detail=why, interfaces=[])
+            self._read_disks, lambda why: DisksStatus(status="unknown", detail=why, disk=[])
         )
 
-    async def temperature(self) -> Temperature:
-        async def read() -> Temperature:
-            found = figures.temperature_figures(await self._sensors())
-            return found or Temperature(status="unknown", detail=figures.NO_SENSOR)
+    async def network(self) -> NetworkStatus:
+        return await _or_unknown(
+            self._read_network,
+            lambda why: NetworkStatus(status="unknown", detail=why, interfaces=[]),
+        )
 
-        return await _or_unknown(read, lambda why: Temperature(status="unknown", detail=why))
+    async def temperature(self) -> TemperatureStatus:
+        async def read() -> TemperatureStatus:
+            found = system_reader.temperature_figures(await self._sensors())
+            return found or TemperatureStatus(status="unknown", detail=system_reader.NO_SENSOR)
 
-    async def system(self) -> System:
+        return await _or_unknown(read, lambda why: TemperatureStatus(status="unknown", detail=why))
+
+    async def system(self) -> SystemStatus:
         cpu, memory, disks, network, temperature = await asyncio.gather(
             self.cpu(), self.memory(), self.disk(), self.network(), self.temperature()
         )
         unavailable: dict[str, str] = {}
         uptime = await _or_none("uptime", self._uptime, unavailable)
         load_average = await _or_none("load_average", self._load_average, unavailable)
-        parts: dict[str, Part] = {
+        parts: dict[str, PartStatus] = {
             "cpu": cpu,
             "memory": memory,
             "disk": disks,
             "network": network,
         }
-        if temperature.detail != figures.NO_SENSOR:
+        if temperature.detail != system_reader.NO_SENSOR:
             parts["temperature"] = temperature
         unavailable |= {
             name: part.detail or "" for name, part in parts.items() if part.status == "unknown"
         }
-        return System(
+        return SystemStatus(
             status=worst(part.status for part in parts.values()),
             cpu=cpu,
             memory=memory,
@@ -109,7 +114,7 @@ class HostFigures:
             unavailable=unavailable,
         )
 
-    async def _read_cpu(self) -> Cpu:
+    async def _read_cpu(self) -> CpuStatus:
         async with self._one_at_a_time:
             times, cores, model = await self._cpu()
             before = self._measured
@@ -119,22 +124,22 @@ class HostFigures:
                 times, cores, model = await self._cpu()
             at, earlier, usage = before
             if usage is None or time.monotonic() - at >= SHORTEST_SPAN_SECONDS:
-                usage = figures.cpu_usage(earlier, times)
+                usage = system_reader.cpu_usage(earlier, times)
                 self._measured = (time.monotonic(), times, usage)
-        return figures.cpu_figures(usage, cores, model, self._limits)
+        return system_reader.cpu_figures(usage, cores, model, self._limits)
 
-    async def _read_network(self) -> Network:
+    async def _read_network(self) -> NetworkStatus:
         async with self._one_network_at_a_time:
             found, at = await self._network(), time.monotonic()
             before = self._measured_network
             if before and at - before[0] < SHORTEST_SPAN_SECONDS:
                 return before[1]
             if before and at - before[0] <= LONGEST_SPAN_SECONDS:
-                found = figures.with_rates(found, before[1], at - before[0])
+                found = system_reader.with_rates(found, before[1], at - before[0])
             self._measured_network = (at, found)
             return found
 
-    async def _read_disks(self) -> Disks:
+    async def _read_disks(self) -> DisksStatus:
         partitions = await self._filesystems()
         # A mount that went away is forgotten, one that hangs is not asked twice.
         self._disks = {
@@ -144,18 +149,18 @@ class HostFigures:
         disks = await asyncio.gather(
             *(self._read_disk(each, self._disks[each.mountpoint]) for each in partitions)
         )
-        return Disks(status=worst(each.status for each in disks), disk=list(disks))
+        return DisksStatus(status=worst(each.status for each in disks), disk=list(disks))
 
-    def _disk_probe(self, mount: str) -> Probe[Any]:
-        return Probe(partial(psutil.disk_usage, mount), self._timeout_seconds)
+    def _disk_probe(self, mount: str) -> BlockingCall[Any]:
+        return BlockingCall(partial(psutil.disk_usage, mount), self._timeout_seconds)
 
-    async def _read_disk(self, partition: Any, usage: Probe[Any]) -> Disk:
-        async def read() -> Disk:
-            return figures.disk_figures(partition, await usage(), self._limits)
+    async def _read_disk(self, partition: Any, usage: BlockingCall[Any]) -> DiskStatus:
+        async def read() -> DiskStatus:
+            return system_reader.disk_figures(partition, await usage(), self._limits)
 
         return await _or_unknown(
             read,
-            lambda why: Disk(
+            lambda why: DiskStatus(
                 status="unknown",
                 detail=why,
                 filesystem=partition.device,
@@ -167,13 +172,13 @@ class HostFigures:
 async def _or_unknown(read: Callable[[], Awaitable[P]], unknown: Callable[[str], P]) -> P:
     try:
         return await read()
-    except Unanswered as error:
+    except NoAnswer as error:
         return unknown(str(error))
 
 
-async def _or_none(name: str, read: Probe[T], unavailable: dict[str, str]) -> T | None:
+async def _or_none(name: str, read: BlockingCall[T], unavailable: dict[str, str]) -> T | None:
     try:
         return await read()
-    except Unanswered as error:
+    except NoAnswer as error:
         unavailable[name] = str(error)
         return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from polydev.controller.host.sending import TIMEOUT_SECONDS, opened
+from polydev.controller.host.alert_sender import TIMEOUT_SECONDS, apprise_of
 from polydev.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
-class Answer:
+class AlertTestResult:
     """`target` is an address's place in the list; `said` is the service's word on a failure."""
 
     target: int
@@ -34,9 +34,9 @@ class Answer:
     said: str | None
 
 
-async def try_alerts(
+async def send_test_messages(
     urls: SecretStr | None, timeout_seconds: float = TIMEOUT_SECONDS
-) -> list[Answer]:
+) -> list[AlertTestResult]:
     """Send to one after the other. Raises ConfigError where no address is configured."""
     listed = urls.get_secret_value().split() if urls else []
     if not listed:
@@ -47,10 +47,10 @@ async def try_alerts(
     return [await _try(number, url, timeout_seconds) for number, url in enumerate(listed, start=1)]
 
 
-async def _try(number: int, url: str, timeout_seconds: float) -> Answer:
-    send_by = opened(url)
+async def _try(number: int, url: str, timeout_seconds: float) -> AlertTestResult:
+    send_by = apprise_of(url)
     if send_by is None:
-        return Answer(number, "unknown", sent=False, said="no service has such an address")
+        return AlertTestResult(number, "unknown", sent=False, said="no service has such an address")
     service = str(next(iter(send_by)).service_name)
     try:
         sent, said = await asyncio.wait_for(_sent(send_by), timeout_seconds)
@@ -58,7 +58,9 @@ async def _try(number: int, url: str, timeout_seconds: float) -> Answer:
         sent, said = False, f"no answer within {timeout_seconds:g} s"
     except Exception as error:  # whatever a service's plugin does
         sent, said = False, type(error).__name__
-    return Answer(number, service, sent, None if sent else masked(said, url)[:MOST_CHARACTERS])
+    return AlertTestResult(
+        number, service, sent, None if sent else masked(said, url)[:MOST_CHARACTERS]
+    )
 
 
 async def _sent(send_by: Apprise) -> tuple[bool, str]:

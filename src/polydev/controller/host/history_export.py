@@ -27,7 +27,7 @@ FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
-class Export:
+class HistoryExport:
     """The samples from `start` until before `end`, of a database."""
 
     samples: Samples

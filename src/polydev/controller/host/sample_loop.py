@@ -13,10 +13,13 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.accounting import Reading, day_of
-from polydev.controller.host import deployments, network_report
+from polydev.controller.host import deployments, network_watch
+from polydev.controller.host.alert_checker import AlertChecker
+from polydev.controller.host.alert_outbox import Outbox
+from polydev.controller.host.alert_sender import AlertSender, SendResult
 from polydev.controller.host.alerting import Observed
-from polydev.controller.host.measuring import HostFigures
-from polydev.controller.host.network_report import (
+from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
+from polydev.controller.host.network_watch import (
     network_observed,
     read_report,
     unread_observed,
@@ -28,12 +31,9 @@ from polydev.controller.host.observing import (
     templates_observed,
     webhooks_observed,
 )
-from polydev.controller.host.outbox import Outbox
-from polydev.controller.host.probe import Probe, Unanswered
-from polydev.controller.host.sample import Sample, Stock, sample_of
-from polydev.controller.host.sending import Result, Sender
-from polydev.controller.host.vm_figures import VmFigures, vm_figures
-from polydev.controller.host.warden import Warden
+from polydev.controller.host.sample import Sample, Workload, sample_of
+from polydev.controller.host.system_monitor import SystemMonitor
+from polydev.controller.host.vm_usage import VmUsage, measure_vm
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.lead import shared_folder
 from polydev.controller.model import Alert, Vm, now
@@ -58,7 +58,7 @@ KEEP_ALERTS = timedelta(days=30)
 VMS_AT_ONCE = 16
 
 
-class Sampler:
+class SampleLoop:
     """`latest` and `standing` are what was found last, for whoever may not wait.
 
     Two processes sample while one hands over to the next; only the one that leads keeps samples
@@ -75,11 +75,11 @@ class Sampler:
         *,
         leads: Callable[[], bool] = lambda: True,
         deployments_folder: Path = deployments.FOLDER,
-        network_file: Path = network_report.FILE,
-        sender: Sender | None = None,
+        network_file: Path = network_watch.FILE,
+        sender: AlertSender | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
-        self.host = HostFigures(settings.alert)
+        self.host = SystemMonitor(settings.alert)
         self.latest: Sample | None = None
         self.standing: list[Alert] = []
         self._settings = settings
@@ -88,21 +88,21 @@ class Sampler:
         self._sessions = sessions
         self._hypervisor = hypervisor
         self._leads = leads
-        self._deployment = Probe(partial(deployments.newest_failed, deployments_folder))
-        self._network_report = Probe(partial(read_report, network_file))
-        self._sender = sender or Sender(settings.alert_urls, Outbox(unsent_folder(settings)))
+        self._deployment = BlockingCall(partial(deployments.newest_failed, deployments_folder))
+        self._network_report = BlockingCall(partial(read_report, network_file))
+        self._sender = sender or AlertSender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = Samples(database)
         self._usage = Usage(database, settings.quotas)
         self._webhook_log = WebhookLog(database, clock)
         self._alerts = Alerts(database, clock)
         self._credential_log = CredentialLog(database, clock)
-        self._warden = Warden(self._alerts, settings.alert, self._sender.send)
+        self._alert_checker = AlertChecker(self._alerts, settings.alert, self._sender.send)
         self._clock = clock
         self._certificate_ends_at = _certificate_ends_at(settings)
         self._thinned_at: datetime | None = None
 
     @property
-    def messages(self) -> Mapping[tuple[str, Result], int]:
+    def messages(self) -> Mapping[tuple[str, SendResult], int]:
         """How many messages were sent and failed to be, by service and result."""
         return self._sender.counts
 
@@ -130,35 +130,35 @@ class Sampler:
         Raises SQLAlchemyError, OSError or asyncio.TimeoutError where the database fails, once the
         host itself is measured.
         """
-        system, stock = await asyncio.gather(
-            self.host.system(), self._stock(), return_exceptions=True
+        system, workload = await asyncio.gather(
+            self.host.system(), self._workload(), return_exceptions=True
         )
         if isinstance(system, BaseException):
             raise system
-        if isinstance(stock, BaseException):
+        if isinstance(workload, BaseException):
             self.latest = sample_of(system, self._settings.slots, None)
-            raise stock
-        sample = sample_of(system, self._settings.slots, stock)
+            raise workload
+        sample = sample_of(system, self._settings.slots, workload)
         self.latest = sample
-        await asyncio.wait_for(self._keep(sample, stock), DATABASE_TIMEOUT_SECONDS)
+        await asyncio.wait_for(self._keep(sample, workload), DATABASE_TIMEOUT_SECONDS)
         return sample
 
-    async def _keep(self, sample: Sample, stock: Stock) -> None:
+    async def _keep(self, sample: Sample, workload: Workload) -> None:
         if not self._leads():
             self.standing = await self._alerts.standing()
             return
         at = self._clock()
         await self._samples.add(at, sample.model_dump(mode="json"))
-        await self._usage.count([reading_of(vm, stock.used, at) for vm in stock.held])
+        await self._usage.count([reading_of(vm, workload.used, at) for vm in workload.held])
         seen = {
-            **observed(sample, stock, self._settings.alert),
+            **observed(sample, workload, self._settings.alert),
             **await self._deployments(),
             **await self._network(),
             **await self._templates(),
             **certificate_observed(self._certificate_ends_at, at),
             **await self._webhooks(at),
         }
-        self.standing = await self._warden.consider(seen, at)
+        self.standing = await self._alert_checker.consider(seen, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
         if self._thinned_at is None or at - self._thinned_at >= every:
             self._thinned_at = at
@@ -171,14 +171,14 @@ class Sampler:
     async def _deployments(self) -> Observed:
         try:
             return deployment_observed(await self._deployment())
-        except Unanswered as error:
+        except NoAnswer as error:
             log.debug("deployments cannot be read", error=str(error))
             return {}
 
     async def _network(self) -> Observed:
         try:
             return network_observed(await self._network_report())
-        except Unanswered as error:
+        except NoAnswer as error:
             # A host that has no watch yet has nothing to be told of.
             is_there = not isinstance(error.__cause__, FileNotFoundError)
             return unread_observed(str(error)) if is_there else {}
@@ -196,14 +196,14 @@ class Sampler:
             log.debug("templates cannot be looked at", error=str(error))
             return {}
 
-    async def _stock(self) -> Stock:
-        return await asyncio.wait_for(self._read_stock(), DATABASE_TIMEOUT_SECONDS)
+    async def _workload(self) -> Workload:
+        return await asyncio.wait_for(self._read_workload(), DATABASE_TIMEOUT_SECONDS)
 
-    async def _read_stock(self) -> Stock:
+    async def _read_workload(self) -> Workload:
         since = self._clock() - timedelta(seconds=self._settings.alert.failed_boots_seconds)
         made_since = since - 2 * timedelta(seconds=self._settings.session.max_seconds)
         held = await self._vms.held()
-        return Stock(
+        return Workload(
             held=held,
             live=await self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS),
             failed_boots=await self._vms.failed_since(since),
@@ -212,22 +212,22 @@ class Sampler:
             used=await self._used(held),
         )
 
-    async def _used(self, held: list[Vm]) -> dict[str, VmFigures]:
+    async def _used(self, held: list[Vm]) -> dict[str, VmUsage]:
         if self._hypervisor is None:
             return {}
         hypervisor, room = self._hypervisor, asyncio.Semaphore(VMS_AT_ONCE)
 
-        async def one(vm: Vm) -> VmFigures:
+        async def one(vm: Vm) -> VmUsage:
             async with room:
-                return await figures_of(hypervisor, vm)
+                return await vm_usage_of(hypervisor, vm)
 
         found = await asyncio.gather(*map(one, held))
         return dict(zip((each.id for each in held), found, strict=True))
 
 
-def reading_of(vm: Vm, used: Mapping[str, VmFigures], at: datetime) -> Reading:
+def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> Reading:
     """A VM's counters, as far as they were measured."""
-    found = used.get(vm.id, VmFigures())
+    found = used.get(vm.id, VmUsage())
     return Reading(
         vm.id,
         at,
@@ -243,14 +243,14 @@ def unsent_folder(settings: Settings) -> Path:
     return shared_folder(settings) / "unsent"
 
 
-async def figures_of(hypervisor: Hypervisor, vm: Vm) -> VmFigures:
+async def vm_usage_of(hypervisor: Hypervisor, vm: Vm) -> VmUsage:
     """What a VM uses, as far as it can be measured now. Raises nothing."""
     try:
         state = await hypervisor.poll(vm.slot)
     except VmError as error:
-        return VmFigures(unavailable={"all": error.message})
+        return VmUsage(unavailable={"all": error.message})
     pid = state.pid if state.vm_id == vm.id else None
-    return await vm_figures(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)
+    return await measure_vm(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)
 
 
 def _certificate_ends_at(settings: Settings) -> datetime | None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from polydev.controller.host.alerting import LASTING
-from polydev.controller.host.network_report import (
-    Deviation,
-    NoReport,
+from polydev.controller.host.network_watch import (
+    NetworkDifference,
+    NoWatchReport,
     declared_check,
     network_observed,
     read_report,
@@ -22,9 +22,9 @@ from polydev.controller.settings import Sampling
 from polydev.hosttool import network_state
 
 NOW = 1000.0
-OPEN = Deviation("slot-2", "slot-2: vm-2 isolated: off instead of on", True)
-SHUT = Deviation("slot-3", "slot-3: tap0 state: down instead of up", False)
-DOWN = Deviation("bridge", "bridge: br-vm state: down instead of up", False)
+OPEN = NetworkDifference("slot-2", "slot-2: vm-2 isolated: off instead of on", True)
+SHUT = NetworkDifference("slot-3", "slot-3: tap0 state: down instead of up", False)
+DOWN = NetworkDifference("bridge", "bridge: br-vm state: down instead of up", False)
 
 
 def written(folder: Path, **words: Any) -> Path:
@@ -53,13 +53,13 @@ class TestReading:
     def test_report_that_says_nothing_of_now(
         self, tmp_path: Path, words: dict[str, Any], why: str
     ) -> None:
-        with pytest.raises(NoReport, match=why):
+        with pytest.raises(NoWatchReport, match=why):
             read_report(written(tmp_path, **words), lambda: NOW)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
     def test_file_that_is_no_report(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "network.json").write_text(text)
-        with pytest.raises(NoReport, match="is no report"):
+        with pytest.raises(NoWatchReport, match="is no report"):
             read_report(tmp_path / "network.json", lambda: NOW)
 
     def test_no_report_at_all(self, tmp_path: Path) -> None:
@@ -77,7 +77,9 @@ class TestHealth:
             ((DOWN,), "critical"),
         ],
     )
-    def test_every_difference_is_named(self, found: tuple[Deviation, ...], status: str) -> None:
+    def test_every_difference_is_named(
+        self, found: tuple[NetworkDifference, ...], status: str
+    ) -> None:
         check = declared_check(found)
         assert check.status == status
         assert all(each.text in check.detail for each in found)

@@ -7,10 +7,13 @@ status `unknown`, and `detail` says why.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from polydev.controller.model import Alert, Severity
 from polydev.controller.settings import WARM_PERCENT, AlertRules
 
 Status = Literal["healthy", "warning", "critical", "unknown"]
@@ -18,16 +21,16 @@ Status = Literal["healthy", "warning", "critical", "unknown"]
 _BY_URGENCY: tuple[Status, ...] = ("healthy", "unknown", "warning", "critical")
 
 
-class Figures(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Part(Figures):
+class PartStatus(FrozenModel):
     status: Status
     detail: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-class Cpu(Part):
+class CpuStatus(PartStatus):
     """`usage` of all cores together, since it was measured last or over a moment."""
 
     usage: float | None = None
@@ -35,7 +38,7 @@ class Cpu(Part):
     model: str | None = None
 
 
-class Memory(Part):
+class MemoryStatus(PartStatus):
     """`free` is what a new program could have, caches given up; the rest is `used`."""
 
     total: int | None = None
@@ -44,7 +47,7 @@ class Memory(Part):
     percent: float | None = None
 
 
-class Disk(Part):
+class DiskStatus(PartStatus):
     """One filesystem. `available` is what remains to those who are not root."""
 
     filesystem: str
@@ -55,11 +58,11 @@ class Disk(Part):
     mount: str
 
 
-class Disks(Part):
-    disk: list[Disk]
+class DisksStatus(PartStatus):
+    disk: list[DiskStatus]
 
 
-class Interface(Figures):
+class InterfaceStatus(FrozenModel):
     """Bytes since it is up, and a second since it was measured last, if that was lately."""
 
     name: str
@@ -70,34 +73,36 @@ class Interface(Figures):
     tx_bytes_per_second: float | None = None
 
 
-class Network(Part):
+class NetworkStatus(PartStatus):
     """`critical` if no interface but the loopback is up."""
 
-    interfaces: list[Interface]
+    interfaces: list[InterfaceStatus]
 
 
-class Temperature(Part):
+class TemperatureStatus(PartStatus):
     """The hottest sensor. `critical` is the value that it names; without one all is healthy."""
 
     current: float | None = None
     critical: float | None = None
 
 
-class System(Figures):
+class SystemStatus(FrozenModel):
     """All in one. `unavailable` says of each part that could not be measured why."""
 
     status: Status
-    cpu: Cpu
-    memory: Memory
-    disk: list[Disk]
-    network: Network
-    temperature: Temperature | None = Field(default=None, exclude_if=lambda value: value is None)
+    cpu: CpuStatus
+    memory: MemoryStatus
+    disk: list[DiskStatus]
+    network: NetworkStatus
+    temperature: TemperatureStatus | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     uptime: float | None
     load_average: list[float] | None
     unavailable: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
 
 
-class Check(Part):
+class NetworkCheck(PartStatus):
     """One check. `hint` says what to do, where something is to be done."""
 
     name: str
@@ -105,19 +110,41 @@ class Check(Part):
     hint: str | None = None
 
 
-class NetworkHealth(Figures):
+class NetworkHealth(FrozenModel):
     status: Status
-    checks: list[Check]
+    checks: list[NetworkCheck]
 
 
-def status_of(percent: float, limits: AlertRules) -> Status:
+class AlertReport(FrozenModel):
+    """`cleared_at` is null while the alert stands."""
+
+    id: int
+    rule: str
+    subject: str
+    severity: Severity
+    message: str
+    value: float | None
+    raised_at: datetime
+    cleared_at: datetime | None
+
+    @classmethod
+    def of(cls, alert: Alert) -> AlertReport:
+        return cls(**asdict(alert))
+
+
+class AlertsReport(FrozenModel):
+    standing: list[AlertReport]
+    history: list[AlertReport]
+
+
+def status_of_percent(percent: float, limits: AlertRules) -> Status:
     """Below the lower limit all is well; the upper limit itself is still a warning."""
     if percent > limits.critical_percent:
         return "critical"
     return "warning" if percent >= limits.warning_percent else "healthy"
 
 
-def temperature_status(celsius: float, critical_celsius: float | None) -> Status:
+def status_of_temperature(celsius: float, critical_celsius: float | None) -> Status:
     """Return `warning` above 80 % of the sensor's critical value and `critical` from that value on.
 
     A sensor that names no critical value is `healthy`.
@@ -129,14 +156,14 @@ def temperature_status(celsius: float, critical_celsius: float | None) -> Status
     return "warning" if 100.0 * celsius > WARM_PERCENT * critical_celsius else "healthy"
 
 
-def percent_words(what: str, percent: float | None) -> str:
+def percent_text(what: str, percent: float | None) -> str:
     """Return how much of something is used, in words; None is what cannot be measured."""
     if percent is None:
         return f"{what} cannot be measured"
     return f"{what} is at {percent:g} %"
 
 
-def temperature_words(celsius: float, critical_celsius: float) -> str:
+def temperature_text(celsius: float, critical_celsius: float) -> str:
     return f"temperature is at {celsius:g} °C, and {critical_celsius:g} °C is critical"
 
 

@@ -14,7 +14,7 @@ from polydev.validation import dotted, problems_of
 T = TypeVar("T")
 
 
-def record_reader(
+def cached_reader(
     parse: Callable[[bytes], T], most_bytes: int, most_kept: int
 ) -> Callable[[Path], T]:
     """Return what reads a file and parses it, and keeps the newest `most_kept` results.
@@ -25,7 +25,7 @@ def record_reader(
 
     @lru_cache(most_kept)
     def parsed(file: Path, _inode: int, _changed_ns: int) -> T:
-        return parse(content_of(file, most_bytes))
+        return parse(read_limited(file, most_bytes))
 
     def read(file: Path) -> T:
         status = file.stat()
@@ -34,7 +34,7 @@ def record_reader(
     return read
 
 
-def content_of(file: Path, most_bytes: int) -> bytes:
+def read_limited(file: Path, most_bytes: int) -> bytes:
     """Raises OSError, and ValueError for a larger file."""
     with file.open("rb") as opened:
         content = opened.read(most_bytes + 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from polydev.controller.host.history import Timed, slim
+from polydev.controller.host.history import Timed, without_vms
 from polydev.controller.host.sample import Sample
 from polydev.controller.model import now
 from polydev.controller.settings import Sampling
@@ -24,14 +24,14 @@ LATE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
-class Day:
+class LastDay:
     """Samples without their VMs, and the starts of sessions, both oldest first."""
 
     samples: Sequence[Timed]
     starts: Sequence[SessionStart]
 
 
-class RecentHistory:
+class HistoryCache:
     def __init__(
         self,
         samples: Samples,
@@ -43,23 +43,23 @@ class RecentHistory:
         self._starts = starts
         self._rules = rules
         self._clock = clock
-        self._day = Day((), ())
+        self._day = LastDay((), ())
         self._one_at_a_time = asyncio.Lock()
 
-    async def day(self) -> Day:
+    async def day(self) -> LastDay:
         """Return the last 24 hours as far as there are samples of them."""
         async with self._one_at_a_time:
             end = self._clock()
             oldest = end - KEPT
             samples = [each for each in self._day.samples if oldest <= each[0] < end]
             samples += await self._newer(samples[-1][0] if samples else None, oldest, end)
-            self._day = Day(self._thinned(samples, end), await self._started(oldest, end))
+            self._day = LastDay(self._thinned(samples, end), await self._started(oldest, end))
             return self._day
 
     async def _newer(self, last: datetime | None, oldest: datetime, end: datetime) -> list[Timed]:
         begin = oldest if last is None else last + timedelta(microseconds=1)
         return [
-            (at, slim(Sample(**figures)))
+            (at, without_vms(Sample(**figures)))
             async for portion in self._samples.portions(begin, end)
             for at, figures in portion
         ]

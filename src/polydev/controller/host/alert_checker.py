@@ -11,19 +11,21 @@ from datetime import datetime
 
 import structlog
 
+from polydev.controller.host.alert_outbox import AlertMessage, MessageKind
 from polydev.controller.host.alerting import Change, Key, Observed, Pending, changes_due
-from polydev.controller.host.outbox import Kind, Message
 from polydev.controller.model import Alert, Severity
 from polydev.controller.settings import AlertRules
 from polydev.controller.store.alerts import Alerts
 
 log = structlog.stdlib.get_logger(__name__)
 
-KINDS: Mapping[Severity, Kind] = {"warning": "warning", "critical": "failure"}
+KINDS: Mapping[Severity, MessageKind] = {"warning": "warning", "critical": "failure"}
 
 
-class Warden:
-    def __init__(self, alerts: Alerts, limits: AlertRules, send: Callable[[Message], None]) -> None:
+class AlertChecker:
+    def __init__(
+        self, alerts: Alerts, limits: AlertRules, send: Callable[[AlertMessage], None]
+    ) -> None:
         self._alerts = alerts
         self._limits = limits
         self._send = send
@@ -63,9 +65,11 @@ class Warden:
             self._send(message_of(change, socket.gethostname()))
 
 
-def message_of(change: Change, host: str) -> Message:
+def message_of(change: Change, host: str) -> AlertMessage:
     """What people are told, on whatever they read it."""
     name = change.rule.replace("_", " ")
     if change.severity is None:
-        return Message(f"[cleared] {host}: {name}", change.message, "success")
-    return Message(f"[{change.severity}] {host}: {name}", change.message, KINDS[change.severity])
+        return AlertMessage(f"[cleared] {host}: {name}", change.message, "success")
+    return AlertMessage(
+        f"[{change.severity}] {host}: {name}", change.message, KINDS[change.severity]
+    )

@@ -9,11 +9,11 @@ from datetime import datetime
 import structlog
 
 from polydev.controller.health import Health
-from polydev.controller.host.measuring import HostFigures
-from polydev.controller.host.network_health import NetworkProbe
+from polydev.controller.host.cached_call import CachedCall
+from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.overview import Overview, overview_of
-from polydev.controller.host.shapes import NetworkHealth, System
-from polydev.controller.host.shared import Shared
+from polydev.controller.host.status import NetworkHealth, SystemStatus
+from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.machines.pool import PoolState, pool_state
 from polydev.controller.model import Alert, Session, now
@@ -31,7 +31,7 @@ NETWORK_FRESH_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class HostState:
     """The host at one time.
 
     slots       how many are declared; `pool.held` are the VMs in them
@@ -39,7 +39,7 @@ class Snapshot:
     """
 
     at: datetime
-    system: System
+    system: SystemStatus
     network: NetworkHealth
     standing: tuple[Alert, ...]
     pool: PoolState
@@ -48,13 +48,13 @@ class Snapshot:
     overview: Overview
 
 
-class Snapshots:
+class HostStateReader:
     """Takes them; callers within two seconds get the same one."""
 
     def __init__(
         self,
         settings: Settings,
-        host: HostFigures,
+        host: SystemMonitor,
         alerts: Alerts,
         health: Health,
         vms: Vms,
@@ -68,11 +68,11 @@ class Snapshots:
         self._vms = vms
         self._sessions = sessions
         self._hypervisor = hypervisor if settings.templates else None
-        network = NetworkProbe(settings.vm_network, settings.slots)
-        self._network = Shared(network.report, NETWORK_FRESH_SECONDS)
-        self.latest = Shared(self._take, FRESH_SECONDS)
+        network = NetworkChecks(settings.vm_network, settings.slots)
+        self._network = CachedCall(network.report, NETWORK_FRESH_SECONDS)
+        self.latest = CachedCall(self._take, FRESH_SECONDS)
 
-    async def _take(self) -> Snapshot:
+    async def _take(self) -> HostState:
         """Raises the database's errors."""
         settings = self._settings
         system, network, health, templates = await asyncio.gather(
@@ -87,7 +87,7 @@ class Snapshots:
         components = dict(health.components)
         pool_slots = len(settings.slots) - settings.pool.spare_slots
         overview = overview_of(system, network, components, templates, pool, pool_slots, standing)
-        return Snapshot(
+        return HostState(
             at=now(),
             system=system,
             network=network,

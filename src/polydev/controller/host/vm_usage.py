@@ -14,8 +14,8 @@ import psutil
 from pydantic import Field
 
 from polydev.controller.api_model import ApiModel
-from polydev.controller.host.network_health import slot_port
-from polydev.controller.host.probe import Probe, Unanswered
+from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
+from polydev.controller.host.network_checks import slot_port
 from polydev.vm.untrusted_files import open_untrusted_folder
 
 PROC = Path("/proc")
@@ -27,10 +27,10 @@ BLOCK_BYTES = 512
 MOST_FILES, MOST_DEPTH = 10_000, 10
 
 # A disk that hangs must not take another thread each time that it is asked.
-_asked: dict[tuple[int, int | None, Path], Probe[VmFigures]] = {}
+_asked: dict[tuple[int, int | None, Path], BlockingCall[VmUsage]] = {}
 
 
-class VmFigures(ApiModel):
+class VmUsage(ApiModel):
     """What a VM uses; null is what could not be measured, and `unavailable` says why.
 
     cpu_seconds     since its process was started
@@ -49,19 +49,21 @@ class VmFigures(ApiModel):
     unavailable: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
 
 
-async def vm_figures(slot: int, pid: int | None, folder: Path) -> VmFigures:
+async def measure_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
     """Measure the VM of `slot`, whose process is `pid` if one runs. Raises nothing."""
-    probe = _asked.setdefault((slot, pid, folder), Probe(partial(read_vm, slot, pid, folder)))
+    probe = _asked.setdefault(
+        (slot, pid, folder), BlockingCall(partial(read_vm, slot, pid, folder))
+    )
     try:
         return await probe()
-    except Unanswered as error:
-        return VmFigures(unavailable={"all": str(error)})
+    except NoAnswer as error:
+        return VmUsage(unavailable={"all": str(error)})
     finally:
         if not probe.is_under_way:
             _asked.pop((slot, pid, folder), None)
 
 
-def read_vm(slot: int, pid: int | None, folder: Path) -> VmFigures:
+def read_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
     """The same, for a thread: it may block."""
     found: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
@@ -80,7 +82,7 @@ def read_vm(slot: int, pid: int | None, folder: Path) -> VmFigures:
         measure("memory", partial(_memory, pid, cgroup))
     measure("disk", lambda: {"disk_bytes": allocated_bytes(folder)})
     measure("network", partial(_network, slot))
-    return VmFigures(**found, unavailable=unavailable)
+    return VmUsage(**found, unavailable=unavailable)
 
 
 def _reason(error: Exception) -> str:

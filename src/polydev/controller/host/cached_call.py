@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shared(Generic[T]):
+class CachedCall(Generic[T]):
     """Calls `read` at most once in `seconds`; callers in between get the answer of that call.
 
     A call that raises is shared by those who wait for it, and not kept.

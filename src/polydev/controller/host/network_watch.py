@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.controller.host.alerting import Observation, Observed
-from polydev.controller.host.shapes import Check
+from polydev.controller.host.status import NetworkCheck
 from polydev.controller.model import Severity
 
 FILE = Path("/run/polydev/network.json")
@@ -24,12 +24,12 @@ WATCH_UNIT = "polydev-network-watch.service"
 MEND = "./inv drift shows every difference, ./inv deploy mends them"
 
 
-class NoReport(Exception):
+class NoWatchReport(Exception):
     """The watch has not written what it found, or not lately. Says why."""
 
 
 @dataclass(frozen=True)
-class Deviation:
+class NetworkDifference:
     """Something that is not as declared; `opens` if it may let through what is closed."""
 
     part: str
@@ -43,30 +43,30 @@ class Deviation:
 
 def read_report(
     file: Path = FILE, clock: Callable[[], float] = time.monotonic
-) -> tuple[Deviation, ...]:
+) -> tuple[NetworkDifference, ...]:
     """The newest report of the watch. Raises NoReport, or FileNotFoundError if there is none."""
     try:
         report = json.loads(file.read_bytes())
         age = clock() - float(report["at"])
         found = tuple(
-            Deviation(str(each["part"]), str(each["text"]), bool(each["opens"]))
+            NetworkDifference(str(each["part"]), str(each["text"]), bool(each["opens"]))
             for each in report["differences"]
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise NoReport(f"{file} is no report: {error}") from error
+        raise NoWatchReport(f"{file} is no report: {error}") from error
     if report.get("error"):
-        raise NoReport(str(report["error"]))
+        raise NoWatchReport(str(report["error"]))
     if not 0 <= age <= FRESH_SECONDS:
-        raise NoReport(f"{file} is {age:.0f} s old: {WATCH_UNIT} does not run")
+        raise NoWatchReport(f"{file} is {age:.0f} s old: {WATCH_UNIT} does not run")
     return found
 
 
-def declared_check(found: Sequence[Deviation]) -> Check:
+def declared_check(found: Sequence[NetworkDifference]) -> NetworkCheck:
     if not found:
         detail = "bridge, firewall and slots are as declared"
-        return Check(name="vm_network", status="healthy", detail=detail)
+        return NetworkCheck(name="vm_network", status="healthy", detail=detail)
     severities = {each.severity for each in found}
-    return Check(
+    return NetworkCheck(
         name="vm_network",
         status="critical" if "critical" in severities else "warning",
         detail="; ".join(each.text for each in found),
@@ -74,8 +74,8 @@ def declared_check(found: Sequence[Deviation]) -> Check:
     )
 
 
-def unread_check(why: str) -> Check:
-    return Check(
+def unread_check(why: str) -> NetworkCheck:
+    return NetworkCheck(
         name="vm_network",
         status="unknown",
         detail=f"bridge, firewall and slots cannot be compared: {why}",
@@ -83,7 +83,7 @@ def unread_check(why: str) -> Check:
     )
 
 
-def network_observed(found: Sequence[Deviation]) -> Observed:
+def network_observed(found: Sequence[NetworkDifference]) -> Observed:
     """A wall that is open counts at once; what is only broken must last, as others must."""
     opened = [each for each in found if each.opens]
     return {
@@ -98,8 +98,8 @@ def unread_observed(why: str) -> Observed:
     return {"vm_network": [Observation("watch", message, None, "warning", "critical")]}
 
 
-def _by_part(found: Sequence[Deviation]) -> list[Observation]:
-    parts: dict[str, list[Deviation]] = {}
+def _by_part(found: Sequence[NetworkDifference]) -> list[Observation]:
+    parts: dict[str, list[NetworkDifference]] = {}
     for each in found:
         parts.setdefault(each.part, []).append(each)
     observations = []

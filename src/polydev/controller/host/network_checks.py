@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from polydev.controller.host import network_report
-from polydev.controller.host.network_report import declared_check, read_report, unread_check
-from polydev.controller.host.probe import TIMEOUT_SECONDS, Probe, Unanswered
-from polydev.controller.host.shapes import Check, NetworkHealth, worst
+from polydev.controller.host import network_watch
+from polydev.controller.host.blocking_call import TIMEOUT_SECONDS, BlockingCall, NoAnswer
+from polydev.controller.host.network_watch import declared_check, read_report, unread_check
+from polydev.controller.host.status import NetworkCheck, NetworkHealth, worst
 from polydev.controller.machines.bridge import BRIDGE
 
 ROUTES = Path("/proc/net/route")
@@ -36,9 +36,9 @@ def slot_port(slot: int) -> str:
 
 def bridge_check(
     stats: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]], network: IPv4Network
-) -> Check:
+) -> NetworkCheck:
     if BRIDGE not in stats:
-        return Check(
+        return NetworkCheck(
             name="bridge",
             status="critical",
             detail=f"the bridge {BRIDGE} is missing",
@@ -46,7 +46,7 @@ def bridge_check(
         )
     # Not `isup`, which also means that a port has a carrier.
     if "up" not in stats[BRIDGE].flags.split(","):
-        return Check(
+        return NetworkCheck(
             name="bridge",
             status="critical",
             detail=f"the bridge {BRIDGE} is down, so no VM is reachable",
@@ -54,18 +54,18 @@ def bridge_check(
         )
     given = [each.address for each in addresses.get(BRIDGE, ()) if each.family == socket.AF_INET]
     if not any(IPv4Address(each) in network for each in given):
-        return Check(
+        return NetworkCheck(
             name="bridge",
             status="critical",
             detail=f"{BRIDGE} has no address in {network}, but {', '.join(given) or 'none'}",
             hint=f"networkctl reconfigure {BRIDGE}, or {REDEPLOY}",
         )
-    return Check(name="bridge", status="healthy", detail=f"{BRIDGE} has {', '.join(given)}")
+    return NetworkCheck(name="bridge", status="healthy", detail=f"{BRIDGE} has {', '.join(given)}")
 
 
-def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> Check:
+def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> NetworkCheck:
     if not slots:
-        return Check(
+        return NetworkCheck(
             name="slots",
             status="warning",
             detail="this host has no slots, so no session can be started",
@@ -74,10 +74,12 @@ def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> Check:
     lost = [each for each in slots if slot_port(each) not in stats]
     down = [each for each in slots if each not in lost and not stats[slot_port(each)].isup]
     if not lost and not down:
-        return Check(name="slots", status="healthy", detail=f"all {len(slots)} are connected")
+        return NetworkCheck(
+            name="slots", status="healthy", detail=f"all {len(slots)} are connected"
+        )
     broken = sorted((*lost, *down))
     said = [_slots_that("are missing", lost), _slots_that("are down", down)]
-    return Check(
+    return NetworkCheck(
         name="slots",
         status="critical" if len(broken) == len(slots) else "warning",
         detail=f"of {len(slots)} slots " + " and ".join(each for each in said if each),
@@ -105,10 +107,12 @@ def default_routes(routes: str, routes_v6: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def route_check(interfaces: Sequence[str]) -> Check:
+def route_check(interfaces: Sequence[str]) -> NetworkCheck:
     if interfaces:
-        return Check(name="default_route", status="healthy", detail=f"by {', '.join(interfaces)}")
-    return Check(
+        return NetworkCheck(
+            name="default_route", status="healthy", detail=f"by {', '.join(interfaces)}"
+        )
+    return NetworkCheck(
         name="default_route",
         status="critical",
         detail="there is no default route, so VMs cannot reach the internet",
@@ -116,19 +120,19 @@ def route_check(interfaces: Sequence[str]) -> Check:
     )
 
 
-def names_check(error: Exception | None) -> Check:
+def dns_check(error: Exception | None) -> NetworkCheck:
     """What an attempt to resolve UPSTREAM_NAME means; None: it worked."""
     if error is None:
-        return Check(name="names", status="healthy", detail=f"{UPSTREAM_NAME} is resolved")
+        return NetworkCheck(name="names", status="healthy", detail=f"{UPSTREAM_NAME} is resolved")
     number = error.errno if isinstance(error, socket.gaierror) else None
     if number in (socket.EAI_NONAME, socket.EAI_NODATA):
-        return Check(
+        return NetworkCheck(
             name="names",
             status="warning",
             detail=f"the host's resolver answers, but does not know {UPSTREAM_NAME}",
             hint="if the host is to reach the internet, see /etc/resolv.conf and its servers",
         )
-    return Check(
+    return NetworkCheck(
         name="names",
         status="critical",
         detail=f"{UPSTREAM_NAME} cannot be resolved: {getattr(error, 'strerror', '') or error}",
@@ -136,20 +140,20 @@ def names_check(error: Exception | None) -> Check:
     )
 
 
-class NetworkProbe:
+class NetworkChecks:
     def __init__(
         self,
         network: IPv4Network,
         slots: Sequence[int],
         timeout_seconds: float = TIMEOUT_SECONDS,
-        report_file: Path = network_report.FILE,
+        report_file: Path = network_watch.FILE,
     ) -> None:
         self._network = network
         self._slots = slots
-        self._interfaces = Probe(_read_interfaces, timeout_seconds)
-        self._declared = Probe(partial(read_report, report_file), timeout_seconds)
-        self._routes = Probe(_read_routes, timeout_seconds)
-        self._names = Probe(_resolve, timeout_seconds)
+        self._interfaces = BlockingCall(_read_interfaces, timeout_seconds)
+        self._declared = BlockingCall(partial(read_report, report_file), timeout_seconds)
+        self._routes = BlockingCall(_read_routes, timeout_seconds)
+        self._names = BlockingCall(_resolve, timeout_seconds)
 
     async def report(self) -> NetworkHealth:
         checks = [
@@ -164,37 +168,37 @@ class NetworkProbe:
         ]
         return NetworkHealth(status=worst(each.status for each in checks), checks=checks)
 
-    async def _check_interfaces(self) -> list[Check]:
+    async def _check_interfaces(self) -> list[NetworkCheck]:
         try:
             stats, addresses = await self._interfaces()
-        except Unanswered as error:
+        except NoAnswer as error:
             return [_unknown("bridge", error), _unknown("slots", error)]
         return [
             bridge_check(stats, addresses, self._network),
             slots_check(stats, self._slots),
         ]
 
-    async def _check_declared(self) -> list[Check]:
+    async def _check_declared(self) -> list[NetworkCheck]:
         try:
             return [declared_check(await self._declared())]
-        except Unanswered as error:
+        except NoAnswer as error:
             return [unread_check(str(error))]
 
-    async def _check_routes(self) -> list[Check]:
+    async def _check_routes(self) -> list[NetworkCheck]:
         try:
             return [route_check(default_routes(*await self._routes()))]
-        except Unanswered as error:
+        except NoAnswer as error:
             return [_unknown("default_route", error)]
 
-    async def _check_names(self) -> list[Check]:
+    async def _check_names(self) -> list[NetworkCheck]:
         try:
-            return [names_check(await self._names())]
-        except Unanswered as error:
-            return [names_check(error)]
+            return [dns_check(await self._names())]
+        except NoAnswer as error:
+            return [dns_check(error)]
 
 
-def _unknown(name: str, error: Unanswered) -> Check:
-    return Check(name=name, status="unknown", detail=f"cannot be asked: {error}")
+def _unknown(name: str, error: NoAnswer) -> NetworkCheck:
+    return NetworkCheck(name=name, status="unknown", detail=f"cannot be asked: {error}")
 
 
 def _read_interfaces() -> tuple[Mapping[str, Any], Mapping[str, Sequence[Any]]]:
