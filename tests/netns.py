@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deploys.accounts import host_json
-from polydev.deploys.data import HostData
+from polydev.deploys.host_data import HostData
+from polydev.deploys.host_tool import tool_bytes
 from polydev.deploys.network import network_values
 from polydev.deploys.render import render
-from polydev.deploys.tool import tool_bytes
 from polydev.run import run
 from tests.hosts import ROOT
 

@@ -13,7 +13,7 @@ from polydev.deployment import history as histories
 from polydev.deployment import lock
 from polydev.deployment.connection import HostConnection, HostRefused, Unreachable
 from polydev.deployment.lock import DeploymentLock
-from polydev.deploys import reach
+from polydev.deploys import deadman
 from polydev.errors import DeployError, LockHeld
 from polydev.ssh import SshTarget
 
@@ -32,7 +32,7 @@ def connection(programs: Path) -> Iterator[HostConnection]:
 def tool(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     """Put a host tool there, which is this shell script."""
     file = programs / "polydev-host"
-    for module in (connections, histories, lock, reach):
+    for module in (connections, histories, lock, deadman):
         monkeypatch.setattr(module, "TOOL", str(file))
 
     def write(text: str) -> None:
@@ -129,7 +129,7 @@ esac""")
 def test_the_timer_is_confirmed_once_the_host_answers(tool: Tool, tmp_path: Path) -> None:
     tried = tmp_path / "tried"
     tool(f"""echo "$*" >>{tried}; [ "$(wc -l <{tried})" -gt 1 ]""")
-    reach.come_back(TARGET, 60)
+    deadman.confirm_over_new_connection(TARGET, 60)
     assert tried.read_text() == "deadman confirm\n" * 2
 
 
@@ -140,5 +140,5 @@ def test_an_operator_who_is_shut_out_is_told(
     tried = tmp_path / "tried"
     tool(f"echo again >>{tried}; echo {said} >&2; exit 1")
     with pytest.raises(DeployError, match=rf"browsers could not be reached (.|\n)*{said}$"):
-        reach.come_back(TARGET, seconds)
+        deadman.confirm_over_new_connection(TARGET, seconds)
     assert tried.read_text() == "again\n"

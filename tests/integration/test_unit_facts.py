@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from polydev.deploys import facts
-from polydev.deploys.facts import Unit
+from polydev.deploys.facts import UnitFact
 from polydev.run import run
 
 
@@ -28,8 +28,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def touched(shell: str, unit: str, file: Path) -> bool:
     sums = ((str(file), hashlib.sha256(file.read_bytes()).hexdigest()),)
     # Whether systemd runs on this machine does not matter here.
-    said = run([shell, "-c", Unit().command(unit, files=sums)], check=False).stdout
-    return Unit().process(said.splitlines()).touched
+    said = run([shell, "-c", UnitFact().command(unit, files=sums)], check=False).stdout
+    return UnitFact().process(said.splitlines()).touched
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])

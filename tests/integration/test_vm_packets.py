@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polydev.deploys.data import HostData
+from polydev.deploys.host_data import HostData
 from polydev.vm.config import GATEWAY_MAC
 from tests.netns import SmallHost, small_host
 

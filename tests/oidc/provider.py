@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.whole import made_whole
+from polydev.deploys.atomic_folder import atomic_folder
 from polydev.http_client import HttpSession
 from polydev.npm import LOCK, clean_install, npm_argv
 from polydev.progress import Steps
@@ -36,7 +36,7 @@ def oidc_packages(cache: Path, steps: Steps) -> Path:
     digest = hashlib.sha256((HERE / LOCK).read_bytes()).hexdigest()
     made = cache / "tests" / "oidc" / digest
     if not made.is_dir():
-        with steps.step("OpenID provider of the tests") as step, made_whole(made) as scratch:
+        with steps.step("OpenID provider of the tests") as step, atomic_folder(made) as scratch:
             clean_install(HERE, scratch, step.say)
     return made / "node_modules"
 

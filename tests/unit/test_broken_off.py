@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys import whole
+from polydev.deploys import atomic_folder
 from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
 from polydev.hosttool import busy, durable
@@ -50,7 +50,7 @@ def file_in(place: Path) -> Path:
 
 # What is worked in, and what of it may stay.
 WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] = {
-    "a bundle": (lambda place: whole.made_whole(place / "made"), set()),
+    "a bundle": (lambda place: atomic_folder.atomic_folder(place / "made"), set()),
     "an image that is made": (lambda place: ImageStore(place).new_incoming(), {"incoming"}),
     "a template that is made": (lambda place: TemplateStore(place).incoming(), set()),
     "the making of templates": (

@@ -20,8 +20,8 @@ import pytest
 import polydev.npm
 from polydev.client import host as client_host
 from polydev.client import machine, probe
-from polydev.deploys import bundle, images, sending
-from polydev.deploys.operations import remote_rsync
+from polydev.deploys import bundle, images, rsync
+from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
     accounts,
     network_state,
@@ -87,7 +87,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
-    for module in (client_host, machine, sending):
+    for module in (client_host, machine, rsync):
         monkeypatch.setattr(module, "run", recorder)
     monkeypatch.setattr(subprocess, "run", recorder)
     return recorder
@@ -324,7 +324,7 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ],
     ),
     "room of a host": (
-        lambda _: sending.free_bytes_in(TARGET, "/var"),
+        lambda _: rsync.free_bytes_in(TARGET, "/var"),
         [f"{SSH} 'sudo -n df --block-size=1 --output=avail /var'"],
     ),
     "packages of this machine": (
@@ -426,7 +426,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
         },
     ),
     "QEMU's version": (lambda _: machine._said(["qemu"]), {"timeout_seconds": 20}),
-    "room of a host": (lambda _: sending.free_bytes_in(TARGET, "/var"), {"check": False}),
+    "room of a host": (lambda _: rsync.free_bytes_in(TARGET, "/var"), {"check": False}),
 }
 # What it depends on is in the environment of whoever runs the tests.
 NOT_COMPARED = {
@@ -584,7 +584,7 @@ def test_images_are_sent_as_they_are(basis: str | None) -> None:
     against = f"--copy-dest={store}/images/{basis} " if basis else ""
     shell = shlex.quote(f"--rsh={TARGET.rsync_shell()}")
     argv = images.rsync_argv(TARGET, Path("/here"), "a" * 64, basis)
-    reader = shlex.quote(f"--rsync-path={remote_rsync(None)}")
+    reader = shlex.quote(remote_options(TARGET, None)[0])
     assert shlex.join(argv) == (
         "rsync --archive --sparse --stats --compress --compress-choice=zstd --compress-level=1 "
         f"--no-owner --no-group --exclude=in-use.lock {reader} {shell} {against}/here/ "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.checkout import part_that_went
+from polydev.deploys.checkout import missing_part_error
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from polydev.deploys.checkout import part_that_went
 )
 def test_a_file_of_the_checkout(file: str | None, is_ours: bool, tmp_path: Path) -> None:
     error = FileNotFoundError(2, "none", str(tmp_path / file) if file else None)
-    found = part_that_went(error, tmp_path / "here")
+    found = missing_part_error(error, tmp_path / "here")
     assert (found is not None) is is_ours
     if found:
         assert found.message.startswith(f"{tmp_path}/here/file is missing")
@@ -22,8 +22,8 @@ def test_a_file_of_the_checkout(file: str | None, is_ours: bool, tmp_path: Path)
 
 def test_the_checkout_is_where_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert part_that_went(FileNotFoundError(2, "none", "file")) is not None
-    assert part_that_went(FileNotFoundError(2, "none", "/elsewhere/file")) is None
+    assert missing_part_error(FileNotFoundError(2, "none", "file")) is not None
+    assert missing_part_error(FileNotFoundError(2, "none", "/elsewhere/file")) is None
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,5 @@ def test_the_checkout_is_where_it_is_run(tmp_path: Path, monkeypatch: pytest.Mon
     [("polydev.vm", True), ("polydev", True), ("polydevs", False), ("yaml", False), (None, False)],
 )
 def test_a_module(name: str | None, is_ours: bool) -> None:
-    found = part_that_went(ImportError("no module", name=name))
+    found = missing_part_error(ImportError("no module", name=name))
     assert (found is not None) is is_ours

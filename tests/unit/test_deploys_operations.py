@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from polydev.deploys import controller, database, images, reach
-from polydev.deploys.accounts import only_root_writes
-from polydev.deploys.data import HostData
+from polydev.deploys import controller, database, deadman, images
+from polydev.deploys.accounts import mend_permissions
 from polydev.deploys.database import DatabaseChange
 from polydev.deploys.facts import (
     Firewall,
@@ -28,22 +27,23 @@ from polydev.deploys.facts import (
     PythonVersion,
     StaleUnits,
     SysctlValue,
-    Unit,
+    UnitFact,
     UnitState,
     UnitStates,
 )
-from polydev.deploys.looked import Looked
+from polydev.deploys.host_data import HostData
+from polydev.deploys.host_report import HostReport
 from polydev.deploys.operations import (
+    create_tmpfiles_folders,
     file,
     folder,
-    folders_as_in,
-    kernel_value,
-    live_firewall,
-    only_files,
+    load_firewall,
     opaque_file,
+    remove_other_files,
+    sysctl_value,
     text_file,
 )
-from polydev.deploys.units import no_overrides, only_units, reread_units, unit
+from polydev.deploys.units import reload_units, remove_overrides, stop_other_units, unit
 from polydev.errors import ConfigError, DeployError
 from polydev.run import run
 from polydev.ssh import SshTarget
@@ -85,29 +85,29 @@ class TestFacts:
         ],
     )
     def test_a_unit_is_active(self, active: str, is_active: bool) -> None:
-        assert Unit().process(shown(active=active).splitlines()).active is is_active
+        assert UnitFact().process(shown(active=active).splitlines()).active is is_active
 
     @pytest.mark.parametrize(
         ("enabled", "is_enabled"),
         [("enabled", True), ("static", True), ("disabled", False), ("masked", False), ("", False)],
     )
     def test_a_unit_is_enabled(self, enabled: str, is_enabled: bool) -> None:
-        assert Unit().process(shown(enabled=enabled).splitlines()).enabled is is_enabled
+        assert UnitFact().process(shown(enabled=enabled).splitlines()).enabled is is_enabled
 
     def test_a_unit_that_systemd_does_not_know(self) -> None:
         lines = ["ActiveState=inactive", "UnitFileState=", "LoadState=not-found", "Config="]
-        assert Unit().process(lines) == UnitState() == Unit.default()
+        assert UnitFact().process(lines) == UnitState() == UnitFact.default()
 
     def test_a_stamp_with_equal_signs_is_whole(self) -> None:
-        assert Unit().process(["Config=a=b"]).config == "a=b"
+        assert UnitFact().process(["Config=a=b"]).config == "a=b"
 
     def test_a_units_question_names_it_and_its_stamp(self) -> None:
-        asked = Unit().command("microvm-slot@2.service")
+        asked = UnitFact().command("microvm-slot@2.service")
         assert asked.startswith("systemctl show microvm-slot@2.service ")
         assert "/run/polydev/config/microvm-slot@2.service" in asked
 
     def test_a_units_files_are_checked_by_their_sums_and_by_when_it_started(self) -> None:
-        asked = Unit().command("x.service", files=(("/etc/it's", A),))
+        asked = UnitFact().command("x.service", files=(("/etc/it's", A),))
         assert f"""echo '{A}  /etc/it'"'"'s' | sha256sum --check --status""" in asked
         assert """test '/etc/it'"'"'s' -nt /run/polydev/config/x.service""" in asked
 
@@ -116,7 +116,7 @@ class TestFacts:
         [("NeedDaemonReload=yes", True), ("NeedDaemonReload=no", False), ("Touched=yes", True)],
     )
     def test_a_unit_whose_files_were_changed(self, line: str, touched: bool) -> None:
-        assert Unit().process([*shown().splitlines(), line]).touched is touched
+        assert UnitFact().process([*shown().splitlines(), line]).touched is touched
 
     def test_units_and_what_they_do(self) -> None:
         lines = [
@@ -212,7 +212,7 @@ class TestUnit:
     def test_drop_ins_of_others_count_too_where_the_unit_is_ours(
         self, faked: Faked, drop_in: str, own: str, restarts: bool
     ) -> None:
-        marker = "Own=yes" if "echo Own=yes" in Unit().command("x.service", ((own, A),)) else ""
+        marker = "Own=yes" if "echo Own=yes" in UnitFact().command("x.service", ((own, A),)) else ""
         host = faked({"systemctl show": f"{shown()}\nDropInPaths={drop_in}\n{marker}"})
         found = host.commands(unit, unit="x.service", config="now", files=((own, A),))
         assert bool(found) is restarts
@@ -324,7 +324,7 @@ class TestOnlyUnits:
     def run(self, faked: Faked, wanted: list[int], vms: str = "") -> list[str]:
         host = faked({"'slot@*.service'": self.LISTED, "'vm@*.service'": vms})
         names = [f"slot@{number}.service" for number in wanted]
-        return host.commands(only_units, wanted=names, **self.VALUES)
+        return host.commands(stop_other_units, wanted=names, **self.VALUES)
 
     def test_those_beyond_the_wanted_stop_unless_a_vm_has_come(self, faked: Faked) -> None:
         assert self.run(faked, [2, 3]) == [
@@ -356,14 +356,14 @@ class TestNoOverrides:
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         paths = ["/etc/systemd/system/x.service.d/a b.conf", "/run/systemd/system/x@3.service"]
-        found = faked({}).commands(no_overrides, paths=paths)
+        found = faked({}).commands(remove_overrides, paths=paths)
         assert found == [
             f"rm '{paths[0]}' {paths[1]}",
             "rmdir --ignore-fail-on-non-empty /etc/systemd/system/x.service.d",
             "systemctl daemon-reload",
         ]
         assert told()[:2] == [f"- {path}" for path in paths]
-        assert faked({}).commands(no_overrides, paths=[]) == []
+        assert faked({}).commands(remove_overrides, paths=[]) == []
 
 
 class TestOnlyRootWrites:
@@ -371,16 +371,16 @@ class TestOnlyRootWrites:
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         writable = ["/run/polydev: mode 777 of 0:0", "/etc/ssh/x: mode 644 of 4242:0"]
-        found = faked({}).commands(only_root_writes, writable=writable)
+        found = faked({}).commands(mend_permissions, writable=writable)
         assert found == [f"{TOOL} permissions mend"]
         assert told()[:2] == [f"- {each}" for each in writable]
-        assert faked({}).commands(only_root_writes, writable=[]) == []
+        assert faked({}).commands(mend_permissions, writable=[]) == []
 
 
 class TestRereadUnits:
     def run(self, faked: Faked, said: str) -> list[str]:
         host = faked({"NeedDaemonReload": said})
-        return host.commands(reread_units, pattern="x@*.service", files=(("/etc/x", A),))
+        return host.commands(reload_units, pattern="x@*.service", files=(("/etc/x", A),))
 
     def test_what_is_known_as_it_is(self, faked: Faked) -> None:
         assert self.run(faked, "NeedDaemonReload=no") == []
@@ -398,7 +398,7 @@ class TestFolders:
 
     def run(self, faked: Faked, *lines: str) -> list[str]:
         host = faked({"stat": "\n".join(lines)})
-        return host.commands(folders_as_in, file="/etc/t.conf", folders=self.FOLDERS)
+        return host.commands(create_tmpfiles_folders, file="/etc/t.conf", folders=self.FOLDERS)
 
     def test_all_are_as_they_should_be(self, faked: Faked) -> None:
         assert self.run(faked, "directory:/a:755:root:root", "directory:/b:2750:u:g") == []
@@ -416,7 +416,9 @@ class TestFolders:
 class TestOnlyFiles:
     def test_files_that_nobody_wants_go(self, faked: Faked) -> None:
         there = {"ls -1A": ["kept", "a stranger's", "old"]}
-        assert faked(there).commands(only_files, folder="/etc/x", wanted=["kept", "new"]) == [
+        assert faked(there).commands(
+            remove_other_files, folder="/etc/x", wanted=["kept", "new"]
+        ) == [
             """rm '/etc/x/a stranger'"'"'s'""",
             "rm /etc/x/old",
         ]
@@ -424,18 +426,18 @@ class TestOnlyFiles:
     def test_wanted_files_and_a_folder_that_is_not_there_are_left_alone(self, faked: Faked) -> None:
         for there in (["kept"], []):
             host = faked({"ls -1A": there})
-            assert host.commands(only_files, folder="/etc/x", wanted=["kept"]) == []
+            assert host.commands(remove_other_files, folder="/etc/x", wanted=["kept"]) == []
 
 
 class TestKernelValue:
     def test_another_value_is_set(self, faked: Faked) -> None:
         host = faked({"sysctl -n": ["0"]})
-        found = host.commands(kernel_value, key="net.ipv4.ip_forward", value="1")
+        found = host.commands(sysctl_value, key="net.ipv4.ip_forward", value="1")
         assert found == ["sysctl -q -w net.ipv4.ip_forward=1"]
 
     def test_the_same_one_is_not(self, faked: Faked) -> None:
         host = faked({"sysctl -n": ["1"]})
-        assert host.commands(kernel_value, key="net.ipv4.ip_forward", value="1") == []
+        assert host.commands(sysctl_value, key="net.ipv4.ip_forward", value="1") == []
 
 
 class TestLiveFirewall:
@@ -448,11 +450,11 @@ class TestLiveFirewall:
 
     def test_a_difference_loads_the_file(self, faked: Faked, told: Callable[[], list[str]]) -> None:
         host = faked({"unshare": ["--- live", "+++ wanted", "-drop", "+accept"]})
-        assert host.commands(live_firewall, **self.VALUES) == ["nft -f /etc/f.nft"]
+        assert host.commands(load_firewall, **self.VALUES) == ["nft -f /etc/f.nft"]
         assert told()[3:5] == ["-drop", "+accept"]
 
     def test_none_does_nothing(self, faked: Faked) -> None:
-        assert faked().commands(live_firewall, **self.VALUES) == []
+        assert faked().commands(load_firewall, **self.VALUES) == []
 
 
 class TestFile:
@@ -816,21 +818,21 @@ class TestMove:
 class TestListening:
     def test_a_host_that_cannot_say_is_deployed_to(self, faked: Faked) -> None:
         faked()
-        controller.require_free(SITE, {})
+        controller.require_free_address(SITE, {})
 
     def test_an_address_that_the_host_lacks_is_refused(self, faked: Faked) -> None:
         faked()
         with pytest.raises(
             DeployError, match=r"controller_listen 10\.9\.9\.9:4000: the host has no"
         ):
-            controller.require_free(
+            controller.require_free_address(
                 HostData(controller_listen="10.9.9.9:4000"), {"hasAddress": False, "others": []}
             )
 
     def test_the_bridges_may_come_with_this_deployment(self, faked: Faked) -> None:
         faked()
         site = HostData(controller_listen=f"{SITE.gateway}:4000")
-        controller.require_free(site, {"hasAddress": False, "others": []})
+        controller.require_free_address(site, {"hasAddress": False, "others": []})
 
     def test_a_port_of_another_program_is_refused_by_its_name(self, faked: Faked) -> None:
         other = {
@@ -843,13 +845,13 @@ class TestListening:
         faked()
         site = HostData(controller_listen="0.0.0.0:80")
         with pytest.raises(DeployError, match=r"nginx \(pid 7, nginx\.service\)") as refused:
-            controller.require_free(site, {"hasAddress": True, "others": [other]})
+            controller.require_free_address(site, {"hasAddress": True, "others": [other]})
         assert refused.value.hint
 
     def test_a_lost_socket_is_drift_and_is_made_anew(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
-        found = faked().commands(controller.listening, lost=True)
+        found = faked().commands(controller.mend_socket, lost=True)
         assert found == [
             "systemctl stop master-controller.socket",
             "systemctl start master-controller.socket master-controller.service",
@@ -857,7 +859,7 @@ class TestListening:
         assert "- master-controller.socket: active, but without its socket" in told()
 
     def test_one_that_listens_is_left_alone(self, faked: Faked) -> None:
-        assert faked().commands(controller.listening, lost=False) == []
+        assert faked().commands(controller.mend_socket, lost=False) == []
 
 
 class TestReach:
@@ -874,7 +876,7 @@ class TestReach:
     def arm(self, faked: Faked, confirmed: str | None, difference: list[str]) -> list[str]:
         stamp = json.dumps({"confirmed": confirmed}) if confirmed else ""
         host = faked({"reach.json": [stamp], "unshare": difference})
-        return host.commands(reach.arm, **self.VALUES)
+        return host.commands(deadman.arm, **self.VALUES)
 
     def test_no_timer_where_the_way_stays(self, faked: Faked) -> None:
         assert self.arm(faked, "h", []) == []
@@ -893,7 +895,7 @@ class TestReach:
     ) -> None:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
         values = {**self.VALUES, "bridge": ["- br-vm state: down"]}
-        assert len(host.commands(reach.arm, **values)) == 2
+        assert len(host.commands(deadman.arm, **values)) == 2
         assert "- way to the host: the bridge was changed by hand" in told()
 
     def test_settings_of_sshd_changed_by_hand_have_a_timer_too(
@@ -901,17 +903,17 @@ class TestReach:
     ) -> None:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
         values = {**self.VALUES, "sshd": ["- sshd: passwordauthentication yes"]}
-        assert len(host.commands(reach.arm, **values)) == 2
+        assert len(host.commands(deadman.arm, **values)) == 2
         assert "- way to the host: the SSH daemon was changed by hand" in told()
 
     def confirm(self, faked: Faked, active: str) -> list[str]:
         host = faked({"systemctl show": shown(active=active)})
-        return host.commands(reach.confirm, reach="h", target=TARGET, seconds=90)
+        return host.commands(deadman.confirm, reach="h", target=TARGET, seconds=90)
 
     def test_a_timer_is_stopped_from_outside_and_then_remembered(self, faked: Faked) -> None:
         assert self.confirm(faked, "active") == [
             HERE,
-            f"""printf %s '{{"confirmed": "h"}}' >{reach.STAMP}""",
+            f"""printf %s '{{"confirmed": "h"}}' >{deadman.STAMP}""",
         ]
 
     def test_without_one_there_is_nothing_to_confirm(self, faked: Faked) -> None:
@@ -923,4 +925,4 @@ class TestSecrets:
         faked()
         site = HostData(secrets={"jwt-secret": tmp_path / "none"}, deployment_id=ID)
         with pytest.raises(ConfigError, match=r"secrets\.jwt-secret: .*No such file"):
-            controller.controller(site, TARGET, ID, Looked())
+            controller.controller(site, TARGET, ID, HostReport())

@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from polydev.deploys import network, ranges
+from polydev.deploys import network, network_checks
 from polydev.deploys.accounts import HOST_FILE
-from polydev.deploys.checking import require_sound
-from polydev.deploys.data import HostData, host_data
+from polydev.deploys.config_check import check_controller_config
+from polydev.deploys.deadman import ACCESS_FILES, access_hash
 from polydev.deploys.host import browser_host, scope, unit_order
-from polydev.deploys.kernel import VALUES, sysctl_text
-from polydev.deploys.reach import REACH_FILES, reach_hash
+from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
-from polydev.deploys.services import SSHD_FILE, SSHD_FILE_BEFORE
+from polydev.deploys.sysctl import VALUES, sysctl_text
+from polydev.deploys.system_services import SSHD_FILE, SSHD_FILE_BEFORE
 from polydev.errors import ConfigError
 from polydev.hosttool import sshd
 from tests.certificates import make_tls
@@ -129,14 +129,14 @@ class TestWholeHost:
         secret = tmp_path / "jwt"
         secret.write_text("s" * 32)
         values = site(secrets={"jwt-secret": str(secret)})
-        held = [Path(path) for path in scope(host_data(values, "x"))["paths"]]
+        held = [Path(path) for path in scope(check_host_data(values, "x"))["paths"]]
         for path in files_of(values):
             assert [each for each in held if Path(path).is_relative_to(each)], path
 
     def test_what_reaches_the_host_is_part_of_what_is_held(self) -> None:
         made = scope(HostData())
         assert set(made["reach"]) <= set(made["paths"])
-        assert set(REACH_FILES) <= set(template_paths())
+        assert set(ACCESS_FILES) <= set(template_paths())
 
     @pytest.mark.parametrize("words", INVENTORIES)
     def test_every_unit_that_must_be_active_is_seen_to_in_its_order(
@@ -144,7 +144,7 @@ class TestWholeHost:
     ) -> None:
         values = site(**words)
         names = [name.partition(" | ")[2] for name in plan_of(values)]
-        order = unit_order(host_data(values, "x"))
+        order = unit_order(check_host_data(values, "x"))
         # The service is started by the handover.
         places = [names.index("handover" if n == "master-controller.service" else n) for n in order]
         assert places == sorted(places)
@@ -155,7 +155,7 @@ class TestWholeHost:
         names = list(plan_of(site()))
         armed = names.index("Dead-man timer | armed")
         confirmed = names.index("Dead-man timer | confirmed")
-        for path in REACH_FILES:
+        for path in ACCESS_FILES:
             (place,) = [at for at, name in enumerate(names) if name.endswith(f"| {path}")]
             assert armed < place < confirmed, path
 
@@ -217,12 +217,12 @@ class TestControllersWord:
         (package / "controller" / "__init__.py").write_text("")
         (package / "controller" / "__main__.py").write_text("raise ImportError('half of it')")
         with pytest.raises(ConfigError, match=r"cannot check(.|\n)*half of it"):
-            require_sound("x", tmp_path, {}, {}, {})
+            check_controller_config("x", tmp_path, {}, {}, {})
 
     @pytest.mark.parametrize("given", [{"host": Path("x")}, {"log_level": b"debug"}])
     def test_values_that_no_file_can_hold_are_refused(self, given: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=r"x: controller: .*not JSON serializable"):
-            require_sound("x", Path(), {}, given, {})
+            check_controller_config("x", Path(), {}, given, {})
 
 
 class TestUnits:
@@ -451,7 +451,7 @@ class TestTemplates:
         for name, commands in plan_of(values).items():
             acting = [line for line in commands if re.search(rf"systemctl .*{self.MAKER}", line)]
             assert all("systemctl show" in line for line in acting), name
-        assert self.MAKER not in unit_order(host_data(values, "x"))
+        assert self.MAKER not in unit_order(check_host_data(values, "x"))
         assert "Restart" in unit_of(files_of(values)[UNITS + self.MAKER])["Service"]
 
     def test_a_way_back_knows_the_maker_too(self) -> None:
@@ -472,14 +472,14 @@ class TestTemplates:
         self, site: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         was = configs(files_of(site()))
-        monkeypatch.setattr("polydev.deploys.templates.vm_digest", lambda root: "another")
+        monkeypatch.setattr("polydev.deploys.vm_units.vm_digest", lambda root: "another")
         now = configs(made_anew(site())[0])
         assert {name for name in now if now[name] != was[name]} == {self.HOLDER}
 
 
 class TestFirewall:
     def text(self, **words: Any) -> str:
-        values = network.network_values(host_data(words, "x"))
+        values = network.network_values(check_host_data(words, "x"))
         return render("/etc/polydev/firewall.nft", values)
 
     def chain(self, text: str, name: str) -> list[str]:
@@ -565,7 +565,7 @@ class TestFirewall:
 
     @given(st.ip_addresses(v=4))
     def test_what_is_not_the_internet_is_closed(self, address: IPv4Address) -> None:
-        is_closed = any(address in IPv4Network(each) for each in ranges.CLOSED)
+        is_closed = any(address in IPv4Network(each) for each in network_checks.CLOSED)
         if not any(address in each for each in APART):
             assert is_closed == (address.is_multicast or not address.is_global)
 
@@ -579,12 +579,12 @@ class TestFirewall:
         ],
     )
     def test_those_that_matter_most_are_closed(self, address: str) -> None:
-        assert any(ip_address(address) in IPv4Network(each) for each in ranges.CLOSED)
+        assert any(ip_address(address) in IPv4Network(each) for each in network_checks.CLOSED)
 
 
 class TestNames:
     def lines(self, **words: Any) -> list[str]:
-        values = network.network_values(host_data(words, "x"))
+        values = network.network_values(check_host_data(words, "x"))
         return render("/etc/polydev/dns.conf", values).splitlines()
 
     def test_every_vm_has_its_name(self) -> None:
@@ -693,10 +693,12 @@ class TestOtherFiles:
         assert SSHD_FILE_BEFORE in made["reach"]
 
     def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
-        base = reach_hash(HostData())
-        assert reach_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
-        assert reach_hash(host_data({"reachable": ["10.9.0.0/16"]}, "x")) != base  # the firewall
-        assert reach_hash(host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base
+        base = access_hash(HostData())
+        assert access_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
+        assert (
+            access_hash(check_host_data({"reachable": ["10.9.0.0/16"]}, "x")) != base
+        )  # the firewall
+        assert access_hash(check_host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base
 
 
 def test_a_value_that_is_missing_is_no_empty_text(tmp_path: Path) -> None:

@@ -23,17 +23,17 @@ from pyinfra.connectors.util import (
 )
 
 from polydev.deploys import __main__ as process
-from polydev.deploys.data import host_data
+from polydev.deploys.host_data import check_host_data
 from polydev.deploys.operations import text_file
 from polydev.errors import ConfigError, DeployError
 from tests.unit.fake_host import fake_host
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = """
-from polydev.deploys.operations import kernel_value
+from polydev.deploys.operations import sysctl_value
 
-kernel_value(name="forwarding", key="net.ipv4.ip_forward", value="1")
-kernel_value(name="backlog", key="net.core.somaxconn", value="4096")
+sysctl_value(name="forwarding", key="net.ipv4.ip_forward", value="1")
+sysctl_value(name="backlog", key="net.core.somaxconn", value="4096")
 """
 
 Events = list[dict[str, Any]]
@@ -145,7 +145,9 @@ class TestPlan:
     ) -> None:
         made = make(RIGHT)
         with (tmp_path / "deploy.py").open("a") as deploy:
-            deploy.write("from polydev.deploys.typed import warn\nwarn('tokens in plain text')\n")
+            deploy.write(
+                "from polydev.deploys.pyinfra_types import warn\nwarn('tokens in plain text')\n"
+            )
         made.apply(None, {}, plan_only=True)
         (plan,) = of(events, "plan")
         assert plan["warnings"] == ["tokens in plain text"]
@@ -236,7 +238,7 @@ class TestWords:
     @pytest.fixture
     def words(self, runner: Any) -> Any:
         state = type("State", (), {"current_stage": runner.StateStage.Execute})()
-        return runner._Words(lambda event, **fields: None, state)
+        return runner.PyinfraLog(lambda event, **fields: None, state)
 
     def say(self, words: Any, level: int, text: str) -> None:
         words.emit(logging.LogRecord("pyinfra", level, "", 0, text, (), None))
@@ -302,7 +304,7 @@ class TestDescribe:
         ((name, values),) = runpy.run_path(str(ROOT / "inventory/production.example.py"))[
             "browser_hosts"
         ]
-        assert host_data(values, name).slots == 16
+        assert check_host_data(values, name).slots == 16
         text = (ROOT / "inventory/production.example.py").read_text()
         for key in ("secrets", "firecracker", "image"):
             assert f'# "{key}": ' in text

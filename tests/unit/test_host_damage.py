@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from polydev.deploys import controller, images
-from polydev.deploys.data import HostData
+from polydev.deploys.host_data import HostData
 from polydev.hosttool import images as store_of
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release import FILES, current_damage, release_damage

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.accounts import declared_accounts
-from polydev.deploys.data import HostData
-from polydev.deploys.users import accounts_as_in
+from polydev.deploys.accounts import declared_accounts, mend_accounts
+from polydev.deploys.host_data import HostData
 from polydev.hosttool import accounts
 from polydev.hosttool.accounts import (
     Account,
@@ -308,7 +307,7 @@ def test_what_host_json_declares() -> None:
 class TestOperation:
     def run(self, differences: list[str] | None) -> list[str]:
         with fake_host({}) as host:
-            return host.commands(accounts_as_in, differences=differences, document="{}")
+            return host.commands(mend_accounts, differences=differences, document="{}")
 
     def test_nothing_where_all_are_as_declared(self) -> None:
         assert self.run([]) == []

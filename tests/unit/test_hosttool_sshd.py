@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.services import SSHD_FILE, effective_sshd
+from polydev.deploys.system_services import SSHD_FILE, effective_sshd
 from polydev.hosttool import sshd
 from polydev.hosttool.errors import HostError
 

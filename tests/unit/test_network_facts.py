@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from polydev.deploys.accounts import host_json
-from polydev.deploys.data import HostData
+from polydev.deploys.host_data import HostData
 from polydev.hosttool import network
 from polydev.hosttool.network import Difference, Reading
 from polydev.hosttool.slots import PORT_FLAGS, settings_of, slot_of

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.checkout import part_that_went
+from polydev.deploys.checkout import missing_part_error
 from polydev.errors import ConfigError, Error
 
 PR_SET_PDEATHSIG = 1
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         emit("error", **error.as_dict())
         return 1
     except (FileNotFoundError, ModuleNotFoundError) as error:
-        if (missing := part_that_went(error)) is None:
+        if (missing := missing_part_error(error)) is None:
             raise
         emit("error", **missing.as_dict())
         return 1

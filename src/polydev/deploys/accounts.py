@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.data import HostData
-from polydev.deploys.kernel import PATH as SYSCTL_FILE
-from polydev.deploys.kernel import VALUES, sysctl_text
+from polydev.deploys.host_data import HostData
 from polydev.deploys.network import BRIDGE, NETDEV_FILE, NETWORK_FILE, network_values, slot_config
-from polydev.deploys.operations import TOOL, directory, folders_as_in, template, text_file, told
+from polydev.deploys.operations import (
+    TOOL,
+    create_tmpfiles_folders,
+    directory,
+    show_diff,
+    template,
+    text_file,
+)
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import own_units, render
 from polydev.deploys.secret_files import CERTIFICATE, SECRETS
-from polydev.deploys.services import JOURNAL_FILE, effective_sshd, journal_values
-from polydev.deploys.typed import Commands, concern, operation
-from polydev.deploys.users import accounts_as_in
+from polydev.deploys.sysctl import PATH as SYSCTL_FILE
+from polydev.deploys.sysctl import VALUES, sysctl_text
+from polydev.deploys.system_services import JOURNAL_FILE, effective_sshd, journal_values
 from polydev.hosttool.accounts import SYSUSERS as USERS_FILE
 from polydev.hosttool.accounts import Account
 from polydev.hosttool.slots import HOST_FILE as HOST_PATH
@@ -131,12 +138,27 @@ def declared_accounts(site: HostData) -> list[Account]:
 
 
 @operation
-def only_root_writes(writable: list[str]) -> Commands:
+def mend_accounts(differences: list[str] | None, document: str) -> Commands:
+    """The users of a host.json are there as declared; `differences` are what the host tool found.
+
+    Without its word all of them are made, which changes none that is as it should be. The file of
+    the document comes later: it names groups that these users bring.
+    """
+    if differences == []:
+        host.noop("all users are as they should be")
+        return
+    show_diff("\n".join(differences or ["+ users"]))
+    given = f"printf %s {shlex.quote(document)}"
+    yield StringCommand(f"{given} | {TOOL} accounts mend --host /dev/stdin")
+
+
+@operation
+def mend_permissions(writable: list[str]) -> Commands:
     """Let only root write to files that root trusts, and nobody else read the controller's own."""
     if not writable:
         host.noop("only root may write to what it trusts")
         return
-    told("\n".join(f"- {each}" for each in writable))
+    show_diff("\n".join(f"- {each}" for each in writable))
     yield StringCommand(f"{TOOL} permissions mend")
 
 
@@ -148,9 +170,9 @@ def accounts(
     values = folder_values(site)
     directory("/etc/sysusers.d")
     template(USERS_FILE, values)
-    accounts_as_in(name="users", differences=differences, document=declared)
+    mend_accounts(name="users", differences=differences, document=declared)
     template(FOLDERS_FILE, values)
     states = {folder.path: folder.state for folder in folders}
-    folders_as_in(name="folders", file=FOLDERS_FILE, folders=states)
+    create_tmpfiles_folders(name="folders", file=FOLDERS_FILE, folders=states)
     text_file(HOST_FILE, declared)
-    only_root_writes(name="rights to write", writable=writable)
+    mend_permissions(name="rights to write", writable=writable)

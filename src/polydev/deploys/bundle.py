@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from polydev.deploys import web_assets
-from polydev.deploys.whole import made_whole
+from polydev.deploys.atomic_folder import atomic_folder
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.progress import Steps
 from polydev.run import Argument, run
@@ -233,7 +233,7 @@ def _own_wheel(root: Path, cache: Path, digest: str, version: str, steps: Steps)
     made = cache / "controller" / "own" / digest
     if not made.is_dir():
         packages = web_assets.node_modules(root, cache, steps)
-        with steps.step("controller's wheel"), made_whole(made) as scratch:
+        with steps.step("controller's wheel"), atomic_folder(made) as scratch:
             _build_wheel(root, packages, scratch, digest, version)
     return _wheels_in(made)[0]
 
@@ -268,7 +268,7 @@ def _wheelhouse(
         shutil.rmtree(house)
     if not house.is_dir():
         label = f"controller's packages for Python {python_version}"
-        with steps.step(label) as step, made_whole(house) as scratch:
+        with steps.step(label) as step, atomic_folder(house) as scratch:
             step.say(f"{len(pins)} wheels")
             _download(text, scratch, python_version)
     return _wheels_in(house)

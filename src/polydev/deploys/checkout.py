@@ -9,7 +9,9 @@ from polydev.errors import ConfigError
 PACKAGE = "polydev"
 
 
-def part_that_went(error: OSError | ImportError, root: Path | None = None) -> ConfigError | None:
+def missing_part_error(
+    error: OSError | ImportError, root: Path | None = None
+) -> ConfigError | None:
     """Return the error for a part of the checkout that is not there any more; else None."""
     root = (root or Path.cwd()).resolve()
     if isinstance(error, ImportError):

@@ -15,31 +15,30 @@ from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
-from polydev.deploys.checking import require_sound
-from polydev.deploys.data import HostData, refuse
+from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import (
     JsonFile,
     PythonVersion,
-    Unit,
+    UnitFact,
 )
-from polydev.deploys.looked import Looked
+from polydev.deploys.host_data import HostData, refuse
+from polydev.deploys.host_report import HostReport
+from polydev.deploys.network_checks import Problem
 from polydev.deploys.operations import (
     TOOL,
     PlacedFile,
     directory,
-    done_here,
-    only_files,
     opaque_file,
-    remote_rsync,
+    remove_other_files,
+    run_locally,
+    show_diff,
     text_file,
-    told,
 )
 from polydev.deploys.packages import postgresql_client
-from polydev.deploys.ranges import Problem
+from polydev.deploys.pyinfra_types import Commands, concern, operation
+from polydev.deploys.rsync import remote_options, send
 from polydev.deploys.secret_files import SECRETS, secret_text
-from polydev.deploys.sending import send
-from polydev.deploys.typed import Commands, concern, operation
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import DeployError
 from polydev.hosttool.units import MAIN as SERVICE
@@ -50,7 +49,7 @@ from polydev.ssh import SshTarget
 ROOT = "/opt/master-controller"
 CONFIG = "/etc/master-controller/config.yaml"
 # Keys of the configuration that a deployment knows better, and what they follow from.
-FOLLOWS = {
+DERIVED_FROM = {
     "host": "controller_listen",
     "port": "controller_listen",
     "vm_network": "bridge_address",
@@ -88,13 +87,13 @@ def config_text(site: HostData) -> str:
     return yaml.safe_dump({**fixed, **given, "vm": vm}, sort_keys=True)
 
 
-def overridden(site: HostData) -> Iterator[Problem]:
+def contradicted_keys(site: HostData) -> Iterator[Problem]:
     """Keys of `controller` that would contradict what the rest of the inventory says."""
     fixed = fixed_config(site)
     known, given = _flat(fixed), _flat(site.controller)
-    for key in FOLLOWS.keys() & given.keys():
+    for key in DERIVED_FROM.keys() & given.keys():
         if given[key] != known[key]:
-            yield f"controller.{key}", f"follows from {FOLLOWS[key]}: leave it out"
+            yield f"controller.{key}", f"follows from {DERIVED_FROM[key]}: leave it out"
     slots = site.controller.get("slots", [])
     if isinstance(slots, list | tuple) and not set(map(str, slots)) <= set(
         map(str, fixed["slots"])
@@ -117,10 +116,10 @@ def check_controller(site: HostData, host: str) -> None:
     """
     if not (site.source / SOURCES).is_dir():
         refuse(host, [("source", f"{site.source.resolve()} is no checkout: it has no {SOURCES}")])
-    if found := list(overridden(site)):
+    if found := list(contradicted_keys(site)):
         refuse(host, found)
     secrets = {name: secret_text(name, file) for name, file in site.secrets.items()}
-    require_sound(host, site.source, fixed_config(site), site.controller, secrets)
+    check_controller_config(host, site.source, fixed_config(site), site.controller, secrets)
 
 
 def unit_values(site: HostData) -> dict[str, Any]:
@@ -137,8 +136,7 @@ def unit_values(site: HostData) -> dict[str, Any]:
 def send_release(site: HostData, target: SshTarget, release: str, python: str) -> None:
     """Wheels that the host lacks, and our own; nothing of what runs is touched."""
     bundle = make_bundle(site.source.resolve(), site.cache, python, Steps())
-    common = ["rsync", "--times", "--checksum", f"--rsync-path={remote_rsync(site.deployment_id)}"]
-    common.append(f"--rsh={target.rsync_shell()}")
+    common = ["rsync", "--times", "--checksum", *remote_options(target, site.deployment_id)]
     with TemporaryDirectory(prefix="polydev-release-") as name:
         requirements = Path(name, "requirements.txt")
         requirements.write_text(bundle.requirements)
@@ -160,12 +158,12 @@ def release(
     if now.get("digest") == digest and not damage:
         host.noop(f"release {now.get('id')} is the same")
         return
-    told("\n".join(f"- {line}" for line in damage))
-    told(f"- release {now.get('id')} ({str(now.get('digest'))[:12]})")
-    told(f"+ release {release} ({digest[:12]})")
+    show_diff("\n".join(f"- {line}" for line in damage))
+    show_diff(f"- release {now.get('id')} ({str(now.get('digest'))[:12]})")
+    show_diff(f"+ release {release} ({digest[:12]})")
     python = host.get_fact(PythonVersion)
     yield StringCommand(f"mkdir -p {ROOT}/incoming/{release}")
-    yield done_here(send_release, site, target, release, python)
+    yield run_locally(send_release, site, target, release, python)
     words = ["release", "create", "--id", release, "--digest", digest, "--commit", commit]
     yield StringCommand(f"{TOOL} {shlex.join(words)}")
 
@@ -181,17 +179,17 @@ def migration(
 ) -> Commands:
     """The database that the configuration names has the schema of the release that is to run."""
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
-    running = host.get_fact(Unit, unit=SERVICE, files=files)
+    running = host.get_fact(UnitFact, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest and not damage
     if is_same and running.config == config and not database.changed:
         host.noop("the database is as its release needs it")
         return
-    told("\n".join(database.differences(current["id"] if is_same else release)))
+    show_diff("\n".join(database.differences(current["id"] if is_same else release)))
     to = current["id"] if is_same else release
     yield StringCommand(f"{TOOL} release migrate --id {shlex.quote(to)}")
 
 
-def require_free(site: HostData, found: dict[str, Any]) -> None:
+def require_free_address(site: HostData, found: dict[str, Any]) -> None:
     """Raise DeployError naming what keeps the controller from listening, before anything changes.
 
     `found` is what the host says of the controller's socket.
@@ -212,13 +210,13 @@ def require_free(site: HostData, found: dict[str, Any]) -> None:
 
 
 @operation
-def listening(lost: bool) -> Commands:
+def mend_socket(lost: bool) -> Commands:
     """systemd listens on the socket, not a service that had to do it by itself."""
     if not lost:
         host.noop(f"{SOCKET} listens")
         return
-    told(f"- {SOCKET}: active, but without its socket")
-    told(f"+ {SOCKET}: listens")
+    show_diff(f"- {SOCKET}: active, but without its socket")
+    show_diff(f"+ {SOCKET}: listens")
     # The service has the address, and goes with the socket that it requires.
     yield StringCommand(f"systemctl stop {SOCKET}")
     yield StringCommand(f"systemctl start {SOCKET} {SERVICE}")
@@ -238,7 +236,7 @@ def handover(
     `move` are the words that a move of the database adds, which stops the service meanwhile.
     """
     current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
-    running = host.get_fact(Unit, unit=SERVICE, files=files)
+    running = host.get_fact(UnitFact, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest and not damage
     is_current = running.config == config and not running.touched
     if is_same and running.active and running.enabled and is_current:
@@ -246,10 +244,10 @@ def handover(
         return
     to = current["id"] if is_same else release
     was = f"release {current.get('id')}, configuration {running.config or 'unknown'}"
-    told(f"- {SERVICE}: {was}{touched_words(running, config)}")
-    told(f"+ {SERVICE}: release {to}, configuration {config}")
+    show_diff(f"- {SERVICE}: {was}{touched_words(running, config)}")
+    show_diff(f"+ {SERVICE}: release {to}, configuration {config}")
     if move:
-        told(f"  {SERVICE} is stopped while its database is copied")
+        show_diff(f"  {SERVICE} is stopped while its database is copied")
         yield StringCommand(f"{TOOL} database move --release {shlex.quote(to)} {move}")
         return
     yield StringCommand("systemctl daemon-reload")
@@ -260,7 +258,7 @@ def handover(
 
 def _secrets(site: HostData) -> list[PlacedFile]:
     directory(SECRETS, mode="700")
-    only_files(name="secrets without use", folder=SECRETS, wanted=list(site.secrets))
+    remove_other_files(name="secrets without use", folder=SECRETS, wanted=list(site.secrets))
     placed = []
     for name, file in sorted(site.secrets.items()):
         path, text = f"{SECRETS}/{name}", secret_text(name, file)
@@ -270,8 +268,8 @@ def _secrets(site: HostData) -> list[PlacedFile]:
 
 
 @concern("Controller")
-def controller(site: HostData, target: SshTarget, deployment_id: str, live: Looked) -> None:
-    require_free(site, live.socket)
+def controller(site: HostData, target: SshTarget, deployment_id: str, live: HostReport) -> None:
+    require_free_address(site, live.socket)
     database = database_change(site, live.database)
     if database.is_postgresql:
         postgresql_client(target)
@@ -311,7 +309,7 @@ def controller(site: HostData, target: SshTarget, deployment_id: str, live: Look
         # next request, and systemd restarts no socket whose service runs.
         stop_first=SOCKET,
     )
-    listening(name="socket", lost=bool(live.socket.get("lost")))
+    mend_socket(name="socket", lost=bool(live.socket.get("lost")))
     handover(
         name="handover",
         digest=digest,

@@ -12,15 +12,15 @@ from typing import Any
 
 from pyinfra.context import host
 
-from polydev.deploys.data import HostData
 from polydev.deploys.facts import (
     DatabaseCheck,
     FileState,
     JsonFile,
 )
+from polydev.deploys.host_data import HostData
 from polydev.deploys.operations import TOOL
+from polydev.deploys.pyinfra_types import warn
 from polydev.deploys.secret_files import SECRETS, secret_text
-from polydev.deploys.typed import warn
 from polydev.errors import ConfigError, DeployError
 from polydev.hosttool.address import POSTGRESQL, described, kind_of
 from polydev.hosttool.database_verbs import REPLACE_HINT

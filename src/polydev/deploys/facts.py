@@ -11,7 +11,7 @@ from typing import Any
 
 from pyinfra.api.facts import FactBase
 
-from polydev.deploys.ranges import HostNetwork
+from polydev.deploys.network_checks import HostNetwork
 from polydev.deploys.render import STAMPS, UNITS
 
 TOUCHED = "Touched=yes"
@@ -33,7 +33,7 @@ class UnitState:
     touched: bool = False
 
 
-class Unit(FactBase[UnitState]):
+class UnitFact(FactBase[UnitState]):
     """One unit as systemd and the unit's stamp know it; `files` are paths and their SHA-256."""
 
     def command(self, unit: str, files: tuple[tuple[str, str], ...] = ()) -> str:

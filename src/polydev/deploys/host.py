@@ -12,13 +12,14 @@ from pyinfra.context import host
 from polydev.deployment_id import new_deployment_id
 from polydev.deploys import controller as controller_part
 from polydev.deploys.accounts import HOST_FILE, accounts, host_json
-from polydev.deploys.asking import Meanwhile, ask_through_one_shell
 from polydev.deploys.controller import check_controller, controller
-from polydev.deploys.data import HostData, host_data
-from polydev.deploys.hypervisor import hypervisor
+from polydev.deploys.deadman import ACCESS_FILES, STAMP, arm_deadman, confirm_deadman
+from polydev.deploys.fact_shell import BackgroundTask, read_facts_through_one_shell
+from polydev.deploys.firecracker import hypervisor
+from polydev.deploys.host_data import HostData, check_host_data
+from polydev.deploys.host_report import read_host_report
+from polydev.deploys.host_tool import host_tool
 from polydev.deploys.images import STORE, images
-from polydev.deploys.kernel import kernel, settings_count
-from polydev.deploys.looked import look
 from polydev.deploys.network import (
     DNS_UNIT,
     FIREWALL_UNIT,
@@ -35,15 +36,13 @@ from polydev.deploys.network import (
 )
 from polydev.deploys.operations import TOOL
 from polydev.deploys.packages import packages
-from polydev.deploys.reach import REACH_FILES, STAMP, after_reach, before_reach
+from polydev.deploys.pyinfra_types import host_values
 from polydev.deploys.render import template_paths
 from polydev.deploys.secret_files import SECRETS
-from polydev.deploys.services import SSHD_FILE_BEFORE, journal, ssh
-from polydev.deploys.templates import TEMPLATE_UNITS, templates
-from polydev.deploys.tool import host_tool
-from polydev.deploys.typed import host_values
-from polydev.deploys.units import units_are_ours
-from polydev.deploys.vms import ACCELERATOR_UNIT, accelerator, vms
+from polydev.deploys.sysctl import kernel, overriding_settings
+from polydev.deploys.system_services import SSHD_FILE_BEFORE, journal, ssh
+from polydev.deploys.units import unit_overrides
+from polydev.deploys.vm_units import ACCELERATOR_UNIT, TEMPLATE_UNITS, accelerator, templates, vms
 from polydev.hosttool.units import MAKER, WATCH
 from polydev.ssh import SshTarget
 
@@ -74,7 +73,7 @@ def scope(site: HostData) -> dict[str, Any]:
     paths |= {SECRETS, SSHD_FILE_BEFORE, "/etc/sysctl.d/60-polydev.conf"}
     return {
         "paths": sorted(paths),
-        "reach": [*REACH_FILES, STAMP, SSHD_FILE_BEFORE],
+        "reach": [*ACCESS_FILES, STAMP, SSHD_FILE_BEFORE],
         # The maker first: where it is stopped, then after what starts it.
         "units": [MAKER, *unit_order(site)],
         "controller": {
@@ -102,13 +101,13 @@ def tune_connection() -> None:
 def browser_host() -> None:
     """Deploy the host of pyinfra's context as its inventory describes it."""
     name, values = host_values()
-    site = host_data(values, name)
+    site = check_host_data(values, name)
     target = SshTarget.from_data(name, values)
     tune_connection()
-    checking = Meanwhile(partial(_check_controller, site, name))
-    ask_through_one_shell()
+    checking = BackgroundTask(partial(_check_controller, site, name))
+    read_facts_through_one_shell()
     declared = host_json(site, unit_order(site))
-    live = look(TOOL, parts(site), declared, str(site.listen.address), site.listen.port)
+    live = read_host_report(TOOL, parts(site), declared, str(site.listen.address), site.listen.port)
     checking.result()
     if site.concerns():
         require_free_networks(site)
@@ -118,25 +117,25 @@ def browser_host() -> None:
     host_tool(live.reserve)
     if site.concerns("master-controller"):
         of_all = site.concerns()
-        units_are_ours([each for each in live.overrides if of_all or "master-controller" in each])
+        unit_overrides([each for each in live.overrides if of_all or "master-controller" in each])
     if site.concerns():
         packages(target)
         accounts(site, declared, live.accounts, live.permissions)
         kernel()
         journal(site)
-        settings_count(live.settings, declared)
+        overriding_settings(live.settings, declared)
         hypervisor(site)
     if site.concerns("vm-agent"):
         images(site, target, live.images)
     if site.concerns():
-        before_reach(site, live.network, live.sshd, json.dumps(scope(site)), deployment_id)
+        arm_deadman(site, live.network, live.sshd, json.dumps(scope(site)), deployment_id)
         ssh(live.sshd)
         bridge(site, live.network)
         firewall(site)
         slots(site, live.network)
         names(site)
         network_watch(site, live.watch)
-        after_reach(site, target)
+        confirm_deadman(site, target)
         vms(site, live.polkit)
     if site.concerns("master-controller"):
         controller(site, target, deployment_id, live)

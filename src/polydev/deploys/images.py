@@ -10,10 +10,10 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
 
-from polydev.deploys.data import HostData
-from polydev.deploys.operations import TOOL, done_here, remote_rsync, told
-from polydev.deploys.sending import send
-from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.host_data import HostData
+from polydev.deploys.operations import TOOL, run_locally, show_diff
+from polydev.deploys.pyinfra_types import Commands, concern, operation
+from polydev.deploys.rsync import remote_options, send
 from polydev.errors import ConfigError
 from polydev.hosttool import images as host_store
 from polydev.hosttool.golden import LINK as GOLDEN
@@ -54,7 +54,7 @@ def rsync_argv(
     """Send an image; of what `basis` has already, only that it has it."""
     argv = ["rsync", "--archive", "--sparse", "--stats", "--compress", "--compress-choice=zstd"]
     argv += ["--compress-level=1", "--no-owner", "--no-group", f"--exclude={IN_USE}"]
-    argv += [f"--rsync-path={remote_rsync(deployment_id)}", f"--rsh={target.rsync_shell()}"]
+    argv += remote_options(target, deployment_id)
     if basis:
         argv.append(f"--copy-dest={STORE}/images/{basis}")
     return [*argv, f"{source}/", target.remote(f"{STORE}/incoming/{digest}/")]
@@ -80,13 +80,13 @@ def golden_image(site: HostData, target: SshTarget, digest: str, there: dict[str
     """This image is in the store, whole, and golden; `there` says which the host has."""
     images, golden = there.get("images", []), there.get("golden")
     if digest not in images:
-        told(f"+ image {digest}")
+        show_diff(f"+ image {digest}")
     if golden != digest:
-        told(f"- golden image {golden}\n+ golden image {digest}")
+        show_diff(f"- golden image {golden}\n+ golden image {digest}")
     if digest not in images:
         basis = golden if golden in images else (images[-1] if images else None)
         yield StringCommand(f"mkdir -p {STORE}/incoming/{digest}")
-        yield done_here(send_image, site, target, digest, basis)
+        yield run_locally(send_image, site, target, digest, basis)
         yield StringCommand(f"{TOOL} image add --digest {digest}")
     if golden != digest:
         yield StringCommand(f"{TOOL} image golden --digest {digest}")

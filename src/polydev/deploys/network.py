@@ -9,14 +9,14 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev import hosttool
-from polydev.deploys.data import HostData, refuse
 from polydev.deploys.facts import HostNetworks
-from polydev.deploys.looked import Live
-from polydev.deploys.operations import TOOL, live_firewall, template
-from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts, open_to_the_internet
+from polydev.deploys.host_data import HostData, refuse
+from polydev.deploys.host_report import NetworkDifferences
+from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
+from polydev.deploys.operations import TOOL, load_firewall, template
+from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
-from polydev.deploys.typed import concern, warn
-from polydev.deploys.units import only_units, unit, unit_file
+from polydev.deploys.units import stop_other_units, unit, unit_file
 from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
 from polydev.hosttool.units import SLOT, VM, WATCH
 
@@ -81,7 +81,7 @@ def warn_of_open_api(site: HostData) -> None:
 
 
 @concern("Bridge")
-def bridge(site: HostData, live: Live) -> None:
+def bridge(site: HostData, live: NetworkDifferences) -> None:
     values = network_values(site)
     netdev = template(NETDEV_FILE, values)
     network = template(NETWORK_FILE, values)
@@ -101,18 +101,20 @@ def firewall(site: HostData) -> None:
     rules = template(FIREWALL_FILE, values)
     config = unit_file(FIREWALL_UNIT, values, rules)
     unit(name=FIREWALL_UNIT, unit=FIREWALL_UNIT, config=config.hash, files=config.files)
-    live_firewall(
+    load_firewall(
         name=f"table {TABLE}", family="inet", table=TABLE, text=rules.text, path=FIREWALL_FILE
     )
 
 
 @concern("Slots")
-def slots(site: HostData, live: Live) -> None:
+def slots(site: HostData, live: NetworkDifferences) -> None:
     values = network_values(site)
     target = unit_file(SLOTS_TARGET, values)
     config = unit_file(SLOT_UNIT, values, *slot_texts(site))
     wanted = slot_units(site)
-    only_units(name="slots beyond the last", template=SLOT_UNIT, wanted=wanted, needed_by=VM_UNIT)
+    stop_other_units(
+        name="slots beyond the last", template=SLOT_UNIT, wanted=wanted, needed_by=VM_UNIT
+    )
     for number, name in zip(site.slot_numbers, wanted, strict=True):
         # A slot that is made anew is another network: a VM keeps the one that it has.
         user = VM_UNIT.replace("@", f"@{number}")

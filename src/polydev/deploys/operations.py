@@ -16,10 +16,9 @@ from pyinfra.context import host, state
 from pyinfra.facts.files import Directory, FileContents
 
 from polydev.deploys.facts import FileState, Firewall, Folders, Names, SysctlValue
+from polydev.deploys.pyinfra_types import Commands, operation
 from polydev.deploys.render import render
-from polydev.deploys.typed import Commands, operation
 from polydev.errors import Error
-from polydev.hosttool.operations import in_slice
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.placing import placing
 
@@ -38,7 +37,7 @@ class PlacedFile:
         return self.path, hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def done_here(function: Callable[..., None], *arguments: Any) -> FunctionCommand:
+def run_locally(function: Callable[..., None], *arguments: Any) -> FunctionCommand:
     """Something that is done on the operator's machine; its errors are told in their own words."""
 
     def run_it() -> None:
@@ -51,13 +50,7 @@ def done_here(function: Callable[..., None], *arguments: Any) -> FunctionCommand
     return FunctionCommand(run_it, (), {})
 
 
-def remote_rsync(deployment_id: str | None) -> str:
-    """The host's side of an rsync, which ends with the deployment's other operations."""
-    words = [in_slice(deployment_id)] if deployment_id else []
-    return " ".join(["sudo -n", *words, "rsync"])
-
-
-def told(difference: str) -> None:
+def show_diff(difference: str) -> None:
     """Show a difference where the operator asked for them, as pyinfra does for files."""
     if state.config.DIFF:
         for line in difference.splitlines():
@@ -92,11 +85,13 @@ def file(
         host.noop(f"{path} is the same")
         return
     if is_shown and not is_same:
-        told(_difference(path, data.decode(), is_there=bool(now.sha256)))
+        show_diff(_difference(path, data.decode(), is_there=bool(now.sha256)))
     if not is_shown or now.rights != wanted:
         content = "the same content" if is_same else "other content"
-        told(f"- {path}: " + (f"{content}, {_rights(now.rights)}" if now.rights else "not there"))
-        told(f"+ {path}: {_rights(wanted)}")
+        show_diff(
+            f"- {path}: " + (f"{content}, {_rights(now.rights)}" if now.rights else "not there")
+        )
+        show_diff(f"+ {path}: {_rights(wanted)}")
     if is_same:
         name = shlex.quote(path)
         yield StringCommand(f"chown {user}:{group} {name} && chmod {mode} {name}")
@@ -140,8 +135,8 @@ def folder(path: str, mode: str, user: str, group: str) -> Commands:
     if now == (mode, user, group):
         host.noop(f"{path} is as it should be")
         return
-    told(f"- {path}: " + (f"mode {now[0]}, {now[1]}:{now[2]}" if there else "not there"))
-    told(f"+ {path}: mode {mode}, {user}:{group}")
+    show_diff(f"- {path}: " + (f"mode {now[0]}, {now[1]}:{now[2]}" if there else "not there"))
+    show_diff(f"+ {path}: mode {mode}, {user}:{group}")
     name = shlex.quote(path)
     if not there:
         yield StringCommand(f"mkdir -p {name}")
@@ -150,7 +145,7 @@ def folder(path: str, mode: str, user: str, group: str) -> Commands:
 
 
 @operation
-def folders_as_in(file: str, folders: dict[str, tuple[str, str, str]]) -> Commands:
+def create_tmpfiles_folders(file: str, folders: dict[str, tuple[str, str, str]]) -> Commands:
     """These folders, as a file of tmpfiles.d describes them; all by one command.
 
     To each path its mode, user and group.
@@ -162,51 +157,51 @@ def folders_as_in(file: str, folders: dict[str, tuple[str, str, str]]) -> Comman
         return
     for path, wanted in wrong.items():
         was = "mode {}, {}:{}".format(*there[path]) if path in there else "not there"
-        told(f"- {path}: {was}")
-        told("+ {}: mode {}, {}:{}".format(path, *wanted))
+        show_diff(f"- {path}: {was}")
+        show_diff("+ {}: mode {}, {}:{}".format(path, *wanted))
     yield StringCommand(f"systemd-tmpfiles --create {shlex.quote(file)}")
 
 
 @operation
-def only_files(folder: str, wanted: list[str]) -> Commands:
+def remove_other_files(folder: str, wanted: list[str]) -> Commands:
     """No file lies in the folder but the wanted ones."""
     there: list[str] = host.get_fact(Names, folder=folder)
     extra = [f"{folder}/{name}" for name in sorted(set(there) - set(wanted))]
     for path in extra:
-        told(f"- {path}")
+        show_diff(f"- {path}")
     for path in extra:
         yield StringCommand(f"rm {shlex.quote(path)}")
 
 
 @operation
-def no_file(path: str) -> Commands:
+def remove_file(path: str) -> Commands:
     """Nothing lies at this path."""
     folder, _, name = path.rpartition("/")
     if name not in host.get_fact(Names, folder=folder):
         host.noop(f"no {path} is there")
         return
-    told(f"- {path}")
+    show_diff(f"- {path}")
     yield StringCommand(f"rm {shlex.quote(path)}")
 
 
 @operation
-def live_firewall(family: str, table: str, text: str, path: str) -> Commands:
+def load_firewall(family: str, table: str, text: str, path: str) -> Commands:
     """The kernel's table is what the file makes of it, whoever touched it since."""
     difference = host.get_fact(Firewall, family=family, table=table, text=text)
     if not difference:
         host.noop(f"table {family} {table} is as it should be")
         return
-    told(difference)
+    show_diff(difference)
     yield StringCommand(f"nft -f {shlex.quote(path)}")
 
 
 @operation
-def kernel_value(key: str, value: str) -> Commands:
+def sysctl_value(key: str, value: str) -> Commands:
     """A sysctl's value now; its file in /etc/sysctl.d keeps it over a restart."""
     now = host.get_fact(SysctlValue, key=key)
     if now == value:
         host.noop(f"{key} is {value}")
         return
-    told(f"- {key} = {now}")
-    told(f"+ {key} = {value}")
+    show_diff(f"- {key} = {now}")
+    show_diff(f"+ {key} = {value}")
     yield StringCommand(f"sysctl -q -w {shlex.quote(f'{key}={value}')}")

@@ -11,8 +11,8 @@ from pyinfra.context import host
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
-from polydev.deploys.operations import TOOL, done_here
-from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.operations import TOOL, run_locally
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.errors import DeployError
 from polydev.run import run
 from polydev.ssh import SshTarget
@@ -81,7 +81,7 @@ def _update(target: SshTarget) -> None:
 @operation
 def apt_is_free(target: SshTarget) -> Commands:
     """No other process, such as unattended-upgrades, has a lock of apt's or dpkg's."""
-    yield done_here(wait_for_apt, target, LOCK_SECONDS, ASK_EVERY_SECONDS)
+    yield run_locally(wait_for_apt, target, LOCK_SECONDS, ASK_EVERY_SECONDS)
 
 
 def wait_for_apt(target: SshTarget, seconds: float, every_seconds: float) -> None:

@@ -26,11 +26,11 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 
-from polydev.deploys.data import HostData, host_data
+from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.inventory_file import check_inventory
-from polydev.deploys.listen import Listen
-from polydev.deploys.typed import FOR_OPERATOR
-from polydev.deploys.way import PREFIX
+from polydev.deploys.listen_address import ListenAddress
+from polydev.deploys.pyinfra_types import FOR_OPERATOR
+from polydev.deploys.ssh_settings import PREFIX
 from polydev.errors import ConfigError, DeployError, Error
 from polydev.hosttool.operations import in_slice
 from polydev.run import PLAIN_ENGLISH
@@ -45,7 +45,7 @@ def controller_url(site: HostData) -> str:
     """Return where the host itself reaches its controller."""
     listen = site.listen
     scheme = "https" if site.speaks_tls else "http"
-    return f"{scheme}://{Listen(listen.from_host, listen.port)}"
+    return f"{scheme}://{ListenAddress(listen.from_host, listen.port)}"
 
 
 def no_password(_prompt: str = "") -> str:
@@ -84,7 +84,7 @@ class Runner:
             inventory = self._load({})
         for host in inventory:
             values = dict(host.data.dict())
-            site = host_data(values, host.name)
+            site = check_host_data(values, host.name)
             connection = {
                 key: str(value)
                 for key, value in values.items()
@@ -105,7 +105,7 @@ class Runner:
         """Plan one host and, if told to go on, make it so. 0, or 1 after a failure."""
         config = Config(SUDO=True, DIFF=True, ENV=PLAIN_ENGLISH)
         state = State()
-        words = _Words(self.emit, state)
+        words = PyinfraLog(self.emit, state)
         logger = logging.getLogger("pyinfra")
         logger.handlers = [words]
         logger.setLevel(logging.INFO)
@@ -125,7 +125,7 @@ class Runner:
                 disconnect_all(state)
 
     def _apply(
-        self, state: State, words: _Words, deployment_id: str | None, *, plan_only: bool
+        self, state: State, words: PyinfraLog, deployment_id: str | None, *, plan_only: bool
     ) -> int:
         with redirect_stderr(io.StringIO()):  # pyinfra's spinner
             state.set_stage(StateStage.Connect)
@@ -142,13 +142,13 @@ class Runner:
                 return 0
             if deployment_id:
                 _put_in_slice(state, deployment_id)
-            state.add_callback_handler(_Events(self.emit))
+            state.add_callback_handler(OperationEvents(self.emit))
             state.set_stage(StateStage.Execute)
             run_ops(state)
         self.emit("done", changed=_changed(state))
         return 0
 
-    def _plan(self, state: State, words: _Words) -> int:
+    def _plan(self, state: State, words: PyinfraLog) -> int:
         operations = []
         for op_hash in state.get_op_order():
             for host, ops in state.ops.items():
@@ -198,7 +198,7 @@ def _changed(state: State) -> int:
     )
 
 
-class _Words(logging.Handler):
+class PyinfraLog(logging.Handler):
     """What pyinfra logs: differences by the operation that they belong to, the rest as events."""
 
     def __init__(self, emit: Emit, state: State) -> None:
@@ -237,7 +237,7 @@ class _Words(logging.Handler):
         return f"{self.operation}: " + "\n".join(list(said)[-15:])
 
 
-class _Events(BaseStateCallback):
+class OperationEvents(BaseStateCallback):
     """Operations as they begin and end."""
 
     def __init__(self, emit: Emit) -> None:

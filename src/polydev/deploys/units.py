@@ -9,10 +9,10 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.facts import StaleUnits, Unit, UnitState, UnitStates
-from polydev.deploys.operations import PlacedFile, text_file, told
+from polydev.deploys.facts import StaleUnits, UnitFact, UnitState, UnitStates
+from polydev.deploys.operations import PlacedFile, show_diff, text_file
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import UNITS, render_unit
-from polydev.deploys.typed import Commands, concern, operation
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def unit_file(name: str, values: dict[str, Any], *depends: PlacedFile | str) -> 
 
 
 @operation
-def no_overrides(paths: list[str]) -> Commands:
+def remove_overrides(paths: list[str]) -> Commands:
     """No file of others changes units of ours; those that run with one are restarted after this."""
     if not paths:
         host.noop("no file of others changes units of ours")
         return
-    told("\n".join(f"- {path}" for path in paths))
+    show_diff("\n".join(f"- {path}" for path in paths))
     folders = sorted({path.rpartition("/")[0] for path in paths if ".d/" in path})
     yield StringCommand(f"rm {shlex.join(paths)}")
     if folders:
@@ -48,13 +48,13 @@ def no_overrides(paths: list[str]) -> Commands:
 
 
 @concern("Units")
-def units_are_ours(overrides: list[str]) -> None:
+def unit_overrides(overrides: list[str]) -> None:
     """Before any unit is started again."""
-    no_overrides(name="files of others", paths=overrides)
+    remove_overrides(name="files of others", paths=overrides)
 
 
 @operation
-def reread_units(pattern: str, files: tuple[tuple[str, str], ...]) -> Commands:
+def reload_units(pattern: str, files: tuple[tuple[str, str], ...]) -> Commands:
     """systemd knows the units of a pattern by these files, as they are; what runs runs on.
 
     The files are asked for too: as the plan is made, a change of them is still to come.
@@ -62,7 +62,7 @@ def reread_units(pattern: str, files: tuple[tuple[str, str], ...]) -> Commands:
     if not host.get_fact(StaleUnits, pattern=pattern, files=files):
         host.noop(f"{pattern} are known as they are")
         return
-    told(f"- {pattern}: known by an older file")
+    show_diff(f"- {pattern}: known by an older file")
     yield StringCommand("systemctl daemon-reload")
 
 
@@ -87,7 +87,7 @@ def unit(
     `differences` say what of the unit's work was changed since: it is restarted, or `mend`
     brings its work back under a `needed_by` that runs.
     """
-    now = host.get_fact(Unit, unit=unit, files=files)
+    now = host.get_fact(UnitFact, unit=unit, files=files)
     name = shlex.quote(unit)
     differences = differences or []
     is_as_started = not now.touched and (now.config == config or not stamped)
@@ -100,9 +100,11 @@ def unit(
         host.noop(f"{unit} stays as it is: {needed_by} runs")
         return
     if not stays and not (now.active and now.enabled and is_as_started):
-        told(f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}")
-        told(f"+ {unit}: {_state(True, True, config)}")
-    told("\n".join(differences))
+        show_diff(
+            f"- {unit}: {_state(now.active, now.enabled, now.config)}{touched_words(now, config)}"
+        )
+        show_diff(f"+ {unit}: {_state(True, True, config)}")
+    show_diff("\n".join(differences))
     if stays:
         yield StringCommand(mend)
         return
@@ -113,9 +115,9 @@ def unit(
         yield StringCommand(f"systemctl stop {shlex.quote(stop_first)}")
     if not now.active:
         # A target passes a restart on to its parts, and these may run.
-        yield StringCommand(_or_why("restart" if stamped else "start", name))
+        yield StringCommand(_with_journal("restart" if stamped else "start", name))
     elif stamped and not is_current:
-        again = _or_why("reload-or-restart", name)
+        again = _with_journal("reload-or-restart", name)
         yield StringCommand(unless_running(needed_by, again, mend if differences else ""))
 
 
@@ -141,7 +143,7 @@ def touched_words(now: UnitState, config: str) -> str:
     return ", files changed" if now.touched and now.config == config else ""
 
 
-def _or_why(verb: str, name: str) -> str:
+def _with_journal(verb: str, name: str) -> str:
     """systemd says only that a unit failed; the unit itself may have said why."""
     this_start = f"i=$(systemctl show -P InvocationID {name})"
     journal = "journalctl -q --no-pager -n 15 -o cat _SYSTEMD_INVOCATION_ID=$i + INVOCATION_ID=$i"
@@ -154,7 +156,7 @@ def _state(active: bool, enabled: bool, config: str) -> str:
 
 
 @operation
-def only_units(template: str, wanted: list[str], needed_by: str) -> Commands:
+def stop_other_units(template: str, wanted: list[str], needed_by: str) -> Commands:
     """No instance of the template is active but the wanted ones, and those that are needed.
 
     `needed_by` is the template whose instance of the same name needs it while it is active.
@@ -163,7 +165,7 @@ def only_units(template: str, wanted: list[str], needed_by: str) -> Commands:
     users = {name: needed_by.replace("@.", f"@{_instance(name)}.") for name in there}
     extra = [name for name in sorted(set(there) - set(wanted)) if not _runs(users[name])]
     # All of them first: a plan asks for no more than the first command.
-    told("\n".join(f"- {name}: {there[name]}" for name in extra))
+    show_diff("\n".join(f"- {name}: {there[name]}" for name in extra))
     for name in extra:
         yield StringCommand(unless_running(users[name], f"systemctl stop {shlex.quote(name)}"))
 

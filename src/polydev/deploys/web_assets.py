@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from polydev.deploys.whole import made_whole
+from polydev.deploys.atomic_folder import atomic_folder
 from polydev.errors import ConfigError
 from polydev.npm import LOCK, MANIFEST, clean_install
 from polydev.progress import Steps
@@ -32,7 +32,7 @@ def node_modules(root: Path, cache: Path, steps: Steps) -> Path:
     """
     made = cache / "controller" / "web" / _digest(root)
     if not made.is_dir():
-        with steps.step("scripts and styles of the pages") as step, made_whole(made) as scratch:
+        with steps.step("scripts and styles of the pages") as step, atomic_folder(made) as scratch:
             clean_install(root / PROJECT, scratch, step.say)
     return made / "node_modules"
 

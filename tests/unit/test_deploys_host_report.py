@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.looked import Look, Looked, look
+from polydev.deploys.host_report import HostReport, HostReportFact, read_host_report
 from tests.unit.fake_host import fake_host
 
 TOOL = "/opt/polydev-ai/bin/polydev-host"
 FAILED = {"error": "unread", "message": "cannot read: no", "hint": None}
 
 
-def asked(answer: list[str]) -> Looked:
+def asked(answer: list[str]) -> HostReport:
     with fake_host({f"{TOOL} look": answer}):
-        return look(TOOL, ["sshd", "accounts"], '{"it\'s": 1}', "127.0.0.1", 4000)
+        return read_host_report(TOOL, ["sshd", "accounts"], '{"it\'s": 1}', "127.0.0.1", 4000)
 
 
 def test_one_question_holds_all_that_is_declared() -> None:
-    command = Look().command(TOOL, '{"it\'s": 1}')
+    command = HostReportFact().command(TOOL, '{"it\'s": 1}')
     assert command.startswith(f"test ! -x {TOOL} || printf %s ")
     assert f"""'{{"it'"'"'s": 1}}' | {TOOL} look""" in command
 
@@ -32,12 +32,12 @@ def test_differences_of_the_network_by_part() -> None:
         {"part": "kernel", "diff": ["- d"]},
         {"part": "slot-2", "diff": ["- e"]},
     ]
-    found = Looked({"network": {"differences": differences}})
+    found = HostReport({"network": {"differences": differences}})
     assert found.network == {"slot-2": ["- a", "+ b", "- e"]}
 
 
 def test_what_cannot_be_read_is_a_difference() -> None:
-    found = Looked(dict.fromkeys(("network", "sshd", "accounts", "polkit"), FAILED))
+    found = HostReport(dict.fromkeys(("network", "sshd", "accounts", "polkit"), FAILED))
     assert found.network == {"bridge": ["- cannot read: no"]}
     assert found.sshd == ["- sshd: cannot read: no"]
     assert found.accounts == ["- accounts: cannot read: no"]
@@ -45,7 +45,7 @@ def test_what_cannot_be_read_is_a_difference() -> None:
 
 @pytest.mark.parametrize("part", ["release", "socket", "images", "database"])
 def test_one_that_fails_says_nothing_of_what_is_made_anew_anyway(part: str) -> None:
-    found: Any = Looked({part: FAILED})
+    found: Any = HostReport({part: FAILED})
     attribute = {"release": "damage"}.get(part, part)
     assert not getattr(found, attribute)
 
@@ -57,7 +57,7 @@ def test_a_host_without_the_tool_has_all_to_come() -> None:
 
 def test_a_tool_of_another_release_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     found = asked([json.dumps({"error": "usage", "message": "no such verb", "hint": None})])
-    assert found == Looked()
+    assert found == HostReport()
     assert "host tool is of another release" in caplog.text
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from polydev.hosttool.slots import GUEST_GATEWAY
 
 if TYPE_CHECKING:
-    from polydev.deploys.data import HostData
+    from polydev.deploys.host_data import HostData
 
 Problem = tuple[str, str]
 

@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polydev.errors import CommandError, DeployError
+from polydev.hosttool.operations import in_slice
 from polydev.run import Completed, run
 from polydev.ssh import SshTarget
+
+
+def remote_options(target: SshTarget, deployment_id: str | None) -> list[str]:
+    """Return rsync's options for a host: how to connect, and what to run there as root.
+
+    rsync on the host runs in the deployment's slice, so that it ends with the other operations.
+    """
+    words = [in_slice(deployment_id)] if deployment_id else []
+    remote = " ".join(["sudo -n", *words, "rsync"])
+    return [f"--rsync-path={remote}", f"--rsh={target.rsync_shell()}"]
 
 
 def send(argv: Sequence[str | Path], target: SshTarget, folder: str, size_bytes: int) -> Completed:

@@ -21,10 +21,10 @@ from pyinfra.api.arguments import all_global_arguments
 from typing_extensions import Self
 
 from polydev.deployment_id import PATTERN as DEPLOYMENT_ID
-from polydev.deploys.listen import Listen, listen_from
-from polydev.deploys.ranges import Problem, contradictions
+from polydev.deploys.listen_address import ListenAddress, parse_listen_address
+from polydev.deploys.network_checks import Problem, contradictions
 from polydev.deploys.secret_files import CERTIFICATE
-from polydev.deploys.way import PREFIX, Way
+from polydev.deploys.ssh_settings import PREFIX, SshSettings
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 from polydev.validation import dotted, near, problems_of
@@ -58,7 +58,7 @@ FOREIGN_PREFIXES = (PREFIX, "_", "sudo")
 
 
 def _listen(text: str) -> str:
-    return str(listen_from(text))
+    return str(parse_listen_address(text))
 
 
 class Checked(BaseModel):
@@ -148,8 +148,8 @@ class HostData(Checked):
         return self.bridge_address.network.network_address + number
 
     @property
-    def listen(self) -> Listen:
-        return listen_from(self.controller_listen)
+    def listen(self) -> ListenAddress:
+        return parse_listen_address(self.controller_listen)
 
     @property
     def controller_port(self) -> int:
@@ -170,12 +170,12 @@ class HostData(Checked):
         return self.target == "all" or self.target in targets
 
 
-def host_data(values: dict[str, Any], host: str) -> HostData:
+def check_host_data(values: dict[str, Any], host: str) -> HostData:
     """Check the values of one host. Raises ConfigError naming host and each key that is wrong."""
     values = {str(key): each for key, each in values.items()}
     way = {key: each for key, each in values.items() if key.startswith(PREFIX)}
     own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
-    found = [*_wrong(Way, way), *_unknown_to_pyinfra(values)]
+    found = [*_wrong(SshSettings, way), *_unknown_to_pyinfra(values)]
     try:
         site = HostData.model_validate(own)
     except ValidationError as error:

@@ -10,14 +10,14 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import JsonFact
-from polydev.deploys.typed import warn
+from polydev.deploys.pyinfra_types import warn
 from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
 
-Live = dict[str, list[str]]
+NetworkDifferences = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Looked:
+class HostReport:
     """Answers by their part, as `polydev.hosttool.look` gives them; empty for a new host.
 
     Lines have `-` for what is there and `+` for what is declared.
@@ -34,12 +34,12 @@ class Looked:
         return {} if "error" in found else found
 
     @property
-    def network(self) -> Live:
+    def network(self) -> NetworkDifferences:
         """Each part of the network that is not as declared; firewall and kernel have own facts."""
         said = self.said.get("network") or {}
         if "error" in said:
             return {BRIDGE_PART: [f"- {said['message']}"]}
-        found: Live = {}
+        found: NetworkDifferences = {}
         for each in said.get("differences", []):
             if each["part"] not in (FIREWALL_PART, KERNEL_PART):
                 found.setdefault(each["part"], []).extend(each["diff"])
@@ -103,24 +103,26 @@ class Looked:
         return self._document("database")
 
 
-class Look(JsonFact):
+class HostReportFact(JsonFact):
     def command(self, tool: str, question: str) -> str:
         asked = f"printf %s {shlex.quote(question)} | {tool} look 2>/dev/null"
         return f"test ! -x {tool} || {asked} || true"
 
 
-def look(tool: str, parts: list[str], declared: str, address: str, port: int) -> Looked:
+def read_host_report(
+    tool: str, parts: list[str], declared: str, address: str, port: int
+) -> HostReport:
     """Ask for these parts. `declared` is the text of the host.json that the host is to have."""
     question = {
         "parts": parts,
         "host": json.loads(declared),
         "socket": {"address": address, "port": port},
     }
-    said = host.get_fact(Look, tool=tool, question=json.dumps(question))
+    said = host.get_fact(HostReportFact, tool=tool, question=json.dumps(question))
     if "error" in said:
         warn(
             f"{host.name}: its host tool is of another release, which cannot say how the host is: "
             "this plan may name too much or too little"
         )
-        return Looked()
-    return Looked(said)
+        return HostReport()
+    return HostReport(said)

@@ -13,9 +13,9 @@ import time
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.data import HostData
-from polydev.deploys.facts import Firewall, JsonFile, Unit
-from polydev.deploys.looked import Live
+from polydev.deploys.facts import Firewall, JsonFile, UnitFact
+from polydev.deploys.host_data import HostData
+from polydev.deploys.host_report import NetworkDifferences
 from polydev.deploys.network import (
     FIREWALL_FILE,
     NETDEV_FILE,
@@ -23,10 +23,10 @@ from polydev.deploys.network import (
     TABLE,
     network_values,
 )
-from polydev.deploys.operations import TOOL, done_here, told
+from polydev.deploys.operations import TOOL, run_locally, show_diff
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import config_hash, render
-from polydev.deploys.services import SSHD_FILE, sshd_values
-from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.system_services import SSHD_FILE, sshd_values
 from polydev.errors import CommandError, DeployError
 from polydev.hosttool.network import BRIDGE_PART
 from polydev.run import run
@@ -34,7 +34,7 @@ from polydev.ssh import SshTarget
 
 STAMP = "/opt/polydev-ai/reach.json"
 TIMER = "polydev-deadman.timer"
-REACH_FILES = (
+ACCESS_FILES = (
     SSHD_FILE,
     NETDEV_FILE,
     NETWORK_FILE,
@@ -45,9 +45,9 @@ REACH_FILES = (
 )
 
 
-def reach_hash(site: HostData) -> str:
+def access_hash(site: HostData) -> str:
     values = {**network_values(site), **sshd_values(), "config": "", "stamp": ""}
-    return config_hash(*(render(path, values) for path in REACH_FILES))
+    return config_hash(*(render(path, values) for path in ACCESS_FILES))
 
 
 @operation
@@ -69,9 +69,9 @@ def arm(
         host.noop("the way to the host does not change")
         return
     if confirmed != reach:
-        told(f"- way to the host {confirmed}\n+ way to the host {reach}")
+        show_diff(f"- way to the host {confirmed}\n+ way to the host {reach}")
     else:
-        told("\n".join(f"- way to the host: {each} was changed by hand" for each in touched))
+        show_diff("\n".join(f"- way to the host: {each} was changed by hand" for each in touched))
     backup = f"/opt/polydev-ai/backups/{deployment_id}/backup.json"
     document = shlex.quote(scope)
     yield StringCommand(
@@ -87,15 +87,15 @@ def _is_touched(firewall: str) -> bool:
 @operation
 def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
     """Stop the timer over a connection that is made anew, if one was started."""
-    if not host.get_fact(Unit, unit=TIMER).active:
+    if not host.get_fact(UnitFact, unit=TIMER).active:
         host.noop("nothing to confirm")
         return
-    yield done_here(come_back, target, seconds)
+    yield run_locally(confirm_over_new_connection, target, seconds)
     text = shlex.quote(json.dumps({"confirmed": reach}))
     yield StringCommand(f"printf %s {text} >{STAMP}")
 
 
-def come_back(target: SshTarget, seconds: int) -> None:
+def confirm_over_new_connection(target: SshTarget, seconds: int) -> None:
     """Confirm over a new connection. Raises DeployError when the host cannot be reached."""
     deadline = time.monotonic() + seconds
     argv = target.argv(TOOL, "deadman", "confirm", timeout_seconds=5)
@@ -119,13 +119,13 @@ def _answer(argv: list[str]) -> str | None:
 
 
 @concern("Dead-man timer")
-def before_reach(
-    site: HostData, live: Live, sshd: list[str], scope: str, deployment_id: str
+def arm_deadman(
+    site: HostData, live: NetworkDifferences, sshd: list[str], scope: str, deployment_id: str
 ) -> None:
     firewall = render(FIREWALL_FILE, network_values(site))
     arm(
         name="armed",
-        reach=reach_hash(site),
+        reach=access_hash(site),
         firewall=firewall,
         bridge=live.get(BRIDGE_PART, []),
         sshd=sshd,
@@ -136,5 +136,5 @@ def before_reach(
 
 
 @concern("Dead-man timer")
-def after_reach(site: HostData, target: SshTarget) -> None:
-    confirm(name="confirmed", reach=reach_hash(site), target=target, seconds=site.deadman_seconds)
+def confirm_deadman(site: HostData, target: SshTarget) -> None:
+    confirm(name="confirmed", reach=access_hash(site), target=target, seconds=site.deadman_seconds)

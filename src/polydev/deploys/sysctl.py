@@ -7,8 +7,8 @@ import shlex
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.operations import TOOL, kernel_value, text_file, told
-from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.operations import TOOL, show_diff, sysctl_value, text_file
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 
 PATH = "/etc/sysctl.d/60-polydev.conf"
 VALUES = {
@@ -25,11 +25,11 @@ def sysctl_text(values: dict[str, str]) -> str:
 def kernel() -> None:
     text_file(PATH, sysctl_text(VALUES))
     for key, value in VALUES.items():
-        kernel_value(name=f"sysctl {key}", key=key, value=value)
+        sysctl_value(name=f"sysctl {key}", key=key, value=value)
 
 
 @operation
-def nothing_undoes(differences: list[str] | None, document: str) -> Commands:
+def mend_settings(differences: list[str] | None, document: str) -> Commands:
     """No line of others wins over the settings of a host.json at the host's next start.
 
     Without the host tool's word all of them are looked at, which changes none that is right.
@@ -37,12 +37,12 @@ def nothing_undoes(differences: list[str] | None, document: str) -> Commands:
     if differences == []:
         host.noop("no file of others undoes a setting of ours")
         return
-    told("\n".join(differences or []))
+    show_diff("\n".join(differences or []))
     given = f"printf %s {shlex.quote(document)}"
     yield StringCommand(f"{given} | {TOOL} settings mend --host /dev/stdin")
 
 
 @concern("Settings")
-def settings_count(differences: list[str] | None, document: str) -> None:
+def overriding_settings(differences: list[str] | None, document: str) -> None:
     """Those of folders and of the network too: whose files were read before ours, or after."""
-    nothing_undoes(name="files of others", differences=differences, document=document)
+    mend_settings(name="files of others", differences=differences, document=document)

@@ -10,7 +10,7 @@ FORM = "it is an IP address and a port, as in 127.0.0.1:4000, 0.0.0.0:4000 or [:
 
 
 @dataclass(frozen=True)
-class Listen:
+class ListenAddress:
     """An address of the host, or all of them, and a port."""
 
     address: IPv4Address | IPv6Address
@@ -32,7 +32,7 @@ class Listen:
         return ip_address("127.0.0.1" if self.address.version == 4 else "::1")
 
 
-def listen_from(text: str) -> Listen:
+def parse_listen_address(text: str) -> ListenAddress:
     """Raise ValueError, saying what is wrong and what the form is."""
     name, colon, port_text = text.rpartition(":")
     if not colon:
@@ -54,7 +54,7 @@ def listen_from(text: str) -> Listen:
         raise _wrong(text, f"{address} cannot be listened at by itself")
     if address.is_multicast or address == IPv4Address("255.255.255.255"):
         raise _wrong(text, f"{address} is the address of no host")
-    return Listen(address, int(port_text))
+    return ListenAddress(address, int(port_text))
 
 
 def _wrong(text: str, why: str) -> ValueError:

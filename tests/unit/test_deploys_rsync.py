@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys import sending
+from polydev.deploys import rsync
 from polydev.errors import CommandError, DeployError
 from polydev.run import Completed
 from polydev.ssh import SshTarget
@@ -27,14 +27,14 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         assert not check
         return Completed(tuple(argv), room["status"], room["said"], "", 0.1)
 
-    monkeypatch.setattr(sending, "run", run)
+    monkeypatch.setattr(rsync, "run", run)
     return room
 
 
 def test_a_full_disk_is_named(host: dict[str, Any]) -> None:
     host.update(status=0, said="   Avail\n 1048576\n")
     with pytest.raises(DeployError) as failure:
-        sending.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
+        rsync.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
     assert failure.value.message == (
         "browsers-1: no space left in /opt/x/wheels: 1.0 MB are free, 30.0 MB were to be sent"
     )
@@ -50,4 +50,4 @@ def test_a_full_disk_is_named(host: dict[str, Any]) -> None:
 def test_another_fault_is_rsyncs_own(host: dict[str, Any], status: int, said: str) -> None:
     host.update(status=status, said=said)
     with pytest.raises(CommandError, match="unexpectedly closed"):
-        sending.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
+        rsync.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)

@@ -21,7 +21,7 @@ CHECK_SECONDS = 120.0
 SHOWN_LINES = 5
 
 
-def require_sound(
+def check_controller_config(
     host: str,
     source: Path,
     config: Mapping[str, Any],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from polydev.deploys.data import HostData
+from polydev.deploys.host_data import HostData
 from polydev.deploys.operations import opaque_file
-from polydev.deploys.typed import concern
+from polydev.deploys.pyinfra_types import concern
 from polydev.errors import ConfigError
 
 

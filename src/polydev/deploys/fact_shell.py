@@ -53,7 +53,7 @@ def _without_end(lines: list[str]) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def ask_through_one_shell() -> None:
+def read_facts_through_one_shell() -> None:
     """Let the facts of the plan that is being made go this way, where the host is asked by SSH."""
     connector: Any = host.connector
     client = getattr(connector, "client", None)
@@ -81,7 +81,7 @@ def ask_through_one_shell() -> None:
     connector.run_shell_command = run_shell_command
 
 
-class Meanwhile:
+class BackgroundTask:
     """Work on this machine while the host is asked; `result` waits for it, and raises its error."""
 
     def __init__(self, work: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.asking import RootShell
+from polydev.deploys.fact_shell import RootShell
 
 
 class Client:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.data import host_data
+from polydev.deploys.host_data import check_host_data
 from polydev.errors import ConfigError
 
 
@@ -44,14 +44,14 @@ from polydev.errors import ConfigError
 )
 def test_what_is_wrong_is_refused_with_its_key(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"inventory: box: {said.replace('[', '.')}") as caught:
-        host_data(values, "box")
+        check_host_data(values, "box")
     assert "hunter2" not in caught.value.message
 
 
 def test_a_public_key_is_not_the_key(tmp_path: Path) -> None:
     (tmp_path / "key.pub").touch()
     with pytest.raises(ConfigError, match="ssh_key: this is the public key"):
-        host_data({"ssh_key": str(tmp_path / "key.pub")}, "box")
+        check_host_data({"ssh_key": str(tmp_path / "key.pub")}, "box")
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_a_public_key_is_not_the_key(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_taken(values: dict[str, Any]) -> None:
-    host_data(values, "box")
+    check_host_data(values, "box")
 
 
 def test_a_key_may_have_blanks_in_its_path(tmp_path: Path) -> None:
     (tmp_path / "a key").touch()
-    host_data({"ssh_key": str(tmp_path / "a key")}, "box")
+    check_host_data({"ssh_key": str(tmp_path / "a key")}, "box")

@@ -9,19 +9,19 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev import hosttool
-from polydev.deploys.operations import TOOL, directory, opaque_file, told
-from polydev.deploys.typed import Commands, concern, operation
+from polydev.deploys.operations import TOOL, directory, opaque_file, show_diff
+from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
 
 
 @operation
-def room_kept(differences: list[str]) -> Commands:
+def keep_reserve(differences: list[str]) -> Commands:
     """Room for a restore on a full disk is kept; a new host gets it with its first backup."""
     if not differences:
         host.noop("room for a restore is kept")
         return
-    told("\n".join(differences))
+    show_diff("\n".join(differences))
     yield StringCommand(f"{TOOL} reserve keep")
 
 
@@ -30,7 +30,7 @@ def host_tool(reserve: list[str]) -> None:
     directory("/opt/polydev-ai")
     directory("/opt/polydev-ai/bin")
     opaque_file(TOOL, tool_bytes())
-    room_kept(name=str(Paths().reserve), differences=reserve)
+    keep_reserve(name=str(Paths().reserve), differences=reserve)
 
 
 @cache

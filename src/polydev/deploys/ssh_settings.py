@@ -66,7 +66,7 @@ def _config(text: str) -> str:
     return text
 
 
-class Way(BaseModel):
+class SshSettings(BaseModel):
     """Keys that ssh, rsync and pyinfra follow; the others are pyinfra's alone, and harmless."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

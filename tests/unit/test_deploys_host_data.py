@@ -14,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polydev.deploys.controller import check_controller, config_text
-from polydev.deploys.data import FIRST_SLOT, HostData, Target, host_data
-from polydev.deploys.hypervisor import checked_bytes, hypervisor
+from polydev.deploys.firecracker import checked_bytes, hypervisor
+from polydev.deploys.host_data import FIRST_SLOT, HostData, Target, check_host_data
 from polydev.deploys.images import (
     STORE,
     bytes_sent,
@@ -52,12 +52,12 @@ NO_LISTEN = {
 
 class TestData:
     def test_nothing_need_be_said(self) -> None:
-        site = host_data({}, "browsers")
+        site = check_host_data({}, "browsers")
         assert site.slots == 8
         assert site.resolvers == (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 
     def test_what_others_read_from_the_same_place_is_left_to_them(self) -> None:
-        host_data({"ssh_user": "deploy", "_sudo": True, "sudo_user": "x"}, "browsers")
+        check_host_data({"ssh_user": "deploy", "_sudo": True, "sudo_user": "x"}, "browsers")
 
     @pytest.mark.parametrize(
         ("values", "key"),
@@ -100,7 +100,7 @@ class TestData:
     )
     def test_what_is_wrong_is_named_with_its_host(self, values: dict[str, Any], key: str) -> None:
         with pytest.raises(ConfigError) as told:
-            host_data(values, "browsers-7")
+            check_host_data(values, "browsers-7")
         assert told.value.message.startswith(f"inventory: browsers-7: {key}")
         assert "production.example" in str(told.value.hint)
 
@@ -111,13 +111,13 @@ class TestData:
         self, text: str, why: str
     ) -> None:
         with pytest.raises(ConfigError) as told:
-            host_data({"controller_listen": text}, "browsers-7")
+            check_host_data({"controller_listen": text}, "browsers-7")
         assert told.value.message.startswith("inventory: browsers-7: controller_listen")
         assert f"{why}; it is an IP address and a port" in told.value.message
 
     def test_the_bridge_may_be_the_first_or_come_after_the_last_vm(self) -> None:
         for address in ("10.0.0.1/24", "10.0.0.10/24", "10.0.0.254/24"):
-            assert host_data({"bridge_address": address, "slots": 8}, "x").slots == 8
+            assert check_host_data({"bridge_address": address, "slots": 8}, "x").slots == 8
 
     @pytest.mark.parametrize(
         ("listen", "address", "port"),
@@ -150,7 +150,7 @@ class TestData:
         self, prefix: int, slots: int
     ) -> None:
         assume(slots <= 2 ** (32 - prefix) - 3)
-        site = host_data({"bridge_address": f"10.1.0.1/{prefix}", "slots": slots}, "x")
+        site = check_host_data({"bridge_address": f"10.1.0.1/{prefix}", "slots": slots}, "x")
         network = site.bridge_address.network
         addresses = {site.slot_address(number) for number in site.slot_numbers}
         assert len(addresses) == slots
@@ -243,14 +243,14 @@ class TestFirecracker:
             "jailer_file": program,
             "jailer_sha256": DIGEST,
         }
-        site = host_data({"firecracker": given_}, "x")
+        site = check_host_data({"firecracker": given_}, "x")
         with fake_host({}), pytest.raises(ConfigError, match="firecracker"):
             hypervisor(site)
 
     def test_both_programs_are_sent(self, program: Path) -> None:
         digest = hashlib.sha256(b"\x7fELF").hexdigest()
         given_ = {"file": program, "sha256": digest, "jailer_file": program}
-        site = host_data({"firecracker": {**given_, "jailer_sha256": digest}}, "x")
+        site = check_host_data({"firecracker": {**given_, "jailer_sha256": digest}}, "x")
         with fake_host({}) as host:
             hypervisor(site)
             assert list(host.planned) == [

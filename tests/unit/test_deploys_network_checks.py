@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.deploys.data import host_data
 from polydev.deploys.facts import HostNetworks
+from polydev.deploys.host_data import check_host_data
 from polydev.deploys.network import BRIDGE, network_values, require_free_networks
-from polydev.deploys.ranges import CLOSED, HostNetwork, conflicts, open_to_the_internet
+from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.errors import ConfigError
 from tests.unit.fake_host import fake_host
 
 
 def refusal(values: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        host_data({"slots": 1, **values}, "box")
+        check_host_data({"slots": 1, **values}, "box")
     assert caught.value.hint
     return caught.value.message.removeprefix("inventory: box: ")
 
@@ -100,12 +100,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     ],
 )
 def test_what_is_taken(values: dict[str, Any]) -> None:
-    host_data({"slots": 1, **values}, "box")
+    check_host_data({"slots": 1, **values}, "box")
 
 
 class TestReachable:
     def values(self, *networks: str) -> list[str]:
-        site = host_data({"reachable": networks}, "box")
+        site = check_host_data({"reachable": networks}, "box")
         return [str(each) for each in network_values(site)["reachable"]]
 
     def test_networks_that_contain_each_other_are_one(self) -> None:
@@ -171,18 +171,18 @@ class TestHost:
         ],
     )
     def test_a_network_that_it_has_is_refused_for_vms(self, bridge: str, found: str) -> None:
-        site = host_data({"bridge_address": bridge, "slots": 1}, "box")
+        site = check_host_data({"bridge_address": bridge, "slots": 1}, "box")
         ((key, words),) = conflicts(site, HostNetworks().process(HOST), BRIDGE)
         assert key == "bridge_address"
         assert found in words
 
     @pytest.mark.parametrize("bridge", ["192.168.100.1/24", "10.6.0.1/24", "192.168.0.1/16"])
     def test_default_routes_and_what_a_deployment_made_are_no_conflict(self, bridge: str) -> None:
-        site = host_data({"bridge_address": bridge, "slots": 1}, "box")
+        site = check_host_data({"bridge_address": bridge, "slots": 1}, "box")
         assert list(conflicts(site, HostNetworks().process(HOST), BRIDGE)) == []
 
     def test_its_own_address_is_no_resolver_of_vms(self) -> None:
-        site = host_data({"resolvers": ["8.8.8.8", "10.7.0.3"]}, "box")
+        site = check_host_data({"resolvers": ["8.8.8.8", "10.7.0.3"]}, "box")
         own = HostNetwork(IPv4Network("10.7.0.0/24"), "eth1", IPv4Interface("10.7.0.3").ip)
         ((key, words),) = conflicts(site, [own], BRIDGE)
         assert key == "resolvers.1"
@@ -201,14 +201,14 @@ class TestHost:
     )
     def test_where_tokens_would_cross_the_internet(self, listen: str, found: list[str]) -> None:
         said = HostNetworks().process(answer(eth0="8.8.4.4", eth1="10.7.0.3", eth2="2600::7"))
-        site = host_data({"controller_listen": listen}, "box")
+        site = check_host_data({"controller_listen": listen}, "box")
         assert open_to_the_internet(site, said) == found
 
     def test_without_a_word_it_is_open_to_the_host_alone(self) -> None:
-        assert host_data({}, "box").listen.address.is_loopback
+        assert check_host_data({}, "box").listen.address.is_loopback
 
     def test_the_plan_refuses_it(self) -> None:
-        site = host_data({"bridge_address": "10.7.0.1/24"}, "box")
+        site = check_host_data({"bridge_address": "10.7.0.1/24"}, "box")
         with (
             fake_host({"ip -json": {"stdout": HOST}}),
             pytest.raises(ConfigError, match=r"bridge_address: 10\.7\.0\.0/24 overlaps"),

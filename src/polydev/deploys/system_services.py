@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from polydev.deploys.data import HostData
-from polydev.deploys.operations import directory, no_file, template
+from polydev.deploys.host_data import HostData
+from polydev.deploys.operations import directory, remove_file, template
+from polydev.deploys.pyinfra_types import concern
 from polydev.deploys.render import UNITS
-from polydev.deploys.typed import concern
 from polydev.deploys.units import unit, unit_file
 
 SSH_UNIT = "ssh.service"
@@ -46,7 +46,7 @@ def effective_sshd() -> dict[str, str]:
 @concern("SSH")
 def ssh(differences: list[str]) -> None:
     settings = template(SSHD_FILE, sshd_values())
-    no_file(name=SSHD_FILE_BEFORE, path=SSHD_FILE_BEFORE)
+    remove_file(name=SSHD_FILE_BEFORE, path=SSHD_FILE_BEFORE)
     directory(f"{UNITS}/ssh.service.d")
     config = unit_file(SSHD_DROP_IN, {}, settings)
     unit(

@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 
 
 @contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` at the end; another's that came first stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".new-", dir=folder.parent))

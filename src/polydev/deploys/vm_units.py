@@ -1,0 +1,111 @@
+"""Units of VMs and of their templates, and the polkit rule that lets the controller start VMs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyinfra.api.command import StringCommand
+from pyinfra.context import host
+
+from polydev.deploys.accounts import CONTROLLER_HOME, CONTROLLER_USER, VM_ROOT, VM_USER
+from polydev.deploys.bundle import vm_digest
+from polydev.deploys.controller import CONFIG, ROOT
+from polydev.deploys.host_data import HostData
+from polydev.deploys.images import STORE
+from polydev.deploys.network import VM_UNIT
+from polydev.deploys.network_checks import GUESTS
+from polydev.deploys.operations import TOOL, show_diff, template
+from polydev.deploys.pyinfra_types import Commands, concern, operation
+from polydev.deploys.secret_files import SECRETS
+from polydev.deploys.units import reload_units, unit, unit_file
+from polydev.hosttool.units import HOLDER, MAKER
+from polydev.vm.qemu import QEMU
+
+ACCELERATOR_UNIT = "polydev-accelerator.service"
+POLKIT_FILE = "/etc/polkit-1/rules.d/50-polydev.rules"
+# What QEMU needs beside the guest's memory and the cache of translated code.
+QEMU_MIB = 512
+HOLDER_SOCKET = "polydev-templates.socket"
+CHANGES_UNIT = "polydev-template.path"
+# They must be active; the maker runs for a minute now and then, and may fail: VMs boot then.
+TEMPLATE_UNITS = (HOLDER_SOCKET, HOLDER, CHANGES_UNIT)
+
+
+def vm_values(site: HostData) -> dict[str, Any]:
+    return {
+        "root": ROOT,
+        "vm_root": VM_ROOT,
+        "vm_user": VM_USER,
+        "controller_user": CONTROLLER_USER,
+        "cpu_percent": 100 * site.vm_cpus,
+        "memory_max_mib": site.vm_memory_mib + site.vm_translation_cache_mib + QEMU_MIB,
+    }
+
+
+@operation
+def mend_polkit(differences: list[str]) -> Commands:
+    """polkit lets the controller start VMs and nothing else, and VMs' users do nothing."""
+    if not differences:
+        host.noop("polkit lets the controller start VMs and nothing else")
+        return
+    show_diff("\n".join(differences))
+    yield StringCommand(f"{TOOL} polkit mend")
+
+
+@concern("VMs")
+def vms(site: HostData, polkit: list[str]) -> None:
+    """For the VMs to come: those that run are not touched."""
+    values = vm_values(site)
+    template(POLKIT_FILE, values)
+    mend_polkit(name="polkit", differences=polkit)
+    config = unit_file(VM_UNIT, values)
+    reload_units(name=VM_UNIT, pattern=VM_UNIT.replace("@", "@*"), files=config.files)
+
+
+@concern("Accelerator")
+def accelerator(site: HostData) -> None:
+    """It is asked with a program of the controller's release, so that comes first."""
+    config = unit_file(ACCELERATOR_UNIT, vm_values(site))
+    unit(name=ACCELERATOR_UNIT, unit=ACCELERATOR_UNIT, config=config.hash, files=config.files)
+
+
+def template_values(site: HostData) -> dict[str, Any]:
+    return {
+        **vm_values(site),
+        "config_file": CONFIG,
+        "controller_home": CONTROLLER_HOME,
+        "guest_network": GUESTS,
+        "holder_max_mib": 2 * (site.vm_memory_mib + QEMU_MIB),
+        "qemu": f"/usr/bin/{QEMU}",
+        "secrets": SECRETS,
+        "store": STORE,
+        "vm_memory_mib": site.vm_memory_mib,
+    }
+
+
+@concern("Templates")
+def templates(site: HostData) -> None:
+    """They are made and held by programs of the controller's release, so that comes first."""
+    values = template_values(site)
+    maker = unit_file(MAKER, values)
+    # One that is at work goes on: it looks at what is wanted by itself.
+    reload_units(name=MAKER, pattern=MAKER, files=maker.files)
+    socket = unit_file(HOLDER_SOCKET, values)
+    # Another release restarts it where its code is another one.
+    holder = unit_file(HOLDER, values, vm_digest(site.source.resolve()))
+    changes = unit_file(CHANGES_UNIT, values)
+    unit(
+        name=HOLDER_SOCKET,
+        unit=HOLDER_SOCKET,
+        config=socket.hash,
+        files=socket.files,
+        stop_first=HOLDER,  # systemd restarts no socket whose service runs
+    )
+    unit(name=HOLDER, unit=HOLDER, config=holder.hash, files=holder.files)
+    unit(
+        name=CHANGES_UNIT,
+        unit=CHANGES_UNIT,
+        config=changes.hash,
+        files=changes.files,
+        stamped=False,  # it runs nothing
+    )
