@@ -20,9 +20,9 @@ from polydev.controller.machines.pace import Pace
 from polydev.controller.model import Session, SessionNews, Vm
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
-from polydev.controller.store.credentials import Credentials
-from polydev.controller.store.handovers import HandOvers
-from polydev.controller.store.injections import Injections
+from polydev.controller.store.credential_handovers import CredentialHandovers
+from polydev.controller.store.credential_injections import CredentialInjections
+from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
@@ -93,8 +93,8 @@ def logins_of(
     return LoginStores(
         agent,
         sessions,
-        HandOvers(database, keys, after, clock),
-        Injections(database, keys, clock),
+        CredentialHandovers(database, keys, after, clock),
+        CredentialInjections(database, keys, clock),
         lambda digest, name: hands_over(settings.image_store, digest, name),
         lambda name: rotates(settings.image_store, name),
     )
@@ -156,8 +156,8 @@ class World:
         return replace(logins, rotates=lambda _: self.rotates)
 
     @property
-    def credentials(self) -> Credentials:
-        return Credentials(self.database, keyring_of(self.settings.credentials_key), self.clock)
+    def credentials(self) -> CredentialStore:
+        return CredentialStore(self.database, keyring_of(self.settings.credentials_key), self.clock)
 
     async def vm_of(self, session: Session) -> Vm:
         return await self.vms.get(session.vm_id)

@@ -13,7 +13,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.model import now
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.transactions import Database
-from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
 
@@ -27,7 +27,7 @@ def main(database_url: str, url: str, ahead_seconds: str) -> None:
         return now() + ahead
 
     endpoint = WebhookEndpoint(name="front", url=url)
-    store = Webhooks(Database(create_engine(database_url)), clock)
+    store = WebhookQueue(Database(create_engine(database_url)), clock)
     sending = Deliveries(
         WebhookSettings(endpoints=(endpoint,)),
         {"front": (SECRET,)},

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhook_log import Delivery, WebhookLog
-from polydev.controller.store.webhooks import Claim, Subscription, Webhooks
+from polydev.controller.store.webhook_queue import Claim, Subscription, WebhookQueue
 from polydev.controller.webhook_events import EVENT_TYPES
 from tests.stores import Store
 
@@ -28,7 +28,7 @@ def wanting(endpoint: str, *types: str, is_gone: bool = False) -> Subscription:
 
 
 async def claim(
-    webhooks: Webhooks, store: Store, endpoint: str = "front", limit: int = 9
+    webhooks: WebhookQueue, store: Store, endpoint: str = "front", limit: int = 9
 ) -> list[Claim]:
     return await webhooks.claim(endpoint, limit, store.clock() + CLAIM)
 

@@ -77,7 +77,7 @@ def test_a_session_is_found_as_quickly_among_many(ratio: Ratios, urls: tuple[str
         """By the driver and the pages that follow sessions."""
         store = filled.store
         assert len(await store.vms.held()) == SLOTS
-        assert await store.vms.rescue() == []
+        assert await store.vms.repair() == []
         assert await store.sessions.expire_due() == []
         assert len(await store.sessions.list(live_only=True)) == SLOTS
         await store.sessions.latest_news_number()

@@ -259,7 +259,7 @@ async def test_repeating_a_step_changes_nothing(store_url: str) -> None:
             steps.append((*await both(store, session), await told(store, session)))
             store.clock.pass_seconds(10)
         assert steps[4] == steps[5]
-        assert await store.vms.rescue() == []
+        assert await store.vms.repair() == []
 
 
 @run_async
@@ -313,7 +313,7 @@ async def test_steps_that_cannot_be(store_url: str) -> None:
             store.sessions.get(NOBODY),
             store.sessions.heartbeat(NOBODY),
             store.sessions.apply(NOBODY, "fail"),
-            store.sessions.tell(NOBODY, "note", {}),
+            store.sessions.add_news(NOBODY, "note", {}),
         )
         for asked in unknown:
             with pytest.raises(SessionNotFound):
@@ -526,7 +526,7 @@ async def test_news(store_url: str) -> None:
     async with opened(store_url) as store:
         assert await store.sessions.latest_news_number() == 0
         session = await store.start(await store.new_user())
-        await store.sessions.tell(session.id, "unhealthy", {"checks": 3})
+        await store.sessions.add_news(session.id, "unhealthy", {"checks": 3})
         state, note = await store.sessions.news(session.id)
         assert (note.kind, note.data, note.at) == ("unhealthy", {"checks": 3}, store.clock.at)
         assert await store.sessions.news(session.id, after=state.number) == [note]
@@ -540,7 +540,7 @@ async def test_news_of_vms_reach_their_live_sessions(store_url: str) -> None:
         live, over, other = [await store.start(await store.new_user()) for _ in range(3)]
         await store.sessions.apply(over.id, "terminate")
         words = {vm_id: {"place": 1} for vm_id in (live.vm_id, over.vm_id, NOBODY)}
-        await store.sessions.tell_of_vms("queued", words)
+        await store.sessions.add_news_of_vms("queued", words)
 
         async def places(session: Session) -> list[object]:
             found = await store.sessions.news(session.id)
@@ -563,10 +563,10 @@ async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
         await store.sessions.apply(young.id, "terminate")
         await store.vms.released(young.vm_id)
         now = store.clock.at
-        assert await store.sessions.forget(now - timedelta(seconds=61), 9) == 0
-        assert await store.sessions.forget(now, 1) == 1
-        assert await store.sessions.forget(now, 9) == 1
-        assert await store.sessions.forget(now, 9) == 0
+        assert await store.sessions.delete_ended(now - timedelta(seconds=61), 9) == 0
+        assert await store.sessions.delete_ended(now, 1) == 1
+        assert await store.sessions.delete_ended(now, 9) == 1
+        assert await store.sessions.delete_ended(now, 9) == 0
         left = {each.id for each in await store.sessions.list()}
         assert left == {held.id, live.id, young.id}
         assert {vm.id for vm in await store.vms.list()} == {held.vm_id, live.vm_id, young.vm_id}
@@ -587,10 +587,10 @@ async def test_what_was_in_the_pool_and_never_used_is_forgotten(store_url: str) 
         for vm_id in (gone, drained):
             await store.vms.drain(vm_id)
         await store.vms.released(gone)
-        assert await store.sessions.forget(store.clock.at, 9) == 0
+        assert await store.sessions.delete_ended(store.clock.at, 9) == 0
         assert {vm.id for vm in await store.vms.list()} == {gone, drained, kept}
         store.clock.pass_seconds(1)
-        assert await store.sessions.forget(store.clock.at, 9) == 0
+        assert await store.sessions.delete_ended(store.clock.at, 9) == 0
         assert {vm.id for vm in await store.vms.list()} == {drained, kept}
 
 
@@ -637,7 +637,7 @@ async def test_a_forgotten_session_leaves_its_users_credentials(store_url: str) 
             await connection.execute(sa.insert(tables.credentials).values(**kept, **sealed))
         await store.sessions.apply(session.id, "terminate")
         await store.vms.released(session.vm_id)
-        assert await store.sessions.forget(at + timedelta(seconds=1), 9) == 1
+        assert await store.sessions.delete_ended(at + timedelta(seconds=1), 9) == 1
         async with store.database.reading() as connection:
             (row,) = await connection.execute(sa.select(tables.credentials))
         assert (row.user_id, row.session_id) == (user, None)
@@ -656,7 +656,7 @@ async def test_news_of_old_sessions_go(store_url: str) -> None:
         assert await store.sessions.news(old.id) == []
         assert len(await store.sessions.news(live.id)) == 1
         assert (await store.sessions.get(old.id)).state == "terminated"
-        await store.sessions.tell(live.id, "note", {})
+        await store.sessions.add_news(live.id, "note", {})
         assert await store.sessions.latest_news_number() > number  # no number comes twice
 
 
@@ -665,7 +665,7 @@ async def test_rescue(store_url: str) -> None:
     async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
         user = await store.new_user()
         made = [await store.start_ready(user) for _ in range(4)]
-        assert await store.vms.rescue() == []
+        assert await store.vms.repair() == []
         gone, orphan, over, loose = made
         await store.vms.stop(over.vm_id)
         wrong: list[tuple[sa.Table, str, dict[str, object]]] = [
@@ -679,9 +679,9 @@ async def test_rescue(store_url: str) -> None:
                 await connection.execute(
                     sa.update(table).where(table.c.id == row_id).values(values)
                 )
-        done = await store.vms.rescue()
+        done = await store.vms.repair()
         assert len(done) == 6
-        assert await store.vms.rescue() == []
+        assert await store.vms.repair() == []
         now, vm = await both(store, gone)
         assert (now.state, now.reason, vm.state) == (
             "failed",

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.store import postgres_copy
+from polydev.controller.store import postgres_backup
 from polydev.controller.store.backup import backup, require_restorable, restore
-from polydev.controller.store.copying import CopyError
+from polydev.controller.store.backup_error import BackupError
 from tests.databases import PostgresServer, sqlite_url
 from tests.disk import recorded
 from tests.stores import Store, opened, run_async
@@ -58,7 +58,7 @@ async def test_what_is_put_back_is_what_was_copied(store_url: str, tmp_path: Pat
         assert await store.sessions.news(session.id) == news
         assert await store.users.find(later) is None
         # What is new gets numbers of its own.
-        await store.sessions.tell(session.id, "note", {})
+        await store.sessions.add_news(session.id, "note", {})
         assert await store.sessions.latest_news_number() > news[-1].number
 
 
@@ -88,7 +88,7 @@ async def test_nothing_is_put_back_while_the_database_is_used(
     async with opened(store_url) as store:
         await backup(store_url, file)
         user = await store.new_user()
-        with pytest.raises(CopyError) as caught:
+        with pytest.raises(BackupError) as caught:
             await restore(store_url, file)
         assert "stop master-controller.socket master-controller.service" in (
             caught.value.hint or ""
@@ -102,10 +102,10 @@ async def test_nothing_is_put_back_while_the_database_is_used(
 async def test_a_file_that_is_there_stays(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     file.write_text("mine")
-    with pytest.raises(CopyError, match="exists"):
+    with pytest.raises(BackupError, match="exists"):
         await backup(store_url, file)
     assert file.read_text() == "mine"
-    with pytest.raises(CopyError, match="cannot be written: No such file or directory"):
+    with pytest.raises(BackupError, match="cannot be written: No such file or directory"):
         await backup(store_url, tmp_path / "nowhere" / "copy")
 
 
@@ -132,7 +132,7 @@ async def test_what_is_no_copy_changes_nothing(
     if what != "nothing":
         bad.write_bytes({"text": b"hello", "half": whole[: len(whole) // 2]}.get(what, other))
     for attempt in (require_restorable, restore):
-        with pytest.raises(CopyError, match=told):
+        with pytest.raises(BackupError, match=told):
             await attempt(store_url, bad)
     assert sorted(await users_of(store_url)) == sorted(before)
 
@@ -145,7 +145,7 @@ async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Pa
         await backup(store_url, file)
         async with store.database.writing() as connection:
             await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CopyError, match="the database is at revision 9999"):
+        with pytest.raises(BackupError, match="the database is at revision 9999"):
             await backup(store_url, tmp_path / "other")
     newer = tmp_path / "newer"
     if store_url.startswith("sqlite"):
@@ -153,9 +153,9 @@ async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Pa
         with closing(sqlite3.connect(newer)) as copy, copy:
             copy.execute("UPDATE alembic_version SET version_num = '9999'")
     else:
-        await asyncio.to_thread(postgres_copy.copy_to, store_url, newer)
+        await asyncio.to_thread(postgres_backup.copy_to, store_url, newer)
     for attempt in (require_restorable, restore):
-        with pytest.raises(CopyError, match="is at revision 9999, which this release does not"):
+        with pytest.raises(BackupError, match="is at revision 9999, which this release does not"):
             await attempt(store_url, newer)
     assert (await require_restorable(store_url, file))["revision"] == HEAD
     await restore(store_url, file)
@@ -164,7 +164,7 @@ async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Pa
 
 @run_async
 async def test_a_database_that_was_never_migrated(empty_url: str, tmp_path: Path) -> None:
-    with pytest.raises(CopyError, match=r"never migrated|there is no database"):
+    with pytest.raises(BackupError, match=r"never migrated|there is no database"):
         await backup(empty_url, tmp_path / "copy")
     assert copies_in(tmp_path) == []
 
@@ -227,7 +227,7 @@ async def test_a_copy_that_is_not_sound_is_refused(tmp_path: Path, damage: str) 
         # The table's and the index's copy of the id differ then.
         data = file.read_bytes()
         file.write_bytes(data.replace(user.encode(), user[::-1].encode(), 1))
-    with pytest.raises(CopyError, match="is damaged"):
+    with pytest.raises(BackupError, match="is damaged"):
         await restore(url, file)
     assert await users_of(url) == [user]
 
@@ -242,12 +242,12 @@ async def test_a_restore_that_fails_half_way_changes_nothing(
         async with opened(url) as store:
             await backup(url, file)
             user = await store.new_user()
-        script = await asyncio.to_thread(postgres_copy.script_of, file, tmp_path)
+        script = await asyncio.to_thread(postgres_backup.script_of, file, tmp_path)
         text = script.read_text()
         middle = text.index("COPY public.users")
         script.write_text(f"{text[:middle]}SELECT 1 / 0;\n{text[middle:]}")
-        with pytest.raises(CopyError, match="division by zero"):
-            await asyncio.to_thread(postgres_copy.put_back, url, script)
+        with pytest.raises(BackupError, match="division by zero"):
+            await asyncio.to_thread(postgres_backup.put_back, url, script)
         assert await users_of(url) == [user]
     finally:
         postgres_server.drop(name)

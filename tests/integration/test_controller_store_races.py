@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import slots, tables
-from polydev.controller.store.changes import change_session, change_vm, locked_session
+from polydev.controller.store.session_changes import change_session, change_vm, locked_session
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
@@ -151,7 +151,7 @@ async def test_an_end_and_steps_of_the_vm(store_url: str) -> None:
             vm = await api.vms.get(session.vm_id)
             assert vm.state == "stopping"
             assert (session.state, vm.reason) in (("terminated", None), ("failed", "it died"))
-        assert await api.vms.rescue() == []
+        assert await api.vms.repair() == []
 
 
 async def heartbeat(store: Store, session: Session) -> None:
@@ -161,7 +161,7 @@ async def heartbeat(store: Store, session: Session) -> None:
 
 async def login(store: Store, session: Session) -> None:
     with pytest.raises(SessionExpired):
-        await store.sessions.login_is(session.id, "waiting")
+        await store.sessions.set_login(session.id, "waiting")
 
 
 async def step(store: Store, session: Session) -> None:
@@ -241,7 +241,7 @@ async def test_news_come_into_sight_in_order(store_url: str) -> None:
 
         async def write(writer: Store, session: Session) -> None:
             for number in range(10):
-                await writer.sessions.tell(session.id, "note", {"number": number})
+                await writer.sessions.add_news(session.id, "note", {"number": number})
 
         async def seen() -> list[int]:
             async with reader.database.reading() as connection:

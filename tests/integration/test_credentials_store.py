@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from polydev.controller.database import create_engine
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store import postgres_copy, tables
+from polydev.controller.store import postgres_backup, tables
 from polydev.controller.store.backup import backup, restore
-from polydev.controller.store.credentials import Credentials, Resealed
+from polydev.controller.store.credentials import CredentialStore, ResealCounts
 from polydev.controller.store.transactions import Database
 from polydev.errors import CredentialsLocked, CredentialsNotFound, SessionExpired, UserNotFound
 from polydev.run import run
@@ -30,8 +30,8 @@ UNKNOWN = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 MANY = SessionLimits(per_user=50)
 
 
-def credentials_of(store: Store, *keys: bytes) -> Credentials:
-    return Credentials(store.database, Keyring(keys or (OLD,)), store.clock)
+def credentials_of(store: Store, *keys: bytes) -> CredentialStore:
+    return CredentialStore(store.database, Keyring(keys or (OLD,)), store.clock)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -39,11 +39,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @asynccontextmanager
-async def apart(url: str, *keys: bytes) -> AsyncIterator[Credentials]:
+async def apart(url: str, *keys: bytes) -> AsyncIterator[CredentialStore]:
     """As another process has them: over connections of its own."""
     database = Database(create_engine(url))
     try:
-        yield Credentials(database, Keyring(keys or (OLD,)), Clock())
+        yield CredentialStore(database, Keyring(keys or (OLD,)), Clock())
     finally:
         await database.close()
 
@@ -88,7 +88,7 @@ async def test_a_database_holds_nothing_to_read(store_url: str, tmp_path: Path) 
         files = files_in(tmp_path)
         written = [json.dumps([dict(each.data) for each in news]).encode(), *files.values()]
         if store_url.startswith("postgresql"):
-            url = postgres_copy.libpq_url(store_url)
+            url = postgres_backup.libpq_url(store_url)
             dumps = [
                 run(["pg_dump", *how, f"--dbname={url}"]).stdout.encode()
                 for how in ([], ["--inserts"])
@@ -135,12 +135,12 @@ async def test_a_rotation_leaves_all_but_the_key(store_url: str) -> None:
         await lost.store(await store.new_user(), "claude", b"x")
         await new.store(await store.new_user(), "claude", b"x")
         store.clock.pass_seconds(5)
-        assert await both.seal_anew() == Resealed(sealed=15, current=1, locked=1)
+        assert await both.seal_anew() == ResealCounts(sealed=15, current=1, locked=1)
         for (user, provider), stored in made.items():
             assert await new.get(user, provider) == (stored, f"{user} {provider}".encode())
         with pytest.raises(CredentialsLocked):
             await old.get(users[0], "claude")
-        assert await both.seal_anew() == Resealed(sealed=0, current=16, locked=1)
+        assert await both.seal_anew() == ResealCounts(sealed=0, current=16, locked=1)
 
 
 @run_async

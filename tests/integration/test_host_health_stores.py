@@ -24,7 +24,7 @@ from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.settings import AlertRules, Sampling, Settings
 from polydev.controller.store.alerts import Alerts
-from polydev.controller.store.samples import Samples
+from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
@@ -53,7 +53,7 @@ class TestSamples:
     @run_async
     async def test_a_day_of_them(self, store_url: str) -> None:
         async with opened(store_url) as database:
-            samples = Samples(database)
+            samples = HostSamples(database)
             for minutes in (0, 60 * 22, 60 * 23, 60 * 23 + 30, 60 * 24):
                 for seconds in range(0, 120, 10):
                     at = START + timedelta(minutes=minutes, seconds=seconds)
@@ -73,7 +73,7 @@ class TestSamples:
     @run_async
     async def test_of_few_points_each_is_the_last_of_its_piece(self, store_url: str) -> None:
         async with opened(store_url) as database:
-            samples = Samples(database)
+            samples = HostSamples(database)
             for number in range(8):
                 await samples.add(START + timedelta(seconds=number), {"cpu": number})
             end = START + timedelta(seconds=8)
@@ -86,7 +86,7 @@ class TestSamples:
     @run_async
     async def test_the_same_time_twice(self, store_url: str) -> None:
         async with opened(store_url) as database:
-            samples = Samples(database)
+            samples = HostSamples(database)
             await samples.add(START, {"cpu": 1})
             await samples.add(START, {"cpu": 2})
             (found,) = await samples.between(START, START + timedelta(seconds=1))
@@ -210,7 +210,9 @@ class TestSampler:
             await host.start_session()
             host.clock.pass_seconds(1)
             sample = await host.sampler.sample_once()
-            ((at, kept),) = await Samples(host.database).between(START, START + timedelta(days=1))
+            ((at, kept),) = await HostSamples(host.database).between(
+                START, START + timedelta(days=1)
+            )
         assert at == host.clock.at
         assert kept == sample.model_dump(mode="json")
         assert kept["memory"] == 10.0
@@ -290,7 +292,7 @@ class TestSampler:
             host.memory, host.leads = 95, False
             await host.pass_samples(6)
             assert host.sent == []
-            assert await Samples(host.database).between(START, START + timedelta(days=1)) == []
+            assert await HostSamples(host.database).between(START, START + timedelta(days=1)) == []
             assert await Alerts(host.database).standing() == []
             assert host.sampler.latest is not None
 

@@ -81,8 +81,8 @@ def test_a_clone_that_is_none_boots_and_says_why(
             (told,) = await world.news(session, "booting")
             assert told.data == {"because": vm.boots_because}
             lately = world.clock() - timedelta(seconds=1)
-            assert await world.vms.booted_instead(lately) == (1, vm.boots_because)
-            assert await world.vms.booted_instead(world.clock() + timedelta(seconds=1)) == (0, "")
+            assert await world.vms.not_resumed(lately) == (1, vm.boots_because)
+            assert await world.vms.not_resumed(world.clock() + timedelta(seconds=1)) == (0, "")
 
     play(worlds(tmp_path, kind=kind, templates=True), scenario)
 
@@ -117,7 +117,7 @@ def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
             assert (vm.boots_because, vm.template) == (BEING_MADE, None)
             # What is golden by now, not what was when the session was asked for.
             assert vm.image_digest == hypervisor.vms[2].launch.image_digest == "5e" * 32
-            assert await world.vms.booted_instead(world.clock() - timedelta(seconds=1)) == (0, "")
+            assert await world.vms.not_resumed(world.clock() - timedelta(seconds=1)) == (0, "")
 
     play(worlds(tmp_path, templates=True), scenario)
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
 from polydev.controller.store.credential_log import CredentialLog
-from polydev.controller.store.credentials import Stored
+from polydev.controller.store.credentials import StoredCredentials
 from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
 from tests.driving import World, play, until, worlds
 from tests.fake_vms import FakeVm, FinickyVm, HesitantVm, OldImageVm, PanicsVm, SlowVm, UpsetVm
@@ -36,7 +36,7 @@ async def injected(world: World, *, alone: bool = True) -> tuple[Session, FakeVm
     return session, world.host.hypervisor.vms[(await world.vm_of(session)).slot]
 
 
-async def stored(world: World) -> tuple[Stored, bytes]:
+async def stored(world: World) -> tuple[StoredCredentials, bytes]:
     return await world.credentials.get(world.user_id, "claude")
 
 
@@ -226,7 +226,7 @@ def test_where_they_are_not_taken_the_user_may_log_in(
             else:
                 assert (await stored(world))[0].may_be_stale == stale
             fake = world.host.hypervisor.vms[2]
-            await world.sessions.login_is(session.id, "waiting")
+            await world.sessions.set_login(session.id, "waiting")
             fake.log_in(NEW)
             if kind is UpsetVm:
 
@@ -325,7 +325,7 @@ def test_only_what_is_there_and_opens_starts_a_session(tmp_path: Path) -> None:
                 async with world.driving():
                     first = await world.start(recipient=RECIPIENT)
                     await world.until_session(first, "vm_created")
-                    await world.sessions.login_is(first.id, "waiting")
+                    await world.sessions.set_login(first.id, "waiting")
                     world.host.hypervisor.vms[2].log_in(OLD)
                     await world.until_session(first, "authenticated")
             before = len(await world.vms.held())

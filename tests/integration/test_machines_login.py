@@ -16,8 +16,8 @@ from polydev.client.credentials import new_key
 from polydev.controller.machines.login import NO_HAND_OVER
 from polydev.controller.model import Session
 from polydev.controller.states import LoginStatus
+from polydev.controller.store.credential_handovers import NO_KEY
 from polydev.controller.store.credential_log import CredentialLog
-from polydev.controller.store.handovers import NO_KEY
 from polydev.controller.store.users import Users
 from polydev.errors import CredentialsNotFound
 from polydev.run import spawn, wait_or_end
@@ -43,7 +43,7 @@ async def waiting(world: World, user_id: str | None = None, **words: Any) -> tup
     await world.until_session(session, "vm_created")
     fake = world.host.hypervisor.vms[(await world.vm_of(session)).slot]
     fake.login = {**fake.login, "status": "waiting"}
-    return await world.sessions.login_is(session.id, "waiting"), fake
+    return await world.sessions.set_login(session.id, "waiting"), fake
 
 
 async def kinds(world: World, user_id: str | None = None) -> list[str]:
@@ -376,7 +376,7 @@ def test_a_vm_that_is_paused_as_its_login_begins_wakes_and_stays_awake(tmp_path:
             fake = world.host.hypervisor.vms[2]
             fake.login = {**fake.login, "status": "waiting"}
             world.clock.pass_(1)
-            await world.sessions.login_is(session.id, "waiting")
+            await world.sessions.set_login(session.id, "waiting")
             await world.until_news(session, "awake")
             world.clock.pass_(10 * IDLE_SECONDS)
             fake.log_in(TOKENS)
@@ -388,7 +388,7 @@ def test_a_vm_that_is_paused_as_its_login_begins_wakes_and_stays_awake(tmp_path:
 
 def test_a_user_who_is_removed_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        from polydev.controller.store.removing import remove_user
+        from polydev.controller.store.user_removal import remove_user
 
         async with world.driving():
             _session, fake = await waiting(world)

@@ -94,7 +94,7 @@ def test_a_tool_that_logs_in_keeps_it_awake(tmp_path: Path) -> None:
         async with world.driving():
             session, fake = await up(world)
             fake.login = login_reply("claude", "waiting")
-            await world.sessions.login_is(session.id, "waiting")
+            await world.sessions.set_login(session.id, "waiting")
             world.clock.pass_(2 * IDLE_SECONDS)
             await checked_again(fake)
             assert not await world.news(session, "paused")

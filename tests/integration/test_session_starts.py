@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store.starts import SessionStart, Starts
+from polydev.controller.store.session_starts import SessionStart, SessionStarts
 from polydev.vm.identity import Receipt
 from tests.stores import DIGEST, Store, opened, run_async
 
@@ -26,7 +26,7 @@ async def resume(store: Store, vm_id: str, session_id: str) -> None:
 
 
 async def starts(store: Store, begin: datetime) -> list[SessionStart]:
-    return await Starts(store.database, LIMITS).between(begin, store.clock.at)
+    return await SessionStarts(store.database, LIMITS).between(begin, store.clock.at)
 
 
 @run_async

@@ -13,11 +13,11 @@ from polydev.controller.model import Session
 from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.settings import Quotas, SessionLimits
 from polydev.controller.store import tables
-from polydev.controller.store.forgetting import forget
-from polydev.controller.store.removing import remove_user
+from polydev.controller.store.retention import delete_ended_sessions
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.usage import Usage
+from polydev.controller.store.user_removal import remove_user
 from tests.stores import DIGEST, Clock, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]
@@ -147,7 +147,7 @@ async def test_it_goes_with_its_user_and_stays_when_sessions_are_forgotten(store
         await store.sessions.apply(session.id, "terminate")
         await store.vms.released(session.vm_id)
         store.clock.pass_seconds(10)
-        assert await forget(store.database, store.clock.at, 10) == 1
+        assert await delete_ended_sessions(store.database, store.clock.at, 10) == 1
         assert await readings_left(store) == 0
         assert (await usage.days(LONG_AGO))[user][TODAY].sessions == 1
         await remove_user(store.database, user, clock=store.clock)

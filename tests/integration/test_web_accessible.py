@@ -15,7 +15,7 @@ from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
 from polydev.controller.sealing import keyring_of
-from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.credential_handovers import CredentialHandovers
 from tests.browser import run_in_browser
 from tests.web import (
     QUICK_TIMERS,
@@ -100,10 +100,10 @@ async def _states_of_the_login(site: Site, page: Page, session: Session) -> Asyn
     await page.click("#login-start-button")
     await page.wait_for_selector("#login-device:not([hidden])")
     yield "device code"
-    waiting = await sessions.login_is(session.id, "waiting")
+    waiting = await sessions.set_login(session.id, "waiting")
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
-    await HandOvers(services.database, keys, 3600).hand_over(waiting, b'{"a":1}')
+    await CredentialHandovers(services.database, keys, 3600).hand_over(waiting, b'{"a":1}')
     site.ring()
     await page.wait_for_selector("#login-completes:not([hidden])")
     yield "handed over"

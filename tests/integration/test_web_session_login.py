@@ -9,8 +9,8 @@ from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials import new_key
 from polydev.controller.model import Session
 from polydev.controller.sealing import keyring_of
-from polydev.controller.store.handovers import NO_KEY, HandOvers
-from polydev.controller.store.injections import Injections
+from polydev.controller.store.credential_handovers import NO_KEY, CredentialHandovers
+from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.sessions import NewSession
 from tests.driving import until
 from tests.vms import IMAGE_DIGEST, FakeVm
@@ -29,18 +29,18 @@ LOGIN_URL = "https://claude.example/oauth"
 CREDENTIALS = b'{"a":1}'
 
 
-def hand_overs(site: Site, complete_after_seconds: float = 3600) -> HandOvers:
+def hand_overs(site: Site, complete_after_seconds: float = 3600) -> CredentialHandovers:
     """What the driver keeps credentials with, of a site that has none."""
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
-    return HandOvers(services.database, keys, complete_after_seconds)
+    return CredentialHandovers(services.database, keys, complete_after_seconds)
 
 
 async def logging_in(site: Site) -> Session:
     """A session whose tool waits for its user."""
     session = await site.session()
     site.made.vms[session.id].login = login_reply("claude", "waiting", LOGIN_URL)
-    return await site.made.services.sessions.login_is(session.id, "waiting")
+    return await site.made.services.sessions.set_login(session.id, "waiting")
 
 
 async def until_started(vm: FakeVm) -> None:
@@ -168,7 +168,7 @@ def test_stored_credentials_that_the_tool_refuses_lead_to_a_login(play: Play) ->
             await open_session(page, site, session)
             await page.wait_for_selector("#login-button[data-state=injecting]")
             why = "the tool says: token expired"
-            await Injections(services.database, keys).refused(session.id, why, tried=True)
+            await CredentialInjections(services.database, keys).refused(session.id, why, tried=True)
             site.ring()
             await page.wait_for_selector("#login-problem:has-text('token expired')")
             await page.click("#login-start-button")

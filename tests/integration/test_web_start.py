@@ -11,7 +11,7 @@ from playwright.async_api import Page, Response
 from pyrage import x25519
 
 from polydev.client.credentials import new_key
-from polydev.controller.store.handovers import HandOvers
+from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.sessions import NewSession
 from tests.browser import run_in_browser
 from tests.vms import IMAGE_DIGEST
@@ -162,7 +162,7 @@ def test_a_stored_login_tells_of_itself_and_starts_a_session(play: Play) -> None
     async def scenario(site: Site, page: Page) -> None:
         services, user = site.made.services, site.made.users["user"]
         first = await site.session()
-        await services.sessions.login_is(first.id, "waiting")
+        await services.sessions.set_login(first.id, "waiting")
         await services.credentials.store(user, "claude", b'{"a":1}', first.id)
         await sign_in(page, site)
         row = page.locator("#logins .row")
@@ -187,8 +187,8 @@ def test_a_login_that_only_its_owners_key_opens_is_shown_as_such(play: Play) -> 
         services, user = site.made.services, site.made.users["user"]
         recipient = str(x25519.Identity.generate().to_public())
         session = await site.session(new=NewSession(user, "codex", IMAGE_DIGEST, None, recipient))
-        session = await services.sessions.login_is(session.id, "waiting")
-        await HandOvers(services.database, None, None).hand_over(session, b'{"a":1}')
+        session = await services.sessions.set_login(session.id, "waiting")
+        await CredentialHandovers(services.database, None, None).hand_over(session, b'{"a":1}')
         await sign_in(page, site)
         words = await page.inner_text("#logins .row")
         assert f"the key {recipient} can open it" in words

@@ -21,7 +21,7 @@ from standardwebhooks import Webhook
 
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
-from polydev.controller.store.webhooks import GONE, Webhooks
+from polydev.controller.store.webhook_queue import GONE, WebhookQueue
 from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
@@ -45,7 +45,7 @@ def sender(store: Store, **urls: str) -> Deliveries:
     """What sends from a store to endpoints."""
     endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
     settings = WebhookSettings(endpoints=endpoints, timeout_seconds=20, at_once=3)
-    webhooks = Webhooks(store.database, store.clock)
+    webhooks = WebhookQueue(store.database, store.clock)
     return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=PACE)
 
 

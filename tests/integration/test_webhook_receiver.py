@@ -19,7 +19,7 @@ import pytest
 from polydev.controller.migrate import migrate
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
-from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.lanes import Pace
@@ -129,7 +129,7 @@ async def test_a_message_that_comes_again_changes_nothing(
         deliveries = Deliveries(
             WebhookSettings(endpoints=(endpoint,)),
             {"front": (SECRET,)},
-            Webhooks(store.database),
+            WebhookQueue(store.database),
             leads=lambda: True,
             pace=Pace(queue=0.02, look=0.02),
         )

@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 
 from polydev.controller.store import tables
-from polydev.controller.store.changes import change_session, locked_session
-from polydev.controller.store.webhooks import GONE, UNKNOWN, Webhooks, tell
+from polydev.controller.store.session_changes import change_session, locked_session
+from polydev.controller.store.webhook_queue import GONE, UNKNOWN, WebhookQueue, write_event
 from tests.stores import opened, run_async
 from tests.webhooks import claim, deliveries, rows, told, wanting
 
@@ -25,7 +25,7 @@ async def test_each_state_of_a_session_is_told_with_its_change_and_no_word_of_an
         user = await store.new_user()
         session = await store.start_ready(user)
         for login in ("starting", "waiting", "waiting"):
-            await store.sessions.login_is(session.id, login)
+            await store.sessions.set_login(session.id, login)
         await store.sessions.apply(session.id, "oauth_done")
         await store.sessions.apply(session.id, "fail", "its tool said: password hunter2")
         assert await told(store.database) == [
@@ -60,14 +60,14 @@ async def test_a_change_that_is_undone_is_not_told(store_url: str) -> None:
                 raise RuntimeError
         with pytest.raises(ValueError, match="may not carry token"):
             async with store.database.writing() as connection:
-                await tell(connection, "credentials.ready", {"token": "x"}, store.clock())
+                await write_event(connection, "credentials.ready", {"token": "x"}, store.clock())
         assert await told(store.database) == before
 
 
 @run_async
 async def test_each_event_is_queued_once_for_who_wants_it(store_url: str) -> None:
     async with opened(store_url) as store:
-        webhooks = Webhooks(store.database, store.clock)
+        webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
             await store.start_ready(await store.new_user())
         both = [wanting("front"), wanting("audit", "session.ready"), wanting("deaf", "none")]
@@ -88,7 +88,7 @@ async def test_each_event_is_queued_once_for_who_wants_it(store_url: str) -> Non
 @run_async
 async def test_a_claim_is_one_sender_s_until_it_is_over(store_url: str) -> None:
     async with opened(store_url) as store:
-        webhooks = Webhooks(store.database, store.clock)
+        webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
         await webhooks.queue([wanting("front"), wanting("audit")], 100)
         taken = await asyncio.gather(*(claim(webhooks, store, limit=1) for _ in range(4)))
@@ -125,7 +125,7 @@ async def test_a_claim_is_one_sender_s_until_it_is_over(store_url: str) -> None:
 @run_async
 async def test_no_queue_grows_without_end(store_url: str) -> None:
     async with opened(store_url) as store:
-        webhooks = Webhooks(store.database, store.clock)
+        webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
             await store.start_ready(await store.new_user())
         await webhooks.queue([wanting("front"), wanting("audit"), wanting("old")], 3)
@@ -136,21 +136,21 @@ async def test_no_queue_grows_without_end(store_url: str) -> None:
         assert [row["state"] for row in by_endpoint["front"]] == ["failed", *3 * ["waiting"]]
         assert by_endpoint["front"][0]["problem"].startswith("3 deliveries waited")
 
-        await webhooks.be_gone("audit", "0" * 64)
+        await webhooks.mark_gone("audit", "0" * 64)
         assert await webhooks.gone() == {"audit": "0" * 64}
         assert await webhooks.fail_unknown(["front", "audit"]) == 3
         await store.start(await store.new_user())
         await webhooks.queue([wanting("front"), wanting("audit", is_gone=True)], 100)
         problems = [row["problem"] for row in await deliveries(store.database)]
         assert (problems.count(GONE), problems.count(UNKNOWN)) == (4, 3)
-        await webhooks.be_back("audit")
+        await webhooks.unmark_gone("audit")
         assert await webhooks.gone() == {}
 
 
 @run_async
 async def test_old_events_go_unless_one_of_their_deliveries_waits(store_url: str) -> None:
     async with opened(store_url) as store:
-        webhooks = Webhooks(store.database, store.clock)
+        webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
         await webhooks.queue([wanting("front")], 100)
         first, _ = await claim(webhooks, store)

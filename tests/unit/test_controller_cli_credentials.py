@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from polydev.client.credentials import new_key
 from polydev.controller.cli.verb import opened
 from polydev.controller.sealing import keyring_of
-from polydev.controller.store.credentials import Credentials
+from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.users import Users
 from tests.unit.command_line import CommandLine
 
@@ -25,7 +25,7 @@ def store(url: str, key: str, count: int) -> list[str]:
     async def keep() -> list[str]:
         async with opened(url) as database:
             users = [(await Users(database).add("user")).id for _ in range(count)]
-            credentials = Credentials(database, keyring_of(SecretStr(key)))
+            credentials = CredentialStore(database, keyring_of(SecretStr(key)))
             for user in users:
                 await credentials.store(user, "claude", user.encode())
         return users
@@ -36,7 +36,7 @@ def store(url: str, key: str, count: int) -> list[str]:
 def unsealed(url: str, keys: str, user: str) -> bytes:
     async def look() -> bytes:
         async with opened(url) as database:
-            credentials = Credentials(database, keyring_of(SecretStr(keys)))
+            credentials = CredentialStore(database, keyring_of(SecretStr(keys)))
             return (await credentials.get(user, "claude"))[1]
 
     return asyncio.run(look())

@@ -16,8 +16,8 @@ from polydev.controller.migrate import migrate
 from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
-from polydev.controller.store import forgetting, tables
-from polydev.controller.store.postgres_copy import libpq_url, secrets_of
+from polydev.controller.store import retention, tables
+from polydev.controller.store.postgres_backup import libpq_url, secrets_of
 from polydev.controller.store.sessions import expiry_reason, idle_end
 from polydev.controller.store.tables import UtcDateTime
 from polydev.controller.store.users import token_hash
@@ -87,7 +87,7 @@ async def do(store: Store, step: Step, users: list[str], made: list[Session]) ->
         elif step.what == "expire":
             await store.sessions.expire_due()
         elif step.what == "rescue":
-            assert await store.vms.rescue() == []
+            assert await store.vms.repair() == []
         elif step.what == "pool add":
             await store.vms.add_pooled(DIGEST, TEMPLATE, step.which)
         elif step.what.startswith("pool"):
@@ -274,9 +274,9 @@ def test_what_is_old_is_forgotten_by_its_end(url: str) -> None:
             store.clock.pass_seconds(30)
             await store.sessions.apply(made.id, "terminate")
             await store.vms.released(made.vm_id)
-            assert await forgetting.forget(store.database, between, 10) == 0
+            assert await retention.delete_ended_sessions(store.database, between, 10) == 0
             assert (await store.sessions.get(made.id)).id == made.id
             store.clock.pass_seconds(1)
-            assert await forgetting.forget(store.database, store.clock(), 10) == 1
+            assert await retention.delete_ended_sessions(store.database, store.clock(), 10) == 1
 
     asyncio.run(story())

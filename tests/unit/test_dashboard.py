@@ -34,7 +34,7 @@ from polydev.controller.host.status import (
 )
 from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, Sampling
-from polydev.controller.store.starts import SessionStart
+from polydev.controller.store.session_starts import SessionStart
 from polydev.controller.web import dashboard
 from polydev.controller.web.dashboard_bars import bars_of
 from polydev.controller.web.dashboard_rows import process_rows

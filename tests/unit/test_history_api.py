@@ -14,7 +14,7 @@ import pytest
 from polydev.controller.host.sample import Sample
 from polydev.controller.model import now
 from polydev.controller.services import Services
-from polydev.controller.store.samples import PORTION
+from polydev.controller.store.host_samples import PORTION
 from tests.api import ApiHost, Served, api_host
 
 PATH = "/api/admin/health/history"

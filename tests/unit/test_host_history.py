@@ -13,7 +13,7 @@ from polydev.controller.host.history import columns_of, rows, starts_by_span, wi
 from polydev.controller.host.history_export import csv_line, file_name
 from polydev.controller.host.sample import Sample, SlotCounts, VmSample
 from polydev.controller.host.system_reader import rate
-from polydev.controller.store.starts import How, SessionStart
+from polydev.controller.store.session_starts import SessionStart, StartKind
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
 
@@ -22,7 +22,7 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def start(seconds: float, took: float, how: How = "pool") -> SessionStart:
+def start(seconds: float, took: float, how: StartKind = "pool") -> SessionStart:
     return SessionStart(at(seconds), how, took)
 
 

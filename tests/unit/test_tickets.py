@@ -161,7 +161,7 @@ def test_a_spectator_is_told_what_the_screen_tells_and_uses_up_nothing(host: Api
         assert session["browserIP"] is not None
         assert (seen["browserIP"], seen["boot"]["receipt"], seen["warnings"]) == (None, None, [])
         for kind in ("login", "credentials", "unhealthy"):
-            await asked.services.sessions.tell(session["id"], kind, {})
+            await asked.services.sessions.add_news(session["id"], kind, {})
         await asked.ask("DELETE", own)
         events = await asked.client.get(f"{own}/events", headers=headers)
         kinds = [line for line in events.text.splitlines() if line.startswith("event: ")]

@@ -62,10 +62,10 @@ def _serve(settings: Settings, *, only_if_healthy: bool) -> int:
 
 def _migrate(settings: Settings, *, with_tools: bool) -> int:
     from polydev.controller.migrate import migrate
-    from polydev.controller.store.usable import check
+    from polydev.controller.store.database_check import check_database
 
     async def checked() -> dict[str, object]:
-        found = await check(settings.database_url, with_tools=with_tools)
+        found = await check_database(settings.database_url, with_tools=with_tools)
         before, after = await migrate(settings.database_url)
         return {"database": found["database"], "before": before, "after": after}
 

@@ -17,7 +17,7 @@ from polydev.controller.api_model import ApiModel
 from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import transactions
-from polydev.controller.store.access import exposed_to
+from polydev.controller.store.postgres_access import exposed_to
 
 DATABASE_TIMEOUT_SECONDS = 5
 GOLDEN_LINK = "golden-rootfs.ext4"

@@ -38,21 +38,21 @@ from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.credential_handovers import CredentialHandovers
+from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.credential_log import CredentialLog
-from polydev.controller.store.credentials import Credentials
-from polydev.controller.store.handovers import HandOvers
-from polydev.controller.store.injections import Injections
-from polydev.controller.store.samples import Samples
+from polydev.controller.store.credentials import CredentialStore
+from polydev.controller.store.host_samples import HostSamples
+from polydev.controller.store.session_starts import SessionStarts
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.slots import sync_slots
-from polydev.controller.store.starts import Starts
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
-from polydev.controller.store.webhooks import Webhooks
+from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhook_signing import secrets_of
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.errors import VmError
@@ -86,10 +86,10 @@ class Services:
     tickets: Tickets
     sessions: Sessions
     vms: Vms
-    credentials: Credentials
+    credentials: CredentialStore
     credential_log: CredentialLog
-    samples: Samples
-    session_starts: Starts
+    samples: HostSamples
+    session_starts: SessionStarts
     processes: Processes
     snapshots: HostStateReader
     usage: Usage
@@ -196,8 +196,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         logins = LoginStores(
             agent,
             sessions,
-            HandOvers(database, keys, settings.login.complete_after_seconds),
-            Injections(database, keys),
+            CredentialHandovers(database, keys, settings.login.complete_after_seconds),
+            CredentialInjections(database, keys),
             lambda digest, name: hands_over(settings.image_store, digest, name),
             lambda name: rotates(settings.image_store, name),
         )
@@ -218,8 +218,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     sampler = SampleLoop(settings, database, vms, sessions, hypervisor, leads=leads)
     deliveries = _deliveries(settings, database, leads, metrics.registry)
     metrics.registry.register(HostCollector(sampler))
-    alerts, samples = Alerts(database), Samples(database)
-    session_starts = Starts(database, settings.session)
+    alerts, samples = Alerts(database), HostSamples(database)
+    session_starts = SessionStarts(database, settings.session)
     health = Health(database, settings.image_store, release, started)
     rate = settings.rate
     return Services(
@@ -231,7 +231,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         tickets=Tickets(database),
         sessions=sessions,
         vms=vms,
-        credentials=Credentials(database, keys),
+        credentials=CredentialStore(database, keys),
         credential_log=CredentialLog(database),
         samples=samples,
         session_starts=session_starts,
@@ -290,7 +290,7 @@ def _deliveries(
 ) -> Deliveries:
     secret = settings.webhook_secrets
     secrets = secrets_of(secret.get_secret_value()) if secret else {}
-    store = Webhooks(database)
+    store = WebhookQueue(database)
     return Deliveries(settings.webhooks, secrets, store, leads=leads, registry=registry)
 
 

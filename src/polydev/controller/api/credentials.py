@@ -26,7 +26,7 @@ from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.services import Services
 from polydev.controller.store.credential_log import actor_of
-from polydev.controller.store.credentials import Stored
+from polydev.controller.store.credentials import StoredCredentials
 
 PATH = "/api/auth/credentials"
 MAX_BYTES = MAX_CREDENTIALS_BYTES
@@ -243,7 +243,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
             await services.credentials.remove(caller.user_id, name, actor)
 
 
-def _answer(stored: Stored) -> StoredAnswer:
+def _answer(stored: StoredCredentials) -> StoredAnswer:
     return StoredAnswer(
         provider=stored.provider,
         session_id=stored.session_id,

@@ -183,7 +183,7 @@ async def _note(services: Services, session: Session, login: AgentLogin) -> Sess
     """Note how far the login is. The driver notes its end, with the credentials."""
     if login.status == "done" and session.state != "vm_created":
         return session
-    moved = await services.sessions.login_is(session.id, login.status, login.detail)
+    moved = await services.sessions.set_login(session.id, login.status, login.detail)
     if moved != session:
         services.event_notifier.notify()
     return moved

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 async def rotate_credentials(settings: Settings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.sealing import keyring_of
-    from polydev.controller.store.credentials import Credentials
+    from polydev.controller.store.credentials import CredentialStore
 
     keys = keyring_of(settings.credentials_key)
     async with opened(settings.database_url) as database:
-        return vars(await Credentials(database, keys).seal_anew())
+        return vars(await CredentialStore(database, keys).seal_anew())
 
 
 async def send_test_alerts(settings: Settings, _arguments: argparse.Namespace) -> object:
@@ -93,9 +93,9 @@ async def restore_database(settings: Settings, arguments: argparse.Namespace) ->
 
 
 async def check_database(settings: Settings, arguments: argparse.Namespace) -> object:
-    from polydev.controller.store.usable import check
+    from polydev.controller.store.database_check import check_database
 
-    return await check(settings.database_url, with_tools=not arguments.no_tools)
+    return await check_database(settings.database_url, with_tools=not arguments.no_tools)
 
 
 FILE = {"type": Path, "metavar": "FILE"}

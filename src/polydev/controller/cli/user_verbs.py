@@ -78,7 +78,7 @@ async def show_user(settings: Settings, arguments: argparse.Namespace) -> object
 
 
 async def remove_user(settings: Settings, arguments: argparse.Namespace) -> object:
-    from polydev.controller.store.removing import remove_user
+    from polydev.controller.store.user_removal import remove_user
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:

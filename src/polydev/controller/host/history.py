@@ -21,13 +21,13 @@ from polydev.controller.host.sample import HELD_STATES, Sample
 from polydev.controller.host.status import FrozenModel
 from polydev.controller.host.system_reader import rate
 from polydev.controller.states import LIVE_SESSION_STATES
-from polydev.controller.store.starts import How, SessionStart
+from polydev.controller.store.session_starts import SessionStart, StartKind
 
 Value = float | int | str | None
 Row = dict[str, Value]
 Timed = tuple[datetime, Sample]
 
-START_KINDS: tuple[How, ...] = get_args(How)
+START_KINDS: tuple[StartKind, ...] = get_args(StartKind)
 
 
 class StartTimes(FrozenModel):
@@ -42,7 +42,7 @@ class TimedSample(Sample):
     """`starts`: of sessions that became ready since the sample before, by how their VM came."""
 
     at: datetime
-    starts: dict[How, StartTimes] = Field(default={})
+    starts: dict[StartKind, StartTimes] = Field(default={})
 
 
 class History(FrozenModel):
@@ -64,12 +64,12 @@ def _own(counters: Mapping[str, int]) -> dict[str, int]:
 
 def starts_by_span(
     times: Sequence[datetime], starts: Iterable[SessionStart]
-) -> list[dict[How, StartTimes]]:
+) -> list[dict[StartKind, StartTimes]]:
     """Return the starts of each sample's span, by how: since the sample before, until this one.
 
     `times` are those of the samples, in their order. What came after the last one is left out.
     """
-    seconds: list[dict[How, list[float]]] = [defaultdict(list) for _ in times]
+    seconds: list[dict[StartKind, list[float]]] = [defaultdict(list) for _ in times]
     for each in starts:
         span = bisect_left(times, each.ready_at)
         if span < len(times):
@@ -107,7 +107,7 @@ def rows(
 
 
 def _row(
-    at: datetime, sample: Sample, starts: Mapping[How, StartTimes], before: Timed | None
+    at: datetime, sample: Sample, starts: Mapping[StartKind, StartTimes], before: Timed | None
 ) -> Row:
     slots = sample.slots
     row: Row = {
@@ -131,7 +131,7 @@ def _row(
     return {**row, "unavailable": "; ".join(reasons) or None}
 
 
-def _start_columns(how: How, times: StartTimes | None) -> Row:
+def _start_columns(how: StartKind, times: StartTimes | None) -> Row:
     return {
         f"starts_{how}": times.count if times else 0,
         f"start_median_seconds[{how}]": times.median_seconds if times else None,

@@ -15,8 +15,8 @@ from polydev.controller.host.history import Timed, without_vms
 from polydev.controller.host.sample import Sample
 from polydev.controller.model import now
 from polydev.controller.settings import Sampling
-from polydev.controller.store.samples import Samples, too_dense
-from polydev.controller.store.starts import SessionStart, Starts
+from polydev.controller.store.host_samples import HostSamples, too_dense
+from polydev.controller.store.session_starts import SessionStart, SessionStarts
 
 KEPT = timedelta(hours=24)
 # A start's time is given before its transaction ends, so that it may be seen late.
@@ -34,8 +34,8 @@ class LastDay:
 class HistoryCache:
     def __init__(
         self,
-        samples: Samples,
-        starts: Starts,
+        samples: HostSamples,
+        starts: SessionStarts,
         rules: Sampling,
         clock: Callable[[], datetime] = now,
     ) -> None:

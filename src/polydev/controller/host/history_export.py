@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from polydev.controller.host.history import Row, Timed, columns_of, rows
 from polydev.controller.host.sample import Sample
-from polydev.controller.store.samples import Samples
-from polydev.controller.store.starts import SessionStart, Starts
+from polydev.controller.store.host_samples import HostSamples
+from polydev.controller.store.session_starts import SessionStart, SessionStarts
 
 Format = Literal["csv", "json"]
 MEDIA_TYPES: Mapping[Format, str] = {
@@ -30,8 +30,8 @@ FORMULA = re.compile(r"[=+\-@\t\r\n]")
 class HistoryExport:
     """The samples from `start` until before `end`, of a database."""
 
-    samples: Samples
-    starts: Starts
+    samples: HostSamples
+    starts: SessionStarts
     start: datetime
     end: datetime
 

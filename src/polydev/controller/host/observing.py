@@ -41,7 +41,7 @@ def observed(sample: Sample, workload: Workload | None, limits: AlertRules) -> O
     if workload is not None and sample.slots is not None:
         failing = sum(each.state == "ready" and each.failed_checks > 0 for each in workload.held)
         found["failed_boots"] = [failed_boots_observation(workload.failed_boots, limits)]
-        found["not_resumed"] = [not_resumed_observation(*workload.booted_instead, limits)]
+        found["not_resumed"] = [not_resumed_observation(*workload.not_resumed, limits)]
         slots = sample.slots
         found["no_slots"] = [no_slots_observation(slots.total, slots.held - slots.pooled)]
         found["unhealthy_vms"] = [

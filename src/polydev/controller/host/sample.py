@@ -80,7 +80,7 @@ class Workload:
     held        VMs that hold a slot
     live        sessions that are not over
     failed_boots, failed_while_up   VMs that failed lately, before and after they were ready
-    booted_instead  VMs that were not resumed lately as they should be; the newest one's reason
+    not_resumed  VMs that were not resumed lately as they should be; the newest one's reason
     used        what VMs use, by id
     """
 
@@ -89,7 +89,7 @@ class Workload:
     failed_boots: int
     failed_while_up: int
     used: Mapping[str, VmUsage]
-    booted_instead: tuple[int, str] = (0, "")
+    not_resumed: tuple[int, str] = (0, "")
 
 
 def sample_of(system: SystemStatus, slots: Collection[int], workload: Workload | None) -> Sample:

@@ -40,7 +40,7 @@ from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_log import CredentialLog
-from polydev.controller.store.samples import Samples
+from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
@@ -91,7 +91,7 @@ class SampleLoop:
         self._deployment = BlockingCall(partial(deployments.newest_failed, deployments_folder))
         self._network_report = BlockingCall(partial(read_report, network_file))
         self._sender = sender or AlertSender(settings.alert_urls, Outbox(unsent_folder(settings)))
-        self._samples = Samples(database)
+        self._samples = HostSamples(database)
         self._usage = Usage(database, settings.quotas)
         self._webhook_log = WebhookLog(database, clock)
         self._alerts = Alerts(database, clock)
@@ -207,7 +207,7 @@ class SampleLoop:
             held=held,
             live=await self._sessions.list(live_only=True, limit=MOST_LIVE_SESSIONS),
             failed_boots=await self._vms.failed_since(since),
-            booted_instead=await self._vms.booted_instead(since),
+            not_resumed=await self._vms.not_resumed(since),
             failed_while_up=await self._vms.failed_while_up(since, made_since),
             used=await self._used(held),
         )

@@ -16,8 +16,8 @@ import structlog
 
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.model import Session, Vm
-from polydev.controller.store.handovers import NO_KEY, HandOvers
-from polydev.controller.store.injections import Injections
+from polydev.controller.store.credential_handovers import NO_KEY, CredentialHandovers
+from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.sessions import Sessions
 from polydev.errors import (
     AgentError,
@@ -50,8 +50,8 @@ class LoginStores:
 
     agent: AgentClient
     sessions: Sessions
-    handovers: HandOvers
-    injections: Injections
+    handovers: CredentialHandovers
+    injections: CredentialInjections
     hands_over: Callable[[str, str], bool]
     rotates: Callable[[str], bool]
 
@@ -123,7 +123,7 @@ class LoginWatch:
         login = await self._stores.agent.login(self._vm.vm_ip, session.provider)
         if login.status == "done":
             return await self._hand_over(session)
-        known = await self._stores.sessions.login_is(session.id, login.status, login.detail)
+        known = await self._stores.sessions.set_login(session.id, login.status, login.detail)
         return known != session
 
     async def _hand_over(self, session: Session) -> bool:
@@ -136,7 +136,7 @@ class LoginWatch:
         except AgentError as error:
             if self._may_pass(error):
                 raise
-            known = await stores.sessions.login_is(session.id, "failed", error.message)
+            known = await stores.sessions.set_login(session.id, "failed", error.message)
             return known != session
         await stores.handovers.hand_over(session, plain)
         log.info("credentials_handed_over", session_id=session.id, vm_id=self._vm.id)

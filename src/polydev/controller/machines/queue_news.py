@@ -24,6 +24,6 @@ class QueueNews:
         news = {vm_id: each for vm_id, each in queue.items() if self._told.get(vm_id) != each}
         if news:
             words = {vm_id: each.words() for vm_id, each in news.items()}
-            await self._sessions.tell_of_vms("queued", words)
+            await self._sessions.add_news_of_vms("queued", words)
             log.info("vms_queued", vm_ids=list(queue))
         self._told = queue

@@ -49,7 +49,7 @@ class Reconciler:
             log.warning("reconciling_failed", part=what, exc_info=error)
 
     async def _rescue(self) -> None:
-        for mended in await self._means.vms.rescue():
+        for mended in await self._means.vms.repair():
             self._means.figures.mended.inc()
             log.warning("database_mended", what=mended)
 
@@ -108,7 +108,7 @@ class Reconciler:
             return
         forgotten = 0
         for _ in range(MOST_BATCHES):
-            count = await self._means.sessions.forget(self._means.clock() - kept, BATCH)
+            count = await self._means.sessions.delete_ended(self._means.clock() - kept, BATCH)
             forgotten += count
             if count < BATCH:
                 break

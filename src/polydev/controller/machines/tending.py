@@ -416,9 +416,9 @@ class Tending:
         if judged == "fail":
             await self._fail(vm, reason)
         elif judged == "unhealthy" and session:
-            await self._means.sessions.tell(session.id, "unhealthy", {"reason": reason})
+            await self._means.sessions.add_news(session.id, "unhealthy", {"reason": reason})
         elif judged == "recovered" and session:
-            await self._means.sessions.tell(session.id, "healthy", {})
+            await self._means.sessions.add_news(session.id, "healthy", {})
 
     def _why_it_ended(self, vm: Vm, slot: SlotState) -> str:
         self._serial.feed(self._console.read_to_end())

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import context
 
 from polydev.controller.migrations import HEAD
-from polydev.controller.store.access import close
-from polydev.controller.store.schema import mend
+from polydev.controller.store.postgres_access import close_access
+from polydev.controller.store.schema_check import repair_schema
 
 # Any number, the same in all processes: the key of a lock in PostgreSQL.
 LOCK = 0x6D696772
@@ -23,5 +23,5 @@ with context.begin_transaction():
     context.run_migrations()
     if context.get_context().get_current_revision() == HEAD:
         # Even where there was nothing to migrate: somebody may have changed something since.
-        mend(connection)
-    close(connection)
+        repair_schema(connection)
+    close_access(connection)

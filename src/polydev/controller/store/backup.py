@@ -21,9 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.database import create_engine, schema_revision
 from polydev.controller.migrate import known_revisions, migrate
-from polydev.controller.store import postgres_copy, sqlite_copy, tables
-from polydev.controller.store.copying import STOP_HINT, CopyError
-from polydev.controller.store.postgres_fill import fill
+from polydev.controller.store import postgres_backup, sqlite_backup, tables
+from polydev.controller.store.backup_error import STOP_HINT, BackupError
+from polydev.controller.store.sqlite_to_postgres import fill_postgres
 from polydev.disk import sync
 
 SQLITE_START = b"SQLite format 3\0"
@@ -41,9 +41,9 @@ async def backup(url: str, file: Path) -> dict[str, object]:
     """
     kind = _kind(url)
     if kind == "sqlite":
-        sqlite_copy.require_file(sqlite_copy.path_of(url))
+        sqlite_backup.require_file(sqlite_backup.path_of(url))
     revision = _require_known(await _revision(url), "the database")
-    copy = sqlite_copy.copy_to if kind == "sqlite" else postgres_copy.copy_to
+    copy = sqlite_backup.copy_to if kind == "sqlite" else postgres_backup.copy_to
     with _new_file(file) as partial:
         await asyncio.to_thread(copy, url, partial)
         size = partial.stat().st_size
@@ -63,11 +63,11 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
         if copy.kind != kind:
             await _fill_postgres(url, file)
         elif copy.script is None:
-            await asyncio.to_thread(sqlite_copy.put_back, url, file)
+            await asyncio.to_thread(sqlite_backup.put_back, url, file)
         else:
             if not in_use:
                 await _require_unused(url)
-            await asyncio.to_thread(postgres_copy.put_back, url, copy.script)
+            await asyncio.to_thread(postgres_backup.put_back, url, copy.script)
     revision = copy.revision
     _before, after = await migrate(url)
     rows = await _rows(url)
@@ -95,12 +95,12 @@ async def _read(file: Path, kind: str) -> AsyncIterator[_Copy]:
     """A copy that a database of this kind can take. Raises CopyError."""
     copied = _require_kind(file, kind)
     if copied == "sqlite":
-        found = await asyncio.to_thread(sqlite_copy.revision_of, file)
+        found = await asyncio.to_thread(sqlite_backup.revision_of, file)
         yield _Copy(copied, _require_known(found, str(file)))
         return
     with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
-        script = await asyncio.to_thread(postgres_copy.script_of, file, Path(folder))
-        revision = _require_known(postgres_copy.revision_in(script), str(file))
+        script = await asyncio.to_thread(postgres_backup.script_of, file, Path(folder))
+        revision = _require_known(postgres_backup.revision_in(script), str(file))
         yield _Copy(copied, revision, script)
 
 
@@ -116,7 +116,7 @@ async def _fill_postgres(url: str, file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="polydev-restore-") as folder:
         copy = Path(folder, "copy")
         await asyncio.to_thread(shutil.copyfile, file, copy)
-        await fill(url, copy)
+        await fill_postgres(url, copy)
 
 
 def _require_kind(file: Path, kind: str) -> str:
@@ -125,19 +125,19 @@ def _require_kind(file: Path, kind: str) -> str:
         with file.open("rb") as opened:
             start = opened.read(len(SQLITE_START))
     except OSError as error:
-        raise CopyError(f"{file} cannot be read: {error.strerror}") from error
+        raise BackupError(f"{file} cannot be read: {error.strerror}") from error
     found = next((name for name, mark in KINDS.items() if start.startswith(mark)), None)
     if found is None or (found, kind) == ("postgresql", "sqlite"):
         what = f"a copy of another kind of database, {found}" if found else "no copy of a database"
-        raise CopyError(f"{file} is {what}", f"the settings name a database of {kind}")
+        raise BackupError(f"{file} is {what}", f"the settings name a database of {kind}")
     return found
 
 
 def _require_known(revision: str | None, what: str) -> str:
     if revision is None:
-        raise CopyError(f"{what} has none of our tables: it was never migrated")
+        raise BackupError(f"{what} has none of our tables: it was never migrated")
     if revision not in known_revisions():
-        raise CopyError(
+        raise BackupError(
             f"{what} is at revision {revision}, which this release does not know",
             "use the release that made it, or a newer one",
         )
@@ -149,7 +149,7 @@ async def _revision(url: str) -> str | None:
     try:
         return await schema_revision(engine)
     except (SQLAlchemyError, OSError) as error:
-        raise CopyError(f"the database cannot be read: {_driver_words(error)}") from error
+        raise BackupError(f"the database cannot be read: {_driver_words(error)}") from error
     finally:
         await engine.dispose()
 
@@ -161,18 +161,18 @@ async def _require_unused(url: str) -> None:
     deadline = clock() + CLOSING_SECONDS
     try:
         async with engine.connect() as connection:
-            while others := (await connection.execute(postgres_copy.OTHERS)).scalar_one():
+            while others := (await connection.execute(postgres_backup.OTHERS)).scalar_one():
                 if clock() >= deadline:
                     break
                 await connection.rollback()  # a transaction sees one snapshot of the statistics
                 await asyncio.sleep(CLOSING_POLL_SECONDS)
     except (SQLAlchemyError, OSError) as error:
-        raise CopyError(f"the database cannot be reached: {_driver_words(error)}") from error
+        raise BackupError(f"the database cannot be reached: {_driver_words(error)}") from error
     finally:
         await engine.dispose()
     if others:
         open_ones = f"{others} of its connections are open"
-        raise CopyError(f"a controller uses the database: {open_ones}", STOP_HINT)
+        raise BackupError(f"a controller uses the database: {open_ones}", STOP_HINT)
 
 
 async def _rows(url: str) -> dict[str, int]:
@@ -193,11 +193,11 @@ async def _rows(url: str) -> dict[str, int]:
 def _new_file(file: Path) -> Iterator[Path]:
     """A file to be written, of its owner only; it gets its name when all of it is there."""
     if file.exists():
-        raise CopyError(f"{file} exists", "name a new file")
+        raise BackupError(f"{file} exists", "name a new file")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     except OSError as error:
-        raise CopyError(f"{file} cannot be written: {error.strerror}") from error
+        raise BackupError(f"{file} cannot be written: {error.strerror}") from error
     partial = Path(name)
     try:
         yield partial
@@ -205,7 +205,7 @@ def _new_file(file: Path) -> Iterator[Path]:
         os.link(partial, file)  # unlike a rename this replaces nothing
         sync(file.parent)
     except FileExistsError as error:
-        raise CopyError(f"{file} exists", "name a new file") from error
+        raise BackupError(f"{file} exists", "name a new file") from error
     finally:
         os.close(handle)
         with suppress(FileNotFoundError):

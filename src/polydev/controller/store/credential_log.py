@@ -18,8 +18,8 @@ from polydev.controller.model import (
     Session,
     now,
 )
-from polydev.controller.store import tables, webhooks
-from polydev.controller.store.rows import CREDENTIAL_EVENTS, credential_event_of
+from polydev.controller.store import tables, webhook_queue
+from polydev.controller.store.row_mapping import CREDENTIAL_EVENTS, credential_event_of
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.webhook_events import EventType
 
@@ -33,29 +33,29 @@ WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
 
 
 @dataclass(frozen=True)
-class Actor:
+class EventActor:
     """The actor of an event; `user_id` is None where no user asked for it."""
 
     by: CredentialActor
     user_id: str | None = None
 
 
-CONTROLLER = Actor("controller")
-OPERATOR = Actor("operator")
+CONTROLLER = EventActor("controller")
+OPERATOR = EventActor("operator")
 
 
-def actor_of(caller: Caller) -> Actor:
-    return Actor(caller.by, caller.user_id)
+def actor_of(caller: Caller) -> EventActor:
+    return EventActor(caller.by, caller.user_id)
 
 
-async def note(
+async def log_event(
     connection: AsyncConnection,
     at: datetime,
     kind: CredentialEventKind,
     user_id: str,
     provider: str,
     *,
-    actor: Actor = CONTROLLER,
+    actor: EventActor = CONTROLLER,
     session_id: str | None = None,
 ) -> None:
     """Write one event, for webhooks too, within the transaction that does what it tells of.
@@ -64,7 +64,7 @@ async def note(
     """
     if kind in WEBHOOKS:
         told = {"userId": user_id, "provider": provider, "sessionId": session_id}
-        await webhooks.tell(connection, WEBHOOKS[kind], told, at)
+        await webhook_queue.write_event(connection, WEBHOOKS[kind], told, at)
     await connection.execute(
         sa.insert(tables.credential_events).values(
             at=at,
@@ -78,11 +78,11 @@ async def note(
     )
 
 
-async def note_of_session(
+async def log_session_event(
     connection: AsyncConnection, at: datetime, kind: CredentialEventKind, session: Session
 ) -> None:
     """Write, as `note` does, what the controller did with the credentials of a session's user."""
-    await note(connection, at, kind, session.user_id, session.provider, session_id=session.id)
+    await log_event(connection, at, kind, session.user_id, session.provider, session_id=session.id)
 
 
 @uninterrupted

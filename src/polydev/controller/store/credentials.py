@@ -14,10 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring, Sealed
-from polydev.controller.store import refusals, tables
-from polydev.controller.store.changes import change_session, locked_session
-from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, Actor, note
-from polydev.controller.store.held import (
+from polydev.controller.store import session_errors, tables
+from polydev.controller.store.credential_holders import (
     HOLDER,
     MAY_BE_STALE,
     in_use,
@@ -25,7 +23,9 @@ from polydev.controller.store.held import (
     none_stored,
     of_user,
 )
-from polydev.controller.store.rows import Row
+from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, EventActor, log_event
+from polydev.controller.store.row_mapping import Row
+from polydev.controller.store.session_changes import change_session, locked_session
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 from polydev.errors import CredentialsLocked, NotAllowed, WrongProvider
@@ -40,11 +40,11 @@ METADATA = sa.select(
     HOLDER,
     MAY_BE_STALE,
 )
-Outcome = Literal["sealed", "current", "locked", "recipients", "gone"]
+ResealOutcome = Literal["sealed", "current", "locked", "recipients", "gone"]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCredentials:
     """What may be told of stored credentials.
 
     session_id      in which session they were got
@@ -64,7 +64,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Resealed:
+class ResealCounts:
     """How many are sealed anew, by the first key as before, opened by no key, and sealed to
     recipients of their owners, which no key of the host changes.
     """
@@ -76,7 +76,7 @@ class Resealed:
 
 
 @uninterrupted
-class Credentials:
+class CredentialStore:
     """Each user's, one of each provider. Without keys they can be listed and removed only."""
 
     def __init__(
@@ -92,8 +92,8 @@ class Credentials:
         provider: str,
         plain: bytes,
         session_id: str | None = None,
-        actor: Actor = CONTROLLER,
-    ) -> tuple[Stored, bool]:
+        actor: EventActor = CONTROLLER,
+    ) -> tuple[StoredCredentials, bool]:
         """Store credentials in place of those before; return them, and whether there were none.
 
         A session that held those before holds none any more.
@@ -110,14 +110,14 @@ class Credentials:
                 _require_fit(session, user_id, provider)
             at = self._clock()
             written = await write_credentials(connection, user_id, provider, sealed, session_id, at)
-            await note(
+            await log_event(
                 connection, at, "stored", user_id, provider, actor=actor, session_id=session_id
             )
             if session is not None and session.state == "oauth_pending":
                 await change_session(connection, session, "oauth_done", at)
             return written
 
-    async def list(self, user_id: str) -> builtins.list[Stored]:
+    async def list(self, user_id: str) -> builtins.list[StoredCredentials]:
         """Return a user's stored credentials without their contents, in the order of providers."""
         statement = METADATA.where(_kept.user_id == user_id).order_by(_kept.provider)
         async with self._database.reading() as connection:
@@ -125,8 +125,8 @@ class Credentials:
             return [_stored_of(row) for row in found.mappings()]
 
     async def get(
-        self, user_id: str, provider: str, actor: Actor = CONTROLLER
-    ) -> tuple[Stored, bytes]:
+        self, user_id: str, provider: str, actor: EventActor = CONTROLLER
+    ) -> tuple[StoredCredentials, bytes]:
         """Return credentials with their contents: opened, or a recipient's age file as it is.
 
         Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked and CredentialsInUse.
@@ -145,30 +145,30 @@ class Credentials:
         if sealed.recipient is None:
             plain = self._required_keys().open(sealed, user_id, provider)
         async with self._database.writing() as connection:
-            await note(connection, self._clock(), "read", user_id, provider, actor=actor)
+            await log_event(connection, self._clock(), "read", user_id, provider, actor=actor)
         return stored, plain
 
-    async def remove(self, user_id: str, provider: str, actor: Actor = CONTROLLER) -> None:
+    async def remove(self, user_id: str, provider: str, actor: EventActor = CONTROLLER) -> None:
         """Raises CredentialsNotFound."""
         if not await self._remove(user_id, actor, _kept.provider == provider):
             raise none_stored(provider)
 
-    async def remove_all(self, user_id: str, actor: Actor = CONTROLLER) -> None:
+    async def remove_all(self, user_id: str, actor: EventActor = CONTROLLER) -> None:
         await self._remove(user_id, actor)
 
     async def _remove(
-        self, user_id: str, actor: Actor, *which: sa.ColumnElement[bool]
+        self, user_id: str, actor: EventActor, *which: sa.ColumnElement[bool]
     ) -> builtins.list[str]:
         """Remove those of a user's; of which providers they were."""
         statement = sa.delete(tables.credentials).where(_kept.user_id == user_id, *which)
         async with self._database.writing() as connection:
             found = await connection.execute(statement.returning(_kept.provider))
-            removed = sorted(found.scalars())
+            removed, at = sorted(found.scalars()), self._clock()
             for provider in removed:
-                await note(connection, self._clock(), "removed", user_id, provider, actor=actor)
+                await log_event(connection, at, "removed", user_id, provider, actor=actor)
             return removed
 
-    async def seal_anew(self) -> Resealed:
+    async def seal_anew(self) -> ResealCounts:
         """Seal with the first key what another one seals, one after the other.
 
         It may be interrupted and begun again. Raises NoCredentialsKey.
@@ -178,10 +178,10 @@ class Credentials:
             found = await connection.execute(sa.select(_kept.user_id, _kept.provider))
             all_of_them = found.all()
         outcomes = Counter([await self._reseal(keys, *row) for row in all_of_them])
-        names: tuple[Outcome, ...] = ("sealed", "current", "locked", "recipients")
-        return Resealed(*(outcomes[name] for name in names))
+        names: tuple[ResealOutcome, ...] = ("sealed", "current", "locked", "recipients")
+        return ResealCounts(*(outcomes[name] for name in names))
 
-    async def _reseal(self, keys: Keyring, user_id: str, provider: str) -> Outcome:
+    async def _reseal(self, keys: Keyring, user_id: str, provider: str) -> ResealOutcome:
         row_of_it = of_user(user_id, provider)
         columns_of_it = (_kept.key_id, _kept.sealed, _kept.recipient)
         statement = sa.select(*columns_of_it).where(*row_of_it).with_for_update()
@@ -203,7 +203,7 @@ class Credentials:
                 sa.update(tables.credentials).where(*row_of_it).values(**fresh)
             )
             at = self._clock()
-            await note(connection, at, "resealed", user_id, provider, actor=OPERATOR)
+            await log_event(connection, at, "resealed", user_id, provider, actor=OPERATOR)
             return "sealed"
 
     def require_keys(self) -> None:
@@ -220,7 +220,7 @@ def _require_fit(session: Session, user_id: str, provider: str) -> None:
     if session.user_id != user_id:
         raise NotAllowed("the session is another user's")
     if not session.is_live:
-        raise refusals.session_over(session)
+        raise session_errors.session_over(session)
     if session.provider != provider:
         raise WrongProvider(
             f"the session's provider is {session.provider}", "leave the session out, or correct it"
@@ -234,7 +234,7 @@ async def write_credentials(
     sealed: Sealed,
     session_id: str | None,
     at: datetime,
-) -> tuple[Stored, bool]:
+) -> tuple[StoredCredentials, bool]:
     """Store a locked user's credentials; return them, and whether there were none before."""
     row_of_it = of_user(user_id, provider)
     values = {**columns(sealed), "session_id": session_id, "updated_at": at}
@@ -256,5 +256,7 @@ def sealed_of(row: Row) -> Sealed:
     return Sealed(row["key_id"], row["sealed"], row["recipient"])
 
 
-def _stored_of(row: Row) -> Stored:
-    return Stored(**{name: row[name] for name in (field.name for field in fields(Stored))})
+def _stored_of(row: Row) -> StoredCredentials:
+    return StoredCredentials(
+        **{name: row[name] for name in (field.name for field in fields(StoredCredentials))}
+    )

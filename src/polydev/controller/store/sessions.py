@@ -15,22 +15,22 @@ from polydev.controller.accounting import Use, day_of
 from polydev.controller.model import Session, SessionNews, now
 from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
 from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
-from polydev.controller.store import refusals, tables
-from polydev.controller.store.changes import (
+from polydev.controller.store import session_errors, tables
+from polydev.controller.store.credential_holders import hold_credentials
+from polydev.controller.store.pagination import paginated
+from polydev.controller.store.retention import delete_ended_sessions
+from polydev.controller.store.row_mapping import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
+from polydev.controller.store.session_changes import (
+    add_news,
+    add_state_news,
     change_session,
     change_vm,
     locked_live_session,
     locked_session,
     no_session,
-    tell,
-    tell_state,
-    tell_webhooks,
+    queue_webhook,
     write_session,
 )
-from polydev.controller.store.forgetting import forget
-from polydev.controller.store.held import take
-from polydev.controller.store.paging import page
-from polydev.controller.store.rows import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.slots import take_pooled, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.usage import add_use, refuse_beyond_quota
@@ -87,11 +87,11 @@ class Sessions:
             known = await _session_of_key(connection, new)
             if known is not None:
                 if not _is_as_asked(known, new):
-                    raise refusals.key_used(known)
+                    raise session_errors.key_used(known)
                 return known, False
             live = await _live_of_user(connection, new.user_id)
             if len(live) >= self._limits.per_user:
-                raise refusals.too_many(live, self._limits.per_user)
+                raise session_errors.too_many(live, self._limits.per_user)
             await refuse_beyond_quota(connection, self._quotas, new.user_id, self._clock())
             return await self._make(connection, new), True
 
@@ -112,12 +112,12 @@ class Sessions:
         )
         if new.use_stored:
             owner = (new.user_id, new.provider)
-            await take(connection, *owner, session.id, alone=new.holds_alone)
+            await hold_credentials(connection, *owner, session.id, alone=new.holds_alone)
         await connection.execute(
             sa.insert(tables.sessions).values(**vars(session), idempotency_key=new.idempotency_key)
         )
         await add_use(connection, {(new.user_id, day_of(at)): Use(sessions=1)})
-        await tell_state(connection, session)
+        await add_state_news(connection, session)
         if vm_state == "starting":
             return await change_session(connection, session, "vm_launched", at)
         return session
@@ -144,7 +144,7 @@ class Sessions:
         if user_id is not None:
             statement = statement.where(asked.user_id == user_id)
         async with self._database.reading() as connection:
-            found = await connection.execute(page(statement, asked, limit, before))
+            found = await connection.execute(paginated(statement, asked, limit, before))
             return [session_of(row) for row in found.mappings()]
 
     async def live_of(self, ids: Collection[str]) -> set[str]:
@@ -178,7 +178,7 @@ class Sessions:
         """
         async with self._database.writing() as connection:
             session = await locked_live_session(connection, session_id)
-            used = used_now(session, self._clock(), self._limits)
+            used = after_heartbeat(session, self._clock(), self._limits)
             await _write_use(connection, [used])
             return used
 
@@ -201,7 +201,7 @@ class Sessions:
             at = self._clock()
             rows = found.mappings().all()
             await _write_use(
-                connection, [used_now(session_of(row), at, self._limits) for row in rows]
+                connection, [after_heartbeat(session_of(row), at, self._limits) for row in rows]
             )
             viewed = tables.vms.c.id.in_([row["vm_id"] for row in rows])
             await connection.execute(sa.update(tables.vms).where(viewed).values(used_at=at))
@@ -218,7 +218,7 @@ class Sessions:
             session = await locked_session(connection, session_id)
             return await change_session(connection, session, event, self._clock(), reason=reason)
 
-    async def login_is(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
+    async def set_login(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
         """Take a session as far as its tool's login has come, and tell of it if that is news.
 
         `detail` is why it failed. Of one session MOST_LOGIN_NEWS are told at most, since its VM may
@@ -242,8 +242,8 @@ class Sessions:
                 if await _login_news(connection, session_id) >= MOST_LOGIN_NEWS:
                     return session
                 if login == "waiting":
-                    await tell_webhooks(connection, session, "session.login_waiting", at)
-                await tell(connection, session_id, at, "login", words)
+                    await queue_webhook(connection, session, "session.login_waiting", at)
+                await add_news(connection, session_id, at, "login", words)
             return session
 
     async def complete_due(self) -> builtins.list[Session]:
@@ -288,20 +288,20 @@ class Sessions:
             found = await connection.execute(statement.order_by(_news.number).limit(limit))
             return [news_of(row) for row in found.mappings()]
 
-    async def tell(self, session_id: str, kind: str, data: Mapping[str, object]) -> None:
+    async def add_news(self, session_id: str, kind: str, data: Mapping[str, object]) -> None:
         """Add news. They must hold no address, token or credential. Raises SessionNotFound."""
         async with self._database.writing() as connection:
             await locked_session(connection, session_id)
-            await tell(connection, session_id, self._clock(), kind, data)
+            await add_news(connection, session_id, self._clock(), kind, data)
 
-    async def tell_of_vms(self, kind: str, words: Mapping[str, Mapping[str, object]]) -> None:
+    async def add_news_of_vms(self, kind: str, words: Mapping[str, Mapping[str, object]]) -> None:
         """Add news to the live session of each of these VMs, all in one transaction."""
         whose = SESSIONS.where(_sessions.vm_id.in_(words), LIVE).order_by(_sessions.id)
         async with self._database.writing() as connection:
             found = await connection.execute(whose.with_for_update(key_share=True))
             at = self._clock()
             for session in map(session_of, found.mappings().all()):
-                await tell(connection, session.id, at, kind, words[session.vm_id])
+                await add_news(connection, session.id, at, kind, words[session.vm_id])
 
     async def latest_news_number(self) -> int:
         """The number of the newest news of all sessions; 0 if there are none."""
@@ -317,11 +317,11 @@ class Sessions:
         over = sa.exists().where(_sessions.id == _news.session_id, _sessions.ended_at < before)
         return await self._database.delete(tables.session_news, _news.at < before, over)
 
-    async def forget(self, before: datetime, limit: int) -> int:
+    async def delete_ended(self, before: datetime, limit: int) -> int:
         """Delete so many of the sessions that ended before that time, with all that is theirs;
         how many were. Their idempotency keys may be used again.
         """
-        return await forget(self._database, before, limit)
+        return await delete_ended_sessions(self._database, before, limit)
 
 
 def _is_as_asked(session: Session, new: NewSession) -> bool:
@@ -370,7 +370,7 @@ async def _take_vm(
         return vm_id, "creating"
     if unprimed := await take_pooled(connection, at, ("starting", "creating")):
         return unprimed
-    raise await refusals.no_slot(connection)
+    raise await session_errors.no_slot(connection)
 
 
 async def _live_of_user(connection: AsyncConnection, user_id: str) -> builtins.list[str]:
@@ -392,7 +392,7 @@ async def _write_use(connection: AsyncConnection, used: builtins.list[Session]) 
     await connection.execute(statement, values)
 
 
-def used_now(session: Session, at: datetime, limits: SessionLimits) -> Session:
+def after_heartbeat(session: Session, at: datetime, limits: SessionLimits) -> Session:
     """The session after a heartbeat at that time. One whose VM boots keeps its time for that."""
     boots = session.state in ("vm_creating", "vm_starting")
     expires_at = session.expires_at if boots else idle_end(session, at, limits)

@@ -16,7 +16,7 @@ from polydev.controller.model import Role, Session, Vm
 from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
 from polydev.controller.settings import Quotas
 from polydev.controller.store import tables
-from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
+from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of
 from polydev.controller.store.transactions import Database, uninterrupted
 
 _usage, _readings = tables.usage.c, tables.usage_readings.c

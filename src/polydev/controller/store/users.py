@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import SEE_ALL, Caller, Role, Token, User, now
 from polydev.controller.store import tables
-from polydev.controller.store.rows import TOKENS, USERS, token_of, user_of
+from polydev.controller.store.row_mapping import TOKENS, USERS, token_of, user_of
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import SessionError, UserNotFound
 

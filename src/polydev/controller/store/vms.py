@@ -18,17 +18,17 @@ from polydev.controller.model import BEING_MADE, Session, Vm, now
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables
-from polydev.controller.store.changes import (
+from polydev.controller.store.credential_holders import release_with_vm
+from polydev.controller.store.pagination import paginated
+from polydev.controller.store.repair import repair_sessions
+from polydev.controller.store.row_mapping import HELD_VMS, VMS, vm_of
+from polydev.controller.store.session_changes import (
+    add_news,
     change_session,
     change_vm,
     locked_vm,
     no_vm,
-    tell,
 )
-from polydev.controller.store.held import let_go_with_vm
-from polydev.controller.store.mending import mend
-from polydev.controller.store.paging import page
-from polydev.controller.store.rows import HELD_VMS, VMS, vm_of
 from polydev.controller.store.sessions import idle_end
 from polydev.controller.store.slots import count_free_slots, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
@@ -81,7 +81,7 @@ class Vms:
             whose = tables.sessions.c
             statement = statement.join(tables.sessions, whose.vm_id == asked.id)
             statement = statement.where(whose.user_id == user_id)
-        return await self._read(page(statement, asked, limit, before))
+        return await self._read(paginated(statement, asked, limit, before))
 
     async def held(self) -> builtins.list[Vm]:
         """Those that have a slot, oldest first: whatever is to be done is done to these."""
@@ -154,7 +154,7 @@ class Vms:
             again |= {"template": None, "image_digest": image_digest or vm.image_digest}
             await change_vm(connection, vm_id, boots_because=reason, **again)
             if session and session.is_live:
-                await tell(connection, session.id, at, "booting", {"because": reason})
+                await add_news(connection, session.id, at, "booting", {"because": reason})
 
     async def resumed(self, vm_id: str, receipt: Receipt) -> None:
         """A clone has become this VM, by its guest's own word, and is up."""
@@ -200,7 +200,7 @@ class Vms:
             at = self._clock()
             await change_vm(connection, vm.id, paused_at=at)
             if session and session.is_live:
-                await tell(connection, session.id, at, "paused", {})
+                await add_news(connection, session.id, at, "paused", {})
             return True
 
     async def woken(self, vm_id: str) -> None:
@@ -212,7 +212,7 @@ class Vms:
             at = self._clock()
             await change_vm(connection, vm_id, paused_at=None, used_at=at)
             if session and session.is_live:
-                await tell(connection, session.id, at, "awake", {})
+                await add_news(connection, session.id, at, "awake", {})
 
     async def checked(self, vm_id: str, ok: bool) -> int:
         """Note a health check; how many failed in a row, now."""
@@ -266,13 +266,13 @@ class Vms:
             if session and session.is_live:
                 raise VmError(f"VM {vm_id} cannot be released: session {session.id} names it")
             at = self._clock()
-            await let_go_with_vm(connection, vm, session, at)
+            await release_with_vm(connection, vm, session, at)
             state = "failed" if vm.reason else "ended"
             await change_vm(connection, vm_id, state=state, ended_at=at, released_at=at)
 
-    async def rescue(self) -> builtins.list[str]:
+    async def repair(self) -> builtins.list[str]:
         """Mend what no transaction of ours leaves behind; what was mended, in words."""
-        return await mend(self._database, self._clock)
+        return await repair_sessions(self._database, self._clock)
 
     async def failed_since(self, since: datetime) -> int:
         """How many VMs failed before they were ever ready, after that time."""
@@ -285,7 +285,7 @@ class Vms:
             counts = [await connection.execute(asked) for asked in (over, stops)]
             return sum(count.scalar_one() for count in counts)
 
-    async def booted_instead(self, since: datetime) -> tuple[int, str]:
+    async def not_resumed(self, since: datetime) -> tuple[int, str]:
         """How many VMs made since then were not resumed but boot, and the newest one's reason.
 
         Those that boot while their template is being made are none of them.
@@ -316,7 +316,7 @@ async def _note_stage(
         values |= {"stage": stage, "stage_at": at}
     await change_vm(connection, vm.id, **values)
     if session and session.is_live:
-        await tell(connection, session.id, at, "stage", {"stage": stage, "seconds": seconds})
+        await add_news(connection, session.id, at, "stage", {"stage": stage, "seconds": seconds})
 
 
 def _storable(text: str) -> str:

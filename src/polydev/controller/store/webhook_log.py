@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from polydev.controller.model import now
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
-from polydev.controller.store.webhooks import WAITS, gone_endpoints
+from polydev.controller.store.webhook_queue import WAITS, gone_endpoints
 from polydev.errors import DeliveryNotFound
 
 DeliveryState = Literal["waiting", "delivered", "failed"]

@@ -9,7 +9,7 @@ from datetime import datetime
 from polydev.controller.host.sample import VmSample
 from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
-from polydev.controller.store.starts import How, how_started
+from polydev.controller.store.session_starts import StartKind, start_kind
 from polydev.controller.web.figures import duration_text, percent_text, size_text
 from polydev.controller.web.levels import Level
 
@@ -44,7 +44,7 @@ class VmRow:
     provider: str | None
     state: str
     level: Level
-    start: How
+    start: StartKind
     stage: str
     is_paused: bool
     age: str
@@ -72,7 +72,7 @@ def vm_row(machine: Machine, at: datetime) -> VmRow:
         provider=session.provider if session else None,
         state=state_of(vm, session),
         level=level_of(vm, session),
-        start=how_started(vm.created_at, session.created_at if session else None, vm.template),
+        start=start_kind(vm.created_at, session.created_at if session else None, vm.template),
         stage=vm.stage if vm.state == "starting" and vm.stage != "none" else "",
         is_paused=vm.paused_at is not None and vm.state in LIVE_VM_STATES,
         age=duration_text(((ended_at or at) - _begun(vm, session)).total_seconds()),

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from polydev.controller.model import now
 from polydev.controller.settings import WebhookSettings
-from polydev.controller.store.webhooks import Subscription, Webhooks
+from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import TEST_TYPE, body_of, new_message_id
 from polydev.controller.webhook_urls import url_digest
 from polydev.controller.webhooks.lanes import DATABASE_TROUBLE, Lane, Pace
@@ -32,7 +32,7 @@ class Deliveries:
         self,
         settings: WebhookSettings,
         secrets: Mapping[str, tuple[str, ...]],
-        store: Webhooks,
+        store: WebhookQueue,
         *,
         leads: Callable[[], bool],
         clock: Callable[[], datetime] = now,
@@ -118,7 +118,7 @@ class Deliveries:
         """
         reply = await self.lane(name).send(new_message_id(), body_of(TEST_TYPE, self._clock(), {}))
         if reply.is_taken:
-            await self._store.be_back(name)
+            await self._store.unmark_gone(name)
         return reply
 
     async def close(self) -> None:

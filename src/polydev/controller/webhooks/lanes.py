@@ -15,7 +15,7 @@ from prometheus_client import Counter
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
-from polydev.controller.store.webhooks import Claim, Webhooks
+from polydev.controller.store.webhook_queue import Claim, WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhook_urls import url_digest
 from polydev.controller.webhooks.posting import GONE_STATUS, Reply, open_client, post
@@ -56,7 +56,7 @@ class Lane:
         endpoint: WebhookEndpoint,
         secrets: tuple[str, ...],
         settings: WebhookSettings,
-        store: Webhooks,
+        store: WebhookQueue,
         pace: Pace,
         clock: Callable[[], datetime],
         attempts: Counter,
@@ -165,7 +165,7 @@ class Lane:
         )
         await self._store.not_delivered(claim, reply.status, problem, due)
         if reply.status == GONE_STATUS:
-            await self._store.be_gone(claim.endpoint, url_digest(self.endpoint.url))
+            await self._store.mark_gone(claim.endpoint, url_digest(self.endpoint.url))
 
     def _count(self, result: Result) -> None:
         self._attempts.labels(self.endpoint.name, result).inc()

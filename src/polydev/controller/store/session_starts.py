@@ -12,7 +12,7 @@ from polydev.controller.settings import SessionLimits
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
 
-How = Literal["pool", "clone", "boot"]
+StartKind = Literal["pool", "clone", "boot"]
 
 _sessions, _vms = tables.sessions.c, tables.vms.c
 
@@ -27,12 +27,12 @@ class SessionStart:
     """
 
     ready_at: datetime
-    how: How
+    how: StartKind
     seconds: float
 
 
 @uninterrupted
-class Starts:
+class SessionStarts:
     def __init__(self, database: Database, limits: SessionLimits) -> None:
         self._database = database
         self._limits = limits
@@ -63,14 +63,14 @@ class Starts:
             return [
                 SessionStart(
                     ready_at,
-                    how_started(made_at, asked_at, template),
+                    start_kind(made_at, asked_at, template),
                     round((ready_at - asked_at).total_seconds(), 3),
                 )
                 for asked_at, made_at, ready_at, template in await connection.execute(asked)
             ]
 
 
-def how_started(made_at: datetime, asked_at: datetime | None, template: str | None) -> How:
+def start_kind(made_at: datetime, asked_at: datetime | None, template: str | None) -> StartKind:
     """Return how a session got its VM, or will get it: see SessionStart.
 
     asked_at    when the session was asked for; None where the VM still waits for one

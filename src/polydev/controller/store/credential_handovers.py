@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import tables
-from polydev.controller.store.changes import change_session, locked_live_session, tell
-from polydev.controller.store.credential_log import note_of_session
+from polydev.controller.store.credential_log import log_session_event
 from polydev.controller.store.credentials import write_credentials
+from polydev.controller.store.session_changes import add_news, change_session, locked_live_session
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
@@ -27,7 +27,7 @@ NO_KEY = (
 
 
 @uninterrupted
-class HandOvers:
+class CredentialHandovers:
     """`complete_after_seconds`: how long after its hand-over a session is completed; None: never
     by itself.
     """
@@ -63,7 +63,7 @@ class HandOvers:
             at = self._clock()
             owner = (session.user_id, session.provider)
             await write_credentials(connection, *owner, sealed, session.id, at)
-            await note_of_session(connection, at, "handed_over", session)
+            await log_session_event(connection, at, "handed_over", session)
             values = {
                 "login": "done",
                 "login_detail": None,
@@ -72,7 +72,7 @@ class HandOvers:
                 "completes_at": self._completes_at(at),
             }
             session = await change_session(connection, session, "oauth_done", at, values=values)
-            await tell(connection, session.id, at, "credentials", receipt_words(session))
+            await add_news(connection, session.id, at, "credentials", receipt_words(session))
             return session
 
     async def finish_without(self, session_id: str, because: str) -> Session:
@@ -87,7 +87,7 @@ class HandOvers:
             at, values = self._clock(), {"login": "done", "login_detail": because}
             session = await change_session(connection, session, "oauth_done", at, values=values)
             words = {"provider": session.provider, "kept": False, "because": because}
-            await tell(connection, session_id, at, "credentials", words)
+            await add_news(connection, session_id, at, "credentials", words)
             return session
 
     async def wiped(self, session_id: str) -> None:

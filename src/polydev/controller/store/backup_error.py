@@ -10,7 +10,7 @@ STOP_HINT = (
 )
 
 
-class CopyError(Error):
+class BackupError(Error):
     """A database cannot be copied, or a copy not be put back."""
 
     code = "database-copy"

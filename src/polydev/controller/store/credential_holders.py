@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session, Vm
 from polydev.controller.store import tables
-from polydev.controller.store.credential_log import note_of_session
+from polydev.controller.store.credential_log import log_session_event
 from polydev.errors import (
     CredentialsInUse,
     CredentialsNotFound,
@@ -66,7 +66,7 @@ def of_user(user_id: str, provider: str) -> tuple[sa.ColumnElement[bool], ...]:
     return _kept.user_id == user_id, _kept.provider == provider
 
 
-async def take(
+async def hold_credentials(
     connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
 ) -> None:
     """Have a session use a user's stored credentials; `alone`: no other session may meanwhile.
@@ -88,7 +88,7 @@ async def take(
         await connection.execute(sa.update(tables.credentials).where(*row_of_it).values(values))
 
 
-async def let_go(
+async def release_credentials(
     connection: AsyncConnection, session_id: str, *, stale: bool, **values: object
 ) -> bool:
     """End a session's hold, if it has one; whether it had.
@@ -102,11 +102,14 @@ async def let_go(
     return bool(done.rowcount)
 
 
-async def let_go_with_vm(
+async def release_with_vm(
     connection: AsyncConnection, vm: Vm, session: Session | None, at: datetime
 ) -> None:
     """End the hold of a session whose VM is gone: what was not read back before is lost."""
     if session is None or session.stored_credentials is None:
         return
-    if await let_go(connection, session.id, stale=vm.ready_at is not None) and vm.ready_at:
-        await note_of_session(connection, at, "not_read_back", session)
+    if (
+        await release_credentials(connection, session.id, stale=vm.ready_at is not None)
+        and vm.ready_at
+    ):
+        await log_session_event(connection, at, "not_read_back", session)

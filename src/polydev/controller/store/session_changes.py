@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
-from polydev.controller.store import tables, webhooks
-from polydev.controller.store.refusals import session_over
-from polydev.controller.store.rows import SESSIONS, VMS, session_of, vm_of
+from polydev.controller.store import tables, webhook_queue
+from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of
+from polydev.controller.store.session_errors import session_over
 from polydev.controller.webhook_events import SESSION_EVENTS, EventType
 from polydev.errors import SessionNotFound, VmError
 
@@ -90,7 +90,7 @@ async def change_session(
     )
     if ended:
         await _stop_vm(connection, session.vm_id)
-    await tell_state(connection, changed)
+    await add_state_news(connection, changed)
     return changed
 
 
@@ -114,24 +114,24 @@ async def change_vm(connection: AsyncConnection, vm_id: str, **values: object) -
     await connection.execute(sa.update(tables.vms).where(tables.vms.c.id == vm_id).values(values))
 
 
-async def tell_state(connection: AsyncConnection, session: Session) -> None:
+async def add_state_news(connection: AsyncConnection, session: Session) -> None:
     """News of the state that a session has come to, for its followers and for webhooks."""
     if event := SESSION_EVENTS.get(session.state):
-        await tell_webhooks(connection, session, event, session.changed_at)
+        await queue_webhook(connection, session, event, session.changed_at)
     data = {"state": session.state} | ({"reason": session.reason} if session.reason else {})
-    await tell(connection, session.id, session.changed_at, "state", data)
+    await add_news(connection, session.id, session.changed_at, "state", data)
 
 
-async def tell_webhooks(
+async def queue_webhook(
     connection: AsyncConnection, session: Session, event: EventType, at: datetime
 ) -> None:
     """Write an event of a session for webhooks; its news follow."""
     told = {"sessionId": session.id, "userId": session.user_id}
     told |= {"provider": session.provider, "state": session.state}
-    await webhooks.tell(connection, event, told, at)
+    await webhook_queue.write_event(connection, event, told, at)
 
 
-async def tell(
+async def add_news(
     connection: AsyncConnection,
     session_id: str,
     at: datetime,

@@ -13,7 +13,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from polydev.controller.model import Session, Vm
 
 
-def page(
+def paginated(
     statement: sa.Select[Any],
     columns: ReadOnlyColumnCollection[str, Any],
     limit: int,

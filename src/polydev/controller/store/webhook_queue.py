@@ -27,7 +27,7 @@ CROWDED_OUT = "{most} deliveries waited for this endpoint, and later ones took i
 UNKNOWN = "the endpoint is not configured any more"
 
 
-async def tell(
+async def write_event(
     connection: AsyncConnection, kind: EventType, data: Mapping[str, str | None], at: datetime
 ) -> None:
     """Write an event in a transaction under way; with its commit it is going to be delivered.
@@ -62,7 +62,7 @@ class Claim:
 
 
 @uninterrupted
-class Webhooks:
+class WebhookQueue:
     """Events, queued for endpoints and delivered; for the process that leads."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
@@ -167,7 +167,7 @@ class Webhooks:
         async with self._database.writing() as connection:
             return await _fail(connection, self._clock(), UNKNOWN, *unknown)
 
-    async def be_gone(self, endpoint: str, url_sha256: str) -> None:
+    async def mark_gone(self, endpoint: str, url_sha256: str) -> None:
         """Note that an endpoint wants no more at that URL; what waits for it fails."""
         at, gone = self._clock(), tables.webhook_gone
         async with self._database.writing() as connection:
@@ -176,7 +176,7 @@ class Webhooks:
             await connection.execute(sa.insert(gone).values(values))
             await _fail(connection, at, GONE, WAITS, _deliveries.endpoint == endpoint)
 
-    async def be_back(self, endpoint: str) -> None:
+    async def unmark_gone(self, endpoint: str) -> None:
         """Note that an endpoint may be sent messages again."""
         gone = tables.webhook_gone
         async with self._database.writing() as connection:

@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables
-from polydev.controller.store.changes import change_session, change_vm, locked_vm
-from polydev.controller.store.rows import HELD_VMS, LIVE_SESSIONS
+from polydev.controller.store.row_mapping import HELD_VMS, LIVE_SESSIONS
+from polydev.controller.store.session_changes import change_session, change_vm, locked_vm
 from polydev.controller.store.transactions import Database
 
 _vms = tables.vms.c
 
 
-async def mend(database: Database, clock: Callable[[], datetime]) -> list[str]:
+async def repair_sessions(database: Database, clock: Callable[[], datetime]) -> list[str]:
     """Set right whatever is wrong, one VM at a time; what was done, in words."""
     async with database.reading() as connection:
         suspects = (await connection.execute(_suspects())).scalars().all()
@@ -29,7 +29,7 @@ async def mend(database: Database, clock: Callable[[], datetime]) -> list[str]:
     for vm_id in suspects:
         async with database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
-            done += await _mend_one(connection, vm, session, clock())
+            done += await _repair_one(connection, vm, session, clock())
     return done
 
 
@@ -51,7 +51,7 @@ def _suspects() -> sa.CompoundSelect[str]:
     return sa.union(named, sa.select(held.id).where(sa.or_(lonely, over)))
 
 
-async def _mend_one(
+async def _repair_one(
     connection: AsyncConnection, vm: Vm, session: Session | None, at: datetime
 ) -> list[str]:
     done = []

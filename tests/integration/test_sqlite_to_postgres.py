@@ -19,16 +19,22 @@ from polydev.controller.migrations import HEAD
 from polydev.controller.model import Caller
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import Quotas
-from polydev.controller.store import access, postgres_fill, schema, tables, usable
 from polydev.controller.store import backup as backup_module
+from polydev.controller.store import (
+    database_check,
+    postgres_access,
+    schema_check,
+    sqlite_to_postgres,
+    tables,
+)
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.backup import backup, restore
-from polydev.controller.store.copying import CopyError
-from polydev.controller.store.credentials import Credentials
-from polydev.controller.store.samples import Samples
+from polydev.controller.store.backup_error import BackupError
+from polydev.controller.store.credentials import CredentialStore
+from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.usage import Usage
-from polydev.controller.store.webhooks import Subscription, Webhooks
+from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
 from tests.stores import Store, opened, run_async
@@ -57,19 +63,19 @@ async def filled(folder: Path) -> AsyncIterator[Store]:
         session = await store.start_ready(user)
         over = await store.start(other, key="one")
         await store.sessions.apply(over.id, "terminate")
-        sealed = Credentials(store.database, Keyring((b"k" * 32,)), store.clock)
+        sealed = CredentialStore(store.database, Keyring((b"k" * 32,)), store.clock)
         await sealed.store(user, "claude", bytes(range(256)))
         reading = Reading(session.vm_id, store.clock(), False, 1 / 3, 2**40, None)
         await Usage(store.database, Quotas()).count([reading])
         caller = Caller(user, "user", "jwt")
         await SignIns(store.database, store.clock).create(caller, 3600)
         await Tickets(store.database, store.clock).create("viewer", caller, 30, session.id)
-        await Samples(store.database).add(store.clock(), FIGURES)
+        await HostSamples(store.database).add(store.clock(), FIGURES)
         await Alerts(store.database, store.clock).raise_("cpu", "host", "warning", "busy", 71.5)
-        webhooks = Webhooks(store.database, store.clock)
+        webhooks = WebhookQueue(store.database, store.clock)
         await webhooks.queue([Subscription("front", EVENT_TYPES)], 100)
-        await webhooks.be_gone("front", "0" * 64)
-        await store.sessions.tell(session.id, "note", {"last": True})
+        await webhooks.mark_gone("front", "0" * 64)
+        await store.sessions.add_news(session.id, "note", {"last": True})
         async with store.database.writing() as connection:
             news = tables.session_news
             last = sa.select(sa.func.max(news.c.number)).scalar_subquery()
@@ -104,9 +110,11 @@ async def test_every_row_arrives_and_numbers_go_on(tmp_path: Path, postgres_url:
     assert copy.read_bytes() == content
     async with opened(postgres_url) as store:
         (session, *_) = await store.sessions.list()
-        await store.sessions.tell(session.id, "note", {})
+        await store.sessions.add_news(session.id, "note", {})
         assert await store.sessions.latest_news_number() == used + 1, "no number is used twice"
-        assert (await usable.check(postgres_url, with_tools=False))["differences"] == []
+        assert (await database_check.check_database(postgres_url, with_tools=False))[
+            "differences"
+        ] == []
 
 
 @run_async
@@ -114,12 +122,15 @@ async def test_what_was_there_is_replaced_and_named_before(
     tmp_path: Path, postgres_url: str
 ) -> None:
     copy = tmp_path / "copy"
-    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == []
+    assert (await database_check.check_database(postgres_url, with_tools=False))["occupied"] == []
     await migrate(postgres_url)
-    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == []
+    assert (await database_check.check_database(postgres_url, with_tools=False))["occupied"] == []
     async with opened(postgres_url) as store:
         former = await store.new_user()
-    assert (await usable.check(postgres_url, with_tools=False))["occupied"] == ["slots", "users"]
+    assert (await database_check.check_database(postgres_url, with_tools=False))["occupied"] == [
+        "slots",
+        "users",
+    ]
     async with filled(tmp_path):
         await backup(sqlite_url(tmp_path), copy)
     await restore(postgres_url, copy)
@@ -169,7 +180,7 @@ async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_
         with closing(sqlite3.connect(copy)) as bad, bad:
             row = ("1", "user", "2026-01-01 12:00:00.000000", name)
             bad.execute("INSERT INTO users (id, role, created_at, name) VALUES (?, ?, ?, ?)", row)
-        with pytest.raises(CopyError, match="does not take a row of users: ") as failure:
+        with pytest.raises(BackupError, match="does not take a row of users: ") as failure:
             await restore(postgres_url, copy)
         assert name not in failure.value.message
         assert await rows_of(postgres_url) == before
@@ -186,8 +197,8 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
     copy = tmp_path / "copy"
     await migrate(postgres_url)
     # Which would drop the trigger: as if that came later.
-    monkeypatch.setattr(schema, "mend", lambda _: None)
-    monkeypatch.setattr(access, "close", lambda _: None)
+    monkeypatch.setattr(schema_check, "mend", lambda _: None)
+    monkeypatch.setattr(postgres_access, "close", lambda _: None)
     name = sa.make_url(postgres_url).database
     assert name
     postgres_server.do(
@@ -199,7 +210,7 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
     postgres_server.do(trigger, name)
     async with filled(tmp_path):
         await backup(sqlite_url(tmp_path), copy)
-    with pytest.raises(CopyError, match="tokens: PostgreSQL has 1 rows that are not the 1"):
+    with pytest.raises(BackupError, match="tokens: PostgreSQL has 1 rows that are not the 1"):
         await restore(postgres_url, copy)
     assert not any((await rows_of(postgres_url)).values())
 
@@ -214,7 +225,7 @@ async def test_a_database_that_a_controller_uses_is_refused(
     await backup(sqlite_url(tmp_path), copy)
     await migrate(postgres_url)
     async with opened(postgres_url) as store, store.database.reading():
-        with pytest.raises(CopyError, match="a controller uses the database"):
+        with pytest.raises(BackupError, match="a controller uses the database"):
             await restore(postgres_url, copy)
 
 
@@ -245,7 +256,7 @@ async def test_a_restore_waits_for_connections_that_are_being_closed(
 async def test_large_databases_come_in_parts(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_fill, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(sqlite_to_postgres, "ROWS_AT_ONCE", 7)
     copy = tmp_path / "copy"
     await migrate(sqlite_url(tmp_path))
     async with opened(sqlite_url(tmp_path)) as store:

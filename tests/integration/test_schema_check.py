@@ -22,9 +22,9 @@ from polydev.controller.database import DatabaseUnusable, create_engine, schema_
 from polydev.controller.migrate import MIGRATIONS, MigrationError, migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables
-from polydev.controller.store.schema import SchemaError
+from polydev.controller.store.database_check import check_database
+from polydev.controller.store.schema_check import SchemaError
 from polydev.controller.store.transactions import Database
-from polydev.controller.store.usable import check
 from polydev.controller.store.users import Users
 from polydev.run import run
 from tests.stores import opened, run_async, with_a_failing_migration
@@ -239,7 +239,7 @@ async def edited(url: str, edits: Iterable[Edit]) -> list[str]:
 
 
 async def named(url: str) -> list[str]:
-    found = (await check(url, with_tools=False))["differences"]
+    found = (await check_database(url, with_tools=False))["differences"]
     assert isinstance(found, list)
     return sorted(found)
 
@@ -290,7 +290,7 @@ async def test_another_revision_is_named(store_url: str, revision: str) -> None:
     await edited(store_url, (Edit(change, ()),))
     if revision == "9999":
         with pytest.raises(DatabaseUnusable, match="9999, which this release does not know") as no:
-            await check(store_url, with_tools=False)
+            await check_database(store_url, with_tools=False)
         assert "./inv rollback" in (no.value.hint or "")
     else:
         assert await named(store_url) == [f"+ revision {HEAD}", f"- revision {revision}"]

@@ -18,7 +18,7 @@ from polydev.controller.store.transactions import Database
 _sessions, _vms = tables.sessions.c, tables.vms.c
 
 
-async def forget(database: Database, before: datetime, limit: int) -> int:
+async def delete_ended_sessions(database: Database, before: datetime, limit: int) -> int:
     """Delete so many of the sessions that ended before that time; how many were."""
     async with database.reading() as connection:
         over = (await connection.execute(_forgettable(before, 1))).first()

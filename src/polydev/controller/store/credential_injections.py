@@ -10,16 +10,21 @@ import sqlalchemy as sa
 from polydev.controller.model import Session, now
 from polydev.controller.sealing import Keyring
 from polydev.controller.store import tables
-from polydev.controller.store.changes import (
+from polydev.controller.store.credential_holders import (
+    hold_credentials,
+    no_key,
+    of_user,
+    release_credentials,
+)
+from polydev.controller.store.credential_log import log_session_event
+from polydev.controller.store.credentials import columns, sealed_of
+from polydev.controller.store.session_changes import (
+    add_news,
     change_session,
     locked_live_session,
     locked_session,
-    tell,
     write_session,
 )
-from polydev.controller.store.credential_log import note_of_session
-from polydev.controller.store.credentials import columns, sealed_of
-from polydev.controller.store.held import let_go, no_key, of_user, take
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
@@ -27,7 +32,7 @@ _kept = tables.credentials.c
 
 
 @uninterrupted
-class Injections:
+class CredentialInjections:
     """Each step may be repeated, also by another process."""
 
     def __init__(
@@ -50,7 +55,7 @@ class Injections:
         async with self._database.writing() as connection:
             await lock_user(connection, session.user_id)
             session = await locked_live_session(connection, session.id)
-            await take(connection, *owner, session.id, alone=alone)
+            await hold_credentials(connection, *owner, session.id, alone=alone)
             row = (await connection.execute(asked)).mappings().one()
         if self._keys is None:
             raise no_key()
@@ -63,7 +68,7 @@ class Injections:
             if not session.waits_for_injection:
                 return
             at = self._clock()
-            await note_of_session(connection, at, "injected", session)
+            await log_session_event(connection, at, "injected", session)
             values = {"login": "done", "login_detail": None, "stored_credentials": "injected"}
             await change_session(connection, session, "injected", at, values=values)
 
@@ -80,11 +85,11 @@ class Injections:
             if not session.waits_for_injection:
                 return
             if not is_left:
-                await let_go(connection, session.id, stale=tried)
+                await release_credentials(connection, session.id, stale=tried)
             values = {"login_detail": because, "stored_credentials": "refused"}
             await write_session(connection, session, **values)
             words = {"provider": session.provider, "injected": False, "because": because}
-            await tell(connection, session.id, self._clock(), "credentials", words)
+            await add_news(connection, session.id, self._clock(), "credentials", words)
 
     async def is_holder(self, session_id: str) -> bool:
         """Whether credentials belong to a session until its VM is gone."""
@@ -105,10 +110,10 @@ class Injections:
             await locked_session(connection, session.id)
             at = self._clock()
             values = {**columns(sealed), "updated_at": at, "may_be_stale": False}
-            if await let_go(connection, session.id, stale=False, **values):
-                await note_of_session(connection, at, "read_back", session)
+            if await release_credentials(connection, session.id, stale=False, **values):
+                await log_session_event(connection, at, "read_back", session)
 
     async def not_injected(self, session_id: str) -> None:
         """Let go of what a session's VM never had."""
         async with self._database.writing() as connection:
-            await let_go(connection, session_id, stale=False)
+            await release_credentials(connection, session_id, stale=False)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.database import BUSY_TIMEOUT_MS, create_engine
 from polydev.controller.migrate import migrate
 from polydev.controller.store import tables
-from polydev.controller.store.copying import CopyError
+from polydev.controller.store.backup_error import BackupError
 
 ROWS_AT_ONCE = 1000
 NOTHING_CHANGED = "nothing was changed in PostgreSQL"
@@ -27,7 +27,7 @@ _SET_SEQUENCE = sa.text(
 ).bindparams(sa.bindparam("last", type_=sa.Integer))
 
 
-async def fill(url: str, copy: Path) -> None:
+async def fill_postgres(url: str, copy: Path) -> None:
     """Replace the rows of our tables in PostgreSQL by those of the copy, which is migrated.
 
     Raises CopyError, MigrationError; PostgreSQL has the rows then that it had.
@@ -46,7 +46,7 @@ async def fill(url: str, copy: Path) -> None:
             for table in _TABLES:
                 await _compare(table, rows, connection)
     except (SQLAlchemyError, OSError) as error:
-        raise CopyError(f"PostgreSQL failed: {_driver_words(error)}", NOTHING_CHANGED) from error
+        raise BackupError(f"PostgreSQL failed: {_driver_words(error)}", NOTHING_CHANGED) from error
     finally:
         await source.dispose()
         await target.dispose()
@@ -58,7 +58,7 @@ async def _copy(table: sa.Table, rows: AsyncConnection, to: AsyncConnection) -> 
         async for part in found.mappings().partitions(ROWS_AT_ONCE):
             await to.execute(sa.insert(table), [dict(row) for row in part])
     except SQLAlchemyError as error:
-        raise CopyError(
+        raise BackupError(
             f"PostgreSQL does not take a row of {table.name}: {_driver_words(error)}",
             NOTHING_CHANGED,
         ) from error
@@ -74,7 +74,7 @@ async def _compare(table: sa.Table, rows: AsyncConnection, to: AsyncConnection) 
     wanted, found = await _content(table, rows), await _content(table, to)
     if wanted != found:
         there = f"PostgreSQL has {found[0]} rows that are not the {wanted[0]} of the copy"
-        raise CopyError(f"{table.name}: {there}", NOTHING_CHANGED)
+        raise BackupError(f"{table.name}: {there}", NOTHING_CHANGED)
 
 
 async def _content(table: sa.Table, connection: AsyncConnection) -> tuple[int, int]:

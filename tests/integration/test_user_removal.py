@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from polydev.client.credentials import new_key
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store import tables
-from polydev.controller.store.credentials import Credentials
-from polydev.controller.store.removing import REASON, Removed, remove_user
+from polydev.controller.store.credentials import CredentialStore
+from polydev.controller.store.user_removal import REASON, Removed, remove_user
 from polydev.errors import SessionError, UserNotFound
 from tests.stores import Store, opened, run_async
 
@@ -44,7 +44,7 @@ async def test_everything_of_a_user_goes_and_nothing_of_others(store_url: str) -
             await store.vms.released(session.vm_id)
         await store.tokens.create(user, "one")
         await store.tokens.create(user, "two")
-        await Credentials(store.database, keyring_of(SecretStr(new_key()))).store(
+        await CredentialStore(store.database, keyring_of(SecretStr(new_key()))).store(
             user, "claude", b"secret"
         )
         assert await remove_user(store.database, user) == Removed(2, 2, 1)

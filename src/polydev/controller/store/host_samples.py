@@ -20,7 +20,7 @@ PORTION = 50
 
 
 @uninterrupted
-class Samples:
+class HostSamples:
     def __init__(self, database: Database) -> None:
         self._database = database
 

@@ -10,8 +10,8 @@ import pytest
 from polydev.controller.database import DatabaseUnusable
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.store import postgres_copy, usable
-from polydev.controller.store.copying import CopyError
+from polydev.controller.store import database_check, postgres_backup
+from polydev.controller.store.backup_error import BackupError
 from tests.databases import PostgresServer
 from tests.stores import run_async
 
@@ -30,11 +30,11 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
 @run_async
 async def test_one_that_can_be_used(postgres_server: PostgresServer, database: str) -> None:
     url = postgres_server.url(database)
-    found = await usable.check(url, with_tools=True)
+    found = await database_check.check_database(url, with_tools=True)
     assert found["database"] == f"PostgreSQL, {database} at {postgres_server.folder} as owner"
     assert (found["revision"], found["expected"], found["differences"]) == (None, HEAD, [])
     await migrate(url)
-    assert (await usable.check(url, with_tools=True))["revision"] == HEAD
+    assert (await database_check.check_database(url, with_tools=True))["revision"] == HEAD
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_connections(
 ) -> None:
     where = address.format(folder=postgres_server.folder, address=postgres_server.address)
     with pytest.raises(DatabaseUnusable, match=said) as failure:
-        await usable.check(f"postgresql+psycopg://{where}", with_tools=False)
+        await database_check.check_database(f"postgresql+psycopg://{where}", with_tools=False)
     assert "horse" not in failure.value.message
     assert hint is None or hint in (failure.value.hint or "")
 
@@ -71,7 +71,7 @@ async def test_a_role_that_may_make_no_tables(
     postgres_server.do("CREATE ROLE reader LOGIN")
     url = postgres_server.url(database).replace("owner@", "reader@")
     with pytest.raises(DatabaseUnusable, match="reader may not make tables in schema public") as no:
-        await usable.check(url, with_tools=False)
+        await database_check.check_database(url, with_tools=False)
     assert no.value.hint == "as its owner: GRANT CREATE ON SCHEMA public TO reader"
 
 
@@ -79,7 +79,7 @@ async def test_a_role_that_may_make_no_tables(
 async def test_tables_that_are_in_the_way(postgres_server: PostgresServer, database: str) -> None:
     postgres_server.do("CREATE TABLE users (id integer)", database)
     with pytest.raises(DatabaseUnusable, match="`users` that is not the controller's"):
-        await usable.check(postgres_server.url(database), with_tools=False)
+        await database_check.check_database(postgres_server.url(database), with_tools=False)
 
 
 @run_async
@@ -87,11 +87,11 @@ async def test_a_schema_of_its_own(postgres_server: PostgresServer, database: st
     postgres_server.do("CREATE TABLE users (id integer)", database)
     url = f"{postgres_server.url(database)}&options=-csearch_path%3Down"
     with pytest.raises(DatabaseUnusable, match="no schema on the search path"):
-        await usable.check(url, with_tools=False)
+        await database_check.check_database(url, with_tools=False)
     postgres_server.do("CREATE SCHEMA own", database)
-    await usable.check(url, with_tools=False)
+    await database_check.check_database(url, with_tools=False)
     await migrate(url)
-    assert (await usable.check(url, with_tools=False))["revision"] == HEAD
+    assert (await database_check.check_database(url, with_tools=False))["revision"] == HEAD
 
 
 @run_async
@@ -100,25 +100,25 @@ async def test_one_of_a_newer_release(postgres_server: PostgresServer, database:
     await migrate(url)
     postgres_server.do("UPDATE alembic_version SET version_num = '9999'", database)
     with pytest.raises(DatabaseUnusable, match="revision 9999, which this release does not know"):
-        await usable.check(url, with_tools=False)
+        await database_check.check_database(url, with_tools=False)
 
 
 @run_async
 async def test_tools_that_are_too_old(
     postgres_server: PostgresServer, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_copy, "PROGRAMS", tmp_path)
+    monkeypatch.setattr(postgres_backup, "PROGRAMS", tmp_path)
     for version in ("9.6", "11"):
         folder = tmp_path / version / "bin"
         folder.mkdir(parents=True)
-        for tool in usable.TOOLS:
+        for tool in database_check.TOOLS:
             program = folder / tool
             program.write_text(f"#!/bin/sh\necho '{tool} (PostgreSQL) {version}.4'\n")
             program.chmod(0o755)
     with pytest.raises(DatabaseUnusable, match="of version 11, the server of"):
-        await usable.check(postgres_server.url(database), with_tools=True)
-    monkeypatch.setattr(postgres_copy, "PROGRAMS", tmp_path / "none")
+        await database_check.check_database(postgres_server.url(database), with_tools=True)
+    monkeypatch.setattr(postgres_backup, "PROGRAMS", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CopyError, match="is not installed") as missing:
-        await usable.check(postgres_server.url(database), with_tools=True)
+    with pytest.raises(BackupError, match="is not installed") as missing:
+        await database_check.check_database(postgres_server.url(database), with_tools=True)
     assert "postgresql-client" in (missing.value.hint or "")

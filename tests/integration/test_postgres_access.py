@@ -16,9 +16,9 @@ from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.migrate import MIGRATIONS, migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.store.access import exposed_to, known_tables
 from polydev.controller.store.backup import backup, restore
-from polydev.controller.store.changes import locked_session, tell
+from polydev.controller.store.postgres_access import exposed_to, known_tables
+from polydev.controller.store.session_changes import add_news, locked_session
 from polydev.controller.store.transactions import Database
 from tests.databases import PostgresServer, lock_awaited
 from tests.stores import opened, run_async
@@ -155,7 +155,7 @@ async def test_a_deployment_that_was_open_is_closed_by_the_next(supabase: str) -
             await connection.execute(sa.text("SELECT 1"))
         assert await migrate(supabase) == (HEAD, HEAD)
         assert (await store.sessions.get(session.id)).id == session.id
-        await store.sessions.tell(session.id, "note", {})
+        await store.sessions.add_news(session.id, "note", {})
     assert_closed(supabase)
     assert await exposed(supabase) == {}
 
@@ -229,7 +229,7 @@ async def test_a_restore_holds_nothing_that_a_transaction_needs_next(
             await lock_awaited(connection, restoring)
             # A process that waits for so long has looked for a deadlock, and will not look again.
             await asyncio.sleep(DEADLOCK_TIMEOUT_SECONDS)
-            await tell(connection, session.id, store.clock.at, "note", {})
+            await add_news(connection, session.id, store.clock.at, "note", {})
         await restoring
         assert "note" not in {news.kind for news in await store.sessions.news(session.id)}
 
@@ -246,7 +246,7 @@ async def test_a_restore_waits_for_a_controller_that_serves(supabase: str, tmp_p
         async def serve() -> int:
             count = 0
             while not ending.is_set():
-                await store.sessions.tell(session.id, "note", {})
+                await store.sessions.add_news(session.id, "note", {})
                 await store.users.list()
                 count += 1
             return count

@@ -14,8 +14,8 @@ from polydev.controller.database import (
     BUSY_TIMEOUT_MS,
     CONNECT_TIMEOUT_SECONDS,
 )
-from polydev.controller.store.access import CLOSE, DROP, VERSION_TABLE, known_tables
-from polydev.controller.store.copying import STOP_HINT, CopyError
+from polydev.controller.store.backup_error import STOP_HINT, BackupError
+from polydev.controller.store.postgres_access import CLOSE, DROP, VERSION_TABLE, known_tables
 from polydev.errors import CommandError, ConfigError
 from polydev.run import run
 
@@ -83,7 +83,7 @@ def put_back(url: str, script: Path) -> None:
         try:
             _do(words, url)
             break
-        except CopyError as error:
+        except BackupError as error:
             if not tries_left or not any(word in error.message for word in PASSING):
                 raise
 
@@ -124,7 +124,7 @@ def tool_version(name: str) -> int:
     try:
         said = run([program(name), "--version"]).stdout
     except ConfigError as error:
-        raise CopyError(f"{name} is not installed", CLIENT_HINT) from error
+        raise BackupError(f"{name} is not installed", CLIENT_HINT) from error
     found = re.search(r"\b(\d+)", said)
     return int(found[1]) if found else 0
 
@@ -143,14 +143,14 @@ def _do(words: Sequence[str], url: str | None = None) -> None:
     try:
         run([program(tool), *rest], env={**env, **(secrets_of(url) if url else {})})
     except ConfigError as error:
-        raise CopyError(f"{tool} is not installed", CLIENT_HINT) from error
+        raise BackupError(f"{tool} is not installed", CLIENT_HINT) from error
     except CommandError as error:
         raise _copy_error(tool, error.stderr_tail) from error
 
 
-def _copy_error(tool: str, said: str) -> CopyError:
+def _copy_error(tool: str, said: str) -> BackupError:
     if "server version mismatch" in said or "unsupported version" in said:
-        return CopyError(f"{tool} is older than the database or the copy: {said}", CLIENT_HINT)
+        return BackupError(f"{tool} is older than the database or the copy: {said}", CLIENT_HINT)
     if "lock timeout" in said:
-        return CopyError(f"another process uses the database: {said}", STOP_HINT)
-    return CopyError(f"{tool} failed: {said}")
+        return BackupError(f"another process uses the database: {said}", STOP_HINT)
+    return BackupError(f"{tool} failed: {said}")

@@ -168,13 +168,13 @@ async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
     return {row.role: f"{row.privileges} on {row.tables}" for row in rows}
 
 
-def close(connection: sa.Connection) -> None:
+def close_access(connection: sa.Connection) -> None:
     """Let nobody but the owner use our tables; the transaction is the caller's."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(CLOSE, execution_options={"no_parameters": True})
 
 
-def loosened(connection: sa.Connection) -> Iterator[str]:
+def access_differences(connection: sa.Connection) -> Iterator[str]:
     """Yield what `CLOSE` would set back: `-` what holds, `+` what is to hold."""
     if connection.dialect.name != "postgresql":
         return
@@ -189,7 +189,7 @@ def loosened(connection: sa.Connection) -> Iterator[str]:
         yield f"- {row.kind} {row.name} on {row.within}"
 
 
-def foreign_owners(connection: sa.Connection) -> Iterator[str]:
+def owner_differences(connection: sa.Connection) -> Iterator[str]:
     """Yield which of our tables belong to a role that we may not act as."""
     if connection.dialect.name != "postgresql":
         return

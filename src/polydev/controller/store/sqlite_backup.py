@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from polydev.controller.store.copying import STOP_HINT, CopyError
+from polydev.controller.store.backup_error import STOP_HINT, BackupError
 
 WAIT_SECONDS = 5.0
 
@@ -20,7 +20,7 @@ def path_of(url: str) -> Path:
 
 def require_file(path: Path) -> None:
     if not path.is_file():
-        raise CopyError(f"there is no database {path}")
+        raise BackupError(f"there is no database {path}")
 
 
 def copy_to(url: str, file: Path) -> None:
@@ -73,15 +73,15 @@ def _require_alone(live: sqlite3.Connection, path: Path) -> None:
     try:
         live.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.OperationalError as error:
-        raise CopyError(f"another process uses {path}", STOP_HINT) from error
+        raise BackupError(f"another process uses {path}", STOP_HINT) from error
 
 
 def _require_sound(copy: sqlite3.Connection, file: Path) -> None:
     found = [str(row[0]) for row in copy.execute("PRAGMA integrity_check(3)")]
     if found != ["ok"]:
-        raise CopyError(f"{file} is damaged: {'; '.join(found)}")
+        raise BackupError(f"{file} is damaged: {'; '.join(found)}")
     if copy.execute("PRAGMA foreign_key_check").fetchone() is not None:
-        raise CopyError(f"{file} is damaged: it has rows that name others that are not there")
+        raise BackupError(f"{file} is damaged: it has rows that name others that are not there")
 
 
 @contextmanager
@@ -89,4 +89,4 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise CopyError(f"{what}: {error}") from error
+        raise BackupError(f"{what}: {error}") from error

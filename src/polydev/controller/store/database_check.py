@@ -14,8 +14,8 @@ from polydev.controller.database import DatabaseUnusable, create_engine, describ
 from polydev.controller.migrate import known_revisions
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables
-from polydev.controller.store.postgres_copy import CLIENT_HINT, tool_version
-from polydev.controller.store.schema import differences, lines_of
+from polydev.controller.store.postgres_backup import CLIENT_HINT, tool_version
+from polydev.controller.store.schema_check import differences, lines_of
 
 CONNECT_SECONDS = 30
 OLDEST_SERVER = 12
@@ -38,7 +38,7 @@ HINTS = (
 )
 
 
-async def check(url: str, *, with_tools: bool) -> dict[str, object]:
+async def check_database(url: str, *, with_tools: bool) -> dict[str, object]:
     """Describe the database. Raises DatabaseUnusable with what to do; never with a password."""
     parts = sa.make_url(url)
     found: dict[str, object] = {"database": described(url), "expected": HEAD, "occupied": []}

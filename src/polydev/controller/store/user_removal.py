@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import now
 from polydev.controller.store import tables
-from polydev.controller.store.changes import change_session, locked_session
+from polydev.controller.store.session_changes import change_session, locked_session
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import lock_user
 from polydev.errors import SessionError

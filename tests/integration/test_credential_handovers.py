@@ -18,13 +18,13 @@ from polydev.controller.model import Caller, Session
 from polydev.controller.sealing import Keyring, checked_recipient
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import tables
+from polydev.controller.store.credential_handovers import CredentialHandovers
+from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.credential_log import CredentialLog, actor_of
-from polydev.controller.store.credentials import Credentials, Resealed
-from polydev.controller.store.handovers import HandOvers
-from polydev.controller.store.injections import Injections
-from polydev.controller.store.removing import remove_user
+from polydev.controller.store.credentials import CredentialStore, ResealCounts
 from polydev.controller.store.sessions import MOST_LOGIN_NEWS, NewSession
 from polydev.controller.store.transactions import Database
+from polydev.controller.store.user_removal import remove_user
 from polydev.errors import CredentialsInUse, SessionError, SessionExpired
 from tests.stores import DIGEST, Store, opened, run_async
 from tests.webhooks import rows
@@ -36,12 +36,12 @@ RECIPIENT = "age1jz07tff4p9688ugj3ecm00y7g43q3ttq9xt63ckprhc7ljyvhdeqew6uda"
 MANY = SessionLimits(per_user=50)
 
 
-def handovers_of(store: Store, complete_after_seconds: float | None = 10) -> HandOvers:
-    return HandOvers(store.database, KEYS, complete_after_seconds, store.clock)
+def handovers_of(store: Store, complete_after_seconds: float | None = 10) -> CredentialHandovers:
+    return CredentialHandovers(store.database, KEYS, complete_after_seconds, store.clock)
 
 
-def credentials_of(store: Store) -> Credentials:
-    return Credentials(store.database, KEYS, store.clock)
+def credentials_of(store: Store) -> CredentialStore:
+    return CredentialStore(store.database, KEYS, store.clock)
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def pending(store: Store, user: str, **words: Any) -> Session:
     session, _ = await store.sessions.start(new)
     await store.vms.launched(session.vm_id)
     await store.vms.ready(session.vm_id)
-    return await store.sessions.login_is(session.id, "waiting")
+    return await store.sessions.set_login(session.id, "waiting")
 
 
 @run_async
@@ -72,8 +72,8 @@ async def test_a_session_that_waits_for_stored_credentials_begins_no_login(store
         await store.vms.launched(session.vm_id)
         await store.vms.ready(session.vm_id)
         for status in ("starting", "waiting", "done"):
-            assert (await store.sessions.login_is(session.id, status)).state == "vm_created"
-        await Injections(store.database, KEYS, store.clock).injected(session.id)
+            assert (await store.sessions.set_login(session.id, status)).state == "vm_created"
+        await CredentialInjections(store.database, KEYS, store.clock).injected(session.id)
         assert (await store.sessions.get(session.id)).state == "authenticated"
 
 
@@ -82,7 +82,7 @@ async def test_a_vm_cannot_fill_the_log_of_its_session(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await pending(store, await store.new_user())
         for number in range(MOST_LOGIN_NEWS + 5):
-            session = await store.sessions.login_is(session.id, "failed", f"for reason {number}")
+            session = await store.sessions.set_login(session.id, "failed", f"for reason {number}")
             assert session.login_detail == f"for reason {number}"
         kinds = [row["kind"] for row in await rows(store.database, tables.session_news)]
         assert kinds.count("login") == MOST_LOGIN_NEWS
@@ -105,7 +105,7 @@ async def test_a_session_has_one_receipt_whoever_hands_over(store_url: str) -> N
     """Two processes at once, as while one hands over to the next."""
     async with opened(store_url, limits=MANY) as store, apart(store_url) as other:
         user = await store.new_user()
-        writers = handovers_of(store), HandOvers(other, KEYS, 10, store.clock)
+        writers = handovers_of(store), CredentialHandovers(other, KEYS, 10, store.clock)
         session = await pending(store, user)
         await asyncio.gather(
             *(writers[number % 2].hand_over(session, b"%d" % number) for number in range(6))
@@ -141,10 +141,10 @@ async def test_a_hand_over_and_every_end_of_a_session_at_once(store_url: str) ->
             session = await pending(store, user)
             await kept.remove_all(user)
             handed, ended, *_ = await asyncio.gather(
-                HandOvers(other, KEYS, 0, store.clock).hand_over(session, b"{}"),
+                CredentialHandovers(other, KEYS, 0, store.clock).hand_over(session, b"{}"),
                 store.sessions.apply(session.id, "terminate"),
                 store.sessions.complete_due(),
-                store.sessions.login_is(session.id, "failed", "denied"),
+                store.sessions.set_login(session.id, "failed", "denied"),
                 kept.store(user, "codex", b"{}"),
                 return_exceptions=True,
             )
@@ -192,7 +192,7 @@ async def test_a_key_is_good_for_the_same_wish_only(store_url: str) -> None:
 async def test_what_is_brought_back_is_stored_once(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)
-        injections = Injections(store.database, KEYS, store.clock)
+        injections = CredentialInjections(store.database, KEYS, store.clock)
         await kept.store(user, "claude", b"before")
         session = await holding(store, user)
         await store.vms.launched(session.vm_id)
@@ -255,8 +255,8 @@ async def test_a_rotation_leaves_what_a_recipient_opens(store_url: str) -> None:
         await handovers_of(store).hand_over(session, b"{}")
         await credentials_of(store).store(user, "codex", b"{}")
         before = await credentials_of(store).get(user, "claude")
-        rotating = Credentials(store.database, new, store.clock)
-        assert await rotating.seal_anew() == Resealed(1, 0, 0, recipients=1)
+        rotating = CredentialStore(store.database, new, store.clock)
+        assert await rotating.seal_anew() == ResealCounts(1, 0, 0, recipients=1)
         assert await rotating.get(user, "claude") == before
         (resealed,) = [
             each

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.model import Session
-from polydev.controller.store.rows import LIVE_SESSIONS, session_of
+from polydev.controller.store.row_mapping import LIVE_SESSIONS, session_of
 from polydev.controller.store.slots import count_slots
 from polydev.errors import CapacityError, SessionError, SessionExpired, TooManySessions
 

@@ -22,7 +22,13 @@ from alembic.autogenerate import produce_migrations
 from alembic.operations import Operations, ops
 from alembic.runtime.migration import MigrationContext
 
-from polydev.controller.store import access, tables
+from polydev.controller.store import tables
+from polydev.controller.store.postgres_access import (
+    VERSION_TABLE,
+    access_differences,
+    close_access,
+    owner_differences,
+)
 from polydev.errors import Error
 
 POSTGRESQL = "postgresql"
@@ -39,14 +45,14 @@ class SchemaError(Error):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """`lines` have `-` for what is there and `+` for what is to be; `mend` brings that about."""
+class SchemaDifference:
+    """`lines` have `-` for what is there and `+` for what is to be; `repair` brings that about."""
 
     lines: tuple[str, ...]
-    mend: Callable[[], object] | None = None
+    repair: Callable[[], object] | None = None
 
 
-def differences(connection: sa.Connection) -> list[Difference]:
+def differences(connection: sa.Connection) -> list[SchemaDifference]:
     """Where a database at this release's revision is not as its migrations make it."""
     context = MigrationContext.configure(
         connection,
@@ -55,7 +61,7 @@ def differences(connection: sa.Connection) -> list[Difference]:
     do = Operations(context)
     inspector = sa.inspect(connection)
     there = set(inspector.get_table_names())
-    close = partial(access.close, connection)
+    close = partial(close_access, connection)
     ours = [table for table in tables.metadata.sorted_tables if table.name in there]
     return [
         *_compared(context, do),
@@ -63,21 +69,21 @@ def differences(connection: sa.Connection) -> list[Difference]:
         *_primary_keys(inspector, ours),
         *_checks(inspector, ours, do),
         *_triggers(connection),
-        *(Difference((line,), close) for line in access.loosened(connection)),
-        *(Difference((line,)) for line in access.foreign_owners(connection)),
+        *(SchemaDifference((line,), close) for line in access_differences(connection)),
+        *(SchemaDifference((line,)) for line in owner_differences(connection)),
     ]
 
 
-def mend(connection: sa.Connection) -> None:
+def repair_schema(connection: sa.Connection) -> None:
     """Set back what can be set back. Raises SchemaError naming what cannot."""
     for each in differences(connection):
-        if each.mend:
-            each.mend()
+        if each.repair:
+            each.repair()
     if left := lines_of(differences(connection)):
         raise SchemaError(f"the database is not as its migrations make it: {'; '.join(left)}", HINT)
 
 
-def lines_of(found: Iterable[Difference]) -> list[str]:
+def lines_of(found: Iterable[SchemaDifference]) -> list[str]:
     return [line for each in found for line in each.lines]
 
 
@@ -85,7 +91,7 @@ def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "table" or name in tables.metadata.tables
 
 
-def _compared(context: MigrationContext, do: Operations) -> Iterator[Difference]:
+def _compared(context: MigrationContext, do: Operations) -> Iterator[SchemaDifference]:
     found = produce_migrations(context, tables.metadata).upgrade_ops
     assert found is not None
     can_alter = context.dialect.name == POSTGRESQL
@@ -96,8 +102,8 @@ def _compared(context: MigrationContext, do: Operations) -> Iterator[Difference]
             each, ops.AlterColumnOp | ops.AddConstraintOp | ops.DropConstraintOp
         )
         if lines:
-            can_be_mended = is_index or (is_altered and can_alter)
-            yield Difference(lines, partial(do.invoke, each) if can_be_mended else None)
+            can_be_repaired = is_index or (is_altered and can_alter)
+            yield SchemaDifference(lines, partial(do.invoke, each) if can_be_repaired else None)
 
 
 def _lines(found: ops.MigrateOperation) -> Iterator[str]:
@@ -152,7 +158,7 @@ def _constraint(found: ops.AddConstraintOp | ops.DropConstraintOp) -> str:
 
 def _partial_indexes(
     inspector: sa.Inspector, ours: list[sa.Table], do: Operations
-) -> Iterator[Difference]:
+) -> Iterator[SchemaDifference]:
     """Those that take in other rows; Alembic compares columns only."""
     word = f"{inspector.dialect.name}_where"
     for table in ours:
@@ -164,7 +170,7 @@ def _partial_indexes(
             wanted = _rows(index.dialect_options[inspector.dialect.name]["where"])
             if was != wanted:
                 lines = (f"- index {index.name}: of {was}", f"+ index {index.name}: of {wanted}")
-                yield Difference(lines, _made_anew(index, do))
+                yield SchemaDifference(lines, _made_anew(index, do))
 
 
 def _rows(condition: object) -> str:
@@ -182,17 +188,19 @@ def _made_anew(index: sa.Index, do: Operations) -> Callable[[], object]:
     return make
 
 
-def _primary_keys(inspector: sa.Inspector, ours: list[sa.Table]) -> Iterator[Difference]:
+def _primary_keys(inspector: sa.Inspector, ours: list[sa.Table]) -> Iterator[SchemaDifference]:
     for table in ours:
         was = inspector.get_pk_constraint(table.name)["constrained_columns"]
         wanted = [column.name for column in table.primary_key]
         if was != wanted:
             name = f"primary key of {table.name}"
             lines = (f"- {name}: {', '.join(was) or 'none'}", f"+ {name}: {', '.join(wanted)}")
-            yield Difference(lines)
+            yield SchemaDifference(lines)
 
 
-def _checks(inspector: sa.Inspector, ours: list[sa.Table], do: Operations) -> Iterator[Difference]:
+def _checks(
+    inspector: sa.Inspector, ours: list[sa.Table], do: Operations
+) -> Iterator[SchemaDifference]:
     """Checks are compared by the values that they name: databases write the rest anew."""
     can_alter = inspector.dialect.name == POSTGRESQL
     for table in ours:
@@ -211,8 +219,8 @@ def _checks(inspector: sa.Inspector, ours: list[sa.Table], do: Operations) -> It
                 continue
             lines = [f"- check {name} on {table.name}: {was}"] if was else []
             lines += [f"+ check {name} on {table.name}: {text}"] if text else []
-            mend = _set_check(do, table.name, name, was, text) if can_alter else None
-            yield Difference(tuple(lines), mend)
+            repair = _set_check(do, table.name, name, was, text) if can_alter else None
+            yield SchemaDifference(tuple(lines), repair)
 
 
 def _values(condition: str) -> list[str]:
@@ -231,15 +239,15 @@ def _set_check(
     return make
 
 
-def _triggers(connection: sa.Connection) -> Iterator[Difference]:
+def _triggers(connection: sa.Connection) -> Iterator[SchemaDifference]:
     """Those of SQLite; `access` knows those of PostgreSQL."""
     if connection.dialect.name != "sqlite":
         return
     quoted = connection.dialect.identifier_preparer.quote
     asked = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
     for name, table in connection.exec_driver_sql(asked).all():
-        if table in (*tables.metadata.tables, access.VERSION_TABLE):
+        if table in (*tables.metadata.tables, VERSION_TABLE):
             drop = f"DROP TRIGGER {quoted(name)}"
-            yield Difference(
+            yield SchemaDifference(
                 (f"- trigger {name} on {table}",), partial(connection.exec_driver_sql, drop)
             )
