@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import packages
+from polydev.hosttool import release_venv
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import file_sha256
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.release import FILES, release_damage
+from polydev.hosttool.release_files import FILES, release_damage
 from polydev.hosttool.releases import create
-from polydev.hosttool.tree import file_sha256
 from polydev.run import run
 
 FIRST, SECOND, THIRD, FOURTH = (f"2025013{day}_120000-abcd" for day in range(4))
@@ -78,14 +78,14 @@ class Deliveries:
 @pytest.fixture(scope="module")
 def deliveries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deliveries]:
     made = Deliveries(tmp_path_factory.mktemp("controller"))
-    real = packages.run
+    real = release_venv.run
 
     def recorded(argv: list[str]) -> None:
         made.ran.append(" ".join(argv))
         real(argv)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "run", recorded)
+        patch.setattr(release_venv, "run", recorded)
         yield made
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_copied_from_a_damaged_release(
     shutil.copytree(first, place, symlinks=True)
     requirements = tmp_path / "requirements.txt"
     shutil.copy(first / "requirements.txt", requirements)
-    same = packages._release_with_same_packages
+    same = release_venv._release_with_same_packages
     assert same(requirements, first / "venv", tmp_path) == place
     damage(place)
     assert same(requirements, first / "venv", tmp_path) is None

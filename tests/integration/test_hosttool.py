@@ -18,8 +18,10 @@ from typing import IO, Any
 import pytest
 
 from polydev import hosttool, run
-from polydev.hosttool.busy import alone, alone_with_slot
-from polydev.hosttool.database import (
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import entry_of
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.sqlite_database import (
     AT_REST,
     content_sha256,
     copy_database,
@@ -27,10 +29,8 @@ from polydev.hosttool.database import (
     replace_database,
     restore_in_place,
 )
-from polydev.hosttool.errors import HostError
-from polydev.hosttool.pack import zipapp_bytes
-from polydev.hosttool.paths import Paths
-from polydev.hosttool.tree import entry_of
+from polydev.hosttool.verb_lock import lock_host, lock_slot
+from polydev.hosttool.zipapp import zipapp_bytes
 
 FIRST, SECOND = "20250130_120000-abcd0", "20250131_120000-abcd1"
 Argv = list[str | Path]
@@ -118,9 +118,9 @@ def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "needed", "others"),
     [
-        ("lock show", "lock", {"look", "gate", "slots", "backup"}),
-        ("record list", "records", {"look", "gate", "slots", "backup"}),
-        ("slot list", "slots", {"look", "gate", "backup", "releases"}),
+        ("lock show", "deployment_lock", {"inspection", "health_gate", "slots", "backup"}),
+        ("record list", "records", {"inspection", "health_gate", "slots", "backup"}),
+        ("slot list", "slots", {"inspection", "health_gate", "backup", "releases"}),
     ],
 )
 def test_starts_without_what_only_other_verbs_need(
@@ -142,7 +142,7 @@ def test_every_module_of_ours_belongs_to_a_verb(tool: Path) -> None:
     )
     done = run.run([PYTHON, "-I", "-c", program, tool])
     left = set(json.loads(done.stdout.replace("'", '"')))
-    apart = {"__init__", "__main__", "pack", "placing"}  # the last two are the operator's
+    apart = {"__init__", "__main__", "zipapp", "upload"}  # the last two are the operator's
     assert {Path(name).stem for name in left} <= apart
 
 
@@ -362,13 +362,13 @@ class TestOneAtATime:
     def test_one_that_waits_too_long_is_told_who_has_it(self, tool: Path, tmp_path: Path) -> None:
         with self.busy(tool, tmp_path):
             refused = pytest.raises(HostError, match=f"the host is busy: image add {'b' * 12}")
-            with refused, alone(Paths.below(tmp_path), "it", wait_seconds=0):
+            with refused, lock_host(Paths.below(tmp_path), "it", wait_seconds=0):
                 pass
 
     def test_slots_wait_for_their_own_turn_only(self, tool: Path, tmp_path: Path) -> None:
         """A verb that has the host may have systemd make slots."""
         paths = Paths.below(tmp_path)
-        with self.busy(tool, tmp_path), alone_with_slot(paths, 2, "slot down 2, pid 1"):
+        with self.busy(tool, tmp_path), lock_slot(paths, 2, "slot down 2, pid 1"):
             assert call(tool, tmp_path, "slot", "up", "3")["error"] == "no-host"
             argv: Argv = [tool, "--root", tmp_path, "slot", "up", "2"]
             second = run.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

@@ -18,13 +18,13 @@ import yaml
 from polydev.controller.migrate import migrate as controller_migrate
 from polydev.controller.migrations import HEAD
 from polydev.hosttool import backup, database_verbs, releases
-from polydev.hosttool.busy import alone
+from polydev.hosttool.backup_manifest import read_backup, require_intact
 from polydev.hosttool.cli import parser
+from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.program import Program, database_in_words
-from polydev.hosttool.saved import load, require_whole
 from polydev.hosttool.units import MAIN, SOCKET
-from polydev.hosttool.verbs import Call
+from polydev.hosttool.verb import Call
+from polydev.hosttool.verb_lock import lock_host
 from tests.databases import PostgresServer
 from tests.stores import opened
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, bare_host, deploy
@@ -135,7 +135,7 @@ def test_a_restore_goes_to_the_database_of_the_backup(databases: Databases) -> N
     assert saved.dump
     assert (saved.dump.revision, saved.dump.database) == (HEAD, database_in_words(host.paths))
     assert json.dumps(saved.as_dict()["database"]).startswith('"PostgreSQL, ')
-    require_whole(load(host.paths, FIRST))
+    require_intact(read_backup(host.paths, FIRST))
 
     databases.add_user(0)
     databases.use(databases.url(1))
@@ -208,7 +208,7 @@ def test_a_database_that_cannot_be_used_is_told_without_its_password(
         assert failure.value.hint
         assert "Traceback" not in failure.value.message
         assert "horse" not in failure.value.message
-    assert backup.backups(databases.host.paths) == []
+    assert backup.list_backups(databases.host.paths) == []
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
 
     def is_refused(_verb: str, _unit: str) -> bool:
         refused = pytest.raises(HostError, match="the host is busy: database move")
-        with refused, alone(host.paths, "another one", wait_seconds=0):
+        with refused, lock_host(host.paths, "another one", wait_seconds=0):
             pass
         return False
 
@@ -260,7 +260,7 @@ def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
 
     # What is written from now on is PostgreSQL's alone.
     on_sqlite.add_user(0)
-    saved = load(host.paths, FIRST)
+    saved = read_backup(host.paths, FIRST)
     assert saved.moved == found["moved"]
     for file in ("moved", "moved.json"):
         content = (saved.folder / file).read_bytes()
@@ -320,7 +320,7 @@ def test_a_file_that_is_no_copy_is_refused_before_the_controller_is_stopped(
 
 def test_secrets_are_in_no_argument(databases: Databases) -> None:
     databases.use(databases.url(0))
-    program = Program(databases.host.paths, databases.host.controller.release(OLD))
+    program = ControllerProgram(databases.host.paths, databases.host.controller.release(OLD))
     assert not any("horse" in word for word in program.argv("migrate"))
     assert "horse" in program.environment()["POLYDEV_CONTROLLER_DATABASE_URL"]
     assert "POLYDEV_CONTROLLER_JWT_SECRET" not in program.environment(), "no verb needs it"

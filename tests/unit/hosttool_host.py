@@ -19,22 +19,21 @@ from typing import Any
 
 from polydev.deployment.connection import HostRefused
 from polydev.hosttool import backup, restore
+from polydev.hosttool.backup_manifest import Backup
+from polydev.hosttool.backup_scope import ControllerScope, Scope, list_scope
 from polydev.hosttool.cli import parser
-from polydev.hosttool.database import content_sha256
 from polydev.hosttool.durable import UNFINISHED
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import entries_below
 from polydev.hosttool.images import BOOT_FILES
-from polydev.hosttool.listing import listing
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.restore import Options
+from polydev.hosttool.restore import RestoreOptions
 from polydev.hosttool.restore_job import RestoreJob, read_state
 from polydev.hosttool.restore_units import SYSCTL_UNIT
-from polydev.hosttool.saved import Saved
-from polydev.hosttool.scope import Controller, Scope
-from polydev.hosttool.systemd import UnitState
-from polydev.hosttool.tree import entries_below
+from polydev.hosttool.sqlite_database import content_sha256
+from polydev.hosttool.systemd import UnitStatus
 from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, template_of, wanted_config
-from polydev.hosttool.verbs import Call
+from polydev.hosttool.verb import Call
 from polydev.ssh import SshTarget
 
 FIRST, SECOND, THIRD = (f"2025013{day}_120000-abcd{day}" for day in (0, 1, 2))
@@ -54,7 +53,7 @@ class ObedientSystemd:
     """
 
     paths: Paths
-    controller: Controller
+    controller: ControllerScope
     active: dict[str, str] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
@@ -83,16 +82,16 @@ class ObedientSystemd:
             root.name in self.known and root.suffix != ".d" for root in roots
         )
 
-    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+    def states(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         return {unit: self._state(unit) for unit in units}
 
-    def _state(self, unit: str) -> UnitState:
+    def _state(self, unit: str) -> UnitStatus:
         if unit in self.timers:
-            return UnitState(True, "active")
+            return UnitStatus(True, "active")
         if not self.exists(unit):
-            return UnitState(False, self.active.get(unit, "inactive"))
+            return UnitStatus(False, self.active.get(unit, "inactive"))
         word = "enabled" if unit in self.enabled else "static" if "@" in unit else "disabled"
-        return UnitState(True, self.active.get(unit, "inactive"), word)
+        return UnitStatus(True, self.active.get(unit, "inactive"), word)
 
     def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
         return {("127.0.0.1", 4000)}
@@ -281,7 +280,7 @@ class Host:
     scope: Scope
 
     @property
-    def controller(self) -> Controller:
+    def controller(self) -> ControllerScope:
         assert self.scope.controller is not None
         return self.scope.controller
 
@@ -290,15 +289,15 @@ class Host:
         assert self.scope.store is not None
         return self.scope.store
 
-    def backup(self, backup_id: str = FIRST) -> Saved:
+    def backup(self, backup_id: str = FIRST) -> Backup:
         return backup.create(self.paths, self.systemd, backup_id, self.scope)
 
     def restore(self, backup_id: str = FIRST, *, reach: bool = False) -> dict[str, object]:
-        return restore.restore(self.paths, self.systemd, backup_id, Options(reach=reach))
+        return restore.restore(self.paths, self.systemd, backup_id, RestoreOptions(reach=reach))
 
     def seen(self) -> dict[str, object]:
         """All that a restore has to bring back."""
-        return {"listing": listing(self.scope), "units": self.systemd.seen()}
+        return {"listing": list_scope(self.scope), "units": self.systemd.seen()}
 
     def killed_everywhere(self, action: Callable[[], object]) -> Iterator[int]:
         """The host as a kill left it, for each moment of `action`; the last one ran to its end."""
@@ -398,7 +397,7 @@ def bare_host(root: Path) -> Host:
         *(paths.units / name for name in (NETWORK, FIREWALL, "ssh.service.d/polydev.conf")),
     )
     own = (etc / "polydev", paths.controller_config, paths.sysctl / "60-polydev.conf")
-    controller = Controller(
+    controller = ControllerScope(
         root / "opt/master-controller", root / "var/lib/master-controller/controller.sqlite3"
     )
     store = root / "var/lib/firecracker/snapshots/base"

@@ -15,7 +15,7 @@ import pytest
 from polydev.deploys import atomic_folder
 from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
-from polydev.hosttool import busy, durable
+from polydev.hosttool import durable, verb_lock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.image import build, folder, promotion
@@ -62,7 +62,7 @@ WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] 
     "the lock of a build": (lambda place: build._build_lock(place, Steps()), {"build.lock"}),
     "modes of a build": (lambda _: build._usual_modes(), set()),
     "a host": (
-        lambda place: busy.alone(Paths.below(place), "it"),
+        lambda place: verb_lock.lock_host(Paths.below(place), "it"),
         {"opt", "opt/polydev-ai", "opt/polydev-ai/busy"},
     ),
     "a file of a VM": (lambda place: untrusted_files.open_untrusted(file_in(place)), {"file"}),
@@ -257,18 +257,18 @@ class TestTemplates:
 
 def test_who_waits_too_long_for_a_host_is_told_who_has_it(tmp_path: Path) -> None:
     paths = Paths.below(tmp_path)
-    with busy.alone(paths, "backup create"):
+    with verb_lock.lock_host(paths, "backup create"):
         before = descriptors()
         refused = pytest.raises(HostError, match=r"the host is busy: backup create, pid \d+$")
-        with refused as told, busy.alone(paths, "it", wait_seconds=0):
+        with refused as told, verb_lock.lock_host(paths, "it", wait_seconds=0):
             pass
         assert told.value.code == "busy"
         assert descriptors() == before
-        with busy.alone_with_slot(paths, 2, "slot up 2", wait_seconds=0):
+        with verb_lock.lock_slot(paths, 2, "slot up 2", wait_seconds=0):
             refused = pytest.raises(HostError, match="slot 2 is busy: slot up 2")
-            with refused, busy.alone_with_slot(paths, 2, "it", wait_seconds=0):
+            with refused, verb_lock.lock_slot(paths, 2, "it", wait_seconds=0):
                 pass
-            with busy.alone_with_slot(paths, 3, "it", wait_seconds=0):
+            with verb_lock.lock_slot(paths, 3, "it", wait_seconds=0):
                 pass
 
 

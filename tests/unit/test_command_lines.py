@@ -24,15 +24,15 @@ from polydev.deploys import bundle, images, rsync
 from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
     accounts,
+    controller_program,
+    deployment_slice,
     network_state,
-    operations,
-    packages,
     polkit,
-    program,
+    release_venv,
     slots,
     sshd,
 )
-from polydev.hosttool import settings as host_settings
+from polydev.hosttool import setting_conflicts as host_settings
 from polydev.hosttool import systemd as host_systemd
 from polydev.hosttool.paths import Paths
 from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
@@ -147,7 +147,7 @@ def make_venv(tmp_path: Path) -> None:
     (tmp_path / "releases").mkdir()
     (tmp_path / "place/venv").mkdir(parents=True)
     (tmp_path / "place/venv/pyvenv.cfg").write_text("version = 3.11.2\n")
-    packages.make_venv(tmp_path / "place", tmp_path, tmp_path, "/usr/bin/python3")
+    release_venv.make_venv(tmp_path / "place", tmp_path, tmp_path, "/usr/bin/python3")
 
 
 def lab_files(tmp_path: Path) -> None:
@@ -160,13 +160,13 @@ def configure_packages(tmp_path: Path) -> None:
     paths = Paths.below(tmp_path)
     (paths.dpkg / "updates").mkdir(parents=True)
     (paths.dpkg / "updates/0001").touch()
-    operations.configure_packages(paths)
+    deployment_slice.configure_packages(paths)
 
 
-def host_program(tmp_path: Path) -> program.Program:
+def host_program(tmp_path: Path) -> controller_program.ControllerProgram:
     paths = Paths.below(tmp_path)
     paths.controller_home.mkdir(parents=True)
-    return program.Program(paths, tmp_path / "release")
+    return controller_program.ControllerProgram(paths, tmp_path / "release")
 
 
 TARGET = SshTarget("prod", "prod.example")
@@ -382,7 +382,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
             **PLAIN,
             "stdin": subprocess.DEVNULL,
             "errors": "replace",
-            "timeout": operations.CONFIGURE_SECONDS,
+            "timeout": deployment_slice.CONFIGURE_SECONDS,
         },
     ),
     "users": (lambda _: accounts.mend([]), PLAIN),

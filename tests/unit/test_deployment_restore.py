@@ -228,7 +228,7 @@ def test_a_failure_says_the_hosts_reason(host: Host) -> None:
 
 
 def test_an_unforeseen_failure_ends_it_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "load", lambda *_: 1 // 0)
+    monkeypatch.setattr(restore, "read_backup", lambda *_: 1 // 0)
     with pytest.raises(HostRefused, match="ZeroDivisionError"):
         Operator(ToolConnection(host)).restore()
 

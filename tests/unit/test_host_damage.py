@@ -13,11 +13,12 @@ import pytest
 
 from polydev.deploys import controller, images
 from polydev.deploys.host_data import HostData
+from polydev.hosttool import golden_link
 from polydev.hosttool import images as store_of
+from polydev.hosttool.file_entries import file_sha256
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.release import FILES, current_damage, release_damage
+from polydev.hosttool.release_files import FILES, current_damage, release_damage
 from polydev.hosttool.releases import create
-from polydev.hosttool.tree import file_sha256
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import fake_host
 from tests.unit.hosttool_host import arrive
@@ -84,7 +85,7 @@ def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
         read.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr("polydev.hosttool.release.file_sha256", counted)
+    monkeypatch.setattr("polydev.hosttool.release_files.file_sha256", counted)
     assert damage(root) == []
     assert read == []
 
@@ -147,7 +148,7 @@ class TestImages:
     def store(self, tmp_path: Path) -> Path:
         store = tmp_path / "store"
         have(store, A, B)
-        store_of.make_golden(A, store)
+        golden_link.make_golden(A, store)
         return store
 
     def test_a_link_that_leads_elsewhere_is_no_golden_image_and_is_made_anew(
@@ -157,9 +158,9 @@ class TestImages:
         link.unlink()
         link.symlink_to(f"../images/{B}")
         assert store_of.listing(store) == {"images": [A, B], "golden": None}
-        assert store_of.make_golden(A, store)["changed"]
+        assert golden_link.make_golden(A, store)["changed"]
         assert store_of.listing(store)["golden"] == A
-        assert not store_of.make_golden(A, store)["changed"]
+        assert not golden_link.make_golden(A, store)["changed"]
 
     def test_one_that_is_not_whole_is_sent_again(self, store: Path) -> None:
         with (store / "images" / A / "rootfs.ext4").open("r+") as file:

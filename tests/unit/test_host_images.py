@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import images, tree
+from polydev.hosttool import file_entries, images
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden import LINK, golden_of
-from polydev.hosttool.images import (
-    BOOT_FILES,
-    CHECKED,
-    add,
-    golden_digest,
-    listing,
-    make_golden,
-    prune,
-)
+from polydev.hosttool.golden_link import GOLDEN_LINK, golden_digest, golden_of, make_golden
+from polydev.hosttool.images import BOOT_FILES, CHECKED, add, listing, prune
 from polydev.hosttool.paths import Paths
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import arrive
@@ -116,8 +108,8 @@ class TestGolden:
     def test_the_first_one(self, store: Path) -> None:
         have(store, A)
         assert make_golden(A, store) == {"golden": A, "was": None, "changed": True}
-        assert os.readlink(store / LINK) == "promotions/000001/rootfs.ext4"
-        assert (store / LINK).read_text() == f"rootfs.ext4 of {A}"
+        assert os.readlink(store / GOLDEN_LINK) == "promotions/000001/rootfs.ext4"
+        assert (store / GOLDEN_LINK).read_text() == f"rootfs.ext4 of {A}"
         assert golden_digest(store) == A
 
     def test_the_next_one_knows_the_one_before(self, store: Path) -> None:
@@ -137,7 +129,7 @@ class TestGolden:
         have(store, A, B)
         for digest in (A, B, A):
             make_golden(digest, store)
-        assert os.readlink(store / LINK) == "promotions/000003/rootfs.ext4"
+        assert os.readlink(store / GOLDEN_LINK) == "promotions/000003/rootfs.ext4"
 
     def test_what_a_kill_left_is_stepped_over(self, store: Path) -> None:
         have(store, A, B)
@@ -151,12 +143,12 @@ class TestGolden:
         with pytest.raises(HostError, match="no image") as failure:
             make_golden(A, store)
         assert failure.value.code == "no-image"
-        assert not (store / LINK).is_symlink()
+        assert not (store / GOLDEN_LINK).is_symlink()
 
     @pytest.mark.parametrize("target", ["elsewhere", "promotions/x/rootfs.ext4", "../rootfs.ext4"])
     def test_a_link_that_is_not_ours_names_nothing(self, store: Path, target: str) -> None:
         store.mkdir()
-        (store / LINK).symlink_to(target)
+        (store / GOLDEN_LINK).symlink_to(target)
         assert golden_digest(store) is None
 
     def test_a_backup_reads_the_same_from_it(self, store: Path) -> None:
@@ -201,7 +193,7 @@ class TestListing:
 
         def file_sha256(path: Path) -> str:
             read.append(path.name)
-            return tree.file_sha256(path)
+            return file_entries.file_sha256(path)
 
         monkeypatch.setattr(images, "file_sha256", file_sha256)
         assert listing(store)["images"] == [A, B]
@@ -296,5 +288,5 @@ class TestPrune:
 def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"x" * 100)
-    monkeypatch.setattr(tree, "CHUNK_BYTES", 7)
-    assert tree.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()
+    monkeypatch.setattr(file_entries, "CHUNK_BYTES", 7)
+    assert file_entries.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()

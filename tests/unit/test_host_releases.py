@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import releases
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import file_sha256
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.release import FILES, release_damage
-from polydev.hosttool.releases import create, files_of, prune
-from polydev.hosttool.tree import file_sha256
+from polydev.hosttool.release_files import FILES, files_of, release_damage, write_file_list
+from polydev.hosttool.releases import create, prune
 
 IDS = [f"2025013{day}_120000-abcd" for day in range(6)]
 
@@ -124,7 +123,7 @@ class TestListing:
         ]
 
     def test_who_checks_a_release_reads_it(self, venv: Path) -> None:
-        releases._write_listing(venv.parent)
+        write_file_list(venv.parent)
         listed = file_sha256(venv.parent / FILES)
         assert release_damage(venv.parent, listed) == []
         (venv / "lib" / "a.py").write_text("a = 2\n")

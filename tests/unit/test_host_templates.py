@@ -21,9 +21,9 @@ from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import AgentError, ImageError, VmError
-from polydev.hosttool import images
+from polydev.hosttool import golden_link, images
 from polydev.hosttool.durable import point_link
-from polydev.hosttool.golden import LINK
+from polydev.hosttool.golden_link import GOLDEN_LINK
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuSample, ThreadTimes
 from polydev.vm.template_client import FILES
@@ -45,7 +45,7 @@ class Store:
             images.add(digest, root)
 
     def golden(self, digest: str) -> None:
-        images.make_golden(digest, self.settings.image_store)
+        golden_link.make_golden(digest, self.settings.image_store)
 
     def key(self, digest: str) -> str:
         return wanted_of(self.settings, digest).key
@@ -112,7 +112,7 @@ def test_an_image_that_a_rollback_left_behind_does_not_serve(store: Store) -> No
     store.golden(A)
     store.golden(B)
     store.make_template(B)
-    link = store.settings.image_store / LINK
+    link = store.settings.image_store / GOLDEN_LINK
     point_link(link, "promotions/000001/rootfs.ext4")
     assert store.now(being_made=True).origin == Origin(A, because=BEING_MADE)
 

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydev.hosttool import backup, reserve, saved
+from polydev.hosttool import backup, backup_manifest, disk_reserve
+from polydev.hosttool.backup_scope import Scope, scope_from
+from polydev.hosttool.disk_reserve import RESERVE_BYTES
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import FileEntry
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.reserve import RESERVE_BYTES
-from polydev.hosttool.scope import Scope, scope_from
-from polydev.hosttool.tree import Entry
 from polydev.hosttool.units import known_units
 from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, put
 
@@ -46,7 +46,7 @@ def test_only_root_reads_backups(host: Host) -> None:
 
 def test_list_says_what_is_in_it(host: Host) -> None:
     host.backup()
-    (listed,) = backup.backups(host.paths)
+    (listed,) = backup.list_backups(host.paths)
     assert listed["id"] == FIRST
     assert listed["release"] == OLD
     assert listed["golden"] == "a" * 64
@@ -82,7 +82,7 @@ def test_restore_gives_its_reserve_to_a_full_disk(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.backup()
-    assert reserve.differences(host.paths) == []
+    assert disk_reserve.differences(host.paths) == []
 
     def still_full(_: Paths) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -92,7 +92,7 @@ def test_restore_gives_its_reserve_to_a_full_disk(
         host.restore()
     assert not host.paths.reserve.exists()
     missing = f"- {host.paths.reserve}: 0 MiB kept for a full disk"
-    assert reserve.differences(host.paths)[0] == missing
+    assert disk_reserve.differences(host.paths)[0] == missing
 
 
 def test_a_disk_without_that_room_keeps_no_part_of_it(
@@ -106,7 +106,7 @@ def test_a_disk_without_that_room_keeps_no_part_of_it(
 
     monkeypatch.setattr(os, "posix_fallocate", allocate_a_part)
     with pytest.raises(OSError, match="full"):
-        reserve.keep_reserve(host.paths)
+        disk_reserve.keep_reserve(host.paths)
     assert not host.paths.reserve.exists()
 
 
@@ -114,10 +114,10 @@ def test_restore_keeps_room_for_the_next_one(host: Host) -> None:
     host.backup()
     host.paths.reserve.unlink()
     host.restore()
-    assert reserve.differences(host.paths) == []
+    assert disk_reserve.differences(host.paths) == []
     os.truncate(host.paths.reserve, 0)
     os.truncate(host.paths.reserve, RESERVE_BYTES)  # a hole keeps no room
-    assert reserve.differences(host.paths) != []
+    assert disk_reserve.differences(host.paths) != []
 
 
 def test_socket_cannot_be_kept(host: Host) -> None:
@@ -144,7 +144,7 @@ def test_file_that_changes_meanwhile_is_no_backup(
     monkeypatch.setattr(backup, "known_units", change_meanwhile)
     with pytest.raises(HostError, match=r"dns\.conf changed while"):
         host.backup()
-    assert backup.backups(host.paths) == []
+    assert backup.list_backups(host.paths) == []
 
 
 class TestDamage:
@@ -153,13 +153,13 @@ class TestDamage:
         assert kept.stored is not None
         kept.stored.write_bytes(b"flipped")
         assert str(kept.entry.path) in refused("backup-damaged", host)
-        assert backup.backups(host.paths)[0]["problem"] is None
+        assert backup.list_backups(host.paths)[0]["problem"] is None
 
     def test_missing_content(self, host: Host) -> None:
         (host.backup().folder / "database").unlink()
         assert "controller.sqlite3: No such file" in refused("backup-damaged", host)
 
-    @pytest.mark.parametrize("name", [saved.MANIFEST, saved.SUM])
+    @pytest.mark.parametrize("name", [backup_manifest.MANIFEST, backup_manifest.SUM])
     @pytest.mark.parametrize("data", [b"", b"{}\n", None])
     def test_manifest(self, host: Host, name: str, data: bytes | None) -> None:
         file = host.backup().folder / name
@@ -167,7 +167,7 @@ class TestDamage:
         if data is not None:
             file.write_bytes(data)
         assert FIRST in refused("backup-damaged", host)
-        (listed,) = backup.backups(host.paths)
+        (listed,) = backup.list_backups(host.paths)
         assert listed["problem"]
 
     def test_release(self, host: Host) -> None:
@@ -221,7 +221,7 @@ class TestDamage:
 
     def test_owner_that_this_host_does_not_know(self, host: Host) -> None:
         kept = host.backup()
-        manifest = read_json(kept.folder / saved.MANIFEST)
+        manifest = read_json(kept.folder / backup_manifest.MANIFEST)
         assert manifest is not None
         for entry in manifest["entries"]:
             entry["owner"] = "nobody-of-this-name"
@@ -229,10 +229,10 @@ class TestDamage:
         assert "nobody-of-this-name" in refused("backup-damaged", host)
 
 
-def rewrite(kept: saved.Saved, manifest: object) -> None:
+def rewrite(kept: backup_manifest.Backup, manifest: object) -> None:
     data = json.dumps(manifest).encode()
-    (kept.folder / saved.MANIFEST).write_bytes(data)
-    (kept.folder / saved.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  x\n")
+    (kept.folder / backup_manifest.MANIFEST).write_bytes(data)
+    (kept.folder / backup_manifest.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  x\n")
 
 
 def test_prune_keeps_the_newest_and_what_the_dead_man_needs(host: Host) -> None:
@@ -242,7 +242,7 @@ def test_prune_keeps_the_newest_and_what_the_dead_man_needs(host: Host) -> None:
     assert backup.prune(host.paths, keep=1) == [SECOND]
     put(host.paths.deadman, json.dumps({"armed": False, "backup": FIRST}))
     assert backup.prune(host.paths, keep=1) == [FIRST]
-    assert [each["id"] for each in backup.backups(host.paths)] == [THIRD]
+    assert [each["id"] for each in backup.list_backups(host.paths)] == [THIRD]
 
 
 class TestScope:
@@ -340,7 +340,7 @@ def _mess(path: Path, what: str, number: int) -> None:
 def test_ids_have_one_form(tmp_path: Path) -> None:
     for text in ("", "../x", "20250131_120000", f"{FIRST}/..", f"{FIRST}\n", "latest"):
         with pytest.raises(HostError) as refusal:
-            saved.load(Paths.below(tmp_path), text)
+            backup_manifest.read_backup(Paths.below(tmp_path), text)
         assert refusal.value.code == "bad-id"
 
 
@@ -349,15 +349,15 @@ def test_room_for_all_that_is_copied_is_there_to_the_byte(
     host: Host, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_kept:
-        reserve.keep_reserve(host.paths)
+        disk_reserve.keep_reserve(host.paths)
     live = host.controller.database
     wal = live.with_name(f"{live.name}-wal")
     wal.write_bytes(b"x" * 100)
     sizes = [7, 5000, live.stat().st_size, 100]
     needed = sum(size + backup.BLOCK_BYTES for size in sizes) + backup.SLACK_BYTES
     needed += 0 if is_kept else RESERVE_BYTES
-    entries = [Entry(Path(f"/{size}"), "file", size_bytes=size) for size in sizes[:2]]
-    entries.append(Entry(Path("/folder"), "folder", size_bytes=4096))
+    entries = [FileEntry(Path(f"/{size}"), "file", size_bytes=size) for size in sizes[:2]]
+    entries.append(FileEntry(Path("/folder"), "folder", size_bytes=4096))
 
     def room(free: int) -> Any:
         return lambda _: SimpleNamespace(f_bavail=free, f_frsize=1)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import busy, cli, restore, slots
+from polydev.hosttool import cli, restore, slots, verb_lock
+from polydev.hosttool.backup_scope import Scope
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_job import RestoreJob
-from polydev.hosttool.scope import Scope
-from polydev.hosttool.systemd import Limits
-from polydev.hosttool.verbs import Call
+from polydev.hosttool.systemd import UnitTimeouts
+from polydev.hosttool.verb import Call
 from tests.unit.hosttool_host import FIRST, NEW, SECOND
 
 DIGEST = "a" * 64
@@ -27,7 +27,7 @@ PATHS = Paths.below(Path("/nowhere"))
 SYSTEMD: Any = SimpleNamespace()
 DOCUMENT = {"units": ["a.service"]}
 HOST = {"slots": [1]}
-LIMITS = Limits(7.0, 8.0)
+LIMITS = UnitTimeouts(7.0, 8.0)
 LIMIT_WORDS = "--start-timeout 7 --drain-timeout 8"
 
 ID = f"--id {FIRST}"
@@ -37,14 +37,14 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "accounts mend --host /h": ("accounts.mend", ("accounts of", HOST), {}),
     "permissions mend": ("permissions.mend", ("trees of", PATHS), {}),
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
-    "settings mend --host /h": ("settings.mend", (HOST, PATHS.root), {}),
-    "reserve keep": ("reserve.keep_reserve", (PATHS,), {}),
-    "look": ("look.look", (Call, DOCUMENT), {}),
+    "settings mend --host /h": ("setting_conflicts.mend", (HOST, PATHS.root), {}),
+    "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
+    "look": ("inspection.inspect_host", (Call, DOCUMENT), {}),
     "apt locks": ("apt_locks.held", (PATHS,), {}),
-    "health --seconds 3": ("gate.gate", (SYSTEMD, 3.0), {}),
+    "health --seconds 3": ("health_gate.wait_until_healthy", (SYSTEMD, 3.0), {}),
     "slot up 2": ("slots.up", (2,), {}),
     "slot down 2": ("slots.down", (2,), {}),
-    "slot list": ("slots.there", (), {}),
+    "slot list": ("slots.existing_slots", (), {}),
     "slot mend 2": ("network_state.mend_slot", (2,), {}),
     "network check --host /h": ("network_state.check", (HOST,), {}),
     "network watch --seconds 3": ("network_state.watch", (3.0,), {}),
@@ -63,32 +63,32 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "record write": ("records.write", (PATHS, DOCUMENT), {}),
     "record list": ("records.records", (PATHS,), {}),
     f"record show {ID}": ("records.show", (PATHS, FIRST), {}),
-    f"operations permit {ID}": ("operations.permit", (PATHS, SYSTEMD, FIRST), {}),
-    "operations stop": ("operations.stop", (PATHS, SYSTEMD), {}),
+    f"operations permit {ID}": ("deployment_slice.permit", (PATHS, SYSTEMD, FIRST), {}),
+    "operations stop": ("deployment_slice.stop", (PATHS, SYSTEMD), {}),
     f"lock hold {ID} --owner ada --purpose deploy --seconds 9 --again": (
-        "lock_verbs.hold",
+        "lock_verbs.hold_lock",
         (PATHS, 9, WHO),
         {"again": True},
     ),
     f"lock hold {ID} --owner ada --purpose deploy --seconds 9": (
-        "lock_verbs.hold",
+        "lock_verbs.hold_lock",
         (PATHS, 9, WHO),
         {"again": False},
     ),
-    "lock show": ("lock.show", (PATHS,), {}),
-    "lock break": ("lock.break_lock", (PATHS,), {}),
+    "lock show": ("deployment_lock.show", (PATHS,), {}),
+    "lock break": ("deployment_lock.break_lock", (PATHS,), {}),
     f"backup create {ID}": ("backup.create", (PATHS, SYSTEMD, FIRST, "scope"), {}),
-    f"backup verify {ID}": ("backup_verbs.load", (PATHS, FIRST), {}),
-    "backup list": ("backup.backups", (PATHS,), {}),
+    f"backup verify {ID}": ("backup_verbs.read_backup", (PATHS, FIRST), {}),
+    "backup list": ("backup.list_backups", (PATHS,), {}),
     "backup prune --keep 4": ("backup.prune", (PATHS, 4), {}),
     f"restore {ID} --reach --no-database {LIMIT_WORDS}": (
         "restore.restore",
-        (PATHS, SYSTEMD, FIRST, restore.Options(True, False, LIMITS)),
+        (PATHS, SYSTEMD, FIRST, restore.RestoreOptions(True, False, LIMITS)),
         {},
     ),
     f"restore {ID} --because deadman {LIMIT_WORDS}": (
         "restore.restore_for_deadman",
-        (PATHS, SYSTEMD, FIRST, restore.Options(False, True, LIMITS)),
+        (PATHS, SYSTEMD, FIRST, restore.RestoreOptions(False, True, LIMITS)),
         {},
     ),
     f"restore-job {ID} --by {SECOND}": (
@@ -104,7 +104,7 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     f"deadman arm --seconds 9 --backup {FIRST}": ("deadman.arm", (PATHS, SYSTEMD, FIRST, 9), {}),
     "deadman confirm": ("deadman.confirm", (PATHS, SYSTEMD), {}),
     "deadman status": ("deadman.status", (PATHS, SYSTEMD), {}),
-    "listing": ("listing.listing", ("scope",), {}),
+    "listing": ("backup_scope.list_scope", ("scope",), {}),
 }
 # Whose words lead to a program of the controller; integration tests run it.
 OF_DATABASE = ("controller user list", "database check", "database backup", "database restore")
@@ -172,11 +172,11 @@ def test_does_what_its_words_say(words: str, monkeypatch: pytest.MonkeyPatch) ->
 
     module, _, name = place.partition(".")
     say_on_stdin(monkeypatch)
-    monkeypatch.setattr(busy, "_alone", not_alone)
+    monkeypatch.setattr(verb_lock, "_locked", not_alone)
     monkeypatch.setattr(slots, "read_host", lambda file: HOST if file == Path("/h") else None)
     monkeypatch.setattr("polydev.hosttool.accounts.accounts_of", lambda host: ("accounts of", host))
     monkeypatch.setattr("polydev.hosttool.backup_verbs.scope_from", lambda _: "scope")
-    monkeypatch.setattr("polydev.hosttool.backup_verbs.require_whole", lambda _: None)
+    monkeypatch.setattr("polydev.hosttool.backup_verbs.require_intact", lambda _: None)
     monkeypatch.setattr("polydev.hosttool.permissions.trees", lambda paths: ("trees of", paths))
     monkeypatch.setattr("polydev.hosttool.network_state.as_document", lambda found: found)
     monkeypatch.setattr(importlib.import_module(f"polydev.hosttool.{module}"), name, work)
@@ -204,13 +204,13 @@ def test_waits_for_its_turn(words: str, tmp_path: Path, monkeypatch: pytest.Monk
 
     # What comes before: it waits for nobody.
     say_on_stdin(monkeypatch)
-    for name in ("_end_by_signal", "load"):
+    for name in ("_end_by_signal", "read_backup"):
         monkeypatch.setattr(f"polydev.hosttool.database_verbs.{name}", lambda *_: None)
-    for name in ("load", "stop"):
+    for name in ("read_backup", "stop"):
         monkeypatch.setattr(f"polydev.hosttool.restore.{name}", lambda *_: None)
     monkeypatch.setattr("polydev.hosttool.database_verbs._deployment_lock", no_lock)
     monkeypatch.setattr("polydev.hosttool.backup_verbs.scope_from", lambda _: Scope(()))
-    monkeypatch.setattr(busy, "_take", take)
+    monkeypatch.setattr(verb_lock, "_take", take)
     call = call_of(words, Paths.below(tmp_path))
     with pytest.raises(Waits, match=f"^{ALONE[words]}$"):
         call.arguments.verb.run(call)
@@ -223,17 +223,19 @@ def test_a_restore_of_a_deployment_is_followed(monkeypatch: pytest.MonkeyPatch) 
         followed.append((paths, job))
         return run("say")
 
-    def work(paths: Paths, systemd: object, backup_id: str, options: restore.Options) -> object:
+    def work(
+        paths: Paths, systemd: object, backup_id: str, options: restore.RestoreOptions
+    ) -> object:
         return (paths, systemd, backup_id, options)
 
     monkeypatch.setattr("polydev.hosttool.restore_job.follow", follow)
     monkeypatch.setattr(restore, "restore", work)
     call = call_of(f"restore {ID} --by {SECOND} {LIMIT_WORDS}")
-    options = restore.Options(False, True, LIMITS, "say")  # type: ignore[arg-type]
+    options = restore.RestoreOptions(False, True, LIMITS, "say")  # type: ignore[arg-type]
     assert call.arguments.verb.run(call) == (PATHS, SYSTEMD, FIRST, options)
     assert followed == [(PATHS, RestoreJob(SECOND, FIRST))]
 
 
 @pytest.mark.parametrize("words", [words for words in CALLS if LIMIT_WORDS in words])
 def test_limits_of_time_are_those_of_units_by_themselves(words: str) -> None:
-    assert call_of(words.replace(LIMIT_WORDS, "")).limits == Limits(90, 90)
+    assert call_of(words.replace(LIMIT_WORDS, "")).limits == UnitTimeouts(90, 90)

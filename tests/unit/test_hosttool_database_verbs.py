@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import database_verbs, dump, lock
+from polydev.hosttool import database_dump, database_verbs, deployment_lock
 from polydev.hosttool.cli import parser
+from polydev.hosttool.controller_program import secrets_of, without_secrets
 from polydev.hosttool.durable import write_new
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.program import secrets_of, without_secrets
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
-from polydev.hosttool.verbs import Call
+from polydev.hosttool.verb import Call
 from tests.unit.hosttool_host import FIRST, NEW, OLD, Host
 
 COPY = b"all rows"
@@ -62,7 +62,7 @@ class Program:
 def program(host: Host, monkeypatch: pytest.MonkeyPatch) -> Program:
     made = Program(host)
     monkeypatch.setattr(database_verbs, "current_program", lambda _: made)
-    monkeypatch.setattr(database_verbs, "Program", lambda *_: made)
+    monkeypatch.setattr(database_verbs, "ControllerProgram", lambda *_: made)
     host.systemd.log.clear()
     return made
 
@@ -104,7 +104,7 @@ def test_there_must_be_a_controller(words: str, host: Host, program: Program) ->
         run(host, words)
     assert told.value.code == "not-deployed"
     assert program.log == []
-    assert not lock.is_held(host.paths)
+    assert not deployment_lock.is_held(host.paths)
 
 
 def test_an_address_is_checked_by_the_release_that_is_there(host: Host, program: Program) -> None:
@@ -120,7 +120,10 @@ def test_a_copy_goes_to_the_operator(
 ) -> None:
     assert run(host, "database backup") is None
     assert capsysbinary.readouterr().out == json.dumps(program.answer).encode() + b"\n" + COPY
-    assert program.log == ["own exchange", f"database backup HOME/exchange/{dump.NAME}"]
+    assert program.log == [
+        "own exchange",
+        f"database backup HOME/exchange/{database_dump.DUMP_NAME}",
+    ]
     assert exchange_is_gone(host)
 
 
@@ -128,11 +131,11 @@ def test_a_copy_that_fails_leaves_nothing(host: Host, program: Program) -> None:
     program.fails = "backup"
     with pytest.raises(HostError, match="refused") as told:
         run(host, "database backup")
-    assert told.value.code == dump.CODE
+    assert told.value.code == database_dump.COPY_ERROR
     assert exchange_is_gone(host)
 
 
-REPLACED = f"database restore HOME/exchange/{dump.NAME}"
+REPLACED = f"database restore HOME/exchange/{database_dump.DUMP_NAME}"
 
 
 def test_a_restore_has_the_deployment_lock(
@@ -142,7 +145,7 @@ def test_a_restore_has_the_deployment_lock(
     ask = program.ask
 
     def look(*words: str, **more: Any) -> dict[str, Any]:
-        found: Any = lock.show(host.paths)
+        found: Any = deployment_lock.show(host.paths)
         held.append((found["held"], found["lock"]["purpose"], found["lock"]["owner"]))
         return ask(*words, **more)
 
@@ -151,8 +154,8 @@ def test_a_restore_has_the_deployment_lock(
     assert run(host, "database restore", COPY) == program.answer
     assert held == [(True, "database.restore", "ada")]
     assert program.given == COPY
-    assert program.log == ["own exchange", f"own {dump.NAME}", REPLACED]
-    assert lock.show(host.paths) == {"lock": None, "held": False}
+    assert program.log == ["own exchange", f"own {database_dump.DUMP_NAME}", REPLACED]
+    assert deployment_lock.show(host.paths) == {"lock": None, "held": False}
     assert exchange_is_gone(host)
 
 
@@ -160,12 +163,14 @@ def test_a_restore_that_fails_gives_the_lock_back(host: Host, program: Program) 
     program.fails = "restore"
     with pytest.raises(HostError, match="refused"):
         run(host, "database restore", COPY)
-    assert lock.show(host.paths) == {"lock": None, "held": False}
+    assert deployment_lock.show(host.paths) == {"lock": None, "held": False}
     assert exchange_is_gone(host)
 
 
 def test_a_restore_waits_for_no_deployment(host: Host, program: Program) -> None:
-    other = lock.Lock(host.paths, 60, {"id": FIRST, "owner": "ada", "purpose": "deploy"})
+    other = deployment_lock.DeploymentLock(
+        host.paths, 60, {"id": FIRST, "owner": "ada", "purpose": "deploy"}
+    )
     with pytest.raises(HostError) as told:
         run(host, "database restore", COPY)
     assert told.value.code == "lock-held"
@@ -192,7 +197,7 @@ def test_the_controller_is_stopped_meanwhile(host: Host, program: Program, fails
         run(host, "database restore --stop", COPY)
     assert program.log == [
         "own exchange",
-        f"own {dump.NAME}",
+        f"own {database_dump.DUMP_NAME}",
         f"{REPLACED} --check",
         f"stop {SOCKET}",
         f"stop {MAIN}",
@@ -234,7 +239,7 @@ class TestMove:
             write_new(saved.folder / "moved", COPY)
             return _Moved(saved)
 
-        monkeypatch.setattr(database_verbs, "keep_moved", keep)
+        monkeypatch.setattr(database_verbs, "keep_moved_database", keep)
         return program
 
     def test_course(self, host: Host, moving: Program) -> None:
@@ -246,7 +251,7 @@ class TestMove:
             "daemon-reload",
             "copy",
             "own exchange",
-            f"own {dump.NAME}",
+            f"own {database_dump.DUMP_NAME}",
             REPLACED,
         ]
         assert moving.given == COPY

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool import backup, deadman, durable, records
-from polydev.hosttool.dump import make_dump
+from polydev.hosttool.controller_program import ControllerProgram
+from polydev.hosttool.database_dump import make_dump
+from polydev.hosttool.golden_link import make_golden
 from polydev.hosttool.handover import Handover
-from polydev.hosttool.images import make_golden
-from polydev.hosttool.program import Program
-from polydev.hosttool.sequence import next_number
-from polydev.hosttool.systemd import Limits
+from polydev.hosttool.sequence_numbers import next_number
+from polydev.hosttool.systemd import UnitTimeouts
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 
@@ -74,7 +74,7 @@ def nothing(host: Host) -> None:
 
 
 def hand_over(host: Host) -> object:
-    return Handover(host.systemd, host.controller.root, Limits()).to(NEW)
+    return Handover(host.systemd, host.controller.root, UnitTimeouts()).to(NEW)
 
 
 def write_record(host: Host) -> object:
@@ -85,7 +85,7 @@ def arm(host: Host) -> object:
     return deadman.arm(host.paths, host.systemd, FIRST, 90)
 
 
-class DumpingProgram(Program):
+class DumpingProgram(ControllerProgram):
     """A release whose `database backup` writes a file, as the controller's user may."""
 
     def own(self, path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover
-from polydev.hosttool.systemd import Limits
+from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host
 
@@ -21,7 +21,7 @@ def host(host: Host) -> Host:
 
 
 def hand_over(host: Host, release: str = NEW) -> dict[str, object]:
-    return Handover(host.systemd, host.controller.root, Limits()).to(release)
+    return Handover(host.systemd, host.controller.root, UnitTimeouts()).to(release)
 
 
 def current(host: Host) -> str:

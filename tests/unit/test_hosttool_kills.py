@@ -9,11 +9,19 @@ from stat import S_IMODE
 
 import pytest
 
-from polydev.hosttool import backup, deadman, images, records, releases, saved
-from polydev.hosttool.database import BESIDE
+from polydev.hosttool import (
+    backup,
+    backup_manifest,
+    deadman,
+    golden_link,
+    images,
+    records,
+    releases,
+)
 from polydev.hosttool.handover import Handover
-from polydev.hosttool.release import PROGRAM
-from polydev.hosttool.systemd import Limits
+from polydev.hosttool.release_files import PROGRAM
+from polydev.hosttool.sqlite_database import BESIDE
+from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, next_unit
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, arrive, bare_host, deploy
 
@@ -35,11 +43,11 @@ def test_backup(host: Host) -> None:
     before = host.seen()
     finished = []
     for _ in host.killed_everywhere(host.backup):
-        listed = backup.backups(host.paths)
+        listed = backup.list_backups(host.paths)
         finished.append(len(listed))
         assert all(each["problem"] is None for each in listed)
         again = host.backup()
-        saved.require_whole(again)
+        backup_manifest.require_intact(again)
         assert host.unfinished() == []
         assert host.seen() == before
     assert finished == sorted(finished), "a backup counts from one moment on"
@@ -51,7 +59,7 @@ def test_restore(host: Host) -> None:
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
     for _ in host.killed_everywhere(host.restore):
-        saved.require_whole(saved.load(host.paths, FIRST))
+        backup_manifest.require_intact(backup_manifest.read_backup(host.paths, FIRST))
         host.restore()
         assert_restored(host, before)
 
@@ -116,7 +124,7 @@ def test_handover(host: Host) -> None:
     controller = host.controller
 
     def hand_over() -> None:
-        Handover(host.systemd, controller.root, Limits()).to(NEW)
+        Handover(host.systemd, controller.root, UnitTimeouts()).to(NEW)
 
     seen = []
     for _ in host.killed_everywhere(hand_over):
@@ -148,10 +156,10 @@ def test_prune(host: Host) -> None:
     host.backup()
     host.backup(SECOND)
     for _ in host.killed_everywhere(lambda: backup.prune(host.paths, keep=1)):
-        assert SECOND in {each["id"] for each in backup.backups(host.paths)}
-        assert all(each["problem"] is None for each in backup.backups(host.paths))
+        assert SECOND in {each["id"] for each in backup.list_backups(host.paths)}
+        assert all(each["problem"] is None for each in backup.list_backups(host.paths))
         backup.prune(host.paths, keep=1)
-        assert [each["id"] for each in backup.backups(host.paths)] == [SECOND]
+        assert [each["id"] for each in backup.list_backups(host.paths)] == [SECOND]
         assert host.unfinished() == []
 
 
@@ -176,20 +184,20 @@ def test_image_add(host: Host) -> None:
         if (place / images.BOOT_FILES[0]).exists():
             assert {path.name for path in place.iterdir()} == wanted
         images.add(NEW_IMAGE, host.store)
-        assert images.is_whole(place)
+        assert images.is_intact(place)
         assert not (host.store / "incoming" / NEW_IMAGE).exists()
 
 
 def test_golden(host: Host) -> None:
-    was = images.golden_digest(host.store)
+    was = golden_link.golden_digest(host.store)
     arrive(host.store, NEW_IMAGE)
     images.add(NEW_IMAGE, host.store)
     seen = []
-    for _ in host.killed_everywhere(lambda: images.make_golden(NEW_IMAGE, host.store)):
-        seen.append(images.golden_digest(host.store))
-        assert images.leads_to(host.store, seen[-1])
-        images.make_golden(NEW_IMAGE, host.store)
-        assert images.golden_digest(host.store) == NEW_IMAGE
+    for _ in host.killed_everywhere(lambda: golden_link.make_golden(NEW_IMAGE, host.store)):
+        seen.append(golden_link.golden_digest(host.store))
+        assert golden_link.golden_leads_to(host.store, seen[-1])
+        golden_link.make_golden(NEW_IMAGE, host.store)
+        assert golden_link.golden_digest(host.store) == NEW_IMAGE
         assert host.unfinished() == []
     assert set(seen) == {was, NEW_IMAGE}
     assert seen == sorted(seen, key=[was, NEW_IMAGE].index)
@@ -205,7 +213,7 @@ def test_image_prune(host: Host) -> None:
         images.prune(host.paths, host.store)
         assert not left.exists()
         assert list((host.store / "incoming").iterdir()) == []
-        assert images.leads_to(host.store, images.golden_digest(host.store))
+        assert golden_link.golden_leads_to(host.store, golden_link.golden_digest(host.store))
 
 
 def test_release_prune(host: Host) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.permissions import Tree, find, mend, trees
+from polydev.hosttool.permissions import ProtectedTree, find, mend, trees
 
 OTHER = 4242
 
@@ -29,8 +29,8 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_what_is_roots_is_as_it_should_be(tree: Path) -> None:
-    assert find((Tree(tree), Tree(tree / "missing"))) == []
-    assert mend((Tree(tree), Tree(tree / "missing"))) == {"mended": []}
+    assert find((ProtectedTree(tree), ProtectedTree(tree / "missing"))) == []
+    assert mend((ProtectedTree(tree), ProtectedTree(tree / "missing"))) == {"mended": []}
 
 
 @pytest.mark.parametrize("name", ["", "inner", "inner/file"])
@@ -50,9 +50,9 @@ def test_what_others_may_write_to_is_named_and_set_back(
     path = tree / name
     os.chown(path, owner, group)
     path.chmod(mode)
-    assert find((Tree(tree),)) == [f"{path}: {said}"]
-    assert mend((Tree(tree),)) == {"mended": [str(path)]}
-    assert find((Tree(tree),)) == []
+    assert find((ProtectedTree(tree),)) == [f"{path}: {said}"]
+    assert mend((ProtectedTree(tree),)) == {"mended": [str(path)]}
+    assert find((ProtectedTree(tree),)) == []
     assert path.stat().st_uid == 0
     assert path.stat().st_mode & 0o022 == 0
 
@@ -60,7 +60,7 @@ def test_what_others_may_write_to_is_named_and_set_back(
 def test_a_group_that_only_reads_stays(tree: Path) -> None:
     os.chown(tree / "inner/file", 0, OTHER)
     (tree / "inner/file").chmod(0o640)
-    assert find((Tree(tree),)) == []
+    assert find((ProtectedTree(tree),)) == []
 
 
 def test_whom_all_may_ask_listens_for_root(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def test_whom_all_may_ask_listens_for_root(tree: Path, monkeypatch: pytest.Monke
         listener.bind("asked.sock")
     place = tree / "asked.sock"
     place.chmod(0o666)
-    assert find((Tree(tree),)) == []
+    assert find((ProtectedTree(tree),)) == []
     os.chown(place, OTHER, 0)
-    assert find((Tree(tree),)) == [f"{place}: mode 666 of {OTHER}:0"]
+    assert find((ProtectedTree(tree),)) == [f"{place}: mode 666 of {OTHER}:0"]
 
 
 def test_a_link_at_the_top_is_followed_and_none_below(tree: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_a_link_at_the_top_is_followed_and_none_below(tree: Path, tmp_path: Path
     current = tmp_path / "current"
     current.symlink_to(tree)
     (tree / "inner").chmod(0o777)
-    assert find((Tree(current),)) == [f"{tree}/inner: mode 777 of 0:0"]
-    mend((Tree(current),))
+    assert find((ProtectedTree(current),)) == [f"{tree}/inner: mode 777 of 0:0"]
+    mend((ProtectedTree(current),))
     assert outside.stat().st_uid == OTHER
 
 
@@ -91,10 +91,10 @@ def test_another_owner_may_be_trusted_in_one_tree(tree: Path) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
     os.chown(tree, nobody, 0)
     os.chown(tree / "inner", OTHER, 0)
-    assert find((Tree(tree, "nobody"),)) == [f"{tree}/inner: mode 755 of {OTHER}:0"]
-    mend((Tree(tree, "nobody"),))
+    assert find((ProtectedTree(tree, "nobody"),)) == [f"{tree}/inner: mode 755 of {OTHER}:0"]
+    mend((ProtectedTree(tree, "nobody"),))
     assert {path.stat().st_uid for path in (tree, tree / "inner")} == {nobody}
-    assert find((Tree(tree, "no-such-user"),)) != []
+    assert find((ProtectedTree(tree, "no-such-user"),)) != []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_another_owner_may_be_trusted_in_one_tree(tree: Path) -> None:
 def test_what_is_private_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, wanted: int
 ) -> None:
-    monkeypatch.setattr(Tree, "owner_id", 4711)
+    monkeypatch.setattr(ProtectedTree, "owner_id", 4711)
     home = tmp_path / "home"
     (home / "alerts").mkdir(parents=True)
     (home / "alerts").chmod(0o700)
@@ -121,7 +121,7 @@ def test_what_is_private_is_its_owners_alone(
         (home / name).chmod(0o600)
     for path in (home / "alerts", *home.rglob("*")):
         os.chown(path, 4711, 0)
-    private = (Tree(home, "somebody", is_private=True),)
+    private = (ProtectedTree(home, "somebody", is_private=True),)
     assert find(private) == []
     os.chown(home / "alerts/1", owner, 0)
     (home / "alerts/1").chmod(mode)
@@ -135,7 +135,7 @@ def test_what_is_private_is_its_owners_alone(
 def test_a_folder_of_a_private_tree_is_entered_by_its_owner_alone(tmp_path: Path) -> None:
     (tmp_path / "home/inner").mkdir(parents=True)
     (tmp_path / "home/inner").chmod(0o755)
-    private = (Tree(tmp_path / "home", is_private=True),)
+    private = (ProtectedTree(tmp_path / "home", is_private=True),)
     assert find(private) == [f"{tmp_path}/home/inner: mode 755 of 0:0"]
     mend(private)
     assert find(private) == []
@@ -170,7 +170,9 @@ def test_what_is_removed_meanwhile_is_nobodys_to_mend(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "lstat", gone)
-        assert [line.partition(":")[0] for line in find((Tree(tree),))] == [str(tree / "inner")]
+        assert [line.partition(":")[0] for line in find((ProtectedTree(tree),))] == [
+            str(tree / "inner")
+        ]
     chmod = Path.chmod
 
     def vanish(path: Path, mode: int) -> None:
@@ -180,7 +182,7 @@ def test_what_is_removed_meanwhile_is_nobodys_to_mend(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "chmod", vanish)
-        assert mend((Tree(tree),)) == {"mended": [str(tree / "inner")]}
+        assert mend((ProtectedTree(tree),)) == {"mended": [str(tree / "inner")]}
 
     def refuse(path: Path, _: int) -> None:
         raise PermissionError(1, "Operation not permitted", str(path))
@@ -188,5 +190,5 @@ def test_what_is_removed_meanwhile_is_nobodys_to_mend(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "chmod", refuse)
         with pytest.raises(HostError, match="inner/file: Operation not permitted") as told:
-            mend((Tree(tree),))
+            mend((ProtectedTree(tree),))
     assert told.value.code == "permissions-wrong"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import backup, database, restore_controller, saved
+from polydev.hosttool import backup, backup_manifest, restore_controller, sqlite_database
+from polydev.hosttool.backup_manifest import BackupEntry
 from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.plan import changes
-from polydev.hosttool.restore import Options, restore
-from polydev.hosttool.saved import Kept
-from polydev.hosttool.tree import Entry
-from polydev.hosttool.units import HOLDER, MAIN, MAKER, SOCKET, next_unit
+from polydev.hosttool.file_entries import FileEntry
+from polydev.hosttool.restore import RestoreOptions, restore
+from polydev.hosttool.restore_files import file_changes
+from polydev.hosttool.units import MAIN, SOCKET, TEMPLATE_HOLDER, TEMPLATE_MAKER, next_unit
 from polydev.run import PIPE, end_group, spawn
 from tests.disk import recorded
 from tests.unit.hosttool_host import (
@@ -162,32 +162,34 @@ def knows_of(host: Host, unit: str) -> None:
 
 
 def test_the_holder_of_templates_starts_once_its_release_is_back(host: Host) -> None:
-    knows_of(host, HOLDER)
-    host.start(HOLDER)
+    knows_of(host, TEMPLATE_HOLDER)
+    host.start(TEMPLATE_HOLDER)
     before = host.seen()
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
-    host.unit(HOLDER, "2")
-    host.start(HOLDER)
+    host.unit(TEMPLATE_HOLDER, "2")
+    host.start(TEMPLATE_HOLDER)
     assert host.restore()["handover"] == OLD
     assert host.seen() == before
     log = host.systemd.log
-    assert log.index(f"reload-or-restart {HOLDER}") > log.index(f"restart {MAIN}")
+    assert log.index(f"reload-or-restart {TEMPLATE_HOLDER}") > log.index(f"restart {MAIN}")
     assert_second_restore_does_nothing(host)
 
 
 @pytest.mark.parametrize("is_new", [False, True])
 def test_a_maker_of_templates_goes_on_where_there_was_one(host: Host, is_new: bool) -> None:
-    knows_of(host, MAKER)
+    knows_of(host, TEMPLATE_MAKER)
     if is_new:
-        (host.paths.units / MAKER).unlink()
+        (host.paths.units / TEMPLATE_MAKER).unlink()
     host.systemd.reload()
     host.backup()
-    host.unit(MAKER, "2")
-    host.start(MAKER)
+    host.unit(TEMPLATE_MAKER, "2")
+    host.start(TEMPLATE_MAKER)
     host.restore()
-    assert (MAKER in host.systemd.active) is not is_new
-    assert [line for line in host.systemd.log if MAKER in line] == [f"stop {MAKER}"] * is_new
+    assert (TEMPLATE_MAKER in host.systemd.active) is not is_new
+    assert [line for line in host.systemd.log if TEMPLATE_MAKER in line] == [
+        f"stop {TEMPLATE_MAKER}"
+    ] * is_new
 
 
 def test_a_unit_that_was_off_goes_off_and_one_that_was_on_comes_back(host: Host) -> None:
@@ -368,7 +370,10 @@ class TestDatabase:
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
         hashed: list[Path] = []
-        for module, name in ((saved, "file_sha256"), (restore_controller, "content_sha256")):
+        for module, name in (
+            (backup_manifest, "file_sha256"),
+            (restore_controller, "content_sha256"),
+        ):
             monkeypatch.setattr(module, name, noted(getattr(module, name), hashed))
         host.restore()
         assert host.rows() == ["written by 1"]
@@ -385,7 +390,7 @@ class TestDatabase:
     def test_left_alone_when_asked_to(self, host: Host) -> None:
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
-        restore(host.paths, host.systemd, FIRST, Options(with_database=False))
+        restore(host.paths, host.systemd, FIRST, RestoreOptions(with_database=False))
         assert host.rows() == ["later", "written by 1"]
 
     def test_backup_while_in_use_has_what_was_committed(self, host: Host) -> None:
@@ -433,7 +438,7 @@ class TestDatabase:
 
         monkeypatch.setattr(os, "scandir", ended)
         with host.controller.database.open("rb"):
-            assert database.processes_with(host.controller.database) == [os.getpid()]
+            assert sqlite_database.processes_with(host.controller.database) == [os.getpid()]
 
     def test_one_with_another_journal(self, host: Host) -> None:
         host.backup()
@@ -443,7 +448,7 @@ class TestDatabase:
         assert host.rows() == ["written by 1"]
 
     def test_one_that_is_locked_for_good(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(database, "LOCK_SECONDS", 0.0)
+        monkeypatch.setattr(sqlite_database, "LOCK_SECONDS", 0.0)
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
         with closing(sqlite3.connect(host.controller.database)) as writer:
@@ -486,7 +491,7 @@ class TestDatabase:
         host.execute("INSERT INTO children VALUES (1)")
         with pytest.raises(HostError, match="a row of children refers to a row of parents"):
             host.backup()
-        assert backup.backups(host.paths) == []
+        assert backup.list_backups(host.paths) == []
 
     def test_one_with_a_damaged_index_is_not_backed_up(self, host: Host) -> None:
         host.execute("CREATE INDEX notes_text ON notes (text)")
@@ -505,7 +510,7 @@ class TestDatabase:
         assert saved
         assert saved.kept.stored
         done = recorded(monkeypatch)
-        database.replace_database(live, saved.kept.stored, saved.kept.entry)
+        sqlite_database.replace_database(live, saved.kept.stored, saved.kept.entry)
         named, folder = done.index(f"name {live}"), f"sync {live.parent}"
         assert f"sync {unfinished(live)}" in done[:named]
         assert folder in done[:named], "logs are gone before"
@@ -546,9 +551,12 @@ def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: H
 
 
 def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
-    now = [Entry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
-    kept = [Kept(Entry(Path("/etc/b"), "absent")), Kept(Entry(Path("/etc/kept"), "folder"))]
-    assert [(str(each.path), each.how) for each in changes(kept, now)] == [
+    now = [FileEntry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
+    kept = [
+        BackupEntry(FileEntry(Path("/etc/b"), "absent")),
+        BackupEntry(FileEntry(Path("/etc/kept"), "folder")),
+    ]
+    assert [(str(each.path), each.how) for each in file_changes(kept, now)] == [
         ("/etc/a", "removed"),
         ("/etc/b", "removed"),
         ("/etc/kept/new", "removed"),

@@ -19,18 +19,18 @@ from typing import Any
 import pytest
 
 from polydev import hosttool
-from polydev.hosttool import cli, deadman, holding, lock, pack, records, restore
+from polydev.hosttool import cli, deadman, deployment_lock, lock_verbs, records, restore, zipapp
+from polydev.hosttool.backup_scope import list_scope
+from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.listing import listing
-from polydev.hosttool.lock import Lock
-from polydev.hosttool.pack import SHEBANG, zipapp_bytes
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.reserve import keep_reserve
-from polydev.hosttool.restore import Options
-from polydev.hosttool.systemd import UnitState, states_of_show
+from polydev.hosttool.restore import RestoreOptions
+from polydev.hosttool.systemd import UnitStatus, states_of_show
 from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
-from polydev.hosttool.verbs import Call
+from polydev.hosttool.verb import Call
+from polydev.hosttool.zipapp import SHEBANG, zipapp_bytes
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, deploy, put, unit_text
 
 WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
@@ -88,10 +88,10 @@ class TestRecords:
 
 class TestLock:
     def test_second_one_learns_who_has_it(self, paths: Paths) -> None:
-        held = Lock(paths, 60, WHO)
+        held = DeploymentLock(paths, 60, WHO)
         assert held.stale is None
         with pytest.raises(HostError) as refusal:
-            Lock(paths, 60, {**WHO, "id": SECOND})
+            DeploymentLock(paths, 60, {**WHO, "id": SECOND})
         assert refusal.value.code == "lock-held"
         assert "ada@desk" in refusal.value.message
         assert held.document["expires"] in refusal.value.message
@@ -99,20 +99,20 @@ class TestLock:
         assert "./inv unlock" in refusal.value.hint
         # A hint for somebody who moves a database must not lead to a deployment without its rows.
         assert "./inv deploy" not in refusal.value.hint
-        assert lock.show(paths) == {"lock": held.document, "held": True}
+        assert deployment_lock.show(paths) == {"lock": held.document, "held": True}
         held.let_go(is_done=True)
-        assert lock.show(paths) == {"lock": None, "held": False}
+        assert deployment_lock.show(paths) == {"lock": None, "held": False}
 
     def test_lock_of_one_that_ended_without_a_word_is_stale(self, paths: Paths) -> None:
-        dead = Lock(paths, 60, WHO)
+        dead = DeploymentLock(paths, 60, WHO)
         dead.let_go(is_done=False)
-        assert lock.show(paths) == {"lock": dead.document, "held": False}
-        heir = Lock(paths, 60, {**WHO, "id": SECOND})
+        assert deployment_lock.show(paths) == {"lock": dead.document, "held": False}
+        heir = DeploymentLock(paths, 60, {**WHO, "id": SECOND})
         assert heir.stale == dead.document
         heir.let_go(is_done=True)
 
     def test_renewal_moves_the_expiry(self, paths: Paths) -> None:
-        held = Lock(paths, 60, WHO)
+        held = DeploymentLock(paths, 60, WHO)
         before = held.document["expires"]
         held.renew()
         assert datetime.fromisoformat(held.document["expires"]) > datetime.fromisoformat(before)
@@ -121,27 +121,27 @@ class TestLock:
 
     def test_unreadable_lock_is_taken_over_and_shown(self, paths: Paths) -> None:
         put(paths.lock, "{")
-        held = Lock(paths, 60, WHO)
+        held = DeploymentLock(paths, 60, WHO)
         assert held.stale is not None
         assert "unreadable" in held.stale["purpose"]
         held.let_go(is_done=True)
 
     def test_break_of_a_stale_one(self, paths: Paths) -> None:
-        dead = Lock(paths, 60, WHO)
+        dead = DeploymentLock(paths, 60, WHO)
         dead.let_go(is_done=False)
-        assert lock.break_lock(paths) == {"broken": dead.document, "wasHeld": False}
-        assert lock.break_lock(paths) == {"broken": None, "wasHeld": False}
+        assert deployment_lock.break_lock(paths) == {"broken": dead.document, "wasHeld": False}
+        assert deployment_lock.break_lock(paths) == {"broken": None, "wasHeld": False}
 
     def test_number_of_another_process_is_no_sign_of_life(self) -> None:
-        own = {"pid": os.getpid(), "pidStart": lock.started_ticks(os.getpid())}
-        assert lock.lives(own)
-        assert not lock.lives({**own, "pidStart": 1})
-        assert not lock.lives({})
+        own = {"pid": os.getpid(), "pidStart": deployment_lock.started_ticks(os.getpid())}
+        assert deployment_lock.is_alive(own)
+        assert not deployment_lock.is_alive({**own, "pidStart": 1})
+        assert not deployment_lock.is_alive({})
 
     def test_break_spares_a_stranger_that_has_the_holders_number(self, paths: Paths) -> None:
         stranger = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         try:
-            lock._end({"pid": stranger.pid, "pidStart": 1})
+            deployment_lock._end({"pid": stranger.pid, "pidStart": 1})
             with pytest.raises(subprocess.TimeoutExpired):
                 stranger.wait(0.1)
         finally:
@@ -156,14 +156,14 @@ class TestLock:
             def renew(self) -> None:
                 os.write(write_end, b"release\n")
 
-        monkeypatch.setattr("polydev.hosttool.holding.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("polydev.hosttool.lock_verbs.time.monotonic", lambda: next(clock))
         os.write(write_end, b"renew\n")
         try:
-            end = holding._listen(Held(), read_end, 10)  # type: ignore[arg-type]
+            end = lock_verbs._listen(Held(), read_end, 10)  # type: ignore[arg-type]
         finally:
             os.close(read_end)
             os.close(write_end)
-        assert end is holding.End.RELEASED
+        assert end is lock_verbs._End.RELEASED
 
 
 class TestDeadman:
@@ -202,7 +202,9 @@ class TestDeadman:
         assert host.systemd.timers == {}
         deploy(host, "2", NEW, "b" * 64)
         before = host.seen()
-        done = restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+        done = restore.restore_for_deadman(
+            host.paths, host.systemd, FIRST, RestoreOptions(reach=True)
+        )
         assert "skipped" in done
         assert host.seen() == before
 
@@ -210,7 +212,7 @@ class TestDeadman:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         put(host.root / "etc/polydev/firewall.nft", "nobody comes in")
-        restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+        restore.restore_for_deadman(host.paths, host.systemd, FIRST, RestoreOptions(reach=True))
         state = deadman.status(host.paths, host.systemd)
         assert (state["fired"], state["backup"], state["outcome"]["changes"]) == (True, FIRST, 1)
         with pytest.raises(HostError, match=FIRST) as refusal:
@@ -224,7 +226,7 @@ class TestDeadman:
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         (kept.folder / "backup.json").unlink()
         with pytest.raises(HostError):
-            restore.restore_for_deadman(host.paths, host.systemd, FIRST, Options(reach=True))
+            restore.restore_for_deadman(host.paths, host.systemd, FIRST, RestoreOptions(reach=True))
         state = deadman.status(host.paths, host.systemd)
         assert (state["fired"], state["outcome"]["error"]) == (True, "backup-damaged")
 
@@ -242,8 +244,8 @@ class TestUnits:
             "LoadState=not-found\nActiveState=inactive\nUnitFileState=\n"
         )
         assert states_of_show(text, ["b.service", "a.service"]) == {
-            "b.service": UnitState(True, "active", "enabled"),
-            "a.service": UnitState(False, "inactive", ""),
+            "b.service": UnitStatus(True, "active", "enabled"),
+            "a.service": UnitStatus(False, "inactive", ""),
         }
 
     def test_template(self) -> None:
@@ -287,7 +289,7 @@ class TestUnits:
 
 
 def test_listing_has_links_and_what_the_database_says(host: Host) -> None:
-    listed = {Path(str(each["path"])): each for each in listing(host.scope)}
+    listed = {Path(str(each["path"])): each for each in list_scope(host.scope)}
     assert list(listed) == sorted(listed)
     assert listed[host.controller.current]["target"]
     assert listed[host.store / "golden-rootfs.ext4"]["target"]
@@ -297,9 +299,9 @@ def test_listing_has_links_and_what_the_database_says(host: Host) -> None:
     assert listed[host.paths.controller_config / "secrets"]["kind"] == "folder"
     before = listed[host.controller.database]["sha256"]
     host.execute("VACUUM")
-    assert listing(host.scope) == list(listed.values())
+    assert list_scope(host.scope) == list(listed.values())
     host.execute("DELETE FROM notes")
-    assert before not in [each.get("sha256") for each in listing(host.scope)]
+    assert before not in [each.get("sha256") for each in list_scope(host.scope)]
 
 
 class TestCommandLine:
@@ -402,11 +404,11 @@ class TestEndOfAHolder:
         self, monkeypatch: pytest.MonkeyPatch, *, ends: bool, is_there: bool = True
     ) -> list[int]:
         sent: list[int] = []
-        monkeypatch.setattr(lock, "lives", lambda _: is_there)
-        monkeypatch.setattr(lock, "_ended", lambda *_: ends)
+        monkeypatch.setattr(deployment_lock, "is_alive", lambda _: is_there)
+        monkeypatch.setattr(deployment_lock, "_ended", lambda *_: ends)
         monkeypatch.setattr(signal, "pidfd_send_signal", lambda _, number: sent.append(number))
         before = len(list(Path("/proc/self/fd").iterdir()))
-        lock._end({"pid": os.getpid()})
+        deployment_lock._end({"pid": os.getpid()})
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         return sent
 
@@ -420,7 +422,7 @@ class TestEndOfAHolder:
         assert self.ended_by(monkeypatch, ends=False, is_there=False) == []
 
     def test_one_that_is_gone(self) -> None:
-        lock._end({"pid": 2**22 + 1})
+        deployment_lock._end({"pid": 2**22 + 1})
 
 
 def test_a_holder_says_at_once_that_it_has_the_lock(
@@ -433,22 +435,22 @@ def test_a_holder_says_at_once_that_it_has_the_lock(
         def flush(self) -> None:
             said.append(self.getvalue())
 
-    ends = {holding.End.RELEASED: None, holding.End.GONE: WHO, holding.End.EXPIRED: WHO}
+    ends = {lock_verbs._End.RELEASED: None, lock_verbs._End.GONE: WHO, lock_verbs._End.EXPIRED: WHO}
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     stdin = SimpleNamespace(fileno=lambda: 0)
     monkeypatch.setattr(sys, "stdin", stdin)
     for end, left in ends.items():
         said.clear()
         monkeypatch.setattr(sys, "stdout", Stdout())
-        monkeypatch.setattr(holding, "_listen", lambda *_, end=end: end)
-        if end is holding.End.EXPIRED:
+        monkeypatch.setattr(lock_verbs, "_listen", lambda *_, end=end: end)
+        if end is lock_verbs._End.EXPIRED:
             with pytest.raises(HostError, match="nobody renewed the lock for 60 s") as told:
-                holding.hold(paths, 60, WHO, again=False)
+                lock_verbs.hold_lock(paths, 60, WHO, again=False)
             assert told.value.code == "lock-expired"
         else:
-            assert holding.hold(paths, 60, WHO, again=False) is None
+            assert lock_verbs.hold_lock(paths, 60, WHO, again=False) is None
         assert json.loads(said[0])["lock"]["owner"] == "ada@desk"
-        shown: Any = lock.show(paths)
+        shown: Any = deployment_lock.show(paths)
         assert shown["held"] is False
         assert (shown["lock"] and shown["lock"]["owner"]) == (left and left["owner"])
 
@@ -458,15 +460,15 @@ def test_signals_that_were_ignored_end_a_holder(
 ) -> None:
     told: list[object] = []
     monkeypatch.setattr(signal, "signal", lambda *words: told.append(words))
-    monkeypatch.setattr(holding, "Lock", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(lock_verbs, "DeploymentLock", lambda *_, **__: sys.exit(0))
     with pytest.raises(SystemExit):
-        holding.hold(paths, 60, WHO, again=False)
+        lock_verbs.hold_lock(paths, 60, WHO, again=False)
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE)
     assert told == [(number, signal.SIG_DFL) for number in numbers]
 
 
 def test_the_packed_file_can_be_run(tmp_path: Path) -> None:
-    pack.main([str(tmp_path / "tool")])
+    zipapp.main([str(tmp_path / "tool")])
     assert (tmp_path / "tool").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "tool").read_bytes() == zipapp_bytes(Path(hosttool.__file__).parent)
 

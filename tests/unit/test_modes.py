@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from polydev.client import access
-from polydev.hosttool import busy, durable, network_state, operations, records
+from polydev.hosttool import deployment_slice, durable, network_state, records, verb_lock
+from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.reserve import keep_reserve
 from polydev.image import promotion
 from polydev.image.folder import hold
 from polydev.lab import root as lab_root
@@ -106,12 +106,12 @@ def of_files_in_backup(host: Host) -> list[Path]:
 
 
 def of_queue(host: Host) -> list[Path]:
-    with busy.alone(host.paths, "it"):
+    with verb_lock.lock_host(host.paths, "it"):
         return [host.paths.busy]
 
 
 def of_slot_queue(host: Host) -> list[Path]:
-    with busy.alone_with_slot(host.paths, 2, "it"):
+    with verb_lock.lock_slot(host.paths, 2, "it"):
         return [host.paths.slot_queue(2)]
 
 
@@ -223,7 +223,7 @@ def test_what_is_sealed_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_a_permission_is_whole_or_not_there(host: Host) -> None:
-    operations.permit(host.paths, host.systemd, FIRST)
+    deployment_slice.permit(host.paths, host.systemd, FIRST)
     assert host.paths.permission.read_text() == FIRST
     assert [
         path.name for path in host.paths.permission.parent.iterdir() if path.name[0] == "."
@@ -232,7 +232,7 @@ def test_a_permission_is_whole_or_not_there(host: Host) -> None:
 
 def test_the_name_of_who_has_the_host_is_whole(tmp_path: Path) -> None:
     paths = Paths.below(tmp_path)
-    with busy.alone(paths, "a verb with a long name, such as database restore"):
+    with verb_lock.lock_host(paths, "a verb with a long name, such as database restore"):
         pass
-    with busy.alone(paths, "it"):
+    with verb_lock.lock_host(paths, "it"):
         assert paths.busy.read_text() == f"it, pid {os.getpid()}"

@@ -16,8 +16,8 @@ import pytest
 
 from polydev.deploys.accounts import host_json
 from polydev.deploys.host_data import HostData
-from polydev.hosttool import network
-from polydev.hosttool.network import Difference, Reading
+from polydev.hosttool import network_facts
+from polydev.hosttool.network_facts import Difference, KernelState
 from polydev.hosttool.slots import PORT_FLAGS, settings_of, slot_of
 
 HOST: Any = json.loads(host_json(HostData(slots=12), []))
@@ -57,20 +57,20 @@ def port_link() -> dict[str, Any]:
     }
 
 
-def of_host() -> Reading:
-    return Reading(
+def of_host() -> KernelState:
+    return KernelState(
         links=[{"ifname": "eth0", "flags": UP, "mtu": 1500}, bridge_link(), port_link()],
         routes=[
             {"dst": "default", "gateway": "10.0.0.1", "dev": "eth0"},
             {"dst": NETWORK, "dev": BRIDGE, "prefsrc": "192.168.100.1", "protocol": "kernel"},
-            {"type": "unreachable", "dst": NETWORK, "metric": network.WORST_METRIC},
+            {"type": "unreachable", "dst": NETWORK, "metric": network_facts.WORST_METRIC},
             {"type": "local", "dst": "192.168.100.1", "dev": BRIDGE, "protocol": "kernel"},
             {"dst": "fe80::/64", "dev": "eth0"},
         ],
         policy=deepcopy(MAIN_RULES),
         policy6=deepcopy(RULES6),
         neighbours=[{"dst": "10.0.0.1", "lladdr": "02::1", "dev": "eth0"}],
-        settings={**network.bridge_settings(BRIDGE), network.FORWARDING: "1"},
+        settings={**network_facts.bridge_settings(BRIDGE), network_facts.FORWARDING: "1"},
         rules=(),
         stations=[
             {"mac": "02:00:00:00:00:02", "ifname": "vm-2", "state": "permanent", "master": BRIDGE},
@@ -80,12 +80,12 @@ def of_host() -> Reading:
     )
 
 
-def of_slot() -> Reading:
+def of_slot() -> KernelState:
     def address(local: str, prefix: int) -> list[dict[str, Any]]:
         return [{"local": local, "prefixlen": prefix}]
 
     tap = {"info_kind": "tun", "info_data": {"type": "tap", "user": SLOT.user}}
-    return Reading(
+    return KernelState(
         links=[
             {"ifname": "lo", "flags": ["LOOPBACK", "UP"], "mtu": 65536},
             {"ifname": "sit0", "flags": [], "mtu": 1480},
@@ -123,33 +123,35 @@ def of_slot() -> Reading:
     )
 
 
-def found_on_host(live: Reading) -> list[Difference]:
-    declared = network.declared_bridge(HOST)
-    return network.differences("bridge", declared, network.live_bridge(HOST, live, [2, 13]))
+def found_on_host(live: KernelState) -> list[Difference]:
+    declared = network_facts.declared_bridge(HOST)
+    return network_facts.differences(
+        "bridge", declared, network_facts.live_bridge(HOST, live, [2, 13])
+    )
 
 
-def found_in_slot(live: Reading, links: list[dict[str, Any]] | None = None) -> list[Difference]:
+def found_in_slot(live: KernelState, links: list[dict[str, Any]] | None = None) -> list[Difference]:
     links = of_host().links if links is None else links
-    facts = {**network.live_port(SLOT, links), **network.live_slot(live)}
-    return network.differences("slot-2", network.declared_slot(SLOT, RULES), facts)
+    facts = {**network_facts.live_port(SLOT, links), **network_facts.live_slot(live)}
+    return network_facts.differences("slot-2", network_facts.declared_slot(SLOT, RULES), facts)
 
 
 def test_as_declared() -> None:
     assert found_on_host(of_host()) == []
     assert found_in_slot(of_slot()) == []
     assert (
-        network.differences(
-            "kernel", network.declared_kernel(), network.live_kernel(of_host().settings)
+        network_facts.differences(
+            "kernel", network_facts.declared_kernel(), network_facts.live_kernel(of_host().settings)
         )
         == []
     )
 
 
-def link(live: Reading, name: str) -> dict[str, Any]:
+def link(live: KernelState, name: str) -> dict[str, Any]:
     return next(each for each in live.links if each["ifname"] == name)
 
 
-Change = Callable[[Reading], object]
+Change = Callable[[KernelState], object]
 HOSTS: list[tuple[str, bool, Change]] = [
     ("br-vm state: down instead of up", False, lambda it: link(it, BRIDGE).update(flags=[])),
     ("br-vm: missing instead of there", False, lambda it: it.links.pop(1)),
@@ -342,7 +344,7 @@ def test_a_flag_of_a_port(flag: str) -> None:
     words = {"on": "off", "off": "on"}
     wanted = PORT_FLAGS[flag]
     assert found.text == f"slot-2: vm-2 {flag}: {words[wanted]} instead of {wanted}"
-    assert found.opens == (flag not in network.ONLY_CLOSING)
+    assert found.opens == (flag not in network_facts.ONLY_CLOSING)
     del data[flag]
     if wanted == "off":
         assert found_in_slot(of_slot(), host.links) == [], "a kernel that does not know it"
@@ -385,7 +387,7 @@ def test_the_kernel_makes_a_bridge_as_small_as_its_ports(
     bridge = {**bridge_link(), "mtu": mtu}
     ports = [{**port_link(), "mtu": each} for each in of_ports]
     other = {"ifname": "eth0", "mtu": mtu, "flags": UP}
-    assert network._mtu_of_bridge(bridge, [bridge, other, *ports]) == said
+    assert network_facts._mtu_of_bridge(bridge, [bridge, other, *ports]) == said
 
 
 @pytest.mark.parametrize(
@@ -406,7 +408,7 @@ def test_the_kernel_makes_a_bridge_as_small_as_its_ports(
     ],
 )
 def test_rules_about_vms_packets(rule: dict[str, Any], is_about: bool) -> None:
-    assert network._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
+    assert network_facts._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
 
 
 @pytest.mark.parametrize(
@@ -427,27 +429,27 @@ def test_rules_about_vms_packets(rule: dict[str, Any], is_about: bool) -> None:
     ],
 )
 def test_a_rule_as_it_is_deleted(rule: dict[str, Any], words: str) -> None:
-    assert network.rule_words(rule) == words
+    assert network_facts.rule_words(rule) == words
 
 
 def test_a_rule_that_leads_nowhere_near_is_nobodys_business() -> None:
     live = of_host()
     live.policy.insert(1, {"priority": 9, "src": "all", "table": "77"})
-    assert network.rules_before_main(HOST, live) == []
+    assert network_facts.rules_before_main(HOST, live) == []
     live.routes.append({"dst": "10.0.0.0/8", "dev": "eth0", "table": "77"})
     live.routes.append({"dst": "fd00::/8", "dev": "eth0", "table": "77"})
-    assert network.rules_before_main(HOST, live) == []
+    assert network_facts.rules_before_main(HOST, live) == []
     live.routes.append({"dst": "default", "dev": "eth0", "table": "77"})
-    assert network.rules_before_main(HOST, live) == [live.policy[1]]
+    assert network_facts.rules_before_main(HOST, live) == [live.policy[1]]
     # After the main table it decides on nothing.
     live.policy.append(live.policy.pop(1))
-    assert network.rules_before_main(HOST, live) == []
+    assert network_facts.rules_before_main(HOST, live) == []
 
 
 def test_what_is_foreign_is_named_for_who_takes_it_away() -> None:
     facts: Any = {"port x": {}, "interface y": {}, BRIDGE: {}}
-    assert network.foreign_ports(facts) == ["x"]
-    assert network.foreign_links(facts) == ["y"]
+    assert network_facts.foreign_ports(facts) == ["x"]
+    assert network_facts.foreign_links(facts) == ["y"]
 
 
 def test_long_differences_are_short_and_their_diff_is_not() -> None:

@@ -33,11 +33,11 @@ from polydev.deployment_records import (
     newest_first,
     rollback_state,
 )
-from polydev.hosttool import backup, holding, lock, records, releases, saved
+from polydev.hosttool import backup, backup_manifest, deployment_lock, lock_verbs, records, releases
+from polydev.hosttool.deployment_lock import DeploymentLock as HeldLock
 from polydev.hosttool.durable import json_bytes, read_json
-from polydev.hosttool.lock import Lock as HeldLock
 from polydev.hosttool.restore import _later
-from polydev.hosttool.sequence import next_number
+from polydev.hosttool.sequence_numbers import next_number
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import Host, ToolConnection, bare_host, deploy
@@ -153,7 +153,7 @@ def ids(documents: list[dict[str, Any]]) -> list[str]:
 
 def kept_by_pruning_backups(host: Host, keep: int) -> list[str]:
     backup.prune(host.paths, keep)
-    return ids(backup.backups(host.paths))
+    return ids(backup.list_backups(host.paths))
 
 
 def kept_by_pruning_releases(host: Host, keep: int) -> list[str]:
@@ -173,12 +173,15 @@ Reader = Callable[[Host], object]
 READERS: dict[str, tuple[Reader, Callable[[list[str]], object]]] = {
     "record list": (lambda host: ids(records.records(host.paths)), lambda made: made[::-1]),
     "backup list": (
-        lambda host: ids(backup.backups(host.paths)),
+        lambda host: ids(backup.list_backups(host.paths)),
         lambda made: made[::-1],
     ),
     "later backups": (
         lambda host: [
-            [later.id for later in _later(host.paths, saved.load(host.paths, each.id))]
+            [
+                later.id
+                for later in _later(host.paths, backup_manifest.read_backup(host.paths, each.id))
+            ]
             for each in reversed(newest_first(records_of(host)))
         ],
         lambda made: [made[1:], made[2:], []],
@@ -237,7 +240,7 @@ class TestOperators:
     ) -> None:
         monkeypatch.setattr(transaction, "KEPT_BACKUPS", 2)
         made = [operators.deploy(time).id for time in TIMES[times]]
-        assert ids(backup.backups(operators.host.paths)) == made[:0:-1]
+        assert ids(backup.list_backups(operators.host.paths)) == made[:0:-1]
         assert operators.rollback(NOON).state == made[1]
 
     def test_a_failure_is_the_newest_until_something_succeeds(
@@ -258,7 +261,7 @@ class TestOperators:
 def forget_numbers(host: Host) -> None:
     """All that is there, as an earlier version made it."""
     for folder in host.paths.backups.iterdir():
-        manifest = read_json(folder / saved.MANIFEST)
+        manifest = read_json(folder / backup_manifest.MANIFEST)
         assert manifest is not None
         del manifest["number"]
         rewrite(folder, manifest)
@@ -275,8 +278,10 @@ def forget_numbers(host: Host) -> None:
 
 def rewrite(folder: Path, manifest: dict[str, Any]) -> None:
     data = json_bytes(manifest)
-    (folder / saved.MANIFEST).write_bytes(data)
-    (folder / saved.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  {saved.MANIFEST}\n")
+    (folder / backup_manifest.MANIFEST).write_bytes(data)
+    (folder / backup_manifest.SUM).write_text(
+        f"{hashlib.sha256(data).hexdigest()}  {backup_manifest.MANIFEST}\n"
+    )
 
 
 @pytest.mark.parametrize("later", [NOON + HOUR, NOON - HOUR], ids=["right", "behind"])
@@ -292,8 +297,8 @@ class TestEarlierVersions:
         made = [*old, *new]
         assert [each.number for each in operators.records()][-2:] == [None, None]
         assert [each.id for each in operators.records()] == made[::-1]
-        assert ids(backup.backups(host.paths)) == made[::-1]
-        later_ones = _later(host.paths, saved.load(host.paths, old[1]))
+        assert ids(backup.list_backups(host.paths)) == made[::-1]
+        later_ones = _later(host.paths, backup_manifest.read_backup(host.paths, old[1]))
         assert [each.id for each in later_ones] == new
         for state in (new[0], old[1]):
             assert operators.rollback(later + HOUR).state == state
@@ -391,22 +396,22 @@ class TestLock:
         self, host: Host, monkeypatch: pytest.MonkeyPatch, jump: timedelta
     ) -> None:
         held = HeldLock(host.paths, 60, {"id": "20250131_120000-abcd"})
-        monkeypatch.setattr(lock, "datetime", ClockThatJumped(jump))
-        assert lock.show(host.paths)["held"]
+        monkeypatch.setattr(deployment_lock, "datetime", ClockThatJumped(jump))
+        assert deployment_lock.show(host.paths)["held"]
         held.renew()
-        assert lock.show(host.paths)["held"]
+        assert deployment_lock.show(host.paths)["held"]
         held.let_go(is_done=True)
 
     def test_a_renewal_extends_it_by_what_has_passed_on_no_clock(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         passed = iter([0.0, 6.0, 6.0, 12.0])
-        monkeypatch.setattr(holding, "time", SimpleNamespace(monotonic=lambda: next(passed)))
+        monkeypatch.setattr(lock_verbs, "time", SimpleNamespace(monotonic=lambda: next(passed)))
         held = HeldLock(host.paths, 10, {"id": "20250131_120000-abcd"})
         reader, writer = os.pipe()
         os.write(writer, b"renew\n")
         os.close(writer)
-        assert holding._listen(held, reader, 10) is holding.End.GONE
+        assert lock_verbs._listen(held, reader, 10) is lock_verbs._End.GONE
         os.close(reader)
         held.let_go(is_done=True)
 

@@ -217,9 +217,9 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 class TestLife:
     def test_up_and_down(self, ran: list[str]) -> None:
         assert slots.up(2)["address"] == "192.168.100.2"
-        assert slots.there() == {"slots": [2]}
+        assert slots.existing_slots() == {"slots": [2]}
         assert slots.down(2) == {"slot": 2, "removed": True}
-        assert slots.there() == {"slots": []}
+        assert slots.existing_slots() == {"slots": []}
 
     def test_what_is_left_of_an_earlier_one_goes_first(self, ran: list[str]) -> None:
         slots.up(2)
@@ -245,7 +245,7 @@ class TestLife:
         with pytest.raises(HostError, match="nft: no"):
             slots.up(2)
         assert ran[-1] == "ip netns delete slot-2"
-        assert slots.there() == {"slots": []}
+        assert slots.existing_slots() == {"slots": []}
 
     def test_a_slot_beyond_the_hosts_changes_nothing(self, ran: list[str]) -> None:
         with pytest.raises(HostError):
@@ -255,7 +255,7 @@ class TestLife:
     def test_slots_are_in_the_order_of_their_numbers(self, ran: list[str]) -> None:
         for number in (10, 9, 100):
             (slots.NAMESPACES / f"slot-{number}").touch()
-        assert slots.there() == {"slots": [9, 10, 100]}
+        assert slots.existing_slots() == {"slots": [9, 10, 100]}
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1"])

@@ -18,8 +18,8 @@ from polydev.controller.check_config import problems
 from polydev.controller.settings import Settings, load_settings
 from polydev.controller.tls import expiry_of, server_context, trouble_now
 from polydev.errors import ConfigError
-from polydev.hosttool import gate
-from polydev.hosttool.gate import controller_check
+from polydev.hosttool import health_gate
+from polydev.hosttool.health_gate import controller_check
 from tests.certificates import DAY, Tls, make_tls
 from tests.loopback import as_json, served
 
@@ -120,7 +120,7 @@ class TestGate:
     ) -> None:
         current = tmp_path / "current"
         current.symlink_to("releases/20250131_120000-abcd")
-        monkeypatch.setattr(gate, "CURRENT", current)
+        monkeypatch.setattr(health_gate, "CURRENT", current)
         declared = tls if is_own else make_tls(tmp_path / "other")
         context = server_context(tls.certificate.read_text(), tls.key.read_text())
         release = as_json({"release": "20250131_120000-abcd"})

@@ -21,12 +21,12 @@ from polydev.controller.machines import bridge, systemd, template_maker
 from polydev.deployment_records import order
 from polydev.deploys import controller, network
 from polydev.hosttool import (
-    golden,
+    controller_program,
+    golden_link,
     images,
     network_state,
     polkit,
-    program,
-    sequence,
+    sequence_numbers,
     slots,
     units,
 )
@@ -55,12 +55,12 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
             ("TAP", template_maker.TAP, slots.TAP),
             ("bridge", bridge.BRIDGE, BRIDGE),
-            ("order of records", sequence.order(3, "a"), order(3, "a")),
-            ("order without number", sequence.order(None, "a"), order(None, "a")),
+            ("order of records", sequence_numbers.order(3, "a"), order(3, "a")),
+            ("order without number", sequence_numbers.order(None, "a"), order(None, "a")),
             ("image's lock", images.IN_USE, config.IN_USE),
             ("image's files", images.BOOT_FILES, record.BOOT_FILES),
             ("image's record", "record.json", record.RECORD),
-            ("golden link, on a host", golden.LINK, promotion.GOLDEN),
+            ("golden link, on a host", golden_link.GOLDEN_LINK, promotion.GOLDEN),
             ("golden link, for the controller", health.GOLDEN_LINK, promotion.GOLDEN),
             ("golden link, for the doctor", probe.GOLDEN, str(PATHS.images / promotion.GOLDEN)),
             ("image store", PATHS.images, images.STORE),
@@ -68,7 +68,7 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("templates", template_holder.FOLDER, images.STORE / "templates"),
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", probe.UNITS[0], units.MAIN),
-            ("maker of templates", systemd.TEMPLATE_MAKER, units.MAKER),
+            ("maker of templates", systemd.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", probe.HOST, str(slots.HOST_FILE)),
@@ -79,7 +79,11 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("action of polkit", probe.START_UNIT, polkit.ACTION),
             ("QEMU", probe.QEMU, qemu.QEMU),
             ("QEMU's log", systemd.QEMU_LOG, launch.QEMU_LOG),
-            ("variables", controller_settings.ENVIRONMENT_PREFIX, program.VARIABLE_PREFIX),
+            (
+                "variables",
+                controller_settings.ENVIRONMENT_PREFIX,
+                controller_program.VARIABLE_PREFIX,
+            ),
             ("key of credentials", credentials.FILE, sealing.SECRET_NAME),
         )
     ],

@@ -9,7 +9,7 @@ from typing import Any
 from polydev.client.on_host import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
 from polydev.hosttool.images import STORE
-from polydev.hosttool.units import MAKER as UNIT
+from polydev.hosttool.units import TEMPLATE_MAKER as UNIT
 from polydev.ssh import SshTarget
 
 FOLDER = f"{STORE}/templates"

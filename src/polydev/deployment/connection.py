@@ -13,11 +13,11 @@ from typing import Any
 
 from polydev import hosttool
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
-from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.placing import placing
 from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
+from polydev.hosttool.upload import file_upload
+from polydev.hosttool.zipapp import zipapp_bytes
 from polydev.run import run
 from polydev.ssh import SSH_FAILED, SshTarget, ssh_option
 
@@ -116,7 +116,7 @@ class HostConnection:
         if there.startswith(digest):
             return
         self.command("command -v python3 >/dev/null || { echo no python3 >&2; exit 1; }")
-        placed = placing(TOOL, wanted, mode="755")
+        placed = file_upload(TOOL, wanted, mode="755")
         folders = "install -d -m 755 /opt/polydev-ai /opt/polydev-ai/bin"
         self.command(f"{folders} || exit\n{placed.command}", input=placed.input)
 

@@ -22,9 +22,9 @@ from polydev.deploys.operations import TOOL
 from polydev.deploys.pyinfra_types import warn
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.errors import ConfigError, DeployError
-from polydev.hosttool.address import POSTGRESQL, described, kind_of
+from polydev.hosttool.controller_program import DATABASE_URL
+from polydev.hosttool.database_url import POSTGRESQL, describe_url, kind_of
 from polydev.hosttool.database_verbs import REPLACE_HINT
-from polydev.hosttool.program import DATABASE_URL
 
 CURRENT_RELEASE = "/opt/master-controller/current/release.json"
 SQLITE_WORDS = "SQLite"
@@ -87,7 +87,7 @@ def database_change(site: HostData, now: dict[str, Any]) -> DatabaseChange:
     is_move = site.move_database != "no"
     if is_move:
         require_movable(site, url, was, usable)
-    to = described(url) if url else SQLITE_WORDS
+    to = describe_url(url) if url else SQLITE_WORDS
     if was != to and not is_move:
         warn_of_another(was, to)
     changed = tuple(now.get("differences", [])) if was == to else ()
@@ -154,7 +154,7 @@ def require_movable(site: HostData, url: str | None, was: str, found: dict[str, 
     occupied = found.get("occupied")
     if occupied and site.move_database != "replace":
         raise DeployError(
-            f"{host.name}: {described(url)} has rows in {', '.join(occupied)} already",
+            f"{host.name}: {describe_url(url)} has rows in {', '.join(occupied)} already",
             REPLACE_HINT,
         )
 

@@ -28,7 +28,7 @@ from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.system_services import SSHD_FILE, sshd_values
 from polydev.errors import CommandError, DeployError
-from polydev.hosttool.network import BRIDGE_PART
+from polydev.hosttool.network_facts import BRIDGE_PART
 from polydev.run import run
 from polydev.ssh import SshTarget
 

@@ -43,7 +43,7 @@ from polydev.deploys.sysctl import kernel, overriding_settings
 from polydev.deploys.system_services import SSHD_FILE_BEFORE, journal, ssh
 from polydev.deploys.units import unit_overrides
 from polydev.deploys.vm_units import ACCELERATOR_UNIT, TEMPLATE_UNITS, accelerator, templates, vms
-from polydev.hosttool.units import MAKER, WATCH
+from polydev.hosttool.units import TEMPLATE_MAKER, WATCH
 from polydev.ssh import SshTarget
 
 # A deployment of everything asks the host tool for these too, beside the parts of its targets.
@@ -75,7 +75,7 @@ def scope(site: HostData) -> dict[str, Any]:
         "paths": sorted(paths),
         "reach": [*ACCESS_FILES, STAMP, SSHD_FILE_BEFORE],
         # The maker first: where it is stopped, then after what starts it.
-        "units": [MAKER, *unit_order(site)],
+        "units": [TEMPLATE_MAKER, *unit_order(site)],
         "controller": {
             "root": controller_part.ROOT,
             "database": "/var/lib/master-controller/controller.sqlite3",

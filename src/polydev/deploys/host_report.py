@@ -11,7 +11,7 @@ from pyinfra.context import host
 
 from polydev.deploys.facts import JsonFact
 from polydev.deploys.pyinfra_types import warn
-from polydev.hosttool.network import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
+from polydev.hosttool.network_facts import BRIDGE_PART, FIREWALL_PART, KERNEL_PART
 
 NetworkDifferences = dict[str, list[str]]
 

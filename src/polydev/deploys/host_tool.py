@@ -11,8 +11,8 @@ from pyinfra.context import host
 from polydev import hosttool
 from polydev.deploys.operations import TOOL, directory, opaque_file, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
-from polydev.hosttool.pack import zipapp_bytes
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.zipapp import zipapp_bytes
 
 
 @operation

@@ -16,7 +16,7 @@ from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.rsync import remote_options, send
 from polydev.errors import ConfigError
 from polydev.hosttool import images as host_store
-from polydev.hosttool.golden import LINK as GOLDEN
+from polydev.hosttool.golden_link import GOLDEN_LINK as GOLDEN
 from polydev.hosttool.images import IN_USE
 from polydev.ssh import SshTarget
 

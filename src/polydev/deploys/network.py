@@ -17,7 +17,7 @@ from polydev.deploys.operations import TOOL, load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
-from polydev.hosttool.network import BRIDGE_PART, WORST_METRIC
+from polydev.hosttool.network_facts import BRIDGE_PART, WORST_METRIC
 from polydev.hosttool.units import SLOT, VM, WATCH
 
 BRIDGE = "br-vm"

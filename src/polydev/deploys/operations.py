@@ -20,7 +20,7 @@ from polydev.deploys.pyinfra_types import Commands, operation
 from polydev.deploys.render import render
 from polydev.errors import Error
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.placing import placing
+from polydev.hosttool.upload import file_upload
 
 TOOL = str(Paths().tool)
 
@@ -96,7 +96,7 @@ def file(
         name = shlex.quote(path)
         yield StringCommand(f"chown {user}:{group} {name} && chmod {mode} {name}")
     else:
-        placed = placing(path, data, mode=mode, owner=f"{user}:{group}")
+        placed = file_upload(path, data, mode=mode, owner=f"{user}:{group}")
         yield StringCommand(placed.command, _stdin=placed.input)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polydev.errors import CommandError, DeployError
-from polydev.hosttool.operations import in_slice
+from polydev.hosttool.deployment_slice import in_slice
 from polydev.run import Completed, run
 from polydev.ssh import SshTarget
 

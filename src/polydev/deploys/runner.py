@@ -32,7 +32,7 @@ from polydev.deploys.listen_address import ListenAddress
 from polydev.deploys.pyinfra_types import FOR_OPERATOR
 from polydev.deploys.ssh_settings import PREFIX
 from polydev.errors import ConfigError, DeployError, Error
-from polydev.hosttool.operations import in_slice
+from polydev.hosttool.deployment_slice import in_slice
 from polydev.run import PLAIN_ENGLISH
 
 Emit = Callable[..., None]

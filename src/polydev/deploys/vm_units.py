@@ -18,7 +18,7 @@ from polydev.deploys.operations import TOOL, show_diff, template
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.units import reload_units, unit, unit_file
-from polydev.hosttool.units import HOLDER, MAKER
+from polydev.hosttool.units import TEMPLATE_HOLDER, TEMPLATE_MAKER
 from polydev.vm.qemu import QEMU
 
 ACCELERATOR_UNIT = "polydev-accelerator.service"
@@ -28,7 +28,7 @@ QEMU_MIB = 512
 HOLDER_SOCKET = "polydev-templates.socket"
 CHANGES_UNIT = "polydev-template.path"
 # They must be active; the maker runs for a minute now and then, and may fail: VMs boot then.
-TEMPLATE_UNITS = (HOLDER_SOCKET, HOLDER, CHANGES_UNIT)
+TEMPLATE_UNITS = (HOLDER_SOCKET, TEMPLATE_HOLDER, CHANGES_UNIT)
 
 
 def vm_values(site: HostData) -> dict[str, Any]:
@@ -87,21 +87,21 @@ def template_values(site: HostData) -> dict[str, Any]:
 def templates(site: HostData) -> None:
     """They are made and held by programs of the controller's release, so that comes first."""
     values = template_values(site)
-    maker = unit_file(MAKER, values)
+    maker = unit_file(TEMPLATE_MAKER, values)
     # One that is at work goes on: it looks at what is wanted by itself.
-    reload_units(name=MAKER, pattern=MAKER, files=maker.files)
+    reload_units(name=TEMPLATE_MAKER, pattern=TEMPLATE_MAKER, files=maker.files)
     socket = unit_file(HOLDER_SOCKET, values)
     # Another release restarts it where its code is another one.
-    holder = unit_file(HOLDER, values, vm_digest(site.source.resolve()))
+    holder = unit_file(TEMPLATE_HOLDER, values, vm_digest(site.source.resolve()))
     changes = unit_file(CHANGES_UNIT, values)
     unit(
         name=HOLDER_SOCKET,
         unit=HOLDER_SOCKET,
         config=socket.hash,
         files=socket.files,
-        stop_first=HOLDER,  # systemd restarts no socket whose service runs
+        stop_first=TEMPLATE_HOLDER,  # systemd restarts no socket whose service runs
     )
-    unit(name=HOLDER, unit=HOLDER, config=holder.hash, files=holder.files)
+    unit(name=TEMPLATE_HOLDER, unit=TEMPLATE_HOLDER, config=holder.hash, files=holder.files)
     unit(
         name=CHANGES_UNIT,
         unit=CHANGES_UNIT,

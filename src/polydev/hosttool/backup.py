@@ -13,33 +13,37 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.hosttool.busy import alone
-from polydev.hosttool.database import AT_REST, content_sha256, copy_database, row_counts
-from polydev.hosttool.dump import KeptDump, make_dump
-from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
-from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden import golden_of
-from polydev.hosttool.paths import Paths, require_id
-from polydev.hosttool.program import Program, database_in_words, uses_postgresql
-from polydev.hosttool.release import current_release, release_sum
-from polydev.hosttool.reserve import RESERVE_BYTES, keep_reserve
-from polydev.hosttool.saved import (
+from polydev.hosttool.backup_manifest import (
     MANIFEST,
     MOVED,
     SUM,
-    Kept,
-    KeptDatabase,
-    Saved,
-    load,
+    Backup,
+    BackupEntry,
+    DatabaseCopy,
     manifest_of,
-    require_whole,
-    write_moved,
+    read_backup,
+    require_intact,
+    write_moved_database,
 )
-from polydev.hosttool.scope import Controller, Scope, require_restorable
-from polydev.hosttool.sequence import next_number, number_of, order
-from polydev.hosttool.systemd import Systemd, UnitState
-from polydev.hosttool.tree import Entry, entries_below, entry_of, file_sha256
+from polydev.hosttool.backup_scope import ControllerScope, Scope, require_restorable
+from polydev.hosttool.controller_program import (
+    ControllerProgram,
+    database_in_words,
+    uses_postgresql,
+)
+from polydev.hosttool.database_dump import DatabaseDump, make_dump
+from polydev.hosttool.disk_reserve import RESERVE_BYTES, keep_reserve
+from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import FileEntry, entries_below, entry_of, file_sha256
+from polydev.hosttool.golden_link import golden_of
+from polydev.hosttool.paths import Paths, require_id
+from polydev.hosttool.release_files import current_release, release_sum
+from polydev.hosttool.sequence_numbers import next_number, number_of, order
+from polydev.hosttool.sqlite_database import AT_REST, content_sha256, copy_database, row_counts
+from polydev.hosttool.systemd import Systemd, UnitStatus
 from polydev.hosttool.units import known_units
+from polydev.hosttool.verb_lock import lock_host
 
 NEW, OLD = ".new-", ".old-"
 BLOCK_BYTES = 4096
@@ -52,14 +56,14 @@ DUMP_HINT = (
 )
 
 
-def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Saved:
+def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Backup:
     """Save everything of the scope under this id; one that is there and whole is kept as it is.
 
     Raises HostError: `no-space` before anything is written, `bad-scope`, `backup-exists`.
     """
     require_id(backup_id)
     require_restorable(scope, paths)
-    with alone(paths, f"backup create {backup_id}"):
+    with lock_host(paths, f"backup create {backup_id}"):
         if (paths.backups / backup_id).exists():
             return _existing(paths, backup_id, scope)
         entries = entries_below(scope.paths)
@@ -76,10 +80,10 @@ def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Save
         _finish(fresh, saved)
         fresh.rename(paths.backups / backup_id)
         sync(paths.backups)
-        return load(paths, backup_id)
+        return read_backup(paths, backup_id)
 
 
-def keep_moved(saved: Saved) -> Saved:
+def keep_moved_database(saved: Backup) -> Backup:
     """Copy into a backup what the database says once the controller has stopped for its move.
 
     A restore so loses nothing that was written between the backup and the move.
@@ -90,18 +94,18 @@ def keep_moved(saved: Saved) -> Saved:
     # The first copy counts again until this one is whole.
     remove(saved.folder / MOVED)
     try:
-        database = _keep_database(saved.folder, controller.database, "moved")
+        database = _copy_database(saved.folder, controller.database, "moved")
     except BaseException:  # such as a full disk, which needs the room for its way back
         remove(saved.folder / "moved")
         raise
     if database.kept.stored is None:
         raise HostError("database-missing", f"there is no database {controller.database}")
-    return write_moved(saved, database, row_counts(database.kept.stored))
+    return write_moved_database(saved, database, row_counts(database.kept.stored))
 
 
-def _existing(paths: Paths, backup_id: str, scope: Scope) -> Saved:
-    saved = load(paths, backup_id)
-    require_whole(saved, with_host=False)
+def _existing(paths: Paths, backup_id: str, scope: Scope) -> Backup:
+    saved = read_backup(paths, backup_id)
+    require_intact(saved, with_host=False)
     if saved.scope != scope:
         raise HostError(
             "backup-exists", f"backup {backup_id} exists and has another scope", "take a new id"
@@ -109,14 +113,14 @@ def _existing(paths: Paths, backup_id: str, scope: Scope) -> Saved:
     return saved
 
 
-def _require_kinds(entries: list[Entry]) -> None:
+def _require_kinds(entries: list[FileEntry]) -> None:
     odd = [entry for entry in entries if entry.kind not in ("file", "link", "folder", "absent")]
     if odd:
         names = ", ".join(f"{entry.path} ({entry.kind})" for entry in odd)
         raise HostError("bad-scope", f"a backup cannot hold {names}", "take it out of the scope")
 
 
-def _require_space(paths: Paths, entries: list[Entry], scope: Scope) -> None:
+def _require_space(paths: Paths, entries: list[FileEntry], scope: Scope) -> None:
     sizes = [entry.size_bytes for entry in entries if entry.kind == "file"]
     if scope.controller:
         database = scope.controller.database
@@ -142,32 +146,32 @@ def _fill(
     backup_id: str,
     number: int,
     scope: Scope,
-    entries: list[Entry],
-    units: dict[str, UnitState],
-) -> Saved:
+    entries: list[FileEntry],
+    units: dict[str, UnitStatus],
+) -> Backup:
     release = current_release(scope.controller) if scope.controller else None
-    return Saved(
+    return Backup(
         id=backup_id,
         folder=fresh,
         number=number,
         created_at=datetime.now(timezone.utc).isoformat(),
         scope=scope,
-        kept=tuple(_keep_all(fresh, entries)),
+        kept=tuple(_copy_files(fresh, entries)),
         units=units,
         release=release,
         release_sum=release_sum(scope.controller, release)
         if scope.controller and release
         else None,
-        database=_keep_database(fresh, scope.controller.database) if scope.controller else None,
-        dump=_keep_dump(fresh, paths, scope.controller, release),
+        database=_copy_database(fresh, scope.controller.database) if scope.controller else None,
+        dump=_dump_database(fresh, paths, scope.controller, release),
         golden=golden_of(scope.store) if scope.store else None,
     )
 
 
-def _keep_all(fresh: Path, entries: list[Entry]) -> Iterator[Kept]:
+def _copy_files(fresh: Path, entries: list[FileEntry]) -> Iterator[BackupEntry]:
     for number, entry in enumerate(entries, 1):
         if entry.kind != "file":
-            yield Kept(entry)
+            yield BackupEntry(entry)
             continue
         stored = fresh / "files" / f"{number:06d}"
         data = entry.path.read_bytes()
@@ -176,19 +180,19 @@ def _keep_all(fresh: Path, entries: list[Entry]) -> Iterator[Kept]:
                 "changing", f"{entry.path} changed while it was read", "make the backup again"
             )
         write_new(stored, data)
-        yield Kept(entry, stored)
+        yield BackupEntry(entry, stored)
 
 
-def _keep_database(fresh: Path, live: Path, name: str = "database") -> KeptDatabase:
+def _copy_database(fresh: Path, live: Path, name: str = "database") -> DatabaseCopy:
     entry = entry_of(live)
     if entry.kind == "absent":
-        return KeptDatabase(Kept(entry), "")
+        return DatabaseCopy(BackupEntry(entry), "")
     stored = fresh / name
     copy_database(live, stored)
     content = content_sha256(stored, AT_REST)
     if content is None:
         raise HostError("database-damaged", f"the copy of {live} cannot be read")
-    copied = Entry(
+    copied = FileEntry(
         entry.path,
         "file",
         entry.mode,
@@ -197,17 +201,17 @@ def _keep_database(fresh: Path, live: Path, name: str = "database") -> KeptDatab
         size_bytes=stored.stat().st_size,
         sha256=file_sha256(stored),
     )
-    return KeptDatabase(Kept(copied, stored), content)
+    return DatabaseCopy(BackupEntry(copied, stored), content)
 
 
-def _keep_dump(
-    fresh: Path, paths: Paths, controller: Controller | None, release: str | None
-) -> KeptDump | None:
+def _dump_database(
+    fresh: Path, paths: Paths, controller: ControllerScope | None, release: str | None
+) -> DatabaseDump | None:
     """The database of the release in use, where that is PostgreSQL. Raises HostError."""
     if controller is None or release is None or not uses_postgresql(paths):
         return None
     try:
-        return make_dump(Program(paths, controller.release(release)), fresh)
+        return make_dump(ControllerProgram(paths, controller.release(release)), fresh)
     except HostError as error:
         raise HostError(
             error.code,
@@ -216,7 +220,7 @@ def _keep_dump(
         ) from error
 
 
-def _finish(fresh: Path, saved: Saved) -> None:
+def _finish(fresh: Path, saved: Backup) -> None:
     data = json_bytes(manifest_of(saved))
     write_new(fresh / MANIFEST, data)
     write_new(fresh / SUM, f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode())
@@ -224,7 +228,7 @@ def _finish(fresh: Path, saved: Saved) -> None:
     sync(fresh)
 
 
-def backups(paths: Paths) -> list[dict[str, object]]:
+def list_backups(paths: Paths) -> list[dict[str, object]]:
     """All finished backups, newest first; a damaged manifest is said so.
 
     A damaged one has lost its number, so it counts as older than those that have one.
@@ -238,17 +242,17 @@ def backups(paths: Paths) -> list[dict[str, object]]:
 
 def _listed(paths: Paths, backup_id: str) -> dict[str, object]:
     try:
-        return load(paths, backup_id).as_dict() | {"problem": None}
+        return read_backup(paths, backup_id).as_dict() | {"problem": None}
     except HostError as error:
         return {"id": backup_id, "problem": error.message}
 
 
 def prune(paths: Paths, keep: int) -> list[str]:
     """Remove all but the newest `keep`, and never the one that an armed dead-man would use."""
-    with alone(paths, "backup prune"):
+    with lock_host(paths, "backup prune"):
         deadman = read_json(paths.deadman) or {}
         needed = deadman.get("backup") if deadman.get("armed") else None
-        ids = [str(each["id"]) for each in backups(paths)]
+        ids = [str(each["id"]) for each in list_backups(paths)]
         old = [each for each in ids[keep:] if each != needed]
         for backup_id in old:
             (paths.backups / backup_id).rename(paths.backups / f"{OLD}{backup_id}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from polydev.hosttool import backup, deadman, handover, listing, restore, restore_job
+from polydev.hosttool import backup, backup_scope, deadman, handover, restore, restore_job
+from polydev.hosttool.backup_manifest import read_backup, require_intact
+from polydev.hosttool.backup_scope import scope_from
 from polydev.hosttool.paths import require_id
 from polydev.hosttool.restore_job import RestoreJob
-from polydev.hosttool.saved import load, require_whole
-from polydev.hosttool.scope import scope_from
-from polydev.hosttool.verbs import ID, LIMITS, Call, Verb, argument, required
+from polydev.hosttool.verb import ID, LIMITS, Call, HostVerb, argument, required
 
 
 def backup_create(call: Call) -> object:
@@ -18,13 +18,13 @@ def backup_create(call: Call) -> object:
 
 
 def backup_verify(call: Call) -> object:
-    saved = load(call.paths, call.arguments.id)
-    require_whole(saved)
+    saved = read_backup(call.paths, call.arguments.id)
+    require_intact(saved)
     return saved.as_dict() | {"whole": True}
 
 
 def backup_list(call: Call) -> object:
-    return {"backups": backup.backups(call.paths)}
+    return {"backups": backup.list_backups(call.paths)}
 
 
 def backup_prune(call: Call) -> object:
@@ -33,7 +33,7 @@ def backup_prune(call: Call) -> object:
 
 def restore_backup(call: Call) -> object:
     arguments = call.arguments
-    options = restore.Options(arguments.reach, not arguments.no_database, call.limits)
+    options = restore.RestoreOptions(arguments.reach, not arguments.no_database, call.limits)
     if arguments.because == "deadman":
         return restore.restore_for_deadman(call.paths, call.systemd, arguments.id, options)
 
@@ -69,20 +69,20 @@ def deadman_status(call: Call) -> object:
 
 
 def list_scope(call: Call) -> object:
-    return listing.listing(scope_from(call.document()))
+    return backup_scope.list_scope(scope_from(call.document()))
 
 
 VERBS = (
-    Verb("backup create", "Save what the scope on stdin names", backup_create, (ID,)),
-    Verb("backup verify", "See that a backup can be restored", backup_verify, (ID,)),
-    Verb("backup list", "All backups, newest first", backup_list),
-    Verb(
+    HostVerb("backup create", "Save what the scope on stdin names", backup_create, (ID,)),
+    HostVerb("backup verify", "See that a backup can be restored", backup_verify, (ID,)),
+    HostVerb("backup list", "All backups, newest first", backup_list),
+    HostVerb(
         "backup prune",
         "Remove old backups",
         backup_prune,
         (required("--keep", type=int, help="how many of the newest stay"),),
     ),
-    Verb(
+    HostVerb(
         "restore",
         "Bring the host back to what a backup says",
         restore_backup,
@@ -95,19 +95,19 @@ VERBS = (
             *LIMITS,
         ),
     ),
-    Verb(
+    HostVerb(
         "restore-job",
         "Start a restore that goes on without this connection, or say how far it is",
         start_restore,
         (ID, required("--by", help="id of the deployment or rollback that asks")),
     ),
-    Verb(
+    HostVerb(
         "handover",
         "Let the controller run another release, without a dropped request",
         hand_over,
         (required("--release", help="id of an installed release"), *LIMITS),
     ),
-    Verb(
+    HostVerb(
         "deadman arm",
         "Take changes back by itself unless confirmed in time",
         deadman_arm,
@@ -116,7 +116,7 @@ VERBS = (
             required("--backup", help="id of the backup to go back to"),
         ),
     ),
-    Verb("deadman confirm", "Keep the changes", deadman_confirm),
-    Verb("deadman status", "Whether the timer is armed, or went off", deadman_status),
-    Verb("listing", "What lies in the scope on stdin", list_scope),
+    HostVerb("deadman confirm", "Keep the changes", deadman_confirm),
+    HostVerb("deadman status", "Whether the timer is armed, or went off", deadman_status),
+    HostVerb("listing", "What lies in the scope on stdin", list_scope),
 )

@@ -19,16 +19,16 @@ from typing import NoReturn
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.verbs import Call, Verb
+from polydev.hosttool.verb import Call, HostVerb
 
 # The nouns whose verbs each module has.
 NOUNS = {
     "lock_verbs": ("lock",),
-    "record_verbs": ("record", "operations"),
+    "records": ("record", "operations"),
     "backup_verbs": ("backup", "restore", "restore-job", "handover", "deadman", "listing"),
     "network_verbs": ("slot", "network"),
-    "image_verbs": ("image",),
-    "release_verbs": ("release",),
+    "images": ("image",),
+    "releases": ("release",),
     "database_verbs": ("controller", "database"),
     "host_verbs": (
         *("accounts", "permissions", "polkit", "settings", "reserve"),
@@ -59,7 +59,7 @@ def parser(words: Sequence[str] | None = None) -> Parser:
     return top
 
 
-def verbs_of(noun: str | None) -> list[Verb]:
+def verbs_of(noun: str | None) -> list[HostVerb]:
     """Import the verbs of a noun; all there are where there is no such noun."""
     names = [name for name, nouns in NOUNS.items() if noun in nouns] or list(NOUNS)
     modules = [importlib.import_module(f"polydev.hosttool.{name}") for name in names]
@@ -78,12 +78,12 @@ def _add_root(to: Parser) -> None:
     to.add_argument("--root", type=Path, help="a folder to take for / (for tests)")
 
 
-def _group_help(group: str, verbs: Sequence[Verb]) -> str:
+def _group_help(group: str, verbs: Sequence[HostVerb]) -> str:
     words = [verb.words.rpartition(" ")[2] for verb in verbs if verb.words.startswith(f"{group} ")]
     return ", ".join(words)
 
 
-def _add(leaf: argparse.ArgumentParser, verb: Verb) -> None:
+def _add(leaf: argparse.ArgumentParser, verb: HostVerb) -> None:
     for each in verb.arguments:
         leaf.add_argument(each.name, **each.options)
     leaf.set_defaults(verb=verb)

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from polydev.hosttool.listening import (
-    PROC,
-    SYSTEMD_PID,
-    Listener,
-    has_address,
-    listeners,
-    overlap,
-)
+from polydev.hosttool.listeners import PROC, SYSTEMD_PID, Listener, has_address, listeners, overlap
 from polydev.hosttool.systemd import Systemd
 from polydev.hosttool.units import MAIN, NEXT, NEXT_PATTERN, SOCKET
 
@@ -28,11 +21,11 @@ def state(systemd: Systemd, address: str, port: int) -> dict[str, object]:
     return {
         "lost": is_active and not systemd.listens(SOCKET),
         "hasAddress": has_address(address),
-        "others": [asdict(each) for each in others(listeners(PROC), own, address, port)],
+        "others": [asdict(each) for each in foreign_listeners(listeners(PROC), own, address, port)],
     }
 
 
-def users(systemd: Systemd) -> list[str]:
+def socket_users(systemd: Systemd) -> list[str]:
     """The units that run with the socket, itself the first: in this order they are to stop.
 
     systemd refuses to start a socket whose service runs, and a service that had to listen by
@@ -42,22 +35,22 @@ def users(systemd: Systemd) -> list[str]:
     return [unit for unit, state in states.items() if state.is_running]
 
 
-def at(found: Iterable[Listener], address: str, port: int) -> list[Listener]:
+def listeners_at(found: Iterable[Listener], address: str, port: int) -> list[Listener]:
     """Those that keep others from listening at an address."""
     return [each for each in found if each.port == port and overlap(each.address, address)]
 
 
-def others(
+def foreign_listeners(
     found: Iterable[Listener], own: set[tuple[str, int]], address: str, port: int
 ) -> list[Listener]:
     """Listeners in the way of that address; `own` is where the controller's socket is already."""
     return [
         each
-        for each in at(found, address, port)
+        for each in listeners_at(found, address, port)
         if not each.unit.startswith((MAIN, NEXT))
         and not (each.pid == SYSTEMD_PID and (each.address, each.port) in own)
     ]
 
 
-def described(found: Listener) -> str:
+def describe_listener(found: Listener) -> str:
     return f"{found.name} (pid {found.pid}{f', {found.unit}' if found.unit else ''})"

@@ -15,18 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from polydev.hosttool.backup import keep_moved
-from polydev.hosttool.busy import alone
-from polydev.hosttool.dump import CODE, NAME, exchange
+from polydev.hosttool.backup import keep_moved_database
+from polydev.hosttool.backup_manifest import Backup, read_backup
+from polydev.hosttool.controller_program import (
+    ControllerProgram,
+    current_program,
+    database_in_words,
+)
+from polydev.hosttool.database_dump import COPY_ERROR, DUMP_NAME, exchange_folder
+from polydev.hosttool.deployment_lock import DeploymentLock
 from polydev.hosttool.durable import copy_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover
-from polydev.hosttool.lock import Lock
 from polydev.hosttool.paths import require_id
-from polydev.hosttool.program import Program, current_program, database_in_words
-from polydev.hosttool.saved import Saved, load
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET
-from polydev.hosttool.verbs import LIMITS, Call, Verb, argument, required
+from polydev.hosttool.verb import LIMITS, Call, HostVerb, argument, required
+from polydev.hosttool.verb_lock import lock_host
 
 RESTORE_LOCK_SECONDS = 3600
 REPLACE_HINT = (
@@ -38,7 +42,7 @@ REPLACE_HINT = (
 def controller(call: Call) -> object:
     """`master-controller` itself: its output and its exit status are this verb's."""
     words = [str(word) for word in call.arguments.words]
-    with alone(call.paths, f"controller {' '.join(words[:2])}"):
+    with lock_host(call.paths, f"controller {' '.join(words[:2])}"):
         sys.exit(_program(call).run_through(words))
 
 
@@ -54,10 +58,10 @@ def check(call: Call) -> object:
 
 def backup(call: Call) -> object:
     """The answer as one line, then the copy."""
-    with alone(call.paths, "database backup"), exchange(_program(call)) as place:
-        answer = _program(call).ask("database", "backup", str(place / NAME), code=CODE)
+    with lock_host(call.paths, "database backup"), exchange_folder(_program(call)) as place:
+        answer = _program(call).ask("database", "backup", str(place / DUMP_NAME), code=COPY_ERROR)
         sys.stdout.buffer.write(_line(answer))
-        with (place / NAME).open("rb") as copy:
+        with (place / DUMP_NAME).open("rb") as copy:
             shutil.copyfileobj(copy, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     return None
@@ -68,17 +72,17 @@ def restore(call: Call) -> object:
     _end_by_signal()
     with (
         _deployment_lock(call),
-        alone(call.paths, "database restore"),
-        exchange(program := _program(call)) as place,
+        lock_host(call.paths, "database restore"),
+        exchange_folder(program := _program(call)) as place,
     ):
-        with (place / NAME).open("wb") as copy:
+        with (place / DUMP_NAME).open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
-        program.own(place / NAME)
-        words = ("database", "restore", str(place / NAME))
+        program.own(place / DUMP_NAME)
+        words = ("database", "restore", str(place / DUMP_NAME))
         if call.arguments.stop:
-            program.ask(*words, "--check", code=CODE)
+            program.ask(*words, "--check", code=COPY_ERROR)
         with _stopped(call) if call.arguments.stop else _as_it_is():
-            return program.ask(*words, code=CODE)
+            return program.ask(*words, code=COPY_ERROR)
 
 
 def move(call: Call) -> object:
@@ -89,24 +93,24 @@ def move(call: Call) -> object:
     not know; the deployment's way back starts it with SQLite.
     """
     arguments = call.arguments
-    release, saved = require_id(arguments.release), load(call.paths, arguments.backup)
-    program = Program(call.paths, call.paths.controller / "releases" / release)
-    with alone(call.paths, f"database move for {release}"):
+    release, saved = require_id(arguments.release), read_backup(call.paths, arguments.backup)
+    program = ControllerProgram(call.paths, call.paths.controller / "releases" / release)
+    with lock_host(call.paths, f"database move for {release}"):
         _require_target(call, program)
         _stop(call)
         # Only now: before, the controller would have been started again with the new files.
         call.systemd.act("daemon-reload", timeout_seconds=call.limits.start_seconds)
-        saved = keep_moved(saved)
-        with exchange(program) as place:
-            copy_new(saved.folder / "moved", place / NAME)
-            program.own(place / NAME)
-            said = program.ask("database", "restore", str(place / NAME), code=CODE)
+        saved = keep_moved_database(saved)
+        with exchange_folder(program) as place:
+            copy_new(saved.folder / "moved", place / DUMP_NAME)
+            program.own(place / DUMP_NAME)
+            said = program.ask("database", "restore", str(place / DUMP_NAME), code=COPY_ERROR)
         _require_all_moved(saved, said)
         handover = Handover(call.systemd, call.paths.controller, call.limits).to(release)
     return {**handover, "database": database_in_words(call.paths), "moved": saved.moved}
 
 
-def _require_target(call: Call, program: Program) -> None:
+def _require_target(call: Call, program: ControllerProgram) -> None:
     """Raise HostError, before anything is stopped, where rows of ours are in the way."""
     found = program.ask("database", "check", "--no-tools", code="database-unusable")
     occupied = found.get("occupied")
@@ -118,16 +122,16 @@ def _require_target(call: Call, program: Program) -> None:
         )
 
 
-def _require_all_moved(saved: Saved, said: dict[str, object]) -> None:
+def _require_all_moved(saved: Backup, said: dict[str, object]) -> None:
     rows = said["rows"]
     assert isinstance(rows, dict)
     moved = saved.moved or {}
     lost = [name for name, count in rows.items() if moved.get(name, 0) != count]
     if lost:
-        raise HostError(CODE, f"not every row arrived in {', '.join(lost)}", "run it again")
+        raise HostError(COPY_ERROR, f"not every row arrived in {', '.join(lost)}", "run it again")
 
 
-def _program(call: Call) -> Program:
+def _program(call: Call) -> ControllerProgram:
     program = current_program(call.paths)
     if not program.file.exists():
         raise HostError("not-deployed", "no controller is deployed there", "./inv deploy")
@@ -155,7 +159,7 @@ def _deployment_lock(call: Call) -> Iterator[None]:
     made = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     owner = os.environ.get("SUDO_USER", "root")
     document = {"id": f"{made}-0000", "owner": owner, "purpose": "database.restore"}
-    lock = Lock(call.paths, RESTORE_LOCK_SECONDS, document)
+    lock = DeploymentLock(call.paths, RESTORE_LOCK_SECONDS, document)
     try:
         yield
     finally:
@@ -193,25 +197,25 @@ def _as_it_is() -> Iterator[None]:
 
 
 VERBS = (
-    Verb(
+    HostVerb(
         "controller",
         "The controller's own command line, as its user and with its secrets",
         controller,
         (argument("words", nargs=argparse.REMAINDER, help="a verb of master-controller"),),
     ),
-    Verb(
+    HostVerb(
         "database check",
         "See that the database at the address on stdin can be used",
         check,
     ),
-    Verb("database backup", "Write a copy of the database to stdout", backup),
-    Verb(
+    HostVerb("database backup", "Write a copy of the database to stdout", backup),
+    HostVerb(
         "database restore",
         "Replace the database by the copy on stdin",
         restore,
         (argument("--stop", action="store_true", help="stop the controller meanwhile"), *LIMITS),
     ),
-    Verb(
+    HostVerb(
         "database move",
         "Copy SQLite into PostgreSQL while the controller is stopped, and start it with that",
         move,

@@ -11,12 +11,12 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from polydev.hosttool.busy import alone
+from polydev.hosttool.backup_manifest import read_backup, require_intact
 from polydev.hosttool.durable import read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.saved import load, require_whole
 from polydev.hosttool.systemd import ANSWER_SECONDS, Systemd
+from polydev.hosttool.verb_lock import lock_host
 
 NAME = "polydev-deadman"
 TIMER, SERVICE = f"{NAME}.timer", f"{NAME}.service"
@@ -24,9 +24,9 @@ TIMER, SERVICE = f"{NAME}.timer", f"{NAME}.service"
 
 def arm(paths: Paths, systemd: Systemd, backup_id: str, seconds: int) -> dict[str, Any]:
     """Start the timer, or start it anew with all its time. Raises HostError `backup-damaged`."""
-    with alone(paths, "deadman arm"):
+    with lock_host(paths, "deadman arm"):
         # Looked at in our turn: else it could be pruned before it is armed.
-        require_whole(load(paths, backup_id), with_host=False)
+        require_intact(read_backup(paths, backup_id), with_host=False)
         now = datetime.now(timezone.utc)
         state = {
             "armed": True,
@@ -44,7 +44,7 @@ def arm(paths: Paths, systemd: Systemd, backup_id: str, seconds: int) -> dict[st
 
 def confirm(paths: Paths, systemd: Systemd) -> dict[str, Any]:
     """Stop the timer for good. Raises HostError `deadman-fired`, `deadman-not-armed`."""
-    with alone(paths, "deadman confirm"):
+    with lock_host(paths, "deadman confirm"):
         state = _state(paths)
         if state.get("fired"):
             raise HostError(

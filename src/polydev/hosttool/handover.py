@@ -11,21 +11,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.hosttool.busy import alone
-from polydev.hosttool.controller_socket import users
+from polydev.hosttool.controller_socket import socket_users
 from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.release import PROGRAM
-from polydev.hosttool.systemd import Limits, Systemd
+from polydev.hosttool.release_files import PROGRAM
+from polydev.hosttool.systemd import Systemd, UnitTimeouts
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET, next_unit
+from polydev.hosttool.verb_lock import lock_host
 
 JOURNAL_LINES = 30
 
 
-def hand_over(paths: Paths, systemd: Systemd, release: str, limits: Limits) -> dict[str, object]:
+def hand_over(
+    paths: Paths, systemd: Systemd, release: str, limits: UnitTimeouts
+) -> dict[str, object]:
     """The verb: see `Handover.to`."""
-    with alone(paths, f"handover {release}"):
+    with lock_host(paths, f"handover {release}"):
         return Handover(systemd, paths.controller, limits).to(release)
 
 
@@ -35,7 +37,7 @@ class Handover:
 
     systemd: Systemd
     root: Path
-    limits: Limits
+    limits: UnitTimeouts
 
     @property
     def current(self) -> Path:
@@ -62,7 +64,7 @@ class Handover:
 
     def _start_socket(self) -> None:
         """Let systemd listen, for the first time or again."""
-        for unit in users(self.systemd):
+        for unit in socket_users(self.systemd):
             self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
         self.systemd.act("start", SOCKET, timeout_seconds=self.limits.start_seconds)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from polydev.hosttool import (
     accounts,
     apt_locks,
-    gate,
-    look,
+    disk_reserve,
+    health_gate,
+    inspection,
     permissions,
     polkit,
-    reserve,
-    settings,
+    setting_conflicts,
     slots,
 )
 from polydev.hosttool.network_verbs import DECLARED
-from polydev.hosttool.verbs import Call, Verb, required
+from polydev.hosttool.verb import Call, HostVerb, required
 
 
 def accounts_mend(call: Call) -> object:
@@ -30,16 +30,16 @@ def polkit_mend(call: Call) -> object:
 
 
 def settings_mend(call: Call) -> object:
-    return settings.mend(slots.read_host(call.arguments.host), call.paths.root)
+    return setting_conflicts.mend(slots.read_host(call.arguments.host), call.paths.root)
 
 
 def reserve_keep(call: Call) -> object:
-    reserve.keep_reserve(call.paths)
+    disk_reserve.keep_reserve(call.paths)
     return {"kept": str(call.paths.reserve)}
 
 
 def look_at_host(call: Call) -> object:
-    return look.look(call, call.document())
+    return inspection.inspect_host(call, call.document())
 
 
 def apt_locked(call: Call) -> object:
@@ -47,23 +47,23 @@ def apt_locked(call: Call) -> object:
 
 
 def health(call: Call) -> object:
-    return gate.gate(call.systemd, call.arguments.seconds)
+    return health_gate.wait_until_healthy(call.systemd, call.arguments.seconds)
 
 
 VERBS = (
-    Verb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
-    Verb("permissions mend", "Let only root write to what it trusts", permissions_mend),
-    Verb("polkit mend", "Remove rules of others about our users", polkit_mend, (DECLARED,)),
-    Verb(
+    HostVerb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
+    HostVerb("permissions mend", "Let only root write to what it trusts", permissions_mend),
+    HostVerb("polkit mend", "Remove rules of others about our users", polkit_mend, (DECLARED,)),
+    HostVerb(
         "settings mend",
         "Take out what other files set against ours",
         settings_mend,
         (DECLARED,),
     ),
-    Verb("reserve keep", "Keep room for restores on a full disk", reserve_keep),
-    Verb("look", "Where the host is not as the document on stdin declares it", look_at_host),
-    Verb("apt locks", "Which processes hold locks of apt or dpkg", apt_locked),
-    Verb(
+    HostVerb("reserve keep", "Keep room for restores on a full disk", reserve_keep),
+    HostVerb("look", "Where the host is not as the document on stdin declares it", look_at_host),
+    HostVerb("apt locks", "Which processes hold locks of apt or dpkg", apt_locked),
+    HostVerb(
         "health",
         "The health gate: check until all is well, or time is up",
         health,

@@ -9,19 +9,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from polydev.hosttool.durable import (
-    UNFINISHED,
     json_bytes,
     make_folder,
-    point_link,
     read_json,
     remove,
     sync,
@@ -29,9 +24,11 @@ from polydev.hosttool.durable import (
     write_new,
 )
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden import LINK as GOLDEN
+from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.golden_link import golden_digest, golden_leads_to, make_golden
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.tree import file_sha256
+from polydev.hosttool.verb import Call, HostVerb, required
+from polydev.hosttool.verb_lock import lock_host
 
 STORE = Path("/var/lib/firecracker/snapshots/base")
 IN_USE = "in-use.lock"
@@ -40,28 +37,7 @@ CHECKED = "checked.json"
 BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
 
 
-def golden_number(store: Path) -> int | None:
-    try:
-        target = os.readlink(store / GOLDEN)
-    except OSError:
-        return None
-    found = re.fullmatch(r"promotions/(\d+)/rootfs\.ext4", target)
-    return int(found[1]) if found else None
-
-
-def golden_digest(store: Path) -> str | None:
-    number = golden_number(store)
-    entry = read_json(store / "promotions" / f"{number:06d}.json") if number is not None else None
-    return str(entry["digest"]) if entry else None
-
-
-def leads_to(store: Path, digest: str | None) -> bool:
-    """Whether the golden link leads to this image, over each link on its way."""
-    rootfs = store / "images" / str(digest) / "rootfs.ext4"
-    return rootfs.is_file() and (store / GOLDEN).resolve() == rootfs.resolve()
-
-
-def is_whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether an image's files are what its record says.
 
     A file that was not written to since its checksum was right is not read again: the kernel's
@@ -95,11 +71,11 @@ def _written(folder: Path) -> dict[str, int]:
 
 def listing(store: Path = STORE) -> dict[str, object]:
     """`images`: whole ones, oldest first; `golden`: the one that the link leads to, or None."""
-    folders = [path for path in (store / "images").glob("*") if is_whole(path)]
+    folders = [path for path in (store / "images").glob("*") if is_intact(path)]
     folders.sort(key=lambda path: path.stat().st_mtime)
     golden = golden_digest(store)
     names = [path.name for path in folders]
-    return {"images": names, "golden": golden if leads_to(store, golden) else None}
+    return {"images": names, "golden": golden if golden_leads_to(store, golden) else None}
 
 
 def add(digest: str, store: Path = STORE) -> dict[str, object]:
@@ -133,32 +109,6 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
     arrived.rename(place)
     sync(place.parent)
     return {"digest": digest, "added": True}
-
-
-def make_golden(digest: str, store: Path = STORE) -> dict[str, object]:
-    """Let the golden link name this image. Raises HostError `no-image`."""
-    if not (store / "images" / digest / "record.json").exists():
-        raise HostError("no-image", f"no image {digest[:12]} in {store}")
-    was = golden_digest(store)
-    if was == digest and leads_to(store, digest):
-        return {"golden": digest, "was": was, "changed": False}
-    folder = store / "promotions"
-    make_folder(folder)
-    for left in folder.glob(f".*{UNFINISHED}"):  # by a killed promotion, under its number
-        remove(left)
-    found = (re.match(r"\d+", path.name) for path in folder.iterdir())
-    number = max((int(name[0]) for name in found if name), default=0) + 1
-    entry = {
-        "number": number,
-        "digest": digest,
-        "previous": golden_number(store),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "by": {"user": "root", "host": socket.gethostname(), "pid": os.getpid()},
-    }
-    write_json(folder / f"{number:06d}.json", entry)
-    point_link(folder / f"{number:06d}", f"../images/{digest}")
-    point_link(store / GOLDEN, f"promotions/{number:06d}/rootfs.ext4")
-    return {"golden": digest, "was": was, "changed": True}
 
 
 def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
@@ -211,3 +161,38 @@ def _nobodys(folder: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+# Verbs
+
+
+DIGEST = required("--digest", help="digest of an image")
+
+
+def image_list(call: Call) -> object:
+    return listing(call.paths.images)
+
+
+def image_add(call: Call) -> object:
+    digest = call.arguments.digest
+    with lock_host(call.paths, f"image add {digest[:12]}"):
+        return add(digest, call.paths.images)
+
+
+def image_golden(call: Call) -> object:
+    digest = call.arguments.digest
+    with lock_host(call.paths, f"image golden {digest[:12]}"):
+        return make_golden(digest, call.paths.images)
+
+
+def image_prune(call: Call) -> object:
+    with lock_host(call.paths, "image prune"):
+        return prune(call.paths, call.paths.images)
+
+
+VERBS = (
+    HostVerb("image list", "Whole images, and the golden one", image_list),
+    HostVerb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
+    HostVerb("image golden", "Make an image golden", image_golden, (DIGEST,)),
+    HostVerb("image prune", "Remove images that nothing needs", image_prune),
+)

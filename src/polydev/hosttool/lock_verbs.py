@@ -1,28 +1,89 @@
-"""Verbs about the deployment lock."""
+"""Verbs of the deployment lock. `lock hold` keeps it until the operator's side lets go."""
 
 from __future__ import annotations
 
-from polydev.hosttool import lock
-from polydev.hosttool.holding import hold
-from polydev.hosttool.verbs import ID, Call, Verb, argument, required
+import json
+import os
+import select
+import signal
+import sys
+import time
+from enum import Enum
+
+from polydev.hosttool import deployment_lock
+from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.verb import ID, Call, HostVerb, argument, required
+
+RELEASE = b"release"
+CHUNK_BYTES = 4096
+
+
+class _End(Enum):
+    RELEASED = "released"
+    GONE = "gone"
+    EXPIRED = "expired"
+
+
+def hold_lock(
+    paths: Paths, seconds: int, document: dict[str, str], *, again: bool
+) -> dict[str, object] | None:
+    """Take the lock, say so in one line, keep it; None when it was let go as it should be.
+
+    The line `release` on stdin ends it, and so do the end of stdin, a signal, or `seconds`
+    without a line, these three leaving lock.json for the next one to find. Raises HostError
+    `lock-held`, `lock-expired`.
+    """
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        # Whoever started us may have them ignored; the end of the process lets go of the flock.
+        signal.signal(number, signal.SIG_DFL)
+    lock = DeploymentLock(paths, seconds, dict(document), again=again)
+    sys.stdout.write(json.dumps({"lock": lock.document, "stale": lock.stale}) + "\n")
+    sys.stdout.flush()
+    end = _listen(lock, sys.stdin.fileno(), seconds)
+    lock.let_go(is_done=end is _End.RELEASED)
+    if end is _End.EXPIRED:
+        raise HostError("lock-expired", f"nobody renewed the lock for {seconds} s", "take it again")
+    return None
+
+
+def _listen(lock: DeploymentLock, descriptor: int, seconds: int) -> _End:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    expires = time.monotonic() + seconds
+    unfinished = b""
+    while (left := expires - time.monotonic()) > 0:
+        if not poller.poll(left * 1000):
+            continue
+        chunk = os.read(descriptor, CHUNK_BYTES)
+        if not chunk:
+            return _End.GONE
+        *lines, unfinished = (unfinished + chunk).split(b"\n")
+        if RELEASE in (line.strip() for line in lines):
+            return _End.RELEASED
+        if lines:
+            lock.renew()
+            expires = time.monotonic() + seconds
+    return _End.EXPIRED
 
 
 def lock_hold(call: Call) -> object:
     arguments = call.arguments
     document = {"id": arguments.id, "owner": arguments.owner, "purpose": arguments.purpose}
-    return hold(call.paths, arguments.seconds, document, again=arguments.again)
+    return hold_lock(call.paths, arguments.seconds, document, again=arguments.again)
 
 
 def lock_show(call: Call) -> object:
-    return lock.show(call.paths)
+    return deployment_lock.show(call.paths)
 
 
 def lock_break(call: Call) -> object:
-    return lock.break_lock(call.paths)
+    return deployment_lock.break_lock(call.paths)
 
 
 VERBS = (
-    Verb(
+    HostVerb(
         "lock hold",
         "Hold the deployment lock until `release` or the end of stdin",
         lock_hold,
@@ -38,6 +99,6 @@ VERBS = (
             ),
         ),
     ),
-    Verb("lock show", "Whose the lock is, and whether they live", lock_show),
-    Verb("lock break", "End the lock's holder and remove the lock", lock_break),
+    HostVerb("lock show", "Whose the lock is, and whether they live", lock_show),
+    HostVerb("lock break", "End the lock's holder and remove the lock", lock_break),
 )

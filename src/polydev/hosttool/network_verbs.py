@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from polydev.hosttool import network_state, slots
-from polydev.hosttool.busy import alone_with_slot
-from polydev.hosttool.verbs import Call, Verb, argument
+from polydev.hosttool.verb import Call, HostVerb, argument
+from polydev.hosttool.verb_lock import lock_slot
 
 SLOT = argument("number", type=int, help="number of the slot")
 DECLARED = argument(
@@ -19,23 +19,23 @@ DECLARED = argument(
 
 def slot_up(call: Call) -> object:
     number = call.arguments.number
-    with alone_with_slot(call.paths, number, f"slot up {number}"):
+    with lock_slot(call.paths, number, f"slot up {number}"):
         return slots.up(number)
 
 
 def slot_down(call: Call) -> object:
     number = call.arguments.number
-    with alone_with_slot(call.paths, number, f"slot down {number}"):
+    with lock_slot(call.paths, number, f"slot down {number}"):
         return slots.down(number)
 
 
 def slot_list(call: Call) -> object:
-    return slots.there()
+    return slots.existing_slots()
 
 
 def slot_mend(call: Call) -> object:
     number = call.arguments.number
-    with alone_with_slot(call.paths, number, f"slot mend {number}"):
+    with lock_slot(call.paths, number, f"slot mend {number}"):
         return network_state.mend_slot(number)
 
 
@@ -54,17 +54,17 @@ def network_mend(call: Call) -> object:
 
 
 VERBS = (
-    Verb("slot up", "Make the network of one VM", slot_up, (SLOT,)),
-    Verb("slot down", "Remove it", slot_down, (SLOT,)),
-    Verb("slot list", "The slots that exist now", slot_list),
-    Verb("slot mend", "Set a slot as declared, also under a running VM", slot_mend, (SLOT,)),
-    Verb(
+    HostVerb("slot up", "Make the network of one VM", slot_up, (SLOT,)),
+    HostVerb("slot down", "Remove it", slot_down, (SLOT,)),
+    HostVerb("slot list", "The slots that exist now", slot_list),
+    HostVerb("slot mend", "Set a slot as declared, also under a running VM", slot_mend, (SLOT,)),
+    HostVerb(
         "network check",
         "Where bridge, firewall and slots are not as declared",
         network_check,
         (DECLARED,),
     ),
-    Verb(
+    HostVerb(
         "network watch",
         f"Check without end, and write the result to {network_state.REPORT}",
         network_watch,
@@ -77,5 +77,5 @@ VERBS = (
             ),
         ),
     ),
-    Verb("network mend", "Set the bridge as declared", network_mend),
+    HostVerb("network mend", "Set the bridge as declared", network_mend),
 )

@@ -20,7 +20,7 @@ ROOT_ID = 0
 
 
 @dataclass(frozen=True)
-class Tree:
+class ProtectedTree:
     """A folder with all that is in it, to which only root and its `owner` may write.
 
     Of one that is private, all that is in it is the owner's, and nobody else's to read.
@@ -51,27 +51,27 @@ class Tree:
         return owner_id == self.owner_id or (owner_id == ROOT_ID and not self.is_private)
 
 
-def trees(paths: Paths) -> tuple[Tree, ...]:
+def trees(paths: Paths) -> tuple[ProtectedTree, ...]:
     """All that is compared on a host."""
     etc = ("ssh", "sudoers.d", "sysctl.d", "systemd", "sysusers.d", "tmpfiles.d")
     return (
-        Tree(paths.etc / "polkit-1/rules.d", "polkitd"),  # polkit's package makes it so
-        *(Tree(paths.etc / name) for name in etc),
-        Tree(paths.home),
-        Tree(paths.stamps.parent),
-        Tree(paths.images),
-        Tree(paths.controller / "wheels"),
-        Tree(paths.controller / "current"),
-        Tree(paths.controller_home, "polydev-controller", is_private=True),
+        ProtectedTree(paths.etc / "polkit-1/rules.d", "polkitd"),  # polkit's package makes it so
+        *(ProtectedTree(paths.etc / name) for name in etc),
+        ProtectedTree(paths.home),
+        ProtectedTree(paths.stamps.parent),
+        ProtectedTree(paths.images),
+        ProtectedTree(paths.controller / "wheels"),
+        ProtectedTree(paths.controller / "current"),
+        ProtectedTree(paths.controller_home, "polydev-controller", is_private=True),
     )
 
 
-def find(trees: Sequence[Tree]) -> list[str]:
+def find(trees: Sequence[ProtectedTree]) -> list[str]:
     """The paths whose rights are wrong, each with its mode and the ids of its owner."""
-    return [f"{path}: {_said(state)}" for tree in trees for path, state in _wrong(tree)]
+    return [f"{path}: {_mode_and_owner(state)}" for tree in trees for path, state in _wrong(tree)]
 
 
-def mend(trees: Sequence[Tree]) -> dict[str, object]:
+def mend(trees: Sequence[ProtectedTree]) -> dict[str, object]:
     """Take from everybody else what is not theirs. Raises HostError `permissions-wrong`."""
     mended = []
     for tree in trees:
@@ -88,7 +88,7 @@ def mend(trees: Sequence[Tree]) -> dict[str, object]:
     return {"mended": mended}
 
 
-def _wrong(tree: Tree) -> Iterator[tuple[Path, os.stat_result]]:
+def _wrong(tree: ProtectedTree) -> Iterator[tuple[Path, os.stat_result]]:
     # `current` is a link; of what lies below, none is followed.
     top = tree.path.resolve()
     # Folders of a host that only their owner may enter are among those that are declared.
@@ -108,5 +108,5 @@ def _wrong(tree: Tree) -> Iterator[tuple[Path, os.stat_result]]:
             yield path, state
 
 
-def _said(state: os.stat_result) -> str:
+def _mode_and_owner(state: os.stat_result) -> str:
     return f"mode {stat.S_IMODE(state.st_mode):03o} of {state.st_uid}:{state.st_gid}"

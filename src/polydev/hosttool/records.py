@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from polydev.hosttool import deployment_slice
+from polydev.hosttool.disk_reserve import use_reserve
 from polydev.hosttool.durable import make_folder, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import DEPLOYMENT_ID, Paths, require_id
-from polydev.hosttool.reserve import use_reserve
-from polydev.hosttool.sequence import next_number, number_of, order
+from polydev.hosttool.sequence_numbers import next_number, number_of, order
+from polydev.hosttool.verb import ID, Call, HostVerb
 
 STATUSES = ("running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted")
 UNREADABLE = "unreadable"
@@ -80,3 +82,40 @@ def _record(paths: Paths, deployment_id: str) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         return {"id": deployment_id, "status": UNREADABLE, "problem": str(error)}
     return record
+
+
+# Verbs
+
+
+def record_write(call: Call) -> object:
+    return write(call.paths, call.document())
+
+
+def record_list(call: Call) -> object:
+    return {"records": records(call.paths)}
+
+
+def record_show(call: Call) -> object:
+    return show(call.paths, call.arguments.id)
+
+
+def operations_permit(call: Call) -> object:
+    return deployment_slice.permit(call.paths, call.systemd, require_id(call.arguments.id))
+
+
+def operations_stop(call: Call) -> object:
+    return {"stopped": deployment_slice.stop(call.paths, call.systemd)}
+
+
+VERBS = (
+    HostVerb("record write", "Write the record on stdin", record_write),
+    HostVerb("record list", "All records, newest first", record_list),
+    HostVerb("record show", "One record", record_show, (ID,)),
+    HostVerb(
+        "operations permit",
+        "Let a deployment's operations run, and end those of any other",
+        operations_permit,
+        (ID,),
+    ),
+    HostVerb("operations stop", "End the operations of every deployment", operations_stop),
+)

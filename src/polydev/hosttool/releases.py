@@ -10,26 +10,23 @@ in these folders only and to take nothing whose hash the requirements do not nam
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import shutil
-import stat
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.packages import make_venv, run
+from polydev.hosttool.file_entries import file_sha256
 from polydev.hosttool.paths import Paths, require_id
-from polydev.hosttool.program import Program, database_in_words
-from polydev.hosttool.release import FILES
-from polydev.hosttool.schema import remember
-from polydev.hosttool.sequence import next_number, number_in, order
-from polydev.hosttool.tree import file_sha256
+from polydev.hosttool.release_files import FILES, write_file_list
+from polydev.hosttool.release_venv import make_venv, run
+from polydev.hosttool.schema_cache import remember
+from polydev.hosttool.sequence_numbers import next_number, number_in, order
+from polydev.hosttool.verb import ID, Call, HostVerb, argument, required
+from polydev.hosttool.verb_lock import lock_host
 
 ROOT = Path("/opt/master-controller")
 PYTHON = "/usr/bin/python3"
@@ -50,7 +47,7 @@ def create(
     make_folder(place)
     make_venv(place, arrived, root, python)
     shutil.copyfile(arrived / "requirements.txt", place / "requirements.txt")
-    _write_listing(place)
+    write_file_list(place)
     known: dict[str, object] = {
         "id": release,
         "number": next_number(paths),
@@ -67,30 +64,12 @@ def create(
     return known
 
 
-def _write_listing(place: Path) -> None:
-    lines = [json.dumps(entry) for entry in files_of(place / "venv")]
-    write_new(place / "files.jsonl", ("\n".join(lines) + "\n").encode(), 0o644)
-
-
-def files_of(venv: Path) -> Iterator[dict[str, object]]:
-    """Path below the release, mode, ctime and SHA-256 (or target) of everything in its venv."""
-    for path in sorted(venv.rglob("*")):
-        state = path.lstat()
-        entry: dict[str, object] = {"path": path.relative_to(venv.parent).as_posix()}
-        if stat.S_ISLNK(state.st_mode):
-            yield {**entry, "target": os.readlink(path)}
-        elif stat.S_ISREG(state.st_mode):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            mode = f"{stat.S_IMODE(state.st_mode):o}"
-            yield {**entry, "mode": mode, "ctimeNs": state.st_ctime_ns, "sha256": digest}
-
-
 def migrate(release: str, paths: Paths, user: str | None = None) -> dict[str, object]:
     """Bring the database that the host's files name to what the release needs.
 
     Raises HostError `migration-failed`.
     """
-    program = Program(paths, paths.controller / "releases" / require_id(release), user)
+    program = ControllerProgram(paths, paths.controller / "releases" / require_id(release), user)
     try:
         found = program.ask("migrate", "--require-tools")
     except HostError as error:
@@ -137,3 +116,51 @@ def _prune_wheels(root: Path) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# Verbs
+
+
+def release_create(call: Call) -> object:
+    arguments = call.arguments
+    with lock_host(call.paths, f"release create {arguments.id}"):
+        return create(
+            arguments.id, arguments.digest, arguments.commit, call.paths, call.paths.controller
+        )
+
+
+def release_migrate(call: Call) -> object:
+    arguments = call.arguments
+    with lock_host(call.paths, f"release migrate {arguments.id}"):
+        return migrate(arguments.id, call.paths, arguments.user)
+
+
+def release_prune(call: Call) -> object:
+    with lock_host(call.paths, "release prune"):
+        return prune(call.arguments.keep, call.paths, call.paths.controller)
+
+
+VERBS = (
+    HostVerb(
+        "release create",
+        "Make a release of the controller from what arrived for it",
+        release_create,
+        (
+            ID,
+            required("--digest", help="hash of its sources"),
+            required("--commit", help="the commit that it was made from"),
+        ),
+    ),
+    HostVerb(
+        "release migrate",
+        "Bring the database to what a release needs",
+        release_migrate,
+        (ID, argument("--user", help="as whom (the owner of the controller's home)")),
+    ),
+    HostVerb(
+        "release prune",
+        "Remove releases that nothing needs",
+        release_prune,
+        (required("--keep", type=int, help="how many of the newest stay in any case"),),
+    ),
+)

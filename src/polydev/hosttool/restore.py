@@ -15,75 +15,85 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polydev.hosttool import backup, deadman
-from polydev.hosttool.busy import alone
+from polydev.hosttool.backup_manifest import Backup, read_backup, require_intact
+from polydev.hosttool.deployment_slice import configure_packages, stop
+from polydev.hosttool.disk_reserve import keep_reserve, use_reserve
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.files import apply, remove_unfinished
-from polydev.hosttool.golden import LINK, point_golden
-from polydev.hosttool.operations import configure_packages, stop
+from polydev.hosttool.file_entries import entries_below, is_below
+from polydev.hosttool.golden_link import GOLDEN_LINK, point_golden
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.pending import Pending, read_pending
-from polydev.hosttool.plan import changes, with_later, within
-from polydev.hosttool.reserve import keep_reserve, use_reserve
 from polydev.hosttool.restore_controller import ControllerRestore
-from polydev.hosttool.restore_units import UnitsRestore
-from polydev.hosttool.saved import Saved, load, require_whole
-from polydev.hosttool.systemd import Limits, Systemd
-from polydev.hosttool.tree import entries_below, is_below
+from polydev.hosttool.restore_files import (
+    PendingChanges,
+    apply_change,
+    file_changes,
+    part_of,
+    read_pending,
+    remove_unfinished,
+    with_later,
+)
+from polydev.hosttool.restore_units import UnitRestore
+from polydev.hosttool.systemd import Systemd, UnitTimeouts
 from polydev.hosttool.units import MAIN, SOCKET, has_files_among
+from polydev.hosttool.verb_lock import lock_host
 
 # A way back is worth waiting for, as for a backup of a large database that is being made.
 WAIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Options:
+class RestoreOptions:
     """`reach`: only what the way in to this host depends on. `say` is told each step."""
 
     reach: bool = False
     with_database: bool = True
-    limits: Limits = field(default_factory=Limits)
+    limits: UnitTimeouts = field(default_factory=UnitTimeouts)
     say: Callable[[str], None] = lambda step: None
 
 
-def restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
+def restore(
+    paths: Paths, systemd: Systemd, backup_id: str, options: RestoreOptions
+) -> dict[str, object]:
     """Bring the host back to what a backup says; what was changed.
 
     Raises HostError: `backup-missing`, `backup-damaged` (nothing is changed then),
     `operations-run` (the same), `restore-incomplete` and `handover-failed` (everything else is
     done; run it again).
     """
-    load(paths, backup_id)
+    read_backup(paths, backup_id)
     options.say("ending the operations of the deployment")
     # Before its turn: what a deployment began may be what has the host.
     stop(paths, systemd)
     options.say("waiting for what the host does")
-    with alone(paths, f"restore {backup_id}", WAIT_SECONDS):
+    with lock_host(paths, f"restore {backup_id}", WAIT_SECONDS):
         packages = configure_packages(paths)
         done = _restore(paths, systemd, backup_id, options)
     return done if packages is None else {**done, "packages": packages}
 
 
 def restore_for_deadman(
-    paths: Paths, systemd: Systemd, backup_id: str, options: Options
+    paths: Paths, systemd: Systemd, backup_id: str, options: RestoreOptions
 ) -> dict[str, object]:
     """What the timer starts: nothing at all once the operator has confirmed."""
     verb = f"restore {backup_id} for the dead-man timer"
-    with alone(paths, verb):
+    with lock_host(paths, verb):
         if not deadman.fire(paths, backup_id):
             return {"id": backup_id, "skipped": "the dead-man timer is not armed with this backup"}
     with suppress(HostError):  # the way in counts more than an operation that does not end
         stop(paths, systemd)
-    with alone(paths, verb):
+    with lock_host(paths, verb):
         return deadman.outcome_of(paths, lambda: _restore(paths, systemd, backup_id, options))
 
 
-def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -> dict[str, object]:
+def _restore(
+    paths: Paths, systemd: Systemd, backup_id: str, options: RestoreOptions
+) -> dict[str, object]:
     options.say("checking the backup")
-    own = load(paths, backup_id)
+    own = read_backup(paths, backup_id)
     saved = with_later(own, _later(paths, own))
     if options.reach:
-        saved = within(saved, own.scope.reach, _units_within_reach(paths, saved))
-    require_whole(own, saved, with_host=not options.reach)
+        saved = part_of(saved, own.scope.reach, _units_within_reach(paths, saved))
+    require_intact(own, saved, with_host=not options.reach)
     use_reserve(paths)
     done = Restoration(paths, systemd, saved, options).run()
     with suppress(OSError):  # no room yet: the next backup keeps it
@@ -91,13 +101,13 @@ def _restore(paths: Paths, systemd: Systemd, backup_id: str, options: Options) -
     return done
 
 
-def _later(paths: Paths, saved: Saved) -> list[Saved]:
+def _later(paths: Paths, saved: Backup) -> list[Backup]:
     """Every readable backup made after `saved`, oldest first."""
-    whole = [str(each["id"]) for each in backup.backups(paths) if not each["problem"]]
-    return [load(paths, each) for each in reversed(whole[: whole.index(saved.id)])]
+    whole = [str(each["id"]) for each in backup.list_backups(paths) if not each["problem"]]
+    return [read_backup(paths, each) for each in reversed(whole[: whole.index(saved.id)])]
 
 
-def _units_within_reach(paths: Paths, saved: Saved) -> list[str]:
+def _units_within_reach(paths: Paths, saved: Backup) -> list[str]:
     reach = saved.scope.reach
     return [
         unit
@@ -109,14 +119,16 @@ def _units_within_reach(paths: Paths, saved: Saved) -> list[str]:
 class Restoration:
     """One restore under way."""
 
-    def __init__(self, paths: Paths, systemd: Systemd, saved: Saved, options: Options) -> None:
+    def __init__(
+        self, paths: Paths, systemd: Systemd, saved: Backup, options: RestoreOptions
+    ) -> None:
         self.paths = paths
         self.saved = saved
         self.say = options.say
         self.is_partial = options.reach
         self.pending = read_pending(paths)
-        self.changes = changes(saved.kept, entries_below(saved.scope.paths))
-        self.units = UnitsRestore(paths, systemd, saved, self.pending, options.limits)
+        self.changes = file_changes(saved.kept, entries_below(saved.scope.paths))
+        self.units = UnitRestore(paths, systemd, saved, self.pending, options.limits)
         self.controller = ControllerRestore(
             paths, systemd, saved, self.pending, options.limits, options.with_database
         )
@@ -127,7 +139,7 @@ class Restoration:
         self.units.stop_newer()
         remove_unfinished(self._places())
         for change in self.changes:
-            apply(change)
+            apply_change(change)
         self.say("database")
         database = self.controller.restore_database()
         dump = self.controller.restore_dump()
@@ -167,7 +179,7 @@ class Restoration:
         controller, store = self.saved.scope.controller, self.saved.scope.store
         places = [one.entry.path for one in self.saved.kept]
         places += [controller.current, controller.database] if controller else []
-        return places + ([store / LINK] if store else [])
+        return places + ([store / GOLDEN_LINK] if store else [])
 
     def _restore_golden(self) -> str | None:
         store = self.saved.scope.store
@@ -177,7 +189,7 @@ class Restoration:
 
     def _settle(self) -> None:
         """Forget what is pending; a restore of a part forgets that part."""
-        left = Pending()
+        left = PendingChanges()
         if self.is_partial:
             part = self.saved.scope.paths
             left.paths = {path for path in self.pending.paths if not is_below(path, part)}

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from polydev.hosttool.database import (
+from polydev.hosttool.backup_manifest import Backup, DatabaseCopy
+from polydev.hosttool.backup_scope import ControllerScope
+from polydev.hosttool.controller_program import ControllerProgram
+from polydev.hosttool.database_dump import restore_dump
+from polydev.hosttool.durable import point_link, remove, target_of
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import FileEntry, entry_of, is_below
+from polydev.hosttool.handover import Handover
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.restore_files import PendingChanges
+from polydev.hosttool.sqlite_database import (
     content_sha256,
     remove_database,
     replace_database,
     restore_in_place,
     set_owner,
 )
-from polydev.hosttool.dump import restore_dump
-from polydev.hosttool.durable import point_link, remove, target_of
-from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover
-from polydev.hosttool.paths import Paths
-from polydev.hosttool.pending import Pending
-from polydev.hosttool.program import Program
-from polydev.hosttool.saved import KeptDatabase, Saved
-from polydev.hosttool.scope import Controller
-from polydev.hosttool.systemd import Limits, Systemd
-from polydev.hosttool.tree import Entry, entry_of, is_below
+from polydev.hosttool.systemd import Systemd, UnitTimeouts
 from polydev.hosttool.units import (
     MAIN,
     NEXT_PATTERN,
@@ -37,9 +37,9 @@ class ControllerRestore:
         self,
         paths: Paths,
         systemd: Systemd,
-        saved: Saved,
-        pending: Pending,
-        limits: Limits,
+        saved: Backup,
+        pending: PendingChanges,
+        limits: UnitTimeouts,
         with_database: bool,
     ) -> None:
         self.paths = paths
@@ -80,7 +80,7 @@ class ControllerRestore:
         if dump is None or controller is None or release is None:
             return None
         try:
-            restore_dump(Program(self.paths, controller.release(release)), dump)
+            restore_dump(ControllerProgram(self.paths, controller.release(release)), dump)
         except HostError as error:
             self.problems.append(f"{dump.database}: {error.message}")
             return None
@@ -116,7 +116,7 @@ class ControllerRestore:
         point_link(controller.current, target)
         return release
 
-    def _is_handover_due(self, controller: Controller, release: str) -> bool:
+    def _is_handover_due(self, controller: ControllerScope, release: str) -> bool:
         changed = self.pending.paths
         wanted = wanted_config(self.paths, MAIN)
         return (
@@ -128,7 +128,7 @@ class ControllerRestore:
             or not self.systemd.states([MAIN])[MAIN].is_running
         )
 
-    def _differs(self, wanted: KeptDatabase) -> bool:
+    def _differs(self, wanted: DatabaseCopy) -> bool:
         if wanted.kept.stored is None:
             return wanted.kept.entry.path.exists()
         return self._live_content != wanted.content
@@ -141,13 +141,13 @@ class ControllerRestore:
                 self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
 
 
-def _live_content(wanted: KeptDatabase) -> str | None:
+def _live_content(wanted: DatabaseCopy) -> str | None:
     """What the database says now; None if it is not there, cannot be read, or is to go anyway."""
     live = wanted.kept.entry.path
     return content_sha256(live) if wanted.kept.stored and live.exists() else None
 
 
-def _adjust(wanted: Entry) -> str | None:
+def _adjust(wanted: FileEntry) -> str | None:
     now = entry_of(wanted.path)
     if (now.mode, now.owner, now.group) == (wanted.mode, wanted.owner, wanted.group):
         return None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polydev.hosttool.disk_reserve import use_reserve
 from polydev.hosttool.durable import make_folder, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
-from polydev.hosttool.reserve import use_reserve
 from polydev.hosttool.systemd import Systemd
 
 RUNNING, DONE, FAILED = "running", "done", "failed"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from polydev.hosttool.controller_socket import users
+from polydev.hosttool.backup_manifest import Backup
+from polydev.hosttool.controller_socket import socket_users
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.file_entries import is_below
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.pending import Pending
-from polydev.hosttool.saved import Saved
-from polydev.hosttool.systemd import Limits, Systemd, UnitState
-from polydev.hosttool.tree import is_below
+from polydev.hosttool.restore_files import PendingChanges
+from polydev.hosttool.systemd import Systemd, UnitStatus, UnitTimeouts
 from polydev.hosttool.units import (
-    HOLDER,
     MAIN,
-    MAKER,
     NEXT_PATTERN,
     SLOT,
     SOCKET,
+    TEMPLATE_HOLDER,
+    TEMPLATE_MAKER,
     VM,
     forget_config,
     instances,
@@ -28,7 +28,7 @@ from polydev.hosttool.units import (
 SYSCTL_UNIT = "systemd-sysctl.service"
 
 
-class UnitsRestore:
+class UnitRestore:
     """`done` lists what was done to which unit; `problems` what a unit would not do.
 
     `in_use` are slots whose VM runs: they stay as they are, whatever the backup says.
@@ -38,9 +38,9 @@ class UnitsRestore:
         self,
         paths: Paths,
         systemd: Systemd,
-        saved: Saved,
-        pending: Pending,
-        limits: Limits,
+        saved: Backup,
+        pending: PendingChanges,
+        limits: UnitTimeouts,
     ) -> None:
         self.paths = paths
         self.systemd = systemd
@@ -89,32 +89,39 @@ class UnitsRestore:
         for unit, state in wanted.items():
             if state.is_enabled != now[unit].is_enabled and now[unit].exists:
                 self._enable(unit, state, now[unit])
-        for unit in reversed([each for each in wanted if each not in (MAKER, *self.in_use)]):
+        for unit in reversed(
+            [each for each in wanted if each not in (TEMPLATE_MAKER, *self.in_use)]
+        ):
             if now[unit].is_running and not wanted[unit].is_running:
                 self._act("stop", unit)
                 forget_config(self.paths, unit)
         for unit, state in wanted.items():
-            if state.is_running and unit not in (MAIN, HOLDER, MAKER, *self.in_use):
+            if state.is_running and unit not in (
+                MAIN,
+                TEMPLATE_HOLDER,
+                TEMPLATE_MAKER,
+                *self.in_use,
+            ):
                 self._bring_up(unit, now[unit])
         if any(is_below(path, [self.paths.sysctl]) for path in self.pending.paths):
             self._act("restart", SYSCTL_UNIT)
 
     def restore_holder(self) -> None:
         """Start and restart what runs a program of the release, once that one is back."""
-        if HOLDER in (wanted := self._wanted()) and wanted[HOLDER].is_running:
-            self._bring_up(HOLDER, self.systemd.states([HOLDER])[HOLDER])
+        if TEMPLATE_HOLDER in (wanted := self._wanted()) and wanted[TEMPLATE_HOLDER].is_running:
+            self._bring_up(TEMPLATE_HOLDER, self.systemd.states([TEMPLATE_HOLDER])[TEMPLATE_HOLDER])
 
-    def _wanted(self) -> dict[str, UnitState]:
+    def _wanted(self) -> dict[str, UnitStatus]:
         return {unit: state for unit, state in self.saved.units.items() if state.exists}
 
-    def _enable(self, unit: str, wanted: UnitState, now: UnitState) -> None:
+    def _enable(self, unit: str, wanted: UnitStatus, now: UnitStatus) -> None:
         # Other words than these two ("static", "masked") come from the files, which are back.
         if wanted.is_enabled:
             self._act("enable", unit)
         elif wanted.enabled == "disabled" and now.is_enabled:
             self._act("disable", unit)
 
-    def _bring_up(self, unit: str, now: UnitState) -> None:
+    def _bring_up(self, unit: str, now: UnitStatus) -> None:
         is_lost = unit == SOCKET and not self.systemd.listens(SOCKET)
         if is_lost:
             self._stop_users()
@@ -132,7 +139,7 @@ class UnitsRestore:
 
     def _stop_users(self) -> None:
         """Stop the socket and what runs with it; the handover starts the service again."""
-        for unit in users(self.systemd):
+        for unit in socket_users(self.systemd):
             self._act("stop", unit, is_told=False)
 
     def _act(self, verb: str, unit: str, *, is_told: bool = True) -> None:

@@ -300,7 +300,7 @@ def down(number: int) -> dict[str, object]:
     return {"slot": number, "removed": there}
 
 
-def there() -> dict[str, object]:
+def existing_slots() -> dict[str, object]:
     """The slots that exist now."""
     names = sorted(path.name for path in NAMESPACES.glob("slot-*"))
     return {"slots": sorted(int(name.removeprefix("slot-")) for name in names)}

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.listening import declared_addresses, listens
+from polydev.hosttool.listeners import declared_addresses, listens
 
 ANSWER_SECONDS = 30.0
 RUNNING = ("active", "activating", "reloading")
 
 
 @dataclass(frozen=True)
-class UnitState:
+class UnitStatus:
     """`active` and `enabled` are systemd's own words; `enabled` is empty where none applies."""
 
     exists: bool
@@ -31,7 +31,7 @@ class UnitState:
 
 
 @dataclass(frozen=True)
-class Limits:
+class UnitTimeouts:
     """How long a unit may take to come up, and how long to finish what it has begun."""
 
     start_seconds: float = 90.0
@@ -43,7 +43,7 @@ class Limits:
 
 
 class Systemd(Protocol):
-    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+    def states(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         """Each unit's state; one that systemd does not know has `exists=False`."""
 
     def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
@@ -74,7 +74,7 @@ class Systemd(Protocol):
 class RealSystemd:
     """systemctl, systemd-run and journalctl of this host."""
 
-    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+    def states(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         if not units:
             return {}
         properties = "LoadState,ActiveState,UnitFileState"
@@ -111,14 +111,14 @@ class RealSystemd:
         _output(["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--", *argv])
 
 
-def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitState]:
+def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitStatus]:
     """Read `systemctl show`: one block of Name=value for each unit, in the order asked."""
     blocks = [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for block in text.strip().split("\n\n")
     ]
     return {
-        unit: UnitState(
+        unit: UnitStatus(
             exists=block.get("LoadState", "not-found") != "not-found",
             active=block.get("ActiveState", "unknown"),
             enabled=block.get("UnitFileState", ""),

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from polydev.hosttool.backup_scope import Scope
+from polydev.hosttool.file_entries import is_below
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.scope import Scope
-from polydev.hosttool.systemd import Systemd, UnitState
-from polydev.hosttool.tree import is_below
+from polydev.hosttool.systemd import Systemd, UnitStatus
 
 MAIN = "master-controller.service"
 SOCKET = "master-controller.socket"
@@ -25,9 +25,9 @@ VM_PATTERN = f"{VM}*.service"
 SLOT = "microvm-slot@"
 WATCH = "polydev-network-watch.service"
 # It runs a program of the release that `current` names as it starts.
-HOLDER = "polydev-templates.service"
+TEMPLATE_HOLDER = "polydev-templates.service"
 # Changes start it, those of a way back too, and it ends by itself.
-MAKER = "polydev-template.service"
+TEMPLATE_MAKER = "polydev-template.service"
 CONFIG_LINE = re.compile(r"^X-Polydev-Config=(\S+)", re.MULTILINE)
 
 
@@ -35,7 +35,7 @@ def next_unit(release: str) -> str:
     return f"{NEXT}{release}.service"
 
 
-def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[str, UnitState]:
+def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[str, UnitStatus]:
     """The states of the scope's units, the controller's, and all instances of its templates."""
     names = [*scope.units]
     if scope.controller:

@@ -1,0 +1,84 @@
+"""The controller's PostgreSQL database in a backup: a dump, made and put back by its own release.
+
+The release's program does both, with the secrets that are on the host at that time: a backup is
+of the database in use, and a restore, which brings the secrets back first, goes to that one again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.controller_program import ControllerProgram, database_in_words
+from polydev.hosttool.durable import copy_new, remove
+from polydev.hosttool.file_entries import file_sha256
+
+DUMP_NAME = "dump"
+COPY_ERROR = "database-copy"
+
+
+@dataclass(frozen=True)
+class DatabaseDump:
+    """`database` says in words which one it is of."""
+
+    stored: Path
+    sha256: str
+    size_bytes: int
+    revision: str
+    database: str
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "stored": self.stored.name,
+            "sha256": self.sha256,
+            "sizeBytes": self.size_bytes,
+            "revision": self.revision,
+            "database": self.database,
+        }
+
+
+def dump_from(folder: Path, document: dict[str, Any]) -> DatabaseDump:
+    return DatabaseDump(
+        folder / document["stored"],
+        document["sha256"],
+        document["sizeBytes"],
+        document["revision"],
+        document["database"],
+    )
+
+
+def make_dump(program: ControllerProgram, folder: Path) -> DatabaseDump:
+    """Dump the database in use into a folder of a backup. Raises HostError."""
+    stored = folder / DUMP_NAME
+    with exchange_folder(program) as place:
+        said = program.ask("database", "backup", str(place / DUMP_NAME), code=COPY_ERROR)
+        copy_new(place / DUMP_NAME, stored)
+    size = stored.stat().st_size
+    words = database_in_words(program.paths)
+    return DatabaseDump(stored, file_sha256(stored), size, str(said["revision"]), words)
+
+
+def restore_dump(program: ControllerProgram, dump: DatabaseDump) -> None:
+    """Put the dump back while the controller may serve: one transaction. Raises HostError."""
+    with exchange_folder(program) as place:
+        copy = place / DUMP_NAME
+        copy_new(dump.stored, copy)
+        program.own(copy)
+        program.ask("database", "restore", str(copy), "--in-use", code=COPY_ERROR)
+
+
+@contextmanager
+def exchange_folder(program: ControllerProgram) -> Iterator[Path]:
+    """A folder of the controller's user; what a killed verb left there goes first."""
+    place = program.paths.home / "exchange"
+    remove(place)
+    place.mkdir(0o700)
+    program.own(place)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

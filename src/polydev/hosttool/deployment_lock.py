@@ -1,0 +1,172 @@
+"""The deployment lock: lock.json says whose it is, a flock on lock.held that they live.
+
+A holder that ends without a word leaves lock.json; the next one finds it without the flock,
+takes over and is told whose work broke off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.durable import make_folder, read_json, remove, write_json
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths, require_id
+
+TRIES = 100
+PAUSE_SECONDS = 0.02
+END_SECONDS = 2.0
+
+
+class DeploymentLock:
+    """A lock that this process holds until it ends, or `let_go`."""
+
+    def __init__(
+        self, paths: Paths, seconds: int, document: dict[str, Any], *, again: bool = False
+    ) -> None:
+        """Take it. Raises HostError `lock-held`, naming the holder.
+
+        `again` ends a holder of the same deployment first: its connection was lost, but this host
+        has not noticed yet.
+        """
+        require_id(str(document["id"]))
+        make_folder(paths.home)
+        self._paths = paths
+        self._seconds = seconds
+        former = read_lock(paths)
+        if again and former and former.get("id") == document["id"] and is_held(paths):
+            _end(former)
+        self._descriptor = _flocked(paths)
+        self.stale = read_lock(paths)
+        now = datetime.now(timezone.utc)
+        self.document = document | {
+            "since": now.isoformat(),
+            "pid": os.getpid(),
+            "pidStart": started_ticks(os.getpid()),
+        }
+        self.renew()
+
+    def renew(self) -> None:
+        expires = datetime.now(timezone.utc) + timedelta(seconds=self._seconds)
+        self.document["expires"] = expires.isoformat()
+        write_json(self._paths.lock, self.document)
+
+    def let_go(self, *, is_done: bool) -> None:
+        """`is_done`: the work came to its end, so that nobody needs to be told of it."""
+        if is_done:
+            remove(self._paths.lock)
+        os.close(self._descriptor)
+
+
+def show(paths: Paths) -> dict[str, object]:
+    """The lock and whether its holder lives; a dead one's counts as stale."""
+    lock = read_lock(paths)
+    return {"lock": lock, "held": lock is not None and is_held(paths)}
+
+
+def break_lock(paths: Paths) -> dict[str, object]:
+    """End a living holder, remove the lock; what was broken. Raises HostError `lock-held`."""
+    make_folder(paths.home)
+    lock, was_held = read_lock(paths), is_held(paths)
+    if was_held and lock:
+        _end(lock)
+    descriptor = _flocked(paths)
+    try:
+        lock = read_lock(paths) or lock
+        remove(paths.lock)
+    finally:
+        os.close(descriptor)
+    return {"broken": lock, "wasHeld": was_held}
+
+
+def read_lock(paths: Paths) -> dict[str, Any] | None:
+    """lock.json; what cannot be read is shown as it is, for it counts as a lock all the same."""
+    try:
+        return read_json(paths.lock)
+    except ValueError as error:
+        return {"id": None, "owner": "unknown", "purpose": f"unreadable: {error}", "pid": 0}
+
+
+def is_held(paths: Paths) -> bool:
+    try:
+        descriptor = os.open(paths.lock_held, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _flocked(paths: Paths) -> int:
+    """An open, flocked lock.held, which is never removed: a lock on a removed file locks nothing.
+
+    A holder takes the flock first and signs lock.json after, and who only looks has it for a
+    moment; so a refusal waits until it can name a living holder.
+    """
+    descriptor = os.open(paths.lock_held, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        lock = read_lock(paths)
+        if lock and is_alive(lock):
+            break
+        time.sleep(PAUSE_SECONDS)
+    os.close(descriptor)
+    lock = read_lock(paths) or {}
+    raise HostError(
+        "lock-held",
+        f"{lock.get('owner', 'somebody')} deploys to this host since {lock.get('since')}, "
+        f"until {lock.get('expires')} at the latest: {lock.get('purpose')} ({lock.get('id')})",
+        "wait for it (--wait SECONDS, which deploy, rollback, backup and database.move take), "
+        "or end it: `./inv unlock`",
+    )
+
+
+def is_alive(lock: dict[str, Any]) -> bool:
+    """Is the very process that signed a lock still there? A number alone may be another's."""
+    return bool(lock.get("pid")) and started_ticks(lock["pid"]) == lock.get("pidStart")
+
+
+def started_ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def _end(lock: dict[str, Any]) -> None:
+    try:
+        process = os.pidfd_open(lock["pid"])
+    except OSError:
+        return
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not is_alive(lock):
+                return
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
+            if _ended(process, END_SECONDS):
+                return
+    finally:
+        os.close(process)
+
+
+def _ended(process: int, timeout_seconds: float) -> bool:
+    import select
+
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    return bool(poller.poll(timeout_seconds * 1000))

@@ -1,0 +1,118 @@
+"""The golden link of the host's image store, as it is kept in a backup.
+
+golden-rootfs.ext4 -> promotions/N/rootfs.ext4,  promotions/N -> ../images/<digest>
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydev.hosttool.durable import (
+    UNFINISHED,
+    make_folder,
+    point_link,
+    read_json,
+    remove,
+    target_of,
+    write_json,
+)
+from polydev.hosttool.errors import HostError
+
+GOLDEN_LINK = "golden-rootfs.ext4"
+
+
+@dataclass(frozen=True)
+class GoldenTarget:
+    """What the link names, and the folder of the image that this led to."""
+
+    target: str
+    image: str
+
+
+def golden_of(store: Path) -> GoldenTarget | None:
+    """What is golden now; None before the first promotion."""
+    target = target_of(store / GOLDEN_LINK)
+    return None if target is None else GoldenTarget(target, image_of(store, target))
+
+
+def image_of(store: Path, target: str) -> str:
+    """The name of the image's folder that a target leads to; `""` if it leads nowhere."""
+    rootfs = (store / target).resolve()
+    return rootfs.parent.name if rootfs.is_file() else ""
+
+
+def golden_damage(store: Path, golden: GoldenTarget) -> list[str]:
+    found = image_of(store, golden.target)
+    if not found:
+        return [f"{store / golden.target} leads to no image (it was {golden.image[:12]})"]
+    if found != golden.image:
+        return [f"{store / golden.target} leads to {found[:12]}, not {golden.image[:12]}"]
+    return []
+
+
+def point_golden(store: Path, golden: GoldenTarget | None) -> bool:
+    """Put the link back; says whether there was anything to do."""
+    link = store / GOLDEN_LINK
+    wanted = golden.target if golden else None
+    if target_of(link) == wanted:
+        return False
+    if wanted is None:
+        remove(link)
+    else:
+        point_link(link, wanted)
+    return True
+
+
+# Promotions
+
+
+def golden_number(store: Path) -> int | None:
+    try:
+        target = os.readlink(store / GOLDEN_LINK)
+    except OSError:
+        return None
+    found = re.fullmatch(r"promotions/(\d+)/rootfs\.ext4", target)
+    return int(found[1]) if found else None
+
+
+def golden_digest(store: Path) -> str | None:
+    number = golden_number(store)
+    entry = read_json(store / "promotions" / f"{number:06d}.json") if number is not None else None
+    return str(entry["digest"]) if entry else None
+
+
+def golden_leads_to(store: Path, digest: str | None) -> bool:
+    """Whether the golden link leads to this image, over each link on its way."""
+    rootfs = store / "images" / str(digest) / "rootfs.ext4"
+    return rootfs.is_file() and (store / GOLDEN_LINK).resolve() == rootfs.resolve()
+
+
+def make_golden(digest: str, store: Path) -> dict[str, object]:
+    """Let the golden link name this image. Raises HostError `no-image`."""
+    if not (store / "images" / digest / "record.json").exists():
+        raise HostError("no-image", f"no image {digest[:12]} in {store}")
+    was = golden_digest(store)
+    if was == digest and golden_leads_to(store, digest):
+        return {"golden": digest, "was": was, "changed": False}
+    folder = store / "promotions"
+    make_folder(folder)
+    for left in folder.glob(f".*{UNFINISHED}"):  # by a killed promotion, under its number
+        remove(left)
+    found = (re.match(r"\d+", path.name) for path in folder.iterdir())
+    number = max((int(name[0]) for name in found if name), default=0) + 1
+    entry = {
+        "number": number,
+        "digest": digest,
+        "previous": golden_number(store),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "by": {"user": "root", "host": socket.gethostname(), "pid": os.getpid()},
+    }
+    write_json(folder / f"{number:06d}.json", entry)
+    point_link(folder / f"{number:06d}", f"../images/{digest}")
+    point_link(store / GOLDEN_LINK, f"promotions/{number:06d}/rootfs.ext4")
+    return {"golden": digest, "was": was, "changed": True}

@@ -1,0 +1,107 @@
+"""All that a deployment's plan wants to know of a host and only this tool can say, by one call.
+
+Each start of Python costs a plan more than most of its questions, so there is one; and what waits
+for other programs waits side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from polydev.hosttool import (
+    accounts,
+    controller_program,
+    controller_socket,
+    disk_reserve,
+    images,
+    network_state,
+    permissions,
+    polkit,
+    release_files,
+    schema_cache,
+    setting_conflicts,
+    sshd,
+    unit_overrides,
+)
+from polydev.hosttool.errors import HostError
+
+if TYPE_CHECKING:
+    from polydev.hosttool.verb import Call
+
+Json = dict[str, Any]
+
+
+def inspect_host(call: Call, question: Mapping[str, Any]) -> Json:
+    """Answer each part that is asked for; one that cannot be answered has `error` and `message`.
+
+    `host` is a host.json as it is to be, `socket` where the controller is to listen, `parts` names
+    what is asked for.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = [name for name in PARTS if name in question["parts"]]
+    with ThreadPoolExecutor(max(1, len(asked))) as pool:
+        said = {name: pool.submit(_answer, PARTS[name], call, question) for name in asked}
+    return {name: each.result() for name, each in said.items()}
+
+
+Part = Callable[["Call", Mapping[str, Any]], object]
+
+
+def _answer(part: Part, call: Call, question: Mapping[str, Any]) -> object:
+    try:
+        return part(call, question)
+    except HostError as error:
+        return error.as_dict()
+    except (OSError, ValueError, KeyError) as error:
+        return HostError("unread", f"{type(error).__name__}: {error}").as_dict()
+
+
+def _database(call: Call, _question: Mapping[str, Any]) -> Json:
+    """Which database the host's files name, and what its release finds wrong with it."""
+    named: Json = {"database": controller_program.database_in_words(call.paths)}
+    asked = controller_program.current_program(call.paths)
+    if not asked.file.exists():
+        return named
+    if schema_cache.is_known(call.paths, asked.release.name):
+        return {**named, "differences": []}
+    try:
+        said = asked.ask("database", "check", "--no-tools", code="database-unusable")
+    except HostError as error:
+        return {**named, "differences": [f"- {error.message}"], "hint": error.hint}
+    found = said.get("differences")
+    if found == []:
+        schema_cache.remember(call.paths, asked.release.name)
+    return {**named, "differences": found or []}
+
+
+def _accounts(call: Call, question: Mapping[str, Any]) -> list[str]:
+    return accounts.differences(accounts.accounts_of(question["host"]), call.paths.etc)
+
+
+def _socket(call: Call, question: Mapping[str, Any]) -> Json:
+    where = question["socket"]
+    return controller_socket.state(call.systemd, where["address"], where["port"])
+
+
+# The slowest first.
+PARTS: dict[str, Part] = {
+    "database": _database,
+    "network": lambda _, question: network_state.as_document(network_state.check(question["host"])),
+    "release": lambda call, _: release_files.current_damage(call.paths.controller),
+    "socket": _socket,
+    "sshd": lambda _, question: sshd.differences(question["host"]["sshd"]),
+    "polkit": lambda call, question: polkit.differences(question["host"], call.paths.root),
+    "accounts": _accounts,
+    "overrides": lambda call, question: unit_overrides.find(
+        question["host"]["ownUnits"], call.paths.root
+    ),
+    "settings": lambda call, question: setting_conflicts.differences(
+        question["host"], call.paths.root
+    ),
+    "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),
+    "reserve": lambda call, _: disk_reserve.differences(call.paths),
+    "watch": lambda *_: network_state.watch_differences(),
+    "images": lambda call, _: images.listing(call.paths.images),
+}

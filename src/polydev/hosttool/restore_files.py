@@ -1,0 +1,199 @@
+"""Files of a restore: which ones differ, how each is put back, which units must learn of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from polydev.hosttool.backup_manifest import Backup, BackupEntry
+from polydev.hosttool.durable import (
+    copy_new,
+    make_folder,
+    read_json,
+    remove,
+    sync,
+    unfinished,
+    write_json,
+)
+from polydev.hosttool.file_entries import FileEntry, gid_of, is_below, uid_of
+from polydev.hosttool.paths import Paths
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """One path to put right. `how`: written (content or kind), adjusted (the rest), removed."""
+
+    path: Path
+    how: str
+    kept: BackupEntry
+
+    def as_dict(self) -> dict[str, object]:
+        return {"path": str(self.path), "how": self.how}
+
+
+def with_later(saved: Backup, later: Iterable[Backup]) -> Backup:
+    """`saved`, and of what its scope did not know yet the oldest state that a later one has.
+
+    What no deployment touched between the two is in the later backup as it was in this one. So
+    what only newer releases brought goes, too.
+    """
+    scope, kept, units = list(saved.scope.paths), list(saved.kept), dict(saved.units)
+    for each in later:
+        kept += [one for one in each.kept if not is_below(one.entry.path, scope)]
+        scope += each.scope.paths
+        units |= {unit: state for unit, state in each.units.items() if unit not in units}
+    paths = tuple(dict.fromkeys(scope))
+    return replace(saved, scope=replace(saved.scope, paths=paths), kept=tuple(kept), units=units)
+
+
+def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Backup:
+    """Only the part of a backup that lies below `roots`, and only these units."""
+    return replace(
+        saved,
+        scope=replace(saved.scope, paths=roots, controller=None, store=None),
+        kept=tuple(one for one in saved.kept if is_below(one.entry.path, roots)),
+        units={unit: saved.units[unit] for unit in units},
+        release=None,
+        database=None,
+        dump=None,
+        golden=None,
+    )
+
+
+def file_changes(kept: Iterable[BackupEntry], now: Iterable[FileEntry]) -> list[FileChange]:
+    """What must be done, in this order: folders before what they hold, removals last."""
+    wanted = {one.entry.path: one for one in kept}
+    found = {entry.path: entry for entry in now}
+    writes = [
+        FileChange(path, how, one)
+        for path, one in sorted(wanted.items())
+        if one.entry.kind != "absent"
+        and (how := _difference(one.entry, found.get(path, FileEntry(path, "absent"))))
+    ]
+    gone = [
+        path
+        for path, entry in found.items()
+        if entry.kind != "absent" and (path not in wanted or wanted[path].entry.kind == "absent")
+    ]
+    topmost = [path for path in sorted(gone) if not is_below(path.parent, gone)]
+    return writes + [
+        FileChange(path, "removed", BackupEntry(FileEntry(path, "absent"))) for path in topmost
+    ]
+
+
+def _difference(wanted: FileEntry, now: FileEntry) -> str:
+    if (wanted.kind, wanted.sha256, wanted.target) != (now.kind, now.sha256, now.target):
+        return "written"
+    same = (wanted.mode, wanted.owner, wanted.group) == (
+        now.mode,
+        now.owner,
+        now.group,
+    ) and wanted.mtime_ns == now.mtime_ns
+    return "" if same else "adjusted"
+
+
+# The changes of files
+
+
+def remove_unfinished(places: Iterable[Path]) -> None:
+    """Remove what was killed before it could take one of these places."""
+    for place in places:
+        with suppress(NotADirectoryError):
+            remove(unfinished(place))
+
+
+def apply_change(change: FileChange) -> None:
+    entry = change.kept.entry
+    if change.how == "removed":
+        remove(change.path)
+    elif change.how == "adjusted":
+        _adjust(entry.path, entry)
+        if entry.kind != "link":
+            sync(entry.path)
+    elif entry.kind == "folder":
+        _make(entry)
+    else:
+        _replace(change.kept)
+
+
+def _make(entry: FileEntry) -> None:
+    remove(entry.path)
+    make_folder(entry.path.parent)
+    fresh = unfinished(entry.path)
+    fresh.mkdir(0o700)
+    _adjust(fresh, entry)
+    sync(fresh)
+    fresh.rename(entry.path)
+    sync(entry.path.parent)
+
+
+def _replace(kept: BackupEntry) -> None:
+    entry = kept.entry
+    make_folder(entry.path.parent)
+    fresh = unfinished(entry.path)
+    if kept.stored is None:
+        fresh.symlink_to(entry.target)
+        _adjust(fresh, entry)
+    else:
+        copy_new(kept.stored, fresh)
+        _adjust(fresh, entry)
+        sync(fresh)
+    if entry.path.is_dir() and not entry.path.is_symlink():
+        remove(entry.path)
+    fresh.replace(entry.path)
+    sync(entry.path.parent)
+
+
+def _adjust(path: Path, entry: FileEntry) -> None:
+    # The owner first: a change of owner takes set-user-id bits away.
+    os.chown(path, uid_of(entry.owner), gid_of(entry.group), follow_symlinks=False)
+    if entry.kind != "link":
+        path.chmod(entry.mode)
+    if entry.kind == "file":
+        os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+# Changes that no unit was restarted for yet
+
+
+@dataclass
+class PendingChanges:
+    """`paths` have another content than the units last saw; `reload`: systemd's own files."""
+
+    paths: set[Path] = field(default_factory=set)
+    reload: bool = False
+    database: bool = False
+
+    def add(self, changes: list[FileChange], units_folder: Path) -> None:
+        self.paths |= {change.path for change in changes if change.how != "adjusted"}
+        # An adjusted time counts: systemd compares the times of its files.
+        self.reload |= any(is_below(change.path, [units_folder]) for change in changes)
+
+    def write(self, paths: Paths) -> None:
+        if not (self.paths or self.reload or self.database):
+            remove(unfinished(paths.pending))
+            remove(paths.pending)
+            return
+        document = {
+            "paths": sorted(map(str, self.paths)),
+            "reload": self.reload,
+            "database": self.database,
+        }
+        write_json(paths.pending, document)
+
+
+def read_pending(paths: Paths) -> PendingChanges:
+    """Empty when the last restore went to its end."""
+    try:
+        document = read_json(paths.pending) or {}
+    except ValueError:
+        # Written by one rename, so this is no kill's doing; a restart too many does no harm.
+        return PendingChanges(reload=True, database=True)
+    return PendingChanges(
+        {Path(path) for path in document.get("paths", ())},
+        document.get("reload", False),
+        document.get("database", False),
+    )

@@ -1,0 +1,58 @@
+"""Whether the SQLite database has the schema that a release has seen and found right.
+
+To start the release for that question takes longer than all other questions of a plan. So a
+checksum of the schema is kept, with the release, where a restart of the host forgets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from polydev.hosttool.controller_program import uses_postgresql
+from polydev.hosttool.durable import read_json, write_json
+from polydev.hosttool.paths import Paths
+from polydev.hosttool.sqlite_database import LIVE, connected
+
+# What SQLite keeps for itself is no part of it.
+ALL = (
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 2"
+)
+REVISION = "SELECT version_num FROM alembic_version"
+
+
+def checksum(database: Path) -> str | None:
+    """Of all tables, indexes and triggers, and of the revision; None where it cannot be read."""
+    import sqlite3
+
+    try:
+        with connected(database, LIVE) as connection:
+            rows = [connection.execute(each).fetchall() for each in (ALL, REVISION)]
+    except sqlite3.Error:
+        return None
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def is_known(paths: Paths, release: str) -> bool:
+    """Whether this release has found the schema right, and it is the same since."""
+    found = _now(paths, release)
+    try:
+        return found is not None and read_json(paths.known_schema) == found
+    except ValueError:
+        return False
+
+
+def remember(paths: Paths, release: str) -> None:
+    """Keep that this release found the schema right, as it is now."""
+    found = _now(paths, release)
+    if found is not None:
+        paths.known_schema.parent.mkdir(parents=True, exist_ok=True)
+        write_json(paths.known_schema, found)
+
+
+def _now(paths: Paths, release: str) -> dict[str, object] | None:
+    if uses_postgresql(paths) or not paths.database.is_file():
+        return None
+    found = checksum(paths.database)
+    return {"release": release, "sha256": found} if found else None

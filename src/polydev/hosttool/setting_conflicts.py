@@ -1,0 +1,295 @@
+"""Lines of other files that undo what is ours at the host's next start: found, and taken out.
+
+systemd's programs read all files of some folders by their names. Of kernel settings and of the
+journal's the last one counts, of folders (tmpfiles.d) the first one and all that come after it, of
+networkd's and of udev's (`.link`) the first file that fits an interface.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from polydev.hosttool.durable import make_folder, write_durably
+from polydev.hosttool.errors import HostError
+
+ROOT = Path("/")
+# Of files with the same name, only the one in the first of these is read.
+PLACES = ("etc", "run", "usr/local/lib", "usr/lib")
+OUT = "# polydev: "
+# The kernel has two names for it.
+ALIASES = {"net.ipv4.conf.all.forwarding": "net.ipv4.ip_forward"}
+JOURNAL, NETWORK = "systemd/journald.conf.d", "systemd/network"
+SYSCTL, TMPFILES = "sysctl.d", "tmpfiles.d"
+# What a `.link` may change of our links, and its conditions that none of them meets.
+LINK_CHANGES = ("Name", "MTUBytes", "MACAddress")
+NEVER_MET = ("MACAddress", "PermanentMACAddress", "Path", "Property")
+# Letters of tmpfiles.d(5) whose path is a pattern, and those that go down into folders.
+WITH_PATTERN, DOWNWARDS = "wexXrRzZtThHaAm", "RZTHAD"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A line (or without one, the whole file) at `path` that wins over what is ours.
+
+    `shared` is the link of ours, for a file that fits links of others too.
+    """
+
+    path: str
+    line: str | None = None
+    shared: str | None = None
+
+    @property
+    def text(self) -> str:
+        said = f": {self.line.strip()}" if self.line is not None else ""
+        return f"{self.path}{said}"
+
+
+def find(host: Mapping[str, Any], root: Path = ROOT) -> list[Conflict]:
+    """Everything that undoes what is declared; `host` is what host.json holds.
+
+    Its `settings` are the texts of our files by their paths in /etc.
+    """
+    found = _link_files(host, root)
+    for path, text in sorted(host["settings"].items()):
+        folder, _, name = path.removeprefix("/etc/").rpartition("/")
+        if folder in (SYSCTL, JOURNAL):
+            found += _later_values(_assignments(text), root, folder, name)
+        elif folder == TMPFILES:
+            found += _other_lines(text, root, folder, name)
+        elif folder == NETWORK:
+            found += _network_files(text, root, name)
+    return found
+
+
+def differences(host: Mapping[str, Any], root: Path = ROOT) -> list[str]:
+    """Lines with `-` for what undoes what is ours; [] where nothing does."""
+    return [f"- {each.text}" for each in find(host, root)]
+
+
+def mend(host: Mapping[str, Any], root: Path = ROOT) -> dict[str, object]:
+    """Comment these lines out, and remove files that are about nothing but links of ours.
+
+    A file that a package brought stays: a copy without the lines goes into /etc, which wins.
+    Raises HostError `settings-undone` for one that nobody but its author can mend.
+    """
+    found = find(host, root)
+    for each in found:
+        if each.line is None:
+            _remove(root / each.path.lstrip("/"), each)
+    for path in sorted({each.path for each in found if each.line is not None}):
+        _comment_out(path, {each.line for each in found if each.path == path}, root)
+    if any(f"/{JOURNAL}/" in each.path for each in found):
+        _run(["systemctl", "try-restart", "systemd-journald.service"])
+    if any(f"/{NETWORK}/" in each.path for each in found):
+        _run(["networkctl", "reload"])
+    return {"mended": sorted({each.path for each in found})}
+
+
+# Kernel settings, and the journal's
+
+
+def _later_values(
+    wanted: Mapping[str, str], root: Path, folder: str, own_name: str
+) -> Iterator[Conflict]:
+    for name, path in _files(root, folder, ".conf"):
+        if name <= own_name:
+            continue
+        for line in _text(root, path).splitlines():
+            for key, value in _assignments(line).items():
+                if wanted.get(key, value) != value:
+                    yield Conflict(f"/{path}", line)
+
+
+def _assignments(text: str) -> dict[str, str]:
+    """Keys and values of `key = value`, as sysctl.d and the journal's files have them."""
+    found = {}
+    for line in text.splitlines():
+        key, sign, value = line.strip().partition("=")
+        if sign and key[:1] not in "#;":
+            found[_key(key.strip().removeprefix("-"))] = value.strip()
+    return found
+
+
+def _key(key: str) -> str:
+    """A kernel setting's name with dots, whichever of its forms it has."""
+    first = re.search(r"[./]", key)
+    if first and first[0] == "/":
+        key = key.translate(str.maketrans("./", "/."))
+    return ALIASES.get(key, key)
+
+
+# Folders
+
+
+def _other_lines(text: str, root: Path, folder: str, own_name: str) -> Iterator[Conflict]:
+    declared = [words[1] for words in map(_words, text.splitlines()) if len(words) > 1]
+    for name, path in _files(root, folder, ".conf"):
+        if name == own_name:
+            continue
+        for line in _text(root, path).splitlines():
+            words = _words(line)
+            if len(words) > 1 and any(_is_about(words, each) for each in declared):
+                yield Conflict(f"/{path}", line)
+
+
+def _words(line: str) -> list[str]:
+    if line.lstrip()[:1] in ("", "#"):
+        return []
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def _is_about(words: list[str], folder: str) -> bool:
+    """Whether a line of tmpfiles.d changes a folder, or something in it."""
+    letter, path = words[0][0], words[1].rstrip("/") or "/"
+    if path == folder or path.startswith(f"{folder}/"):
+        return True
+    if letter in WITH_PATTERN and fnmatchcase(folder, path):
+        return True
+    ages = len(words) > 5 and words[5] != "-"
+    below = f"{path.rstrip('/')}/*"
+    return (letter in DOWNWARDS or ages) and fnmatchcase(folder, below)
+
+
+# Files of networkd, and of udev
+
+
+def _network_files(text: str, root: Path, own_name: str) -> Iterator[Conflict]:
+    """Drop-ins of our file, and files before it that fit the same interface."""
+    suffix = own_name[own_name.rindex(".") :]
+    yield from (Conflict(f"/{each}") for each in _drop_ins(root, own_name))
+    link = _section(text, "Match" if suffix == ".network" else "NetDev").get("Name", "")
+    for name, path in _files(root, NETWORK, suffix):
+        other = _text(root, path)
+        if name < own_name and _fits(other, suffix, link):
+            is_shared = suffix == ".network" and _section(other, "Match").get("Name") != link
+            yield Conflict(f"/{path}", shared=link if is_shared else None)
+
+
+def _drop_ins(root: Path, name: str) -> list[Path]:
+    return [
+        drop_in.relative_to(root)
+        for place in PLACES
+        for drop_in in sorted((root / place / NETWORK / f"{name}.d").glob("*.conf"))
+    ]
+
+
+def _link_files(host: Mapping[str, Any], root: Path) -> list[Conflict]:
+    """Files about the bridge or ports of slots, of which we have none, and wider ones.
+
+    A wider one, such as systemd's own for all links, may be the first that fits; then it must
+    leave ours as they are.
+    """
+    bridge = host["bridge"]["name"]
+    kinds = {bridge: "bridge"} | {f"vm-{number}": "veth" for number in host["slots"]}
+    files = []
+    for name, path in _files(root, NETWORK, ".link"):
+        texts = {each: _text(root, each) for each in (path, *_drop_ins(root, name))}
+        files.append((path, _section("\n".join(texts.values()), "Match"), texts))
+    found: dict[Path, Conflict] = {}
+    for link, kind in kinds.items():
+        for path, match, texts in files:
+            if not _is_set_up_by(match, link, kind):
+                continue
+            patterns = match.get("OriginalName", "").split()
+            if patterns and all(each == bridge or each.startswith("vm-") for each in patterns):
+                found.setdefault(path, Conflict(f"/{path}"))
+                continue
+            for each, text in texts.items():
+                if any(key in LINK_CHANGES for key in _section(text, "Link")):
+                    found.setdefault(each, Conflict(f"/{each}", shared=link))
+            break
+    return list(found.values())
+
+
+def _is_set_up_by(match: Mapping[str, str], link: str, kind: str) -> bool:
+    own = {
+        "OriginalName": link,
+        "Type": "ether" if kind == "veth" else kind,
+        "Kind": kind,
+        "Driver": kind,
+    }
+    return not any(key in match for key in NEVER_MET) and all(
+        _matches(match[key], value) for key, value in own.items() if key in match
+    )
+
+
+def _fits(text: str, suffix: str, link: str) -> bool:
+    if suffix == ".netdev":
+        return _section(text, "NetDev").get("Name") == link
+    conditions = _section(text, "Match")
+    if "Name" in conditions:
+        return _matches(conditions["Name"], link)
+    kinds = {conditions.get(key, "") for key in ("Type", "Kind", "Driver")}
+    return not conditions or any("bridge" in kind.split() for kind in kinds)
+
+
+def _matches(patterns: str, link: str) -> bool:
+    is_negated = patterns.startswith("!")
+    return is_negated != any(fnmatchcase(link, each) for each in patterns.lstrip("!").split())
+
+
+def _section(text: str, wanted: str) -> dict[str, str]:
+    section, found = "", {}
+    for line in text.splitlines():
+        key, sign, value = line.strip().partition("=")
+        if key.startswith("["):
+            section = key.strip("[]")
+        elif section == wanted and sign and key[:1] not in "#;":
+            found[key.strip()] = value.strip()
+    return found
+
+
+# Files
+
+
+def _files(root: Path, folder: str, suffix: str) -> list[tuple[str, Path]]:
+    """The files that are read, in the order of their names, with their paths below the root."""
+    found: dict[str, Path] = {}
+    for place in PLACES:
+        for file in (root / place / folder).glob(f"*{suffix}"):
+            found.setdefault(file.name, Path(place, folder, file.name))
+    return sorted(found.items())
+
+
+def _text(root: Path, path: Path) -> str:
+    try:
+        return (root / path).read_text(errors="surrogateescape")
+    except OSError:  # a mask, or a link that leads nowhere
+        return ""
+
+
+def _remove(file: Path, undoing: Conflict) -> None:
+    if undoing.shared:
+        raise HostError(
+            "settings-undone",
+            f"{undoing.path} fits {undoing.shared} too, which only a deployment sets up",
+            "on the host: name other interfaces in its [Match], or give it a later name",
+        )
+    file.unlink()
+
+
+def _comment_out(path: str, lines: set[str | None], root: Path) -> None:
+    file = (root / path.lstrip("/")).resolve()
+    kept = [
+        f"{OUT}{line}" if line in lines else line
+        for line in file.read_text(errors="surrogateescape").splitlines()
+    ]
+    if path.startswith("/usr/lib/"):
+        file = root / path.replace("/usr/lib/", "/etc/", 1).lstrip("/")
+        make_folder(file.parent)
+    write_durably(file, "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape"))
+
+
+def _run(argv: list[str]) -> None:
+    import subprocess
+
+    subprocess.run(argv, capture_output=True, check=False)

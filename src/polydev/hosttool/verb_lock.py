@@ -1,0 +1,65 @@
+"""One verb at a time changes the host, its backups, images or releases; the others wait for it.
+
+Slots have queues of their own: systemd changes them on behalf of a verb that has the host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from polydev.hosttool.durable import make_folder
+from polydev.hosttool.errors import HostError
+from polydev.hosttool.paths import Paths
+
+WAIT_SECONDS = 300.0
+PAUSE_SECONDS = 0.1
+
+
+def lock_host(
+    paths: Paths, verb: str, wait_seconds: float = WAIT_SECONDS
+) -> AbstractContextManager[None]:
+    """Hold the host for one verb. Raises HostError `busy`, naming who has it for too long.
+
+    This is no deployment lock: it orders single verbs, the dead-man's restore among them.
+    """
+    return _locked(paths.busy, "the host", verb, wait_seconds)
+
+
+def lock_slot(
+    paths: Paths, number: int, verb: str, wait_seconds: float = WAIT_SECONDS
+) -> AbstractContextManager[None]:
+    """Hold one slot for one verb. Raises HostError `busy`."""
+    return _locked(paths.slot_queue(number), f"slot {number}", verb, wait_seconds)
+
+
+@contextmanager
+def _locked(queue: Path, what: str, verb: str, wait_seconds: float) -> Iterator[None]:
+    make_folder(queue.parent)
+    descriptor = os.open(queue, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _take(descriptor, what, time.monotonic() + wait_seconds)
+        with suppress(OSError):  # a full disk: the name is a courtesy, the lock is not
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{verb}, pid {os.getpid()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, what: str, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+                raise HostError(
+                    "busy", f"{what} is busy: {holder}", "run it again once that has ended"
+                ) from error
+        time.sleep(PAUSE_SECONDS)
