@@ -13,12 +13,11 @@ from verbs.access import ON_HOST_HELP, host_controller
 from verbs.hosts import (
     WAIT_HELP,
     described_host,
-    plan_fields,
-    plan_text,
     record_fields,
     require_ready,
 )
 from verbs.places import LAB_INVENTORY, LOGS
+from verbs.plans import DIFF_HELP, plan_fields, plan_text
 
 
 @task(positional=["file"], help={"file": "where to, on this machine", **ON_HOST_HELP})
@@ -74,7 +73,8 @@ def restore(
         "to": "postgresql: the one whose address is the secret database-url of the inventory",
         "replace": "delete what PostgreSQL has of ours, of which no backup is made (without it, "
         "a database that has rows is refused)",
-        "plan": "only check, and say what would change",
+        "plan": "check, show what would change, and change nothing",
+        "diff": f"with --plan: {DIFF_HELP}",
         "wait": WAIT_HELP,
         **ON_HOST_HELP,
     }
@@ -85,6 +85,7 @@ def move(
     to: str = "",
     replace: bool = False,
     plan: bool = False,
+    diff: bool = False,
     wait: float = 0.0,
     inventory: str = LAB_INVENTORY,
     host: str = "",
@@ -105,10 +106,12 @@ def move(
         )
     require_ready(wait)
     project, described = described_host(inventory, host)
+    if diff and not plan:
+        raise ConfigError("--diff needs --plan", "add --plan, or leave it out")
     options = changes.move_options(replace_rows=replace, wait_seconds=wait)
     if plan:
         found = changes.plan(project, described, options, Steps())
-        answer(plan_fields(found), as_json=json, text=plan_text(found))
+        answer(plan_fields(found), as_json=json, text=plan_text(found, show_diff=diff))
         return
     record, rows = changes.move_database(project, described, options, Steps(), LOGS)
     counts = ", ".join(f"{count} {table}" for table, count in rows.items() if count)

@@ -11,9 +11,10 @@ from invoke.context import Context
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
+from verbs.plans import DIFF_HELP, plan_fields, plan_text
 
 if TYPE_CHECKING:
-    from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project
+    from polydev.deployment.pyinfra_process import DescribedHost, Project
     from polydev.deployment_records import Record
 
 TARGETS = ("all", "master-controller", "vm-agent")
@@ -55,7 +56,8 @@ def record_fields(record: Record) -> dict[str, Any]:
         "host": HOST_HELP,
         "target": "all, master-controller or vm-agent (the golden image that has it)",
         "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
-        "plan": "only say what would change",
+        "plan": "show what would change, and change nothing",
+        "diff": f"with --plan: {DIFF_HELP}",
         "detailed_exitcode": "with --plan: exit status 0 if nothing would change, 2 if something",
         "wait": WAIT_HELP,
         "json": JSON_HELP,
@@ -69,6 +71,7 @@ def deploy(
     target: str = "all",
     bootstrap: bool = False,
     plan: bool = False,
+    diff: bool = False,
     detailed_exitcode: bool = False,
     wait: float = 0.0,
     json: bool = False,
@@ -80,35 +83,29 @@ def deploy(
     if target not in TARGETS:
         raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
     if detailed_exitcode and not plan:
-        raise ConfigError("--detailed-exitcode is about a plan", "give --plan too")
+        raise ConfigError("--detailed-exitcode needs --plan", "add --plan, or leave it out")
+    if diff and not plan:
+        raise ConfigError("--diff needs --plan", "add --plan, or leave it out")
     require_ready(wait)
     project, described = described_host(inventory, host)
     options = changes.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
     if plan:
         found = changes.plan(project, described, options, Steps())
-        answer(plan_fields(found), as_json=json, text=plan_text(found))
+        answer(plan_fields(found), as_json=json, text=plan_text(found, show_diff=diff))
         raise SystemExit(2 if detailed_exitcode and found.changing else 0)
     record = changes.deploy(project, described, options, Steps(), LOGS)
     answer(
         record_fields(record),
         as_json=json,
-        text=f"deployment {record.id} of {record.host} succeeded: {record.changes} changes",
+        text=succeeded_text(record),
     )
 
 
-def plan_fields(plan: Plan) -> dict[str, Any]:
-    changing = [
-        {"name": operation.name, "diff": list(operation.diff)} for operation in plan.changing
-    ]
-    return {"changes": len(changing), "operations": changing, "warnings": list(plan.warnings)}
-
-
-def plan_text(plan: Plan) -> str:
-    lines = []
-    for operation in plan.changing:
-        lines += [operation.name, *(f"    {line}" for line in operation.diff)]
-    lines += [f"warning: {each}" for each in plan.warnings]
-    return "\n".join([*lines, f"{len(plan.changing)} of {len(plan.operations)} would change"])
+def succeeded_text(record: Record) -> str:
+    """Return the result: an operation does nothing if an earlier one did its work already."""
+    planned = len(record.operations)
+    done = f"{record.changes} of {planned} planned operations" if planned else "no operation"
+    return f"deployment {record.id} of {record.host} succeeded: {done} changed the host"
 
 
 @task(
@@ -163,12 +160,23 @@ def backup(
     answer(record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
 
 
-@task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP})
+@task(
+    help={
+        "inventory": INVENTORY_HELP,
+        "host": HOST_HELP,
+        "diff": DIFF_HELP,
+        "json": JSON_HELP,
+    }
+)
 @edge
 def drift(
-    context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
+    context: Context,
+    inventory: str = LAB_INVENTORY,
+    host: str = "",
+    diff: bool = False,
+    json: bool = False,
 ) -> None:
-    """What on a host is not as declared: exit status 2 and each difference, or 0."""
+    """Show what on a host is not as declared: exit status 2 if anything, else 0."""
     from polydev.deployment import changes
     from polydev.progress import Steps
 
@@ -177,7 +185,9 @@ def drift(
     answer(
         plan_fields(found),
         as_json=json,
-        text=plan_text(found) if found.changing else f"{described.name} is as declared",
+        text=plan_text(found, show_diff=diff)
+        if found.changing
+        else f"{described.name} is as declared",
     )
     raise SystemExit(2 if found.changing else 0)
 

@@ -63,7 +63,7 @@ task = functools.partial(invoke_task, klass=Verb)
 
 
 def edge(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn an Error into one message on stderr and exit status 1.
+    """Turn an Error into one message on stderr and exit status 1 (docs/verbs.md has them all).
 
     With `json` among the verb's arguments the error goes to stdout as JSON too.
     """

@@ -10,13 +10,13 @@ from polydev.client.findings import GIB, has_problem
 from polydev.client.host import HostFacts
 from polydev.client.host_rules import (
     clock_finding,
+    drift_findings,
     failed_vms_finding,
     gate_findings,
     health_finding,
     host_findings,
     image_finding,
     kvm_finding,
-    looked_findings,
     memory_finding,
     polkit_finding,
     python_finding,
@@ -182,14 +182,14 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
 def test_what_the_host_tool_finds_changed_by_hand_is_a_problem(
     part: str, answer: Any, words: str | None
 ) -> None:
-    (found,) = looked_findings("host", facts(look={part: answer}))
+    (found,) = drift_findings("host", facts(look={part: answer}))
     assert (found.name, found.state) == (part, "problem" if words else "ok")
     assert words is None or words in found.found
     assert bool(found.todo) == bool(words)
 
 
 def test_an_earlier_host_tool_looks_at_less() -> None:
-    assert looked_findings("host", facts(look=None)) == []
+    assert drift_findings("host", facts(look=None)) == []
 
 
 def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:

@@ -64,8 +64,10 @@ GATE_TODO = {
     "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
 }
 
+# Differences that one finding names.
+MOST_SHOWN = 5
 # Parts that the host tool compares beside the gate: the words if all is well, and the remedy.
-LOOKED_AT = {
+DRIFT_TEXTS = {
     "accounts": ("the users of VMs and controller have no rights but their own", "./inv deploy"),
     "database": (
         "its schema is as migrations make it",
@@ -90,7 +92,7 @@ def host_findings(where: str, facts: HostFacts) -> list[Finding]:
         todo = "./inv deploy"
         return [*found, Finding(where, "deployment", "problem", "nothing is deployed to it", todo)]
     found += gate_findings(where, facts)
-    found += looked_findings(where, facts)
+    found += drift_findings(where, facts)
     found += [health_finding(where, facts), polkit_finding(where, facts)]
     todo = "./inv deploy brings it"
     found.append(qemu_finding(where, facts.said.get("qemu"), todo))
@@ -167,20 +169,26 @@ def gate_findings(where: str, facts: HostFacts) -> list[Finding]:
     ]
 
 
-def looked_findings(where: str, facts: HostFacts) -> list[Finding]:
+def drift_findings(where: str, facts: HostFacts) -> list[Finding]:
     """Changes by hand that endanger VMs, beside those that the gate names."""
     found = []
     for name, answer in facts.part("look").items():
         if name == "polkit":  # told with what the probe asked polkit
             continue
-        well, todo = LOOKED_AT[name]
+        well, todo = DRIFT_TEXTS[name]
         lines = answer
         if isinstance(answer, dict):
             failed = [answer["message"]] if "error" in answer else []
             lines = failed or answer.get("differences") or answer.get("damage") or []
         state: State = "problem" if lines else "ok"
-        found.append(Finding(where, name, state, "; ".join(lines) or well, todo if lines else None))
+        found.append(Finding(where, name, state, _some(lines) or well, todo if lines else None))
     return found
+
+
+def _some(lines: list[str]) -> str:
+    """Return the first of these lines in one, and how many more there are."""
+    more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+    return "; ".join([*lines[:MOST_SHOWN], *more])
 
 
 def health_finding(where: str, facts: HostFacts) -> Finding:
@@ -203,7 +211,7 @@ def polkit_finding(where: str, facts: HostFacts) -> Finding:
     """Asked of polkit itself: VMs may be started by the controller, and nothing else."""
     if lines := facts.part("look").get("polkit"):
         said = [lines["message"]] if isinstance(lines, dict) else lines
-        return Finding(where, "polkit", "problem", "; ".join(said), "./inv deploy")
+        return Finding(where, "polkit", "problem", _some(said), "./inv deploy")
     polkit = facts.part("polkit")
     starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
     if starts_others:
