@@ -15,8 +15,8 @@ from polydev.controller.host.image_providers import hands_over, rotates
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.machines.login import LoginStores
-from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.intervals import Intervals
+from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.model import Session, SessionNews, Vm
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import Settings
@@ -33,10 +33,10 @@ from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, HealthyVm, fake_hosts
 # What hangs is to fail a test; nothing takes this long.
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.01
-QUICK = Pace(
+QUICK = Intervals(
     tick=0.01,
     busy_tick=0.01,
-    reconcile=0.02,
+    cleanup=0.02,
     ask=0.01,
     ask_blind=0.01,
     ask_share=0,
@@ -123,7 +123,7 @@ class World:
         self,
         hypervisor: Hypervisor | None = None,
         vms: Any = None,
-        pace: Pace = QUICK,
+        intervals: Intervals = QUICK,
         on_moved: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[CountedDriver]:
         """A driver at work, as one process has it."""
@@ -136,7 +136,7 @@ class World:
             agent,
             self.logins(agent),
             clock=self.clock,
-            pace=pace,
+            intervals=intervals,
             cpu_sample=self.host.hypervisor.cpu_sample,
             free_memory_mib=lambda: self.host.hypervisor.free_memory_mib,
             on_moved=on_moved,

@@ -38,7 +38,9 @@ async def drive(settings: Settings) -> None:
     agent = AgentClient(settings.vm_check.timeout_seconds)
     logins = logins_of(settings, database, sessions, agent, clock)
     hypervisor = RunningVms(settings.vm_root)
-    await Driver(settings, vms, sessions, hypervisor, agent, logins, clock=clock, pace=QUICK).run()
+    await Driver(
+        settings, vms, sessions, hypervisor, agent, logins, clock=clock, intervals=QUICK
+    ).run()
 
 
 if __name__ == "__main__":

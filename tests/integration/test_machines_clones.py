@@ -32,7 +32,7 @@ TEMPLATE, OLDER = "7e" * 32, "01de" * 16
 async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
     """A session of a driver at work, and its VM once that is ready."""
     session = await world.start()
-    async with world.driving(pace=replace(QUICK, screen_limit=0.3)):
+    async with world.driving(intervals=replace(QUICK, screen_limit=0.3)):
         await world.until_session(session, "vm_created")
         yield session, await world.vm_of(session)
 

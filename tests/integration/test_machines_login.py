@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from polydev.client.credentials import new_key
-from polydev.controller.machines.login import NO_HAND_OVER
+from polydev.controller.machines.login_monitor import NO_HAND_OVER
 from polydev.controller.model import Session
 from polydev.controller.states import LoginStatus
 from polydev.controller.store.credential_handovers import NO_KEY

@@ -344,7 +344,7 @@ def test_hypervisor_that_never_answers_holds_up_nobody_else(tmp_path: Path) -> N
 
         first, second = await world.start(), await world.start()
         hypervisor = cast(Hypervisor, HangsInSlot2())
-        async with world.driving(hypervisor, pace=SHORT):
+        async with world.driving(hypervisor, intervals=SHORT):
             await world.until_session(second, "vm_created")
             found = await world.until_session(first, "failed")
             assert "the start in slot 2 did not end within 0.05 s" in (found.reason or "")

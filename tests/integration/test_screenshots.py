@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from polydev.controller.machines.picture import MOST_PIXELS, MOST_TEXT_BYTES
+from polydev.controller.machines.rfb_client import MOST_PIXELS, MOST_TEXT_BYTES
 from polydev.controller.machines.screenshots import FRESH_SECONDS, Look, Screenshots
 from polydev.controller.model import Vm
 from polydev.errors import SessionExpired, VmError

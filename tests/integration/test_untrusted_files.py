@@ -19,17 +19,17 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.host.vm_usage import read_vm
-from polydev.controller.machines.console import (
+from polydev.controller.machines.console_stream import BLOCK_BYTES, MOST_TAIL_BYTES
+from polydev.controller.machines.console_stream import tail as last_lines
+from polydev.controller.machines.hypervisor import Launch
+from polydev.controller.machines.systemd_hypervisor import SystemdHypervisor, _tail
+from polydev.controller.machines.vm_logs import (
     CHUNK_BYTES,
     LAST_BYTES,
     LogReader,
     added_since,
     last_line,
 )
-from polydev.controller.machines.console_stream import BLOCK_BYTES, MOST_TAIL_BYTES
-from polydev.controller.machines.console_stream import tail as last_lines
-from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.machines.systemd import SystemdHypervisor, _tail
 from polydev.controller.settings import Settings
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.launch_file import read_launch_file

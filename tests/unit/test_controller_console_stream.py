@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from polydev.controller.machines import console_stream as console
-from polydev.controller.machines.console import added_since
 from polydev.controller.machines.console_stream import Consoles, tail
+from polydev.controller.machines.vm_logs import added_since
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
 

@@ -16,8 +16,8 @@ from polydev.controller.machines import host_templates, template_maker
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
-from polydev.controller.machines.systemd import TEMPLATE_MAKER, SystemdHypervisor
-from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
+from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import Settings, VmSettings
 from polydev.errors import AgentError, ImageError, VmError
@@ -192,9 +192,9 @@ def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
 class Bus(SystemdBus):
     """systemd, whose maker of templates is as a test says."""
 
-    maker = UnitState("inactive")
+    maker = UnitStatus("inactive")
 
-    async def state(self, unit: str) -> UnitState:
+    async def state(self, unit: str) -> UnitStatus:
         assert unit == "polydev-template.service"
         return self.maker
 
@@ -202,14 +202,14 @@ class Bus(SystemdBus):
 @pytest.mark.parametrize(
     ("maker", "step", "failure"),
     [
-        (UnitState("active", 7), "saving memory", None),
-        (UnitState("deactivating"), "saving memory", None),
-        (UnitState("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
-        (UnitState("inactive"), None, "its maker was ended while saving memory"),
+        (UnitStatus("active", 7), "saving memory", None),
+        (UnitStatus("deactivating"), "saving memory", None),
+        (UnitStatus("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
+        (UnitStatus("inactive"), None, "its maker was ended while saving memory"),
     ],
 )
 def test_systemd_knows_whether_one_is_being_made(
-    store: Store, maker: UnitState, step: str | None, failure: str | None
+    store: Store, maker: UnitStatus, step: str | None, failure: str | None
 ) -> None:
     store.golden(A)
     store.build(A)

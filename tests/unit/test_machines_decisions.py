@@ -10,24 +10,22 @@ from typing import Any
 import pytest
 
 from polydev.controller.machines.agent_client import AgentHealth, agent_health
+from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_lack
+from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.decisions import (
     Answer,
-    Queued,
     account,
-    boot_queue,
     check_verdict,
     failed_units,
     has_live_heartbeat,
     is_idle,
     is_starting_again,
-    memory_lack,
     next_step,
     stage_by_agent,
     stranger,
 )
 from polydev.controller.machines.hypervisor import Activity, SlotState
-from polydev.controller.machines.pace import Pace
-from polydev.controller.machines.reconciling import keeps_logs
+from polydev.controller.machines.intervals import Intervals
 from polydev.controller.model import Session, Vm, now
 from polydev.controller.states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError
@@ -298,8 +296,8 @@ def test_logs_are_kept_of_what_failed_not_long_ago() -> None:
 
 
 def test_retries_come_slower_but_never_stop() -> None:
-    pace = Pace(retry=0.5, retry_most=15)
-    assert [pace.retry_after(tries) for tries in (1, 2, 3, 6, 9999)] == [0.5, 1, 2, 15, 15]
+    intervals = Intervals(retry=0.5, retry_most=15)
+    assert [intervals.retry_after(tries) for tries in (1, 2, 3, 6, 9999)] == [0.5, 1, 2, 15, 15]
 
 
 @pytest.mark.parametrize(

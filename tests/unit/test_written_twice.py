@@ -17,7 +17,7 @@ from polydev.client import templates as client_templates
 from polydev.controller import health, sealing
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import deployments, network_watch
-from polydev.controller.machines import bridge, systemd, template_maker
+from polydev.controller.machines import bridge, systemd_hypervisor, template_maker
 from polydev.deployment_records import order
 from polydev.deploys import controller, network
 from polydev.hosttool import (
@@ -68,7 +68,7 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("templates", template_holder.FOLDER, images.STORE / "templates"),
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", probe.UNITS[0], units.MAIN),
-            ("maker of templates", systemd.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
+            ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", probe.HOST, str(slots.HOST_FILE)),
@@ -78,7 +78,7 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("records of deployments", deployments.FOLDER, PATHS.records),
             ("action of polkit", probe.START_UNIT, polkit.ACTION),
             ("QEMU", probe.QEMU, qemu.QEMU),
-            ("QEMU's log", systemd.QEMU_LOG, launch.QEMU_LOG),
+            ("QEMU's log", systemd_hypervisor.QEMU_LOG, launch.QEMU_LOG),
             (
                 "variables",
                 controller_settings.ENVIRONMENT_PREFIX,

@@ -27,9 +27,9 @@ from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.console_stream import Consoles
 from polydev.controller.machines.driver import Driver
-from polydev.controller.machines.figures import MachineFigures
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.machines.login import LoginStores
+from polydev.controller.machines.login_monitor import LoginStores
+from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
@@ -192,7 +192,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     keys = keyring_of(settings.credentials_key)
     driver: Driver | None = None
     if hypervisor is not None:
-        figures = MachineFigures(metrics.registry)
+        figures = MachineMetrics(metrics.registry)
         logins = LoginStores(
             agent,
             sessions,
@@ -268,7 +268,9 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
 def _hypervisor(settings: Settings) -> Hypervisor | None:
     if not settings.slots:
         return None
-    from polydev.controller.machines.systemd import SystemdHypervisor  # D-Bus is dear to import
+    from polydev.controller.machines.systemd_hypervisor import (
+        SystemdHypervisor,  # D-Bus is dear to import
+    )
 
     return SystemdHypervisor(settings)
 

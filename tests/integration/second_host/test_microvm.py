@@ -34,7 +34,7 @@ CALL = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
 from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.machines.systemd import SystemdHypervisor
+from polydev.controller.machines.systemd_hypervisor import SystemdHypervisor
 from polydev.controller.settings import load_settings
 from polydev.errors import Error
 

@@ -62,7 +62,7 @@ async def report_templates(settings: Settings, _arguments: argparse.Namespace) -
     from polydev.controller.api.pool import pool_answer
     from polydev.controller.api.templates import templates_answer
     from polydev.controller.database import create_engine
-    from polydev.controller.machines.systemd import SystemdHypervisor
+    from polydev.controller.machines.systemd_hypervisor import SystemdHypervisor
     from polydev.controller.store.transactions import Database
     from polydev.controller.store.vms import Vms
 

@@ -1,6 +1,6 @@
 """The host for Prometheus: the newest sample, without asking anything while it is read.
 
-How many VMs there are in each state is the driver's to tell: `machines.figures`.
+How many VMs there are in each state is the driver's to tell: `machines.metrics`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from polydev.controller.host.sample import Sample, Workload, sample_of
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import VmUsage, measure_vm
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.machines.lead import shared_folder
+from polydev.controller.machines.leader_lock import shared_folder
 from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import Settings
 from polydev.controller.store.alerts import Alerts

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from polydev.controller.machines.console import LAST_BYTES, MAX_BACKLOG_BYTES, added_since
+from polydev.controller.machines.vm_logs import LAST_BYTES, MAX_BACKLOG_BYTES, added_since
 from polydev.controller.store.vms import Vms
 from polydev.controller.watching import Watch
 from polydev.errors import VmError

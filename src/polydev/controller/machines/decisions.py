@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -77,35 +76,6 @@ def is_idle(vm: Vm, at: datetime, pause_after_seconds: float) -> bool:
     if not pause_after_seconds or since is None:
         return False
     return (at - since).total_seconds() >= pause_after_seconds
-
-
-@dataclass(frozen=True)
-class Queued:
-    """Why a VM does not start yet: which one it is of those that wait, and what else they lack."""
-
-    place: int
-    because: str = ""
-
-    def words(self) -> dict[str, object]:
-        """The data of the event `queued`."""
-        return {"place": self.place} | ({"because": self.because} if self.because else {})
-
-
-def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[str, Queued]:
-    """Which of these VMs, oldest first, must wait until others have booted.
-
-    lack    what the host has too little of, so that none may start now
-    Those of the pool do not count: they are made where nobody waits.
-    """
-    vms = [vm for vm in held if not vm.pooled]
-    room = 0 if lack else boots_at_once - sum(vm.state == "starting" for vm in vms)
-    waiting = [vm.id for vm in vms if vm.state == "creating"][max(0, room) :]
-    return {vm_id: Queued(place, lack) for place, vm_id in enumerate(waiting, 1)}
-
-
-def memory_lack(free_mib: float, least_mib: float) -> str:
-    """The words for a host with too little memory for one more VM; empty where it has enough."""
-    return "" if free_mib >= least_mib else "the host's memory is short"
 
 
 def stranger(vm: Vm, answer: Answer) -> str | None:

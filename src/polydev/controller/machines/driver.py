@@ -18,18 +18,17 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.machines.bounded import BoundedHypervisor
-from polydev.controller.machines.decisions import Queued, boot_queue, memory_lack
-from polydev.controller.machines.figures import MachineFigures
+from polydev.controller.machines.boot_queue import BootQueueEvents, Queued, boot_queue, memory_lack
+from polydev.controller.machines.cleanup import Cleanup, SlotLocks
+from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.machines.lead import Lead, lead_file
-from polydev.controller.machines.login import LoginStores
-from polydev.controller.machines.memory import free_memory_mib
-from polydev.controller.machines.pace import Pace
-from polydev.controller.machines.pool import Pool
-from polydev.controller.machines.queue_news import QueueNews
-from polydev.controller.machines.reconciling import Reconciler, SlotLocks
-from polydev.controller.machines.tending import Means, Tending
+from polydev.controller.machines.hypervisor_timeouts import HypervisorWithTimeouts
+from polydev.controller.machines.intervals import Intervals
+from polydev.controller.machines.leader_lock import LeaderLock, leader_lock_file
+from polydev.controller.machines.login_monitor import LoginStores
+from polydev.controller.machines.metrics import MachineMetrics
+from polydev.controller.machines.pool import Pool, free_memory_mib
+from polydev.controller.machines.vm_lifecycle import VmLifecycle
 from polydev.controller.model import Vm, now
 from polydev.controller.settings import Settings
 from polydev.controller.states import VM_STATES
@@ -44,7 +43,7 @@ log = structlog.stdlib.get_logger(__name__)
 UNSETTLED = ("creating", "starting", "stopping")
 
 
-class Recurring:
+class PeriodicTask:
     """Work in a task of its own: at most every `seconds`, and never twice at a time."""
 
     def __init__(self, seconds: float) -> None:
@@ -70,41 +69,41 @@ class Driver:
         hypervisor: Hypervisor,
         agent: AgentClient,
         logins: LoginStores,
-        figures: MachineFigures | None = None,
+        metrics: MachineMetrics | None = None,
         *,
         clock: Callable[[], datetime] = now,
-        pace: Pace | None = None,
+        intervals: Intervals | None = None,
         cpu_sample: Callable[[int, float], CpuSample] = cpu_sample,
         free_memory_mib: Callable[[], float] = free_memory_mib,
         on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_moved` is called whenever a VM has come further: there may be news of its session."""
-        pace = pace or Pace()
-        self._means = Means(
+        intervals = intervals or Intervals()
+        self._deps = Dependencies(
             settings=settings,
             vms=vms,
             sessions=sessions,
-            hypervisor=BoundedHypervisor(hypervisor, pace),
+            hypervisor=HypervisorWithTimeouts(hypervisor, intervals),
             agent=agent,
             logins=logins,
-            figures=figures or MachineFigures(CollectorRegistry()),
+            metrics=metrics or MachineMetrics(CollectorRegistry()),
             clock=clock,
-            pace=pace,
+            intervals=intervals,
             cpu_sample=cpu_sample,
             free_memory_mib=free_memory_mib,
         )
-        self._lead = Lead(lead_file(settings))
+        self._lead = LeaderLock(leader_lock_file(settings))
         self._locks = SlotLocks()
-        self._reconciler = Reconciler(self._means, self._locks)
+        self._cleanup = Cleanup(self._deps, self._locks)
         self._on_moved = on_moved
         self._woken = asyncio.Event()
-        self._tended: dict[str, Tending] = {}
+        self._lifecycles: dict[str, VmLifecycle] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
-        self._reconciling = Recurring(pace.reconcile)
-        self._pool = Pool(self._means)
-        self._pooling = Recurring(pace.tick)
-        self._queue_news = QueueNews(sessions)
-        self._queueing = Recurring(pace.busy_tick)
+        self._cleaning_up = PeriodicTask(intervals.cleanup)
+        self._pool = Pool(self._deps)
+        self._pooling = PeriodicTask(intervals.tick)
+        self._queue_news = BootQueueEvents(sessions)
+        self._queueing = PeriodicTask(intervals.busy_tick)
         self._next_expiry = 0.0
         self._troubles: dict[str, str] = {}
 
@@ -119,12 +118,12 @@ class Driver:
 
     def follow_login(self, vm_id: str) -> None:
         """A VM's login has come further: look at it at once, if it is this process that leads."""
-        if vm_id in self._tended:
-            self._tended[vm_id].follow_login()
+        if vm_id in self._lifecycles:
+            self._lifecycles[vm_id].follow_login()
         self.wake()
 
     async def run(self) -> None:
-        """Lead as soon as nobody else does, until cancelled. VMs run on then."""
+        """LeaderLock as soon as nobody else does, until cancelled. VMs run on then."""
         try:
             while True:
                 pause = await self._guarded_tick()
@@ -137,11 +136,11 @@ class Driver:
             pause = await self._tick()
             self._troubles.pop("tick", None)
         except Exception as error:
-            pause = self._means.pace.tick
-            self._complain("tick", error)
+            pause = self._deps.intervals.tick
+            self._log_once("tick", error)
         return pause
 
-    def _complain(self, what: str, error: Exception) -> None:
+    def _log_once(self, what: str, error: Exception) -> None:
         """Once for each trouble: a database that is away would fill the log."""
         trouble = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
         if trouble != self._troubles.get(what):
@@ -158,61 +157,61 @@ class Driver:
 
     async def _tick(self) -> float:
         """Look at everything once; the pause until the next time."""
-        pace = self._means.pace
+        intervals = self._deps.intervals
         if not self._lead.is_held:
             if not self._lead.take():
-                return pace.tick
+                return intervals.tick
             log.info("driver_leads")
-            self._means.figures.leading.set(1)
-        self._reconciling.begin_when_due(self._reconcile)
+            self._deps.metrics.leading.set(1)
+        self._cleaning_up.begin_when_due(self._clean_up)
         await self._expire()
         # Whoever is at work now may have changed its row by the time it is read.
         at_work = set(self._steps)
-        held = await within(pace.database_limit, self._means.vms.held(), "the list of VMs")
+        held = await within(intervals.database_limit, self._deps.vms.held(), "the list of VMs")
         self._pooling.begin_when_due(partial(self._fill_pool, held))
-        settings, free = self._means.settings, self._means.free_memory_mib()
+        settings, free = self._deps.settings, self._deps.free_memory_mib()
         lack = memory_lack(free, settings.vm.least_free_memory_mib)
         queue = boot_queue(held, settings.boots_at_once, lack)
         self._queueing.begin_when_due(partial(self._tell_queue, queue))
         for vm in held:
             if vm.id not in at_work and vm.id not in queue:
-                self._tend(vm)
-        await self._forget({vm.id for vm in held})
+                self._advance(vm)
+        await self._drop_released({vm.id for vm in held})
         self._count(held)
-        return pace.busy_tick if any(vm.state in UNSETTLED for vm in held) else pace.tick
+        return intervals.busy_tick if any(vm.state in UNSETTLED for vm in held) else intervals.tick
 
     async def _expire(self) -> None:
         """End sessions that are done or whose time is over; VMs are seen to even if this fails."""
-        pace, time = self._means.pace, asyncio.get_running_loop().time()
+        intervals, time = self._deps.intervals, asyncio.get_running_loop().time()
         if time < self._next_expiry:
             return
-        self._next_expiry = time + pace.tick
+        self._next_expiry = time + intervals.tick
         try:
-            sessions = self._means.sessions
+            sessions = self._deps.sessions
             ends = {
                 "session_completed": sessions.complete_due,
                 "session_expired": sessions.expire_due,
             }
             for event, end_due in ends.items():
-                ended = await within(pace.database_limit, end_due(), "the end of sessions")
+                ended = await within(intervals.database_limit, end_due(), "the end of sessions")
                 for session in ended:
                     log.info(event, session_id=session.id, vm_id=session.vm_id)
             self._troubles.pop("expiry", None)
         except Exception as error:
-            self._complain("expiry", error)
+            self._log_once("expiry", error)
 
-    def _tend(self, vm: Vm) -> None:
-        if vm.id not in self._tended:
-            self._tended[vm.id] = Tending(vm, self._means)
-        if vm.id not in self._steps and self._tended[vm.id].is_due():
+    def _advance(self, vm: Vm) -> None:
+        if vm.id not in self._lifecycles:
+            self._lifecycles[vm.id] = VmLifecycle(vm, self._deps)
+        if vm.id not in self._steps and self._lifecycles[vm.id].is_due():
             self._steps[vm.id] = asyncio.create_task(self._step(vm))
 
     async def _step(self, vm: Vm) -> None:
         moved = False
         try:
             async with self._locks[vm.slot]:
-                work = self._tended[vm.id].step(vm)
-                moved = await within(self._means.pace.step_limit, work, "a step")
+                work = self._lifecycles[vm.id].step(vm)
+                moved = await within(self._deps.intervals.step_limit, work, "a step")
         except Exception as error:
             log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)
         finally:
@@ -221,46 +220,48 @@ class Driver:
                 self.wake()
                 self._on_moved()
 
-    async def _forget(self, held: set[str]) -> None:
-        for vm_id in self._tended.keys() - held - self._steps.keys():
-            await self._tended.pop(vm_id).close()
+    async def _drop_released(self, held: set[str]) -> None:
+        for vm_id in self._lifecycles.keys() - held - self._steps.keys():
+            await self._lifecycles.pop(vm_id).close()
 
-    async def _reconcile(self) -> None:
+    async def _clean_up(self) -> None:
         try:
-            work = self._reconciler.run()
-            await within(self._means.pace.step_limit, work, "the reconciling")
+            work = self._cleanup.run()
+            await within(self._deps.intervals.step_limit, work, "the cleanup")
         except Exception as error:
-            log.exception("reconciling_lost", exc_info=error)
+            log.exception("cleanup_failed", exc_info=error)
 
     async def _fill_pool(self, held: Sequence[Vm]) -> None:
         try:
-            await within(self._means.pace.database_limit, self._pool.run(held), "the pool's step")
+            await within(
+                self._deps.intervals.database_limit, self._pool.run(held), "the pool's step"
+            )
             self._troubles.pop("pool", None)
         except Exception as error:
-            self._complain("pool", error)
+            self._log_once("pool", error)
 
     async def _tell_queue(self, queue: Mapping[str, Queued]) -> None:
         try:
             work = self._queue_news.tell(queue)
-            await within(self._means.pace.database_limit, work, "the places of those that wait")
+            await within(self._deps.intervals.database_limit, work, "the places of those that wait")
             self._troubles.pop("queue", None)
         except Exception as error:
-            self._complain("queue", error)
+            self._log_once("queue", error)
 
     def _count(self, vms: Iterable[Vm]) -> None:
         states = Counter(vm.state for vm in vms)
         for state in VM_STATES:
-            self._means.figures.held.labels(state).set(states[state])
+            self._deps.metrics.held.labels(state).set(states[state])
 
     async def _hand_over(self) -> None:
         """End what is under way and only then let another process lead."""
-        beside = (self._reconciling, self._pooling, self._queueing)
+        beside = (self._cleaning_up, self._pooling, self._queueing)
         await end(*self._steps.values(), *(task for each in beside for task in each.tasks))
-        for tending in self._tended.values():
-            await tending.close()
-        self._tended.clear()
+        for lifecycle in self._lifecycles.values():
+            await lifecycle.close()
+        self._lifecycles.clear()
         self._steps.clear()
         if self._lead.is_held:
             self._lead.release()
-            self._means.figures.leading.set(0)
+            self._deps.metrics.leading.set(0)
             log.info("driver_handed_over")

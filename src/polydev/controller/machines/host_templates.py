@@ -30,7 +30,7 @@ from polydev.vm.template_store import Build, Template, TemplateStore, template_k
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTemplate:
     """A template that VMs of this host could be resumed from."""
 
     config: VmConfig
@@ -42,7 +42,7 @@ def templates_of(settings: Settings) -> TemplateStore:
     return TemplateStore(settings.image_store / "templates")
 
 
-def wanted_of(settings: Settings, image_digest: str) -> Wanted:
+def wanted_of(settings: Settings, image_digest: str) -> WantedTemplate:
     """For VMs of an image, sized as the settings say. Raises VmError where there is no image."""
     launch_file = LaunchFile(
         vm_id="template",
@@ -56,10 +56,10 @@ def wanted_of(settings: Settings, image_digest: str) -> Wanted:
     config = vm_config(launch_file, Path("/"), known_accelerator())
     program = which(QEMU)
     qemu = _version(Path(program).stat().st_mtime_ns if program else 0)
-    return Wanted(config, qemu, template_key(config, qemu, read_cpu_model(CPUINFO)))
+    return WantedTemplate(config, qemu, template_key(config, qemu, read_cpu_model(CPUINFO)))
 
 
-def wanted_template(settings: Settings) -> Wanted:
+def wanted_template(settings: Settings) -> WantedTemplate:
     """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
     golden = image_store_state(settings.image_store)
     if golden.golden is None:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import psutil
 import structlog
 
+from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor, Origin
-from polydev.controller.machines.memory import free_memory_mib
-from polydev.controller.machines.tending import Means
 from polydev.controller.model import Vm
 from polydev.controller.settings import PoolSettings, Settings
 from polydev.errors import Error
@@ -25,7 +25,13 @@ log = structlog.stdlib.get_logger(__name__)
 
 # Memory that a VM takes while it is primed; so that one does not end for the next.
 VM_MIB = 256
+MIB = 1 << 20
 FIRST_PAUSE_SECONDS = 5.0
+
+
+def free_memory_mib() -> float:
+    """Return the memory that programs of the host could have now without swapping."""
+    return psutil.virtual_memory().available / MIB
 
 
 @dataclass(frozen=True)
@@ -128,26 +134,26 @@ async def _origin(hypervisor: Hypervisor) -> Origin | None:
 class Pool:
     """Keeps the pool of this host as large as it can be."""
 
-    def __init__(self, means: Means) -> None:
-        self._means = means
+    def __init__(self, deps: Dependencies) -> None:
+        self._deps = deps
         self._seen_failed: set[str] = set()
         self._failures = 0
         self._next_at = 0.0
 
     async def run(self, held: Sequence[Vm]) -> None:
         """Take one step, with the VMs that hold a slot. May be repeated at any time."""
-        means = self._means
-        state = await pool_state(means.settings, held, means.hypervisor, means.free_memory_mib)
+        deps = self._deps
+        state = await pool_state(deps.settings, held, deps.hypervisor, deps.free_memory_mib)
         self._note_failures(state.held)
-        means.figures.pool.labels("primed").set(state.primed)
-        means.figures.pool.labels("priming").set(state.priming)
+        deps.metrics.pool.labels("primed").set(state.primed)
+        deps.metrics.pool.labels("priming").set(state.priming)
         step, origin = state.step, state.origin
         if step.action == "end" and step.vm:
             log.info("pool_drained", vm_id=step.vm.id, why=step.why)
-            await means.vms.drain(step.vm.id)
+            await deps.vms.drain(step.vm.id)
         if step.action == "add" and origin and origin.template and self._may_add():
-            spare = means.settings.pool.spare_slots
-            made = await means.vms.add_pooled(origin.image_digest, origin.template, spare)
+            spare = deps.settings.pool.spare_slots
+            made = await deps.vms.add_pooled(origin.image_digest, origin.template, spare)
             if made is not None:
                 log.info("pool_filled", vm_id=made.id, slot=made.slot)
 
@@ -163,6 +169,6 @@ class Pool:
         for _ in failed - self._seen_failed:
             self._failures += 1
             pause = FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 30)
-            most = self._means.pace.pool_retry_most
+            most = self._deps.intervals.pool_retry_most
             self._next_at = asyncio.get_running_loop().time() + min(pause, most)
         self._seen_failed = failed

@@ -6,10 +6,12 @@ A full frame costs the guest something, above all an emulated one.
 from __future__ import annotations
 
 import asyncio
+import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 
-from polydev.controller.machines.picture import Frame, png_of, read_frame
+from polydev.controller.machines.rfb_client import PIXEL_BYTES, Frame, read_frame
 from polydev.controller.model import Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
@@ -21,6 +23,8 @@ TIMEOUT_SECONDS = 10.0
 FRESH_SECONDS = 1.0
 # Each takes up to a hundred megabytes for a moment.
 MOST_AT_ONCE = 2
+PNG_START = b"\x89PNG\r\n\x1a\n"
+COMPRESSION = 4
 
 
 Look = Callable[[], Awaitable[Vm]]
@@ -91,3 +95,22 @@ async def _frame_at(address: str) -> Frame:
     except (OSError, EOFError) as error:
         words = getattr(error, "strerror", None) or "it closed the connection"
         raise VmError(f"the VM's screen does not answer: {words}", "see its console") from error
+
+
+def png_of(frame: Frame) -> bytes:
+    """Return the frame as a PNG file. It takes a moment: ask it of a thread."""
+    colours = bytearray(frame.width * frame.height * 3)
+    for channel in range(3):
+        colours[channel::3] = frame.pixels[channel::PIXEL_BYTES]
+    line, view = frame.width * 3, memoryview(colours)
+    packer = zlib.compressobj(COMPRESSION)
+    packed = []
+    for row in range(frame.height):
+        packed += [packer.compress(b"\0"), packer.compress(view[row * line : (row + 1) * line])]
+    header = struct.pack(">IIBBBBB", frame.width, frame.height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", b"".join([*packed, packer.flush()])), (b"IEND", b"")]
+    return PNG_START + b"".join(_chunk(kind, data) for kind, data in parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

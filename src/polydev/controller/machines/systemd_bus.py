@@ -31,7 +31,7 @@ CLD_EXITED = 1
 
 
 @dataclass(frozen=True)
-class UnitState:
+class UnitStatus:
     """`active` is systemd's word; `pid` of a unit that runs, `detail` of one that has ended."""
 
     active: str
@@ -52,7 +52,7 @@ class ConnectionLost(Exception):
     """Whether what was asked came to be done is not known."""
 
 
-class Refused(Exception):
+class DBusRefusal(Exception):
     """What systemd, or who judges for it, says no with; `name` is D-Bus's for the kind of it."""
 
     def __init__(self, name: str, words: str) -> None:
@@ -82,11 +82,11 @@ class SystemdBus:
         """Let a unit that failed be as if it had never run."""
         try:
             await self._ask(_manager("ResetFailedUnit", "s", [unit]))
-        except Refused as error:
+        except DBusRefusal as error:
             if error.name != NO_SUCH_UNIT:  # forgotten already
                 raise _told(f"ResetFailedUnit {unit}", error) from error
 
-    async def state(self, unit: str) -> UnitState:
+    async def state(self, unit: str) -> UnitStatus:
         # Asked together, and answered one after another: as good as one look, and one wait.
         asked = [
             self._property(unit, kind, name)
@@ -100,8 +100,8 @@ class SystemdBus:
         ]
         active, pid, *end = await asyncio.gather(*asked)
         if active not in ("inactive", "failed"):
-            return UnitState(str(active), int(pid) or None)
-        return UnitState(str(active), detail=end_in_words(*end))
+            return UnitStatus(str(active), int(pid) or None)
+        return UnitStatus(str(active), detail=end_in_words(*end))
 
     async def units(self, pattern: str) -> list[str]:
         """Names of all units of a pattern that run, come, go or have failed."""
@@ -109,7 +109,7 @@ class SystemdBus:
         asked = _manager("ListUnitsByPatterns", "asas", [states, [pattern]])
         try:
             (listed,) = (await self._ask(asked)).body
-        except Refused as error:
+        except DBusRefusal as error:
             raise _told(f"ListUnitsByPatterns {pattern}", error) from error
         return [str(each[0]) for each in listed]
 
@@ -131,7 +131,7 @@ class SystemdBus:
         async with self._job_ends() as ends:
             try:
                 (job,) = (await self._ask(_manager(method, "ss", [unit, "replace"]))).body
-            except Refused as error:
+            except DBusRefusal as error:
                 raise _told(f"{method} {unit}", error) from error
             while True:
                 end = await ends.get()
@@ -160,12 +160,12 @@ class SystemdBus:
         )
         try:
             (value,) = (await self._ask(asked)).body
-        except Refused as error:
+        except DBusRefusal as error:
             raise _told(f"{name} of {unit}", error) from error
         return value.value
 
     async def _ask(self, message: Message) -> Message:
-        """The reply. Raises Refused, and VmError where nobody can be asked."""
+        """The reply. Raises DBusRefusal, and VmError where nobody can be asked."""
         with contextlib.suppress(*BUS_ERRORS):
             return await _reply(await self._connected(), message)
         message.serial = 0  # of another connection
@@ -236,9 +236,9 @@ async def _reply(bus: MessageBus, message: Message) -> Message:
     if reply is None:
         raise EOFError("the connection broke")
     if reply.message_type is MessageType.ERROR:
-        raise Refused(str(reply.error_name), " ".join(map(str, reply.body)))
+        raise DBusRefusal(str(reply.error_name), " ".join(map(str, reply.body)))
     return reply
 
 
-def _told(what: str, error: Refused) -> VmError:
+def _told(what: str, error: DBusRefusal) -> VmError:
     return VmError(f"{what} was refused: {error}", "journalctl -u polkit -u dbus; ./inv doctor")

@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
-from polydev.controller.machines.console import LogReader
+from polydev.controller.machines.boot_progress import ConsoleParser
 from polydev.controller.machines.decisions import account, with_account
-from polydev.controller.machines.following import SerialFollower
-from polydev.controller.machines.host_templates import Wanted, templates_of, wanted_template
+from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template
+from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, Settings
 from polydev.errors import Error, VmError
 from polydev.run import run
@@ -61,7 +61,7 @@ def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Templ
 
 
 def _made(
-    settings: Settings, wanted: Wanted, templates: TemplateStore, say: Callable[[str], None]
+    settings: Settings, wanted: WantedTemplate, templates: TemplateStore, say: Callable[[str], None]
 ) -> Template:
     """Make it, and keep the account of that beside it."""
     build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
@@ -98,7 +98,7 @@ def _remove_old(settings: Settings, templates: TemplateStore, kept: Template) ->
 
 
 async def _make(
-    settings: Settings, wanted: Wanted, templates: TemplateStore, say: Callable[[str], None]
+    settings: Settings, wanted: WantedTemplate, templates: TemplateStore, say: Callable[[str], None]
 ) -> Template:
     began = time.monotonic()
     add_tap()
@@ -154,7 +154,7 @@ async def _booted(
     """Wait until the guest's agent is content. Raises VmError with the reason where it will not."""
     console, serial, cpu = (
         LogReader(machine.config.serial_log),
-        SerialFollower(),
+        ConsoleParser(),
         machine.watch_cpu(),
     )
     limit = sum(deadlines.model_dump().values())

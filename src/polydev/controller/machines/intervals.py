@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Pace:
+class Intervals:
     """Pauses, and limits of time.
 
     tick, busy_tick     between two looks at everything: at rest, and while a VM starts or ends
@@ -26,7 +26,7 @@ class Pace:
 
     tick: float = 1.0
     busy_tick: float = 0.25
-    reconcile: float = 10.0
+    cleanup: float = 10.0
     prune: float = 600.0
     keep_news: float = 7 * 24 * 3600.0
     ask: float = 1.0

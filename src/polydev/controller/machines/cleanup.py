@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from polydev.controller.machines.tending import Means
+from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.model import Vm
 from polydev.errors import VmError
 
@@ -27,17 +27,17 @@ class SlotLocks(defaultdict[int, asyncio.Lock]):
         super().__init__(asyncio.Lock)
 
 
-class Reconciler:
+class Cleanup:
     """Each part goes on where another fails. All of it may be repeated."""
 
-    def __init__(self, means: Means, locks: SlotLocks) -> None:
-        self._means = means
+    def __init__(self, deps: Dependencies, locks: SlotLocks) -> None:
+        self._deps = deps
         self._locks = locks
         self._pruned_at: float | None = None
 
     async def run(self) -> None:
         """Set right what is not as it should be."""
-        await self._guarded("database", self._rescue())
+        await self._guarded("database", self._repair_database())
         await self._guarded("orphans", self._stop_orphans())
         await self._guarded("folders", self._discard_folders())
         await self._guarded("old rows", self._prune())
@@ -46,17 +46,17 @@ class Reconciler:
         try:
             await work
         except Exception as error:
-            log.warning("reconciling_failed", part=what, exc_info=error)
+            log.warning("cleanup_failed", part=what, exc_info=error)
 
-    async def _rescue(self) -> None:
-        for mended in await self._means.vms.repair():
-            self._means.figures.mended.inc()
+    async def _repair_database(self) -> None:
+        for mended in await self._deps.vms.repair():
+            self._deps.metrics.cleaned_up.inc()
             log.warning("database_mended", what=mended)
 
     async def _stop_orphans(self) -> None:
-        states = await self._means.hypervisor.slots()
+        states = await self._deps.hypervisor.slots()
         # Read after the slots: what runs for somebody was held before it ran.
-        held = {vm.slot for vm in await self._means.vms.held()}
+        held = {vm.slot for vm in await self._deps.vms.held()}
         for slot, state in states.items():
             if state.activity != "inactive" and slot not in held:
                 await self._guarded(f"slot {slot}", self._stop_orphan(slot, state.vm_id))
@@ -64,18 +64,18 @@ class Reconciler:
     async def _stop_orphan(self, slot: int, vm_id: str | None) -> None:
         async with self._locks[slot]:
             # Somebody may have been given the slot meanwhile, and sees to it then.
-            if slot in {vm.slot for vm in await self._means.vms.held()}:
+            if slot in {vm.slot for vm in await self._deps.vms.held()}:
                 return
-            self._means.figures.mended.inc()
+            self._deps.metrics.cleaned_up.inc()
             log.warning("orphan_stopped", slot=slot, vm_id=vm_id)
-            await self._means.hypervisor.stop(slot)
+            await self._deps.hypervisor.stop(slot)
 
     async def _discard_folders(self) -> None:
-        hypervisor = self._means.hypervisor
+        hypervisor = self._deps.hypervisor
         states = await hypervisor.slots()
         running = {(slot, state.vm_id) for slot, state in states.items() if state.runs}
         folders = await hypervisor.folders()
-        held = {vm.id for vm in await self._means.vms.held()}
+        held = {vm.id for vm in await self._deps.vms.held()}
         for slot, vm_id in sorted(folders):
             if vm_id not in held and (slot, vm_id) not in running:
                 await self._guarded(f"folder of {vm_id}", self._discard(slot, vm_id))
@@ -83,32 +83,32 @@ class Reconciler:
     async def _discard(self, slot: int, vm_id: str) -> None:
         if not await self._keeps_logs(vm_id):
             log.info("folder_discarded", slot=slot, vm_id=vm_id)
-            await self._means.hypervisor.discard(slot, vm_id, keep_logs=False)
+            await self._deps.hypervisor.discard(slot, vm_id, keep_logs=False)
 
     async def _keeps_logs(self, vm_id: str) -> bool:
         try:
-            vm = await self._means.vms.get(vm_id)
+            vm = await self._deps.vms.get(vm_id)
         except VmError:
             return False
-        return keeps_logs(vm, self._means.settings.keep_failed_seconds, self._means.clock())
+        return keeps_logs(vm, self._deps.settings.keep_failed_seconds, self._deps.clock())
 
     async def _prune(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._pruned_at is not None and now - self._pruned_at < self._means.pace.prune:
+        if self._pruned_at is not None and now - self._pruned_at < self._deps.intervals.prune:
             return
-        kept = timedelta(seconds=self._means.pace.keep_news)
-        await self._means.sessions.prune(self._means.clock() - kept)
-        await self._forget()
+        kept = timedelta(seconds=self._deps.intervals.keep_news)
+        await self._deps.sessions.prune(self._deps.clock() - kept)
+        await self._delete_ended_sessions()
         self._pruned_at = now
 
-    async def _forget(self) -> None:
+    async def _delete_ended_sessions(self) -> None:
         """Delete sessions that ended long ago; a few at a time, so that others can write."""
-        kept = timedelta(days=self._means.settings.keep_ended_days)
+        kept = timedelta(days=self._deps.settings.keep_ended_days)
         if not kept:
             return
         forgotten = 0
         for _ in range(MOST_BATCHES):
-            count = await self._means.sessions.delete_ended(self._means.clock() - kept, BATCH)
+            count = await self._deps.sessions.delete_ended(self._deps.clock() - kept, BATCH)
             forgotten += count
             if count < BATCH:
                 break

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 BOOT_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
-class MachineFigures:
+class MachineMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.leading = Gauge(
             "polydev_driver_leading", "1 in the process that drives the VMs", registry=registry
@@ -34,7 +34,7 @@ class MachineFigures:
             ["state"],
             registry=registry,
         )
-        self.mended = Counter(
+        self.cleaned_up = Counter(
             "polydev_reconciled",
             "Things set right that no VM's own life leaves behind",
             registry=registry,

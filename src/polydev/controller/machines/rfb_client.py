@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from polydev.errors import VmError
+from polydev.vm.config import VNC_PORT
+from polydev.vm.timeouts import within
 
 VERSION = b"RFB 003.008\n"
 NO_AUTHENTICATION = 1
@@ -26,8 +28,34 @@ CLIENT_INIT = b"\x01"
 # 32 bits a pixel, of which 24 count; little-endian, so that red comes first.
 PIXEL_FORMAT = struct.pack(">BxxxBBBBHHHBBBxxx", 0, 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
 ONLY_RAW = struct.pack(">BxHi", 2, 1, RAW)
-PNG_START = b"\x89PNG\r\n\x1a\n"
-COMPRESSION = 4
+# RFC 6143, 7.1.1: "RFB 003.008\n".
+GREETING_START, GREETING_BYTES = b"RFB ", 12
+RETRY_SECONDS = 0.1
+
+
+async def screen_answers(address: str, seconds: float) -> None:
+    """Wait until the screen of the VM at that address greets. Raises VmError where it does not.
+
+    The first greeting costs an emulated clone more than all later ones.
+    """
+    await within(seconds, _until_greeted(address), "the greeting of the VM's screen")
+
+
+async def _until_greeted(address: str) -> None:
+    while True:
+        with suppress(OSError, EOFError):
+            if (await _said(address)).startswith(GREETING_START):
+                return
+            raise VmError("the VM's screen speaks no RFB")
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _said(address: str) -> bytes:
+    reader, writer = await asyncio.open_connection(address, VNC_PORT)
+    try:
+        return await reader.readexactly(GREETING_BYTES)
+    finally:
+        writer.close()
 
 
 @dataclass
@@ -113,22 +141,3 @@ async def _skip(reader: asyncio.StreamReader, length: int) -> None:
     if length > MOST_TEXT_BYTES:
         raise VmError("the VM's screen sends too long a text")
     await reader.readexactly(length)
-
-
-def png_of(frame: Frame) -> bytes:
-    """Return the frame as a PNG file. It takes a moment: ask it of a thread."""
-    colours = bytearray(frame.width * frame.height * 3)
-    for channel in range(3):
-        colours[channel::3] = frame.pixels[channel::PIXEL_BYTES]
-    line, view = frame.width * 3, memoryview(colours)
-    packer = zlib.compressobj(COMPRESSION)
-    packed = []
-    for row in range(frame.height):
-        packed += [packer.compress(b"\0"), packer.compress(view[row * line : (row + 1) * line])]
-    header = struct.pack(">IIBBBBB", frame.width, frame.height, 8, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", b"".join([*packed, packer.flush()])), (b"IEND", b"")]
-    return PNG_START + b"".join(_chunk(kind, data) for kind, data in parts)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -21,7 +21,7 @@ TAIL_LINES = 15
 TAIL_LINE_CHARACTERS = 400
 
 
-class SerialFollower:
+class ConsoleParser:
     """Reads a serial console as it grows.
 
     seen            stages of which the console has shown a mark
@@ -57,7 +57,7 @@ class SerialFollower:
         return "\n".join(line[:TAIL_LINE_CHARACTERS] for line in lines)
 
 
-def stages_to_tell(vm: Vm, seen: Iterable[Stage]) -> list[Stage]:
+def new_stages(vm: Vm, seen: Iterable[Stage]) -> list[Stage]:
     """What was seen and not yet told, in order; that a VM is ready is told with its state."""
     known = {"none", "ready", *vm.timings}
     new = set(seen) - known

@@ -10,10 +10,10 @@ from sqlalchemy.engine import make_url
 
 from polydev.controller.settings import Settings
 
-LEAD_FILE = "lead.lock"
+LEADER_LOCK_FILE = "lead.lock"
 
 
-class Lead:
+class LeaderLock:
     """A lock that the kernel takes back when its holder ends, however that ends."""
 
     def __init__(self, path: Path) -> None:
@@ -45,8 +45,8 @@ class Lead:
             self._descriptor = None
 
 
-def lead_file(settings: Settings) -> Path:
-    return shared_folder(settings) / LEAD_FILE
+def leader_lock_file(settings: Settings) -> Path:
+    return shared_folder(settings) / LEADER_LOCK_FILE
 
 
 def shared_folder(settings: Settings) -> Path:

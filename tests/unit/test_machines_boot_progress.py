@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from polydev.controller.machines.console import (
+from polydev.controller.machines.boot_progress import (
+    KEPT_CHARACTERS,
+    ConsoleParser,
+    new_stages,
+    next_stage,
+    overdue,
+)
+from polydev.controller.machines.leader_lock import LeaderLock, leader_lock_file
+from polydev.controller.machines.vm_logs import (
     CHUNK_BYTES,
     LAST_BYTES,
     MAX_BACKLOG_BYTES,
     LogReader,
     last_line,
 )
-from polydev.controller.machines.following import (
-    KEPT_CHARACTERS,
-    SerialFollower,
-    next_stage,
-    overdue,
-    stages_to_tell,
-)
-from polydev.controller.machines.lead import Lead, lead_file
 from polydev.controller.model import Vm, now
 from polydev.controller.settings import BootDeadlines, Settings
 from polydev.vm.boot_stages import Stage
@@ -37,7 +37,7 @@ BOOT = "".join(MARKS.values()).encode()
 
 @pytest.mark.parametrize("size", [1, 7, 100, 9999])
 def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
-    follower = SerialFollower()
+    follower = ConsoleParser()
     for start in range(0, len(BOOT), size):
         follower.feed(BOOT[start : start + size])
     assert follower.seen == {"kernel", "init", "network", "services", "ready"}
@@ -45,7 +45,7 @@ def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
 
 
 def test_what_was_seen_stays_when_its_text_is_gone() -> None:
-    follower = SerialFollower()
+    follower = ConsoleParser()
     follower.feed(BOOT + b"[FAILED] Failed to start filler.service - Takes all.\n")
     follower.feed(b"x" * KEPT_CHARACTERS + b"\n")
     assert "services" in follower.seen
@@ -54,7 +54,7 @@ def test_what_was_seen_stays_when_its_text_is_gone() -> None:
 
 
 def test_a_console_without_an_end_costs_no_memory() -> None:
-    follower = SerialFollower()
+    follower = ConsoleParser()
     follower.feed(BOOT)
     tracemalloc.start()
     try:
@@ -67,7 +67,7 @@ def test_a_console_without_an_end_costs_no_memory() -> None:
 
 
 def test_panic_in_two_pieces() -> None:
-    follower = SerialFollower()
+    follower = ConsoleParser()
     follower.feed(PANIC[:30].encode())
     assert follower.gave_up is None
     follower.feed(PANIC[30:].encode())
@@ -75,7 +75,7 @@ def test_panic_in_two_pieces() -> None:
 
 
 def test_failed_units_do_not_grow_without_end() -> None:
-    follower = SerialFollower()
+    follower = ConsoleParser()
     for number in range(99):
         follower.feed(f"[FAILED] Failed to start a{number}.service - It.\n".encode())
     assert len(follower.failed_units) == 20
@@ -83,9 +83,9 @@ def test_failed_units_do_not_grow_without_end() -> None:
 
 def test_stages_are_told_once_and_in_order() -> None:
     vm = replace(VM, stage="network", timings={"kernel": 1.0, "network": 2.0})
-    assert stages_to_tell(vm, {"services", "init", "network", "none"}) == ["init", "services"]
+    assert new_stages(vm, {"services", "init", "network", "none"}) == ["init", "services"]
     # That a VM is ready is for its agent to say.
-    assert stages_to_tell(vm, {"ready", "kernel"}) == []
+    assert new_stages(vm, {"ready", "kernel"}) == []
 
 
 def test_last_stage_is_awaited_until_it_is_noted() -> None:
@@ -183,7 +183,7 @@ def test_last_line_is_the_last_that_says_something(tmp_path: Path) -> None:
 
 
 def test_one_leads_at_a_time(tmp_path: Path) -> None:
-    first, second = Lead(tmp_path / "lead.lock"), Lead(tmp_path / "lead.lock")
+    first, second = LeaderLock(tmp_path / "lead.lock"), LeaderLock(tmp_path / "lead.lock")
     assert first.take()
     assert first.take()
     assert not second.take()
@@ -195,10 +195,10 @@ def test_one_leads_at_a_time(tmp_path: Path) -> None:
 def test_lock_lies_with_the_database_where_that_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Settings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
     server = Settings(database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms"))
-    assert lead_file(file) == Path("/var/lib/x/lead.lock")
+    assert leader_lock_file(file) == Path("/var/lib/x/lead.lock")
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    assert lead_file(server) == Path("/var/lib/vms/lead.lock")
+    assert leader_lock_file(server) == Path("/var/lib/vms/lead.lock")
     # As systemd sets it: the VMs' folder is root's on a host.
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/service:/var/lib/other")
-    assert lead_file(server) == Path("/var/lib/service/lead.lock")
-    assert lead_file(file) == Path("/var/lib/x/lead.lock")
+    assert leader_lock_file(server) == Path("/var/lib/service/lead.lock")
+    assert leader_lock_file(file) == Path("/var/lib/x/lead.lock")

@@ -56,7 +56,7 @@ class LoginStores:
     rotates: Callable[[str], bool]
 
 
-class LoginWatch:
+class LoginMonitor:
     """The login in one VM. One look at a time, which goes on beside all else.
 
     is_news     whether there is something to see: then the next look is due at once
@@ -98,10 +98,10 @@ class LoginWatch:
         if error is None:
             self._trouble = ""
             return done.result()
-        self._complain(error)
+        self._log_once(error)
         return False
 
-    def _complain(self, error: BaseException) -> None:
+    def _log_once(self, error: BaseException) -> None:
         """Log each trouble once, in words that cannot quote a credential."""
         trouble = error.message if isinstance(error, Error) else _place(error)
         if trouble != self._trouble and not isinstance(error, SessionError):
@@ -195,7 +195,7 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
-async def bring_back(stores: LoginStores, vm: Vm, session: Session) -> None:
+async def read_back_credentials(stores: LoginStores, vm: Vm, session: Session) -> None:
     """Store what a VM has of injected credentials, before it is destroyed.
 
     Where it cannot be had, the end of the VM notes that what is stored may be stale. Raises

@@ -12,7 +12,7 @@ from polydev.vm.timeouts import end
 Told = TypeVar("Told")
 
 
-class AgentWatch(Generic[Told]):
+class AgentPoller(Generic[Told]):
     """Asks, at most once at a time.
 
     latest      the last answer or what there was instead; None before the first

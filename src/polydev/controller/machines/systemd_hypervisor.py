@@ -21,7 +21,7 @@ from polydev.controller.machines.hypervisor import (
     SlotState,
     TemplatesReport,
 )
-from polydev.controller.machines.systemd_bus import SystemdBus, UnitState
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
 from polydev.controller.settings import Settings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
 from polydev.run import run
@@ -213,7 +213,7 @@ def slot_of(unit: str) -> int:
     return int(unit.partition("@")[2].removesuffix(".service"))
 
 
-def _slot_state(slot: int, unit: UnitState, vm_id: str | None) -> SlotState:
+def _slot_state(slot: int, unit: UnitStatus, vm_id: str | None) -> SlotState:
     # What reloads, or is being maintained, runs.
     activity: Activity = next((each for each in ACTIVITIES if each == unit.active), "active")
     return SlotState(slot, activity, vm_id, unit.pid, unit.detail)

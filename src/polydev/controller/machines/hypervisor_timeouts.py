@@ -12,7 +12,7 @@ from polydev.controller.machines.hypervisor import (
     SlotState,
     TemplatesReport,
 )
-from polydev.controller.machines.pace import Pace
+from polydev.controller.machines.intervals import Intervals
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt
 from polydev.vm.timeouts import within
@@ -20,12 +20,12 @@ from polydev.vm.timeouts import within
 T = TypeVar("T")
 
 
-class BoundedHypervisor:
+class HypervisorWithTimeouts:
     """Another hypervisor, with a limit to each of its calls and one kind of failure."""
 
-    def __init__(self, hypervisor: Hypervisor, pace: Pace) -> None:
+    def __init__(self, hypervisor: Hypervisor, intervals: Intervals) -> None:
         self._inner = hypervisor
-        self._pace = pace
+        self._pace = intervals
 
     async def start(self, launch: Launch) -> None:
         what = f"the start in slot {launch.slot}"
