@@ -26,7 +26,7 @@ from polydev.controller.machines.hypervisor import (
 )
 from polydev.controller.model import Role
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.web.assets import OWN
 from polydev.errors import VmError
@@ -138,7 +138,7 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    settings: Settings, hypervisor: Hypervisor, packed_assets: Path | None = None
+    settings: ControllerSettings, hypervisor: Hypervisor, packed_assets: Path | None = None
 ) -> AsyncIterator[Served]:
     """The application on a migrated database, with a user of each kind; no work in background."""
     app = create_app(settings, hypervisor, packed_assets)
@@ -208,7 +208,7 @@ Scenario = Callable[[Served], Awaitable[None]]
 class ApiHost:
     """What the application is configured with; its database is migrated."""
 
-    settings: Settings
+    settings: ControllerSettings
     hypervisor: StillHypervisor
     packed_assets: Path
 
@@ -233,7 +233,7 @@ def api_host(migrated: Path, folder: Path, **words: Any) -> ApiHost:
     """With a copy of a migrated database; `words` are settings besides."""
     database = folder / "controller.sqlite3"
     shutil.copy(migrated, database)
-    settings = Settings(
+    settings = ControllerSettings(
         database_url=f"{SQLITE}{database}",
         image_store=image_store(folder / "store"),
         jwt_secret=SecretStr(JWT_SECRET),

@@ -16,7 +16,7 @@ import httpx
 from polydev.controller.app import create_app
 from polydev.controller.server import Server
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.vms import FakeHost, fake_hosts
 
@@ -114,7 +114,7 @@ async def controller(
     `unchecked` has settings that no operator may have.
     """
     values = {**host.settings_values, "jwt_secret": JWT_SECRET, **changes}
-    settings = Settings(**values).model_copy(update=unchecked)
+    settings = ControllerSettings(**values).model_copy(update=unchecked)
     app = create_app(settings, host.hypervisor)
     services: Services = app.state.services
     user, operator = [await services.users.add(role) for role in ("user", "operator")]

@@ -19,7 +19,7 @@ from polydev.controller.machines.intervals import Intervals
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.model import Session, SessionNews, Vm
 from polydev.controller.sealing import keyring_of
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.credentials import CredentialStore
@@ -86,7 +86,11 @@ class Clock:
 
 
 def logins_of(
-    settings: Settings, database: Database, sessions: Sessions, agent: AgentClient, clock: Clock
+    settings: ControllerSettings,
+    database: Database,
+    sessions: Sessions,
+    agent: AgentClient,
+    clock: Clock,
 ) -> LoginStores:
     """What a driver follows logins with."""
     keys, after = keyring_of(settings.credentials_key), settings.login.complete_after_seconds
@@ -105,7 +109,7 @@ class World:
     """`rotates`: whether only one VM at a time may have a user's stored credentials."""
 
     host: FakeHost
-    settings: Settings
+    settings: ControllerSettings
     database: Database
     sessions: Sessions
     vms: Vms
@@ -234,7 +238,7 @@ async def worlds(
     """A host with its database and one user, and nobody who drives yet."""
     async with fake_hosts(root, slots, kind) as host:
         values = {"vm_check": CHECKS, **host.settings_values, **settings}
-        made = Settings(**values)
+        made = ControllerSettings(**values)
         database = Database(create_engine(made.database_url))
         await sync_slots(database, made.slots, made.vm_network)
         user = await Users(database).add("user")

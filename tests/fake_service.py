@@ -15,7 +15,7 @@ from pathlib import Path
 from polydev.controller.app import create_app
 from polydev.controller.logs import configure_logs
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from tests.relays import serving
 from tests.vms import fake_hosts
 
@@ -32,7 +32,7 @@ UNLIMITED = {
 async def serve(folder: Path) -> None:
     async with fake_hosts(folder, SLOTS) as host:
         rate = {**UNLIMITED, "starts_burst": 10**6}
-        settings = Settings(**{**host.settings_values, "rate": rate})
+        settings = ControllerSettings(**{**host.settings_values, "rate": rate})
         app = create_app(settings, host.hypervisor)
         services: Services = app.state.services
         users = [await services.users.add("user") for _ in range(USERS)]

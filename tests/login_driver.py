@@ -13,7 +13,7 @@ from polydev.controller.database import create_engine
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.driver import Driver
 from polydev.controller.machines.hypervisor import SlotState
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.vms import Vms
@@ -31,7 +31,7 @@ class RunningVms(StillHypervisor):
         return SlotState(slot, "active", str(current.readlink()))
 
 
-async def drive(settings: Settings) -> None:
+async def drive(settings: ControllerSettings) -> None:
     database, clock = Database(create_engine(settings.database_url)), Clock()
     sessions = Sessions(database, settings.session, clock)
     vms = Vms(database, settings.session, clock)
@@ -44,4 +44,4 @@ async def drive(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(drive(Settings(**json.loads(sys.argv[1]))))
+    asyncio.run(drive(ControllerSettings(**json.loads(sys.argv[1]))))

@@ -21,7 +21,7 @@ from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.model import Session
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
 from tests.certificates import Tls
@@ -150,7 +150,9 @@ async def screens(
     `port` is one to listen on, such as that of a service that has ended; 0: any.
     """
     async with fake_hosts(root, slots, SlowVm) as host:
-        settings = Settings(**{**host.settings_values, "session": {"per_user": 99}, **changes})
+        settings = ControllerSettings(
+            **{**host.settings_values, "session": {"per_user": 99}, **changes}
+        )
         app = create_app(settings, host.hypervisor, packed_assets)
         services: Services = app.state.services
         await sync_slots(services.database, settings.slots, settings.vm_network)

@@ -15,7 +15,7 @@ from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.lanes import Pace
+from polydev.controller.webhooks.lanes import SenderIntervals
 
 SECRET = "whsec_" + "front" * 8
 
@@ -34,7 +34,7 @@ def main(database_url: str, url: str, ahead_seconds: str) -> None:
         store,
         leads=lambda: True,
         clock=clock,
-        pace=Pace(queue=0.05, look=0.05),
+        pace=SenderIntervals(queue=0.05, look=0.05),
     )
     asyncio.run(sending.run())
 

@@ -27,7 +27,7 @@ from polydev.controller.background import Background
 from polydev.controller.model import slot_address
 from polydev.controller.server import Server
 from polydev.controller.services import Services
-from polydev.controller.settings import SessionLimits, Settings
+from polydev.controller.settings import ControllerSettings, SessionLimits
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
 from polydev.vm.config import VNC_PORT
@@ -64,7 +64,9 @@ def bench(root: Path, slots: Sequence[int]) -> Iterator[Bench]:
     hosts = fake_hosts(root, slots)
     host = loop.run_until_complete(hosts.__aenter__())
     try:
-        settings = Settings(**host.settings_values, session=SessionLimits(per_user=len(slots)))
+        settings = ControllerSettings(
+            **host.settings_values, session=SessionLimits(per_user=len(slots))
+        )
         token, sessions = loop.run_until_complete(_sessions(settings, root))
         with ExitStack() as stack:
             addresses = [slot_address(host.network, slot) for slot in slots]
@@ -102,7 +104,7 @@ def _relays(
     )
 
 
-async def _sessions(settings: Settings, root: Path) -> tuple[str, list[str]]:
+async def _sessions(settings: ControllerSettings, root: Path) -> tuple[str, list[str]]:
     """A user's token, and a session on each slot, whose VM is said to be ready."""
     app = create_app(settings, StillHypervisor(root))
     services: Services = app.state.services
@@ -154,7 +156,7 @@ def _spawned(argv: Sequence[str], **options: Any) -> Iterator[psutil.Process]:
 
 def main(descriptor: int, settings: str) -> None:
     values = json.loads(settings)
-    made = Settings(**values)
+    made = ControllerSettings(**values)
     app = create_app(made, StillHypervisor(Path(values["vm_root"])))
     app.state.services = replace(app.state.services, background=Background({}))
     Server(made, app, only_if_healthy=False).run([socket.socket(fileno=descriptor)])

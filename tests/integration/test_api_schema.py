@@ -28,7 +28,7 @@ from polydev.client.credentials import new_key
 from polydev.controller.app import create_app
 from polydev.controller.migrate import migrate
 from polydev.controller.services import Services
-from polydev.controller.settings import RateLimits, SessionLimits, Settings
+from polydev.controller.settings import ControllerSettings, RateLimits, SessionLimits
 from polydev.controller.store.slots import sync_slots
 from tests.api import Served, StillHypervisor, image_store, served
 
@@ -85,8 +85,8 @@ def api_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         thread.join()
 
 
-async def _settings(root: Path) -> Settings:
-    made = Settings(
+async def _settings(root: Path) -> ControllerSettings:
+    made = ControllerSettings(
         database_url=f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
         image_store=image_store(root / "store"),
         slots=tuple(range(2, 255)),
@@ -121,7 +121,9 @@ async def _seeded(asked: Served, hypervisor: StillHypervisor, port: int) -> Host
 
 
 # The same whatever the settings are; nothing is opened for it.
-api = schemathesis.openapi.from_dict(create_app(Settings(), StillHypervisor(Path())).openapi())
+api = schemathesis.openapi.from_dict(
+    create_app(ControllerSettings(), StillHypervisor(Path())).openapi()
+)
 
 
 @api.parametrize()

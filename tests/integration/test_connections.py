@@ -26,7 +26,7 @@ from polydev.controller.app import create_app
 from polydev.controller.migrate import migrate
 from polydev.controller.server import Server
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.driving import until
 
@@ -161,7 +161,7 @@ def run(tmp_path: Path, database: Path) -> Run:
 
 @asynccontextmanager
 async def serving(database: Path, **changes: Any) -> AsyncIterator[Service]:
-    made = Settings(
+    made = ControllerSettings(
         database_url=f"sqlite+aiosqlite:///{database}",
         image_store=database.parent / "store",
         jwt_secret=JWT_SECRET,  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import measure_vm
 from polydev.controller.migrate import migrate
 from polydev.controller.model import now
-from polydev.controller.settings import AlertRules, Sampling, Settings
+from polydev.controller.settings import AlertRules, ControllerSettings, Sampling
 from tests.api import JWT_SECRET, Served, StillHypervisor, served
 from tests.stores import NETWORK, run_async
 
@@ -404,7 +404,7 @@ class TestThisMachine:
 
 @asynccontextmanager
 async def service(folder: Path) -> AsyncIterator[Served]:
-    settings = Settings(
+    settings = ControllerSettings(
         database_url=f"sqlite+aiosqlite:///{folder / 'controller.sqlite3'}",
         slots=(2, 3),
         vm_root=folder / "vms",
@@ -452,7 +452,9 @@ async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
 
 
 @asynccontextmanager
-async def sampling(settings: Settings, api: Served, folder: Path) -> AsyncIterator[SampleLoop]:
+async def sampling(
+    settings: ControllerSettings, api: Served, folder: Path
+) -> AsyncIterator[SampleLoop]:
     services = api.services
     sampler = SampleLoop(
         settings,

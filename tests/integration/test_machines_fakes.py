@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import VmError
 from tests.vms import (
     IMAGE_DIGEST,
@@ -39,7 +39,7 @@ async def health(host: FakeHost, slot: int = 2) -> httpx.Response:
 def test_healthy_vm_has_all_its_ports_and_leaves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with fake_hosts(tmp_path) as host:
-            settings = Settings(**host.settings_values)
+            settings = ControllerSettings(**host.settings_values)
             assert settings.slots == (2, 3, 4)
             wanted = launch()
             await host.hypervisor.start(wanted)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from polydev.controller.accounting import Reading
+from polydev.controller.accounting import CounterReading
 from polydev.controller.database import create_engine
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
@@ -65,7 +65,7 @@ async def filled(folder: Path) -> AsyncIterator[Store]:
         await store.sessions.apply(over.id, "terminate")
         sealed = CredentialStore(store.database, Keyring((b"k" * 32,)), store.clock)
         await sealed.store(user, "claude", bytes(range(256)))
-        reading = Reading(session.vm_id, store.clock(), False, 1 / 3, 2**40, None)
+        reading = CounterReading(session.vm_id, store.clock(), False, 1 / 3, 2**40, None)
         await Usage(store.database, Quotas()).count([reading])
         caller = Caller(user, "user", "jwt")
         await SignIns(store.database, store.clock).create(caller, 3600)

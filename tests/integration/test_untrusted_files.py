@@ -30,7 +30,7 @@ from polydev.controller.machines.vm_logs import (
     added_since,
     last_line,
 )
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.launch_file import read_launch_file
 from tests.accounts import Account
@@ -65,7 +65,7 @@ class Place:
         return self.root / "secret"
 
     def hypervisor(self) -> SystemdHypervisor:
-        return SystemdHypervisor(Settings(vm_root=self.root / "microvm"))
+        return SystemdHypervisor(ControllerSettings(vm_root=self.root / "microvm"))
 
     def discard(self, *, keep_logs: bool = False) -> None:
         """As the controller does once the VM's unit has ended."""

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 
-from polydev.controller.accounting import Reading, Use
+from polydev.controller.accounting import CounterReading, Use
 from polydev.controller.model import Session
 from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.settings import Quotas, SessionLimits
@@ -31,8 +31,8 @@ def clock() -> Clock:
     return Clock(START)
 
 
-def reading(store: Store, session: Session, cpu: float, received: int = 0) -> Reading:
-    return Reading(session.vm_id, store.clock.at, False, cpu, received, 0)
+def reading(store: Store, session: Session, cpu: float, received: int = 0) -> CounterReading:
+    return CounterReading(session.vm_id, store.clock.at, False, cpu, received, 0)
 
 
 async def readings_left(store: Store) -> int:
@@ -111,13 +111,13 @@ async def test_a_vm_of_the_pool_is_nobodys_until_it_is_taken(store_url: str) -> 
         await store.vms.launched(vm.id)
         await store.vms.primed(vm.id)
         store.clock.pass_seconds(3600)
-        await usage.count([Reading(vm.id, store.clock.at, True, 7.0, 300, 300)])
+        await usage.count([CounterReading(vm.id, store.clock.at, True, 7.0, 300, 300)])
         assert await usage.days(LONG_AGO) == {}
         store.clock.pass_seconds(5)
         session = await store.start(user)
         assert session.vm_id == vm.id
         store.clock.pass_seconds(5)
-        await usage.count([Reading(vm.id, store.clock.at, False, 8.0, 350, 300)])
+        await usage.count([CounterReading(vm.id, store.clock.at, False, 8.0, 350, 300)])
         assert await usage.days(LONG_AGO) == {user: {TODAY: Use(5.0, 1.0, 50, 0, 1)}}
 
 

@@ -24,7 +24,7 @@ from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import GONE, WebhookQueue
 from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.lanes import Pace
+from polydev.controller.webhooks.lanes import SenderIntervals
 from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
 from polydev.run import Process, spawn, wait_or_end
 from tests.certificates import make_tls
@@ -35,7 +35,7 @@ from tests.webhooks import ENOUGH_SECONDS, attempted, states, told, until, until
 pytest_plugins = ["tests.databases"]
 
 SECRETS = {name: (f"whsec_{name * 8}",) for name in ("front", "side", "back")}
-PACE = Pace(queue=0.02, look=0.02, ending=0.1)
+PACE = SenderIntervals(queue=0.02, look=0.02, ending=0.1)
 # A claim of default settings and pace is over by then.
 CLAIM_OVER_SECONDS = 60
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)

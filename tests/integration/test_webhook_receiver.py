@@ -22,7 +22,7 @@ from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.lanes import Pace
+from polydev.controller.webhooks.lanes import SenderIntervals
 from polydev.run import spawn, wait_or_end
 from tests.databases import sqlite_url
 from tests.stores import opened, run_async
@@ -131,7 +131,7 @@ async def test_a_message_that_comes_again_changes_nothing(
             {"front": (SECRET,)},
             WebhookQueue(store.database),
             leads=lambda: True,
-            pace=Pace(queue=0.02, look=0.02),
+            pace=SenderIntervals(queue=0.02, look=0.02),
         )
         log = WebhookLog(store.database)
 

@@ -25,7 +25,7 @@ from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.model import Caller
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import ConfigError, VmError
 from tests.api import StillHypervisor
 
@@ -39,8 +39,8 @@ def database(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(database: Path, tmp_path: Path) -> Settings:
-    return Settings(
+def settings(database: Path, tmp_path: Path) -> ControllerSettings:
+    return ControllerSettings(
         database_url=f"sqlite+aiosqlite:///{database}",
         image_store=tmp_path / "store",
         release_file=tmp_path / "release.json",
@@ -49,7 +49,7 @@ def settings(database: Path, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+def app(settings: ControllerSettings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """With a migrated database, and routes that fail in each way."""
     asyncio.run(migrate(settings.database_url))
     made = create_app(settings)
@@ -78,7 +78,7 @@ def as_operator(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
         return Caller(USER_ID, "operator", "token")
 
     services: Services = app.state.services
-    monkeypatch.setattr(services.identity, "caller", caller)
+    monkeypatch.setattr(services.authenticator, "caller", caller)
 
 
 def call(
@@ -106,7 +106,7 @@ def call(
     return asyncio.run(talk())
 
 
-def test_health_of_a_host_just_deployed(app: FastAPI, settings: Settings) -> None:
+def test_health_of_a_host_just_deployed(app: FastAPI, settings: ControllerSettings) -> None:
     assert settings.release_file is not None
     settings.release_file.write_text('{"id": "20261121_101500-07af4b7"}')
     before = time.monotonic()
@@ -125,14 +125,14 @@ def test_health_of_a_host_just_deployed(app: FastAPI, settings: Settings) -> Non
     assert told["components"]["imageStore"]["status"] == "degraded"
 
 
-def test_health_without_schema_is_503(settings: Settings) -> None:
+def test_health_without_schema_is_503(settings: ControllerSettings) -> None:
     answer = call(create_app(settings), HEALTH)
     assert answer.status_code == 503
     assert answer.json()["status"] == "unhealthy"
     assert answer.json()["components"]["database"]["detail"].startswith("never migrated")
 
 
-def test_health_without_database_is_503(settings: Settings, tmp_path: Path) -> None:
+def test_health_without_database_is_503(settings: ControllerSettings, tmp_path: Path) -> None:
     lost = settings.model_copy(
         update={"database_url": f"sqlite+aiosqlite:///{tmp_path}/not/there.sqlite3"}
     )
@@ -149,7 +149,7 @@ def test_ask_gets_what_a_client_gets(app: FastAPI) -> None:
 
 
 def test_new_schema_is_wrong_at_the_start_and_expected_later(
-    app: FastAPI, settings: Settings, database: Path
+    app: FastAPI, settings: ControllerSettings, database: Path
 ) -> None:
     """The process that serves while the next release is deployed stays healthy."""
 
@@ -273,14 +273,14 @@ def test_metrics_count_by_route_and_stay_few(app: FastAPI) -> None:
 
 
 def test_database_up_is_0_without_its_schema(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: ControllerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(settings)
     as_operator(app, monkeypatch)
     assert "polydev_controller_database_up 0.0" in call(app, "/metrics").text
 
 
-def test_no_figure_is_told_twice(settings: Settings, tmp_path: Path) -> None:
+def test_no_figure_is_told_twice(settings: ControllerSettings, tmp_path: Path) -> None:
     app = create_app(
         settings.model_copy(update={"slots": (2,)}), StillHypervisor(tmp_path / "microvm")
     )

@@ -21,10 +21,10 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from polydev.controller import settings as configured
-from polydev.controller.auth.authentication import Identity, JwtReader
+from polydev.controller.auth.authentication import Authenticator, JwtReader
 from polydev.controller.auth.client_address import place_of, source_of
-from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Keys
-from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Jwks
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.sign_ins import SignIns
@@ -87,8 +87,8 @@ class Provider:
         headers = {"kid": self.ids[algorithm]}
         return jwt.encode(claims_of(**claims), key, algorithm=algorithm, headers=headers)
 
-    def keys(self) -> Keys:
-        return Keys(URL, httpx.MockTransport(self.answer), lambda: self.now)
+    def keys(self) -> Jwks:
+        return Jwks(URL, httpx.MockTransport(self.answer), lambda: self.now)
 
 
 @pytest.fixture(scope="module")
@@ -114,23 +114,23 @@ def hs256(_secret: str = SECRET, /, **claims: Any) -> str:
 
 def identity(
     provider: Provider | None = None, secret: str | None = SECRET, **rules: Any
-) -> Identity:
+) -> Authenticator:
     stores = OneUser()
     reader = JwtReader(
         SecretStr(secret) if secret else None,
-        configured.Identity(**rules),
+        configured.JwtSettings(**rules),
         provider.keys() if provider else None,
     )
-    failures = Buckets(per_second=0.001, burst=3)
+    failures = RateLimiter(per_second=0.001, burst=3)
     stores_of = cast(Users, stores), cast(Tokens, stores), cast(SignIns, stores)
-    return Identity(*stores_of, reader, failures)
+    return Authenticator(*stores_of, reader, failures)
 
 
-def caller(token: str, made: Identity | None = None) -> Caller:
+def caller(token: str, made: Authenticator | None = None) -> Caller:
     return asyncio.run((made or identity()).caller(f"Bearer {token}"))
 
 
-def refusal(token: str, made: Identity | None = None) -> str:
+def refusal(token: str, made: Authenticator | None = None) -> str:
     with pytest.raises(NotAuthenticated) as refused:
         caller(token, made)
     assert token not in refused.value.message
@@ -384,8 +384,8 @@ def test_an_outage_of_the_provider(provider: Provider) -> None:
     ],
 )
 def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reason: str) -> None:
-    keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
-    reader = JwtReader(None, configured.Identity(), keys)
+    keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
+    reader = JwtReader(None, configured.JwtSettings(), keys)
     with pytest.raises(Unavailable) as refused:
         asyncio.run(reader.read(provider.token("RS256")))
     assert reason in refused.value.message
@@ -396,8 +396,8 @@ def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reas
 )
 def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any]) -> None:
     answer = httpx.Response(200, json={"keys": listed})
-    keys = Keys(URL, httpx.MockTransport(lambda _request: answer))
-    reader = JwtReader(None, configured.Identity(), keys)
+    keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
+    reader = JwtReader(None, configured.JwtSettings(), keys)
     with pytest.raises(NotAuthenticated, match="the token's key is not known"):
         asyncio.run(reader.read(provider.token("RS256")))
 
@@ -409,11 +409,11 @@ def test_keys_that_have_moved_are_found(provider: Provider) -> None:
             return httpx.Response(301, headers={"Location": steps[request.url.path]})
         return httpx.Response(200, json=provider.document())
 
-    reader = JwtReader(None, configured.Identity(), Keys(URL, httpx.MockTransport(moved)))
+    reader = JwtReader(None, configured.JwtSettings(), Jwks(URL, httpx.MockTransport(moved)))
     assert asyncio.run(reader.read(provider.token("RS256")))[0] == USER_ID
 
 
-def attempt(made: Identity, token: str, peer: str | None) -> int:
+def attempt(made: Authenticator, token: str, peer: str | None) -> int:
     """The status that an attempt to come in from there is answered with."""
     try:
         asyncio.run(made.caller(f"Bearer {token}", None, peer))

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from polydev.controller.cors import checked_origin
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from tests.api import ApiHost, Served, api_host, problem
 
 ORIGIN = "https://app.example.com"
@@ -147,4 +147,4 @@ def test_origins_as_browsers_write_them(given: str, meant: str) -> None:
 )
 def test_what_is_no_origin_is_refused(given: str) -> None:
     with pytest.raises(ValidationError, match="is no origin"):
-        Settings(cors_origins=(given,))
+        ControllerSettings(cors_origins=(given,))

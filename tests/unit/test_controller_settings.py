@@ -12,7 +12,7 @@ import pytest
 
 from polydev.controller.check_config import problems
 from polydev.controller.release import release_id
-from polydev.controller.settings import Settings, load_settings
+from polydev.controller.settings import ControllerSettings, load_settings
 from polydev.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def test_environment_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_empty_file_is_all_defaults(file: Path) -> None:
     file.write_text("# nothing set\n")
-    assert load_settings(file) == Settings()
+    assert load_settings(file) == ControllerSettings()
 
 
 def test_secret_comes_from_systemds_credentials(
@@ -48,7 +48,7 @@ def test_secret_comes_from_systemds_credentials(
 
 
 def test_database_password_is_not_shown() -> None:
-    settings = Settings(database_url="postgresql+psycopg://me:hidden@db/controller")
+    settings = ControllerSettings(database_url="postgresql+psycopg://me:hidden@db/controller")
     assert "hidden" not in repr(settings)
 
 

@@ -19,7 +19,7 @@ from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.model import BEING_MADE
-from polydev.controller.settings import Settings, VmSettings
+from polydev.controller.settings import ControllerSettings, VmSettings
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.hosttool import golden_link, images
 from polydev.hosttool.durable import point_link
@@ -37,7 +37,7 @@ class Store:
     """A host's image store, with QEMU as it was when the test began."""
 
     def __init__(self, root: Path) -> None:
-        self.settings = Settings(image_store=root)
+        self.settings = ControllerSettings(image_store=root)
         self.templates = templates_of(self.settings)
         self.templates.folder.mkdir(parents=True)
         for digest in (A, B, C):

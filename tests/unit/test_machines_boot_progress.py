@@ -25,7 +25,7 @@ from polydev.controller.machines.vm_logs import (
     last_line,
 )
 from polydev.controller.model import Vm, now
-from polydev.controller.settings import BootDeadlines, Settings
+from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_wait import CpuWait
 from tests.fake_vms import MARKS, PANIC
@@ -193,8 +193,10 @@ def test_one_leads_at_a_time(tmp_path: Path) -> None:
 
 
 def test_lock_lies_with_the_database_where_that_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = Settings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
-    server = Settings(database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms"))
+    file = ControllerSettings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
+    server = ControllerSettings(
+        database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms")
+    )
     assert leader_lock_file(file) == Path("/var/lib/x/lead.lock")
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert leader_lock_file(server) == Path("/var/lib/vms/lead.lock")

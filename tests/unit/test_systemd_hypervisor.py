@@ -16,7 +16,7 @@ from polydev.controller.machines.systemd_bus import (
     unit_path,
 )
 from polydev.controller.machines.systemd_hypervisor import SystemdHypervisor
-from polydev.controller.settings import Settings, VmSettings
+from polydev.controller.settings import ControllerSettings, VmSettings
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.launch_file import read_launch_file
 
@@ -63,7 +63,9 @@ class Site:
         for slot in (2, 3):
             (root / str(slot)).mkdir()
         self.units = Units()
-        settings = Settings(vm_root=root, image_store=Path("/store"), vm=VmSettings(cpus=3))
+        settings = ControllerSettings(
+            vm_root=root, image_store=Path("/store"), vm=VmSettings(cpus=3)
+        )
         self.hypervisor = SystemdHypervisor(settings, self.units)
 
     def start(self, vm_id: str = "one", slot: int = 2) -> None:
@@ -216,7 +218,7 @@ class TestLook:
         assert asyncio.run(site.hypervisor.folders()) == {(2, "one")}
 
     def test_a_host_without_any_slot(self, tmp_path: Path) -> None:
-        settings = Settings(vm_root=tmp_path / "none")
+        settings = ControllerSettings(vm_root=tmp_path / "none")
         hypervisor = SystemdHypervisor(settings, Units())
         assert asyncio.run(hypervisor.folders()) == set()
         assert asyncio.run(hypervisor.slots()) == {}

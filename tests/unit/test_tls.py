@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 from polydev.controller.check_config import problems
-from polydev.controller.settings import Settings, load_settings
+from polydev.controller.settings import ControllerSettings, load_settings
 from polydev.controller.tls import expiry_of, server_context, trouble_now
 from polydev.errors import ConfigError
 from polydev.hosttool import health_gate
@@ -89,7 +89,7 @@ class TestPlan:
 class TestStart:
     def test_an_expired_one_does_not_keep_the_service_from_starting(self, tmp_path: Path) -> None:
         old = make_tls(tmp_path, begins=-2 * DAY, ends=-DAY)
-        settings = Settings(
+        settings = ControllerSettings(
             tls_certificate=SecretStr(old.certificate.read_text()),
             tls_key=SecretStr(old.key.read_text()),
         )

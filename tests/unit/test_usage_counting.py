@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.controller.accounting import (
-    Reading,
+    CounterReading,
     Use,
     complete,
     first_reading,
@@ -44,11 +44,11 @@ def session(**words: Any) -> Session:
     return Session("session", USER, "claude", "vm_created", "vm", **times)
 
 
-def reading(seconds: float, *, paused: bool = False, cpu: float | None = None) -> Reading:
-    return Reading("vm", later(seconds), paused, cpu, None, None)
+def reading(seconds: float, *, paused: bool = False, cpu: float | None = None) -> CounterReading:
+    return CounterReading("vm", later(seconds), paused, cpu, None, None)
 
 
-def ran(last: Reading, new: Reading, of: Vm, its: Session | None = None) -> float:
+def ran(last: CounterReading, new: CounterReading, of: Vm, its: Session | None = None) -> float:
     return total(use_between(last, new, of, its or session()).values()).vm_seconds
 
 
@@ -97,8 +97,8 @@ class TestTime:
 
 class TestCounters:
     def test_what_they_have_grown_by(self) -> None:
-        last = Reading("vm", later(0), False, 5.0, 100, 10)
-        new = Reading("vm", later(10), False, 7.5, 160, 11)
+        last = CounterReading("vm", later(0), False, 5.0, 100, 10)
+        new = CounterReading("vm", later(10), False, 7.5, 160, 11)
         assert use_between(last, new, vm(), session()) == {TODAY: Use(10, 2.5, 60, 1)}
 
     def test_one_that_began_anew(self) -> None:
@@ -113,7 +113,7 @@ class TestCounters:
         assert use_between(kept, new, vm(), session())[TODAY].cpu_seconds == 3
 
     def test_of_the_first_reading_only_what_is_certainly_the_sessions(self) -> None:
-        new = Reading("vm", later(10), False, 4.0, 10**9, 10**9)
+        new = CounterReading("vm", later(10), False, 4.0, 10**9, 10**9)
         own, pooled = vm(), vm(created_at=later(-60))
         assert use_between(first_reading(own, session()), new, own, session()) == {
             TODAY: Use(10, 4.0)

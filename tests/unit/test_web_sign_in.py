@@ -10,7 +10,7 @@ import pytest
 
 from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
 from polydev.controller.model import Caller, now
-from polydev.controller.settings import Settings, WebSettings
+from polydev.controller.settings import ControllerSettings, WebSettings
 from polydev.controller.web.sign_in import local_path
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host, problem, token_of
 from tests.pages import BROWSER, PAGES, VIEWERS, Browser, browser
@@ -93,7 +93,7 @@ def test_only_a_trusted_proxy_says_that_there_is_tls(
         answer = await asked.client.post("/login", data=form, headers=headers)
         assert answer.headers["set-cookie"].startswith(SECURE_NAME) is is_secure
 
-    proxies = Settings(trusted_proxies=trusted).trusted_proxies  # type: ignore[arg-type]
+    proxies = ControllerSettings(trusted_proxies=trusted).trusted_proxies  # type: ignore[arg-type]
     host.run(scenario, trusted_proxies=proxies)
 
 
@@ -125,7 +125,7 @@ def test_guesses_are_limited(host: ApiHost) -> None:
         assert statuses[0] == 401
         assert statuses[-1] == 429
 
-    proxies = Settings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
+    proxies = ControllerSettings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
     host.run(scenario, trusted_proxies=proxies)
 
 
@@ -315,7 +315,7 @@ def test_a_made_up_cookie_is_no_sign_in_and_counts_as_a_guess(host: ApiHost) -> 
         assert answers[0].json() == {"signedIn": False}
         assert answers[-1].status_code == 429
 
-    proxies = Settings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
+    proxies = ControllerSettings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
     host.run(scenario, trusted_proxies=proxies)
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from polydev.controller.check_config import problems
-from polydev.controller.settings import Settings, WebhookSettings
+from polydev.controller.settings import ControllerSettings, WebhookSettings
 from polydev.controller.webhook_signing import secrets_of, signed_headers
 from polydev.controller.webhook_urls import checked_url, shown_url
 from polydev.controller.webhooks.schedule import PAUSES_SECONDS, next_attempt
@@ -153,5 +153,5 @@ def test_what_a_plan_says_of_endpoints() -> None:
 def test_a_secret_is_in_no_representation() -> None:
     text = f"front {SECRET}"
     webhooks = WebhookSettings.model_validate({"endpoints": [ENDPOINT]})
-    settings = Settings(webhook_secrets=SecretStr(text), webhooks=webhooks)
+    settings = ControllerSettings(webhook_secrets=SecretStr(text), webhooks=webhooks)
     assert SECRET not in repr(settings)

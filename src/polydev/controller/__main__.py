@@ -21,7 +21,7 @@ from polydev.controller.release import release_id
 from polydev.errors import Error
 
 if TYPE_CHECKING:
-    from polydev.controller.settings import Settings
+    from polydev.controller.settings import ControllerSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,13 +54,13 @@ def _check_config() -> int:
     return 1 if found else 0
 
 
-def _serve(settings: Settings, *, only_if_healthy: bool) -> int:
+def _serve(settings: ControllerSettings, *, only_if_healthy: bool) -> int:
     from polydev.controller.server import serve
 
     return serve(settings, only_if_healthy=only_if_healthy)
 
 
-def _migrate(settings: Settings, *, with_tools: bool) -> int:
+def _migrate(settings: ControllerSettings, *, with_tools: bool) -> int:
     from polydev.controller.migrate import migrate
     from polydev.controller.store.database_check import check_database
 
@@ -73,7 +73,7 @@ def _migrate(settings: Settings, *, with_tools: bool) -> int:
     return 0
 
 
-def _health(settings: Settings) -> int:
+def _health(settings: ControllerSettings) -> int:
     from polydev.controller.app import create_app
     from polydev.controller.asgi_client import ask
     from polydev.controller.paths import HEALTH_PATH
@@ -88,7 +88,7 @@ def _health(settings: Settings) -> int:
     return 0 if status == 200 else 1
 
 
-def _command(run: Run, settings: Settings, arguments: argparse.Namespace) -> int:
+def _command(run: Run, settings: ControllerSettings, arguments: argparse.Namespace) -> int:
     async def answer() -> object:
         return await run(settings, arguments)
 

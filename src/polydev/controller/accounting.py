@@ -48,7 +48,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CounterReading:
     """The counters of a VM at one time; None is what could not be read, or not yet."""
 
     vm_id: str
@@ -78,17 +78,17 @@ def total(uses: Iterable[Use]) -> Use:
     return reduce(add, uses, Use())
 
 
-def first_reading(vm: Vm, session: Session) -> Reading:
+def first_reading(vm: Vm, session: Session) -> CounterReading:
     """Return what a VM's counters were when its session got it, as far as that is certain.
 
     A process that was started for the session had used no CPU. The counters of a network belong
     to its slot, which had other VMs before.
     """
     made_for_it = vm.created_at >= session.created_at
-    return Reading(vm.id, session.created_at, cpu_seconds=0.0 if made_for_it else None)
+    return CounterReading(vm.id, session.created_at, cpu_seconds=0.0 if made_for_it else None)
 
 
-def complete(last: Reading | None, new: Reading) -> Reading:
+def complete(last: CounterReading | None, new: CounterReading) -> CounterReading:
     """Return the new reading, with counters of the last one where they could not be read."""
     if last is None:
         return new
@@ -100,7 +100,9 @@ def complete(last: Reading | None, new: Reading) -> Reading:
     return replace(new, **kept)
 
 
-def use_between(last: Reading, new: Reading, vm: Vm, session: Session) -> Mapping[date, Use]:
+def use_between(
+    last: CounterReading, new: CounterReading, vm: Vm, session: Session
+) -> Mapping[date, Use]:
     """Return what a session used of its VM between two readings, by days of UTC."""
     if new.at <= last.at or (session.ended_at is not None and session.ended_at <= last.at):
         return {}
@@ -115,7 +117,9 @@ def use_between(last: Reading, new: Reading, vm: Vm, session: Session) -> Mappin
     return {day: use for day, use in found.items() if use != Use()}
 
 
-def _ran(last: Reading, new: Reading, vm: Vm, session: Session) -> Iterator[tuple[date, float]]:
+def _ran(
+    last: CounterReading, new: CounterReading, vm: Vm, session: Session
+) -> Iterator[tuple[date, float]]:
     """Yield each day with the seconds in which the VM ran, between the two readings.
 
     A VM that was paused at the last reading and is awake counts from the next one on: nobody
@@ -131,7 +135,7 @@ def _ran(last: Reading, new: Reading, vm: Vm, session: Session) -> Iterator[tupl
         start = until
 
 
-def _end(new: Reading, session: Session) -> datetime:
+def _end(new: CounterReading, session: Session) -> datetime:
     return min(new.at, session.ended_at or new.at)
 
 

@@ -34,7 +34,7 @@ from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.services import Services, build_services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import site
 from polydev.controller.web.assets import Assets
 from polydev.controller.web.pages import Pages
@@ -46,7 +46,7 @@ ROUTERS = (
 )
 
 
-class Controller(FastAPI):
+class ControllerApp(FastAPI):
     """FastAPI, whose documentation knows the schemas of problem details."""
 
     def openapi(self) -> dict[str, Any]:
@@ -56,7 +56,9 @@ class Controller(FastAPI):
 
 
 def create_app(
-    settings: Settings, hypervisor: Hypervisor | None = None, packed_assets: Path | None = None
+    settings: ControllerSettings,
+    hypervisor: Hypervisor | None = None,
+    packed_assets: Path | None = None,
 ) -> FastAPI:
     """The ASGI application; its services are `app.state.services`.
 
@@ -72,7 +74,7 @@ def create_app(
         yield
         await services.close()
 
-    app = Controller(
+    app = ControllerApp(
         title="Polydev controller",
         description="Sessions on browser VMs.",
         version=polydev.__version__,
@@ -83,7 +85,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
-    pages = Pages(services.rules, settings.web, Assets(packed_assets))
+    pages = Pages(services.browser_rules, settings.web, Assets(packed_assets))
     app.state.pages = pages
     for kind in (Error, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_problem)
@@ -99,7 +101,10 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     """The last added is the outermost."""
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
     app.add_middleware(
-        Gate, identity=services.identity, requests=services.requests, rules=services.rules
+        Gate,
+        authenticator=services.authenticator,
+        limiter=services.request_limiter,
+        rules=services.browser_rules,
     )
     app.add_middleware(Failures)
     if services.settings.cors_origins:

@@ -1,8 +1,8 @@
-"""A configuration looked at before any host gets it: `master-controller check-config`.
+"""Check a configuration before a host gets it: `master-controller check-config`.
 
-It is the rules of `Settings`, and of Apprise for alert addresses, for the operator's machine: a
-deployment asks them of the very sources that it is going to deploy. The environment and its secrets
-do not count there.
+A deployment runs this on the operator's machine, from the sources that it is going to deploy. It
+applies the rules of `ControllerSettings`, and has Apprise read the alert addresses. Environment
+variables and the operator's own secrets are ignored.
 
 JSON in:  config   what the deployment writes by itself
           given    the keys of the inventory's `controller`
@@ -19,11 +19,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from polydev.controller.settings import SECRETS, Settings, secret_name, wrong_case
+from polydev.controller.settings import SECRETS, ControllerSettings, secret_name, wrong_case
 from polydev.validation import dotted, near, problems_of
 
 
-class Candidate(Settings):
+class Candidate(ControllerSettings):
     """Settings from nothing but what is passed in."""
 
     @classmethod
@@ -49,7 +49,8 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
         Candidate(**{**config, **sound, **kept})
     except ValidationError as error:
         found += [
-            (_path(dotted(path), kept), words) for path, words in problems_of(error, Settings)
+            (_path(dotted(path), kept), words)
+            for path, words in problems_of(error, ControllerSettings)
         ]
     except TypeError:
         found.append(("controller", "its keys must be text"))

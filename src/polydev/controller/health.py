@@ -30,18 +30,18 @@ class Component(ApiModel):
     detail: str
 
 
-class Database(Component):
+class DatabaseHealth(Component):
     revision: str | None = None
     expected_revision: str = HEAD
 
 
-class ImageStore(Component):
+class ImageStoreHealth(Component):
     golden: str | None = None
 
 
 class Components(ApiModel):
-    database: Database
-    image_store: ImageStore
+    database: DatabaseHealth
+    image_store: ImageStoreHealth
 
 
 class HealthReport(ApiModel):
@@ -81,18 +81,18 @@ class Health:
     def uptime_seconds(self) -> float:
         return round(time.monotonic() - self.started, 3)
 
-    async def database(self) -> Database:
+    async def database(self) -> DatabaseHealth:
         try:
             looking = self.store.uninterrupted(self._look())
             revision, roles = await asyncio.wait_for(looking, DATABASE_TIMEOUT_SECONDS)
         except asyncio.TimeoutError:
-            return Database(
+            return DatabaseHealth(
                 status="unhealthy", detail=f"no answer within {DATABASE_TIMEOUT_SECONDS} s"
             )
         except (SQLAlchemyError, OSError) as error:
             # Only the driver's own words: SQLAlchemy's would quote the statement.
             cause = getattr(error, "orig", None) or error
-            return Database(status="unhealthy", detail=f"cannot be reached: {cause}")
+            return DatabaseHealth(status="unhealthy", detail=f"cannot be reached: {cause}")
         self.was_current = self.was_current or revision == HEAD
         return database_state(revision, was_current=self.was_current, roles=roles)
 
@@ -105,7 +105,7 @@ class Health:
 
 def database_state(
     revision: str | None, *, was_current: bool, roles: Sequence[str] = ()
-) -> Database:
+) -> DatabaseHealth:
     """What a database at `revision` means to this code, whose tables also `roles` may use.
 
     A deployment migrates before it hands over, and a rollback restores before it does: the
@@ -113,28 +113,28 @@ def database_state(
     """
     if revision == HEAD and roles:
         detail = f"at revision {HEAD}, and open to other roles: {', '.join(roles)}"
-        return Database(status="degraded", detail=detail, revision=revision)
+        return DatabaseHealth(status="degraded", detail=detail, revision=revision)
     if revision == HEAD:
-        return Database(status="healthy", detail=f"at revision {HEAD}", revision=revision)
+        return DatabaseHealth(status="healthy", detail=f"at revision {HEAD}", revision=revision)
     found = f"at revision {revision}" if revision else "never migrated"
     detail = f"{found}, this release needs {HEAD}"
     if was_current and revision:
-        return Database(
+        return DatabaseHealth(
             status="degraded", detail=f"{detail}: another is being deployed", revision=revision
         )
-    return Database(
+    return DatabaseHealth(
         status="unhealthy", detail=f"{detail}: run master-controller migrate", revision=revision
     )
 
 
-def image_store_state(store: Path) -> ImageStore:
+def image_store_state(store: Path) -> ImageStoreHealth:
     """Is there a golden image to start VMs from?"""
     link = store / GOLDEN_LINK
     if not os.path.lexists(link):
-        return ImageStore(status="degraded", detail=f"no golden image: {link} is missing")
+        return ImageStoreHealth(status="degraded", detail=f"no golden image: {link} is missing")
     if not link.exists():
-        return ImageStore(
+        return ImageStoreHealth(
             status="degraded", detail=f"golden image is missing: {link} points to nothing"
         )
     digest = link.resolve().parent.name
-    return ImageStore(status="healthy", detail=f"golden image {digest}", golden=digest)
+    return ImageStoreHealth(status="healthy", detail=f"golden image {digest}", golden=digest)

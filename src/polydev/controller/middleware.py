@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from polydev.controller.auth.authentication import Identity, is_bearer
+from polydev.controller.auth.authentication import Authenticator, is_bearer
 from polydev.controller.auth.client_address import asked_from
-from polydev.controller.auth.csrf import Rules, shows_session_by_ticket
+from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
 from polydev.controller.auth.page_key import check_scope
-from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Caller
 from polydev.controller.paths import HEALTH_PATH
@@ -177,10 +177,16 @@ class Gate:
     asks who it is.
     """
 
-    def __init__(self, app: ASGIApp, identity: Identity, requests: Buckets, rules: Rules) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        limiter: RateLimiter,
+        rules: BrowserRules,
+    ) -> None:
         self.app = app
-        self.identity = identity
-        self.requests = requests
+        self.authenticator = authenticator
+        self.limiter = limiter
         self.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,7 +194,7 @@ class Gate:
             try:
                 caller = await self._caller(scope)
                 check_scope(caller, scope["method"], scope["path"])
-                self.requests.take(caller.counted_as)
+                self.limiter.take(caller.counted_as)
             except (Error, HTTPException) as refusal:
                 response = await answer_problem(Request(scope), refusal)
                 if isinstance(refusal, NotAuthenticated):
@@ -203,12 +209,14 @@ class Gate:
         authorization, access_token = _credentials(scope)
         cookie = self.rules.cookie_of(scope)
         if cookie is None or access_token or is_bearer(authorization):
-            return await self.identity.caller(authorization, access_token, *asked_from(scope))
+            return await self.authenticator.caller(authorization, access_token, *asked_from(scope))
         if scope["method"] not in SAFE_METHODS:
             self.rules.check_is_own(headers, cookie)
         elif scope["path"].startswith(API_PREFIX):  # some of these start something
             self.rules.check_is_no_other_site(headers)
-        caller = await self.identity.counted(self.identity.of_cookie(cookie), *asked_from(scope))
+        caller = await self.authenticator.counted(
+            self.authenticator.of_cookie(cookie), *asked_from(scope)
+        )
         scope["state"]["cookie"] = cookie
         return caller
 

@@ -14,7 +14,7 @@ from polydev.controller.settings import ConnectionLimits
 MOST_EXAMINED = 32
 
 
-class Connection(Protocol):
+class PendingConnection(Protocol):
     """`place` is the address or network that it comes from; None: no limit of its own."""
 
     @property
@@ -27,18 +27,18 @@ class Connection(Protocol):
         """Close it, and say why where that is possible."""
 
 
-class Unfinished:
+class PendingConnections:
     """The connections without a complete request, in the order in which they began to wait."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
-        self._all: dict[Connection, None] = {}
-        self._by_place: dict[str | None, dict[Connection, None]] = {}
+        self._all: dict[PendingConnection, None] = {}
+        self._by_place: dict[str | None, dict[PendingConnection, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: PendingConnection) -> None:
         """It waits for a request, unless it does so already. What exceeds a limit is evicted."""
         if connection in self._all:
             return
@@ -49,7 +49,7 @@ class Unfinished:
         if len(self._all) > self._limits.unfinished:
             self._evict_oldest(self._all)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: PendingConnection) -> None:
         """Its request is complete, or it is closed; again is nothing."""
         if connection not in self._all:
             return
@@ -59,7 +59,7 @@ class Unfinished:
         if not here:
             del self._by_place[connection.place]
 
-    def _evict_oldest(self, connections: dict[Connection, None]) -> None:
+    def _evict_oldest(self, connections: dict[PendingConnection, None]) -> None:
         for _ in range(min(MOST_EXAMINED, len(connections))):
             oldest = next(iter(connections))
             if not oldest.is_arriving():

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from polydev.controller.auth.client_address import Networks, place_of
 from polydev.controller.metrics import Metrics
-from polydev.controller.pending_connections import Unfinished
+from polydev.controller.pending_connections import PendingConnections
 from polydev.controller.request_limits import (
     MALFORMED,
     MOST_PARSED_BYTES,
@@ -55,7 +55,7 @@ class State(ServerState):
         super().__init__()
         self.limits = limits
         self.trusted_proxies = trusted_proxies
-        self.unfinished = Unfinished(limits)
+        self.unfinished = PendingConnections(limits)
         self.unread: dict[Protocol, None] = {}
         self.refused = metrics.connections_refused
         metrics.connections_unfinished.set_function(lambda: len(self.unfinished))

@@ -31,7 +31,7 @@ from polydev.controller.protocol import LINGER_SECONDS, Protocol, State
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import ConfigError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -45,7 +45,9 @@ class Server(UvicornServer):
 
     server_state: State
 
-    def __init__(self, settings: Settings, app: FastAPI, *, only_if_healthy: bool) -> None:
+    def __init__(
+        self, settings: ControllerSettings, app: FastAPI, *, only_if_healthy: bool
+    ) -> None:
         super().__init__(_uvicorn_config(settings, app))
         self.app = app
         self.services: Services = app.state.services
@@ -136,7 +138,7 @@ class Server(UvicornServer):
         yield
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def _tls(settings: ControllerSettings) -> ssl.SSLContext | None:
     """What TLS is spoken with; None without a certificate."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
@@ -148,7 +150,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return server_context(certificate, settings.tls_key.get_secret_value())
 
 
-def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:
+def _uvicorn_config(settings: ControllerSettings, app: FastAPI) -> Config:
     return Config(
         app,
         http=Protocol,
@@ -164,7 +166,7 @@ def _uvicorn_config(settings: Settings, app: FastAPI) -> Config:
     )
 
 
-def serve(settings: Settings, *, only_if_healthy: bool) -> int:
+def serve(settings: ControllerSettings, *, only_if_healthy: bool) -> int:
     """Serve until told to end; the exit status."""
     server = Server(settings, create_app(settings), only_if_healthy=only_if_healthy)
     server.run(sockets=inherited_sockets() or [_own_socket(settings.host, settings.port)])

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
-from polydev.controller.auth.authentication import Identity, JwtReader
-from polydev.controller.auth.csrf import Rules
-from polydev.controller.auth.jwks import Keys
-from polydev.controller.auth.rate_limits import Buckets, StreamLimit
+from polydev.controller.auth.authentication import Authenticator, JwtReader
+from polydev.controller.auth.csrf import BrowserRules
+from polydev.controller.auth.jwks import Jwks
+from polydev.controller.auth.rate_limits import RateLimiter, StreamLimit
 from polydev.controller.auth.token_watch import TokenWatch
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
@@ -36,7 +36,7 @@ from polydev.controller.model import Vm
 from polydev.controller.relay.viewers import Viewers
 from polydev.controller.release import release_id
 from polydev.controller.sealing import keyring_of
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections
@@ -66,11 +66,11 @@ WAKE_SECONDS = 30.0
 class Services:
     """`hypervisor` and `driver` are None on a host without slots.
 
-    requests, starts, credential_uses   how often each caller may ask, start sessions, and have
-                       something done with credentials
-    streams            how many of them each user may read at once
+    request_limiter, start_limiter, credential_limiter   how often each caller may send
+                       requests, start sessions, and use credentials
+    stream_limit       how many streams each user may read at once
     token_watch        ends streams and viewers whose caller has lost access
-    rules              what comes from our own pages, and how browsers reach them
+    browser_rules      which requests our own pages send, and how browsers reach them
     consoles           of VMs that somebody follows
     event_notifier     wakes those who follow sessions when any session has an event
     viewers            who looks at which session
@@ -78,7 +78,7 @@ class Services:
     ending             set as soon as the service is told to end: streams let go of their clients
     """
 
-    settings: Settings
+    settings: ControllerSettings
     database: Database
     users: Users
     tokens: Tokens
@@ -99,15 +99,15 @@ class Services:
     driver: Driver | None
     agent: AgentClient
     sampler: SampleLoop
-    identity: Identity
+    authenticator: Authenticator
     health: Health
     metrics: Metrics
-    requests: Buckets
-    starts: Buckets
-    credential_uses: Buckets
-    streams: StreamLimit
+    request_limiter: RateLimiter
+    start_limiter: RateLimiter
+    credential_limiter: RateLimiter
+    stream_limit: StreamLimit
     token_watch: TokenWatch
-    rules: Rules
+    browser_rules: BrowserRules
     consoles: Consoles
     screenshots: Screenshots
     event_notifier: EventNotifier
@@ -169,7 +169,7 @@ class Services:
     async def close(self) -> None:
         await self.end()
         await self.screenshots.close()
-        await self.identity.close()
+        await self.authenticator.close()
         await self.agent.close()
         await self.deliveries.close()
         if self.hypervisor is not None:
@@ -177,7 +177,7 @@ class Services:
         await self.database.close()
 
 
-def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> Services:
+def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None = None) -> Services:
     """Nothing connects and nothing runs yet."""
     started = time.monotonic()
     release = release_id(settings.release_file)
@@ -246,14 +246,14 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
         driver=driver,
         agent=agent,
         sampler=sampler,
-        identity=_identity(settings, users, tokens, sign_ins),
+        authenticator=_authenticator(settings, users, tokens, sign_ins),
         health=health,
         metrics=metrics,
-        requests=Buckets(rate.requests_per_second, rate.burst),
-        starts=Buckets(rate.starts_per_minute / 60, rate.starts_burst),
-        credential_uses=Buckets(rate.credentials_per_minute / 60, rate.credentials_burst),
-        streams=StreamLimit(rate.streams),
-        rules=Rules(settings.web.public_url, settings.trusted_proxies),
+        request_limiter=RateLimiter(rate.requests_per_second, rate.burst),
+        start_limiter=RateLimiter(rate.starts_per_minute / 60, rate.starts_burst),
+        credential_limiter=RateLimiter(rate.credentials_per_minute / 60, rate.credentials_burst),
+        stream_limit=StreamLimit(rate.streams),
+        browser_rules=BrowserRules(settings.web.public_url, settings.trusted_proxies),
         token_watch=TokenWatch(tokens, users, sign_ins),
         consoles=Consoles(vms),
         screenshots=Screenshots(),
@@ -265,7 +265,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor | None = None) -> 
     )
 
 
-def _hypervisor(settings: Settings) -> Hypervisor | None:
+def _hypervisor(settings: ControllerSettings) -> Hypervisor | None:
     if not settings.slots:
         return None
     from polydev.controller.machines.systemd_hypervisor import (
@@ -275,17 +275,19 @@ def _hypervisor(settings: Settings) -> Hypervisor | None:
     return SystemdHypervisor(settings)
 
 
-def _identity(settings: Settings, users: Users, tokens: Tokens, sign_ins: SignIns) -> Identity:
+def _authenticator(
+    settings: ControllerSettings, users: Users, tokens: Tokens, sign_ins: SignIns
+) -> Authenticator:
     rules = settings.identity
-    keys = Keys(rules.jwks_url) if rules.jwks_url else None
+    keys = Jwks(rules.jwks_url) if rules.jwks_url else None
     rate = settings.rate
-    failures = Buckets(rate.failures_per_minute / 60, rate.failures_burst)
+    failures = RateLimiter(rate.failures_per_minute / 60, rate.failures_burst)
     jwts = JwtReader(settings.jwt_secret, rules, keys)
-    return Identity(users, tokens, sign_ins, jwts, failures, settings.trusted_proxies)
+    return Authenticator(users, tokens, sign_ins, jwts, failures, settings.trusted_proxies)
 
 
 def _deliveries(
-    settings: Settings,
+    settings: ControllerSettings,
     database: Database,
     leads: Callable[[], bool],
     registry: CollectorRegistry,
@@ -297,7 +299,7 @@ def _deliveries(
 
 
 def _works(
-    settings: Settings,
+    settings: ControllerSettings,
     database: Database,
     driver: Driver | None,
     sampler: SampleLoop,

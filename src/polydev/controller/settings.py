@@ -102,7 +102,7 @@ class Environment(EnvSettingsSource):
             ) from None
 
 
-class Credentials(PydanticBaseSettingsSource):
+class CredentialsDirectory(PydanticBaseSettingsSource):
     """Secrets from the folder that systemd makes for the service."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
@@ -133,7 +133,7 @@ def is_key_of_two(secret: bytes) -> bool:
 def wrong_case(key: object) -> str | None:
     """The key that is meant by one in other letters; pydantic-settings takes both for the same."""
     name = str(key).lower()
-    return name if name in Settings.model_fields and name != key else None
+    return name if name in ControllerSettings.model_fields and name != key else None
 
 
 def secret_name(field: str) -> str:
@@ -296,7 +296,7 @@ class ConnectionLimits(Group):
     unfinished_per_address: int = Field(default=256, ge=1)
 
 
-class Identity(Group):
+class JwtSettings(Group):
     """Whose JWTs are taken, besides those signed with `jwt_secret`."""
 
     jwks_url: str | None = Field(default=None, pattern="^https?://")
@@ -437,7 +437,7 @@ class WebhookSettings(Group):
         return endpoints
 
 
-class Settings(BaseSettings):
+class ControllerSettings(BaseSettings):
     """One frozen value. What is passed in stands for the file, so the environment overrides it."""
 
     model_config = SettingsConfigDict(
@@ -502,7 +502,7 @@ class Settings(BaseSettings):
     """Whose word on where a request comes from is taken: addresses or networks of proxies."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API from a browser."""
-    identity: Identity = Identity()
+    identity: JwtSettings = JwtSettings()
     web: WebSettings = WebSettings()
     samples: Sampling = Sampling()
     alert: AlertRules = AlertRules()
@@ -666,10 +666,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return Environment(settings_cls), Credentials(settings_cls), init_settings
+        return Environment(settings_cls), CredentialsDirectory(settings_cls), init_settings
 
 
-def load_settings(file: Path) -> Settings:
+def load_settings(file: Path) -> ControllerSettings:
     """Read `file` and everything that overrides it. Raises ConfigError naming file and key."""
     values = load_yaml(file)
     if values is None:
@@ -682,13 +682,15 @@ def load_settings(file: Path) -> Settings:
                 f"there is no such key; did you mean {meant}?", file=file, key=str(key)
             )
     try:
-        return Settings(**values)
+        return ControllerSettings(**values)
     except ValidationError as error:
         raise _config_error(file, error) from None  # pydantic's own text quotes the values
 
 
 def _config_error(file: Path, error: ValidationError) -> ConfigError:
-    first, *others = [(dotted(path), words) for path, words in problems_of(error, Settings)]
+    first, *others = [
+        (dotted(path), words) for path, words in problems_of(error, ControllerSettings)
+    ]
     rest = "".join(f"; {key}: {message}" for key, message in others)
     places = [f"the secret {secret_name(first[0])}"] if first[0] in SECRETS else []
     places += ["the file", f"the variable {_variable_of(first[0])}"]

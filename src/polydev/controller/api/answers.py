@@ -77,7 +77,7 @@ SESSION_VM_EXAMPLE: dict[str, Any] = {
 }
 
 
-class Receipt(ApiModel):
+class ReceiptAnswer(ApiModel):
     """A guest's account of itself once it had its identity, before it was anybody's.
 
     Only the guest and its host know the secret; `random` is the first that its kernel drew then.
@@ -106,7 +106,7 @@ class Boot(ApiModel):
     timings: Mapping[str, float]
     template: str | None
     boots_because: str | None
-    receipt: Receipt | None
+    receipt: ReceiptAnswer | None
 
 
 class Failure(ApiModel):
@@ -203,7 +203,7 @@ class SessionList(ApiModel):
     next: str | None
 
 
-class Ports(ApiModel):
+class VmPorts(ApiModel):
     """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
 
     agent: int = AGENT_PORT
@@ -232,7 +232,7 @@ class VmAnswer(ApiModel):
     released_at: datetime | None
     pooled: bool
     paused_at: datetime | None
-    ports: Ports = Ports()
+    ports: VmPorts = VmPorts()
 
 
 class SessionVmAnswer(VmAnswer):
@@ -257,7 +257,7 @@ class VmList(ApiModel):
     next: str | None
 
 
-class Console(ApiModel):
+class ConsoleAnswer(ApiModel):
     """The end of a VM's serial console, without control sequences."""
 
     vm_id: str
@@ -312,7 +312,7 @@ def _boot(vm: Vm) -> Boot:
         timings=vm.timings,
         template=vm.template,
         boots_because=vm.boots_because,
-        receipt=Receipt.model_validate(vm.receipt) if vm.receipt else None,
+        receipt=ReceiptAnswer.model_validate(vm.receipt) if vm.receipt else None,
     )
 
 

@@ -181,7 +181,7 @@ def _add_store(router: APIRouter, services: Services) -> None:
         },
     )
     async def store(body: StoreRequest, caller: Asking, response: Response) -> StoredAnswer:
-        services.credential_uses.take(caller.user_id)
+        services.credential_limiter.take(caller.user_id)
         session_id = str(body.session_id) if body.session_id else None
         provider = known_name(services, body.provider, "body", "provider")
         plain = compact_json(body.credentials)
@@ -212,7 +212,7 @@ def _add_all(router: APIRouter, services: Services) -> None:
         responses=refusals(),
     )
     async def remove_all(caller: Asking) -> None:
-        services.credential_uses.take(caller.user_id)
+        services.credential_limiter.take(caller.user_id)
         await services.credentials.remove_all(caller.user_id, actor_of(caller))
 
 
@@ -224,7 +224,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own=OWN_REFUSALS),
     )
     async def get_credentials(provider: OfProvider, caller: Asking) -> Response:
-        services.credential_uses.take(caller.user_id)
+        services.credential_limiter.take(caller.user_id)
         name, actor = present_name(services, provider), actor_of(caller)
         with unknown_before_absent(services, name):
             stored, content = await services.credentials.get(caller.user_id, name, actor)
@@ -237,7 +237,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
         responses=refusals(422, own={404: OWN_REFUSALS[404]}),
     )
     async def remove(provider: OfProvider, caller: Asking) -> None:
-        services.credential_uses.take(caller.user_id)
+        services.credential_limiter.take(caller.user_id)
         name, actor = present_name(services, provider), actor_of(caller)
         with unknown_before_absent(services, name):
             await services.credentials.remove(caller.user_id, name, actor)

@@ -70,7 +70,7 @@ def routes(services: Services) -> APIRouter:
         session = await session_for(services, caller, session_id)
         if not session.is_live and not await services.sessions.news(session.id, last_event_id, 1):
             return Response(status_code=204)  # tells an EventSource not to come again
-        services.streams.check(caller.counted_as)
+        services.stream_limit.check(caller.counted_as)
         text = stream(services, caller, session.id, last_event_id, session.user_id)
         return StreamingResponse(text, media_type=MEDIA_TYPE, headers=UNTOUCHED)
 
@@ -82,7 +82,7 @@ async def stream(
 ) -> AsyncGenerator[str, None]:
     """News after that number, until the session, the caller's right to it or the service ends."""
     access = services.token_watch.until_invalid(caller, owner_id)
-    with services.streams.reading(caller.counted_as), access as access_end:
+    with services.stream_limit.reading(caller.counted_as), access as access_end:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
         async with services.event_notifier.subscribed():
             hidden = OWNERS_KINDS if caller.view_only else frozenset()

@@ -22,7 +22,7 @@ from starlette.websockets import WebSocket
 
 from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.auth.client_address import asked_from
-from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.auth.token_watch import AccessEnd
 from polydev.controller.model import Caller, Session, Vm
 from polydev.controller.relay.close_reasons import (
@@ -87,7 +87,7 @@ class Screens:
         self._figures = RelayMetrics(services.metrics.registry, self._viewers.admitted)
         self._buffers = Buffers()
         self._keepalive = KeepaliveTimer()
-        self._frames = Buckets(FRAMES_PER_SECOND, FRAMES_BURST)
+        self._frames = RateLimiter(FRAMES_PER_SECOND, FRAMES_BURST)
 
     async def show(self, websocket: WebSocket, session_id: str) -> None:
         """From the upgrade to the end of the connection."""
@@ -144,7 +144,7 @@ class Screens:
 
     async def _caller(self, websocket: WebSocket) -> Caller:
         """Return who opens the viewer: a page of ours by a ticket, other programs by a token."""
-        identity, peer = self._services.identity, asked_from(websocket.scope)
+        identity, peer = self._services.authenticator, asked_from(websocket.scope)
         ticket = websocket.query_params.get("ticket")
         if ticket is not None:
             caller = await identity.counted(self._of_ticket(websocket, ticket), *peer)
@@ -152,12 +152,12 @@ class Screens:
             authorization = websocket.headers.get("authorization")
             token = websocket.query_params.get("access_token")
             caller = await identity.caller(authorization, token, *peer)
-        self._services.requests.take(caller.counted_as)
+        self._services.request_limiter.take(caller.counted_as)
         return caller
 
     async def _of_ticket(self, websocket: WebSocket, ticket: str) -> Caller:
         page = websocket.headers.get("origin")
-        rules = self._services.rules
+        rules = self._services.browser_rules
         if page is not None and not rules.is_own_origin(page, websocket.headers):
             raise NotAllowed("tickets are for pages of this host")
         caller = await self._services.tickets.redeem(ticket, "viewer")

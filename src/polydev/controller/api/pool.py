@@ -12,7 +12,7 @@ from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.pool import pool_state
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.vms import Vms
 
 EXAMPLE: dict[str, Any] = {
@@ -57,7 +57,9 @@ def add_pool(router: APIRouter, services: Services) -> None:
         return await pool_answer(services.settings, services.vms, services.hypervisor)
 
 
-async def pool_answer(settings: Settings, vms: Vms, hypervisor: Hypervisor | None) -> PoolAnswer:
+async def pool_answer(
+    settings: ControllerSettings, vms: Vms, hypervisor: Hypervisor | None
+) -> PoolAnswer:
     state = await pool_state(settings, await vms.held(), hypervisor)
     template = state.origin.template if state.origin else None
     return PoolAnswer(

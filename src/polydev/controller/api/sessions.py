@@ -172,7 +172,7 @@ def _add_start(router: APIRouter, services: Services) -> None:
         if body.use_stored_credentials and user_id != caller.user_id:
             raise NotAllowed("only their owner starts a session with stored credentials")
         provider = known_name(services, body.provider, "body", "provider")
-        services.starts.take(caller.user_id)
+        services.start_limiter.take(caller.user_id)
         new = NewSession(
             user_id,
             provider,

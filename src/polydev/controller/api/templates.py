@@ -12,7 +12,7 @@ from polydev.controller.api.error_responses import refusals
 from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.services import Services
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError
 from polydev.vm.template_store import Template
 
@@ -114,7 +114,9 @@ def add_templates(router: APIRouter, services: Services) -> None:
         return await templates_answer(services.settings, services.hypervisor)
 
 
-async def templates_answer(settings: Settings, hypervisor: Hypervisor | None) -> TemplatesAnswer:
+async def templates_answer(
+    settings: ControllerSettings, hypervisor: Hypervisor | None
+) -> TemplatesAnswer:
     """Raises VmError."""
     if hypervisor is None:
         return _none(settings, "this host declares no slots")
@@ -134,7 +136,7 @@ async def templates_answer(settings: Settings, hypervisor: Hypervisor | None) ->
     )
 
 
-def _none(settings: Settings, why: str) -> TemplatesAnswer:
+def _none(settings: ControllerSettings, why: str) -> TemplatesAnswer:
     return TemplatesAnswer(
         enabled=settings.templates,
         golden_image=None,

@@ -171,9 +171,9 @@ def _add_redeem(router: APIRouter, services: Services) -> None:
     )
     async def redeem(body: RedeemRequest, request: Request) -> KeyAnswer:
         looked_up = _redeemed(services, body.ticket)
-        caller = await services.identity.counted(looked_up, *asked_from(request.scope))
+        caller = await services.authenticator.counted(looked_up, *asked_from(request.scope))
         assert caller.session_id is not None
-        services.requests.take(caller.counted_as)
+        services.request_limiter.take(caller.counted_as)
         session = await services.sessions.get(caller.session_id)
         if not session.is_live:
             raise SessionExpired(f"the session is over ({session.state})", "ask for another link")

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from polydev.controller.api.answers import Console, VmAnswer, VmList, vm_answer
+from polydev.controller.api.answers import ConsoleAnswer, VmAnswer, VmList, vm_answer
 from polydev.controller.api.error_responses import refusals
 from polydev.controller.auth.authentication import BEARER, Asking
-from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.host.sample_loop import vm_usage_of
 from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.machines.console_stream import MOST_LINES, tail
@@ -32,7 +32,7 @@ CONSOLE_ANSWER = {
     "description": "The last lines",
     "content": {
         "text/plain": {"schema": {"type": "string"}, "example": CONSOLE_EXAMPLE},
-        "application/json": {"schema": Console.model_json_schema()},
+        "application/json": {"schema": ConsoleAnswer.model_json_schema()},
     },
 }
 CONSOLE_DESCRIPTION = (
@@ -155,7 +155,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
 
 
 def _add_screenshot(router: APIRouter, services: Services) -> None:
-    asked = Buckets(SCREENSHOTS_PER_SECOND, SCREENSHOTS_BURST)
+    asked = RateLimiter(SCREENSHOTS_PER_SECOND, SCREENSHOTS_BURST)
 
     @router.get(
         "/{vm_id}/screenshot",
@@ -176,7 +176,7 @@ def _add_screenshot(router: APIRouter, services: Services) -> None:
 
 def _as_lines(vm: Vm, text: bytes, count: int) -> Response:
     plain = last_lines(text.decode(errors="replace"), count) if count else []
-    answer = Console(vm_id=vm.id, lines=plain)
+    answer = ConsoleAnswer(vm_id=vm.id, lines=plain)
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 
 
@@ -193,12 +193,12 @@ def _console_of(services: Services, vm: Vm) -> File:
 async def _following(
     services: Services, caller: Caller, vm: Vm, file: File, lines: int
 ) -> StreamingResponse:
-    services.streams.check(caller.user_id)
+    services.stream_limit.check(caller.user_id)
     session = await services.sessions.of_vm(vm.id)
     access = services.token_watch.until_invalid(caller, session.user_id if session else NOBODY)
 
     async def text() -> AsyncIterator[bytes]:
-        with services.streams.reading(caller.user_id), access as access_end:
+        with services.stream_limit.reading(caller.user_id), access as access_end:
             access_end.add_done_callback(lambda _end: services.consoles.ring())
 
             def is_to_end() -> bool:

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from polydev.controller import settings as configured
 from polydev.controller.auth.client_address import Networks, source_of
-from polydev.controller.auth.jwks import Keys, KeysUnavailable
-from polydev.controller.auth.rate_limits import Buckets
+from polydev.controller.auth.jwks import Jwks, KeysUnavailable
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
 from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns
@@ -44,7 +44,7 @@ class JwtReader:
     """Checks JWTs: signature, times, audience and issuer."""
 
     def __init__(
-        self, secret: SecretStr | None, rules: configured.Identity, keys: Keys | None
+        self, secret: SecretStr | None, rules: configured.JwtSettings, keys: Jwks | None
     ) -> None:
         self._secret = secret
         self._rules = rules
@@ -114,7 +114,7 @@ def _reason(error: jwt.PyJWTError) -> str:
     )
 
 
-class Identity:
+class Authenticator:
     """`failures` is how often each address may fail to come in."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Identity:
         tokens: Tokens,
         sign_ins: SignIns,
         jwts: JwtReader,
-        failures: Buckets,
+        failures: RateLimiter,
         trusted_proxies: Networks = (),
     ) -> None:
         self._users = users

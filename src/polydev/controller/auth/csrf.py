@@ -30,7 +30,7 @@ def shows_session_by_ticket(scope: Scope) -> bool:
 
 
 @dataclass(frozen=True)
-class Rules:
+class BrowserRules:
     """`public_url` is the address by which browsers reach us, None where it is the one they name.
 
     `proxies` are believed about whether that is by TLS.

@@ -32,7 +32,7 @@ class NotFetched(Exception):
     """Why the provider's answer is no set of keys, in words without its address."""
 
 
-class Keys:
+class Jwks:
     """Keys by their id. Fetches at most once in FETCH_PAUSE_SECONDS, whatever is asked for.
 
     A key that is known is answered at once; where it is older than KEEP_SECONDS, the provider is

@@ -24,7 +24,7 @@ class _Bucket:
     at: float
 
 
-class Buckets:
+class RateLimiter:
     """`burst` at once, then `per_second` on average.
 
     There are MOST_BUCKETS at most: the one that was used the longest ago is forgotten, since it is

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydev.controller.cli.user_verbs import USER_GROUPS
-from polydev.controller.cli.verb import Verb, opened
+from polydev.controller.cli.verb import ControllerVerb, opened
 
 if TYPE_CHECKING:
-    from polydev.controller.settings import Settings
+    from polydev.controller.settings import ControllerSettings
 
 
-async def rotate_credentials(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def rotate_credentials(
+    settings: ControllerSettings, _arguments: argparse.Namespace
+) -> object:
     from polydev.controller.sealing import keyring_of
     from polydev.controller.store.credentials import CredentialStore
 
@@ -29,13 +31,13 @@ async def rotate_credentials(settings: Settings, _arguments: argparse.Namespace)
         return vars(await CredentialStore(database, keys).seal_anew())
 
 
-async def send_test_alerts(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def send_test_alerts(settings: ControllerSettings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.host.alert_test_message import send_test_messages
 
     return [vars(answer) for answer in await send_test_messages(settings.alert_urls)]
 
 
-async def build_template(settings: Settings, arguments: argparse.Namespace) -> object:
+async def build_template(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.machines.template_maker import make_template
     from polydev.run import hand_over
 
@@ -52,13 +54,13 @@ async def build_template(settings: Settings, arguments: argparse.Namespace) -> o
     return {"made": made, "enabled": True, **vars(template)}
 
 
-async def list_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def list_templates(settings: ControllerSettings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.machines.host_templates import templates_of
 
     return [vars(template) for template in templates_of(settings).all()]
 
 
-async def report_templates(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def report_templates(settings: ControllerSettings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.api.pool import pool_answer
     from polydev.controller.api.templates import templates_answer
     from polydev.controller.database import create_engine
@@ -78,13 +80,13 @@ async def report_templates(settings: Settings, _arguments: argparse.Namespace) -
     return {**told, "pool": pool.model_dump(mode="json", by_alias=True)}
 
 
-async def back_up_database(settings: Settings, arguments: argparse.Namespace) -> object:
+async def back_up_database(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.backup import backup
 
     return await backup(settings.database_url, arguments.file)
 
 
-async def restore_database(settings: Settings, arguments: argparse.Namespace) -> object:
+async def restore_database(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.backup import require_restorable, restore
 
     if arguments.check:
@@ -92,19 +94,19 @@ async def restore_database(settings: Settings, arguments: argparse.Namespace) ->
     return await restore(settings.database_url, arguments.file, in_use=arguments.in_use)
 
 
-async def check_database(settings: Settings, arguments: argparse.Namespace) -> object:
+async def check_database(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.database_check import check_database
 
     return await check_database(settings.database_url, with_tools=not arguments.no_tools)
 
 
 FILE = {"type": Path, "metavar": "FILE"}
-GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
+GROUPS: dict[str, tuple[str, dict[str, ControllerVerb]]] = {
     **USER_GROUPS,
     "credentials": (
         "credentials of users, sealed by the keys of the host",
         {
-            "rotate": Verb(
+            "rotate": ControllerVerb(
                 "seal with the first key what another one seals; print how many as JSON",
                 rotate_credentials,
             ),
@@ -113,7 +115,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "templates": (
         "booted VMs, saved, from which other VMs are resumed",
         {
-            "build": Verb(
+            "build": ControllerVerb(
                 "make the golden image's, unless it is there; in a network namespace of its own",
                 build_template,
                 {
@@ -123,8 +125,8 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                     },
                 },
             ),
-            "list": Verb("print those that are there as JSON", list_templates),
-            "report": Verb(
+            "list": ControllerVerb("print those that are there as JSON", list_templates),
+            "report": ControllerVerb(
                 "print as JSON which one serves, whether one is being made or failed, and the pool",
                 report_templates,
             ),
@@ -133,7 +135,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "alert": (
         "messages about alerts, to what the secret alert-urls names",
         {
-            "test": Verb(
+            "test": ControllerVerb(
                 "send a test message to each; print what came of it as JSON", send_test_alerts
             ),
         },
@@ -141,12 +143,12 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "database": (
         "copies of the database, and back from one",
         {
-            "backup": Verb(
+            "backup": ControllerVerb(
                 "copy the database to a new file while it is in use",
                 back_up_database,
                 {"file": {**FILE, "help": "where to; it must not exist"}},
             ),
-            "restore": Verb(
+            "restore": ControllerVerb(
                 "replace the database by a copy, whole or not at all; the service must be stopped",
                 restore_database,
                 {
@@ -161,7 +163,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                     },
                 },
             ),
-            "check": Verb(
+            "check": ControllerVerb(
                 "see that the database can be used, and print what it is as JSON",
                 check_database,
                 {

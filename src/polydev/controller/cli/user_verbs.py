@@ -7,11 +7,11 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
-from polydev.controller.cli.verb import Verb, opened
+from polydev.controller.cli.verb import ControllerVerb, opened
 from polydev.controller.model import Role, Token, User, now
 
 if TYPE_CHECKING:
-    from polydev.controller.settings import Settings
+    from polydev.controller.settings import ControllerSettings
 
 NAME_LENGTH = 200
 TOKEN_DAYS = 90.0
@@ -37,7 +37,7 @@ def token_fields(token: Token) -> dict[str, object]:
     return {"id": token.id, "userId": token.user_id, "name": token.name, **said}
 
 
-async def add_user(settings: Settings, arguments: argparse.Namespace) -> object:
+async def add_user(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:
@@ -45,14 +45,14 @@ async def add_user(settings: Settings, arguments: argparse.Namespace) -> object:
     return user_fields(made)
 
 
-async def list_users(settings: Settings, _arguments: argparse.Namespace) -> object:
+async def list_users(settings: ControllerSettings, _arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:
         return [user_fields(user) for user in await Users(database).list()]
 
 
-async def change_role(settings: Settings, arguments: argparse.Namespace) -> object:
+async def change_role(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:
@@ -61,7 +61,7 @@ async def change_role(settings: Settings, arguments: argparse.Namespace) -> obje
         return user_fields(await users.set_role(user.id, arguments.role))
 
 
-async def rename_user(settings: Settings, arguments: argparse.Namespace) -> object:
+async def rename_user(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:
@@ -70,14 +70,14 @@ async def rename_user(settings: Settings, arguments: argparse.Namespace) -> obje
         return user_fields(await users.rename(user.id, arguments.name))
 
 
-async def show_user(settings: Settings, arguments: argparse.Namespace) -> object:
+async def show_user(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Users
 
     async with opened(settings.database_url) as database:
         return user_fields(await Users(database).named(arguments.user))
 
 
-async def remove_user(settings: Settings, arguments: argparse.Namespace) -> object:
+async def remove_user(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.user_removal import remove_user
     from polydev.controller.store.users import Users
 
@@ -87,7 +87,7 @@ async def remove_user(settings: Settings, arguments: argparse.Namespace) -> obje
     return {**user_fields(user), **vars(removed)}
 
 
-async def create_token(settings: Settings, arguments: argparse.Namespace) -> object:
+async def create_token(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Tokens, Users
 
     expires_at = None if arguments.never else now() + timedelta(days=arguments.days)
@@ -97,7 +97,7 @@ async def create_token(settings: Settings, arguments: argparse.Namespace) -> obj
     return {**token_fields(made), "token": plain}
 
 
-async def list_tokens(settings: Settings, arguments: argparse.Namespace) -> object:
+async def list_tokens(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Tokens, Users
 
     async with opened(settings.database_url) as database:
@@ -105,7 +105,7 @@ async def list_tokens(settings: Settings, arguments: argparse.Namespace) -> obje
         return [token_fields(token) for token in await Tokens(database).list(of_user)]
 
 
-async def revoke_token(settings: Settings, arguments: argparse.Namespace) -> object:
+async def revoke_token(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.store.users import Tokens
 
     async with opened(settings.database_url) as database:
@@ -141,11 +141,11 @@ USER = {
     "metavar": "USER",
     "help": "a user's id, 4 or more characters of its beginning, or their name",
 }
-USER_GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
+USER_GROUPS: dict[str, tuple[str, dict[str, ControllerVerb]]] = {
     "user": (
         "who may ask for sessions, and as what",
         {
-            "add": Verb(
+            "add": ControllerVerb(
                 "add a user and print them as JSON",
                 add_user,
                 {
@@ -158,15 +158,17 @@ USER_GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                     },
                 },
             ),
-            "list": Verb("print all users as JSON", list_users),
-            "role": Verb("give a user another role", change_role, {"user": USER, "--role": ROLE}),
-            "rename": Verb(
+            "list": ControllerVerb("print all users as JSON", list_users),
+            "role": ControllerVerb(
+                "give a user another role", change_role, {"user": USER, "--role": ROLE}
+            ),
+            "rename": ControllerVerb(
                 "give a user another name",
                 rename_user,
                 {"user": USER, "name": {"type": _name, "help": "what people call them from now"}},
             ),
-            "show": Verb("print one user as JSON", show_user, {"user": USER}),
-            "remove": Verb(
+            "show": ControllerVerb("print one user as JSON", show_user, {"user": USER}),
+            "remove": ControllerVerb(
                 "remove a user with their sessions, tokens and credentials; print how many",
                 remove_user,
                 {"user": USER},
@@ -176,7 +178,7 @@ USER_GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "token": (
         "tokens that stand for a user; only their hashes are stored",
         {
-            "create": Verb(
+            "create": ControllerVerb(
                 "make a token and print it as JSON, this once",
                 create_token,
                 {
@@ -191,12 +193,12 @@ USER_GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
                     "--never": {"action": "store_true", "help": "it does not expire"},
                 },
             ),
-            "list": Verb(
+            "list": ControllerVerb(
                 "print tokens as JSON, without the tokens themselves",
                 list_tokens,
                 {"--user": {**USER, "help": "only those of this user"}},
             ),
-            "revoke": Verb(
+            "revoke": ControllerVerb(
                 "end a token; it counts no more from its next use",
                 revoke_token,
                 {"token": {"type": _uuid, "metavar": "ID", "help": "id of the token"}},

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polydev.controller.settings import Settings
+    from polydev.controller.settings import ControllerSettings
     from polydev.controller.store.transactions import Database
 
-Run = Callable[["Settings", argparse.Namespace], Awaitable[object]]
+Run = Callable[["ControllerSettings", argparse.Namespace], Awaitable[object]]
 MIGRATE_HINT = "master-controller migrate --config FILE"
 
 
 @dataclass(frozen=True)
-class Verb:
+class ControllerVerb:
     """One verb of a group; `options` are what `add_argument` takes."""
 
     help: str

@@ -17,7 +17,7 @@ from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.machines.pool import PoolState, pool_state
 from polydev.controller.model import Alert, Session, now
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.vms import Vms
@@ -53,7 +53,7 @@ class HostStateReader:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ControllerSettings,
         host: SystemMonitor,
         alerts: Alerts,
         health: Health,

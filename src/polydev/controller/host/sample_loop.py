@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from polydev.controller.accounting import Reading, day_of
+from polydev.controller.accounting import CounterReading, day_of
 from polydev.controller.host import deployments, network_watch
 from polydev.controller.host.alert_checker import AlertChecker
 from polydev.controller.host.alert_outbox import Outbox
@@ -37,7 +37,7 @@ from polydev.controller.host.vm_usage import VmUsage, measure_vm
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.leader_lock import shared_folder
 from polydev.controller.model import Alert, Vm, now
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.host_samples import HostSamples
@@ -67,7 +67,7 @@ class SampleLoop:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ControllerSettings,
         database: Database,
         vms: Vms,
         sessions: Sessions,
@@ -225,10 +225,10 @@ class SampleLoop:
         return dict(zip((each.id for each in held), found, strict=True))
 
 
-def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> Reading:
+def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> CounterReading:
     """A VM's counters, as far as they were measured."""
     found = used.get(vm.id, VmUsage())
-    return Reading(
+    return CounterReading(
         vm.id,
         at,
         vm.paused_at is not None,
@@ -238,7 +238,7 @@ def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> Reading:
     )
 
 
-def unsent_folder(settings: Settings) -> Path:
+def unsent_folder(settings: ControllerSettings) -> Path:
     """Where messages wait: with what else all processes of the service share."""
     return shared_folder(settings) / "unsent"
 
@@ -253,7 +253,7 @@ async def vm_usage_of(hypervisor: Hypervisor, vm: Vm) -> VmUsage:
     return await measure_vm(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)
 
 
-def _certificate_ends_at(settings: Settings) -> datetime | None:
+def _certificate_ends_at(settings: ControllerSettings) -> datetime | None:
     """When the controller's own certificate ends; None where it has none."""
     if settings.tls_certificate is None:
         return None

@@ -11,7 +11,7 @@ from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.intervals import Intervals
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.vm.cpu_wait import CpuSample
@@ -25,7 +25,7 @@ class Dependencies:
     free_memory_mib     what programs on the host could have now
     """
 
-    settings: Settings
+    settings: ControllerSettings
     vms: Vms
     sessions: Sessions
     hypervisor: Hypervisor

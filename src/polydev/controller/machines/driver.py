@@ -30,7 +30,7 @@ from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.pool import Pool, free_memory_mib
 from polydev.controller.machines.vm_lifecycle import VmLifecycle
 from polydev.controller.model import Vm, now
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.controller.states import VM_STATES
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
@@ -63,7 +63,7 @@ class Driver:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ControllerSettings,
         vms: Vms,
         sessions: Sessions,
         hypervisor: Hypervisor,

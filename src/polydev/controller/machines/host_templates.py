@@ -18,7 +18,7 @@ from polydev.controller.health import GOLDEN_LINK, image_store_state
 from polydev.controller.host.system_reader import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError, VmError
 from polydev.run import run
 from polydev.vm.accelerator import known_accelerator
@@ -38,11 +38,11 @@ class WantedTemplate:
     key: str
 
 
-def templates_of(settings: Settings) -> TemplateStore:
+def templates_of(settings: ControllerSettings) -> TemplateStore:
     return TemplateStore(settings.image_store / "templates")
 
 
-def wanted_of(settings: Settings, image_digest: str) -> WantedTemplate:
+def wanted_of(settings: ControllerSettings, image_digest: str) -> WantedTemplate:
     """For VMs of an image, sized as the settings say. Raises VmError where there is no image."""
     launch_file = LaunchFile(
         vm_id="template",
@@ -59,7 +59,7 @@ def wanted_of(settings: Settings, image_digest: str) -> WantedTemplate:
     return WantedTemplate(config, qemu, template_key(config, qemu, read_cpu_model(CPUINFO)))
 
 
-def wanted_template(settings: Settings) -> WantedTemplate:
+def wanted_template(settings: ControllerSettings) -> WantedTemplate:
     """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
     golden = image_store_state(settings.image_store)
     if golden.golden is None:
@@ -67,7 +67,9 @@ def wanted_template(settings: Settings) -> WantedTemplate:
     return wanted_of(settings, golden.golden)
 
 
-def templates_now(settings: Settings, *, being_made: bool, ended: str = "") -> TemplatesReport:
+def templates_now(
+    settings: ControllerSettings, *, being_made: bool, ended: str = ""
+) -> TemplatesReport:
     """The templates now; `being_made`: whether the maker runs, `ended`: how it failed, if it did.
 
     Raises ImageError, VmError.
@@ -104,7 +106,7 @@ def _failure(build: Build, ended: str) -> str | None:
     return build.error
 
 
-def _older(settings: Settings, records: list[Template]) -> Template | None:
+def _older(settings: ControllerSettings, records: list[Template]) -> Template | None:
     """The template of the image that was golden last and has one that VMs can be resumed from.
 
     An image that a rollback left behind is none of them.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 
 LEADER_LOCK_FILE = "lead.lock"
 
@@ -45,11 +45,11 @@ class LeaderLock:
             self._descriptor = None
 
 
-def leader_lock_file(settings: Settings) -> Path:
+def leader_lock_file(settings: ControllerSettings) -> Path:
     return shared_folder(settings) / LEADER_LOCK_FILE
 
 
-def shared_folder(settings: Settings) -> Path:
+def shared_folder(settings: ControllerSettings) -> Path:
     """What all processes of the service share and may write in.
 
     Where the database is a file its folder, else what systemd made for the service

@@ -18,7 +18,7 @@ import structlog
 from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor, Origin
 from polydev.controller.model import Vm
-from polydev.controller.settings import PoolSettings, Settings
+from polydev.controller.settings import ControllerSettings, PoolSettings
 from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
@@ -102,7 +102,7 @@ class PoolState:
 
 
 async def pool_state(
-    settings: Settings,
+    settings: ControllerSettings,
     held: Sequence[Vm],
     hypervisor: Hypervisor | None,
     memory: Callable[[], float] = free_memory_mib,

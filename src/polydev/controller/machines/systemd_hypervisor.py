@@ -22,7 +22,7 @@ from polydev.controller.machines.hypervisor import (
     TemplatesReport,
 )
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
-from polydev.controller.settings import Settings
+from polydev.controller.settings import ControllerSettings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
 from polydev.run import run
 from polydev.vm.identity import Identity, Receipt
@@ -52,7 +52,7 @@ T = TypeVar("T")
 class SystemdHypervisor:
     """The hypervisor of a deployed host. It may start and stop these units, and nothing else."""
 
-    def __init__(self, settings: Settings, bus: SystemdBus | None = None) -> None:
+    def __init__(self, settings: ControllerSettings, bus: SystemdBus | None = None) -> None:
         # Links on the operator's way there are fine; below, none is ever followed.
         self._root = settings.vm_root.resolve()
         self._images = settings.image_store / "images"

@@ -21,7 +21,7 @@ from polydev.controller.machines.boot_progress import ConsoleParser
 from polydev.controller.machines.decisions import account, with_account
 from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template
 from polydev.controller.machines.vm_logs import LogReader
-from polydev.controller.settings import BootDeadlines, Settings
+from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError
 from polydev.run import run
 from polydev.vm import template
@@ -41,7 +41,9 @@ AGENT_SECONDS = 10.0
 CLONE_SECONDS = 60.0
 
 
-def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Template, bool]:
+def make_template(
+    settings: ControllerSettings, say: Callable[[str], None]
+) -> tuple[Template, bool]:
     """The golden image's template, and whether it was made now: where there is none, or where
     one is to be made anew. Others of its image are removed.
 
@@ -61,7 +63,10 @@ def make_template(settings: Settings, say: Callable[[str], None]) -> tuple[Templ
 
 
 def _made(
-    settings: Settings, wanted: WantedTemplate, templates: TemplateStore, say: Callable[[str], None]
+    settings: ControllerSettings,
+    wanted: WantedTemplate,
+    templates: TemplateStore,
+    say: Callable[[str], None],
 ) -> Template:
     """Make it, and keep the account of that beside it."""
     build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
@@ -88,7 +93,7 @@ def _made(
     raise failure
 
 
-def _remove_old(settings: Settings, templates: TemplateStore, kept: Template) -> None:
+def _remove_old(settings: ControllerSettings, templates: TemplateStore, kept: Template) -> None:
     """Remove the templates of images that are gone, and other ones of this image."""
     images = settings.image_store / "images"
     for each in templates.all():
@@ -98,7 +103,10 @@ def _remove_old(settings: Settings, templates: TemplateStore, kept: Template) ->
 
 
 async def _make(
-    settings: Settings, wanted: WantedTemplate, templates: TemplateStore, say: Callable[[str], None]
+    settings: ControllerSettings,
+    wanted: WantedTemplate,
+    templates: TemplateStore,
+    say: Callable[[str], None],
 ) -> Template:
     began = time.monotonic()
     add_tap()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.accounting import Reading, Use, complete, first_reading, use_between
+from polydev.controller.accounting import CounterReading, Use, complete, first_reading, use_between
 from polydev.controller.model import Role, Session, Vm
 from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
 from polydev.controller.settings import Quotas
@@ -31,7 +31,7 @@ class Usage:
         self._database = database
         self._quotas = quotas
 
-    async def count(self, readings: Collection[Reading]) -> None:
+    async def count(self, readings: Collection[CounterReading]) -> None:
         """Add what VMs used since they were read last; a reading that is older counts nothing.
 
         Also for VMs that are over since, which are not read any more.
@@ -80,16 +80,18 @@ class Usage:
             return done.rowcount
 
 
-def _newest(vm: Vm, last: Reading | None, new: Reading | None) -> Reading | None:
+def _newest(
+    vm: Vm, last: CounterReading | None, new: CounterReading | None
+) -> CounterReading | None:
     """Return a VM's new reading; for one that is over, its last one as of its end."""
     if new is not None or last is None or vm.released_at is None:
         return new
-    return complete(last, Reading(vm.id, vm.released_at, vm.paused_at is not None))
+    return complete(last, CounterReading(vm.id, vm.released_at, vm.paused_at is not None))
 
 
-async def _known(connection: AsyncConnection) -> dict[str, Reading]:
+async def _known(connection: AsyncConnection) -> dict[str, CounterReading]:
     found = await connection.execute(sa.select(tables.usage_readings))
-    return {row.vm_id: Reading(**row._mapping) for row in found}
+    return {row.vm_id: CounterReading(**row._mapping) for row in found}
 
 
 async def _vms(connection: AsyncConnection, ids: Collection[str]) -> dict[str, Vm]:
@@ -105,8 +107,8 @@ async def _sessions_of(connection: AsyncConnection, vm_ids: Collection[str]) -> 
 
 async def _keep(
     connection: AsyncConnection,
-    known: Mapping[str, Reading],
-    read: Mapping[str, Reading],
+    known: Mapping[str, CounterReading],
+    read: Mapping[str, CounterReading],
     vms: Mapping[str, Vm],
 ) -> None:
     """Write the readings of VMs that there are; those of VMs that are over are needed no more."""

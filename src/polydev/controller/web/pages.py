@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from polydev.controller.auth.cookies import csrf_token
-from polydev.controller.auth.csrf import Rules, shows_session_by_ticket
+from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
 from polydev.controller.model import Caller
 from polydev.controller.problems import Problem
 from polydev.controller.settings import WebSettings
@@ -49,7 +49,7 @@ OPERATOR_LINKS: tuple[NavigationLink, ...] = (
 
 
 class Pages:
-    def __init__(self, rules: Rules, web: WebSettings, assets: Assets) -> None:
+    def __init__(self, rules: BrowserRules, web: WebSettings, assets: Assets) -> None:
         self.rules = rules
         self.assets = assets
         self._embed_origins = web.embed_origins

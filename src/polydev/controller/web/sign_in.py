@@ -44,7 +44,7 @@ def _add_login(router: APIRouter, services: Services, pages: Pages) -> None:
         after = local_path(form.get("next"))
         try:
             token = f"Bearer {form.get('token', '').strip()}"
-            caller = await services.identity.caller(token, None, *asked_from(request.scope))
+            caller = await services.authenticator.caller(token, None, *asked_from(request.scope))
             check_is_person(caller)
         except (Error, HTTPException) as refusal:
             return _refused(request, pages, refusal, after)
@@ -61,8 +61,8 @@ def _add_state(router: APIRouter, services: Services, pages: Pages) -> None:
         if cookie is None:
             return {"signedIn": False}
         try:
-            looked_up = services.identity.of_cookie(cookie)
-            await services.identity.counted(looked_up, *asked_from(request.scope))
+            looked_up = services.authenticator.of_cookie(cookie)
+            await services.authenticator.counted(looked_up, *asked_from(request.scope))
         except NotAuthenticated:
             return {"signedIn": False}
         return {"signedIn": True}
@@ -75,7 +75,7 @@ def _add_code(router: APIRouter, services: Services, pages: Pages) -> None:
         after = local_path(form.get("next"))
         try:
             looked_up = _of_code(services, form.get("code", ""))
-            caller = await services.identity.counted(looked_up, *asked_from(request.scope))
+            caller = await services.authenticator.counted(looked_up, *asked_from(request.scope))
         except (Error, HTTPException) as refusal:
             return _refused(request, pages, refusal, after)
         return await _signed_in(request, services, pages, caller, after)
@@ -132,7 +132,7 @@ def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> 
 async def _signed_in(
     request: Request, services: Services, pages: Pages, caller: Caller, after: str
 ) -> Response:
-    services.requests.take(caller.user_id)
+    services.request_limiter.take(caller.user_id)
     secret, until = await services.sign_ins.create(caller, services.settings.web.sign_in_seconds)
     response = RedirectResponse(after, 303)
     set_cookie(response, secret, until, is_secure=pages.rules.is_secure(request.scope))

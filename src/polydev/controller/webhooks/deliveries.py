@@ -18,8 +18,8 @@ from polydev.controller.settings import WebhookSettings
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import TEST_TYPE, body_of, new_message_id
 from polydev.controller.webhook_urls import url_digest
-from polydev.controller.webhooks.lanes import DATABASE_TROUBLE, Lane, Pace
-from polydev.controller.webhooks.posting import Reply
+from polydev.controller.webhooks.lanes import DATABASE_TROUBLE, EndpointSender, SenderIntervals
+from polydev.controller.webhooks.posting import WebhookReply
 from polydev.errors import EndpointNotFound
 
 log = structlog.stdlib.get_logger(__name__)
@@ -36,7 +36,7 @@ class Deliveries:
         *,
         leads: Callable[[], bool],
         clock: Callable[[], datetime] = now,
-        pace: Pace | None = None,
+        pace: SenderIntervals | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         attempts = Counter(
@@ -49,10 +49,12 @@ class Deliveries:
         self._store = store
         self._leads = leads
         self._clock = clock
-        self._pace = pace or Pace()
+        self._pace = pace or SenderIntervals()
         self._pruned_at: datetime | None = None
         self._lanes = {
-            each.name: Lane(each, secrets[each.name], settings, store, self._pace, clock, attempts)
+            each.name: EndpointSender(
+                each, secrets[each.name], settings, store, self._pace, clock, attempts
+            )
             for each in settings.endpoints
         }
 
@@ -101,7 +103,7 @@ class Deliveries:
             await self._store.prune(at - timedelta(days=self._settings.keep_days))
             self._pruned_at = at
 
-    def lane(self, name: str) -> Lane:
+    def lane(self, name: str) -> EndpointSender:
         """Raises EndpointNotFound."""
         if name not in self._lanes:
             names = ", ".join(self._lanes)
@@ -111,7 +113,7 @@ class Deliveries:
             )
         return self._lanes[name]
 
-    async def try_endpoint(self, name: str) -> Reply:
+    async def try_endpoint(self, name: str) -> WebhookReply:
         """Send an endpoint a test message; one that takes it is sent messages again.
 
         Raises EndpointNotFound.

@@ -18,7 +18,7 @@ from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_queue import Claim, WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhook_urls import url_digest
-from polydev.controller.webhooks.posting import GONE_STATUS, Reply, open_client, post
+from polydev.controller.webhooks.posting import GONE_STATUS, WebhookReply, open_client, post
 from polydev.controller.webhooks.schedule import next_attempt
 from polydev.vm.timeouts import end
 
@@ -31,7 +31,7 @@ DATABASE_TROUBLE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
-class Pace:
+class SenderIntervals:
     """In seconds: how often new events and, without a wake-up, deliveries are looked for; how long
     a claim lasts beyond an attempt's time; how long attempts under way may take at the end; how
     often old events are deleted.
@@ -44,7 +44,7 @@ class Pace:
     prune: float = 3600.0
 
 
-class Lane:
+class EndpointSender:
     """The deliveries of one endpoint: each at its time, a few at once.
 
     As long as the endpoint has not taken one, and after one that it did not take, it is sent one
@@ -57,7 +57,7 @@ class Lane:
         secrets: tuple[str, ...],
         settings: WebhookSettings,
         store: WebhookQueue,
-        pace: Pace,
+        pace: SenderIntervals,
         clock: Callable[[], datetime],
         attempts: Counter,
     ) -> None:
@@ -146,7 +146,7 @@ class Lane:
             return
         await self._not_taken(claim, reply)
 
-    async def _not_taken(self, claim: Claim, reply: Reply) -> None:
+    async def _not_taken(self, claim: Claim, reply: WebhookReply) -> None:
         at, problem, due = self._clock(), reply.problem or "", None
         if reply.retry_after_seconds:
             pause = min(reply.retry_after_seconds, MOST_PAUSE_SECONDS)
@@ -170,7 +170,7 @@ class Lane:
     def _count(self, result: Result) -> None:
         self._attempts.labels(self.endpoint.name, result).inc()
 
-    async def send(self, message_id: str, body: str) -> Reply:
+    async def send(self, message_id: str, body: str) -> WebhookReply:
         """Post a message, signed as of now, and say what came of it."""
         at, settings = self._clock(), self._settings
         headers = signed_headers(self._secrets, message_id, at, body)

@@ -28,7 +28,7 @@ GONE_STATUS = 410
 
 
 @dataclass(frozen=True)
-class Reply:
+class WebhookReply:
     """What came of an attempt: the answer's status and the beginning of its text, or why none came.
 
     seconds              how long it took
@@ -75,23 +75,23 @@ async def post(
     body: str,
     timeout_seconds: float,
     at: datetime,
-) -> Reply:
+) -> WebhookReply:
     """Post a message, and say what came of it. Raises nothing but what ends its task."""
     began = time.monotonic()
     try:
         reply = await within(timeout_seconds, _send(client, url, headers, body, at), "the answer")
     except (VmError, httpx.TimeoutException):
-        reply = Reply(None, f"no answer within {timeout_seconds:g} s")
+        reply = WebhookReply(None, f"no answer within {timeout_seconds:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # idna's: ValueError
-        reply = Reply(None, _words(error))
-    return Reply(
+        reply = WebhookReply(None, _words(error))
+    return WebhookReply(
         reply.status, reply.said, round(time.monotonic() - began, 3), reply.retry_after_seconds
     )
 
 
 async def _send(
     client: httpx.AsyncClient, url: str, headers: Mapping[str, str], body: str, at: datetime
-) -> Reply:
+) -> WebhookReply:
     sent = {**headers, "Content-Type": "application/json"}
     async with client.stream("POST", url, content=body.encode(), headers=sent) as answer:
         try:
@@ -99,7 +99,7 @@ async def _send(
         except (VmError, httpx.HTTPError):
             said = ""
         retry_after = _seconds_of(answer.headers.get("Retry-After"), at)
-        return Reply(answer.status_code, said, retry_after_seconds=retry_after)
+        return WebhookReply(answer.status_code, said, retry_after_seconds=retry_after)
 
 
 async def _beginning(answer: httpx.Response) -> str:
