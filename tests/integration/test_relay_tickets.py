@@ -98,7 +98,7 @@ def test_a_viewer_goes_when_its_browser_signs_out(
     async def scenario(made: Screens) -> None:
         session = await made.session()
         services = made.services
-        services.token_watch._watch._pause = lambda: asyncio.sleep(0.01)
+        services.token_watch._poller._pause = lambda: asyncio.sleep(0.01)
         user = await services.tokens.caller_of(made.tokens["user"])
         assert user is not None
         secret, _ = await services.sign_ins.create(user, 100)

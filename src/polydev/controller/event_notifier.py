@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from polydev.controller.watching import Watch
+from polydev.controller.shared_poller import SharedPoller
 
 EVERY_SECONDS = 0.25
 
@@ -28,14 +28,14 @@ class EventNotifier:
         self._latest_number = latest_number
         self._changed = asyncio.Event()
         self._known_number: int | None = None
-        self._watch = Watch("news", self._look, partial(asyncio.sleep, every_seconds))
+        self._poller = SharedPoller("news", self._poll, partial(asyncio.sleep, every_seconds))
 
     @asynccontextmanager
     async def subscribed(self) -> AsyncIterator[None]:
-        if not self._watch.is_needed:
+        if not self._poller.is_in_use:
             # Notify at once: there may be events since the subscriber read.
             self._known_number = None
-        with self._watch.needed():
+        with self._poller.in_use():
             yield
 
     def next_change(self) -> asyncio.Event:
@@ -46,7 +46,7 @@ class EventNotifier:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         latest_number = await self._latest_number()
         if latest_number != self._known_number:
             self.notify()

@@ -13,9 +13,9 @@ from datetime import datetime
 from functools import partial
 
 from polydev.controller.model import Caller, now
+from polydev.controller.shared_poller import SharedPoller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
-from polydev.controller.watching import Watch
 
 CHECK_SECONDS = 5.0
 EXPIRED = "the token has expired"
@@ -45,7 +45,7 @@ class TokenWatch:
         self._tokens_of: dict[AccessEnd, str] = {}
         self._operators_of: dict[AccessEnd, str] = {}
         self._sign_ins_of: dict[AccessEnd, str] = {}
-        self._watch = Watch("tokens", self._look, partial(asyncio.sleep, check_seconds))
+        self._poller = SharedPoller("tokens", self._poll, partial(asyncio.sleep, check_seconds))
 
     @contextmanager
     def until_invalid(self, caller: Caller, owner_id: str | None = None) -> Iterator[AccessEnd]:
@@ -83,13 +83,13 @@ class TokenWatch:
             yield
             return
         try:
-            with self._watch.needed():
+            with self._poller.in_use():
                 yield
         finally:
             for each in watched:
                 each.pop(access_end, None)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         tokens, operators = dict(self._tokens_of), dict(self._operators_of)
         sign_ins = dict(self._sign_ins_of)
         if tokens:

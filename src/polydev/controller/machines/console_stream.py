@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from polydev.controller.machines.vm_logs import LAST_BYTES, MAX_BACKLOG_BYTES, added_since
+from polydev.controller.shared_poller import SharedPoller
 from polydev.controller.store.vms import Vms
-from polydev.controller.watching import Watch
 from polydev.errors import VmError
 from polydev.vm.untrusted_files import open_untrusted
 
@@ -92,7 +92,7 @@ class Consoles:
     def __init__(self, vms: Vms, every_seconds: float = FOLLOW_SECONDS) -> None:
         self._vms = vms
         self._feeds: dict[str, Feed] = {}
-        self._watch = Watch("consoles", self._look, partial(asyncio.sleep, every_seconds))
+        self._poller = SharedPoller("consoles", self._poll, partial(asyncio.sleep, every_seconds))
 
     def ring(self) -> None:
         """Have every follower look whether it is to end."""
@@ -134,14 +134,14 @@ class Consoles:
         feed = self._feeds.setdefault(vm_id, Feed(file, end))
         feed.followers += 1
         try:
-            with self._watch.needed():
+            with self._poller.in_use():
                 yield feed
         finally:
             feed.followers -= 1
             if not feed.followers and self._feeds.get(vm_id) is feed:
                 del self._feeds[vm_id]
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         feeds = dict(self._feeds)
         over: set[str] = set()
         try:

@@ -11,10 +11,7 @@ from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import structlog
-
 from polydev.controller.event_notifier import EventNotifier
-from polydev.controller.problems import DATABASE_ERRORS
 from polydev.controller.relay.close_reasons import (
     TOO_MANY_VIEWERS,
     VIEWER_SILENT,
@@ -25,11 +22,9 @@ from polydev.controller.relay.close_reasons import (
 )
 from polydev.controller.relay.keepalive import PING_SECONDS
 from polydev.controller.relay.viewer import Viewer
+from polydev.controller.shared_poller import SharedPoller, log_failure
 from polydev.controller.store.sessions import Sessions
-from polydev.controller.watching import Watch
 from polydev.errors import SessionNotFound
-
-log = structlog.stdlib.get_logger(__name__)
 
 MOST_VIEWERS = 8  # of one session
 MOST_SPECTATORS = 4  # of these, those who may look only: the others keep a place
@@ -66,7 +61,7 @@ class Viewers:
         self._notifier = notifier
         self._entries: set[ViewerEntry] = set()
         self._changed = asyncio.Event()
-        self._watch = Watch("viewers", self._look, self._pause)
+        self._poller = SharedPoller("viewers", self._poll, self._pause)
         self._heartbeats_at = 0.0
 
     def admitted(self) -> Iterator[Viewer]:
@@ -82,7 +77,7 @@ class Viewers:
         entry = ViewerEntry(session_id, viewer)
         self._entries.add(entry)
         try:
-            with self._watch.needed():
+            with self._poller.in_use():
                 yield entry
         finally:
             self._entries.remove(entry)
@@ -111,7 +106,7 @@ class Viewers:
         if ended != VIEWER_SILENT:
             await self._guarded(self._send_heartbeats({session_id}))
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         self._changed = self._notifier.next_change()
         try:
             await self._end_closed_sessions()
@@ -126,10 +121,8 @@ class Viewers:
     async def _guarded(self, question: Coroutine[Any, Any, None]) -> None:
         try:
             await question
-        except DATABASE_ERRORS as error:
-            log.warning("viewers_not_watched", error=type(error).__name__)
-        except Exception:
-            log.exception("viewers_not_watched")
+        except Exception as error:
+            log_failure("heartbeat_not_sent", error)
 
     async def _send_heartbeats_when_due(self) -> None:
         """Heartbeats for the sessions of all viewers that are alive, unless they had some."""
