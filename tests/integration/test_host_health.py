@@ -206,7 +206,7 @@ class TestSending:
                 sender.send(MESSAGE)
                 await until("the next message", lambda: sender.counts["JSON", "sent"] == 3)
         assert sender.counts["unknown", "failed"] == 1
-        assert "a message could not be sent" in "\n".join(logged)
+        assert "alert_message_not_sent" in "\n".join(logged)
         assert SECRET not in "\n".join(logged)
 
     @run_async

@@ -197,8 +197,8 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
     copy = tmp_path / "copy"
     await migrate(postgres_url)
     # Which would drop the trigger: as if that came later.
-    monkeypatch.setattr(schema_check, "mend", lambda _: None)
-    monkeypatch.setattr(postgres_access, "close", lambda _: None)
+    monkeypatch.setattr(schema_check, "repair_schema", lambda _: None)
+    monkeypatch.setattr(postgres_access, "close_access", lambda _: None)
     name = sa.make_url(postgres_url).database
     assert name
     postgres_server.do(

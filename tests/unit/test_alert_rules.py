@@ -11,31 +11,28 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.host.alert_changes import AlertChange, Key, PendingChange, changes_due
 from polydev.controller.host.alert_checker import message_of
-from polydev.controller.host.alerting import (
+from polydev.controller.host.alert_rules import (
     HOST,
-    Change,
-    Key,
     Observation,
     Observed,
-    Pending,
     Rule,
-    changes_due,
+    Unknown,
+    all_clear,
     failed_boots_observation,
     no_slots_observation,
     not_resumed_observation,
+    observe_certificate,
+    observe_deployments,
+    observe_sample,
+    observe_template,
+    observe_webhooks,
     percent_observation,
     temperature_observation,
     unhealthy_vms_observation,
 )
 from polydev.controller.host.deployments import newest_failed
-from polydev.controller.host.observing import (
-    certificate_observed,
-    deployment_observed,
-    observed,
-    templates_observed,
-    webhooks_observed,
-)
 from polydev.controller.host.sample import Sample, SlotCounts, Workload
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import Severity, Vm
@@ -52,10 +49,10 @@ class Watch:
     def __init__(self, limits: AlertRules = LIMITS) -> None:
         self.limits = limits
         self.standing: dict[Key, Severity] = {}
-        self.pending: dict[Key, Pending] = {}
+        self.pending: dict[Key, PendingChange] = {}
         self.at = START
 
-    def see(self, seen: Observed, seconds: float = 10) -> list[Change]:
+    def see(self, seen: Observed, seconds: float = 10) -> list[AlertChange]:
         self.at += timedelta(seconds=seconds)
         changes, self.pending = changes_due(self.standing, self.pending, seen, self.at, self.limits)
         for change in changes:
@@ -151,7 +148,7 @@ class TestPercent:
         watch = Watch()
         watch.cpu(*[95] * 4)
         for _ in range(9):
-            assert watch.see({}) == []
+            assert watch.see({"cpu": Unknown("no answer")}) == []
 
     def test_without_patience_at_once(self) -> None:
         assert Watch(AlertRules(for_seconds=0)).cpu(75, 10) == ["warning", None]
@@ -224,7 +221,7 @@ class TestDisks:
         for _ in range(4):
             changes = watch.see(self.disks(root=50))
         assert [(each.subject, each.severity) for each in changes] == [("data", None)]
-        assert "not there any more" in changes[0].message
+        assert changes[0].message == "filesystem data is no longer mounted"
 
     def test_a_mount_with_a_very_long_name_fits_the_database(self) -> None:
         assert len(percent_observation("disk", "/" + "x" * 500, 1, LIMITS).subject) == 200
@@ -233,8 +230,8 @@ class TestDisks:
 def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
     seen = not_resumed_observation(2, "there is no template of its image", LIMITS)
     assert (seen.raises, seen.keeps, seen.value) == ("warning", "warning", 2.0)
-    assert seen.message.startswith("2 VMs booted within ")
-    assert seen.message.endswith("; the last one since there is no template of its image")
+    assert seen.message.startswith("2 VMs booted in the last ")
+    assert seen.message.endswith("; the last one because there is no template of its image")
     assert not_resumed_observation(0, "", LIMITS).raises is None
 
 
@@ -246,8 +243,11 @@ class TestTemplateMissing:
     @pytest.mark.parametrize(
         ("changed", "instead"),
         [
-            ({}, "VMs boot: its clone is not ready"),
-            ({"failure": None}, "VMs boot: nothing makes one"),
+            ({}, "VMs boot instead of being resumed: its clone is not ready"),
+            (
+                {"failure": None},
+                "VMs boot instead of being resumed: no template is being made",
+            ),
             (
                 {"origin": Origin("a" * 64, "7e" * 32)},
                 "VMs are still resumed from image aaaaaaaaaaaa: its clone is not ready",
@@ -259,16 +259,16 @@ class TestTemplateMissing:
     ) -> None:
         watch = Watch()
         for seconds in (0, 29):
-            assert watch.see(templates_observed(replace(self.FAILED, **changed)), seconds) == []
-        (change,) = watch.see(templates_observed(replace(self.FAILED, **changed)), 1)
+            assert watch.see(observe_template(replace(self.FAILED, **changed)), seconds) == []
+        (change,) = watch.see(observe_template(replace(self.FAILED, **changed)), 1)
         assert change.severity == "warning"
         assert change.message == f"golden image bbbbbbbbbbbb has no template, so {instead}"
 
     def test_one_that_is_being_made_alarms_nobody_and_calms_nobody(self) -> None:
         watch, made = Watch(), replace(self.FAILED, step="saving memory", failure=None)
-        assert [watch.see(templates_observed(made)) for _ in range(9)] == [[]] * 9
+        assert [watch.see(observe_template(made)) for _ in range(9)] == [[]] * 9
         watch.standing["template_missing", HOST] = "warning"
-        assert [watch.see(templates_observed(made)) for _ in range(9)] == [[]] * 9
+        assert [watch.see(observe_template(made)) for _ in range(9)] == [[]] * 9
 
     def test_it_is_over_once_the_template_is_there_or_none_is_wanted(self) -> None:
         origin = Origin("b" * 64, self.FAILED.wanted)
@@ -279,7 +279,7 @@ class TestTemplateMissing:
         ):
             watch = Watch()
             watch.standing["template_missing", HOST] = "warning"
-            changes = [each for _ in range(9) for each in watch.see(templates_observed(well))]
+            changes = [each for _ in range(9) for each in watch.see(observe_template(well))]
             assert [(each.severity, each.message) for each in changes] == [(None, words)]
 
 
@@ -321,7 +321,7 @@ def test_unhealthy_vms() -> None:
     seen = unhealthy_vms_observation(1, 2, LIMITS)
     assert (seen.value, seen.message) == (
         3,
-        "1 VMs fail their health checks, 2 failed while up within 15 min",
+        "VMs failing their health checks: 1; failed in the last 15 min: 2",
     )
 
 
@@ -358,12 +358,12 @@ class TestDeployments:
 
     def test_each_failure_is_an_alert_of_its_own_at_once(self) -> None:
         watch = Watch()
-        assert [each.severity for each in watch.see(deployment_observed(("one", "failed")))] == [
+        assert [each.severity for each in watch.see(observe_deployments(("one", "failed")))] == [
             "warning"
         ]
-        changes = watch.see(deployment_observed(("two", "rollback-failed")))
+        changes = watch.see(observe_deployments(("two", "rollback-failed")))
         assert {each.subject: each.severity for each in changes} == {"two": "critical", "one": None}
-        assert [each.severity for each in watch.see(deployment_observed(None))] == [None]
+        assert [each.severity for each in watch.see(observe_deployments(None))] == [None]
 
 
 @pytest.mark.parametrize(
@@ -372,14 +372,14 @@ class TestDeployments:
 )
 def test_a_certificate_that_ends_soon_is_told(days: float, severity: Severity | None) -> None:
     watch = Watch()
-    changes = watch.see(certificate_observed(START + timedelta(days=days), START))
+    changes = watch.see(observe_certificate(START + timedelta(days=days), START))
     assert [each.severity for each in changes] == ([severity] if severity else [])
-    assert all(("ended" if days <= 0 else "ends") in each.message for each in changes)
+    assert all(("expired" if days <= 0 else "expires") in each.message for each in changes)
     # A renewed one, or none any more, settles it.
     for settled in (START + timedelta(days=80), None):
         watch = Watch()
-        watch.see(certificate_observed(START + timedelta(days=days), START))
-        watch.see(certificate_observed(settled, START))
+        watch.see(observe_certificate(START + timedelta(days=days), START))
+        watch.see(observe_certificate(settled, START))
         assert watch.standing == {}
 
 
@@ -396,18 +396,23 @@ def vm(number: int, **more: Any) -> Vm:
     )
 
 
-def stock(held: Sequence[Vm] = (), failed_boots: int = 0, failed_while_up: int = 0) -> Workload:
+def workload(held: Sequence[Vm] = (), failed_boots: int = 0, failed_while_up: int = 0) -> Workload:
     return Workload(held, (), failed_boots, failed_while_up, {})
 
 
 class TestObserved:
-    def one(self, seen: Observed, rule: Rule) -> Observation:
-        (found,) = seen[rule]
+    def all(self, seen: Observed, rule: Rule) -> Sequence[Observation]:
+        found = seen[rule]
+        assert not isinstance(found, Unknown)
         return found
 
-    def test_every_rule_but_that_of_deployments(self) -> None:
+    def one(self, seen: Observed, rule: Rule) -> Observation:
+        (found,) = self.all(seen, rule)
+        return found
+
+    def test_every_rule_about_a_sample(self) -> None:
         sample = Sample(cpu=1, memory=1, disk={"/": 1}, slots=SlotCounts(total=2, held=0))
-        assert set(observed(sample, stock(), LIMITS)) == {
+        assert set(observe_sample(sample, workload(), LIMITS)) == {
             "cpu",
             "memory",
             "disk",
@@ -423,29 +428,32 @@ class TestObserved:
         self, held: int, pooled: int, is_full: bool
     ) -> None:
         sample = Sample(slots=SlotCounts(total=2, held=held, pooled=pooled))
-        found = self.one(observed(sample, stock(), LIMITS), "no_slots")
+        found = self.one(observe_sample(sample, workload(), LIMITS), "no_slots")
         assert (found.raises == "warning") == is_full
 
-    def test_without_the_database_only_the_host_is_seen(self) -> None:
-        assert set(observed(Sample(cpu=1), None, LIMITS)) == {
-            "cpu",
-            "memory",
-            "disk",
-            "temperature",
+    def test_without_the_database_rules_about_vms_are_unknown(self) -> None:
+        seen = observe_sample(Sample(cpu=1), None, LIMITS)
+        assert {rule for rule, found in seen.items() if isinstance(found, Unknown)} == {
+            "failed_boots",
+            "not_resumed",
+            "no_slots",
+            "unhealthy_vms",
         }
 
     def test_a_disk_that_cannot_be_measured_keeps_its_alert(self) -> None:
         sample = Sample(disk={"/": 1}, unavailable={"disk /data": "no answer", "cpu": "broken"})
-        seen = {each.subject: each for each in observed(sample, None, LIMITS)["disk"]}
+        disks = self.all(observe_sample(sample, None, LIMITS), "disk")
+        seen = {each.subject: each for each in disks}
         assert set(seen) == {"/", "/data"}
         assert (seen["/data"].raises, seen["/data"].keeps) == (None, "critical")
 
     def test_a_sensor_that_cannot_be_read_keeps_its_alert(self) -> None:
         sample = Sample(unavailable={"temperature": "broken"})
-        assert "temperature" not in observed(sample, None, LIMITS)
+        assert observe_sample(sample, None, LIMITS)["temperature"] == Unknown("broken")
 
     def test_without_any_disk_the_rule_does_not_look(self) -> None:
-        assert "disk" not in observed(Sample(unavailable={"disk": "broken"}), None, LIMITS)
+        sample = Sample(unavailable={"disk": "broken"})
+        assert observe_sample(sample, None, LIMITS)["disk"] == Unknown("broken")
 
     def test_unhealthy_are_those_that_are_up_and_fail_checks(self) -> None:
         held = [
@@ -454,8 +462,33 @@ class TestObserved:
             vm(4, state="starting", failed_checks=1),
         ]
         sample = Sample(slots=SlotCounts(total=8, held=3))
-        seen = self.one(observed(sample, stock(held, failed_while_up=2), LIMITS), "unhealthy_vms")
+        seen = self.one(
+            observe_sample(sample, workload(held, failed_while_up=2), LIMITS), "unhealthy_vms"
+        )
         assert seen.value == 3
+
+
+class TestNothingToReport:
+    """`all_clear` clears an alert of a rule; a subject that a rule does not mention is clear."""
+
+    def test_all_clear(self) -> None:
+        watch = Watch()
+        watch.standing["failed_boots", HOST] = "critical"
+        (change,) = watch.see({"failed_boots": [all_clear(HOST, "no VM failed")]})
+        assert (change.severity, change.message) == (None, "no VM failed")
+        assert watch.see({"failed_boots": [all_clear(HOST, "no VM failed")]}) == []
+
+    def test_without_a_certificate(self) -> None:
+        watch = Watch()
+        watch.standing["certificate", HOST] = "warning"
+        (change,) = watch.see(observe_certificate(None, START))
+        assert change.message == "the controller has no certificate of its own"
+
+    def test_a_later_deployment(self) -> None:
+        watch = Watch()
+        watch.see(observe_deployments(("one", "failed")))
+        (change,) = watch.see(observe_deployments(None))
+        assert change.message == "deployment one has succeeded or is no longer the newest"
 
 
 def test_what_the_log_calls_a_change() -> None:
@@ -464,15 +497,15 @@ def test_what_the_log_calls_a_change() -> None:
         ("warning", "critical"),
         (None, "warning"),
     ]
-    called = [Change("cpu", HOST, to, before, "", None).event for to, before in changes]
-    assert called == ["alert raised", "alert lowered", "alert cleared"]
+    called = [AlertChange("cpu", HOST, to, before, "", None).event for to, before in changes]
+    assert called == ["alert_raised", "alert_lowered", "alert_cleared"]
 
 
 def test_messages() -> None:
-    raised = Change("disk", "/data", "critical", None, "disk /data is at 95 %", 95)
+    raised = AlertChange("disk", "/data", "critical", None, "disk /data is at 95 %", 95)
     assert message_of(raised, "host-1").title == "[critical] host-1: disk"
     assert message_of(raised, "host-1").kind == "failure"
-    cleared = Change("no_slots", HOST, None, "warning", "1 of 2 slots are in use", 1)
+    cleared = AlertChange("no_slots", HOST, None, "warning", "1 of 2 slots are in use", 1)
     told = message_of(cleared, "host-1")
     assert (told.title, told.body) == ("[cleared] host-1: no slots", "1 of 2 slots are in use")
     assert told.kind == "success"
@@ -485,7 +518,7 @@ def test_webhooks_that_fail_for_long_or_for_good_are_told_for_each_endpoint() ->
     watch = Watch()
 
     def told(**backlogs: Backlog) -> list[tuple[str, Severity | None, str]]:
-        seen = webhooks_observed(backlogs, settings, watch.at + timedelta(seconds=10))
+        seen = observe_webhooks(backlogs, settings, watch.at + timedelta(seconds=10))
         return [(each.subject, each.severity, each.message) for each in watch.see(seen)]
 
     def failing(seconds: float, failed: int = 0) -> Backlog:
@@ -496,13 +529,13 @@ def test_webhooks_that_fail_for_long_or_for_good_are_told_for_each_endpoint() ->
         (
             "front",
             "warning",
-            "webhooks to front: 3 deliveries wait, the oldest failing for 1.0 h; "
-            "./inv webhooks tells why",
+            "webhook endpoint front: 3 deliveries are waiting, the oldest failing for 1.0 h; "
+            "./inv webhooks shows why",
         )
     ]
     ((subject, severity, message),) = told(front=failing(3600, 2))
     assert (subject, severity) == ("front", "critical")
-    assert "2 deliveries failed for good within a day and 3 deliveries wait" in message
+    assert "2 deliveries failed for good within a day and 3 deliveries are waiting" in message
     ((subject, severity, _),) = told(audit=Backlog(0, None, 1), front=failing(3600, 2))
     assert (subject, severity) == ("audit", "critical")
     # What was sent again and taken is no failure any more; an endpoint that is gone has no alert.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from polydev.controller.health import Component
-from polydev.controller.host.alerting import Rule
+from polydev.controller.host.alert_rules import Rule
 from polydev.controller.host.overview import HINTS, HealthFinding, Overview, overview_of
 from polydev.controller.host.status import (
     CpuStatus,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from polydev.controller.host.observing import templates_observed
+from polydev.controller.host.alert_rules import Unknown, observe_template
 from polydev.controller.machines import host_templates, template_maker
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
@@ -173,7 +173,9 @@ def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
     store.build(A, error="a clone of it ended", ended_at=2.0)
     report = store.now()
     assert (report.origin, report.failure) == (Origin(A, store.key(A)), "a clone of it ended")
-    (seen,) = templates_observed(report)["template_missing"]
+    found = observe_template(report)["template_missing"]
+    assert not isinstance(found, Unknown)
+    (seen,) = found
     assert (seen.raises, seen.keeps) == (None, None)
     store.build(A, ended_at=2.0)
     assert store.now(ended="the unit failed: signal 9").failure is None

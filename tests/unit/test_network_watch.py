@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.host.alerting import LASTING
+from polydev.controller.host.alert_rules import (
+    LASTING,
+    Unknown,
+    observe_network,
+    observe_no_network_report,
+)
 from polydev.controller.host.network_watch import (
     NetworkDifference,
     NoWatchReport,
     declared_check,
-    network_observed,
     read_report,
     unread_check,
-    unread_observed,
 )
 from polydev.controller.settings import Sampling
 from polydev.hosttool import network_state
@@ -94,8 +97,10 @@ class TestHealth:
 
 class TestAlerts:
     def test_open_wall_is_critical_and_apart_from_what_is_only_broken(self) -> None:
-        seen = network_observed((OPEN, SHUT, DOWN))
-        walls, broken = list(seen["vm_isolation"]), list(seen["vm_network"])
+        seen = observe_network((OPEN, SHUT, DOWN))
+        walls, broken = seen["vm_isolation"], seen["vm_network"]
+        assert not isinstance(walls, Unknown)
+        assert not isinstance(broken, Unknown)
         assert [(e.subject, e.raises, e.message) for e in walls] == [
             ("slot-2", "critical", OPEN.text)
         ]
@@ -111,11 +116,12 @@ class TestAlerts:
         assert network_state.EVERY_SECONDS + Sampling().every_seconds <= 20
 
     def test_without_differences_what_stands_is_cleared(self) -> None:
-        assert network_observed(()) == {"vm_isolation": [], "vm_network": []}
+        assert observe_network(()) == {"vm_isolation": [], "vm_network": []}
 
     def test_watch_that_has_ended_is_told_and_clears_no_open_wall(self) -> None:
-        seen = unread_observed("it is 90 s old")
-        assert "vm_isolation" not in seen
+        seen = observe_no_network_report("it is 90 s old")
+        assert seen["vm_isolation"] == Unknown("it is 90 s old")
+        assert not isinstance(seen["vm_network"], Unknown)
         (found,) = seen["vm_network"]
         assert found.raises == "warning"
         assert "90 s old" in found.message

@@ -80,7 +80,7 @@ class AlertSender:
         except (OutboxFull, OSError) as error:
             self.counts["any", "failed"] += 1
             reason = type(error).__name__
-            log.error("a message cannot wait to be sent", lost=message.title, error=reason)
+            log.error("alert_message_lost", message=message.title, error=reason)
         self._woken.set()
 
     async def run(self) -> None:
@@ -106,7 +106,7 @@ class AlertSender:
                 targets.append(AlertTarget(number, str(next(iter(send_by)).service_name), send_by))
             else:
                 self.counts["unknown", "failed"] += 1
-                log.error("an alert URL cannot be used", target=number)
+                log.error("alert_url_not_usable", target=number)
         return targets
 
     async def _deliver(self, message: AlertMessage, target: AlertTarget) -> None:
@@ -118,7 +118,7 @@ class AlertSender:
                 await asyncio.sleep(pause_seconds)
         self.counts[target.service, "failed"] += 1
         log.error(
-            "a message could not be sent",
+            "alert_message_not_sent",
             target=target.number,
             service=target.service,
             attempts=len(self._pauses_seconds) + 1,
@@ -135,7 +135,7 @@ class AlertSender:
             return bool(await asyncio.wait_for(sending, self._timeout_seconds))
         except Exception as error:  # whatever a service's plugin does; its words may hold the URL
             log.warning(
-                "an attempt to send a message failed",
+                "alert_message_attempt_failed",
                 target=target.number,
                 service=target.service,
                 error=type(error).__name__,

@@ -104,5 +104,5 @@ class HostStateReader:
         try:
             return await self._hypervisor.templates()
         except Error as error:
-            log.debug("snapshot_without_templates", problem=error.message)
+            log.debug("templates_not_read", reason=error.message)
             return None

@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.controller.host.alerting import Observation, Observed
 from polydev.controller.host.status import NetworkCheck
 from polydev.controller.model import Severity
 
 FILE = Path("/run/polydev/network.json")
 # The watch writes it every 10 s, or less often where there are very many slots.
 FRESH_SECONDS = 60.0
-MOST_MESSAGE_CHARACTERS = 500
 WATCH_UNIT = "polydev-network-watch.service"
 MEND = "./inv drift shows every difference, ./inv deploy mends them"
 
@@ -81,30 +79,3 @@ def unread_check(why: str) -> NetworkCheck:
         detail=f"bridge, firewall and slots cannot be compared: {why}",
         hint=f"on the host: systemctl status {WATCH_UNIT}; ./inv deploy brings it",
     )
-
-
-def network_observed(found: Sequence[NetworkDifference]) -> Observed:
-    """A wall that is open counts at once; what is only broken must last, as others must."""
-    opened = [each for each in found if each.opens]
-    return {
-        "vm_isolation": _by_part(opened),
-        "vm_network": _by_part([each for each in found if not each.opens]),
-    }
-
-
-def unread_observed(why: str) -> Observed:
-    """The state of the walls is unknown, so alerts about them stay as they are."""
-    message = f"the network of VMs is not watched: {why}"
-    return {"vm_network": [Observation("watch", message, None, "warning", "critical")]}
-
-
-def _by_part(found: Sequence[NetworkDifference]) -> list[Observation]:
-    parts: dict[str, list[NetworkDifference]] = {}
-    for each in found:
-        parts.setdefault(each.part, []).append(each)
-    observations = []
-    for part, own in parts.items():
-        severity: Severity = "critical" if "critical" in {e.severity for e in own} else "warning"
-        message = "; ".join(each.text for each in own)[:MOST_MESSAGE_CHARACTERS]
-        observations.append(Observation(part, message, None, severity, severity))
-    return observations

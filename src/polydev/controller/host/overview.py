@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from polydev.controller.health import Component, State
-from polydev.controller.host.alerting import HOST, template_missing_observation
+from polydev.controller.host.alert_rules import HOST, template_missing_observation
 from polydev.controller.host.network_watch import MEND
 from polydev.controller.host.status import (
     NetworkHealth,

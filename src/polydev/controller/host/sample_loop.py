@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,20 +16,6 @@ from polydev.controller.host import deployments, network_watch
 from polydev.controller.host.alert_checker import AlertChecker
 from polydev.controller.host.alert_outbox import Outbox
 from polydev.controller.host.alert_sender import AlertSender, SendResult
-from polydev.controller.host.alerting import Observed
-from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
-from polydev.controller.host.network_watch import (
-    network_observed,
-    read_report,
-    unread_observed,
-)
-from polydev.controller.host.observing import (
-    certificate_observed,
-    deployment_observed,
-    observed,
-    templates_observed,
-    webhooks_observed,
-)
 from polydev.controller.host.sample import Sample, Workload, sample_of
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import VmUsage, measure_vm
@@ -46,13 +31,11 @@ from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
-from polydev.errors import Error, VmError
+from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)
 
 DATABASE_TIMEOUT_SECONDS = 10.0
-# How long a webhook delivery that failed for good is worth an alert.
-FAILED_LATELY = timedelta(days=1)
 KEEP_ALERTS = timedelta(days=30)
 # Each takes a thread for a moment.
 VMS_AT_ONCE = 16
@@ -88,17 +71,21 @@ class SampleLoop:
         self._sessions = sessions
         self._hypervisor = hypervisor
         self._leads = leads
-        self._deployment = BlockingCall(partial(deployments.newest_failed, deployments_folder))
-        self._network_report = BlockingCall(partial(read_report, network_file))
         self._sender = sender or AlertSender(settings.alert_urls, Outbox(unsent_folder(settings)))
         self._samples = HostSamples(database)
         self._usage = Usage(database, settings.quotas)
-        self._webhook_log = WebhookLog(database, clock)
         self._alerts = Alerts(database, clock)
         self._credential_log = CredentialLog(database, clock)
-        self._alert_checker = AlertChecker(self._alerts, settings.alert, self._sender.send)
+        self._alert_checker = AlertChecker(
+            settings,
+            self._alerts,
+            WebhookLog(database, clock),
+            hypervisor,
+            self._sender.send,
+            deployments_folder=deployments_folder,
+            network_file=network_file,
+        )
         self._clock = clock
-        self._certificate_ends_at = _certificate_ends_at(settings)
         self._thinned_at: datetime | None = None
 
     @property
@@ -115,7 +102,7 @@ class SampleLoop:
                     await self.sample_once()
                 except (SQLAlchemyError, OSError, asyncio.TimeoutError) as error:
                     # Its own words would quote the statement.
-                    log.warning("a sample could not be kept", error=type(error).__name__)
+                    log.warning("sample_not_kept", error=type(error).__name__)
                 if sending.done():
                     sending.result()
                 await asyncio.sleep(self._settings.samples.every_seconds)
@@ -150,15 +137,7 @@ class SampleLoop:
         at = self._clock()
         await self._samples.add(at, sample.model_dump(mode="json"))
         await self._usage.count([reading_of(vm, workload.used, at) for vm in workload.held])
-        seen = {
-            **observed(sample, workload, self._settings.alert),
-            **await self._deployments(),
-            **await self._network(),
-            **await self._templates(),
-            **certificate_observed(self._certificate_ends_at, at),
-            **await self._webhooks(at),
-        }
-        self.standing = await self._alert_checker.consider(seen, at)
+        self.standing = await self._alert_checker.check(sample, workload, at)
         every = timedelta(seconds=self._settings.samples.thinned_every_seconds)
         if self._thinned_at is None or at - self._thinned_at >= every:
             self._thinned_at = at
@@ -167,34 +146,6 @@ class SampleLoop:
             await self._usage.prune(day_of(at - timedelta(days=self._settings.keep_usage_days)))
             kept = timedelta(days=self._settings.keep_credential_events_days)
             await self._credential_log.prune(at - kept)
-
-    async def _deployments(self) -> Observed:
-        try:
-            return deployment_observed(await self._deployment())
-        except NoAnswer as error:
-            log.debug("deployments cannot be read", error=str(error))
-            return {}
-
-    async def _network(self) -> Observed:
-        try:
-            return network_observed(await self._network_report())
-        except NoAnswer as error:
-            # A host that has no watch yet has nothing to be told of.
-            is_there = not isinstance(error.__cause__, FileNotFoundError)
-            return unread_observed(str(error)) if is_there else {}
-
-    async def _webhooks(self, at: datetime) -> Observed:
-        backlogs = await self._webhook_log.backlogs(at - FAILED_LATELY)
-        return webhooks_observed(backlogs, self._settings.webhooks, at)
-
-    async def _templates(self) -> Observed:
-        if self._hypervisor is None or not self._settings.templates:
-            return templates_observed(None)
-        try:
-            return templates_observed(await self._hypervisor.templates())
-        except Error as error:
-            log.debug("templates cannot be looked at", error=str(error))
-            return {}
 
     async def _workload(self) -> Workload:
         return await asyncio.wait_for(self._read_workload(), DATABASE_TIMEOUT_SECONDS)
@@ -251,12 +202,3 @@ async def vm_usage_of(hypervisor: Hypervisor, vm: Vm) -> VmUsage:
         return VmUsage(unavailable={"all": error.message})
     pid = state.pid if state.vm_id == vm.id else None
     return await measure_vm(vm.slot, pid, hypervisor.console(vm.slot, vm.id).parent)
-
-
-def _certificate_ends_at(settings: ControllerSettings) -> datetime | None:
-    """When the controller's own certificate ends; None where it has none."""
-    if settings.tls_certificate is None:
-        return None
-    from polydev.controller.tls import expiry_of  # dear to import
-
-    return expiry_of(settings.tls_certificate.get_secret_value())
