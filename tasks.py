@@ -179,8 +179,8 @@ def down(context: Context, lab: bool = True, json: bool = False) -> None:
 @edge
 def where(context: Context, json: bool = False) -> None:
     """Where what is running can be reached."""
-    from polydev.client.access import stored_access
-    from polydev.client.api import ControllerRefused, ControllerUnreachable
+    from polydev.client.controller_api import ControllerRefused, ControllerUnreachable
+    from polydev.client.lab_access import stored_access
     from polydev.lab import find as find_lab
     from polydev.local import find
 

@@ -20,8 +20,8 @@ from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project, des
 from polydev.deployment_records import Record, newest_first
 from polydev.hosttool.images import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
+from polydev.lab.access import inside_argv
 from polydev.lab.container import init_pid
-from polydev.lab.inside import inside_argv
 from polydev.progress import Steps
 from polydev.run import spawn
 from polydev.settings import Settings

@@ -16,7 +16,7 @@ from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, table_text
 
 if TYPE_CHECKING:
-    from polydev.client.on_host import HostController
+    from polydev.client.host_controller import HostController
 
 TOKEN_DAYS = 90.0
 ON_HOST_HELP = {"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP}
@@ -25,7 +25,7 @@ ROLE_HELP = "admin (all), operator (all sessions and VMs) or user (their own)"
 
 
 def host_controller(inventory: str, host: str) -> HostController:
-    from polydev.client.on_host import HostController
+    from polydev.client.host_controller import HostController
 
     _, described = described_host(inventory, host)
     return HostController(described.target)

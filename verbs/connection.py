@@ -13,8 +13,8 @@ from verbs.hosts import described_host
 from verbs.places import HOST_HELP, JSON_HELP, LAB_INVENTORY, lab_name
 
 if TYPE_CHECKING:
-    from polydev.client.access import Access
-    from polydev.client.api import ControllerApi
+    from polydev.client.controller_api import ControllerApi
+    from polydev.client.lab_access import LabAccess
     from polydev.lab import Lab
 
 API_HELP = {
@@ -38,8 +38,8 @@ def connect(url: str, token: str, inventory: str = "", host: str = "") -> Iterat
     With an inventory, its host's, through SSH as long as this lasts. A lab's own token goes to the
     lab only, never to an address that was given.
     """
-    from polydev.client.api import ControllerApi
-    from polydev.client.tunnel import tunnel
+    from polydev.client.controller_api import ControllerApi
+    from polydev.client.ssh_tunnel import tunnel
 
     token = token or os.environ.get("POLYDEV_TOKEN", "")
     if not (inventory or host):
@@ -79,7 +79,7 @@ def _required(token: str, where: str, other: str = "") -> str:
 
 def _lab_operator() -> tuple[str, str]:
     """The lab's address, and the token of its operator or nothing."""
-    from polydev.client.access import stored_access
+    from polydev.client.lab_access import stored_access
     from polydev.lab import find
 
     lab = find(lab_name(), Settings.from_environment())
@@ -94,7 +94,7 @@ def _lab_operator() -> tuple[str, str]:
 
 def lab_demo_user() -> str:
     """The id of the lab's demo user. Raises ConfigError where there is none yet."""
-    from polydev.client.access import stored_access
+    from polydev.client.lab_access import stored_access
     from polydev.lab import find
 
     lab = find(lab_name(), Settings.from_environment())
@@ -104,11 +104,11 @@ def lab_demo_user() -> str:
     return access.demo.user_id
 
 
-def lab_access(lab: Lab) -> Access:
+def lab_access(lab: Lab) -> LabAccess:
     """The users of a deployed lab with tokens that count, made now if need be."""
-    from polydev.client.access import ensure_access
-    from polydev.client.api import ControllerApi
-    from polydev.client.on_host import HostController
+    from polydev.client.controller_api import ControllerApi
+    from polydev.client.host_controller import HostController
+    from polydev.client.lab_access import ensure_access
 
     def is_valid(token: str) -> bool:
         with ControllerApi(controller_url(lab.address), token) as api:
@@ -118,7 +118,7 @@ def lab_access(lab: Lab) -> Access:
     return ensure_access(lab.folder, HostController(described.target).ask, is_valid)
 
 
-def access_fields(lab: Lab, access: Access) -> dict[str, str]:
+def access_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
     """What `where` and `up` say of a lab's demo user."""
     return {
         "url": controller_url(lab.address),
@@ -127,13 +127,13 @@ def access_fields(lab: Lab, access: Access) -> dict[str, str]:
     }
 
 
-def page_fields(lab: Lab, access: Access) -> dict[str, str]:
+def page_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
     """Where a lab's pages are: `page` is a link that signs its demo user in, once.
 
     Raises ControllerUnreachable and ControllerRefused.
     """
-    from polydev.client.api import ControllerApi
-    from polydev.client.pages import DASHBOARD, START, sign_in_link
+    from polydev.client.controller_api import ControllerApi
+    from polydev.client.sign_in_links import DASHBOARD, START, sign_in_link
 
     with ControllerApi(controller_url(lab.address), access.demo.token) as api:
         return {"page": sign_in_link(api, START).url, "dashboard": f"{api.url}{DASHBOARD}"}

@@ -114,7 +114,7 @@ def console(
     json: bool = False,
 ) -> None:
     """What a VM's serial console says."""
-    from polydev.client.api import one_with_prefix, plain_lines
+    from polydev.client.controller_api import one_with_prefix, plain_lines
 
     if follow and json:
         raise ConfigError("--follow has no end, --json has one", "leave one of them out")

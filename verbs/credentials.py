@@ -19,7 +19,7 @@ MOST_LISTED = 200
 @edge
 def make_key(context: Context, json: bool = False) -> None:
     """Print a new key, for a file that the inventory's secrets name as credentials-key."""
-    from polydev.client.credentials import new_key
+    from polydev.client.credentials_key import new_key
 
     key = new_key()
     answer({"key": key}, as_json=json, text=key)
@@ -31,7 +31,7 @@ def rotate(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """Seal a host's credentials with its first key, after a deployment that put it there."""
-    from polydev.client.credentials import rotate
+    from polydev.client.credentials_key import rotate
 
     _, described = described_host(inventory, host)
     done = rotate(described.target)

@@ -17,7 +17,7 @@ from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, RO
 from verbs.tables import table_text
 
 if TYPE_CHECKING:
-    from polydev.client.findings import Finding
+    from polydev.client.doctor_findings import DoctorFinding
 
 PACKAGES = ROOT / "requirements" / "apt.txt"
 
@@ -28,7 +28,7 @@ def doctor(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """Look at this machine and a host, and say what to do: exit status 1 if there is a problem."""
-    from polydev.client.findings import has_problem
+    from polydev.client.doctor_findings import has_problem
 
     found = [_with_options(each) for each in [*_this_machine(), *_host(inventory, host)]]
     answer(
@@ -39,18 +39,18 @@ def doctor(
     raise SystemExit(1 if has_problem(found) else 0)
 
 
-def _with_options(finding: Finding) -> Finding:
+def _with_options(finding: DoctorFinding) -> DoctorFinding:
     """The finding, whose commands mean the host that was looked at."""
     return replace(finding, todo=for_same_host(finding.todo) if finding.todo else None)
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
+def _row(finding: DoctorFinding) -> tuple[str, ...]:
     todo = f"\n→ {finding.todo}" if finding.todo else ""
     return finding.state, finding.where, finding.name, f"{finding.found}{todo}"
 
 
-def _this_machine() -> list[Finding]:
-    from polydev.client.machine import gather, machine_findings, wanted_packages
+def _this_machine() -> list[DoctorFinding]:
+    from polydev.client.machine_checks import gather, machine_findings, wanted_packages
 
     packages = wanted_packages(PACKAGES.read_text())
     return machine_findings(gather(Settings.from_environment(), packages, _golden_kernel()))
@@ -65,10 +65,10 @@ def _golden_kernel() -> Path | None:
     return store.path(digest) / KERNEL if digest else None
 
 
-def _host(inventory: str, host: str) -> list[Finding]:
-    from polydev.client.findings import Finding, State
-    from polydev.client.host import gather
-    from polydev.client.host_rules import host_findings, unreachable_finding
+def _host(inventory: str, host: str) -> list[DoctorFinding]:
+    from polydev.client.doctor_findings import DoctorFinding, State
+    from polydev.client.host_checks import host_findings, unreachable_finding
+    from polydev.client.host_facts import gather
 
     try:
         _, described = described_host(inventory, host)
@@ -76,7 +76,7 @@ def _host(inventory: str, host: str) -> list[Finding]:
         # Who names none, and has no lab, wants to know about this machine.
         is_meant = inventory != LAB_INVENTORY or host
         state: State = "problem" if is_meant else "warning"
-        return [Finding(inventory, "inventory", state, error.message, error.hint)]
+        return [DoctorFinding(inventory, "inventory", state, error.message, error.hint)]
     try:
         facts = gather(described.target)
     except DeployError as error:

@@ -20,7 +20,7 @@ from verbs.controller import LOST_HINT
 from verbs.places import LAB_INVENTORY
 
 if TYPE_CHECKING:
-    from polydev.client.api import ControllerApi
+    from polydev.client.controller_api import ControllerApi
 
 HIGHEST_PORT = 65_535
 
@@ -48,7 +48,7 @@ def viewer(
 
     With --json the address is told as soon as the port is open.
     """
-    from polydev.client.viewer import HOST, Viewer
+    from polydev.client.vnc_proxy import HOST, VncProxy
 
     def tell(opened: int) -> None:
         where = f"{HOST}:{opened}"
@@ -62,7 +62,7 @@ def viewer(
         session_id = _session_id(api, session)
         try:
             with suppress(KeyboardInterrupt):  # its end, and no failure
-                ended = asyncio.run(Viewer(api, session_id, stderr.print).serve(port, tell))
+                ended = asyncio.run(VncProxy(api, session_id, stderr.print).serve(port, tell))
                 stderr.print(f"session {session_id} is {ended}")
         except OSError as error:
             raise ConfigError(
@@ -90,7 +90,7 @@ def login(
     json: bool = False,
 ) -> None:
     """Start the login of a session's tool, wait for its URL, and say it."""
-    from polydev.client.login import wait_for_url
+    from polydev.client.session_login import wait_for_url
 
     with connect(url, token, inventory, host) as api:
         found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
@@ -194,7 +194,7 @@ def session_user(user: str, url: str, inventory: str, host: str) -> str:
 
 
 def _session_id(api: ControllerApi, session: str) -> str:
-    from polydev.client.api import one_with_prefix
+    from polydev.client.controller_api import one_with_prefix
 
     ids = [each["id"] for each in api.sessions(all_of_them=True)]
     return one_with_prefix(ids, session, "session", LOST_HINT)

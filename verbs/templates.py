@@ -99,7 +99,7 @@ def build_template(
     json: bool = False,
 ) -> None:
     """Make the template of a host's golden image, unless it is there; waits for its end."""
-    from polydev.client.templates import build_template as build
+    from polydev.client.template_build import build_template as build
     from polydev.progress import Steps
 
     _, described = described_host(inventory, host)
@@ -129,7 +129,7 @@ def show_template(
     json: bool = False,
 ) -> None:
     """Show everything known of one template. Asks with an operator's token."""
-    from polydev.client.api import one_with_prefix
+    from polydev.client.controller_api import one_with_prefix
 
     with connect(url, token, inventory, host) as api:
         found = api.get(PATH)

@@ -85,7 +85,7 @@ def screenshot(
     json: bool = False,
 ) -> None:
     """Save what a VM's screen shows now. A paused VM is not woken."""
-    from polydev.client.api import one_with_prefix
+    from polydev.client.controller_api import one_with_prefix
 
     with connect(url, token, inventory, host) as api:
         ids = [each["vmId"] for each in api.vms(all_of_them=False)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from polydev.client.credentials import FILE, ensure_key
+from polydev.client.credentials_key import FILE, ensure_key
 from polydev.lab import find
 from polydev.settings import Settings
 

@@ -1,6 +1,6 @@
-"""Programs of the operator's machine that reach a host as pyinfra does: same key, same user.
+"""Command lines of ssh and rsync that reach a host as pyinfra does: same key, same user.
 
-What the inventory does not say is left to ssh and its configuration, `~/.ssh/config`.
+All of ours are made here. What the inventory does not say is left to ssh's own configuration.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What ssh takes as one word, without a meaning of its own.
-# ssh(1): the status where it is ssh itself that failed.
+# The exit status of ssh where ssh itself failed: see ssh(1).
 SSH_FAILED = 255
+# Words that ssh and rsync take as they are.
 PLAIN = re.compile(r"[\w/.,:+@=-]+", re.ASCII)
 
 
 def ssh_option(name: str, path: Path | str, tokens: str = "") -> str:
-    """Return what follows `-o` for a path: ssh parts values at blanks and expands % in them.
+    """Return what follows `-o` for a path, quoted: ssh splits values at blanks and expands %.
 
-    `tokens` are those that ssh is to expand, after the path.
+    `tokens` follow the path and are expanded by ssh.
     """
     text = str(path).replace("%", "%%") + tokens
     if PLAIN.fullmatch(text.replace("%", "")) is None:
@@ -32,7 +32,7 @@ def ssh_option(name: str, path: Path | str, tokens: str = "") -> str:
 
 @dataclass(frozen=True)
 class SshTarget:
-    """How a host is reached; `name` is what the inventory calls it. None: as ssh is configured."""
+    """How to reach a host, by its name in the inventory. None: ssh's own configuration decides."""
 
     name: str
     hostname: str
@@ -44,7 +44,7 @@ class SshTarget:
 
     @classmethod
     def from_data(cls, name: str, data: Mapping[str, Any], folder: Path = Path()) -> SshTarget:
-        """Read the inventory's values; paths that are not absolute begin in `folder`."""
+        """Read the inventory's values; relative paths start in `folder`."""
 
         def path(key: str) -> Path | None:
             value = data.get(key)
@@ -66,7 +66,7 @@ class SshTarget:
         return self._at(self.hostname)
 
     def remote(self, path: str) -> str:
-        """A place on the host, as rsync reads it: the colons of IPv6 stand in brackets."""
+        """Return a path on the host in rsync's form, with an IPv6 address in brackets."""
         host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
         return f"{self._at(host)}:{path}"
 
@@ -74,18 +74,19 @@ class SshTarget:
         return f"{self.user}@{host}" if self.user else host
 
     def options(self, *, timeout_seconds: int = 10) -> list[str]:
-        words = [*self._way(), "-o", "BatchMode=yes"]
+        """Return the options of every connection: no questions, a known host key, timeouts."""
+        words = [*self._address_options(), "-o", "BatchMode=yes"]
         words += ["-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={timeout_seconds}"]
         words += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
         return words
 
-    def _way(self) -> list[str]:
-        """Options that say which host this is, and as whom."""
+    def _address_options(self) -> list[str]:
+        """Return the options that name port, key, known host keys and configuration."""
         words = ["-F", str(self.config)] if self.config else []
         if self.port:
             words += ["-p", str(self.port)]
         if self.key:
-            # `-i` looks for the file before it expands %, the option after that.
+            # ssh looks for the file of `-i` before it expands %, for that of the option after it.
             has_token = "%" in str(self.key)
             words += (
                 ["-o", ssh_option("IdentityFile", self.key)] if has_token else ["-i", str(self.key)]
@@ -96,22 +97,25 @@ class SshTarget:
         return words
 
     def by_hand(self) -> str:
-        """The line by which an operator reaches the host as this does."""
-        return shlex.join(["ssh", *self._way(), self.destination])
+        """Return the command line by which an operator reaches the host in the same way."""
+        return shlex.join(["ssh", *self._address_options(), self.destination])
+
+    def ssh_argv(self, *options: str, timeout_seconds: int = 10) -> list[str]:
+        """Return ssh with these options and our own; a remote command may follow."""
+        return ["ssh", *options, *self.options(timeout_seconds=timeout_seconds), self.destination]
 
     def argv(self, *command: str, timeout_seconds: int = 10) -> list[str]:
-        """Run a command on the host as root; its words arrive as they are."""
+        """Run a command on the host as root; its words arrive unchanged."""
         remote = f"sudo -n {shlex.join(command)}"
-        options = self.options(timeout_seconds=timeout_seconds)
-        return ["ssh", *options, self.destination, "--", remote]
+        return [*self.ssh_argv(timeout_seconds=timeout_seconds), "--", remote]
 
     def shell_argv(self, *, is_terminal: bool) -> list[str]:
-        """Open a shell of root on the host; one that reads a pipe has no terminal."""
+        """Open a root shell on the host, with a terminal unless it reads a pipe."""
         terminal = ["-t"] if is_terminal else []
-        return ["ssh", *terminal, *self.options(), self.destination, "--", "sudo -n -i"]
+        return [*self.ssh_argv(*terminal), "--", "sudo -n -i"]
 
     def rsync_shell(self) -> str:
-        """The value of rsync's `--rsh`, which knows quotes, a doubled one within, and no more."""
+        """Return the value of rsync's `--rsh`; within quotes, rsync knows only a doubled quote."""
         words = ["ssh", *self.options()]
         return " ".join(word if PLAIN.fullmatch(word) else _for_rsync(word) for word in words)
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.logs import configure_logs
 from polydev.run import run as run_process
 from tests.controllers import Controller, controller, run

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from polydev.client.findings import Finding
-from polydev.client.host import gather
-from polydev.client.host_rules import host_findings
+from polydev.client.doctor_findings import DoctorFinding
+from polydev.client.host_checks import host_findings
+from polydev.client.host_facts import gather
 from polydev.deployment.pyinfra_process import describe
 from polydev.deployment_records import Record
 from polydev.errors import ConfigError
@@ -419,7 +419,7 @@ class Mended:
     plan_json: Completed
     specs: Completed
     gate: dict[str, Any]
-    doctor: dict[str, Finding]
+    doctor: dict[str, DoctorFinding]
     watched: dict[str, Any]
     is_left_alone: bool
     record: Record

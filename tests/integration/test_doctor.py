@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from polydev.client import probe
-from polydev.client.findings import Finding
-from polydev.client.host import gather
-from polydev.client.host_rules import host_findings
-from polydev.client.machine import gather as look_here
-from polydev.client.machine import machine_findings
+from polydev.client import host_probe
+from polydev.client.doctor_findings import DoctorFinding
+from polydev.client.host_checks import host_findings
+from polydev.client.host_facts import gather
+from polydev.client.machine_checks import gather as look_here
+from polydev.client.machine_checks import machine_findings
 from polydev.errors import DeployError
 from polydev.image.store import ImageStore
 from polydev.image_record import KERNEL, ImageRecord
@@ -23,13 +23,13 @@ from polydev.settings import Settings
 from tests.hosts import DeployedHost
 
 
-def findings(host: DeployedHost) -> dict[str, Finding]:
+def findings(host: DeployedHost) -> dict[str, DoctorFinding]:
     target = host.host.target
     return {each.name: each for each in host_findings(target.name, gather(target))}
 
 
 def test_the_probe_needs_nothing_but_python() -> None:
-    script = Path(probe.__file__).read_text()
+    script = Path(host_probe.__file__).read_text()
     said = json.loads(run([sys.executable, "-I", "-S", "-"], input=script).stdout)
     assert said["startedAt"] <= said["endedAt"]
     assert said["memoryBytes"] > 0

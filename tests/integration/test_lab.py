@@ -21,7 +21,7 @@ from polydev.lab import (
     down,
     find,
     labs,
-    life,
+    lifecycle,
     logs,
     reset,
     restart,
@@ -336,7 +336,7 @@ class TestEnd:
     ) -> None:
         lab = own("i")
         run_inside(lab, ["systemctl", "mask", "ssh.service"])
-        monkeypatch.setattr(life, "LOGIN_SECONDS", 2.0)
+        monkeypatch.setattr(lifecycle, "LOGIN_SECONDS", 2.0)
         with pytest.raises(LabError, match="Connection refused") as caught:
             restart(lab.name, settings)
         assert "Reached target" in (caught.value.hint or "")

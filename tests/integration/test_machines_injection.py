@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.model import Session
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import StoredCredentials

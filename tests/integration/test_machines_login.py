@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.machines.login_monitor import NO_HAND_OVER
 from polydev.controller.model import Session
 from polydev.controller.states import LoginStatus

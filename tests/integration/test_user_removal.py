@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store import tables
 from polydev.controller.store.credentials import CredentialStore

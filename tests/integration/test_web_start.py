@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Page, Response
 from pyrage import x25519
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.sessions import NewSession
 from tests.browser import run_in_browser

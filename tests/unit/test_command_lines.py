@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import polydev.npm
-from polydev.client import host as client_host
-from polydev.client import machine, probe
+from polydev.client import host_facts as client_host
+from polydev.client import host_probe, machine_checks
 from polydev.deploys import bundle, images, rsync
 from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
@@ -39,8 +39,8 @@ from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
 from polydev.image.apt import Archive, Deb
 from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
 from polydev.lab import addresses, files, root
+from polydev.lab.access import inside_argv
 from polydev.lab.container import container_argv
-from polydev.lab.inside import inside_argv
 from polydev.ssh import SshTarget
 
 CONTAINED = (
@@ -87,7 +87,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
-    for module in (client_host, machine, rsync):
+    for module in (client_host, machine_checks, rsync):
         monkeypatch.setattr(module, "run", recorder)
     monkeypatch.setattr(subprocess, "run", recorder)
     return recorder
@@ -328,15 +328,15 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [f"{SSH} 'sudo -n df --block-size=1 --output=avail /var'"],
     ),
     "packages of this machine": (
-        lambda _: machine._installed(["qemu"]),
+        lambda _: machine_checks._installed(["qemu"]),
         ["dpkg-query -W -f '${Package}\t${db:Status-Status}\t${Version}\n' qemu"],
     ),
     "failed VMs": (
-        lambda _: probe._failed_vms(),
+        lambda _: host_probe._failed_vms(),
         ["systemctl list-units --all --state=failed --plain --no-legend 'microvm@*'"],
     ),
     "health of a host": (
-        lambda _: probe._health(),
+        lambda _: host_probe._health(),
         ["/opt/polydev-ai/bin/polydev-host health --seconds 0"],
     ),
 }
@@ -417,15 +417,15 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
         {"check": False, "cwd": "/", "umask": 0o077},
     ),
     "the probe's": (
-        lambda _: probe._run(["a"], "text"),
+        lambda _: host_probe._run(["a"], "text"),
         {
             "check": False,
             "capture_output": True,
             "input": b"text",
-            "timeout": probe.COMMAND_SECONDS,
+            "timeout": host_probe.COMMAND_SECONDS,
         },
     ),
-    "QEMU's version": (lambda _: machine._said(["qemu"]), {"timeout_seconds": 20}),
+    "QEMU's version": (lambda _: machine_checks._said(["qemu"]), {"timeout_seconds": 20}),
     "room of a host": (lambda _: rsync.free_bytes_in(TARGET, "/var"), {"check": False}),
 }
 # What it depends on is in the environment of whoever runs the tests.
@@ -452,7 +452,7 @@ def test_each_option_is_there(what: str, started: Recorder, tmp_path: Path) -> N
 def test_programs_speak_plain_english_and_know_their_user(
     started: Recorder, tmp_path: Path
 ) -> None:
-    probe._run(["a"])
+    host_probe._run(["a"])
     configure_packages(tmp_path)
     with_program(tmp_path, "ask")
     probes, dpkgs, controllers = (options["env"] for options in started.options)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.api.answers import (
     SESSION_EXAMPLE,
     SESSION_VM_EXAMPLE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.cli.verb import opened
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credentials import CredentialStore

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from polydev.client import on_host
-from polydev.client.credentials import ensure_key, new_key, rotate
+from polydev.client import host_controller
+from polydev.client.credentials_key import ensure_key, new_key, rotate
 from polydev.controller.sealing import keyring_of
 from polydev.errors import CommandTimeout, ConfigError, DeployError
 from polydev.run import Completed
@@ -54,7 +54,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str =
         asked.append(" ".join(argv))
         return Completed(tuple(argv), status, out, err, 0.1)
 
-    monkeypatch.setattr(on_host, "run", run)
+    monkeypatch.setattr(host_controller, "run", run)
     return asked
 
 
@@ -79,6 +79,6 @@ def test_silence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str], **_options: object) -> Completed:
         raise CommandTimeout(["ssh"], 600, "")
 
-    monkeypatch.setattr(on_host, "run", run)
+    monkeypatch.setattr(host_controller, "run", run)
     with pytest.raises(DeployError, match="lab-dev did not answer"):
         rotate(TARGET)

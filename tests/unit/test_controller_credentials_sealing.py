@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from polydev.client.credentials import new_key
+from polydev.client.credentials_key import new_key
 from polydev.controller.sealing import Keyring, checked_recipient, key_id, keyring_of
 from polydev.errors import ConfigError, CredentialsLocked
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from polydev.client import host, machine, probe
-from polydev.client.findings import Disk
+from polydev.client import host_facts, host_probe, machine_checks
+from polydev.client.doctor_findings import DiskSpace
 from polydev.errors import CommandError, CommandTimeout, DeployError
 from polydev.run import Completed, Orphan
 from polydev.settings import Settings
@@ -52,12 +52,12 @@ class TestMachine:
 
         monkeypatch.setattr(os, "geteuid", lambda: user)
         monkeypatch.setattr(os, "access", access)
-        monkeypatch.setattr(machine, "choose_accelerator", choose)
-        monkeypatch.setattr(machine, "orphans", lambda: [orphan])
-        monkeypatch.setattr(machine, "abandoned_temp_folders", lambda: [Path("folder")])
-        monkeypatch.setattr(machine, "_installed", lambda names: dict.fromkeys(names, "1"))
-        monkeypatch.setattr(machine, "_said", shlex_join)
-        found = machine.gather(settings, ["qemu"], kernel)
+        monkeypatch.setattr(machine_checks, "choose_accelerator", choose)
+        monkeypatch.setattr(machine_checks, "orphans", lambda: [orphan])
+        monkeypatch.setattr(machine_checks, "abandoned_temp_folders", lambda: [Path("folder")])
+        monkeypatch.setattr(machine_checks, "_installed", lambda names: dict.fromkeys(names, "1"))
+        monkeypatch.setattr(machine_checks, "_said", shlex_join)
+        found = machine_checks.gather(settings, ["qemu"], kernel)
         assert found.packages == {"qemu": "1"}
         assert found.is_root == (user == 0)
         assert found.kvm_device == device
@@ -79,8 +79,8 @@ class TestMachine:
             asked.append(folder)
             return Usage(9, 5, 4)
 
-        monkeypatch.setattr(machine.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
-        assert machine.disk_of(tmp_path / "a/b") == Disk(9, 4)
+        monkeypatch.setattr(machine_checks.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+        assert machine_checks.disk_of(tmp_path / "a/b") == DiskSpace(9, 4)
         assert asked == [tmp_path]
 
     @pytest.mark.parametrize("error", [OSError("x"), CommandError(["q"], 1, "x")])
@@ -90,18 +90,18 @@ class TestMachine:
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(machine, "choose_accelerator", fail)
-        assert machine._accelerator(None, settings) is None
+        monkeypatch.setattr(machine_checks, "choose_accelerator", fail)
+        assert machine_checks._accelerator(None, settings) is None
         if not isinstance(error, OSError):
-            monkeypatch.setattr(machine, "run", fail)
-            assert machine._said(["q"]) is None
-            assert machine._installed(["q"]) is None
+            monkeypatch.setattr(machine_checks, "run", fail)
+            assert machine_checks._said(["q"]) is None
+            assert machine_checks._installed(["q"]) is None
 
     def test_packages_that_are_installed_and_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = "qemu\tinstalled\t1:7.2\nnft\tconfig-files\t1.0\nnonsense\n"
         done = Completed((), 1, said, "", 0.0)
-        monkeypatch.setattr(machine, "run", lambda *_, **__: done)
-        found = machine._installed(["qemu", "nft", "never"])
+        monkeypatch.setattr(machine_checks, "run", lambda *_, **__: done)
+        found = machine_checks._installed(["qemu", "nft", "never"])
         assert found == {"qemu": "1:7.2", "nft": None, "never": None}
 
 
@@ -114,8 +114,8 @@ class TestHost:
     def nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A host on which nothing of ours is: no file, no program."""
         for name in ("HOST", "CONFIG", "DNS_CONFIG", "ACCELERATOR", "TOOL", "GOLDEN"):
-            monkeypatch.setattr(probe, name, str(tmp_path / name))
-        monkeypatch.setattr(probe, "FOLDERS", (str(tmp_path), str(tmp_path / "none")))
+            monkeypatch.setattr(host_probe, name, str(tmp_path / name))
+        monkeypatch.setattr(host_probe, "FOLDERS", (str(tmp_path), str(tmp_path / "none")))
 
         def missing(*_: object, **__: object) -> None:
             raise FileNotFoundError
@@ -124,7 +124,7 @@ class TestHost:
         return tmp_path
 
     def test_nothing_of_ours(self, nothing: Path) -> None:
-        found = probe.facts()
+        found = host_probe.facts()
         assert found["startedAt"] <= found["endedAt"]
         absent = ["host", "config", "qemu", "accelerator", "golden", "health", "look"]
         absent += ["templates", "polkitVersion", "controller"]
@@ -132,7 +132,7 @@ class TestHost:
         assert found["failedVms"] == []
         assert found["upstreams"] == {}
         assert found["polkit"] == {"vm": None, "other": None}
-        assert found["units"] == dict.fromkeys(probe.UNITS)
+        assert found["units"] == dict.fromkeys(host_probe.UNITS)
         assert found["disks"][str(nothing / "none")] is None
         assert 0 < found["disks"][str(nothing)]["free"] <= found["disks"][str(nothing)]["size"]
 
@@ -164,16 +164,16 @@ class TestHost:
             return subprocess.CompletedProcess(argv, 0, said.encode(), b"")
 
         monkeypatch.setattr(subprocess, "run", run)
-        assert probe._health() == health
-        assert probe._look({"slots": [1]}) == look
-        assert probe._templates() == templates
-        asked = json.dumps({"parts": probe.LOOKED_AT, "host": {"slots": [1]}}).encode()
+        assert host_probe._health() == health
+        assert host_probe._look({"slots": [1]}) == look
+        assert host_probe._templates() == templates
+        asked = json.dumps({"parts": host_probe.LOOKED_AT, "host": {"slots": [1]}}).encode()
         assert given == [
             (["health", "--seconds", "0"], b""),
             (["look"], asked),
             (["controller", "templates", "report"], b""),
         ]
-        assert probe._look(None) is None
+        assert host_probe._look(None) is None
 
     @pytest.mark.parametrize(
         ("pid", "status", "may"), [("7", 0, True), ("7", 1, False), ("0", 0, None), ("", 0, None)]
@@ -186,27 +186,27 @@ class TestHost:
             return subprocess.CompletedProcess(argv, code, pid.encode(), b"")
 
         monkeypatch.setattr(subprocess, "run", run)
-        assert probe._may("microvm@2.service") is may
+        assert host_probe._may("microvm@2.service") is may
 
     def test_failed_vms(self, monkeypatch: pytest.MonkeyPatch) -> None:
         text = b"microvm@2.service loaded failed failed VM 2\n"
         done: Any = subprocess.CompletedProcess([], 0, text, b"")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-        assert probe._failed_vms() == ["microvm@2.service"]
+        assert host_probe._failed_vms() == ["microvm@2.service"]
 
     def test_golden_image(self, nothing: Path) -> None:
         image = nothing / "images" / "abc"
         image.mkdir(parents=True)
         (nothing / "GOLDEN").symlink_to(image / "rootfs.ext4")
-        assert probe._golden() is None
+        assert host_probe._golden() is None
         (image / "rootfs.ext4").touch()
-        assert probe._golden() == {"digest": "abc", "createdAt": None}
+        assert host_probe._golden() == {"digest": "abc", "createdAt": None}
         (image / "record.json").write_text('{"createdAt": "now"}')
-        assert probe._golden() == {"digest": "abc", "createdAt": "now"}
+        assert host_probe._golden() == {"digest": "abc", "createdAt": "now"}
 
     def test_name_servers(self, nothing: Path) -> None:
         (nothing / "DNS_CONFIG").write_text("server=9.9.9.9\n#server=1.1.1.1\nserver=/x/8.8.8.8\n")
-        assert probe._upstreams() == ["9.9.9.9"]
+        assert host_probe._upstreams() == ["9.9.9.9"]
 
 
 class TestOverSsh:
@@ -224,17 +224,17 @@ class TestOverSsh:
         self, status: int, stdout: str, reason: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         done = Completed((), status, stdout, "no route\n", 0.0)
-        monkeypatch.setattr(host, "run", lambda *_, **__: done)
+        monkeypatch.setattr(host_facts, "run", lambda *_, **__: done)
         with pytest.raises(DeployError, match=reason):
-            host.gather(self.target)
+            host_facts.gather(self.target)
 
     def test_one_that_does_not_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> None:
             raise CommandTimeout(["ssh"], 120, "")
 
-        monkeypatch.setattr(host, "run", fail)
+        monkeypatch.setattr(host_facts, "run", fail)
         with pytest.raises(DeployError, match="does not answer"):
-            host.gather(self.target)
+            host_facts.gather(self.target)
 
     def test_one_that_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given: dict[str, Any] = {}
@@ -243,12 +243,12 @@ class TestOverSsh:
             given.update(options, argv=argv)
             return Completed((), 0, '{"host": {}, "accelerator": {"accelerator": "kvm"}}', "", 0.0)
 
-        monkeypatch.setattr(host, "run", run)
-        found = host.gather(self.target)
+        monkeypatch.setattr(host_facts, "run", run)
+        found = host_facts.gather(self.target)
         assert given["argv"] == self.target.argv("python3", "-")
-        assert given["input"] == Path(probe.__file__).read_text()
-        assert (given["check"], given["timeout_seconds"]) == (False, host.PROBE_SECONDS)
+        assert given["input"] == Path(host_probe.__file__).read_text()
+        assert (given["check"], given["timeout_seconds"]) == (False, host_facts.PROBE_SECONDS)
         assert found.before <= found.after
         assert found.is_deployed
         assert found.accelerator == "kvm"
-        assert not host.HostFacts({"host": None}, 0, 0).is_deployed
+        assert not host_facts.HostFacts({"host": None}, 0, 0).is_deployed

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from polydev.client.findings import GIB, has_problem
-from polydev.client.host import HostFacts
-from polydev.client.host_rules import (
+from polydev.client.doctor_findings import GIB, has_problem
+from polydev.client.host_checks import (
     clock_finding,
     drift_findings,
     failed_vms_finding,
@@ -25,7 +24,8 @@ from polydev.client.host_rules import (
     unreachable_finding,
     upstreams_finding,
 )
-from polydev.client.template_rules import templates_finding
+from polydev.client.host_facts import HostFacts
+from polydev.client.template_checks import templates_finding
 from polydev.errors import DeployError
 
 NOW = 1_800_000_000.0  # 2027-01-15

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from polydev.client.findings import (
+from polydev.client.doctor_findings import (
     GIB,
-    Disk,
-    Finding,
+    DiskSpace,
+    DoctorFinding,
     Room,
     has_problem,
     qemu_finding,
     space_finding,
     version_of,
 )
-from polydev.client.machine import (
+from polydev.client.machine_checks import (
     MachineFacts,
     kvm_finding,
     leftovers_findings,
@@ -38,8 +38,8 @@ SOUND = MachineFacts(
     qemu="QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)",
     kvm_device=True,
     accelerator="kvm",
-    store=Disk(100 * GIB, 50 * GIB),
-    cache=Disk(100 * GIB, 50 * GIB),
+    store=DiskSpace(100 * GIB, 50 * GIB),
+    cache=DiskSpace(100 * GIB, 50 * GIB),
 )
 ROOM = Room(least=2 * GIB, enough=8 * GIB)
 
@@ -61,7 +61,7 @@ def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
         kvm_device=False,
         accelerator=None,
         store=None,
-        cache=Disk(GIB, 1),
+        cache=DiskSpace(GIB, 1),
     )
     found = machine_findings(ill)
     assert all(finding.state != "ok" and finding.todo for finding in found)
@@ -130,7 +130,7 @@ def test_kvm_counts_only_if_a_vm_boots_under_it(
 
 @pytest.mark.parametrize(("free", "state"), [(9, "ok"), (7, "warning"), (1, "problem")])
 def test_room_is_told_before_it_is_gone(free: int, state: str) -> None:
-    finding = space_finding("here", "room", Disk(100 * GIB, free * GIB), ROOM, "make room")
+    finding = space_finding("here", "room", DiskSpace(100 * GIB, free * GIB), ROOM, "make room")
     assert finding.state == state
     assert finding.found.startswith(f"{free}.0 GiB of 100.0 GiB free")
 
@@ -140,7 +140,7 @@ def test_a_disk_that_cannot_be_read_is_no_disk_with_room() -> None:
 
 
 def test_a_finding_as_json_has_all_its_fields() -> None:
-    finding = Finding("here", "what", "ok", "found")
+    finding = DoctorFinding("here", "what", "ok", "found")
     assert finding.as_dict() == {
         "where": "here",
         "name": "what",

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from invoke.context import Context
 
 from polydev.errors import ConfigError
-from polydev.lab import Lab, LabError, life, root, ssh_argv, up
+from polydev.lab import Lab, LabError, lifecycle, root, ssh_argv, up
+from polydev.lab.access import inside_argv
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
 from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
 from polydev.lab.files import lay, network_files, share_packages
-from polydev.lab.inside import inside_argv
 from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
 from polydev.lab.root import (
     FILES,
@@ -151,13 +151,13 @@ class TestRecord:
             raise LabError("nobody got in")
 
         ended: list[Lab] = []
-        monkeypatch.setattr(life, "MACHINE_LOCK", own_settings.state / "lock")
-        monkeypatch.setattr(life, "_start", lambda lab, _settings: lab)
-        monkeypatch.setattr(life, "_wait_login", shut)
-        monkeypatch.setattr(life, "kill", ended.append)
+        monkeypatch.setattr(lifecycle, "MACHINE_LOCK", own_settings.state / "lock")
+        monkeypatch.setattr(lifecycle, "_start", lambda lab, _settings: lab)
+        monkeypatch.setattr(lifecycle, "_wait_login", shut)
+        monkeypatch.setattr(lifecycle, "kill", ended.append)
         own_settings.state.mkdir(exist_ok=True)
         with pytest.raises(LabError, match="nobody got in"):
-            life._boot("one", lambda: lab, own_settings, Steps())
+            lifecycle._boot("one", lambda: lab, own_settings, Steps())
         assert ended == [lab]
 
     def test_never_started_does_not_run(self, lab: Lab) -> None:

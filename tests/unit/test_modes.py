@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from polydev.client import access
+from polydev.client import lab_access
 from polydev.hosttool import deployment_slice, durable, network_state, records, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
@@ -67,7 +67,7 @@ def test_what_is_being_written_is_its_writers_alone(
     [
         lambda folder: durable.write_new(folder / "file", b"secret"),
         lambda folder: durable.copy_new(FILE, folder / "file"),
-        lambda folder: access.store_access(folder, NOBODYS),
+        lambda folder: lab_access.store_access(folder, NOBODYS),
     ],
     ids=["write_new", "copy_new", "access"],
 )

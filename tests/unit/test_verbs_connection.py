@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polydev.client import access, api, tunnel
+from polydev.client import controller_api, lab_access, ssh_tunnel
 from polydev.errors import ConfigError
 from verbs import connection, sessions
 from verbs.places import LAB_INVENTORY
@@ -58,11 +58,11 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
     stored = SimpleNamespace(
         operator=SimpleNamespace(token=LAB_TOKEN), demo=SimpleNamespace(user_id="demo's")
     )
-    monkeypatch.setattr(api, "ControllerApi", made.api)
-    monkeypatch.setattr(tunnel, "tunnel", made.tunnel)
+    monkeypatch.setattr(controller_api, "ControllerApi", made.api)
+    monkeypatch.setattr(ssh_tunnel, "tunnel", made.tunnel)
     monkeypatch.setattr(connection, "described_host", made.described)
     monkeypatch.setattr("polydev.lab.find", lambda *_: lab)
-    monkeypatch.setattr(access, "stored_access", lambda folder: stored)
+    monkeypatch.setattr(lab_access, "stored_access", lambda folder: stored)
     return made
 
 
@@ -150,7 +150,7 @@ def test_there_may_be_no_lab(find: Any, reached: Reached, monkeypatch: pytest.Mo
 
 
 def test_a_lab_may_have_no_users_yet(reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "stored_access", lambda _: None)
+    monkeypatch.setattr(lab_access, "stored_access", lambda _: None)
     assert connection._lab_operator() == (LAB, "")
     with pytest.raises(ConfigError, match="has no demo user"):
         connection.lab_demo_user()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from invoke.context import Context
 
-from polydev.client.api import ControllerApi
-from polydev.client.pages import show_in_browser, sign_in_link
+from polydev.client.controller_api import ControllerApi
+from polydev.client.sign_in_links import show_in_browser, sign_in_link
 from tests.loopback import Answer, Asked, as_json, served
 from verbs import pages
 from verbs.pages import health_text
@@ -99,7 +99,7 @@ def test_a_browser_is_opened_where_there_is_a_screen_for_it(
     monkeypatch.setattr(webbrowser, "open", show)
     environment = {"DISPLAY": ":0"} if has_display else {"DISPLAY": ""}
     assert show_in_browser("http://there", environment) == has_display
-    monkeypatch.setattr("polydev.client.pages.show_in_browser", lambda url: bool(shown))
+    monkeypatch.setattr("polydev.client.sign_in_links.show_in_browser", lambda url: bool(shown))
     pages.open_pages(Context())
     said = capsys.readouterr().out
     assert said.startswith(f"{reached.url}/login?next=/admin#code=")

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from invoke.context import Context
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 from polydev.controller.api.login import LOGIN_EXAMPLE
 from tests.loopback import Answer, Asked, as_json, served
 from verbs import sessions

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from invoke.context import Context
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 from tests.loopback import Answer, Asked, as_json, served
 from verbs import usage
 

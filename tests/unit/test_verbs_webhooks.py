@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from invoke.context import Context
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 from polydev.controller.api.webhooks import EXAMPLE
 from tests.loopback import Answer, Asked, Served, as_json, served
 from verbs import webhooks

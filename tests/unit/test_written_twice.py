@@ -12,8 +12,8 @@ from polydev import deployment_id
 from polydev import image_record as record
 from polydev.agent import identity as agent_identity
 from polydev.agent.settings import AgentSettings
-from polydev.client import credentials, probe
-from polydev.client import templates as client_templates
+from polydev.client import credentials_key, host_probe
+from polydev.client import template_build as client_templates
 from polydev.controller import health, sealing
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import deployments, network_watch
@@ -62,29 +62,33 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("image's record", "record.json", record.RECORD),
             ("golden link, on a host", golden_link.GOLDEN_LINK, promotion.GOLDEN),
             ("golden link, for the controller", health.GOLDEN_LINK, promotion.GOLDEN),
-            ("golden link, for the doctor", probe.GOLDEN, str(PATHS.images / promotion.GOLDEN)),
+            (
+                "golden link, for the doctor",
+                host_probe.GOLDEN,
+                str(PATHS.images / promotion.GOLDEN),
+            ),
             ("image store", PATHS.images, images.STORE),
-            ("image store, for the doctor", probe.STORE, str(images.STORE)),
+            ("image store, for the doctor", host_probe.STORE, str(images.STORE)),
             ("templates", template_holder.FOLDER, images.STORE / "templates"),
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
-            ("service", probe.UNITS[0], units.MAIN),
+            ("service", host_probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
-            ("host's values", probe.HOST, str(slots.HOST_FILE)),
-            ("configuration", probe.CONFIG, controller.CONFIG),
+            ("host's values", host_probe.HOST, str(slots.HOST_FILE)),
+            ("configuration", host_probe.CONFIG, controller.CONFIG),
             ("configuration's folder", PATHS.controller_config / "config.yaml", controller.CONFIG),
-            ("host tool", probe.TOOL, str(PATHS.tool)),
+            ("host tool", host_probe.TOOL, str(PATHS.tool)),
             ("records of deployments", deployments.FOLDER, PATHS.records),
-            ("action of polkit", probe.START_UNIT, polkit.ACTION),
-            ("QEMU", probe.QEMU, qemu.QEMU),
+            ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
+            ("QEMU", host_probe.QEMU, qemu.QEMU),
             ("QEMU's log", systemd_hypervisor.QEMU_LOG, launch.QEMU_LOG),
             (
                 "variables",
                 controller_settings.ENVIRONMENT_PREFIX,
                 controller_program.VARIABLE_PREFIX,
             ),
-            ("key of credentials", credentials.FILE, sealing.SECRET_NAME),
+            ("key of credentials", credentials_key.FILE, sealing.SECRET_NAME),
         )
     ],
 )

@@ -54,7 +54,7 @@ class HostConnection:
     def _argv(self, *words: str) -> list[str]:
         shared = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30"]
         shared += ["-o", ssh_option("ControlPath", self._sockets.name, "/%C")]
-        return ["ssh", *self.target.options(), *shared, *words, self.target.destination]
+        return self.target.ssh_argv(*shared, *words)
 
     def command(
         self, text: str, *, input: str | None = None, timeout_seconds: float = ANSWER_SECONDS

@@ -1,8 +1,8 @@
 """The lab: a throw-away Debian host with a real systemd, in a container, reached over SSH."""
 
 from polydev.errors import LabError
-from polydev.lab.inside import Logs, logs, run_inside, shell, ssh_argv
-from polydev.lab.life import down, find, labs, reset, restart, save, up
+from polydev.lab.access import Logs, logs, run_inside, shell, ssh_argv
+from polydev.lab.lifecycle import down, find, labs, reset, restart, save, up
 from polydev.lab.model import Lab
 
 __all__ = [

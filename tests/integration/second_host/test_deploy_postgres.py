@@ -13,8 +13,8 @@ from shlex import quote
 import httpx
 import pytest
 
-from polydev.client.credentials import FILE
-from polydev.client.on_host import HostController
+from polydev.client.credentials_key import FILE
+from polydev.client.host_controller import HostController
 from polydev.controller.migrations import HEAD
 from polydev.deployment import changes
 from polydev.deployment.changes import move_options

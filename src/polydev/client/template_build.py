@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from polydev.client.on_host import HostController, follow
+from polydev.client.host_controller import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
 from polydev.hosttool.images import STORE
 from polydev.hosttool.units import TEMPLATE_MAKER as UNIT

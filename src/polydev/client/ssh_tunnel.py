@@ -58,7 +58,7 @@ def _argv(target: SshTarget, forward: str) -> list[str]:
     # With a connection that others share, the forwarding would outlive this process.
     options += ["ExitOnForwardFailure=yes", "ControlMaster=no", "ControlPath=none"]
     words = [word for option in options for word in ("-o", option)]
-    return ["ssh", "-N", "-L", forward, *words, *target.options(), target.destination]
+    return target.ssh_argv("-N", "-L", forward, *words)
 
 
 def _free_port() -> int:

@@ -36,8 +36,8 @@ def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[
         known_hosts=lab.known_hosts,
         config=Path("none"),
     )
-    options = [*target.options(timeout_seconds=5), "-o", "GlobalKnownHostsFile=/dev/null"]
-    return ["ssh", *options, target.destination, "--", shlex.join(command)]
+    options = ["-o", "GlobalKnownHostsFile=/dev/null"]
+    return [*target.ssh_argv(*options, timeout_seconds=5), "--", shlex.join(command)]
 
 
 def run_inside(

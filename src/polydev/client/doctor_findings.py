@@ -13,7 +13,7 @@ KVM_TODO = "turn on virtualization in the firmware, or nested virtualization whe
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing looked at. `where` is the machine; `todo` is None where nothing is to be done."""
 
     where: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskSpace:
     """Room of the filesystem that holds a folder, in bytes."""
 
     size: int
@@ -48,7 +48,7 @@ class Room:
     enough: int
 
 
-def has_problem(findings: Iterable[Finding]) -> bool:
+def has_problem(findings: Iterable[DoctorFinding]) -> bool:
     return any(finding.state == "problem" for finding in findings)
 
 
@@ -56,15 +56,19 @@ def gibibytes(size: float) -> str:
     return f"{size / GIB:,.1f} GiB"
 
 
-def space_finding(where: str, name: str, disk: Disk | None, room: Room, todo: str) -> Finding:
+def space_finding(
+    where: str, name: str, disk: DiskSpace | None, room: Room, todo: str
+) -> DoctorFinding:
     if disk is None:
-        return Finding(where, name, "warning", "cannot be read", "see that the folder is there")
+        return DoctorFinding(
+            where, name, "warning", "cannot be read", "see that the folder is there"
+        )
     found = f"{gibibytes(disk.free)} of {gibibytes(disk.size)} free"
     if disk.free >= room.enough:
-        return Finding(where, name, "ok", found)
+        return DoctorFinding(where, name, "ok", found)
     state: State = "problem" if disk.free < room.least else "warning"
     wanted = room.least if state == "problem" else room.enough
-    return Finding(where, name, state, f"{found}, {gibibytes(wanted)} are needed", todo)
+    return DoctorFinding(where, name, state, f"{found}, {gibibytes(wanted)} are needed", todo)
 
 
 def version_of(text: str) -> tuple[int, ...] | None:
@@ -79,12 +83,12 @@ def version_of(text: str) -> tuple[int, ...] | None:
 OLDEST_QEMU = (6, 2)  # Ubuntu 22.04's
 
 
-def qemu_finding(where: str, said: str | None, todo: str) -> Finding:
+def qemu_finding(where: str, said: str | None, todo: str) -> DoctorFinding:
     version = version_of(said or "")
     if said is None or version is None:
-        return Finding(where, "QEMU", "problem", "not there, or it does not run", todo)
+        return DoctorFinding(where, "QEMU", "problem", "not there, or it does not run", todo)
     shown = ".".join(map(str, version))
     if version < OLDEST_QEMU:
         oldest = ".".join(map(str, OLDEST_QEMU))
-        return Finding(where, "QEMU", "warning", f"{shown}; tried from {oldest} on", todo)
-    return Finding(where, "QEMU", "ok", shown)
+        return DoctorFinding(where, "QEMU", "warning", f"{shown}; tried from {oldest} on", todo)
+    return DoctorFinding(where, "QEMU", "ok", shown)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.client.findings import (
+from polydev.client.doctor_findings import (
     GIB,
     KVM_TODO,
     TCG_TEXT,
-    Disk,
-    Finding,
+    DiskSpace,
+    DoctorFinding,
     Room,
     qemu_finding,
     space_finding,
@@ -50,8 +50,8 @@ class MachineFacts:
     qemu: str | None
     kvm_device: bool
     accelerator: Accelerator | None
-    store: Disk | None
-    cache: Disk | None
+    store: DiskSpace | None
+    cache: DiskSpace | None
     orphans: tuple[Orphan, ...] = ()
     scratch: tuple[Path, ...] = ()
 
@@ -79,13 +79,13 @@ def wanted_packages(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def disk_of(folder: Path) -> Disk | None:
+def disk_of(folder: Path) -> DiskSpace | None:
     """Room where `folder` is, or would be made."""
     there = next((each for each in (folder, *folder.parents) if each.is_dir()), None)
     if there is None:
         return None
     usage = shutil.disk_usage(there)
-    return Disk(usage.total, usage.free)
+    return DiskSpace(usage.total, usage.free)
 
 
 def _accelerator(kernel: Path | None, settings: Settings) -> Accelerator | None:
@@ -114,7 +114,7 @@ def _installed(packages: list[str]) -> dict[str, str | None] | None:
     return {name: known.get(name) for name in packages}
 
 
-def machine_findings(facts: MachineFacts) -> list[Finding]:
+def machine_findings(facts: MachineFacts) -> list[DoctorFinding]:
     return [
         packages_finding(facts.packages),
         python_finding(facts.python),
@@ -133,9 +133,9 @@ def machine_findings(facts: MachineFacts) -> list[Finding]:
     ]
 
 
-def packages_finding(packages: dict[str, str | None] | None) -> Finding:
+def packages_finding(packages: dict[str, str | None] | None) -> DoctorFinding:
     if packages is None:
-        return Finding(
+        return DoctorFinding(
             WHERE,
             "packages",
             "problem",
@@ -147,22 +147,22 @@ def packages_finding(packages: dict[str, str | None] | None) -> Finding:
         todo = (
             f"./inv once as root, or: apt-get install --no-install-recommends {' '.join(missing)}"
         )
-        return Finding(WHERE, "packages", "problem", f"missing: {', '.join(missing)}", todo)
-    return Finding(WHERE, "packages", "ok", f"all {len(packages)} packages are installed")
+        return DoctorFinding(WHERE, "packages", "problem", f"missing: {', '.join(missing)}", todo)
+    return DoctorFinding(WHERE, "packages", "ok", f"all {len(packages)} packages are installed")
 
 
-def python_finding(version: tuple[int, int, int]) -> Finding:
+def python_finding(version: tuple[int, int, int]) -> DoctorFinding:
     shown = ".".join(map(str, version))
     if version[:2] < OLDEST_PYTHON:
         todo = "install Python 3.10 or newer, remove .venv, POLYDEV_PYTHON=python3.x ./inv"
-        return Finding(WHERE, "Python", "problem", f"{shown} is too old", todo)
-    return Finding(WHERE, "Python", "ok", shown)
+        return DoctorFinding(WHERE, "Python", "problem", f"{shown} is too old", todo)
+    return DoctorFinding(WHERE, "Python", "ok", shown)
 
 
-def rights_finding(*, is_root: bool) -> Finding:
+def rights_finding(*, is_root: bool) -> DoctorFinding:
     if is_root:
-        return Finding(WHERE, "rights", "ok", "root")
-    return Finding(
+        return DoctorFinding(WHERE, "rights", "ok", "root")
+    return DoctorFinding(
         WHERE,
         "rights",
         "warning",
@@ -171,14 +171,14 @@ def rights_finding(*, is_root: bool) -> Finding:
     )
 
 
-def kvm_finding(facts: MachineFacts) -> Finding:
+def kvm_finding(facts: MachineFacts) -> DoctorFinding:
     if facts.accelerator == "kvm":
-        return Finding(WHERE, "KVM", "ok", "a VM boots under it")
+        return DoctorFinding(WHERE, "KVM", "ok", "a VM boots under it")
     if not facts.kvm_device:
         found = f"/dev/kvm is not there or not ours: VMs here run without it; {TCG_TEXT}"
-        return Finding(WHERE, "KVM", "warning", found, KVM_TODO)
+        return DoctorFinding(WHERE, "KVM", "warning", found, KVM_TODO)
     if facts.accelerator is None:
-        return Finding(
+        return DoctorFinding(
             WHERE,
             "KVM",
             "warning",
@@ -186,10 +186,10 @@ def kvm_finding(facts: MachineFacts) -> Finding:
             "./inv golden.build, then again",
         )
     found = f"/dev/kvm is there, but no VM boots under it; {TCG_TEXT}"
-    return Finding(WHERE, "KVM", "warning", found, KVM_TODO)
+    return DoctorFinding(WHERE, "KVM", "warning", found, KVM_TODO)
 
 
-def leftovers_findings(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> list[Finding]:
+def leftovers_findings(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> list[DoctorFinding]:
     """Findings about leftovers of killed work on this machine; none where there are none."""
     if not orphans and not scratch:
         return []
@@ -197,4 +197,4 @@ def leftovers_findings(orphans: Sequence[Orphan], scratch: Sequence[Path]) -> li
     ends = [f"kill -KILL {' '.join(str(orphan.pid) for orphan in orphans)}"] if orphans else []
     todo = ", then ".join([*ends, "./inv golden.prune"])
     found = f"left by work that was killed: {', '.join(left)}"
-    return [Finding(WHERE, "leftovers", "warning", found, todo)]
+    return [DoctorFinding(WHERE, "leftovers", "warning", found, todo)]

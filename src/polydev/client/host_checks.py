@@ -6,21 +6,21 @@ import re
 from datetime import datetime, timezone
 
 from polydev import clock
-from polydev.client import probe
-from polydev.client.findings import (
+from polydev.client import host_probe
+from polydev.client.doctor_findings import (
     GIB,
     KVM_TODO,
     TCG_TEXT,
-    Disk,
-    Finding,
+    DiskSpace,
+    DoctorFinding,
     Room,
     State,
     gibibytes,
     qemu_finding,
     space_finding,
 )
-from polydev.client.host import HostFacts
-from polydev.client.template_rules import templates_finding, templates_memory
+from polydev.client.host_facts import HostFacts
+from polydev.client.template_checks import templates_finding, templates_memory
 from polydev.errors import DeployError
 
 # What a host's VMs get where its configuration does not say: the controller's own defaults.
@@ -39,7 +39,7 @@ ROOMS = {
         Room(GIB, 4 * GIB),
         "make room: journalctl --vacuum-size=200M, apt-get clean",
     ),
-    probe.STORE: (
+    host_probe.STORE: (
         "room for images",
         Room(2 * GIB, 6 * GIB),
         "a larger disk; what no backup names goes with the next ./inv deploy",
@@ -80,17 +80,20 @@ DRIFT_TEXTS = {
 }
 
 
-def unreachable_finding(where: str, error: DeployError) -> Finding:
-    return Finding(where, "SSH", "problem", error.message, error.hint or "see that it runs")
+def unreachable_finding(where: str, error: DeployError) -> DoctorFinding:
+    return DoctorFinding(where, "SSH", "problem", error.message, error.hint or "see that it runs")
 
 
-def host_findings(where: str, facts: HostFacts) -> list[Finding]:
+def host_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
     """Everything about one host; the parts of a deployment only where there is one."""
     found = [system_finding(where, facts), python_finding(where, facts)]
     found += [clock_finding(where, facts), *space_findings(where, facts)]
     if not facts.is_deployed:
         todo = "./inv deploy"
-        return [*found, Finding(where, "deployment", "problem", "nothing is deployed to it", todo)]
+        return [
+            *found,
+            DoctorFinding(where, "deployment", "problem", "nothing is deployed to it", todo),
+        ]
     found += gate_findings(where, facts)
     found += drift_findings(where, facts)
     found += [health_finding(where, facts), polkit_finding(where, facts)]
@@ -102,36 +105,36 @@ def host_findings(where: str, facts: HostFacts) -> list[Finding]:
     return [*found, upstreams_finding(where, facts)]
 
 
-def system_finding(where: str, facts: HostFacts) -> Finding:
+def system_finding(where: str, facts: HostFacts) -> DoctorFinding:
     system, architecture = str(facts.said.get("os")), str(facts.said.get("architecture"))
     shown = f"{system}, kernel {facts.said.get('kernel')}, {architecture}"
     if architecture != "x86_64":
-        return Finding(where, "system", "problem", shown, "use a machine with amd64")
+        return DoctorFinding(where, "system", "problem", shown, "use a machine with amd64")
     if not system.startswith(KNOWN_SYSTEMS):
         todo = "Debian 12 and Ubuntu 24.04 are what a host is deployed to"
-        return Finding(where, "system", "warning", shown, todo)
-    return Finding(where, "system", "ok", shown)
+        return DoctorFinding(where, "system", "warning", shown, todo)
+    return DoctorFinding(where, "system", "ok", shown)
 
 
-def python_finding(where: str, facts: HostFacts) -> Finding:
+def python_finding(where: str, facts: HostFacts) -> DoctorFinding:
     version = tuple(facts.said.get("python") or ())
     shown = ".".join(map(str, version))
     if not OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
         todo = "a host needs Python 3.10 to 3.13 as python3"
-        return Finding(where, "Python", "problem", shown, todo)
-    return Finding(where, "Python", "ok", shown)
+        return DoctorFinding(where, "Python", "problem", shown, todo)
+    return DoctorFinding(where, "Python", "ok", shown)
 
 
-def clock_finding(where: str, facts: HostFacts) -> Finding:
+def clock_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """The host's clock against ours, as far as the time that the call took lets it be known."""
     said = facts.said
     offset = clock.offset_seconds(
         facts.before, facts.after, float(said["startedAt"]), float(said["endedAt"])
     )
     if abs(offset) < clock.WARNING_SECONDS:
-        return Finding(where, "clock", "ok", "agrees with this machine's")
+        return DoctorFinding(where, "clock", "ok", "agrees with this machine's")
     state: State = "problem" if abs(offset) >= CLOCK_PROBLEM_SECONDS else "warning"
-    return Finding(
+    return DoctorFinding(
         where,
         "clock",
         state,
@@ -140,7 +143,7 @@ def clock_finding(where: str, facts: HostFacts) -> Finding:
     )
 
 
-def space_findings(where: str, facts: HostFacts) -> list[Finding]:
+def space_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
     """Room where it is needed; what lies on the same disk as / is told with it only."""
     disks = facts.part("disks")
     found = []
@@ -148,17 +151,19 @@ def space_findings(where: str, facts: HostFacts) -> list[Finding]:
         disk = disks.get(folder)
         if disk is None and folder != "/":
             continue  # the folder comes with a deployment
-        found.append(space_finding(where, name, Disk(**disk) if disk else None, room, todo))
+        found.append(space_finding(where, name, DiskSpace(**disk) if disk else None, room, todo))
     return found
 
 
-def gate_findings(where: str, facts: HostFacts) -> list[Finding]:
+def gate_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
     checks = facts.part("health").get("checks")
     if not isinstance(checks, list):
         todo = "./inv deploy brings the host tool"
-        return [Finding(where, "health gate", "problem", "the host tool does not answer", todo)]
+        return [
+            DoctorFinding(where, "health gate", "problem", "the host tool does not answer", todo)
+        ]
     return [
-        Finding(
+        DoctorFinding(
             where,
             str(check["name"]),
             "ok" if check["ok"] else "problem",
@@ -169,7 +174,7 @@ def gate_findings(where: str, facts: HostFacts) -> list[Finding]:
     ]
 
 
-def drift_findings(where: str, facts: HostFacts) -> list[Finding]:
+def drift_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
     """Changes by hand that endanger VMs, beside those that the gate names."""
     found = []
     for name, answer in facts.part("look").items():
@@ -181,7 +186,9 @@ def drift_findings(where: str, facts: HostFacts) -> list[Finding]:
             failed = [answer["message"]] if "error" in answer else []
             lines = failed or answer.get("differences") or answer.get("damage") or []
         state: State = "problem" if lines else "ok"
-        found.append(Finding(where, name, state, _some(lines) or well, todo if lines else None))
+        found.append(
+            DoctorFinding(where, name, state, _some(lines) or well, todo if lines else None)
+        )
     return found
 
 
@@ -191,7 +198,7 @@ def _some(lines: list[str]) -> str:
     return "; ".join([*lines[:MOST_SHOWN], *more])
 
 
-def health_finding(where: str, facts: HostFacts) -> Finding:
+def health_finding(where: str, facts: HostFacts) -> DoctorFinding:
     report = facts.part("controller")
     status = str(report.get("status", "not asked"))
     parts = report.get("components")
@@ -201,34 +208,40 @@ def health_finding(where: str, facts: HostFacts) -> Finding:
         if part.get("status") != "healthy"
     ]
     if status == "healthy" and not ill:
-        return Finding(where, "controller's health", "ok", "healthy, and so are all its parts")
+        return DoctorFinding(
+            where, "controller's health", "ok", "healthy, and so are all its parts"
+        )
     state: State = "warning" if status == "healthy" else "problem"
     todo = "on the host: journalctl -u master-controller.service"
-    return Finding(where, "controller's health", state, "; ".join([status, *ill]), todo)
+    return DoctorFinding(where, "controller's health", state, "; ".join([status, *ill]), todo)
 
 
-def polkit_finding(where: str, facts: HostFacts) -> Finding:
+def polkit_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """Asked of polkit itself: VMs may be started by the controller, and nothing else."""
     if lines := facts.part("look").get("polkit"):
         said = [lines["message"]] if isinstance(lines, dict) else lines
-        return Finding(where, "polkit", "problem", _some(said), "./inv deploy")
+        return DoctorFinding(where, "polkit", "problem", _some(said), "./inv deploy")
     polkit = facts.part("polkit")
     starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
     if starts_others:
-        found = f"the controller may start {probe.ASKED['other']}, which it must not"
+        found = f"the controller may start {host_probe.ASKED['other']}, which it must not"
         todo = "look for rules of others in /etc/polkit-1/rules.d; then ./inv deploy"
-        return Finding(where, "polkit", "problem", found, todo)
+        return DoctorFinding(where, "polkit", "problem", found, todo)
     if starts_vms:
-        return Finding(where, "polkit", "ok", "the controller may start VMs, and nothing else")
+        return DoctorFinding(
+            where, "polkit", "ok", "the controller may start VMs, and nothing else"
+        )
     if starts_vms is None:
         active = facts.part("units").get("polkit.service") or "unknown"
         found = f"could not be asked; polkit.service is {active}"
-        return Finding(where, "polkit", "warning", found, "./inv deploy; then again")
+        return DoctorFinding(where, "polkit", "warning", found, "./inv deploy; then again")
     if not reads_rules(version := str(facts.said.get("polkitVersion") or "")):
         todo = "use Debian 12, Debian 13 or Ubuntu 24.04: VMs cannot be started there"
-        return Finding(where, "polkit", "problem", f"{version} reads no rules in JavaScript", todo)
+        return DoctorFinding(
+            where, "polkit", "problem", f"{version} reads no rules in JavaScript", todo
+        )
     found = "the controller may not start VMs"
-    return Finding(where, "polkit", "problem", found, "./inv deploy brings the rule")
+    return DoctorFinding(where, "polkit", "problem", found, "./inv deploy brings the rule")
 
 
 def reads_rules(version: str) -> bool:
@@ -239,13 +252,13 @@ def reads_rules(version: str) -> bool:
     return (int(numbers[1]), int(numbers[2] or 0)) >= OLDEST_POLKIT
 
 
-def kvm_finding(where: str, facts: HostFacts) -> Finding:
+def kvm_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """What the host found by booting, when it was started."""
     if facts.accelerator == "kvm":
-        return Finding(where, "KVM", "ok", "a VM boots under it")
+        return DoctorFinding(where, "KVM", "ok", "a VM boots under it")
     if facts.accelerator is None:
         active = facts.part("units").get("polydev-accelerator.service") or "unknown"
-        return Finding(
+        return DoctorFinding(
             where,
             "KVM",
             "warning",
@@ -253,10 +266,10 @@ def kvm_finding(where: str, facts: HostFacts) -> Finding:
             "./inv deploy; on the host: journalctl -u polydev-accelerator.service",
         )
     why = facts.part("accelerator").get("why") or "it was not said why"
-    return Finding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
+    return DoctorFinding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
 
 
-def memory_finding(where: str, facts: HostFacts) -> Finding:
+def memory_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """Whether all slots at once fit into the host's memory."""
     sizes, config = facts.config.get("vm") or {}, facts.config
     slots = config.get("slots") or facts.part("host").get("slots") or []
@@ -270,17 +283,19 @@ def memory_finding(where: str, facts: HostFacts) -> Finding:
         shown += f", and {count} template{'s' * (count > 1)} {gibibytes(held)}"
     todo = "fewer slots or less memory for each VM in the inventory, or more memory"
     if each + held > total:
-        return Finding(where, "memory", "problem", f"one VM wants {gibibytes(each)}: {shown}", todo)
+        return DoctorFinding(
+            where, "memory", "problem", f"one VM wants {gibibytes(each)}: {shown}", todo
+        )
     if wanted > total:
-        return Finding(where, "memory", "warning", shown, todo)
-    return Finding(where, "memory", "ok", shown)
+        return DoctorFinding(where, "memory", "warning", shown, todo)
+    return DoctorFinding(where, "memory", "ok", shown)
 
 
-def failed_vms_finding(where: str, facts: HostFacts) -> Finding:
+def failed_vms_finding(where: str, facts: HostFacts) -> DoctorFinding:
     failed = facts.said.get("failedVms") or []
     if not failed:
-        return Finding(where, "VMs", "ok", "no unit of a VM has failed")
-    return Finding(
+        return DoctorFinding(where, "VMs", "ok", "no unit of a VM has failed")
+    return DoctorFinding(
         where,
         "VMs",
         "warning",
@@ -289,34 +304,34 @@ def failed_vms_finding(where: str, facts: HostFacts) -> Finding:
     )
 
 
-def image_finding(where: str, facts: HostFacts) -> Finding:
+def image_finding(where: str, facts: HostFacts) -> DoctorFinding:
     golden = facts.part("golden")
     if not golden:
         todo = "./inv deploy --target vm-agent"
-        return Finding(where, "golden image", "problem", "there is none", todo)
+        return DoctorFinding(where, "golden image", "problem", "there is none", todo)
     digest, created = str(golden.get("digest"))[:12], golden.get("createdAt")
     if not created:
-        return Finding(
+        return DoctorFinding(
             where, "golden image", "warning", f"{digest}, of unknown age", "./inv deploy"
         )
     made = datetime.fromisoformat(str(created).replace("Z", "+00:00"))
     days = (datetime.fromtimestamp(facts.after, timezone.utc) - made).days
     shown = f"{digest}, built {days} days ago"
     if days < OLD_IMAGE_DAYS:
-        return Finding(where, "golden image", "ok", shown)
+        return DoctorFinding(where, "golden image", "ok", shown)
     todo = "./inv up --no-lab builds one with the packages of today; then ./inv deploy"
     state: State = "problem" if days >= STALE_IMAGE_DAYS else "warning"
-    return Finding(where, "golden image", state, f"{shown}: its browser lacks updates", todo)
+    return DoctorFinding(where, "golden image", state, f"{shown}: its browser lacks updates", todo)
 
 
-def upstreams_finding(where: str, facts: HostFacts) -> Finding:
+def upstreams_finding(where: str, facts: HostFacts) -> DoctorFinding:
     upstreams = facts.part("upstreams")
     silent = {address: said for address, said in upstreams.items() if said != "ok"}
     if upstreams and not silent:
         shown = f"{', '.join(upstreams)} answer"
-        return Finding(where, "upstream resolvers", "ok", shown)
+        return DoctorFinding(where, "upstream resolvers", "ok", shown)
     shown = "; ".join(f"{address}: {said}" for address, said in silent.items())
     some_answer = any(said.startswith(("ok", "answers")) for said in upstreams.values())
     state: State = "warning" if some_answer else "problem"
     todo = "name resolvers that the host reaches: upstream_resolvers in the inventory"
-    return Finding(where, "upstream resolvers", state, shown or "none is configured", todo)
+    return DoctorFinding(where, "upstream resolvers", state, shown or "none is configured", todo)

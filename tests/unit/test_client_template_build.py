@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from polydev.client import templates
-from polydev.client.templates import FOLDER, FOLLOW, build_template
+from polydev.client import template_build
+from polydev.client.template_build import FOLDER, FOLLOW, build_template
 from polydev.errors import CommandError, ConfigError, DeployError
 from polydev.ssh import SshTarget
 
@@ -29,8 +29,8 @@ class Made:
         self.left, self.scripts = list(reports), list[str]()
         self.fails = False
         self.said: list[str] = []
-        patch.setattr(templates, "HostController", lambda _: SimpleNamespace(ask=self.ask))
-        patch.setattr(templates, "follow", self.follow)
+        patch.setattr(template_build, "HostController", lambda _: SimpleNamespace(ask=self.ask))
+        patch.setattr(template_build, "follow", self.follow)
 
     def ask(self, *words: str) -> dict[str, Any]:
         assert words == ("templates", "report")

@@ -8,7 +8,7 @@ import json
 import pytest
 import requests
 
-from polydev.client.api import ControllerApi, one_with_prefix, plain_lines, refused
+from polydev.client.controller_api import ControllerApi, one_with_prefix, plain_lines, refused
 from polydev.errors import ConfigError
 
 IDS = ("abcd1111-0000", "abcd2222-0000", "ef000000-0000")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from polydev.client.api import ControllerApi, ControllerRefused
-from polydev.client.login import ASK_SECONDS, wait_for_url
+from polydev.client.controller_api import ControllerApi, ControllerRefused
+from polydev.client.session_login import ASK_SECONDS, wait_for_url
 from tests.loopback import Answer, Asked, as_json, served
 
 PATH = "/api/auth/session/5b0c/oauth-url"

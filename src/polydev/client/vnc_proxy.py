@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 from polydev.http_client import is_far, tls_context
 
 LOOK_SECONDS = 10.0
@@ -29,7 +29,7 @@ QUIET = logging.getLogger(f"{__name__}.quiet")
 QUIET.setLevel(logging.WARNING)
 
 
-class Viewer:
+class VncProxy:
     """`say` gets a line whenever somebody comes or goes."""
 
     def __init__(self, api: ControllerApi, session_id: str, say: Say) -> None:

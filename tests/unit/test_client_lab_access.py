@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from polydev.client.access import Access, Account, ensure_access, store_access, stored_access
+from polydev.client.lab_access import LabAccess, LabUser, ensure_access, store_access, stored_access
 
 
 class FakeHost:
@@ -79,8 +79,8 @@ def test_a_file_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     assert stored_access(tmp_path) is None
     (tmp_path / "access.json").write_text("{")
     assert stored_access(tmp_path) is None
-    account = Account(user_id="u", token="t")
-    store_access(tmp_path, Access(demo=account, operator=account))
+    account = LabUser(user_id="u", token="t")
+    store_access(tmp_path, LabAccess(demo=account, operator=account))
     found = stored_access(tmp_path)
     assert found is not None
     assert found.demo == account

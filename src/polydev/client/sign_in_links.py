@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 
 DASHBOARD = "/admin"
 START = "/"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from polydev.errors import ConfigError, LabError
-from polydev.lab import life
+from polydev.lab import lifecycle
 from polydev.lab.addresses import link_of
 from polydev.lab.model import Lab, read_lab
 from polydev.progress import Steps
@@ -54,7 +54,7 @@ class Machine:
 
     @contextmanager
     def locked(self, file: Path) -> Iterator[None]:
-        name = "machine" if file == life.MACHINE_LOCK else "lab"
+        name = "machine" if file == lifecycle.MACHINE_LOCK else "lab"
         assert name == "machine" or file == self.folder.with_name(f"{NAME}.lock")
         self.log.append(f"lock {name}")
         try:
@@ -80,23 +80,23 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
-    monkeypatch.setattr(life, "_locked", made.locked)
-    monkeypatch.setattr(life, "start", made.start)
-    monkeypatch.setattr(life, "kill", lambda _: made.end("kill"))
-    monkeypatch.setattr(life, "power_off", lambda *_: made.end("power off"))
-    monkeypatch.setattr(life, "_wait_login", made.wait_login)
-    monkeypatch.setattr(life, "write_lab_files", lambda _: made.log.append("files"))
-    monkeypatch.setattr(life, "lay_folder", lambda lab, path: lab.upper / path)
-    monkeypatch.setattr(life, "_check_programs", lambda: None)
-    monkeypatch.setattr(life, "ready_root", lambda *_: made.root)
-    monkeypatch.setattr(life, "networks_in_use", list)
-    monkeypatch.setattr(life, "link_owner", lambda _: made.link_is_of)
+    monkeypatch.setattr(lifecycle, "_locked", made.locked)
+    monkeypatch.setattr(lifecycle, "start", made.start)
+    monkeypatch.setattr(lifecycle, "kill", lambda _: made.end("kill"))
+    monkeypatch.setattr(lifecycle, "power_off", lambda *_: made.end("power off"))
+    monkeypatch.setattr(lifecycle, "_wait_login", made.wait_login)
+    monkeypatch.setattr(lifecycle, "write_lab_files", lambda _: made.log.append("files"))
+    monkeypatch.setattr(lifecycle, "lay_folder", lambda lab, path: lab.upper / path)
+    monkeypatch.setattr(lifecycle, "_check_programs", lambda: None)
+    monkeypatch.setattr(lifecycle, "ready_root", lambda *_: made.root)
+    monkeypatch.setattr(lifecycle, "networks_in_use", list)
+    monkeypatch.setattr(lifecycle, "link_owner", lambda _: made.link_is_of)
     monkeypatch.setattr(Lab, "running", lambda _: made.runs)
     return made
 
 
 def up(machine: Machine) -> object:
-    return life.up(NAME, machine.settings, Steps())
+    return lifecycle.up(NAME, machine.settings, Steps())
 
 
 # Words, whether there is a lab, whether it runs, what happens while its lock is held.
@@ -106,33 +106,33 @@ COURSES: list[tuple[str, Callable[[Machine], object], bool, bool, list[str]]] = 
     ("up of one that runs", up, True, True, ["login"]),
     (
         "restart",
-        lambda machine: life.restart(NAME, machine.settings),
+        lambda machine: lifecycle.restart(NAME, machine.settings),
         True,
         True,
         ["power off", *STARTED],
     ),
     (
         "restart of one powered off",
-        lambda machine: life.restart(NAME, machine.settings),
+        lambda machine: lifecycle.restart(NAME, machine.settings),
         True,
         False,
         STARTED,
     ),
     (
         "save",
-        lambda machine: life.save(NAME, machine.settings),
+        lambda machine: lifecycle.save(NAME, machine.settings),
         True,
         True,
         ["power off", *STARTED],
     ),
     (
         "down",
-        lambda machine: life.down(NAME, machine.settings),
+        lambda machine: lifecycle.down(NAME, machine.settings),
         True,
         True,
         ["lock machine", "kill", "unlock machine"],
     ),
-    ("down of none", lambda machine: life.down(NAME, machine.settings), False, False, []),
+    ("down of none", lambda machine: lifecycle.down(NAME, machine.settings), False, False, []),
 ]
 
 
@@ -151,7 +151,7 @@ def test_course(
     assert machine.log == ["lock lab", *course, "unlock lab"]
 
 
-@pytest.mark.parametrize("verb", [life.restart, life.save, life.reset])
+@pytest.mark.parametrize("verb", [lifecycle.restart, lifecycle.save, lifecycle.reset])
 def test_there_must_be_a_lab(verb: Callable[[str, Settings], object], machine: Machine) -> None:
     with pytest.raises(LabError, match="there is no lab one"):
         verb(NAME, machine.settings)
@@ -160,17 +160,17 @@ def test_there_must_be_a_lab(verb: Callable[[str, Settings], object], machine: M
 def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
     lab = machine.lab()
     with pytest.raises(LabError, match="no files of lab one were saved"):
-        life.reset(NAME, machine.settings)
+        lifecycle.reset(NAME, machine.settings)
     assert lab.lower == [lab.root]
-    life.save(NAME, machine.settings)
+    lifecycle.save(NAME, machine.settings)
     assert (lab.saved / "written").exists()
     assert lab.lower == [lab.saved, lab.root]
     assert not (lab.upper / "written").exists()
     with pytest.raises(LabError, match="saved before"):
-        life.save(NAME, machine.settings)
+        lifecycle.save(NAME, machine.settings)
     (lab.upper / "later").touch()
     machine.log.clear()
-    life.reset(NAME, machine.settings)
+    lifecycle.reset(NAME, machine.settings)
     assert machine.log == ["lock lab", "power off", *STARTED, "unlock lab"]
     assert not (lab.upper / "later").exists()
     assert (lab.saved / "written").exists()
@@ -178,9 +178,9 @@ def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
 
 def test_an_end_leaves_nothing(machine: Machine) -> None:
     machine.lab()
-    assert life.down(NAME, machine.settings) is True
+    assert lifecycle.down(NAME, machine.settings) is True
     assert not machine.folder.exists()
-    assert life.down(NAME, machine.settings) is False
+    assert lifecycle.down(NAME, machine.settings) is False
 
 
 def test_a_new_one_that_lets_nobody_in_leaves_nothing(machine: Machine) -> None:
@@ -205,7 +205,7 @@ def test_a_link_of_another_lab_is_left_alone(machine: Machine) -> None:
     with pytest.raises(LabError, match="another lab one runs on this machine: /elsewhere/one"):
         up(machine)
     assert "kill" not in machine.log
-    assert life.down(NAME, machine.settings) is True
+    assert lifecycle.down(NAME, machine.settings) is True
     assert "kill" not in machine.log
 
 
@@ -221,7 +221,7 @@ def test_addresses_that_are_in_use_by_now_are_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = machine.lab()
-    monkeypatch.setattr(life, "networks_in_use", lambda: [link_of(lab.address)])
+    monkeypatch.setattr(lifecycle, "networks_in_use", lambda: [link_of(lab.address)])
     with pytest.raises(LabError, match="in use by now"):
         up(machine)
     assert "start" not in machine.log
@@ -241,22 +241,22 @@ def test_a_new_one_has_addresses_that_no_other_has(machine: Machine) -> None:
     assert made is not None
     (machine.folder.parent / "two").mkdir()
     other = machine.folder.parent / "two"
-    second = life._make(other, machine.settings, "bookworm", machine.root)
+    second = lifecycle._make(other, machine.settings, "bookworm", machine.root)
     assert link_of(second.address) != link_of(made.address)
 
 
 def test_only_one_that_runs_is_found(machine: Machine) -> None:
-    assert life.find(NAME, machine.settings) is None
+    assert lifecycle.find(NAME, machine.settings) is None
     lab = machine.lab()
-    assert life.find(NAME, machine.settings) is None
+    assert lifecycle.find(NAME, machine.settings) is None
     machine.runs = True
-    assert life.find(NAME, machine.settings) == lab
+    assert lifecycle.find(NAME, machine.settings) == lab
 
 
 def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with file.open("w") as another:
-        with life._locked(file), pytest.raises(BlockingIOError):
+        with lifecycle._locked(file), pytest.raises(BlockingIOError):
             fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -264,9 +264,9 @@ def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
 def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "nsenter" else name)
     with pytest.raises(ConfigError, match=r"a lab needs nsenter$"):
-        life._check_programs()
+        lifecycle._check_programs()
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    life._check_programs()
+    lifecycle._check_programs()
 
 
 @pytest.mark.parametrize(
@@ -275,4 +275,4 @@ def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_each_program_is_needed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == program else name)
     with pytest.raises(ConfigError, match=f"a lab needs {program}"):
-        life._check_programs()
+        lifecycle._check_programs()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.client import probe
+from polydev.client import host_probe
 from polydev.controller.tls import server_context
 from tests.certificates import make_tls
 from tests.loopback import as_json, served
@@ -29,7 +29,7 @@ def test_only_vms_that_failed_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "systemctl").write_text(SYSTEMCTL)
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert probe._failed_vms() == ["microvm@3.service", "microvm@4.service"]
+    assert host_probe._failed_vms() == ["microvm@3.service", "microvm@4.service"]
 
 
 @pytest.mark.parametrize("with_tls", [False, True])
@@ -42,4 +42,4 @@ def test_the_controller_is_asked_as_it_speaks(tmp_path: Path, *, with_tls: bool)
             "controllerPort": int(server.url.rpartition(":")[2]),
             "controllerCertificate": str(tls.certificate) if with_tls else None,
         }
-        assert probe._controller(host) == {"status": "healthy"}
+        assert host_probe._controller(host) == {"status": "healthy"}

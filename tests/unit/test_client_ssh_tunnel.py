@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from polydev.client.tunnel import tunnel
+from polydev.client.ssh_tunnel import tunnel
 from polydev.errors import DeployError
 from polydev.ssh import SshTarget
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.client import probe
+from polydev.client import host_probe
 from polydev.errors import CommandTimeout, ConfigError, DeployError
 from polydev.run import run
 from polydev.ssh import SSH_FAILED, SshTarget
@@ -51,7 +51,7 @@ class HostFacts:
 
 def gather(target: SshTarget) -> HostFacts:
     """Ask the host, once. Raises DeployError where it cannot be asked."""
-    script = Path(probe.__file__).read_text()
+    script = Path(host_probe.__file__).read_text()
     before = time.time()
     try:
         done = run(

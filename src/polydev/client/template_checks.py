@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from polydev.client.findings import Finding, gibibytes
-from polydev.client.host import HostFacts
+from polydev.client.doctor_findings import DoctorFinding, gibibytes
+from polydev.client.host_facts import HostFacts
 
 # Memory and disk that a template takes, as long as there is none to be measured.
 TEMPLATE_BYTES = 700 * 1024**2
@@ -24,30 +24,30 @@ def templates_memory(facts: HostFacts) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def templates_finding(where: str, facts: HostFacts) -> Finding:
+def templates_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """Whether VMs are resumed from a template, and from which; without one each VM boots."""
     report = facts.part("templates")
     holder = facts.part("units").get("polydev-templates.socket") or "unknown"
     if holder != "active":
         found = f"polydev-templates.socket is {holder}: nobody hands them out, so VMs boot"
-        return Finding(where, "templates", "warning", found, "./inv deploy")
+        return DoctorFinding(where, "templates", "warning", found, "./inv deploy")
     if not report:
         found = "the controller cannot say which there are"
-        return Finding(where, "templates", "warning", found, "./inv deploy")
+        return DoctorFinding(where, "templates", "warning", found, "./inv deploy")
     if not report["enabled"]:
-        return Finding(where, "templates", "ok", f"off: each VM boots{_room(facts)}")
+        return DoctorFinding(where, "templates", "ok", f"off: each VM boots{_room(facts)}")
     build = report["build"]
     if build["state"] == "failed":
         found = f"the golden image's could not be made: {build['detail']}; {_instead(report)}"
-        return Finding(where, "templates", "warning", found, f"{LOGS}; ./inv template.build")
+        return DoctorFinding(where, "templates", "warning", found, f"{LOGS}; ./inv template.build")
     if build["state"] == "running":
         found = f"the golden image's is being made: {build['detail']}; {_instead(report)}"
-        return Finding(where, "templates", "ok", found)
+        return DoctorFinding(where, "templates", "ok", found)
     if report["serving"] is None or report["serving"] != report["wanted"]:
         found = f"the golden image has none; {_instead(report)}"
-        return Finding(where, "templates", "warning", found, f"./inv template.build; {LOGS}")
+        return DoctorFinding(where, "templates", "warning", found, f"./inv template.build; {LOGS}")
     shown = f"{report['serving'][:12]} of the golden image serves{_room(facts)}{_pool(report)}"
-    return Finding(where, "templates", "ok", shown)
+    return DoctorFinding(where, "templates", "ok", shown)
 
 
 def _pool(report: dict[str, Any]) -> str:

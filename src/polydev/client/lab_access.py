@@ -25,7 +25,7 @@ IsValid = Callable[[str], bool]
 """Whether the controller takes a token."""
 
 
-class Account(BaseModel):
+class LabUser(BaseModel):
     """A user of the lab, and a token that stands for them."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
@@ -34,24 +34,24 @@ class Account(BaseModel):
     token: str
 
 
-class Access(BaseModel):
+class LabAccess(BaseModel):
     """The demo user has the role user, the operator is an admin."""
 
     model_config = ConfigDict(frozen=True)
 
-    demo: Account
-    operator: Account
+    demo: LabUser
+    operator: LabUser
 
 
-def stored_access(folder: Path) -> Access | None:
+def stored_access(folder: Path) -> LabAccess | None:
     """What a lab's folder holds; None where `up` has made none yet."""
     try:
-        return Access.model_validate_json((folder / FILE).read_text())
+        return LabAccess.model_validate_json((folder / FILE).read_text())
     except (OSError, ValidationError):
         return None
 
 
-def store_access(folder: Path, access: Access) -> None:
+def store_access(folder: Path, access: LabAccess) -> None:
     unfinished = folder / f"{FILE}.new"
     unfinished.unlink(missing_ok=True)
     number = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -60,13 +60,13 @@ def store_access(folder: Path, access: Access) -> None:
     unfinished.replace(folder / FILE)
 
 
-def ensure_access(folder: Path, ask: Ask, is_valid: IsValid) -> Access:
+def ensure_access(folder: Path, ask: Ask, is_valid: IsValid) -> LabAccess:
     """The lab's users with tokens that count; only what is missing is made, on the host."""
     had = stored_access(folder)
     if had and is_valid(had.demo.token) and is_valid(had.operator.token):
         return had
     known = {str(user["id"]): user for user in ask("user", "list")}
-    access = Access(
+    access = LabAccess(
         demo=_account(had.demo if had else None, "user", DEMO_NAME, known, ask, is_valid),
         operator=_account(
             had.operator if had else None, "admin", OPERATOR_NAME, known, ask, is_valid
@@ -77,13 +77,13 @@ def ensure_access(folder: Path, ask: Ask, is_valid: IsValid) -> Access:
 
 
 def _account(
-    had: Account | None,
+    had: LabUser | None,
     role: str,
     name: str,
     known: dict[str, Any],
     ask: Ask,
     is_valid: IsValid,
-) -> Account:
+) -> LabUser:
     if had and had.user_id in known and is_valid(had.token):
         return had
     user_id = had.user_id if had else None
@@ -91,4 +91,4 @@ def _account(
         same = ["--id", user_id] if user_id else []
         user_id = str(ask("user", "add", "--role", role, "--name", name, *same)["id"])
     made = ask("token", "create", "--user", user_id, "--name", PURPOSE)
-    return Account(user_id=user_id, token=str(made["token"]))
+    return LabUser(user_id=user_id, token=str(made["token"]))

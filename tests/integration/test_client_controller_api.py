@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from polydev.client import api as client_api
-from polydev.client.api import ControllerApi, ControllerRefused, ControllerUnreachable
-from polydev.client.viewer import tls_of
+from polydev.client import controller_api as client_api
+from polydev.client.controller_api import ControllerApi, ControllerRefused, ControllerUnreachable
+from polydev.client.vnc_proxy import tls_of
 from polydev.controller.tls import server_context
 from polydev.errors import ConfigError
 from tests.certificates import make_tls

@@ -14,9 +14,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from polydev.client import viewer
-from polydev.client.api import ControllerApi, ControllerRefused
-from polydev.client.viewer import HOST, Viewer
+from polydev.client import vnc_proxy
+from polydev.client.controller_api import ControllerApi, ControllerRefused
+from polydev.client.vnc_proxy import HOST, VncProxy
 
 SESSION = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 GREETING = b"RFB 003.008\n"
@@ -55,10 +55,10 @@ class FakeController:
             process_request=self._answer,
         )
 
-    def viewer(self, server: Server) -> Viewer:
+    def viewer(self, server: Server) -> VncProxy:
         port = next(iter(server.sockets)).getsockname()[1]
         api = ControllerApi(f"http://{HOST}:{port}", "pdt_secret")
-        return Viewer(api, SESSION, self.said.append)
+        return VncProxy(api, SESSION, self.said.append)
 
 
 async def greet_and_echo(connection: ServerConnection) -> None:
@@ -73,10 +73,10 @@ async def close_at_once(connection: ServerConnection) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viewer, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(vnc_proxy, "LOOK_SECONDS", 0.02)
 
 
-async def opened(made: Viewer) -> tuple[asyncio.Task[str], int]:
+async def opened(made: VncProxy) -> tuple[asyncio.Task[str], int]:
     """The viewer's port, and the task that serves it."""
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(made.serve(0, port.set_result))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from polydev.client.api import ControllerApi
+from polydev.client.controller_api import ControllerApi
 
 ASK_SECONDS = 2.0
 COMING = {"vm_starting": "the VM boots", "starting": "the tool starts"}
