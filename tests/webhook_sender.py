@@ -15,7 +15,7 @@ from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.lanes import SenderIntervals
+from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 
 SECRET = "whsec_" + "front" * 8
 

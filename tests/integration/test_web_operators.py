@@ -71,7 +71,7 @@ async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
 async def test_filters_and_older_ones(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polydev.controller.web.machine_pages.PAGE", 2)
+    monkeypatch.setattr("polydev.controller.web.vm_pages.PAGE", 2)
     async with (
         busy_hosts(tmp_path, packed_assets) as host,
         pages(host, expects_network_errors=True) as page,

@@ -24,8 +24,8 @@ from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import GONE, WebhookQueue
 from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.controller.webhooks.lanes import SenderIntervals
-from polydev.controller.webhooks.posting import MOST_ANSWER_BYTES, open_client, post
+from polydev.controller.webhooks.endpoint_sender import SenderIntervals
+from polydev.controller.webhooks.http_post import MOST_ANSWER_BYTES, open_client, post
 from polydev.run import Process, spawn, wait_or_end
 from tests.certificates import make_tls
 from tests.loopback import Answer, Asked, served

@@ -18,17 +18,16 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
-from polydev.controller.api.answers import (
-    SESSION_EXAMPLE,
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.events import stream
+from polydev.controller.api.providers import EXAMPLE
+from polydev.controller.api.session_answers import SESSION_EXAMPLE, SessionAnswer
+from polydev.controller.api.vm_answers import (
     SESSION_VM_EXAMPLE,
     VM_EXAMPLE,
-    SessionAnswer,
     SessionVmAnswer,
     VmAnswer,
 )
-from polydev.controller.api.error_responses import refusals
-from polydev.controller.api.events import stream
-from polydev.controller.api.providers import EXAMPLE
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits
@@ -867,7 +866,7 @@ def test_examples_are_what_they_are_examples_of() -> None:
     SessionAnswer.model_validate(SESSION_EXAMPLE)
     VmAnswer.model_validate(VM_EXAMPLE)
     SessionVmAnswer.model_validate(SESSION_VM_EXAMPLE)
-    for status, answer in refusals(400, 404, 409, 410, 422).items():
+    for status, answer in error_responses(400, 404, 409, 410, 422).items():
         (content,) = answer["content"].values()
         assert Problem.model_validate(content["example"]).status == status
 

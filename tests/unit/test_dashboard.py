@@ -39,7 +39,7 @@ from polydev.controller.web import dashboard
 from polydev.controller.web.dashboard_bars import bars_of
 from polydev.controller.web.dashboard_rows import process_rows
 from polydev.controller.web.dashboard_view import banner, headline, view_of
-from polydev.controller.web.figures import exact_percent_text, rate_text
+from polydev.controller.web.formatting import exact_percent_text, rate_text
 from tests.api import ApiHost, Served, api_host
 from tests.pages import browser
 

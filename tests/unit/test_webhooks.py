@@ -16,7 +16,7 @@ from polydev.controller.check_config import problems
 from polydev.controller.settings import ControllerSettings, WebhookSettings
 from polydev.controller.webhook_signing import secrets_of, signed_headers
 from polydev.controller.webhook_urls import checked_url, shown_url
-from polydev.controller.webhooks.schedule import PAUSES_SECONDS, next_attempt
+from polydev.controller.webhooks.retry_schedule import PAUSES_SECONDS, next_attempt
 
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 KEY = bytes(range(32))

@@ -35,7 +35,7 @@ from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.services import Services, build_services
 from polydev.controller.settings import ControllerSettings
-from polydev.controller.web import site
+from polydev.controller.web import router
 from polydev.controller.web.assets import Assets
 from polydev.controller.web.pages import Pages
 from polydev.errors import Error
@@ -93,7 +93,7 @@ def create_app(
     for module in ROUTERS:
         app.include_router(module.routes(services))
     app.include_router(docs.routes(app.openapi))
-    app.include_router(site.routes(services, pages))
+    app.include_router(router.routes(services, pages))
     return app
 
 

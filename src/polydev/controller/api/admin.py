@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from polydev.controller.api.deployments import add_deployments
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.history import Hours, add_history
 from polydev.controller.api.images import add_images
 from polydev.controller.api.overview import add_overview
@@ -63,33 +63,33 @@ def _add_health(router: APIRouter, host: SystemMonitor) -> None:
         description="`temperature` is left out where there is no sensor. `status` is the worst of "
         "the parts': below 70 % healthy, up to 90 % a warning, above it critical, unless the "
         "settings say otherwise.",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_system() -> SystemStatus:
         return await host.system()
 
 
 def _add_parts(router: APIRouter, host: SystemMonitor) -> None:
-    @router.get("/health/cpu", summary="The processor", responses=refusals())
+    @router.get("/health/cpu", summary="The processor", responses=error_responses())
     async def get_cpu() -> CpuStatus:
         return await host.cpu()
 
-    @router.get("/health/memory", summary="Memory", responses=refusals())
+    @router.get("/health/memory", summary="Memory", responses=error_responses())
     async def get_memory() -> MemoryStatus:
         return await host.memory()
 
-    @router.get("/health/disk", summary="Filesystems that hold data", responses=refusals())
+    @router.get("/health/disk", summary="Filesystems that hold data", responses=error_responses())
     async def get_disk() -> DisksStatus:
         return await host.disk()
 
-    @router.get("/health/network", summary="Network interfaces", responses=refusals())
+    @router.get("/health/network", summary="Network interfaces", responses=error_responses())
     async def get_network() -> NetworkStatus:
         return await host.network()
 
     @router.get(
         "/health/temperature",
         summary="The hottest sensor; nulls where the host has none",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_temperature() -> TemperatureStatus:
         return await host.temperature()
@@ -102,7 +102,7 @@ def _add_network_health(router: APIRouter, services: Services) -> None:
     @router.get(
         "/health/network-health",
         summary="Whether the network that VMs need is there, and what to do if not",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_network_health() -> NetworkHealth:
         return await probe.report()
@@ -112,7 +112,7 @@ def _add_alerts(router: APIRouter, services: Services) -> None:
     @router.get(
         "/alerts",
         summary="Alerts that stand, and those that stood within the last hours, newest first",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def get_alerts(
         hours: Hours = 24,

@@ -9,15 +9,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import BeforeId, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.model import CredentialActor, CredentialEvent, CredentialEventKind
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed
 
-# A number of PostgreSQL's integers.
-MOST_ID = 2**31 - 1
 MOST_LISTED = 200
 EXAMPLE: dict[str, Any] = {
     "id": 41,
@@ -65,24 +64,20 @@ def routes(services: Services) -> APIRouter:
     @router.get(
         "/log",
         summary="What was done with the caller's credentials; operators may name a user",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def list_events(
         caller: Asking,
         user_id: Annotated[UUID | None, Query(alias="userId", description="Whose")] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
-        before: Annotated[
-            int | None, Query(ge=1, le=MOST_ID, description="The `next` of the page before")
-        ] = None,
+        before: BeforeId = None,
     ) -> CredentialEventList:
         owner = caller.user_id if user_id is None else str(user_id)
         if owner != caller.user_id and not caller.sees_all:
             raise NotAllowed("the log of another user's credentials is for operators")
         found = await services.credential_log.list(owner, limit + 1, before)
-        return CredentialEventList(
-            events=[_answer(each) for each in found[:limit]],
-            next=found[limit - 1].id if len(found) > limit else None,
-        )
+        page, following = page_of(found, limit, lambda event: event.id)
+        return CredentialEventList(events=[_answer(each) for each in page], next=following)
 
     return router
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.providers import (
     ProviderName,
     known_name,
@@ -177,7 +177,7 @@ def _add_store(router: APIRouter, services: Services) -> None:
         responses={
             200: {"model": StoredAnswer, "description": "Stored in place of others"},
             201: {"description": "Stored; `Location` is the credentials' address"},
-            **refusals(400, 404, 410, 422, own={503: OWN_REFUSALS[503]}),
+            **error_responses(400, 404, 410, 422, own={503: OWN_REFUSALS[503]}),
         },
     )
     async def store(body: StoreRequest, caller: Asking, response: Response) -> StoredAnswer:
@@ -199,7 +199,7 @@ def _add_all(router: APIRouter, services: Services) -> None:
     @router.get(
         "",
         summary="Of which providers the caller has credentials, without these",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def list_credentials(caller: Asking) -> StoredList:
         found = await services.credentials.list(caller.user_id)
@@ -209,7 +209,7 @@ def _add_all(router: APIRouter, services: Services) -> None:
         "",
         status_code=204,
         summary="Remove all credentials of the caller",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def remove_all(caller: Asking) -> None:
         services.credential_limiter.take(caller.user_id)
@@ -221,7 +221,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
         "/{provider}",
         summary="The caller's credentials of a provider",
         response_model=CredentialsAnswer,
-        responses=refusals(422, own=OWN_REFUSALS),
+        responses=error_responses(422, own=OWN_REFUSALS),
     )
     async def get_credentials(provider: OfProvider, caller: Asking) -> Response:
         services.credential_limiter.take(caller.user_id)
@@ -234,7 +234,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
         "/{provider}",
         status_code=204,
         summary="Remove the caller's credentials of a provider",
-        responses=refusals(422, own={404: OWN_REFUSALS[404]}),
+        responses=error_responses(422, own={404: OWN_REFUSALS[404]}),
     )
     async def remove(provider: OfProvider, caller: Asking) -> None:
         services.credential_limiter.take(caller.user_id)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import BEFORE, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host import deployments as records
 from polydev.controller.host.deployments import (
@@ -126,13 +127,11 @@ def _add_list(router: APIRouter) -> None:
     @router.get(
         "/deployments",
         summary="What was done to this host, newest first",
-        responses=refusals(422, own={404: NO_DEPLOYMENT}),
+        responses=error_responses(422, own={404: NO_DEPLOYMENT}),
     )
     async def list_deployments(
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
-        before: Annotated[
-            str | None, Query(pattern=ID_PATTERN, description="The `next` of the page before")
-        ] = None,
+        before: Annotated[str | None, Query(pattern=ID_PATTERN, description=BEFORE)] = None,
     ) -> DeploymentList:
         return await deployment_list(limit, before)
 
@@ -141,7 +140,7 @@ def _add_one(router: APIRouter) -> None:
     @router.get(
         "/deployments/{deployment_id}",
         summary="A deployment with its record, and how to go back to before it",
-        responses=refusals(422, own={404: NO_DEPLOYMENT}),
+        responses=error_responses(422, own={404: NO_DEPLOYMENT}),
     )
     async def get_deployment(deployment_id: DeploymentId) -> DeploymentDetail:
         return await deployment_detail(deployment_id)
@@ -151,10 +150,8 @@ async def deployment_list(limit: int, before: str | None = None) -> DeploymentLi
     """Raises DeploymentNotFound for a `before` of which there is no record."""
     found = await asyncio.to_thread(deployments, records.FOLDER)
     rest = found[found.index(one_of(found, before)) + 1 :] if before else found
-    return DeploymentList(
-        deployments=[_summary(each) for each in rest[:limit]],
-        next=rest[limit - 1].id if len(rest) > limit else None,
-    )
+    page, following = page_of(rest, limit, lambda deployment: deployment.id)
+    return DeploymentList(deployments=[_summary(each) for each in page], next=following)
 
 
 async def deployment_detail(deployment_id: str) -> DeploymentDetail:

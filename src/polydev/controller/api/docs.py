@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.auth.authentication import BEARER
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -34,7 +34,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
         "/openapi.json",
         summary="This API as OpenAPI",
         response_class=JSONResponse,
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_openapi() -> Response:
         return Response(document(), media_type="application/json")
@@ -44,7 +44,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
         summary="This API as a page",
         description="A browser gives its token as `?access_token=`.",
         response_class=HTMLResponse,
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_docs() -> HTMLResponse:
         headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}

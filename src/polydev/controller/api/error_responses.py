@@ -102,7 +102,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
 }
 
 
-def refusals(
+def error_responses(
     *statuses: int, own: Mapping[int, tuple[str, dict[str, Any]]] | None = None
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that is refused with these, besides what the gate refuses.

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import MAX_ID
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.token_watch import AccessEnd
@@ -29,7 +30,6 @@ FIRST_PING_SECONDS = 0.25
 PING = ": ping\n\n"
 # A spectator sees the screen, not what the tool says or whose key credentials are sealed to.
 OWNERS_KINDS: Set[str] = frozenset(("login", "credentials"))
-MOST_NUMBER = 2**31 - 1
 EXAMPLE = (
     f"retry: {RETRY_MILLISECONDS}\n\n"
     "id: 41\nevent: stage\n"
@@ -46,7 +46,7 @@ DESCRIPTION = (
 )
 
 LastEventId = Annotated[
-    int, Header(alias="Last-Event-ID", ge=0, le=MOST_NUMBER, description="The last one read")
+    int, Header(alias="Last-Event-ID", ge=0, le=MAX_ID, description="The last one read")
 ]
 
 
@@ -61,7 +61,7 @@ def routes(services: Services) -> APIRouter:
         responses={
             200: {"description": "News", "content": {MEDIA_TYPE: {"example": EXAMPLE}}},
             204: {"description": "The session is over, and all its news were read"},
-            **refusals(404, 422),
+            **error_responses(404, 422),
         },
     )
     async def get_events(

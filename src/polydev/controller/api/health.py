@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import polydev
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.auth.authentication import BEARER, AskingOperator
 from polydev.controller.health import HealthReport
 from polydev.controller.migrations import HEAD
@@ -61,7 +61,7 @@ def _add_health(router: APIRouter, services: Services) -> None:
         content = {"application/json": {"example": example}}
         return {"model": HealthReport, "description": description, "content": content}
 
-    too_large = refusals()[413]
+    too_large = error_responses()[413]
 
     @router.get(
         HEALTH_PATH,
@@ -89,7 +89,7 @@ def _add_metrics(router: APIRouter, services: Services) -> None:
         dependencies=[BEARER],
         responses={
             200: {"content": {"text/plain": {"example": "polydev_controller_up 1\n"}}},
-            **refusals(),
+            **error_responses(),
         },
     )
     async def get_metrics(_caller: AskingOperator) -> Response:

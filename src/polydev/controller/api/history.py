@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.host.history import History, timed_samples
 from polydev.controller.host.history_export import MEDIA_TYPES, Format, HistoryExport, file_name
 from polydev.controller.host.sample import Sample
@@ -33,7 +33,7 @@ def add_history(router: APIRouter, services: Services) -> None:
         "is cut in as many pieces, and the last sample of each is told. `starts` are those of "
         "sessions that became ready since the sample before, by how their VM came: from the "
         "`pool`, as a `clone` of the template, or by a `boot`.",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def get_history(
         hours: Hours = 24,
@@ -58,7 +58,7 @@ def _add_files(router: APIRouter, services: Services) -> None:
             "description": "A row for each sample and a column for each figure, whose name says "
             "its unit. Rates are those since the row before. Times are UTC.",
             "response_class": StreamingResponse,
-            "responses": {200: {"content": content}, **refusals(422)},
+            "responses": {200: {"content": content}, **error_responses(422)},
         }
 
     @router.get("/health/history.csv", **described("csv"))

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import BEFORE, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host.images import (
     DIGEST,
@@ -141,13 +142,11 @@ def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "/images",
         summary="The images of this host, newest first",
-        responses=refusals(422, own={404: NO_IMAGE}),
+        responses=error_responses(422, own={404: NO_IMAGE}),
     )
     async def list_images(
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
-        before: Annotated[
-            str | None, Query(pattern=f"^{DIGEST}$", description="The `next` of the page before")
-        ] = None,
+        before: Annotated[str | None, Query(pattern=f"^{DIGEST}$", description=BEFORE)] = None,
     ) -> ImageList:
         return await image_list(services, limit, before)
 
@@ -156,7 +155,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
     @router.get(
         "/images/{digest}",
         summary="An image with its record, which has the report of its specs",
-        responses=refusals(422, own={404: NO_IMAGE}),
+        responses=error_responses(422, own={404: NO_IMAGE}),
     )
     async def get_image(digest: Digest) -> ImageDetail:
         return await image_detail(services, digest)
@@ -169,7 +168,7 @@ def _add_sbom(router: APIRouter, services: Services) -> None:
         "/images/{digest}/sbom",
         summary="The image's bill of materials, as its build wrote it",
         response_class=Response,
-        responses={200: document, **refusals(422, own={404: NO_IMAGE, 500: NOT_READABLE})},
+        responses={200: document, **error_responses(422, own={404: NO_IMAGE, 500: NOT_READABLE})},
     )
     async def get_sbom(digest: Digest) -> Response:
         store = services.settings.image_store
@@ -184,7 +183,7 @@ def _add_diff(router: APIRouter, services: Services) -> None:
         "/images/{digest}/diff/{other}",
         summary="What differs from the first image to the second: packages, layers, settings",
         description="`files` is null: `./inv golden.diff` compares files too.",
-        responses=refusals(422, own={404: NO_IMAGE, 500: NOT_READABLE}),
+        responses=error_responses(422, own={404: NO_IMAGE, 500: NOT_READABLE}),
     )
     async def get_diff(
         digest: Digest,
@@ -196,10 +195,9 @@ def _add_diff(router: APIRouter, services: Services) -> None:
 async def image_list(services: Services, limit: int, before: str | None = None) -> ImageList:
     """A page of the images. Raises ImageNotFound for a `before` that is not there any more."""
     found = await asyncio.to_thread(stored_images, services.settings.image_store)
-    rest = _after(found, before)
+    page, following = page_of(_after(found, before), limit, lambda image: image.digest)
     uses = await _uses(services)
-    shown = [_summary(image, found.golden, uses) for image in rest[:limit]]
-    following = rest[limit - 1].digest if len(rest) > limit else None
+    shown = [_summary(image, found.golden, uses) for image in page]
     return ImageList(golden=found.golden, images=shown, next=following)
 
 

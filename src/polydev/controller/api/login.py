@@ -8,9 +8,9 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.answers import SessionAnswer
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.request_bodies import SecretBody
+from polydev.controller.api.session_answers import SessionAnswer
 from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, session_for
 from polydev.controller.api_model import ApiModel
 from polydev.controller.auth.authentication import BEARER, Asking
@@ -41,11 +41,11 @@ MOST_CODE_CHARACTERS = 4096
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The URL is known; or the tool is logged in already, `done`"},
     202: {"description": "The VM or the tool starts; Retry-After says when to ask again"},
-    **refusals(404, 410, 422, 502),
+    **error_responses(404, 410, 422, 502),
 }
 CODE_RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"description": "Typed into the tool's terminal; `oauth-url` says what comes of it"},
-    **refusals(
+    **error_responses(
         400, 404, 410, 422, 502, own={409: ("No login waits, or it takes no code", NOT_WAITING)}
     ),
 }

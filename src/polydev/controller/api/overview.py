@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host.status import Status
 from polydev.controller.services import Services
@@ -61,7 +61,7 @@ def add_overview(router: APIRouter, services: Services) -> None:
         summary="Whether the host is well, and what to do if not",
         description="The host's figures, its network, the alerts that stand, templates, the pool "
         "and what the controller depends on, judged together; measured anew every two seconds.",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_overview() -> OverviewAnswer:
         snapshot = await services.snapshots.latest()

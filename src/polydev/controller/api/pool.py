@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.pool import pool_state
@@ -51,7 +51,7 @@ def add_pool(router: APIRouter, services: Services) -> None:
     @router.get(
         "/pool",
         summary="The VMs that wait paused for a session, and why there are not more",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def get_pool() -> PoolAnswer:
         return await pool_answer(services.settings, services.vms, services.hypervisor)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.processes import By, Kind, why_unavailable
@@ -69,7 +69,7 @@ def add_processes(router: APIRouter, services: Services) -> None:
         summary="The processes that use most now, by CPU or by memory",
         description="The share of the CPU is that since it was last asked for, if that was not "
         "long ago, or over half a second.",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def get_processes(
         by: By = "cpu", limit: Annotated[int, Query(ge=1, le=MOST_PROCESSES)] = 10

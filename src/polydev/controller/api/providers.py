@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, StringConstraints
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.services import Services
@@ -58,7 +58,7 @@ def routes(services: Services) -> APIRouter:
     @router.get(
         "/providers",
         summary="For which providers sessions may be started",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def list_providers(caller: Asking) -> ProviderList:
         known = services.providers()

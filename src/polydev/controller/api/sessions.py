@@ -9,18 +9,17 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field
 
-from polydev.controller.api.answers import (
-    SessionAnswer,
-    SessionList,
-    SessionVmAnswer,
-    is_live,
-    seen_by_spectator,
-    session_answer,
-    session_vm_answer,
-)
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import BeforeUuid, page_of
 from polydev.controller.api.providers import ProviderName, known_name
 from polydev.controller.api.request_bodies import RequestBody
+from polydev.controller.api.session_answers import (
+    SessionAnswer,
+    SessionList,
+    seen_by_spectator,
+    session_answer,
+)
+from polydev.controller.api.vm_answers import SessionVmAnswer, is_live, session_vm_answer
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.health import image_store_state
 from polydev.controller.model import Caller, Session, Vm, now
@@ -157,7 +156,7 @@ def _add_start(router: APIRouter, services: Services) -> None:
         responses={
             200: {"model": SessionAnswer, "description": "The session that this key has started"},
             201: {"description": "Started; `Location` is the session's address"},
-            **refusals(400, 404, 409, 422, own={409: START_CONFLICT, 429: QUOTA_USED_UP}),
+            **error_responses(400, 404, 409, 422, own={409: START_CONFLICT, 429: QUOTA_USED_UP}),
         },
     )
     async def start(
@@ -229,27 +228,28 @@ def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "/sessions",
         summary="The caller's sessions, newest first; all of them for operators",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def list_sessions(
         caller: Asking,
         live: Annotated[bool, Query(description="Only those that are not over")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
-        before: Annotated[UUID | None, Query(description="The `next` of the page before")] = None,
+        before: BeforeUuid = None,
     ) -> SessionList:
         last = await session_for(services, caller, before) if before else None
         user_id = None if caller.sees_all else caller.user_id
         found = await services.sessions.list(user_id, live, limit + 1, last)
-        vms = await services.vms.some([each.vm_id for each in found[:limit]])
+        page, following = page_of(found, limit, lambda session: session.id)
+        vms = await services.vms.some([each.vm_id for each in page])
         # Both may have been deleted between the two questions: as old as that.
-        known = [each for each in found[:limit] if each.vm_id in vms]
+        known = [each for each in page if each.vm_id in vms]
         quotas = await quotas_of(services, known)
         return SessionList(
             sessions=[
                 session_answer(each, vms[each.vm_id], quotas.get(each.user_id, ()))
                 for each in known
             ],
-            next=found[limit - 1].id if len(found) > limit else None,
+            next=following,
         )
 
 
@@ -257,7 +257,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
     @router.get(
         "/session/{session_id}",
         summary="A session, how far its VM is, and why it failed if it did",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def get_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
         answer = await answer_of(services, await session_for(services, caller, session_id))
@@ -266,7 +266,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
     @router.delete(
         "/session/{session_id}",
         summary="End a session and its VM; one that is over stays as it is",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def end_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
         session = await session_for(services, caller, session_id)
@@ -280,7 +280,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
     @router.post(
         "/session/{session_id}/heartbeat",
         summary="The session is still in use: it lives on. One with an open viewer needs none",
-        responses=refusals(404, 410, 422),
+        responses=error_responses(404, 410, 422),
     )
     async def heartbeat(session_id: SessionId, caller: Asking) -> SessionAnswer:
         session = await session_for(services, caller, session_id)
@@ -291,7 +291,7 @@ def _add_vm(router: APIRouter, services: Services) -> None:
     @router.get(
         "/session/{session_id}/vm",
         summary="The VM of a session, and its address",
-        responses=refusals(404, 410, 422),
+        responses=error_responses(404, 410, 422),
     )
     async def get_vm_of_session(session_id: SessionId, caller: Asking) -> SessionVmAnswer:
         session = await session_for(services, caller, session_id)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.services import Services
@@ -97,7 +97,7 @@ def add_templates(router: APIRouter, services: Services) -> None:
     @router.get(
         "/templates",
         summary="The templates from which VMs are resumed, and the making of the next one",
-        responses=refusals(
+        responses=error_responses(
             own={
                 502: (
                     "The host cannot say whether one is being made",

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.request_bodies import RequestBody
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.api_model import ApiModel
@@ -141,7 +141,7 @@ def _add_tickets(router: APIRouter, services: Services) -> None:
         status_code=201,
         summary="A ticket for the session's screen, or a link to its page",
         dependencies=[BEARER],
-        responses=refusals(400, 404, 410, 422),
+        responses=error_responses(400, 404, 410, 422),
     )
     async def create_ticket(
         session_id: SessionId, body: TicketRequest, caller: Asking
@@ -167,7 +167,7 @@ def _add_redeem(router: APIRouter, services: Services) -> None:
     @router.post(
         "/redeem",
         summary="A page's ticket for the key to its session; needs no token",
-        responses=refusals(400, 401, 413, 422, 429, 503),
+        responses=error_responses(400, 401, 413, 422, 429, 503),
     )
     async def redeem(body: RedeemRequest, request: Request) -> KeyAnswer:
         looked_up = _redeemed(services, body.ticket)
@@ -200,7 +200,7 @@ def _add_link(router: APIRouter, services: Services) -> None:
         status_code=201,
         summary="A link that signs a browser in as the caller, once",
         dependencies=[BEARER],
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def create_link(caller: Asking) -> LinkAnswer:
         if caller.by not in ("token", "jwt"):

@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.auth.authentication import BEARER, AskingAdmin
 from polydev.controller.model import Token
@@ -39,7 +39,7 @@ def routes(services: Services) -> APIRouter:
     @router.delete(
         "/tokens/{token_id}",
         summary="End a token; one that is revoked stays as it is. For admins",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def revoke_token(token_id: UUID, admin: AskingAdmin) -> TokenAnswer:
         token = await services.tokens.revoke(str(token_id))

@@ -11,8 +11,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from polydev.controller.accounting import USUAL_DAYS, Use, day_of, first_day, total
-from polydev.controller.api.answers import QuotaAnswer, quota_answer
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
 from polydev.controller.api_model import ApiModel
 from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
 from polydev.controller.model import Role, User, now
@@ -91,7 +91,7 @@ def _add_own(router: APIRouter, services: Services) -> None:
     @router.get(
         "/api/auth/usage",
         summary="What the caller used, and what is left of their quotas",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def get_own_usage(caller: Asking, back: DaysBack = USUAL_DAYS) -> OwnUsage:
         at = now()
@@ -115,7 +115,7 @@ def _add_all(router: APIRouter, services: Services) -> None:
     @router.get(
         "/api/admin/usage",
         summary="What users used; for operators",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def get_usage(
         _operator: AskingOperator,

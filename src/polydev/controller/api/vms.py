@@ -12,8 +12,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from polydev.controller.api.answers import ConsoleAnswer, VmAnswer, VmList, vm_answer
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import BeforeUuid, page_of
+from polydev.controller.api.vm_answers import ConsoleAnswer, VmAnswer, VmList, vm_answer
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.host.sample_loop import vm_usage_of
@@ -93,25 +94,23 @@ def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "",
         summary="The VMs that there are, newest first; a user's own, all of them for operators",
-        responses=refusals(404, 422),
+        responses=error_responses(404, 422),
     )
     async def list_vms(
         caller: Asking,
         past: Annotated[bool, Query(alias="all", description="Past ones too")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
-        before: Annotated[UUID | None, Query(description="The `next` of the page before")] = None,
+        before: BeforeUuid = None,
     ) -> VmList:
         last = await vm_for(services, caller, before) if before else None
         user_id = None if caller.sees_all else caller.user_id
         found = await services.vms.list(user_id, not past, limit + 1, last)
-        return VmList(
-            vms=[vm_answer(vm) for vm in found[:limit]],
-            next=found[limit - 1].id if len(found) > limit else None,
-        )
+        page, following = page_of(found, limit, lambda vm: vm.id)
+        return VmList(vms=[vm_answer(vm) for vm in page], next=following)
 
 
 def _add_one(router: APIRouter, services: Services) -> None:
-    @router.get("/{vm_id}", summary="A VM", responses=refusals(404, 422))
+    @router.get("/{vm_id}", summary="A VM", responses=error_responses(404, 422))
     async def get_vm(vm_id: VmId, caller: Asking) -> VmAnswer:
         return vm_answer(await vm_for(services, caller, vm_id))
 
@@ -120,7 +119,7 @@ def _add_figures(router: APIRouter, services: Services) -> None:
     @router.get(
         "/{vm_id}/metrics",
         summary="What a VM uses of processor, memory, disk and network",
-        responses=refusals(404, 410, 422),
+        responses=error_responses(404, 410, 422),
     )
     async def get_figures(vm_id: VmId, caller: Asking) -> VmUsage:
         vm = await vm_for(services, caller, vm_id)
@@ -135,7 +134,7 @@ def _add_console(router: APIRouter, services: Services) -> None:
         summary="What a VM says on its serial console",
         description=CONSOLE_DESCRIPTION,
         response_class=Response,
-        responses={200: CONSOLE_ANSWER, **refusals(404, 410, 422, 502)},
+        responses={200: CONSOLE_ANSWER, **error_responses(404, 410, 422, 502)},
     )
     async def get_console(
         request: Request,
@@ -164,7 +163,7 @@ def _add_screenshot(router: APIRouter, services: Services) -> None:
         response_class=Response,
         responses={
             200: {"description": "The picture", "content": {"image/png": {"schema": PNG_SCHEMA}}},
-            **refusals(404, 410, 422, 502, own={409: NO_SCREEN}),
+            **error_responses(404, 410, 422, 502, own={409: NO_SCREEN}),
         },
     )
     async def get_screenshot(vm_id: VmId, caller: Asking) -> Response:

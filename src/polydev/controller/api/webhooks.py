@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import refusals
+from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.pagination import MAX_ID, BeforeId, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.model import now
 from polydev.controller.services import Services
@@ -19,8 +20,6 @@ from polydev.controller.store.webhook_log import Backlog, Delivery, DeliveryStat
 from polydev.controller.webhook_urls import shown_url, url_digest
 
 MOST_LISTED = 1000
-# A number of PostgreSQL's integers.
-MOST_ID = 2**31 - 1
 FAILED_LATELY = timedelta(days=1)
 EXAMPLE: dict[str, Any] = {
     "id": 17,
@@ -65,7 +64,7 @@ NO_ENDPOINT = (
     },
 )
 
-DeliveryId = Annotated[int, Path(ge=1, le=MOST_ID, description="The delivery's id")]
+DeliveryId = Annotated[int, Path(ge=1, le=MAX_ID, description="The delivery's id")]
 EndpointName = Annotated[str, Path(max_length=64, description="The endpoint's name")]
 
 
@@ -154,7 +153,7 @@ def _add_endpoints(router: APIRouter, services: Services) -> None:
     @router.get(
         "/webhooks/endpoints",
         summary="Who is told of sessions by webhook, and what waits for them",
-        responses=refusals(),
+        responses=error_responses(),
     )
     async def list_endpoints() -> EndpointList:
         gone = await services.webhook_log.gone()
@@ -171,7 +170,7 @@ def _add_endpoints(router: APIRouter, services: Services) -> None:
         summary="Send an endpoint a signed test message now",
         description="Its type is `webhook.test`. An endpoint that had answered 410 Gone and takes "
         "it is sent messages again.",
-        responses=refusals(422, own={404: NO_ENDPOINT}),
+        responses=error_responses(422, own={404: NO_ENDPOINT}),
     )
     async def try_endpoint(name: EndpointName) -> TrialAnswer:
         reply = await services.deliveries.try_endpoint(name)
@@ -188,26 +187,22 @@ def _add_deliveries(router: APIRouter, services: Services) -> None:
     @router.get(
         "/webhooks/deliveries",
         summary="The log of webhook deliveries, newest first",
-        responses=refusals(422),
+        responses=error_responses(422),
     )
     async def list_deliveries(
         state: DeliveryState | None = None,
         endpoint: Annotated[str | None, Query(max_length=64)] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
-        before: Annotated[
-            int | None, Query(ge=1, le=MOST_ID, description="The `next` of the page before")
-        ] = None,
+        before: BeforeId = None,
     ) -> DeliveryList:
         found = await services.webhook_log.list(state, endpoint, limit + 1, before)
-        return DeliveryList(
-            deliveries=[_delivery(each) for each in found[:limit]],
-            next=found[limit - 1].id if len(found) > limit else None,
-        )
+        page, following = page_of(found, limit, lambda delivery: delivery.id)
+        return DeliveryList(deliveries=[_delivery(each) for each in page], next=following)
 
     @router.get(
         "/webhooks/deliveries/{delivery_id}",
         summary="A webhook delivery",
-        responses=refusals(422, own={404: NO_DELIVERY}),
+        responses=error_responses(422, own={404: NO_DELIVERY}),
     )
     async def get_delivery(delivery_id: DeliveryId) -> DeliveryAnswer:
         return _delivery(await services.webhook_log.get(delivery_id))
@@ -218,7 +213,7 @@ def _add_deliveries(router: APIRouter, services: Services) -> None:
         summary="Send a webhook delivery again, with all its attempts before it",
         description="Its `webhook-id` stays the same. An endpoint that had answered 410 Gone is "
         "sent messages again.",
-        responses=refusals(422, own={404: NO_DELIVERY}),
+        responses=error_responses(422, own={404: NO_DELIVERY}),
     )
     async def resend(delivery_id: DeliveryId) -> DeliveryAnswer:
         delivery = await services.webhook_log.get(delivery_id)

@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polydev.controller.web.content import Content
+from polydev.controller.web.compressed_content import Content
 
 PREFIX = "/static/"
 OWN = Path(__file__).parent / "static"

@@ -18,7 +18,7 @@ from polydev.controller.host.charts import chart_columns
 from polydev.controller.host.history_cache import LastDay
 from polydev.controller.host.processes import why_unavailable
 from polydev.controller.services import Services
-from polydev.controller.web.content import Content
+from polydev.controller.web.compressed_content import Content
 from polydev.controller.web.dashboard_rows import process_rows
 from polydev.controller.web.dashboard_view import view_of
 from polydev.controller.web.pages import Pages

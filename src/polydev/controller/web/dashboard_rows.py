@@ -11,7 +11,7 @@ from polydev.controller.host.overview import HealthFinding
 from polydev.controller.host.processes import Process
 from polydev.controller.host.status import InterfaceStatus, NetworkCheck, Status
 from polydev.controller.model import Alert, Session
-from polydev.controller.web.figures import (
+from polydev.controller.web.formatting import (
     NOTHING,
     duration_text,
     exact_percent_text,

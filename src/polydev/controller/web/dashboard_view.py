@@ -21,7 +21,7 @@ from polydev.controller.web.dashboard_rows import (
     session_counts,
     slot_ports,
 )
-from polydev.controller.web.figures import NOTHING, duration_text
+from polydev.controller.web.formatting import NOTHING, duration_text
 from polydev.controller.web.levels import LEVELS, Level
 from polydev.controller.web.texts import text
 

@@ -16,7 +16,7 @@ from polydev.controller.api.deployments import (
 )
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.services import Services
-from polydev.controller.web.figures import NOTHING, duration_text, time_text
+from polydev.controller.web.formatting import NOTHING, duration_text, time_text
 from polydev.controller.web.levels import deployment_level
 from polydev.controller.web.pages import Pages
 

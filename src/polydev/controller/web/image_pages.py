@@ -19,7 +19,7 @@ from polydev.controller.api.images import (
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.host.images import DIGEST
 from polydev.controller.services import Services
-from polydev.controller.web.figures import NOTHING, size_text, time_text
+from polydev.controller.web.formatting import NOTHING, size_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.errors import ImageError
 from polydev.image_diff import ImageDiff

@@ -15,10 +15,10 @@ from polydev.controller.model import now
 from polydev.controller.quotas import month_of
 from polydev.controller.services import Services
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
-from polydev.controller.web.figures import hours_text, time_text
-from polydev.controller.web.machine_pages import machines_of
+from polydev.controller.web.formatting import hours_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.user_rows import day_bars, token_state, user_row
+from polydev.controller.web.vm_pages import vm_entries
 from polydev.controller.web.vm_rows import vm_row
 
 LATEST_SESSIONS = 20
@@ -70,7 +70,7 @@ async def _one(services: Services, user_id: str) -> dict[str, Any]:
     quotas = await services.usage.quotas({user.id: user.role}, at)
     seen = await services.users.last_seen(user.id)
     latest = await services.vms.list(user.id, limit=LATEST_SESSIONS)
-    machines = await machines_of(services, latest)
+    machines = await vm_entries(services, latest)
     rows = [vm_row(each, at) for each in machines.values()]
     tokens = await services.tokens.list(user.id)
     live = sum(row.is_live for row in rows)

@@ -10,14 +10,14 @@ from polydev.controller.host.sample import VmSample
 from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store.session_starts import StartKind, start_kind
-from polydev.controller.web.figures import duration_text, percent_text, size_text
+from polydev.controller.web.formatting import duration_text, percent_text, size_text
 from polydev.controller.web.levels import Level
 
 SHORT = 8
 
 
 @dataclass(frozen=True)
-class Machine:
+class VmEntry:
     """A VM with its session, and what it uses by the newest sample.
 
     session, user   None of a VM that waits in the pool, or waited and ended
@@ -61,7 +61,7 @@ class VmRow:
         return self.level in ("good", "warn")
 
 
-def vm_row(machine: Machine, at: datetime) -> VmRow:
+def vm_row(machine: VmEntry, at: datetime) -> VmRow:
     vm, session, used = machine.vm, machine.session, machine.sample
     ended_at = session.ended_at if session else vm.ended_at
     return VmRow(
@@ -122,7 +122,7 @@ def _left(session: Session | None, at: datetime) -> str:
     return duration_text((session.expires_at - at).total_seconds())
 
 
-def counted(machines: Mapping[str, Machine]) -> Mapping[str, int]:
+def counted(machines: Mapping[str, VmEntry]) -> Mapping[str, int]:
     """How many of each kind there are, for the line above the list."""
     found = machines.values()
     return {

@@ -18,8 +18,12 @@ from polydev.controller.settings import WebhookSettings
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import TEST_TYPE, body_of, new_message_id
 from polydev.controller.webhook_urls import url_digest
-from polydev.controller.webhooks.lanes import DATABASE_TROUBLE, EndpointSender, SenderIntervals
-from polydev.controller.webhooks.posting import WebhookReply
+from polydev.controller.webhooks.endpoint_sender import (
+    DATABASE_TROUBLE,
+    EndpointSender,
+    SenderIntervals,
+)
+from polydev.controller.webhooks.http_post import WebhookReply
 from polydev.errors import EndpointNotFound
 
 log = structlog.stdlib.get_logger(__name__)

@@ -18,8 +18,8 @@ from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_queue import Claim, WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhook_urls import url_digest
-from polydev.controller.webhooks.posting import GONE_STATUS, WebhookReply, open_client, post
-from polydev.controller.webhooks.schedule import next_attempt
+from polydev.controller.webhooks.http_post import GONE_STATUS, WebhookReply, open_client, post
+from polydev.controller.webhooks.retry_schedule import next_attempt
 from polydev.vm.timeouts import end
 
 log = structlog.stdlib.get_logger(__name__)

@@ -15,9 +15,9 @@ from polydev.controller.api.vms import known_vm
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import Vm, now
 from polydev.controller.services import Services
-from polydev.controller.web.figures import clock_text, duration_text, time_text
+from polydev.controller.web.formatting import clock_text, duration_text, time_text
 from polydev.controller.web.pages import Pages
-from polydev.controller.web.vm_rows import Machine, counted, vm_row
+from polydev.controller.web.vm_rows import VmEntry, counted, vm_row
 from polydev.vm.boot_stages import STAGES
 
 PAGE = 50
@@ -77,7 +77,7 @@ async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
     is_live = wanted.shown == "live"
     limit = MOST_LIVE if is_live else PAGE
     vms = await services.vms.list(wanted.user, is_live, limit + 1, last)
-    machines = await machines_of(services, vms[:limit])
+    machines = await vm_entries(services, vms[:limit])
     at = now()
     older = vms[limit - 1].id if len(vms) > limit else None
     return {
@@ -89,7 +89,7 @@ async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
     }
 
 
-async def machines_of(services: Services, vms: Sequence[Vm]) -> dict[str, Machine]:
+async def vm_entries(services: Services, vms: Sequence[Vm]) -> dict[str, VmEntry]:
     """These VMs in their order, with what is known of each, by id."""
     sessions = await services.sessions.of_vms([vm.id for vm in vms])
     users = await services.users.some({each.user_id for each in sessions.values()})
@@ -99,7 +99,7 @@ async def machines_of(services: Services, vms: Sequence[Vm]) -> dict[str, Machin
     found = {}
     for vm in vms:
         session = sessions.get(vm.id)
-        found[vm.id] = Machine(
+        found[vm.id] = VmEntry(
             vm,
             session,
             users.get(session.user_id) if session else None,
@@ -122,7 +122,7 @@ def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
 async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
     """What one VM's templates are filled with. Raises HTTPException 404."""
     vm = await known_vm(services, str(vm_id))
-    machines = await machines_of(services, [vm])
+    machines = await vm_entries(services, [vm])
     at = now()
     return {
         "machine": machines[vm.id],

@@ -11,9 +11,9 @@ import pytest
 from polydev.controller.accounting import USUAL_DAYS, Use
 from polydev.controller.model import Session, Token, User, Vm
 from polydev.controller.quotas import QuotaState
-from polydev.controller.web.figures import NOTHING, duration_text, size_text, time_text
+from polydev.controller.web.formatting import NOTHING, duration_text, size_text, time_text
 from polydev.controller.web.user_rows import day_bars, quota_bar, token_state, user_row
-from polydev.controller.web.vm_rows import Machine, counted, vm_row
+from polydev.controller.web.vm_rows import VmEntry, counted, vm_row
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 ADA = User("5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01", "user", "Ada", NOON)
@@ -88,14 +88,14 @@ def test_states(
     of_vm: dict[str, Any], of_session: dict[str, Any] | None, state: str, level: str
 ) -> None:
     its = None if of_session is None else session(**of_session)
-    row = vm_row(Machine(vm(**of_vm), its), NOON)
+    row = vm_row(VmEntry(vm(**of_vm), its), NOON)
     assert (row.state, row.level) == (state, level)
 
 
 def test_how_it_was_started() -> None:
     clone = vm(template="7e")
     rows = [
-        vm_row(Machine(*each), NOON)
+        vm_row(VmEntry(*each), NOON)
         for each in (
             (vm(), session()),
             (clone, session()),
@@ -107,22 +107,22 @@ def test_how_it_was_started() -> None:
 
 
 def test_who_and_until_when() -> None:
-    known = vm_row(Machine(vm(paused_at=NOON), session(), ADA, viewers=2), later(300))
+    known = vm_row(VmEntry(vm(paused_at=NOON), session(), ADA, viewers=2), later(300))
     assert (known.who, known.left, known.age, known.viewers) == ("Ada", "5 min", "5 min", 2)
     assert known.is_paused
-    stranger = vm_row(Machine(vm(), session()), NOON)
+    stranger = vm_row(VmEntry(vm(), session()), NOON)
     assert stranger.who == ADA.id[:8]
-    over = vm_row(Machine(vm(), session(state="expired", ended_at=later(60))), later(300))
+    over = vm_row(VmEntry(vm(), session(state="expired", ended_at=later(60))), later(300))
     assert (over.left, over.age) == ("", "1 min")
     assert (over.cpu, over.memory) == (NOTHING, NOTHING)
 
 
 def test_counts() -> None:
     machines = [
-        Machine(vm(), session(), viewers=3),
-        Machine(vm(paused_at=NOON), session()),
-        Machine(vm(state="stopping"), session(state="expired")),
-        Machine(vm(pooled=True, paused_at=NOON)),
+        VmEntry(vm(), session(), viewers=3),
+        VmEntry(vm(paused_at=NOON), session()),
+        VmEntry(vm(state="stopping"), session(state="expired")),
+        VmEntry(vm(pooled=True, paused_at=NOON)),
     ]
     found = counted({str(number): each for number, each in enumerate(machines)})
     assert found == {"sessions": 2, "paused": 1, "pooled": 1, "viewers": 3}

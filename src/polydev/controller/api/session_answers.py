@@ -1,4 +1,4 @@
-"""The shapes of the API: JSON in camel case, each with an example that the documentation shows."""
+"""The API's answers about sessions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from polydev.controller.api.vm_answers import is_live
 from polydev.controller.api_model import ApiModel
 from polydev.controller.model import Session, Vm
 from polydev.controller.paths import screen_path, session_path, viewer_page
 from polydev.controller.quotas import QuotaName, QuotaState
-from polydev.controller.states import LIVE_VM_STATES, Injection, SessionState, VmState
+from polydev.controller.states import Injection, SessionState
 from polydev.vm.boot_stages import Stage
-
-AGENT_PORT = 8080
-VNC_PORT = 5901
-NOVNC_PORT = 6080
 
 SESSION_EXAMPLE: dict[str, Any] = {
     "id": "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01",
@@ -54,26 +51,6 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "oauthUrl": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/oauth-url",
         "oauthCode": "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01/oauth-code",
     },
-}
-VM_EXAMPLE: dict[str, Any] = {
-    "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
-    "vmIP": "192.168.100.2",
-    "slot": 2,
-    "status": "ready",
-    "stage": "ready",
-    "imageDigest": "4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d",
-    "createdAt": "2026-11-21T10:15:00Z",
-    "readyAt": "2026-11-21T10:15:22Z",
-    "endedAt": None,
-    "releasedAt": None,
-    "pooled": False,
-    "pausedAt": None,
-    "ports": {"agent": AGENT_PORT, "vnc": VNC_PORT, "novnc": NOVNC_PORT},
-}
-SESSION_VM_EXAMPLE: dict[str, Any] = {
-    **VM_EXAMPLE,
-    "created": 1795256100000,
-    "lastHeartbeat": 1795256160000,
 }
 
 
@@ -203,67 +180,6 @@ class SessionList(ApiModel):
     next: str | None
 
 
-class VmPorts(ApiModel):
-    """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
-
-    agent: int = AGENT_PORT
-    vnc: int = VNC_PORT
-    novnc: int = NOVNC_PORT
-
-
-class VmAnswer(ApiModel):
-    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`.
-
-    pooled      it waits for a session
-    pausedAt    since when its processors stand; it runs on once somebody needs it
-    """
-
-    model_config = ConfigDict(title="Vm", json_schema_extra={"examples": [VM_EXAMPLE]})
-
-    vm_id: str
-    vm_ip: str = Field(alias="vmIP")
-    slot: int
-    status: VmState
-    stage: Stage
-    image_digest: str
-    created_at: datetime
-    ready_at: datetime | None
-    ended_at: datetime | None
-    released_at: datetime | None
-    pooled: bool
-    paused_at: datetime | None
-    ports: VmPorts = VmPorts()
-
-
-class SessionVmAnswer(VmAnswer):
-    """A session's VM, with two names of older clients, in milliseconds since 1970.
-
-    created         when its session was started
-    lastHeartbeat   when it was used last; `created` if it was not used yet
-    """
-
-    model_config = ConfigDict(
-        title="SessionVm", json_schema_extra={"examples": [SESSION_VM_EXAMPLE]}
-    )
-
-    created: int
-    last_heartbeat: int
-
-
-class VmList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
-
-    vms: list[VmAnswer]
-    next: str | None
-
-
-class ConsoleAnswer(ApiModel):
-    """The end of a VM's serial console, without control sequences."""
-
-    vm_id: str
-    lines: list[str]
-
-
 def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
     """Leave out what is the owner's to know: their use, and what the VM says of itself."""
     boot = answer.boot.model_copy(update={"receipt": None})
@@ -356,38 +272,3 @@ def _failure(vm: Vm) -> Failure | None:
         failed_units=list(vm.failed_units),
         serial_tail=vm.serial_tail,
     )
-
-
-def vm_answer(vm: Vm) -> VmAnswer:
-    return VmAnswer(
-        vm_id=vm.id,
-        vm_ip=vm.vm_ip,
-        slot=vm.slot,
-        status=vm.state,
-        stage=vm.stage,
-        image_digest=vm.image_digest,
-        created_at=vm.created_at,
-        ready_at=vm.ready_at,
-        ended_at=vm.ended_at,
-        released_at=vm.released_at,
-        pooled=vm.pooled,
-        paused_at=vm.paused_at,
-    )
-
-
-def session_vm_answer(session: Session, vm: Vm) -> SessionVmAnswer:
-    return SessionVmAnswer(
-        **dict(vm_answer(vm)),
-        created=_milliseconds(session.created_at),
-        last_heartbeat=_milliseconds(session.heartbeat_at or session.created_at),
-    )
-
-
-def _milliseconds(at: datetime) -> int:
-    """Since 1970."""
-    return round(at.timestamp() * 1000)
-
-
-def is_live(vm: Vm) -> bool:
-    """Whether the VM is, or comes, up: only then may its address be used."""
-    return vm.state in LIVE_VM_STATES

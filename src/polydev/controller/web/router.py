@@ -11,11 +11,11 @@ from polydev.controller.web import (
     dashboard,
     deployment_pages,
     image_pages,
-    machine_pages,
     session_page,
     sign_in,
-    start,
+    start_page,
     user_pages,
+    vm_pages,
 )
 from polydev.controller.web.pages import Pages
 
@@ -33,10 +33,10 @@ def routes(services: Services, pages: Pages) -> APIRouter:
 
     for module in (
         sign_in,
-        start,
+        start_page,
         session_page,
         dashboard,
-        machine_pages,
+        vm_pages,
         user_pages,
         image_pages,
         deployment_pages,

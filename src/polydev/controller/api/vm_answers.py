@@ -1,0 +1,134 @@
+"""The API's answers about VMs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from polydev.controller.api_model import ApiModel
+from polydev.controller.model import Session, Vm
+from polydev.controller.states import LIVE_VM_STATES, VmState
+from polydev.vm.boot_stages import Stage
+
+AGENT_PORT = 8080
+VNC_PORT = 5901
+NOVNC_PORT = 6080
+
+VM_EXAMPLE: dict[str, Any] = {
+    "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",
+    "vmIP": "192.168.100.2",
+    "slot": 2,
+    "status": "ready",
+    "stage": "ready",
+    "imageDigest": "4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d0c2b9a7e4f1d",
+    "createdAt": "2026-11-21T10:15:00Z",
+    "readyAt": "2026-11-21T10:15:22Z",
+    "endedAt": None,
+    "releasedAt": None,
+    "pooled": False,
+    "pausedAt": None,
+    "ports": {"agent": AGENT_PORT, "vnc": VNC_PORT, "novnc": NOVNC_PORT},
+}
+SESSION_VM_EXAMPLE: dict[str, Any] = {
+    **VM_EXAMPLE,
+    "created": 1795256100000,
+    "lastHeartbeat": 1795256160000,
+}
+
+
+class VmPorts(ApiModel):
+    """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
+
+    agent: int = AGENT_PORT
+    vnc: int = VNC_PORT
+    novnc: int = NOVNC_PORT
+
+
+class VmAnswer(ApiModel):
+    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`.
+
+    pooled      it waits for a session
+    pausedAt    since when its processors stand; it runs on once somebody needs it
+    """
+
+    model_config = ConfigDict(title="Vm", json_schema_extra={"examples": [VM_EXAMPLE]})
+
+    vm_id: str
+    vm_ip: str = Field(alias="vmIP")
+    slot: int
+    status: VmState
+    stage: Stage
+    image_digest: str
+    created_at: datetime
+    ready_at: datetime | None
+    ended_at: datetime | None
+    released_at: datetime | None
+    pooled: bool
+    paused_at: datetime | None
+    ports: VmPorts = VmPorts()
+
+
+class SessionVmAnswer(VmAnswer):
+    """A session's VM, with two names of older clients, in milliseconds since 1970.
+
+    created         when its session was started
+    lastHeartbeat   when it was used last; `created` if it was not used yet
+    """
+
+    model_config = ConfigDict(
+        title="SessionVm", json_schema_extra={"examples": [SESSION_VM_EXAMPLE]}
+    )
+
+    created: int
+    last_heartbeat: int
+
+
+class VmList(ApiModel):
+    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+
+    vms: list[VmAnswer]
+    next: str | None
+
+
+class ConsoleAnswer(ApiModel):
+    """The end of a VM's serial console, without control sequences."""
+
+    vm_id: str
+    lines: list[str]
+
+
+def vm_answer(vm: Vm) -> VmAnswer:
+    return VmAnswer(
+        vm_id=vm.id,
+        vm_ip=vm.vm_ip,
+        slot=vm.slot,
+        status=vm.state,
+        stage=vm.stage,
+        image_digest=vm.image_digest,
+        created_at=vm.created_at,
+        ready_at=vm.ready_at,
+        ended_at=vm.ended_at,
+        released_at=vm.released_at,
+        pooled=vm.pooled,
+        paused_at=vm.paused_at,
+    )
+
+
+def session_vm_answer(session: Session, vm: Vm) -> SessionVmAnswer:
+    return SessionVmAnswer(
+        **dict(vm_answer(vm)),
+        created=_milliseconds(session.created_at),
+        last_heartbeat=_milliseconds(session.heartbeat_at or session.created_at),
+    )
+
+
+def _milliseconds(at: datetime) -> int:
+    """Since 1970."""
+    return round(at.timestamp() * 1000)
+
+
+def is_live(vm: Vm) -> bool:
+    """Whether the VM is, or comes, up: only then may its address be used."""
+    return vm.state in LIVE_VM_STATES
