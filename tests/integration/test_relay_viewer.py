@@ -23,7 +23,7 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.forwarding import Buffers, Forwarder
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import PipePool
-from polydev.controller.relay.takeover import Connection
+from polydev.controller.relay.takeover import UpgradedConnection
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.relay.viewers import ViewerEntry, Viewers
 from tests.driving import until
@@ -54,7 +54,9 @@ class Bench:
         near, self._far = connected()
         protocol = ServerProtocol(state=OPEN)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.viewer = Viewer(Connection(near, protocol, early, ending, lambda: None), self.beat)
+        self.viewer = Viewer(
+            UpgradedConnection(near, protocol, early, ending, lambda: None), self.beat
+        )
 
     async def far(self) -> RawViewer:
         return RawViewer(*await asyncio.open_connection(sock=self._far))

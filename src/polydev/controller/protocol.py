@@ -11,10 +11,6 @@ from typing import Any
 
 import httptools
 import structlog
-from uvicorn._types import ASGI3Application
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from polydev.controller.auth.client_address import Networks, place_of
 from polydev.controller.metrics import Metrics
@@ -27,6 +23,13 @@ from polydev.controller.request_limits import (
 )
 from polydev.controller.settings import ConnectionLimits
 from polydev.controller.transports import end_writing, unread_bytes, watch_every_byte
+from polydev.controller.uvicorn_internals import (
+    ASGI3Application,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+    ServerState,
+    UvicornConfig,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -69,7 +72,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(
         self,
-        config: Config,
+        config: UvicornConfig,
         server_state: State,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,

@@ -20,8 +20,6 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from uvicorn import Config
-from uvicorn import Server as UvicornServer
 
 from polydev.controller.app import create_app
 from polydev.controller.asgi_client import ask
@@ -32,6 +30,7 @@ from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify
 from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
+from polydev.controller.uvicorn_internals import UvicornConfig, UvicornServer
 from polydev.errors import ConfigError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -150,8 +149,8 @@ def _tls(settings: ControllerSettings) -> ssl.SSLContext | None:
     return server_context(certificate, settings.tls_key.get_secret_value())
 
 
-def _uvicorn_config(settings: ControllerSettings, app: FastAPI) -> Config:
-    return Config(
+def _uvicorn_config(settings: ControllerSettings, app: FastAPI) -> UvicornConfig:
+    return UvicornConfig(
         app,
         http=Protocol,
         backlog=BACKLOG,

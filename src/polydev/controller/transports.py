@@ -7,7 +7,9 @@ import fcntl
 import struct
 import termios
 
-from uvicorn.protocols.utils import is_ssl
+
+def is_tls(transport: asyncio.Transport) -> bool:
+    return transport.get_extra_info("sslcontext") is not None
 
 
 def watch_every_byte(transport: asyncio.Transport) -> None:
@@ -15,7 +17,7 @@ def watch_every_byte(transport: asyncio.Transport) -> None:
 
     A transport with TLS compares otherwise: with a limit of 0 it would always be full.
     """
-    transport.set_write_buffer_limits(high=1 if is_ssl(transport) else 0)
+    transport.set_write_buffer_limits(high=1 if is_tls(transport) else 0)
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:

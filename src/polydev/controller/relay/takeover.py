@@ -18,10 +18,6 @@ from ipaddress import ip_address
 from typing import Any
 
 from starlette.websockets import WebSocket
-from uvicorn.config import Config
-from uvicorn.protocols.utils import is_ssl
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from uvicorn.server import ServerState
 from websockets import http11
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
@@ -32,7 +28,12 @@ from polydev.controller.request_limits import (
     MOST_HEADER_BYTES,
     MOST_HEADERS,
 )
-from polydev.controller.transports import watch_every_byte
+from polydev.controller.transports import is_tls, watch_every_byte
+from polydev.controller.uvicorn_internals import (
+    ServerState,
+    UvicornConfig,
+    WebSocketsSansIOProtocol,
+)
 
 # The library reads the request again. What HTTP takes, an upgrade takes too.
 http11.MAX_LINE_LENGTH = MOST_HEADER_BYTES
@@ -55,7 +56,7 @@ class NoTakeover(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Connection:
+class UpgradedConnection:
     """An upgraded connection.
 
     early       what the viewer sent before it was taken over
@@ -75,7 +76,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
 
     def __init__(
         self,
-        config: Config,
+        config: UvicornConfig,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
@@ -146,7 +147,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete and not self._is_taken:
             super().shutdown()
 
-    async def take_over(self) -> Connection:
+    async def take_over(self) -> UpgradedConnection:
         """The connection, which uvicorn neither reads nor writes any more.
 
         Raises ConnectionError if it is closed.
@@ -160,8 +161,10 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         # What comes from now on is the relay's to read: here it would count as too early.
         if self.transport.is_reading():
             self.transport.pause_reading()
-        taken = await self._decrypted() if is_ssl(self.transport) else self._as_it_is()
-        return Connection(taken, self.conn, self._early(), self._ending, self.transport.abort)
+        taken = await self._decrypted() if is_tls(self.transport) else self._as_it_is()
+        return UpgradedConnection(
+            taken, self.conn, self._early(), self._ending, self.transport.abort
+        )
 
     def _as_it_is(self) -> socket.socket:
         return _own_socket(self.transport.get_extra_info("socket").fileno())
@@ -217,11 +220,11 @@ def _is_loopback(connected: socket.socket) -> bool:
         return False
 
 
-async def take_over(websocket: WebSocket, subprotocol: str | None) -> Connection:
+async def take_over(websocket: WebSocket, subprotocol: str | None) -> UpgradedConnection:
     """Accept the upgrade and take the connection. Raises NoTakeover and ConnectionError."""
     extension = websocket.scope.get("extensions", {}).get(EXTENSION)
     if extension is None:
         raise NoTakeover("the server's WebSocket protocol must be RelayProtocol")
     await websocket.accept(subprotocol)
-    connection: Connection = await extension["now"]()
+    connection: UpgradedConnection = await extension["now"]()
     return connection

@@ -24,7 +24,7 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.frames import PING, FrameReader, binary_header, close_frame
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import SplicePipe
-from polydev.controller.relay.takeover import Connection
+from polydev.controller.relay.takeover import UpgradedConnection
 
 READ_BYTES = 1 << 13  # few enough that reading as many empty frames delays nobody
 CLOSE_SECONDS = 5.0
@@ -40,7 +40,7 @@ class Viewer:
     may_send                whether it may send so many frames more; they are counted
     """
 
-    def __init__(self, connection: Connection, keepalive: KeepaliveTimer) -> None:
+    def __init__(self, connection: UpgradedConnection, keepalive: KeepaliveTimer) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._socket = connection.socket
