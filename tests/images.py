@@ -9,16 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev.image.store import ImageStore
-from polydev.image_record import (
-    BOOT_FILES,
-    RECORD,
-    FileEntry,
-    ImageRecord,
-    Verification,
-    manifest_digest,
-)
+from polydev.image_layout import BOOT_FILES, IN_USE, RECORD
+from polydev.image_record import FileEntry, ImageRecord, Verification, manifest_digest
 from polydev.providers import load_providers
-from polydev.vm.config import IN_USE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)

@@ -28,24 +28,14 @@ from pathlib import Path
 from polydev import __version__
 from polydev.deploys.images import STORE, rsync_argv
 from polydev.disk import file_sha256
-from polydev.image.folder import read_record, record_text
+from polydev.image.image_folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep
 from polydev.image.tree import allocated_bytes
-from polydev.image_record import (
-    BOOT_FILES,
-    CMDLINE,
-    INITRD,
-    KERNEL,
-    RECORD,
-    ROOTFS,
-    FileEntry,
-    ImageRecord,
-    manifest_digest,
-)
+from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
+from polydev.image_record import FileEntry, ImageRecord, manifest_digest
 from polydev.lab import run_inside
 from polydev.run import run
 from polydev.ssh import SshTarget
-from polydev.vm.config import IN_USE
 from tests.hosts import TOOL, DeployedHost
 from tests.images import said_to_be_verified
 from tests.quickguest import command_line, cpio_archive, initrd_files

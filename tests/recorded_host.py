@@ -25,7 +25,8 @@ from polydev.hosttool import records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json
 from polydev.image.store import ImageStore
-from polydev.image_record import ROOTFS, SBOM, ImageRecord, LayerEntry, Package, SpecResult
+from polydev.image_layout import ROOTFS, SBOM
+from polydev.image_record import ImageRecord, LayerEntry, Package, SpecResult
 from tests.images import record_of, verification
 from tests.relays import Screens, screens
 from tests.vms import IMAGE_DIGEST

@@ -57,7 +57,7 @@ def _this_machine() -> list[DoctorFinding]:
 
 
 def _golden_kernel() -> Path | None:
-    from polydev.image_record import KERNEL
+    from polydev.image_layout import KERNEL
     from verbs.golden import open_store
 
     store = open_store()

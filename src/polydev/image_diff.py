@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import zip_longest
 
-from polydev.image_record import ROOTFS, ImageRecord, Model, Package
+from polydev.image_layout import ROOTFS
+from polydev.image_record import ImageRecord, Package, RecordModel
 
 
-class PackageChange(Model):
+class PackageChange(RecordModel):
     """`old` is None for a package that was added, `new` for one that was removed."""
 
     kind: str
@@ -17,7 +18,7 @@ class PackageChange(Model):
     new: str | None
 
 
-class SettingChange(Model):
+class SettingChange(RecordModel):
     """Something else of the record, such as the kernel's version; None where one has no such."""
 
     name: str
@@ -25,7 +26,7 @@ class SettingChange(Model):
     new: str | None
 
 
-class LayerChange(Model):
+class LayerChange(RecordModel):
     """A layer whose id is another; `old` or `new` is None where one image has no such layer."""
 
     name: str
@@ -33,20 +34,20 @@ class LayerChange(Model):
     new: str | None
 
 
-class FileChange(Model):
+class FileChange(RecordModel):
     """A path that both images have; `fields` names what differs, such as mode or sha256."""
 
     path: str
     fields: list[str]
 
 
-class TreeDiff(Model):
+class TreeDiff(RecordModel):
     added: list[str]
     removed: list[str]
     changed: list[FileChange]
 
 
-class ImageDiff(Model):
+class ImageDiff(RecordModel):
     """The way from image `old` to image `new`; sizes in bytes, less than 0 where it shrank.
 
     `files` is None when an image has no listing of its files.

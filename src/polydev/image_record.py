@@ -17,19 +17,10 @@ from pydantic.alias_generators import to_camel
 
 from polydev.providers import Provider
 
-ROOTFS = "rootfs.ext4"
-KERNEL = "vmlinux"
-INITRD = "initrd.img"
-CMDLINE = "cmdline"
-RECORD = "record.json"
-SBOM = "sbom.cdx.json"
-TREE = "tree.jsonl.gz"
-BOOT_FILES = (ROOTFS, KERNEL, INITRD, CMDLINE)
-
 State = Literal["built", "failed", "verified", "promoted", "retired"]
 
 
-class Model(BaseModel):
+class RecordModel(BaseModel):
     """Frozen; in JSON its names are in camelCase, as in every answer of this project."""
 
     model_config = ConfigDict(
@@ -42,7 +33,7 @@ class Model(BaseModel):
     )
 
 
-class FileEntry(Model):
+class FileEntry(RecordModel):
     """One file of an image; sizes in bytes, `allocated_bytes` without the holes."""
 
     sha256: str
@@ -50,7 +41,7 @@ class FileEntry(Model):
     allocated_bytes: int
 
 
-class Package(Model):
+class Package(RecordModel):
     """One thing installed; `kind` is the package manager it came from."""
 
     kind: Literal["deb", "npm"]
@@ -58,7 +49,7 @@ class Package(Model):
     version: str
 
 
-class LayerEntry(Model):
+class LayerEntry(RecordModel):
     """One layer as it was used; `seconds` is None where it came from the cache."""
 
     name: str
@@ -66,14 +57,14 @@ class LayerEntry(Model):
     seconds: float | None
 
 
-class SpecResult(Model):
+class SpecResult(RecordModel):
     name: str
     outcome: Literal["passed", "failed", "skipped"]
     seconds: float
     message: str = ""
 
 
-class Verification(Model):
+class Verification(RecordModel):
     """The last cold boot of exactly this image and what the specs said of it."""
 
     at: datetime
@@ -87,7 +78,7 @@ class Verification(Model):
     seconds: float
 
 
-class ImageRecord(Model):
+class ImageRecord(RecordModel):
     """What is known of an image. `providers` is None in records from before there were any."""
 
     digest: str

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polydev.errors import BootError, VmError, VmTimeout
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image.verify import DEADLINE_SECONDS
-from polydev.image_record import KERNEL
+from polydev.image_layout import KERNEL
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.boot_stages import Stage, last_lines

@@ -73,18 +73,18 @@ DottedKey = Annotated[str, StringConstraints(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
 CodePattern = Annotated[str, AfterValidator(_finds_a_code)]
 
 
-class Model(BaseModel):
+class ProviderModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Request(Model):
+class Request(ProviderModel):
     """A JSON-RPC request that the tool is sent on its standard input."""
 
     method: Word
     params: dict[str, JsonValue] = {}
 
 
-class Login(Model):
+class Login(ProviderModel):
     """How the tool logs in, and what of its output matters.
 
     requests           sent to the tool, which speaks JSON-RPC then; the answer to the last one says
@@ -105,14 +105,14 @@ class Login(Model):
     accepts_code: bool = False
 
 
-class Status(Model):
+class Status(ProviderModel):
     """The command that ends with status 0 if the tool is logged in."""
 
     command: Argv
     environment: Environment = {}
 
 
-class Credentials(Model):
+class Credentials(ProviderModel):
     """The file, below the user's home, in which the tool keeps its credentials as a JSON object.
 
     requires   dotted keys that valid credentials have, with values that are not empty
@@ -126,7 +126,7 @@ class Credentials(Model):
     also: dict[HomePath, dict[str, JsonValue]] = {}
 
 
-class Provider(Model):
+class Provider(ProviderModel):
     """One provider. `credentials` is None where its credentials are not handed over.
 
     older_names   what older clients call it

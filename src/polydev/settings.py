@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from polydev.image_layout import STORE
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,7 +30,7 @@ class Settings:
             return Path(environ.get(name) or otherwise).absolute()
 
         return cls(
-            store=folder("POLYDEV_STORE", "/var/lib/firecracker/snapshots/base"),
+            store=folder("POLYDEV_STORE", str(STORE)),
             cache=folder("POLYDEV_CACHE", "/var/cache/polydev"),
             state=folder("POLYDEV_STATE", "/var/lib/polydev"),
         )

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from polydev.image.build import BuildResult
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
-from polydev.image_record import KERNEL, Verification
+from polydev.image_layout import KERNEL
+from polydev.image_record import Verification
 from polydev.progress import Steps
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator

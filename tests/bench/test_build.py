@@ -9,7 +9,7 @@ from pathlib import Path
 
 from polydev.image.build import BuildOptions, BuildResult, build
 from polydev.image.store import ImageStore
-from polydev.image_record import ROOTFS
+from polydev.image_layout import ROOTFS
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.bench.conftest import AGENT_BUILD_LIMIT, Checkout, Ratios, quickest

@@ -29,9 +29,10 @@ from polydev.image.layer_cache import META
 from polydev.image.layer_pruning import STORES
 from polydev.image.recipe import load_recipe
 from polydev.image.sbom import component
-from polydev.image.store import INCOMING, ImageStore
+from polydev.image.store import ImageStore
 from polydev.image_diff import diff
-from polydev.image_record import BOOT_FILES, ROOTFS, SBOM, TREE, ImageRecord
+from polydev.image_layout import BOOT_FILES, INCOMING, ROOTFS, SBOM, TREE
+from polydev.image_record import ImageRecord
 from polydev.progress import Steps
 from polydev.providers import load_providers
 from polydev.run import end_group, run, spawn

@@ -24,7 +24,7 @@ from polydev.image.layer_stack import stack
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.rootfs import make_rootfs
-from polydev.image_record import TREE
+from polydev.image_layout import TREE
 from polydev.run import run
 from tests.diskwork import watched_disk
 

@@ -17,10 +17,11 @@ import pytest
 from polydev.errors import BootError, MachineBusy
 from polydev.image import verify as verify_module
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
-from polydev.image_record import BOOT_FILES, CMDLINE, INITRD, KERNEL, ROOTFS, ImageRecord
+from polydev.image_layout import BOOT_FILES, CMDLINE, INITRD, KERNEL, ROOTFS
+from polydev.image_record import ImageRecord
 from polydev.progress import Steps
 from polydev.run import end_group, run, spawn
 from polydev.settings import Settings

@@ -17,7 +17,8 @@ from polydev.client.machine_checks import gather as look_here
 from polydev.client.machine_checks import machine_findings
 from polydev.errors import DeployError
 from polydev.image.store import ImageStore
-from polydev.image_record import KERNEL, ImageRecord
+from polydev.image_layout import KERNEL
+from polydev.image_record import ImageRecord
 from polydev.run import run
 from polydev.settings import Settings
 from tests.hosts import DeployedHost

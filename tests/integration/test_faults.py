@@ -21,10 +21,8 @@ from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.store import ImageStore
 from polydev.image.verify import SCREENSHOT, SERIAL_LOG, VerifyOptions, verify
-from polydev.image_record import (
-    ROOTFS,
-    ImageRecord,
-)
+from polydev.image_layout import ROOTFS
+from polydev.image_record import ImageRecord
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.images import add_image

@@ -23,13 +23,10 @@ import pytest
 
 import polydev
 from polydev import run
-from polydev.image import promotion
-from polydev.image.store import INCOMING, ImageStore
-from polydev.image_record import (
-    RECORD,
-    ROOTFS,
-    ImageRecord,
-)
+from polydev.image.image_folder import require_promotable
+from polydev.image.store import ImageStore
+from polydev.image_layout import IMAGES, INCOMING, PROMOTIONS, RECORD, ROOTFS
+from polydev.image_record import ImageRecord
 from tests.images import FIRST, contents, record_of
 
 pytestmark = pytest.mark.integration
@@ -214,14 +211,14 @@ def golden(store: ImageStore) -> str:
     """What the link names, once that is known to be a whole image that passed."""
     folder = store.golden_link.resolve(strict=True).parent
     assert store.golden_link.resolve() == store.path(folder.name) / ROOTFS
-    promotion.require_promotable(folder, store.record(folder.name))
+    require_promotable(folder, store.record(folder.name))
     return folder.name
 
 
 def assert_all_whole(store: ImageStore) -> None:
-    assert [path.name for path in (store.root / promotion.IMAGES).iterdir()]
-    for folder in (store.root / promotion.IMAGES).iterdir():
-        promotion.require_promotable(folder, store.record(folder.name))
+    assert [path.name for path in (store.root / IMAGES).iterdir()]
+    for folder in (store.root / IMAGES).iterdir():
+        require_promotable(folder, store.record(folder.name))
 
 
 def test_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
@@ -245,7 +242,7 @@ def test_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
 def test_first_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     after = digest_of(tmp_path / "next")
     store.golden_link.unlink()
-    shutil.rmtree(store.root / promotion.PROMOTIONS)
+    shutil.rmtree(store.root / PROMOTIONS)
     for left in killed_everywhere(store, "promote", after):
         assert not left.golden_link.is_symlink() or golden(left) == after
         left.promote(after)
@@ -299,7 +296,7 @@ def test_prune_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     old, before, kept, spare = (
         digest_of(tmp_path / seed) for seed in ("old", "golden", "next", "spare")
     )
-    promotion.write_entry(store.root, spare, previous=2)
+    store.promotions.add(spare, previous=2)
     (store.root / INCOMING / "dead").mkdir()
     (store.root / INCOMING / "dead" / ROOTFS).write_bytes(b"half")
     seen = []

@@ -16,7 +16,8 @@ import pytest
 
 from polydev import run
 from polydev.image.store import ImageStore
-from polydev.image_record import ROOTFS, ImageRecord
+from polydev.image_layout import ROOTFS
+from polydev.image_record import ImageRecord
 from polydev.providers import guest_json, load_providers
 from tests import provider_stand_ins
 from tests.certificates import make_tls

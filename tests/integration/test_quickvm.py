@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from polydev.errors import VmError
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
 from polydev.vm import boot_stages

@@ -27,10 +27,11 @@ from polydev.disk import file_sha256
 from polydev.errors import VmError
 from polydev.http_client import HttpSession
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.folder import vm_config
 from polydev.image.guest_shell import GuestShell
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
-from polydev.image_record import KERNEL, ImageRecord
+from polydev.image_layout import KERNEL
+from polydev.image_record import ImageRecord
 from polydev.settings import Settings
 from polydev.vm import template
 from polydev.vm.accelerator import choose_accelerator

@@ -19,7 +19,7 @@ import pytest
 
 import polydev
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
 from polydev.run import spawn

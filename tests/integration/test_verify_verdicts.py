@@ -13,7 +13,8 @@ import pytest
 from polydev.disk import file_sha256
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
 from polydev.image.verify import _Attempt, image_fault
-from polydev.image_record import BOOT_FILES, FileEntry
+from polydev.image_layout import BOOT_FILES
+from polydev.image_record import FileEntry
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.vm.cpu_wait import CpuWait

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
+from polydev import disk
 from polydev.deploys import atomic_folder
 from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
 from polydev.hosttool import durable, verb_lock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.image import build, folder, promotion
+from polydev.image import build, image_folder, store_lock
 from polydev.image.store import ImageStore
+from polydev.image_layout import IN_USE
 from polydev.progress import Steps
 from polydev.vm import temp_folders, template, template_holder, untrusted_files
-from polydev.vm.config import IN_USE
 from polydev.vm.launch import held
 from polydev.vm.template_client import FILES
 from polydev.vm.template_store import Template, TemplateStore
@@ -58,7 +59,7 @@ WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] 
         {".lock"},
     ),
     "a folder of a VM": (lambda _: temp_folders.temp_folder(), set()),
-    "the lock of a store": (lambda place: promotion.store_lock(place, "test"), {".lock"}),
+    "the lock of a store": (lambda place: store_lock.store_lock(place, "test"), {".lock"}),
     "the lock of a build": (lambda place: build._build_lock(place, Steps()), {"build.lock"}),
     "modes of a build": (lambda _: build._usual_modes(), set()),
     "a host": (
@@ -70,8 +71,8 @@ WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] 
         lambda place: untrusted_files.open_untrusted_folder(place),
         set(),
     ),
-    "an image in use": (lambda place: folder.hold(place), {IN_USE}),
-    "an image that nobody uses": (lambda place: folder.unless_held(place), {IN_USE}),
+    "an image in use": (lambda place: image_folder.hold(place), {IN_USE}),
+    "an image that nobody uses": (lambda place: image_folder.unless_held(place), {IN_USE}),
 }
 
 
@@ -137,7 +138,7 @@ def full_disk(*_: object) -> None:
 
 
 def store_record(place: Path) -> None:
-    promotion.write_durably(place / "file", "new")
+    disk.write_durably(place / "file", "new")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_an_image_that_a_prune_took_is_not_held(
 
     before = descriptors()
     for meanwhile in (pruned, made_anew):
-        for hold, error in ((folder.hold, FileNotFoundError), (hold_for_vm, VmError)):
+        for hold, error in ((image_folder.hold, FileNotFoundError), (hold_for_vm, VmError)):
             image.mkdir()
             (image / IN_USE).touch()
             with monkeypatch.context() as patch:
@@ -200,9 +201,9 @@ def hold_for_vm(image: Path) -> None:
 def test_a_vm_s_hold_on_its_image_is_shared_and_ends(tmp_path: Path) -> None:
     lock = tmp_path / IN_USE
     lock.touch()
-    with held(tmp_path), held(tmp_path), folder.unless_held(tmp_path) as is_free:
+    with held(tmp_path), held(tmp_path), image_folder.unless_held(tmp_path) as is_free:
         assert not is_free
-    with folder.unless_held(tmp_path) as is_free:
+    with image_folder.unless_held(tmp_path) as is_free:
         assert is_free
 
 
@@ -273,10 +274,10 @@ def test_who_waits_too_long_for_a_host_is_told_who_has_it(tmp_path: Path) -> Non
 
 
 def test_who_waits_too_long_for_a_store_is_told_who_has_it(tmp_path: Path) -> None:
-    with promotion.store_lock(tmp_path, "promote 1"):
+    with store_lock.store_lock(tmp_path, "promote 1"):
         before = descriptors()
         said = rf"busy: promote 1 by .*, pid {os.getpid()}, since"
-        with pytest.raises(ImageError, match=said), promotion.store_lock(tmp_path, "prune"):
+        with pytest.raises(ImageError, match=said), store_lock.store_lock(tmp_path, "prune"):
             pass
         assert descriptors() == before
     assert (tmp_path / ".lock").read_text() == ""

@@ -31,7 +31,7 @@ from polydev.controller.api.vm_answers import (
 from polydev.controller.model import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits
-from polydev.image_record import RECORD
+from polydev.image_layout import RECORD
 from tests.api import (
     CALLERS,
     IMAGE_DIGEST,

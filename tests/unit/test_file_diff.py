@@ -24,7 +24,8 @@ from polydev.image_diff import (
     TreeDiff,
     diff,
 )
-from polydev.image_record import ROOTFS, TREE, FileEntry, ImageRecord, LayerEntry, Package
+from polydev.image_layout import ROOTFS, TREE
+from polydev.image_record import FileEntry, ImageRecord, LayerEntry, Package
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from polydev.image import build as build_module
 from polydev.image.build import BuildOptions, _Builder, _space_errors
 from polydev.image.recipe import load_recipe
 from polydev.image.store import ImageStore
-from polydev.image_record import ROOTFS, SBOM
+from polydev.image_layout import ROOTFS, SBOM
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.images import contents, record_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from tests.images import add_image, contents
 

@@ -14,7 +14,8 @@ from polydev.hosttool import records as host_records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json
 from polydev.image.store import ImageStore
-from polydev.image_record import SBOM, ImageRecord, Package, SpecResult
+from polydev.image_layout import SBOM
+from polydev.image_record import ImageRecord, Package, SpecResult
 from tests.api import ApiHost, Served, api_host
 from tests.images import FIRST, record_of, verification
 

@@ -11,7 +11,8 @@ import pytest
 from polydev.errors import BuildError, ImageError
 from polydev.image.layer_pruning import prune_cache, remember_store
 from polydev.image.store import ImageStore
-from polydev.image_record import RECORD, LayerEntry
+from polydev.image_layout import RECORD
+from polydev.image_record import LayerEntry
 from tests.images import add_image
 
 

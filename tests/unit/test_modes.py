@@ -16,11 +16,11 @@ from polydev.client import lab_access
 from polydev.hosttool import deployment_slice, durable, network_state, records, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
-from polydev.image import promotion
-from polydev.image.folder import hold
+from polydev.image.image_folder import hold
+from polydev.image.store_lock import store_lock
+from polydev.image_layout import IN_USE, STORE_LOCK
 from polydev.lab import root as lab_root
 from polydev.vm import template, template_client, template_store
-from polydev.vm.config import IN_USE
 from tests.unit.hosttool_host import FIRST, Host
 
 FILE = Path(__file__)
@@ -181,8 +181,8 @@ def test_the_lock_of_an_image_is_everybodys_to_read(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_store_is_its_users_alone_to_write(tmp_path: Path) -> None:
-    with promotion.store_lock(tmp_path, "test"):
-        assert mode(tmp_path / promotion.LOCK) == 0o644
+    with store_lock(tmp_path, "test"):
+        assert mode(tmp_path / STORE_LOCK) == 0o644
 
 
 def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from polydev.agent.reply_types import HealthReply
-from polydev.image.folder import check_complete, read_record
+from polydev.image.image_folder import check_complete, read_record
 from polydev.image.store import ImageStore
-from polydev.image_record import BOOT_FILES, RECORD
-from polydev.vm.config import IN_USE
+from polydev.image_layout import BOOT_FILES, IN_USE, RECORD
 from tests.quickguest import VARIANTS, command_line, cpio_archive, health_form
 from tests.quickvm import Parts, assemble
 

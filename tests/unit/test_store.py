@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
-from polydev.image import promotion
-from polydev.image.promotion import store_lock
-from polydev.image.store import INCOMING, ImageStore
-from polydev.image_record import (
+from polydev.image.store import ImageStore
+from polydev.image.store_lock import store_lock
+from polydev.image_layout import (
     BOOT_FILES,
+    GOLDEN_LINK,
+    IN_USE,
+    INCOMING,
     INITRD,
     RECORD,
     ROOTFS,
     SBOM,
-    FileEntry,
-    ImageRecord,
 )
-from polydev.vm.config import IN_USE
+from polydev.image_record import FileEntry, ImageRecord
 from tests.diskwork import watched_disk
 from tests.images import FIRST, contents, record_of, verification
 
@@ -332,20 +332,20 @@ def test_rollback_to_a_damaged_image_is_refused(store: ImageStore, damage: str) 
 
 def test_promotions_that_the_link_does_not_reach_do_not_count(store: ImageStore) -> None:
     a, _ = promoted(store, "a", "b")
-    killed = promotion.write_entry(store.root, add(store, "c", verified=True).digest, previous=2)
+    killed = store.promotions.add(add(store, "c", verified=True).digest, previous=2)
     store.rollback()
     assert golden(store) == a
     states = {each.digest: each.state for each in store.images()}
     assert sorted(states.values()) == ["promoted", "verified", "verified"]
     (store.root / "promotions/.000009.json.0123.new").touch()
-    (store.root / f".{promotion.GOLDEN}.new").touch()
+    (store.root / f".{GOLDEN_LINK}.new").touch()
     assert killed.number == 3
     store.prune()
     assert sorted(path.name for path in (store.root / "promotions").iterdir()) == [
         "000001",
         "000001.json",
     ]
-    assert not (store.root / f".{promotion.GOLDEN}.new").exists()
+    assert not (store.root / f".{GOLDEN_LINK}.new").exists()
 
 
 def test_promotion_killed_between_its_two_halves_does_not_block_the_next(
@@ -353,7 +353,7 @@ def test_promotion_killed_between_its_two_halves_does_not_block_the_next(
 ) -> None:
     _, b = promoted(store, "a", "b")
     (store.root / "promotions/000003.json").write_text("{}")
-    (store.root / f".{promotion.GOLDEN}.new").symlink_to("anywhere")
+    (store.root / f".{GOLDEN_LINK}.new").symlink_to("anywhere")
     change = store.promote(add(store, "c", verified=True).digest)
     assert (change.number, change.was) == (4, b)
 
@@ -415,7 +415,9 @@ def test_unknown_name_is_answered_with_the_known_ones(store: ImageStore) -> None
 def test_ambiguous_name_is_answered_with_the_candidates(store: ImageStore) -> None:
     for end in "01":
         store.path(f"abcdef{end}".ljust(64, end)).mkdir(parents=True)
-    with pytest.raises(ImageError, match=r"could be any of abcdef0+, abcdef1+$"):
+    with pytest.raises(
+        ImageError, match=r"is ambiguous: it begins the digests abcdef0+, abcdef1+$"
+    ):
         store.resolve("abcdef")
     assert store.resolve("abcdef1") == f"abcdef{'1' * 58}"
 
@@ -573,7 +575,7 @@ def test_golden_is_the_top_of_a_stack(steps: list[str]) -> None:
             else:
                 assert store.promote(digests[step]).changed == (stack[-1:] != [digests[step]])
                 stack += [digests[step]] if stack[-1:] != [digests[step]] else []
-            assert [entry.digest for entry in promotion.history(store.root)] == stack[::-1]
+            assert [entry.digest for entry in store.promotions.history()] == stack[::-1]
             assert not stack or golden(store) == stack[-1]
 
 

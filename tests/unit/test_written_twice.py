@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import pytest
 
-from polydev import deployment_id
-from polydev import image_record as record
+from polydev import deployment_id, image_layout
 from polydev.agent import identity as agent_identity
 from polydev.agent.settings import AgentSettings
 from polydev.client import credentials_key, host_probe
 from polydev.client import template_build as client_templates
-from polydev.controller import health, sealing
+from polydev.controller import sealing
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import deployments, network_watch
 from polydev.controller.machines import bridge, systemd_hypervisor, template_maker
@@ -31,7 +30,6 @@ from polydev.hosttool import (
     units,
 )
 from polydev.hosttool import paths as hosttool_paths
-from polydev.image import promotion
 from polydev.vm import config, launch, qemu, template_holder
 
 AGENT = AgentSettings()
@@ -57,19 +55,18 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("bridge", bridge.BRIDGE, BRIDGE),
             ("order of records", sequence_numbers.order(3, "a"), order(3, "a")),
             ("order without number", sequence_numbers.order(None, "a"), order(None, "a")),
-            ("image's lock", images.IN_USE, config.IN_USE),
-            ("image's files", images.BOOT_FILES, record.BOOT_FILES),
-            ("image's record", "record.json", record.RECORD),
-            ("golden link, on a host", golden_link.GOLDEN_LINK, promotion.GOLDEN),
-            ("golden link, for the controller", health.GOLDEN_LINK, promotion.GOLDEN),
+            ("image's lock", images.IN_USE, image_layout.IN_USE),
+            ("image's files", images.BOOT_FILES, image_layout.BOOT_FILES),
+            ("image's record", "record.json", image_layout.RECORD),
+            ("golden link, on a host", golden_link.GOLDEN_LINK, image_layout.GOLDEN_LINK),
             (
                 "golden link, for the doctor",
                 host_probe.GOLDEN,
-                str(PATHS.images / promotion.GOLDEN),
+                str(PATHS.images / image_layout.GOLDEN_LINK),
             ),
-            ("image store", PATHS.images, images.STORE),
+            ("image store", image_layout.STORE, images.STORE),
+            ("image store, among paths", PATHS.images, images.STORE),
             ("image store, for the doctor", host_probe.STORE, str(images.STORE)),
-            ("templates", template_holder.FOLDER, images.STORE / "templates"),
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", host_probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),

@@ -18,9 +18,9 @@ from polydev.controller.database import schema_revision
 from polydev.controller.migrations import HEAD
 from polydev.controller.store import transactions
 from polydev.controller.store.postgres_access import exposed_to
+from polydev.image_layout import GOLDEN_LINK
 
 DATABASE_TIMEOUT_SECONDS = 5
-GOLDEN_LINK = "golden-rootfs.ext4"
 
 State = Literal["healthy", "degraded", "unhealthy"]
 

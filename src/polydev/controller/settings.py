@@ -40,6 +40,7 @@ from polydev.controller.model import Role
 from polydev.controller.webhook_events import EVENT_TYPES, EventType
 from polydev.controller.webhook_urls import checked_url
 from polydev.errors import ConfigError
+from polydev.image_layout import STORE
 from polydev.validation import dotted, near, problems_of
 from polydev.yaml_files import load_yaml
 
@@ -455,7 +456,7 @@ class ControllerSettings(BaseSettings):
         default="sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
         repr=False,  # may hold a password
     )
-    image_store: Path = Path("/var/lib/firecracker/snapshots/base")
+    image_store: Path = STORE
     release_file: Path | None = None
     """None: release.json in the folder that holds the venv."""
     drain_seconds: int = Field(default=30, ge=1, lt=60)

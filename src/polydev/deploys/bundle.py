@@ -39,6 +39,7 @@ RELEASED = (
         "disk.py",
         "errors.py",
         "image_diff.py",
+        "image_layout.py",
         "image_record.py",
         "providers.py",
         "run.py",
@@ -138,7 +139,9 @@ def vm_digest(root: Path) -> str:
 
     Raises ConfigError.
     """
-    return _digest(root, _sources(root, ("disk.py", "errors.py", "run.py", "vm")))
+    return _digest(
+        root, _sources(root, ("disk.py", "errors.py", "image_layout.py", "run.py", "vm"))
+    )
 
 
 def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> Bundle:

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.disk import file_sha256
+from polydev.disk import file_sha256, write_durably
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
@@ -27,24 +27,11 @@ from polydev.image.layer_cache import BuiltLayer, LayerCache
 from polydev.image.layer_pruning import remember_store
 from polydev.image.layer_stack import stack
 from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers, providers_in
-from polydev.image.promotion import write_durably
 from polydev.image.recipe import Recipe
 from polydev.image.rootfs import make_rootfs
 from polydev.image.store import ImageStore
-from polydev.image_record import (
-    BOOT_FILES,
-    CMDLINE,
-    INITRD,
-    KERNEL,
-    RECORD,
-    ROOTFS,
-    SBOM,
-    TREE,
-    FileEntry,
-    ImageRecord,
-    LayerEntry,
-    manifest_digest,
-)
+from polydev.image_layout import BOOT_FILES, CMDLINE, INITRD, KERNEL, RECORD, ROOTFS, SBOM, TREE
+from polydev.image_record import FileEntry, ImageRecord, LayerEntry, manifest_digest
 from polydev.progress import Steps
 from polydev.run import end_waited_for, run
 from polydev.settings import Settings

@@ -16,7 +16,7 @@ from typing import Any
 
 from polydev.errors import ImageError
 from polydev.image_diff import FileChange, TreeDiff
-from polydev.image_record import TREE
+from polydev.image_layout import TREE
 
 Row = dict[str, Any]
 

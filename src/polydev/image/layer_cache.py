@@ -23,7 +23,8 @@ from polydev.image.recipe import Recipe
 from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv
 from polydev.image.sandbox_program import REFUSED
 from polydev.image.tree_merge import matches, merge_tree, nodes
-from polydev.image_record import INITRD, KERNEL, TREE, Package
+from polydev.image_layout import INITRD, KERNEL, TREE
+from polydev.image_record import Package
 from polydev.progress import Step
 from polydev.run import run, run_lines
 

@@ -10,9 +10,9 @@ import fcntl
 from collections.abc import Collection
 from pathlib import Path
 
+from polydev.disk import write_durably
 from polydev.errors import BuildError
 from polydev.image.layer_cache import layer_bytes, remove_layer
-from polydev.image.promotion import write_durably
 from polydev.image.store import ImageStore
 
 STORES = "stores"

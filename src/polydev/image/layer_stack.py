@@ -18,7 +18,7 @@ from polydev.image.guest_paths import FOLDER, LayerConflict, Node, landings
 from polydev.image.layer_cache import BuiltLayer, refused
 from polydev.image.tree import OPAQUE_XATTR, Entry
 from polydev.image.tree_merge import arrange, link_or_copy
-from polydev.image_record import TREE
+from polydev.image_layout import TREE
 
 FOLDER_MODE = 0o755
 

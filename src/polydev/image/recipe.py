@@ -94,11 +94,11 @@ GuestPath = Annotated[GuestFolder, AfterValidator(_is_below_the_root)]
 Glob = Annotated[Word, AfterValidator(_is_relative), AfterValidator(_stays_inside)]
 
 
-class Model(BaseModel):
+class RecipeModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Network(Model):
+class Network(RecipeModel):
     """The guest's static network: the same in every VM."""
 
     address: IPv4Interface
@@ -106,7 +106,7 @@ class Network(Model):
     dns: list[IPv4Address] = Field(min_length=1, max_length=3)
 
 
-class Kernel(Model):
+class Kernel(RecipeModel):
     """A Debian kernel: `modules` stay in the image, `initrd_modules` find the root.
 
     Both name modules without what they depend on; `cmdline` is what every boot gets.
@@ -118,7 +118,7 @@ class Kernel(Model):
     cmdline: list[Word]
 
 
-class Copy(Model):
+class Copy(RecipeModel):
     """Files from beside the recipe, by glob, into a folder of the guest."""
 
     source: LocalPath
@@ -126,7 +126,7 @@ class Copy(Model):
     to: GuestFolder
 
 
-class Npm(Model):
+class Npm(RecipeModel):
     """npm packages by their lock file, installed into a folder of the guest.
 
     `omit` are globs below that folder: what the packages bring and no VM needs.
@@ -137,7 +137,7 @@ class Npm(Model):
     omit: list[Glob] = []
 
 
-class Layer(Model):
+class Layer(RecipeModel):
     """One layer; see golden/README.md for what each key does."""
 
     name: LayerName
@@ -164,7 +164,7 @@ class Layer(Model):
         return bool(self.packages or self.run or self.enable or self.disable or self.remove)
 
 
-class Recipe(Model):
+class Recipe(RecipeModel):
     name: LayerName
     suite: SuiteName
     architecture: SuiteName = "amd64"

@@ -1,11 +1,11 @@
-"""The image store: whole images by digest, the golden one among them, the uses of each.
+"""The image store: add images, list them, promote one, roll back, prune.
 
-    images/<digest>/         a whole image; it appears and disappears by one rename
-    incoming/                images being made, and images being deleted (.trash-…)
-    promotions/, golden-rootfs.ext4, .lock      see polydev.image.promotion
+`polydev.image_layout` says where everything lies. This class has the verbs; they use three modules,
+each for one thing on the disk:
 
-The kernel, not a file's text, knows who uses what: whoever makes, verifies or runs an image
-holds a shared flock on its `in-use.lock`, which ends with the last process that inherited it.
+    image_folder    images/<digest>/     one image: its users, its record, its files
+    promotions      promotions/, golden-rootfs.ext4     which image is golden, and which were
+    store_lock      .lock                one verb at a time
 """
 
 from __future__ import annotations
@@ -22,32 +22,24 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Literal
 
-from polydev.disk import sync
+from polydev.disk import sync, write_durably
 from polydev.errors import ImageError
-from polydev.image import folder as image_folder
-from polydev.image import promotion
-from polydev.image.folder import Hold
-from polydev.image.promotion import GoldenChange, write_durably
-from polydev.image_record import (
-    BOOT_FILES,
-    RECORD,
-    ROOTFS,
-    ImageRecord,
-    Model,
-    State,
-)
+from polydev.image import image_folder
+from polydev.image.image_folder import Hold
+from polydev.image.promotions import Promotion, Promotions
+from polydev.image.store_lock import WRITE_HINT, store_lock
+from polydev.image_layout import BOOT_FILES, IMAGES, INCOMING, RECORD, ROOTFS, image_path
+from polydev.image_record import ImageRecord, RecordModel, State
 
 log = logging.getLogger(__name__)
 
-INCOMING = "incoming"
 TRASH = ".trash-"
-LIST_HINT = "./inv golden.list shows every image"
-MAKE_HINT = "./inv golden.build makes one, ./inv up a golden one"
-WRITE_HINT = "run it as the user who owns the store, usually root"
+LIST_HINT = "./inv golden.list lists the images"
+MAKE_HINT = "./inv golden.build builds an image; ./inv up builds one and makes it golden"
 
 
-class ListedImage(Model):
-    """One line of the list; sizes in bytes. `cause` says why the verification failed."""
+class ListedImage(RecordModel):
+    """One image in the list; sizes in bytes. `cause` says why its verification failed."""
 
     digest: str
     state: State
@@ -61,13 +53,22 @@ class ListedImage(Model):
     cause: str | None
 
 
-class KeptImage(Model):
+class GoldenChange(RecordModel):
+    """What a promotion or a rollback did: `digest` is golden now, `was` before it."""
+
+    number: int
+    digest: str
+    was: str | None
+    changed: bool
+
+
+class KeptImage(RecordModel):
     digest: str
     reason: Literal["golden", "previous", "in use", "recent"]
 
 
-class Pruned(Model):
-    """What a prune removed, or would remove; `leftovers` are folders of dead builds."""
+class Pruned(RecordModel):
+    """What a prune removed, or would remove; `leftovers` are folders of builds that were killed."""
 
     removed: list[str]
     kept: list[KeptImage]
@@ -78,27 +79,31 @@ class Pruned(Model):
 
 @dataclass(frozen=True)
 class ImageStore:
-    """The images under `root`. Methods raise ImageError for all that the store refuses."""
+    """The images under `root`. Methods raise ImageError for everything that they refuse."""
 
     root: Path
 
     @property
+    def promotions(self) -> Promotions:
+        return Promotions(self.root)
+
+    @property
     def golden_link(self) -> Path:
-        """The link to the golden root filesystem; it exists once something was promoted."""
-        return self.root / promotion.GOLDEN
+        """The link to the golden root filesystem; it exists after the first promotion."""
+        return self.promotions.golden_link
 
     def golden(self) -> str | None:
         """The golden image's digest, or None before the first promotion."""
-        entry = promotion.golden_entry(self.root)
-        return entry.digest if entry else None
+        golden = self.promotions.golden()
+        return golden.digest if golden else None
 
     def path(self, digest: str) -> Path:
         """The folder of an image, whether it exists or not."""
-        return self.root / promotion.IMAGES / digest
+        return image_path(self.root, digest)
 
     def digests(self) -> list[str]:
         """Every image in the store, by name."""
-        folder = self.root / promotion.IMAGES
+        folder = self.root / IMAGES
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(name for name in names if re.fullmatch(r"[0-9a-f]{64}", name))
 
@@ -116,7 +121,7 @@ class ImageStore:
 
     def images(self) -> list[ListedImage]:
         """Every image, newest first."""
-        promoted = [entry.digest for entry in promotion.history(self.root)]
+        promoted = [each.digest for each in self.promotions.history()]
         listed = []
         for record in self._records():
             verification = record.verification
@@ -160,9 +165,10 @@ class ImageStore:
             return None
 
     def resolve(self, name: str) -> str:
-        """The digest that a name means: `golden`, `previous`, `latest`, or 6 or more hex digits.
+        """Return the digest that a name stands for.
 
-        Raises ImageError when it means none or several.
+        A name is `golden`, `previous`, `latest`, or the first 6 or more hex digits of a digest.
+        Raises ImageError if it stands for no image or for several.
         """
         if name == "latest":
             records = self._records()
@@ -170,27 +176,31 @@ class ImageStore:
                 raise ImageError(f"no image in {self.root}", MAKE_HINT)
             return records[0].digest
         if name in ("golden", "previous"):
-            entries = promotion.history(self.root)[: 1 if name == "golden" else 2]
-            if len(entries) < (1 if name == "golden" else 2):
+            count = 1 if name == "golden" else 2
+            promoted = self.promotions.history()[:count]
+            if len(promoted) < count:
                 hint = LIST_HINT if self.digests() else MAKE_HINT
                 raise ImageError(f"there is no {name} image in {self.root}", hint)
-            found = [entries[-1].digest] if self.path(entries[-1].digest).is_dir() else []
+            found = [promoted[-1].digest] if self.path(promoted[-1].digest).is_dir() else []
         else:
             wanted = name.lower() if re.fullmatch(r"[0-9a-fA-F]{6,64}", name) else None
             found = [each for each in self.digests() if wanted and each.startswith(wanted)]
         if len(found) > 1:
             candidates = ", ".join(each[:16] for each in found)
-            raise ImageError(f"{name} could be any of {candidates}", "give more of the digest")
+            raise ImageError(
+                f"{name} is ambiguous: it begins the digests {candidates}",
+                "give more digits of the digest",
+            )
         if not found:
             known = ", ".join(each[:12] for each in self.digests())
-            hint = f"{LIST_HINT}; known: {known}" if known else MAKE_HINT
+            hint = f"the images are {known}; {LIST_HINT}" if known else MAKE_HINT
             raise ImageError(f"no image {name} in {self.root}", hint)
         return found[0]
 
     def hold(self, digest: str) -> Hold:
-        """Use an image: it is not pruned while the answer is open in any process.
+        """Use an image: it is not pruned while the returned file is open in any process.
 
-        Give its `fileno()` to a child as one of `pass_fds` and the child holds by living.
+        A child that gets its `fileno()` as one of `pass_fds` uses the image until it ends.
         """
         try:
             return image_folder.hold(self.path(digest))
@@ -198,7 +208,7 @@ class ImageStore:
             raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT) from error
 
     def in_use(self, digest: str) -> bool:
-        """Whether any process holds the image now."""
+        """Whether any process uses the image now."""
         try:
             with image_folder.unless_held(self.path(digest)) as free:
                 return not free
@@ -207,7 +217,7 @@ class ImageStore:
 
     @contextmanager
     def new_incoming(self) -> Iterator[Path]:
-        """A fresh folder to make an image in; gone at the end unless `add` took it."""
+        """Yield a fresh folder to make an image in; removed at the end unless `add` took it."""
         folder, hold = self._fresh_incoming()
         try:
             with hold:
@@ -222,7 +232,7 @@ class ImageStore:
             while True:
                 folder = parent / secrets.token_hex(8)
                 folder.mkdir()
-                # A prune may take the folder in the moment before it is held.
+                # A prune may remove the folder before it is held.
                 with suppress(FileNotFoundError):
                     return folder, image_folder.hold(folder)
         except PermissionError as error:
@@ -231,15 +241,15 @@ class ImageStore:
     def add(self, incoming: Path, record: ImageRecord) -> ImageRecord:
         """Make a finished folder of `new_incoming` an image, and return its record.
 
-        An image that is there already stays, with its record and verification; only what is
-        damaged or missing in it is taken from the new one, which must be the same.
+        If the image is there already, it stays, with its record and verification; only files of
+        it that are damaged or missing are taken from the new folder, which has the same image.
         """
         image_folder.check_complete(incoming, record)
         for path in sorted(incoming.rglob("*")):
-            # The boot files are large; promote brings them to the disk before the link moves.
+            # The boot files are large; `promote` syncs them before the golden link moves.
             if not path.is_symlink() and path.name not in BOOT_FILES:
                 sync(path)
-        # Last: it brings the names of all files in the folder to the disk, too.
+        # Last, since it also syncs the names of all files in the folder.
         write_durably(incoming / RECORD, image_folder.record_text(record))
         target = self.path(record.digest)
         target.parent.mkdir(exist_ok=True)
@@ -261,59 +271,59 @@ class ImageStore:
                 return image_folder.read_record(target)
 
     def promote(self, digest: str) -> GoldenChange:
-        """Make a verified image golden, after reading its files to check their sums."""
-        with promotion.store_lock(self.root, f"promote {digest[:12]}"):
-            golden = promotion.golden_entry(self.root)
+        """Make a verified image golden, after comparing its files with their checksums."""
+        with store_lock(self.root, f"promote {digest[:12]}"):
+            golden = self.promotions.golden()
             self._require_promotable(digest)
             was = golden.digest if golden else None
             if golden is not None and was == digest:
                 return GoldenChange(number=golden.number, digest=digest, was=was, changed=False)
-            entry = promotion.write_entry(self.root, digest, golden.number if golden else None)
-            promotion.point_golden(self.root, entry.number)
-            log.info("image %s is golden, promotion %d", digest[:12], entry.number)
-            return GoldenChange(number=entry.number, digest=digest, was=was, changed=True)
+            promotion = self.promotions.add(digest, golden.number if golden else None)
+            self.promotions.make_golden(promotion.number)
+            log.info("image %s is golden, promotion %d", digest[:12], promotion.number)
+            return GoldenChange(number=promotion.number, digest=digest, was=was, changed=True)
 
     def rollback(self) -> GoldenChange:
-        """Make the image golden that was before the golden one, after checking its sums."""
-        with promotion.store_lock(self.root, "rollback"):
-            history = promotion.history(self.root)
+        """Make the previous image golden again, after comparing its files with their checksums."""
+        with store_lock(self.root, "rollback"):
+            history = self.promotions.history()
             if len(history) < 2:
                 raise ImageError("there is no previous image to roll back to", LIST_HINT)
             golden, previous = history[:2]
             try:
                 self._require_promotable(previous.digest)
             except ImageError as error:
-                hint = self._instead_of(golden.digest, history[2:])
+                hint = self._alternative_to(golden.digest, history[2:])
                 raise ImageError(f"cannot roll back: {error.message}", hint) from error
-            promotion.point_golden(self.root, previous.number)
+            self.promotions.make_golden(previous.number)
             log.info("image %s is golden again", previous.digest[:12])
             return GoldenChange(
                 number=previous.number, digest=previous.digest, was=golden.digest, changed=True
             )
 
     def _require_promotable(self, digest: str) -> None:
-        promotion.require_promotable(self.path(digest), self.record(digest))
+        image_folder.require_promotable(self.path(digest), self.record(digest))
 
-    def _instead_of(self, golden: str, older: list[promotion.Entry]) -> str:
-        for entry in older:
+    def _alternative_to(self, golden: str, older: list[Promotion]) -> str:
+        for each in older:
             with suppress(ImageError):
-                if entry.digest != golden:
-                    self._require_promotable(entry.digest)
-                    return f"./inv golden.promote {entry.digest[:12]} is the next older sound one"
+                if each.digest != golden:
+                    self._require_promotable(each.digest)
+                    return f"the newest intact older image: ./inv golden.promote {each.digest[:12]}"
         return LIST_HINT
 
     def prune(self, keep: int = 2, *, dry_run: bool = False) -> Pruned:
-        """Remove images that nothing needs, and what killed builds and prunes left.
+        """Remove images that nothing needs, and what killed builds and prunes left behind.
 
         The golden image, the previous one, those in use and the `keep` newest others stay.
         """
-        with promotion.store_lock(self.root, "prune"):
+        with store_lock(self.root, "prune"):
             if not dry_run:
-                promotion.remove_dead_entries(self.root)
-            leftovers, freed_bytes = self._sweep_incoming(dry_run)
-            history = promotion.history(self.root)
-            kept = [KeptImage(digest=entry.digest, reason="golden") for entry in history[:1]]
-            kept += [KeptImage(digest=entry.digest, reason="previous") for entry in history[1:2]]
+                self.promotions.remove_unreachable()
+            leftovers, freed_bytes = self._prune_incoming(dry_run)
+            history = self.promotions.history()
+            kept = [KeptImage(digest=each.digest, reason="golden") for each in history[:1]]
+            kept += [KeptImage(digest=each.digest, reason="previous") for each in history[1:2]]
             removed: list[str] = []
             needed = {each.digest for each in kept}
             others = [each.digest for each in self._records() if each.digest not in needed]
@@ -335,17 +345,17 @@ class ImageStore:
                 dry_run=dry_run,
             )
 
-    def _sweep_incoming(self, dry_run: bool) -> tuple[list[str], int]:
-        swept: dict[str, int] = {}
+    def _prune_incoming(self, dry_run: bool) -> tuple[list[str], int]:
+        removed: dict[str, int] = {}
         for folder in sorted(path for path in (self.root / INCOMING).glob("*") if path.is_dir()):
-            with suppress(FileNotFoundError):  # its owner has just removed or added it
+            with suppress(FileNotFoundError):  # its build has just removed or added it
                 size = self._remove(folder, dry_run)
                 if size is not None:
-                    swept[folder.name] = size
-        return list(swept), sum(swept.values())
+                    removed[folder.name] = size
+        return list(removed), sum(removed.values())
 
     def _remove(self, folder: Path, dry_run: bool) -> int | None:
-        """Bytes that this frees; None, and nothing done, when the folder is held."""
+        """Remove a folder, return the bytes that this frees; None if the folder is in use."""
         trash = self.root / INCOMING / f"{TRASH}{folder.name.removeprefix(TRASH)}"
         with image_folder.unless_held(folder) as free:
             if not free:
@@ -359,5 +369,7 @@ class ImageStore:
         try:
             shutil.rmtree(trash)
         except OSError as error:
-            raise ImageError(f"cannot remove {error.filename}: {error.strerror}") from error
+            raise ImageError(
+                f"cannot remove {error.filename}: {error.strerror}", WRITE_HINT
+            ) from error
         return size_bytes

@@ -35,18 +35,12 @@ from polydev.errors import (
     VmError,
 )
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.folder import vm_config
+from polydev.image.image_folder import vm_config
 from polydev.image.sandbox import contained_argv
 from polydev.image.screenshot import take_screenshot
 from polydev.image.store import ImageStore
-from polydev.image_record import (
-    BOOT_FILES,
-    KERNEL,
-    ROOTFS,
-    ImageRecord,
-    SpecResult,
-    Verification,
-)
+from polydev.image_layout import BOOT_FILES, KERNEL, ROOTFS
+from polydev.image_record import ImageRecord, SpecResult, Verification
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings

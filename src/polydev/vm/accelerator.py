@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 from polydev.errors import MachineBusy
+from polydev.image_layout import GOLDEN_LINK, KERNEL, STORE
 from polydev.run import end_group, run, spawn
 from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
 
 KVM_DEVICE = Path("/dev/kvm")
 # On a host: who boots to find out, and where what was found is written.
-GOLDEN_IMAGE = Path("/var/lib/firecracker/snapshots/base/golden-rootfs.ext4")
+GOLDEN_IMAGE = STORE / GOLDEN_LINK
 FOUND = Path("/run/polydev/accelerator.json")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Under working hardware virtualization the first line comes within a tenth of this.
@@ -60,7 +61,7 @@ def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
 
 def main() -> int:
     """`polydev-accelerator`: try the golden image's kernel, and write down what was found."""
-    kernel = GOLDEN_IMAGE.resolve().with_name("vmlinux")
+    kernel = GOLDEN_IMAGE.resolve().with_name(KERNEL)
     try:
         why = why_no_kvm(kernel)
     except MachineBusy as error:

@@ -15,8 +15,6 @@ GUEST_NETWORK = "172.16.0.0/24"
 # A clone remembers it from where its template booted, so it is the same wherever a guest runs.
 GATEWAY_MAC = "52:54:00:16:00:01"
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
-# In an image's folder: whoever uses the image has a lock on it.
-IN_USE = "in-use.lock"
 # The virtio-serial port through which a VM gets its identity.
 IDENTITY_PORT = "polydev.identity"
 

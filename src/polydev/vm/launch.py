@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from polydev.errors import Error, VmError
+from polydev.image_layout import CMDLINE, IN_USE, INITRD, KERNEL, ROOTFS
 from polydev.run import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
-from polydev.vm.config import IN_USE, Accelerator, MemoryFile, VmConfig
+from polydev.vm.config import Accelerator, MemoryFile, VmConfig
 from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, read_launch_file
 from polydev.vm.qemu import overlay_argv, qemu_argv
 from polydev.vm.template_client import clone_files
@@ -153,17 +154,17 @@ def vm_config(launch_file: LaunchFile, folder: Path, accelerator: Accelerator) -
     """The VM of an launch_file. Raises VmError where its image is not there."""
     image = Path(launch_file.image)
     try:
-        cmdline = (image / "cmdline").read_text()
+        cmdline = (image / CMDLINE).read_text()
     except OSError as error:
         raise VmError(f"image {launch_file.image_digest[:12]} is not there: {error}") from error
     return VmConfig(
         vm_id=launch_file.vm_id,
         session_id=launch_file.session_id,
         folder=folder,
-        kernel=image / "vmlinux",
-        initrd=image / "initrd.img",
+        kernel=image / KERNEL,
+        initrd=image / INITRD,
         cmdline=cmdline,
-        rootfs=image / "rootfs.ext4",
+        rootfs=image / ROOTFS,
         image_digest=launch_file.image_digest,
         tap=launch_file.tap,
         accelerator=accelerator,

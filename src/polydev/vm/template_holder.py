@@ -21,6 +21,7 @@ from pathlib import Path
 
 from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
+from polydev.image_layout import STORE, TEMPLATES
 from polydev.vm.template import sealed
 from polydev.vm.template_client import FILES, MAX_ANSWER_BYTES, OK, REFUSED
 from polydev.vm.template_store import Template, TemplateStore
@@ -28,7 +29,7 @@ from polydev.vm.untrusted_files import descriptor_path
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path("/var/lib/firecracker/snapshots/base/templates")
+FOLDER = STORE / TEMPLATES
 # systemd hands over the socket that it listens on as the first descriptor; sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 KEY = re.compile(rb"[0-9a-f]{64}")

@@ -15,7 +15,8 @@ from pathlib import Path
 from polydev.controller.health import image_store_state
 from polydev.controller.host.cached_records import cached_reader, read_limited, why_unreadable
 from polydev.errors import ImageNotFound, ImageUnreadable
-from polydev.image_record import RECORD, SBOM, ImageRecord
+from polydev.image_layout import IMAGES, RECORD, SBOM, image_path
+from polydev.image_record import ImageRecord
 
 DIGEST = "[0-9a-f]{64}"
 MOST_RECORD_BYTES = 32 << 20
@@ -43,7 +44,7 @@ class StoredImages:
 
 def stored_images(store: Path) -> StoredImages:
     """Raises OSError where there are images that may not be read."""
-    folder = store / "images"
+    folder = store / IMAGES
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     found = [_read(folder / name) for name in names if re.fullmatch(DIGEST, name)]
     return StoredImages(image_store_state(store).golden, tuple(newest_first(found)))
@@ -93,7 +94,7 @@ def bill_of_materials(store: Path, digest: str) -> bytes:
 
 
 def _folder(store: Path, digest: str) -> Path:
-    folder = store / "images" / digest
+    folder = image_path(store, digest)
     if re.fullmatch(DIGEST, digest) is None or not folder.is_dir():
         raise ImageNotFound(f"there is no image {digest[:64]} on this host", KEPT_SHOWN)
     return folder

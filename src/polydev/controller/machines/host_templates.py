@@ -6,7 +6,6 @@ settings, image store, templates --templates_now--> TemplatesReport, with the Or
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 from shutil import which
 
-from polydev.controller.health import GOLDEN_LINK, image_store_state
+from polydev.controller.health import image_store_state
 from polydev.controller.host.system_reader import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError, VmError
+from polydev.image_layout import (
+    GOLDEN_LINK,
+    TEMPLATES,
+    image_path,
+    promotion_file,
+    promotion_number,
+)
 from polydev.run import run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import VmConfig
@@ -39,7 +45,7 @@ class WantedTemplate:
 
 
 def templates_of(settings: ControllerSettings) -> TemplateStore:
-    return TemplateStore(settings.image_store / "templates")
+    return TemplateStore(settings.image_store / TEMPLATES)
 
 
 def wanted_of(settings: ControllerSettings, image_digest: str) -> WantedTemplate:
@@ -47,7 +53,7 @@ def wanted_of(settings: ControllerSettings, image_digest: str) -> WantedTemplate
     launch_file = LaunchFile(
         vm_id="template",
         session_id=None,
-        image=str(settings.image_store / "images" / image_digest),
+        image=str(image_path(settings.image_store, image_digest)),
         image_digest=image_digest,
         cpus=settings.vm.cpus,
         memory_mib=settings.vm.memory_mib,
@@ -122,10 +128,9 @@ def _older(settings: ControllerSettings, records: list[Template]) -> Template | 
 def _golden_before(store: Path) -> Iterator[str]:
     """Digests of the images that were golden before the present one, newest first."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be read is no more
-        found = re.fullmatch(r"promotions/(\d+)/.*", str((store / GOLDEN_LINK).readlink()))
-        number = int(found[1]) if found else 0
+        number = promotion_number(str((store / GOLDEN_LINK).readlink())) or 0
         while number:
-            entry = json.loads((store / "promotions" / f"{number:06d}.json").read_bytes())
+            entry = json.loads(promotion_file(store, number).read_bytes())
             yield str(entry["digest"])
             # Each is numbered higher than the one before it, so this has an end.
             number = min(int(entry["previous"] or 0), number - 1)

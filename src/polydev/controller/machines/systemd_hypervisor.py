@@ -24,6 +24,7 @@ from polydev.controller.machines.hypervisor import (
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
+from polydev.image_layout import IMAGES
 from polydev.run import run
 from polydev.vm.identity import Identity, Receipt
 from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, launch_file_text
@@ -55,7 +56,7 @@ class SystemdHypervisor:
     def __init__(self, settings: ControllerSettings, bus: SystemdBus | None = None) -> None:
         # Links on the operator's way there are fine; below, none is ever followed.
         self._root = settings.vm_root.resolve()
-        self._images = settings.image_store / "images"
+        self._images = settings.image_store / IMAGES
         self._sizes = settings.vm
         self._settings = settings
         self._bus = bus or SystemdBus()

@@ -23,6 +23,7 @@ from polydev.controller.machines.host_templates import WantedTemplate, templates
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError
+from polydev.image_layout import IMAGES
 from polydev.run import run
 from polydev.vm import template
 from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
@@ -95,7 +96,7 @@ def _made(
 
 def _remove_old(settings: ControllerSettings, templates: TemplateStore, kept: Template) -> None:
     """Remove the templates of images that are gone, and other ones of this image."""
-    images = settings.image_store / "images"
+    images = settings.image_store / IMAGES
     for each in templates.all():
         is_same = each.image_digest == kept.image_digest
         if each.key != kept.key and (is_same or not (images / each.image_digest).exists()):
