@@ -139,7 +139,7 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
 @concern("Watch of the network")
 def network_watch(site: HostData, differences: list[str]) -> None:
     """After all that it watches, so that it starts with the host tool that made it."""
-    code = [hosttool_code(name) for name in ("network", "network_state", "slots")]
+    code = [hosttool_code(name) for name in ("network_facts", "network_state", "slots")]
     config = unit_file(WATCH, network_values(site), *code)
     unit(
         name=WATCH,
