@@ -22,6 +22,7 @@ from verbs import (
     credentials,
     database,
     deployments,
+    docs,
     doctor,
     golden,
     hosts,
@@ -272,7 +273,7 @@ def tests_of(part: str) -> list[str]:
 namespace = Collection(up, down, where)
 for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments, hosts.drift):
     namespace.add_task(verb)
-for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console):
+for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console, docs.docs):
     namespace.add_task(verb)
 for verb in (
     sessions.viewer,

@@ -11,6 +11,7 @@ from typing import Any
 
 from polydev.run import Completed, run
 from polydev.settings import Settings
+from verbs.answers import check_answer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,8 +24,14 @@ class Inv:
     lab: str = field(default_factory=lambda: f"t-{secrets.token_hex(3)}")
 
     def __call__(self, *words: str | Path, wrapper: Sequence[str | Path] = ()) -> Completed:
-        """Run a verb to its end, below `wrapper`: a command that takes another one."""
-        return run([*wrapper, ROOT / "inv", *words], env=self.folders, check=False)
+        """Run a verb to its end, below `wrapper`: a command that takes another one.
+
+        Fails where its JSON is not what docs/verbs.md says.
+        """
+        done = run([*wrapper, ROOT / "inv", *words], env=self.folders, check=False)
+        if "--json" in words and done.status == 0:
+            check_answer(str(words[0]), json.loads(done.stdout))
+        return done
 
     @property
     def folders(self) -> dict[str, str]:

@@ -1,38 +1,107 @@
-"""Pages for operators: they name every verb, lead to pages that are there, and stay readable."""
+"""Documents: made of code where they can be, naming what is there, and readable."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from polydev.controller.settings import SECRETS, ControllerSettings
+from tasks import namespace
 from tests.verbs import VERBS
+from verbs.answers import ANSWERS
+from verbs.reference import documents
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md",
     "CHANGELOG.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "golden/README.md",
     *(f"docs/{each.name}" for each in (ROOT / "docs").glob("*.md")),
 )
-MOST_LINES = 200
+# What became of old things is told by their old names.
+PRESENT_PAGES = tuple(page for page in PAGES if page != "CHANGELOG.md")
+README_LINES = 150
 MOST_CHARACTERS = 100
+# Paths that a document names and a checkout does not have: what git ignores, and placeholders.
+NOT_IN_A_CHECKOUT = (
+    "receiver.py",
+    "rNNNN_words.py",
+    "inventory/production.py",
+    "logs/",
+    "secrets/",
+    "NAME",
+    "*",
+    "<",
+    "{",
+    "…",
+)
+FOLDERS = (
+    "src|tests|verbs|golden|docs|deploy|inventory|templates|web|requirements|deploys|controller"
+)
 
 
-def test_every_verb_has_its_place_in_the_table() -> None:
+def anchor(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(("file", "text"), documents(VERBS.values(), namespace).items(), ids=str)
+def test_documents_made_of_code_are_up_to_date(file: Path, text: str) -> None:
+    assert file.read_text() == text, f"out of date: {file.name}. Run ./inv docs"
+
+
+def test_every_verb_has_its_place() -> None:
     text = (ROOT / "docs" / "verbs.md").read_text()
-    first_cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
-    named = set(re.findall(r"`([a-z.]+)", " ".join(first_cells)))
-    assert set(VERBS) - named == set()
+    assert [verb for verb in VERBS if f"\n### {verb}\n" not in text] == []
+
+
+def test_every_verb_that_answers_json_says_what() -> None:
+    with_json = {name for name, verb in VERBS.items() if "json" in verb.args}
+    assert with_json == set(ANSWERS)
+
+
+@pytest.mark.parametrize("page", PRESENT_PAGES)
+def test_verbs_that_a_page_names_are_there(page: str) -> None:
+    verbs = re.findall(r"\./inv ([a-z]+(?:\.[a-z]+)?)", (ROOT / page).read_text())
+    assert [each for each in verbs if each not in VERBS and each != "docs"] == []
+
+
+@pytest.mark.parametrize("page", PRESENT_PAGES)
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    paths = re.findall(rf"`((?:{FOLDERS})/[^\s`:]*|[\w-]+\.(?:md|py|toml|j2))`", text)
+    wanted = [each for each in paths if not any(word in each for word in NOT_IN_A_CHECKOUT)]
+    assert [each for each in wanted if not any(places(each, page))] == []
+
+
+def places(path: str, page: str) -> Iterator[bool]:
+    """Whether a path is there: from the checkout, the package, or the page's own folder."""
+    starts = (ROOT, ROOT / "src" / "polydev", (ROOT / page).parent)
+    yield from ((start / path).exists() for start in starts)
+    # The bare name of a file, in a text about its folder.
+    yield "/" not in path and any((ROOT / "src").rglob(path))
+    yield "/" not in path and any((ROOT / "tests").rglob(path))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_and_verbs_that_a_page_names_are_there(page: str) -> None:
+def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
-    pages = re.findall(r"`((?:docs|golden)/[\w.]+\.md|[A-Z]+\.md)`", text)
-    assert [each for each in pages if not (ROOT / each).is_file()] == []
-    verbs = re.findall(r"\./inv ([a-z]+(?:\.[a-z]+)?)", text)
-    assert [each for each in verbs if each not in VERBS] == []
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        name, _, heading = link.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M) if heading else []
+        if not file.is_file() or (heading and heading not in map(anchor, headings)):
+            lost.append(link)
+    assert lost == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -42,5 +111,56 @@ def test_lines_of_prose_are_short(page: str) -> None:
     assert long == []
 
 
-def test_the_first_page_is_read_in_ten_minutes() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = set()
+    for cell in re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE):
+        for pattern in re.findall(r"`([^`]+)`", cell):
+            head, brace, tail = pattern.replace(" ", "").partition("{")
+            parts, _, rest = tail.partition("}")
+            named |= {head + part + rest for part in (parts.split(",") if brace else [""])}
+    package = ROOT / "src" / "polydev"
+    modules = [
+        ".".join(file.relative_to(package).with_suffix("").parts)
+        for file in package.rglob("*.py")
+        if file.name != "__init__.py" and "migrations" not in file.parts
+    ]
+    wide = tuple(each[:-1] for each in named if each.endswith(".*"))
+    packages = {each for each in named if (package / each.replace(".", "/")).is_dir()}
+    lost = [
+        module
+        for module in modules
+        if module not in named
+        and not module.startswith(wide)
+        and not module.endswith("__main__")
+        and not any(module.startswith(f"{each}.") for each in packages)
+    ]
+    assert lost == []
+
+
+def keys_of(settings: type[BaseModel], group: str = "") -> Iterator[str]:
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys_of(kind, f"{group}{name}.")
+        else:
+            yield group + name
+
+
+def test_every_setting_of_the_controller_is_in_its_table() -> None:
+    text = (ROOT / "docs" / "controller.md").read_text()
+    (table,) = re.findall(r"^\| key \| default \| meaning \|\n(?:\|.*\n)+", text, re.MULTILINE)
+    named: set[str] = set()
+    for row in table.splitlines():
+        group = ""
+        for key in re.findall(r"`([^`]+)`", row.split("|")[1]):
+            named.add(group + key if key.startswith(".") else key)
+            group = group if key.startswith(".") else key.rpartition(".")[0]
+    webhooks = (ROOT / "docs" / "webhooks.md").read_text()
+    named |= {f"webhooks.{key}" for key in re.findall(r"^\| `(\w+)` \|", webhooks, re.MULTILINE)}
+    undocumented = set(keys_of(ControllerSettings)) - named - set(SECRETS) - {"release_file"}
+    assert undocumented == set()

@@ -1,0 +1,19 @@
+"""docs: the documents that are made of code."""
+
+from __future__ import annotations
+
+import sys
+
+from invoke.context import Context
+
+from polydev.cli import edge, task
+from verbs.places import ROOT
+
+
+@task()
+@edge
+def docs(context: Context) -> None:
+    """Write docs/verbs.md and docs/api.md from the verbs and the controller's API."""
+    from polydev.run import run_lines
+
+    run_lines([sys.executable, "-m", "verbs.reference"], print, cwd=ROOT)
