@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ipaddress import collapse_addresses
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pyinfra.context import host
 
-from polydev import hosttool
 from polydev.deploys.facts import HostNetworks
 from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_report import NetworkDifferences
@@ -17,6 +17,8 @@ from polydev.deploys.operations import TOOL, load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
+from polydev.hosttool import network_facts, network_state
+from polydev.hosttool import slots as host_slots
 from polydev.hosttool.network_facts import BRIDGE_PART, WORST_METRIC
 from polydev.hosttool.units import SLOT, VM, WATCH
 
@@ -139,7 +141,7 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
 @concern("Watch of the network")
 def network_watch(site: HostData, differences: list[str]) -> None:
     """After all that it watches, so that it starts with the host tool that made it."""
-    code = [hosttool_code(name) for name in ("network_facts", "network_state", "slots")]
+    code = [source_of(module) for module in (network_facts, network_state, host_slots)]
     config = unit_file(WATCH, network_values(site), *code)
     unit(
         name=WATCH,
@@ -161,11 +163,11 @@ def slot_texts(site: HostData) -> list[str]:
     Not the whole host tool: its other changes need not cost any VM its network.
     """
     resolver = [str(site.resolvers[0])] if site.translates_names else []
-    return [hosttool_code("slots"), str(site.bridge_address), *resolver]
+    return [source_of(host_slots), str(site.bridge_address), *resolver]
 
 
-def hosttool_code(name: str) -> str:
-    return (Path(hosttool.__file__).parent / f"{name}.py").read_text()
+def source_of(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text()
 
 
 @concern("Names")
