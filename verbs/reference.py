@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
 
 import polydev.errors
+from polydev.program import WORD_OF
 from verbs.answers import ANSWERS, ApiAnswer
 from verbs.places import ROOT
 
@@ -129,11 +130,9 @@ def _verb_table(names: Iterable[str], collection: Collection) -> str:
 
 def _verb(verb: ParserContext, collection: Collection) -> str:
     """One verb: what it does, its options, its answer."""
-    words = [
-        name if each.default is None and not each.optional else f"[{name}]"
-        for each in verb.positional_args
-        for name in [str(each.name).upper()]
-    ]
+    words = [str(each.name).upper() for each in verb.positional_args]
+    if option := WORD_OF.get(str(verb.name)):
+        words.append(f"[{option[2:].upper()}]")
     aliases = "".join(f" (or `{name}`)" for name in verb.aliases)
     parts = [f"### {verb.name}\n", f"`{' '.join(['./inv', str(verb.name), *words])}`{aliases}\n"]
     parts.append(_flowed(inspect.getdoc(collection[str(verb.name)]) or ""))
