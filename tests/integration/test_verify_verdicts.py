@@ -98,6 +98,9 @@ def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Pa
 RUNS = {
     "passes": "def test_it(): pass",
     "fails": "def test_it(): assert False, 'port 8080 is closed'",
+    "gives no reason": "def test_it(): assert 1 == 2",
+    "lacks a key": "def test_it(): {}['failing']",
+    "takes too long": "def test_it(): raise TimeoutError('the screen stays blank for 60 s')",
     "skips": "def test_it(): pytest.skip('no browser here')",
     "may fail": "@pytest.mark.xfail\ndef test_it(): assert False",
     "breaks": "import pytest\n@pytest.fixture\ndef guest(): 1 / 0\ndef test_it(guest): pass",
@@ -122,9 +125,15 @@ def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> No
         return
     with pytest.raises(SpecError) as fault:
         attempt._specs("offline", [])
-    said = {"fails": "port 8080 is closed", "skips": "skipped: no browser here"}
+    said = {
+        "fails": "port 8080 is closed",
+        "gives no reason": "the spec gives no reason, only: assert 1 == 2",
+        "lacks a key": "the spec could not be checked: KeyError: 'failing'",
+        "takes too long": "the screen stays blank for 60 s",
+        "skips": "skipped: no browser here",
+    }
     if how in said:
-        assert fault.value.message == f"1 spec failed: test_it: {said[how]}"
+        assert fault.value.message == f"1 spec failed: {said[how]} (test_it)"
 
 
 @pytest.mark.parametrize("damaged", [None, *BOOT_FILES])

@@ -1,10 +1,13 @@
-"""A pytest plugin for specs of images: the `console://` backend and what specs need besides.
+"""The pytest plugin that specs of images run with: access to the image, and a report in JSON.
 
     pytest -p polydev.image.spec_plugin tests/spec/image --hosts=console:///path/console.sock
         --guest-ports=127.0.0.1:18080,15901,16080 --spec-report=report.json
 
-`--hosts=chroot:///path` runs the specs of an image at rest instead. A spec says by its marker
-what it needs: `offline` (a tree), `booted` (a console), `outside` (the ports).
+`--hosts=chroot:///path` runs the specs of an image at rest instead. The marker of a spec says what
+it needs: `offline` (a tree), `booted` (the test console), `outside` (the ports).
+
+The message of a failed spec is what an operator reads, so each assertion in a spec carries one. It
+says what is wrong with the image. An error that no spec expects is reported with its kind.
 """
 
 from __future__ import annotations
@@ -24,16 +27,17 @@ from polydev.image.guest_shell import GuestShell
 from polydev.vm.config import Ports
 
 SHELL_TIMEOUT_SECONDS = 60.0
-# testinfra puts the host into each test's name: noise here, where there is one host.
+# testinfra puts the host into each test's name. There is only one host here, so it is removed.
 _HOST_PARAMETER = re.compile(r"(?:chroot|console)://[^\]]*/[\w.]+-?")
-# By name: importing the libraries that raise them would cost every phase its time.
+# By name, since importing the libraries that raise them would slow down every phase.
 TIMEOUTS = {"TimeoutError", "Timeout", "VmTimeout"}
 TIMED_OUT = ("timed_out", True)
 PHASES = ("offline", "booted", "outside")
+MOST_CHARACTERS = 600
 
 
 class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
-    """testinfra over a VM's test console: --hosts=console:///path/console.sock"""
+    """The testinfra backend of a VM's test console: --hosts=console:///path/console.sock"""
 
     NAME = "console"
 
@@ -63,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for phase in PHASES:
         config.addinivalue_line("markers", f"{phase}: needs {phase} access to the image")
-    # testinfra takes the host part of a URL only; these backends need its path.
+    # testinfra uses the host part of a URL only; these backends need its path.
     url = urlparse(config.getoption("hosts", None) or "")
     if url.scheme in ("console", "chroot") and not url.netloc:
         config.option.hosts, config.option.connection = url.path, url.scheme
@@ -72,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def guest(request: pytest.FixtureRequest) -> Ports:
-    """Where the VM's ports are reached from outside."""
+    """Where the VM's ports can be reached from outside."""
     given = request.config.getoption("--guest-ports")
     if not given:
         pytest.skip("needs --guest-ports")
@@ -82,7 +86,7 @@ def guest(request: pytest.FixtureRequest) -> Ports:
 
 
 class _Report:
-    """Collects outcomes for golden.verify, which reads them from a file."""
+    """Collects the outcomes of specs and writes them to the file that golden.verify reads."""
 
     def __init__(self, file: str | None) -> None:
         self.file = file
@@ -127,7 +131,14 @@ def _reason(report: pytest.TestReport) -> str:
         reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
         return f"skipped: {str(reason).removeprefix('Skipped: ')}"
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr)
+    text = str(crash.message if crash else report.longrepr)
     # pytest's own account of the comparison follows on lines of its own.
-    said = str(text).split("\n\n")[0].split("\n +")[0].split("\nassert ")[0]
-    return " ".join(said.removeprefix("AssertionError: ").split())[:600]
+    said = " ".join(text.split("\n\n")[0].split("\n +")[0].split("\nassert ")[0].split())
+    kind, colon, message = said.partition(": ")
+    if kind in ("AssertionError", "TimeoutError") and colon:
+        said = message
+    elif said.startswith("assert "):
+        said = f"the spec gives no reason, only: {said}"
+    else:
+        said = f"the spec could not be checked: {said}"
+    return said[:MOST_CHARACTERS]

@@ -1,11 +1,11 @@
-"""golden.verify: exactly this image is booted and looked at, and its record says what was seen.
+"""golden.verify: boot an image, run all specs against it, and write the result into its record.
 
-Side by side: the stored files are read and compared with their sums, the specs of the image
-at rest run on the very filesystem, mounted read-only, and the image boots cold on an overlay.
-Once it is ready, the specs of the running guest follow, inside over the test console and
+Three things run at the same time: the stored files are compared with their checksums, the specs of
+the image at rest run on its filesystem, mounted read-only, and the image boots from a fresh overlay.
+Once the guest is ready, the specs of the running guest follow: inside over the test console, and
 outside over its ports.
 
-Where the machine gave the VM too little CPU time to tell, nothing is recorded of the image.
+If the machine gave the VM too little CPU time for a verdict, nothing is recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from polydev.errors import (
     VmError,
 )
 from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.image_folder import vm_config
+from polydev.image.image_folder import REBUILD_HINT, vm_config
 from polydev.image.sandbox import contained_argv
 from polydev.image.screenshot import take_screenshot
 from polydev.image.store import ImageStore
@@ -53,17 +53,17 @@ from polydev.vm.temp_folders import temp_folder
 
 log = logging.getLogger(__name__)
 
-# Of a machine without other work; on a busy one it may take up to four times as long.
+# On a machine without other work; on a busy one a boot may take up to four times as long.
 DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
 SPEC_TIMEOUT_SECONDS = 300.0
 VNC_GREETING_SECONDS = 5.0
 SERIAL_LOG = "serial.log"
 SCREENSHOT = "screenshot.png"
 
-# Programs that specs start read /proc, and may write into /tmp, which goes with the mount.
+# Programs that specs start read /proc, and may write to /tmp, which is gone with the mount.
 _MOUNT_ROOTFS = """
 mount -o ro,loop,noload "$1" "$2"
-# An image without these folders, or with links in their places, is for the specs to find wanting.
+# If these folders are missing or are links, the specs report that.
 is_folder() { [ -d "$1" ] && [ ! -L "$1" ]; }
 if is_folder "$2/proc"; then mount -t proc proc "$2/proc"; fi
 if is_folder "$2/tmp"; then mount -t tmpfs -o mode=1777 tmp "$2/tmp"; fi
@@ -74,7 +74,7 @@ exec "$@"
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """`deadline_seconds` None: by accelerator."""
+    """`deadline_seconds` is None for the default of the accelerator."""
 
     deadline_seconds: float | None = None
     cpus: int = 2
@@ -91,9 +91,9 @@ def verify(
 ) -> ImageRecord:
     """Verify an image and return its record with the verification in it.
 
-    Raises SpecError, BootError or ImageError, each naming the cause. The record of a failed
-    verification is kept all the same; serial log and screenshot lie below `settings.state`.
-    Raises MachineBusy, and leaves the record as it was, where the machine is to blame.
+    Raises SpecError, BootError or ImageError, each with the cause. A failed verification is
+    recorded, too; serial log and screenshot are kept below `settings.state`. Raises MachineBusy, and
+    leaves the record as it was, if the machine was too busy for a verdict.
     """
     if not specs.is_dir():
         raise ConfigError(f"no specs at {specs}", "run this in a whole checkout")
@@ -104,8 +104,8 @@ def verify(
         evidence.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(
-            f"the evidence of an earlier verification, {evidence}, cannot be removed",
-            "verify as the user whose it is, usually root",
+            f"cannot remove the results of an earlier verification in {evidence}",
+            "verify as the user who owns that folder, usually root",
         ) from error
     image = store.path(digest)
     accelerator = choose_accelerator(image / KERNEL, settings.state / "accelerator.json")
@@ -134,13 +134,13 @@ def verify(
     verified = record.model_copy(update={"verification": verification})
     store.write_record(verified)
     if fault is not None:
-        fault.hint = fault.hint or f"what was seen is kept in {evidence}"
+        fault.hint = fault.hint or f"serial log, screenshot and spec reports are in {evidence}"
         raise fault
     return verified
 
 
 class _Attempt:
-    """One verification under way, and what it found so far."""
+    """One running verification and its results so far."""
 
     def __init__(
         self, record: ImageRecord, image: Path, specs: Path, evidence: Path, steps: Steps
@@ -156,7 +156,7 @@ class _Attempt:
         self.wait = CpuWait()
 
     def run(self, config: VmConfig, hold: int, deadline_seconds: float) -> ImageError | None:
-        """Look at the image in every way; the fault that was found, or None.
+        """Run all checks of the image and return the fault that they found, or None.
 
         Raises MachineBusy.
         """
@@ -165,25 +165,25 @@ class _Attempt:
             at_rest = pool.submit(_fault_of, lambda: self._run_offline(config.folder))
             booted = _fault_of(lambda: self._run_booted(config, hold, deadline_seconds))
             sums.result()
-            # Damaged bytes explain all that was seen of them. Otherwise what lies wrong at rest
-            # comes first: it is why the boot then went as it did.
+            # A damaged file explains all other faults. Otherwise the faults of the image at rest
+            # come first, since they explain the faults of the boot.
             return self.damage or image_fault([at_rest.result(), booted], self.wait)
 
     def _check_sums(self) -> None:
-        """Note the first file that is not what the record says."""
+        """Note the first file whose checksum is not the record's."""
         for name in BOOT_FILES:
             found, expected = file_sha256(self.image / name), self.record.files[name].sha256
             if found != expected:
                 self.damage = ImageError(
                     f"{name} is damaged: its SHA-256 is {found[:12]}…, not {expected[:12]}…",
-                    "./inv golden.build puts the damaged file right",
+                    REBUILD_HINT,
                 )
                 return
 
     def _run_offline(self, folder: Path) -> None:
         at = folder / "rootfs"
         at.mkdir()
-        # In a mount namespace of its own, so that the mount ends with the specs.
+        # In a separate mount namespace, so that the mount ends with the specs.
         mounted = ["sh", "-eu", "-c", _MOUNT_ROOTFS, "mount", str(self.image / ROOTFS), str(at)]
         self._specs("offline", [f"--hosts=chroot://{at}"], contained_argv(mounted))
 
@@ -213,7 +213,7 @@ class _Attempt:
                     raise fault
         except BootError:
             tail = "\n  ".join(last_lines(machine.serial()))
-            self.steps.note(f"the serial console's last lines:\n  {tail}")
+            self.steps.note(f"last lines of the serial console:\n  {tail}")
             raise
         finally:
             try:
@@ -225,21 +225,21 @@ class _Attempt:
         return round(self.boot.elapsed(), 1) if self.boot else 0.0
 
     def _keep(self, machine: Machine) -> None:
-        """Keep what the console said and what the screen shows, whatever comes next."""
+        """Save the text of the serial console and, if there is a screen, a screenshot."""
         (self.evidence / SERIAL_LOG).write_text(machine.serial())
         has_started = self.boot is not None and self.boot.stage not in ("none", "kernel")
         if has_started and machine.alive() and _vnc_greets(machine.config.ports):
             take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
 
     def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
-        """Run the specs of a phase in a pytest of their own. Raises SpecError."""
+        """Run the specs of a phase in a separate pytest process. Raises SpecError."""
         report = self.evidence / f"specs-{phase}.json"
         argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         argv += ["-p", "testinfra.plugin", "-p", "polydev.image.spec_plugin"]
         argv += ["-c", "/dev/null", f"--confcutdir={self.specs}", "-m", phase]
         argv += [f"--spec-report={report}", *options]
         argv += map(str, sorted(self.specs.glob(f"test_{phase}*.py")))
-        # Plugins that specs do not use would cost each of the three processes part of a second.
+        # Loading plugins that no spec uses would take each process part of a second.
         alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = run(argv, timeout_seconds=SPEC_TIMEOUT_SECONDS, env=alone, check=False)
         if not report.exists():
@@ -250,10 +250,10 @@ class _Attempt:
         timed_out = {each["name"] for each in reported if each.pop("timed_out")}
         results = [SpecResult(**each) for each in reported]
         self.results += results
-        # A skipped spec has shown nothing of this image.
+        # A skipped spec has checked nothing.
         failed = [result for result in results if result.outcome != "passed"]
         if failed:
-            shown = "; ".join(f"{result.name}: {result.message}" for result in failed[:3])
+            shown = "; ".join(f"{result.message} ({result.name})" for result in failed[:3])
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
             count = "1 spec" if len(failed) == 1 else f"{len(failed)} specs"
             kind = SpecTimeout if {each.name for each in failed} <= timed_out else SpecError
@@ -264,10 +264,10 @@ class _Attempt:
             )
 
 
-def _fault_of(look: Callable[[], None]) -> ImageError | MachineBusy | None:
-    """The fault that a look at the image ended with, if any."""
+def _fault_of(check: Callable[[], None]) -> ImageError | MachineBusy | None:
+    """Run a check of the image and return the fault that it raised, if any."""
     try:
-        look()
+        check()
     except (ImageError, MachineBusy) as error:
         return error
     except CommandTimeout as error:
@@ -282,9 +282,9 @@ def _fault_of(look: Callable[[], None]) -> ImageError | MachineBusy | None:
 def image_fault(
     faults: Sequence[ImageError | MachineBusy | None], wait: CpuWait
 ) -> ImageError | None:
-    """Several faults as one: all are named, the first gives its kind and its hint.
+    """Join several faults into one with all messages, and the kind and hint of the first.
 
-    Raises MachineBusy where all that was found may come of what the VM waited for a CPU.
+    Raises MachineBusy if the VM's wait for a CPU may explain all of them.
     """
     busy = next((fault for fault in faults if isinstance(fault, MachineBusy)), None)
     found = [fault for fault in faults if isinstance(fault, ImageError)]
@@ -300,7 +300,7 @@ def image_fault(
 
 
 def _vnc_greets(ports: Ports) -> bool:
-    """Whether there is a screen to see; QEMU accepts for a guest that is not there."""
+    """Whether the VNC server answers: QEMU accepts the connection even if no guest listens."""
     try:
         with socket.create_connection((ports.host, ports.vnc), VNC_GREETING_SECONDS) as client:
             return bool(client.recv(12))

@@ -1,6 +1,6 @@
-"""The providers of an image at rest: their tools are there, and take credentials that are theirs.
+"""The providers of an image at rest: their tools are there, and accept their own credentials.
 
-The credentials are synthetic: as the tools would write them, of nobody.
+The credentials are synthetic: they have the form that the tools write, and belong to nobody.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAR_AWAY_SECONDS = 4102444800  # 2100-01-01
 
 
 def web_token(**claims: Any) -> str:
-    """A JSON web token that nobody has signed."""
+    """An unsigned JSON web token."""
     parts = [{"alg": "none", "typ": "JWT"}, {"exp": FAR_AWAY_SECONDS, **claims}, "signature"]
     encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts]
     return b".".join(part.rstrip(b"=") for part in encoded).decode()
@@ -68,7 +68,9 @@ def test_the_commands_of_all_providers_are_there(host: Host) -> None:
         for part in (provider["login"], provider["status"]):
             if part is not None:
                 found = host.run(f"command -v {shlex.quote(part['command'][0])}")
-                assert found.rc == 0, f"{part['command'][0]} of {file} is not in the image"
+                assert found.rc == 0, (
+                    f"{file} names the program {part['command'][0]}, which is not in the image"
+                )
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -81,12 +83,15 @@ def test_a_tool_takes_credentials_that_are_brought(host: Host, name: str) -> Non
         for path, content in {**kept["also"], kept["file"]: credentials}.items():
             words = [json.dumps(content), str(home / path), str((home / path).parent)]
             text, file, folder = map(shlex.quote, words)
-            assert host.run(f"mkdir -p {folder} && printf %s {text} >{file}").rc == 0
+            written = host.run(f"mkdir -p {folder} && printf %s {text} >{file}")
+            assert written.rc == 0, f"{home / path} cannot be written: {written.stderr.strip()}"
 
-    assert host.run(status).rc != 0, f"{name} says that it is logged in, without credentials"
+    assert host.run(status).rc != 0, f"{name} reports that it is logged in, without credentials"
     put(SYNTHETIC[name])
     shown = host.run(status)
-    assert shown.rc == 0, shown.stdout + shown.stderr
+    assert shown.rc == 0, (
+        f"{name} does not accept credentials of its own form: {shown.stdout}{shown.stderr}".strip()
+    )
     *above, last = kept["requires"][0].split(".")
     lacking = json.loads(json.dumps(SYNTHETIC[name]))
     within = lacking
@@ -94,4 +99,6 @@ def test_a_tool_takes_credentials_that_are_brought(host: Host, name: str) -> Non
         within = within[key]
     del within[last]
     put(lacking)
-    assert host.run(status).rc != 0, f"{name} does without {kept['requires'][0]}"
+    assert host.run(status).rc != 0, (
+        f"{name} accepts credentials without {kept['requires'][0]}, which its provider requires"
+    )

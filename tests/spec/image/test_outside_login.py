@@ -1,5 +1,8 @@
-"""Logins of the CLI tools, over the agent's port. Needs no internet: a login's URL is made by
-the tool. The only spec that changes its VM, by a tab and a process more, and so the last."""
+"""Logins of the CLI tools, over the agent's port.
+
+They need no internet, since the tool makes the URL of its login. This file is the last one, since
+it is the only one that changes its VM: by a browser tab and a process.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,21 @@ pytestmark = pytest.mark.outside
 PROVIDERS = ("claude", "codex", "gemini")
 TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.5
-# gemini's start takes an emulated CPU half a minute, codex' is like claude's.
+# Starting gemini takes half a minute on an emulated CPU; codex is like claude.
 TOOL, ITS_HOSTS = "claude", ("claude.com", "claude.ai", "anthropic.com")
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_no_login_is_under_way_unasked(guest: Ports, provider: str) -> None:
     answer = http_client.get(f"{guest.agent_url}/login/{provider}")
-    assert answer.status_code == 200, answer.text
-    assert (answer.json()["provider"], answer.json()["status"]) == (provider, "none")
+    asked = f"the agent answers {answer.status_code} about the login of {provider}: {answer.text}"
+    assert answer.status_code == 200, asked
+    assert (answer.json().get("provider"), answer.json().get("status")) == (provider, "none"), asked
     credentials = http_client.get(f"{guest.agent_url}/login/{provider}/credentials")
-    assert credentials.status_code == 404, credentials.text
+    assert credentials.status_code == 404, (
+        f"the agent answers {credentials.status_code}, not 404, about credentials of {provider} "
+        "before any login"
+    )
 
 
 def test_a_login_comes_to_its_page(guest: Ports) -> None:
@@ -36,19 +43,20 @@ def test_a_login_comes_to_its_page(guest: Ports) -> None:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not _is_settled(body):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{TOOL} after {TIMEOUT_SECONDS:g} s: {body}")
+                raise TimeoutError(f"{TOOL} has no login page after {TIMEOUT_SECONDS:g} s: {body}")
             time.sleep(POLL_SECONDS)  # each answer costs the emulated guest something
             body = session.get("", timeout=20).json()
-    assert body["status"] == "waiting", f"{TOOL}: {body}"
-    assert body["detail"] == "", "the browser does not show the page"
+    assert body["status"] == "waiting", f"the login of {TOOL} is {body['status']}: {body['detail']}"
+    assert body["detail"] == "", f"the browser does not show the login page: {body['detail']}"
     page = urlsplit(body["url"])
-    assert page.scheme == "https"
+    assert page.scheme == "https", f"the login page of {TOOL} is not an https URL: {body['url']}"
     host = page.hostname or ""
-    assert any(host == its or host.endswith(f".{its}") for its in ITS_HOSTS), page.hostname
+    is_known = any(host == its or host.endswith(f".{its}") for its in ITS_HOSTS)
+    assert is_known, f"the login page of {TOOL} is on {host}, none of {', '.join(ITS_HOSTS)}"
 
 
 def _is_settled(body: dict[str, str]) -> bool:
-    """Has the tool ended, or its page been shown? A browser that does not take it is a detail."""
+    """Return whether the tool has ended, or the browser shows its page."""
     return body["status"] in ("done", "failed") or (
         body["status"] == "waiting" and not body["detail"]
     )
