@@ -267,7 +267,7 @@ def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
         vms = made.services.vms
         session = await made.session()
         assert await vms.pause(await vms.get(session.vm_id))
-        words = "the VM is paused and does not wake; try again"
+        words = "the paused VM could not be resumed; try again"
         assert await made.closing(session.id) == (1013, words)
         # One that ends meanwhile is told as that.
         monkeypatch.setattr(services, "WAKE_SECONDS", PATIENCE_SECONDS)
@@ -286,7 +286,7 @@ def test_no_more_than_some_may_look_at_once(run: Run) -> None:
         for viewer in viewers:
             assert await viewer.recv() == RFB_GREETING
         code, reason = await made.closing(session.id)
-        assert (code, reason) == (1013, "too many viewers look at this session already")
+        assert (code, reason) == (1013, "this session has too many viewers already")
         await viewers[0].close()
         await until(partial(figure_is, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free place")
         async with made.connect(session.id) as viewer:

@@ -63,7 +63,7 @@ def test_who_is_too_late_is_told_how_the_session_ended() -> None:
 def test_who_is_too_early_is_told_how_far_the_vm_is() -> None:
     vm = Vm("vm", 2, "192.168.100.2", "starting", "network", AT, "4f1d", AT)
     assert not_ready(vm).code == 4425
-    assert not_ready(vm).reason == "the VM is not ready yet; it has come to: network"
+    assert not_ready(vm).reason == "the VM is not ready yet; boot stage: network"
 
 
 def test_an_address_is_told_without_its_last_part() -> None:

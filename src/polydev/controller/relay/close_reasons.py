@@ -1,4 +1,4 @@
-"""How a viewer's connection ends: codes that a peer may send, with words that a viewer can show."""
+"""Why a viewer's connection ends: close codes of WebSocket, with words that a viewer can show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polydev.errors import (
 NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
-VANISHED = 1006  # only ever written in logs: it says that nothing could be sent
+VANISHED = 1006  # for logs only: the viewer is gone, so nothing can be sent
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
@@ -30,12 +30,12 @@ UNKNOWN_SESSION = 4404
 SESSION_OVER = 4410
 NOT_READY = 4425
 
-MOST_REASON_BYTES = 123  # a control frame has 125 at most, and the code takes two
+MOST_REASON_BYTES = 123  # a control frame has at most 125, and the code takes two
 
 
 @dataclass(frozen=True)
 class CloseReason:
-    """`cause` is a stable word for logs and figures."""
+    """Code and words for the viewer; `cause` is a stable word for logs and metrics."""
 
     code: int
     reason: str
@@ -43,7 +43,7 @@ class CloseReason:
 
 
 class ViewerRefused(Exception):
-    """A viewer cannot have what it asks for."""
+    """The viewer must not or cannot see the screen; `closing` says why."""
 
     def __init__(self, closing: CloseReason) -> None:
         super().__init__(closing.reason)
@@ -51,26 +51,32 @@ class ViewerRefused(Exception):
 
 
 BY_VIEWER = CloseReason(NORMAL, "closed by the viewer", "viewer-closed")
-VIEWER_VANISHED = CloseReason(VANISHED, "the viewer is gone without a word", "viewer-vanished")
+VIEWER_VANISHED = CloseReason(VANISHED, "the viewer's connection broke", "viewer-vanished")
 VIEWER_SILENT = CloseReason(INTERNAL_ERROR, "the viewer answered no ping", "viewer-silent")
 TOO_MANY_FRAMES = CloseReason(
     POLICY_VIOLATION, "the viewer sends too many messages", "too-many-frames"
 )
-NOT_BINARY = CloseReason(UNSUPPORTED_DATA, "the screen's protocol is binary", "text")
+NOT_BINARY = CloseReason(
+    UNSUPPORTED_DATA, "text message received: RFB needs binary messages", "text"
+)
 RESTARTING = CloseReason(GOING_AWAY, "the service restarts; connect again", "restarting")
 VNC_DOWN = CloseReason(INTERNAL_ERROR, "the VM's screen does not answer", "vnc-down")
 BRIDGE_DOWN = CloseReason(
-    INTERNAL_ERROR, "the host's network of VMs is down; its operators can mend it", "bridge-down"
+    INTERNAL_ERROR,
+    "the host's network for VMs is down; ask its operator to repair it",
+    "bridge-down",
 )
-ASLEEP = CloseReason(TRY_AGAIN_LATER, "the VM is paused and does not wake; try again", "asleep")
+ASLEEP = CloseReason(TRY_AGAIN_LATER, "the paused VM could not be resumed; try again", "asleep")
 VM_GONE = CloseReason(INTERNAL_ERROR, "the VM ended the connection to its screen", "vm-gone")
 TOO_MANY_VIEWERS = CloseReason(
-    TRY_AGAIN_LATER, "too many viewers look at this session already", "too-many-viewers"
+    TRY_AGAIN_LATER, "this session has too many viewers already", "too-many-viewers"
 )
 LATER = CloseReason(
-    TRY_AGAIN_LATER, "the service cannot look that up now; try again", "unavailable"
+    TRY_AGAIN_LATER, "the database does not answer; try again in a moment", "unavailable"
 )
-UNEXPECTED = CloseReason(INTERNAL_ERROR, "an unexpected error; the log has it", "unexpected")
+UNEXPECTED = CloseReason(
+    INTERNAL_ERROR, "internal error; the controller's log has the details", "unexpected"
+)
 
 
 def session_over(session: Session) -> CloseReason:
@@ -81,19 +87,19 @@ def session_over(session: Session) -> CloseReason:
 
 
 def permit_over(reason: str) -> CloseReason:
-    """`reason` is one of token_watch."""
+    """Return why a viewer lost access; `reason` is one of `auth.token_watch`."""
     if reason == NOT_OPERATOR:
         return CloseReason(NOT_ALLOWED, reason, "role-over")
     return CloseReason(NOT_AUTHENTICATED, reason, "token-over")
 
 
 def not_ready(vm: Vm) -> CloseReason:
-    stage = f"it has come to: {vm.stage}" if vm.stage != "none" else "it is being started"
+    stage = f"boot stage: {vm.stage}" if vm.stage != "none" else "it is starting"
     return CloseReason(NOT_READY, f"the VM is not ready yet; {stage}", "not-ready")
 
 
 def closing_of(error: Exception) -> CloseReason:
-    """What a viewer is told of `error`; nothing of what is unexpected."""
+    """Return what a viewer is told about an error, with no details of an unexpected one."""
     if isinstance(error, ViewerRefused):
         return error.closing
     if isinstance(error, Unavailable):
@@ -101,7 +107,7 @@ def closing_of(error: Exception) -> CloseReason:
     if isinstance(error, Error):
         code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
         return CloseReason(code, error.message, error.code) if code else UNEXPECTED
-    if isinstance(error, HTTPException):  # 429, which is no refusal for good
+    if isinstance(error, HTTPException):  # 429: the viewer may try again
         return CloseReason(TRY_AGAIN_LATER, str(error.detail), "too-often")
     return LATER if isinstance(error, DATABASE_ERRORS) else UNEXPECTED
 

@@ -1,7 +1,7 @@
-"""Bytes both ways between a viewer and its VM, each way no faster than the slower end takes them.
+"""Forward bytes both ways between a viewer and its VM, no faster than the slower end takes them.
 
-Small updates are copied once. As soon as more is there than one buffer holds, the kernel moves it
-from socket to socket through a pipe, until the VM has little to say again.
+Small updates are copied once. When the VM has more than a buffer holds, the kernel moves the bytes
+from socket to socket through a pipe, until the VM sends little again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONNECT_SECONDS = 5.0
 
 
 class Buffers:
-    """What all pumps of one event loop share: they take turns."""
+    """Buffer and pipes that all forwarders of an event loop share: they take turns."""
 
     def __init__(self) -> None:
         self.copied = memoryview(bytearray(BUFFER_BYTES))
@@ -37,9 +37,9 @@ class Buffers:
 
 
 class Forwarder:
-    """Works from `begin` to `end`; where the VM ends it, it says so to the viewer's `end`.
+    """Forwards from `begin` to `end`; tells the viewer when the VM has closed the connection.
 
-    Of a viewer with a `spectator_filter` the VM gets what that passes.
+    With a `spectator_filter` the VM gets only what the filter passes.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Forwarder:
         self._listen()
 
     def end(self) -> None:
-        """What is on its way to the viewer stays with it."""
+        """Stop forwarding. The viewer keeps what it has not sent yet."""
         self._viewer.on_drained = None
         self._loop.remove_reader(self._number)
         self._loop.remove_writer(self._number)
 
     def close(self) -> None:
-        """After the viewer was closed; the VM's socket is its owner's to close."""
+        """Release the pipe once the viewer is closed. The caller closes the VM's socket."""
         self.end()
         if self._pipe is not None:
             self._pipes.give_back(self._pipe)
@@ -81,7 +81,7 @@ class Forwarder:
         self._loop.add_reader(self._number, self._on_vm_readable)
 
     def _on_vm_readable(self) -> None:
-        if self._viewer.waits:  # for the last frame, or for a ping or pong, to leave
+        if self._viewer.waits:  # until the last frame, ping or pong has left
             self._loop.remove_reader(self._number)
             return
         try:
@@ -151,7 +151,7 @@ class Forwarder:
 
 
 async def open_screen(address: str, port: int) -> socket.socket:
-    """A connection to a VM's RFB port. Raises ViewerRefused if nothing answers there."""
+    """Connect to a VM's RFB port. Raises ViewerRefused if nothing answers there."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
@@ -175,15 +175,16 @@ async def relay(
     *,
     view_only: bool = False,
 ) -> CloseReason:
-    """Carry bytes until somebody ends it, then close the viewer with what is `explained` to it.
+    """Forward bytes until one side ends it, then close the viewer; return the reason it was given.
 
-    With `view_only` the VM gets only what a spectator needs to say.
+    explained   turns what ended it into what the viewer is told
+    view_only   the VM gets only what a spectator needs to send
     """
-    pump = Forwarder(viewer, vm, buffers, SpectatorFilter() if view_only else None)
-    with buffers.pipes.kept(), closing(pump):
-        pump.begin()
+    forwarder = Forwarder(viewer, vm, buffers, SpectatorFilter() if view_only else None)
+    with buffers.pipes.kept(), closing(forwarder):
+        forwarder.begin()
         ended = await viewer.ended
-        pump.end()
+        forwarder.end()
         told = await explained(ended)
         await viewer.close(told)
     return told

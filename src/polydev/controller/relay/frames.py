@@ -1,4 +1,4 @@
-"""WebSocket frames, without a socket: what goes to a viewer, and what comes from it."""
+"""WebSocket frames as bytes, without a socket: build those to a viewer, read those from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PING = Frame(Opcode.PING, b"").serialize(mask=False)
 
 
 def binary_header(length: int) -> bytes:
-    """What precedes a message of `length` bytes; a server masks nothing."""
+    """Return the header of a binary message of `length` bytes; a server's frames have no mask."""
     if length <= MOST_BYTES_IN_ONE:
         return bytes((FINAL_BINARY, length))
     if length <= MOST_BYTES_IN_TWO:
@@ -36,18 +36,18 @@ def close_frame(closing: CloseReason) -> bytes:
 
 
 def shortened(reason: str) -> bytes:
-    """As much of the text as fits into a close frame, with no character cut through."""
+    """Return as much of the text as fits into a close frame, in whole characters."""
     return reason.encode()[:MOST_REASON_BYTES].decode(errors="ignore").encode()
 
 
 @dataclass(frozen=True)
 class Received:
-    """What some bytes of a viewer held.
+    """What some bytes of a viewer contained.
 
-    frames      how many, of whatever kind
-    data        what they say to the VM
-    pong        the answer owed to their last ping; earlier ones need none
-    closing     how the viewer ends it, or why it has to be ended
+    frames      number of frames of all kinds
+    data        their payload for the VM
+    pong        the answer to their last ping; earlier ones need none
+    closing     why the connection ends: the viewer closes it, or broke the protocol
     """
 
     frames: int
@@ -57,13 +57,13 @@ class Received:
 
 
 class FrameReader:
-    """Reads a viewer's frames. Fragments go on as they come: RFB has no messages."""
+    """Reads a viewer's frames. Fragments are passed on as they come: RFB is a stream."""
 
     def __init__(self, protocol: ServerProtocol) -> None:
         self._protocol = protocol
 
     def read(self, data: bytes) -> Received:
-        """What `data` holds, with what came before; nothing is read after a closing."""
+        """Return what `data` completes, together with what came before; stop at a closing."""
         self._protocol.receive_data(data)
         parts: list[bytes] = []
         pong = None
@@ -81,11 +81,11 @@ class FrameReader:
             elif event.opcode is Opcode.TEXT:
                 closing = NOT_BINARY
                 break
-        self._protocol.data_to_send()  # its own answers are not those that are sent
+        self._protocol.data_to_send()  # its answers are dropped: the relay sends its own
         return Received(count, b"".join(parts), pong, closing or self._broken())
 
     def _broken(self) -> CloseReason | None:
-        """Why the frames cannot be read any further."""
+        """Return how the viewer broke the protocol; None if it did not."""
         sent = self._protocol.close_sent
         if self._protocol.parser_exc is None or sent is None:
             return None

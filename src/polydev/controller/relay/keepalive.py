@@ -1,4 +1,4 @@
-"""One timer for all viewers: the process wakes once for their pings, and not once for each."""
+"""One timer for the pings of all viewers: the process wakes once for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PING_SECONDS = 20.0
 
 
 class KeepaliveTimer:
-    """Calls everyone every `seconds`, for whom the first time comes within these."""
+    """Calls all added functions every `seconds`; a new one is called for the first time sooner."""
 
     def __init__(self, seconds: float = PING_SECONDS) -> None:
         self._seconds = seconds
@@ -22,7 +22,7 @@ class KeepaliveTimer:
             self._wait()
 
     def remove(self, call: Callable[[], None]) -> None:
-        """Again, or without having joined, is nothing."""
+        """Do nothing if the function was never added, or is removed already."""
         self._called.discard(call)
         if self._timer is not None and not self._called:
             self._timer.cancel()
@@ -33,5 +33,5 @@ class KeepaliveTimer:
 
     def _tick(self) -> None:
         self._wait()
-        for call in list(self._called):  # who is called may leave
+        for call in list(self._called):  # a call may remove itself
             call()

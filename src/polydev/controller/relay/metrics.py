@@ -1,4 +1,4 @@
-"""What Prometheus is told of viewers."""
+"""Metrics of the relay for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polydev.controller.relay.viewer import Viewer
 
 
 class RelayMetrics:
-    """`open_viewers` are those whose bytes are not counted yet."""
+    """`open_viewers` returns the viewers that are connected: their bytes are not added up yet."""
 
     def __init__(
         self, registry: CollectorRegistry, open_viewers: Callable[[], Iterable[Viewer]]
@@ -35,14 +35,14 @@ class RelayMetrics:
         self._refusals.labels(cause).inc()
 
     def closed(self, viewer: Viewer, cause: str) -> None:
-        """Count one that is not among the open ones any more."""
+        """Count a viewer that is not among the open ones any more."""
         self._bytes.to_viewers += viewer.bytes_to
         self._bytes.from_viewers += viewer.bytes_from
         self._closings.labels(cause).inc()
 
 
 class _Bytes(Collector):
-    """Viewers count for themselves; they are asked only when somebody wants to know."""
+    """Each viewer counts its own bytes; they are summed up only when Prometheus asks."""
 
     def __init__(self, open_viewers: Callable[[], Iterable[Viewer]]) -> None:
         self._open_viewers = open_viewers

@@ -1,9 +1,9 @@
-"""What a read-only viewer may say to a VM: a filter of RFB's client messages, without a socket.
+"""A filter for what a read-only viewer sends to a VM: RFB's client messages, without a socket.
 
-The filter passes whole messages only, and only those without which no picture comes. It drops keys,
-pointer, clipboard and changes of the screen's size; a message that it does not know ends the
-connection, since nobody can tell where the next one begins. The VM would send each text that is
-copied in it, so the filter tells it that this viewer takes no text.
+The filter passes whole messages only, and only those that a picture needs. It drops keys, pointer,
+clipboard and changes of the screen's size. An unknown message ends the connection, since its length
+is unknown too. A VM sends all text that is copied in it, so the filter tells it that this viewer
+takes none.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from dataclasses import dataclass
 
 from polydev.controller.relay.close_reasons import POLICY_VIOLATION, CloseReason
 
-VERSIONS = (b"RFB 003.007\n", b"RFB 003.008\n")  # with older ones the VM chooses the security type
+VERSIONS = (
+    b"RFB 003.007\n",
+    b"RFB 003.008\n",
+)  # before, the VM chooses the security
 SECURITY_NONE = b"\x01"
-SHARED = b"\x01"  # another value would end the connections of all other viewers
+SHARED = b"\x01"  # any other value disconnects all other viewers
 
 SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
 CONTINUOUS_UPDATES, FENCE, XVP, SET_DESKTOP_SIZE, QEMU = 150, 248, 250, 251, 255
 PASSED = {SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, CONTINUOUS_UPDATES, FENCE}
 
 SIZES = {SET_PIXEL_FORMAT: 20, UPDATE_REQUEST: 10, KEY: 8, CONTINUOUS_UPDATES: 10, XVP: 4}
-# How many bytes of each other message tell its size.
+# Of each other message, the number of bytes that tell its size.
 HEADS = {SET_ENCODINGS: 4, POINTER: 2, CUT_TEXT: 8, FENCE: 9, SET_DESKTOP_SIZE: 7, QEMU: 4}
 QEMU_KEY, QEMU_AUDIO, QEMU_AUDIO_FORMAT = 0, 1, 2
 
@@ -31,13 +34,13 @@ MOST_ENCODINGS = 1024
 MOST_FENCE_BYTES = 64
 EXTENDED_CLIPBOARD = b"\xc0\xa1\xe5\xce"
 EXTENDED_MOUSE_BUTTONS = (-316).to_bytes(4, "big", signed=True)
-# A pointer event with this bit has one more byte, where the viewer knows that extension.
+# With the extension, a pointer event with this bit has one more byte.
 EXTENDED_POINTER_BIT = 0x80
 CLIPBOARD_CAPABILITIES, CLIPBOARD_NOTIFY, CLIPBOARD_TEXT = 1 << 24, 1 << 27, 1
 NO_TEXT = struct.pack(
     ">B3xiII", CUT_TEXT, -8, CLIPBOARD_CAPABILITIES | CLIPBOARD_NOTIFY | CLIPBOARD_TEXT, 0
 )
-"""The VM may tell of a new text, of which it may send 0 bytes without being asked."""
+"""The VM may announce a new text, but may send 0 bytes of it unasked."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Filtered:
 
 
 class Forbidden(Exception):
-    """The viewer sent what the filter cannot read."""
+    """The viewer sent something that the filter does not allow."""
 
 
 class SpectatorFilter:
@@ -63,7 +66,7 @@ class SpectatorFilter:
         self._closing: CloseReason | None = None
 
     def read(self, data: bytes) -> Filtered:
-        """Return what the VM may get of `data`; after a closing it gets nothing."""
+        """Return what the VM may get of `data`; nothing after a closing."""
         if self._closing is not None:
             return Filtered(b"", self._closing)
         passed: list[bytes] = []
@@ -79,7 +82,7 @@ class SpectatorFilter:
         return Filtered(b"".join(passed), self._closing)
 
     def _next_size(self, stream: memoryview) -> int | None:
-        """How many bytes to take next; None where more must come first. Raises Forbidden."""
+        """Return how many bytes to take next; None until more come. Raises Forbidden."""
         if self._to_drop:
             return min(self._to_drop, len(stream)) or None
         if self._handshake:
@@ -90,16 +93,16 @@ class SpectatorFilter:
             return whole
         if stream[0] in PASSED:
             return None
-        self._to_drop = whole  # it may be larger than what is kept
+        self._to_drop = whole  # dropped in parts: it may be larger than what is kept
         return len(stream)
 
     def _take(self, taken: bytes) -> bytes:
-        """What of it the VM gets. Raises Forbidden."""
+        """Return what the VM gets of it. Raises Forbidden."""
         if self._to_drop:
             self._to_drop -= len(taken)
             return b""
         if self._handshake:
-            return self._handshake.pop(0).said(taken)
+            return self._handshake.pop(0).pass_on(taken)
         if taken[0] == SET_ENCODINGS:
             encodings = [taken[at : at + 4] for at in range(4, len(taken), 4)]
             self._has_extended_pointer = EXTENDED_MOUSE_BUTTONS in encodings
@@ -108,11 +111,11 @@ class SpectatorFilter:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One of the three words of a viewer's handshake: its size, and what the VM gets for it."""
+class HandshakeStep:
+    """One of three messages of a viewer's handshake: its size, and what the VM gets instead."""
 
     size: int
-    said: Callable[[bytes], bytes]
+    pass_on: Callable[[bytes], bytes]
 
 
 def _version(sent: bytes) -> bytes:
@@ -132,18 +135,22 @@ def _client_init(_sent: bytes) -> bytes:
 
 
 def set_encodings(*encodings: bytes) -> bytes:
-    """The message, with the encoding by which the VM keeps to `NO_TEXT`."""
+    """Return the message, with the encoding that makes the VM obey `NO_TEXT`."""
     all_of_them = (*encodings, EXTENDED_CLIPBOARD)
     return struct.pack(">BxH", SET_ENCODINGS, len(all_of_them)) + b"".join(all_of_them)
 
 
-HANDSHAKE = (Step(len(VERSIONS[0]), _version), Step(1, _security), Step(1, _client_init))
+HANDSHAKE = (
+    HandshakeStep(len(VERSIONS[0]), _version),
+    HandshakeStep(1, _security),
+    HandshakeStep(1, _client_init),
+)
 
 
 def message_size(head: memoryview, *, has_extended_pointer: bool) -> int | None:
-    """The size in bytes of the message that begins with `head`; None if that is too short to tell.
+    """Return the size in bytes of the message that begins with `head`; None if `head` is too short.
 
-    Raises Forbidden for a message that is unknown, or larger than any viewer's.
+    Raises Forbidden for a message that is unknown, or larger than any viewer needs.
     """
     if not head:
         return None
@@ -164,7 +171,7 @@ def message_size(head: memoryview, *, has_extended_pointer: bool) -> int | None:
 
 
 def _passed_size(kind: int, head: memoryview) -> int:
-    """Of a message that is kept until it is whole."""
+    """Return the size of a message that is passed on, and so kept until it is complete."""
     count = head[8] if kind == FENCE else _number(head[2:4])
     most = MOST_FENCE_BYTES if kind == FENCE else MOST_ENCODINGS
     if count > most:

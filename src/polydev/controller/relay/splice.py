@@ -1,4 +1,4 @@
-"""PipePool through which the kernel moves bytes from socket to socket without a copy."""
+"""Pipes for splice(2): the kernel moves bytes from socket to socket without a copy."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# As much as an unprivileged process may have; a slot of a pipe holds no more than a page.
+# The most that an unprivileged process may have; each slot of a pipe holds one page at most.
 PIPE_BYTES = 1 << 20
 MOST_SPARE = 8
 WITHOUT_WAITING = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class SplicePipe:
-    """`held` is how many bytes are in it."""
+    """A pipe; `held` is the number of bytes in it."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held = 0
-        with suppress(OSError):  # the user has many already: a smaller one does
+        with suppress(OSError):  # over the user's limit for pipes: the default size does
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def fill(self, source: int) -> int:
-        """Take what the socket has; 0 at its end. Raises BlockingIOError if it has nothing."""
+        """Move in what the socket has; return 0 at its end. Raises BlockingIOError: nothing yet."""
         count = os.splice(source, self._in, PIPE_BYTES, flags=WITHOUT_WAITING)
         self.held += count
         return count
 
     def drain(self, target: int) -> None:
-        """Give the socket what it takes. Raises BlockingIOError before all is given."""
+        """Move all bytes to the socket. Raises BlockingIOError when it takes no more for now."""
         while self.held:
             self.held -= os.splice(self._out, target, self.held, flags=WITHOUT_WAITING)
 
@@ -39,7 +39,7 @@ class SplicePipe:
 
 
 class PipePool:
-    """Lends pipes: few viewers need one at the same time. Without viewers there are none."""
+    """Lends pipes: few viewers need one at the same time. They are closed with the last viewer."""
 
     def __init__(self) -> None:
         self._spare: list[SplicePipe] = []
@@ -47,7 +47,7 @@ class PipePool:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Whoever may take pipes does so within this."""
+        """Keep spare pipes until the end of the block; take pipes only within one."""
         self._users += 1
         try:
             yield

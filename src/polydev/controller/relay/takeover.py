@@ -1,8 +1,8 @@
-"""uvicorn makes the handshake; then a route may take the connection over, with its socket.
+"""Take over a WebSocket connection with its socket, once uvicorn has made the handshake.
 
-What goes through ASGI is a message, a queue and a task's turn for each few kilobytes. A route that
-was accepted gets the socket itself instead, and uvicorn only keeps count of the connection. Under
-TLS it gets one end of a pair of sockets, and the bytes go between the other end and the transport.
+Through ASGI, every few kilobytes would cost a message, a queue and a task switch. A route that has
+accepted a connection gets its socket instead, and uvicorn only counts the connection. Under TLS the
+route gets one end of a socket pair; `TlsProxy` carries the bytes between the other end and TLS.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from polydev.controller.uvicorn_internals import (
     WebSocketsSansIOProtocol,
 )
 
-# The library reads the request again. What HTTP takes, an upgrade takes too.
+# The websockets library parses the request again: give it the limits of our HTTP.
 http11.MAX_LINE_LENGTH = MOST_HEADER_BYTES
 http11.MAX_NUM_HEADERS = MOST_HEADERS
 
 HANDSHAKE_SECONDS = 10.0
 MOST_MESSAGE_BYTES = 1 << 20
-# More would be old by the time that a slow viewer gets it, and would keep pings from it.
+# More unsent bytes would show a slow viewer an old picture, and hold pings back.
 MOST_UNSENT_BYTES = 1 << 20
-# RFB's server speaks first, so a viewer has nothing to send before the connection is taken over.
+# In RFB the server speaks first: a viewer has nothing to send before the takeover.
 MOST_EARLY_BYTES = 4096
 EXTENSION = "polydev.take_over"
-# At lower levels both libraries tell the address asked for, and with it the token in its query.
+# At lower levels both libraries log the URL, and with it the token in its query.
 QUIET = logging.getLogger(f"{__name__}.quiet")
 QUIET.setLevel(logging.WARNING)
 
 
 class NoTakeover(RuntimeError):
-    """The server does not use RelayProtocol: a mistake of whoever configured it."""
+    """The server does not use RelayProtocol: it is configured wrongly."""
 
 
 @dataclass(frozen=True)
 class UpgradedConnection:
-    """An upgraded connection.
+    """A connection after the WebSocket handshake, with its socket.
 
-    early       what the viewer sent before it was taken over
+    early       what the viewer sent before the takeover
     ending      done as soon as the server is told to end
-    release     to be called when all is said: closes it
+    release     closes uvicorn's side; call it at the end
     """
 
     socket: socket.socket
@@ -72,7 +72,7 @@ class UpgradedConnection:
 
 
 class RelayProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's, for `Config(ws=RelayProtocol)`; without compression."""
+    """uvicorn's WebSocket protocol, without compression: `UvicornConfig(ws=RelayProtocol)`."""
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self._handshake: asyncio.TimerHandle | None = None
         self._tls_proxy: TlsProxy | None = None
         if getattr(server_state, "draining_seconds", None) is not None:
-            self._ending.set_result(None)  # upgraded on a connection from before
+            self._ending.set_result(None)  # the server was told to end before the upgrade
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # Also a client that is refused and never reads why is let go.
+        # This also ends a client that is refused and never reads the answer.
         self._handshake = self.loop.call_later(HANDSHAKE_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -124,7 +124,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
                 self.transport.abort()
                 return
         super().data_received(data)
-        # The base class answers what is no handshake, but not what it cannot read as a request.
+        # The base class answers a request that is no handshake, but not one that it cannot parse.
         if self.conn.handshake_exc is not None and not self.transport.is_closing():
             self.transport.write(b"".join(self.conn.data_to_send()) or MALFORMED.answer())
             self.transport.close()
@@ -138,7 +138,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         self._is_asked = True
         if self.response.status_code == 101:
             self.scope["extensions"][EXTENSION] = {"now": self.take_over}
-            # So that `writable` says whether the answer to the handshake has left.
+            # Then `writable` says whether the answer to the handshake has left.
             watch_every_byte(self.transport)
 
     def shutdown(self) -> None:
@@ -148,7 +148,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
             super().shutdown()
 
     async def take_over(self) -> UpgradedConnection:
-        """The connection, which uvicorn neither reads nor writes any more.
+        """Return the connection, which uvicorn neither reads nor writes any more.
 
         Raises ConnectionError if it is closed.
         """
@@ -158,7 +158,7 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             raise ConnectionAbortedError("closed during the handshake")
         self._end_handshake()
-        # What comes from now on is the relay's to read: here it would count as too early.
+        # The relay reads what comes from now on; here it would count as sent too early.
         if self.transport.is_reading():
             self.transport.pause_reading()
         taken = await self._decrypted() if is_tls(self.transport) else self._as_it_is()
@@ -170,8 +170,10 @@ class RelayProtocol(WebSocketsSansIOProtocol):
         return _own_socket(self.transport.get_extra_info("socket").fileno())
 
     async def _decrypted(self) -> socket.socket:
-        """An end of a pair of sockets, as good as the connection without its TLS."""
-        _own_socket(self.transport.get_extra_info("socket").fileno()).close()  # for its options
+        """Return one end of a socket pair, which looks like the connection without TLS."""
+        _own_socket(
+            self.transport.get_extra_info("socket").fileno()
+        ).close()  # only to set its options
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -201,13 +203,13 @@ class RelayProtocol(WebSocketsSansIOProtocol):
 
 
 def _own_socket(number: int) -> socket.socket:
-    """The same connection under a number of its own: event loops let nobody near a transport's."""
+    """Duplicate the descriptor: an event loop refuses to watch one that a transport uses."""
     made = socket.socket(fileno=os.dup(number))
     made.setblocking(False)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
     if _is_loopback(made):
-        # Through a proxy on this host nothing gets lost. A congestion control that paces, as BBR
-        # does, would only set timers, which is much of what a screen then costs.
+        # Nothing gets lost on the way to a proxy on this host. BBR's pacing would only set timers,
+        # which take a large part of the CPU time of a screen.
         with suppress(OSError):
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     return made
@@ -221,10 +223,10 @@ def _is_loopback(connected: socket.socket) -> bool:
 
 
 async def take_over(websocket: WebSocket, subprotocol: str | None) -> UpgradedConnection:
-    """Accept the upgrade and take the connection. Raises NoTakeover and ConnectionError."""
+    """Accept the upgrade and take the connection over. Raises NoTakeover, ConnectionError."""
     extension = websocket.scope.get("extensions", {}).get(EXTENSION)
     if extension is None:
-        raise NoTakeover("the server's WebSocket protocol must be RelayProtocol")
+        raise NoTakeover("uvicorn must be configured with ws=RelayProtocol")
     await websocket.accept(subprotocol)
     connection: UpgradedConnection = await extension["now"]()
     return connection

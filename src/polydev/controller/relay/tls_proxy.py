@@ -1,9 +1,9 @@
-"""Bytes between a viewer's connection under TLS and a socket, which the relay has the other end of.
+"""Carry bytes between a viewer's TLS connection and a plain socket for the relay.
 
 viewer --TLS--> transport of the event loop --TlsProxy--> pair of sockets --> relay, and back
 
-Neither side is read faster than the other one takes it. The relay cannot tell the socket from one
-without TLS: it ends half of it to say that all was said, and reads its end when the viewer is gone.
+Neither side is read faster than the other one takes it. To the relay the socket looks like a
+connection without TLS: it can close one half of it, and reads the end when the viewer is gone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import cast
 
 
 class TlsProxy(asyncio.Protocol):
-    """The end of the pair that the relay does not have."""
+    """The protocol at the other end of the relay's socket pair."""
 
     def __init__(self, viewer: asyncio.Transport) -> None:
         self._viewer = viewer
         self._pair: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._pair = cast("asyncio.Transport", transport)  # uvloop has classes of its own
+        self._pair = cast("asyncio.Transport", transport)  # uvloop has its own classes
 
     # From the relay to the viewer
 
@@ -28,7 +28,7 @@ class TlsProxy(asyncio.Protocol):
         self._viewer.write(data)
 
     def eof_received(self) -> bool:
-        """TLS has no half of an end: what was said leaves, and then a word that this is all."""
+        """TLS cannot close one half: send what is left, then close the connection."""
         self._viewer.close()
         return True  # until the viewer is gone too
 
@@ -55,10 +55,10 @@ class TlsProxy(asyncio.Protocol):
             self._viewer.resume_reading()
 
     def close(self) -> None:
-        """The viewer is gone; the relay reads what it still said, and then its end."""
+        """The viewer is gone: the relay reads what is left, then the end."""
         self._pair.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The relay has let go."""
+        """The relay has closed its socket."""
         if not self._viewer.is_closing():
             self._viewer.abort()

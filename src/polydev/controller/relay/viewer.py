@@ -1,8 +1,8 @@
-"""A viewer's WebSocket: frames out, bytes in, pings, and the closing handshake.
+"""The WebSocket of one viewer: frames out, bytes in, pings, and the closing handshake.
 
-Only whole frames may follow one another, so whatever has to be said in between waits until the
-frame under way has left. Nothing else is ever kept for a viewer: who sends must wait for
-`on_drained` once a frame did not leave at once.
+A frame must not be cut by another one, so pings, pongs and the close frame wait until the frame
+under way has left. Nothing else is buffered for a viewer: when a frame did not leave at once, the
+sender waits for `on_drained`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import SplicePipe
 from polydev.controller.relay.takeover import UpgradedConnection
 
-READ_BYTES = 1 << 13  # few enough that reading as many empty frames delays nobody
+READ_BYTES = 1 << 13  # even if all of it is empty frames, reading them is quick
 CLOSE_SECONDS = 5.0
 
 Deliver = Callable[[bytes], None]
 
 
 class Viewer:
-    """`ended` is set once to why it is to be closed, by whoever knows first.
+    """One viewer; `ended` is set to the first reason to close it.
 
-    bytes_to, bytes_from    what went to the viewer and came from it, without frames
+    bytes_to, bytes_from    payload bytes that went to the viewer and came from it
     on_drained              called when a frame that had to wait has left
-    may_send                whether it may send so many frames more; they are counted
+    may_send                counts frames that the viewer has sent; False: it sends too many
     """
 
     def __init__(self, connection: UpgradedConnection, keepalive: KeepaliveTimer) -> None:
@@ -67,15 +67,15 @@ class Viewer:
 
     @property
     def waits(self) -> bool:
-        """Whether something has not left yet, so that no frame may be sent."""
+        """Whether something has not left yet: no frame may be sent until it has."""
         return self._waits
 
     def was_heard_within(self, seconds: float) -> bool:
-        """Whether it gave a sign of life in that time: it may be gone, but not yet missed."""
+        """Whether the viewer gave a sign of life in that time; a dead one is found only later."""
         return self._loop.time() - self._heard_at < seconds
 
     def end(self, closing: CloseReason) -> None:
-        """Say why it is to be closed; only the first word counts."""
+        """Set the reason to close the viewer; only the first one counts."""
         if not self.ended.done():
             self.ended.set_result(closing)
 
@@ -85,7 +85,7 @@ class Viewer:
     # Out
 
     def send(self, data: memoryview) -> bool:
-        """One frame; whether it has left already. What has not is copied, so `data` is free."""
+        """Send one frame; return whether it has left. The rest is copied: `data` is free."""
         header = binary_header(len(data))
         try:
             sent = self._socket.sendmsg((header, data))
@@ -102,7 +102,7 @@ class Viewer:
         return False
 
     def send_pipe(self, pipe: SplicePipe) -> bool:
-        """One frame of all that is in the pipe; whether it has left already."""
+        """Send all that is in the pipe as one frame; return whether it has left."""
         self.bytes_to += pipe.held
         self._rest = memoryview(binary_header(pipe.held))
         self._pipe = pipe
@@ -125,7 +125,7 @@ class Viewer:
         return True
 
     def _push(self) -> None:
-        """Send all that is there. Raises BlockingIOError before it has left."""
+        """Send all that waits. Raises BlockingIOError when the socket takes no more for now."""
         while self._rest or self._pipe or self._asides:
             more = socket.MSG_MORE if self._pipe else 0
             while self._rest:
@@ -142,7 +142,7 @@ class Viewer:
             self._loop.add_writer(self._number, self._on_writable)
 
     def _on_writable(self) -> None:
-        if "ping" in self._asides:  # it only is slow
+        if "ping" in self._asides:  # it takes bytes again: slow, but alive
             self._give_sign()
         if not self._flush():
             return
@@ -156,7 +156,7 @@ class Viewer:
     # In
 
     def begin(self, deliver: Deliver) -> None:
-        """Read from now on, and ask for signs of life."""
+        """Start to read, and to send pings."""
         self._deliver = deliver
         self._keepalive.add(self._tick)
         self.resume()
@@ -171,7 +171,7 @@ class Viewer:
     def resume(self) -> None:
         if not self._is_reading:
             self._is_reading = True
-            self._ping_is_due = False  # what it has said meanwhile is yet to be read
+            self._ping_is_due = False  # its pong may be among what was not read yet
             self._loop.add_reader(self._number, self._on_readable)
 
     def _on_readable(self) -> None:
@@ -223,7 +223,7 @@ class Viewer:
     # The end
 
     async def close(self, closing: CloseReason, within_seconds: float = CLOSE_SECONDS) -> None:
-        """Say why, if anybody listens, and close; what the viewer still says is not read."""
+        """Send the close frame if the viewer is there, and close. Ignore what it still sends."""
         self.end(closing)
         self._keepalive.remove(self._tick)
         self._is_closing = True
@@ -238,20 +238,20 @@ class Viewer:
         self.abort()
 
     def _finish(self) -> None:
-        """All has left: the viewer sees the end, and its own end is waited for."""
+        """End our half once all has left; the viewer ends its own in turn."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
             self._leave()
 
     def _leave(self) -> None:
-        """The viewer is not there any more."""
+        """Note that the viewer is gone."""
         self.pause()
         self.end(VIEWER_VANISHED)
         self._settled.set()
 
     def abort(self) -> None:
-        """Let the connection go as it is; again is nothing."""
+        """Close the socket at once. May be called again."""
         if self._socket.fileno() < 0:
             return
         self.pause()

@@ -1,6 +1,6 @@
-"""Who looks at which session: how many may, and who must go because the session is over.
+"""Registry of the viewers of each session: limits their number, ends them with the session.
 
-A session that has a viewer is in use: it gets its heartbeats from here, whoever looks.
+A session with a viewer is in use, so the registry sends its heartbeats.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from polydev.controller.store.sessions import Sessions
 from polydev.errors import SessionNotFound
 
 MOST_VIEWERS = 8  # of one session
-MOST_SPECTATORS = 4  # of these, those who may look only: the others keep a place
-# Where nobody notifies: a VM that goes with its session tells at once as well.
+MOST_SPECTATORS = 4  # of these, read-only ones: the owner always finds a place
+# In case no event says that a session ended; its VM closes the connection at once as well.
 POLL_SECONDS = 5.0
-# Two pings go by until a viewer that answers none is closed. One that is not listened to, since
-# its VM takes nothing, is not closed, but does not count after that time either.
+# A viewer that answers no ping is closed after two of them. While its VM takes no bytes, a viewer
+# is not read and so not closed, but after this time it does not keep its session in use either.
 HEARD_SECONDS = 2 * PING_SECONDS + 5.0
 
 
@@ -47,13 +47,14 @@ class ViewerEntry:
 
     def end(self, closing: CloseReason) -> None:
         self.over = closing
-        if self.is_admitted:  # who is not yet known to be allowed is told nothing of the session
+        if self.is_admitted:  # before that, the viewer must learn nothing about the session
             self.viewer.end(closing)
 
 
 class Viewers:
-    """One question to the database for all viewers, now and then and whenever the notifier wakes
-    it; and heartbeats for all their sessions, in one transaction.
+    """The viewers of this process, with one query for all of them, and one for all heartbeats.
+
+    The query runs every few seconds, and at once when a session has a new event.
     """
 
     def __init__(self, sessions: Sessions, notifier: EventNotifier) -> None:
@@ -68,7 +69,7 @@ class Viewers:
         return (entry.viewer for entry in self._entries if entry.is_admitted)
 
     def counts(self) -> Counter[str]:
-        """How many look at each session, in this process."""
+        """Return the number of viewers of each session, in this process."""
         return Counter(entry.session_id for entry in self._entries if entry.is_admitted)
 
     @contextmanager
@@ -83,25 +84,24 @@ class Viewers:
             self._entries.remove(entry)
 
     def admit(self, entry: ViewerEntry) -> None:
-        """Let the viewer look. Raises ViewerRefused if enough do, or if the session is over."""
+        """Let the viewer see the screen. Raises ViewerRefused: too many, or session over."""
         if entry.over is not None:
             raise ViewerRefused(entry.over)
-        others = [each for each in self._entries if each.session_id == entry.session_id]
-        spectators = sum(each.view_only for each in others if each.is_admitted)
-        if sum(each.is_admitted for each in others) >= MOST_VIEWERS or (
-            entry.view_only and spectators >= MOST_SPECTATORS
-        ):
+        admitted = [each for each in self._entries if each.is_admitted]
+        others = [each for each in admitted if each.session_id == entry.session_id]
+        spectators = sum(each.view_only for each in others)
+        if len(others) >= MOST_VIEWERS or (entry.view_only and spectators >= MOST_SPECTATORS):
             raise ViewerRefused(TOO_MANY_VIEWERS)
         entry.is_admitted = True
 
     async def joined(self, session_id: str) -> None:
-        """A viewer begins to look: its session is in use from now on."""
+        """Send a heartbeat for the session of a new viewer."""
         await self._guarded(self._send_heartbeats({session_id}))
 
     async def left(self, session_id: str, ended: CloseReason) -> None:
-        """A viewer looks no more: from now on its session is idle, unless others look.
+        """Send a last heartbeat for the session of a viewer that has gone: idle time starts now.
 
-        When one went that answers no ping any more, nobody knows.
+        A viewer that answered no ping may have gone long ago, so it gets none.
         """
         if ended != VIEWER_SILENT:
             await self._guarded(self._send_heartbeats({session_id}))
@@ -125,7 +125,7 @@ class Viewers:
             log_failure("heartbeat_not_sent", error)
 
     async def _send_heartbeats_when_due(self) -> None:
-        """Heartbeats for the sessions of all viewers that are alive, unless they had some."""
+        """Send heartbeats for the sessions of all live viewers, unless the last ones are recent."""
         now = asyncio.get_running_loop().time()
         if now < self._heartbeats_at:
             return
