@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -16,43 +15,25 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from polydev.controller.machines.agent_client import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
-from polydev.controller.machines.boot_progress import (
-    ConsoleParser,
-    new_stages,
-    overdue,
-    with_wait,
-)
+from polydev.controller.machines.boot_follower import BootFollower, CpuWaitTracker
 from polydev.controller.machines.decisions import (
     MAX_DETAIL_CHARACTERS,
-    Answer,
     Step,
-    account,
-    check_verdict,
     failed_units,
-    has_live_heartbeat,
-    is_idle,
-    is_starting_again,
-    is_well,
     next_step,
-    stage_by_agent,
-    stranger,
     with_account,
 )
 from polydev.controller.machines.dependencies import Dependencies
+from polydev.controller.machines.health_checks import HealthChecks
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState
 from polydev.controller.machines.login_monitor import (
     LoginMonitor,
     read_back_credentials,
 )
-from polydev.controller.machines.rfb_client import screen_answers
-from polydev.controller.machines.vm_logs import LogReader, last_line
+from polydev.controller.machines.pause_resume import PauseResume
+from polydev.controller.machines.vm_logs import last_line
 from polydev.controller.model import Vm
 from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError
-from polydev.vm.boot_stages import Stage
-from polydev.vm.cpu_time import CpuWatch
-from polydev.vm.cpu_wait import NO_WAIT, CpuSample, CpuWait, verdict
-from polydev.vm.identity import new_identity
-from polydev.vm.timeouts import end, within
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -67,17 +48,22 @@ class VmLifecycle:
         self._deps = deps
         self._agent = AgentPoller(lambda: deps.agent.health(vm.vm_ip))
         self._login = LoginMonitor(deps.logins, vm, deps.intervals.login)
-        self._console_log = LogReader(deps.hypervisor.console(vm.slot, vm.id))
-        self._boot_console = ConsoleParser()
-        self._given_up = 0
+        self._cpu = CpuWaitTracker(deps)
+        self._boot = BootFollower(deps, vm, self._agent, self._cpu)
+        self._pausing = PauseResume(deps, self._log)
+        self._checks = HealthChecks(
+            deps,
+            self._agent,
+            self._login,
+            self._cpu,
+            self._log,
+            self._fail,
+            self._pausing.pause_if_idle,
+        )
         self._tries = 0
         self._retry_at = 0.0
         self._session_id: str | None = None
         self._has_looked = False
-        self._cpu: CpuWatch | None = None
-        self._cpu_stage: Stage | None = None
-        self._wait = NO_WAIT
-        self._starting_since: datetime | None = None
 
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
@@ -111,11 +97,11 @@ class VmLifecycle:
             "evict": lambda: self._evict(vm, slot),
             "start": lambda: self._start(vm),
             "launched": lambda: self._deps.vms.launched(vm.id),
-            "prime": lambda: self._prime(vm),
+            "prime": lambda: self._pausing.prime(vm),
             "identify": lambda: self._identify(vm),
             "follow": lambda: self._follow(vm, slot),
-            "check": lambda: self._check(vm, slot),
-            "wake": lambda: self._wake(vm),
+            "check": lambda: self._checks.check(vm, slot),
+            "wake": lambda: self._pausing.wake(vm),
             "ended": lambda: self._ended(vm, slot),
             "end": lambda: self._end(vm, slot),
         }
@@ -138,7 +124,7 @@ class VmLifecycle:
         except VmError as error:
             if vm.template is None:
                 raise
-            await self._boot_instead(vm, error.message)
+            await self._pausing.boot_instead(vm, error.message)
             return
         await self._deps.vms.launched(vm.id)
         self._log(vm).info("vm_launched", slot=vm.slot, template=vm.template)
@@ -157,105 +143,30 @@ class VmLifecycle:
             await self._deps.vms.resumes(vm.id, origin.image_digest, origin.template)
         return replace(vm, image_digest=origin.image_digest, template=origin.template)
 
-    async def _prime(self, vm: Vm) -> None:
-        """Let a clone of the pool run until what a session needs at once has been translated."""
-        deps = self._deps
-        try:
-            await within(deps.intervals.prime_limit, self._warm_up(vm), "its first moments")
-        except Error as error:
-            await self._remove_from_pool(vm, with_account("it could not be primed", error.message))
-            return
-        await deps.vms.primed(vm.id)
-        self._log(vm).info("vm_primed", slot=vm.slot)
-
-    async def _warm_up(self, vm: Vm) -> None:
-        """Pause it in the end, unless a session took it meanwhile, which does not wait for more.
-
-        Its agent is not asked: an answer has so much of the guest translated that a VM which
-        waits would have twice the memory.
-        """
-        hypervisor, intervals = self._deps.hypervisor, self._deps.intervals
-        time = asyncio.get_running_loop().time
-        await hypervisor.resume(vm.slot, vm.id)
-        await hypervisor.set_clock(vm.slot, vm.id)
-        greeting = asyncio.create_task(screen_answers(vm.vm_ip, intervals.prime_limit))
-        runs_until: float | None = None
-        try:
-            while runs_until is None or time() < runs_until:
-                if not (await self._deps.vms.get(vm.id)).pooled:
-                    return
-                if runs_until is None and greeting.done():
-                    greeting.result()
-                    runs_until = time() + intervals.primed
-                await asyncio.sleep(intervals.busy_tick)
-        finally:
-            await end(greeting)
-        await hypervisor.pause(vm.slot, vm.id)
-
-    async def _remove_from_pool(self, vm: Vm, reason: str) -> None:
-        self._log(vm).warning("vm_not_pooled", reason=reason)
-        self._deps.metrics.failed.labels(vm.state).inc()
-        await self._deps.vms.drain(vm.id, reason)
-
-    async def _identify(self, vm: Vm) -> None:
-        """A clone is the session's VM once its guest has said so and its screen answers."""
-        hypervisor, limit = self._deps.hypervisor, self._deps.intervals.screen_limit
-        identity = new_identity(vm.id, self._session_id)
-        # A guest that is paused hears this once it runs on.
-        identifying = asyncio.create_task(hypervisor.identify(vm.slot, vm.id, identity))
-        greeting: asyncio.Task[None] | None = None
-        try:
-            await hypervisor.resume(vm.slot, vm.id)
-            greeting = asyncio.create_task(screen_answers(vm.vm_ip, limit))
-            receipt = await identifying
-            await greeting
-        except VmError as error:
-            await self._boot_instead(vm, error.message)
-            return
-        finally:
-            await end(identifying, *filter(None, [greeting]))
-        await self._deps.vms.resumed(vm.id, receipt)
-        self._note_ready(vm)
-
-    async def _boot_instead(self, vm: Vm, reason: str) -> None:
-        """Of a template that is of no use now: its VM boots, and says why.
-
-        One of the pool ends instead: another can be made later.
-        """
-        if vm.pooled:
-            await self._remove_from_pool(vm, reason)
-            return
-        self._log(vm).warning("vm_not_resumed", template=vm.template, reason=reason)
-        await self._deps.hypervisor.stop(vm.slot)
-        await self._deps.vms.boots(vm.id, with_account("it could not be resumed", reason))
-
     async def _ended(self, vm: Vm, slot: SlotState) -> None:
         reason = self._end_reason(vm, slot)
         if vm.pooled or (vm.state == "starting" and vm.template):
-            await self._boot_instead(vm, reason)
+            await self._pausing.boot_instead(vm, reason)
         else:
             await self._fail(vm, reason)
 
     async def _follow(self, vm: Vm, slot: SlotState) -> bool:
-        """Go along with a boot: what its console and its agent say, and by when."""
-        self._wait = self._cpu_wait(vm, slot)
-        self._boot_console.feed(self._console_log.read())
-        answer = self._agent.answer()
-        seen = {*self._boot_console.seen, stage_by_agent(vm, self._agent.latest)}
-        told = new_stages(vm, seen)
-        for stage in told:
+        """Note how far a boot is: its new stages, that it is ready, or why it failed."""
+        update = self._boot.update(vm, slot)
+        for stage in update.stages:
             await self._deps.vms.stage_reached(vm.id, stage)
             self._log(vm).info("vm_stage", stage=stage)
-        if answer is not None and stage_by_agent(vm, answer) == "ready":
+        if update.is_ready:
             await self._ready(vm)
-            return True
-        # With a new stage the deadline is another; the row says which.
-        reason = self._boot_failure(vm, answer) or (None if told else self._overdue(vm))
-        if reason:
-            await self._fail(vm, reason)
-            return True
-        self._ask_booting(seen)
-        return bool(told)
+        elif update.failure:
+            await self._fail(vm, update.failure)
+        else:
+            return bool(update.stages)
+        return True
+
+    async def _identify(self, vm: Vm) -> None:
+        if await self._pausing.identify(vm, self._session_id):
+            self._note_ready(vm)
 
     async def _ready(self, vm: Vm) -> None:
         await self._deps.vms.ready(vm.id)
@@ -266,142 +177,10 @@ class VmLifecycle:
         self._deps.metrics.booted.observe(seconds)
         self._log(vm).info("vm_ready", seconds=round(seconds, 3))
 
-    def _boot_failure(self, vm: Vm, answer: Answer | None) -> str | None:
-        """Why waiting longer can change nothing."""
-        if self._boot_console.gave_up:
-            return self._boot_console.gave_up
-        if answer is None:
-            return None
-        # An agent that only just came up may see a unit between two tries: it is asked twice.
-        has_failed = isinstance(answer, AgentHealth) and answer.status == "failed"
-        self._given_up = self._given_up + 1 if has_failed else 0
-        if self._given_up > 1:
-            return with_account("its services failed", account(answer))
-        return stranger(vm, answer)
-
-    def _overdue(self, vm: Vm) -> str | None:
-        """What did not come in time. Who has only just begun to look hears the agent first."""
-        settings = self._deps.settings
-        deadlines = settings.boot_deadline_seconds
-        late = overdue(vm, deadlines, self._deps.clock(), self._wait)
-        if late is None or self._agent.latest is None:
-            return None
-        return with_account(late, account(self._agent.latest))
-
-    def _ask_booting(self, seen: set[Stage]) -> None:
-        intervals = self._deps.intervals
-        has_network = not seen.isdisjoint(("network", "services", "ready"))
-        self._agent.ask(intervals.ask if has_network else intervals.ask_blind, intervals.ask_share)
-
-    def _cpu_wait(self, vm: Vm, slot: SlotState) -> CpuWait:
-        """The VM's wait for a CPU since its stage began or, if it is up, since it was well last."""
-        pid = slot.pid
-        if pid is None:
-            return self._wait
-
-        def read() -> CpuSample:
-            return self._deps.cpu_sample(pid, self._deps.clock().timestamp())
-
-        if self._cpu is None or self._cpu_stage != vm.stage:
-            since = None
-            if self._cpu is None and vm.state == "starting" and vm.started_at:
-                # Who takes over in the middle of a boot knows what the whole of it waited.
-                since = read().at_start(vm.started_at.timestamp())
-            self._cpu, self._cpu_stage = CpuWatch(read, since), vm.stage
-        return self._cpu.total()
-
-    async def _check(self, vm: Vm, slot: SlotState) -> bool:
-        """Ask a VM that is up how it is, now and then."""
-        answer = self._agent.answer()
-        if answer is None:
-            self._agent.ask(self._deps.settings.vm_check.every_seconds)
-            # Only a VM that said who it is may be given credentials, or says whose it has.
-            is_known = isinstance(self._agent.latest, AgentHealth)
-            return is_known and self._login.look(checked=False)
-        other = stranger(vm, answer)
-        if other:
-            await self._fail(vm, other)
-            return True
-        moved = isinstance(answer, AgentHealth) and self._login.look(checked=True)
-        self._wait = self._cpu_wait(vm, slot)
-        well = self._may_start_again(answer) or is_well(answer)
-        if well:
-            self._cpu_stage = None
-            self._cpu_wait(vm, slot)  # from here on it counts for the next checks
-        count = await self._deps.vms.checked(vm.id, well)
-        if count == vm.failed_checks == 0:
-            return await self._pause_if_idle(vm) or moved
-        await self._act_on_check(vm, count, answer)
-        return True
-
-    async def _pause_if_idle(self, vm: Vm) -> bool:
-        """Whether it is paused now: nobody has looked for a while, and no tool logs in."""
-        deps = self._deps
-        if not is_idle(vm, deps.clock(), deps.settings.vm.pause_after_seconds):
-            return False
-        session = await deps.sessions.live_of_vm(vm.id)
-        if session is None or session.has_login_under_way:
-            return False
-        # Noted first: a VM that stands although it is to run would be found dead.
-        if not await deps.vms.pause(vm):
-            return False
-        try:
-            await deps.hypervisor.pause(vm.slot, vm.id)
-        except VmError:
-            await deps.vms.woken(vm.id)
-            raise
-        self._log(vm).info("vm_paused")
-        return True
-
-    async def _wake(self, vm: Vm) -> None:
-        hypervisor = self._deps.hypervisor
-        await hypervisor.resume(vm.slot, vm.id)
-        try:
-            await hypervisor.set_clock(vm.slot, vm.id)
-        except VmError as error:  # its checks say more of it, and end it if need be
-            self._log(vm).warning("vm_clock_not_set", problem=error.message)
-        await self._deps.vms.woken(vm.id)
-        self._log(vm).info("vm_awake")
-
-    def _may_start_again(self, answer: Answer) -> bool:
-        """Whether its services are starting again, as a closed browser does, and not for long.
-
-        They have as long as at boot.
-        """
-        if is_well(answer):
-            self._starting_since = None
-        if not is_starting_again(answer):
-            return False
-        now = self._deps.clock()
-        self._starting_since = self._starting_since or now
-        limit = self._deps.settings.boot_deadline_seconds.ready
-        return (now - self._starting_since).total_seconds() < limit
-
-    async def _act_on_check(self, vm: Vm, count: int, answer: Answer) -> None:
-        settings = self._deps.settings
-        session = await self._deps.sessions.live_of_vm(vm.id)
-        live = settings.session.heartbeat_live_seconds
-        is_watched = has_live_heartbeat(session, self._deps.clock(), live)
-        limit = settings.vm_check.failures
-        is_protected = is_watched or settings.debug_preserve_vms
-        judged = check_verdict(
-            vm.failed_checks, count, limit, protected=is_protected, wait=self._wait
-        )
-        late = verdict(self._wait.over(count), limit)
-        words = with_wait(f"{count} health checks in a row failed", self._wait, late)
-        reason = with_account(words, account(answer))
-        self._log(vm).info("vm_checked", verdict=judged, failed=count, why=account(answer))
-        if judged == "fail":
-            await self._fail(vm, reason)
-        elif judged == "unhealthy" and session:
-            await self._deps.sessions.add_news(session.id, "unhealthy", {"reason": reason})
-        elif judged == "recovered" and session:
-            await self._deps.sessions.add_news(session.id, "healthy", {})
-
     def _end_reason(self, vm: Vm, slot: SlotState) -> str:
-        self._boot_console.feed(self._console_log.read_to_end())
-        if self._boot_console.gave_up:
-            return self._boot_console.gave_up
+        console = self._boot.read_console_to_end()
+        if console.gave_up:
+            return console.gave_up
         if slot.runs:
             return "the VM ended by itself, and another runs in its slot"
         said = last_line(self._deps.hypervisor.qemu_log(vm.slot, vm.id))[:MAX_DETAIL_CHARACTERS]
@@ -437,11 +216,11 @@ class VmLifecycle:
         self._log(vm).info("vm_released", slot=vm.slot)
 
     async def _fail(self, vm: Vm, reason: str) -> None:
-        self._boot_console.feed(self._console_log.read_to_end())
+        console = self._boot.read_console_to_end()
         latest = self._agent.latest
         by_agent = latest.failed_units if isinstance(latest, AgentHealth) else ()
-        units = failed_units(self._boot_console.failed_units, by_agent)
-        await self._deps.vms.fail(vm.id, reason, units, self._boot_console.tail or None)
+        units = failed_units(console.failed_units, by_agent)
+        await self._deps.vms.fail(vm.id, reason, units, console.tail or None)
         self._deps.metrics.failed.labels(vm.state).inc()
         self._log(vm).warning("vm_failed", reason=reason, stage=vm.stage, failed_units=units)
 
@@ -473,8 +252,7 @@ class VmLifecycle:
         if vm.state == "creating" and self._tries >= self._deps.intervals.start_tries:
             return f"it could not be started: {_words(error)}"
         if vm.state == "starting":
-            deadlines = self._deps.settings.boot_deadline_seconds
-            late = overdue(vm, deadlines, self._deps.clock(), self._wait)
+            late = self._boot.overdue(vm)
             return late and f"{late}; and it could not be followed: {_words(error)}"
         return None
 
