@@ -20,13 +20,13 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from polydev.controller import settings as configured
 from polydev.controller.auth.authentication import Authenticator, JwtReader
 from polydev.controller.auth.client_address import place_of, source_of
 from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Jwks
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.model import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
+from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
@@ -118,7 +118,7 @@ def identity(
     stores = OneUser()
     reader = JwtReader(
         SecretStr(secret) if secret else None,
-        configured.JwtSettings(**rules),
+        JwtSettings(**rules),
         provider.keys() if provider else None,
     )
     failures = RateLimiter(per_second=0.001, burst=3)
@@ -385,7 +385,7 @@ def test_an_outage_of_the_provider(provider: Provider) -> None:
 )
 def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reason: str) -> None:
     keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
-    reader = JwtReader(None, configured.JwtSettings(), keys)
+    reader = JwtReader(None, JwtSettings(), keys)
     with pytest.raises(Unavailable) as refused:
         asyncio.run(reader.read(provider.token("RS256")))
     assert reason in refused.value.message
@@ -397,7 +397,7 @@ def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reas
 def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any]) -> None:
     answer = httpx.Response(200, json={"keys": listed})
     keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
-    reader = JwtReader(None, configured.JwtSettings(), keys)
+    reader = JwtReader(None, JwtSettings(), keys)
     with pytest.raises(NotAuthenticated, match="the token's key is not known"):
         asyncio.run(reader.read(provider.token("RS256")))
 
@@ -409,7 +409,7 @@ def test_keys_that_have_moved_are_found(provider: Provider) -> None:
             return httpx.Response(301, headers={"Location": steps[request.url.path]})
         return httpx.Response(200, json=provider.document())
 
-    reader = JwtReader(None, configured.JwtSettings(), Jwks(URL, httpx.MockTransport(moved)))
+    reader = JwtReader(None, JwtSettings(), Jwks(URL, httpx.MockTransport(moved)))
     assert asyncio.run(reader.read(provider.token("RS256")))[0] == USER_ID
 
 

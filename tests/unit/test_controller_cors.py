@@ -146,5 +146,5 @@ def test_origins_as_browsers_write_them(given: str, meant: str) -> None:
     ],
 )
 def test_what_is_no_origin_is_refused(given: str) -> None:
-    with pytest.raises(ValidationError, match="is no origin"):
+    with pytest.raises(ValidationError, match="is not an origin"):
         ControllerSettings(cors_origins=(given,))

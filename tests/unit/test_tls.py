@@ -42,7 +42,7 @@ class TestPlan:
         assert found(**{name.replace("-", "_"): text for name, text in tls.secrets.items()}) == {}
 
     def test_one_without_the_other_is_refused(self, tls: Tls) -> None:
-        words = "tls-certificate and tls-key are of use together only: name both"
+        words = "tls-certificate and tls-key must both be given, or neither"
         for name, text in tls.secrets.items():
             assert found(**{name.replace("-", "_"): text}) == {"secrets.tls-certificate": words}
 

@@ -143,7 +143,7 @@ def test_what_a_plan_says_of_endpoints() -> None:
         (said,) = plan({"endpoints": [endpoint]})
         assert said.startswith(words), said
     (said,) = plan({"endpoints": [ENDPOINT, ENDPOINT]})
-    assert said == "controller.webhooks.endpoints: front names two endpoints"
+    assert said == "controller.webhooks.endpoints: two endpoints are named front"
     assert "no line for front" in plan({"endpoints": [ENDPOINT]}, None)[0]
     (said,) = plan({"endpoints": [ENDPOINT]}, f"front {SECRET[:20]}")
     assert said.startswith("secrets.webhook-secrets: line 1: its secret is no base64")

@@ -65,7 +65,7 @@ def checked_origin(text: str) -> str:
         port, parts = None, urlsplit("")
     host = parts.netloc.removesuffix(f":{port}") if port is not None else parts.netloc
     if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(host) or parts[2:] not in _NO_PATHS:
-        raise ValueError("it is no origin, such as https://app.example.com")
+        raise ValueError("is not an origin, such as https://app.example.com")
     if port is None or port == DEFAULT_PORTS[parts.scheme]:
         return f"{parts.scheme}://{host}"
     return f"{parts.scheme}://{host}:{port}"

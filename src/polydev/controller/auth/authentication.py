@@ -12,12 +12,12 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import SecretStr
 
-from polydev.controller import settings as configured
 from polydev.controller.auth.client_address import Networks, source_of
 from polydev.controller.auth.jwks import Jwks, KeysUnavailable
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.model import Caller
 from polydev.controller.problems import Unavailable
+from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns
 from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
@@ -43,9 +43,7 @@ _REASONS: Mapping[type[jwt.PyJWTError], str] = {
 class JwtReader:
     """Checks JWTs: signature, times, audience and issuer."""
 
-    def __init__(
-        self, secret: SecretStr | None, rules: configured.JwtSettings, keys: Jwks | None
-    ) -> None:
+    def __init__(self, secret: SecretStr | None, rules: JwtSettings, keys: Jwks | None) -> None:
         self._secret = secret
         self._rules = rules
         self._keys = keys
