@@ -18,7 +18,7 @@ from polydev.deployment.changes import DeployOptions
 from polydev.deployment.history import records_of
 from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project, describe
 from polydev.deployment_records import Record, newest_first
-from polydev.hosttool.images import IN_USE, STORE
+from polydev.image_layout import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
 from polydev.lab.access import inside_argv
 from polydev.lab.container import init_pid

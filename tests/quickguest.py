@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from polydev import __version__
 from polydev.agent.reply_types import ComponentState, HealthReply
-from polydev.vm.config import AGENT_PORT, GUEST_ADDRESS, GUEST_GATEWAY, NOVNC_PORT, VNC_PORT
+from polydev.host_layout import AGENT_PORT, GUEST_ADDRESS, GUEST_GATEWAY, NOVNC_PORT, VNC_PORT
 
 # The number that a variant goes by where it is given none.
 VARIANTS = {"healthy": 0, "silent": 0, "panic": 0, "deaf": 0, "sick": 3, "slow": 3}

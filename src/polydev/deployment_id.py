@@ -5,7 +5,6 @@ They are for people. What was deployed before what is decided by the host's numb
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 from polydev.errors import ConfigError
 from polydev.run import Completed, run
 
-PATTERN = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
 NO_COMMIT = "0000"
 # They would make git speak of another repository, as in a hook.
 GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")

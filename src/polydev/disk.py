@@ -1,16 +1,12 @@
-"""Files on disk: their checksums, and writing that survives a power cut."""
+"""Checksums of files."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
-# How the name of a file ends that was not finished, where its process was killed.
-UNFINISHED = ".new"
 HASH_CHUNK_BYTES = 1 << 18
 
 
@@ -46,28 +42,3 @@ def _next_data(descriptor: int, position: int, size: int) -> int:
         if error.errno != errno.ENXIO:
             raise
         return size
-
-
-def sync(path: Path) -> None:
-    """Write the contents of a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file in one step; a power cut after that does not undo it."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    try:
-        with fresh.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            fresh.unlink()
-        raise
-    sync(path.parent)

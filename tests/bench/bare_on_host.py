@@ -78,8 +78,9 @@ def main() -> None:
 @contextmanager
 def running(config: Any, memory: int, state: int, disk: int, image: int) -> Iterator[Resumed]:
     """One more VM of the template, as long as this lasts."""
+    from polydev.host_layout import GUEST_ADDRESS, VNC_PORT
     from polydev.vm import template
-    from polydev.vm.config import GUEST_ADDRESS, VNC_PORT, MemoryFile
+    from polydev.vm.config import MemoryFile
     from polydev.vm.machine import start
     from polydev.vm.template_client import DISK, copy_data
     from polydev.vm.untrusted_files import descriptor_path

@@ -30,7 +30,7 @@ from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings, SessionLimits
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots
-from polydev.vm.config import VNC_PORT
+from polydev.host_layout import VNC_PORT
 from tests.api import StillHypervisor
 from tests.bench.rfb import Relayed
 from tests.vms import IMAGE_DIGEST, fake_hosts

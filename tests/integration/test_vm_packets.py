@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from polydev.deploys.host_data import HostData
-from polydev.vm.config import GATEWAY_MAC
+from polydev.host_layout import GATEWAY_MAC
 from tests.netns import SmallHost, small_host
 
 GUEST, VM, OTHER_VM = "172.16.0.2", "192.168.100.2", "192.168.100.3"

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deployment.connection import HostRefused
+from polydev.durable import UNFINISHED
 from polydev.hosttool import backup, restore
 from polydev.hosttool.backup_manifest import Backup
 from polydev.hosttool.backup_scope import ControllerScope, Scope, list_scope
 from polydev.hosttool.cli import parser
-from polydev.hosttool.durable import UNFINISHED
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import entries_below
-from polydev.hosttool.images import BOOT_FILES
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import RestoreOptions
 from polydev.hosttool.restore_job import RestoreJob, read_state
@@ -34,6 +33,7 @@ from polydev.hosttool.sqlite_database import content_sha256
 from polydev.hosttool.systemd import UnitStatus
 from polydev.hosttool.units import MAIN, NEXT, SOCKET, file_roots, template_of, wanted_config
 from polydev.hosttool.verb import Call
+from polydev.image_layout import BOOT_FILES
 from polydev.ssh import SshTarget
 
 FIRST, SECOND, THIRD = (f"2025013{day}_120000-abcd{day}" for day in (0, 1, 2))

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from polydev import disk
+from polydev import durable
 from polydev.deploys import atomic_folder
 from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
-from polydev.hosttool import durable, verb_lock
+from polydev.hosttool import verb_lock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.image import build, image_folder, store_lock
@@ -138,7 +138,7 @@ def full_disk(*_: object) -> None:
 
 
 def store_record(place: Path) -> None:
-    disk.write_durably(place / "file", "new")
+    durable.write_text_durably(place / "file", "new")
 
 
 @pytest.mark.parametrize(

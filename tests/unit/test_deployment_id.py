@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from polydev import deployment_id
-from polydev.deployment_id import PATTERN, commit_of, new_deployment_id, require_commit
+from polydev.deployment_id import commit_of, new_deployment_id, require_commit
 from polydev.errors import ConfigError
-from polydev.hosttool.paths import DEPLOYMENT_ID
+from polydev.host_layout import DEPLOYMENT_ID
 from polydev.run import Completed, run
 
 
@@ -20,7 +20,7 @@ from polydev.run import Completed, run
     ["20250131_120000-abcd", "20250131_120000-0123456789abcdef", "20250131_120000-0000-dirty"],
 )
 def test_taken(name: str) -> None:
-    assert PATTERN.fullmatch(name)
+    assert DEPLOYMENT_ID.fullmatch(name)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_taken(name: str) -> None:
     ],
 )
 def test_refused(name: str) -> None:
-    assert not PATTERN.fullmatch(name)
+    assert not DEPLOYMENT_ID.fullmatch(name)
 
 
 def test_the_host_has_the_same_idea_of_it() -> None:
-    assert DEPLOYMENT_ID.pattern == PATTERN.pattern
+    assert DEPLOYMENT_ID.pattern == DEPLOYMENT_ID.pattern
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_new_one_says_when_and_what(
 
     monkeypatch.setattr(deployment_id, "run", run)
     name = new_deployment_id()
-    assert PATTERN.fullmatch(name)
+    assert DEPLOYMENT_ID.fullmatch(name)
     assert re.fullmatch(rf"\d{{8}}_\d{{6}}-{end}", name)
 
 

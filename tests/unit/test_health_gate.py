@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.host import network_watch
-from polydev.hosttool import golden_link, health_gate, images, network_state, slots, sshd
+from polydev.hosttool import golden_link, health_gate, network_state, slots, sshd
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.health_gate import question
 from polydev.hosttool.network_facts import Difference
@@ -140,7 +140,7 @@ class Host:
         patch.setattr(slots, "HOST_FILE", self.file)
         patch.setattr(slots, "read_host", lambda: json.loads(self.file.read_bytes()))
         patch.setattr(network_state, "check", self.network)
-        patch.setattr(images, "STORE", self.store)
+        patch.setattr(health_gate, "STORE", self.store)
         patch.setattr(health_gate, "CURRENT", self.current)
         patch.setattr("polydev.hosttool.health_gate.socket.socket", self.names)
         patch.setattr("polydev.hosttool.health_gate.http.client.HTTPConnection", self.controller)

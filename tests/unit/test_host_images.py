@@ -12,9 +12,10 @@ import pytest
 
 from polydev.hosttool import file_entries, images
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden_link import GOLDEN_LINK, golden_digest, golden_of, make_golden
-from polydev.hosttool.images import BOOT_FILES, CHECKED, add, listing, prune
+from polydev.hosttool.golden_link import golden_digest, golden_of, make_golden
+from polydev.hosttool.images import CHECKED, add, listing, prune
 from polydev.hosttool.paths import Paths
+from polydev.image_layout import BOOT_FILES, GOLDEN_LINK
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import arrive
 

@@ -20,10 +20,10 @@ from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import ControllerSettings, VmSettings
+from polydev.durable import point_link
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.hosttool import golden_link, images
-from polydev.hosttool.durable import point_link
-from polydev.hosttool.golden_link import GOLDEN_LINK
+from polydev.image_layout import GOLDEN_LINK
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuSample, ThreadTimes
 from polydev.vm.template_client import FILES

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from polydev.durable import read_json
 from polydev.hosttool import backup, backup_manifest, disk_reserve
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.disk_reserve import RESERVE_BYTES
-from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry
 from polydev.hosttool.paths import Paths

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from polydev.durable import write_new
 from polydev.hosttool import database_dump, database_verbs, deployment_lock
 from polydev.hosttool.cli import parser
 from polydev.hosttool.controller_program import secrets_of, without_secrets
-from polydev.hosttool.durable import write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from polydev.hosttool.verb import Call

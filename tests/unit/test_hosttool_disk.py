@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import backup, deadman, durable, records
+from polydev import durable
+from polydev.hosttool import backup, deadman, records
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import make_dump
 from polydev.hosttool.golden_link import make_golden

@@ -23,6 +23,7 @@ from polydev.hosttool.release_files import PROGRAM
 from polydev.hosttool.sqlite_database import BESIDE
 from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, next_unit
+from polydev.image_layout import BOOT_FILES
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, arrive, bare_host, deploy
 
 NEW_IMAGE = "b" * 64
@@ -177,11 +178,11 @@ def test_image_add(host: Host) -> None:
     arrive(host.store, NEW_IMAGE)
     place = host.store / "images" / NEW_IMAGE
     place.mkdir()
-    for name in ("record.json", *images.BOOT_FILES[1:]):
+    for name in ("record.json", *BOOT_FILES[1:]):
         (place / name).write_text("{}")
-    wanted = {*images.BOOT_FILES, "record.json", images.CHECKED, "in-use.lock"}
+    wanted = {*BOOT_FILES, "record.json", images.CHECKED, "in-use.lock"}
     for _ in host.killed_everywhere(lambda: images.add(NEW_IMAGE, host.store)):
-        if (place / images.BOOT_FILES[0]).exists():
+        if (place / BOOT_FILES[0]).exists():
             assert {path.name for path in place.iterdir()} == wanted
         images.add(NEW_IMAGE, host.store)
         assert images.is_intact(place)

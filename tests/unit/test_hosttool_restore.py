@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from polydev.durable import unfinished
 from polydev.hosttool import backup, backup_manifest, restore_controller, sqlite_database
 from polydev.hosttool.backup_manifest import BackupEntry
-from polydev.hosttool.durable import unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry
 from polydev.hosttool.restore import RestoreOptions, restore

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from polydev import hosttool
+from polydev.durable import read_json
 from polydev.hosttool import cli, deadman, deployment_lock, lock_verbs, records, restore, zipapp
 from polydev.hosttool.backup_scope import list_scope
 from polydev.hosttool.deployment_lock import DeploymentLock
 from polydev.hosttool.disk_reserve import keep_reserve
-from polydev.hosttool.durable import read_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import RestoreOptions

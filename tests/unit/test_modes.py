@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from polydev import durable
 from polydev.client import lab_access
-from polydev.hosttool import deployment_slice, durable, network_state, records, verb_lock
+from polydev.hosttool import deployment_slice, network_state, records, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
 from polydev.image.image_folder import hold

@@ -6,23 +6,27 @@ is a release there: a fact that differed between two of them would be nobody's e
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from polydev import deployment_id, image_layout
+import polydev
+from polydev import host_layout, image_layout
 from polydev.agent import identity as agent_identity
 from polydev.agent.settings import AgentSettings
 from polydev.client import credentials_key, host_probe
 from polydev.client import template_build as client_templates
 from polydev.controller import sealing
 from polydev.controller import settings as controller_settings
-from polydev.controller.host import deployments, network_watch
+from polydev.controller.host import network_watch
 from polydev.controller.machines import bridge, systemd_hypervisor, template_maker
 from polydev.deployment_records import order
 from polydev.deploys import controller, network
 from polydev.hosttool import (
     controller_program,
-    golden_link,
-    images,
     network_state,
     polkit,
     sequence_numbers,
@@ -35,7 +39,6 @@ from polydev.vm import config, launch, qemu, template_holder
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
 BRIDGE = network.BRIDGE
-GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
 
 
 @pytest.mark.parametrize(
@@ -43,30 +46,20 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
     [
         pytest.param(*values, id=name)
         for name, *values in (
-            ("guest's address", slots.GUEST, config.GUEST_ADDRESS),
-            ("guest's gateway", slots.GUEST_GATEWAY, config.GUEST_GATEWAY),
-            ("gateway's MAC", slots.GATEWAY_HARDWARE_ADDRESS, config.GATEWAY_MAC),
-            ("guest's ports", slots.GUEST_PORTS, GUEST_PORTS),
-            ("agent's port", AGENT.listen_port, config.AGENT_PORT),
-            ("VNC's port", AGENT.vnc_port, config.VNC_PORT),
-            ("noVNC's port", AGENT.novnc_port, config.NOVNC_PORT),
+            ("agent's port", AGENT.listen_port, host_layout.AGENT_PORT),
+            ("VNC's port", AGENT.vnc_port, host_layout.VNC_PORT),
+            ("noVNC's port", AGENT.novnc_port, host_layout.NOVNC_PORT),
             ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
             ("TAP", template_maker.TAP, slots.TAP),
             ("bridge", bridge.BRIDGE, BRIDGE),
             ("order of records", sequence_numbers.order(3, "a"), order(3, "a")),
             ("order without number", sequence_numbers.order(None, "a"), order(None, "a")),
-            ("image's lock", images.IN_USE, image_layout.IN_USE),
-            ("image's files", images.BOOT_FILES, image_layout.BOOT_FILES),
-            ("image's record", "record.json", image_layout.RECORD),
-            ("golden link, on a host", golden_link.GOLDEN_LINK, image_layout.GOLDEN_LINK),
             (
                 "golden link, for the doctor",
                 host_probe.GOLDEN,
                 str(PATHS.images / image_layout.GOLDEN_LINK),
             ),
-            ("image store", image_layout.STORE, images.STORE),
-            ("image store, among paths", PATHS.images, images.STORE),
-            ("image store, for the doctor", host_probe.STORE, str(images.STORE)),
+            ("image store, for the doctor", host_probe.STORE, image_layout.STORE),
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", host_probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
@@ -74,9 +67,7 @@ GUEST_PORTS = (config.AGENT_PORT, config.VNC_PORT, config.NOVNC_PORT)
             ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", host_probe.HOST, str(slots.HOST_FILE)),
             ("configuration", host_probe.CONFIG, controller.CONFIG),
-            ("configuration's folder", PATHS.controller_config / "config.yaml", controller.CONFIG),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),
-            ("records of deployments", deployments.FOLDER, PATHS.records),
             ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
             ("QEMU", host_probe.QEMU, qemu.QEMU),
             ("QEMU's log", systemd_hypervisor.QEMU_LOG, launch.QEMU_LOG),
@@ -93,6 +84,38 @@ def test_one_fact(one: object, another: object) -> None:
     assert str(one) == str(another)
 
 
-def test_names_of_deployments_have_one_form() -> None:
-    forms = (deployment_id.PATTERN, hosttool_paths.DEPLOYMENT_ID, deployments.DEPLOYMENT_ID)
-    assert len({form.pattern for form in forms}) == 1
+SOURCES = Path(polydev.__file__).parent
+LAYOUTS = (host_layout, image_layout)
+# These go elsewhere alone and have copies, which are compared above.
+ALONE = {SOURCES / "agent", SOURCES / "client" / "host_probe.py"}
+ONCE = (
+    host_layout.DEPLOYMENT_ID.pattern,
+    host_layout.GUEST_GATEWAY,
+    host_layout.GATEWAY_MAC,
+    host_layout.CONTROLLER_DATABASE.name,
+    image_layout.GOLDEN_LINK,
+    image_layout.IN_USE,
+    *(str(each) for module in LAYOUTS for each in vars(module).values() if isinstance(each, Path)),
+)
+
+
+def constants() -> Iterator[tuple[str, object]]:
+    """Yield every constant of the sources, with its place."""
+    apart = ALONE | {Path(str(module.__file__)) for module in LAYOUTS}
+    for file in SOURCES.rglob("*.py"):
+        if apart.isdisjoint({file, *file.parents}):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant):
+                    yield f"{file.relative_to(SOURCES)}:{node.lineno}", node.value
+
+
+def test_what_programs_share_stands_in_one_module() -> None:
+    """Names, paths and ports of a host and of an image store; a sentence may name them, too."""
+    found = []
+    for place, value in constants():
+        is_name = isinstance(value, str) and not re.search(r"\s", value)
+        if is_name and any(each in str(value) for each in ONCE):
+            found.append(f"{place}: {value}")
+        if type(value) is int and value in host_layout.GUEST_PORTS:
+            found.append(f"{place}: {value}")
+    assert found == []

@@ -10,9 +10,10 @@ from typing import Any
 
 from polydev.client.host_controller import follow
 from polydev.errors import CommandError, ConfigError, DeployError
+from polydev.host_layout import CONTROLLER_ROOT
 from polydev.ssh import SshTarget
 
-PYTHON = "/opt/master-controller/current/venv/bin/python"
+PYTHON = str(CONTROLLER_ROOT / "current/venv/bin/python")
 PACKAGE = "tests.bench"
 # Its arguments: names and texts of modules up to --, then the one to run with its words.
 RUN = f"""

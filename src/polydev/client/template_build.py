@@ -8,8 +8,8 @@ from typing import Any
 
 from polydev.client.host_controller import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
-from polydev.hosttool.images import STORE
 from polydev.hosttool.units import TEMPLATE_MAKER as UNIT
+from polydev.image_layout import STORE
 from polydev.ssh import SshTarget
 
 FOLDER = f"{STORE}/templates"

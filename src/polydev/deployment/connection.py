@@ -13,6 +13,7 @@ from typing import Any
 
 from polydev import hosttool
 from polydev.errors import CommandTimeout, DeployError, Error, LockHeld
+from polydev.host_layout import HOST_HOME, HOST_TOOL
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
@@ -117,7 +118,7 @@ class HostConnection:
             return
         self.command("command -v python3 >/dev/null || { echo no python3 >&2; exit 1; }")
         placed = file_upload(TOOL, wanted, mode="755")
-        folders = "install -d -m 755 /opt/polydev-ai /opt/polydev-ai/bin"
+        folders = f"install -d -m 755 {HOST_HOME} {HOST_TOOL.parent}"
         self.command(f"{folders} || exit\n{placed.command}", input=placed.input)
 
     def wait_until_back(self, seconds: float) -> None:

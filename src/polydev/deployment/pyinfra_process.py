@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from polydev.deployment.connection import Unreachable
 from polydev.errors import ConfigError, DeployError, Error
+from polydev.host_layout import CONTROLLER_PORT
 from polydev.run import LineProcess
 from polydev.ssh import SshTarget
 
@@ -33,7 +34,7 @@ class DescribedHost:
     target: SshTarget
     scope: Mapping[str, Any]
     deadman_seconds: int
-    controller: str = "http://127.0.0.1:4000"
+    controller: str = f"http://127.0.0.1:{CONTROLLER_PORT}"
 
 
 @dataclass(frozen=True)

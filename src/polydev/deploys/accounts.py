@@ -26,13 +26,20 @@ from polydev.deploys.secret_files import CERTIFICATE, SECRETS
 from polydev.deploys.sysctl import PATH as SYSCTL_FILE
 from polydev.deploys.sysctl import VALUES, sysctl_text
 from polydev.deploys.system_services import JOURNAL_FILE, effective_sshd, journal_values
+from polydev.host_layout import (
+    BACKUPS,
+    CONTROLLER_CONFIG,
+    CONTROLLER_HOME,
+    CONTROLLER_ROOT,
+    DEPLOYMENTS,
+)
 from polydev.hosttool.accounts import SYSUSERS as USERS_FILE
 from polydev.hosttool.accounts import Account
 from polydev.hosttool.slots import HOST_FILE as HOST_PATH
+from polydev.image_layout import STORE, TEMPLATES
 
 CONTROLLER_USER = "polydev-controller"
 CONTROLLER_COMMENT = "Controller of the browser VMs"
-CONTROLLER_HOME = "/var/lib/master-controller"
 VM_USER = "polydev-vm-"
 VM_ROOT = "/var/lib/microvm"
 HOST_FILE = str(HOST_PATH)
@@ -54,18 +61,18 @@ class Folder:
 
 
 FOLDERS = (
-    Folder("/opt/polydev-ai/backups", "700"),
-    Folder("/opt/polydev-ai/deployments"),
-    Folder("/opt/master-controller"),
-    Folder("/opt/master-controller/releases"),
-    Folder("/opt/master-controller/wheels"),
+    Folder(str(BACKUPS), "700"),
+    Folder(str(DEPLOYMENTS)),
+    Folder(str(CONTROLLER_ROOT)),
+    Folder(f"{CONTROLLER_ROOT}/releases"),
+    Folder(f"{CONTROLLER_ROOT}/wheels"),
     Folder("/etc/polydev"),
-    Folder("/etc/master-controller", "750", group=CONTROLLER_USER),
-    Folder(CONTROLLER_HOME, "700", CONTROLLER_USER, CONTROLLER_USER),
+    Folder(str(CONTROLLER_CONFIG), "750", group=CONTROLLER_USER),
+    Folder(str(CONTROLLER_HOME), "700", CONTROLLER_USER, CONTROLLER_USER),
     Folder("/var/lib/firecracker"),
     Folder("/var/lib/firecracker/snapshots"),
-    Folder("/var/lib/firecracker/snapshots/base"),
-    Folder("/var/lib/firecracker/snapshots/base/templates"),
+    Folder(str(STORE)),
+    Folder(str(STORE / TEMPLATES)),
     Folder(VM_ROOT),
 )
 
@@ -123,7 +130,7 @@ def folder_values(site: HostData) -> dict[str, Any]:
     return {
         "controller_comment": CONTROLLER_COMMENT,
         "controller_user": CONTROLLER_USER,
-        "controller_home": CONTROLLER_HOME,
+        "controller_home": str(CONTROLLER_HOME),
         "vm_user": VM_USER,
         "slots": site.slot_numbers,
         "folders": all_folders(site),
@@ -132,7 +139,7 @@ def folder_values(site: HostData) -> dict[str, Any]:
 
 def declared_accounts(site: HostData) -> list[Account]:
     return [
-        Account(CONTROLLER_USER, CONTROLLER_COMMENT, CONTROLLER_HOME),
+        Account(CONTROLLER_USER, CONTROLLER_COMMENT, str(CONTROLLER_HOME)),
         *(Account(vm_user(number), f"VM of slot {number}") for number in site.slot_numbers),
     ]
 

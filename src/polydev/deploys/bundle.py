@@ -37,7 +37,9 @@ RELEASED = (
         "controller",
         "deployment_records.py",
         "disk.py",
+        "durable.py",
         "errors.py",
+        "host_layout.py",
         "image_diff.py",
         "image_layout.py",
         "image_record.py",
@@ -140,7 +142,19 @@ def vm_digest(root: Path) -> str:
     Raises ConfigError.
     """
     return _digest(
-        root, _sources(root, ("disk.py", "errors.py", "image_layout.py", "run.py", "vm"))
+        root,
+        _sources(
+            root,
+            (
+                "disk.py",
+                "durable.py",
+                "errors.py",
+                "host_layout.py",
+                "image_layout.py",
+                "run.py",
+                "vm",
+            ),
+        ),
     )
 
 

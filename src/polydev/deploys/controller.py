@@ -41,13 +41,15 @@ from polydev.deploys.rsync import remote_options, send
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import DeployError
+from polydev.host_layout import CONTROLLER_CONFIG, CONTROLLER_DATABASE, CONTROLLER_ROOT
 from polydev.hosttool.units import MAIN as SERVICE
 from polydev.hosttool.units import NEXT, SOCKET
+from polydev.image_layout import STORE
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 
-ROOT = "/opt/master-controller"
-CONFIG = "/etc/master-controller/config.yaml"
+ROOT = str(CONTROLLER_ROOT)
+CONFIG = str(CONTROLLER_CONFIG / "config.yaml")
 # Keys of the configuration that a deployment knows better, and what they follow from.
 DERIVED_FROM = {
     "host": "controller_listen",
@@ -67,8 +69,8 @@ def fixed_config(site: HostData) -> dict[str, Any]:
     return {
         "host": str(site.listen.address),
         "port": site.listen.port,
-        "database_url": "sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
-        "image_store": "/var/lib/firecracker/snapshots/base",
+        "database_url": f"sqlite+aiosqlite:///{CONTROLLER_DATABASE}",
+        "image_store": str(STORE),
         "slots": list(site.slot_numbers),
         "vm_network": str(site.bridge_address.network),
         "vm_root": VM_ROOT,

@@ -22,11 +22,12 @@ from polydev.deploys.operations import TOOL
 from polydev.deploys.pyinfra_types import warn
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.errors import ConfigError, DeployError
+from polydev.host_layout import CONTROLLER_ROOT
 from polydev.hosttool.controller_program import DATABASE_URL
 from polydev.hosttool.database_url import POSTGRESQL, describe_url, kind_of
 from polydev.hosttool.database_verbs import REPLACE_HINT
 
-CURRENT_RELEASE = "/opt/master-controller/current/release.json"
+CURRENT_RELEASE = str(CONTROLLER_ROOT / "current/release.json")
 SQLITE_WORDS = "SQLite"
 NOTHING_COPIED = "nothing is copied: users, tokens and sessions stay where they are"
 ALL_COPIED = "copied while the controller is stopped: users, tokens, sessions, all there is"

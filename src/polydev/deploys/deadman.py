@@ -28,11 +28,12 @@ from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.system_services import SSHD_FILE, sshd_values
 from polydev.errors import CommandError, DeployError
+from polydev.host_layout import BACKUPS, HOST_HOME
 from polydev.hosttool.network_facts import BRIDGE_PART
 from polydev.run import run
 from polydev.ssh import SshTarget
 
-STAMP = "/opt/polydev-ai/reach.json"
+STAMP = str(HOST_HOME / "reach.json")
 TIMER = "polydev-deadman.timer"
 ACCESS_FILES = (
     SSHD_FILE,
@@ -72,7 +73,7 @@ def arm(
         show_diff(f"- way to the host {confirmed}\n+ way to the host {reach}")
     else:
         show_diff("\n".join(f"- way to the host: {each} was changed by hand" for each in touched))
-    backup = f"/opt/polydev-ai/backups/{deployment_id}/backup.json"
+    backup = f"{BACKUPS}/{deployment_id}/backup.json"
     document = shlex.quote(scope)
     yield StringCommand(
         f"test -e {backup} || printf %s {document} | {TOOL} backup create --id {deployment_id}"

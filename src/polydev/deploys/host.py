@@ -43,6 +43,7 @@ from polydev.deploys.sysctl import kernel, overriding_settings
 from polydev.deploys.system_services import SSHD_FILE_BEFORE, journal, ssh
 from polydev.deploys.units import unit_overrides
 from polydev.deploys.vm_units import ACCELERATOR_UNIT, TEMPLATE_UNITS, accelerator, templates, vms
+from polydev.host_layout import CONTROLLER_DATABASE
 from polydev.hosttool.units import TEMPLATE_MAKER, WATCH
 from polydev.ssh import SshTarget
 
@@ -78,7 +79,7 @@ def scope(site: HostData) -> dict[str, Any]:
         "units": [TEMPLATE_MAKER, *unit_order(site)],
         "controller": {
             "root": controller_part.ROOT,
-            "database": "/var/lib/master-controller/controller.sqlite3",
+            "database": str(CONTROLLER_DATABASE),
         },
         "store": STORE,
     }

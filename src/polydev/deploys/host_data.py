@@ -20,12 +20,12 @@ from pydantic import (
 from pyinfra.api.arguments import all_global_arguments
 from typing_extensions import Self
 
-from polydev.deployment_id import PATTERN as DEPLOYMENT_ID
 from polydev.deploys.listen_address import ListenAddress, parse_listen_address
 from polydev.deploys.network_checks import Problem, contradictions
 from polydev.deploys.secret_files import CERTIFICATE
 from polydev.deploys.ssh_settings import PREFIX, SshSettings
 from polydev.errors import ConfigError
+from polydev.host_layout import CONTROLLER_PORT, DEPLOYMENT_ID
 from polydev.settings import Settings
 from polydev.validation import dotted, near, problems_of
 
@@ -109,7 +109,7 @@ class HostData(Checked):
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS
     reachable: tuple[IPv4Network, ...] = ()
-    controller_listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:4000"
+    controller_listen: Annotated[str, AfterValidator(_listen)] = f"127.0.0.1:{CONTROLLER_PORT}"
     controller: dict[str, Any] = {}
     secrets: dict[SecretName, LocalPath] = {}
     firecracker: Firecracker | None = None

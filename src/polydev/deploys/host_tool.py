@@ -11,6 +11,7 @@ from pyinfra.context import host
 from polydev import hosttool
 from polydev.deploys.operations import TOOL, directory, opaque_file, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
+from polydev.host_layout import HOST_HOME, HOST_TOOL
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.zipapp import zipapp_bytes
 
@@ -27,8 +28,8 @@ def keep_reserve(differences: list[str]) -> Commands:
 
 @concern("Host tool")
 def host_tool(reserve: list[str]) -> None:
-    directory("/opt/polydev-ai")
-    directory("/opt/polydev-ai/bin")
+    directory(str(HOST_HOME))
+    directory(str(HOST_TOOL.parent))
     opaque_file(TOOL, tool_bytes())
     keep_reserve(name=str(Paths().reserve), differences=reserve)
 

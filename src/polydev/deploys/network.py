@@ -17,6 +17,7 @@ from polydev.deploys.operations import TOOL, load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
+from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
 from polydev.hosttool import network_facts, network_state
 from polydev.hosttool import slots as host_slots
 from polydev.hosttool.network_facts import BRIDGE_PART, WORST_METRIC
@@ -142,6 +143,7 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
 def network_watch(site: HostData, differences: list[str]) -> None:
     """After all that it watches, so that it starts with the host tool that made it."""
     code = [source_of(module) for module in (network_facts, network_state, host_slots)]
+    code += guest_network()
     config = unit_file(WATCH, network_values(site), *code)
     unit(
         name=WATCH,
@@ -163,7 +165,12 @@ def slot_texts(site: HostData) -> list[str]:
     Not the whole host tool: its other changes need not cost any VM its network.
     """
     resolver = [str(site.resolvers[0])] if site.translates_names else []
-    return [source_of(host_slots), str(site.bridge_address), *resolver]
+    return [source_of(host_slots), *guest_network(), str(site.bridge_address), *resolver]
+
+
+def guest_network() -> list[str]:
+    """What that program takes from `polydev.host_layout`."""
+    return [GUEST_ADDRESS, GUEST_GATEWAY, GATEWAY_MAC, *map(str, GUEST_PORTS)]
 
 
 def source_of(module: ModuleType) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
-from polydev.hosttool.slots import GUEST_GATEWAY
+from polydev.host_layout import GUEST_GATEWAY
 
 if TYPE_CHECKING:
     from polydev.deploys.host_data import HostData

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from polydev.errors import ConfigError
+from polydev.host_layout import CONTROLLER_CONFIG
 
-SECRETS = "/etc/master-controller/secrets"
+SECRETS = str(CONTROLLER_CONFIG / "secrets")
 # The one with which the controller itself speaks TLS.
 CERTIFICATE = "tls-certificate"
 MAX_SECRET_BYTES = 64 * 1024

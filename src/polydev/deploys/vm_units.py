@@ -7,7 +7,7 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.accounts import CONTROLLER_HOME, CONTROLLER_USER, VM_ROOT, VM_USER
+from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.bundle import vm_digest
 from polydev.deploys.controller import CONFIG, ROOT
 from polydev.deploys.host_data import HostData
@@ -18,6 +18,7 @@ from polydev.deploys.operations import TOOL, show_diff, template
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.units import reload_units, unit, unit_file
+from polydev.host_layout import CONTROLLER_HOME
 from polydev.hosttool.units import TEMPLATE_HOLDER, TEMPLATE_MAKER
 from polydev.vm.qemu import QEMU
 
@@ -73,7 +74,7 @@ def template_values(site: HostData) -> dict[str, Any]:
     return {
         **vm_values(site),
         "config_file": CONFIG,
-        "controller_home": CONTROLLER_HOME,
+        "controller_home": str(CONTROLLER_HOME),
         "guest_network": GUESTS,
         "holder_max_mib": 2 * (site.vm_memory_mib + QEMU_MIB),
         "qemu": f"/usr/bin/{QEMU}",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polydev.hosttool.durable import write_durably
+from polydev.durable import write_durably
 from polydev.hosttool.errors import HostError
 
 ETC = Path("/etc")

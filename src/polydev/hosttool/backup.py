@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from polydev.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.backup_manifest import (
     MANIFEST,
     MOVED,
@@ -33,7 +34,6 @@ from polydev.hosttool.controller_program import (
 )
 from polydev.hosttool.database_dump import DatabaseDump, make_dump
 from polydev.hosttool.disk_reserve import RESERVE_BYTES, keep_reserve
-from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry, entries_below, entry_of, file_sha256
 from polydev.hosttool.golden_link import golden_of

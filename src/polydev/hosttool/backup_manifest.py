@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polydev.durable import json_bytes, read_json, write_json
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.database_dump import DatabaseDump, dump_from
-from polydev.hosttool.durable import json_bytes, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry, entry_from, file_sha256, gid_of, uid_of
 from polydev.hosttool.golden_link import GoldenTarget, golden_damage

@@ -8,9 +8,9 @@ from typing import Any
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import entries_below, entry_of, is_below
-from polydev.hosttool.golden_link import GOLDEN_LINK
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import content_sha256
+from polydev.image_layout import GOLDEN_LINK
 
 SHALLOWEST_PARTS = 3  # "/", a folder, a name: all of /etc is nobody's to restore
 

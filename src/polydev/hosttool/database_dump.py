@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polydev.durable import copy_new, remove
 from polydev.hosttool.controller_program import ControllerProgram, database_in_words
-from polydev.hosttool.durable import copy_new, remove
 from polydev.hosttool.file_entries import file_sha256
 
 DUMP_NAME = "dump"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from polydev.durable import copy_new
 from polydev.hosttool.backup import keep_moved_database
 from polydev.hosttool.backup_manifest import Backup, read_backup
 from polydev.hosttool.controller_program import (
@@ -24,7 +25,6 @@ from polydev.hosttool.controller_program import (
 )
 from polydev.hosttool.database_dump import COPY_ERROR, DUMP_NAME, exchange_folder
 from polydev.hosttool.deployment_lock import DeploymentLock
-from polydev.hosttool.durable import copy_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import require_id

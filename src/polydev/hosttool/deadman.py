@@ -11,8 +11,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from polydev.durable import read_json, write_json
 from polydev.hosttool.backup_manifest import read_backup, require_intact
-from polydev.hosttool.durable import read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.systemd import ANSWER_SECONDS, Systemd

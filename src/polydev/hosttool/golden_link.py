@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.hosttool.durable import (
+from polydev.durable import (
     UNFINISHED,
     make_folder,
     point_link,
@@ -22,8 +22,7 @@ from polydev.hosttool.durable import (
     write_json,
 )
 from polydev.hosttool.errors import HostError
-
-GOLDEN_LINK = "golden-rootfs.ext4"
+from polydev.image_layout import GOLDEN_LINK, RECORD, ROOTFS
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ def golden_digest(store: Path) -> str | None:
 
 def golden_leads_to(store: Path, digest: str | None) -> bool:
     """Whether the golden link leads to this image, over each link on its way."""
-    rootfs = store / "images" / str(digest) / "rootfs.ext4"
+    rootfs = store / "images" / str(digest) / ROOTFS
     return rootfs.is_file() and (store / GOLDEN_LINK).resolve() == rootfs.resolve()
 
 
 def make_golden(digest: str, store: Path) -> dict[str, object]:
     """Let the golden link name this image. Raises HostError `no-image`."""
-    if not (store / "images" / digest / "record.json").exists():
+    if not (store / "images" / digest / RECORD).exists():
         raise HostError("no-image", f"no image {digest[:12]} in {store}")
     was = golden_digest(store)
     if was == digest and golden_leads_to(store, digest):

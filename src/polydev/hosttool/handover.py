@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from polydev.durable import point_link, remove, target_of
 from polydev.hosttool.controller_socket import socket_users
-from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import PROGRAM

@@ -18,16 +18,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from polydev.hosttool import images, network_state, slots, sshd
+from polydev.host_layout import CONTROLLER_ROOT
+from polydev.hosttool import network_state, slots, sshd
 from polydev.hosttool.controller_socket import describe_listener, listeners_at
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.golden_link import GOLDEN_LINK, golden_digest, golden_leads_to
+from polydev.hosttool.golden_link import golden_digest, golden_leads_to
 from polydev.hosttool.listeners import listeners
 from polydev.hosttool.network_facts import BRIDGE_PART, FIREWALL_PART, KERNEL_PART, Difference
 from polydev.hosttool.systemd import Systemd
 from polydev.hosttool.units import SOCKET, WATCH
+from polydev.image_layout import GOLDEN_LINK, ROOTFS, STORE
 
-CURRENT = Path("/opt/master-controller/current")
+CURRENT = CONTROLLER_ROOT / "current"
 # These run programs of a release of the controller.
 OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
 CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -126,13 +128,13 @@ def sshd_check(host: dict[str, object]) -> HealthCheck:
 
 
 def image_check() -> HealthCheck:
-    golden = golden_digest(images.STORE)
+    golden = golden_digest(STORE)
     if golden is None:
-        is_link = os.path.lexists(images.STORE / GOLDEN_LINK)
+        is_link = os.path.lexists(STORE / GOLDEN_LINK)
         detail = "the golden link leads to no promotion" if is_link else "no golden image yet"
         return HealthCheck("image", not is_link, detail)
-    there = (images.STORE / "images" / golden / "rootfs.ext4").is_file()
-    if there and not golden_leads_to(images.STORE, golden):
+    there = (STORE / "images" / golden / ROOTFS).is_file()
+    if there and not golden_leads_to(STORE, golden):
         return HealthCheck("image", False, f"the golden link does not lead to {golden[:12]}")
     return HealthCheck("image", there, f"golden {golden[:12]}" + ("" if there else " is not there"))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from polydev.hosttool.durable import (
+from polydev.durable import (
     json_bytes,
     make_folder,
     read_json,
@@ -29,12 +29,10 @@ from polydev.hosttool.golden_link import golden_digest, golden_leads_to, make_go
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.verb import Call, HostVerb, required
 from polydev.hosttool.verb_lock import lock_host
+from polydev.image_layout import BOOT_FILES, IN_USE, RECORD, STORE
 
-STORE = Path("/var/lib/firecracker/snapshots/base")
-IN_USE = "in-use.lock"
 # When each file of an image was written to last, as its checksum was right.
 CHECKED = "checked.json"
-BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
 
 
 def is_intact(folder: Path) -> bool:
@@ -44,7 +42,7 @@ def is_intact(folder: Path) -> bool:
     ctime says so, which no program sets. Decay of the disk is not seen then.
     """
     try:
-        record = json.loads((folder / "record.json").read_bytes())
+        record = json.loads((folder / RECORD).read_bytes())
         if read_json(folder / CHECKED) == _written(folder):
             return True
         if _damaged(folder, record):
@@ -87,7 +85,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
     if place.exists() and not arrived.exists():
         return {"digest": digest, "added": False}
     try:
-        record = json.loads((arrived / "record.json").read_bytes())
+        record = json.loads((arrived / RECORD).read_bytes())
         wrong = _damaged(arrived, record)
     except (OSError, ValueError, KeyError) as error:
         raise HostError(
@@ -99,7 +97,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
             f"image {digest[:12]} arrived damaged: {', '.join(wrong) or 'its record'}",
             "deploy again: what is right is not sent a second time",
         )
-    for name in (*BOOT_FILES, "record.json"):
+    for name in (*BOOT_FILES, RECORD):
         sync(arrived / name)
     write_new(arrived / CHECKED, json_bytes(_written(arrived)), 0o644)
     (arrived / IN_USE).touch(0o644)

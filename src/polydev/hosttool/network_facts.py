@@ -13,16 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
 
-from polydev.hosttool.slots import (
-    GATEWAY_HARDWARE_ADDRESS,
-    GUEST_GATEWAY,
-    MTU,
-    PORT_FLAGS,
-    TAP,
-    UPLINK,
-    Slot,
-    settings_of,
-)
+from polydev.host_layout import GATEWAY_MAC, GUEST_GATEWAY
+from polydev.hosttool.slots import MTU, PORT_FLAGS, TAP, UPLINK, Slot, settings_of
 
 BRIDGE_PART, FIREWALL_PART, KERNEL_PART = "bridge", "firewall", "kernel"
 FORWARDING = "net.ipv4.ip_forward"
@@ -350,7 +342,7 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
             "state": ("up",),
             "kind": ("tap",),
             "user": (slot.user,),
-            "address": (GATEWAY_HARDWARE_ADDRESS,),
+            "address": (GATEWAY_MAC,),
             "mtu": (MTU,),
             "addresses": (f"{GUEST_GATEWAY}/30",),
         },

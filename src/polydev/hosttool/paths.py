@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from polydev.host_layout import (
+    BACKUPS,
+    CONTROLLER_CONFIG,
+    CONTROLLER_DATABASE,
+    CONTROLLER_HOME,
+    CONTROLLER_ROOT,
+    DEPLOYMENT_ID,
+    DEPLOYMENTS,
+    HOST_HOME,
+    HOST_TOOL,
+)
 from polydev.hosttool.errors import HostError
-
-DEPLOYMENT_ID = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
+from polydev.image_layout import STORE
 
 
 @dataclass(frozen=True)
 class Paths:
     """The folders that the host tool knows without being told by a scope."""
 
-    home: Path = Path("/opt/polydev-ai")
+    home: Path = HOST_HOME
     units: Path = Path("/etc/systemd/system")
     stamps: Path = Path("/run/polydev/config")
     sysctl: Path = Path("/etc/sysctl.d")
-    controller: Path = Path("/opt/master-controller")
-    controller_config: Path = Path("/etc/master-controller")
-    images: Path = Path("/var/lib/firecracker/snapshots/base")
+    controller: Path = CONTROLLER_ROOT
+    controller_config: Path = CONTROLLER_CONFIG
+    images: Path = STORE
     dpkg: Path = Path("/var/lib/dpkg")
     apt_lists: Path = Path("/var/lib/apt/lists")
     apt_archives: Path = Path("/var/cache/apt/archives")
-    controller_home: Path = Path("/var/lib/master-controller")
+    controller_home: Path = CONTROLLER_HOME
     etc: Path = Path("/etc")
 
     @classmethod
@@ -38,15 +47,15 @@ class Paths:
 
     @property
     def tool(self) -> Path:
-        return self.home / "bin" / "polydev-host"
+        return self.home / HOST_TOOL.relative_to(HOST_HOME)
 
     @property
     def backups(self) -> Path:
-        return self.home / "backups"
+        return self.home / BACKUPS.name
 
     @property
     def records(self) -> Path:
-        return self.home / "deployments"
+        return self.home / DEPLOYMENTS.name
 
     @property
     def sequence(self) -> Path:
@@ -92,7 +101,7 @@ class Paths:
     @property
     def database(self) -> Path:
         """The controller's SQLite database."""
-        return self.controller_home / "controller.sqlite3"
+        return self.controller_home / CONTROLLER_DATABASE.name
 
     def slot_queue(self, number: int) -> Path:
         """Whose turn it is to change a slot."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from polydev.durable import make_folder, read_json, write_json
+from polydev.host_layout import DEPLOYMENT_ID
 from polydev.hosttool import deployment_slice
 from polydev.hosttool.disk_reserve import use_reserve
-from polydev.hosttool.durable import make_folder, read_json, write_json
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.paths import DEPLOYMENT_ID, Paths, require_id
+from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.sequence_numbers import next_number, number_of, order
 from polydev.hosttool.verb import ID, Call, HostVerb
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from polydev.durable import read_json, write_new
 from polydev.hosttool.backup_scope import ControllerScope
-from polydev.hosttool.durable import read_json, write_new
 from polydev.hosttool.file_entries import file_sha256
 
 FILES = "files.jsonl"

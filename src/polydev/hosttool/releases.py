@@ -16,8 +16,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+from polydev.durable import json_bytes, make_folder, read_json, remove, sync, write_new
+from polydev.host_layout import CONTROLLER_ROOT
 from polydev.hosttool.controller_program import ControllerProgram, database_in_words
-from polydev.hosttool.durable import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import file_sha256
 from polydev.hosttool.paths import Paths, require_id
@@ -28,7 +29,7 @@ from polydev.hosttool.sequence_numbers import next_number, number_in, order
 from polydev.hosttool.verb import ID, Call, HostVerb, argument, required
 from polydev.hosttool.verb_lock import lock_host
 
-ROOT = Path("/opt/master-controller")
+ROOT = CONTROLLER_ROOT
 PYTHON = "/usr/bin/python3"
 
 

@@ -20,7 +20,7 @@ from polydev.hosttool.deployment_slice import configure_packages, stop
 from polydev.hosttool.disk_reserve import keep_reserve, use_reserve
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import entries_below, is_below
-from polydev.hosttool.golden_link import GOLDEN_LINK, point_golden
+from polydev.hosttool.golden_link import point_golden
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_files import (
@@ -36,6 +36,7 @@ from polydev.hosttool.restore_units import UnitRestore
 from polydev.hosttool.systemd import Systemd, UnitTimeouts
 from polydev.hosttool.units import MAIN, SOCKET, has_files_among
 from polydev.hosttool.verb_lock import lock_host
+from polydev.image_layout import GOLDEN_LINK
 
 # A way back is worth waiting for, as for a backup of a large database that is being made.
 WAIT_SECONDS = 1800.0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from polydev.durable import point_link, remove, target_of
 from polydev.hosttool.backup_manifest import Backup, DatabaseCopy
 from polydev.hosttool.backup_scope import ControllerScope
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import restore_dump
-from polydev.hosttool.durable import point_link, remove, target_of
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry, entry_of, is_below
 from polydev.hosttool.handover import Handover

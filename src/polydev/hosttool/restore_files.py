@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from polydev.hosttool.backup_manifest import Backup, BackupEntry
-from polydev.hosttool.durable import (
+from polydev.durable import (
     copy_new,
     make_folder,
     read_json,
@@ -18,6 +17,7 @@ from polydev.hosttool.durable import (
     unfinished,
     write_json,
 )
+from polydev.hosttool.backup_manifest import Backup, BackupEntry
 from polydev.hosttool.file_entries import FileEntry, gid_of, is_below, uid_of
 from polydev.hosttool.paths import Paths
 

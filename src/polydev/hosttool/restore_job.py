@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polydev.durable import make_folder, read_json, write_json
 from polydev.hosttool.disk_reserve import use_reserve
-from polydev.hosttool.durable import make_folder, read_json, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.systemd import Systemd

@@ -10,8 +10,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from polydev.durable import read_json, write_json
 from polydev.hosttool.controller_program import uses_postgresql
-from polydev.hosttool.durable import read_json, write_json
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import LIVE, connected
 

@@ -15,17 +15,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
+from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
 from polydev.hosttool.errors import HostError
 
-GUEST = "172.16.0.2"
-GUEST_GATEWAY = "172.16.0.1"
-# The same in all slots: a clone remembers its gateway's from where its template booted.
-GATEWAY_HARDWARE_ADDRESS = "52:54:00:16:00:01"
 TAP = "tap0"
 UPLINK = "uplink"
 # Of every interface, as the kernel and the guest have it by themselves.
 MTU = "1500"
-GUEST_PORTS = (8080, 5901, 6080)
 HOST_FILE = Path("/etc/polydev/host.json")
 NAMESPACES = Path("/run/netns")
 # Settings of a port in the bridge, by the names that `ip` gives them.
@@ -164,7 +160,7 @@ addr add {slot.address}/{slot.prefix} dev {UPLINK}
 link set {UPLINK} up
 route add default via {slot.gateway}
 addr add {GUEST_GATEWAY}/30 dev {TAP}
-link set {TAP} address {GATEWAY_HARDWARE_ADDRESS} mtu {MTU} up
+link set {TAP} address {GATEWAY_MAC} mtu {MTU} up
 """
 
 
@@ -183,12 +179,12 @@ table ip slot {{
 \t\ttype filter hook input priority filter; policy drop;
 \t\tct state invalid drop
 \t\tct state established,related accept
-\t\tiifname "{TAP}" ip saddr {GUEST} icmp type echo-request accept
+\t\tiifname "{TAP}" ip saddr {GUEST_ADDRESS} icmp type echo-request accept
 \t\tiifname "{UPLINK}" icmp type echo-request accept
 \t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy drop;
-\t\tiifname "{TAP}" ip saddr != {GUEST} drop
+\t\tiifname "{TAP}" ip saddr != {GUEST_ADDRESS} drop
 \t\tct state invalid drop
 \t\tct state established,related accept
 \t\tiifname "{TAP}" oifname "{UPLINK}" accept
@@ -196,11 +192,11 @@ table ip slot {{
 \t}}
 \tchain to_guest {{
 \t\ttype nat hook prerouting priority dstnat;
-\t\tiifname "{UPLINK}" ip daddr {slot.address} tcp dport {{ {ports} }} dnat to {GUEST}
+\t\tiifname "{UPLINK}" ip daddr {slot.address} tcp dport {{ {ports} }} dnat to {GUEST_ADDRESS}
 {names}\t}}
 \tchain from_guest {{
 \t\ttype nat hook postrouting priority srcnat;
-\t\toifname "{UPLINK}" ip saddr {GUEST} snat to {slot.address}
+\t\toifname "{UPLINK}" ip saddr {GUEST_ADDRESS} snat to {slot.address}
 \t}}
 \tchain translated {{
 \t\ttype filter hook postrouting priority srcnat + 10; policy accept;
@@ -221,7 +217,7 @@ table ip6 slot {{
 table arp slot {{
 \tchain input {{
 \t\ttype filter hook input priority filter; policy accept;
-\t\tiifname "{TAP}" arp saddr ip != {GUEST} drop
+\t\tiifname "{TAP}" arp saddr ip != {GUEST_ADDRESS} drop
 \t}}
 }}
 """

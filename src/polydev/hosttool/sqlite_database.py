@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polydev.hosttool.durable import copy_new, sync, unfinished
+from polydev.durable import copy_new, sync, unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import FileEntry, gid_of, uid_of
 from polydev.hosttool.listeners import PROC, opened_by

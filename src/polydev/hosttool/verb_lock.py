@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from polydev.hosttool.durable import make_folder
+from polydev.durable import make_folder
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 

@@ -19,6 +19,8 @@ from polydev.hosttool.cli import main
 
 sys.exit(main())
 """
+# Modules of `polydev` itself that the tool imports; like it, they import nothing of ours.
+SHARED = ("durable.py", "host_layout.py", "image_layout.py")
 TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -28,6 +30,8 @@ def zipapp_bytes(source_folder: Path) -> bytes:
     for path in source_folder.rglob("*.py"):
         name = f"polydev/hosttool/{path.relative_to(source_folder).as_posix()}"
         contents[name] = path.read_bytes()
+    for name in SHARED:
+        contents[f"polydev/{name}"] = (source_folder.parent / name).read_bytes()
     packed = io.BytesIO()
     packed.write(SHEBANG)
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -19,7 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.disk import file_sha256, write_durably
+from polydev.disk import file_sha256
+from polydev.durable import write_text_durably
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import tree
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
@@ -121,7 +122,7 @@ class _Builder:
         built = self._build_layers(plans)
         record = self._assemble(built, tools)
         self.assemblies.mkdir(exist_ok=True)
-        write_durably(self.assemblies / assembly, record.digest)
+        write_text_durably(self.assemblies / assembly, record.digest)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return record, tuple(layer.plan.name for layer in built if layer.seconds is not None)
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polydev.errors import VmError
+from polydev.host_layout import GUEST_ADDRESS
 from polydev.image.guest_shell import GuestShell
-from polydev.vm.config import GUEST_ADDRESS
 from polydev.vm.machine import Machine
 
 # A unit that is restarted forever never lets systemd be done.

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from polydev.disk import file_sha256, sync
+from polydev.disk import file_sha256
+from polydev.durable import sync
 from polydev.errors import ImageError
 from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
 from polydev.image_record import ImageRecord, manifest_digest

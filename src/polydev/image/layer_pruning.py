@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Collection
 from pathlib import Path
 
-from polydev.disk import write_durably
+from polydev.durable import write_text_durably
 from polydev.errors import BuildError
 from polydev.image.layer_cache import layer_bytes, remove_layer
 from polydev.image.store import ImageStore
@@ -26,7 +26,7 @@ def remember_store(cache: Path, store: ImageStore) -> None:
     stores = {*_stores(cache), store.root.absolute()}
     text = "".join(f"{each}\n" for each in sorted(stores))
     if text != _text(cache):
-        write_durably(cache / STORES, text)
+        write_text_durably(cache / STORES, text)
 
 
 def prune_cache(

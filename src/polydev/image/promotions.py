@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from polydev.disk import UNFINISHED, sync, write_durably
+from polydev.durable import UNFINISHED_TEXT, sync, write_text_durably
 from polydev.errors import ImageError
 from polydev.image.store_lock import Actor, this_actor
 from polydev.image_layout import (
@@ -107,7 +107,7 @@ class Promotions:
             by=this_actor(),
         )
         file = promotion_file(self.root, promotion.number)
-        write_durably(file, f"{promotion.model_dump_json(indent=2)}\n")
+        write_text_durably(file, f"{promotion.model_dump_json(indent=2)}\n")
         promotion_link(self.root, promotion.number).symlink_to(f"../{IMAGES}/{digest}")
         sync(folder)
         return promotion
@@ -127,11 +127,11 @@ class Promotions:
         folder = self.root / PROMOTIONS
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             number = _number(path)
-            if path.suffix == UNFINISHED or (number is not None and number not in reachable):
+            if path.suffix == UNFINISHED_TEXT or (number is not None and number not in reachable):
                 path.unlink()
 
     def _unfinished_link(self) -> Path:
-        return self.root / f".{GOLDEN_LINK}{UNFINISHED}"
+        return self.root / f".{GOLDEN_LINK}{UNFINISHED_TEXT}"
 
 
 def _number(path: Path) -> int | None:

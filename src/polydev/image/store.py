@@ -22,7 +22,7 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Literal
 
-from polydev.disk import sync, write_durably
+from polydev.durable import sync, write_text_durably
 from polydev.errors import ImageError
 from polydev.image import image_folder
 from polydev.image.image_folder import Hold
@@ -117,7 +117,7 @@ class ImageStore:
         """Replace an image's record in one step, as a verification does."""
         if not self.path(record.digest).is_dir():
             raise ImageError(f"no image {record.digest[:12]} in {self.root}", LIST_HINT)
-        write_durably(self.path(record.digest) / RECORD, image_folder.record_text(record))
+        write_text_durably(self.path(record.digest) / RECORD, image_folder.record_text(record))
 
     def images(self) -> list[ListedImage]:
         """Every image, newest first."""
@@ -250,7 +250,7 @@ class ImageStore:
             if not path.is_symlink() and path.name not in BOOT_FILES:
                 sync(path)
         # Last, since it also syncs the names of all files in the folder.
-        write_durably(incoming / RECORD, image_folder.record_text(record))
+        write_text_durably(incoming / RECORD, image_folder.record_text(record))
         target = self.path(record.digest)
         target.parent.mkdir(exist_ok=True)
         while True:

@@ -8,13 +8,7 @@ from typing import Literal
 
 Accelerator = Literal["kvm", "tcg"]
 
-# The VM contract: the same address, gateway and ports in every guest.
-GUEST_ADDRESS = "172.16.0.2"
-GUEST_GATEWAY = "172.16.0.1"
 GUEST_NETWORK = "172.16.0.0/24"
-# A clone remembers it from where its template booted, so it is the same wherever a guest runs.
-GATEWAY_MAC = "52:54:00:16:00:01"
-AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
 # The virtio-serial port through which a VM gets its identity.
 IDENTITY_PORT = "polydev.identity"
 

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from polydev.vm.config import (
-    AGENT_PORT,
-    GUEST_ADDRESS,
-    GUEST_GATEWAY,
-    GUEST_NETWORK,
-    IDENTITY_PORT,
-    NOVNC_PORT,
-    VNC_PORT,
-    VmConfig,
-)
+from polydev.host_layout import AGENT_PORT, GUEST_ADDRESS, GUEST_GATEWAY, NOVNC_PORT, VNC_PORT
+from polydev.vm.config import GUEST_NETWORK, IDENTITY_PORT, VmConfig
 
 QEMU = "qemu-system-x86_64"
 # TCG carries out `rep movsb` byte by byte. Without ERMS, kernel and C library copy in larger units.

@@ -20,10 +20,11 @@ from polydev.controller.host.deployments import (
     one_of,
     way_back,
 )
+from polydev.host_layout import DEPLOYMENT_ID
 
 MOST_LISTED = 200
 UNREADABLE = "unreadable"
-ID_PATTERN = f"^{records.DEPLOYMENT_ID.pattern}$"
+ID_PATTERN = f"^{DEPLOYMENT_ID.pattern}$"
 EXAMPLE: dict[str, Any] = {
     "id": "20261121_101500-0123abcd",
     "number": 41,

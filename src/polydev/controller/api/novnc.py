@@ -44,7 +44,7 @@ from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.services import Services
 from polydev.errors import NotAllowed, NotAuthenticated, VmError
-from polydev.vm.config import VNC_PORT
+from polydev.host_layout import VNC_PORT
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -10,11 +10,8 @@ from pydantic import ConfigDict, Field
 from polydev.controller.api_model import ApiModel
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, VmState
+from polydev.host_layout import AGENT_PORT, NOVNC_PORT, VNC_PORT
 from polydev.vm.boot_stages import Stage
-
-AGENT_PORT = 8080
-VNC_PORT = 5901
-NOVNC_PORT = 6080
 
 VM_EXAMPLE: dict[str, Any] = {
     "vmId": "9e1c0b1a-8a0c-4f38-bb0c-3f7a6d7a2b11",

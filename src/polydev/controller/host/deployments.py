@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import Any, NamedTuple
 from polydev.controller.host.cached_records import cached_reader, why_unreadable
 from polydev.deployment_records import Record, current_state, states
 from polydev.errors import DeploymentNotFound
+from polydev.host_layout import DEPLOYMENT_ID, DEPLOYMENTS
 
-FOLDER = Path("/opt/polydev-ai/deployments")
-DEPLOYMENT_ID = re.compile(r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?")
+FOLDER = DEPLOYMENTS
 MOST_BYTES = 8 << 20
 CACHED_RECORDS = 4096
 

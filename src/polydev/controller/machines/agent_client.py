@@ -14,10 +14,10 @@ from polydev.controller.machines.bridge import bridge_trouble
 from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
+from polydev.host_layout import AGENT_PORT
 from polydev.vm.boot_stages import printable
 from polydev.vm.timeouts import end, within
 
-AGENT_PORT = 8080
 MAX_BODY_BYTES = 256 * 1024
 MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_CHARACTERS = 1024

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from polydev.errors import VmError
-from polydev.vm.config import VNC_PORT
+from polydev.host_layout import VNC_PORT
 from polydev.vm.timeouts import within
 
 VERSION = b"RFB 003.008\n"

@@ -15,7 +15,7 @@ from polydev.controller.machines.rfb_client import PIXEL_BYTES, Frame, read_fram
 from polydev.controller.model import Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
-from polydev.vm.config import VNC_PORT
+from polydev.host_layout import VNC_PORT
 from polydev.vm.timeouts import end, within
 
 TIMEOUT_SECONDS = 10.0

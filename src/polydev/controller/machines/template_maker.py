@@ -23,10 +23,11 @@ from polydev.controller.machines.host_templates import WantedTemplate, templates
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError
+from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY
 from polydev.image_layout import IMAGES
 from polydev.run import run
 from polydev.vm import template
-from polydev.vm.config import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, MemoryFile, VmConfig
+from polydev.vm.config import MemoryFile, VmConfig
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.identity import new_identity

@@ -24,6 +24,7 @@ from polydev.controller.settings.sources import (
 )
 from polydev.controller.settings.vms import BootDeadlines, PoolSettings, VmChecks, VmSettings
 from polydev.controller.settings.webhooks import WebhookSettings
+from polydev.host_layout import CONTROLLER_DATABASE, CONTROLLER_PORT
 from polydev.image_layout import STORE
 
 TRUE_WORDS = ("1", "true", "yes", "on")
@@ -48,9 +49,9 @@ class ControllerSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     """The address to listen on, with `port`, if systemd hands over no socket."""
-    port: int = Field(default=4000, ge=0, le=65535)
+    port: int = Field(default=CONTROLLER_PORT, ge=0, le=65535)
     database_url: str = Field(
-        default="sqlite+aiosqlite:////var/lib/master-controller/controller.sqlite3",
+        default=f"sqlite+aiosqlite:///{CONTROLLER_DATABASE}",
         repr=False,  # may hold a password
     )
     image_store: Path = STORE

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-UNFINISHED = ".polydev-new"
+# How the name of a file ends that was not finished, where its process was killed.
+UNFINISHED, UNFINISHED_TEXT = ".polydev-new", ".new"
 
 
 def unfinished(path: Path) -> Path:
@@ -48,12 +50,21 @@ def copy_new(source: Path, path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file in one step."""
-    fresh = unfinished(path)
+    """Replace a file in one step; a power cut after that does not undo it."""
+    _replace(path, unfinished(path), data, mode)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Do the same for a file that several processes may write at the same time."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED_TEXT}")
+    _replace(path, fresh, text.encode(), 0o644)
+
+
+def _replace(path: Path, fresh: Path, data: bytes, mode: int) -> None:
     try:
         write_new(fresh, data, mode)
         fresh.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             fresh.unlink()
         raise
