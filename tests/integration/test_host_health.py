@@ -570,14 +570,14 @@ class TestEndpoints:
             assert len(few["history"]) == 1
 
     @run_async
-    async def test_openapi_names_the_shapes(self, tmp_path: Path) -> None:
+    async def test_openapi_describes_the_status_of_the_host(self, tmp_path: Path) -> None:
         async with service(tmp_path) as api:
             described = (await api.ask("GET", "/openapi.json", "admin")).json()
             metrics = (await api.ask("GET", "/metrics", "operator")).text
         schemas = described["components"]["schemas"]
-        assert {"usage", "cores", "model"} <= set(schemas["Cpu"]["properties"])
-        assert {"temperature", "load_average"} <= set(schemas["System"]["properties"])
-        assert "temperature" not in schemas["System"]["required"]
+        assert {"usage", "cores", "model"} <= set(schemas["CpuStatus"]["properties"])
+        assert {"temperature", "load_average"} <= set(schemas["SystemStatus"]["properties"])
+        assert "temperature" not in schemas["SystemStatus"]["required"]
         assert "polydev_alerts_standing" in metrics
 
 

@@ -317,7 +317,7 @@ class TestRemoval:
 
         VM.do(fill)
         found = CONTROLLER.do(lambda: read_vm(2, None, place.folder).unavailable["disk"])
-        assert found == "folders in more than 10 levels"
+        assert found == "its folder is more than 10 levels deep"
         place.discard()
         assert list(place.slot.iterdir()) == []
 

@@ -196,7 +196,7 @@ class TestTemperature:
 
     def test_messages(self) -> None:
         assert temperature_observation(91.5, 100, LIMITS).message == (
-            "temperature is at 91.5 °C, and 100 °C is critical"
+            "temperature is at 91.5 °C, critical from 100 °C"
         )
         assert temperature_observation(78, 100, LIMITS).message.endswith(
             "; the alert is cleared at 75 °C"

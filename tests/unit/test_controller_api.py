@@ -677,7 +677,7 @@ def test_what_a_vm_uses(host: ApiHost) -> None:
         session = await asked.start()
         path = f"/api/vm/{session['vmId']}/metrics"
         told = (await asked.ask("GET", path)).json()
-        assert told["unavailable"]["cpu"] == "no process runs"
+        assert told["unavailable"]["cpu"] == "the VM has no process"
         await asked.ask("DELETE", session["links"]["self"])
         await asked.services.vms.released(session["vmId"])
         problem(await asked.ask("GET", path), 410, "session-expired")

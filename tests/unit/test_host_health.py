@@ -436,7 +436,7 @@ class TestNetworkHealth:
     @pytest.mark.parametrize(
         ("stats", "status", "detail"),
         [
-            ({"vm-2": UP, "vm-3": UP}, "healthy", "all 2 are connected"),
+            ({"vm-2": UP, "vm-3": UP}, "healthy", "all 2 slots are connected"),
             ({"vm-2": UP}, "warning", "of 2 slots 3 are missing"),
             ({"vm-2": UP, "vm-3": DOWN}, "warning", "of 2 slots 3 are down"),
             ({"vm-2": DOWN}, "critical", "of 2 slots 3 are missing and 2 are down"),

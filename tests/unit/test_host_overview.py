@@ -81,7 +81,7 @@ def test_all_is_well() -> None:
         (
             {"temperature": TemperatureStatus(status="warning", current=85, critical=100)},
             "temperature",
-            "temperature is at 85 °C, and 100 °C is critical",
+            "temperature is at 85 °C, critical from 100 °C",
         ),
         (
             {"disk": [], "unavailable": {"disk": "no answer"}},

@@ -199,7 +199,7 @@ class TestDeployments:
         ]
         assert (found[0]["number"], found[0]["who"], found[0]["changes"]) == (2, "ada@desk", 3)
         assert [each["status"] for each in found[2:]] == ["unreadable"] * 2
-        assert "no JSON" in found[2]["problem"]
+        assert "not valid JSON" in found[2]["problem"]
         assert told(host, f"{DEPLOYMENTS}/20261119_000000-dead")[0]["wayBack"]["command"] is None
 
     def test_lists_come_in_pages(self, host: ApiHost, folder: Path) -> None:

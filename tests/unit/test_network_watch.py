@@ -48,9 +48,9 @@ class TestReading:
             ({"at": NOW - 61}, "61 s old"),
             ({"at": NOW + 5}, "-5 s old"),
             ({"error": "cannot read the network: nft: no"}, "cannot read the network: nft: no"),
-            ({"differences": None}, "is no report"),
-            ({"differences": [{"part": "slot-2"}]}, "is no report"),
-            ({"at": "soon"}, "is no report"),
+            ({"differences": None}, "is not a valid report"),
+            ({"differences": [{"part": "slot-2"}]}, "is not a valid report"),
+            ({"at": "soon"}, "is not a valid report"),
         ],
     )
     def test_report_that_says_nothing_of_now(
@@ -62,7 +62,7 @@ class TestReading:
     @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
     def test_file_that_is_no_report(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "network.json").write_text(text)
-        with pytest.raises(NoWatchReport, match="is no report"):
+        with pytest.raises(NoWatchReport, match="is not a valid report"):
             read_report(tmp_path / "network.json", lambda: NOW)
 
     def test_no_report_at_all(self, tmp_path: Path) -> None:

@@ -127,17 +127,19 @@ def test_a_process_that_has_ended(machine: Machine) -> None:
     machine.there = False
     told = machine.ask()
     assert (told.cpu_seconds, told.memory_bytes) == (None, None)
-    assert told.unavailable == dict.fromkeys(("cpu", "memory"), "its process has ended")
+    assert told.unavailable == dict.fromkeys(("cpu", "memory"), "the VM's process has ended")
     assert told.sent_bytes == 11
 
 
 def test_no_process(machine: Machine) -> None:
-    assert machine.ask(None).unavailable == dict.fromkeys(("cpu", "memory"), "no process runs")
+    assert machine.ask(None).unavailable == dict.fromkeys(
+        ("cpu", "memory"), "the VM has no process"
+    )
 
 
 def test_a_slot_without_its_cable(machine: Machine) -> None:
     machine.cable.clear()
     told = machine.ask()
     assert (told.received_bytes, told.sent_bytes) == (None, None)
-    assert told.unavailable == {"network": "vm-2 is missing"}
+    assert told.unavailable == {"network": "network port vm-2 is missing"}
     assert told.memory_bytes == 1048576

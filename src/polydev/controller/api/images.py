@@ -44,7 +44,7 @@ NOT_READABLE = (
     {
         "type": "urn:polydev:error:image-unreadable",
         "title": "Internal Server Error",
-        "detail": "the record of image 4f1d4f1d4f1d cannot be read: digest: Field required",
+        "detail": "cannot read the record of image 4f1d4f1d4f1d: digest: Field required",
     },
 )
 EXAMPLE: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Messages that are not sent yet, each in a file of its own: they outlive who wrote them.
+"""Outbox: a file for each message that is not sent yet, so that messages survive a restart.
 
-While a release hands over, two processes look into the folder. Who sends a message holds a lock on
-its file, which the kernel takes back when its holder ends, however that ends. So each is sent by
-one, and again only where an end came between its sending and its removal.
+During a handover two processes read the folder. The process that sends a message holds a lock on
+its file, which the kernel releases when the process ends. So one process sends each message; it is
+sent twice only if that process ends after sending and before removing the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 MessageKind = Literal["info", "success", "warning", "failure"]
 
 MOST_WAITING = 100
-# What was so yesterday would only confuse.
+# Older messages are not worth sending.
 MOST_AGE_SECONDS = 24 * 3600
 
 
@@ -33,7 +33,7 @@ class AlertMessage:
 
 
 class OutboxFull(Exception):
-    """So many wait already that more would not be read."""
+    """Too many messages are waiting."""
 
 
 class Outbox:
@@ -41,7 +41,7 @@ class Outbox:
         self._folder = folder
 
     def put(self, message: AlertMessage) -> None:
-        """Keep a message until it is sent. Raises OutboxFull and OSError."""
+        """Store a message until it is sent. Raises OutboxFull and OSError."""
         if len(self.waiting()) >= MOST_WAITING:
             raise OutboxFull
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -51,13 +51,14 @@ class Outbox:
         unfinished.rename(self._folder / f"{name}.json")
 
     def waiting(self) -> list[Path]:
-        """The oldest first."""
+        """Return the files of waiting messages, oldest first."""
         return sorted(self._folder.glob("*.json"))
 
     @contextmanager
     def taken(self, path: Path) -> Iterator[AlertMessage | None]:
-        """A message that nobody else sends meanwhile, and that is removed unless an exception
-        leaves this; None where another has it or had it, and where it is not worth sending.
+        """Lock a message for sending, and remove it afterwards unless an exception is raised.
+
+        None where another process has it or had it, or where it is too old or damaged.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -75,7 +76,7 @@ class Outbox:
 
 
 def _is_mine(descriptor: int) -> bool:
-    """Whether it could be locked, and nobody had sent and removed it before."""
+    """Return whether the file could be locked, and was not sent and removed before."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

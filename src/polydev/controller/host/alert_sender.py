@@ -1,7 +1,7 @@
-"""Sends messages to what the inventory names: chats, mail, webhooks, each by Apprise.
+"""Sends messages about alerts to the services that the inventory names, with Apprise.
 
-The URLs hold secrets, so nothing here logs one, and Apprise itself logs nothing: a target is known
-by its place in the list and its service's name.
+URLs may hold secrets, so no log has one, and Apprise itself logs nothing: logs name a target by its
+place in the list and its service.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.stdlib.get_logger(__name__)
 TIMEOUT_SECONDS = 20.0
 # Between the attempts; one more is made than there are pauses.
 PAUSES_SECONDS = (1.0, 5.0, 25.0)
-# How soon what another process left behind is found.
+# How often to look for messages that another process left behind.
 LOOK_SECONDS = 10.0
 # They log addresses, with what is secret in them.
 TALKATIVE = ("apprise", "urllib3", "requests")
@@ -43,8 +43,8 @@ class AlertTarget:
 
 
 def apprise_of(url: str) -> Apprise | None:
-    """Return what sends to an address; None where Apprise knows no such service."""
-    from apprise import Apprise  # dear to import, and only needed here
+    """Return a sender for an address; None where Apprise does not support it."""
+    from apprise import Apprise  # slow to import, and only needed here
 
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -53,9 +53,9 @@ def apprise_of(url: str) -> Apprise | None:
 
 
 class AlertSender:
-    """Takes messages at once and sends them, in their order, while `run` runs, here or later.
+    """Queues messages in the outbox and sends them in their order while `run` runs.
 
-    `counts` says how many messages were sent and failed to be, by service.
+    `counts` has how many messages were sent, and how many failed, by service.
     """
 
     def __init__(
@@ -84,9 +84,7 @@ class AlertSender:
         self._woken.set()
 
     async def run(self) -> None:
-        """Send until cancelled, also what an earlier process left; what then waits is the next
-        one's to send.
-        """
+        """Send until cancelled, also what an earlier process left; a later one sends the rest."""
         if not self._urls:
             return
         targets = await asyncio.to_thread(self._open)
@@ -133,7 +131,7 @@ class AlertSender:
         )
         try:
             return bool(await asyncio.wait_for(sending, self._timeout_seconds))
-        except Exception as error:  # whatever a service's plugin does; its words may hold the URL
+        except Exception as error:  # a plugin may raise anything; its text may hold the URL
             log.warning(
                 "alert_message_attempt_failed",
                 target=target.number,

@@ -1,4 +1,4 @@
-"""A test message to each address that alerts go to, and what came of it."""
+"""Send a test message to each address that alerts go to, and say whether it was accepted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from polydev.errors import ConfigError
 if TYPE_CHECKING:
     from apprise import Apprise
 
-TITLE = "[test] {host}: an operator tries where alerts go"
-BODY = "Nothing is wrong. Alerts of this host arrive here."
+TITLE = "[test] {host}: a test of alert messages"
+BODY = "Nothing is wrong. Alerts of this host will arrive here."
 SHORTEST_SECRET = 4
 MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class AlertTestResult:
-    """`target` is an address's place in the list; `said` is the service's word on a failure."""
+    """The result for one address: `target` is its place in the list, `said` why it failed."""
 
     target: int
     service: str
@@ -37,11 +37,11 @@ class AlertTestResult:
 async def send_test_messages(
     urls: SecretStr | None, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> list[AlertTestResult]:
-    """Send to one after the other. Raises ConfigError where no address is configured."""
+    """Send to each address in turn. Raises ConfigError where no address is configured."""
     listed = urls.get_secret_value().split() if urls else []
     if not listed:
         raise ConfigError(
-            "no alert-urls are configured on this host",
+            "this host has no alert-urls to send alerts to",
             "name a file of addresses as alert-urls in the inventory's secrets, then ./inv deploy",
         )
     return [await _try(number, url, timeout_seconds) for number, url in enumerate(listed, start=1)]
@@ -50,13 +50,15 @@ async def send_test_messages(
 async def _try(number: int, url: str, timeout_seconds: float) -> AlertTestResult:
     send_by = apprise_of(url)
     if send_by is None:
-        return AlertTestResult(number, "unknown", sent=False, said="no service has such an address")
+        return AlertTestResult(
+            number, "unknown", sent=False, said="not an address of a supported service"
+        )
     service = str(next(iter(send_by)).service_name)
     try:
         sent, said = await asyncio.wait_for(_sent(send_by), timeout_seconds)
     except asyncio.TimeoutError:
         sent, said = False, f"no answer within {timeout_seconds:g} s"
-    except Exception as error:  # whatever a service's plugin does
+    except Exception as error:  # a service's plugin may raise anything
         sent, said = False, type(error).__name__
     return AlertTestResult(
         number, service, sent, None if sent else masked(said, url)[:MOST_CHARACTERS]
@@ -76,7 +78,7 @@ async def _sent(send_by: Apprise) -> tuple[bool, str]:
     try:
         title = TITLE.format(host=socket.gethostname())
         sending = send_by.async_notify(body=BODY, title=title, notify_type=NotifyType.INFO)
-        return bool(await sending), " ".join(said.getvalue().split()) or "without a word"
+        return bool(await sending), " ".join(said.getvalue().split()) or "no reason given"
     finally:
         logger.setLevel(level)
         logger.propagate = propagates
@@ -84,7 +86,7 @@ async def _sent(send_by: Apprise) -> tuple[bool, str]:
 
 
 def masked(text: str, url: str) -> str:
-    """Return the text without what may be secret in an address: all but scheme and host."""
+    """Return the text without possible secrets of an address: all parts but scheme and host."""
     _, _, rest = url.partition("://")
     user, at, address = rest.rpartition("@")
     host = re.split(r"[/:?#]", address, maxsplit=1)[0]

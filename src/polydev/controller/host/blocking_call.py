@@ -1,8 +1,8 @@
-"""Asks what may block, such as a disk or a resolver that hangs, without waiting for it for ever.
+"""Calls of functions that may block, such as one that reads a disk that hangs, with a timeout.
 
-Each question has a thread of its own while it is asked, and one only: whoever asks meanwhile
-waits for the same answer. The threads are daemons, so that one that hangs for good keeps neither
-the service from ending nor others from being asked, as it would in the loop's own pool.
+Each call runs in a thread of its own; callers that come meanwhile wait for the same result. The
+threads are daemons: one that hangs for good does not keep the service from ending or other calls
+from running, as it would in the event loop's thread pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 class NoAnswer(Exception):
-    """There is no answer: not in time, or the question failed. Says why."""
+    """A call did not end in time, or it failed; the message says why."""
 
 
 class BlockingCall(Generic[T]):
@@ -33,7 +33,7 @@ class BlockingCall(Generic[T]):
         return self._under_way is not None and not self._under_way.done()
 
     async def __call__(self) -> T:
-        """The answer. Raises NoAnswer."""
+        """Return the function's result. Raises NoAnswer."""
         if self._under_way is None or not self.is_under_way:
             self._under_way = _answer_of(self._ask)
         answer = self._under_way
@@ -49,7 +49,9 @@ class BlockingCall(Generic[T]):
 def _answer_of(ask: Callable[[], T]) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
-    answer.add_done_callback(asyncio.Future.exception)  # seen, also if nobody waits any more
+    answer.add_done_callback(
+        asyncio.Future.exception
+    )  # marked as retrieved, also if nobody waits any more
 
     def work() -> None:
         try:
@@ -64,7 +66,7 @@ def _answer_of(ask: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], found: Any) -> None:
-    with suppress(RuntimeError):  # the loop has ended, and nobody waits
+    with suppress(RuntimeError):  # the event loop has ended, and nobody waits
         loop.call_soon_threadsafe(settle, found)
 
 

@@ -1,4 +1,4 @@
-"""One answer for all who ask at about the same time: it is made once, however many there are."""
+"""A call whose result is shared by all callers within a few seconds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class CachedCall(Generic[T]):
-    """Calls `read` at most once in `seconds`; callers in between get the answer of that call.
+    """Calls `read` at most once in `seconds`; other callers get that result.
 
-    A call that raises is shared by those who wait for it, and not kept.
+    An exception goes to all callers that wait for it, and is not kept.
     """
 
     def __init__(
@@ -44,4 +44,4 @@ class CachedCall(Generic[T]):
     def _done(self, task: asyncio.Task[T]) -> None:
         self._under_way = None
         if not task.cancelled():
-            task.exception()  # seen, also if nobody waits any more
+            task.exception()  # marked as retrieved, also if nobody waits any more

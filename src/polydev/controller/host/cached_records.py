@@ -1,4 +1,4 @@
-"""Records that others leave on the host as JSON files: read once for each version of a file."""
+"""Cached reading of JSON records that other programs write: once for each version of a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 def cached_reader(
     parse: Callable[[bytes], T], most_bytes: int, most_kept: int
 ) -> Callable[[Path], T]:
-    """Return what reads a file and parses it, and keeps the newest `most_kept` results.
+    """Return a function that reads and parses a file, and keeps the newest `most_kept` results.
 
-    It raises what `parse` raises, OSError, and ValueError for a larger file. A file must be
-    replaced as a whole whenever it changes.
+    It raises what `parse` raises, OSError, and ValueError for a file of more than `most_bytes`.
+    Whoever changes such a file must replace it as a whole.
     """
 
     @lru_cache(most_kept)
@@ -35,7 +35,7 @@ def cached_reader(
 
 
 def read_limited(file: Path, most_bytes: int) -> bytes:
-    """Raises OSError, and ValueError for a larger file."""
+    """Return the content of a file. Raises OSError, and ValueError for a larger one."""
     with file.open("rb") as opened:
         content = opened.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -44,7 +44,7 @@ def read_limited(file: Path, most_bytes: int) -> bytes:
 
 
 def why_unreadable(error: OSError | ValueError, model: type[BaseModel]) -> str:
-    """Return in one line why a record of this model cannot be read."""
+    """Return one line that says why a record of this model cannot be read."""
     if isinstance(error, ValidationError):
         path, words = next(problems_of(error, model))
         return f"{dotted(path)}: {words}" if path else words

@@ -1,4 +1,4 @@
-"""The history of a host as the columns of charts. Pure."""
+"""The host's history as columns for charts. Pure."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ PLAIN = (
 )
 STARTING = ("sessions_vm_creating", "sessions_vm_starting")
 DISK = "disk_percent["
-# Samples are a minute apart once they are thinned out; more than this is a time without any.
+# Thinned samples are a minute apart; a longer time without a sample is a gap.
 GAP_SECONDS = 300
 
 
 def chart_columns(day: LastDay) -> dict[str, list[Number]]:
-    """Return one list for each name, all of one length: `at` in seconds since 1970, and figures.
+    """Return a list for each column, all of one length: `at` in seconds since 1970, and values.
 
-    Names are those of the export; besides, `received_bytes_per_second` and `sent_…` are those of
-    the host's own interfaces together, and `sessions` are the live ones. Columns without any value
-    are left out. In a time without samples stands one row without values.
+    Names are those of the export, and besides: `received_bytes_per_second` and `sent_…` of all the
+    host's own interfaces together, and `sessions`, the live ones. Columns without any value are
+    left out. A gap between samples has one row without values.
     """
     found: list[dict[str, Number]] = []
     for (at, _), row in zip(day.samples, rows(day.samples, day.starts), strict=True):
         figures = _figures(at, row)
         if found and (figures["at"] or 0) - (found[-1]["at"] or 0) > GAP_SECONDS:
-            found.append({"at": (found[-1]["at"] or 0) + 1})  # no line leads across a gap
+            found.append(
+                {"at": (found[-1]["at"] or 0) + 1}
+            )  # so that charts draw no line across a gap
         found.append(figures)
     names = dict.fromkeys(
         name for each in found for name, value in each.items() if value is not None
@@ -61,7 +63,7 @@ def _figures(at: datetime, row: Row) -> dict[str, Number]:
 
 
 def _own_rate(direction: str, row: Row) -> Number:
-    """Return the rate of all interfaces but the VMs' bridge, whose traffic passes the others."""
+    """Return the rate of all interfaces except the VMs' bridge, whose traffic passes the others."""
     prefix = f"{direction}_bytes_per_second["
     names = (name for name in row if name.startswith(prefix) and name != f"{prefix}{BRIDGE}]")
     return _total(row, names)

@@ -25,7 +25,7 @@ CACHED_RECORDS = 4096
 
 @dataclass(frozen=True)
 class Deployment:
-    """A record as it is, and as it is understood: None where it cannot be, for the `problem`."""
+    """A deployment's record: its JSON, and its value, or None and the `problem` with it."""
 
     id: str
     document: dict[str, Any]
@@ -34,16 +34,16 @@ class Deployment:
 
     @property
     def order(self) -> tuple[int, str]:
-        """Return its place among all that was done to the host; without a number, by its id."""
+        """Return a key for sorting: the host's number, or without one the id."""
         number = self.record.number if self.record else None
         return number or 0, self.id
 
 
 @dataclass(frozen=True)
 class WayBack:
-    """How to bring the host back to what it was before a deployment.
+    """How to restore the host's state before a deployment.
 
-    command     the line for the operator's machine; None where there is no way, for the `reason`
+    command     to run on the operator's machine; None where that is impossible, with the `reason`
     """
 
     to: str | None
@@ -52,24 +52,24 @@ class WayBack:
 
 
 def deployments(folder: Path) -> list[Deployment]:
-    """All of them, newest first. Raises OSError where they may not be read."""
+    """Return all deployments, newest first. Raises OSError where their folder cannot be read."""
     names = [file.stem for file in folder.glob("*.json")]
     found = [_read(folder / f"{name}.json") for name in names if DEPLOYMENT_ID.fullmatch(name)]
     return sorted(found, key=lambda each: each.order, reverse=True)
 
 
 def one_of(found: Sequence[Deployment], deployment_id: str) -> Deployment:
-    """Raises DeploymentNotFound."""
+    """Return one deployment. Raises DeploymentNotFound."""
     for each in found:
         if each.id == deployment_id:
             return each
     raise DeploymentNotFound(
-        f"there is no record of deployment {deployment_id}", "./inv deployments shows all of them"
+        f"there is no record of deployment {deployment_id}", "./inv deployments lists all of them"
     )
 
 
 def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
-    """Return the command that restores the state before a deployment, or why there is none."""
+    """Return the command that restores the state before a deployment, or why that is impossible."""
     record = deployment.record
     records = [each.record for each in found if each.record is not None]
     if record is None:
@@ -91,9 +91,9 @@ def _document(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"it is no JSON: {error}") from None
+        raise ValueError(f"it is not valid JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError("it is no record")
+        raise ValueError("it is not a record of a deployment")
     return found
 
 
@@ -106,16 +106,16 @@ def _read(file: Path) -> Deployment:
         document = _document_in(file)
         record = Record.model_validate(document)
         if record.id != file.stem:
-            raise ValueError(f"it is that of deployment {record.id[:60]}")
+            raise ValueError(f"it is the record of deployment {record.id[:60]}")
     except (OSError, ValueError) as error:
         return Deployment(file.stem, document, None, why_unreadable(error, Record))
     return Deployment(file.stem, document, record)
 
 
 class NewestRecord(NamedTuple):
-    """What counts of one record, in the order in which the host made them.
+    """What `newest_failed` needs of a record; these sort in the order of deployments.
 
-    `number` is the host's; records of earlier versions have 0, and their ids begin with the time.
+    `number` is the host's; older records have none (0), and their ids begin with the time.
     """
 
     number: int
@@ -124,10 +124,10 @@ class NewestRecord(NamedTuple):
 
 
 def newest_failed(folder: Path = FOLDER) -> tuple[str, str] | None:
-    """Id and status of the newest deployment or rollback, if it did not succeed.
+    """Return the id and status of the newest deployment or rollback, if it did not succeed.
 
-    One under way says nothing yet, nor does a record that cannot be read as one: the one before
-    counts. Raises OSError where records are there that may not be read.
+    Records of running deployments and invalid records are passed over. Raises OSError where
+    records cannot be read.
     """
     files = [file for file in folder.glob("*.json") if DEPLOYMENT_ID.fullmatch(file.stem)]
     found = (_known(file, *_version(file)) for file in files)
@@ -136,14 +136,14 @@ def newest_failed(folder: Path = FOLDER) -> tuple[str, str] | None:
 
 
 def _version(file: Path) -> tuple[int, int]:
-    """Another one after each change of a record, which is always replaced as a whole."""
+    """Return the version of a record, which is always replaced as a whole."""
     status = file.stat()
     return status.st_ino, status.st_mtime_ns
 
 
 @lru_cache(CACHED_RECORDS)
 def _known(file: Path, inode: int, changed_ns: int) -> NewestRecord | None:
-    """None for a record that says nothing. Each version of a file is read once."""
+    """Read each version of a record once; None where it does not count."""
     try:
         record = json.loads(file.read_bytes())
         number, status = int(record.get("number") or 0), str(record["status"])

@@ -1,8 +1,8 @@
-"""The history of a host as rows of plain figures, for charts and for export. Pure.
+"""The host's history as rows of values, for charts and for export. Pure.
 
-    samples and starts of sessions -> rows: one for each sample, one value for each column
+    samples and starts of sessions --rows--> a row for each sample, a value for each column
 
-A column's name says its unit, and in brackets the mount or interface that it is about.
+A column's name ends with its unit, and names a mount or interface in brackets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ START_KINDS: tuple[StartKind, ...] = get_args(StartKind)
 
 
 class StartTimes(FrozenModel):
-    """Starts of sessions that became ready in the span of a sample."""
+    """Starts of the sessions that became ready between two samples."""
 
     count: int
     median_seconds: float
@@ -39,7 +39,7 @@ class StartTimes(FrozenModel):
 
 
 class TimedSample(Sample):
-    """`starts`: of sessions that became ready since the sample before, by how their VM came."""
+    """A sample with its time and the starts since the sample before, by how their VM was made."""
 
     at: datetime
     starts: dict[StartKind, StartTimes] = Field(default={})
@@ -50,7 +50,7 @@ class History(FrozenModel):
 
 
 def without_vms(sample: Sample) -> Sample:
-    """Return what rows need of a sample: without its VMs, and without the slots' interfaces."""
+    """Return a sample without VMs and without network ports of slots, which rows do not need."""
     return sample.model_copy(
         update={"vm": [], "rx_bytes": _own(sample.rx_bytes), "tx_bytes": _own(sample.tx_bytes)}
     )
@@ -65,9 +65,9 @@ def _own(counters: Mapping[str, int]) -> dict[str, int]:
 def starts_by_span(
     times: Sequence[datetime], starts: Iterable[SessionStart]
 ) -> list[dict[StartKind, StartTimes]]:
-    """Return the starts of each sample's span, by how: since the sample before, until this one.
+    """Return the starts since the sample before, for each sample, by how the VM was made.
 
-    `times` are those of the samples, in their order. What came after the last one is left out.
+    `times` are those of the samples, in order. Starts after the last sample are left out.
     """
     seconds: list[dict[StartKind, list[float]]] = [defaultdict(list) for _ in times]
     for each in starts:
@@ -78,7 +78,7 @@ def starts_by_span(
 
 
 def timed_samples(samples: Sequence[Timed], starts: Iterable[SessionStart]) -> list[TimedSample]:
-    """Return samples with their times and the starts of their spans."""
+    """Return samples with their times and starts."""
     spans = starts_by_span([at for at, _ in samples], starts)
     return [
         TimedSample(**dict(sample), at=at, starts=span)
@@ -97,7 +97,7 @@ def _start_times(seconds: Sequence[float]) -> StartTimes:
 def rows(
     samples: Sequence[Timed], starts: Iterable[SessionStart], before: Timed | None = None
 ) -> list[Row]:
-    """Return a row for each sample. `before` is the sample before the first one, if any."""
+    """Return a row for each sample; `before` is the sample before the first one, if any."""
     found = []
     spans = starts_by_span([at for at, _ in samples], starts)
     for (at, sample), span in zip(samples, spans, strict=True):
@@ -153,7 +153,7 @@ def _rates(at: datetime, sample: Sample, before: Timed | None) -> Row:
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of all rows, each once; those of one kind stand side by side."""
+    """Return the columns of all rows, each once, with those of one kind side by side."""
     found = dict.fromkeys(name for row in rows for name in row)
     kinds: dict[str, list[str]] = {}
     for name in found:

@@ -1,7 +1,6 @@
-"""The samples of the last day, kept in memory for the charts of everybody who looks.
+"""Cache of the last day's samples, for charts.
 
-The database is read once when somebody looks for the first time, and then for what is new. It stays
-the only place where samples are kept.
+The first use reads the whole day from the database, later ones only what is new.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from polydev.controller.store.host_samples import HostSamples, too_dense
 from polydev.controller.store.session_starts import SessionStart, SessionStarts
 
 KEPT = timedelta(hours=24)
-# A start's time is given before its transaction ends, so that it may be seen late.
+# A start gets its time before its transaction ends, so it may become visible late.
 LATE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
 class LastDay:
-    """Samples without their VMs, and the starts of sessions, both oldest first."""
+    """Samples of a day without their VMs, and starts of sessions, both oldest first."""
 
     samples: Sequence[Timed]
     starts: Sequence[SessionStart]
@@ -47,7 +46,7 @@ class HistoryCache:
         self._one_at_a_time = asyncio.Lock()
 
     async def day(self) -> LastDay:
-        """Return the last 24 hours as far as there are samples of them."""
+        """Return the last 24 hours, as far as there are samples."""
         async with self._one_at_a_time:
             end = self._clock()
             oldest = end - KEPT
@@ -71,7 +70,7 @@ class HistoryCache:
         return kept + await self._starts.between(begin, end)
 
     def _thinned(self, samples: list[Timed], end: datetime) -> list[Timed]:
-        """Leave out what the database leaves out, too."""
+        """Leave out the samples that the database thins out, too."""
         whole = end - timedelta(seconds=self._rules.whole_seconds)
         old = (at for at, _ in samples if at < whole)
         dense = set(too_dense(old, self._rules.thinned_every_seconds))

@@ -1,4 +1,4 @@
-"""The history of a host as a file: CSV or JSON, written a few samples at a time."""
+"""Export of the host's history as CSV or JSON, a few samples at a time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MEDIA_TYPES: Mapping[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "json": "application/json",
 }
-# A spreadsheet takes a cell that begins with one of these for a formula.
+# A spreadsheet reads a cell that begins with one of these as a formula.
 FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
 class HistoryExport:
-    """The samples from `start` until before `end`, of a database."""
+    """The samples of a database from `start` until before `end`, as text."""
 
     samples: HostSamples
     starts: SessionStarts
@@ -36,14 +36,14 @@ class HistoryExport:
     end: datetime
 
     async def as_csv(self) -> AsyncIterator[str]:
-        """Yield the file's text: a line of columns, then a line for each sample."""
+        """Yield a line with the names of columns, then a line for each sample."""
         columns = await self._columns()
         yield csv_line(columns)
         async for portion in self._rows():
             yield "".join(csv_line([row.get(name) for name in columns]) for row in portion)
 
     async def as_json(self) -> AsyncIterator[str]:
-        """Yield the file's text: a list with an object for each sample, all with the same names."""
+        """Yield a list with an object for each sample, all with the same names."""
         columns = await self._columns()
         separator = "[\n"
         async for portion in self._rows():
@@ -53,7 +53,7 @@ class HistoryExport:
         yield "[]\n" if separator == "[\n" else "\n]\n"
 
     async def _columns(self) -> list[str]:
-        """Read all once before: mounts and interfaces come and go, and the first line names all."""
+        """Read all samples once: mounts and interfaces change, and the first line names all."""
         found: dict[str, None] = dict.fromkeys(columns_of(rows([(self.start, Sample())], ())))
         async for portion in self._rows():
             found |= dict.fromkeys(columns_of(portion))
@@ -81,7 +81,7 @@ def _until(
 
 
 def csv_line(values: Sequence[Any]) -> str:
-    """Return a line of CSV; no text in it is a formula to a spreadsheet."""
+    """Return a line of CSV in which a spreadsheet finds no formula."""
     line = StringIO()
     csv.writer(line).writerow([_cell(each) for each in values])
     return line.getvalue()
@@ -94,6 +94,6 @@ def _cell(value: Any) -> Any:
 
 
 def file_name(end: datetime, form: Format) -> str:
-    """Return a name for the file, of this host and that time."""
+    """Return a file name with this host's name and the time."""
     host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
     return f"polydev-history-{host}-{end:%Y%m%dT%H%M%SZ}.{form}"

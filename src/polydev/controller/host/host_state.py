@@ -1,4 +1,4 @@
-"""All that is told of the host now, measured once for everybody who looks at the same time."""
+"""The host's current state, read once for all viewers who ask at about the same time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from polydev.errors import Error
 log = structlog.stdlib.get_logger(__name__)
 
 FRESH_SECONDS = 2.0
-# It asks a resolver.
+# Longer, since it asks a DNS resolver.
 NETWORK_FRESH_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class HostState:
-    """The host at one time.
+    """State of the host at one time.
 
-    slots       how many are declared; `pool.held` are the VMs in them
+    slots       how many slots are declared; `pool.held` are the VMs in them
     live        sessions that are not over
     """
 
@@ -49,7 +49,7 @@ class HostState:
 
 
 class HostStateReader:
-    """Takes them; callers within two seconds get the same one."""
+    """Reads the state with `latest`; callers within two seconds get the same one."""
 
     def __init__(
         self,

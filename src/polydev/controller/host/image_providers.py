@@ -1,4 +1,4 @@
-"""The providers of an image, by its record in the host's store."""
+"""The providers of an image, from its record in the host's store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _earlier(name: str, label: str, *command: str) -> Provider:
     return Provider(name=name, label=label, older_names=older, login=login, credentials=None)
 
 
-# The providers of images whose records name none: their agents hand over no credentials.
+# Providers of older images, whose records name none and whose agents hand over no credentials.
 EARLIER: Mapping[str, Provider] = {
     each.name: each
     for each in (
@@ -29,13 +29,13 @@ EARLIER: Mapping[str, Provider] = {
 
 
 def golden_providers(store: Path) -> Mapping[str, Provider]:
-    """Those of the golden image, by name."""
+    """Return the providers of the golden image, by name."""
     golden = image_store_state(store).golden
     return EARLIER if golden is None else providers_of(store, golden)
 
 
 def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
-    """Those of an image, by name. The record is read once for each version of its file."""
+    """Return the providers of an image, by name."""
     try:
         record = stored_image(store, digest).record
     except ImageNotFound:
@@ -44,12 +44,12 @@ def providers_of(store: Path, digest: str) -> Mapping[str, Provider]:
 
 
 def rotates(store: Path, name: str) -> bool:
-    """Whether a provider's refresh tokens are used once, so that only one place may have them."""
+    """Return whether a provider's refresh tokens work once only."""
     found = golden_providers(store).get(name)
     return found is not None and found.rotates
 
 
 def hands_over(store: Path, digest: str, name: str) -> bool:
-    """Whether VMs of an image hand over the credentials of that provider."""
+    """Return whether VMs of an image hand over credentials of a provider."""
     found = providers_of(store, digest).get(name)
     return found is not None and found.credentials is not None

@@ -1,7 +1,7 @@
-"""The images in the host's store: what their records say, and which of them is golden.
+"""The images in the host's store: their records, and which one is golden.
 
-A record is what a deployment sent with its image. One that cannot be read is told as such: it
-hides no other image.
+A deployment sends a record with each image. An image whose record cannot be read is listed with
+the problem.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DIGEST = "[0-9a-f]{64}"
 MOST_RECORD_BYTES = 32 << 20
 MOST_SBOM_BYTES = 64 << 20
 CACHED_RECORDS = 256
-KEPT_SHOWN = "./inv golden.list, on the operator's machine, shows the images that can be deployed"
+KEPT_SHOWN = "on the operator's machine, ./inv golden.list shows the images that can be deployed"
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image of the store; `record` is None where it cannot be read, for the `problem`."""
+    """An image of the store; `record` is None where it cannot be read, with the `problem`."""
 
     digest: str
     record: ImageRecord | None
@@ -36,14 +36,14 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """All of them, newest first, those without a record last."""
+    """All images, newest first, those without a readable record last."""
 
     golden: str | None
     images: tuple[StoredImage, ...]
 
 
 def stored_images(store: Path) -> StoredImages:
-    """Raises OSError where there are images that may not be read."""
+    """Return all images of a store. Raises OSError where its folder cannot be read."""
     folder = store / IMAGES
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     found = [_read(folder / name) for name in names if re.fullmatch(DIGEST, name)]
@@ -51,7 +51,7 @@ def stored_images(store: Path) -> StoredImages:
 
 
 def newest_first(images: Iterable[StoredImage]) -> list[StoredImage]:
-    """By when they were built; those of which that is not known come last."""
+    """Sort images by the time of their build; images of unknown age come last."""
 
     def age(image: StoredImage) -> tuple[bool, float, str]:
         record = image.record
@@ -61,35 +61,37 @@ def newest_first(images: Iterable[StoredImage]) -> list[StoredImage]:
 
 
 def stored_image(store: Path, digest: str) -> StoredImage:
-    """Raises ImageNotFound."""
+    """Return one image of a store. Raises ImageNotFound."""
     return _read(_folder(store, digest))
 
 
 def readable_record(store: Path, digest: str) -> ImageRecord:
-    """Raises ImageNotFound, and ImageUnreadable for a record that cannot be read."""
+    """Return an image's record. Raises ImageNotFound and ImageUnreadable."""
     image = stored_image(store, digest)
     if image.record is None:
-        raise ImageUnreadable(f"the record of image {digest[:12]} cannot be read: {image.problem}")
+        raise ImageUnreadable(f"cannot read the record of image {digest[:12]}: {image.problem}")
     return image.record
 
 
 def bill_of_materials(store: Path, digest: str) -> bytes:
-    """The image's own CycloneDX document, as its build wrote it.
+    """Return an image's bill of materials (CycloneDX), as its build wrote it.
 
-    Raises ImageNotFound where it was sent without one, and ImageUnreadable for one that is damaged.
+    Raises ImageNotFound where the image has none, and ImageUnreadable for a damaged one.
     """
     file = _folder(store, digest) / SBOM
     try:
         content = read_limited(file, MOST_SBOM_BYTES)
         named = json.loads(content)["metadata"]["component"]["version"]
     except FileNotFoundError:
-        raise ImageNotFound(f"image {digest[:12]} came without a bill of materials") from None
+        raise ImageNotFound(f"image {digest[:12]} has no bill of materials") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageUnreadable(
-            f"the bill of materials of {digest[:12]} cannot be read: {error}"
+            f"cannot read the bill of materials of image {digest[:12]}: {error}"
         ) from None
     if named != digest:
-        raise ImageUnreadable(f"the bill of materials of {digest[:12]} is that of another image")
+        raise ImageUnreadable(
+            f"the bill of materials of image {digest[:12]} is that of another image"
+        )
     return content
 
 
@@ -107,7 +109,7 @@ def _read(folder: Path) -> StoredImage:
     try:
         record = _record_in(folder / RECORD)
         if record.digest != folder.name:
-            raise ValueError(f"it is that of image {record.digest[:12]}")
+            raise ValueError(f"it is the record of image {record.digest[:12]}")
     except (OSError, ValueError) as error:
         return StoredImage(folder.name, None, why_unreadable(error, ImageRecord))
     return StoredImage(folder.name, record)

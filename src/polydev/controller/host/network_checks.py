@@ -1,4 +1,4 @@
-"""Is the network there that VMs need? Each check says what it found, and what to do about it."""
+"""Checks of the network that VMs need; each one says what it found and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ROUTES_V6 = Path("/proc/net/ipv6_route")
 NOWHERE_V6 = "0" * 32
 ROUTE_IS_UP = 0x1
 ROUTE_REJECTS = 0x200
-# Kept for documentation by the root of the names itself, so it is always there.
+# Reserved for documentation (RFC 2606), so it always exists.
 UPSTREAM_NAME = "example.com"
 SLOT_PORT_PREFIX = "vm-"
-REDEPLOY = "deploy the host again: ./inv deploy"
+REDEPLOY = "deploy again with ./inv deploy"
 
 
 def slot_port(slot: int) -> str:
-    """The slot's end of the cable, in the host's own namespace."""
+    """Return the name of the slot's network port in the host's own namespace."""
     return f"{SLOT_PORT_PREFIX}{slot}"
 
 
@@ -42,23 +42,24 @@ def bridge_check(
             name="bridge",
             status="critical",
             detail=f"the bridge {BRIDGE} is missing",
-            hint=f"systemctl restart polydev-network.service, or {REDEPLOY}",
+            hint=f"on the host, run systemctl restart polydev-network.service, or {REDEPLOY}",
         )
     # Not `isup`, which also means that a port has a carrier.
     if "up" not in stats[BRIDGE].flags.split(","):
         return NetworkCheck(
             name="bridge",
             status="critical",
-            detail=f"the bridge {BRIDGE} is down, so no VM is reachable",
-            hint=f"ip link set {BRIDGE} up, or {REDEPLOY}",
+            detail=f"the bridge {BRIDGE} is down, so VMs cannot be reached",
+            hint=f"on the host, run ip link set {BRIDGE} up, or {REDEPLOY}",
         )
     given = [each.address for each in addresses.get(BRIDGE, ()) if each.family == socket.AF_INET]
     if not any(IPv4Address(each) in network for each in given):
         return NetworkCheck(
             name="bridge",
             status="critical",
-            detail=f"{BRIDGE} has no address in {network}, but {', '.join(given) or 'none'}",
-            hint=f"networkctl reconfigure {BRIDGE}, or {REDEPLOY}",
+            detail=f"the bridge {BRIDGE} has no address in {network}; it has "
+            f"{', '.join(given) or 'none'}",
+            hint=f"on the host, run networkctl reconfigure {BRIDGE}, or {REDEPLOY}",
         )
     return NetworkCheck(name="bridge", status="healthy", detail=f"{BRIDGE} has {', '.join(given)}")
 
@@ -68,14 +69,14 @@ def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> NetworkCheck:
         return NetworkCheck(
             name="slots",
             status="warning",
-            detail="this host has no slots, so no session can be started",
-            hint="declare slots in the inventory and deploy",
+            detail="this host has no slots, so no session can start",
+            hint="declare slots in the inventory, then run ./inv deploy",
         )
     lost = [each for each in slots if slot_port(each) not in stats]
     down = [each for each in slots if each not in lost and not stats[slot_port(each)].isup]
     if not lost and not down:
         return NetworkCheck(
-            name="slots", status="healthy", detail=f"all {len(slots)} are connected"
+            name="slots", status="healthy", detail=f"all {len(slots)} slots are connected"
         )
     broken = sorted((*lost, *down))
     said = [_slots_that("are missing", lost), _slots_that("are down", down)]
@@ -83,7 +84,7 @@ def slots_check(stats: Mapping[str, Any], slots: Sequence[int]) -> NetworkCheck:
         name="slots",
         status="critical" if len(broken) == len(slots) else "warning",
         detail=f"of {len(slots)} slots " + " and ".join(each for each in said if each),
-        hint=f"systemctl restart microvm-slot@{broken[0]}.service, which ends a VM there",
+        hint=f"on the host, run systemctl restart microvm-slot@{broken[0]}.service; it ends its VM",
     )
 
 
@@ -93,7 +94,7 @@ def _slots_that(verb: str, slots: Iterable[int]) -> str:
 
 
 def default_routes(routes: str, routes_v6: str) -> list[str]:
-    """Interfaces of the default routes, from the texts of /proc/net/{route,ipv6_route}."""
+    """Return the interfaces of default routes, from the texts of /proc/net/{route,ipv6_route}."""
     found = []
     for line in routes.splitlines()[1:]:
         interface, destination, _gateway, flags, *_, mask = line.split()[:8]
@@ -110,18 +111,18 @@ def default_routes(routes: str, routes_v6: str) -> list[str]:
 def route_check(interfaces: Sequence[str]) -> NetworkCheck:
     if interfaces:
         return NetworkCheck(
-            name="default_route", status="healthy", detail=f"by {', '.join(interfaces)}"
+            name="default_route", status="healthy", detail=f"over {', '.join(interfaces)}"
         )
     return NetworkCheck(
         name="default_route",
         status="critical",
         detail="there is no default route, so VMs cannot reach the internet",
-        hint="see ip route and networkctl status; the host's uplink is not the deploy's",
+        hint="on the host, run ip route and networkctl status; ./inv deploy sets up no uplink",
     )
 
 
 def dns_check(error: Exception | None) -> NetworkCheck:
-    """What an attempt to resolve UPSTREAM_NAME means; None: it worked."""
+    """Check DNS by what became of resolving UPSTREAM_NAME; None: it worked."""
     if error is None:
         return NetworkCheck(name="names", status="healthy", detail=f"{UPSTREAM_NAME} is resolved")
     number = error.errno if isinstance(error, socket.gaierror) else None
@@ -129,14 +130,14 @@ def dns_check(error: Exception | None) -> NetworkCheck:
         return NetworkCheck(
             name="names",
             status="warning",
-            detail=f"the host's resolver answers, but does not know {UPSTREAM_NAME}",
-            hint="if the host is to reach the internet, see /etc/resolv.conf and its servers",
+            detail=f"the host's DNS resolver answers, but does not know {UPSTREAM_NAME}",
+            hint="if this host should reach the internet, check /etc/resolv.conf and its servers",
         )
     return NetworkCheck(
         name="names",
         status="critical",
-        detail=f"{UPSTREAM_NAME} cannot be resolved: {getattr(error, 'strerror', '') or error}",
-        hint="see /etc/resolv.conf, and whether the servers there answer",
+        detail=f"cannot resolve {UPSTREAM_NAME}: {getattr(error, 'strerror', '') or error}",
+        hint="check /etc/resolv.conf, and whether the servers it names answer",
     )
 
 
@@ -198,7 +199,7 @@ class NetworkChecks:
 
 
 def _unknown(name: str, error: NoAnswer) -> NetworkCheck:
-    return NetworkCheck(name=name, status="unknown", detail=f"cannot be asked: {error}")
+    return NetworkCheck(name=name, status="unknown", detail=f"cannot be checked: {error}")
 
 
 def _read_interfaces() -> tuple[Mapping[str, Any], Mapping[str, Sequence[Any]]]:

@@ -1,7 +1,7 @@
-"""The report of the host's watch of the network: read, and what its differences mean.
+"""The report about the VM network that `polydev-host network watch` writes, and its check.
 
-The controller may not enter the slots' namespaces, so a unit of root's compares them with what is
-declared (`polydev-host network watch`) and leaves the result in a file.
+The controller may not enter the slots' namespaces. A unit that runs as root compares them with what
+is declared and writes the differences to a file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ FILE = Path("/run/polydev/network.json")
 # The watch writes it every 10 s, or less often where there are very many slots.
 FRESH_SECONDS = 60.0
 WATCH_UNIT = "polydev-network-watch.service"
-MEND = "./inv drift shows every difference, ./inv deploy mends them"
+REPAIR_HINT = "./inv drift shows every difference, ./inv deploy corrects them"
 
 
 class NoWatchReport(Exception):
-    """The watch has not written what it found, or not lately. Says why."""
+    """There is no recent report; the message says why."""
 
 
 @dataclass(frozen=True)
 class NetworkDifference:
-    """Something that is not as declared; `opens` if it may let through what is closed."""
+    """A difference from what is declared; `opens` where it may let through what is closed."""
 
     part: str
     text: str
@@ -42,7 +42,7 @@ class NetworkDifference:
 def read_report(
     file: Path = FILE, clock: Callable[[], float] = time.monotonic
 ) -> tuple[NetworkDifference, ...]:
-    """The newest report of the watch. Raises NoReport, or FileNotFoundError if there is none."""
+    """Return the newest report. Raises NoReport, or FileNotFoundError if there is none."""
     try:
         report = json.loads(file.read_bytes())
         age = clock() - float(report["at"])
@@ -51,11 +51,11 @@ def read_report(
             for each in report["differences"]
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise NoWatchReport(f"{file} is no report: {error}") from error
+        raise NoWatchReport(f"{file} is not a valid report: {error}") from error
     if report.get("error"):
         raise NoWatchReport(str(report["error"]))
     if not 0 <= age <= FRESH_SECONDS:
-        raise NoWatchReport(f"{file} is {age:.0f} s old: {WATCH_UNIT} does not run")
+        raise NoWatchReport(f"{file} is {age:.0f} s old: {WATCH_UNIT} is not running")
     return found
 
 
@@ -68,7 +68,7 @@ def declared_check(found: Sequence[NetworkDifference]) -> NetworkCheck:
         name="vm_network",
         status="critical" if "critical" in severities else "warning",
         detail="; ".join(each.text for each in found),
-        hint=MEND,
+        hint=REPAIR_HINT,
     )
 
 
@@ -76,6 +76,6 @@ def unread_check(why: str) -> NetworkCheck:
     return NetworkCheck(
         name="vm_network",
         status="unknown",
-        detail=f"bridge, firewall and slots cannot be compared: {why}",
-        hint=f"on the host: systemctl status {WATCH_UNIT}; ./inv deploy brings it",
+        detail=f"cannot check bridge, firewall and slots: {why}",
+        hint=f"on the host, run systemctl status {WATCH_UNIT}; ./inv deploy installs it",
     )

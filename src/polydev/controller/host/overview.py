@@ -1,4 +1,4 @@
-"""Is the host well, and if not: what is wrong and what to do, in words. Pure."""
+"""Overview of the host's health: what is wrong, and what to do about it. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polydev.controller.health import Component, State
 from polydev.controller.host.alert_rules import HOST, template_missing_observation
-from polydev.controller.host.network_watch import MEND
+from polydev.controller.host.network_watch import REPAIR_HINT
 from polydev.controller.host.status import (
     NetworkHealth,
     Status,
@@ -26,35 +26,35 @@ STATES: Mapping[State, Status] = {
     "degraded": "warning",
     "unhealthy": "critical",
 }
-NO_HINT = "the controller's log says more: journalctl -u master-controller"
-# By the rule of an alert, which is also the name of a part.
+NO_HINT = "see the controller's log: journalctl -u master-controller"
+# By the name of a part, which is an alert's rule where there is one.
 HINTS: Mapping[str, str] = {
-    "cpu": "look at the processes that use most; end sessions that nobody needs",
-    "memory": "look at the processes that use most; end sessions that nobody needs, or make the "
-    "pool smaller",
+    "cpu": "see which processes use most CPU; end sessions that nobody needs",
+    "memory": "see which processes use most memory; end sessions that nobody needs, or reduce "
+    "pool.size",
     "disk": "on the host, du -xhd1 MOUNT shows what is large; ./inv golden.prune removes images "
     "that nothing needs",
-    "network": "on the host: ip link, networkctl status",
-    "temperature": "look at the host's fans and the room's air; fewer VMs make less heat",
-    "database": "./inv doctor looks closer; docs/controller.md, Database",
-    "image_store": "./inv golden.build makes an image, ./inv deploy brings it to the host",
+    "network": "on the host, run ip link and networkctl status",
+    "temperature": "check the host's fans and cooling; fewer VMs make less heat",
+    "database": "run ./inv doctor for details; see Database in docs/controller.md",
+    "image_store": "build an image with ./inv golden.build, then run ./inv deploy",
     "no_slots": "end sessions that nobody needs, or declare more slots in the inventory",
-    "failed_boots": "each session says why its VM failed; ./inv golden.verify tries the image",
+    "failed_boots": "each failed session shows the reason; ./inv golden.verify tests the image",
     "not_resumed": "./inv template.build makes the template and says why it fails",
     "template_missing": "./inv template.build makes the template and says why it fails",
     "unhealthy_vms": "end the sessions of these VMs: a new session gets a new VM",
-    "vm_isolation": MEND,
-    "vm_network": MEND,
+    "vm_isolation": REPAIR_HINT,
+    "vm_network": REPAIR_HINT,
     "certificate": "renew the files of tls-certificate and tls-key, then ./inv deploy",
-    "deploy_failed": "./inv deployments tells why; deploy again, or ./inv rollback",
-    "webhooks": "./inv webhooks tells why; ./inv webhook.try asks the endpoint",
-    "pool": "sessions still start, but more slowly, until VMs wait again",
+    "deploy_failed": "./inv deployments shows why; deploy again, or run ./inv rollback",
+    "webhooks": "./inv webhooks shows why; ./inv webhook.try sends a test message",
+    "pool": "sessions still start, but more slowly, until the pool has VMs again",
 }
 
 
 @dataclass(frozen=True)
 class HealthFinding:
-    """Something that is not well. `subject` is what of the part: a mount, a slot, the host."""
+    """A problem of the host. `subject` names what in the part has it: a mount, a slot, the host."""
 
     part: str
     subject: str
@@ -65,7 +65,7 @@ class HealthFinding:
 
 @dataclass(frozen=True)
 class Overview:
-    """`status` is the worst of the findings'; `healthy` without any."""
+    """All findings. `status` is that of the worst one, or `healthy` without any."""
 
     status: Status
     findings: tuple[HealthFinding, ...]
@@ -80,12 +80,12 @@ def overview_of(
     pool_slots: int,
     standing: Sequence[Alert],
 ) -> Overview:
-    """Return all that is not well, the worst first.
+    """Return all problems, the worst first.
 
-    An alert is left out where what it is about is measured as bad right now: the measure is newer.
+    An alert is left out where a current measurement reports the same: the measurement is newer.
 
-    components  of the controller's health report, by name
-    templates   None where templates are off, or cannot be looked at
+    components  from the controller's health report, by name
+    templates   None where templates are off, or cannot be read
     pool_slots  how many slots may be held before the pool leaves the rest to sessions
     """
     found = [
@@ -126,7 +126,7 @@ def _host(system: SystemStatus) -> Iterator[HealthFinding]:
         yield _finding("network", system.network.status, system.network.detail or "")
     if heat and heat.status != "healthy" and heat.current is not None and heat.critical is not None:
         yield _finding("temperature", heat.status, temperature_text(heat.current, heat.critical))
-    for part in ("disk", "temperature"):  # the others are told of above
+    for part in ("disk", "temperature"):  # the others are reported above
         if part in system.unavailable:
             yield _finding(
                 part, "unknown", f"{part} cannot be measured: {system.unavailable[part]}"
@@ -152,10 +152,10 @@ def _templates(report: TemplatesReport | None) -> Iterator[HealthFinding]:
 
 
 def _pool(pool: PoolState, pool_slots: int) -> Iterator[HealthFinding]:
-    """An empty pool that could be filled, if there were room. A full host has its own alert."""
+    """Yield that the pool is empty although it has room. A full host has its own alert."""
     can_be = pool.origin is not None and pool.origin.template and len(pool.held) < pool_slots
     if pool.size and can_be and not pool.primed and not pool.priming and pool.step.action != "add":
-        yield _finding("pool", "warning", f"no VM waits for a session: {pool.step.why}")
+        yield _finding("pool", "warning", f"the pool is empty: {pool.step.why}")
 
 
 def _alerts(standing: Iterable[Alert], measured: set[tuple[str, str]]) -> Iterator[HealthFinding]:

@@ -1,6 +1,6 @@
-"""The processes of the host that use most: from /proc, without what their command lines say.
+"""The processes that use most of the host, read from /proc.
 
-Arguments may hold secrets, so a process is known by its short name alone, and by its unit.
+Command lines may hold secrets, so a process is shown by its short name and its unit only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
 
 PROC = Path("/proc")
-# Over less than this the share of the CPU would be a guess; over more it would not be about now.
+# A percentage over less time is inaccurate; over more it is not a current one.
 SHORTEST_SPAN_SECONDS = 0.5
 LONGEST_SPAN_SECONDS = 15.0
 VM_UNIT = re.compile(r"microvm@(\d+)\.service")
@@ -31,12 +31,12 @@ UNIT = re.compile(r".+\.(service|scope|socket|mount|swap)")
 
 By = Literal["cpu", "memory"]
 Kind = Literal["vm", "controller", "other"]
-Key = tuple[int, int]  # pid and start, since the kernel gives a pid again
+Key = tuple[int, int]  # pid and start, since the kernel reuses pids
 
 
 @dataclass(frozen=True)
 class ProcessTimes:
-    """One process as the kernel counts it. `started` is in ticks since the host's start."""
+    """Counters of one process. `started` is in ticks since the host's start."""
 
     pid: int
     name: str
@@ -51,7 +51,7 @@ class ProcessTimes:
 
 @dataclass(frozen=True)
 class ProcessTable:
-    """All processes at one time, by `time.monotonic`."""
+    """All processes at one time of `time.monotonic`."""
 
     at: float
     processes: Mapping[Key, ProcessTimes]
@@ -79,9 +79,9 @@ class Process:
 
 
 def process_times(stat: str, page_bytes: int) -> ProcessTimes:
-    """Read the text of /proc/PID/stat. Raises ValueError and IndexError for another text.
+    """Parse the text of /proc/PID/stat. Raises ValueError and IndexError if it is malformed.
 
-    The name may hold blanks and brackets, so the fields are counted from its last bracket on.
+    The name may hold blanks and brackets, so fields are counted from the last bracket on.
     """
     head, _, rest = stat.rpartition(")")
     pid, _, name = head.partition("(")
@@ -100,7 +100,7 @@ def cpu_percents(
 ) -> dict[Key, float]:
     """Return each process's share of all cores between two measurements, in percent.
 
-    One that began in between had all of its time in between.
+    Of a process that started in between all CPU time counts.
     """
     available = (after.at - before.at) * ticks_per_second * cores
     found = {}
@@ -113,7 +113,7 @@ def cpu_percents(
 
 
 def unit_of(cgroup: str) -> str | None:
-    """Return the unit of systemd that the text of /proc/PID/cgroup names, the innermost one."""
+    """Return the innermost systemd unit that the text of /proc/PID/cgroup names."""
     lines = [line for line in cgroup.splitlines() if line.startswith(("0::", "1:name=systemd:"))]
     paths = (PurePosixPath(line.split(":", 2)[2]) for line in lines)
     parts = (part for path in paths for part in reversed(path.parts))
@@ -121,7 +121,7 @@ def unit_of(cgroup: str) -> str | None:
 
 
 def belonging(unit: str | None, pid: int, own_pid: int) -> tuple[Kind, int | None]:
-    """Return what a process of that unit belongs to, and a VM's slot."""
+    """Return what a process of a unit belongs to, and the slot if that is a VM."""
     if found := VM_UNIT.fullmatch(unit or ""):
         return "vm", int(found[1])
     if pid == own_pid or CONTROLLER_UNIT.fullmatch(unit or ""):
@@ -130,13 +130,13 @@ def belonging(unit: str | None, pid: int, own_pid: int) -> tuple[Kind, int | Non
 
 
 def read_processes(proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> ProcessTable:
-    """Measure every process. Raises OSError where others' processes cannot be seen.
+    """Read all processes. Raises OSError where processes of other users are hidden.
 
-    Those that end meanwhile are left out.
+    Processes that end meanwhile are left out.
     """
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     found = {}
-    # Process 1 is always there: where it is hidden, so are the others.
+    # Process 1 always exists: where it is hidden, so are the others.
     (proc / "1/stat").read_bytes()
     for folder in proc.iterdir():
         if folder.name.isdecimal():
@@ -148,7 +148,7 @@ def read_processes(proc: Path = PROC, clock: Callable[[], float] = time.monotoni
 
 
 class Processes:
-    """Measures them; the share of the CPU is that since it was last asked, or over a moment."""
+    """Reads processes; percentages of CPU are since the previous call, or over half a second."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
@@ -157,7 +157,7 @@ class Processes:
         self._one_at_a_time = asyncio.Lock()
 
     async def most(self, by: By, limit: int) -> list[Process]:
-        """Return those that use most now, `limit` of them. Raises Unanswered."""
+        """Return the `limit` processes that use most now. Raises NoAnswer."""
         async with self._one_at_a_time:
             before, after = await self._measure()
         ticks, cores = os.sysconf("SC_CLK_TCK"), psutil.cpu_count() or 1
@@ -190,9 +190,9 @@ class Processes:
 
 
 def user_name(uid: int) -> str | None:
-    """Return a user's name, or the number of one without a name.
+    """Return a user's name, or the uid of a user without a name.
 
-    None for the kernel's overflow user: in a user namespace it stands for all who are not in it.
+    None for the kernel's overflow user, which stands for all users outside a user namespace.
     """
     if uid == int((PROC / "sys/kernel/overflowuid").read_text()):
         return None
@@ -203,8 +203,8 @@ def user_name(uid: int) -> str | None:
 
 
 def why_unavailable(error: NoAnswer) -> str:
-    """Return in words why processes cannot be shown."""
+    """Return why processes cannot be shown."""
     return (
-        f"processes of others cannot be seen: {error}; /proc may be mounted with hidepid, or the "
-        "controller's unit may have ProtectProc"
+        f"cannot read the processes of other users: {error}; check whether /proc is mounted with "
+        "hidepid, or the controller's unit has ProtectProc"
     )

@@ -1,6 +1,6 @@
-"""The host for Prometheus: the newest sample, without asking anything while it is read.
+"""Prometheus metrics of the host, from the newest sample: reading them measures nothing.
 
-How many VMs there are in each state is the driver's to tell: `machines.metrics`.
+`machines.metrics` has the number of VMs in each state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VM_COUNTERS: tuple[tuple[str, str, str], ...] = (
 
 
 class Latest(Protocol):
-    """Where the newest sample is found; None before the first."""
+    """Has the newest sample, or None before the first one."""
 
     latest: Sample | None
     standing: list[Alert]
@@ -44,7 +44,7 @@ class HostCollector(Collector):
         self._source = source
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, or a registry would have it measured to learn its names."""
+        """Return nothing: else a registry would call `collect` to learn the names."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -74,7 +74,7 @@ def _host(sample: Sample) -> Iterator[Metric]:
 
 
 def _counts(sample: Sample) -> Iterator[Metric]:
-    if sample.slots is None:  # the database could not tell
+    if sample.slots is None:  # the database did not answer
         return
     yield GaugeMetricFamily("polydev_slots", "Declared", value=sample.slots.total)
     yield GaugeMetricFamily("polydev_slots_held", "Held by a VM", value=sample.slots.held)
@@ -86,7 +86,7 @@ def _counts(sample: Sample) -> Iterator[Metric]:
 
 
 def _vms(samples: list[VmSample]) -> Iterator[Metric]:
-    # By slot, of which there are few; an id for each VM would be a series without end.
+    # By slot, of which there are few: ids of VMs would make ever more series.
     for name, help_text, member in VM_GAUGES:
         yield _gauge(name, help_text, "slot", _by_slot(samples, member))
     for name, help_text, member in VM_COUNTERS:

@@ -1,4 +1,4 @@
-"""One sample: what is kept of the host's figures, of its slots and of what runs in them."""
+"""One sample of the host: its measurements, its slots, and what VMs in them use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.model import Session, Vm
 from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
 
-# Those that hold a slot.
+# States in which a VM holds a slot.
 HELD_STATES = (*LIVE_VM_STATES, "stopping")
 
 
 class VmSample(FrozenModel):
-    """What one VM used; null is what could not be measured."""
+    """What one VM used; null where it could not be measured."""
 
     vm_id: str
     slot: int
@@ -32,9 +32,10 @@ class VmSample(FrozenModel):
 
 
 class SlotCounts(FrozenModel):
-    """`pooled`: of those held, the ones whose VM waits for a session, which may take it.
+    """How many slots there are, and how many are held by a VM.
 
-    `primed`: of those pooled, the ones that are paused already, so that they start at once.
+    pooled  of those held: by a VM of the pool, which waits for a session
+    primed  of those pooled: by a VM that is paused and ready, so that a session starts at once
     """
 
     total: int
@@ -44,17 +45,17 @@ class SlotCounts(FrozenModel):
 
 
 class Sample(FrozenModel):
-    """The host at one time. Percent, bytes, degrees Celsius, seconds.
+    """The host at one time, in percent, bytes, degrees Celsius and seconds.
 
     disk        percent by mount
     temperature_critical    the critical value that the sensor names
-    rx_bytes    of all interfaces but the loopback, those of the VMs included, by interface
-    sessions    how many in each state, those that are over left out; `vms` likewise
-    slots       null if the database could not tell
+    rx_bytes    by interface, of all but the loopback, those of VMs included; `tx_bytes` likewise
+    sessions    how many are in each state, without those that are over; `vms` likewise
+    slots       null if the database did not answer
     unavailable what could not be measured, and why
     """
 
-    # What another release kept may have more.
+    # Samples that another release stored may have more fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     cpu: float | None = None
@@ -75,12 +76,12 @@ class Sample(FrozenModel):
 
 @dataclass(frozen=True)
 class Workload:
-    """What the database knows of the host's slots.
+    """VMs and sessions of the host, as the database has them.
 
     held        VMs that hold a slot
     live        sessions that are not over
     failed_boots, failed_while_up   VMs that failed lately, before and after they were ready
-    not_resumed  VMs that were not resumed lately as they should be; the newest one's reason
+    not_resumed how many VMs booted lately instead of being resumed; the newest one's reason
     used        what VMs use, by id
     """
 
@@ -93,7 +94,7 @@ class Workload:
 
 
 def sample_of(system: SystemStatus, slots: Collection[int], workload: Workload | None) -> Sample:
-    """`workload` is None where the database could not tell."""
+    """Return a sample; `workload` is None where the database did not answer."""
     interfaces = [each for each in system.network.interfaces if each.name != "lo"]
     return Sample(
         cpu=system.cpu.usage,
@@ -132,7 +133,7 @@ def _unmeasured(disks: Iterable[DiskStatus]) -> dict[str, str]:
 
 
 def disk_key(mount: str) -> str:
-    """Under which name `unavailable` tells of one filesystem."""
+    """Return the key in `unavailable` of one filesystem."""
     return f"disk {mount}"
 
 

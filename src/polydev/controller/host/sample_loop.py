@@ -1,4 +1,4 @@
-"""Takes a sample of the host every few seconds: keeps it, thins old ones out, minds the alerts."""
+"""The sample loop: every few seconds it measures the host, stores a sample and checks alerts."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ log = structlog.stdlib.get_logger(__name__)
 
 DATABASE_TIMEOUT_SECONDS = 10.0
 KEEP_ALERTS = timedelta(days=30)
-# Each takes a thread for a moment.
+# Each measurement of a VM takes a thread for a moment.
 VMS_AT_ONCE = 16
 
 
 class SampleLoop:
-    """`latest` and `standing` are what was found last, for whoever may not wait.
+    """`latest` and `standing` are the last sample and its alerts, for callers that may not wait.
 
-    Two processes sample while one hands over to the next; only the one that leads keeps samples
-    and raises alerts.
+    Two processes sample during a handover; only the leader stores samples and raises alerts.
     """
 
     def __init__(
@@ -90,18 +89,18 @@ class SampleLoop:
 
     @property
     def messages(self) -> Mapping[tuple[str, SendResult], int]:
-        """How many messages were sent and failed to be, by service and result."""
+        """Return how many messages were sent, and how many failed, by service and result."""
         return self._sender.counts
 
     async def run(self) -> None:
-        """Sample, and send what is to be told, until cancelled."""
+        """Sample, and send messages about alerts, until cancelled."""
         sending = asyncio.create_task(self._sender.run())
         try:
             while True:
                 try:
                     await self.sample_once()
                 except (SQLAlchemyError, OSError, asyncio.TimeoutError) as error:
-                    # Its own words would quote the statement.
+                    # The error's text would quote the SQL statement.
                     log.warning("sample_not_kept", error=type(error).__name__)
                 if sending.done():
                     sending.result()
@@ -112,10 +111,10 @@ class SampleLoop:
                 await sending
 
     async def sample_once(self) -> Sample:
-        """Measure everything; the leading process keeps it and minds the alerts.
+        """Measure everything; the leader stores the sample and checks alerts.
 
-        Raises SQLAlchemyError, OSError or asyncio.TimeoutError where the database fails, once the
-        host itself is measured.
+        Raises SQLAlchemyError, OSError or asyncio.TimeoutError if the database fails, but measures
+        the host itself before.
         """
         system, workload = await asyncio.gather(
             self.host.system(), self._workload(), return_exceptions=True
@@ -177,7 +176,7 @@ class SampleLoop:
 
 
 def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> CounterReading:
-    """A VM's counters, as far as they were measured."""
+    """Return a VM's counters, as far as they were measured."""
     found = used.get(vm.id, VmUsage())
     return CounterReading(
         vm.id,
@@ -190,12 +189,12 @@ def reading_of(vm: Vm, used: Mapping[str, VmUsage], at: datetime) -> CounterRead
 
 
 def unsent_folder(settings: ControllerSettings) -> Path:
-    """Where messages wait: with what else all processes of the service share."""
+    """Return the outbox's folder, which all processes of the service share."""
     return shared_folder(settings) / "unsent"
 
 
 async def vm_usage_of(hypervisor: Hypervisor, vm: Vm) -> VmUsage:
-    """What a VM uses, as far as it can be measured now. Raises nothing."""
+    """Measure what a VM uses now, as far as that is possible. Raises nothing."""
     try:
         state = await hypervisor.poll(vm.slot)
     except VmError as error:

@@ -1,7 +1,7 @@
-"""The shapes of the host's figures, named as the operators' endpoints say them.
+"""The status of the host's parts, as the operators' endpoints answer it, and its levels.
 
-Bytes, percent from 0 to 100, degrees Celsius, seconds. What cannot be measured is null, its
-status `unknown`, and `detail` says why.
+In bytes, percent from 0 to 100, degrees Celsius and seconds. What cannot be measured is null, with
+the status `unknown` and the reason in `detail`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polydev.controller.model import Alert, Severity
 from polydev.controller.settings import WARM_PERCENT, AlertRules
 
 Status = Literal["healthy", "warning", "critical", "unknown"]
-# From what needs nobody's eye to what needs it most.
+# The most urgent one last.
 _BY_URGENCY: tuple[Status, ...] = ("healthy", "unknown", "warning", "critical")
 
 
@@ -31,7 +31,7 @@ class PartStatus(FrozenModel):
 
 
 class CpuStatus(PartStatus):
-    """`usage` of all cores together, since it was measured last or over a moment."""
+    """`usage` is of all cores together, since the last measurement or over half a second."""
 
     usage: float | None = None
     cores: int | None = None
@@ -39,7 +39,7 @@ class CpuStatus(PartStatus):
 
 
 class MemoryStatus(PartStatus):
-    """`free` is what a new program could have, caches given up; the rest is `used`."""
+    """`free` is what a new program could use, including caches; the rest is `used`."""
 
     total: int | None = None
     used: int | None = None
@@ -48,7 +48,7 @@ class MemoryStatus(PartStatus):
 
 
 class DiskStatus(PartStatus):
-    """One filesystem. `available` is what remains to those who are not root."""
+    """One filesystem. `available` is what is left for users other than root."""
 
     filesystem: str
     size: int | None = None
@@ -63,7 +63,7 @@ class DisksStatus(PartStatus):
 
 
 class InterfaceStatus(FrozenModel):
-    """Bytes since it is up, and a second since it was measured last, if that was lately."""
+    """Bytes since the interface is up; rates since the last measurement, if that was recent."""
 
     name: str
     status: Literal["up", "down"]
@@ -80,14 +80,14 @@ class NetworkStatus(PartStatus):
 
 
 class TemperatureStatus(PartStatus):
-    """The hottest sensor. `critical` is the value that it names; without one all is healthy."""
+    """The hottest sensor. `critical` is the value that it names; without one it is healthy."""
 
     current: float | None = None
     critical: float | None = None
 
 
 class SystemStatus(FrozenModel):
-    """All in one. `unavailable` says of each part that could not be measured why."""
+    """All parts. `unavailable` has the reason for each part that could not be measured."""
 
     status: Status
     cpu: CpuStatus
@@ -103,7 +103,7 @@ class SystemStatus(FrozenModel):
 
 
 class NetworkCheck(PartStatus):
-    """One check. `hint` says what to do, where something is to be done."""
+    """One check of the VM network; `hint` says what to do, if anything."""
 
     name: str
     detail: str
@@ -138,7 +138,7 @@ class AlertsReport(FrozenModel):
 
 
 def status_of_percent(percent: float, limits: AlertRules) -> Status:
-    """Below the lower limit all is well; the upper limit itself is still a warning."""
+    """Return the status of a percentage; the critical limit itself is still a warning."""
     if percent > limits.critical_percent:
         return "critical"
     return "warning" if percent >= limits.warning_percent else "healthy"
@@ -157,14 +157,14 @@ def status_of_temperature(celsius: float, critical_celsius: float | None) -> Sta
 
 
 def percent_text(what: str, percent: float | None) -> str:
-    """Return how much of something is used, in words; None is what cannot be measured."""
+    """Return text about how much is used; None stands for what cannot be measured."""
     if percent is None:
         return f"{what} cannot be measured"
     return f"{what} is at {percent:g} %"
 
 
 def temperature_text(celsius: float, critical_celsius: float) -> str:
-    return f"temperature is at {celsius:g} °C, and {critical_celsius:g} °C is critical"
+    return f"temperature is at {celsius:g} °C, critical from {critical_celsius:g} °C"
 
 
 def worst(statuses: Iterable[Status]) -> Status:

@@ -1,4 +1,4 @@
-"""Measures the host: each part by itself, so that one that fails or hangs hides no other."""
+"""Measures the host, each part by itself: one that fails or hangs does not hide the others."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from polydev.controller.host.status import (
 )
 from polydev.controller.settings import AlertRules
 
-# CPU time is counted in hundredths of a second: over less than this the share would be a guess.
+# CPU time is counted in hundredths of a second: over less than this a percentage is inaccurate.
 SHORTEST_SPAN_SECONDS = 0.5
-# A rate over more than this would not be about now.
+# A rate over more than this is not a current one.
 LONGEST_SPAN_SECONDS = 60.0
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ P = TypeVar("P", bound=PartStatus)
 
 
 class SystemMonitor:
-    """One for each process: the share of the CPU, and rates, are those since it was last asked."""
+    """Measures percentages and rates since the previous call, so a process has one of these."""
 
     def __init__(
         self, limits: AlertRules, timeout_seconds: float = blocking_call.TIMEOUT_SECONDS
@@ -141,7 +141,7 @@ class SystemMonitor:
 
     async def _read_disks(self) -> DisksStatus:
         partitions = await self._filesystems()
-        # A mount that went away is forgotten, one that hangs is not asked twice.
+        # Mounts that are gone are dropped; one that hangs is not read twice at a time.
         self._disks = {
             mount: self._disks.get(mount) or self._disk_probe(mount)
             for mount in (each.mountpoint for each in partitions)

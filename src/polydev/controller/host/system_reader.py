@@ -1,4 +1,4 @@
-"""The host's figures: psutil's into the shapes that are told, each part apart from the others."""
+"""Reads the host's CPU, memory, disks, network and temperature with psutil, each part by itself."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from polydev.controller.settings import AlertRules
 
 CPUINFO = Path("/proc/cpuinfo")
 LOOPBACK = "lo"
-# Full by nature: images that can only be read.
+# Read-only images, which are always full.
 FIXED_FILESYSTEMS = frozenset({"squashfs", "iso9660", "udf", "erofs", "cramfs"})
-# What tells of the processor comes before what tells of the board or of a disk.
+# In this order: sensors of the processor before those of the board or of a disk.
 SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
-# Some sensors name nonsense as their critical point.
+# Some sensors name an impossible critical value.
 CRITICAL_CELSIUS = (40.0, 150.0)
-NO_CRITICAL_VALUE = "the sensor names no critical value, so it is not judged"
-NO_SENSOR = "this host shows no temperature sensor, as is usual for a virtual machine"
+NO_CRITICAL_VALUE = "the sensor names no critical value, so the temperature cannot be rated"
+NO_SENSOR = "this host has no temperature sensor, as is usual for a virtual machine"
 
 
 def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules) -> CpuStatus:
@@ -40,16 +40,16 @@ def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules)
 
 
 def cpu_usage(before: Any, after: Any) -> float:
-    """Percent of the time between two of psutil's `cpu_times` in which cores were at work."""
+    """Return the percentage of time between two of psutil's `cpu_times` in which cores worked."""
     spent = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
-    # A guest's time is in the user's already.
+    # User time includes the time of guests already.
     total = sum(value for name, value in spent.items() if not name.startswith("guest"))
     idle: float = spent["idle"] + spent.get("iowait", 0.0)
     return _percent(total - idle, total)
 
 
 def cpu_model(cpuinfo: str) -> str:
-    """The processor's name; on some ARM machines that of the machine, or of the architecture."""
+    """Return the processor's name; on some ARM machines that of the machine or architecture."""
     parts = (line.partition(":") for line in cpuinfo.splitlines())
     named = {key.strip(): value.strip() for key, _, value in parts}
     found = named.get("model name") or named.get("Model") or named.get("Hardware")
@@ -73,9 +73,9 @@ def memory_figures(memory: Any, limits: AlertRules) -> MemoryStatus:
 
 
 def real_filesystems(physical: Sequence[Any], everything: Iterable[Any]) -> list[Any]:
-    """Of psutil's partitions those that hold data, one a device, by its shortest mount.
+    """Return those of psutil's partitions that hold data: one per device, with its shortest mount.
 
-    The root is always among them, even where a container's is an overlay.
+    The root is always among them, even in a container, where it is an overlay.
     """
     root = [each for each in everything if each.mountpoint == "/" and each.fstype != "rootfs"]
     found = [each for each in physical if each.fstype not in FIXED_FILESYSTEMS]
@@ -88,7 +88,7 @@ def real_filesystems(physical: Sequence[Any], everything: Iterable[Any]) -> list
 
 
 def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> DiskStatus:
-    """`percent` is of what those who are not root can have, as `df` says it."""
+    """Return a filesystem's status; like in `df`, `percent` excludes what only root may use."""
     percent = _percent(usage.used, usage.used + usage.free)
     return DiskStatus(
         status=status_of_percent(percent, limits),
@@ -110,17 +110,19 @@ def network_figures(stats: Mapping[str, Any], counters: Mapping[str, Any]) -> Ne
             tx_bytes=counted.bytes_sent,
         )
         for name, counted in sorted(counters.items())
-        if name in stats  # else it went away in between
+        if name in stats  # else it vanished in between
     ]
     if any(each.status == "up" for each in interfaces if each.name != LOOPBACK):
         return NetworkStatus(status="healthy", interfaces=interfaces)
     return NetworkStatus(
-        status="critical", detail="no interface but the loopback is up", interfaces=interfaces
+        status="critical",
+        detail="no network interface is up except the loopback",
+        interfaces=interfaces,
     )
 
 
 def with_rates(network: NetworkStatus, earlier: NetworkStatus, seconds: float) -> NetworkStatus:
-    """Return the network with its interfaces' rates since it was measured `seconds` before."""
+    """Return the network with the rates since its measurement `seconds` earlier."""
     before = {each.name: each for each in earlier.interfaces}
 
     def rated(each: InterfaceStatus) -> InterfaceStatus:
@@ -136,14 +138,14 @@ def with_rates(network: NetworkStatus, earlier: NetworkStatus, seconds: float) -
 
 
 def rate(value: int, earlier: int | None, seconds: float) -> float | None:
-    """Return a counter's rate; None where it began anew since, or was not there."""
+    """Return a counter's rate; None where the counter was reset since, or did not exist."""
     if earlier is None or value < earlier or seconds <= 0:
         return None
     return round((value - earlier) / seconds, 1)
 
 
 def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> TemperatureStatus | None:
-    """Return the hottest sensor of the processor, or of whatever has one; None without any."""
+    """Return the hottest sensor of the processor, or else of another part; None without any."""
     chips = [sensors[name] for name in SENSORS if sensors.get(name)] or list(sensors.values())
     known = [each for each in (chips[0] if chips else ()) if each.current]
     if not known:
@@ -160,13 +162,13 @@ def temperature_figures(sensors: Mapping[str, Sequence[Any]]) -> TemperatureStat
 
 
 def read_cpu() -> tuple[Any, int | None, str]:
-    """Times since the start, cores, and the processor's name."""
+    """Return CPU times since the host's start, the number of cores, and the processor's name."""
     return psutil.cpu_times(), psutil.cpu_count(), read_cpu_model(CPUINFO)
 
 
 @lru_cache
 def read_cpu_model(cpuinfo: Path) -> str:
-    """The processor's name, read once: no host changes its processor while a process runs."""
+    """Return the processor's name; it is read once."""
     try:
         text = cpuinfo.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""What one VM uses: of its unit's cgroup, of its folder, of its slot's cable."""
+"""What one VM uses, read from its unit's cgroup, its folder and its slot's network port."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from polydev.vm.untrusted_files import open_untrusted_folder
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-# Where version 2 has only a place beside version 1.
+# Where cgroup version 2 is mounted beside version 1.
 CGROUPS_OF_BOTH = CGROUPS / "unified"
 CPU_SPAN_SECONDS = 0.25
 BLOCK_BYTES = 512
 MOST_FILES, MOST_DEPTH = 10_000, 10
 
-# A disk that hangs must not take another thread each time that it is asked.
+# Kept, so that a disk that hangs takes one thread, not another one for each request.
 _asked: dict[tuple[int, int | None, Path], BlockingCall[VmUsage]] = {}
 
 
 class VmUsage(ApiModel):
-    """What a VM uses; null is what could not be measured, and `unavailable` says why.
+    """What a VM uses; null where it could not be measured, and `unavailable` says why.
 
     cpu_seconds     since its process was started
     cpu_percent     of all the host's cores together, just now
-    memory_bytes    of its unit, what the host caches for it included; else of its process
-    disk_bytes      that its files take up, which is less than their size
+    memory_bytes    of its unit, including what the host caches for it; else of its process
+    disk_bytes      disk space of its files, which is less than their size
     received_bytes  by the VM, since its slot was made; `sent_bytes` likewise
     """
 
@@ -64,7 +64,7 @@ async def measure_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
 
 
 def read_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
-    """The same, for a thread: it may block."""
+    """Measure the VM as `measure_vm` does; this blocks, so it runs in a thread."""
     found: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
 
@@ -75,7 +75,7 @@ def read_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
             unavailable[name] = _reason(error)
 
     if pid is None:
-        unavailable["cpu"] = unavailable["memory"] = "no process runs"
+        unavailable["cpu"] = unavailable["memory"] = "the VM has no process"
     else:
         cgroup = cgroup_folder(slot, pid)
         measure("cpu", partial(_cpu, pid, cgroup))
@@ -87,14 +87,14 @@ def read_vm(slot: int, pid: int | None, folder: Path) -> VmUsage:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, psutil.NoSuchProcess):
-        return "its process has ended"
+        return "the VM's process has ended"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def unit_cgroup(text: str, slot: int) -> PurePosixPath | None:
-    """The cgroup of the slot's unit, of the text of /proc/PID/cgroup; None if it is in another.
+    """Return the cgroup of the slot's unit from the text of /proc/PID/cgroup.
 
-    Only then do its figures speak of the VM alone.
+    None if the process is in another cgroup, whose counters would not be those of the VM alone.
     """
     lines = [line for line in text.splitlines() if line.startswith("0::")]
     path = PurePosixPath(lines[0].removeprefix("0::")) if lines else PurePosixPath("/")
@@ -114,7 +114,7 @@ def cgroup_folder(slot: int, pid: int) -> Path | None:
 
 
 def cpu_seconds_of(cpu_stat: str) -> float:
-    """Of the text of a cgroup's cpu.stat. Raises KeyError."""
+    """Return the CPU time from the text of a cgroup's cpu.stat. Raises KeyError."""
     return int(dict(line.split() for line in cpu_stat.splitlines())["usage_usec"]) / 1e6
 
 
@@ -137,23 +137,23 @@ def _cpu_seconds(pid: int, cgroup: Path | None) -> float:
 
 
 def _memory(pid: int, cgroup: Path | None) -> dict[str, Any]:
-    # A host whose memory controller is not of version 2 counts none for the unit.
+    # A host whose memory controller is not of cgroup version 2 counts no memory for the unit.
     if cgroup is not None and (cgroup / "memory.current").is_file():
         return {"memory_bytes": int((cgroup / "memory.current").read_text())}
     return {"memory_bytes": psutil.Process(pid).memory_info().rss}
 
 
 def allocated_bytes(folder: Path) -> int:
-    """Disk space of the files below `folder`; files that go away meanwhile count nothing.
+    """Return the disk space of the files below `folder`; files that vanish meanwhile count nothing.
 
-    Follows no link. Raises LookupError where there is far more than in any VM's folder.
+    Follows no link. Raises LookupError where there are far more files than in any VM's folder.
     """
     total = 0
     try:
         with open_untrusted_folder(folder) as inside:
             for count, size in enumerate(_sizes(inside)):
                 if count == MOST_FILES:
-                    raise LookupError(f"more than {MOST_FILES} files")
+                    raise LookupError(f"its folder has more than {MOST_FILES} files")
                 total += size
     except FileNotFoundError:
         return 0
@@ -161,9 +161,9 @@ def allocated_bytes(folder: Path) -> int:
 
 
 def _sizes(folder: int, depth: int = 0) -> Iterator[int]:
-    """Disk space of each file in a folder, given by its descriptor, and in those below."""
+    """Yield the disk space of each file in a folder, given by its descriptor, and below."""
     if depth > MOST_DEPTH:
-        raise LookupError(f"folders in more than {MOST_DEPTH} levels")
+        raise LookupError(f"its folder is more than {MOST_DEPTH} levels deep")
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
@@ -184,8 +184,8 @@ def _inner_folder(name: str, outer: int) -> Iterator[int]:
 
 
 def _network(slot: int) -> dict[str, Any]:
-    """What comes out of the slot's end of the cable is what the VM sent."""
+    """Read the counters of the slot's port: the VM sent what the port received."""
     counted = psutil.net_io_counters(pernic=True, nowrap=False).get(slot_port(slot))
     if counted is None:
-        raise LookupError(f"{slot_port(slot)} is missing")
+        raise LookupError(f"network port {slot_port(slot)} is missing")
     return {"received_bytes": counted.bytes_sent, "sent_bytes": counted.bytes_recv}
