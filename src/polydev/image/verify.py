@@ -1,7 +1,8 @@
 """golden.verify: boot an image, run all specs against it, and write the result into its record.
 
-Three things run at the same time: the stored files are compared with their checksums, the specs of
-the image at rest run on its filesystem, mounted read-only, and the image boots from a fresh overlay.
+Three things run at the same time: the stored files are compared with their checksums, the specs
+of the image at rest run on its filesystem, mounted read-only, and the image boots with a fresh
+overlay.
 Once the guest is ready, the specs of the running guest follow: inside over the test console, and
 outside over its ports.
 
@@ -92,8 +93,8 @@ def verify(
     """Verify an image and return its record with the verification in it.
 
     Raises SpecError, BootError or ImageError, each with the cause. A failed verification is
-    recorded, too; serial log and screenshot are kept below `settings.state`. Raises MachineBusy, and
-    leaves the record as it was, if the machine was too busy for a verdict.
+    recorded, too; serial log and screenshot are kept below `settings.state`. Raises MachineBusy,
+    and leaves the record as it was, if the machine was too busy for a verdict.
     """
     if not specs.is_dir():
         raise ConfigError(f"no specs at {specs}", "run this in a whole checkout")
