@@ -191,7 +191,7 @@ def test_no_qemu(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        ("image/cmdline", "image dddddddddddd is not there"),
+        ("image/cmdline", "image dddddddddddd is missing"),
         ("image/in-use.lock", "in-use.lock"),
         ("2/vm/launch.json", "launch.json cannot be read"),
     ],

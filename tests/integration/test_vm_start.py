@@ -42,7 +42,7 @@ def test_qemu_that_ends_at_once_is_told_with_its_words(
 ) -> None:
     """It is tried again where somebody else may have taken a port meanwhile."""
     write(qemu, f"echo start >>{tmp_path}/starts; echo '{said}' >&2; exit 1")
-    with pytest.raises(VmError, match=f"QEMU ended at once: {said or 'without a word'}$"):
+    with pytest.raises(VmError, match=f"QEMU did not start: {said or 'it printed nothing'}$"):
         start(config)
     assert (tmp_path / "starts").read_text() == "start\n" * starts
 

@@ -34,7 +34,7 @@ def test_a_host_that_found_out_nothing_yet(tmp_path: Path) -> None:
 class TestWhy:
     def test_no_device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
-        assert why_no_kvm(tmp_path) == f"{tmp_path}/kvm is not there"
+        assert why_no_kvm(tmp_path) == f"there is no {tmp_path}/kvm"
 
     @pytest.fixture
     def device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -44,14 +44,14 @@ class TestWhy:
         return device
 
     def test_no_image_to_boot(self, device: Path, tmp_path: Path) -> None:
-        assert why_no_kvm(tmp_path / "vmlinux") == "there is no image yet that could be booted"
+        assert why_no_kvm(tmp_path / "vmlinux") == "there is no image yet to boot"
 
     @pytest.mark.parametrize("failure", [None, "QEMU ended: no"])
     def test_it_is_tried(
         self, device: Path, monkeypatch: pytest.MonkeyPatch, failure: str | None
     ) -> None:
         monkeypatch.setattr(accelerator, "kvm_failure", lambda kernel: failure)
-        words = f"{device} is there, but nothing boots under it: QEMU ended: no"
+        words = f"{device} exists, but no VM boots with it: QEMU ended: no"
         assert why_no_kvm(device) == (words if failure else None)
 
 

@@ -54,13 +54,13 @@ def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
     ],
 )
 def test_what_could_become_other_words_is_refused(tmp_path: Path, name: str, value: Any) -> None:
-    with pytest.raises(VmError, match=f"not a valid {name}"):
+    with pytest.raises(VmError, match=f"{name} is not valid"):
         read_launch_file(written(tmp_path, **{name: value}))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "is not JSON"), ("[]", "holds no object"), ("{}", "missing or unknown: cpus")],
+    [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "missing or unknown keys: cpus")],
 )
 def test_what_is_no_launch_file_says_so(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "launch.json"
@@ -71,7 +71,7 @@ def test_what_is_no_launch_file_says_so(tmp_path: Path, text: str, words: str) -
 
 
 def test_an_unknown_word_is_named(tmp_path: Path) -> None:
-    with pytest.raises(VmError, match="missing or unknown: rootfs"):
+    with pytest.raises(VmError, match="missing or unknown keys: rootfs"):
         read_launch_file(written(tmp_path, rootfs="/x"))
 
 
@@ -100,5 +100,5 @@ def test_a_launch_file_makes_a_vm_of_its_image(tmp_path: Path) -> None:
 
 
 def test_a_launch_file_for_an_image_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(VmError, match="image dddddddddddd is not there"):
+    with pytest.raises(VmError, match="image dddddddddddd is missing"):
         vm_config(LaunchFile(**{**vars(LAUNCH_FILE), "image": str(tmp_path)}), tmp_path, "tcg")

@@ -1,6 +1,6 @@
-"""KVM or TCG: decided by booting, since /dev/kvm being there proves nothing.
+"""KVM or TCG: chosen by booting a kernel under KVM, since a /dev/kvm may not work.
 
-On a host `polydev-accelerator` decides once after each start and writes it down for all VMs.
+On a host, `polydev-accelerator` chooses once after each start of the host, for all VMs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
 
 KVM_DEVICE = Path("/dev/kvm")
-# On a host: who boots to find out, and where what was found is written.
+# On a host: the image whose kernel is booted, and the file for the result.
 GOLDEN_IMAGE = STORE / GOLDEN_LINK
 FOUND = Path("/run/polydev/accelerator.json")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Under working hardware virtualization the first line comes within a tenth of this.
+# With working hardware virtualization the first line comes within a tenth of this time.
 PROBE_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.1
 
@@ -37,9 +37,9 @@ def probe_argv(kernel: Path, serial: Path) -> list[str]:
 
 
 def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
-    """KVM where a probe VM prints its first line under it, else TCG.
+    """Return KVM if a probe VM prints its first line under it, else TCG.
 
-    The answer is remembered in the file `memory` until the machine or its QEMU changes.
+    The file `memory` keeps the result until the machine restarts or its QEMU changes.
     """
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
@@ -53,19 +53,19 @@ def choose_accelerator(kernel: Path, memory: Path) -> Accelerator:
     try:
         works = kvm_failure(kernel) is None
     except MachineBusy:
-        return "tcg"  # which always works; the next time is another chance
+        return "tcg"  # which always works; the next call tries again
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(json.dumps({"situation": situation, "kvm": works}))
     return "kvm" if works else "tcg"
 
 
 def main() -> int:
-    """`polydev-accelerator`: try the golden image's kernel, and write down what was found."""
+    """`polydev-accelerator`: boot the golden image's kernel under KVM and write the result."""
     kernel = GOLDEN_IMAGE.resolve().with_name(KERNEL)
     try:
         why = why_no_kvm(kernel)
     except MachineBusy as error:
-        # Nothing is written down: the next VM's start has this tried again.
+        # Nothing is written, so the start of the next VM tries again.
         sys.stderr.write(f"{error.message}\n")
         return 1
     found = {"accelerator": "tcg" if why else "kvm", "why": why}
@@ -77,22 +77,24 @@ def main() -> int:
 
 
 def why_no_kvm(kernel: Path) -> str | None:
-    """What speaks against KVM on this machine; None where `kernel` boots under it.
+    """Return why KVM cannot be used on this machine; None if `kernel` boots under it.
 
     Raises MachineBusy.
     """
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return (
-            f"{KVM_DEVICE} is not there" if not KVM_DEVICE.exists() else f"no right to {KVM_DEVICE}"
+            f"there is no {KVM_DEVICE}"
+            if not KVM_DEVICE.exists()
+            else f"no permission to use {KVM_DEVICE}"
         )
     if not kernel.is_file():
-        return "there is no image yet that could be booted"
+        return "there is no image yet to boot"
     failure = kvm_failure(kernel)
-    return failure and f"{KVM_DEVICE} is there, but nothing boots under it: {failure}"
+    return failure and f"{KVM_DEVICE} exists, but no VM boots with it: {failure}"
 
 
 def known_accelerator(found: Path = FOUND) -> Accelerator:
-    """What this host found out; TCG, which always works, as long as it knows nothing."""
+    """Return the accelerator that this host chose, or TCG, which always works, before that."""
     try:
         return "kvm" if json.loads(found.read_bytes())["accelerator"] == "kvm" else "tcg"
     except (OSError, ValueError, KeyError, TypeError):
@@ -100,11 +102,11 @@ def known_accelerator(found: Path = FOUND) -> Accelerator:
 
 
 def kvm_failure(kernel: Path) -> str | None:
-    """Why `kernel` does not get as far as its first line under KVM here; None where it does.
+    """Return why `kernel` does not print its first line under KVM here; None if it does.
 
-    Raises MachineBusy where the machine was too busy to tell.
+    Raises MachineBusy if the machine was too busy to tell.
     """
-    # Dear, and every start of a VM imports this module.
+    # These imports are slow, and each start of a VM imports this module.
     import tempfile
 
     from polydev.vm.cpu_time import CpuWatch, cpu_sample
@@ -121,10 +123,10 @@ def kvm_failure(kernel: Path) -> str | None:
                     return None
                 if process.poll() is not None:
                     said = log.read_text(errors="replace").strip().splitlines()
-                    return f"QEMU ended: {said[0] if said else 'without a word'}"
+                    return f"QEMU ended: {said[0] if said else 'without a message'}"
                 time.sleep(POLL_SECONDS)
             if verdict(wait, PROBE_TIMEOUT_SECONDS) == "starved":
-                raise MachineBusy("whether KVM works could not be found out", wait)
-            return f"a kernel said nothing for {PROBE_TIMEOUT_SECONDS:g} s"
+                raise MachineBusy("cannot find out whether KVM works", wait)
+            return f"the kernel printed nothing for {PROBE_TIMEOUT_SECONDS:g} s"
         finally:
             end_group(process)

@@ -1,4 +1,4 @@
-"""How far a boot has come, read from what the serial console said. Pure."""
+"""The stage that a boot has reached, and its failures, read from the serial console. Pure."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _ROOT_AWAITED = re.compile(r"initramfs: Waiting for (\S+) to appear")
 _ROOT_NEVER_CAME = re.compile(r"initramfs: Timeout while waiting for devices")
 _ROOT_NOT_MOUNTED = re.compile(r"initramfs: (Failed to mount root filesystem .*)")
 _ROOT_UNKNOWN = re.compile(r"VFS: (Unable to mount root fs on .*)")
-# systemd says it twice: in its list, where long names are cut, and to the kernel's log.
+# systemd prints this twice: in its list, which truncates long names, and to the kernel's log.
 _FAILED_UNIT = re.compile(r"Failed to start ([\w@.:\\-]+\.(?:service|socket|mount|target))\b")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bM|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def printable(text: str) -> str:
-    """Return words of others without what a terminal or a database would stumble over."""
+    """Return text with characters that are not printable replaced by blanks."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 
 def stages_seen(serial: str) -> list[Stage]:
-    """The stages of which the console shows a mark; some may come in another order."""
+    """Return the stages that the console shows; some may come in another order."""
     return [stage for stage, mark in _MARKS if mark.search(serial)]
 
 
 def boot_stage(serial: str) -> Stage:
-    """The furthest stage of which the console shows a mark."""
+    """Return the furthest stage that the console shows."""
     return (stages_seen(serial) or ["none"])[-1]
 
 
 def boot_is_over(serial: str) -> bool:
-    """Whether systemd has reached its target: what does not run now was not started."""
+    """Return whether systemd has reached its target, after which it starts nothing more."""
     return _BOOT_OVER.search(serial) is not None
 
 
 def kernel_panic(serial: str) -> str | None:
-    """Why there will be no init, in words, or None: the kernel or its initrd gave up.
+    """Return why the kernel or its initrd gave up before init, or None.
 
-    The initrd says so some seconds before it lets the kernel panic.
+    The initrd prints the reason some seconds before the kernel panics.
     """
     panic = _PANIC.search(serial)
     refused = _ROOT_NOT_MOUNTED.search(serial) or _ROOT_UNKNOWN.search(serial)
@@ -61,7 +61,7 @@ def kernel_panic(serial: str) -> str | None:
 
 
 def missing_root(serial: str) -> str | None:
-    """The device that the initrd waits for, while nothing after it has started."""
+    """Return the device that the initrd waits for; None once something after it has started."""
     awaited = _ROOT_AWAITED.search(serial)
     return awaited[1] if awaited and boot_stage(serial) in ("none", "kernel") else None
 
@@ -71,12 +71,12 @@ def no_root(device: str) -> str:
 
 
 def failed_units(serial: str) -> list[str]:
-    """Units that systemd said on the console it could not start."""
+    """Return the units whose start failed, as systemd prints on the console."""
     return sorted(set(_FAILED_UNIT.findall(serial)))
 
 
 def last_lines(serial: str, count: int = 15) -> list[str]:
-    """The end of the console's text, without colours and progress animation."""
+    """Return the last lines of the console, without colours and progress animation."""
     plain = [_plain(line) for line in serial.splitlines()]
     return [line for line in plain if line and "/start running (" not in line][-count:]
 

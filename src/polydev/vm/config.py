@@ -1,4 +1,4 @@
-"""What a VM is made of: one frozen value, from which everything else follows."""
+"""The configuration of a VM as one frozen value, and the addresses and ports of every guest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDENTITY_PORT = "polydev.identity"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a VM's ports are reached on this machine's loopback; 0 where not yet known."""
+    """The ports on this machine's loopback that lead to a VM; 0 if not chosen yet."""
 
     agent: int
     vnc: int
@@ -43,8 +43,8 @@ NO_PORTS = Ports(agent=0, vnc=0, novnc=0)
 class MemoryFile:
     """A file that holds the guest's memory.
 
-    private     of a clone: changes stay in the VM, which waits for the state of its devices;
-                otherwise the file changes with the memory
+    private     for a clone: the file stays as it is, and the VM waits for the state of its
+                devices; otherwise the file changes with the memory
     """
 
     path: Path
@@ -53,16 +53,16 @@ class MemoryFile:
 
 @dataclass(frozen=True)
 class VmConfig:
-    """One VM. `folder` holds its disk, sockets and logs; sizes as their names say.
+    """One VM. `folder` has its disk, sockets and logs.
 
-    ports           where user-mode NAT makes the guest's ports reachable; nowhere with a `tap`
-    tap             the TAP of this name joins the guest to a network that is there already
-    session_id      whose session the VM serves, if anybody's
-    translation_cache_mib   TCG's: 1 GiB saves a browser's start from translating twice
-    test_console    a root shell on a second serial port: for boots that test, never in use
-    memory_file     what holds the memory of a template or a clone; of others, nothing does
-    outbound        whether the guest reaches beyond its own network (user-mode NAT, through
-                    which it reaches this machine's loopback services too)
+    ports           where user-mode NAT makes the guest's ports reachable; unused with a `tap`
+    tap             name of the TAP that joins the guest to an existing network
+    session_id      the session that the VM serves, if any
+    translation_cache_mib   of TCG: with 1 GiB, a browser's start translates nothing twice
+    test_console    a root shell on a second serial port: for verifications only
+    memory_file     the file with the memory of a template or a clone; None for other VMs
+    outbound        whether the guest reaches other networks (by user-mode NAT, through which it
+                    also reaches loopback services of this machine)
     """
 
     vm_id: str
@@ -110,5 +110,5 @@ class VmConfig:
 
     @property
     def identity_socket(self) -> Path:
-        """Leads to the guest's service that takes an identity."""
+        """The socket that leads to the guest's identity service."""
         return self.folder / "identity.sock"

@@ -1,7 +1,7 @@
 """CPU times of a VM's process, read from /proc. Any user may read them.
 
 /proc/PID/task/TID/schedstat    ran, waited for a CPU (nanoseconds), turns
-/proc/stat                      what all CPUs did, and what a host above took from them
+/proc/stat                      what all CPUs did, and what was stolen by a host above
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Reader = Callable[[], CpuSample]
 
 
 def cpu_sample(pid: int, at: float | None = None, proc: Path = PROC) -> CpuSample:
-    """The times of a process's threads now; none where it has ended or cannot be read."""
+    """Return the times of a process's threads; none if it has ended or cannot be read."""
     threads = {}
     with suppress(OSError):
         for task in (proc / str(pid) / "task").iterdir():
@@ -36,20 +36,20 @@ def cpu_sample(pid: int, at: float | None = None, proc: Path = PROC) -> CpuSampl
 
 
 def thread_times(schedstat: str) -> ThreadTimes:
-    """Raises ValueError."""
+    """Parse a schedstat file. Raises ValueError."""
     ran, waited, _ = (int(word) for word in schedstat.split())
     return ThreadTimes(ran / 1e9, waited / 1e9)
 
 
 def machine_times(stat: str) -> tuple[float, float]:
-    """Seconds that all CPUs were busy, and that were stolen from them, from /proc/stat's text."""
+    """Parse /proc/stat: seconds that all CPUs were busy, and that were stolen from them."""
     words = stat.partition("\n")[0].split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words)
     return (user + nice + system + irq + softirq) / TICKS_PER_SECOND, steal / TICKS_PER_SECOND
 
 
 class CpuWatch:
-    """Adds up how long a process waited for a CPU since the watch began."""
+    """Adds up how long a process has waited for a CPU since the watch began."""
 
     def __init__(self, read: Reader, since: CpuSample | None = None) -> None:
         self._read = read
@@ -60,7 +60,7 @@ class CpuWatch:
         """The wait until now."""
         now = self._read()
         total = self._settled + wait_between(self._last, now)
-        # Busy and idle spells are told apart by short spans, but a wait is counted at its end.
+        # Short spans tell busy and idle periods apart. A wait is counted when it ends.
         if now.at - self._last.at >= SPAN_SECONDS:
             self._settled, self._last = total, now
         return total

@@ -1,7 +1,8 @@
 """How long a VM waited for a CPU, and what that means for a deadline. Pure.
 
-The kernel counts for each thread how long it ran and how long it was ready to run but had to
-wait. A deadline is meant for a machine without other work: what the VM waited does not count.
+The kernel counts for each thread how long it ran, and how long it was ready to run but had to
+wait. Deadlines are meant for a machine without other work, so the time that a VM waited does not
+count.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-# By the clock, no deadline becomes longer than this many times itself.
+# The wait for a CPU makes no deadline longer than this many times itself.
 LONGEST_FACTOR = 4.0
-# From this share of waiting on, an answer that did not come in time says nothing of the VM.
+# With this share of waiting or more, a missing answer proves nothing about the VM.
 BUSY_SHARE = 0.25
-# From this share on, a VM that is late is not to blame: programs in it may have given up on
-# each other because all was so slow.
+# With this share or more, a late VM is not to blame: its programs may have run into timeouts of
+# each other.
 STARVED_SHARE = 0.5
 
 
@@ -31,11 +32,11 @@ class ThreadTimes:
 class CpuSample:
     """CPU times of a process and of its machine at one moment, in seconds.
 
-    at              of any clock, the same for all samples that are compared
-    threads         by thread id; empty where they could not be read
+    at              time of any clock that is the same for all compared samples
+    threads         by thread id; empty if they could not be read
     cpus            on how many CPUs they may run
-    busy, stolen    of all CPUs since the machine's start: what they did, and what they could
-                    not do because the machine, itself a VM, had to wait for its own host
+    busy, stolen    of all CPUs since the machine's start: the time that they ran, and the time
+                    that the machine, itself a VM, had to wait for its own host
     """
 
     at: float
@@ -46,17 +47,17 @@ class CpuSample:
 
     @property
     def ran(self) -> float:
-        """Seconds that its threads ran."""
+        """Seconds that the process's threads ran."""
         return sum(thread.ran for thread in self.threads.values())
 
     def at_start(self, at: float) -> CpuSample:
-        """A sample from when the threads, which began at `at`, had not run yet."""
+        """Return a sample of the moment `at`, when the threads started and had not run yet."""
         return replace(self, at=at, threads=dict.fromkeys(self.threads, ThreadTimes()))
 
 
 @dataclass(frozen=True)
 class CpuWait:
-    """A span of time by the clock, and how much of it the VM lost because it waited for a CPU."""
+    """A span of time, and how much of it the VM spent waiting for a CPU."""
 
     seconds: float = 0.0
     waited_seconds: float = 0.0
@@ -74,7 +75,7 @@ class CpuWait:
 
     @property
     def share(self) -> float:
-        """The lost part, from 0 to 1."""
+        """The part of the time that was lost, from 0 to 1."""
         return self.waited_seconds / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -83,7 +84,7 @@ class CpuWait:
 
     @property
     def slowdown(self) -> float:
-        """How many times longer than on a quiet machine everything took, within limits."""
+        """How many times longer than on a quiet machine work took, within limits."""
         return 1 / max(1 - self.share, 1 / LONGEST_FACTOR)
 
     def over(self, seconds: float) -> CpuWait:
@@ -95,11 +96,11 @@ NO_WAIT = CpuWait()
 
 
 def wait_between(before: CpuSample, after: CpuSample) -> CpuWait:
-    """The wait of a VM between two samples of its process.
+    """Return how long a VM waited between two samples of its process.
 
-    Threads that had to wait for each other, having too few CPUs for all of them, would have
-    done so on a quiet machine too. Where on average no more than one thread was at work, each
-    wait delayed the VM by its own length; where several were, they waited at the same time.
+    Threads that wait for each other, because they are more than the CPUs, would do so on a quiet
+    machine too. If on average at most one thread was active, each wait delayed the VM by its whole
+    length; if several were active, they waited at the same time.
     """
     seconds = max(after.at - before.at, 0.0)
     if not before.threads:
@@ -119,10 +120,10 @@ Verdict = Literal["in time", "late", "starved"]
 
 
 def verdict(wait: CpuWait, limit_seconds: float) -> Verdict:
-    """What a deadline says after `wait`; the limit is in seconds of an undisturbed machine.
+    """Compare a wait with a deadline, in seconds of an undisturbed machine.
 
     late        the VM had all the time that it should need
-    starved     it is not waited for any longer, but the machine is to blame
+    starved     the time is over, but the machine is to blame
     """
     at_most = LONGEST_FACTOR * limit_seconds
     if wait.undisturbed_seconds < limit_seconds and wait.seconds < at_most:

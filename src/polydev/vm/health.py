@@ -1,4 +1,4 @@
-"""What a VM's agent says, seen from outside."""
+"""Ask the agent of a VM for its health, from outside."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TIMEOUT_SECONDS = 10.0
 def agent_health(
     ports: Ports, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> tuple[int, dict[str, object]]:
-    """HTTP status and body of the agent's /health; the body is empty where it is no JSON.
+    """Return HTTP status and body of the agent's /health; a body that is no JSON object is empty.
 
-    Raises VmError when nothing answers, VmTimeout when that took too long.
+    Raises VmError if nothing answers, VmTimeout if the answer takes too long.
     """
     try:
         answer = http_client.get(f"{ports.agent_url}/health", timeout_seconds)

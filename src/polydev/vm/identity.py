@@ -1,9 +1,10 @@
-"""The identity of a VM, which its host gives it over a virtio-serial port.
+"""The identity of a VM, which its host sends over a virtio-serial port.
 
-new_identity -> Identity --identity_line--> the guest --receipt_from--> Receipt, checked
+    new_identity -> Identity --identity_line--> the guest --receipt_from--> Receipt, checked
 
-A clone's memory is a copy of its template's. The guest takes the identity on before anybody uses
-the VM (`polydev.agent.identity`), and returns what holds then. Pure, but for the random numbers.
+A clone's memory is a copy of its template's. Before anybody uses the VM, the guest applies the
+identity (`polydev.agent.identity`) and answers with the values that it has then. Pure, except for
+the random numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_LINE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Identity:
-    """Values that differ in each VM. Only the VM and its host know `secret`, which is in hex."""
+    """The values that differ in each VM. Only the VM and its host know `secret`, in hex."""
 
     vm_id: str
     session_id: str | None
@@ -36,9 +37,9 @@ class Identity:
 class Receipt:
     """The state of the guest after it took its identity.
 
-    secret_sha256   of the secret that it has, in hex
-    random          the first bytes that its kernel's generator gave afterwards, in hex
-    guest_time      of its clock when it answered, in seconds since 1970
+    secret_sha256   hash of the guest's secret, in hex
+    random          the first random bytes of its kernel afterwards, in hex
+    guest_time      its clock when it answered, in seconds since 1970
     """
 
     vm_id: str
@@ -52,7 +53,7 @@ class Receipt:
 
 
 def new_identity(vm_id: str, session_id: str | None) -> Identity:
-    """Return an identity with names made from the VM's id and a new secret."""
+    """Return an identity with names derived from the VM's id, and a new secret."""
     named = uuid.uuid5(uuid.NAMESPACE_OID, vm_id).hex
     return Identity(
         vm_id=vm_id,
@@ -65,18 +66,18 @@ def new_identity(vm_id: str, session_id: str | None) -> Identity:
 
 
 def identity_line(identity: Identity, time: float) -> bytes:
-    """The line that gives the guest its identity, entropy and the time (seconds since 1970)."""
+    """Return the line that sends identity, entropy and time (seconds since 1970) to the guest."""
     once = {"entropy": secrets.token_hex(ENTROPY_BYTES), "time": f"{time:.6f}"}
     return _line("identity", {**_lasting_words(identity), **once})
 
 
 def clock_line(time: float) -> bytes:
-    """The line that sets the guest's clock again, to seconds since 1970."""
+    """Return the line that sets the guest's clock again, to seconds since 1970."""
     return _line("clock", {"time": f"{time:.6f}"})
 
 
 def guest_time_from(line: bytes) -> float:
-    """The guest's time after it set its clock. Raises VmError."""
+    """Read the guest's time after it set its clock. Raises VmError."""
     try:
         return float(_words("clock", line)["time"])
     except (KeyError, ValueError) as error:
@@ -84,7 +85,7 @@ def guest_time_from(line: bytes) -> float:
 
 
 def receipt_from(line: bytes, identity: Identity) -> Receipt:
-    """The receipt of an identity. Raises VmError where the guest refused it or has another one."""
+    """Read the receipt of an identity. Raises VmError if the guest refused or changed it."""
     words, expected = _words("identity", line), _lasting_words(identity)
     if wrong := [name for name, value in expected.items() if words.get(name) != value]:
         raise VmError(f"the guest's receipt differs from its identity: {', '.join(wrong)}")
@@ -105,7 +106,7 @@ def receipt_from(line: bytes, identity: Identity) -> Receipt:
 
 
 def answers_another(line: bytes, identity: Identity) -> bool:
-    """Whether the guest's line answers another question than this identity's."""
+    """Return whether the guest's line answers another request than that of this identity."""
     kind, _, rest = line.decode("ascii", "replace").partition(" ")
     if kind == "identity":
         return f"secret={identity.secret}" not in rest.split()
@@ -113,7 +114,7 @@ def answers_another(line: bytes, identity: Identity) -> bool:
 
 
 def _lasting_words(identity: Identity) -> dict[str, str]:
-    """The words that the guest gets and has to give back."""
+    """The words that the guest gets and must send back."""
     return {
         "vm": identity.vm_id,
         "session": identity.session_id or "",
@@ -131,7 +132,7 @@ def _line(kind: str, words: dict[str, str]) -> bytes:
 def _words(kind: str, line: bytes) -> dict[str, str]:
     words = line.decode("ascii", "replace").split()
     if words[:1] != [kind]:
-        raise VmError(f"the guest refused it: {_shown(line)}")
+        raise VmError(f"the guest refused the {kind}: {_shown(line)}")
     pairs = [word.partition("=") for word in words[1:]]
     return {name: value for name, _, value in pairs}
 

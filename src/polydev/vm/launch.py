@@ -1,11 +1,12 @@
-"""`polydev-microvm N`: what the unit of slot N runs. It becomes QEMU.
+"""`polydev-microvm N`: the program of the unit of slot N. It starts a VM and becomes QEMU.
 
-    launch.json -> the image, held -> overlay -> QEMU, its greeting -> systemd hears "ready"
-    ... -> a template's files, from its holder -> disk -> QEMU, its state loaded -> "ready"
+    a boot     launch.json -> the image, locked -> overlay -> QEMU -> its greeting -> systemd: ready
+    a clone    launch.json -> the template's files, from the template holder -> disk -> QEMU
+               -> its state loaded -> systemd: ready
 
-The unit has started when QEMU's machine is complete; that of a clone is paused then. So whatever
-hinders that fails the start, with words in the VM's qemu.log and in the journal. Every VM pays for
-what is imported here.
+For systemd the unit has started when QEMU's machine is complete; that of a clone is paused then. A
+failure before that fails the unit's start, with the reason in the VM's qemu.log and in the journal.
+Each VM waits for what is imported here, so imports are few.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ MAX_TAIL_BYTES = 4096
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Does not return where all is well."""
+    """Start the VM of a slot. Returns only if that failed."""
     (slot,) = sys.argv[1:] if argv is None else argv
-    # Not QEMU's to know: who escapes from a guest has nothing to tell systemd.
+    # Kept from QEMU, so that nobody who escapes from a guest can send messages to systemd.
     systemd = os.environ.pop("NOTIFY_SOCKET", "")
     try:
         launch(ROOT / slot, known_accelerator(), systemd)
@@ -50,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
-    """Become the VM that `slot`, a folder, names as its current one.
+    """Become the current VM of a slot, given by its folder.
 
-    `systemd` is the address where it waits for news; empty, where nobody does. Raises VmError;
-    qemu.log says the same.
+    `systemd` is the address of its notification socket, or empty. Raises VmError, whose message is
+    also written to qemu.log.
     """
     try:
-        # By its own name: `current` will be another VM one day.
+        # Resolved, since `current` will lead to another VM later.
         folder = (slot / CURRENT).resolve(strict=True)
-        # A file of ours, whatever an earlier process of this VM left in its place.
+        # A new file, since an earlier process of this VM may have put anything in its place.
         (folder / QEMU_LOG).unlink(missing_ok=True)
         log = (folder / QEMU_LOG).open("xb", buffering=0)
     except OSError as error:
@@ -92,7 +93,7 @@ def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str
         qemu = os.getpid()
 
         def tell() -> None:
-            # It ends with QEMU now, and with it the wait for a greeting that does not come.
+            # QEMU alone has the listener now, so its end also ends the wait for its greeting.
             listener.close()
             if not tell_systemd(client, systemd, config.qemu_log, state):
                 end_waiting(qemu, config)
@@ -103,13 +104,12 @@ def _launch(folder: Path, accelerator: Accelerator, log: IO[bytes], systemd: str
 
 
 def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | None = None) -> bool:
-    """Wait for QEMU's greeting or its end; tell systemd of the one, the journal of the other.
+    """Wait for QEMU's greeting and notify systemd, or write to the journal why it did not come.
 
-    Return whether the VM is ready.
-
-    `state`: the descriptor in QEMU from which a clone's devices are loaded before that.
+    Return whether the VM is ready. `state` is the descriptor in QEMU from which the state of a
+    clone's devices is loaded first.
     """
-    # systemd ends what is left of a unit that fails: there is still something to say then.
+    # systemd ends all processes of a unit that fails; this one must still write the reason.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if state is None:
         why = None if greeted(client) else "QEMU ended:"
@@ -125,9 +125,9 @@ def tell_systemd(client: socket.socket, systemd: str, log: Path, state: int | No
 
 
 def end_waiting(qemu: int, config: VmConfig) -> None:
-    """End a QEMU that has not loaded its state: it would wait for it until the start is given up.
+    """End a QEMU that has not loaded its state; it would wait until the unit's start times out.
 
-    One that ended by itself is left alone, and so is a launcher that could not become QEMU.
+    If QEMU ended by itself, or the launcher could not become QEMU, there is nothing to end.
     """
     from polydev.vm.machine import process_runs
 
@@ -137,8 +137,8 @@ def end_waiting(qemu: int, config: VmConfig) -> None:
 
 
 def not_loaded(client: socket.socket, state: int) -> str | None:
-    """Let QEMU load a clone's devices; why it did not, None where it did."""
-    # This takes as long as QEMU's own start, beside which it is done.
+    """Let QEMU load the state of a clone's devices; return why it did not, or None."""
+    # This import takes as long as QEMU's own start, and runs at the same time.
     import asyncio
 
     from polydev.vm.template import load
@@ -151,12 +151,12 @@ def not_loaded(client: socket.socket, state: int) -> str | None:
 
 
 def vm_config(launch_file: LaunchFile, folder: Path, accelerator: Accelerator) -> VmConfig:
-    """The VM of an launch_file. Raises VmError where its image is not there."""
+    """Return the VM that a launch.json describes. Raises VmError if its image is missing."""
     image = Path(launch_file.image)
     try:
         cmdline = (image / CMDLINE).read_text()
     except OSError as error:
-        raise VmError(f"image {launch_file.image_digest[:12]} is not there: {error}") from error
+        raise VmError(f"image {launch_file.image_digest[:12]} is missing: {error}") from error
     return VmConfig(
         vm_id=launch_file.vm_id,
         session_id=launch_file.session_id,
@@ -176,20 +176,20 @@ def vm_config(launch_file: LaunchFile, folder: Path, accelerator: Accelerator) -
 
 @contextmanager
 def held(image: Path) -> Iterator[int]:
-    """A descriptor that keeps an image from being pruned for as long as any process has it.
+    """Yield a descriptor that keeps an image from being pruned while any process has it open.
 
-    Raises VmError where a prune was quicker.
+    Raises VmError if a prune removed the image first.
     """
     place = image / IN_USE
     with place.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         if not place.exists() or not os.path.samestat(os.fstat(lock.fileno()), place.stat()):
-            raise VmError(f"image {image.name[:12]} is not there any more")
+            raise VmError(f"image {image.name[:12]} was removed by a prune")
         yield lock.fileno()
 
 
 def greeted(client: socket.socket) -> bool:
-    """Wait until QEMU, whose machine is complete then, greets on its QMP socket, or has ended."""
+    """Wait until QEMU sends its greeting, when its machine is complete, or ends."""
     try:
         return b"QMP" in client.recv(4096)
     except ConnectionError:
@@ -197,13 +197,13 @@ def greeted(client: socket.socket) -> bool:
 
 
 def notify(address: str, news: str) -> None:
-    """Tell systemd, and wait until it has heard: of the dead it would not know whose news it is."""
+    """Notify systemd, and wait until it has read the message, which it must do before we end."""
     place = "\0" + address[1:] if address.startswith("@") else address
     heard, saying = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.connect(place)
         channel.send(news.encode())
-        # sd_notify_barrier(3): systemd closes what it is given once all before it is done.
+        # sd_notify_barrier(3): systemd closes this descriptor after the messages before it.
         socket.send_fds(channel, [b"BARRIER=1"], [saying])
     os.close(saying)
     os.read(heard, 1)

@@ -1,6 +1,7 @@
-"""What a VM of a slot is to be, as whoever wants it writes it down for the slot's unit.
+"""`launch.json`: what the VM of a slot is to be.
 
-controller --launch_file_text--> launch.json --read_launch_file--> the unit's launcher
+The controller writes it (`launch_file_text`), the program of the slot's unit reads it
+(`read_launch_file`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from polydev.vm.untrusted_files import open_untrusted
 LAUNCH_FILE = "launch.json"
 CURRENT = "current"
 MAX_LAUNCH_FILE_BYTES = 64 * 1024
-# These become words of command lines, where a blank or a comma would begin another one.
+# These values become words of command lines, in which a blank or a comma would begin another word.
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class LaunchFile:
-    """One VM. `image` is the folder of the image that it boots; sizes as their names say.
+    """One VM. `image` is the folder of the image that it boots from.
 
-    template    the key of the template that it is resumed from, instead of a boot
+    template    the key of the template that the VM is resumed from; None if it boots
     """
 
     vm_id: str
@@ -46,9 +47,9 @@ def launch_file_text(launch_file: LaunchFile) -> str:
 
 
 def read_launch_file(file: Path) -> LaunchFile:
-    """Raises VmError naming the file and what is wrong in it."""
+    """Read and check a `launch.json`. Raises VmError with the file and what is wrong in it."""
     try:
-        # The controller's own link `current` may be on the way there.
+        # The path may go through the controller's link `current`.
         with open_untrusted(file.parent.resolve() / file.name) as descriptor:
             found = json.loads(os.pread(descriptor, MAX_LAUNCH_FILE_BYTES, 0))
     except OSError as error:
@@ -56,13 +57,13 @@ def read_launch_file(file: Path) -> LaunchFile:
     except ValueError as error:
         raise VmError(f"{file} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise VmError(f"{file} holds no object")
+        raise VmError(f"{file} is not a JSON object")
     names = {each.name for each in fields(LaunchFile)}
     if (wrong := sorted(names ^ set(found))) != []:
-        raise VmError(f"{file}: missing or unknown: {', '.join(wrong)}")
+        raise VmError(f"{file}: missing or unknown keys: {', '.join(wrong)}")
     bad = [name for name, value in found.items() if not _is_valid(name, value)]
     if bad:
-        raise VmError(f"{file}: not a valid {bad[0]}: {found[bad[0]]!r}")
+        raise VmError(f"{file}: {bad[0]} is not valid: {found[bad[0]]!r}")
     return LaunchFile(**found)
 
 

@@ -1,8 +1,8 @@
-"""A VM's life under QEMU: start, look at, stop.
+"""A VM under QEMU: start it, read its console, stop it.
 
-QEMU ends with the process that started it, unless it is to stay: then the starter records its
-PID. The image that it runs from is held by a lock that QEMU itself inherits, so that the kernel
-knows what is in use.
+QEMU ends with the process that started it, unless that process records QEMU's PID to let it
+continue. QEMU inherits the lock of the image that it runs from, so that the kernel knows which
+images are in use.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class Machine:
     pid: int
 
     def alive(self) -> bool:
-        """Whether QEMU still runs; a dead child of ours is reaped on the way."""
+        """Return whether QEMU still runs, and reap it if it was a child of this process."""
         try:
             return os.waitpid(self.pid, os.WNOHANG)[0] == 0
         except ChildProcessError:
             return process_runs(self.pid, str(self.config.qmp_socket))
 
     def serial(self) -> str:
-        """All that the guest's serial console said so far."""
+        """Return all output of the guest's serial console so far."""
         try:
             return self.config.serial_log.read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
     def cpu_sample(self) -> CpuSample:
-        """How long its threads ran and waited for a CPU so far."""
+        """Return how long QEMU's threads have run and waited for a CPU."""
         return cpu_sample(self.pid)
 
     def watch_cpu(self) -> CpuWatch:
@@ -60,9 +60,9 @@ class Machine:
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def stop(self, grace_seconds: float = 5.0) -> None:
-        """End QEMU. The disk of a VM is thrown away with it, so the guest is not asked.
+        """End QEMU, without asking the guest, whose disk is removed afterwards.
 
-        Raises VmError where it is another user's.
+        Raises VmError if another user started it.
         """
         for sent in (signal.SIGTERM, signal.SIGKILL):
             try:
@@ -71,8 +71,8 @@ class Machine:
                 pass
             except PermissionError as error:
                 raise VmError(
-                    f"cannot end QEMU, process {self.pid}: it is another user's",
-                    "run it as the user who started it, usually root",
+                    f"cannot stop QEMU, process {self.pid}: another user started it",
+                    "run the command as that user, usually root",
                 ) from error
             deadline = time.monotonic() + grace_seconds
             while time.monotonic() < deadline:
@@ -87,11 +87,11 @@ def start(
     *,
     record: Callable[[Machine], None] | None = None,
 ) -> Machine:
-    """Start a VM and return once QEMU runs.
+    """Start a VM and return when QEMU runs.
 
-    It gets a fresh overlay of its image; a clone has its disk in its folder already. Ports that
-    are 0 are chosen here. `pass_fds` stay open in QEMU for as long as it runs. With `record`, which
-    is given the VM at once, it outlives this process. Raises VmError with what QEMU said.
+    The VM gets a fresh overlay of its image; the folder of a clone already has its disk. Ports
+    that are 0 are chosen here. `pass_fds` stay open in QEMU while it runs. With `record`, which is
+    called with the VM at once, QEMU outlives this process. Raises VmError with QEMU's own message.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
@@ -110,8 +110,8 @@ def start(
         if not port_was_taken or attempt == START_ATTEMPTS:
             break
     raise VmError(
-        f"QEMU ended at once: {machine.qemu_said() or 'without a word'}",
-        "see that qemu-system-x86 is installed and that memory is left (free -m)",
+        f"QEMU did not start: {machine.qemu_said() or 'it printed nothing'}",
+        "check that qemu-system-x86 is installed and that enough memory is free (free -m)",
     )
 
 
@@ -122,18 +122,18 @@ def _start_once(config: VmConfig, pass_fds: tuple[int, ...], *, stays: bool) -> 
         run(overlay_argv(config))
     with config.qemu_log.open("wb") as log:
         process = spawn(qemu_argv(config), stdout=log, stderr=log, pass_fds=pass_fds, stays=stays)
-    # Machine.alive reaps it; Popen, which would complain of that, is told it is over.
+    # Machine.alive reaps the process. A return code keeps Popen from warning about that.
     process.returncode = 0
     return Machine(config, process.pid)
 
 
 def _greets(machine: Machine) -> bool:
-    """Wait until QEMU greets on its QMP socket, or has ended."""
+    """Wait until QEMU greets on its QMP socket or ends; return whether it greeted."""
     while machine.alive():
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(machine.config.qmp_socket))
-            # An early connection may be closed without a word: QEMU was not yet listening to it.
+            # QEMU may close an early connection, which it did not accept yet, without greeting.
             if b"QMP" in client.recv(256):
                 return True
         time.sleep(POLL_SECONDS)
@@ -141,7 +141,7 @@ def _greets(machine: Machine) -> bool:
 
 
 def free_ports(wanted: Ports) -> Ports:
-    """Loopback ports that nothing listens on, in place of those that are 0."""
+    """Replace ports that are 0 by loopback ports that nothing listens on."""
     with contextlib.ExitStack() as open_sockets:
 
         def choose(port: int) -> int:
@@ -160,9 +160,9 @@ def free_ports(wanted: Ports) -> Ports:
 
 
 def process_runs(pid: int, mark: str) -> bool:
-    """Whether process `pid` is there and has `mark` in its command line: PIDs come again.
+    """Return whether process `pid` runs and has `mark` in its command line: PIDs are reused.
 
-    Not for a process started this moment: its command line is empty until it has begun.
+    Not for a process that was just started: its command line is empty at first.
     """
     try:
         return mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()

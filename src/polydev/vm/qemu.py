@@ -1,4 +1,4 @@
-"""VmConfig → QEMU's argv. Pure: nothing is started here."""
+"""The command lines of QEMU for a VmConfig. Pure: nothing is started here."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from polydev.host_layout import AGENT_PORT, GUEST_ADDRESS, GUEST_GATEWAY, NOVNC_
 from polydev.vm.config import GUEST_NETWORK, IDENTITY_PORT, VmConfig
 
 QEMU = "qemu-system-x86_64"
-# TCG carries out `rep movsb` byte by byte. Without ERMS, kernel and C library copy in larger units.
-# QEMU 10's TCG has FSRM too, and a kernel that sees it without ERMS hangs early in its boot.
+# TCG executes `rep movsb` byte by byte. Without ERMS, kernel and C library copy in larger units.
+# TCG of QEMU 10 also has FSRM, and a kernel that finds it without ERMS hangs early in its boot.
 EMULATED_CPU = "max,erms=off,fsrm=off"
-# Whoever escapes from a guest into QEMU starts no program and gets no privilege there.
+# A process that escapes from a guest into QEMU can start no program and gain no privilege.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 TEST_CONSOLE_TTY = "ttyS1"
 
 
 def kernel_command_line(config: VmConfig) -> str:
-    """The image's own command line, then who this VM is; a shell only in boots that test."""
+    """Return the image's own command line, then the ids of the VM, and a shell for tests."""
     words = [
         config.cmdline.strip(),
         f"polydev.image={config.image_digest}",
@@ -29,7 +29,7 @@ def kernel_command_line(config: VmConfig) -> str:
 
 
 def overlay_argv(config: VmConfig) -> list[str]:
-    """Make the VM's own disk: what it writes lies there, the image stays as it is."""
+    """Create the VM's disk, an overlay: the VM writes there, and its image stays as it is."""
     return [
         *("qemu-img", "create", "-q", "-f", "qcow2"),
         *("-F", "raw", "-b", str(config.rootfs), str(config.disk)),
@@ -37,7 +37,10 @@ def overlay_argv(config: VmConfig) -> list[str]:
 
 
 def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
-    """`qmp_listener`: a descriptor that listens for QMP; else QEMU makes its own socket."""
+    """Return the command line of a VM.
+
+    `qmp_listener` is a descriptor that listens for QMP; without it, QEMU makes the socket.
+    """
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-name", f"polydev-{config.vm_id},debug-threads=on"]
     argv += _memory(config)
@@ -72,7 +75,7 @@ def qemu_argv(config: VmConfig, qmp_listener: int | None = None) -> list[str]:
 
 
 def _memory(config: VmConfig) -> list[str]:
-    """Size and backing of the memory. A clone waits until it is told where its state comes from."""
+    """Size and backing of the memory. A clone waits for the place of its state."""
     size = ["-m", str(config.memory_mib)]
     if config.memory_file is None:
         return ["-machine", "q35", *size]

@@ -1,6 +1,7 @@
-"""Folders of VMs that last no longer than the process that made them, below the temporary ones.
+"""Temporary folders of VMs, which are removed with the process that made them.
 
-Their maker holds a lock on each: what a SIGKILL leaves is found by that, and removed later.
+That process holds a lock on its folder. A folder without a locked process was left by SIGKILL, and
+is found and removed later.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ PREFIX = "polydev-vm-"
 
 @contextmanager
 def temp_folder() -> Iterator[Path]:
-    """A fresh folder, short enough for the path of a socket; it is gone afterwards."""
+    """Yield a new folder, whose path is short enough for a socket; remove it at the end."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # A removal of abandoned folders may take it before it is locked.
+        # Another process may remove it as abandoned before it is locked.
         with suppress(FileNotFoundError):
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -36,10 +37,10 @@ def temp_folder() -> Iterator[Path]:
 
 
 def abandoned_temp_folders(*, remove: bool = False) -> list[Path]:
-    """Return the scratch folders whose makers have ended; with `remove` they are gone then."""
+    """Return the folders whose processes have ended, and remove them if asked to."""
     found = []
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
-        with suppress(OSError):  # held by its maker, another user's, or just gone
+        with suppress(OSError):  # still in use, another user's, or just removed
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
             descriptor = os.open(folder, flags)
             try:

@@ -48,9 +48,9 @@ CLOCK_ERROR_SECONDS, CLOCK_TRIES = 0.05, 100
 
 @asynccontextmanager
 async def monitor(where: Path | socket.socket) -> AsyncIterator[QMPClient]:
-    """A connection to a VM's QEMU: to its QMP socket, or by a socket that is connected already.
+    """Connect to QEMU's monitor: to its QMP socket, or over a socket that is already connected.
 
-    Raises VmError, also for what QEMU refuses meanwhile.
+    Raises VmError, also if QEMU refuses a command in the meantime.
     """
     client = QMPClient()
     try:
@@ -59,15 +59,15 @@ async def monitor(where: Path | socket.socket) -> AsyncIterator[QMPClient]:
     except (QMPError, EOFError, OSError) as error:
         raise VmError(f"QEMU: {error}") from error
     finally:
-        # It tells of a QEMU that has ended: whoever asked something of it has been told.
+        # It raises if QEMU has ended, which an earlier command has already reported.
         with suppress(QMPError, EOFError, OSError):
             await client.disconnect()
 
 
 def settle(sample: Callable[[], CpuSample], alive: Callable[[], bool]) -> None:
-    """Wait until a VM has little to do: what is under way would go on in each of its clones.
+    """Wait until a VM has little to do: work in progress would continue in each of its clones.
 
-    Raises VmError where it ends.
+    Raises VmError if the VM ends.
     """
     before = sample()
     for _ in range(round(SETTLE_SECONDS / SETTLE_SPAN_SECONDS)):
@@ -81,7 +81,7 @@ def settle(sample: Callable[[], CpuSample], alive: Callable[[], bool]) -> None:
 
 
 async def save(qmp_socket: Path, state: Path) -> None:
-    """Stop a VM and write the state of its devices; its memory is in its file then, and QEMU ends.
+    """Stop a VM, write the state of its devices and end QEMU. The memory is in its file then.
 
     Raises VmError.
     """
@@ -113,7 +113,7 @@ async def save(qmp_socket: Path, state: Path) -> None:
 
 
 async def load(where: Path | socket.socket, state: int) -> None:
-    """Give a clone the state of its devices, from a descriptor that QEMU has; it stays paused.
+    """Load the state of a clone's devices from a descriptor that QEMU has. The clone stays paused.
 
     Raises VmError.
     """
@@ -128,13 +128,13 @@ async def load(where: Path | socket.socket, state: int) -> None:
 
 
 async def pause(qmp_socket: Path) -> None:
-    """Stop the VM's processors; its clock stands. Raises VmError."""
+    """Pause a VM; its clock stops. Raises VmError."""
     async with monitor(qmp_socket) as client:
         await client.execute("stop")
 
 
 async def run_on(qmp_socket: Path) -> None:
-    """Let a paused VM run. Raises VmError."""
+    """Continue a paused VM. Raises VmError."""
     async with monitor(qmp_socket) as client:
         await client.execute("cont")
 
@@ -142,9 +142,9 @@ async def run_on(qmp_socket: Path) -> None:
 async def give_identity(
     place: Path, identity: Identity, seconds: float = ANSWER_SECONDS
 ) -> Receipt:
-    """Give a running VM its identity and the time, and return its receipt.
+    """Send a running VM its identity and the time, and return its receipt.
 
-    Raises VmError where it does not answer, refuses, or has another identity.
+    Raises VmError if it does not answer, refuses, or has another identity.
     """
     try:
         return await within(seconds, _exchange(place, identity), "the guest's answer")
@@ -153,7 +153,7 @@ async def give_identity(
 
 
 async def set_clock(place: Path, seconds: float = ANSWER_SECONDS) -> None:
-    """Give a running VM the time. Raises VmError where it does not answer, or has another."""
+    """Set the clock of a running VM. Raises VmError if it does not answer or stays wrong."""
 
     async def exchange() -> None:
         async with _channel(place) as ask:
@@ -168,7 +168,7 @@ async def set_clock(place: Path, seconds: float = ANSWER_SECONDS) -> None:
 async def _exchange(place: Path, identity: Identity) -> Receipt:
     async with _channel(place) as ask:
         answer = await ask(identity_line(identity, time.time()))
-        # A controller that ended may have left its question, whose answer comes first.
+        # A controller that ended may have left a request, whose answer comes first.
         while answers_another(answer, identity):
             answer = await ask(b"")
         receipt = receipt_from(answer, identity)
@@ -178,7 +178,7 @@ async def _exchange(place: Path, identity: Identity) -> Receipt:
 
 @asynccontextmanager
 async def _channel(place: Path) -> AsyncIterator[Ask]:
-    """How to ask the guest: a line to it for one from it."""
+    """Yield a function that sends the guest a line and returns its answer."""
     reader, writer = await asyncio.open_unix_connection(place, limit=MAX_LINE_BYTES)
 
     async def ask(line: bytes) -> bytes:
@@ -192,8 +192,8 @@ async def _channel(place: Path) -> AsyncIterator[Ask]:
 
 
 async def _set_clock(ask: Ask, guest_time: float) -> None:
-    """Set the guest's clock until it is right; `guest_time` is what it says now."""
-    # An answer takes its way, so this is at least what the clock is off by.
+    """Set the guest's clock until it is right; `guest_time` is its present time."""
+    # The answer takes time, so the real error of the clock is at most this.
     error, tries = guest_time - time.time(), 0
     while abs(error) > CLOCK_ERROR_SECONDS:
         if tries == CLOCK_TRIES:
@@ -206,7 +206,7 @@ async def _asked_time(ask: Ask) -> float:
 
 
 def sealed(file: Path) -> int:
-    """A descriptor of the file's content, in memory, that nobody can change any more.
+    """Copy a file into memory that nobody can change, and return its descriptor.
 
     Raises OSError.
     """

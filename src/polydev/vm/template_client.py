@@ -1,7 +1,7 @@
-"""A template's files, from the holder that has them in memory: what a VM's launcher needs of them.
+"""The launcher's side of the template holder: get the files of a template as descriptors.
 
-A launcher says a template's key; the answer is `ok` with a descriptor for each of FILES, or
-`refused` with the reason. Each clone pays for what is imported here, before its QEMU starts.
+The launcher sends the key of a template. The answer is `ok` with one descriptor for each of FILES,
+or `refused` with the reason. Each clone waits for what is imported here, so imports are few.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FILES = (MEMORY, STATE, DISK)
 SOCKET = Path("/run/polydev/templates.sock")
 OK, REFUSED = b"ok", b"refused "
 MAX_ANSWER_BYTES = 4096
-# A template is read from the disk once; a VM that waits for it has a minute to start.
+# The first answer waits until the template was read from the disk. A VM has a minute to start.
 ANSWER_SECONDS = 45.0
 
 
 def fetch(key: str, place: Path = SOCKET) -> tuple[int, ...]:
-    """Ask the holder for a template: descriptors in the order of FILES.
+    """Ask the template holder for a template; return descriptors in the order of FILES.
 
-    Raises VmError with its reason, or where there is no holder.
+    Raises VmError with the reason if it refuses or does not answer.
     """
     try:
         with socket.socket(socket.AF_UNIX) as client:
@@ -40,11 +40,14 @@ def fetch(key: str, place: Path = SOCKET) -> tuple[int, ...]:
     for descriptor in found:
         os.close(descriptor)
     why = answer.removeprefix(REFUSED).decode("ascii", "replace")
-    raise VmError(f"no template from its holder: {why or 'it said nothing'}")
+    raise VmError(f"no template from its holder: {why or 'it closed the connection'}")
 
 
 def clone_files(key: str, disk: Path) -> tuple[int, int]:
-    """Descriptors of a template's memory and state; its disk is copied. Raises VmError, OSError."""
+    """Return descriptors of a template's memory and state, and copy its disk.
+
+    Raises VmError, OSError.
+    """
     memory, state, template_disk = fetch(key)
     source = _reopened(template_disk)
     with disk.open("wb") as copy:
@@ -54,13 +57,13 @@ def clone_files(key: str, disk: Path) -> tuple[int, int]:
 
 
 def copy_data(source: int, copy: int) -> None:
-    """Copy a file into an empty one; what is a hole stays one."""
+    """Copy a file into an empty one, with its holes."""
     size, at = os.fstat(source).st_size, 0
     os.ftruncate(copy, size)
     while at < size:
         try:
             at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole follows
+        except OSError:  # only a hole follows
             return
         end = os.lseek(source, at, os.SEEK_HOLE)
         os.lseek(copy, at, os.SEEK_SET)
@@ -69,7 +72,7 @@ def copy_data(source: int, copy: int) -> None:
 
 
 def _reopened(descriptor: int) -> int:
-    """In place of a descriptor, another of the same file, with a position of its own."""
+    """Replace a descriptor by a new one of the same file, which has its own position."""
     own = os.open(descriptor_path(descriptor), os.O_RDONLY)
     os.close(descriptor)
     return own

@@ -1,9 +1,9 @@
-"""`polydev-template-holder`: has templates in memory that nobody can write to, and hands them out.
+"""`polydev-template-holder`: keeps templates in memory, sealed, and sends them to launchers.
 
     files of a template --sealed, checksums compared--> descriptors --SCM_RIGHTS--> a VM's launcher
 
-A launcher asks with the rights of its slot's user (`polydev.vm.template_client`). What lies in a
-template is secret from nobody, but it must be the same for all.
+A launcher asks with the rights of its slot's user (`polydev.vm.template_client`). The content of a
+template is not secret, but no VM may change what others get.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from polydev.vm.untrusted_files import descriptor_path
 log = logging.getLogger(__name__)
 
 FOLDER = STORE / TEMPLATES
-# systemd hands over the socket that it listens on as the first descriptor; sd_listen_fds(3).
+# The first descriptor that systemd passes is the socket that it listens on; sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 KEY = re.compile(rb"[0-9a-f]{64}")
 QUESTION_SECONDS = 2.0
@@ -46,7 +46,7 @@ class Held:
 
 
 class TemplateHolder:
-    """Answers launchers: of each user, one at a time, so that none keeps others waiting."""
+    """Answers launchers, one at a time for each user, so that no user keeps others waiting."""
 
     def __init__(self, templates: TemplateStore) -> None:
         self._templates = templates
@@ -55,7 +55,7 @@ class TemplateHolder:
         self._asking: set[int] = set()
 
     async def serve(self, listener: socket.socket) -> None:
-        """Answer for ever. The listener does not block."""
+        """Answer without end. The listener is not blocking."""
         loop, tasks = asyncio.get_running_loop(), set()
         while True:
             client, _ = await loop.sock_accept(listener)
@@ -75,7 +75,7 @@ class TemplateHolder:
             try:
                 await self._answer(client)
             except (OSError, asyncio.TimeoutError, TimeoutError) as error:
-                log.info("user %d: %s", user, str(error) or "no question came")
+                log.info("user %d: %s", user, str(error) or "no request in time")
             finally:
                 self._asking.discard(user)
 
@@ -85,7 +85,7 @@ class TemplateHolder:
         try:
             descriptors = await self._descriptors(question)
         except (Error, OSError) as error:
-            log.warning("refused: %s", error)
+            log.warning("refused a launcher: %s", error)
             client.send(REFUSED + str(error).encode()[: MAX_ANSWER_BYTES - len(REFUSED)])
             return
         socket.send_fds(client, [OK], descriptors)
@@ -101,7 +101,7 @@ class TemplateHolder:
             return self._held[key].descriptors
 
     def _let_go(self) -> None:
-        """Of templates that are there no more, or were made anew; VMs keep what they have."""
+        """Close templates that were removed or made again. VMs keep the descriptors they have."""
         for key, held in list(self._held.items()):
             if self._templates.find(key) != held.template:
                 for descriptor in self._held.pop(key).descriptors:
@@ -109,9 +109,9 @@ class TemplateHolder:
 
 
 def hold(templates: TemplateStore, key: str) -> Held:
-    """Sealed copies of a template's files.
+    """Copy a template's files into sealed memory.
 
-    Raises OSError, and VmError where it is not there or not what its record says.
+    Raises OSError, and VmError if there is no such template or a checksum differs.
     """
     template = templates.find(key)
     if template is None:
@@ -130,7 +130,7 @@ def hold(templates: TemplateStore, key: str) -> Held:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the socket that systemd listens on."""
+    """Serve the socket that systemd passes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     folder = Path(argv[0]) if argv else FOLDER
     with socket.socket(fileno=FIRST_DESCRIPTOR) as listener:

@@ -1,10 +1,10 @@
-"""The templates of a host, on its disk: `templates/<key>/{memory,state,disk.qcow2,record.json}`.
+"""The templates on a host's disk: `templates/<key>/{memory,state,disk.qcow2,record.json}`.
 
-    VmConfig, QEMU's version, CPU -> key      what a template loads into is all in its key
-    Incoming --add--> <key>                   whole, or not there
-    Build --note--> build.json                how far the latest making is, or why it failed
+    VmConfig, QEMU's version, CPU -> key      everything that a template depends on is in its key
+    incoming --add--> <key>                   complete, or not there
+    Build --note--> build.json                progress of the latest build, or its error
 
-The folder `templates` lies in the image store; which template serves is said nowhere in it.
+The folder `templates` is in the image store. Nothing in it says which template is in use.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from polydev.vm.template_client import FILES
 RECORD = "record.json"
 INCOMING = ".incoming"
 BUILD, LOCK = "build.json", ".lock"
-# Where it is there, the next making begins anew although there is a template.
+# If this file exists, the next build makes the template again although there is one.
 AGAIN = ".again"
-# Goes up when a template of older code serves no more.
+# Raised when templates of older code can no longer be used.
 FORMAT = 2
 
 
@@ -42,7 +42,7 @@ class Template:
     files       SHA-256 of each file, in hex
     qemu        QEMU's version, in its own words
     made_at     seconds since 1970
-    boot_seconds, seconds   how long its VM took to boot, and all of it
+    boot_seconds, seconds   how long its VM took to boot, and the whole build
     """
 
     key: str
@@ -59,11 +59,11 @@ class Template:
 
 @dataclass(frozen=True)
 class Build:
-    """The latest making of a template.
+    """The latest build of a template.
 
-    step        what it does, or did last, in words
-    ended_at    seconds since 1970; None while it goes on, or where it was ended from outside
-    error       why it failed; None where it did not
+    step        its current or last step, in words
+    ended_at    seconds since 1970; None while it runs, or if it was killed
+    error       why it failed; None if it did not
     """
 
     key: str
@@ -77,7 +77,7 @@ class Build:
 def template_key(config: VmConfig, qemu_version: str, cpu_model: str) -> str:
     """Return the key of the template for VMs like this one: 64 hexadecimal digits.
 
-    `cpu_model` is the host's: the guest has learnt what its processor can do.
+    `cpu_model` is the host's, since a running guest relies on the features of its processor.
     """
     anybody = replace(
         config,
@@ -93,7 +93,7 @@ def template_key(config: VmConfig, qemu_version: str, cpu_model: str) -> str:
 
 
 class TemplateStore:
-    """The templates in a folder, which may not be there yet."""
+    """The templates in a folder, which need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +102,7 @@ class TemplateStore:
         return self.folder / key
 
     def find(self, key: str) -> Template | None:
-        """A template by its key; None where there is none that can be read."""
+        """Return a template by its key; None if there is none or its record cannot be read."""
         try:
             return _template_from(json.loads((self.place(key) / RECORD).read_bytes()), key)
         except (OSError, ValueError, TypeError):
@@ -116,7 +116,7 @@ class TemplateStore:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A fresh folder on the same file system; it is gone afterwards, unless it was added."""
+        """Yield a new folder on the same file system, removed at the end unless it was added."""
         place = self.folder / INCOMING
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -127,12 +127,12 @@ class TemplateStore:
 
     @contextmanager
     def building(self, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Be the only one that makes a template here; `on_wait` is called where another one does.
+        """Hold the lock of builds. `on_wait` is called if another process holds it.
 
-        The kernel lets go of it with the process, so a killed one keeps nobody waiting.
+        The kernel releases the lock with the process, so a killed one keeps nobody waiting.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Nobody else's to take: a VM's user could keep templates from being made.
+        # For its owner alone: a VM's user could otherwise keep templates from being made.
         with (self.folder / LOCK).open("a") as lock:
             os.fchmod(lock.fileno(), 0o600)
             try:
@@ -143,7 +143,7 @@ class TemplateStore:
             yield
 
     def take_again(self) -> bool:
-        """Whether one is to be made anew; said once."""
+        """Return whether a template is to be made again, and forget the request."""
         try:
             (self.folder / AGAIN).unlink()
         except FileNotFoundError:
@@ -151,27 +151,27 @@ class TemplateStore:
         return True
 
     def disk_bytes(self, key: str) -> int:
-        """The disk space that a template takes: less than its size, for it has holes."""
+        """The disk space that a template takes, which is less than its size, since it has holes."""
         with suppress(OSError):
             return sum((self.place(key) / name).stat().st_blocks * 512 for name in FILES)
         return 0
 
     def build(self) -> Build | None:
-        """The latest making of a template; None where there is no account of one."""
+        """The latest build of a template; None if there is no record of one."""
         try:
             return Build(**json.loads((self.folder / BUILD).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 
     def note(self, build: Build) -> None:
-        """Replace the account of the latest making."""
+        """Write the state of the latest build."""
         fresh = self.folder / f".{BUILD}"
         fresh.write_text(json.dumps(asdict(build), indent=1) + "\n")
         fresh.chmod(0o644)
         fresh.replace(self.folder / BUILD)
 
     def add(self, incoming: Path, template: Template) -> None:
-        """Let the files in `incoming` be this template, once the disk has them."""
+        """Make the files in `incoming` this template, after syncing them to the disk."""
         (incoming / RECORD).write_text(json.dumps(asdict(template), indent=1) + "\n")
         for name in (*FILES, RECORD):
             (incoming / name).chmod(0o644)
@@ -183,11 +183,11 @@ class TemplateStore:
         shutil.rmtree(gone, ignore_errors=True)
 
     def remove(self, key: str) -> None:
-        """Remove a template; VMs that were resumed from it run on."""
+        """Remove a template. VMs that were resumed from it keep running."""
         shutil.rmtree(self._aside(key), ignore_errors=True)
 
     def _aside(self, key: str) -> Path:
-        """Where a template is put that is to go, out of everybody's sight."""
+        """Rename a template that is to be removed, so that nobody finds it; return its place."""
         gone = self.folder / f".{key}.gone"
         shutil.rmtree(gone, ignore_errors=True)
         with suppress(FileNotFoundError):
@@ -196,12 +196,12 @@ class TemplateStore:
 
 
 def file_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a template, in hex."""
+    """Return the SHA-256 of each file of a template, in hex."""
     return {name: file_sha256(folder / name) for name in FILES}
 
 
 def _template_from(found: Any, key: str) -> Template:
-    """Raises ValueError and TypeError where it is not this template's record."""
+    """Raise ValueError or TypeError unless this is the record of the template `key`."""
     if not isinstance(found, dict) or set(found) != {each.name for each in fields(Template)}:
         raise ValueError("no record of a template")
     template = Template(**found)

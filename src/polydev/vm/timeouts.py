@@ -1,4 +1,4 @@
-"""Time limits for work that others do, kept whatever that work does."""
+"""Time limits for asynchronous work, kept even if the work ignores its cancellation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 from polydev.errors import VmError
 
 T = TypeVar("T")
-# For work to notice that it is cancelled.
+# How long cancelled work may take to end.
 ENDING_SECONDS = 5.0
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
-    """What `work` gives, unless it takes longer: then it is cancelled, and VmError raised.
+    """Return the result of `work`. If it takes longer, cancel it and raise VmError.
 
-    asyncio.wait_for would wait on for work that does not end when it is cancelled, and before
-    Python 3.12 may lose the cancellation of its caller.
+    asyncio.wait_for would wait for work that ignores its cancellation, and may lose the
+    cancellation of its caller before Python 3.12.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -30,7 +30,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and give them a moment to end."""
+    """Cancel tasks and wait a moment for their end."""
     pending = {task for task in tasks if not task.done()}
     for task in pending:
         task.cancel()
@@ -38,4 +38,4 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         await asyncio.wait(pending, timeout=ENDING_SECONDS)
     for task in tasks:
         if task.done() and not task.cancelled():
-            task.exception()  # seen, else asyncio would say that nobody looked
+            task.exception()  # retrieved, or asyncio would log that it never was

@@ -1,7 +1,7 @@
 """Open files that a VM's process can write: follow no link, read regular files only.
 
-A VM's user may replace whatever lies in its VM's folder: by a link to a secret of the reader, by a
-FIFO that blocks, by a device. Everybody else who reads there must open files by this module.
+A VM's user may replace any file in the VM's folder by a link to a secret of the reader, by a FIFO
+that blocks, or by a device. All other programs must use this module to open files there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ KINDS = (
 
 @contextmanager
 def open_untrusted(path: Path) -> Iterator[int]:
-    """A descriptor to read a regular file by; a read from it never blocks.
+    """Yield a descriptor of a regular file, whose reads never block.
 
-    Raises FileNotFoundError where there is none, and VmError for anything else than a regular
-    file of the VM's own, or for one that cannot be read.
+    Raises FileNotFoundError if there is no file, and VmError if it is not a regular file of the VM
+    or cannot be read.
     """
     try:
         descriptor = _open(path)
@@ -45,7 +45,7 @@ def open_untrusted(path: Path) -> Iterator[int]:
 
 
 def last_bytes(path: Path, most: int) -> bytes:
-    """The end of a file; nothing where there is no file. Raises VmError."""
+    """Return the end of a file; nothing if there is no file. Raises VmError."""
     try:
         with open_untrusted(path) as descriptor:
             size = os.fstat(descriptor).st_size
@@ -56,7 +56,7 @@ def last_bytes(path: Path, most: int) -> bytes:
 
 @contextmanager
 def open_untrusted_folder(path: Path) -> Iterator[int]:
-    """A descriptor of a folder, for calls that are relative to it. Raises OSError."""
+    """Yield a descriptor of a folder, for calls relative to it. Raises OSError."""
     with _reference_to(path) as folder:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
     try:
@@ -66,19 +66,21 @@ def open_untrusted_folder(path: Path) -> Iterator[int]:
 
 
 def descriptor_path(descriptor: int) -> Path:
-    """The file behind a descriptor, for whoever has it."""
+    """Return the path of the file behind an own descriptor."""
     return Path(f"/proc/self/fd/{descriptor}")
 
 
 def _open(path: Path) -> int:
-    """Look before opening: to open a device has effects, and to close another descriptor of the
-    reader's own database would drop the locks that the reader has on it.
+    """Check the file before opening it.
+
+    Opening a device has effects, and closing another descriptor of the reader's own database would
+    drop the reader's locks on it.
     """
     with _reference_to(path.parent) as folder:
         reference = os.open(path.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
         try:
             _require_own_file(path.name, os.fstat(reference), os.fstat(folder))
-            # By its descriptor it is what was looked at, whatever has its name by now.
+            # The descriptor leads to the checked file, even if another one has its name by now.
             return os.open(descriptor_path(reference), os.O_RDONLY | os.O_NONBLOCK)
         finally:
             os.close(reference)
@@ -90,8 +92,8 @@ def _require_own_file(name: str, file: os.stat_result, folder: os.stat_result) -
         raise VmError(f"{name} is {kind}; only a regular file is read", HINT)
     if file.st_nlink > 1:
         raise VmError(f"{name} is a hard link: the same file has another name", HINT)
-    # The group of a VM's folder is that of the VM's user, who owns none of the reader's files.
-    # Where it is the reader's own group, the VM runs as the reader's own user.
+    # The group of a VM's folder is that of the VM's user, who owns no file of the reader. If it is
+    # one of the reader's groups, the VM runs as the reader.
     is_anothers = folder.st_gid not in (os.getegid(), *os.getgroups())
     if is_anothers and file.st_uid in (0, os.geteuid()):
         raise VmError(f"{name} is a file that is not the VM's", HINT)
@@ -99,7 +101,7 @@ def _require_own_file(name: str, file: os.stat_result, folder: os.stat_result) -
 
 @contextmanager
 def _reference_to(folder: Path) -> Iterator[int]:
-    """The folder, without a link anywhere in its path. Raises OSError that names it."""
+    """Yield a reference to a folder whose path has no links. Raises OSError that names it."""
     try:
         reference = _walk(folder)
     except OSError as error:
@@ -111,7 +113,7 @@ def _reference_to(folder: Path) -> Iterator[int]:
 
 
 def _walk(folder: Path) -> int:
-    """Open each part of the path from the one before it."""
+    """Open the parts of a path one by one."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
     first, *others = folder.absolute().parts
     reference = os.open(first, flags)

@@ -188,7 +188,7 @@ class TestRefused:
 
     def test_image_that_is_not_there(self, other_slot: Hypervisor) -> None:
         answer = other_slot.start("no-image", OTHER_SLOT, "0" * 64)
-        self.assert_said(other_slot, answer, "image 000000000000 is not there")
+        self.assert_said(other_slot, answer, "image 000000000000 is missing")
 
     def test_order_that_is_none(self, other_slot: Hypervisor) -> None:
         folder = f"{ROOT}/{OTHER_SLOT}/no-order"
