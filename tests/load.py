@@ -50,7 +50,7 @@ def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
 
 
 def _client(host: str, port: int, keeps_open: bool, load: Load, end: threading.Event) -> None:
-    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     while not end.wait(PAUSE_SECONDS):
         try:
             # A connection whose last answer said that it ends is opened anew by http.client.

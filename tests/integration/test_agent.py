@@ -131,9 +131,12 @@ def deaf(client: socket.socket) -> None:
         pass
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port at which nobody listens: it is bound, so that no other process gets it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
 
 
 def websockify(target_port: Callable[[], int]) -> Talk:
@@ -414,9 +417,9 @@ def test_a_desktop_that_works_is_ready(start_agent: StartAgent, desktop: Desktop
 
 
 def test_without_vnc_the_cause_and_the_unit_are_named(
-    start_agent: StartAgent, desktop: Desktop
+    start_agent: StartAgent, desktop: Desktop, closed_port: int
 ) -> None:
-    port = closed_port()
+    port = closed_port
     desktop.units(vnc="failed/failed")
     status, health = start_agent(f"--vnc-port={port}").health()
     assert (status, health["status"], health["stage"]) == (503, "failed", "services")
@@ -442,10 +445,14 @@ def test_a_vnc_server_that_turns_viewers_away_is_not_well(
     ids=["nothing-there", "another-service"],
 )
 def test_novnc_that_points_to_a_wrong_port_is_named(
-    start_agent: StartAgent, desktop: Desktop, target: Talk | None, detail: str
+    start_agent: StartAgent,
+    desktop: Desktop,
+    closed_port: int,
+    target: Talk | None,
+    detail: str,
 ) -> None:
     with contextlib.ExitStack() as stack:
-        wrong = closed_port()
+        wrong = closed_port
         if target:
             server = FakeServer(target)
             stack.callback(server.close)

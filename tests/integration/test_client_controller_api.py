@@ -194,7 +194,7 @@ def test_a_stream_is_told_as_it_comes_and_its_pauses_have_no_limit(
 
     def parts() -> Iterator[bytes]:
         yield b"first"
-        assert seen.wait(10)
+        assert seen.wait(60)
         yield euro[:1]
         yield euro[1:] + b"\xff"
 
@@ -215,7 +215,7 @@ def test_a_stream_without_chunks_is_told_as_it_comes() -> None:
 
     def raw() -> Iterator[bytes]:
         yield b"HTTP/1.0 200 OK\r\n\r\nfirst"
-        assert seen.wait(10)
+        assert seen.wait(60)
         yield b"second"
 
     with asking(lambda _asked: Answer(raw=raw())) as (api, _):

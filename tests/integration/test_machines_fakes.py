@@ -12,6 +12,7 @@ import pytest
 from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import VmError
+from tests.driving import PATIENCE_SECONDS
 from tests.vms import (
     IMAGE_DIGEST,
     RFB_GREETING,
@@ -69,7 +70,7 @@ def test_slow_vm_goes_as_far_as_it_is_told(tmp_path: Path) -> None:
         async with fake_hosts(tmp_path, kind=SlowVm) as host:
             waiting = asyncio.create_task(host.hypervisor.started(2))
             await host.hypervisor.start(launch())
-            vm = await asyncio.wait_for(waiting, 10)
+            vm = await asyncio.wait_for(waiting, PATIENCE_SECONDS)
             with pytest.raises(httpx.ConnectError):
                 await health(host)
             await vm.reach("network")

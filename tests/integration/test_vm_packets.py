@@ -54,7 +54,7 @@ heard = []
 # All protocols: a bridge takes the others from its ports before they get here.
 with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as listener:
     listener.bind((interface, 3))
-    listener.settimeout(30)
+    listener.settimeout(60)
     subprocess.run(["sh", "-c", command[0]], check=True)
     while True:
         packet, (_, protocol, kind, *_) = listener.recvfrom(2000)
@@ -186,7 +186,7 @@ class TestHost:
         receive = (
             "import socket, subprocess, sys\n"
             "with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:\n"
-            "    server.bind(('1.2.3.1', 9999)); server.settimeout(30)\n"
+            "    server.bind(('1.2.3.1', 9999)); server.settimeout(60)\n"
             "    subprocess.run(['sh', '-c', sys.argv[1]], check=True)\n"
             "    print(server.recv(100).decode())\n"
         )

@@ -322,14 +322,15 @@ async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -
     tls = make_tls(tmp_path)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tls.certificate, tls.key)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        closed = f"http://127.0.0.1:{unused.getsockname()[1]}/secret"
     with (
+        socket.socket() as unused,
         served(lambda _: Answer(), tls=server) as strange,
         served(lambda _: Answer(raw=[])) as silent,
         served(lambda _: Answer(raw=[b"SSH-2.0-x\r\n"])) as other,
         served(lambda _: Answer()) as plain,
     ):
+        unused.bind(("127.0.0.1", 0))  # nobody listens, and no other process gets the port
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}/secret"
         expected = {
             "http://no-such-host.invalid/secret": "its host name cannot be resolved: ",
             closed: "no connection: nothing listens there",

@@ -200,9 +200,9 @@ def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: 
         if has_group:
             group.write_text(f"{other.pid}\n{marked.pid}\n999999999\n999999998\n")
         end_processes(str(proc), str(group), mark)
-        assert marked.wait(10) == -9
+        assert marked.wait(60) == -9
         assert other.poll() is None
-        assert elsewhere.poll() is None if has_group else elsewhere.wait(10) == -9
+        assert elsewhere.poll() is None if has_group else elsewhere.wait(60) == -9
     finally:
         for process in (marked, other, elsewhere):
             process.kill()

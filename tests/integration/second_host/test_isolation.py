@@ -82,7 +82,7 @@ print(json.dumps(found))
 
 ASK_PEER = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as client:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as client:
     print(client.recv(100).decode())
 """
 
@@ -102,12 +102,12 @@ server, name, kind = sys.argv[1:]
 labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
 query = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">BHH", 0, 1, 1)
 if kind == "tcp":
-    with socket.create_connection((server, 53), timeout=10) as client:
+    with socket.create_connection((server, 53), timeout=60) as client:
         client.sendall(struct.pack(">H", len(query)) + query)
         answer = client.recv(600)[2:]
 else:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendto(query, (server, 53))
         answer = client.recv(600)
 print(answer[3] & 15, socket.inet_ntoa(answer[-4:]))
@@ -294,10 +294,10 @@ class TestMachineOfTheLab:
     def test_its_address_is_open_to_the_host_and_closed_to_vms(self, probes: Probes) -> None:
         gateway = probes.deployed.lab.gateway
         with socket.create_server((gateway, 0)) as server:
-            server.settimeout(10)
+            server.settimeout(60)
             target = (gateway, server.getsockname()[1])
             assert reached(probes.deployed, [target]) == frozenset()
-            ask = f"import socket; socket.create_connection({target!r}, 10).close()"
+            ask = f"import socket; socket.create_connection({target!r}, 60).close()"
             probes.deployed.inside(shlex.join(["/usr/bin/python3", "-c", ask]))
             client, peer = server.accept()
             client.close()

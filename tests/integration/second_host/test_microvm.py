@@ -73,15 +73,15 @@ found = {}
 def get(port, path):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{address}:{port}{path}", timeout=20) as answer:
+        with opener.open(f"http://{address}:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
 try:
     found["agent"] = get(8080, "/health")
-    with socket.create_connection((address, 5901), timeout=20) as vnc:
+    with socket.create_connection((address, 5901), timeout=60) as vnc:
         found["vnc"] = vnc.recv(12).decode()
-    with socket.create_connection((address, 6080), timeout=20) as novnc:
+    with socket.create_connection((address, 6080), timeout=60) as novnc:
         novnc.sendall(b"echo")
         found["novnc"] = novnc.recv(12).decode()
 except OSError as error:
