@@ -52,7 +52,7 @@ class StillHypervisor:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        origin = Origin(IMAGE_DIGEST, because="there is no template of its image")
+        origin = Origin(IMAGE_DIGEST, because="its image has no template")
         self.report = TemplatesReport(IMAGE_DIGEST, "7e" * 32, origin, ())
 
     async def start(self, launch: Launch) -> None: ...

@@ -112,7 +112,7 @@ class FakeHypervisor:
         self.looks = 0
         self.free_memory_mib = 1e6
         self.report = TemplatesReport(
-            IMAGE_DIGEST, "", Origin(IMAGE_DIGEST, because="there is no template of its image"), ()
+            IMAGE_DIGEST, "", Origin(IMAGE_DIGEST, because="its image has no template"), ()
         )
         self._changed = asyncio.Condition()
 

@@ -65,7 +65,7 @@ def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
         (UnloadableVm, "it could not be resumed: microvm@2 did not start"),
         (NamelessVm, "it could not be resumed: the guest's answer did not end within 45 s"),
         (DiesAsCloneVm, "it could not be resumed: VM "),
-        (GarbledVm, "it could not be resumed: the VM's screen speaks no RFB"),
+        (GarbledVm, "it could not be resumed: the VM's screen does not speak RFB"),
         (DarkVm, "it could not be resumed: the greeting of the VM's screen did not end within 0."),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_clone_that_is_none_boots_and_says_why(
 def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with created(world) as (_, vm):
-            assert vm.boots_because == "there is no template of its image"
+            assert vm.boots_because == "its image has no template"
             assert world.host.hypervisor.calls[:1] == ["start 2"]
 
     play(worlds(tmp_path, templates=True), scenario)

@@ -270,7 +270,7 @@ def test_vm_whose_network_never_answers_ends_at_its_deadline(tmp_path: Path) -> 
         (PanicsVm, "kernel panic: Attempted to kill init!"),
         (DyingVm, "the VM ended by itself: exit-code 1: qemu: could not open disk.qcow2"),
         (RefusedVm, "it could not be started: microvm@2 was refused"),
-        (NoSpaceVm, "it could not be started: the start in slot 2 failed: No space left"),
+        (NoSpaceVm, "it could not be started: starting the VM in slot 2 failed: No space left"),
         (WrongVm, "answers at its address"),
         (BrokenVm, "its services failed: browser: the unit has failed: start-limit-hit"),
     ],
@@ -531,7 +531,8 @@ def test_one_vm_in_trouble_stops_no_other(tmp_path: Path) -> None:
             await world.until_session(second, "vm_created")
             found = await world.until_session(first, "failed")
             assert found.reason == (
-                "it could not be started: an unexpected KeyError; the controller's log has more"
+                "it could not be started: an unexpected KeyError; "
+                "the controller's log has the details"
             )
             hypervisor.poll = poll  # type: ignore[method-assign]
             await world.until_released(first)

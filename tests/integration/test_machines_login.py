@@ -174,14 +174,17 @@ def test_a_login_whose_callback_never_comes_ends_with_its_session(tmp_path: Path
 @pytest.mark.parametrize(
     ("lie", "words"),
     [
-        ({"provider": "claude", "credentials": [MARKER]}, "are no credentials"),
-        ({"provider": "claude", "credentials": {}}, "are no credentials"),
-        ({"provider": "claude", "credentials": {"x": float("nan")}}, "are no credentials"),
-        ([MARKER], "are no credentials"),
+        ({"provider": "claude", "credentials": [MARKER]}, "contains no valid credentials"),
+        ({"provider": "claude", "credentials": {}}, "contains no valid credentials"),
+        (
+            {"provider": "claude", "credentials": {"x": float("nan")}},
+            "contains no valid credentials",
+        ),
+        ([MARKER], "contains no valid credentials"),
         ({"provider": "codex", "credentials": {"token": MARKER}}, "of another provider"),
         ({"provider": "claude", "credentials": {"x": "a" * 70_000}}, "too large"),
         ({"provider": "claude", "credentials": {"x": "a" * 300_000}}, "over 262144 bytes"),
-        (None, "there are no credentials of it"),
+        (None, "has no credentials of it"),
     ],
     ids=["list", "empty", "no-number", "no-object", "other-provider", "large", "huge", "gone"],
 )

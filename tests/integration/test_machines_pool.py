@@ -261,7 +261,7 @@ def test_a_host_short_of_memory_drains_the_pool_and_lets_sessions_wait(tmp_path:
             await until(is_empty, "an empty pool")
             session = await world.start()
             told = await world.until_news(session, "queued")
-            assert told.data == {"place": 1, "because": "the host's memory is short"}
+            assert told.data == {"place": 1, "because": "the host is short of memory"}
             await driver.more_turns()
             assert not hypervisor.running()
             hypervisor.free_memory_mib = 1e6

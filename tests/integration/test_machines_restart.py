@@ -325,7 +325,7 @@ def test_database_that_is_away_for_a_while(tmp_path: Path) -> None:
                 vms.is_away = False
                 await world.sessions.apply(session.id, "terminate")
                 await world.until_released(session)
-        told = [each for each in logs if each["event"] == "driver_trouble"]
+        told = [each for each in logs if each["event"] == "driver_failed"]
         assert len([each for each in told if each["part"] == "tick"]) == 2, "once each time"
 
     play(worlds(tmp_path), scenario)
@@ -347,7 +347,7 @@ def test_hypervisor_that_never_answers_holds_up_nobody_else(tmp_path: Path) -> N
         async with world.driving(hypervisor, intervals=SHORT):
             await world.until_session(second, "vm_created")
             found = await world.until_session(first, "failed")
-            assert "the start in slot 2 did not end within 0.05 s" in (found.reason or "")
+            assert "starting the VM in slot 2 did not end within 0.05 s" in (found.reason or "")
             await world.until_released(first)
 
     play(worlds(tmp_path), scenario)

@@ -127,7 +127,7 @@ def test_a_job_ends_as_systemd_says_also_after_a_broken_connection(
     [
         (["refuse"], f"StopUnit {UNIT} was refused: not you"),
         (["break later", "break later"], f"StopUnit {UNIT}: the connection to systemd broke"),
-        (["break", "break"], "systemd cannot be asked over D-Bus: the connection broke"),
+        (["break", "break"], "systemd does not answer over D-Bus: the connection broke"),
     ],
 )
 def test_what_keeps_a_job_from_ending_is_said(ask: Ask, plan: list[str], words: str) -> None:

@@ -50,11 +50,11 @@ def test_a_session_that_waits_is_told_its_place_and_why(play: Play) -> None:
     async def scenario(site: Site) -> None:
         services = site.made.services
         session = await site.made.waiting()
-        words: dict[str, object] = {"place": 3, "because": "the host's memory is short"}
+        words: dict[str, object] = {"place": 3, "because": "the host is short of memory"}
         await services.sessions.add_news(session.id, "queued", words)
         async with page_of(site.browser) as page:
             await open_session(page, site, session)
-            await until_text(page, "Waiting: the host's memory is short.")
+            await until_text(page, "Waiting: the host is short of memory.")
             await until_text(page, "Your place in the queue: 3.")
 
     play(scenario)

@@ -228,10 +228,10 @@ class TestDisks:
 
 
 def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
-    seen = not_resumed_observation(2, "there is no template of its image", LIMITS)
+    seen = not_resumed_observation(2, "its image has no template", LIMITS)
     assert (seen.raises, seen.keeps, seen.value) == ("warning", "warning", 2.0)
     assert seen.message.startswith("2 VMs booted in the last ")
-    assert seen.message.endswith("; the last one because there is no template of its image")
+    assert seen.message.endswith("; the last one because its image has no template")
     assert not_resumed_observation(0, "", LIMITS).raises is None
 
 

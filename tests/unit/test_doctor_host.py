@@ -286,9 +286,12 @@ def test_the_template_that_serves_is_named_with_the_disk_that_it_takes() -> None
 @pytest.mark.parametrize(
     ("pool", "words"),
     [
-        ({"size": 0, "primed": 0, "detail": "it is full"}, None),
-        ({"size": 2, "primed": 2, "detail": "it is full"}, "2 of 2 VMs of the pool wait for"),
-        ({"size": 2, "primed": 1, "detail": "another VM starts"}, "sessions (another VM starts)"),
+        ({"size": 0, "primed": 0, "detail": "the pool is full"}, None),
+        ({"size": 2, "primed": 2, "detail": "the pool is full"}, "2 of 2 VMs of the pool wait for"),
+        (
+            {"size": 2, "primed": 1, "detail": "another VM is starting"},
+            "sessions (another VM is starting)",
+        ),
     ],
 )
 def test_the_pool_is_told_beside_its_template(pool: dict[str, Any], words: str | None) -> None:
@@ -311,9 +314,10 @@ OLDER = {"serving": "7e" * 32}
             "the golden image's is being made: saving; VMs are resumed from image 4f1d4f1d4f1d",
         ),
         (
-            {**OLDER, "build": {"state": "failed", "detail": "a clone of it ended"}},
+            {**OLDER, "build": {"state": "failed", "detail": "a clone of the template ended"}},
             "warning",
-            "could not be made: a clone of it ended; VMs are resumed from image 4f1d4f1d4f1d",
+            "could not be made: a clone of the template ended; "
+            "VMs are resumed from image 4f1d4f1d4f1d",
         ),
         (OLDER, "warning", "the golden image has none; VMs are resumed from image 4f1d4f1d4f1d"),
         (BOOTS, "warning", "the golden image has none; VMs boot: it is so"),

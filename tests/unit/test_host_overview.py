@@ -27,7 +27,7 @@ from polydev.controller.model import Alert, Severity
 
 AT = datetime(2026, 11, 21, tzinfo=timezone.utc)
 ORIGIN = Origin("4f" * 32, "7e" * 32)
-FULL = PoolState(0, (), ORIGIN, PoolStep("wait", "it is full"))
+FULL = PoolState(0, (), ORIGIN, PoolStep("wait", "the pool is full"))
 WELL: dict[str, Any] = {
     "status": "healthy",
     "cpu": CpuStatus(status="healthy", usage=5),
@@ -168,7 +168,7 @@ class TestTemplatesAndPool:
         [
             (2, ORIGIN, PoolStep("wait", "the host has 100 MiB of memory left"), True),
             (2, ORIGIN, PoolStep("add", "there is room for one more"), False),
-            (0, ORIGIN, PoolStep("wait", "it is full"), False),
+            (0, ORIGIN, PoolStep("wait", "the pool is full"), False),
             (2, Origin("4f" * 32, because="x"), PoolStep("wait", "there is no template"), False),
         ],
     )

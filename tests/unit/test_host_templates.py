@@ -130,7 +130,7 @@ def test_a_template_that_fits_no_more_does_not_serve(
         store.settings = store.settings.model_copy(update={"vm": VmSettings(memory_mib=4096)})
     else:
         monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 8")
-    assert store.now().origin == Origin(B, because="there is no template of its image")
+    assert store.now().origin == Origin(B, because="its image has no template")
 
 
 def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Store) -> None:
@@ -144,10 +144,18 @@ def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Stor
 @pytest.mark.parametrize(
     ("build", "ended", "failure"),
     [
-        ({"error": "a clone of it ended", "ended_at": 2.0}, "", "a clone of it ended"),
+        (
+            {"error": "a clone of the template ended", "ended_at": 2.0},
+            "",
+            "a clone of the template ended",
+        ),
         ({}, "the unit failed: oom-kill", "the unit failed: oom-kill"),
-        ({}, "", "its maker was ended while saving memory"),
-        ({"error": "a clone of it ended", "ended_at": 2.0}, "exit-code 1", "a clone of it ended"),
+        ({}, "", "its build was interrupted while saving memory"),
+        (
+            {"error": "a clone of the template ended", "ended_at": 2.0},
+            "exit-code 1",
+            "a clone of the template ended",
+        ),
         ({"key": "another"}, "the unit failed: exit-code 1", "the unit failed: exit-code 1"),
     ],
 )
@@ -170,9 +178,12 @@ def test_why_there_is_none(
 def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
     store.golden(A)
     store.make_template(A)
-    store.build(A, error="a clone of it ended", ended_at=2.0)
+    store.build(A, error="a clone of the template ended", ended_at=2.0)
     report = store.now()
-    assert (report.origin, report.failure) == (Origin(A, store.key(A)), "a clone of it ended")
+    assert (report.origin, report.failure) == (
+        Origin(A, store.key(A)),
+        "a clone of the template ended",
+    )
     found = observe_template(report)["template_missing"]
     assert not isinstance(found, Unknown)
     (seen,) = found
@@ -183,10 +194,10 @@ def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
 
 def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
     store.golden(A)
-    store.build(B, error="a clone of it ended", ended_at=2.0)
+    store.build(B, error="a clone of the template ended", ended_at=2.0)
     report = store.now()
     assert report.failure is None
-    assert report.origin == Origin(A, because="there is no template of its image")
+    assert report.origin == Origin(A, because="its image has no template")
     store.make_template(A)
     assert store.now(ended="the unit failed: signal 9").failure is None
 
@@ -207,7 +218,7 @@ class Bus(SystemdBus):
         (UnitStatus("active", 7), "saving memory", None),
         (UnitStatus("deactivating"), "saving memory", None),
         (UnitStatus("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
-        (UnitStatus("inactive"), None, "its maker was ended while saving memory"),
+        (UnitStatus("inactive"), None, "its build was interrupted while saving memory"),
     ],
 )
 def test_systemd_knows_whether_one_is_being_made(
@@ -283,7 +294,7 @@ def test_one_that_is_there_is_made_anew_once_somebody_asks(
 def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*words: object) -> Template:
         words[-1]("trying a clone")  # type: ignore[operator]
-        raise VmError("a clone of it ended")
+        raise VmError("a clone of the template ended")
 
     monkeypatch.setattr(template_maker, "_make", fails)
     store.golden(A)
@@ -293,10 +304,10 @@ def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch
     build = store.templates.build()
     assert build is not None
     assert (build.key, build.step) == (store.key(A), "trying a clone")
-    assert build.error == "a clone of it ended"
+    assert build.error == "a clone of the template ended"
     assert build.ended_at is not None
     assert said == ["starting its VM", "trying a clone"]
-    assert store.now().failure == "a clone of it ended"
+    assert store.now().failure == "a clone of the template ended"
 
 
 class AgentOfAClone(AgentClient):
@@ -335,11 +346,11 @@ def test_a_clone_may_take_its_time_to_be_ready(monkeypatch: pytest.MonkeyPatch) 
 def test_a_clone_that_does_not_become_ready_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_maker, "POLL_SECONDS", 0)
     never = template_maker.ready_clone(lambda: True, cpu_of_a_clone(10), AgentOfAClone("failed"))
-    with pytest.raises(VmError, match="a clone of it is not ready: novnc"):
+    with pytest.raises(VmError, match="a clone of the template is not ready: novnc"):
         asyncio.run(never)
 
 
 def test_a_clone_that_ends_is_told() -> None:
     ended = template_maker.ready_clone(lambda: False, cpu_of_a_clone(1), AgentOfAClone("ready"))
-    with pytest.raises(VmError, match="a clone of it ended"):
+    with pytest.raises(VmError, match="a clone of the template ended"):
         asyncio.run(ended)

@@ -59,7 +59,7 @@ def test_the_oldest_boot_first(states: str, at_once: int, waiting: dict[str, int
 def test_none_starts_where_the_host_has_too_little() -> None:
     held = [replace(vm(state), id=state) for state in ("ready", "starting", "creating")]
     lack = memory_lack(511.0, 512.0)
-    assert boot_queue(held, 2, lack) == {"creating": Queued(1, "the host's memory is short")}
+    assert boot_queue(held, 2, lack) == {"creating": Queued(1, "the host is short of memory")}
     assert boot_queue(held, 2, memory_lack(512.0, 512.0)) == {}
 
 
@@ -308,8 +308,8 @@ def test_retries_come_slower_but_never_stop() -> None:
         (200, b"<html>", "cannot be read"),
         (200, b"[]", "cannot be read"),
         (200, b'{"status": "ready"}', "stage"),
-        (200, json.dumps(health(status="starting")).encode(), "calls itself starting"),
-        (503, json.dumps(health()).encode(), "calls itself ready"),
+        (200, json.dumps(health(status="starting")).encode(), "but with the status starting"),
+        (503, json.dumps(health()).encode(), "but with the status ready"),
     ],
 )
 def test_answer_that_no_agent_gives(status: int, body: bytes, words: str) -> None:

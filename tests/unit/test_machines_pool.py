@@ -36,20 +36,20 @@ def held(words: str) -> list[Vm]:
     [
         ("", {}, "add"),
         ("primed", {}, "add"),
-        ("primed primed", {}, "wait: it is full"),
-        ("primed priming", {}, "wait: it is full"),
-        ("primed primed primed", {}, "end primed-2: the pool is to be smaller"),
-        ("priming", {}, "wait: another VM starts"),
-        ("ready starting", {}, "wait: another VM starts"),
-        ("ready creating", {}, "wait: another VM starts"),
-        ("ready ready ready", {}, "wait: the other slots are taken"),
-        ("ready ready stopping", {}, "wait: the other slots are taken"),
+        ("primed primed", {}, "wait: the pool is full"),
+        ("primed priming", {}, "wait: the pool is full"),
+        ("primed primed primed", {}, "end primed-2: the pool has more VMs than it should"),
+        ("priming", {}, "wait: another VM is starting"),
+        ("ready starting", {}, "wait: another VM is starting"),
+        ("ready creating", {}, "wait: another VM is starting"),
+        ("ready ready ready", {}, "wait: all other slots are in use"),
+        ("ready ready stopping", {}, "wait: all other slots are in use"),
         ("ready ready", {}, "add"),
         ("ready drained", {}, "add"),
         ("primed old", {}, "end old-1: it was made from an older template"),
         ("old", {"template": None}, "wait: there is no template"),
         ("", {"template": None}, "wait: there is no template"),
-        ("old old old", {"template": None}, "end old-2: the pool is to be smaller"),
+        ("old old old", {"template": None}, "end old-2: the pool has more VMs than it should"),
         ("", {"free_memory_mib": 1255.0}, "wait: the host has 1255 MiB"),
         ("", {"free_memory_mib": 1256.0}, "add"),
         ("primed", {"free_memory_mib": 1000.0}, "wait: the host has 1000 MiB"),
@@ -68,4 +68,4 @@ def test_a_pool_of_none_ends_all() -> None:
     none = PoolSettings(size=0)
     host: dict[str, Any] = {"slots": 4, "template": None, "free_memory_mib": 8000.0}
     assert pool_step(held("ready primed"), none, **host).action == "end"
-    assert pool_step(held("ready"), none, **host).why == "it is full"
+    assert pool_step(held("ready"), none, **host).why == "the pool is full"

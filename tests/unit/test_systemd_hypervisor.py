@@ -160,7 +160,7 @@ class TestStart:
 
     def test_a_slot_without_its_network(self, site: Site) -> None:
         site.units.ends = [("dependency", UnitStatus("inactive"))]
-        with pytest.raises(VmError, match="its slot's network is not there") as failure:
+        with pytest.raises(VmError, match="the network of its slot is missing") as failure:
             site.start()
         assert failure.value.hint == "journalctl -u microvm-slot@2.service"
 
@@ -311,5 +311,5 @@ def test_a_host_whose_d_bus_is_not_there(tmp_path: Path) -> None:
     async def ask() -> None:
         await SystemdBus(f"unix:path={tmp_path}/none").state(UNIT)
 
-    with pytest.raises(VmError, match=r"systemd cannot be asked over D-Bus: .*No such file"):
+    with pytest.raises(VmError, match=r"systemd does not answer over D-Bus: .*No such file"):
         asyncio.run(ask())

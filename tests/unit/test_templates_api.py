@@ -138,7 +138,7 @@ def test_the_pool_is_told_with_the_reason_why_it_is_not_full(host: ApiHost) -> N
         "detail": "there is room for one more",
     }
     assert (priming["primed"], priming["priming"]) == (0, 1)
-    assert priming["detail"] == "the other slots are taken, or kept for sessions"
+    assert priming["detail"] == "all other slots are in use, or reserved for sessions"
 
 
 @pytest.mark.parametrize("templates", [True, False])
@@ -152,6 +152,6 @@ def test_the_pool_of_a_host_whose_vms_boot(host: ApiHost, templates: bool) -> No
     host.run(scenario, templates=templates)
     (found,) = answers
     assert (found["template"], found["imageDigest"]) == (None, None)
-    why = "there is no template to make them from"
-    assert found["detail"] == (why if templates else "this host resumes no VMs from templates")
+    why = "there is no template to resume them from"
+    assert found["detail"] == (why if templates else "this host does not resume VMs from templates")
     assert found["size"] == (2 if templates else 0)

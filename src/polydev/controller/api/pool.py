@@ -22,7 +22,7 @@ EXAMPLE: dict[str, Any] = {
     "spareSlots": 1,
     "template": "7e21" * 16,
     "imageDigest": "0a1b" * 16,
-    "detail": "another VM starts",
+    "detail": "another VM is starting",
 }
 
 

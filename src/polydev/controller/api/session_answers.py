@@ -39,7 +39,7 @@ SESSION_EXAMPLE: dict[str, Any] = {
         "stageAt": "2026-11-21T10:15:09Z",
         "timings": {"kernel": 1.2, "init": 4.8, "network": 8.9},
         "template": None,
-        "bootsBecause": "there is no template of its image",
+        "bootsBecause": "its image has no template",
         "receipt": None,
     },
     "warnings": [],

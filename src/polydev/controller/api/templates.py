@@ -104,7 +104,7 @@ def add_templates(router: APIRouter, services: Services) -> None:
                     {
                         "type": "urn:polydev:error:vm",
                         "title": "Bad Gateway",
-                        "detail": "systemd cannot be asked over D-Bus: the connection broke",
+                        "detail": "systemd does not answer over D-Bus: the connection broke",
                     },
                 )
             }

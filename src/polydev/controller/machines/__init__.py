@@ -1,1 +1,1 @@
-"""VMs: the one hypervisor interface, and the driver that makes them what the database says."""
+"""VMs: the hypervisor interface, and the driver that makes VMs match the database."""

@@ -1,4 +1,4 @@
-"""What a VM's agent says. The VM is its user's: nothing that it sends is trusted to be short."""
+"""HTTP client of the agents in VMs. A VM belongs to its user, so the size of answers is limited."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from polydev.vm.timeouts import end, within
 MAX_BODY_BYTES = 256 * 1024
 MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_CHARACTERS = 1024
-MAX_PLACE_CHARACTERS = 128  # a guest names it
-Told = TypeVar("Told", bound=BaseModel)
+MAX_PLACE_CHARACTERS = 128  # comes from the guest
+Reply = TypeVar("Reply", bound=BaseModel)
 STATUS_OF = {200: ("ready",), 503: ("starting", "failed")}
 
 
@@ -34,7 +34,7 @@ class ComponentHealth(BaseModel):
 
 
 class ServiceHealth(BaseModel):
-    """A unit of the guest, as its systemd says."""
+    """A unit of the guest, as its systemd reports it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class ServiceHealth(BaseModel):
 
 
 class AgentHealth(BaseModel):
-    """The agent's `GET /health`, as far as the controller looks at it."""
+    """The agent's answer to `GET /health`, as far as the controller uses it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,10 +59,10 @@ class AgentHealth(BaseModel):
 
 
 def _web_address(url: str) -> str:
-    """A page may offer it as a link, so nothing but the web's own schemes will do."""
+    """Pages offer it as a link, so only http and https are allowed."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise ValueError("is no web address")
+        raise ValueError("is not a web address")
     return url
 
 
@@ -70,11 +70,11 @@ WebAddress = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator
 
 
 class AgentLogin(BaseModel):
-    """How far a provider's tool is with its login.
+    """The state of a tool's login.
 
-    url     where its user logs in; None before the tool has said it
-    device_code     what its user types in there, where the tool has such a code
-    detail  why it failed
+    url     where the user logs in; None until the tool has printed it
+    device_code     the code that the user enters there, if the tool has one
+    detail  why the login failed
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,13 +86,13 @@ class AgentLogin(BaseModel):
 
 
 class AgentProblem(BaseModel):
-    """Why an agent refuses something, in its words."""
+    """The reason with which an agent refuses a request."""
 
     detail: str = ""
 
 
 class AgentCredentials(BaseModel):
-    """The file in which a provider's tool keeps its credentials."""
+    """The contents of the file in which a tool keeps its credentials."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -100,21 +100,21 @@ class AgentCredentials(BaseModel):
     credentials: Annotated[dict[str, Any], Field(min_length=1, repr=False)]
 
 
-# The tool's status command takes long on an emulated CPU, and is waited for.
+# The agent waits for the tool's status command, which takes long on an emulated CPU.
 INJECT_SECONDS = 300.0
 CREDENTIALS_SECONDS = 30.0
 NEWER_IMAGE = "build and promote a newer image"
 
 
 class AgentClient:
-    """Asks agents by the addresses of their VMs. To be closed."""
+    """Sends requests to agents, by the addresses of their VMs. Close it after use."""
 
     def __init__(self, timeout_seconds: float, port: int = AGENT_PORT) -> None:
         self._timeout_seconds = timeout_seconds
         self._port = port
         self._under_way: set[asyncio.Task[tuple[int, bytes]]] = set()
         self._is_closed = False
-        # A connection that is kept could be to the VM that had the address before.
+        # A kept connection could lead to the VM that had the address before.
         self._http = httpx.AsyncClient(
             trust_env=False,
             verify=False,  # noqa: S501 - plain HTTP inside the host
@@ -124,82 +124,82 @@ class AgentClient:
         )
 
     async def health(self, vm_ip: str) -> AgentHealth:
-        """Raises AgentUnreachable, and ProtocolError for what no agent would say.
+        """Return the agent's health. Raises AgentUnreachable, and ProtocolError for a bad answer.
 
-        Messages name no address: they get into what users see.
+        Messages name no address, because users see them.
         """
         return agent_health(*await self._ask("GET", vm_ip, "/health"))
 
     async def health_or_error(self, vm_ip: str) -> AgentHealth | AgentError:
-        """Its health, or what there was instead."""
+        """Return the agent's health, or the error instead of it."""
         try:
             return await self.health(vm_ip)
         except AgentError as error:
             return error
 
     async def login(self, vm_ip: str, provider: str, *, start: bool = False) -> AgentLogin:
-        """How far the login of a provider's tool is; `start` starts one that is not under way.
+        """Return the state of a tool's login; `start` starts a login unless one is under way.
 
         Raises AgentUnreachable and ProtocolError.
         """
         method, path = "POST" if start else "GET", f"/login/{provider}"
         status, body = await self._ask(method, vm_ip, path)
         if status in (404, 405):
-            raise ProtocolError(f"its agent knows no {path}", NEWER_IMAGE)
+            raise ProtocolError(f"its agent does not support {path}", NEWER_IMAGE)
         if status != 200:
             raise ProtocolError(f"its agent answers {status} on {path}")
         return _read(AgentLogin, body)
 
     async def type_code(self, vm_ip: str, provider: str, code: str) -> None:
-        """Have a code typed into the terminal of a login that waits for one.
+        """Have the agent type a code into the terminal of a login that waits for one.
 
-        Raises LoginRefused where none waits, AgentUnreachable and ProtocolError.
+        Raises LoginRefused if none waits, AgentUnreachable and ProtocolError.
         """
         path = f"/login/{provider}/code"
         status, body = await self._ask_about_secrets("POST", vm_ip, path, {"code": code})
         if status in (404, 405):
-            raise ProtocolError(f"its agent knows no {path}", NEWER_IMAGE)
+            raise ProtocolError(f"its agent does not support {path}", NEWER_IMAGE)
         if status in (409, 422):
-            raise LoginRefused(_refusal(body), "ask for oauth-url: it says how far the login is")
+            raise LoginRefused(_refusal(body), "ask for oauth-url: it shows the state of the login")
         if status not in (200, 202):
             raise ProtocolError(f"its agent answers {status} on {path}")
 
     async def credentials(self, vm_ip: str, provider: str) -> bytes | None:
-        """The credentials that its tool has, as compact JSON; None where it has none, or where
-        the agent is of an image that hands none over.
+        """Return the tool's credentials as compact JSON; None if it has none, or if the agent's
+        image is too old to hand them over.
 
-        Raises AgentUnreachable, and ProtocolError for what is nothing to be kept.
+        Raises AgentUnreachable, and ProtocolError for an answer that must not be stored.
         """
         path = f"/login/{provider}/credentials"
         status, body = await self._ask_about_secrets("GET", vm_ip, path)
         if status in (404, 405):
             return None
         if status != 200:
-            raise ProtocolError(f"it hands over no credentials: {_refusal(body)}")
+            raise ProtocolError(f"its agent returned no credentials: {_refusal(body)}")
         return _credentials(body, provider)
 
     async def inject(self, vm_ip: str, provider: str, plain: bytes) -> AgentLogin:
-        """Give credentials, JSON, to its tool, which is logged in then.
+        """Give credentials, as JSON, to the tool, so that it is logged in.
 
-        Raises LoginRefused with the tool's words where it does not take them, AgentUnreachable
-        and ProtocolError.
+        Raises LoginRefused with the tool's reason if it does not accept them, AgentUnreachable and
+        ProtocolError.
         """
         path = f"/login/{provider}/credentials"
         body = b'{"credentials":' + plain + b"}"
         status, answer = await self._ask_about_secrets("PUT", vm_ip, path, body, INJECT_SECONDS)
         if status in (404, 405):
-            raise ProtocolError("its agent takes no credentials", NEWER_IMAGE)
+            raise ProtocolError("its agent does not accept credentials", NEWER_IMAGE)
         if status in (409, 422):
             raise LoginRefused(_refusal(answer))
         if status != 200:
             raise ProtocolError(f"its agent answers {status} on {path}")
         login = _read(AgentLogin, answer)
         if login.status != "done":
-            raise LoginRefused(login.detail or f"the tool's login is {login.status} with them")
+            raise LoginRefused(login.detail or f"the tool's login is still {login.status}")
         return login
 
     async def wipe(self, vm_ip: str, provider: str) -> None:
-        """Have the files of its tool's credentials removed. AgentUnreachable, ProtocolError."""
+        """Remove the files of the tool's credentials. Raises AgentUnreachable, ProtocolError."""
         path = f"/login/{provider}/credentials"
         status, _body = await self._ask_about_secrets("DELETE", vm_ip, path)
         if status not in (200, 204, 404, 405):
@@ -213,7 +213,7 @@ class AgentClient:
         body: Mapping[str, str] | bytes | None = None,
         seconds: float = CREDENTIALS_SECONDS,
     ) -> tuple[int, bytes]:
-        """Ask as `_ask` does. An answer of 5xx raises AgentUnreachable too."""
+        """Send a request as `_ask` does; a status of 5xx raises AgentUnreachable too."""
         status, answer = await self._ask(method, vm_ip, path, body, seconds)
         if status >= 500:
             raise AgentUnreachable(f"its agent answers {status}: {_refusal(answer)}")
@@ -227,7 +227,7 @@ class AgentClient:
         body: Mapping[str, str] | bytes | None = None,
         seconds: float = 0,
     ) -> tuple[int, bytes]:
-        """`seconds`: how long the answer may take, if that is longer than usual."""
+        """Send a request; `seconds` is the timeout where it must be longer than usual."""
         limit = max(seconds, self._timeout_seconds)
         try:
             asking = self._ask_until_closed(method, vm_ip, path, body, limit)
@@ -259,7 +259,7 @@ class AgentClient:
             self._under_way.discard(task)
 
     async def close(self) -> None:
-        """End what is asked now, also while it connects, with AgentUnreachable."""
+        """End all requests under way with AgentUnreachable."""
         self._is_closed = True
         await end(*self._under_way)
         await self._http.aclose()
@@ -281,16 +281,16 @@ class AgentClient:
 
 
 def agent_health(status: int, body: bytes) -> AgentHealth:
-    """The answer as a value. Raises ProtocolError."""
+    """Check and return the answer to `GET /health`. Raises ProtocolError."""
     if status not in STATUS_OF:
         raise ProtocolError(f"its agent answers {status} on /health")
     health = _read(AgentHealth, body)
     if health.status not in STATUS_OF[status]:
-        raise ProtocolError(f"its agent answers {status} and calls itself {health.status}")
+        raise ProtocolError(f"its agent answers {status} but with the status {health.status}")
     return health
 
 
-def _read(kind: type[Told], body: bytes) -> Told:
+def _read(kind: type[Reply], body: bytes) -> Reply:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -300,23 +300,23 @@ def _read(kind: type[Told], body: bytes) -> Told:
 
 
 def _refusal(body: bytes) -> str:
-    """The words of an agent's problem details, as far as they can be shown."""
+    """Return the reason in an agent's problem details, made fit to be shown."""
     try:
         detail = AgentProblem.model_validate_json(body).detail
     except ValidationError:
         detail = ""
-    return printable(detail[:MAX_DETAIL_CHARACTERS]) or "its agent says no reason"
+    return printable(detail[:MAX_DETAIL_CHARACTERS]) or "its agent gives no reason"
 
 
 def _credentials(body: bytes, provider: str) -> bytes:
-    """The credentials of an answer, as compact JSON. Raises ProtocolError, which quotes nothing."""
+    """Return the credentials of an answer as compact JSON. ProtocolError quotes nothing of it."""
     try:
         told = AgentCredentials.model_validate_json(body)
         plain = compact_json(told.credentials)
     except (ValueError, RecursionError):  # pydantic's error is a ValueError
-        raise ProtocolError("what its agent hands over are no credentials") from None
+        raise ProtocolError("its agent's answer contains no valid credentials") from None
     if told.provider != provider:
-        raise ProtocolError("its agent hands over credentials of another provider")
+        raise ProtocolError("its agent's answer contains credentials of another provider")
     if len(plain) > MAX_CREDENTIALS_BYTES:
         most = f"{MAX_CREDENTIALS_BYTES} bytes"
         raise ProtocolError(f"the credentials are too large: {len(plain)} bytes of {most}")
@@ -325,9 +325,9 @@ def _credentials(body: bytes, provider: str) -> bytes:
 
 def _words(error: httpx.HTTPError) -> str:
     words: dict[type[httpx.HTTPError], str] = {
-        httpx.ConnectError: "nothing listens there, or nobody is there",
-        httpx.ConnectTimeout: "nobody is there",
+        httpx.ConnectError: "connection refused, or the VM is not reachable",
+        httpx.ConnectTimeout: "the VM is not reachable",
         httpx.ReadError: "the connection broke",
-        httpx.RemoteProtocolError: "what it sends is no HTTP",
+        httpx.RemoteProtocolError: "its answer is not HTTP",
     }
     return words.get(type(error), type(error).__name__)

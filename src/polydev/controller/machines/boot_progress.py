@@ -1,4 +1,4 @@
-"""How far a boot has come and by when it must be further. Pure."""
+"""How far a boot is, and which deadline comes next. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from polydev.vm import boot_stages
 from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, Verdict, verdict
 
-# What a panic or a failed unit is judged by, and what a chunk of the console is read with so
-# that a mark across two chunks is seen. Consoles grow without end, memory must not.
+# How much of the console is kept, to find a panic or a failed unit; and how much of it is read
+# again with the next chunk, to find a mark that two chunks share. A console has no end.
 KEPT_CHARACTERS = 64 * 1024
 OVERLAP_CHARACTERS = 2048
 MAX_FAILED_UNITS = 20
@@ -22,10 +22,10 @@ TAIL_LINE_CHARACTERS = 400
 
 
 class ConsoleParser:
-    """Reads a serial console as it grows.
+    """Finds stages and failures in a serial console as it grows.
 
-    seen            stages of which the console has shown a mark
-    failed_units    units that systemd could not start, as it said there
+    seen            stages whose mark the console has shown
+    failed_units    units that systemd could not start, as it wrote there
     """
 
     def __init__(self) -> None:
@@ -47,33 +47,33 @@ class ConsoleParser:
 
     @property
     def gave_up(self) -> str | None:
-        """Why there will be no init, in words, where the kernel or its initrd said so."""
+        """Return why init will never start, if kernel or initrd wrote that."""
         return boot_stages.kernel_panic(self._text)
 
     @property
     def tail(self) -> str:
-        """The last lines, to be shown."""
+        """The last lines of the console, to be shown."""
         lines = boot_stages.last_lines(self._text, TAIL_LINES)
         return "\n".join(line[:TAIL_LINE_CHARACTERS] for line in lines)
 
 
 def new_stages(vm: Vm, seen: Iterable[Stage]) -> list[Stage]:
-    """What was seen and not yet told, in order; that a VM is ready is told with its state."""
+    """Return stages seen but not yet noted, in order; `ready` is noted with the VM's state."""
     known = {"none", "ready", *vm.timings}
     new = set(seen) - known
     return [stage for stage in STAGES if stage in new]
 
 
 def next_stage(stage: Stage) -> Stage:
-    """What must come after `stage`; the last is awaited until the VM is noted as ready."""
+    """Return the stage after `stage`; after the last one it is the last one again."""
     return STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
 
 
 def overdue(vm: Vm, deadlines: BootDeadlines, at: datetime, wait: CpuWait = NO_WAIT) -> str | None:
-    """What was not reached in time, in words; None while there is time.
+    """Say which stage was not reached in time; None while there is time.
 
-    Counted from what the database knows, so that a controller's restart gives no VM more time.
-    The share of it that the VM waits for a CPU, by `wait`, does not count.
+    Time counts from the database's row, so that a restart of the controller gives no VM more time.
+    The part of it that the VM waited for a CPU, by `wait`, does not count.
     """
     awaited = next_stage(vm.stage)
     since = vm.started_at if vm.stage == "none" else vm.stage_at
@@ -89,7 +89,7 @@ def overdue(vm: Vm, deadlines: BootDeadlines, at: datetime, wait: CpuWait = NO_W
 
 
 def with_wait(words: str, wait: CpuWait, late: Verdict) -> str:
-    """`words` on what came too late, led by the machine's part in it where it has one."""
+    """Add the wait for a CPU to `words` on what came too late, if the machine was busy."""
     if late == "starved":
         return f"the machine is too busy: {wait}; {words}"
     return f"{words}; {wait}" if wait.is_busy else words

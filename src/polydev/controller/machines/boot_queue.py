@@ -1,4 +1,4 @@
-"""The queue of VMs that wait to boot: who waits, why, and the event that tells its session."""
+"""The queue of VMs that wait to boot: which wait, why, and the events for their sessions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Queued:
-    """Why a VM does not start yet: which one it is of those that wait, and what else they lack."""
+    """Why a VM does not start yet: its place in the queue, and what the host lacks, if anything."""
 
     place: int
     because: str = ""
 
     def words(self) -> dict[str, object]:
-        """The data of the event `queued`."""
+        """Return the data of the event `queued`."""
         return {"place": self.place} | ({"because": self.because} if self.because else {})
 
 
 def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[str, Queued]:
-    """Which of these VMs, oldest first, must wait until others have booted.
+    """Return which of these VMs, oldest first, must wait until others have booted.
 
-    lack    what the host has too little of, so that none may start now
-    Those of the pool do not count: they are made where nobody waits.
+    lack    what the host has too little of, so that no VM may start now
+    VMs of the pool do not count: they are made only when no session waits.
     """
     vms = [vm for vm in held if not vm.pooled]
     room = 0 if lack else boots_at_once - sum(vm.state == "starting" for vm in vms)
@@ -38,22 +38,22 @@ def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[s
 
 
 def memory_lack(free_mib: float, least_mib: float) -> str:
-    """The words for a host with too little memory for one more VM; empty where it has enough."""
-    return "" if free_mib >= least_mib else "the host's memory is short"
+    """Return what to say of a host with too little memory for one more VM; empty if it has it."""
+    return "" if free_mib >= least_mib else "the host is short of memory"
 
 
 class BootQueueEvents:
-    """Every start moves all places, so all that changed is told in one transaction."""
+    """Writes the event `queued`: each start changes all places, so one transaction has them all."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._told: Mapping[str, Queued] = {}
+        self._last: Mapping[str, Queued] = {}
 
-    async def tell(self, queue: Mapping[str, Queued]) -> None:
-        """Tell what is new in the queue: places of VMs, by id."""
-        news = {vm_id: each for vm_id, each in queue.items() if self._told.get(vm_id) != each}
+    async def write(self, queue: Mapping[str, Queued]) -> None:
+        """Write an event for each VM whose place or reason has changed."""
+        news = {vm_id: each for vm_id, each in queue.items() if self._last.get(vm_id) != each}
         if news:
             words = {vm_id: each.words() for vm_id, each in news.items()}
             await self._sessions.add_news_of_vms("queued", words)
             log.info("vms_queued", vm_ids=list(queue))
-        self._told = queue
+        self._last = queue

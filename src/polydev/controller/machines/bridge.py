@@ -1,4 +1,4 @@
-"""Whether the bridge of VMs is up. Everybody may ask that, so no privilege is needed."""
+"""Whether the bridge of the VMs is up. Reading that needs no privilege."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 BRIDGE = "br-vm"
 FLAGS = Path(f"/sys/class/net/{BRIDGE}/flags")
 IS_UP = 0x1
-NO_WAY = (errno.EHOSTUNREACH, errno.ENETUNREACH)
+NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def bridge_trouble(error: BaseException | None) -> str | None:
-    """Why a connection to a VM found no way there, if that is the bridge; else None.
+    """Return what is wrong with the bridge if it explains why a VM could not be reached, or None.
 
-    `error` may be wrapped in others. Without the bridge no route leads to VMs, so the kernel
-    refuses at once; but it also does so for a VM that does not answer on the bridge.
+    `error` may be wrapped in others. Without the bridge there is no route to VMs, so the kernel
+    refuses a connection at once; it also does that for a VM that does not answer on the bridge.
     """
-    while error is not None and getattr(error, "errno", None) not in NO_WAY:
+    while error is not None and getattr(error, "errno", None) not in NO_ROUTE:
         error = error.__cause__ or error.__context__
     return None if error is None else _trouble()
 

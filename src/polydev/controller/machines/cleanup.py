@@ -1,4 +1,4 @@
-"""What no VM's own life clears away: compared are the database, what runs, and what lies about."""
+"""Clean up what no VM's own lifecycle removes: compare database rows, running units and files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)
 
-# So that a first time with years to forget leaves time for the rest.
+# A first run with years of sessions to delete must leave time for the rest.
 BATCH = 100
 MOST_BATCHES = 20
 
 
 class SlotLocks(defaultdict[int, asyncio.Lock]):
-    """Whoever starts or stops something in a slot has its lock."""
+    """One lock for each slot; hold it to start or stop something there."""
 
     def __init__(self) -> None:
         super().__init__(asyncio.Lock)
 
 
 class Cleanup:
-    """Each part goes on where another fails. All of it may be repeated."""
+    """A failure of one part does not stop the others. Every part may be repeated."""
 
     def __init__(self, deps: Dependencies, locks: SlotLocks) -> None:
         self._deps = deps
@@ -36,7 +36,7 @@ class Cleanup:
         self._pruned_at: float | None = None
 
     async def run(self) -> None:
-        """Set right what is not as it should be."""
+        """Run all parts once."""
         await self._guarded("database", self._repair_database())
         await self._guarded("orphans", self._stop_orphans())
         await self._guarded("folders", self._discard_folders())
@@ -51,11 +51,11 @@ class Cleanup:
     async def _repair_database(self) -> None:
         for mended in await self._deps.vms.repair():
             self._deps.metrics.cleaned_up.inc()
-            log.warning("database_mended", what=mended)
+            log.warning("database_repaired", what=mended)
 
     async def _stop_orphans(self) -> None:
         states = await self._deps.hypervisor.slots()
-        # Read after the slots: what runs for somebody was held before it ran.
+        # Read after the slots: a VM holds its slot before it runs.
         held = {vm.slot for vm in await self._deps.vms.held()}
         for slot, state in states.items():
             if state.activity != "inactive" and slot not in held:
@@ -63,7 +63,7 @@ class Cleanup:
 
     async def _stop_orphan(self, slot: int, vm_id: str | None) -> None:
         async with self._locks[slot]:
-            # Somebody may have been given the slot meanwhile, and sees to it then.
+            # A VM may have got the slot meanwhile; its lifecycle stops what runs there.
             if slot in {vm.slot for vm in await self._deps.vms.held()}:
                 return
             self._deps.metrics.cleaned_up.inc()
@@ -102,7 +102,7 @@ class Cleanup:
         self._pruned_at = now
 
     async def _delete_ended_sessions(self) -> None:
-        """Delete sessions that ended long ago; a few at a time, so that others can write."""
+        """Delete sessions that ended long ago, in batches, so that others can write."""
         kept = timedelta(days=self._deps.settings.keep_ended_days)
         if not kept:
             return
@@ -117,7 +117,7 @@ class Cleanup:
 
 
 def keeps_logs(vm: Vm, keep_seconds: float, at: datetime) -> bool:
-    """Whether the logs of a VM are still of use: it failed, not long ago."""
+    """Whether to keep the logs of a VM: it failed, and not long ago."""
     if vm.released_at is None:
         return True
     return vm.state == "failed" and (at - vm.released_at).total_seconds() < keep_seconds

@@ -1,4 +1,4 @@
-"""What is to be done next for a VM, judged from what is true. Pure."""
+"""Decide what to do next for a VM, from its row, its slot and its agent's answer. Pure."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Step = Literal[
     "end",
 ]
 Answer = AgentHealth | AgentError
-# Components speak for themselves; how much of it a reason may hold.
+# How much of what components say may be part of a reason.
 MAX_DETAIL_CHARACTERS = 300
 MAX_FAILED_UNITS = 20
 MAX_NAME_CHARACTERS = 100
 
 
 def next_step(vm: Vm, slot: SlotState, *, preserve: bool) -> Step:
-    """The one thing to do for a VM that holds a slot, which is in this state.
+    """Return the next step for a VM that holds a slot.
 
-    evict     whoever runs in the slot, without holding it
-    launched  note that it runs: it was started by a process that did not live to say so
-    prime     let a clone of the pool run for a moment, so that it is quick afterwards
-    identify  let a clone run on, as the VM that it is to be
-    ended     note that it runs no more
-    wake      let a VM run on that was paused, since somebody needs it
-    leave     it is paused; or it has failed and is kept for debugging, until it ends
+    evict     stop another VM that runs in the slot
+    launched  note that the VM runs: the process that started it ended before it could
+    prime     let a clone of the pool run for a moment, so that it is fast afterwards
+    identify  resume a clone and give it its identity
+    ended     note that the VM has stopped by itself
+    wake      resume a paused VM, because somebody uses it
+    leave     do nothing: the VM is paused, or has failed and is kept for debugging
     """
     is_ours = slot.runs and slot.vm_id == vm.id
     if vm.state == "creating":
@@ -71,7 +71,7 @@ def _life_of(vm: Vm) -> Step:
 
 
 def is_idle(vm: Vm, at: datetime, pause_after_seconds: float) -> bool:
-    """Whether nobody has used a VM that is up for so long that it may be paused."""
+    """Whether nobody has used the VM for so long that it may be paused."""
     since = vm.used_at or vm.ready_at
     if not pause_after_seconds or since is None:
         return False
@@ -79,7 +79,7 @@ def is_idle(vm: Vm, at: datetime, pause_after_seconds: float) -> bool:
 
 
 def stranger(vm: Vm, answer: Answer) -> str | None:
-    """Why what answers at the VM's address is not this VM; None where it is, or is silent."""
+    """Say which other VM answers at the VM's address; None if it is this one, or no answer came."""
     if isinstance(answer, AgentError) or answer.vm_id == vm.id:
         return None
     other = f"VM {answer.vm_id}" if answer.vm_id else "a VM that does not know its id"
@@ -87,7 +87,7 @@ def stranger(vm: Vm, answer: Answer) -> str | None:
 
 
 def stage_by_agent(vm: Vm, answer: Answer | None) -> Stage:
-    """How far a VM is by its own agent, which cannot be asked before there is a network."""
+    """Return the stage that an answer of the agent proves: at least `network`, since it came."""
     if answer is None or isinstance(answer, AgentError) or stranger(vm, answer):
         return "none"
     if answer.status == "ready":
@@ -100,9 +100,9 @@ def is_well(answer: Answer) -> bool:
 
 
 def is_starting_again(answer: Answer) -> bool:
-    """Whether all that is wrong is that services are being started: as when the browser was closed.
+    """Whether the only problem is services that start again, as after the browser was closed.
 
-    Silence, and a service that runs but does not work, are something else.
+    An agent that does not answer, or a service that runs but does not work, is another problem.
     """
     if isinstance(answer, AgentError) or answer.status != "starting":
         return False
@@ -111,7 +111,7 @@ def is_starting_again(answer: Answer) -> bool:
 
 
 def account(answer: Answer | None) -> str:
-    """What is wrong with a VM by its agent, in words; empty where it was not asked."""
+    """Return what is wrong with a VM according to its agent; empty if the agent was not asked."""
     if answer is None:
         return ""
     if isinstance(answer, AgentError):
@@ -124,14 +124,14 @@ def account(answer: Answer | None) -> str:
 
 
 def failed_units(by_console: Iterable[str], by_agent: Iterable[str]) -> list[str]:
-    """Units that could not be started, each once; no more and no longer than can be shown."""
+    """Return the units that could not be started, each once, limited to what can be shown."""
     both = (*by_console, *by_agent)
     names = dict.fromkeys(printable(name[:MAX_NAME_CHARACTERS]) for name in both)
     return list(names)[:MAX_FAILED_UNITS]
 
 
 def has_live_heartbeat(session: Session | None, at: datetime, live_seconds: float) -> bool:
-    """Whether somebody is looking at the session's VM."""
+    """Whether somebody uses the session now."""
     if session is None or session.heartbeat_at is None:
         return False
     return (at - session.heartbeat_at).total_seconds() < live_seconds
@@ -143,12 +143,11 @@ CheckVerdict = Literal["fine", "recovered", "wait", "unhealthy", "fail"]
 def check_verdict(
     before: int, count: int, limit: int, *, protected: bool, wait: CpuWait = NO_WAIT
 ) -> CheckVerdict:
-    """What a health check means: `before` and `count` checks have failed in a row.
+    """Judge a health check: `before` it and with it, so many checks have failed in a row.
 
-    Of a VM that waited for a CPU meanwhile, more may fail before it is ended, as with any
-    deadline.
+    A VM that waited for a CPU may fail more checks before it is ended, as with any deadline.
 
-    unhealthy   said once, when the limit is reached by a VM that may not be ended
+    unhealthy   returned once, when a VM that must not be ended reaches the limit
     """
     if count == 0:
         return "recovered" if before >= limit else "fine"

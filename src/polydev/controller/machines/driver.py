@@ -1,8 +1,8 @@
-"""Makes VMs what the database says, steadily: what is so, and not what was told, decides.
+"""Make VMs match the database, again and again: it acts on the present state, not on messages.
 
-One process of a host leads. It reads which VMs hold a slot and has each moved on by a task of
-its own, so that none waits for another; that it ends leaves the VMs as they are, and whoever
-leads next goes on from there.
+One process of a host is the leader. It reads which VMs hold a slot and gives each a task of its own
+for its next step, so that none waits for another. When the process ends, the VMs run on, and the
+next leader continues from what it finds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UNSETTLED = ("creating", "starting", "stopping")
 
 
 class PeriodicTask:
-    """Work in a task of its own: at most every `seconds`, and never twice at a time."""
+    """Work that runs in a task of its own: at most every `seconds`, never twice at a time."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -59,7 +59,7 @@ class PeriodicTask:
 
 
 class Driver:
-    """`run` it in a task, in each process that serves; cancel the task to hand over."""
+    """Drives the VMs. Each serving process runs it in a task; cancel that task to hand over."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Driver:
         free_memory_mib: Callable[[], float] = free_memory_mib,
         on_moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_moved` is called whenever a VM has come further: there may be news of its session."""
+        """`on_moved` is called after each step of a VM: its session may have a new event."""
         intervals = intervals or Intervals()
         self._deps = Dependencies(
             settings=settings,
@@ -102,28 +102,28 @@ class Driver:
         self._cleaning_up = PeriodicTask(intervals.cleanup)
         self._pool = Pool(self._deps)
         self._pooling = PeriodicTask(intervals.tick)
-        self._queue_news = BootQueueEvents(sessions)
+        self._boot_queue_events = BootQueueEvents(sessions)
         self._queueing = PeriodicTask(intervals.busy_tick)
         self._next_expiry = 0.0
         self._troubles: dict[str, str] = {}
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that drives the VMs."""
+        """Whether this process drives the VMs."""
         return self._lead.is_held
 
     def wake(self) -> None:
-        """Something has changed: look at once, if it is this process that leads."""
+        """Check all VMs now instead of at the next tick, if this process leads."""
         self._woken.set()
 
     def follow_login(self, vm_id: str) -> None:
-        """A VM's login has come further: look at it at once, if it is this process that leads."""
+        """Check the login in a VM now, if this process leads."""
         if vm_id in self._lifecycles:
             self._lifecycles[vm_id].follow_login()
         self.wake()
 
     async def run(self) -> None:
-        """LeaderLock as soon as nobody else does, until cancelled. VMs run on then."""
+        """Lead as soon as no other process does, until cancelled. VMs run on after that."""
         try:
             while True:
                 pause = await self._guarded_tick()
@@ -141,11 +141,11 @@ class Driver:
         return pause
 
     def _log_once(self, what: str, error: Exception) -> None:
-        """Once for each trouble: a database that is away would fill the log."""
+        """Log each problem once: a database that is down would fill the log."""
         trouble = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
         if trouble != self._troubles.get(what):
             self._troubles[what] = trouble
-            log.error("driver_trouble", part=what, problem=trouble, exc_info=error)
+            log.error("driver_failed", part=what, problem=trouble, exc_info=error)
 
     async def _sleep(self, seconds: float) -> None:
         timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
@@ -156,23 +156,23 @@ class Driver:
             self._woken.clear()
 
     async def _tick(self) -> float:
-        """Look at everything once; the pause until the next time."""
+        """Start all work that is due; return the seconds until the next tick."""
         intervals = self._deps.intervals
         if not self._lead.is_held:
             if not self._lead.take():
                 return intervals.tick
-            log.info("driver_leads")
+            log.info("driver_became_leader")
             self._deps.metrics.leading.set(1)
         self._cleaning_up.begin_when_due(self._clean_up)
         await self._expire()
-        # Whoever is at work now may have changed its row by the time it is read.
+        # A step under way may change its VM's row after it is read here, so that VM is left out.
         at_work = set(self._steps)
-        held = await within(intervals.database_limit, self._deps.vms.held(), "the list of VMs")
+        held = await within(intervals.database_limit, self._deps.vms.held(), "listing the VMs")
         self._pooling.begin_when_due(partial(self._fill_pool, held))
         settings, free = self._deps.settings, self._deps.free_memory_mib()
         lack = memory_lack(free, settings.vm.least_free_memory_mib)
         queue = boot_queue(held, settings.boots_at_once, lack)
-        self._queueing.begin_when_due(partial(self._tell_queue, queue))
+        self._queueing.begin_when_due(partial(self._write_queue_events, queue))
         for vm in held:
             if vm.id not in at_work and vm.id not in queue:
                 self._advance(vm)
@@ -181,7 +181,7 @@ class Driver:
         return intervals.busy_tick if any(vm.state in UNSETTLED for vm in held) else intervals.tick
 
     async def _expire(self) -> None:
-        """End sessions that are done or whose time is over; VMs are seen to even if this fails."""
+        """End sessions that are complete or expired. A failure here does not hold up the VMs."""
         intervals, time = self._deps.intervals, asyncio.get_running_loop().time()
         if time < self._next_expiry:
             return
@@ -193,7 +193,7 @@ class Driver:
                 "session_expired": sessions.expire_due,
             }
             for event, end_due in ends.items():
-                ended = await within(intervals.database_limit, end_due(), "the end of sessions")
+                ended = await within(intervals.database_limit, end_due(), "ending sessions")
                 for session in ended:
                     log.info(event, session_id=session.id, vm_id=session.vm_id)
             self._troubles.pop("expiry", None)
@@ -211,9 +211,9 @@ class Driver:
         try:
             async with self._locks[vm.slot]:
                 work = self._lifecycles[vm.id].step(vm)
-                moved = await within(self._deps.intervals.step_limit, work, "a step")
+                moved = await within(self._deps.intervals.step_limit, work, "a VM's step")
         except Exception as error:
-            log.exception("vm_step_lost", vm_id=vm.id, exc_info=error)
+            log.exception("vm_step_crashed", vm_id=vm.id, exc_info=error)
         finally:
             del self._steps[vm.id]
             if moved:
@@ -240,10 +240,10 @@ class Driver:
         except Exception as error:
             self._log_once("pool", error)
 
-    async def _tell_queue(self, queue: Mapping[str, Queued]) -> None:
+    async def _write_queue_events(self, queue: Mapping[str, Queued]) -> None:
         try:
-            work = self._queue_news.tell(queue)
-            await within(self._deps.intervals.database_limit, work, "the places of those that wait")
+            work = self._boot_queue_events.write(queue)
+            await within(self._deps.intervals.database_limit, work, "noting the boot queue")
             self._troubles.pop("queue", None)
         except Exception as error:
             self._log_once("queue", error)
@@ -254,7 +254,7 @@ class Driver:
             self._deps.metrics.held.labels(state).set(states[state])
 
     async def _hand_over(self) -> None:
-        """End what is under way and only then let another process lead."""
+        """End all work under way, and only then let another process lead."""
         beside = (self._cleaning_up, self._pooling, self._queueing)
         await end(*self._steps.values(), *(task for each in beside for task in each.tasks))
         for lifecycle in self._lifecycles.values():
@@ -264,4 +264,4 @@ class Driver:
         if self._lead.is_held:
             self._lead.release()
             self._deps.metrics.leading.set(0)
-            log.info("driver_handed_over")
+            log.info("driver_released_lead")

@@ -1,4 +1,4 @@
-"""The templates of this host: where they are, and which one a VM that starts now is made of.
+"""The templates of this host, and the one from which a VM that starts now is resumed.
 
 settings, image store, templates --templates_now--> TemplatesReport, with the Origin of new VMs
 """
@@ -37,7 +37,7 @@ from polydev.vm.template_store import Build, Template, TemplateStore, template_k
 
 @dataclass(frozen=True)
 class WantedTemplate:
-    """A template that VMs of this host could be resumed from."""
+    """A template from which VMs of this host could be resumed."""
 
     config: VmConfig
     qemu: str
@@ -49,7 +49,7 @@ def templates_of(settings: ControllerSettings) -> TemplateStore:
 
 
 def wanted_of(settings: ControllerSettings, image_digest: str) -> WantedTemplate:
-    """For VMs of an image, sized as the settings say. Raises VmError where there is no image."""
+    """Return the template for VMs of an image, sized by the settings. Raises VmError: no image."""
     launch_file = LaunchFile(
         vm_id="template",
         session_id=None,
@@ -66,17 +66,17 @@ def wanted_of(settings: ControllerSettings, image_digest: str) -> WantedTemplate
 
 
 def wanted_template(settings: ControllerSettings) -> WantedTemplate:
-    """The template of the golden image for VMs as the settings say. Raises ImageError, VmError."""
+    """Return the template of the golden image for the settings. Raises ImageError, VmError."""
     golden = image_store_state(settings.image_store)
     if golden.golden is None:
-        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
+        raise ImageError(golden.detail, "promote an image, then deploy this host")
     return wanted_of(settings, golden.golden)
 
 
 def templates_now(
     settings: ControllerSettings, *, being_made: bool, ended: str = ""
 ) -> TemplatesReport:
-    """The templates now; `being_made`: whether the maker runs, `ended`: how it failed, if it did.
+    """Report on the templates; `being_made`: the maker runs; `ended`: how it failed, if it did.
 
     Raises ImageError, VmError.
     """
@@ -100,22 +100,22 @@ def templates_now(
     elif failure:
         origin = Origin(golden, because=f"its template could not be made: {failure}")
     else:
-        origin = Origin(golden, because="there is no template of its image")
+        origin = Origin(golden, because="its image has no template")
     sizes = {each.key: templates.disk_bytes(each.key) for each in records}
     return TemplatesReport(golden, wanted.key, origin, records, step, failure, sizes)
 
 
 def _failure(build: Build, ended: str) -> str | None:
-    """Why a making that is over came to nothing."""
+    """Return why a build that has ended made no template."""
     if build.ended_at is None:
-        return ended or f"its maker was ended while {build.step}"
+        return ended or f"its build was interrupted while {build.step}"
     return build.error
 
 
 def _older(settings: ControllerSettings, records: list[Template]) -> Template | None:
-    """The template of the image that was golden last and has one that VMs can be resumed from.
+    """Return the template of the newest earlier golden image that has a usable one.
 
-    An image that a rollback left behind is none of them.
+    Images that a rollback has left behind do not count.
     """
     by_key = {each.key: each for each in records}
     for digest in _golden_before(settings.image_store):
@@ -126,17 +126,17 @@ def _older(settings: ControllerSettings, records: list[Template]) -> Template | 
 
 
 def _golden_before(store: Path) -> Iterator[str]:
-    """Digests of the images that were golden before the present one, newest first."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be read is no more
+    """Yield the digests of earlier golden images, newest first."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # unreadable: treated as the beginning
         number = promotion_number(str((store / GOLDEN_LINK).readlink())) or 0
         while number:
             entry = json.loads(promotion_file(store, number).read_bytes())
             yield str(entry["digest"])
-            # Each is numbered higher than the one before it, so this has an end.
+            # Numbers must fall, so that a damaged entry cannot make this loop endless.
             number = min(int(entry["previous"] or 0), number - 1)
 
 
 @lru_cache(maxsize=1)
 def _version(written_at: int) -> str:
-    """QEMU's version; asked for again once its program is another. Raises ConfigError."""
+    """Return QEMU's version; the cache ends when its program changes. Raises ConfigError."""
     return run([QEMU, "--version"]).stdout.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""The one interface to whatever runs VMs. Every call may be repeated and then changes nothing."""
+"""The interface to what runs VMs. Every call may be repeated: the second one changes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
 
 @dataclass(frozen=True)
 class Launch:
-    """What a VM is started with; the host's own settings say the rest (sizes, kernel, network).
+    """What a VM is started with. The host's settings say the rest: sizes, kernel, network.
 
-    template    the template that it is resumed from, instead of a boot
+    template    the template from which it is resumed; None: it boots
     """
 
     vm_id: str
@@ -29,9 +29,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class Origin:
-    """The image of a VM that starts now, and the template that it is resumed from.
+    """The image of a VM that starts now, and the template from which it is resumed.
 
-    template    None where it has to boot; `because` says why
+    template    None if the VM must boot; `because` says why
     """
 
     image_digest: str
@@ -41,14 +41,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class TemplatesReport:
-    """The templates of a host, and the making of the golden image's.
+    """The templates of a host, and the build of the golden image's template.
 
     golden      the golden image's digest
     wanted      the key of the template that it needs
     origin      of VMs that start now: of an older image until the golden one has its template
-    records     of all that are there, oldest first
-    step        what the maker does while it runs; None where it does not
-    failure     why it could not make the wanted one, or not anew
+    records     of all templates, oldest first
+    step        what the maker does now; None if it does not run
+    failure     why it could not make the wanted template, or make it anew
     disk_bytes  the disk space that each takes, by key
     """
 
@@ -63,9 +63,9 @@ class TemplatesReport:
 
 @dataclass(frozen=True)
 class SlotState:
-    """What runs in a slot. `vm_id` is whom the slot's files name, running or not.
+    """What runs in a slot. `vm_id` is the VM that the slot's files name, running or not.
 
-    detail  the service manager's words about an end: `exit-code 1`, `signal 9`, `oom-kill`
+    detail  how the unit ended, in systemd's words: `exit-code 1`, `signal 9`, `oom-kill`
     """
 
     slot: int
@@ -80,56 +80,56 @@ class SlotState:
 
 
 class Hypervisor(Protocol):
-    """Raises VmError where the service manager or the file system refuses."""
+    """Runs VMs in slots. Raises VmError if the service manager or the file system refuses."""
 
     async def start(self, launch: Launch) -> None:
-        """Start a VM in its slot and return once its process runs, not when it has booted.
+        """Start a VM in its slot; return once its process runs, before it has booted.
 
-        One that is resumed from a template is loaded then and does not run on before `resume`.
+        A clone is loaded from its template then, but stays paused until `resume`.
         """
 
     async def templates(self) -> TemplatesReport:
-        """Which templates there are, and what a VM that starts now is made of.
+        """Report the templates, and from what a VM that starts now is made.
 
-        Raises ImageError where there is no golden image.
+        Raises ImageError if there is no golden image.
         """
 
     async def resume(self, slot: int, vm_id: str) -> None:
-        """Let a VM run on that is paused."""
+        """Resume a paused VM."""
 
     async def pause(self, slot: int, vm_id: str) -> None:
-        """Stop a VM's processors; its clock stands."""
+        """Pause a VM: its processors and its clock stop."""
 
     async def set_clock(self, slot: int, vm_id: str) -> None:
-        """Give a VM that runs on after a pause the time."""
+        """Set the clock of a VM that was resumed."""
 
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
-        """Give a VM that runs its identity. Its receipt is what holds in the guest then."""
+        """Give a running VM its identity. The receipt says what the guest has applied."""
 
     async def stop(self, slot: int) -> None:
-        """End what runs in the slot, whoever it is, and return once nothing of it runs."""
+        """Stop any VM in the slot; return once no process of it is left."""
 
     async def poll(self, slot: int) -> SlotState:
-        """What is true of the slot now."""
+        """Return the present state of the slot."""
 
     async def slots(self) -> dict[int, SlotState]:
-        """Every slot in which something runs, failed, or has left files."""
+        """Return every slot in which a VM runs, has failed, or has left files."""
 
     async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
-        """Remove a stopped VM's disk and sockets, and its logs unless they are to be kept.
+        """Remove a stopped VM's disk and sockets, and its logs too unless `keep_logs`.
 
-        Raises FilesLeft if something cannot be removed. No other VM can get at it then, so the slot
-        is free.
+        Raises FilesLeft if something cannot be removed; other VMs cannot reach it, so the slot is
+        free all the same.
         """
 
     async def folders(self) -> set[tuple[int, str]]:
-        """Slot and id of every VM of which there are files."""
+        """Return slot and id of every VM that has files."""
 
     def console(self, slot: int, vm_id: str) -> Path:
-        """The file to which the VM's serial console goes; it may not exist (yet, or any more)."""
+        """Return the file of the VM's serial console; it may not exist."""
 
     def qemu_log(self, slot: int, vm_id: str) -> Path:
-        """What the VM's own process said."""
+        """Return the log file of the VM's QEMU process; it may not exist."""
 
     async def close(self) -> None:
-        """Let go of connections; VMs run on."""
+        """Close connections. VMs run on."""

@@ -1,4 +1,4 @@
-"""A hypervisor that always answers in time, if with VmError."""
+"""A hypervisor whose calls all have a timeout."""
 
 from __future__ import annotations
 
@@ -21,52 +21,58 @@ T = TypeVar("T")
 
 
 class HypervisorWithTimeouts:
-    """Another hypervisor, with a limit to each of its calls and one kind of failure."""
+    """Wraps a hypervisor: each call ends in time, and every failure is a VmError."""
 
     def __init__(self, hypervisor: Hypervisor, intervals: Intervals) -> None:
         self._inner = hypervisor
         self._pace = intervals
 
     async def start(self, launch: Launch) -> None:
-        what = f"the start in slot {launch.slot}"
-        await _kept(self._pace.start_limit, self._inner.start(launch), what)
+        what = f"starting the VM in slot {launch.slot}"
+        await _in_time(self._pace.start_limit, self._inner.start(launch), what)
 
     async def templates(self) -> TemplatesReport:
-        what = "the look at the templates"
-        return await _kept(self._pace.look_limit, self._inner.templates(), what)
+        what = "reading the templates"
+        return await _in_time(self._pace.look_limit, self._inner.templates(), what)
 
     async def resume(self, slot: int, vm_id: str) -> None:
         work = self._inner.resume(slot, vm_id)
-        await _kept(self._pace.look_limit, work, f"the resuming in slot {slot}")
+        await _in_time(self._pace.look_limit, work, f"resuming the VM in slot {slot}")
 
     async def pause(self, slot: int, vm_id: str) -> None:
         work = self._inner.pause(slot, vm_id)
-        await _kept(self._pace.look_limit, work, f"the pause in slot {slot}")
+        await _in_time(self._pace.look_limit, work, f"pausing the VM in slot {slot}")
 
     async def set_clock(self, slot: int, vm_id: str) -> None:
         work = self._inner.set_clock(slot, vm_id)
-        await _kept(self._pace.identify_limit, work, f"the setting of the clock in slot {slot}")
+        await _in_time(self._pace.identify_limit, work, f"setting the clock in slot {slot}")
 
     async def identify(self, slot: int, vm_id: str, identity: Identity) -> Receipt:
         work = self._inner.identify(slot, vm_id, identity)
-        return await _kept(self._pace.identify_limit, work, f"the identity in slot {slot}")
+        return await _in_time(
+            self._pace.identify_limit, work, f"giving the VM in slot {slot} its identity"
+        )
 
     async def stop(self, slot: int) -> None:
-        await _kept(self._pace.stop_limit, self._inner.stop(slot), f"the stop of slot {slot}")
+        await _in_time(
+            self._pace.stop_limit, self._inner.stop(slot), f"stopping the VM in slot {slot}"
+        )
 
     async def poll(self, slot: int) -> SlotState:
-        what = f"the look at slot {slot}"
-        return await _kept(self._pace.look_limit, self._inner.poll(slot), what)
+        what = f"polling slot {slot}"
+        return await _in_time(self._pace.look_limit, self._inner.poll(slot), what)
 
     async def slots(self) -> dict[int, SlotState]:
-        return await _kept(self._pace.look_limit, self._inner.slots(), "the look at all slots")
+        return await _in_time(self._pace.look_limit, self._inner.slots(), "listing the slots")
 
     async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
         work = self._inner.discard(slot, vm_id, keep_logs=keep_logs)
-        await _kept(self._pace.discard_limit, work, f"the removal of VM {vm_id}'s files")
+        await _in_time(self._pace.discard_limit, work, f"removing the files of VM {vm_id}")
 
     async def folders(self) -> set[tuple[int, str]]:
-        return await _kept(self._pace.look_limit, self._inner.folders(), "the list of folders")
+        return await _in_time(
+            self._pace.look_limit, self._inner.folders(), "listing the folders of VMs"
+        )
 
     async def close(self) -> None:
         await self._inner.close()
@@ -78,7 +84,7 @@ class HypervisorWithTimeouts:
         return self._inner.qemu_log(slot, vm_id)
 
 
-async def _kept(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+async def _in_time(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
     try:
         return await within(seconds, work, what)
     except OSError as error:

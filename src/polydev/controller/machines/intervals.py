@@ -1,4 +1,4 @@
-"""How often the driver looks, and how long it waits for others. All in seconds."""
+"""Intervals and timeouts of the driver, in seconds."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Intervals:
-    """Pauses, and limits of time.
+    """How often the driver checks things, and how long it waits.
 
-    tick, busy_tick     between two looks at everything: at rest, and while a VM starts or ends
-    ask, ask_blind      between two questions to the agent of a VM that starts: when its console
-                        says that it has a network, and before that
-    login               between two questions to the agent about a login that is under way
-    ask_share           so many times what the last answer took are left in between: a guest
-                        that is still starting needs its CPU more than we do
-    retry, retry_most   after a failure: at first, and doubled up to
-    keep_news           for so long the news of a session can be read after its end
-    primed, prime_limit     how long a VM of the pool runs on after its screen greeted, and in all:
-                        each moment costs memory for as long as it waits
-    screen_limit        for a clone's screen, once it runs
-    pool_retry_most     the longest pause after VMs of the pool that failed
-    start_tries         starts of a VM that the hypervisor may refuse before it counts as failed
+    tick, busy_tick     between two ticks: at rest, and while a VM starts or ends
+    ask, ask_blind      between two requests to the agent of a VM that boots: once its console shows
+                        that it has a network, and before that
+    login               between two requests to the agent about a login under way
+    ask_share           the pause is at least so many times as long as the last answer took: a
+                        guest that boots needs its CPU
+    retry, retry_most   pause after a failure: the first one; doubled each time, up to the second
+    keep_news           how long the events of a session can be read after its end
+    primed, prime_limit     how long a VM of the pool runs after its screen has answered, and in
+                        total: the longer it runs, the more memory it takes while it waits
+    screen_limit        until the screen of a resumed clone must answer
+    pool_retry_most     the longest pause after VMs of the pool have failed
+    start_tries         failed starts after which a VM counts as failed
     """
 
     tick: float = 1.0
@@ -49,5 +49,5 @@ class Intervals:
     step_limit: float = 400.0
 
     def retry_after(self, tries: int) -> float:
-        """The pause after so many failures in a row."""
+        """Return the pause after so many failures in a row."""
         return min(self.retry * 2.0 ** min(tries - 1, 30), self.retry_most)

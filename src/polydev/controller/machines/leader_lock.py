@@ -1,4 +1,4 @@
-"""Who drives the VMs of a host: one process at a time, while two serve during a handover."""
+"""The lock that lets one process at a time drive the VMs: during a handover, two serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEADER_LOCK_FILE = "lead.lock"
 
 
 class LeaderLock:
-    """A lock that the kernel takes back when its holder ends, however that ends."""
+    """A file lock: the kernel releases it when the process that holds it ends, in whatever way."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,7 +25,7 @@ class LeaderLock:
         return self._descriptor is not None
 
     def take(self) -> bool:
-        """Take it unless another process has it. Raises OSError where there can be no lock."""
+        """Take the lock; return False if another process has it. Raises OSError if it cannot."""
         if self._descriptor is not None:
             return True
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -50,10 +50,10 @@ def leader_lock_file(settings: ControllerSettings) -> Path:
 
 
 def shared_folder(settings: ControllerSettings) -> Path:
-    """What all processes of the service share and may write in.
+    """Return the folder that all processes of the service share and may write to.
 
-    Where the database is a file its folder, else what systemd made for the service
-    (StateDirectory=), else the VMs' own, which on a deployed host is root's.
+    That is the folder of an SQLite database; else what systemd made for the service
+    (`StateDirectory=`); else that of the VMs, which on a deployed host belongs to root.
     """
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and url.database:

@@ -1,8 +1,8 @@
-"""The login of a session's tool, followed in the background to its end.
+"""Follow the login of a session's tool in the background, to its end.
 
-Its VM's agent is asked how far it is; its credentials are taken, kept and then wiped there. Or a
-user's stored credentials are given to the tool instead. What is to be done next is in the database
-alone, so whoever leads after this process goes on from there.
+The monitor asks the VM's agent for the state of the login, stores the credentials and wipes them in
+the VM. Or it gives a user's stored credentials to the tool. Only the database says what comes next,
+so another process that takes over continues from there.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from polydev.vm.timeouts import end
 
 log = structlog.stdlib.get_logger(__name__)
 
-# So often an agent may leave a question about credentials unanswered before the user is told.
+# Unanswered requests about credentials after which the login counts as failed.
 MOST_UNANSWERED = 5
 NO_HAND_OVER = (
-    "the VM's image hands over no credentials: store them by hand, or build and promote a newer "
+    "the VM's image cannot hand over credentials: store them by hand, or build and promote a newer "
     "image"
 )
 
 
 @dataclass(frozen=True)
 class LoginStores:
-    """The agent client and the stores that following a login needs.
+    """The agent client and the stores that the monitor needs.
 
-    hands_over      whether VMs of an image, by its digest, hand over the credentials of a provider
-    rotates         whether only one place at a time may have a provider's credentials
+    hands_over      whether VMs of an image (by its digest) hand over the credentials of a provider
+    rotates         whether a provider replaces credentials when they are used, so that only one
+                    place at a time may have them
     """
 
     agent: AgentClient
@@ -57,9 +58,9 @@ class LoginStores:
 
 
 class LoginMonitor:
-    """The login in one VM. One look at a time, which goes on beside all else.
+    """The login in one VM. It is checked in a task of its own, one check at a time.
 
-    is_news     whether there is something to see: then the next look is due at once
+    is_news     set it to make the next check due at once
     """
 
     def __init__(self, stores: LoginStores, vm: Vm, pause_seconds: float) -> None:
@@ -74,9 +75,9 @@ class LoginMonitor:
         self.is_news = False
 
     def look(self, *, checked: bool) -> bool:
-        """Begin the next look where it is due; whether the last one changed something.
+        """Start a check if one is due; return whether the last one changed something.
 
-        checked     whether the VM's health was just seen: then one is due anyhow
+        checked     a health check of the VM has just ended: then one is due
         """
         moved = self._finished()
         is_due = self._goes_on and asyncio.get_running_loop().time() >= self._next
@@ -102,7 +103,7 @@ class LoginMonitor:
         return False
 
     def _log_once(self, error: BaseException) -> None:
-        """Log each trouble once, in words that cannot quote a credential."""
+        """Log each problem once, in words that cannot contain a credential."""
         trouble = error.message if isinstance(error, Error) else _place(error)
         if trouble != self._trouble and not isinstance(error, SessionError):
             self._trouble = trouble
@@ -148,14 +149,14 @@ class LoginMonitor:
         return "" if self._stores.handovers.can_keep(session) else NO_KEY
 
     async def _credentials(self, session: Session) -> bytes:
-        """What a login that is done has left in the VM. Raises AgentError."""
+        """Return the credentials of a login that is done. Raises AgentError."""
         plain = await self._stores.agent.credentials(self._vm.vm_ip, session.provider)
         if plain is None:
-            raise ProtocolError("the login is done, but there are no credentials of it in the VM")
+            raise ProtocolError("the login is done, but the VM has no credentials of it")
         return plain
 
     def _may_pass(self, error: Error) -> bool:
-        """Whether it is worth asking again before the user is told."""
+        """Whether to ask again before the login counts as failed."""
         self._unanswered += isinstance(error, AgentUnreachable)
         return isinstance(error, AgentUnreachable) and self._unanswered < MOST_UNANSWERED
 
@@ -167,8 +168,8 @@ class LoginMonitor:
 
     async def _inject(self, session: Session) -> bool:
         stores = self._stores
-        # A controller that ended before it could note this may have injected them already. A second
-        # time would give the tool a refresh token that it has used up since.
+        # A controller that ended before it noted this may have injected them already. The tool may
+        # have used up their refresh token since, so they must not be injected twice.
         login = await stores.agent.login(self._vm.vm_ip, session.provider)
         if login.status in ("starting", "waiting"):
             return False
@@ -190,16 +191,16 @@ class LoginMonitor:
 
 
 def _place(error: BaseException) -> str:
-    """The kind of an error and its place, without its words."""
+    """Return the type of an error and where it was raised, without its message."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
 async def read_back_credentials(stores: LoginStores, vm: Vm, session: Session) -> None:
-    """Store what a VM has of injected credentials, before it is destroyed.
+    """Read injected credentials back from a VM and store them, before it is destroyed.
 
-    Where it cannot be had, the end of the VM notes that what is stored may be stale. Raises
-    AgentError, and NoCredentialsKey where the host has lost its key.
+    If that fails, the end of the VM notes that the stored ones may be stale. Raises AgentError, and
+    NoCredentialsKey if the host has lost its key.
     """
     health = await stores.agent.health(vm.vm_ip)
     if health.vm_id != vm.id:
@@ -209,5 +210,5 @@ async def read_back_credentials(stores: LoginStores, vm: Vm, session: Session) -
         await stores.injections.brought_back(session, plain)
     elif session.stored_credentials == "wanted":
         login = await stores.agent.login(vm.vm_ip, session.provider)
-        if login.status == "none":  # else the tool is being given them at this moment
+        if login.status == "none":  # else they are being injected at this moment
             await stores.injections.not_injected(session.id)

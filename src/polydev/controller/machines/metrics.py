@@ -1,10 +1,10 @@
-"""What Prometheus reads of the VMs' lives."""
+"""Metrics of VMs and of the driver, for Prometheus."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-# From a resumed clone to a cold boot without KVM on a busy host.
+# From a resumed clone to a boot without KVM on a busy host.
 BOOT_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 

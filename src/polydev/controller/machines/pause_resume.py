@@ -27,7 +27,7 @@ class PauseResume:
         """Let a clone of the pool run until QEMU has translated what a session needs at once."""
         deps = self._deps
         try:
-            await within(deps.intervals.prime_limit, self._warm_up(vm), "its first moments")
+            await within(deps.intervals.prime_limit, self._warm_up(vm), "the warm-up")
         except Error as error:
             await self._remove_from_pool(vm, with_account("it could not be primed", error.message))
             return

@@ -2,7 +2,7 @@
 
     held VMs, settings, template of new VMs, free memory -> pool_step -> add one, end one, or wait
 
-Each VM of the pool is moved on as all others are (`tending`); here is decided how many there are.
+`vm_lifecycle` moves the VMs of the pool on as all others; this module decides how many there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Memory that a VM takes while it is primed; so that one does not end for the next.
+# What a VM takes while it is primed: adding one must not make another one end.
 VM_MIB = 256
 MIB = 1 << 20
 FIRST_PAUSE_SECONDS = 5.0
@@ -36,7 +36,7 @@ def free_memory_mib() -> float:
 
 @dataclass(frozen=True)
 class PoolStep:
-    """The next thing to do, and why, in words. `vm`: which one ends."""
+    """The next step for the pool, and why; `vm` is the one to end."""
 
     action: Literal["add", "end", "wait"]
     why: str
@@ -54,26 +54,26 @@ def pool_step(
     """Return the next step towards a full pool.
 
     held        VMs that hold a slot
-    template    what new VMs are resumed from; None where they boot
+    template    from which new VMs are resumed; None if they boot
     """
     vms = list(held)
     pooled = [vm for vm in vms if vm.is_for_sessions]
     if template and (old := [vm for vm in pooled if vm.template != template]):
         return PoolStep("end", "it was made from an older template", old[0])
     if len(pooled) > pool.size:
-        return PoolStep("end", "the pool is to be smaller", pooled[-1])
+        return PoolStep("end", "the pool has more VMs than it should", pooled[-1])
     if pooled and free_memory_mib < pool.least_free_memory_mib:
         return PoolStep("end", f"the host has {free_memory_mib:.0f} MiB of memory left", pooled[-1])
     if len(pooled) == pool.size:
-        return PoolStep("wait", "it is full")
+        return PoolStep("wait", "the pool is full")
     if template is None:
-        return PoolStep("wait", "there is no template to make them from")
+        return PoolStep("wait", "there is no template to resume them from")
     if slots - len(vms) <= pool.spare_slots:
-        return PoolStep("wait", "the other slots are taken, or kept for sessions")
+        return PoolStep("wait", "all other slots are in use, or reserved for sessions")
     if free_memory_mib < pool.least_free_memory_mib + VM_MIB:
         return PoolStep("wait", f"the host has {free_memory_mib:.0f} MiB of memory left")
     if any(vm.state in ("creating", "starting") for vm in vms):
-        return PoolStep("wait", "another VM starts")
+        return PoolStep("wait", "another VM is starting")
     return PoolStep("add", "there is room for one more")
 
 
@@ -81,10 +81,10 @@ def pool_step(
 class PoolState:
     """The pool now.
 
-    size        how many VMs are to wait
+    size        how many VMs should wait
     held        all VMs that hold a slot
-    origin      what new VMs are made of; None where that cannot be told, or where none are resumed
-    step        what is to be done next
+    origin      from what new VMs are made; None if that is unknown, or if VMs are not resumed
+    step        the next step
     """
 
     size: int
@@ -107,7 +107,7 @@ async def pool_state(
     hypervisor: Hypervisor | None,
     memory: Callable[[], float] = free_memory_mib,
 ) -> PoolState:
-    """Look at templates and memory. Any process may; the one that leads does the step."""
+    """Read templates and memory. Any process may; only the leader takes the step."""
     resuming = hypervisor if settings.templates else None
     pool = settings.pool if resuming else PoolSettings(size=0)
     origin = await _origin(resuming) if resuming else None
@@ -119,7 +119,7 @@ async def pool_state(
         free_memory_mib=await asyncio.to_thread(memory),
     )
     if not resuming and step.action == "wait":
-        step = replace(step, why="this host resumes no VMs from templates")
+        step = replace(step, why="this host does not resume VMs from templates")
     return PoolState(pool.size, held, origin, step)
 
 
@@ -132,7 +132,7 @@ async def _origin(hypervisor: Hypervisor) -> Origin | None:
 
 
 class Pool:
-    """Keeps the pool of this host as large as it can be."""
+    """Fills the pool of this host, one VM at a time, as far as the host allows."""
 
     def __init__(self, deps: Dependencies) -> None:
         self._deps = deps
@@ -141,7 +141,7 @@ class Pool:
         self._next_at = 0.0
 
     async def run(self, held: Sequence[Vm]) -> None:
-        """Take one step, with the VMs that hold a slot. May be repeated at any time."""
+        """Take one step; `held` are the VMs that hold a slot. May be repeated at any time."""
         deps = self._deps
         state = await pool_state(deps.settings, held, deps.hypervisor, deps.free_memory_mib)
         self._note_failures(state.held)
@@ -161,7 +161,7 @@ class Pool:
         return asyncio.get_running_loop().time() >= self._next_at
 
     def _note_failures(self, held: Iterable[Vm]) -> None:
-        """After each VM of the pool that failed, wait twice as long before the next is made."""
+        """Double the pause before the next VM is made with each VM of the pool that failed."""
         pooled = [vm for vm in held if vm.pooled]
         failed = {vm.id for vm in pooled if vm.reason is not None}
         if any(vm.state == "ready" for vm in pooled):

@@ -1,7 +1,7 @@
-"""The screen of a VM as a picture: a frame read over RFB (RFC 6143), and written as PNG.
+"""A small RFB client (RFC 6143): whether a VM's screen answers, and one frame of it.
 
-The VM is not trusted: how much it may send, and how large its screen may be, is bounded. Only raw
-pixels are asked for, so nothing has to be decompressed, and the host needs no library for pictures.
+The VM is not trusted, so the size of its screen and of its messages is limited. The client asks for
+raw pixels only: nothing has to be decompressed, and the host needs no image library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_PIXELS = 4096 * 2304
 MOST_TEXT_BYTES = 1024 * 1024
 MOST_MESSAGES = 1000
 READ_BYTES = 256 * 1024
-# Shared: whoever views the screen meanwhile is not put out.
+# Shared: other viewers stay connected.
 CLIENT_INIT = b"\x01"
 # 32 bits a pixel, of which 24 count; little-endian, so that red comes first.
 PIXEL_FORMAT = struct.pack(">BxxxBBBBHHHBBBxxx", 0, 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
@@ -34,9 +34,9 @@ RETRY_SECONDS = 0.1
 
 
 async def screen_answers(address: str, seconds: float) -> None:
-    """Wait until the screen of the VM at that address greets. Raises VmError where it does not.
+    """Wait until the screen of the VM at that address sends its greeting. Raises VmError.
 
-    The first greeting costs an emulated clone more than all later ones.
+    The first greeting takes an emulated clone longer than all later ones.
     """
     await within(seconds, _until_greeted(address), "the greeting of the VM's screen")
 
@@ -44,13 +44,13 @@ async def screen_answers(address: str, seconds: float) -> None:
 async def _until_greeted(address: str) -> None:
     while True:
         with suppress(OSError, EOFError):
-            if (await _said(address)).startswith(GREETING_START):
+            if (await _greeting(address)).startswith(GREETING_START):
                 return
-            raise VmError("the VM's screen speaks no RFB")
+            raise VmError("the VM's screen does not speak RFB")
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _said(address: str) -> bytes:
+async def _greeting(address: str) -> bytes:
     reader, writer = await asyncio.open_connection(address, VNC_PORT)
     try:
         return await reader.readexactly(GREETING_BYTES)
@@ -60,7 +60,7 @@ async def _said(address: str) -> bytes:
 
 @dataclass
 class Frame:
-    """Pixels of four bytes each: red, green, blue, nothing. `missing` are not there yet."""
+    """Pixels of four bytes each: red, green, blue, unused; `missing` pixels have not come yet."""
 
     width: int
     height: int
@@ -69,15 +69,15 @@ class Frame:
 
     @staticmethod
     def empty(width: int, height: int) -> Frame:
-        """Raises VmError for a screen without pixels, or with too many."""
+        """Return a frame of missing pixels. Raises VmError for none, or too many."""
         count = width * height
         if not 0 < count <= MOST_PIXELS:
-            raise VmError(f"the VM's screen has {width} times {height} pixels: too many or none")
+            raise VmError(f"the VM's screen has {width}x{height} pixels: none, or too many")
         return Frame(width, height, bytearray(count * PIXEL_BYTES), count)
 
 
 async def read_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Frame:
-    """Return what a VNC server shows. Raises VmError, OSError and EOFError."""
+    """Return the picture of a VNC server. Raises VmError, OSError and EOFError."""
     await _greet(reader, writer)
     writer.write(CLIENT_INIT)
     width, height, name_bytes = struct.unpack(">HH16xI", await reader.readexactly(24))
@@ -94,11 +94,11 @@ async def read_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     if (await reader.readexactly(len(VERSION))) < VERSION:
-        raise VmError("the VM's screen speaks no RFB 3.8")
+        raise VmError("the VM's screen does not speak RFB 3.8")
     writer.write(VERSION)
     (count,) = await reader.readexactly(1)
     if NO_AUTHENTICATION not in await reader.readexactly(count):
-        raise VmError("the VM's screen wants a password")
+        raise VmError("the VM's screen asks for a password")
     writer.write(bytes([NO_AUTHENTICATION]))
     if any(await reader.readexactly(4)):
         raise VmError("the VM's screen refused the connection")
@@ -117,15 +117,15 @@ async def _read_message(reader: asyncio.StreamReader, frame: Frame) -> None:
         (length,) = struct.unpack(">xxxI", await reader.readexactly(7))
         await _skip(reader, length)
     elif kind != 2:  # Bell
-        raise VmError(f"the VM's screen sends a message of the unknown kind {kind}")
+        raise VmError(f"the VM's screen sent a message of the unknown type {kind}")
 
 
 async def _read_rectangle(reader: asyncio.StreamReader, frame: Frame) -> None:
     x, y, width, height, encoding = struct.unpack(">HHHHi", await reader.readexactly(12))
     if encoding != RAW or x + width > frame.width or y + height > frame.height:
-        raise VmError("the VM's screen sends what it was not asked for")
-    if not width * height:  # as many as there may be would take a while, and bring nothing
-        raise VmError("the VM's screen sends a part without pixels")
+        raise VmError("the VM's screen sent an area or encoding that was not requested")
+    if not width * height:  # or the VM could send any number of them
+        raise VmError("the VM's screen sent an area without pixels")
     frame.missing -= width * height
     line = width * PIXEL_BYTES
     at_once = max(1, READ_BYTES // max(line, 1))
@@ -139,5 +139,5 @@ async def _read_rectangle(reader: asyncio.StreamReader, frame: Frame) -> None:
 
 async def _skip(reader: asyncio.StreamReader, length: int) -> None:
     if length > MOST_TEXT_BYTES:
-        raise VmError("the VM's screen sends too long a text")
+        raise VmError("the VM's screen sent a text that is too long")
     await reader.readexactly(length)

@@ -1,6 +1,6 @@
-"""Screenshots of VMs: one at a time of each, which all get who ask meanwhile and just after.
+"""Screenshots of VMs: one at a time for each VM, shared by all requests at about that time.
 
-A full frame costs the guest something, above all an emulated one.
+A full frame takes CPU time of the guest, above all of an emulated one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polydev.host_layout import VNC_PORT
 from polydev.vm.timeouts import end, within
 
 TIMEOUT_SECONDS = 10.0
-# As long a picture is the answer to whoever asks again.
+# For so long a picture also answers later requests.
 FRESH_SECONDS = 1.0
 # Each takes up to a hundred megabytes for a moment.
 MOST_AT_ONCE = 2
@@ -37,17 +37,17 @@ class Screenshots:
         self._tasks: dict[str, asyncio.Task[bytes]] = {}
 
     async def take(self, vm: Vm, look: Look) -> bytes:
-        """Return the VM's screen as PNG. It is not woken, and does not count as used.
+        """Return the VM's screen as PNG. That neither wakes the VM nor counts as use.
 
-        `look` reads the VM anew: its address may be another's once it is over.
+        `look` reads the VM's row again: once it has ended, its address may be another VM's.
 
-        Raises SessionExpired for a VM that is over, NoScreen for one that boots or is paused, and
-        VmError where its screen does not answer.
+        Raises SessionExpired for a VM that has ended, NoScreen for one that boots or is paused, and
+        VmError if its screen does not answer.
         """
         check_has_screen(vm)
         task = self._tasks.get(vm.id)
         if task is None:
-            # In a context of its own: others may wait for it who asked by other requests.
+            # In a context of its own: the task serves several requests.
             task = Context().run(asyncio.create_task, self._taken(vm.vm_ip, look))
             self._tasks[vm.id] = task
             task.add_done_callback(lambda done: self._forget(vm.id, done))
@@ -74,15 +74,17 @@ class Screenshots:
 
 
 def check_has_screen(vm: Vm) -> None:
-    """Raises SessionExpired and NoScreen where there is nothing to see."""
+    """Raises SessionExpired or NoScreen if the VM shows no screen now."""
     if vm.state not in LIVE_VM_STATES:
-        raise SessionExpired("the VM is over", "start another session")
+        raise SessionExpired("the VM has ended", "start another session")
     if vm.paused_at is not None:
         raise NoScreen(
             "the VM is paused, and a screenshot does not wake it", "open its viewer, which does"
         )
     if vm.state != "ready":
-        raise NoScreen(f"the VM is still coming up: {vm.stage}", "try again when it is ready")
+        raise NoScreen(
+            f"the VM is still booting, at stage {vm.stage}", "try again when it is ready"
+        )
 
 
 async def _frame_at(address: str) -> Frame:
@@ -94,11 +96,13 @@ async def _frame_at(address: str) -> Frame:
             writer.transport.abort()
     except (OSError, EOFError) as error:
         words = getattr(error, "strerror", None) or "it closed the connection"
-        raise VmError(f"the VM's screen does not answer: {words}", "see its console") from error
+        raise VmError(
+            f"the VM's screen does not answer: {words}", "read the VM's console"
+        ) from error
 
 
 def png_of(frame: Frame) -> bytes:
-    """Return the frame as a PNG file. It takes a moment: ask it of a thread."""
+    """Return the frame as a PNG file. This takes a while: call it in a thread."""
     colours = bytearray(frame.width * frame.height * 3)
     for channel in range(3):
         colours[channel::3] = frame.pixels[channel::PIXEL_BYTES]

@@ -1,7 +1,7 @@
-"""The host's systemd over D-Bus: units started, stopped and looked at.
+"""Start, stop and inspect units of the host's systemd over D-Bus.
 
-The connection is made when something is asked, and anew where it broke. Everything that is asked
-here may be asked twice, so whatever a broken connection leaves in doubt is asked again.
+The connection is made with the first call, and again after it broke. Every call may be repeated, so
+a call that a broken connection leaves in doubt is sent again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLD_EXITED = 1
 
 @dataclass(frozen=True)
 class UnitStatus:
-    """`active` is systemd's word; `pid` of a unit that runs, `detail` of one that has ended."""
+    """State of a unit: systemd's `ActiveState`, the pid if it runs, and how it ended if not."""
 
     active: str
     pid: int | None = None
@@ -41,7 +41,7 @@ class UnitStatus:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """`result` is systemd's word: done, failed, dependency, timeout, canceled."""
+    """The end of a job; `result` is systemd's: done, failed, dependency, timeout, canceled."""
 
     job: str
     unit: str
@@ -49,11 +49,11 @@ class JobEnd:
 
 
 class ConnectionLost(Exception):
-    """Whether what was asked came to be done is not known."""
+    """The connection broke: it is unknown whether the call was carried out."""
 
 
 class DBusRefusal(Exception):
-    """What systemd, or who judges for it, says no with; `name` is D-Bus's for the kind of it."""
+    """An error reply of systemd or polkit; `name` is its D-Bus error name."""
 
     def __init__(self, name: str, words: str) -> None:
         super().__init__(words)
@@ -61,33 +61,33 @@ class DBusRefusal(Exception):
 
 
 class SystemdBus:
-    """systemd, as far as it manages units. Raises VmError where it refuses or cannot be asked."""
+    """systemd's unit manager. Raises VmError if it refuses a call or does not answer."""
 
     def __init__(self, address: str | None = None) -> None:
-        """`address` of another bus than the host's, for tests."""
+        """`address` names another bus than the host's, for tests."""
         self._address = address
         self._bus: MessageBus | None = None
         self._connecting = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._disconnect_task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Queue[JobEnd | None]] = set()
 
     async def start(self, unit: str) -> str:
-        """How the job that starts the unit ended, once it has."""
+        """Start a unit; return the result of its job once that has ended."""
         return await self._job("StartUnit", unit)
 
     async def stop(self, unit: str) -> str:
         return await self._job("StopUnit", unit)
 
     async def reset_failed(self, unit: str) -> None:
-        """Let a unit that failed be as if it had never run."""
+        """Clear the failed state of a unit."""
         try:
             await self._ask(_manager("ResetFailedUnit", "s", [unit]))
         except DBusRefusal as error:
             if error.name != NO_SUCH_UNIT:  # forgotten already
-                raise _told(f"ResetFailedUnit {unit}", error) from error
+                raise _refused(f"ResetFailedUnit {unit}", error) from error
 
     async def state(self, unit: str) -> UnitStatus:
-        # Asked together, and answered one after another: as good as one look, and one wait.
+        # Sent together, so that systemd answers them one after another, without a change between.
         asked = [
             self._property(unit, kind, name)
             for kind, name in (
@@ -104,21 +104,21 @@ class SystemdBus:
         return UnitStatus(str(active), detail=end_in_words(*end))
 
     async def units(self, pattern: str) -> list[str]:
-        """Names of all units of a pattern that run, come, go or have failed."""
+        """Return the names of all units of a pattern that are not inactive."""
         states = ["active", "reloading", "activating", "deactivating", "failed"]
         asked = _manager("ListUnitsByPatterns", "asas", [states, [pattern]])
         try:
             (listed,) = (await self._ask(asked)).body
         except DBusRefusal as error:
-            raise _told(f"ListUnitsByPatterns {pattern}", error) from error
+            raise _refused(f"ListUnitsByPatterns {pattern}", error) from error
         return [str(each[0]) for each in listed]
 
     async def close(self) -> None:
         bus, self._bus = self._bus, None
         if bus is not None:
             bus.disconnect()
-        if self._watch is not None:
-            await asyncio.wait({self._watch})
+        if self._disconnect_task is not None:
+            await asyncio.wait({self._disconnect_task})
 
     async def _job(self, method: str, unit: str) -> str:
         for _ in range(ATTEMPTS):
@@ -127,12 +127,12 @@ class SystemdBus:
         raise VmError(f"{method} {unit}: the connection to systemd broke", "try again")
 
     async def _job_once(self, method: str, unit: str) -> str:
-        # The job may end before its name is known here, so ends are collected from now on.
+        # The job may end before its name is known here, so all ends are collected from now on.
         async with self._job_ends() as ends:
             try:
                 (job,) = (await self._ask(_manager(method, "ss", [unit, "replace"]))).body
             except DBusRefusal as error:
-                raise _told(f"{method} {unit}", error) from error
+                raise _refused(f"{method} {unit}", error) from error
             while True:
                 end = await ends.get()
                 if end is None:
@@ -161,11 +161,11 @@ class SystemdBus:
         try:
             (value,) = (await self._ask(asked)).body
         except DBusRefusal as error:
-            raise _told(f"{name} of {unit}", error) from error
+            raise _refused(f"{name} of {unit}", error) from error
         return value.value
 
     async def _ask(self, message: Message) -> Message:
-        """The reply. Raises DBusRefusal, and VmError where nobody can be asked."""
+        """Return the reply. Raises DBusRefusal, and VmError if there is no answer."""
         with contextlib.suppress(*BUS_ERRORS):
             return await _reply(await self._connected(), message)
         message.serial = 0  # of another connection
@@ -174,7 +174,7 @@ class SystemdBus:
         except BUS_ERRORS as error:
             words = str(error) or "the connection broke"
             raise VmError(
-                f"systemd cannot be asked over D-Bus: {words}", "systemctl status dbus.service"
+                f"systemd does not answer over D-Bus: {words}", "systemctl status dbus.service"
             ) from error
 
     async def _connected(self) -> MessageBus:
@@ -187,7 +187,7 @@ class SystemdBus:
     async def _connect(self) -> MessageBus:
         bus = await MessageBus(self._address, BusType.SYSTEM).connect()
         try:
-            bus.add_message_handler(self._heard)
+            bus.add_message_handler(self._on_message)
             dbus = "org.freedesktop.DBus"
             match = Message(dbus, "/org/freedesktop/DBus", dbus, "AddMatch", signature="s")
             match.body = [JOB_ENDS]
@@ -196,10 +196,10 @@ class SystemdBus:
         except BaseException:
             bus.disconnect()
             raise
-        self._watch = asyncio.create_task(self._until_lost(bus))
+        self._disconnect_task = asyncio.create_task(self._until_lost(bus))
         return bus
 
-    def _heard(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
             _, job, unit, result = message.body
             self._tell(JobEnd(job, unit, result))
@@ -215,13 +215,13 @@ class SystemdBus:
 
 
 def unit_path(unit: str) -> str:
-    """The object that D-Bus knows a unit by: every other character is written in hex."""
+    """Return the D-Bus object path of a unit: all but ASCII letters and digits are in hex."""
     escaped = "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in unit)
     return f"{MANAGER_PATH}/unit/{escaped}"
 
 
 def end_in_words(result: str, code: int, status: int) -> str:
-    """Of Result, ExecMainCode and ExecMainStatus: `signal 9`, `exit-code 1`, `oom-kill`."""
+    """Return how a unit ended, as `signal 9`, `exit-code 1` or `oom-kill`."""
     if result == "success":
         return f"exit-code {status}" if code == CLD_EXITED else ""
     return f"{result} {status}" if result in ("signal", "exit-code", "core-dump") else result
@@ -240,5 +240,5 @@ async def _reply(bus: MessageBus, message: Message) -> Message:
     return reply
 
 
-def _told(what: str, error: DBusRefusal) -> VmError:
+def _refused(what: str, error: DBusRefusal) -> VmError:
     return VmError(f"{what} was refused: {error}", "journalctl -u polkit -u dbus; ./inv doctor")

@@ -1,4 +1,4 @@
-"""VMs as units of the host's systemd: `microvm@N.service` is what runs in slot N.
+"""VMs as units of the host's systemd: `microvm@N.service` runs the VM of slot N.
 
 <root>/N/<VM's id>/     launch.json, by us; disk, socket and logs, by the unit's own user
 <root>/N/current        names the VM that the unit starts, or has started
@@ -34,13 +34,13 @@ from polydev.vm.untrusted_files import last_bytes, open_untrusted_folder
 TEMPLATE_MAKER = "polydev-template.service"
 SERIAL_LOG, QEMU_LOG = "serial.log", "qemu.log"
 QMP_SOCKET, IDENTITY_SOCKET = "qmp.sock", "identity.sock"
-# A guest on a busy host takes long to answer; a boot would take longer.
+# A guest on a busy host may answer late, but a boot instead would take longer.
 IDENTIFY_SECONDS = 45.0
 LOGS = (SERIAL_LOG, QEMU_LOG)
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 TAIL_LINES = 5
 MAX_TAIL_BYTES = 4096
-# A VM's user comes into the folder of its VM by the group, as long as that VM is not over.
+# The group lets the user of a slot's VM into the VM's folder, until the VM has ended.
 OPEN_TO_VM, SHUT = 0o770, 0o700
 ORDER_MODE = 0o644
 REMOVAL_SECONDS = 45
@@ -51,10 +51,10 @@ T = TypeVar("T")
 
 
 class SystemdHypervisor:
-    """The hypervisor of a deployed host. It may start and stop these units, and nothing else."""
+    """The hypervisor of a deployed host. polkit lets it start and stop these units only."""
 
     def __init__(self, settings: ControllerSettings, bus: SystemdBus | None = None) -> None:
-        # Links on the operator's way there are fine; below, none is ever followed.
+        # Links in the configured path are followed, but none below it.
         self._root = settings.vm_root.resolve()
         self._images = settings.image_store / IMAGES
         self._sizes = settings.vm
@@ -127,7 +127,7 @@ class SystemdHypervisor:
         return self._folder(slot, vm_id) / QEMU_LOG
 
     async def close(self) -> None:
-        """Let go of the bus; VMs run on."""
+        """Close the D-Bus connection. VMs run on."""
         await self._bus.close()
 
     def _folder(self, slot: int, vm_id: str) -> Path:
@@ -141,8 +141,8 @@ class SystemdHypervisor:
 
     def _prepare(self, launch: Launch) -> None:
         folder = self._folder(launch.slot, launch.vm_id)
-        # Its group is that of the slot's folder, whatever our own is; the modes are said once
-        # more since they are what the VM's user comes in by, whatever our umask is.
+        # The folder inherits the group of the slot's folder. The mode is set again, because our
+        # umask may have taken away what the VM's user needs.
         folder.mkdir(exist_ok=True)
         with open_untrusted_folder(folder) as inside:
             os.fchmod(inside, OPEN_TO_VM)
@@ -168,7 +168,7 @@ class SystemdHypervisor:
         unit = unit_of(launch.slot)
         if result == "dependency":
             return VmError(
-                f"{unit} did not start: its slot's network is not there",
+                f"{unit} did not start: the network of its slot is missing",
                 f"journalctl -u microvm-slot@{launch.slot}.service",
             )
         state = await self._bus.state(unit)
@@ -177,13 +177,13 @@ class SystemdHypervisor:
         return VmError(f"{unit} did not start: {why}", f"journalctl -u {unit}")
 
     def _remove(self, slot: int, vm_id: str, keep_logs: bool) -> None:
-        """Raises FilesLeft if the folder is shut, but not all of it could be removed."""
+        """Raises FilesLeft if something could not be removed; other VMs cannot reach it then."""
         folder = self._folder(slot, vm_id)
         if self._named(slot) == vm_id:
             folder.with_name(CURRENT).unlink(missing_ok=True)
         try:
             with open_untrusted_folder(folder) as inside:
-                # The slot's next VM has the same user, who must not come to what stays here.
+                # The slot's next VM has the same user, which must not reach what is left here.
                 os.fchmod(inside, SHUT)
                 left = _clear(folder, inside, LOGS if keep_logs else ())
         except FileNotFoundError:
@@ -215,13 +215,13 @@ def slot_of(unit: str) -> int:
 
 
 def _slot_state(slot: int, unit: UnitStatus, vm_id: str | None) -> SlotState:
-    # What reloads, or is being maintained, runs.
+    # Other states of systemd (reloading, maintenance) are states of a running unit.
     activity: Activity = next((each for each in ACTIVITIES if each == unit.active), "active")
     return SlotState(slot, activity, vm_id, unit.pid, unit.detail)
 
 
 async def _files(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Work on files, in a thread. Raises VmError where the file system refuses."""
+    """Call a function that works on files in a thread. Its OSError becomes a VmError."""
     try:
         return await asyncio.to_thread(work, *args, **kwargs)
     except OSError as error:
@@ -229,7 +229,7 @@ async def _files(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _tail(log: Path) -> str:
-    """The last lines of what a VM's process said, or why they cannot be read."""
+    """Return the last lines of a VM's log, or why they cannot be read."""
     try:
         lines = last_bytes(log, MAX_TAIL_BYTES).decode(errors="replace").splitlines()
     except VmError as error:
@@ -238,7 +238,7 @@ def _tail(log: Path) -> str:
 
 
 def _write(folder: int, name: str, text: str) -> None:
-    """Replace a file in the folder of that descriptor, whatever has its name now."""
+    """Replace a file in a folder, given by its descriptor, whatever has that name now."""
     fresh = f".{name}"
     with suppress(FileNotFoundError):
         os.unlink(fresh, dir_fd=folder)
@@ -250,7 +250,7 @@ def _write(folder: int, name: str, text: str) -> None:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder; none where there is no such folder."""
+    """Return the names of the folders in a folder; none if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return [each.name for each in entries if each.is_dir(follow_symlinks=False)]
@@ -288,7 +288,7 @@ def _unlink(name: str, folder: int) -> str:
 
 
 def _remove_trees(folders: list[Path]) -> str:
-    """Remove folders of any depth, which a VM makes only if it broke out of its unit's filter."""
+    """Remove folders of any depth. A VM can make some only if it broke its unit's sandbox."""
     argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", *folders]
     try:
         removed = run(argv, timeout_seconds=REMOVAL_SECONDS, check=False)

@@ -1,8 +1,8 @@
-"""Makes the template of this host's golden image: boots it, saves it, tries a clone of it.
+"""Make the template of this host's golden image: boot it, save it, try a clone of it.
 
     golden image -> VM on a TAP of this network namespace -> settled, saved -> clone -> added
 
-It runs in a network namespace of its own, where the guest has its usual address and nobody else.
+It runs in a network namespace of its own, where nothing else has the guest's usual address.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ CLONE_SECONDS = 60.0
 def make_template(
     settings: ControllerSettings, say: Callable[[str], None]
 ) -> tuple[Template, bool]:
-    """The golden image's template, and whether it was made now: where there is none, or where
-    one is to be made anew. Others of its image are removed.
+    """Return the golden image's template, and whether it was made now.
 
-    Where another process makes one, this waits for its end. Raises ImageError, and VmError with the
-    reason where its VM or the clone of it did not come up.
+    It is made if there is none, or if a new one was asked for; other templates of the image are
+    removed. If another process makes one, this waits for it. Raises ImageError, and VmError with
+    the reason if the VM or its clone did not become ready.
     """
     templates = templates_of(settings)
-    with templates.building(lambda: say("another one is being made here: waiting for its end")):
+    with templates.building(
+        lambda: say("another build of a template is under way: waiting for it to end")
+    ):
         wanted = wanted_template(settings)
         known = templates.find(wanted.key)
         if templates.take_again() or known is None:
@@ -70,7 +72,7 @@ def _made(
     templates: TemplateStore,
     say: Callable[[str], None],
 ) -> Template:
-    """Make it, and keep the account of that beside it."""
+    """Make the template, and note each step of the build beside it."""
     build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
 
     def go_on(step: str) -> None:
@@ -96,7 +98,7 @@ def _made(
 
 
 def _remove_old(settings: ControllerSettings, templates: TemplateStore, kept: Template) -> None:
-    """Remove the templates of images that are gone, and other ones of this image."""
+    """Remove the templates of images that are gone, and older ones of this image."""
     images = settings.image_store / IMAGES
     for each in templates.all():
         is_same = each.image_digest == kept.image_digest
@@ -150,7 +152,7 @@ async def _make(
 
 @contextmanager
 def running(config: VmConfig, pass_fds: tuple[int, ...]) -> Iterator[Machine]:
-    """A VM that ends with this context."""
+    """Run a VM until the end of the block."""
     machine = start(config, pass_fds)
     try:
         yield machine
@@ -161,7 +163,7 @@ def running(config: VmConfig, pass_fds: tuple[int, ...]) -> Iterator[Machine]:
 async def _booted(
     machine: Machine, agent: AgentClient, deadlines: BootDeadlines, say: Callable[[str], None]
 ) -> None:
-    """Wait until the guest's agent is content. Raises VmError with the reason where it will not."""
+    """Wait until the guest's agent says ready. Raises VmError with the reason if it does not."""
     console, serial, cpu = (
         LogReader(machine.config.serial_log),
         ConsoleParser(),
@@ -180,7 +182,7 @@ async def _booted(
             return
         why = serial.gave_up or _too_late(cpu.total(), limit)
         if not machine.alive():
-            why = f"its VM ended: {machine.qemu_said() or 'without a word'}"
+            why = f"its VM ended: {machine.qemu_said() or 'QEMU wrote no message'}"
         if why:
             raise VmError(with_account(why, account(answer)))
         await asyncio.sleep(POLL_SECONDS)
@@ -193,7 +195,7 @@ def _too_late(wait: CpuWait, limit: float) -> str | None:
 
 
 async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
-    """Raises VmError where a clone does not become the VM that it is told to be."""
+    """Resume a clone and give it an identity. Raises VmError if it does not take that on."""
     template_disk = (config.folder / DISK).open("rb")
     memory = (config.folder / MEMORY).open("rb")
     state = (config.folder / STATE).open("rb")
@@ -210,34 +212,34 @@ async def _try_clone(config: VmConfig, hold: int, agent: AgentClient) -> None:
             await template.give_identity(clone.identity_socket, identity, CLONE_SECONDS)
             answer = await ready_clone(machine.alive, machine.watch_cpu(), agent)
             if (answer.vm_id, answer.session_id) != ("trial", "trial"):
-                raise VmError(f"a clone of it takes itself for VM {answer.vm_id}")
+                raise VmError(f"a clone of the template reports the id {answer.vm_id}")
 
 
 async def ready_clone(alive: Callable[[], bool], cpu: CpuWatch, agent: AgentClient) -> AgentHealth:
-    """Return what the agent of a clone answers once all is well.
+    """Wait until the agent of a clone says ready, and return its answer.
 
-    The emulator translates each program anew, and a busy machine lets the clone wait: what the
-    agent looks at may at first not answer it in time. Raises VmError where that does not change.
+    A resumed emulator translates each program again, and a busy machine lets the clone wait, so
+    services may at first answer the agent too late. Raises VmError if that does not change.
     """
     while True:
         answer = await agent.health_or_error(GUEST_ADDRESS)
         if not alive():
-            raise VmError("a clone of it ended")
+            raise VmError("a clone of the template ended")
         if isinstance(answer, AgentHealth) and answer.status == "ready":
             return answer
         if _too_late(cpu.total(), CLONE_SECONDS):
-            raise VmError(with_account("a clone of it is not ready", account(answer)))
+            raise VmError(with_account("a clone of the template is not ready", account(answer)))
         await asyncio.sleep(POLL_SECONDS)
 
 
 def add_tap() -> None:
-    """A TAP with the guest's gateway, as a slot has one. Raises CommandError."""
+    """Add a TAP with the guest's gateway, as in a slot. Raises CommandError."""
     lines = [
         f"tuntap add dev {TAP} mode tap",
         f"link set {TAP} address {GATEWAY_MAC}",
         f"address add {GUEST_GATEWAY}/30 dev {TAP}",
         f"link set {TAP} up",
     ]
-    # /sys shows the network namespace in which it was mounted, which may be another one.
+    # Not from /sys: it shows the network namespace in which it was mounted.
     if TAP not in (name for _, name in socket.if_nameindex()):
         run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")

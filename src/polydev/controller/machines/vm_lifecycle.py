@@ -1,6 +1,7 @@
-"""One VM, moved on: each call does the next thing that is true to be done, and may be repeated.
+"""The lifecycle of one VM: each call does the next step that its state asks for.
 
-Nothing that is remembered here counts: a process that comes after this one finds it out again.
+Every step may be repeated, and nothing that this object remembers is needed: another process that
+takes over finds it out again.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmErr
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Where there is no database there is nothing to be noted either; a VM is not to blame.
+# Without a database or a file system nothing can be noted, and the VM is not the cause.
 NOT_THE_VMS_FAULT = (OperationalError, InterfaceError, PoolTimeout, OSError)
 
 
 class VmLifecycle:
-    """One VM in the hands of this process."""
+    """What this process knows and does about one VM."""
 
     def __init__(self, vm: Vm, deps: Dependencies) -> None:
         self._deps = deps
@@ -69,7 +70,7 @@ class VmLifecycle:
         return asyncio.get_running_loop().time() >= self._retry_at
 
     def follow_login(self) -> None:
-        """Look at its login with the next step, which may be before the next check."""
+        """Check the login with the next step, even if no health check is due."""
         self._login.is_news = True
 
     async def close(self) -> None:
@@ -77,9 +78,9 @@ class VmLifecycle:
         await self._login.close()
 
     async def step(self, vm: Vm) -> bool:
-        """Do the next thing; whether something came of it that may call for the next at once.
+        """Do the next step. Return whether something changed, so that another step may be due.
 
-        Never raises but on cancellation: what goes wrong is logged, told, and tried again.
+        Raises nothing but CancelledError: errors are logged, and the step is tried again.
         """
         try:
             moved = await self._step(vm)
@@ -130,7 +131,7 @@ class VmLifecycle:
         self._log(vm).info("vm_launched", slot=vm.slot, template=vm.template)
 
     async def _with_origin(self, vm: Vm) -> Vm:
-        """The VM made of what is there now, noted before a clone runs that nobody knows as one."""
+        """Choose and note the VM's image and template, before a clone of it runs."""
         if vm.template or vm.boots_because or not self._deps.settings.templates:
             return vm
         try:
@@ -187,14 +188,14 @@ class VmLifecycle:
         return with_account("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
 
     async def _save_credentials(self, vm: Vm, slot: SlotState) -> None:
-        """Store what the VM has of credentials that its session holds, if they can be had."""
+        """Store the credentials that the VM has, if its session holds stored ones."""
         logins, runs = self._deps.logins, slot.runs and slot.vm_id == vm.id
         session = await logins.sessions.of_vm(vm.id)
         if session is None or session.stored_credentials is None or not (runs and vm.ready_at):
             return
         if not await logins.injections.is_holder(session.id):
             return
-        await self._login.close()  # it must not give them to the VM from here on
+        await self._login.close()  # from now on it must not give them to the VM
         try:
             if vm.paused_at is not None:
                 await self._deps.hypervisor.resume(vm.slot, vm.id)
@@ -203,7 +204,7 @@ class VmLifecycle:
             self._log(vm).warning("credentials_not_read_back", problem=error.message)
 
     async def _end(self, vm: Vm, slot: SlotState) -> None:
-        """Stop and remove all of it. Its slot is free once no other VM can come to its files."""
+        """Stop the VM and remove its files. The slot is free once no other VM can reach them."""
         hypervisor = self._deps.hypervisor
         keep_logs = vm.reason is not None and self._deps.settings.keep_failed_seconds > 0
         await self._save_credentials(vm, slot)
@@ -225,7 +226,7 @@ class VmLifecycle:
         self._log(vm).warning("vm_failed", reason=reason, stage=vm.stage, failed_units=units)
 
     async def _retry_or_fail(self, vm: Vm, error: Exception) -> None:
-        """Log it, and end a VM that cannot come up any more; another is tried again."""
+        """Log the error; end a VM that cannot start any more, else try again after a pause."""
         self._tries += 1
         pause = self._deps.intervals.retry_after(self._tries)
         self._retry_at = asyncio.get_running_loop().time() + pause
@@ -246,7 +247,7 @@ class VmLifecycle:
             self._log(vm).warning("vm_step_failed", problem=_words(other))
 
     def _give_up_reason(self, vm: Vm, error: Exception) -> str | None:
-        """Why a VM that comes up is not worth more tries; one that is up always is."""
+        """Return why a VM that starts gets no more tries; None for one that is up."""
         if isinstance(error, NOT_THE_VMS_FAULT):
             return None
         if vm.state == "creating" and self._tries >= self._deps.intervals.start_tries:
@@ -271,4 +272,4 @@ def _words(error: Exception) -> str:
         return error.message
     if isinstance(error, NOT_THE_VMS_FAULT):
         return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
-    return f"an unexpected {type(error).__name__}; the controller's log has more"
+    return f"an unexpected {type(error).__name__}; the controller's log has the details"
