@@ -26,7 +26,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.deploys.images import STORE, rsync_argv
+from polydev.deploys.host_contents import STORE
+from polydev.deploys.images import rsync_argv
 from polydev.disk import file_sha256
 from polydev.image.image_folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.inventory_file import check_inventory
+from polydev.deploys.inventory_file import read_inventory
 from polydev.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, said: 
     file = tmp_path / "inventory.py"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        check_inventory(file)
+        read_inventory(file)
     assert caught.value.message.startswith(f"{file}: {said}")
     assert caught.value.hint
 
@@ -58,12 +58,12 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, said: 
 def test_what_is_taken(tmp_path: Path, text: str) -> None:
     file = tmp_path / "inventory.py"
     file.write_text(text)
-    check_inventory(file)
+    read_inventory(file)
 
 
 @pytest.mark.parametrize("name", ["lab.py", "production.example.py"])
 def test_those_of_the_checkout_are_sound(name: str) -> None:
-    check_inventory(ROOT / "inventory" / name)
+    read_inventory(ROOT / "inventory" / name)
 
 
 @pytest.mark.parametrize("name", ["inventory.py", "group_data/all.py"])
@@ -75,7 +75,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name
     with pytest.raises(
         ConfigError, match=r"slots: this key stands twice, in line \d and in"
     ) as told:
-        check_inventory(tmp_path / "inventory.py")
+        read_inventory(tmp_path / "inventory.py")
     assert told.value.file == tmp_path / name
 
 
@@ -88,12 +88,12 @@ def test_what_a_verb_says_is_refused(tmp_path: Path, key: str, *, is_of_all: boo
     (tmp_path / "group_data").mkdir()
     (tmp_path / "group_data/all.py").write_text(f"{key} = 'replace'\n" if is_of_all else "")
     with pytest.raises(ConfigError, match=f"{key} is a verb's to say"):
-        check_inventory(tmp_path / "inventory.py")
+        read_inventory(tmp_path / "inventory.py")
 
 
 def test_an_error_of_ours_is_told_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "inventory.py"
     file.write_text("from polydev.errors import ConfigError\nraise ConfigError('mine', 'hint')\n")
     with pytest.raises(ConfigError) as caught:
-        check_inventory(file)
+        read_inventory(file)
     assert (caught.value.message, caught.value.hint) == ("mine", "hint")

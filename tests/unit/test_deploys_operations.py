@@ -31,6 +31,7 @@ from polydev.deploys.facts import (
     UnitState,
     UnitStates,
 )
+from polydev.deploys.host_contents import ACCESS_STAMP, STORE
 from polydev.deploys.host_data import HostData
 from polydev.deploys.host_report import HostReport
 from polydev.deploys.operations import (
@@ -566,7 +567,7 @@ class TestGoldenImage:
         self, faked: Faked, there: object
     ) -> None:
         assert self.run(faked, there) == [
-            f"mkdir -p {images.STORE}/incoming/{C}",
+            f"mkdir -p {STORE}/incoming/{C}",
             HERE,
             f"/opt/polydev-ai/bin/polydev-host image add --digest {C}",
             f"/opt/polydev-ai/bin/polydev-host image golden --digest {C}",
@@ -913,7 +914,7 @@ class TestReach:
     def test_a_timer_is_stopped_from_outside_and_then_remembered(self, faked: Faked) -> None:
         assert self.confirm(faked, "active") == [
             HERE,
-            f"""printf %s '{{"confirmed": "h"}}' >{deadman.STAMP}""",
+            f"""printf %s '{{"confirmed": "h"}}' >{ACCESS_STAMP}""",
         ]
 
     def test_without_one_there_is_nothing_to_confirm(self, faked: Faked) -> None:

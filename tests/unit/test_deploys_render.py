@@ -19,14 +19,20 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from polydev.deploys import network, network_checks
-from polydev.deploys.accounts import HOST_FILE
 from polydev.deploys.config_check import check_controller_config
-from polydev.deploys.deadman import ACCESS_FILES, access_hash
-from polydev.deploys.host import browser_host, scope, unit_order
+from polydev.deploys.deadman import access_hash
+from polydev.deploys.host import browser_host
+from polydev.deploys.host_contents import (
+    ACCESS_FILES,
+    HOST_FILE,
+    OLD_SSHD_FILE,
+    SSHD_FILE,
+    backup_scope,
+    unit_order,
+)
 from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
 from polydev.deploys.sysctl import VALUES, sysctl_text
-from polydev.deploys.system_services import SSHD_FILE, SSHD_FILE_BEFORE
 from polydev.errors import ConfigError
 from polydev.hosttool import sshd
 from tests.certificates import make_tls
@@ -129,12 +135,12 @@ class TestWholeHost:
         secret = tmp_path / "jwt"
         secret.write_text("s" * 32)
         values = site(secrets={"jwt-secret": str(secret)})
-        held = [Path(path) for path in scope(check_host_data(values, "x"))["paths"]]
+        held = [Path(path) for path in backup_scope(check_host_data(values, "x"))["paths"]]
         for path in files_of(values):
             assert [each for each in held if Path(path).is_relative_to(each)], path
 
     def test_what_reaches_the_host_is_part_of_what_is_held(self) -> None:
-        made = scope(HostData())
+        made = backup_scope(HostData())
         assert set(made["reach"]) <= set(made["paths"])
         assert set(ACCESS_FILES) <= set(template_paths())
 
@@ -455,7 +461,7 @@ class TestTemplates:
         assert "Restart" in unit_of(files_of(values)[UNITS + self.MAKER])["Service"]
 
     def test_a_way_back_knows_the_maker_too(self) -> None:
-        assert self.MAKER in scope(HostData())["units"]
+        assert self.MAKER in backup_scope(HostData())["units"]
 
     def test_changes_are_seen_in_folders_since_a_link_that_is_replaced_is_not(
         self, site: Site
@@ -683,14 +689,14 @@ class TestOtherFiles:
     def test_the_file_of_earlier_releases_goes_and_a_rollback_brings_it_back(
         self, site: Site
     ) -> None:
-        with fake_host({**DEBIAN, "ls -1A /etc/ssh": [Path(SSHD_FILE_BEFORE).name]}) as host:
+        with fake_host({**DEBIAN, "ls -1A /etc/ssh": [Path(OLD_SSHD_FILE).name]}) as host:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", site()))
                 browser_host()
-            assert host.planned[f"SSH | {SSHD_FILE_BEFORE}"] == [f"rm {SSHD_FILE_BEFORE}"]
-        made = scope(HostData())
-        assert SSHD_FILE_BEFORE in made["paths"]
-        assert SSHD_FILE_BEFORE in made["reach"]
+            assert host.planned[f"SSH | {OLD_SSHD_FILE}"] == [f"rm {OLD_SSHD_FILE}"]
+        made = backup_scope(HostData())
+        assert OLD_SSHD_FILE in made["paths"]
+        assert OLD_SSHD_FILE in made["reach"]
 
     def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
         base = access_hash(HostData())

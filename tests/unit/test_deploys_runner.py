@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import logging
-import runpy
 import shlex
 import signal
 import sys
@@ -15,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api.state import State
 from pyinfra.connectors.util import (
     CommandOutput,
     OutputLine,
     execute_command_with_sudo_retry,
     make_unix_command,
 )
+from pyinfra.context import ctx_state
 
 from polydev.deploys import __main__ as process
-from polydev.deploys.host_data import check_host_data
+from polydev.deploys.inventory_file import read_inventory
 from polydev.deploys.operations import text_file
 from polydev.errors import ConfigError, DeployError
 from tests.unit.fake_host import fake_host
@@ -67,7 +68,7 @@ def make(runner: Any, events: Events, tmp_path: Path) -> Make:
             for number, each in enumerate(answers)
         ]
         inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
-        inventory.write_text(f"hosts = {hosts!r}\n")
+        inventory.write_text(f"browser_hosts = {hosts!r}\n")
         deploy.write_text(DEPLOY)
         return runner.Runner(
             inventory, deploy, lambda event, **fields: events.append({"event": event, **fields})
@@ -120,7 +121,7 @@ class TestPlan:
     ) -> None:
         monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
         inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
-        inventory.write_text("hosts = ['@local']\n")
+        inventory.write_text("browser_hosts = ['@local']\n")
         told = tmp_path / "told"
         deploy.write_text(
             "from pyinfra.context import host\n"
@@ -287,55 +288,26 @@ def test_a_host_whose_sudo_asks_for_a_password_is_an_error(runner: Any) -> None:
     assert "NOPASSWD" in str(told.value.hint)
 
 
-class TestDescribe:
-    def test_the_inventory_of_a_real_host(self, runner: Any, monkeypatch: Any) -> None:
-        monkeypatch.chdir(ROOT)
-        made = runner.Runner(
-            ROOT / "inventory/production.example.py", ROOT / "deploy.py", lambda *_: None
-        )
-        (host,) = made.describe()
-        assert host["name"] == "browsers-1.example.com"
-        assert host["connection"]["ssh_user"] == "deploy"
-        assert host["connection"]["ssh_known_hosts_file"] == "~/.ssh/known_hosts"
-        assert host["deadmanSeconds"] == 90
-        assert "microvm-slot@17.service" in host["scope"]["units"]
+def test_values_as_pyinfra_has_them(runner: Any, tmp_path: Path) -> None:
+    """A host's own values win over its groups' in their order, those over those of all."""
+    (tmp_path / "group_data").mkdir()
+    for name, text in {
+        "all": "import os\nfrom typing import Any as _any\na = b = c = d = e = 'all'\n",
+        "berlin": "b = c = d = e = 'berlin'\n",
+        "sites": "c = d = e = 'file'\n",
+    }.items():
+        (tmp_path / "group_data" / f"{name}.py").write_text(text)
+    file = tmp_path / "sites.py"
+    file.write_text(
+        "browser_hosts = ([('x', {'e': 'own'}), 'y'], {'a': 'list', 'd': 'list'})\nberlin = ['x']\n"
+    )
+    from pyinfra_cli.inventory import make_inventory
 
-    def test_its_keys_are_all_known_and_those_commented_out_too(self) -> None:
-        ((name, values),) = runpy.run_path(str(ROOT / "inventory/production.example.py"))[
-            "browser_hosts"
-        ]
-        assert check_host_data(values, name).slots == 16
-        text = (ROOT / "inventory/production.example.py").read_text()
-        for key in ("secrets", "firecracker", "image"):
-            assert f'# "{key}": ' in text
-
-    def test_a_list_of_another_name_is_named(self, runner: Any, tmp_path: Path) -> None:
-        inventory = tmp_path / "inventory.py"
-        inventory.write_text("hosts = [('browsers', {'slots': 3})]\n")
-        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
-        with pytest.raises(ConfigError, match="no list browser_hosts; is it hosts"):
-            made.describe()
-
-    def test_a_broken_file_of_values_for_all_is_named(self, runner: Any, tmp_path: Path) -> None:
-        inventory = tmp_path / "inventory.py"
-        inventory.write_text("browser_hosts = ['browsers']\n")
-        (tmp_path / "group_data").mkdir()
-        (tmp_path / "group_data" / "all.py").write_text("slots = eight\n")
-        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
-        with pytest.raises(ConfigError, match=r"all\.py: cannot be read: NameError"):
-            made.describe()
-
-    def test_what_is_wrong_is_named(self, runner: Any, tmp_path: Path) -> None:
-        inventory = tmp_path / "inventory.py"
-        inventory.write_text("browser_hosts = [('browsers', {'slots': 0})]\n")
-        made = runner.Runner(inventory, ROOT / "deploy.py", lambda *_: None)
-        with pytest.raises(ConfigError, match="inventory: browsers: slots: "):
-            made.describe()
-
-    def test_an_inventory_that_is_not_there(self, runner: Any, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no inventory") as failure:
-            runner.Runner(tmp_path / "none.py", ROOT / "deploy.py", lambda *_: None)
-        assert "lab.up" in str(failure.value.hint)
+    with ctx_state.use(State()):
+        wanted = make_inventory(str(file), {}, str(tmp_path / "elsewhere"))
+    found = read_inventory(file)
+    assert found == {host.name: dict(host.data.dict()) for host in wanted}
+    assert found["x"] == {"a": "list", "b": "berlin", "c": "file", "d": "file", "e": "own"}
 
 
 class TestProcess:
@@ -382,7 +354,7 @@ class TestProcess:
         deploy: str | None,
         missing: str,
     ) -> None:
-        (tmp_path / "inventory.py").write_text("hosts = ['@fake/0']\n")
+        (tmp_path / "inventory.py").write_text("browser_hosts = ['@fake/0']\n")
         (tmp_path / "templates").mkdir()
         if deploy:
             (tmp_path / "deploy.py").write_text(deploy)
@@ -396,7 +368,7 @@ class TestProcess:
     def test_a_file_of_another_place_is_another_fault(
         self, lines: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        (tmp_path / "inventory.py").write_text("hosts = ['@fake/0']\n")
+        (tmp_path / "inventory.py").write_text("browser_hosts = ['@fake/0']\n")
         (tmp_path / "deploy.py").write_text("open('/nowhere/at/all')")
         monkeypatch.chdir(tmp_path)
         with pytest.raises(FileNotFoundError, match="nowhere"):

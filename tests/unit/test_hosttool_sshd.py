@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.system_services import SSHD_FILE, effective_sshd
+from polydev.deploys.host_contents import SSHD_FILE
+from polydev.deploys.system_services import effective_sshd
 from polydev.hosttool import sshd
 from polydev.hosttool.errors import HostError
 

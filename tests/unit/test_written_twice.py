@@ -24,7 +24,7 @@ from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
 from polydev.controller.machines import bridge, systemd_hypervisor, template_maker
 from polydev.deployment_records import order
-from polydev.deploys import controller, network
+from polydev.deploys import host_contents
 from polydev.hosttool import (
     controller_program,
     network_state,
@@ -38,7 +38,7 @@ from polydev.vm import config, launch, qemu, template_holder
 
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
-BRIDGE = network.BRIDGE
+BRIDGE = host_contents.BRIDGE
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ BRIDGE = network.BRIDGE
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", host_probe.HOST, str(slots.HOST_FILE)),
-            ("configuration", host_probe.CONFIG, controller.CONFIG),
+            ("configuration", host_probe.CONFIG, host_contents.CONFIG_FILE),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),
             ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
             ("QEMU", host_probe.QEMU, qemu.QEMU),

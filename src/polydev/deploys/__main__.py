@@ -1,10 +1,10 @@
-"""pyinfra as a process of its own that tells what it does, one JSON object a line.
+"""The deploy process: it writes what it does to stdout, one JSON object a line.
 
-    describe    every host of the inventory: how it is reached, what it should be, its scope
-    apply       plan one host; with the word `go` on stdin, make it so
+    describe    every host of the inventory: its connection and what a backup of it holds
+    apply       plan one host; with the word `go` on stdin, apply the plan
 
-Apart from the process that runs the deployment, because pyinfra's connections want a process
-of their own, and so that they end with it, however it ends.
+pyinfra patches sockets and threads of its process, so the verbs run it in one of its own. That
+process ends with the verb, however the verb ends.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deploys.checkout import missing_part_error
+from polydev.deploys.describe import described_hosts
 from polydev.errors import ConfigError, Error
 
 PR_SET_PDEATHSIG = 1
@@ -29,12 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     # A deployment whose operator's process was killed must not go on by itself.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
+        if arguments.verb == "describe":
+            emit("hosts", hosts=described_hosts(Path(arguments.inventory)))
+            return 0
         from polydev.deploys.runner import Runner
 
         runner = Runner(Path(arguments.inventory), Path(arguments.deploy), emit)
-        if arguments.verb == "describe":
-            emit("hosts", hosts=runner.describe())
-            return 0
         return runner.apply(arguments.host, json.loads(arguments.data), plan_only=arguments.plan)
     except Error as error:
         emit("error", **error.as_dict())

@@ -10,10 +10,17 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.host_data import HostData
-from polydev.deploys.network import BRIDGE, NETDEV_FILE, NETWORK_FILE, network_values, slot_config
-from polydev.deploys.operations import (
+from polydev.deploys.host_contents import (
+    BRIDGE,
+    HOST_FILE,
+    NETDEV_FILE,
+    NETWORK_FILE,
+    SYSCTL_FILE,
     TOOL,
+)
+from polydev.deploys.host_data import HostData
+from polydev.deploys.network import network_values, slot_config
+from polydev.deploys.operations import (
     create_tmpfiles_folders,
     directory,
     show_diff,
@@ -23,7 +30,6 @@ from polydev.deploys.operations import (
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import own_units, render
 from polydev.deploys.secret_files import CERTIFICATE, SECRETS
-from polydev.deploys.sysctl import PATH as SYSCTL_FILE
 from polydev.deploys.sysctl import VALUES, sysctl_text
 from polydev.deploys.system_services import JOURNAL_FILE, effective_sshd, journal_values
 from polydev.host_layout import (
@@ -35,14 +41,12 @@ from polydev.host_layout import (
 )
 from polydev.hosttool.accounts import SYSUSERS as USERS_FILE
 from polydev.hosttool.accounts import Account
-from polydev.hosttool.slots import HOST_FILE as HOST_PATH
 from polydev.image_layout import STORE, TEMPLATES
 
 CONTROLLER_USER = "polydev-controller"
 CONTROLLER_COMMENT = "Controller of the browser VMs"
 VM_USER = "polydev-vm-"
 VM_ROOT = "/var/lib/microvm"
-HOST_FILE = str(HOST_PATH)
 FOLDERS_FILE = "/etc/tmpfiles.d/polydev.conf"
 
 

@@ -17,16 +17,12 @@ from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
 from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.database import DatabaseChange, database_change
-from polydev.deploys.facts import (
-    JsonFile,
-    PythonVersion,
-    UnitFact,
-)
+from polydev.deploys.facts import JsonFile, PythonVersion, UnitFact
+from polydev.deploys.host_contents import CONFIG_FILE, CONTROLLER_FOLDER, TOOL
 from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_report import HostReport
 from polydev.deploys.network_checks import Problem
 from polydev.deploys.operations import (
-    TOOL,
     PlacedFile,
     directory,
     opaque_file,
@@ -41,15 +37,13 @@ from polydev.deploys.rsync import remote_options, send
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.deploys.units import touched_words, unit, unit_file
 from polydev.errors import DeployError
-from polydev.host_layout import CONTROLLER_CONFIG, CONTROLLER_DATABASE, CONTROLLER_ROOT
+from polydev.host_layout import CONTROLLER_DATABASE
 from polydev.hosttool.units import MAIN as SERVICE
 from polydev.hosttool.units import NEXT, SOCKET
 from polydev.image_layout import STORE
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 
-ROOT = str(CONTROLLER_ROOT)
-CONFIG = str(CONTROLLER_CONFIG / "config.yaml")
 # Keys of the configuration that a deployment knows better, and what they follow from.
 DERIVED_FROM = {
     "host": "controller_listen",
@@ -128,9 +122,9 @@ def unit_values(site: HostData) -> dict[str, Any]:
     return {
         "listen": site.controller_listen,
         "user": CONTROLLER_USER,
-        "config_file": CONFIG,
+        "config_file": CONFIG_FILE,
         "credentials": {name: f"{SECRETS}/{name}" for name in sorted(site.secrets)},
-        "root": ROOT,
+        "root": CONTROLLER_FOLDER,
         "vm_root": VM_ROOT,
     }
 
@@ -143,8 +137,8 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
         requirements = Path(name, "requirements.txt")
         requirements.write_text(bundle.requirements)
         for files, folder in (
-            ([wheel.path for wheel in bundle.wheels], f"{ROOT}/wheels"),
-            ([requirements], f"{ROOT}/incoming/{release}"),
+            ([wheel.path for wheel in bundle.wheels], f"{CONTROLLER_FOLDER}/wheels"),
+            ([requirements], f"{CONTROLLER_FOLDER}/incoming/{release}"),
         ):
             size_bytes = sum(file.stat().st_size for file in files)
             send([*common, *files, target.remote(f"{folder}/")], target, folder, size_bytes)
@@ -156,7 +150,7 @@ def release(
     site: HostData, target: SshTarget, digest: str, release: str, commit: str, damage: list[str]
 ) -> Commands:
     """A release with this digest is there, made without any package index; not yet in use."""
-    now = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    now = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     if now.get("digest") == digest and not damage:
         host.noop(f"release {now.get('id')} is the same")
         return
@@ -164,7 +158,7 @@ def release(
     show_diff(f"- release {now.get('id')} ({str(now.get('digest'))[:12]})")
     show_diff(f"+ release {release} ({digest[:12]})")
     python = host.get_fact(PythonVersion)
-    yield StringCommand(f"mkdir -p {ROOT}/incoming/{release}")
+    yield StringCommand(f"mkdir -p {CONTROLLER_FOLDER}/incoming/{release}")
     yield run_locally(send_release, site, target, release, python)
     words = ["release", "create", "--id", release, "--digest", digest, "--commit", commit]
     yield StringCommand(f"{TOOL} {shlex.join(words)}")
@@ -180,7 +174,7 @@ def migration(
     files: tuple[tuple[str, str], ...] = (),
 ) -> Commands:
     """The database that the configuration names has the schema of the release that is to run."""
-    current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    current = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     running = host.get_fact(UnitFact, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest and not damage
     if is_same and running.config == config and not database.changed:
@@ -237,7 +231,7 @@ def handover(
 
     `move` are the words that a move of the database adds, which stops the service meanwhile.
     """
-    current = host.get_fact(JsonFile, path=f"{ROOT}/current/release.json")
+    current = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     running = host.get_fact(UnitFact, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest and not damage
     is_current = running.config == config and not running.touched
@@ -276,8 +270,8 @@ def controller(site: HostData, target: SshTarget, deployment_id: str, live: Host
     if database.is_postgresql:
         postgresql_client(target)
     values = unit_values(site)
-    settings = PlacedFile(CONFIG, config_text(site))
-    text_file(CONFIG, settings.text, mode="640", group=CONTROLLER_USER)
+    settings = PlacedFile(CONFIG_FILE, config_text(site))
+    text_file(CONFIG_FILE, settings.text, mode="640", group=CONTROLLER_USER)
     secrets = _secrets(site)
     socket = unit_file(SOCKET, values)
     unit_file(f"{NEXT}.service", values, settings, *secrets)
@@ -321,7 +315,3 @@ def controller(site: HostData, target: SshTarget, deployment_id: str, live: Host
         files=config.files,
         move=database.move_words(deployment_id),
     )
-
-
-def unit_names() -> list[str]:
-    return [SOCKET, SERVICE]

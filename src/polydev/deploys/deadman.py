@@ -14,36 +14,21 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.facts import Firewall, JsonFile, UnitFact
+from polydev.deploys.host_contents import ACCESS_FILES, ACCESS_STAMP, FIREWALL_FILE, TOOL
 from polydev.deploys.host_data import HostData
 from polydev.deploys.host_report import NetworkDifferences
-from polydev.deploys.network import (
-    FIREWALL_FILE,
-    NETDEV_FILE,
-    NETWORK_FILE,
-    TABLE,
-    network_values,
-)
-from polydev.deploys.operations import TOOL, run_locally, show_diff
+from polydev.deploys.network import TABLE, network_values
+from polydev.deploys.operations import run_locally, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import config_hash, render
-from polydev.deploys.system_services import SSHD_FILE, sshd_values
+from polydev.deploys.system_services import sshd_values
 from polydev.errors import CommandError, DeployError
-from polydev.host_layout import BACKUPS, HOST_HOME
+from polydev.host_layout import BACKUPS
 from polydev.hosttool.network_facts import BRIDGE_PART
 from polydev.run import run
 from polydev.ssh import SshTarget
 
-STAMP = str(HOST_HOME / "reach.json")
 TIMER = "polydev-deadman.timer"
-ACCESS_FILES = (
-    SSHD_FILE,
-    NETDEV_FILE,
-    NETWORK_FILE,
-    "/etc/systemd/system/polydev-network.service",
-    "/etc/systemd/system/polydev-firewall.service",
-    "/etc/systemd/system/ssh.service.d/polydev.conf",
-    FIREWALL_FILE,
-)
 
 
 def access_hash(site: HostData) -> str:
@@ -62,7 +47,7 @@ def arm(
     deployment_id: str,
 ) -> Commands:
     """A timer on the host, if what follows will change how it is reached."""
-    confirmed = host.get_fact(JsonFile, path=STAMP).get("confirmed")
+    confirmed = host.get_fact(JsonFile, path=ACCESS_STAMP).get("confirmed")
     touched = ["the firewall"] if _is_touched(firewall) else []
     touched += ["the bridge"] if bridge else []
     touched += ["the SSH daemon"] if sshd else []
@@ -93,7 +78,7 @@ def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
         return
     yield run_locally(confirm_over_new_connection, target, seconds)
     text = shlex.quote(json.dumps({"confirmed": reach}))
-    yield StringCommand(f"printf %s {text} >{STAMP}")
+    yield StringCommand(f"printf %s {text} >{ACCESS_STAMP}")
 
 
 def confirm_over_new_connection(target: SshTarget, seconds: int) -> None:

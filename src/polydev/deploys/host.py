@@ -10,79 +10,37 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deployment_id import new_deployment_id
-from polydev.deploys import controller as controller_part
-from polydev.deploys.accounts import HOST_FILE, accounts, host_json
+from polydev.deploys.accounts import accounts, host_json
 from polydev.deploys.controller import check_controller, controller
-from polydev.deploys.deadman import ACCESS_FILES, STAMP, arm_deadman, confirm_deadman
+from polydev.deploys.deadman import arm_deadman, confirm_deadman
 from polydev.deploys.fact_shell import BackgroundTask, read_facts_through_one_shell
 from polydev.deploys.firecracker import hypervisor
+from polydev.deploys.host_contents import TOOL, backup_scope, unit_order
 from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.host_report import read_host_report
 from polydev.deploys.host_tool import host_tool
-from polydev.deploys.images import STORE, images
+from polydev.deploys.images import images
 from polydev.deploys.network import (
-    DNS_UNIT,
-    FIREWALL_UNIT,
-    NETWORK_UNIT,
-    SLOTS_TARGET,
     bridge,
     firewall,
     names,
     network_watch,
     require_free_networks,
-    slot_units,
     slots,
     warn_of_open_api,
 )
-from polydev.deploys.operations import TOOL
 from polydev.deploys.packages import packages
 from polydev.deploys.pyinfra_types import host_values
-from polydev.deploys.render import template_paths
-from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.sysctl import kernel, overriding_settings
-from polydev.deploys.system_services import SSHD_FILE_BEFORE, journal, ssh
+from polydev.deploys.system_services import journal, ssh
 from polydev.deploys.units import unit_overrides
-from polydev.deploys.vm_units import ACCELERATOR_UNIT, TEMPLATE_UNITS, accelerator, templates, vms
-from polydev.host_layout import CONTROLLER_DATABASE
-from polydev.hosttool.units import TEMPLATE_MAKER, WATCH
+from polydev.deploys.vm_units import accelerator, templates, vms
 from polydev.ssh import SshTarget
 
 # A deployment of everything asks the host tool for these too, beside the parts of its targets.
 OF_ALL = ("accounts", "network", "permissions", "polkit", "reserve", "settings", "sshd", "watch")
 KEEPALIVE_SECONDS = 5
 CUT_AFTER_MS = 20_000
-
-
-def unit_order(site: HostData) -> list[str]:
-    """Every unit that must be active, in the order of its start."""
-    first = ["systemd-journald.service", "ssh.service", NETWORK_UNIT, FIREWALL_UNIT]
-    return [
-        *first,
-        *slot_units(site),
-        SLOTS_TARGET,
-        DNS_UNIT,
-        WATCH,
-        *controller_part.unit_names(),
-        ACCELERATOR_UNIT,
-        *TEMPLATE_UNITS,
-    ]
-
-
-def scope(site: HostData) -> dict[str, Any]:
-    """What a backup of this host holds: everything that a deploy may change, but packages."""
-    paths = {*template_paths(), HOST_FILE, STAMP, TOOL, controller_part.CONFIG}
-    paths |= {SECRETS, SSHD_FILE_BEFORE, "/etc/sysctl.d/60-polydev.conf"}
-    return {
-        "paths": sorted(paths),
-        "reach": [*ACCESS_FILES, STAMP, SSHD_FILE_BEFORE],
-        # The maker first: where it is stopped, then after what starts it.
-        "units": [TEMPLATE_MAKER, *unit_order(site)],
-        "controller": {
-            "root": controller_part.ROOT,
-            "database": str(CONTROLLER_DATABASE),
-        },
-        "store": STORE,
-    }
 
 
 def tune_connection() -> None:
@@ -129,7 +87,7 @@ def browser_host() -> None:
     if site.concerns("vm-agent"):
         images(site, target, live.images)
     if site.concerns():
-        arm_deadman(site, live.network, live.sshd, json.dumps(scope(site)), deployment_id)
+        arm_deadman(site, live.network, live.sshd, json.dumps(backup_scope(site)), deployment_id)
         ssh(live.sshd)
         bridge(site, live.network)
         firewall(site)

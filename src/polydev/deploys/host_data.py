@@ -17,7 +17,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pyinfra.api.arguments import all_global_arguments
 from typing_extensions import Self
 
 from polydev.deploys.listen_address import ListenAddress, parse_listen_address
@@ -189,8 +188,13 @@ def check_host_data(values: dict[str, Any], host: str) -> HostData:
 
 def _unknown_to_pyinfra(values: dict[str, Any]) -> list[Problem]:
     """Keys that look like arguments of pyinfra's operations, and are none."""
+    given = [key for key in values if key.startswith("_")]
+    if not given:
+        return []
+    from pyinfra.api.arguments import all_global_arguments  # slow, and seldom needed
+
     known = [name for name, _ in all_global_arguments()]
-    unknown = [key for key in values if key.startswith("_") and key not in known]
+    unknown = [key for key in given if key not in known]
     return [(key, f"pyinfra has no such argument{near(key, known)}") for key in unknown]
 
 

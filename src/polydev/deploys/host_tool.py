@@ -9,7 +9,8 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev import hosttool
-from polydev.deploys.operations import TOOL, directory, opaque_file, show_diff
+from polydev.deploys.host_contents import TOOL
+from polydev.deploys.operations import directory, opaque_file, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.host_layout import HOST_HOME, HOST_TOOL
 from polydev.hosttool.paths import Paths
@@ -28,6 +29,10 @@ def keep_reserve(differences: list[str]) -> Commands:
 
 @concern("Host tool")
 def host_tool(reserve: list[str]) -> None:
+    """A deployment has installed it before its plan, to take the lock: then nothing is to do.
+
+    A plan alone installs nothing, and shows here that the host has another one.
+    """
     directory(str(HOST_HOME))
     directory(str(HOST_TOOL.parent))
     opaque_file(TOOL, tool_bytes())

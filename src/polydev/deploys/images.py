@@ -10,17 +10,15 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
 
-from polydev import image_layout
+from polydev.deploys.host_contents import STORE, TOOL
 from polydev.deploys.host_data import HostData
-from polydev.deploys.operations import TOOL, run_locally, show_diff
+from polydev.deploys.operations import run_locally, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.rsync import remote_options, send
 from polydev.errors import ConfigError
 from polydev.image_layout import GOLDEN_LINK as GOLDEN
 from polydev.image_layout import IN_USE
 from polydev.ssh import SshTarget
-
-STORE = str(image_layout.STORE)
 
 
 def wanted_image(site: HostData) -> str:

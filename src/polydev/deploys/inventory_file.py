@@ -1,4 +1,9 @@
-"""The inventory as a file of Python: what pyinfra would pass over without a word is an error."""
+"""Inventories: files of Python, as pyinfra has them, read without pyinfra.
+
+    file, group_data/*.py → host → its own values, over those of its groups, over those of all
+
+Mistakes that pyinfra ignores are errors here.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,36 @@ OF_VERBS = ("target", "deployment_id", "move_database")
 HINT = f"inventory/production.example.py shows the list, {LIST}"
 
 
-def check_inventory(file: Path) -> None:
-    """Raise ConfigError unless all hosts of the file are in one sound list of the right name."""
-    for each in (file, *sorted((file.parent / "group_data").glob("*.py"))):
+def read_inventory(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the values of each host. Raises ConfigError unless the file is sound.
+
+    A host's groups are the lists that name it, in their order, and then the file itself.
+    """
+    if not file.is_file():
+        hint = "./inv lab.up, or see inventory/production.example.py"
+        raise ConfigError(f"no inventory {file}", hint)
+    lists = _sound_lists(file)
+    lists.setdefault(file.stem, (lists[LIST][0], {}))
+    of_groups = {each.stem: _group_values(each) for each in _group_files(file)}
+    hosts = {}
+    for name in lists[LIST][0]:
+        of_all: dict[str, Any] = dict(of_groups.get("all", {}))
+        own: dict[str, Any] = {}
+        for group, (members, data) in lists.items():
+            if name in members:
+                of_all |= {**data, **of_groups.get(group, {})}
+                own |= members[name]
+        hosts[name] = of_all | own
+    return hosts
+
+
+Group = tuple[dict[str, dict[str, Any]], dict[str, Any]]
+"""The values of each host that a list names, and those of the list itself."""
+
+
+def _sound_lists(file: Path) -> dict[str, Group]:
+    """Run the file; return its lists. Raises ConfigError unless all hosts are in one, LIST."""
+    for each in (file, *_group_files(file)):
         _refuse_keys_twice(each)
         if each != file:
             _refuse_keys_of_verbs(_assigned(each), each, "its keys")
@@ -30,16 +62,15 @@ def check_inventory(file: Path) -> None:
         others = ", ".join(lists)
         meant = near(LIST, list(lists)) if len(lists) != 1 else f"; is it {others}?"
         raise ConfigError(f"there is no list {LIST}{meant}", HINT, file=file)
-    found = names[LIST]
-    hosts = found[0] if isinstance(found, tuple) and len(found) == 2 else found
-    if not isinstance(hosts, list):
-        kind = type(found).__name__
+    found, _ = _members(names[LIST])
+    if not isinstance(found, list):
+        kind = type(names[LIST]).__name__
         raise ConfigError(f"must be a list, and is of type {kind}", HINT, file=file, key=LIST)
-    known = list(_host_names(hosts, file))
+    known = list(_host_names(found, file))
+    groups: dict[str, Group] = {}
     for name, value in lists.items():
-        members = value[0] if isinstance(value, tuple) else value
-        for each in members:
-            host = each[0] if isinstance(each, tuple) else each
+        members, data = _members(value)
+        for host in _values_by_name(members):
             if host not in known:
                 raise ConfigError(
                     f"{host!r} is not in {LIST}; every list counts as hosts",
@@ -48,6 +79,40 @@ def check_inventory(file: Path) -> None:
                     file=file,
                     key=name,
                 )
+        groups[name] = _values_by_name(members), data
+    groups.setdefault(LIST, ({}, {}))
+    return groups
+
+
+def _members(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the hosts of a group and its own values, if it has any."""
+    is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict)
+    return value if is_pair else (value, {})
+
+
+def _values_by_name(members: list[Any]) -> dict[str, dict[str, Any]]:
+    pairs = (each if isinstance(each, tuple) else (each, {}) for each in members)
+    return {name: dict(values) for name, values in pairs}
+
+
+def _group_files(file: Path) -> list[Path]:
+    return sorted((file.parent / "group_data").glob("*.py"))
+
+
+def _group_values(file: Path) -> dict[str, Any]:
+    """Return what a file of group data sets: its names, without those that it imports."""
+    imported = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.parse(file.read_bytes()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    names = _run(file)
+    return {
+        name: value
+        for name, value in names.items()
+        if name not in imported and not name.startswith("__")
+    }
 
 
 def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:

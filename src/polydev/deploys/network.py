@@ -10,10 +10,24 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import HostNetworks
+from polydev.deploys.host_contents import (
+    BRIDGE,
+    DNS_UNIT,
+    FIREWALL_FILE,
+    FIREWALL_UNIT,
+    NETDEV_FILE,
+    NETWORK_FILE,
+    NETWORK_UNIT,
+    SLOT_UNIT,
+    SLOTS_TARGET,
+    TOOL,
+    VM_UNIT,
+    slot_units,
+)
 from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_report import NetworkDifferences
 from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
-from polydev.deploys.operations import TOOL, load_firewall, template
+from polydev.deploys.operations import load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
@@ -21,18 +35,8 @@ from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST
 from polydev.hosttool import network_facts, network_state
 from polydev.hosttool import slots as host_slots
 from polydev.hosttool.network_facts import BRIDGE_PART, WORST_METRIC
-from polydev.hosttool.units import SLOT, VM, WATCH
+from polydev.hosttool.units import WATCH
 
-BRIDGE = "br-vm"
-NETDEV_FILE = f"/etc/systemd/network/30-{BRIDGE}.netdev"
-NETWORK_FILE = f"/etc/systemd/network/30-{BRIDGE}.network"
-FIREWALL_FILE = "/etc/polydev/firewall.nft"
-NETWORK_UNIT = "polydev-network.service"
-FIREWALL_UNIT = "polydev-firewall.service"
-DNS_UNIT = "polydev-dns.service"
-SLOT_UNIT = f"{SLOT}.service"
-VM_UNIT = f"{VM}.service"
-SLOTS_TARGET = "polydev-slots.target"
 DOMAIN = "vm.internal"
 TABLE = "polydev"
 
@@ -56,10 +60,6 @@ def network_values(site: HostData) -> dict[str, Any]:
         "domain": DOMAIN,
         "table": TABLE,
     }
-
-
-def slot_units(site: HostData) -> list[str]:
-    return [f"microvm-slot@{number}.service" for number in site.slot_numbers]
 
 
 def require_free_networks(site: HostData) -> None:

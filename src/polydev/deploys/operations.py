@@ -19,10 +19,7 @@ from polydev.deploys.facts import FileState, Firewall, Folders, Names, SysctlVal
 from polydev.deploys.pyinfra_types import Commands, operation
 from polydev.deploys.render import render
 from polydev.errors import Error
-from polydev.hosttool.paths import Paths
 from polydev.hosttool.upload import file_upload
-
-TOOL = str(Paths().tool)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pyinfra.context import host
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
-from polydev.deploys.operations import TOOL, run_locally
+from polydev.deploys.host_contents import TOOL
+from polydev.deploys.operations import run_locally
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.errors import DeployError
 from polydev.run import run

@@ -23,15 +23,10 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import BaseStateCallback, State, StateStage
 from pyinfra.connectors import util as connectors
 from pyinfra.context import ctx_config, ctx_host, ctx_state
-from pyinfra_cli.exceptions import UnexpectedExternalError
-from pyinfra_cli.inventory import make_inventory
 
-from polydev.deploys.host_data import HostData, check_host_data
-from polydev.deploys.inventory_file import check_inventory
-from polydev.deploys.listen_address import ListenAddress
+from polydev.deploys.inventory_file import LIST, read_inventory
 from polydev.deploys.pyinfra_types import FOR_OPERATOR
-from polydev.deploys.ssh_settings import PREFIX
-from polydev.errors import ConfigError, DeployError, Error
+from polydev.errors import ConfigError, DeployError
 from polydev.hosttool.deployment_slice import in_slice
 from polydev.run import PLAIN_ENGLISH
 
@@ -39,13 +34,6 @@ Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')
 OPERATION = "--> Starting operation: "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def controller_url(site: HostData) -> str:
-    """Return where the host itself reaches its controller."""
-    listen = site.listen
-    scheme = "https" if site.speaks_tls else "http"
-    return f"{scheme}://{ListenAddress(listen.from_host, listen.port)}"
 
 
 def no_password(_prompt: str = "") -> str:
@@ -66,40 +54,9 @@ class Runner:
     """One inventory and one deploy file."""
 
     def __init__(self, inventory: Path, deploy: Path, emit: Emit) -> None:
-        if not inventory.is_file():
-            raise ConfigError(
-                f"no inventory {inventory}", "./inv lab.up, or see inventory/production.example.py"
-            )
         self.inventory = inventory
         self.deploy = deploy
         self.emit = emit
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Every host with its checked values, its connection and what a backup of it holds."""
-        from polydev.deploys.host import scope
-
-        check_inventory(self.inventory)
-        described = []
-        with ctx_state.use(State()):
-            inventory = self._load({})
-        for host in inventory:
-            values = dict(host.data.dict())
-            site = check_host_data(values, host.name)
-            connection = {
-                key: str(value)
-                for key, value in values.items()
-                if key.startswith(PREFIX) and value is not None
-            }
-            described.append(
-                {
-                    "name": host.name,
-                    "connection": connection,
-                    "scope": scope(site),
-                    "deadmanSeconds": site.deadman_seconds,
-                    "controller": controller_url(site),
-                }
-            )
-        return described
 
     def apply(self, name: str | None, data: dict[str, Any], *, plan_only: bool) -> int:
         """Plan one host and, if told to go on, make it so. 0, or 1 after a failure."""
@@ -167,15 +124,9 @@ class Runner:
         return changing
 
     def _load(self, data: dict[str, Any]) -> Inventory:
-        try:
-            loaded: Inventory = make_inventory(str(self.inventory), data, str(Path.cwd()))
-        except UnexpectedExternalError as error:
-            why = error.exception
-            if isinstance(why, Error):
-                raise why from None
-            words = f"cannot be read: {type(why).__name__}: {why}"
-            raise ConfigError(words, "correct the file", file=Path(error.filename)) from why
-        return loaded
+        """Return the inventory as pyinfra wants it; `data` counts before each host's values."""
+        hosts = list(read_inventory(self.inventory).items())
+        return Inventory((hosts, {}), override_data=data, **{LIST: (hosts, {})})
 
 
 def _put_in_slice(state: State, deployment_id: str) -> None:

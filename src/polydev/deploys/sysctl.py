@@ -7,10 +7,10 @@ import shlex
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.operations import TOOL, show_diff, sysctl_value, text_file
+from polydev.deploys.host_contents import SYSCTL_FILE, TOOL
+from polydev.deploys.operations import show_diff, sysctl_value, text_file
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 
-PATH = "/etc/sysctl.d/60-polydev.conf"
 VALUES = {
     "net.ipv4.ip_forward": "1",  # VMs reach the internet through the host
     "net.core.somaxconn": "4096",  # the controller's backlog while releases change
@@ -23,7 +23,7 @@ def sysctl_text(values: dict[str, str]) -> str:
 
 @concern("Kernel settings")
 def kernel() -> None:
-    text_file(PATH, sysctl_text(VALUES))
+    text_file(SYSCTL_FILE, sysctl_text(VALUES))
     for key, value in VALUES.items():
         sysctl_value(name=f"sysctl {key}", key=key, value=value)
 

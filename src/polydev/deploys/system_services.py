@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from polydev.deploys.host_contents import JOURNAL_UNIT, OLD_SSHD_FILE, SSH_UNIT, SSHD_FILE
 from polydev.deploys.host_data import HostData
 from polydev.deploys.operations import directory, remove_file, template
 from polydev.deploys.pyinfra_types import concern
 from polydev.deploys.render import UNITS
 from polydev.deploys.units import unit, unit_file
 
-SSH_UNIT = "ssh.service"
-JOURNAL_UNIT = "systemd-journald.service"
-SSHD_FILE = "/etc/ssh/sshd_config.d/00-polydev.conf"
-# Its name in earlier releases; a cloud image's 50-cloud-init.conf came before it.
-SSHD_FILE_BEFORE = "/etc/ssh/sshd_config.d/50-polydev.conf"
 SSHD_SETTINGS = {
     "PermitRootLogin": "no",
     "PasswordAuthentication": "no",
@@ -46,7 +42,7 @@ def effective_sshd() -> dict[str, str]:
 @concern("SSH")
 def ssh(differences: list[str]) -> None:
     settings = template(SSHD_FILE, sshd_values())
-    remove_file(name=SSHD_FILE_BEFORE, path=SSHD_FILE_BEFORE)
+    remove_file(name=OLD_SSHD_FILE, path=OLD_SSHD_FILE)
     directory(f"{UNITS}/ssh.service.d")
     config = unit_file(SSHD_DROP_IN, {}, settings)
     unit(

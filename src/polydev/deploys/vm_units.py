@@ -9,12 +9,19 @@ from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.bundle import vm_digest
-from polydev.deploys.controller import CONFIG, ROOT
+from polydev.deploys.host_contents import (
+    ACCELERATOR_UNIT,
+    CONFIG_FILE,
+    CONTROLLER_FOLDER,
+    STORE,
+    TEMPLATE_PATH,
+    TEMPLATE_SOCKET,
+    TOOL,
+    VM_UNIT,
+)
 from polydev.deploys.host_data import HostData
-from polydev.deploys.images import STORE
-from polydev.deploys.network import VM_UNIT
 from polydev.deploys.network_checks import GUESTS
-from polydev.deploys.operations import TOOL, show_diff, template
+from polydev.deploys.operations import show_diff, template
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.units import reload_units, unit, unit_file
@@ -22,19 +29,14 @@ from polydev.host_layout import CONTROLLER_HOME
 from polydev.hosttool.units import TEMPLATE_HOLDER, TEMPLATE_MAKER
 from polydev.vm.qemu import QEMU
 
-ACCELERATOR_UNIT = "polydev-accelerator.service"
 POLKIT_FILE = "/etc/polkit-1/rules.d/50-polydev.rules"
 # What QEMU needs beside the guest's memory and the cache of translated code.
 QEMU_MIB = 512
-HOLDER_SOCKET = "polydev-templates.socket"
-CHANGES_UNIT = "polydev-template.path"
-# They must be active; the maker runs for a minute now and then, and may fail: VMs boot then.
-TEMPLATE_UNITS = (HOLDER_SOCKET, TEMPLATE_HOLDER, CHANGES_UNIT)
 
 
 def vm_values(site: HostData) -> dict[str, Any]:
     return {
-        "root": ROOT,
+        "root": CONTROLLER_FOLDER,
         "vm_root": VM_ROOT,
         "vm_user": VM_USER,
         "controller_user": CONTROLLER_USER,
@@ -73,7 +75,7 @@ def accelerator(site: HostData) -> None:
 def template_values(site: HostData) -> dict[str, Any]:
     return {
         **vm_values(site),
-        "config_file": CONFIG,
+        "config_file": CONFIG_FILE,
         "controller_home": str(CONTROLLER_HOME),
         "guest_network": GUESTS,
         "holder_max_mib": 2 * (site.vm_memory_mib + QEMU_MIB),
@@ -91,21 +93,21 @@ def templates(site: HostData) -> None:
     maker = unit_file(TEMPLATE_MAKER, values)
     # One that is at work goes on: it looks at what is wanted by itself.
     reload_units(name=TEMPLATE_MAKER, pattern=TEMPLATE_MAKER, files=maker.files)
-    socket = unit_file(HOLDER_SOCKET, values)
+    socket = unit_file(TEMPLATE_SOCKET, values)
     # Another release restarts it where its code is another one.
     holder = unit_file(TEMPLATE_HOLDER, values, vm_digest(site.source.resolve()))
-    changes = unit_file(CHANGES_UNIT, values)
+    changes = unit_file(TEMPLATE_PATH, values)
     unit(
-        name=HOLDER_SOCKET,
-        unit=HOLDER_SOCKET,
+        name=TEMPLATE_SOCKET,
+        unit=TEMPLATE_SOCKET,
         config=socket.hash,
         files=socket.files,
         stop_first=TEMPLATE_HOLDER,  # systemd restarts no socket whose service runs
     )
     unit(name=TEMPLATE_HOLDER, unit=TEMPLATE_HOLDER, config=holder.hash, files=holder.files)
     unit(
-        name=CHANGES_UNIT,
-        unit=CHANGES_UNIT,
+        name=TEMPLATE_PATH,
+        unit=TEMPLATE_PATH,
         config=changes.hash,
         files=changes.files,
         stamped=False,  # it runs nothing
