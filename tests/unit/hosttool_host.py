@@ -165,8 +165,11 @@ class ObedientSystemd:
             ]
         return " ".join(text[:8] for text in texts)
 
-    def journal(self, unit: str, lines: int) -> str:
-        return f"the last {lines} lines of {unit}"
+    def start_log(self, unit: str, lines: int) -> str:
+        release = os.readlink(self.controller.current).rpartition("/")[2]
+        if unit != MAIN:
+            release = unit.removeprefix("master-controller-next@").removesuffix(".service")
+        return f"starting {release}\nerror: {release} has no database\nthe last of {lines} lines"
 
     def run_now(self, unit: str, argv: Sequence[str]) -> None:
         """Run a verb of the host tool to its end, or do what the test says instead."""

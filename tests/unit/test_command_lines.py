@@ -301,9 +301,12 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda _: REAL.act("restart", "a.service", timeout_seconds=1),
         ["systemctl --no-pager restart a.service"],
     ),
-    "journal": (
-        lambda _: REAL.journal("a.service", 9),
-        ["journalctl --no-pager -u a.service -n 9 -o cat"],
+    "log of a start": (
+        lambda _: REAL.start_log("a.service", 9),
+        [
+            "systemctl show --no-pager -P InvocationID -- a.service",
+            "journalctl --no-pager --quiet -n 9 -o cat -u a.service",
+        ],
     ),
     "timer": (
         lambda _: REAL.run_later("a", 90, ["b", "c d"]),

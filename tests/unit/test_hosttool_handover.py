@@ -7,7 +7,7 @@ import os
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover
+from polydev.hosttool.handover import Handover, failing_line
 from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host
@@ -65,8 +65,9 @@ def test_failing_next_changes_nothing(host: Host) -> None:
     before = host.seen()
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", next_unit(NEW))
     message = failed(host)
-    assert "never stopped" in message
-    assert f"the last 30 lines of {next_unit(NEW)}" in message
+    assert message.startswith(f"release {NEW} did not start: error: {NEW} has no database\n")
+    assert "The former release still serves." in message
+    assert f"starting {NEW}\n" in message
     assert host.seen() == before
     assert not any(MAIN in line for line in host.systemd.log)
     assert next_unit(NEW) not in host.systemd.active
@@ -78,15 +79,17 @@ def test_service_that_does_not_come_up_goes_back(host: Host) -> None:
         (verb, unit) == ("restart", MAIN) and current(host) == f"releases/{NEW}"
     )
     message = failed(host)
-    assert "the former release serves again" in message
-    assert f"the last 30 lines of {MAIN}" in message
+    assert message.startswith(f"release {NEW} did not start: error: {NEW} has no database\n")
+    assert "The former release serves again." in message
+    assert f"starting {NEW}\n" in message
+    assert OLD not in message, "the start of the former release, which follows, is not shown"
     assert host.seen() == before
     assert next_unit(NEW) not in host.systemd.active
 
 
 def test_next_goes_on_where_nothing_else_comes_up(host: Host) -> None:
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
-    assert "so the new one serves beside it" in failed(host)
+    assert "did not start either; master-controller-next@" in failed(host)
     assert current(host) == f"releases/{OLD}"
     assert host.systemd.active[next_unit(NEW)] == "active"
 
@@ -115,7 +118,7 @@ def test_first_release_that_fails_leaves_no_link(host: Host) -> None:
     host.systemd.active.pop(MAIN)
     host.controller.current.unlink()
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
-    assert "no release ran before it" in failed(host)
+    assert "No release ran before it." in failed(host)
     assert not os.path.lexists(host.controller.current)
     assert host.systemd.active.get(MAIN) is None
 
@@ -141,3 +144,18 @@ def test_release_that_is_not_installed(host: Host) -> None:
 def test_same_release_again_restarts_with_its_new_configuration(host: Host) -> None:
     assert hand_over(host, OLD) == {"release": OLD, "was": OLD}
     assert f"restart {MAIN}" in host.systemd.log
+
+
+@pytest.mark.parametrize(
+    ("lines", "failing"),
+    [
+        (["a", "error: no database", "next:  make one", "b failed"], "error: no database"),
+        (['{"event":"a","level":"info"}', '{"event":"b","level":"error"}', "c"], None),
+        (["Traceback (most recent call last):", "OSError: full", "c"], "OSError: full"),
+        (["12:00 [info     ] a", "12:01 [error    ] b", "c"], "12:01 [error    ] b"),
+        (["a", "killed"], "killed"),
+        ([], ""),
+    ],
+)
+def test_the_line_that_says_why_comes_first(lines: list[str], failing: str | None) -> None:
+    assert failing_line("\n".join(lines)) == (lines[1] if failing is None else failing)

@@ -7,6 +7,7 @@ ends only when it has finished what it had begun.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,14 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import PROGRAM
 from polydev.hosttool.systemd import Systemd, UnitTimeouts
-from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET, next_unit
+from polydev.hosttool.units import MAIN, NEXT, NEXT_PATTERN, SOCKET, next_unit
 from polydev.hosttool.verb_lock import lock_host
 
-JOURNAL_LINES = 30
+LOG_LINES = 30
+# As the controller's command line, its log in JSON, its log for a console, and Python write it.
+ERROR_LINE = re.compile(
+    r"""^error: |"level": ?"(error|critical)"|\[(error|critical) *\]|^\w[\w.]*Error\b"""
+)
 
 
 def hand_over(
@@ -74,36 +79,38 @@ class Handover:
             # A restart: one that a killed handover left may have started with older files.
             self._start(unit)
         except HostError as error:
-            failure = self._failure(unit, error, "the former release was never stopped")
+            log = self._log(unit)
             self._stop_next()
-            raise failure from error
+            raise _failure(release, unit, error, log, "The former release still serves.") from error
         self._point(f"releases/{release}")
         try:
             self._start(MAIN)
         except HostError as error:
-            failure = self._failure(MAIN, error, self._went_back(former))
-            raise failure from error
+            # Before the former release starts in the same unit.
+            log = self._log(MAIN)
+            raise _failure(release, MAIN, error, log, self._go_back(former)) from error
 
-    def _went_back(self, former: str | None) -> str:
+    def _go_back(self, former: str | None) -> str:
+        """Start the former release again; say in a sentence what serves now."""
         self._point(former)
         try:
             self._start(MAIN)
         except HostError:
-            # Whoever passed its health check goes on serving: better than nobody.
-            return "the former release did not come up either, so the new one serves beside it"
+            # The new release passed its health check beside the service, so it goes on serving.
+            return f"The former release did not start either; {NEXT}*.service still serves."
         self._stop_next()
-        return "the former release serves again"
+        return "The former release serves again."
 
     def _without_service(self, release: str, former: str | None) -> None:
         self._point(f"releases/{release}")
         try:
             self._start(MAIN)
         except HostError as error:
-            failure = self._failure(MAIN, error, "no release ran before it")
+            log = self._log(MAIN)
             with suppress(HostError):
                 self.systemd.act("stop", MAIN, timeout_seconds=self.limits.drain_seconds)
             self._point(former)
-            raise failure from error
+            raise _failure(release, MAIN, error, log, "No release ran before it.") from error
 
     def _start(self, unit: str) -> None:
         with suppress(HostError):
@@ -125,10 +132,22 @@ class Handover:
         elif target_of(self.current) != target:
             point_link(self.current, target)
 
-    def _failure(self, unit: str, error: HostError, outcome: str) -> HostError:
-        lines = self.systemd.journal(unit, JOURNAL_LINES)
-        return HostError(
-            "handover-failed",
-            f"{unit} did not come up; {outcome}. {error.message}\nLast lines of {unit}:\n{lines}",
-            f"mend the release and deploy again; `journalctl -u {unit}` has all it said",
-        )
+    def _log(self, unit: str) -> str:
+        return self.systemd.start_log(unit, LOG_LINES)
+
+
+def _failure(release: str, unit: str, error: HostError, log: str, outcome: str) -> HostError:
+    """An error whose first line says why the release did not start."""
+    return HostError(
+        "handover-failed",
+        f"release {release} did not start: {failing_line(log) or error.message}\n"
+        f"{outcome} {unit}: {error.message}\n"
+        f"Log of this start, the last {LOG_LINES} lines at most:\n{log or '(nothing)'}",
+        f"correct the release and deploy again; `journalctl -u {unit}` on the host has older logs",
+    )
+
+
+def failing_line(log: str) -> str:
+    """The first line that tells of an error; else the last one."""
+    lines = log.splitlines()
+    return next(filter(ERROR_LINE.search, lines), lines[-1] if lines else "")

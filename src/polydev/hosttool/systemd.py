@@ -61,8 +61,8 @@ class Systemd(Protocol):
     def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
         """One verb of systemctl, to its end. Raises HostError `unit-failed`."""
 
-    def journal(self, unit: str, lines: int) -> str:
-        """The unit's last lines, for a person."""
+    def start_log(self, unit: str, lines: int) -> str:
+        """The last lines that a unit logged since its latest start; systemd's, if it logged none."""
 
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         """Let systemd start `argv` by a timer of this name. Raises HostError `unit-failed`."""
@@ -96,10 +96,14 @@ class RealSystemd:
     def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
         _output(["systemctl", "--no-pager", verb, *units], timeout_seconds)
 
-    def journal(self, unit: str, lines: int) -> str:
-        argv = ["journalctl", "--no-pager", "-u", unit, "-n", str(lines), "-o", "cat"]
+    def start_log(self, unit: str, lines: int) -> str:
+        argv = ["journalctl", "--no-pager", "--quiet", "-n", str(lines), "-o", "cat"]
         try:
-            return _output(argv).strip()
+            start = _output(["systemctl", "show", "--no-pager", "-P", "InvocationID", "--", unit])
+            if not (start := start.strip()):  # systemd knows of no start
+                return _output([*argv, "-u", unit]).strip()
+            own = _output([*argv, f"_SYSTEMD_INVOCATION_ID={start}"]).strip()
+            return own or _output([*argv, "_PID=1", f"INVOCATION_ID={start}"]).strip()
         except HostError as error:
             return error.message
 
