@@ -128,7 +128,7 @@ class World:
         hypervisor: Hypervisor | None = None,
         vms: Any = None,
         intervals: Intervals = QUICK,
-        on_moved: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[CountedDriver]:
         """A driver at work, as one process has it."""
         agent = AgentClient(self.settings.vm_check.timeout_seconds)
@@ -143,7 +143,7 @@ class World:
             intervals=intervals,
             cpu_sample=self.host.hypervisor.cpu_sample,
             free_memory_mib=lambda: self.host.hypervisor.free_memory_mib,
-            on_moved=on_moved,
+            on_step=on_step,
         )
         task = asyncio.create_task(driver.run())
         try:

@@ -95,7 +95,7 @@ def test_what_the_api_has_seen_is_looked_at_before_the_next_check(tmp_path: Path
             fake.log_in(TOKENS)
             await driver.more_turns()
             assert (await world.sessions.get(session.id)).state == "oauth_pending"
-            driver.follow_login(session.vm_id)
+            driver.check_login(session.vm_id)
             await until_wiped(world, session, fake)
 
     play(with_key(tmp_path, vm_check={"every_seconds": 3600}), scenario)

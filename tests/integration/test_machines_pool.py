@@ -276,7 +276,7 @@ def test_followers_are_rung_for_as_soon_as_a_vm_has_come_further(tmp_path: Path)
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         rung: list[str] = []
-        async with world.driving(on_moved=lambda: rung.append("")) as driver:
+        async with world.driving(on_step=lambda: rung.append("")) as driver:
             await primed(world, 2)
             await driver.more_turns()
             rung.clear()

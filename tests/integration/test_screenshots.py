@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from polydev.controller.machines.rfb_client import MOST_PIXELS, MOST_TEXT_BYTES
-from polydev.controller.machines.screenshots import FRESH_SECONDS, Look, Screenshots
+from polydev.controller.machines.screenshots import FRESH_SECONDS, ReadVm, Screenshots
 from polydev.controller.model import Vm
 from polydev.errors import SessionExpired, VmError
 from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
@@ -31,7 +31,7 @@ PIXELS = b"".join(
 SCREEN: Serve = partial(rfb_screen, PIXELS)
 
 
-def as_it_is(vm: Vm) -> Look:
+def as_it_is(vm: Vm) -> ReadVm:
     """The VM has not changed meanwhile."""
 
     async def look() -> Vm:

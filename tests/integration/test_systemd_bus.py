@@ -14,7 +14,7 @@ import pytest
 from dbus_fast import Message, Variant
 from dbus_fast._private.unmarshaller import Unmarshaller
 
-from polydev.controller.machines.systemd_bus import MANAGER, MANAGER_PATH, SystemdBus, UnitStatus
+from polydev.controller.machines.systemd_bus import MANAGER, MANAGER_PATH, SystemdBus, UnitActivity
 from polydev.errors import VmError
 
 UNIT = "microvm@2.service"
@@ -145,7 +145,7 @@ def test_a_unit_runs_or_has_ended(ask: Ask) -> None:
         "ExecMainCode": Variant("i", 0),
         "ExecMainStatus": Variant("i", 0),
     }
-    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitStatus("active", 42)
+    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitActivity("active", 42)
     systemd.properties |= {
         "ActiveState": Variant("s", "failed"),
         "MainPID": Variant("u", 0),
@@ -153,4 +153,4 @@ def test_a_unit_runs_or_has_ended(ask: Ask) -> None:
         "ExecMainCode": Variant("i", 2),
         "ExecMainStatus": Variant("i", 9),
     }
-    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitStatus("failed", detail="signal 9")
+    assert ask(systemd, lambda bus: bus.state(UNIT)) == UnitActivity("failed", detail="signal 9")

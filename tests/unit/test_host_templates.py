@@ -16,7 +16,7 @@ from polydev.controller.machines import host_templates, template_maker
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
-from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import ControllerSettings, VmSettings
@@ -205,9 +205,9 @@ def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
 class Bus(SystemdBus):
     """systemd, whose maker of templates is as a test says."""
 
-    maker = UnitStatus("inactive")
+    maker = UnitActivity("inactive")
 
-    async def state(self, unit: str) -> UnitStatus:
+    async def state(self, unit: str) -> UnitActivity:
         assert unit == "polydev-template.service"
         return self.maker
 
@@ -215,14 +215,14 @@ class Bus(SystemdBus):
 @pytest.mark.parametrize(
     ("maker", "step", "failure"),
     [
-        (UnitStatus("active", 7), "saving memory", None),
-        (UnitStatus("deactivating"), "saving memory", None),
-        (UnitStatus("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
-        (UnitStatus("inactive"), None, "its build was interrupted while saving memory"),
+        (UnitActivity("active", 7), "saving memory", None),
+        (UnitActivity("deactivating"), "saving memory", None),
+        (UnitActivity("failed", detail="oom-kill"), None, f"{TEMPLATE_MAKER} failed: oom-kill"),
+        (UnitActivity("inactive"), None, "its build was interrupted while saving memory"),
     ],
 )
 def test_systemd_knows_whether_one_is_being_made(
-    store: Store, maker: UnitStatus, step: str | None, failure: str | None
+    store: Store, maker: UnitActivity, step: str | None, failure: str | None
 ) -> None:
     store.golden(A)
     store.build(A)

@@ -41,7 +41,7 @@ def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
     for start in range(0, len(BOOT), size):
         follower.feed(BOOT[start : start + size])
     assert follower.seen == {"kernel", "init", "network", "services", "ready"}
-    assert follower.gave_up is None
+    assert follower.boot_error is None
 
 
 def test_what_was_seen_stays_when_its_text_is_gone() -> None:
@@ -69,9 +69,9 @@ def test_a_console_without_an_end_costs_no_memory() -> None:
 def test_panic_in_two_pieces() -> None:
     follower = ConsoleParser()
     follower.feed(PANIC[:30].encode())
-    assert follower.gave_up is None
+    assert follower.boot_error is None
     follower.feed(PANIC[30:].encode())
-    assert follower.gave_up == "kernel panic: Attempted to kill init!"
+    assert follower.boot_error == "kernel panic: Attempted to kill init!"
 
 
 def test_failed_units_do_not_grow_without_end() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from polydev.controller.machines.agent_client import AgentHealth, agent_health
-from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_lack
+from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.decisions import (
     Answer,
-    account,
+    agent_problem,
     check_verdict,
     failed_units,
     has_live_heartbeat,
@@ -22,7 +22,7 @@ from polydev.controller.machines.decisions import (
     is_starting_again,
     next_step,
     stage_by_agent,
-    stranger,
+    wrong_vm,
 )
 from polydev.controller.machines.hypervisor import Activity, SlotState
 from polydev.controller.machines.intervals import Intervals
@@ -58,9 +58,9 @@ def test_the_oldest_boot_first(states: str, at_once: int, waiting: dict[str, int
 
 def test_none_starts_where_the_host_has_too_little() -> None:
     held = [replace(vm(state), id=state) for state in ("ready", "starting", "creating")]
-    lack = memory_lack(511.0, 512.0)
-    assert boot_queue(held, 2, lack) == {"creating": Queued(1, "the host is short of memory")}
-    assert boot_queue(held, 2, memory_lack(512.0, 512.0)) == {}
+    shortage = memory_shortage(511.0, 512.0)
+    assert boot_queue(held, 2, shortage) == {"creating": Queued(1, "the host is short of memory")}
+    assert boot_queue(held, 2, memory_shortage(512.0, 512.0)) == {}
 
 
 def health(**changed: Any) -> dict[str, Any]:
@@ -186,11 +186,11 @@ def test_only_what_failed_and_runs_is_kept_for_debugging(
 
 
 def test_stranger_is_whoever_is_not_this_vm() -> None:
-    assert stranger(vm(), answer()) is None
-    assert stranger(vm(), AgentUnreachable("silence")) is None
-    assert stranger(vm(), answer(vm_id=OTHER)) == "VM other answers at its address"
-    assert "does not know its id" in (stranger(vm(), answer(vm_id=None)) or "")
-    assert len(stranger(vm(), answer(vm_id="x" * 9999)) or "") < 200
+    assert wrong_vm(vm(), answer()) is None
+    assert wrong_vm(vm(), AgentUnreachable("silence")) is None
+    assert wrong_vm(vm(), answer(vm_id=OTHER)) == "VM other answers at its address"
+    assert "does not know its id" in (wrong_vm(vm(), answer(vm_id=None)) or "")
+    assert len(wrong_vm(vm(), answer(vm_id="x" * 9999)) or "") < 200
 
 
 def test_agent_that_answers_proves_a_network() -> None:
@@ -205,14 +205,14 @@ def test_agent_that_answers_proves_a_network() -> None:
 
 def test_account_is_short() -> None:
     components = {"vnc": {"ok": False, "detail": "x" * 9999}}
-    said = account(answer(status="failed", components=components, failing=["vnc", "browser"]))
+    said = agent_problem(answer(status="failed", components=components, failing=["vnc", "browser"]))
     assert said.startswith("vnc: xxx")
     assert len(said) == 300
-    assert account(answer(failing=["vnc", "browser"])) == "vnc: works; browser"
+    assert agent_problem(answer(failing=["vnc", "browser"])) == "vnc: works; browser"
     hostile = {"vnc": {"ok": False, "detail": "a\x1b[2J\x00b\n"}}
-    assert account(answer(components=hostile, failing=["vnc"])) == "vnc: a [2J b "
-    assert account(AgentUnreachable("silence")) == "silence"
-    assert account(None) == ""
+    assert agent_problem(answer(components=hostile, failing=["vnc"])) == "vnc: a [2J b "
+    assert agent_problem(AgentUnreachable("silence")) == "silence"
+    assert agent_problem(None) == ""
 
 
 def test_failed_units_are_told_once_and_not_without_end() -> None:

@@ -15,7 +15,7 @@ from polydev.controller.relay import close_reasons
 from polydev.controller.relay.close_reasons import (
     CloseReason,
     ViewerRefused,
-    closing_of,
+    close_reason_for,
     not_ready,
     session_over,
 )
@@ -49,7 +49,7 @@ def test_every_closing_that_is_sent_is_legal_and_says_why(closing: CloseReason) 
     ],
 )
 def test_an_error_becomes_a_code_and_words(error: Exception, code: int, reason: str) -> None:
-    closing = closing_of(error)
+    closing = close_reason_for(error)
     assert (closing.code, closing.reason) == (code, reason)
 
 

@@ -11,7 +11,7 @@ import pytest
 from polydev.controller.machines.hypervisor import Launch, SlotState
 from polydev.controller.machines.systemd_bus import (
     SystemdBus,
-    UnitStatus,
+    UnitActivity,
     end_in_words,
     unit_path,
 )
@@ -28,28 +28,28 @@ class Units(SystemdBus):
     """systemd that does as it is told; `ends` says how the next job does."""
 
     def __init__(self) -> None:
-        self.states: dict[str, UnitStatus] = {}
+        self.states: dict[str, UnitActivity] = {}
         self.asked: list[str] = []
-        self.ends: list[tuple[str, UnitStatus]] = []
+        self.ends: list[tuple[str, UnitActivity]] = []
 
     async def start(self, unit: str) -> str:
-        return self._ended("start", unit, UnitStatus("active", 7))
+        return self._ended("start", unit, UnitActivity("active", 7))
 
     async def stop(self, unit: str) -> str:
-        return self._ended("stop", unit, UnitStatus("inactive", detail="exit-code 0"))
+        return self._ended("stop", unit, UnitActivity("inactive", detail="exit-code 0"))
 
     async def reset_failed(self, unit: str) -> None:
         self.asked.append(f"reset {unit}")
         self.states.pop(unit)
 
-    async def state(self, unit: str) -> UnitStatus:
-        return self.states.get(unit, UnitStatus("inactive"))
+    async def state(self, unit: str) -> UnitActivity:
+        return self.states.get(unit, UnitActivity("inactive"))
 
     async def units(self, pattern: str) -> list[str]:
         assert pattern == "microvm@*.service"
         return [unit for unit, state in self.states.items() if state.active != "inactive"]
 
-    def _ended(self, verb: str, unit: str, state: UnitStatus) -> str:
+    def _ended(self, verb: str, unit: str, state: UnitActivity) -> str:
         self.asked.append(f"{verb} {unit}")
         result, self.states[unit] = self.ends.pop(0) if self.ends else ("done", state)
         return result
@@ -125,14 +125,14 @@ class TestStart:
 
     def test_one_that_is_being_started_is_waited_for(self, site: Site) -> None:
         site.start()
-        site.units.states[UNIT] = UnitStatus("activating")
+        site.units.states[UNIT] = UnitActivity("activating")
         site.start()
         assert site.units.asked == [f"start {UNIT}"] * 2
 
     @pytest.mark.parametrize("active", ["active", "activating", "deactivating"])
     def test_anothers_slot_is_left_to_it(self, site: Site, active: str) -> None:
         site.start()
-        site.units.states[UNIT] = UnitStatus(active)
+        site.units.states[UNIT] = UnitActivity(active)
         with pytest.raises(VmError, match="slot 2 runs another VM, one"):
             site.start("two")
         assert site.left() == ["2", "2/current", "2/one", "2/one/launch.json", "3"]
@@ -144,7 +144,7 @@ class TestStart:
         assert site.poll() == SlotState(2, "active", "two", 7)
 
     def test_a_failure_is_told_in_systemds_words_and_qemus_last(self, site: Site) -> None:
-        site.units.ends = [("failed", UnitStatus("failed", detail="exit-code 1"))]
+        site.units.ends = [("failed", UnitActivity("failed", detail="exit-code 1"))]
         folder = site.root / "2" / "one"
         folder.mkdir()
         (folder / "qemu.log").write_text("".join(f"line {n}\n" for n in range(9000)))
@@ -154,12 +154,12 @@ class TestStart:
         assert failure.value.message == f"{UNIT} did not start: exit-code 1: {last}"
 
     def test_a_failure_without_words(self, site: Site) -> None:
-        site.units.ends = [("timeout", UnitStatus("failed"))]
+        site.units.ends = [("timeout", UnitActivity("failed"))]
         with pytest.raises(VmError, match=r"did not start: timeout$"):
             site.start()
 
     def test_a_slot_without_its_network(self, site: Site) -> None:
-        site.units.ends = [("dependency", UnitStatus("inactive"))]
+        site.units.ends = [("dependency", UnitActivity("inactive"))]
         with pytest.raises(VmError, match="the network of its slot is missing") as failure:
             site.start()
         assert failure.value.hint == "journalctl -u microvm-slot@2.service"
@@ -182,14 +182,14 @@ class TestStop:
 
     @pytest.mark.parametrize("ran", [True, False])
     def test_what_failed_is_forgotten(self, site: Site, ran: bool) -> None:
-        site.units.states[UNIT] = UnitStatus("active" if ran else "failed")
-        site.units.ends = [("done", UnitStatus("failed", detail="timeout"))]
+        site.units.states[UNIT] = UnitActivity("active" if ran else "failed")
+        site.units.ends = [("done", UnitActivity("failed", detail="timeout"))]
         site.stop()
         assert site.units.asked == [f"stop {UNIT}"] * ran + [f"reset {UNIT}"]
 
     def test_what_does_not_end_is_said(self, site: Site) -> None:
         site.start()
-        site.units.ends = [("canceled", UnitStatus("active", 7))]
+        site.units.ends = [("canceled", UnitActivity("active", 7))]
         with pytest.raises(VmError, match=f"{UNIT} did not stop: it is active"):
             site.stop()
 
@@ -199,13 +199,13 @@ class TestLook:
         ("active", "activity"), [("reloading", "active"), ("failed", "failed")]
     )
     def test_systemds_words_become_ours(self, site: Site, active: str, activity: str) -> None:
-        site.units.states[UNIT] = UnitStatus(active, detail="signal 9")
+        site.units.states[UNIT] = UnitActivity(active, detail="signal 9")
         assert site.poll() == SlotState(2, activity, None, detail="signal 9")  # type: ignore[arg-type]
 
     def test_slots_are_those_with_a_unit_or_a_vm(self, site: Site) -> None:
         site.start()
         site.stop()
-        site.units.states["microvm@9.service"] = UnitStatus("failed", detail="oom-kill")
+        site.units.states["microvm@9.service"] = UnitActivity("failed", detail="oom-kill")
         assert asyncio.run(site.hypervisor.slots()) == {
             2: SlotState(2, "inactive", "one", detail="exit-code 0"),
             9: SlotState(9, "failed", None, detail="oom-kill"),

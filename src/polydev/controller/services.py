@@ -209,7 +209,7 @@ def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None =
             agent,
             logins,
             figures,
-            on_moved=event_notifier.notify,
+            on_step=event_notifier.notify,
         )
 
     def leads() -> bool:

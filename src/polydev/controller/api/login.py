@@ -169,7 +169,7 @@ async def _login(
         login = await services.agent.login(vm.vm_ip, session.provider, start=True)
     moved = await _note(services, session, login)
     if services.driver is not None and (moved != session or login.status == "done"):
-        services.driver.follow_login(vm.id)
+        services.driver.check_login(vm.id)
     if login.status == "failed" or (login.status == "done" and moved.login == "failed"):
         why = login.detail or moved.login_detail or "no reason is known"
         raise LoginFailed(

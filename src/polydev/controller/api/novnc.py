@@ -32,7 +32,7 @@ from polydev.controller.relay.close_reasons import (
     VNC_DOWN,
     CloseReason,
     ViewerRefused,
-    closing_of,
+    close_reason_for,
     not_ready,
     permit_over,
     session_over,
@@ -106,10 +106,10 @@ class Screens:
                 await self._refuse(viewer, session_id, error)
                 return
             # Beside the relay: a viewer does not wait for the database's writers.
-            came = asyncio.create_task(self._viewers.joined(admitted.session.id))
+            joined = asyncio.create_task(self._viewers.joined(admitted.session.id))
             ended = await self._relay(viewer, admitted)
         self._figures.closed(viewer, ended.cause)
-        await came
+        await joined
         await self._viewers.left(admitted.session.id, ended)
 
     async def _admit(
@@ -173,7 +173,7 @@ class Screens:
         return True
 
     async def _refuse(self, viewer: Viewer, session_id: str, error: Exception) -> None:
-        told = await self._explained(session_id, closing_of(error))
+        told = await self._explained(session_id, close_reason_for(error))
         self._figures.refused(told.cause)
         if told is UNEXPECTED:
             log.error("viewer_failed", session_id=session_id, exc_info=error)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from polydev.controller.machines.bridge import bridge_trouble
+from polydev.controller.machines.bridge import bridge_problem
 from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.states import LoginStatus
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
@@ -235,7 +235,7 @@ class AgentClient:
         except VmError:
             raise AgentUnreachable(f"its agent did not answer within {limit:g} s") from None
         except httpx.HTTPError as error:
-            words = bridge_trouble(error) or _words(error)
+            words = bridge_problem(error) or _words(error)
             raise AgentUnreachable(f"its agent does not answer: {words}") from None
 
     async def _ask_until_closed(

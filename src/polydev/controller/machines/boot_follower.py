@@ -10,10 +10,10 @@ from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
 from polydev.controller.machines.decisions import (
     Answer,
-    account,
+    agent_problem,
     stage_by_agent,
-    stranger,
-    with_account,
+    with_details,
+    wrong_vm,
 )
 from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
@@ -107,23 +107,23 @@ class BootFollower:
 
     def _failure(self, vm: Vm, answer: Answer | None) -> str | None:
         """Say why the VM can never become ready; None where it still may."""
-        if self.console.gave_up:
-            return self.console.gave_up
+        if self.console.boot_error:
+            return self.console.boot_error
         if answer is None:
             return None
         # An agent that has just started may see a unit between two tries: two answers count.
         has_failed = isinstance(answer, AgentHealth) and answer.status == "failed"
         self._failed_answers = self._failed_answers + 1 if has_failed else 0
         if self._failed_answers > 1:
-            return with_account("its services failed", account(answer))
-        return stranger(vm, answer)
+            return with_details("its services failed", agent_problem(answer))
+        return wrong_vm(vm, answer)
 
     def _too_late(self, vm: Vm) -> str | None:
         """Say which stage is overdue, but not before the agent was heard once."""
         late = self.overdue(vm)
         if late is None or self._agent.latest is None:
             return None
-        return with_account(late, account(self._agent.latest))
+        return with_details(late, agent_problem(self._agent.latest))
 
     def overdue(self, vm: Vm) -> str | None:
         """Say which stage is overdue; None while there is time."""

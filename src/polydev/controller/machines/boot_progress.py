@@ -46,7 +46,7 @@ class ConsoleParser:
         self._text = (self._text + new)[-KEPT_CHARACTERS:]
 
     @property
-    def gave_up(self) -> str | None:
+    def boot_error(self) -> str | None:
         """Return why init will never start, if kernel or initrd wrote that."""
         return boot_stages.kernel_panic(self._text)
 

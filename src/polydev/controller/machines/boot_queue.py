@@ -20,24 +20,24 @@ class Queued:
     place: int
     because: str = ""
 
-    def words(self) -> dict[str, object]:
+    def event_data(self) -> dict[str, object]:
         """Return the data of the event `queued`."""
         return {"place": self.place} | ({"because": self.because} if self.because else {})
 
 
-def boot_queue(held: Iterable[Vm], boots_at_once: int, lack: str = "") -> dict[str, Queued]:
+def boot_queue(held: Iterable[Vm], boots_at_once: int, shortage: str = "") -> dict[str, Queued]:
     """Return which of these VMs, oldest first, must wait until others have booted.
 
-    lack    what the host has too little of, so that no VM may start now
+    shortage    what the host has too little of, so that no VM may start now
     VMs of the pool do not count: they are made only when no session waits.
     """
     vms = [vm for vm in held if not vm.pooled]
-    room = 0 if lack else boots_at_once - sum(vm.state == "starting" for vm in vms)
+    room = 0 if shortage else boots_at_once - sum(vm.state == "starting" for vm in vms)
     waiting = [vm.id for vm in vms if vm.state == "creating"][max(0, room) :]
-    return {vm_id: Queued(place, lack) for place, vm_id in enumerate(waiting, 1)}
+    return {vm_id: Queued(place, shortage) for place, vm_id in enumerate(waiting, 1)}
 
 
-def memory_lack(free_mib: float, least_mib: float) -> str:
+def memory_shortage(free_mib: float, least_mib: float) -> str:
     """Return what to say of a host with too little memory for one more VM; empty if it has it."""
     return "" if free_mib >= least_mib else "the host is short of memory"
 
@@ -53,7 +53,7 @@ class BootQueueEvents:
         """Write an event for each VM whose place or reason has changed."""
         news = {vm_id: each for vm_id, each in queue.items() if self._last.get(vm_id) != each}
         if news:
-            words = {vm_id: each.words() for vm_id, each in news.items()}
+            words = {vm_id: each.event_data() for vm_id, each in news.items()}
             await self._sessions.add_news_of_vms("queued", words)
             log.info("vms_queued", vm_ids=list(queue))
         self._last = queue

@@ -11,7 +11,7 @@ IS_UP = 0x1
 NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
-def bridge_trouble(error: BaseException | None) -> str | None:
+def bridge_problem(error: BaseException | None) -> str | None:
     """Return what is wrong with the bridge if it explains why a VM could not be reached, or None.
 
     `error` may be wrapped in others. Without the bridge there is no route to VMs, so the kernel
@@ -19,10 +19,10 @@ def bridge_trouble(error: BaseException | None) -> str | None:
     """
     while error is not None and getattr(error, "errno", None) not in NO_ROUTE:
         error = error.__cause__ or error.__context__
-    return None if error is None else _trouble()
+    return None if error is None else _problem()
 
 
-def _trouble() -> str | None:
+def _problem() -> str | None:
     try:
         is_up = int(FLAGS.read_text(), 16) & IS_UP
     except (OSError, ValueError):

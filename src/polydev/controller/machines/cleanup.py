@@ -49,9 +49,9 @@ class Cleanup:
             log.warning("cleanup_failed", part=what, exc_info=error)
 
     async def _repair_database(self) -> None:
-        for mended in await self._deps.vms.repair():
+        for repair in await self._deps.vms.repair():
             self._deps.metrics.cleaned_up.inc()
-            log.warning("database_repaired", what=mended)
+            log.warning("database_repaired", what=repair)
 
     async def _stop_orphans(self) -> None:
         states = await self._deps.hypervisor.slots()
@@ -106,14 +106,14 @@ class Cleanup:
         kept = timedelta(days=self._deps.settings.keep_ended_days)
         if not kept:
             return
-        forgotten = 0
+        deleted = 0
         for _ in range(MOST_BATCHES):
             count = await self._deps.sessions.delete_ended(self._deps.clock() - kept, BATCH)
-            forgotten += count
+            deleted += count
             if count < BATCH:
                 break
-        if forgotten:
-            log.info("sessions_forgotten", count=forgotten)
+        if deleted:
+            log.info("sessions_deleted", count=deleted)
 
 
 def keeps_logs(vm: Vm, keep_seconds: float, at: datetime) -> bool:

@@ -78,7 +78,7 @@ def is_idle(vm: Vm, at: datetime, pause_after_seconds: float) -> bool:
     return (at - since).total_seconds() >= pause_after_seconds
 
 
-def stranger(vm: Vm, answer: Answer) -> str | None:
+def wrong_vm(vm: Vm, answer: Answer) -> str | None:
     """Say which other VM answers at the VM's address; None if it is this one, or no answer came."""
     if isinstance(answer, AgentError) or answer.vm_id == vm.id:
         return None
@@ -88,7 +88,7 @@ def stranger(vm: Vm, answer: Answer) -> str | None:
 
 def stage_by_agent(vm: Vm, answer: Answer | None) -> Stage:
     """Return the stage that an answer of the agent proves: at least `network`, since it came."""
-    if answer is None or isinstance(answer, AgentError) or stranger(vm, answer):
+    if answer is None or isinstance(answer, AgentError) or wrong_vm(vm, answer):
         return "none"
     if answer.status == "ready":
         return "ready"
@@ -110,7 +110,7 @@ def is_starting_again(answer: Answer) -> bool:
     return bool(units) and all(unit and unit.active == "activating" for unit in units)
 
 
-def account(answer: Answer | None) -> str:
+def agent_problem(answer: Answer | None) -> str:
     """Return what is wrong with a VM according to its agent; empty if the agent was not asked."""
     if answer is None:
         return ""
@@ -158,5 +158,5 @@ def check_verdict(
     return "unhealthy" if before < limit else "wait"
 
 
-def with_account(reason: str, details: str) -> str:
+def with_details(reason: str, details: str) -> str:
     return f"{reason}: {details}" if details else reason

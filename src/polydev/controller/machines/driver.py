@@ -18,7 +18,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.machines.boot_queue import BootQueueEvents, Queued, boot_queue, memory_lack
+from polydev.controller.machines.boot_queue import (
+    BootQueueEvents,
+    Queued,
+    boot_queue,
+    memory_shortage,
+)
 from polydev.controller.machines.cleanup import Cleanup, SlotLocks
 from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor
@@ -75,9 +80,9 @@ class Driver:
         intervals: Intervals | None = None,
         cpu_sample: Callable[[int, float], CpuSample] = cpu_sample,
         free_memory_mib: Callable[[], float] = free_memory_mib,
-        on_moved: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_moved` is called after each step of a VM: its session may have a new event."""
+        """`on_step` is called after each step of a VM: its session may have a new event."""
         intervals = intervals or Intervals()
         self._deps = Dependencies(
             settings=settings,
@@ -95,7 +100,7 @@ class Driver:
         self._lead = LeaderLock(leader_lock_file(settings))
         self._locks = SlotLocks()
         self._cleanup = Cleanup(self._deps, self._locks)
-        self._on_moved = on_moved
+        self._on_step = on_step
         self._woken = asyncio.Event()
         self._lifecycles: dict[str, VmLifecycle] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
@@ -105,7 +110,7 @@ class Driver:
         self._boot_queue_events = BootQueueEvents(sessions)
         self._queueing = PeriodicTask(intervals.busy_tick)
         self._next_expiry = 0.0
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
 
     @property
     def leads(self) -> bool:
@@ -116,10 +121,10 @@ class Driver:
         """Check all VMs now instead of at the next tick, if this process leads."""
         self._woken.set()
 
-    def follow_login(self, vm_id: str) -> None:
+    def check_login(self, vm_id: str) -> None:
         """Check the login in a VM now, if this process leads."""
         if vm_id in self._lifecycles:
-            self._lifecycles[vm_id].follow_login()
+            self._lifecycles[vm_id].check_login()
         self.wake()
 
     async def run(self) -> None:
@@ -134,7 +139,7 @@ class Driver:
     async def _guarded_tick(self) -> float:
         try:
             pause = await self._tick()
-            self._troubles.pop("tick", None)
+            self._problems.pop("tick", None)
         except Exception as error:
             pause = self._deps.intervals.tick
             self._log_once("tick", error)
@@ -142,10 +147,10 @@ class Driver:
 
     def _log_once(self, what: str, error: Exception) -> None:
         """Log each problem once: a database that is down would fill the log."""
-        trouble = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
-        if trouble != self._troubles.get(what):
-            self._troubles[what] = trouble
-            log.error("driver_failed", part=what, problem=trouble, exc_info=error)
+        problem = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
+        if problem != self._problems.get(what):
+            self._problems[what] = problem
+            log.error("driver_failed", part=what, problem=problem, exc_info=error)
 
     async def _sleep(self, seconds: float) -> None:
         timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
@@ -170,8 +175,8 @@ class Driver:
         held = await within(intervals.database_limit, self._deps.vms.held(), "listing the VMs")
         self._pooling.begin_when_due(partial(self._fill_pool, held))
         settings, free = self._deps.settings, self._deps.free_memory_mib()
-        lack = memory_lack(free, settings.vm.least_free_memory_mib)
-        queue = boot_queue(held, settings.boots_at_once, lack)
+        shortage = memory_shortage(free, settings.vm.least_free_memory_mib)
+        queue = boot_queue(held, settings.boots_at_once, shortage)
         self._queueing.begin_when_due(partial(self._write_queue_events, queue))
         for vm in held:
             if vm.id not in at_work and vm.id not in queue:
@@ -196,7 +201,7 @@ class Driver:
                 ended = await within(intervals.database_limit, end_due(), "ending sessions")
                 for session in ended:
                     log.info(event, session_id=session.id, vm_id=session.vm_id)
-            self._troubles.pop("expiry", None)
+            self._problems.pop("expiry", None)
         except Exception as error:
             self._log_once("expiry", error)
 
@@ -218,7 +223,7 @@ class Driver:
             del self._steps[vm.id]
             if moved:
                 self.wake()
-                self._on_moved()
+                self._on_step()
 
     async def _drop_released(self, held: set[str]) -> None:
         for vm_id in self._lifecycles.keys() - held - self._steps.keys():
@@ -236,7 +241,7 @@ class Driver:
             await within(
                 self._deps.intervals.database_limit, self._pool.run(held), "the pool's step"
             )
-            self._troubles.pop("pool", None)
+            self._problems.pop("pool", None)
         except Exception as error:
             self._log_once("pool", error)
 
@@ -244,7 +249,7 @@ class Driver:
         try:
             work = self._boot_queue_events.write(queue)
             await within(self._deps.intervals.database_limit, work, "noting the boot queue")
-            self._troubles.pop("queue", None)
+            self._problems.pop("queue", None)
         except Exception as error:
             self._log_once("queue", error)
 

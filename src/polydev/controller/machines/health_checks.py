@@ -13,13 +13,13 @@ from polydev.controller.machines.boot_follower import CpuWaitTracker
 from polydev.controller.machines.boot_progress import with_wait
 from polydev.controller.machines.decisions import (
     Answer,
-    account,
+    agent_problem,
     check_verdict,
     has_live_heartbeat,
     is_starting_again,
     is_well,
-    stranger,
-    with_account,
+    with_details,
+    wrong_vm,
 )
 from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
@@ -30,7 +30,7 @@ from polydev.vm.cpu_wait import verdict
 LogOf = Callable[[Vm], structlog.stdlib.BoundLogger]
 
 
-class HealthChecks:
+class VmHealthChecks:
     """Asks a VM's agent now and then; `fail` ends a VM for a reason."""
 
     def __init__(
@@ -59,12 +59,12 @@ class HealthChecks:
             self._agent.ask(self._deps.settings.vm_check.every_seconds)
             # Credentials go to a VM, and are read from it, only once it has said which one it is.
             is_known = isinstance(self._agent.latest, AgentHealth)
-            return is_known and self._login.look(checked=False)
-        other = stranger(vm, answer)
+            return is_known and self._login.check(after_health_check=False)
+        other = wrong_vm(vm, answer)
         if other:
             await self._fail(vm, other)
             return True
-        has_changed = isinstance(answer, AgentHealth) and self._login.look(checked=True)
+        has_changed = isinstance(answer, AgentHealth) and self._login.check(after_health_check=True)
         self._cpu.update(vm, slot)
         is_fine = self._is_restarting(answer) or is_well(answer)
         if is_fine:
@@ -98,8 +98,8 @@ class HealthChecks:
         judged = check_verdict(vm.failed_checks, count, limit, protected=is_protected, wait=wait)
         late = verdict(wait.over(count), limit)
         words = with_wait(f"{count} health checks in a row failed", wait, late)
-        reason = with_account(words, account(answer))
-        self._log_of(vm).info("vm_checked", verdict=judged, failed=count, why=account(answer))
+        reason = with_details(words, agent_problem(answer))
+        self._log_of(vm).info("vm_checked", verdict=judged, failed=count, why=agent_problem(answer))
         if judged == "fail":
             await self._fail(vm, reason)
         elif judged == "unhealthy" and session:

@@ -60,56 +60,56 @@ class LoginStores:
 class LoginMonitor:
     """The login in one VM. It is checked in a task of its own, one check at a time.
 
-    is_news     set it to make the next check due at once
+    is_due_now     set it to make the next check due at once
     """
 
     def __init__(self, stores: LoginStores, vm: Vm, pause_seconds: float) -> None:
         self._stores = stores
         self._vm = vm
         self._pause_seconds = pause_seconds
-        self._looking: asyncio.Task[bool] | None = None
+        self._checking: asyncio.Task[bool] | None = None
         self._next = 0.0
         self._goes_on = False
-        self._trouble = ""
+        self._last_problem = ""
         self._unanswered = 0
-        self.is_news = False
+        self.is_due_now = False
 
-    def look(self, *, checked: bool) -> bool:
+    def check(self, *, after_health_check: bool) -> bool:
         """Start a check if one is due; return whether the last one changed something.
 
-        checked     a health check of the VM has just ended: then one is due
+        after_health_check      a health check of the VM has just ended: then one is due
         """
         moved = self._finished()
         is_due = self._goes_on and asyncio.get_running_loop().time() >= self._next
-        if self._looking is None and (checked or is_due or self.is_news):
-            self.is_news = False
-            self._looking = asyncio.create_task(self._look())
+        if self._checking is None and (after_health_check or is_due or self.is_due_now):
+            self.is_due_now = False
+            self._checking = asyncio.create_task(self._check())
         return moved
 
     async def close(self) -> None:
-        if self._looking is not None:
-            await end(self._looking)
+        if self._checking is not None:
+            await end(self._checking)
 
     def _finished(self) -> bool:
-        if self._looking is None or not self._looking.done():
+        if self._checking is None or not self._checking.done():
             return False
-        done, self._looking = self._looking, None
+        done, self._checking = self._checking, None
         self._next = asyncio.get_running_loop().time() + self._pause_seconds
         error = done.exception()
         if error is None:
-            self._trouble = ""
+            self._last_problem = ""
             return done.result()
         self._log_once(error)
         return False
 
     def _log_once(self, error: BaseException) -> None:
         """Log each problem once, in words that cannot contain a credential."""
-        trouble = error.message if isinstance(error, Error) else _place(error)
-        if trouble != self._trouble and not isinstance(error, SessionError):
-            self._trouble = trouble
-            log.warning("login_not_followed", vm_id=self._vm.id, problem=trouble)
+        problem = error.message if isinstance(error, Error) else _place(error)
+        if problem != self._last_problem and not isinstance(error, SessionError):
+            self._last_problem = problem
+            log.warning("login_not_followed", vm_id=self._vm.id, problem=problem)
 
-    async def _look(self) -> bool:
+    async def _check(self) -> bool:
         session = await self._stores.sessions.live_of_vm(self._vm.id)
         self._goes_on = session is not None and session.has_login_under_way
         if session is None or not self._goes_on:

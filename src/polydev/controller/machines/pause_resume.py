@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from polydev.controller.machines.decisions import is_idle, with_account
+from polydev.controller.machines.decisions import is_idle, with_details
 from polydev.controller.machines.dependencies import Dependencies
 from polydev.controller.machines.health_checks import LogOf
 from polydev.controller.machines.rfb_client import screen_answers
@@ -29,7 +29,7 @@ class PauseResume:
         try:
             await within(deps.intervals.prime_limit, self._warm_up(vm), "the warm-up")
         except Error as error:
-            await self._remove_from_pool(vm, with_account("it could not be primed", error.message))
+            await self._remove_from_pool(vm, with_details("it could not be primed", error.message))
             return
         await deps.vms.primed(vm.id)
         self._log_of(vm).info("vm_primed", slot=vm.slot)
@@ -93,7 +93,7 @@ class PauseResume:
             return
         self._log_of(vm).warning("vm_not_resumed", template=vm.template, reason=reason)
         await self._deps.hypervisor.stop(vm.slot)
-        await self._deps.vms.boots(vm.id, with_account("it could not be resumed", reason))
+        await self._deps.vms.boots(vm.id, with_details("it could not be resumed", reason))
 
     # VMs that nobody uses
 

@@ -27,7 +27,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 COMPRESSION = 4
 
 
-Look = Callable[[], Awaitable[Vm]]
+ReadVm = Callable[[], Awaitable[Vm]]
 
 
 class Screenshots:
@@ -36,10 +36,10 @@ class Screenshots:
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[bytes]] = {}
 
-    async def take(self, vm: Vm, look: Look) -> bytes:
+    async def take(self, vm: Vm, read_vm: ReadVm) -> bytes:
         """Return the VM's screen as PNG. That neither wakes the VM nor counts as use.
 
-        `look` reads the VM's row again: once it has ended, its address may be another VM's.
+        `read_vm` reads the VM's row again: once it has ended, its address may be another VM's.
 
         Raises SessionExpired for a VM that has ended, NoScreen for one that boots or is paused, and
         VmError if its screen does not answer.
@@ -48,7 +48,7 @@ class Screenshots:
         task = self._tasks.get(vm.id)
         if task is None:
             # In a context of its own: the task serves several requests.
-            task = Context().run(asyncio.create_task, self._taken(vm.vm_ip, look))
+            task = Context().run(asyncio.create_task, self._taken(vm.vm_ip, read_vm))
             self._tasks[vm.id] = task
             task.add_done_callback(lambda done: self._forget(vm.id, done))
         return await asyncio.shield(task)
@@ -56,11 +56,11 @@ class Screenshots:
     async def close(self) -> None:
         await end(*self._tasks.values())
 
-    async def _taken(self, address: str, look: Look) -> bytes:
+    async def _taken(self, address: str, read_vm: ReadVm) -> bytes:
         async with self._room:
-            check_has_screen(await look())
+            check_has_screen(await read_vm())
             frame = await within(TIMEOUT_SECONDS, _frame_at(address), "the VM's screen")
-            check_has_screen(await look())
+            check_has_screen(await read_vm())
             return await asyncio.to_thread(png_of, frame)
 
     def _forget(self, vm_id: str, done: asyncio.Task[bytes]) -> None:

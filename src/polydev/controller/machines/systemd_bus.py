@@ -31,7 +31,7 @@ CLD_EXITED = 1
 
 
 @dataclass(frozen=True)
-class UnitStatus:
+class UnitActivity:
     """State of a unit: systemd's `ActiveState`, the pid if it runs, and how it ended if not."""
 
     active: str
@@ -86,7 +86,7 @@ class SystemdBus:
             if error.name != NO_SUCH_UNIT:  # forgotten already
                 raise _refused(f"ResetFailedUnit {unit}", error) from error
 
-    async def state(self, unit: str) -> UnitStatus:
+    async def state(self, unit: str) -> UnitActivity:
         # Sent together, so that systemd answers them one after another, without a change between.
         asked = [
             self._property(unit, kind, name)
@@ -100,8 +100,8 @@ class SystemdBus:
         ]
         active, pid, *end = await asyncio.gather(*asked)
         if active not in ("inactive", "failed"):
-            return UnitStatus(str(active), int(pid) or None)
-        return UnitStatus(str(active), detail=end_in_words(*end))
+            return UnitActivity(str(active), int(pid) or None)
+        return UnitActivity(str(active), detail=end_in_words(*end))
 
     async def units(self, pattern: str) -> list[str]:
         """Return the names of all units of a pattern that are not inactive."""

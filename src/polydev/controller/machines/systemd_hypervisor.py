@@ -21,7 +21,7 @@ from polydev.controller.machines.hypervisor import (
     SlotState,
     TemplatesReport,
 )
-from polydev.controller.machines.systemd_bus import SystemdBus, UnitStatus
+from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import CommandTimeout, FilesLeft, VmError
 from polydev.image_layout import IMAGES
@@ -68,7 +68,7 @@ class SystemdHypervisor:
         if state.activity == "active":
             return
         if not state.runs:
-            await _files(self._prepare, launch)
+            await _in_thread(self._prepare, launch)
         result = await self._bus.start(unit_of(launch.slot))
         if result != "done":
             raise await self._failure(launch, result)
@@ -77,7 +77,7 @@ class SystemdHypervisor:
         maker = await self._bus.state(TEMPLATE_MAKER)
         runs = maker.active not in ("inactive", "failed")
         ended = f"{TEMPLATE_MAKER} failed: {maker.detail}" if maker.active == "failed" else ""
-        return await _files(templates_now, self._settings, being_made=runs, ended=ended)
+        return await _in_thread(templates_now, self._settings, being_made=runs, ended=ended)
 
     async def resume(self, slot: int, vm_id: str) -> None:
         await run_on(self._folder(slot, vm_id) / QMP_SOCKET)
@@ -104,21 +104,21 @@ class SystemdHypervisor:
             raise VmError(f"{unit} did not stop: it is {state.active}")
 
     async def poll(self, slot: int) -> SlotState:
-        return _slot_state(slot, await self._bus.state(unit_of(slot)), self._named(slot))
+        return _slot_state(slot, await self._bus.state(unit_of(slot)), self._current_vm(slot))
 
     async def slots(self) -> dict[int, SlotState]:
         found = {slot_of(unit) for unit in await self._bus.units("microvm@*.service")}
-        found |= {slot for slot in await _files(self._numbers) if self._named(slot)}
+        found |= {slot for slot in await _in_thread(self._numbers) if self._current_vm(slot)}
         return {slot: await self.poll(slot) for slot in sorted(found)}
 
     async def discard(self, slot: int, vm_id: str, *, keep_logs: bool) -> None:
         state = await self.poll(slot)
         if state.runs and state.vm_id == vm_id:
             raise VmError(f"VM {vm_id} still runs")
-        await _files(self._remove, slot, vm_id, keep_logs)
+        await _in_thread(self._remove, slot, vm_id, keep_logs)
 
     async def folders(self) -> set[tuple[int, str]]:
-        return await _files(self._folders)
+        return await _in_thread(self._folders)
 
     def console(self, slot: int, vm_id: str) -> Path:
         return self._folder(slot, vm_id) / SERIAL_LOG
@@ -133,7 +133,7 @@ class SystemdHypervisor:
     def _folder(self, slot: int, vm_id: str) -> Path:
         return self._root / str(slot) / vm_id
 
-    def _named(self, slot: int) -> str | None:
+    def _current_vm(self, slot: int) -> str | None:
         try:
             return (self._root / str(slot) / CURRENT).readlink().name
         except OSError:
@@ -172,14 +172,14 @@ class SystemdHypervisor:
                 f"journalctl -u microvm-slot@{launch.slot}.service",
             )
         state = await self._bus.state(unit)
-        said = await _files(_tail, self.qemu_log(launch.slot, launch.vm_id))
+        said = await _in_thread(_tail, self.qemu_log(launch.slot, launch.vm_id))
         why = ": ".join(filter(None, (state.detail or result, said)))
         return VmError(f"{unit} did not start: {why}", f"journalctl -u {unit}")
 
     def _remove(self, slot: int, vm_id: str, keep_logs: bool) -> None:
         """Raises FilesLeft if something could not be removed; other VMs cannot reach it then."""
         folder = self._folder(slot, vm_id)
-        if self._named(slot) == vm_id:
+        if self._current_vm(slot) == vm_id:
             folder.with_name(CURRENT).unlink(missing_ok=True)
         try:
             with open_untrusted_folder(folder) as inside:
@@ -214,13 +214,13 @@ def slot_of(unit: str) -> int:
     return int(unit.partition("@")[2].removesuffix(".service"))
 
 
-def _slot_state(slot: int, unit: UnitStatus, vm_id: str | None) -> SlotState:
+def _slot_state(slot: int, unit: UnitActivity, vm_id: str | None) -> SlotState:
     # Other states of systemd (reloading, maintenance) are states of a running unit.
     activity: Activity = next((each for each in ACTIVITIES if each == unit.active), "active")
     return SlotState(slot, activity, vm_id, unit.pid, unit.detail)
 
 
-async def _files(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function that works on files in a thread. Its OSError becomes a VmError."""
     try:
         return await asyncio.to_thread(work, *args, **kwargs)

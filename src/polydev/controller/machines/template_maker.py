@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from polydev.controller.machines.agent_client import AgentClient, AgentHealth
 from polydev.controller.machines.boot_progress import ConsoleParser
-from polydev.controller.machines.decisions import account, with_account
+from polydev.controller.machines.decisions import agent_problem, with_details
 from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, ControllerSettings
@@ -44,7 +44,7 @@ CLONE_SECONDS = 60.0
 
 
 def make_template(
-    settings: ControllerSettings, say: Callable[[str], None]
+    settings: ControllerSettings, report: Callable[[str], None]
 ) -> tuple[Template, bool]:
     """Return the golden image's template, and whether it was made now.
 
@@ -54,30 +54,30 @@ def make_template(
     """
     templates = templates_of(settings)
     with templates.building(
-        lambda: say("another build of a template is under way: waiting for it to end")
+        lambda: report("another build of a template is under way: waiting for it to end")
     ):
         wanted = wanted_template(settings)
         known = templates.find(wanted.key)
         if templates.take_again() or known is None:
-            made = _made(settings, wanted, templates, say)
+            made = _build(settings, wanted, templates, report)
             _remove_old(settings, templates, made)
             return made, True
         _remove_old(settings, templates, known)
         return known, False
 
 
-def _made(
+def _build(
     settings: ControllerSettings,
     wanted: WantedTemplate,
     templates: TemplateStore,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Template:
     """Make the template, and note each step of the build beside it."""
     build = Build(wanted.key, wanted.config.image_digest, round(time.time(), 3), "starting its VM")
 
     def go_on(step: str) -> None:
         nonlocal build
-        say(step)
+        report(step)
         build = replace(build, step=step)
         templates.note(build)
 
@@ -110,7 +110,7 @@ async def _make(
     settings: ControllerSettings,
     wanted: WantedTemplate,
     templates: TemplateStore,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Template:
     began = time.monotonic()
     add_tap()
@@ -120,11 +120,11 @@ async def _make(
             memory = MemoryFile(folder / MEMORY, private=False)
             config = replace(wanted.config, folder=folder, memory_file=memory)
             with running(config, (hold,)) as machine:
-                await _booted(machine, agent, settings.boot_deadline_seconds, say)
+                await _booted(machine, agent, settings.boot_deadline_seconds, report)
                 booted = time.monotonic()
-                say("waiting until the guest is at rest")
+                report("waiting until the guest is at rest")
                 await asyncio.to_thread(template.settle, machine.cpu_sample, machine.alive)
-                say("saving memory and devices")
+                report("saving memory and devices")
                 await template.save(config.qmp_socket, folder / STATE)
             made = Template(
                 key=wanted.key,
@@ -138,7 +138,7 @@ async def _make(
                 boot_seconds=round(booted - began, 3),
                 seconds=0.0,
             )
-            say("trying a clone")
+            report("trying a clone")
             await _try_clone(config, hold, agent)
             made = replace(made, seconds=round(time.monotonic() - began, 3))
             for path in folder.iterdir():
@@ -161,7 +161,7 @@ def running(config: VmConfig, pass_fds: tuple[int, ...]) -> Iterator[Machine]:
 
 
 async def _booted(
-    machine: Machine, agent: AgentClient, deadlines: BootDeadlines, say: Callable[[str], None]
+    machine: Machine, agent: AgentClient, deadlines: BootDeadlines, report: Callable[[str], None]
 ) -> None:
     """Wait until the guest's agent says ready. Raises VmError with the reason if it does not."""
     console, serial, cpu = (
@@ -174,17 +174,17 @@ async def _booted(
     while True:
         serial.feed(console.read())
         for stage in sorted(serial.seen - told):
-            say(f"boot stage {stage}")
+            report(f"boot stage {stage}")
         told |= serial.seen
         has_network = not serial.seen.isdisjoint(("network", "services", "ready"))
         answer = await agent.health_or_error(GUEST_ADDRESS) if has_network else None
         if isinstance(answer, AgentHealth) and answer.status == "ready":
             return
-        why = serial.gave_up or _too_late(cpu.total(), limit)
+        why = serial.boot_error or _too_late(cpu.total(), limit)
         if not machine.alive():
             why = f"its VM ended: {machine.qemu_said() or 'QEMU wrote no message'}"
         if why:
-            raise VmError(with_account(why, account(answer)))
+            raise VmError(with_details(why, agent_problem(answer)))
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -228,7 +228,9 @@ async def ready_clone(alive: Callable[[], bool], cpu: CpuWatch, agent: AgentClie
         if isinstance(answer, AgentHealth) and answer.status == "ready":
             return answer
         if _too_late(cpu.total(), CLONE_SECONDS):
-            raise VmError(with_account("a clone of the template is not ready", account(answer)))
+            raise VmError(
+                with_details("a clone of the template is not ready", agent_problem(answer))
+            )
         await asyncio.sleep(POLL_SECONDS)
 
 

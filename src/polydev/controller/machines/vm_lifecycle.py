@@ -22,10 +22,10 @@ from polydev.controller.machines.decisions import (
     Step,
     failed_units,
     next_step,
-    with_account,
+    with_details,
 )
 from polydev.controller.machines.dependencies import Dependencies
-from polydev.controller.machines.health_checks import HealthChecks
+from polydev.controller.machines.health_checks import VmHealthChecks
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState
 from polydev.controller.machines.login_monitor import (
     LoginMonitor,
@@ -52,7 +52,7 @@ class VmLifecycle:
         self._cpu = CpuWaitTracker(deps)
         self._boot = BootFollower(deps, vm, self._agent, self._cpu)
         self._pausing = PauseResume(deps, self._log)
-        self._checks = HealthChecks(
+        self._checks = VmHealthChecks(
             deps,
             self._agent,
             self._login,
@@ -69,9 +69,9 @@ class VmLifecycle:
     def is_due(self) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at
 
-    def follow_login(self) -> None:
+    def check_login(self) -> None:
         """Check the login with the next step, even if no health check is due."""
-        self._login.is_news = True
+        self._login.is_due_now = True
 
     async def close(self) -> None:
         await self._agent.close()
@@ -180,12 +180,12 @@ class VmLifecycle:
 
     def _end_reason(self, vm: Vm, slot: SlotState) -> str:
         console = self._boot.read_console_to_end()
-        if console.gave_up:
-            return console.gave_up
+        if console.boot_error:
+            return console.boot_error
         if slot.runs:
             return "the VM ended by itself, and another runs in its slot"
         said = last_line(self._deps.hypervisor.qemu_log(vm.slot, vm.id))[:MAX_DETAIL_CHARACTERS]
-        return with_account("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
+        return with_details("the VM ended by itself", ": ".join(filter(None, (slot.detail, said))))
 
     async def _save_credentials(self, vm: Vm, slot: SlotState) -> None:
         """Store the credentials that the VM has, if its session holds stored ones."""

@@ -98,7 +98,7 @@ def not_ready(vm: Vm) -> CloseReason:
     return CloseReason(NOT_READY, f"the VM is not ready yet; {stage}", "not-ready")
 
 
-def closing_of(error: Exception) -> CloseReason:
+def close_reason_for(error: Exception) -> CloseReason:
     """Return what a viewer is told about an error, with no details of an unexpected one."""
     if isinstance(error, ViewerRefused):
         return error.closing

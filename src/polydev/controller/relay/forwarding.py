@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 
-from polydev.controller.machines.bridge import bridge_trouble
+from polydev.controller.machines.bridge import bridge_problem
 from polydev.controller.relay.close_reasons import (
     BRIDGE_DOWN,
     VM_GONE,
@@ -160,7 +160,7 @@ async def open_screen(address: str, port: int) -> socket.socket:
         await asyncio.wait_for(connecting, CONNECT_SECONDS)
     except (OSError, asyncio.TimeoutError) as error:
         made.close()
-        raise ViewerRefused(BRIDGE_DOWN if bridge_trouble(error) else VNC_DOWN) from None
+        raise ViewerRefused(BRIDGE_DOWN if bridge_problem(error) else VNC_DOWN) from None
     except BaseException:
         made.close()
         raise

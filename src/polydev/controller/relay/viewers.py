@@ -17,7 +17,7 @@ from polydev.controller.relay.close_reasons import (
     VIEWER_SILENT,
     CloseReason,
     ViewerRefused,
-    closing_of,
+    close_reason_for,
     session_over,
 )
 from polydev.controller.relay.keepalive import PING_SECONDS
@@ -153,4 +153,4 @@ class Viewers:
         try:
             return session_over(await self._sessions.get(session_id))
         except SessionNotFound as error:
-            return closing_of(error)
+            return close_reason_for(error)
