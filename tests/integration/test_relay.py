@@ -191,10 +191,10 @@ def test_whoever_may_not_look_is_told_why(run: Run) -> None:
         assert (await made.closing(session.id, "a bad token"))[0] == 4401
         assert await made.closing(session.id, "other user") == (
             4403,
-            "the session is another user's",
+            "access denied: the session belongs to another user",
         )
         assert (await made.closing(unknown))[0] == 4404
-        assert await made.closing("nonsense") == (4404, "that is no session's id")
+        assert await made.closing("nonsense") == (4404, "this is not the id of a session")
         booting = await made.booting()
         code, reason = await made.closing(booting.id)
         assert code == 4425

@@ -147,7 +147,7 @@ def test_another_site_s_page_opens_no_viewer_and_reads_nothing(
                 " socket.onclose = event => done([event.code, event.reason]); })",
                 url,
             )
-            assert closed == [4403, "tickets are for pages of this host"]
+            assert closed == [4403, "access denied: tickets may only be used by pages of this host"]
             read = await page.evaluate(
                 "url => fetch(url, {credentials: 'include'}).then(a => a.text(), () => null)",
                 f"{own(made)}/api/auth/sessions",

@@ -294,7 +294,7 @@ def test_the_providers_are_those_of_the_golden_image(host: ApiHost) -> None:
         refused = await asked.ask("POST", "/api/auth/start", json={**body, "provider": "claude"})
         (error,) = problem(refused, 422)["errors"]
         assert error["pointer"] == "body/provider"
-        assert error["detail"] == "there is no such provider; known are tidy"
+        assert error["detail"] == "there is no such provider; choose one of tidy"
         put(record, {key: told[key] for key in told if key != "providers"})
         assert await names() == ["claude", "codex", "gemini"]
         assert not any(each.credentials for each in asked.services.providers().values())

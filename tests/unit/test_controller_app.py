@@ -188,13 +188,13 @@ def test_image_store_states(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind", "detail"),
     [
-        ("GET", "/nothing", 404, "about:blank", "nothing is at this address"),
-        ("POST", HEALTH, 405, "about:blank", "this address does not take that method"),
+        ("GET", "/nothing", 404, "about:blank", "there is nothing at this address"),
+        ("POST", HEALTH, 405, "about:blank", "this method is not allowed at this address"),
         ("GET", "/fails/config", 500, "urn:polydev:error:config", "no such slot"),
         ("GET", "/fails/vm", 502, "urn:polydev:error:vm", "the VM is gone"),
-        ("GET", "/fails/database", 503, "about:blank", "the database does not answer now"),
+        ("GET", "/fails/database", 503, "about:blank", "the database does not answer"),
         ("GET", "/fails/vm?number=x", 422, "about:blank", "the request is not valid"),
-        ("GET", "/fails/bug", 500, "about:blank", "an unexpected error; the log has it"),
+        ("GET", "/fails/bug", 500, "about:blank", "unexpected error: the controller's log has"),
     ],
 )
 def test_every_failure_is_problem_details(
@@ -242,7 +242,7 @@ def test_bodies_are_limited(
 ) -> None:
     answer = call(app, "/length", "POST", content=content())
     assert answer.status_code == 413
-    assert answer.json()["detail"] == "a body may have 1000 bytes at most"
+    assert answer.json()["detail"] == "the body is too large: at most 1000 bytes are allowed"
 
 
 def test_bodies_up_to_the_limit_pass(app: FastAPI) -> None:

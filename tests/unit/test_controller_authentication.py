@@ -151,7 +151,7 @@ def test_the_letters_of_a_subject_may_have_any_case() -> None:
 
 def test_an_operators_token() -> None:
     assert caller("pdt_good") == Caller(USER_ID, "user", "token")
-    assert refusal("pdt_bad") == "the token is unknown, revoked or expired"
+    assert refusal("pdt_bad") == "the token is not valid: it is unknown, revoked or expired"
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
@@ -193,7 +193,7 @@ def unsigned(**header: str) -> str:
         (lambda: "a.b.c", "the token is not valid"),
         (lambda: "nothing like it", "the token is not valid"),
         (lambda: "ü.é.à", "the token is not valid"),
-        (lambda: "x" * 10_000, "the token is too long"),
+        (lambda: "x" * 10_000, "the token is not valid: it is too long"),
     ],
 )
 def test_wrong_tokens_are_told_why(make: Callable[[], str], reason: str) -> None:
@@ -210,8 +210,11 @@ def test_audience_and_issuer_where_configured() -> None:
     made = identity(audience="polydev", issuer="https://id.test")
     good: dict[str, Any] = {"aud": ["polydev", "other"], "iss": "https://id.test"}
     assert caller(hs256(**good), made).user_id == USER_ID
-    assert refusal(hs256(**{**good, "aud": "other"}), made) == "the token is for another audience"
-    assert refusal(hs256(**{**good, "iss": "x"}), made) == "the token is of another issuer"
+    assert (
+        refusal(hs256(**{**good, "aud": "other"}), made)
+        == "the token is for another audience (aud)"
+    )
+    assert refusal(hs256(**{**good, "iss": "x"}), made) == "the token is from another issuer (iss)"
     assert refusal(hs256(iss="https://id.test"), made) == "the token has no aud"
     assert refusal(hs256(aud="polydev"), made) == "the token has no iss"
     assert caller(hs256(aud="whoever")).user_id == USER_ID
@@ -249,7 +252,7 @@ def test_keys_are_fetched_once_and_again_for_a_new_one(provider: Provider) -> No
         caller(provider.token("RS256"), made)
     assert provider.asked == 1
     provider.ids["RS256"] = "rsa-2"
-    assert refusal(provider.token("RS256"), made) == "the token's key is not known"
+    assert refusal(provider.token("RS256"), made) == "the token is signed with an unknown key"
     assert provider.asked == 1
     provider.now += FETCH_PAUSE_SECONDS + 1
     caller(provider.token("RS256"), made)
@@ -264,7 +267,7 @@ def test_made_up_keys_make_no_more_requests(provider: Provider) -> None:
         token = jwt.encode(
             claims_of(), provider.rsa_key, algorithm="RS256", headers={"kid": f"made-up-{number}"}
         )
-        assert refusal(token, made) == "the token's key is not known"
+        assert refusal(token, made) == "the token is signed with an unknown key"
     assert provider.asked <= 3
 
 
@@ -281,7 +284,7 @@ def test_a_key_taken_back_is_refused_once_the_provider_was_asked_again(provider:
             asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
         )
         assert provider.asked == 2
-        with pytest.raises(NotAuthenticated, match="the token's key is not known"):
+        with pytest.raises(NotAuthenticated, match="the token is signed with an unknown key"):
             await made.caller(old)
 
     asyncio.run(scenario())
@@ -398,7 +401,7 @@ def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any
     answer = httpx.Response(200, json={"keys": listed})
     keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
     reader = JwtReader(None, JwtSettings(), keys)
-    with pytest.raises(NotAuthenticated, match="the token's key is not known"):
+    with pytest.raises(NotAuthenticated, match="the token is signed with an unknown key"):
         asyncio.run(reader.read(provider.token("RS256")))
 
 

@@ -218,7 +218,7 @@ def test_a_database_that_is_not_there_is_not_made(
 
 def test_a_damaged_database_is_told_in_words(controller: CommandLine) -> None:
     controller.database.write_bytes(b"not a database" * 1000)
-    assert "the database cannot be used" in controller.refused("user", "list")
+    assert "cannot use the database" in controller.refused("user", "list")
 
 
 def test_an_error_inside_leaves_no_connection_open(controller: CommandLine) -> None:

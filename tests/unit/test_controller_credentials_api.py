@@ -290,7 +290,7 @@ def test_an_unknown_provider_is_422(host: ApiHost) -> None:
             told = problem(await asked.ask(method, f"{PATH}/tidy"), 422)
             (error,) = told["errors"]
             assert error["pointer"] == "path/provider"
-            assert "known are claude, codex, copilot, gemini" in error["detail"]
+            assert "choose one of claude, codex, copilot, gemini" in error["detail"]
             problem(await asked.ask(method, f"{PATH}/..%00"), 422)
 
     host.run(scenario)

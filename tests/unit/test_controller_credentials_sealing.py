@@ -72,7 +72,7 @@ def test_the_first_key_seals_and_every_one_opens() -> None:
     ],
 )
 def test_nothing_is_sealed_to_a_point_of_small_order_or_no_recipient(recipient: str) -> None:
-    with pytest.raises(ValueError, match="is no age recipient"):
+    with pytest.raises(ValueError, match="is not an age recipient"):
         checked_recipient(recipient)
 
 

@@ -78,7 +78,10 @@ def test_database_password_is_not_shown() -> None:
             "identity.jwks_url: is not a valid URL: its host or port",
         ),
         ("slots: [2, x]\n", "slots.1: must be a whole number"),
-        ("database_url: postgresql://u:secret@db:abc/x\n", "database_url: its host or port"),
+        (
+            "database_url: postgresql://u:secret@db:abc/x\n",
+            "database_url: has an invalid host or port",
+        ),
     ],
 )
 def test_error_names_file_and_key_but_no_value(file: Path, text: str, said: str) -> None:
@@ -100,7 +103,7 @@ WRONG_VARIABLES = [
     ("SESSION__PER_USER__X", "1", "session.per_user: must be a whole number"),
     ("SESSION", "[]", "session: must be a mapping of keys"),
     ("LOG_LEVL", "debug", "the variable POLYDEV_CONTROLLER_LOG_LEVL: .*did you mean log_level"),
-    ("DATABASE_URL", "postgresql://u:hidden@db:abc/x", "database_url: its host or port"),
+    ("DATABASE_URL", "postgresql://u:hidden@db:abc/x", "database_url: has an invalid host or port"),
 ]
 
 
@@ -251,7 +254,7 @@ class TestSecrets:
         [
             ("jwt_secret", "did you mean jwt-secret?"),
             ("foo", "it knows alert-urls, credentials-key, database-url, jwt-secret"),
-            ("port", "no such secret"),
+            ("port", "unknown secret"),
         ],
     )
     def test_an_unknown_one_is_refused(self, name: str, words: str) -> None:
@@ -270,7 +273,7 @@ class TestKeys:
             ({"session": {"per_user": 0}}, "session.per_user", "must be 1 or more"),
             ({"session": {"peruser": 1}}, "session.peruser", "there is no such key"),
             ({"database_url": "sqlite://"}, "database_url", "name its file as `database-url`"),
-            ({"jwt_secret": JWT}, "jwt_secret", "this is a secret"),
+            ({"jwt_secret": JWT}, "jwt_secret", "is a secret"),
             ({"rate": None}, "rate", "must be a mapping of keys"),
             ({"Log_Level": "debug"}, "Log_Level", "did you mean log_level?"),
             ({"session": {"max_seconds": float("inf")}}, "session.max_seconds", "finite"),

@@ -180,7 +180,7 @@ class TestController:
             ({"slots": [2, 99]}, "controller.slots: the host has slots 2 to 9"),
             ({"log_levl": "debug"}, "controller.log_levl: .*did you mean log_level?"),
             ({"drain_seconds": "soon"}, "controller.drain_seconds: must be a whole number"),
-            ({"database_url": "postgresql://x"}, "controller.database_url: this is a secret"),
+            ({"database_url": "postgresql://x"}, "controller.database_url: is a secret"),
             ({"per_user": 1}, "controller.per_user: .*did you mean session.per_user"),
         ],
     )

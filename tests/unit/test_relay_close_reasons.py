@@ -37,10 +37,14 @@ def test_every_closing_that_is_sent_is_legal_and_says_why(closing: CloseReason) 
     ("error", "code", "reason"),
     [
         (NotAuthenticated("there is no token"), 4401, "there is no token"),
-        (NotAllowed("the session is another user's"), 4403, "the session is another user's"),
+        (
+            NotAllowed("access denied: the session belongs to another user"),
+            4403,
+            "access denied: the session belongs to another user",
+        ),
         (SessionNotFound("there is no session x"), 4404, "there is no session x"),
         (SessionExpired("the session is over"), 4410, "the session is over"),
-        (HTTPException(429, "too many, wait 1 s"), 1013, "too many, wait 1 s"),
+        (HTTPException(429, "too many requests: wait 1 s"), 1013, "too many requests: wait 1 s"),
         (Unavailable("the keys cannot be fetched"), 1013, "the keys cannot be fetched"),
         (OperationalError("SELECT secret", None, Exception()), 1013, close_reasons.LATER.reason),
         (VmError("unit microvm@2 is unknown"), 1011, close_reasons.UNEXPECTED.reason),

@@ -59,7 +59,7 @@ class TestPlan:
         wrong = found(tls_certificate="hidden text", tls_key=key)
         assert "no certificate in PEM form" in wrong["secrets.tls-certificate"]
         wrong = found(tls_certificate=tls.certificate.read_text(), tls_key=NO_KEY)
-        assert "no private key in PEM form" in wrong["secrets.tls-key"]
+        assert "not a private key in PEM form" in wrong["secrets.tls-key"]
         assert "hidden" not in str(wrong)
 
     def test_both_are_named_where_both_are_wrong(self) -> None:

@@ -111,7 +111,7 @@ def test_a_start_beyond_a_quota_says_which_and_until_when(host: ApiHost) -> None
         await used(asked, "user", vm_seconds=2.25 * HOUR)
         answer = await start(asked)
         told = problem(answer, 429, "quota-exceeded")
-        assert told["detail"] == "the user has used 2.2 of 2 VM hours of today"
+        assert told["detail"] == "quota exceeded: 2.2 of 2 VM hours of today used"
         assert (told["quota"], told["used"], told["limit"]) == ("vm_hours_per_day", 2.25, 2)
         tomorrow = day_of(now()) + timedelta(days=1)
         assert told["freeAt"] == f"{tomorrow.isoformat()}T00:00:00Z"
@@ -135,7 +135,7 @@ def test_a_session_that_runs_goes_on_and_warns(host: ApiHost) -> None:
         assert made["warnings"] == await warnings(asked, path) == []
         await used(asked, "user", vm_seconds=1.85 * HOUR)
         (near,) = await warnings(asked, path)
-        assert near["message"].startswith("1.9 of 2 VM hours of today are used: it is free again")
+        assert near["message"].startswith("1.9 of 2 VM hours of today used: the quota resets")
         assert (near["kind"], near["quota"]["left"]) == ("quota", 0.15)
         await used(asked, "user", vm_seconds=0.2 * HOUR)
         (over,) = await warnings(asked, path)

@@ -158,7 +158,7 @@ class TestQuotas:
         assert state is not None
         assert state.quota == "vm_hours_per_month"
         refusal = QuotaExceeded(state, NOON)
-        assert refusal.message == "the user has used 32.0 of 1 VM hours of this month"
+        assert refusal.message == "quota exceeded: 32.0 of 1 VM hours of this month used"
         assert refusal.members["freeAt"] == "2026-12-01T00:00:00Z"
         assert refusal.retry_after_seconds == (9 * 24 + 12) * 3600
 

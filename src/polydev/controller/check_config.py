@@ -68,7 +68,7 @@ def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
 
     for number, url in enumerate(addresses, 1):
         if apprise_of(url) is None:
-            yield "secrets.alert-urls", f"address {number} is of no service that Apprise knows"
+            yield "secrets.alert-urls", f"address {number} is not of a service that Apprise knows"
 
 
 def _no_browser_takes(certificate: str) -> Iterator[tuple[str, str]]:
@@ -76,7 +76,7 @@ def _no_browser_takes(certificate: str) -> Iterator[tuple[str, str]]:
     from polydev.controller.tls import trouble_now
 
     if trouble := trouble_now(certificate, datetime.now(timezone.utc)):
-        yield "secrets.tls-certificate", f"{trouble}: no browser takes it"
+        yield "secrets.tls-certificate", f"{trouble}: browsers refuse it"
 
 
 def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,15 +84,15 @@ def _misplaced(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if meant := wrong_case(key):
             yield f"controller.{key}", f"there is no such key; did you mean {meant}?"
         elif key in SECRETS:
-            yield f"controller.{key}", f"this is a secret: name its file as `{secret_name(key)}`"
+            yield f"controller.{key}", f"is a secret: give it as a file named `{secret_name(key)}`"
 
 
 def _unknown(secrets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     known = [secret_name(field) for field in SECRETS]
     for name in secrets:
         if name not in known:
-            words = f"the controller has no such secret{near(name, known)}"
-            yield f"secrets.{name}", f"{words}; it knows {', '.join(known)}"
+            words = f"unknown secret{near(name, known)}"
+            yield f"secrets.{name}", f"{words}; known secrets are {', '.join(known)}"
 
 
 def _path(key: str, secrets: Mapping[str, str]) -> str:

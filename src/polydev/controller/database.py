@@ -49,18 +49,18 @@ def checked_url(url: str) -> str:
     """The address with the driver that we use. Raises ValueError, which does not quote it."""
     scheme, mark, rest = url.partition("://")
     if not mark or scheme not in DRIVERS:
-        raise ValueError("it must begin with postgresql+psycopg:// or sqlite+aiosqlite://")
+        raise ValueError("must begin with postgresql+psycopg:// or sqlite+aiosqlite://")
     if re.search(r"\s", url):
-        raise ValueError("it has a blank or a line break in it: write a blank as %20")
+        raise ValueError("contains a blank or a line break: write a blank as %20")
     try:
         parts = make_url(url)
         is_readable = (parts.port or 0) <= HIGHEST_PORT
     except (ArgumentError, ValueError):
         is_readable = False
     if not is_readable:
-        raise ValueError("its host or port cannot be read")
+        raise ValueError("has an invalid host or port")
     if "@" in (parts.host or ""):
-        raise ValueError("its password has an @ in it: write that as %40")
+        raise ValueError("has an @ in its password: write it as %40")
     return f"{DRIVERS[scheme]}://{rest}"
 
 

@@ -163,7 +163,7 @@ class BodyLimit:
 
 
 def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"a body may have {most} bytes at most")
+    return HTTPException(413, f"the body is too large: at most {most} bytes are allowed")
 
 
 class Gate:

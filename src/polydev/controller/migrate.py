@@ -39,8 +39,8 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
         return before, await schema_revision(engine)
     except (SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
         raise MigrationError(
-            f"the database could not be migrated: {_reason(error)}",
-            "nothing was changed; correct the migration or the database, then migrate again",
+            f"cannot migrate the database: {_reason(error)}",
+            "nothing was changed; fix the cause, then run master-controller migrate again",
         ) from error
     finally:
         await engine.dispose()

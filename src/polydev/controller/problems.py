@@ -190,9 +190,11 @@ def problem_of(error: Exception, path: str, request_id: str) -> Problem:
     elif isinstance(error, HTTPException):
         told["detail"] = _http_detail(error, status)
     elif isinstance(error, DATABASE_ERRORS):
-        told["detail"] = "the database does not answer now"
+        told["detail"] = "the database does not answer"
     else:
-        told["detail"] = "an unexpected error; the log has it under this request's id"
+        told["detail"] = (
+            "unexpected error: the controller's log has the cause under this request's ID"
+        )
     return Problem(error=told["detail"], instance=path, request_id=request_id, **told)
 
 
@@ -216,9 +218,9 @@ def _http_detail(error: HTTPException, status: HTTPStatus) -> str:
     if error.detail and error.detail != status.phrase:
         return _cut(error.detail)
     if status == HTTPStatus.NOT_FOUND:
-        return "nothing is at this address"
+        return "there is nothing at this address"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        return "this address does not take that method"
+        return "this method is not allowed at this address"
     return status.phrase
 
 

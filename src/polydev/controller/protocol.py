@@ -35,12 +35,14 @@ log = structlog.stdlib.get_logger(__name__)
 
 MOST_PIPELINED = 64
 LINGER_SECONDS = 2.0
-TOO_MANY_PIPELINED = Refusal(400, "too_many_pipelined", "too many requests without an answer")
+TOO_MANY_PIPELINED = Refusal(
+    400, "too_many_pipelined", "too many requests without an answer on one connection"
+)
 UPGRADE_TOO_EARLY = Refusal(
     400, "upgrade_too_early", "a connection can be upgraded once all its answers were read"
 )
 TOO_MANY_CONNECTIONS = Refusal(
-    503, "too_many_connections", "too many connections wait for a request: come again"
+    503, "too_many_connections", "too many open connections: try again later"
 )
 
 

@@ -69,8 +69,8 @@ class QuotaExceeded(SessionError):
 
     def __init__(self, state: QuotaState, at: datetime) -> None:
         super().__init__(
-            f"the user has used {state.words}",
-            f"it is free again at {state.free_again}; an administrator may raise "
+            f"quota exceeded: {state.words} used",
+            f"the quota resets at {state.free_again}; an administrator may raise "
             f"quotas.{state.quota}",
         )
         self.retry_after_seconds = max(1, math.ceil((state.free_at - at).total_seconds()))

@@ -81,7 +81,7 @@ def checked_recipient(text: str) -> str:
         X25519PrivateKey.generate().exchange(_point(recipient))
     except (pyrage.RecipientError, ValueError):
         raise ValueError(
-            "is no age recipient of an X25519 key: age1…, as age-keygen prints it"
+            "is not an age recipient of an X25519 key: age1…, as age-keygen prints it"
         ) from None
     return recipient
 

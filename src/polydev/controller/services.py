@@ -147,7 +147,7 @@ class Services:
         try:
             return await asyncio.wait_for(self._woken(vm.id), WAKE_SECONDS)
         except asyncio.TimeoutError:
-            words = f"the VM did not wake within {WAKE_SECONDS:g} s"
+            words = f"the VM did not resume within {WAKE_SECONDS:g} s"
             raise VmError(words, "try again") from None
 
     async def _woken(self, vm_id: str) -> Vm:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 IS_PROTECTED = (
-    "it is protected by a passphrase, which nobody is there to type "
+    "is protected by a passphrase, which cannot be entered at the start of the service "
     "(`openssl pkey -in FILE -out OTHER` writes one without)"
 )
 
@@ -30,7 +30,7 @@ def certificates_of(text: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(text.encode())
     except ValueError:
-        words = "it holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)"
+        words = "has no certificate in PEM form (-----BEGIN CERTIFICATE-----)"
         raise ValueError(words) from None
 
 
@@ -45,7 +45,7 @@ def require_fit(certificate: str, key: str) -> None:
     wanted = own.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if _public_bytes_of_key(key) != wanted:
         raise ValueError(
-            "its key is another one than tls-key (the server's own certificate must come first, "
+            "does not match tls-key (the server's own certificate must come first, "
             "those of its authority follow)"
         )
 
@@ -56,7 +56,7 @@ def _public_bytes_of_key(text: str) -> bytes:
     except TypeError:
         raise ValueError(IS_PROTECTED) from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError("it is no private key in PEM form (-----BEGIN PRIVATE KEY-----)") from None
+        raise ValueError("is not a private key in PEM form (-----BEGIN PRIVATE KEY-----)") from None
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -22,11 +22,11 @@ def checked_url(url: str) -> str:
         host, is_readable = "", False
     is_readable &= len(url) <= MOST_URL_CHARACTERS and re.search(r"[\s\x00-\x1f\x7f]", url) is None
     if not host or not is_readable:
-        raise ValueError("its host or port cannot be read")
+        raise ValueError("has an invalid host or port")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a name or password: receivers know us by the signature")
+        raise ValueError("must not contain a user name or password: receivers check the signature")
     if parts.fragment:
-        raise ValueError("ends with a fragment, which is never sent")
+        raise ValueError("must not contain a fragment (#…), which is never sent")
     if parts.scheme not in ("https", "http"):
         raise ValueError("must begin with https://")
     if parts.scheme == "http" and not _is_near(host):

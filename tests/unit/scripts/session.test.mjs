@@ -162,7 +162,7 @@ test("a session that is over says why and what to do", () => {
 });
 
 test("whoever may not see the session is told so, and how to sign in again", () => {
-  const refusal = { status: 403, message: "the session is another user's", hint: "" };
+  const refusal = { status: 403, message: "access denied: the session belongs to another user", hint: "" };
   assert.deepEqual(viewOf({ ...known, refusal }, NOW).actions, ["home"]);
   assert.deepEqual(viewOf({ ...known, refusal: { ...refusal, status: 401 } }, NOW).actions, ["signin"]);
 });

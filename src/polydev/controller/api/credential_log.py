@@ -74,7 +74,9 @@ def routes(services: Services) -> APIRouter:
     ) -> CredentialEventList:
         owner = caller.user_id if user_id is None else str(user_id)
         if owner != caller.user_id and not caller.sees_all:
-            raise NotAllowed("the log of another user's credentials is for operators")
+            raise NotAllowed(
+                "access denied: only operators may read the log of another user's credentials"
+            )
         found = await services.credential_log.list(owner, limit + 1, before)
         page, following = page_of(found, limit, lambda event: event.id)
         return CredentialEventList(events=[_answer(each) for each in page], next=following)

@@ -80,9 +80,9 @@ def _sealable(given: Any) -> Any:
     try:
         size = len(compact_json(given))
     except (ValueError, RecursionError):
-        raise PydanticCustomError("credentials", "must be what JSON in UTF-8 can say") from None
+        raise PydanticCustomError("credentials", "must be valid JSON in UTF-8") from None
     if size > MAX_BYTES:
-        told = f"may have {MAX_BYTES} bytes at most, as JSON without blanks"
+        told = f"must not be larger than {MAX_BYTES} bytes as compact JSON"
         raise PydanticCustomError("credentials", "{told}", {"told": told})
     return given
 

@@ -35,7 +35,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         {
             "type": "urn:polydev:error:not-allowed",
             "title": "Forbidden",
-            "detail": "the session is another user's",
+            "detail": "access denied: the session belongs to another user",
         },
     ),
     404: (
@@ -66,7 +66,10 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
     ),
     413: (
         "The body is too large",
-        {"title": "Content Too Large", "detail": "a body may have 1048576 bytes at most"},
+        {
+            "title": "Content Too Large",
+            "detail": "the body is too large: at most 1048576 bytes are allowed",
+        },
     ),
     422: (
         "The request is not valid; no value of it is repeated",
@@ -78,7 +81,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
     ),
     429: (
         "Too many requests of this caller; Retry-After says when to come again",
-        {"title": "Too Many Requests", "detail": "too many, wait 1 s"},
+        {"title": "Too Many Requests", "detail": "too many requests: wait 1 s"},
     ),
     502: (
         "The VM's agent does not answer as it should, or its tool did not come to a login",

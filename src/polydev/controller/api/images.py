@@ -223,7 +223,7 @@ def _after(found: StoredImages, before: str | None) -> tuple[StoredImage, ...]:
     for number, image in enumerate(found.images, 1):
         if image.digest == before:
             return found.images[number:]
-    raise ImageNotFound(f"image {before} is not there any more", "begin with the first page again")
+    raise ImageNotFound(f"image {before} was removed", "read the list again from its first page")
 
 
 Uses = Mapping[Literal["vms", "templates"], Counter[str]]

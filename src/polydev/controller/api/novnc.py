@@ -159,10 +159,10 @@ class Screens:
         page = websocket.headers.get("origin")
         rules = self._services.browser_rules
         if page is not None and not rules.is_own_origin(page, websocket.headers):
-            raise NotAllowed("tickets are for pages of this host")
+            raise NotAllowed("access denied: tickets may only be used by pages of this host")
         caller = await self._services.tickets.redeem(ticket, "viewer")
         if caller is None:
-            raise NotAuthenticated("the ticket was used before, is too old or is none")
+            raise NotAuthenticated("the ticket was used before, has expired or is not valid")
         return caller
 
     def _may_send(self, user_id: str, frames: int) -> bool:

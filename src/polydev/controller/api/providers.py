@@ -75,7 +75,9 @@ def known_name(services: Services, given: str, *pointer: str) -> str:
     """
     found = by_any_name(services.providers()).get(given)
     if found is None:
-        words = f"there is no such provider; known are {', '.join(sorted(services.providers()))}"
+        words = (
+            f"there is no such provider; choose one of {', '.join(sorted(services.providers()))}"
+        )
         raise RequestValidationError([{"type": "provider", "loc": pointer, "msg": words}])
     return found.name
 

@@ -17,7 +17,7 @@ class RequestBody(BaseModel):
     @classmethod
     def _has_few_members(cls, body: Any) -> Any:
         if isinstance(body, dict) and len(body) > MOST_MEMBERS:
-            raise ValueError(f"a body may have {MOST_MEMBERS} members at most")
+            raise ValueError(f"must have at most {MOST_MEMBERS} members")
         return body
 
 
@@ -32,5 +32,5 @@ class SecretBody(RequestBody):
         known = [field.alias or name for name, field in cls.model_fields.items()]
         if isinstance(given, dict) and not set(known).issuperset(given):
             takes = " and ".join(filter(None, (", ".join(known[:-1]), known[-1])))
-            raise PydanticCustomError("keys", "takes {takes} only", {"takes": takes})
+            raise PydanticCustomError("keys", "must have only {takes}", {"takes": takes})
         return given

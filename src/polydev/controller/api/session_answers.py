@@ -236,9 +236,9 @@ def _warning(state: QuotaState) -> SessionWarning:
     then = (
         f"no further session starts before {state.free_again}; this one goes on"
         if state.is_used_up
-        else f"it is free again at {state.free_again}"
+        else f"the quota resets at {state.free_again}"
     )
-    return SessionWarning(message=f"{state.words} are used: {then}", quota=quota_answer(state))
+    return SessionWarning(message=f"{state.words} used: {then}", quota=quota_answer(state))
 
 
 def quota_answer(state: QuotaState) -> QuotaAnswer:

@@ -40,8 +40,8 @@ QUOTA_USED_UP = (
     {
         "type": "urn:polydev:error:quota-exceeded",
         "title": "Too Many Requests",
-        "detail": "the user has used 8.0 of 8 VM hours of today",
-        "hint": "it is free again at 2026-11-22 00:00 UTC; an administrator may raise "
+        "detail": "quota exceeded: 8.0 of 8 VM hours of today used",
+        "hint": "the quota resets at 2026-11-22 00:00 UTC; an administrator may raise "
         "quotas.vm_hours_per_day",
         "quota": "vm_hours_per_day",
         "used": 8.012,
@@ -117,16 +117,16 @@ def uuid_of(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise SessionNotFound("that is no session's id") from None
+        raise SessionNotFound("this is not the id of a session") from None
 
 
 async def session_for(services: Services, caller: Caller, session_id: UUID) -> Session:
     """The session, if the caller may have it. Raises SessionNotFound or NotAllowed."""
     session = await services.sessions.get(str(session_id))
     if caller.session_id not in (None, session.id):
-        raise NotAllowed("this page's key is for another session")
+        raise NotAllowed("access denied: this page's key is for another session")
     if session.user_id != caller.user_id and not caller.sees_all:
-        raise NotAllowed("the session is another user's")
+        raise NotAllowed("access denied: the session belongs to another user")
     return session
 
 
@@ -167,9 +167,11 @@ def _add_start(router: APIRouter, services: Services) -> None:
     ) -> SessionAnswer:
         user_id = str(body.user_id)
         if user_id != caller.user_id and not caller.sees_all:
-            raise NotAllowed("a session for another user is for operators to start")
+            raise NotAllowed("access denied: only operators may start a session for another user")
         if body.use_stored_credentials and user_id != caller.user_id:
-            raise NotAllowed("only their owner starts a session with stored credentials")
+            raise NotAllowed(
+                "access denied: only the owner of stored credentials may start a session with them"
+            )
         provider = known_name(services, body.provider, "body", "provider")
         services.start_limiter.take(caller.user_id)
         new = NewSession(

@@ -188,7 +188,7 @@ async def _redeemed(services: Services, ticket: str) -> Caller:
     caller = await services.tickets.redeem(ticket, "page")
     if caller is None:
         raise NotAuthenticated(
-            "the link was opened before, is too old or is no link of this host",
+            "the link was used before, has expired or is not valid",
             "ask for another link",
         )
     return caller
@@ -204,6 +204,6 @@ def _add_link(router: APIRouter, services: Services) -> None:
     )
     async def create_link(caller: Asking) -> LinkAnswer:
         if caller.by not in ("token", "jwt"):
-            raise NotAllowed("a link is made with a token or a JWT")
+            raise NotAllowed("access denied: a sign-in link can only be made with a token or a JWT")
         code, until = await services.tickets.create("sign-in", caller, LINK_SECONDS)
         return LinkAnswer(url=f"/login#{urlencode({'code': code})}", expires_at=until)

@@ -81,7 +81,7 @@ async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
     """The VM, if the caller may have it. Raises HTTPException 404 and NotAllowed."""
     vm = await known_vm(services, str(vm_id))
     if not caller.sees_all and not await _is_own(services, caller, vm):
-        raise NotAllowed("the VM is another user's")
+        raise NotAllowed("access denied: the VM belongs to another user")
     return vm
 
 
@@ -124,7 +124,7 @@ def _add_figures(router: APIRouter, services: Services) -> None:
     async def get_figures(vm_id: VmId, caller: Asking) -> VmUsage:
         vm = await vm_for(services, caller, vm_id)
         if vm.released_at is not None or services.hypervisor is None:
-            raise SessionExpired("the VM is over")
+            raise SessionExpired("the VM has ended")
         return await vm_usage_of(services.hypervisor, vm)
 
 
@@ -186,7 +186,7 @@ def _console_of(services: Services, vm: Vm) -> File:
         file = hypervisor.console(vm.slot, vm.id)
         if vm.released_at is None or file.exists():
             return file
-    raise SessionExpired("the VM is over, and its console is not kept")
+    raise SessionExpired("the VM has ended, and its console was not kept")
 
 
 async def _following(

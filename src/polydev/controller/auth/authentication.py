@@ -33,8 +33,8 @@ BEARER = Security(HTTPBearer(auto_error=False, description="A JWT or an operator
 _REASONS: Mapping[type[jwt.PyJWTError], str] = {
     jwt.ExpiredSignatureError: "the token has expired",
     jwt.ImmatureSignatureError: "the token is not valid yet",
-    jwt.InvalidAudienceError: "the token is for another audience",
-    jwt.InvalidIssuerError: "the token is of another issuer",
+    jwt.InvalidAudienceError: "the token is for another audience (aud)",
+    jwt.InvalidIssuerError: "the token is from another issuer (iss)",
     jwt.InvalidSignatureError: "the token's signature is wrong",
     jwt.InvalidAlgorithmError: "the token's algorithm is not the one of its key",
 }
@@ -84,17 +84,17 @@ class JwtReader:
         if algorithm == "HS256" and self._secret is not None:
             return self._secret.get_secret_value()
         if algorithm not in PUBLIC_KEY_ALGORITHMS or self._keys is None:
-            raise NotAuthenticated("tokens of this algorithm are not taken here", HOW)
+            raise NotAuthenticated("tokens signed with this algorithm are not accepted", HOW)
         key_id = header.get("kid")
         try:
             key = await self._keys.get(key_id if isinstance(key_id, str) else None)
         except KeysUnavailable as error:
             raise Unavailable(
-                f"the identity provider's keys cannot be fetched now: {error}",
+                f"cannot fetch the identity provider's keys: {error}",
                 "an operator checks identity.jwks_url in the configuration",
             ) from None
         if key is None:
-            raise NotAuthenticated("the token's key is not known", HOW)
+            raise NotAuthenticated("the token is signed with an unknown key", HOW)
         return key
 
 
@@ -177,7 +177,7 @@ class Authenticator:
         if len(cookie) <= MOST_TOKEN_CHARACTERS:
             caller = await self._sign_ins.caller_of(cookie)
         if caller is None or caller.by != "cookie":
-            raise NotAuthenticated("this browser is not signed in any more", "sign in again")
+            raise NotAuthenticated("this browser is no longer signed in", "sign in again")
         return caller
 
     async def close(self) -> None:
@@ -185,7 +185,7 @@ class Authenticator:
 
     async def _holder(self, token: str) -> Caller:
         if len(token) > MOST_TOKEN_CHARACTERS:
-            raise NotAuthenticated("the token is too long", HOW)
+            raise NotAuthenticated("the token is not valid: it is too long", HOW)
         if token.startswith(TOKEN_PREFIX):
             return await self._of_token(token)
         if token.startswith(KEY_PREFIX):
@@ -195,7 +195,7 @@ class Authenticator:
         user = await self._users.find(user_id) if user_id else None
         if user is None:
             raise NotAllowed(
-                "the token's subject is no user of this host",
+                "the token is valid, but its subject is not a user of this host",
                 "an administrator adds users with ./inv user.add",
             )
         return Caller(user.id, user.role, "jwt", until)
@@ -203,13 +203,15 @@ class Authenticator:
     async def _of_token(self, token: str) -> Caller:
         caller = await self._tokens.caller_of(token)
         if caller is None:
-            raise NotAuthenticated("the token is unknown, revoked or expired", HOW)
+            raise NotAuthenticated("the token is not valid: it is unknown, revoked or expired", HOW)
         return caller
 
     async def _of_key(self, key: str) -> Caller:
         caller = await self._sign_ins.caller_of(key)
         if caller is None:
-            raise NotAuthenticated("the page's right to the session is over", "open the link again")
+            raise NotAuthenticated(
+                "this page no longer has access to the session", "open the link again"
+            )
         return caller
 
 
@@ -229,8 +231,8 @@ def presented(authorization: str | None, access_token: str | None) -> str:
     if access_token:
         return access_token
     if authorization is not None:
-        raise NotAuthenticated("the Authorization header is no bearer token", HOW)
-    raise NotAuthenticated("who asks is not known: there is no token", HOW)
+        raise NotAuthenticated("the Authorization header has no bearer token", HOW)
+    raise NotAuthenticated("authentication required: the request has no token", HOW)
 
 
 def _user_id(subject: str) -> str | None:
@@ -252,7 +254,7 @@ def operator_of(request: Request) -> Caller:
     """The caller. Raises NotAllowed unless it is an operator or an admin."""
     caller = caller_of(request)
     if not caller.sees_all:
-        raise NotAllowed("this is for operators")
+        raise NotAllowed("access denied: only operators may do this")
     return caller
 
 
@@ -260,7 +262,7 @@ def admin_of(request: Request) -> Caller:
     """The caller. Raises NotAllowed unless it is an admin."""
     caller = caller_of(request)
     if caller.role != "admin":
-        raise NotAllowed("this is for admins")
+        raise NotAllowed("access denied: only admins may do this")
     return caller
 
 

@@ -84,14 +84,14 @@ class BrowserRules:
     def check_is_no_other_site(self, headers: Headers) -> None:
         """Raises NotAllowed for what another site's page asks for with a browser's cookie."""
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            raise NotAllowed("the request comes from another site's page")
+            raise NotAllowed("access denied: the request comes from a page of another site")
 
     def check_is_own(self, headers: Headers, cookie: str) -> None:
         """Raises NotAllowed unless a page of ours sent this request of a signed-in browser."""
         if not self.is_from_own_page(headers):
-            raise NotAllowed("the request comes from another site's page")
+            raise NotAllowed("access denied: the request comes from a page of another site")
         if not has_csrf_token(headers, cookie):
             raise NotAllowed(
-                "the request does not come from a page of this sign-in",
+                "access denied: the request has no valid CSRF token",
                 "reload the page and try again",
             )

@@ -15,6 +15,6 @@ def check_scope(caller: Caller, method: str, path: str) -> None:
         return
     within = path.removeprefix(session_path(caller.session_id))
     if within == path or not (within == "" or within.startswith("/")):
-        raise NotAllowed("this page's key is for another session or request")
+        raise NotAllowed("access denied: this page's key is for another session or request")
     if caller.view_only and ("GET" if method == "HEAD" else method, within) not in SPECTATORS:
-        raise NotAllowed("this link is read-only", "ask its sender for access")
+        raise NotAllowed("access denied: this link is read-only", "ask its sender for access")

@@ -46,7 +46,9 @@ class RateLimiter:
         if left < 1:
             self._buckets[caller] = self._buckets.pop(caller)
             wait = math.ceil((1 - left) / self.per_second)
-            raise HTTPException(429, f"too many, wait {wait} s", {"Retry-After": str(wait)})
+            raise HTTPException(
+                429, f"too many requests: wait {wait} s", {"Retry-After": str(wait)}
+            )
 
     def take(self, caller: str, count: int = 1) -> None:
         """Count so many. Raises HTTPException 429, and counts none, where there is none left.
@@ -76,7 +78,7 @@ class StreamLimit:
         if self._open.get(user_id, 0) >= self._most:
             raise HTTPException(
                 429,
-                f"a user may read {self._most} streams at once: close one first",
+                f"too many open streams: a user may read {self._most} at once; close one first",
                 {"Retry-After": str(STREAM_RETRY_SECONDS)},
             )
 

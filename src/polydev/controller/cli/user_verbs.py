@@ -116,12 +116,12 @@ def _uuid(text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID") from None
 
 
 def _name(text: str) -> str:
     if not text.strip() or len(text) > NAME_LENGTH:
-        raise argparse.ArgumentTypeError(f"a name has 1 to {NAME_LENGTH} characters")
+        raise argparse.ArgumentTypeError(f"a name must have 1 to {NAME_LENGTH} characters")
     return text
 
 
@@ -130,9 +130,9 @@ def _days(text: str) -> float:
         days = float(text)
         timedelta(days=days)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days") from None
     if not 0 < days <= 36500:
-        raise argparse.ArgumentTypeError("days are more than 0, and a hundred years at most")
+        raise argparse.ArgumentTypeError("must be more than 0 and at most 36500 days")
     return days
 
 

@@ -46,7 +46,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
     except (SQLAlchemyError, OSError) as error:
         # Only the driver's own words: SQLAlchemy's would quote the statement.
         cause = getattr(error, "orig", None) or error
-        raise DatabaseUnusable(f"the database cannot be used: {cause}") from error
+        raise DatabaseUnusable(f"cannot use the database: {cause}") from error
     finally:
         await database.close()
 

@@ -218,7 +218,7 @@ class CredentialStore:
 
 def _require_fit(session: Session, user_id: str, provider: str) -> None:
     if session.user_id != user_id:
-        raise NotAllowed("the session is another user's")
+        raise NotAllowed("access denied: the session belongs to another user")
     if not session.is_live:
         raise session_errors.session_over(session)
     if session.provider != provider:

@@ -95,7 +95,9 @@ def _add_logout(router: APIRouter, services: Services, pages: Pages) -> None:
 def check_is_person(caller: Caller) -> None:
     """Raises NotAllowed for a key, which is a page's: it shows one session and signs nobody in."""
     if caller.session_id is not None:
-        raise NotAllowed("this key is for one session's page only", "use a token or a JWT")
+        raise NotAllowed(
+            "access denied: this key only opens the page of one session", "use a token or a JWT"
+        )
 
 
 def local_path(text: str | None) -> str:
@@ -113,12 +115,12 @@ async def _of_code(services: Services, code: str) -> Caller:
 async def _form(request: Request, pages: Pages) -> dict[str, str]:
     """The fields of a form that a page of ours sent. Raises NotAllowed for another site's."""
     if not pages.rules.is_from_own_page(request.headers):
-        raise NotAllowed("the request comes from another site's page")
+        raise NotAllowed("access denied: the request comes from a page of another site")
     try:
         body = (await request.body()).decode()
         found = parse_qs(body, keep_blank_values=True, max_num_fields=MOST_FORM_FIELDS)
     except ValueError:
-        raise HTTPException(400, "the form cannot be read") from None
+        raise HTTPException(400, "the form is not valid") from None
     return {name: values[-1] for name, values in found.items()}
 
 
