@@ -526,7 +526,7 @@ def test_a_host_without_slots_still_serves(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "no-free-slot")
-        assert told["detail"] == "this host declares no slots"
+        assert told["detail"] == "this host has no slots for VMs"
         assert (await asked.ask("GET", "/api/auth/sessions")).json() == {
             "sessions": [],
             "next": None,

@@ -253,7 +253,7 @@ class TestSecrets:
         ("name", "words"),
         [
             ("jwt_secret", "did you mean jwt-secret?"),
-            ("foo", "it knows alert-urls, credentials-key, database-url, jwt-secret"),
+            ("foo", "known secrets are alert-urls, credentials-key, database-url, jwt-secret"),
             ("port", "unknown secret"),
         ],
     )
@@ -272,7 +272,11 @@ class TestKeys:
             ({"drain_seconds": 120}, "drain_seconds", "less than 60"),
             ({"session": {"per_user": 0}}, "session.per_user", "must be 1 or more"),
             ({"session": {"peruser": 1}}, "session.peruser", "there is no such key"),
-            ({"database_url": "sqlite://"}, "database_url", "name its file as `database-url`"),
+            (
+                {"database_url": "sqlite://"},
+                "database_url",
+                "give it as a file named `database-url`",
+            ),
             ({"jwt_secret": JWT}, "jwt_secret", "is a secret"),
             ({"rate": None}, "rate", "must be a mapping of keys"),
             ({"Log_Level": "debug"}, "Log_Level", "did you mean log_level?"),

@@ -52,7 +52,7 @@ class TestPlan:
             tls_certificate=tls.certificate.read_text(), tls_key=other.key.read_text()
         ).items()
         assert wrong[0] == "secrets.tls-certificate"
-        assert "its key" in wrong[1]
+        assert "does not match tls-key" in wrong[1]
 
     def test_what_is_no_pem_is_refused_and_not_quoted(self, tls: Tls) -> None:
         key = tls.key.read_text()

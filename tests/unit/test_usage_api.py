@@ -139,8 +139,8 @@ def test_a_session_that_runs_goes_on_and_warns(host: ApiHost) -> None:
         assert (near["kind"], near["quota"]["left"]) == ("quota", 0.15)
         await used(asked, "user", vm_seconds=0.2 * HOUR)
         (over,) = await warnings(asked, path)
-        assert "no further session starts before" in over["message"]
-        assert over["message"].endswith("; this one goes on")
+        assert "no further session can start before" in over["message"]
+        assert over["message"].endswith("; this one continues")
         beat = (await asked.ask("POST", f"{path}/heartbeat")).json()
         assert (beat["status"], beat["warnings"]) == ("vm_creating", [over])
         (listed,) = (await asked.ask("GET", "/api/auth/sessions")).json()["sessions"]

@@ -1,4 +1,4 @@
-"""The health report: what the service depends on, each part with its state in words."""
+"""The health report: the database and the image store, each with its state in words."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Components(ApiModel):
 
 
 class HealthReport(ApiModel):
-    """`unhealthy` only if a component that matters is; `degraded` ones are told, no more."""
+    """`unhealthy` if a required component is; a `degraded` one does not change the status."""
 
     status: Literal["healthy", "unhealthy"]
     release: str | None
@@ -56,7 +56,7 @@ class HealthReport(ApiModel):
 
 @dataclass
 class Health:
-    """Asks the components; remembers if the database was ever at this code's revision."""
+    """Checks the components. `was_current`: the database was at this code's revision before."""
 
     store: transactions.Database
     image_store: Path
@@ -97,7 +97,7 @@ class Health:
         return database_state(revision, was_current=self.was_current, roles=roles)
 
     async def _look(self) -> tuple[str | None, list[str]]:
-        """The revision, and which roles beside the owner may use the tables."""
+        """Return the revision, and the roles besides the owner that may use the tables."""
         revision = await schema_revision(self.store.engine)
         async with self.store.reading() as connection:
             return revision, list(await exposed_to(connection))
@@ -106,10 +106,10 @@ class Health:
 def database_state(
     revision: str | None, *, was_current: bool, roles: Sequence[str] = ()
 ) -> DatabaseHealth:
-    """What a database at `revision` means to this code, whose tables also `roles` may use.
+    """Return the state of a database at `revision` whose tables `roles` may use too.
 
-    A deployment migrates before it hands over, and a rollback restores before it does: the
-    process that serves meanwhile has seen its own revision, and goes on.
+    A deployment migrates, and a rollback restores, before the handover. The process that still
+    serves has seen its own revision before, so it is only degraded meanwhile.
     """
     if revision == HEAD and roles:
         detail = f"at revision {HEAD}, and open to other roles: {', '.join(roles)}"
@@ -128,7 +128,7 @@ def database_state(
 
 
 def image_store_state(store: Path) -> ImageStoreHealth:
-    """Is there a golden image to start VMs from?"""
+    """Return whether there is a golden image to start VMs from."""
     link = store / GOLDEN_LINK
     if not os.path.lexists(link):
         return ImageStoreHealth(status="degraded", detail=f"no golden image: {link} is missing")

@@ -1,4 +1,4 @@
-"""The host, for operators: its health now and over the last hours, alerts, templates."""
+"""Calls for operators: the host's health and history, alerts, templates, images, webhooks."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def routes(services: Services) -> APIRouter:
 def _add_health(router: APIRouter, host: SystemMonitor) -> None:
     @router.get(
         "/health/system",
-        summary="The host's figures, all in one",
-        description="`temperature` is left out where there is no sensor. `status` is the worst of "
-        "the parts': below 70 % healthy, up to 90 % a warning, above it critical, unless the "
-        "settings say otherwise.",
+        summary="All metrics of the host",
+        description="`temperature` is missing without a sensor. `status` is the worst status of "
+        "the parts. By default a part is healthy below 70 %, has a warning up to 90 %, and is "
+        "critical above.",
         responses=error_responses(),
     )
     async def get_system() -> SystemStatus:
@@ -88,7 +88,7 @@ def _add_parts(router: APIRouter, host: SystemMonitor) -> None:
 
     @router.get(
         "/health/temperature",
-        summary="The hottest sensor; nulls where the host has none",
+        summary="The hottest sensor; nulls without a sensor",
         responses=error_responses(),
     )
     async def get_temperature() -> TemperatureStatus:
@@ -101,7 +101,7 @@ def _add_network_health(router: APIRouter, services: Services) -> None:
 
     @router.get(
         "/health/network-health",
-        summary="Whether the network that VMs need is there, and what to do if not",
+        summary="Checks of the VMs' network, each with what to do if it fails",
         responses=error_responses(),
     )
     async def get_network_health() -> NetworkHealth:
@@ -111,7 +111,7 @@ def _add_network_health(router: APIRouter, services: Services) -> None:
 def _add_alerts(router: APIRouter, services: Services) -> None:
     @router.get(
         "/alerts",
-        summary="Alerts that stand, and those that stood within the last hours, newest first",
+        summary="Active alerts, and those of the last hours, newest first",
         responses=error_responses(422),
     )
     async def get_alerts(

@@ -1,4 +1,4 @@
-"""What was done with a user's credentials: users see their own, operators anybody's."""
+"""The log of users' credentials: users see their own, operators those of all users."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ EXAMPLE: dict[str, Any] = {
 
 
 class CredentialEventAnswer(ApiModel):
-    """One thing that was done with credentials, without what these are.
+    """One use of credentials, without their content.
 
-    by          how its actor was known; `controller` where it did so by itself, `operator` for a
+    by          how the actor was authenticated; `controller`: by itself; `operator`: by a
                 command on the host
-    actorId     the user who did it, null where that was nobody's request
-    sessionId   the session in which it was done
+    actorId     the user who did it; null if no user did
+    sessionId   the session that it belongs to
     """
 
     model_config = ConfigDict(title="CredentialEvent", json_schema_extra={"examples": [EXAMPLE]})
@@ -52,7 +52,7 @@ class CredentialEventAnswer(ApiModel):
 
 
 class CredentialEventList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     events: list[CredentialEventAnswer]
     next: int | None
@@ -63,12 +63,14 @@ def routes(services: Services) -> APIRouter:
 
     @router.get(
         "/log",
-        summary="What was done with the caller's credentials; operators may name a user",
+        summary="The log of the caller's credentials; operators may name another user",
         responses=error_responses(422),
     )
     async def list_events(
         caller: Asking,
-        user_id: Annotated[UUID | None, Query(alias="userId", description="Whose")] = None,
+        user_id: Annotated[
+            UUID | None, Query(alias="userId", description="The owner of the credentials")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
         before: BeforeId = None,
     ) -> CredentialEventList:

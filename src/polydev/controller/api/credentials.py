@@ -1,6 +1,6 @@
-"""A user's credentials of the providers: stored, given back and removed. Only their owner is asked.
+"""Store, return and remove a user's credentials of providers. Only their owner has access.
 
-They are in the body of `store` and in the answer of one `GET`, and nowhere else.
+They appear in the body of `store` and in the answer of one `GET`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ NO_KEY = {
     "among the inventory's secrets, and deploys",
 }
 OWN_REFUSALS = {
-    404: ("None are stored", NONE_STORED),
+    404: ("No credentials are stored", NONE_STORED),
     409: (
-        "The host has no key that opens them; or a session uses them, and only one may at a time: "
-        "`credentials-in-use` names it",
+        "The host has no key that decrypts them; or another session uses them, which "
+        "`credentials-in-use` names",
         LOCKED,
     ),
-    503: ("The host has no key for credentials, or the database is down", NO_KEY),
+    503: ("The host has no key to encrypt credentials with, or the database is down", NO_KEY),
 }
 
-OfProvider = Annotated[ProviderName, Path(description="Whose tool the credentials are for")]
+OfProvider = Annotated[ProviderName, Path(description="The provider of the credentials")]
 
 
 def _sealable(given: Any) -> Any:
@@ -88,7 +88,7 @@ def _sealable(given: Any) -> Any:
 
 
 class StoreRequest(SecretBody):
-    """`credentials` as the provider's tool keeps them. A session of the caller may be named."""
+    """`credentials` in the form in which the provider's tool stores them."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -110,17 +110,17 @@ class StoreRequest(SecretBody):
     session_id: UUID | None = Field(
         default=None,
         alias="sessionId",
-        description="The session in which the tool logged in; if it waits for that, it goes on",
+        description="The caller's session in which the tool logged in; it becomes `authenticated`",
     )
 
 
 class StoredAnswer(ApiModel):
-    """What may be told of credentials.
+    """Stored credentials, without their content.
 
-    sessionId   the session in which they were got
-    recipient   the age recipient to which they are sealed: only its owner opens them
-    heldBy      the session that uses them, where only one may at a time
-    mayBeStale  a session that used them ended before they could be stored anew: if the provider
+    sessionId   the session whose login they are from
+    recipient   the age recipient that they are encrypted to: only its owner can decrypt them
+    heldBy      the session that uses them, if only one may at a time
+    mayBeStale  a session that used them ended before they could be read back: if the provider
                 refuses them, log in again
     """
 
@@ -138,8 +138,8 @@ class StoredAnswer(ApiModel):
 
 
 class CredentialsAnswer(StoredAnswer):
-    """The credentials too, as they were stored. With a recipient they are null, and `sealed` is an
-    armored age file, which `age -d -i KEY` opens.
+    """Stored credentials with their content. With a recipient, `credentials` is null and `sealed`
+    is an armored age file, which `age -d -i KEY` decrypts.
     """
 
     model_config = ConfigDict(
@@ -154,7 +154,7 @@ class CredentialsAnswer(StoredAnswer):
 
 
 class StoredList(ApiModel):
-    """By provider."""
+    """All stored credentials, by provider."""
 
     credentials: list[StoredAnswer]
 
@@ -171,12 +171,12 @@ def _add_store(router: APIRouter, services: Services) -> None:
     @router.post(
         "/store",
         status_code=201,
-        summary="Keep the caller's credentials of a provider, in place of those before",
-        description="They are encrypted at rest. A session that is named must be the caller's, "
-        "live and of that provider; one that waits for its login becomes `authenticated`.",
+        summary="Store the caller's credentials of a provider, replacing earlier ones",
+        description="They are encrypted at rest. `sessionId` must name a live session of the "
+        "caller and of that provider; a session that waits for its login becomes `authenticated`.",
         responses={
-            200: {"model": StoredAnswer, "description": "Stored in place of others"},
-            201: {"description": "Stored; `Location` is the credentials' address"},
+            200: {"model": StoredAnswer, "description": "Stored, replacing earlier ones"},
+            201: {"description": "Stored; `Location` is the credentials' path"},
             **error_responses(400, 404, 410, 422, own={503: OWN_REFUSALS[503]}),
         },
     )
@@ -198,7 +198,7 @@ def _add_store(router: APIRouter, services: Services) -> None:
 def _add_all(router: APIRouter, services: Services) -> None:
     @router.get(
         "",
-        summary="Of which providers the caller has credentials, without these",
+        summary="The caller's stored credentials, without their content",
         responses=error_responses(),
     )
     async def list_credentials(caller: Asking) -> StoredList:
@@ -256,7 +256,7 @@ def _answer(stored: StoredCredentials) -> StoredAnswer:
 
 
 def _with_credentials(answer: StoredAnswer, content: bytes) -> Response:
-    """What was stored goes out as it is: writing it anew may fail on what was read well."""
+    """Return the content as it was stored: encoding it again could fail."""
     told = answer.model_dump_json(by_alias=True).encode()
     both = (b"null", compact_json(content.decode())) if answer.recipient else (content, b"null")
     members = b',"credentials":%s,"sealed":%s}' % both

@@ -1,4 +1,4 @@
-"""Deployments, rollbacks and backups of this host, for operators, and how to roll each back."""
+"""Deployments, rollbacks and backups of this host, for operators."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXAMPLE: dict[str, Any] = {
     "problem": None,
 }
 NO_DEPLOYMENT = (
-    "There is no record of it",
+    "There is no record of this deployment",
     {
         "type": "urn:polydev:error:deployment-not-found",
         "title": "Not Found",
@@ -55,7 +55,8 @@ DeploymentId = Annotated[str, Path(pattern=ID_PATTERN, description="The deployme
 class DeploymentSummary(ApiModel):
     """A deployment, rollback or backup.
 
-    A record that cannot be read has the status `unreadable`, its `problem`, and nulls.
+    If its record cannot be read, the status is `unreadable`, `problem` says why, and the other
+    values are null.
     """
 
     model_config = ConfigDict(title="Deployment", json_schema_extra={"examples": [EXAMPLE]})
@@ -76,17 +77,17 @@ class DeploymentSummary(ApiModel):
 
 
 class DeploymentList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     deployments: list[DeploymentSummary]
     next: str | None
 
 
 class WayBackAnswer(ApiModel):
-    """How to bring the host back to what it was before.
+    """How to restore the host's state before a deployment.
 
-    to          the deployment whose result the host had
-    command     what to run on the operator's machine; null where there is no way, for the `reason`
+    to          the deployment that the host goes back to
+    command     the command for the operator's machine; null if there is none, for the `reason`
     """
 
     to: str | None
@@ -95,7 +96,7 @@ class WayBackAnswer(ApiModel):
 
 
 class DeploymentDetail(DeploymentSummary):
-    """A deployment with its whole `record`, as the host keeps it."""
+    """A deployment with its whole `record`, and how to roll it back."""
 
     model_config = ConfigDict(
         title="DeploymentWithRecord",
@@ -127,7 +128,7 @@ def add_deployments(router: APIRouter) -> None:
 def _add_list(router: APIRouter) -> None:
     @router.get(
         "/deployments",
-        summary="What was done to this host, newest first",
+        summary="Deployments, rollbacks and backups of this host, newest first",
         responses=error_responses(422, own={404: NO_DEPLOYMENT}),
     )
     async def list_deployments(
@@ -140,7 +141,7 @@ def _add_list(router: APIRouter) -> None:
 def _add_one(router: APIRouter) -> None:
     @router.get(
         "/deployments/{deployment_id}",
-        summary="A deployment with its record, and how to go back to before it",
+        summary="A deployment with its record, and how to roll it back",
         responses=error_responses(422, own={404: NO_DEPLOYMENT}),
     )
     async def get_deployment(deployment_id: DeploymentId) -> DeploymentDetail:
@@ -148,7 +149,7 @@ def _add_one(router: APIRouter) -> None:
 
 
 async def deployment_list(limit: int, before: str | None = None) -> DeploymentList:
-    """Raises DeploymentNotFound for a `before` of which there is no record."""
+    """Return a page of deployments. Raises DeploymentNotFound if `before` has no record."""
     found = await asyncio.to_thread(deployments, records.FOLDER)
     rest = found[found.index(one_of(found, before)) + 1 :] if before else found
     page, following = page_of(rest, limit, lambda deployment: deployment.id)
@@ -156,7 +157,7 @@ async def deployment_list(limit: int, before: str | None = None) -> DeploymentLi
 
 
 async def deployment_detail(deployment_id: str) -> DeploymentDetail:
-    """Raises DeploymentNotFound."""
+    """Return a deployment. Raises DeploymentNotFound."""
     found = await asyncio.to_thread(deployments, records.FOLDER)
     one = one_of(found, deployment_id)
     back = _answer(way_back(one, found))

@@ -1,4 +1,4 @@
-"""The documentation: OpenAPI, and a page of it that loads nothing from anywhere."""
+"""The documentation: OpenAPI, and a page of it that loads nothing from other sites."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polydev.controller.api.error_responses import error_responses
 from polydev.controller.auth.authentication import BEARER
 
 METHODS = ("get", "post", "put", "patch", "delete")
-# The page has no script and nothing of others, and the browser is told to keep it so.
+# The page has no script and loads nothing; this policy enforces it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -25,7 +25,7 @@ td, th { text-align: left; vertical-align: top; padding: 0 1rem 0 0; font-weight
 
 
 def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
-    """`openapi` describes the whole application, which is written out once."""
+    """`openapi` returns the description of the application, which is rendered once."""
     router = APIRouter(tags=["documentation"], dependencies=[BEARER])
     document = cache(lambda: JSONResponse(openapi()).body)
     document_page = cache(lambda: page(openapi()))
@@ -42,7 +42,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
     @router.get(
         "/docs",
         summary="This API as a page",
-        description="A browser gives its token as `?access_token=`.",
+        description="Browsers may send the token as `?access_token=`.",
         response_class=HTMLResponse,
         responses=error_responses(),
     )
@@ -54,7 +54,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
 
 
 def page(described: dict[str, Any]) -> str:
-    """The calls of an OpenAPI document as HTML."""
+    """Return the calls of an OpenAPI document as HTML."""
     info = described["info"]
     title = escape(f"{info['title']} {info['version']}")
     calls = "\n".join(_calls(described))
@@ -62,7 +62,7 @@ def page(described: dict[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         "<p>Every call but health needs <code>Authorization: Bearer TOKEN</code>. "
-        "Shapes and examples are in <code>/openapi.json</code>.</p>\n"
+        "Schemas and examples are in <code>/openapi.json</code>.</p>\n"
         f"{calls}\n</body></html>\n"
     )
 

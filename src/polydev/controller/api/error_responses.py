@@ -1,4 +1,4 @@
-"""What a call may be refused with, for the documentation: each status with an example."""
+"""The error responses of each call, for the documentation: each status with an example."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from polydev.controller.problems import MEDIA_TYPE, Problem
 
 SCHEMA_PATH = "#/components/schemas"
-# Whatever is asked for, but health, may be answered with these.
+# Any call but health may be answered with these.
 GATE = (401, 403, 413, 429, 503)
 
 _SESSION = "/api/auth/session/5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
@@ -22,7 +22,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         {"title": "Bad Request", "detail": "There was an error parsing the body"},
     ),
     401: (
-        "There is no token, or it is not taken",
+        "No token, or one that is not accepted",
         {
             "type": "urn:polydev:error:not-authenticated",
             "title": "Unauthorized",
@@ -31,7 +31,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     403: (
-        "The caller may not",
+        "The caller has no access",
         {
             "type": "urn:polydev:error:not-allowed",
             "title": "Forbidden",
@@ -39,7 +39,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     404: (
-        "There is no such thing",
+        "Not found",
         {
             "type": "urn:polydev:error:session-not-found",
             "title": "Not Found",
@@ -47,7 +47,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     409: (
-        "The user has as many sessions as are allowed, or the key was used for something else",
+        "The user has as many sessions as are allowed, or the idempotency key was used before",
         {
             "type": "urn:polydev:error:too-many-sessions",
             "title": "Conflict",
@@ -56,11 +56,11 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     410: (
-        "It is over",
+        "It has ended",
         {
             "type": "urn:polydev:error:session-expired",
             "title": "Gone",
-            "detail": "the session's VM is gone: terminated",
+            "detail": "the session's VM has ended: terminated",
             "hint": "start another session",
         },
     ),
@@ -72,7 +72,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     422: (
-        "The request is not valid; no value of it is repeated",
+        "The request is not valid; the answer repeats none of its values",
         {
             "title": "Unprocessable Content",
             "detail": "the request is not valid",
@@ -80,11 +80,11 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     429: (
-        "Too many requests of this caller; Retry-After says when to come again",
+        "Too many requests of this caller; Retry-After says when to try again",
         {"title": "Too Many Requests", "detail": "too many requests: wait 1 s"},
     ),
     502: (
-        "The VM's agent does not answer as it should, or its tool did not come to a login",
+        "The VM's agent does not answer correctly, or the tool's login did not start",
         {
             "type": "urn:polydev:error:agent-unreachable",
             "title": "Bad Gateway",
@@ -92,7 +92,7 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     503: (
-        "No slot is free, or something that the answer depends on is down; Retry-After is sent",
+        "No slot is free, or a dependency is down; Retry-After says when to try again",
         {
             "type": "urn:polydev:error:no-free-slot",
             "title": "Service Unavailable",
@@ -108,9 +108,9 @@ _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
 def error_responses(
     *statuses: int, own: Mapping[int, tuple[str, dict[str, Any]]] | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that is refused with these, besides what the gate refuses.
+    """Return the `responses` of a route: these statuses, and those of any call.
 
-    `own` are refused too, in the route's own words: description and example.
+    `own` adds or replaces statuses, each with a description and an example.
     """
     words = {**_EXAMPLES, **(own or {})}
     return {
@@ -129,6 +129,6 @@ def _refusal(status: int, description: str, told: dict[str, Any]) -> dict[str, A
 
 
 def problem_schemas() -> dict[str, Any]:
-    """The schemas to which every refusal refers, by name."""
+    """Return the schemas that all error responses refer to, by name."""
     schema = Problem.model_json_schema(ref_template=f"{SCHEMA_PATH}/{{model}}")
     return {**schema.pop("$defs", {}), "Problem": schema}

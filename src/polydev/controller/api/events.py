@@ -1,4 +1,4 @@
-"""A session's news as server-sent events, so that a page need not ask again and again."""
+"""A session's events as server-sent events, so that clients need not poll."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
 
 MEDIA_TYPE = "text/event-stream"
-# A proxy that compresses it may hold back what is to come at once.
+# A proxy that compresses the stream may delay events.
 UNTOUCHED = {"Cache-Control": "no-store, no-transform"}
 RETRY_MILLISECONDS = 1000
 PING_SECONDS = 15.0
-# Pings come soon after news at first: a program that has read enough, as `curl | sed '/…/q'`, only
-# notices that nobody reads on when it gets more to write.
+# The first pings follow an event quickly: a command such as `curl | sed '/…/q'` only ends when curl
+# has something more to write.
 FIRST_PING_SECONDS = 0.25
 PING = ": ping\n\n"
-# A spectator sees the screen, not what the tool says or whose key credentials are sealed to.
+# Spectators see the screen, but not what the tool says or which key credentials are encrypted to.
 OWNERS_KINDS: Set[str] = frozenset(("login", "credentials"))
 EXAMPLE = (
     f"retry: {RETRY_MILLISECONDS}\n\n"
@@ -39,14 +39,15 @@ EXAMPLE = (
 )
 DESCRIPTION = (
     "An event is `state`, `queued`, `booting`, `stage`, `login`, `credentials`, `paused`, `awake`, "
-    "`unhealthy` or `healthy`. `id` is its number: a reader that comes again sends it as "
-    "`Last-Event-ID` and gets what came after. The stream ends with the session, and with the "
-    "token: an event `over` without an id tells the `reason`. A browser's EventSource, which "
-    "cannot set headers, gives its token as `?access_token=`."
+    "`unhealthy` or `healthy`. `id` is its number: send it as `Last-Event-ID` to continue after it."
+    " The stream ends with the session. It also ends when the caller loses access: the event "
+    "`over`, without an id, has the `reason`. A browser's EventSource cannot set headers and "
+    "sends its token as `?access_token=`."
 )
 
 LastEventId = Annotated[
-    int, Header(alias="Last-Event-ID", ge=0, le=MAX_ID, description="The last one read")
+    int,
+    Header(alias="Last-Event-ID", ge=0, le=MAX_ID, description="The number of the last event read"),
 ]
 
 
@@ -55,12 +56,12 @@ def routes(services: Services) -> APIRouter:
 
     @router.get(
         "/session/{session_id}/events",
-        summary="What happens to a session, as it happens",
+        summary="Events of a session, as a stream",
         description=DESCRIPTION,
         response_class=StreamingResponse,
         responses={
-            200: {"description": "News", "content": {MEDIA_TYPE: {"example": EXAMPLE}}},
-            204: {"description": "The session is over, and all its news were read"},
+            200: {"description": "The events", "content": {MEDIA_TYPE: {"example": EXAMPLE}}},
+            204: {"description": "The session is over, and all its events were read"},
             **error_responses(404, 422),
         },
     )
@@ -80,7 +81,7 @@ def routes(services: Services) -> APIRouter:
 async def stream(
     services: Services, caller: Caller, session_id: str, after: int, owner_id: str | None = None
 ) -> AsyncGenerator[str, None]:
-    """News after that number, until the session, the caller's right to it or the service ends."""
+    """Yield events after that number, until session, service or the caller's access ends."""
     access = services.token_watch.until_invalid(caller, owner_id)
     with services.stream_limit.reading(caller.counted_as), access as access_end:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
@@ -115,7 +116,7 @@ async def _news(
 
 
 async def _woken(changed: asyncio.Event, access_end: AccessEnd, seconds: float) -> bool:
-    """Whether there is something to look at before the next ping."""
+    """Return whether anything changed before the next ping is due."""
     notified = asyncio.ensure_future(changed.wait())
     try:
         either: set[asyncio.Future[Any]] = {notified, access_end}
@@ -130,11 +131,11 @@ def is_end(news: SessionNews) -> bool:
 
 
 def event_text(news: SessionNews) -> str:
-    """One event; JSON has no line ends of its own."""
+    """Return the text of one event. JSON has no line breaks, as the format demands."""
     data = json.dumps({"at": news.at.isoformat(), **news.data})
     return f"id: {news.number}\nevent: {news.kind}\ndata: {data}\n\n"
 
 
 def over_text(reason: str) -> str:
-    """The last event for whoever may not read on. It has no number: no news were missed."""
+    """Return the last event for a client without access. It has no number, so none is missed."""
     return f"event: over\ndata: {json.dumps({'reason': reason})}\n\n"

@@ -1,4 +1,4 @@
-"""The health report, which anybody may ask for, and the figures for Prometheus."""
+"""The health report, which needs no token, and the metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _add_health(router: APIRouter, services: Services) -> None:
     @router.get(
         HEALTH_PATH,
         response_model=HealthReport,
-        summary="Health of the service and of what it depends on; needs no token",
+        summary="Health of the controller and of its dependencies; needs no token",
         responses={
-            200: answer(HEALTHY, "All that matters is up"),
-            503: answer(UNHEALTHY, "Something that matters is down"),
+            200: answer(HEALTHY, "Healthy"),
+            503: answer(UNHEALTHY, "Unhealthy: a required component is down"),
             413: too_large,
         },
     )
@@ -85,7 +85,7 @@ def _add_metrics(router: APIRouter, services: Services) -> None:
     @router.get(
         "/metrics",
         response_class=Response,
-        summary="Figures for Prometheus; for operators",
+        summary="Metrics for Prometheus; for operators",
         dependencies=[BEARER],
         responses={
             200: {"content": {"text/plain": {"example": "polydev_controller_up 1\n"}}},

@@ -1,4 +1,4 @@
-"""The host's figures over the last hours: as samples, and as files to take away."""
+"""Samples of the host's metrics over the last hours, as JSON and as files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Hours = Annotated[float, Query(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
 def add_history(router: APIRouter, services: Services) -> None:
     @router.get(
         "/health/history",
-        summary="The host's figures over the last hours, oldest first",
-        description="Where there are more samples than `points`, the time since the first of them "
-        "is cut in as many pieces, and the last sample of each is told. `starts` are those of "
-        "sessions that became ready since the sample before, by how their VM came: from the "
-        "`pool`, as a `clone` of the template, or by a `boot`.",
+        summary="Samples of the host's metrics over the last hours, oldest first",
+        description="With more samples than `points`, the time since the first one is divided "
+        "into that many parts, and the last sample of each part is returned. `starts` are start "
+        "times of sessions that became ready since the previous sample, by the origin of their VM: "
+        "the `pool`, a `clone` of the template, or a `boot`.",
         responses=error_responses(422),
     )
     async def get_history(
@@ -54,7 +54,7 @@ def _add_files(router: APIRouter, services: Services) -> None:
     def described(form: Format) -> dict[str, Any]:
         content = {MEDIA_TYPES[form].partition(";")[0]: {"example": EXAMPLES[form]}}
         return {
-            "summary": f"The host's figures over the last hours as a {form.upper()} file",
+            "summary": f"Samples of the host's metrics over the last hours, as {form.upper()}",
             "description": "A row for each sample and a column for each figure, whose name says "
             "its unit. Rates are those since the row before. Times are UTC.",
             "response_class": StreamingResponse,
@@ -71,7 +71,7 @@ def _add_files(router: APIRouter, services: Services) -> None:
 
 
 def history_file(services: Services, hours: float, form: Format) -> StreamingResponse:
-    """Return the answer with the samples of the last hours, which is written while it is sent."""
+    """Return a file with the samples of the last hours, which is written while it is sent."""
     end: datetime = now()
     export = HistoryExport(
         services.samples, services.session_starts, end - timedelta(hours=hours), end

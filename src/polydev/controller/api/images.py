@@ -1,4 +1,4 @@
-"""The images of a host, for operators: records, specs, bills of materials, what differs."""
+"""The images of a host, for operators: records, specs, bills of materials, differences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from polydev.image_record import ImageRecord, Verification
 MOST_LISTED = 200
 SBOM_TYPE = "application/vnd.cyclonedx+json; version=1.6"
 NO_IMAGE = (
-    "There is no such image on this host, or not that of it",
+    "This host has no such image, or the image has no such document",
     {
         "type": "urn:polydev:error:image-not-found",
         "title": "Not Found",
@@ -72,7 +72,7 @@ Digest = Annotated[str, Path(pattern=f"^{DIGEST}$", description="The image's dig
 
 
 class SpecCounts(ApiModel):
-    """How many specs ended so."""
+    """Number of specs by outcome."""
 
     passed: int
     failed: int
@@ -80,7 +80,7 @@ class SpecCounts(ApiModel):
 
 
 class VerificationSummary(ApiModel):
-    """The last cold boot of the image; `cause` says why it failed."""
+    """The last verification of the image; `cause` says why it failed."""
 
     at: datetime
     passed: bool
@@ -91,11 +91,11 @@ class VerificationSummary(ApiModel):
 
 
 class ImageSummary(ApiModel):
-    """An image. What is known by its record is null where that cannot be read, for the `problem`.
+    """An image. Values from its record are null if the record cannot be read; `problem` says why.
 
-    sizeBytes   the disk space of its files
-    vms         how many VMs of it hold a slot
-    templates   how many templates VMs of it are resumed from
+    sizeBytes   disk space of its files
+    vms         number of its VMs that hold a slot
+    templates   number of its templates
     """
 
     model_config = ConfigDict(title="Image", json_schema_extra={"examples": [EXAMPLE]})
@@ -114,7 +114,7 @@ class ImageSummary(ApiModel):
 
 
 class ImageList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     golden: str | None
     images: list[ImageSummary]
@@ -122,7 +122,7 @@ class ImageList(ApiModel):
 
 
 class ImageDetail(ImageSummary):
-    """An image, with all that its record says."""
+    """An image with its whole record."""
 
     model_config = ConfigDict(
         title="ImageWithRecord", json_schema_extra={"examples": [{**EXAMPLE, "record": None}]}
@@ -154,7 +154,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
 def _add_one(router: APIRouter, services: Services) -> None:
     @router.get(
         "/images/{digest}",
-        summary="An image with its record, which has the report of its specs",
+        summary="An image with its record and the results of its specs",
         responses=error_responses(422, own={404: NO_IMAGE}),
     )
     async def get_image(digest: Digest) -> ImageDetail:
@@ -166,7 +166,7 @@ def _add_sbom(router: APIRouter, services: Services) -> None:
 
     @router.get(
         "/images/{digest}/sbom",
-        summary="The image's bill of materials, as its build wrote it",
+        summary="The image's bill of materials, as written by its build",
         response_class=Response,
         responses={200: document, **error_responses(422, own={404: NO_IMAGE, 500: NOT_READABLE})},
     )
@@ -181,19 +181,21 @@ def _add_sbom(router: APIRouter, services: Services) -> None:
 def _add_diff(router: APIRouter, services: Services) -> None:
     @router.get(
         "/images/{digest}/diff/{other}",
-        summary="What differs from the first image to the second: packages, layers, settings",
-        description="`files` is null: `./inv golden.diff` compares files too.",
+        summary="Differences between two images: packages, layers, settings",
+        description="`files` is null; `./inv golden.diff` also compares files.",
         responses=error_responses(422, own={404: NO_IMAGE, 500: NOT_READABLE}),
     )
     async def get_diff(
         digest: Digest,
-        other: Annotated[str, Path(pattern=f"^{DIGEST}$", description="Another one's")],
+        other: Annotated[
+            str, Path(pattern=f"^{DIGEST}$", description="The digest of the second image")
+        ],
     ) -> ImageDiff:
         return await image_diff(services, digest, other)
 
 
 async def image_list(services: Services, limit: int, before: str | None = None) -> ImageList:
-    """A page of the images. Raises ImageNotFound for a `before` that is not there any more."""
+    """Return a page of the images. Raises ImageNotFound if `before` was removed."""
     found = await asyncio.to_thread(stored_images, services.settings.image_store)
     page, following = page_of(_after(found, before), limit, lambda image: image.digest)
     uses = await _uses(services)
@@ -230,7 +232,7 @@ Uses = Mapping[Literal["vms", "templates"], Counter[str]]
 
 
 async def _uses(services: Services) -> Uses:
-    """How many VMs and templates there are of each image."""
+    """Return the number of VMs and templates of each image."""
     held = await services.vms.held()
     templates = await asyncio.to_thread(templates_of(services.settings).all)
     return {

@@ -1,4 +1,4 @@
-"""The login of a session's tool: the tool says a URL, at which its user logs in."""
+"""The login of a session's tool: the tool names a URL at which the user logs in."""
 
 from __future__ import annotations
 
@@ -35,18 +35,25 @@ NOT_WAITING = {
     "type": "urn:polydev:error:login-refused",
     "title": "Conflict",
     "detail": "no login is waiting for a code",
-    "hint": "ask for oauth-url: it says how far the login is",
+    "hint": "GET oauth-url reports the progress of the login",
 }
 MOST_CODE_CHARACTERS = 4096
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The URL is known; or the tool is logged in already, `done`"},
-    202: {"description": "The VM or the tool starts; Retry-After says when to ask again"},
+    200: {"description": "The URL is known, or the tool is logged in already (`done`)"},
+    202: {"description": "The VM or the tool is starting; Retry-After says when to ask again"},
     **error_responses(404, 410, 422, 502),
 }
 CODE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    202: {"description": "Typed into the tool's terminal; `oauth-url` says what comes of it"},
+    202: {
+        "description": "The code was typed into the tool's terminal; `oauth-url` reports the result"
+    },
     **error_responses(
-        400, 404, 410, 422, 502, own={409: ("No login waits, or it takes no code", NOT_WAITING)}
+        400,
+        404,
+        410,
+        422,
+        502,
+        own={409: ("No login is waiting, or it accepts no code", NOT_WAITING)},
     ),
 }
 
@@ -59,7 +66,7 @@ def _typeable(code: str) -> str:
 
 
 class CodeRequest(SecretBody):
-    """A code that the provider's page showed; the tool waits for it in its terminal."""
+    """A code that the provider's page shows, for the tool's terminal."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"code": "4/0AbCD#Zm9v"}]}
@@ -71,11 +78,11 @@ class CodeRequest(SecretBody):
 
 
 class LoginAnswer(ApiModel):
-    """How far the login is. `url` is told as soon as it is known.
+    """The progress of the login. `url` is null until it is known.
 
-    deviceCode      what the user types in at `url`, where the tool has such a code
-    acceptsCode     whether a code of the provider's page may be sent to `oauth-code`
-    detail          what else there is to say, such as why no credentials are kept
+    deviceCode      the code to enter at `url`, if the tool has one
+    acceptsCode     whether a code that the provider's page shows may be sent to `oauth-code`
+    detail          more about the status, such as why no credentials are stored
     """
 
     model_config = ConfigDict(title="Login", json_schema_extra={"examples": [LOGIN_EXAMPLE]})
@@ -100,7 +107,7 @@ def routes(services: Services) -> APIRouter:
     )
     @router.get(
         f"{PREFIX}/session/{{session_id}}/oauth-url",
-        summary="Where the user logs in; the first question starts the tool",
+        summary="The login URL. The first request starts the tool",
         response_model=LoginAnswer,
         responses=RESPONSES,
     )
@@ -110,7 +117,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.post(
         f"{PREFIX}/session/{{session_id}}/oauth-url",
-        summary="Start the tool, also one whose login has failed",
+        summary="Start the tool, or start it again after a failed login",
         response_model=LoginAnswer,
         responses=RESPONSES,
     )
@@ -126,7 +133,7 @@ def routes(services: Services) -> APIRouter:
     )
     @router.post(
         f"{PREFIX}/session/{{session_id}}/oauth-code",
-        summary="Give the tool a code that the provider's page showed",
+        summary="Send the tool a code that the provider's page shows",
         status_code=202,
         responses=CODE_RESPONSES,
     )
@@ -142,9 +149,9 @@ def routes(services: Services) -> APIRouter:
 
 
 async def _asked_vm(services: Services, session: Session) -> Vm | None:
-    """The session's VM, awake, so that its agent can be asked; None while it boots.
+    """Return the session's VM, resumed if it was paused; None while it boots.
 
-    Raises SessionExpired where it is gone, and VmError where it does not wake.
+    Raises SessionExpired if it has ended, VmError if it does not resume.
     """
     vm = await live_vm_of(services, session)
     if vm.state != "ready":

@@ -226,7 +226,7 @@ def _end_viewer(viewer: Viewer, access_end: AccessEnd) -> None:
 
 
 def masked(address: str) -> str:
-    """An IPv4 address without its last part."""
+    """Return an IPv4 address without its last part."""
     return f"{address.rpartition('.')[0]}.x"
 
 

@@ -1,4 +1,4 @@
-"""Is the host well, in one answer: a status, what is wrong, and what to do about it."""
+"""The state of the host in one answer: a status, the problems, and what to do about them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ EXAMPLE: dict[str, Any] = {
 
 
 class FindingAnswer(ApiModel):
-    """Something that is not well.
+    """A problem of the host.
 
-    part        what it is about: the rule of an alert, or a part of the host
-    subject     which one of them: a mount, a slot; `host` where there is one only
+    part        the rule of an alert, or a part of the host
+    subject     which one: a mount, a slot; `host` if there is only one
     hint        what to do
     """
 
@@ -46,7 +46,7 @@ class FindingAnswer(ApiModel):
 
 
 class OverviewAnswer(ApiModel):
-    """`status` is the worst of the findings', which stand with the worst first."""
+    """The state of the host. Findings are listed worst first; `status` is the worst of them."""
 
     model_config = ConfigDict(title="Overview", json_schema_extra={"examples": [EXAMPLE]})
 
@@ -58,9 +58,9 @@ class OverviewAnswer(ApiModel):
 def add_overview(router: APIRouter, services: Services) -> None:
     @router.get(
         "/overview",
-        summary="Whether the host is well, and what to do if not",
-        description="The host's figures, its network, the alerts that stand, templates, the pool "
-        "and what the controller depends on, judged together; measured anew every two seconds.",
+        summary="The state of the host: its problems, and what to do about them",
+        description="Metrics, network, active alerts, templates, the pool and the controller's "
+        "dependencies, checked every two seconds.",
         responses=error_responses(),
     )
     async def get_overview() -> OverviewAnswer:

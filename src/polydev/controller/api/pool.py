@@ -1,4 +1,4 @@
-"""The warm pool, for operators: how many VMs wait for sessions, and why not more."""
+"""The pool of VMs that wait for sessions, for operators."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ EXAMPLE: dict[str, Any] = {
 
 
 class PoolAnswer(ApiModel):
-    """The VMs that wait for a session.
+    """The pool of VMs that wait for a session.
 
-    size        how many there are to be; 0 where the host resumes no VMs
-    primed      how many wait, paused; a session that starts takes the oldest
-    priming     how many are being made
-    template, imageDigest   what new ones are made of; null where VMs boot
-    detail      why there are not more of them now, or what is done next
+    size        the wanted number; 0 on a host that resumes no VMs
+    primed      how many wait, paused; a new session takes the oldest
+    priming     how many are starting
+    template, imageDigest   what new ones are resumed from; null if VMs boot
+    detail      what happens next, or why there are not more
     """
 
     model_config = ConfigDict(title="Pool", json_schema_extra={"examples": [EXAMPLE]})
@@ -50,7 +50,7 @@ class PoolAnswer(ApiModel):
 def add_pool(router: APIRouter, services: Services) -> None:
     @router.get(
         "/pool",
-        summary="The VMs that wait paused for a session, and why there are not more",
+        summary="The pool of paused VMs that wait for sessions",
         responses=error_responses(),
     )
     async def get_pool() -> PoolAnswer:

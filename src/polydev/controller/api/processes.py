@@ -1,4 +1,4 @@
-"""The processes of the host that use most, for operators."""
+"""The host's top processes, for operators."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ EXAMPLE: dict[str, Any] = {
 class ProcessAnswer(ApiModel):
     """A process.
 
-    name            the kernel's short name; its arguments are not told, since they may be secret
-    user            null for users whom the controller's user namespace does not show
-    cpuPercent      of all the host's cores together, just now
-    memoryBytes     resident
+    name            the kernel's short name; arguments are left out, since they may hold secrets
+    user            null for users outside of the controller's user namespace
+    cpuPercent      of all the host's cores together
+    memoryBytes     resident memory
     belongsTo       `vm`: the process of the VM in `slot`; `controller`: the controller itself
-    unit            of systemd
+    unit            the systemd unit
     """
 
     pid: int
@@ -55,7 +55,7 @@ class ProcessAnswer(ApiModel):
 
 
 class ProcessesAnswer(ApiModel):
-    """The most demanding first. `unavailable`: why there are none."""
+    """Top processes, highest first. `unavailable` is the reason why there are none."""
 
     model_config = ConfigDict(title="Processes", json_schema_extra={"examples": [EXAMPLE]})
 
@@ -66,9 +66,9 @@ class ProcessesAnswer(ApiModel):
 def add_processes(router: APIRouter, services: Services) -> None:
     @router.get(
         "/processes",
-        summary="The processes that use most now, by CPU or by memory",
-        description="The share of the CPU is that since it was last asked for, if that was not "
-        "long ago, or over half a second.",
+        summary="The top processes, by CPU or by memory",
+        description="`cpuPercent` is measured since the last call if that was recent, else over "
+        "half a second.",
         responses=error_responses(422),
     )
     async def get_processes(

@@ -1,4 +1,4 @@
-"""The providers that sessions may be started for, and their names as callers write them."""
+"""The providers that sessions can be started for, and their older names."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ ProviderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}
 
 
 class ProviderAnswer(ApiModel):
-    """A provider that sessions may be started for.
+    """A provider that sessions can be started for.
 
-    `acceptsCode`: whether a code that its page shows may be pasted. `rotates`: whether one machine
-    at a time may use its credentials. `olderNames` are accepted wherever `name` is.
+    acceptsCode     whether the user can paste a code that the provider's page shows
+    rotates         whether only one session at a time may use its credentials
+    olderNames      accepted wherever `name` is
     """
 
     model_config = ConfigDict(title="Provider", json_schema_extra={"examples": [EXAMPLE]})
@@ -47,7 +48,7 @@ class ProviderAnswer(ApiModel):
 
 
 class ProviderList(ApiModel):
-    """Those of the golden image, by name."""
+    """The providers of the golden image, by name."""
 
     providers: list[ProviderAnswer]
 
@@ -57,7 +58,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.get(
         "/providers",
-        summary="For which providers sessions may be started",
+        summary="Providers that sessions can be started for",
         responses=error_responses(),
     )
     async def list_providers(caller: Asking) -> ProviderList:
@@ -68,10 +69,10 @@ def routes(services: Services) -> APIRouter:
 
 
 def known_name(services: Services, given: str, *pointer: str) -> str:
-    """Return the present name of a provider that the golden image has.
+    """Return the current name of a provider of the golden image.
 
-    Raises RequestValidationError, naming the known ones; `pointer` is where `given` stands in the
-    request.
+    Raises RequestValidationError, which names the known ones. `pointer` is the place of `given` in
+    the request.
     """
     found = by_any_name(services.providers()).get(given)
     if found is None:
@@ -83,14 +84,14 @@ def known_name(services: Services, given: str, *pointer: str) -> str:
 
 
 def present_name(services: Services, given: str) -> str:
-    """Return the present name of a provider, which may be one that no image has any more."""
+    """Return the current name of a provider, which the golden image may no longer have."""
     found = by_any_name(services.providers()).get(given)
     return given if found is None else found.name
 
 
 @contextmanager
 def unknown_before_absent(services: Services, name: str) -> Iterator[None]:
-    """Say of credentials that are not there if their provider is not known either."""
+    """Report an unknown provider, where credentials are missing because of it."""
     try:
         yield
     except CredentialsNotFound:

@@ -11,7 +11,7 @@ MOST_MEMBERS = 100
 
 
 class RequestBody(BaseModel):
-    """A JSON object with few members. Each unknown one would be an error of its own."""
+    """A JSON object with few members: each unknown member would add an error to the answer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -22,9 +22,7 @@ class RequestBody(BaseModel):
 
 
 class SecretBody(RequestBody):
-    """A body that holds a secret. pydantic would name each unknown key, and a key that is in the
-    wrong place may be the secret.
-    """
+    """A body with a secret. Unknown keys are not quoted, since a misplaced secret may be one."""
 
     @model_validator(mode="before")
     @classmethod

@@ -55,9 +55,10 @@ SESSION_EXAMPLE: dict[str, Any] = {
 
 
 class ReceiptAnswer(ApiModel):
-    """A guest's account of itself once it had its identity, before it was anybody's.
+    """What a resumed VM's guest reports of itself after it got its identity.
 
-    Only the guest and its host know the secret; `random` is the first that its kernel drew then.
+    Only the guest and its host know the secret. `random` is the first random number of its kernel
+    after that.
     """
 
     vm_id: str
@@ -71,11 +72,11 @@ class ReceiptAnswer(ApiModel):
 
 
 class Boot(ApiModel):
-    """`timings` are seconds from the VM's start to each stage that it has reached.
+    """How the VM started. `timings` are seconds from its start to each stage.
 
-    template        what the VM was resumed from, which has no boot then
+    template        the template that it was resumed from; null if it boots
     bootsBecause    why it boots although this host resumes VMs
-    receipt         by which a resumed VM is known to be this one
+    receipt         of a resumed VM: proves its identity
     """
 
     stage: Stage
@@ -87,7 +88,7 @@ class Boot(ApiModel):
 
 
 class Failure(ApiModel):
-    """What is known of a VM that failed; `stage` is how far it had come."""
+    """Why a VM failed, and the `stage` that it had reached."""
 
     reason: str
     stage: Stage
@@ -96,7 +97,7 @@ class Failure(ApiModel):
 
 
 class QuotaAnswer(ApiModel):
-    """One quota of a user, in the unit that its name says. `freeAt` is when it counts anew."""
+    """A quota of a user, in the unit of its name. `freeAt` is when it resets."""
 
     quota: QuotaName
     used: float
@@ -106,7 +107,7 @@ class QuotaAnswer(ApiModel):
 
 
 class SessionWarning(ApiModel):
-    """A notice for the user of a running session, which goes on."""
+    """A warning for the user of a running session, which continues."""
 
     kind: Literal["quota"] = "quota"
     message: str
@@ -114,10 +115,10 @@ class SessionWarning(ApiModel):
 
 
 class CredentialsReceiptAnswer(ApiModel):
-    """The receipt for credentials of a session's login that were stored for their owner.
+    """The receipt for credentials that a session's login has stored for their owner.
 
-    sha256      of the credentials as JSON without blanks
-    recipient   the age recipient to which they are sealed; null where the host can open them
+    sha256      of the credentials as compact JSON
+    recipient   the age recipient that they are encrypted to; null if the host can decrypt them
     """
 
     provider: str
@@ -136,16 +137,16 @@ class Links(ApiModel):
 
 
 class SessionAnswer(ApiModel):
-    """A session. `boot` is how far its VM is, `failure` why it failed if it did; `warnings` tell of
-    quotas that its user has nearly or quite used up.
+    """A session.
 
-    loginDetail         why the login failed, or why no credentials are kept or injected
-    storedCredentials   what became of the owner's stored credentials, where it was to start with
-                        them
-    completesAt         when it is completed by itself, which destroys its VM
+    boot                progress of its VM's start; `failure`: why the VM failed, if it did
+    warnings            quotas that its user has used up, or nearly
+    loginDetail         why the login failed, or why no credentials are stored or injected
+    storedCredentials   state of the owner's stored credentials, if the session uses them
+    completesAt         when it is completed automatically, which destroys its VM
 
-    Names of older clients: `sessionId` is `id`, `novncURL` the path of the viewer's page, and
-    `browserIP` the address of its VM, null once that is over.
+    Fields for older clients: `sessionId` is `id`, `novncURL` the path of the viewer's page, and
+    `browserIP` the address of its VM, null once the VM has ended.
     """
 
     model_config = ConfigDict(title="Session", json_schema_extra={"examples": [SESSION_EXAMPLE]})
@@ -174,14 +175,14 @@ class SessionAnswer(ApiModel):
 
 
 class SessionList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     sessions: list[SessionAnswer]
     next: str | None
 
 
 def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
-    """Leave out what is the owner's to know: their use, and what the VM says of itself."""
+    """Return the answer without what only the owner may see: quotas, console, receipts."""
     boot = answer.boot.model_copy(update={"receipt": None})
     failure = answer.failure and answer.failure.model_copy(update={"serial_tail": None})
     hidden: dict[str, Any] = {"browser_ip": None, "boot": boot, "failure": failure, "warnings": []}
@@ -190,7 +191,7 @@ def seen_by_spectator(answer: SessionAnswer) -> SessionAnswer:
 
 
 def session_answer(session: Session, vm: Vm, quotas: Iterable[QuotaState] = ()) -> SessionAnswer:
-    """`quotas` are its user's."""
+    """Return the answer; `quotas` are those of the session's user."""
     return SessionAnswer(
         id=session.id,
         session_id=session.id,
@@ -234,7 +235,7 @@ def _boot(vm: Vm) -> Boot:
 
 def _warning(state: QuotaState) -> SessionWarning:
     then = (
-        f"no further session starts before {state.free_again}; this one goes on"
+        f"no further session can start before {state.free_again}; this one continues"
         if state.is_used_up
         else f"the quota resets at {state.free_again}"
     )

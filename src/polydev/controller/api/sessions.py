@@ -1,4 +1,4 @@
-"""Sessions: start, look at, keep alive, end."""
+"""Start, list, show, keep alive and end sessions."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ MOST_LISTED = 200
 MOST_RECIPIENT_CHARACTERS = 128
 
 QUOTA_USED_UP = (
-    "A quota of the user is used up, or too many requests of this caller; Retry-After says when to "
-    "come again",
+    "A quota of the user is used up, or the caller sent too many requests; Retry-After says when "
+    "to try again",
     {
         "type": "urn:polydev:error:quota-exceeded",
         "title": "Too Many Requests",
@@ -50,9 +50,9 @@ QUOTA_USED_UP = (
     },
 )
 START_CONFLICT = (
-    "The user has as many sessions as are allowed, or the key was used for something else; of "
-    "stored credentials: another session uses them (`credentials-in-use`), or only their owner's "
-    "key opens them (`credentials-sealed`)",
+    "The user has as many sessions as are allowed; or the idempotency key was used for another "
+    "request; or another session uses the stored credentials (`credentials-in-use`), or only their "
+    "owner's key opens them (`credentials-sealed`)",
     {
         "type": "urn:polydev:error:credentials-in-use",
         "title": "Conflict",
@@ -68,13 +68,13 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=200,
         pattern=r"^[ -~]+$",
-        description="The same key gives the same session, however often it is sent",
+        description="A repeated request with the same key returns the same session",
     ),
 ]
 
 
 class StartRequest(RequestBody):
-    """Users name themselves; operators may start a session for another."""
+    """Start a session. Only operators may name another user."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -93,13 +93,13 @@ class StartRequest(RequestBody):
     ) = Field(
         default=None,
         alias="credentialsRecipient",
-        description="An age recipient (`age1…`): the credentials are sealed to it, so that this "
-        "host cannot open them",
+        description="An age recipient (`age1…`) that the credentials are encrypted to: this host "
+        "cannot decrypt them",
     )
     use_stored_credentials: bool = Field(
         default=False,
         alias="useStoredCredentials",
-        description="Start with the owner's stored credentials: the tool is logged in with them",
+        description="Log the tool in with the user's stored credentials",
     )
 
 
@@ -113,7 +113,7 @@ def routes(services: Services) -> APIRouter:
 
 
 def uuid_of(text: str) -> UUID:
-    """The id in an address. Raises SessionNotFound for what is none."""
+    """Return the id in a path. Raises SessionNotFound for anything else."""
     try:
         return UUID(text)
     except ValueError:
@@ -121,7 +121,7 @@ def uuid_of(text: str) -> UUID:
 
 
 async def session_for(services: Services, caller: Caller, session_id: UUID) -> Session:
-    """The session, if the caller may have it. Raises SessionNotFound or NotAllowed."""
+    """Return the session, if the caller has access to it. Raises SessionNotFound, NotAllowed."""
     session = await services.sessions.get(str(session_id))
     if caller.session_id not in (None, session.id):
         raise NotAllowed("access denied: this page's key is for another session")
@@ -139,7 +139,7 @@ async def answer_of(services: Services, session: Session) -> SessionAnswer:
 async def quotas_of(
     services: Services, sessions: Iterable[Session]
 ) -> Mapping[str, tuple[QuotaState, ...]]:
-    """The quotas of users whose sessions run, by the user's id."""
+    """Return the quotas of users who have a live session, by the user's id."""
     if not services.settings.quotas.are_set:
         return {}
     ids = {each.user_id for each in sessions if each.is_live}
@@ -152,10 +152,13 @@ def _add_start(router: APIRouter, services: Services) -> None:
         "/start",
         status_code=201,
         summary="Start a session on a VM of its own",
-        description="Answers at once; the VM comes up meanwhile, and `events` tells how far it is.",
+        description="Answers at once. The VM starts meanwhile; `events` reports its progress.",
         responses={
-            200: {"model": SessionAnswer, "description": "The session that this key has started"},
-            201: {"description": "Started; `Location` is the session's address"},
+            200: {
+                "model": SessionAnswer,
+                "description": "The session that an earlier request with this key has started",
+            },
+            201: {"description": "Started; `Location` is the session's path"},
             **error_responses(400, 404, 409, 422, own={409: START_CONFLICT, 429: QUOTA_USED_UP}),
         },
     )
@@ -190,12 +193,12 @@ def _add_start(router: APIRouter, services: Services) -> None:
 
 
 def _golden(services: Services) -> str:
-    """The digest of the image of new sessions. Raises NoCapacity and ImageError."""
+    """Return the digest of the image for new sessions. Raises NoCapacity, ImageError."""
     if not services.settings.slots:
-        raise NoCapacity(CapacityError("this host declares no slots"), 0, None)
+        raise NoCapacity(CapacityError("this host has no slots for VMs"), 0, None)
     golden = image_store_state(services.settings.image_store)
     if golden.golden is None:
-        raise ImageError(golden.detail, "an operator promotes an image and deploys it")
+        raise ImageError(golden.detail, "an operator must promote an image and deploy it")
     return golden.golden
 
 
@@ -213,14 +216,14 @@ async def _start(services: Services, new: NewSession) -> tuple[Session, bool]:
 
 
 def _changed(services: Services) -> None:
-    """Who drives and who follows would see it soon; here they see it at once."""
+    """Notify the driver and those who follow sessions now, instead of at their next check."""
     if services.driver is not None:
         services.driver.wake()
     services.event_notifier.notify()
 
 
 async def _oldest_idle(services: Services) -> str | None:
-    """The session that nobody has used for the longest time."""
+    """Return the id of the session that has been unused for the longest time."""
     live = await services.sessions.list(live_only=True, limit=len(services.settings.slots))
     oldest = min(live, key=lambda each: each.heartbeat_at or each.created_at, default=None)
     return None if oldest is None else oldest.id
@@ -229,12 +232,12 @@ async def _oldest_idle(services: Services) -> str | None:
 def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "/sessions",
-        summary="The caller's sessions, newest first; all of them for operators",
+        summary="The caller's sessions, newest first; for operators those of all users",
         responses=error_responses(404, 422),
     )
     async def list_sessions(
         caller: Asking,
-        live: Annotated[bool, Query(description="Only those that are not over")] = False,
+        live: Annotated[bool, Query(description="Only live sessions")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
         before: BeforeUuid = None,
     ) -> SessionList:
@@ -243,7 +246,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
         found = await services.sessions.list(user_id, live, limit + 1, last)
         page, following = page_of(found, limit, lambda session: session.id)
         vms = await services.vms.some([each.vm_id for each in page])
-        # Both may have been deleted between the two questions: as old as that.
+        # A session and its VM may have been deleted between the two queries.
         known = [each for each in page if each.vm_id in vms]
         quotas = await quotas_of(services, known)
         return SessionList(
@@ -258,7 +261,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
 def _add_one(router: APIRouter, services: Services) -> None:
     @router.get(
         "/session/{session_id}",
-        summary="A session, how far its VM is, and why it failed if it did",
+        summary="A session, the progress of its VM, and why it failed if it did",
         responses=error_responses(404, 422),
     )
     async def get_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
@@ -267,7 +270,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
 
     @router.delete(
         "/session/{session_id}",
-        summary="End a session and its VM; one that is over stays as it is",
+        summary="End a session and its VM; a session that is over stays as it is",
         responses=error_responses(404, 422),
     )
     async def end_session(session_id: SessionId, caller: Asking) -> SessionAnswer:
@@ -281,7 +284,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
 
     @router.post(
         "/session/{session_id}/heartbeat",
-        summary="The session is still in use: it lives on. One with an open viewer needs none",
+        summary="Keep the session alive. A session with an open viewer needs no heartbeat",
         responses=error_responses(404, 410, 422),
     )
     async def heartbeat(session_id: SessionId, caller: Asking) -> SessionAnswer:
@@ -301,7 +304,7 @@ def _add_vm(router: APIRouter, services: Services) -> None:
 
 
 async def live_vm_of(services: Services, session: Session) -> Vm:
-    """The session's VM. Raises SessionExpired if it is gone."""
+    """Return the session's VM. Raises SessionExpired if it has ended."""
     vm = await services.vms.get(session.vm_id)
     if not is_live(vm):
         raise SessionExpired(_why_gone(session, vm), "start another session")
@@ -310,4 +313,4 @@ async def live_vm_of(services: Services, session: Session) -> Vm:
 
 def _why_gone(session: Session, vm: Vm) -> str:
     reason = vm.reason or session.reason or session.state
-    return f"the session's VM is gone: {reason}"
+    return f"the session's VM has ended: {reason}"

@@ -1,4 +1,4 @@
-"""The templates of a host, for operators: which there are, which serves, how a making ends."""
+"""The templates of a host, for operators."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ EXAMPLE: dict[str, Any] = {
 
 
 class TemplateAnswer(ApiModel):
-    """One template.
+    """A template.
 
-    serves      whether VMs that start now are resumed from it
-    seconds     what its making took; `bootSeconds` of it the boot
-    diskBytes   disk space; as much memory is taken once a VM was resumed from it
-    files       SHA-256 of each
+    serves      whether new VMs are resumed from it
+    seconds     how long making it took, of which `bootSeconds` the boot
+    diskBytes   disk space; it takes as much memory once a VM was resumed from it
+    files       SHA-256 of each file
     """
 
     key: str
@@ -67,7 +67,7 @@ class TemplateAnswer(ApiModel):
 
 
 class TemplateBuild(ApiModel):
-    """The making of the wanted one. `detail`: what is being done, or why it failed."""
+    """The build of the wanted template. `detail`: its current step, or why it failed."""
 
     state: Literal["none", "running", "failed"]
     detail: str | None
@@ -76,10 +76,10 @@ class TemplateBuild(ApiModel):
 class TemplatesAnswer(ApiModel):
     """The templates of the host, oldest first.
 
-    wanted          the key of the golden image's, for VMs as they are configured now
-    serving         the key of the one that VMs are resumed from now: an older image's, until
-                    the wanted one is there
-    bootsBecause    why VMs boot; null where one serves
+    wanted          the key of the golden image's template for the current size of VMs
+    serving         the key of the template that VMs are resumed from: that of an older image,
+                    until the wanted one is built
+    bootsBecause    why VMs boot; null if a template serves
     """
 
     model_config = ConfigDict(title="Templates", json_schema_extra={"examples": [EXAMPLE]})
@@ -96,11 +96,11 @@ class TemplatesAnswer(ApiModel):
 def add_templates(router: APIRouter, services: Services) -> None:
     @router.get(
         "/templates",
-        summary="The templates from which VMs are resumed, and the making of the next one",
+        summary="The templates that VMs are resumed from, and the build of the next one",
         responses=error_responses(
             own={
                 502: (
-                    "The host cannot say whether one is being made",
+                    "systemd does not say whether a template is being built",
                     {
                         "type": "urn:polydev:error:vm",
                         "title": "Bad Gateway",
@@ -119,7 +119,7 @@ async def templates_answer(
 ) -> TemplatesAnswer:
     """Raises VmError."""
     if hypervisor is None:
-        return _none(settings, "this host declares no slots")
+        return _none(settings, "this host has no slots for VMs")
     try:
         report = await hypervisor.templates()
     except ImageError as error:

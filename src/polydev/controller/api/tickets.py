@@ -1,7 +1,7 @@
-"""Tickets let in once: a viewer to a screen, a page to its session, a browser to all of a user's.
+"""Tickets for one use: a viewer's connection, a session's page, or the sign-in of a browser.
 
-Each stands for whoever asked for it and ends with their right. Only a ticket stands in an address;
-what a page or a browser gets for it never does.
+A ticket has the rights of the caller who made it, and ends with them. Only tickets appear in URLs;
+the keys and cookies that they are exchanged for never do.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ TicketText = Annotated[
 
 
 class TicketRequest(RequestBody):
-    """Ask for a ticket.
+    """Make a ticket.
 
-    purpose      `viewer`: one connection to the screen; `page`: the page of the session, in a
-                 frame or in another's browser
-    viewOnly     whoever uses it may look only
+    purpose      `viewer`: one connection to the screen; `page`: the session's page, in a frame or
+                 in somebody else's browser
+    viewOnly     the ticket only lets its user watch
     """
 
     model_config = ConfigDict(
@@ -57,12 +57,12 @@ class TicketRequest(RequestBody):
         ge=1,
         le=MOST_LINK_SECONDS,
         allow_inf_nan=False,
-        description="By when a page must be opened; the default is the configuration's",
+        description="By when the page must be opened; by default `web.ticket_seconds`",
     )
 
 
 class TicketAnswer(ApiModel):
-    """`url` is what to connect to, or to open."""
+    """`url` is the path to connect to, or to open."""
 
     model_config = ConfigDict(
         title="Ticket",
@@ -91,7 +91,7 @@ class RedeemRequest(RequestBody):
 
 
 class KeyAnswer(ApiModel):
-    """`key` lets a page ask for its session, as a Bearer token does."""
+    """`key` is sent as a Bearer token, for the one session."""
 
     model_config = ConfigDict(
         title="Key",
@@ -114,7 +114,7 @@ class KeyAnswer(ApiModel):
 
 
 class LinkAnswer(ApiModel):
-    """`url` signs a browser in, once. What is behind `#` is sent to nobody by itself."""
+    """`url` signs a browser in, once. Browsers do not send the part behind `#` to servers."""
 
     model_config = ConfigDict(
         title="SignInLink",
@@ -139,7 +139,7 @@ def _add_tickets(router: APIRouter, services: Services) -> None:
     @router.post(
         "/session/{session_id}/tickets",
         status_code=201,
-        summary="A ticket for the session's screen, or a link to its page",
+        summary="Make a ticket for the session's screen, or a link to its page",
         dependencies=[BEARER],
         responses=error_responses(400, 404, 410, 422),
     )
@@ -166,7 +166,7 @@ def _add_tickets(router: APIRouter, services: Services) -> None:
 def _add_redeem(router: APIRouter, services: Services) -> None:
     @router.post(
         "/redeem",
-        summary="A page's ticket for the key to its session; needs no token",
+        summary="Exchange a page's ticket for the key to its session; needs no token",
         responses=error_responses(400, 401, 413, 422, 429, 503),
     )
     async def redeem(body: RedeemRequest, request: Request) -> KeyAnswer:
@@ -198,7 +198,7 @@ def _add_link(router: APIRouter, services: Services) -> None:
     @router.post(
         "/sign-in-link",
         status_code=201,
-        summary="A link that signs a browser in as the caller, once",
+        summary="Make a link that signs a browser in as the caller, once",
         dependencies=[BEARER],
         responses=error_responses(),
     )

@@ -1,4 +1,4 @@
-"""Tokens of others: an admin ends them."""
+"""Tokens of users: admins revoke them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class TokenAnswer(ApiModel):
-    """A token as it may be shown. It itself is stored hashed only."""
+    """A token's description. The token itself is stored as a hash only."""
 
     id: str
     user_id: str
@@ -38,7 +38,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.delete(
         "/tokens/{token_id}",
-        summary="End a token; one that is revoked stays as it is. For admins",
+        summary="Revoke a token; for admins",
         responses=error_responses(404, 422),
     )
     async def revoke_token(token_id: UUID, admin: AskingAdmin) -> TokenAnswer:

@@ -1,4 +1,4 @@
-"""Use and quotas: each user sees their own, operators see everybody's."""
+"""Usage and quotas: users see their own, operators those of all users."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DaysBack = Annotated[
 
 
 class UseAnswer(ApiModel):
-    """A user's use.
+    """What was used.
 
-    vmSeconds   in which VMs ran, without those in which they were paused
-    receivedBytes, sentBytes    by the VMs
-    sessions    that were started
+    vmSeconds   time in which VMs ran; paused time does not count
+    receivedBytes, sentBytes    network traffic of the VMs
+    sessions    sessions started
     """
 
     vm_seconds: float
@@ -43,13 +43,13 @@ class UseAnswer(ApiModel):
 
 
 class DayUse(UseAnswer):
-    """What was used on a day of UTC."""
+    """Usage of one day of UTC."""
 
     day: date
 
 
 class OwnUsage(ApiModel):
-    """`days` are those on which something was used, oldest first; `total` is their sum."""
+    """The caller's usage. `days` has the days with usage, oldest first; `total` is their sum."""
 
     user_id: str
     since: date
@@ -61,7 +61,7 @@ class OwnUsage(ApiModel):
 
 
 class UserUsage(ApiModel):
-    """What one user used since the first day asked for."""
+    """Usage of one user since the first day of the report."""
 
     user_id: str
     name: str | None
@@ -72,7 +72,7 @@ class UserUsage(ApiModel):
 
 
 class UsageReport(ApiModel):
-    """All users, who used most VM time first; `days` are the sums of all of them."""
+    """Usage of all users, most VM time first; `days` has the sums of all users."""
 
     since: date
     users: list[UserUsage]
@@ -90,7 +90,7 @@ def routes(services: Services) -> APIRouter:
 def _add_own(router: APIRouter, services: Services) -> None:
     @router.get(
         "/api/auth/usage",
-        summary="What the caller used, and what is left of their quotas",
+        summary="The caller's usage and quotas",
         responses=error_responses(422),
     )
     async def get_own_usage(caller: Asking, back: DaysBack = USUAL_DAYS) -> OwnUsage:
@@ -114,13 +114,13 @@ def _add_own(router: APIRouter, services: Services) -> None:
 def _add_all(router: APIRouter, services: Services) -> None:
     @router.get(
         "/api/admin/usage",
-        summary="What users used; for operators",
+        summary="Usage of all users; for operators",
         responses=error_responses(404, 422),
     )
     async def get_usage(
         _operator: AskingOperator,
         back: DaysBack = USUAL_DAYS,
-        user: Annotated[UUID | None, Query(description="Only what this one used")] = None,
+        user: Annotated[UUID | None, Query(description="Only this user")] = None,
     ) -> UsageReport:
         at = now()
         users = [await services.users.get(str(user))] if user else await services.users.list()

@@ -36,7 +36,7 @@ SESSION_VM_EXAMPLE: dict[str, Any] = {
 
 
 class VmPorts(ApiModel):
-    """Open on the VM's address; its agent, and its screen as RFB and as noVNC's WebSocket."""
+    """Open ports of the VM: its agent, and its screen as RFB and as noVNC's WebSocket."""
 
     agent: int = AGENT_PORT
     vnc: int = VNC_PORT
@@ -44,10 +44,10 @@ class VmPorts(ApiModel):
 
 
 class VmAnswer(ApiModel):
-    """A VM. Its slot, and with it its address, is another's to have once it is `releasedAt`.
+    """A VM. Another VM may have its slot and address after `releasedAt`.
 
-    pooled      it waits for a session
-    pausedAt    since when its processors stand; it runs on once somebody needs it
+    pooled      whether it waits for a session
+    pausedAt    when it was paused; it is resumed when somebody needs it
     """
 
     model_config = ConfigDict(title="Vm", json_schema_extra={"examples": [VM_EXAMPLE]})
@@ -68,10 +68,10 @@ class VmAnswer(ApiModel):
 
 
 class SessionVmAnswer(VmAnswer):
-    """A session's VM, with two names of older clients, in milliseconds since 1970.
+    """A session's VM, with two fields for older clients, in milliseconds since 1970.
 
-    created         when its session was started
-    lastHeartbeat   when it was used last; `created` if it was not used yet
+    created         when the session was started
+    lastHeartbeat   when the session was used last; `created` if it was not used yet
     """
 
     model_config = ConfigDict(
@@ -83,7 +83,7 @@ class SessionVmAnswer(VmAnswer):
 
 
 class VmList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     vms: list[VmAnswer]
     next: str | None
@@ -122,10 +122,10 @@ def session_vm_answer(session: Session, vm: Vm) -> SessionVmAnswer:
 
 
 def _milliseconds(at: datetime) -> int:
-    """Since 1970."""
+    """Return milliseconds since 1970."""
     return round(at.timestamp() * 1000)
 
 
 def is_live(vm: Vm) -> bool:
-    """Whether the VM is, or comes, up: only then may its address be used."""
+    """Whether the VM is up or starting: only then may its address be used."""
     return vm.state in LIVE_VM_STATES

@@ -1,4 +1,4 @@
-"""VMs: what there is, how much each uses, and what it says on its serial console."""
+"""VMs: a list, the usage of each, its serial console and its screen."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ CONSOLE_ANSWER = {
     },
 }
 CONSOLE_DESCRIPTION = (
-    "Text as it is, with its control sequences; `Accept: application/json` gets lines without "
-    "them. With `follow` the text goes on until the VM or the caller's token ends."
+    "Plain text with its control sequences, or with `Accept: application/json` lines without "
+    "them. With `follow` the text continues until the VM or the caller's access ends."
 )
 SCREENSHOTS_PER_SECOND = 2
 SCREENSHOTS_BURST = 10
 PNG_SCHEMA = {"type": "string", "contentMediaType": "image/png"}
 NO_SCREEN = (
-    "The VM boots, or is paused",
+    "The VM is booting or paused",
     {
         "type": "urn:polydev:error:no-screen",
         "title": "Conflict",
@@ -70,7 +70,7 @@ def routes(services: Services) -> APIRouter:
 
 
 async def known_vm(services: Services, vm_id: str) -> Vm:
-    """Return the VM, whosever it is. Raises HTTPException 404."""
+    """Return a VM of any user. Raises HTTPException 404."""
     try:
         return await services.vms.get(vm_id)
     except VmError as error:
@@ -78,7 +78,7 @@ async def known_vm(services: Services, vm_id: str) -> Vm:
 
 
 async def vm_for(services: Services, caller: Caller, vm_id: UUID) -> Vm:
-    """The VM, if the caller may have it. Raises HTTPException 404 and NotAllowed."""
+    """Return the VM, if the caller has access to it. Raises HTTPException 404, NotAllowed."""
     vm = await known_vm(services, str(vm_id))
     if not caller.sees_all and not await _is_own(services, caller, vm):
         raise NotAllowed("access denied: the VM belongs to another user")
@@ -93,12 +93,12 @@ async def _is_own(services: Services, caller: Caller, vm: Vm) -> bool:
 def _add_list(router: APIRouter, services: Services) -> None:
     @router.get(
         "",
-        summary="The VMs that there are, newest first; a user's own, all of them for operators",
+        summary="The caller's VMs, newest first; for operators those of all users",
         responses=error_responses(404, 422),
     )
     async def list_vms(
         caller: Asking,
-        past: Annotated[bool, Query(alias="all", description="Past ones too")] = False,
+        past: Annotated[bool, Query(alias="all", description="Also VMs that have ended")] = False,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
         before: BeforeUuid = None,
     ) -> VmList:
@@ -118,7 +118,7 @@ def _add_one(router: APIRouter, services: Services) -> None:
 def _add_figures(router: APIRouter, services: Services) -> None:
     @router.get(
         "/{vm_id}/metrics",
-        summary="What a VM uses of processor, memory, disk and network",
+        summary="CPU, memory, disk and network usage of a VM",
         responses=error_responses(404, 410, 422),
     )
     async def get_figures(vm_id: VmId, caller: Asking) -> VmUsage:
@@ -131,7 +131,7 @@ def _add_figures(router: APIRouter, services: Services) -> None:
 def _add_console(router: APIRouter, services: Services) -> None:
     @router.get(
         "/{vm_id}/console",
-        summary="What a VM says on its serial console",
+        summary="The serial console of a VM",
         description=CONSOLE_DESCRIPTION,
         response_class=Response,
         responses={200: CONSOLE_ANSWER, **error_responses(404, 410, 422, 502)},
@@ -158,8 +158,8 @@ def _add_screenshot(router: APIRouter, services: Services) -> None:
 
     @router.get(
         "/{vm_id}/screenshot",
-        summary="A VM's screen as it is now",
-        description="It is no use of the VM, and does not wake one that is paused.",
+        summary="A screenshot of a VM",
+        description="It does not count as use of the VM, and does not resume a paused one.",
         response_class=Response,
         responses={
             200: {"description": "The picture", "content": {"image/png": {"schema": PNG_SCHEMA}}},
@@ -180,7 +180,7 @@ def _as_lines(vm: Vm, text: bytes, count: int) -> Response:
 
 
 def _console_of(services: Services, vm: Vm) -> File:
-    """Raises SessionExpired where the VM is over and its logs are gone."""
+    """Return the console's file. Raises SessionExpired if VM and logs are gone."""
     hypervisor = services.hypervisor
     if hypervisor is not None:
         file = hypervisor.console(vm.slot, vm.id)
@@ -206,7 +206,7 @@ async def _following(
             try:
                 async for part in services.consoles.follow(vm.id, file, lines, is_to_end):
                     yield part
-            except VmError as error:  # its process replaced the file meanwhile
+            except VmError as error:  # the VM's process replaced the file
                 yield f"\nerror: {error.message}\n".encode()
 
     return StreamingResponse(text(), media_type=TEXT)

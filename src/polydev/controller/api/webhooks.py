@@ -1,4 +1,4 @@
-"""Webhooks, for operators: the endpoints, the log of deliveries, one sent again, a trial."""
+"""Webhooks, for operators: endpoints, the log of deliveries, resending, test messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ EXAMPLE: dict[str, Any] = {
     },
 }
 NO_DELIVERY = (
-    "There is no such delivery, or its endpoint is not configured",
+    "No such delivery, or its endpoint is not configured",
     {
         "type": "urn:polydev:error:webhook-delivery-not-found",
         "title": "Not Found",
@@ -69,11 +69,12 @@ EndpointName = Annotated[str, Path(max_length=64, description="The endpoint's na
 
 
 class DeliveryAnswer(ApiModel):
-    """An event's way to one endpoint. `timestamp` is when it happened, `webhookId` the header's.
+    """The delivery of one event to one endpoint. `timestamp` is the time of the event.
 
-    dueAt        when it is sent next; null where it does not wait
-    attemptedAt  when it was last sent, with the answer's `status` and the `problem` there was
-    message      what is sent
+    webhookId    the header `webhook-id`, the same for all attempts
+    dueAt        when it is sent next; null if it is not waiting
+    attemptedAt  when it was sent last; `status` and `problem` are those of that attempt
+    message      the body
     """
 
     model_config = ConfigDict(title="WebhookDelivery", json_schema_extra={"examples": [EXAMPLE]})
@@ -94,7 +95,7 @@ class DeliveryAnswer(ApiModel):
 
 
 class DeliveryList(ApiModel):
-    """Newest first. `next` is what to ask for as `before` to have those that follow, if any do."""
+    """Newest first. Send `next` as `before` to get the next page; null: this is the last one."""
 
     model_config = ConfigDict(title="WebhookDeliveryList")
 
@@ -103,12 +104,12 @@ class DeliveryList(ApiModel):
 
 
 class EndpointAnswer(ApiModel):
-    """A receiver of webhooks. `url` is without its query.
+    """A receiver of webhooks. `url` has no query.
 
-    wantsMore     false: it answered 410 Gone, and gets nothing more at that URL
-    waiting       deliveries that wait for it
-    failingSince  the oldest event among them of which an attempt was in vain
-    failedLately  deliveries that failed for good within a day
+    wantsMore     false after it answered 410 Gone: nothing more is sent to that URL
+    waiting       number of waiting deliveries
+    failingSince  the time of the oldest waiting event with a failed attempt
+    failedLately  number of deliveries that failed for good within a day
     """
 
     model_config = ConfigDict(title="WebhookEndpoint")
@@ -123,7 +124,7 @@ class EndpointAnswer(ApiModel):
 
 
 class EndpointList(ApiModel):
-    """In the order of the configuration."""
+    """The endpoints, in the order of the configuration."""
 
     model_config = ConfigDict(title="WebhookEndpointList")
 
@@ -131,8 +132,11 @@ class EndpointList(ApiModel):
 
 
 class TrialAnswer(ApiModel):
-    """What an endpoint answered to a test message: `status` and the beginning of its text, or why
-    there was no answer. `taken`: it would count as delivered.
+    """The result of a test message.
+
+    taken   whether it would count as delivered
+    status  of the answer; null without one
+    said    the beginning of the answer, or why there was none
     """
 
     model_config = ConfigDict(title="WebhookTrial")
@@ -152,7 +156,7 @@ def add_webhooks(router: APIRouter, services: Services) -> None:
 def _add_endpoints(router: APIRouter, services: Services) -> None:
     @router.get(
         "/webhooks/endpoints",
-        summary="Who is told of sessions by webhook, and what waits for them",
+        summary="The endpoints of webhooks, with their backlogs",
         responses=error_responses(),
     )
     async def list_endpoints() -> EndpointList:
@@ -167,9 +171,9 @@ def _add_endpoints(router: APIRouter, services: Services) -> None:
 
     @router.post(
         "/webhooks/endpoints/{name}/try",
-        summary="Send an endpoint a signed test message now",
-        description="Its type is `webhook.test`. An endpoint that had answered 410 Gone and takes "
-        "it is sent messages again.",
+        summary="Send a signed test message to an endpoint",
+        description="Its type is `webhook.test`. An endpoint that answered 410 Gone before and "
+        "accepts the message gets webhooks again.",
         responses=error_responses(422, own={404: NO_ENDPOINT}),
     )
     async def try_endpoint(name: EndpointName) -> TrialAnswer:
@@ -210,9 +214,9 @@ def _add_deliveries(router: APIRouter, services: Services) -> None:
     @router.post(
         "/webhooks/deliveries/{delivery_id}/resend",
         status_code=202,
-        summary="Send a webhook delivery again, with all its attempts before it",
-        description="Its `webhook-id` stays the same. An endpoint that had answered 410 Gone is "
-        "sent messages again.",
+        summary="Send a webhook delivery again, with all of its attempts",
+        description="Its `webhook-id` stays the same. An endpoint that answered 410 Gone before "
+        "gets webhooks again.",
         responses=error_responses(422, own={404: NO_DELIVERY}),
     )
     async def resend(delivery_id: DeliveryId) -> DeliveryAnswer:
