@@ -28,7 +28,9 @@ PAGES = (
 )
 # What became of old things is told by their old names.
 PRESENT_PAGES = tuple(page for page in PAGES if page != "CHANGELOG.md")
+DEVELOPERS_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/testing.md")
 README_LINES = 150
+NAMES_OF_OTHERS = frozenset(("SO_REUSEPORT",))
 MOST_CHARACTERS = 100
 # Paths that a document names and a checkout does not have: what git ignores, and placeholders.
 NOT_IN_A_CHECKOUT = (
@@ -91,6 +93,30 @@ def places(path: str, page: str) -> Iterator[bool]:
     # The bare name of a file, in a text about its folder.
     yield "/" not in path and any((ROOT / "src").rglob(path))
     yield "/" not in path and any((ROOT / "tests").rglob(path))
+
+
+@pytest.fixture(scope="module")
+def words_of_the_code() -> frozenset[str]:
+    """All words in the code, its configuration and its file names."""
+    found: set[str] = set()
+    for folder in ("src", "tests", "verbs", "golden", "templates", "deploy.py", "tasks.py"):
+        start = ROOT / folder
+        for file in start.rglob("*") if start.is_dir() else (start,):
+            found |= set(re.findall(r"\w+", file.name))
+            if file.suffix in (".py", ".yaml", ".j2", ".js"):
+                found |= set(re.findall(r"\w+", file.read_text()))
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("page", DEVELOPERS_PAGES)
+def test_names_of_code_that_a_page_names_are_there(
+    page: str, words_of_the_code: frozenset[str]
+) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    names = re.findall(r"`([a-zA-Z_][\w.]*[a-zA-Z])`", text)
+    code = [name for name in names if "_" in name or "." in name or re.match("[A-Z][a-z]", name)]
+    lost = [name for name in code if not set(name.split(".")) <= words_of_the_code]
+    assert [name for name in lost if name not in NAMES_OF_OTHERS] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
