@@ -1,4 +1,4 @@
-"""What every request passes: an id, a line in the log, its figures, limits, and the gate."""
+"""Middleware of all requests: request ids, logs, metrics, size limits, authentication."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ OPEN_PATHS = (
     *(HEALTH_PATH, "/api/auth/redeem"),
     *("/login", "/login/code", "/login/state", "/favicon.ico"),
 )
-# Asked for by browsers, which cannot set headers there: the token may stand in the query.
+# Browsers cannot set headers for these: they may send the token in the query.
 QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
 
 class Requests:
-    """Outermost: gives the id, logs and counts."""
+    """Outermost: give each request an id, log and count it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class Requests:
             return
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        if scope["type"] == "websocket":  # lasts, and tells its own story
+        if scope["type"] == "websocket":  # the relay logs viewers itself
             with bound_contextvars(requestId=request_id):
                 await self.app(scope, receive, send)
             return
@@ -69,12 +69,12 @@ class Requests:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
         self.metrics.observe(scope["method"], route, status, seconds)
-        # Health is asked every few seconds, by more than one.
+        # Health is requested every few seconds.
         tell = log.debug if scope["path"] == HEALTH_PATH else log.info
         tell(
             "request",
             method=scope["method"],
-            path=scope["path"],  # not the query, which may carry a token
+            path=scope["path"],  # without the query, which may have a token
             route=route,
             status=status,
             durationSeconds=round(seconds, 6),
@@ -82,9 +82,9 @@ class Requests:
 
 
 class _Sent:
-    """Adds to the answer the request's id, and that nobody keeps it or guesses what it is.
+    """Add the request's id and headers against caching and content sniffing to the answer.
 
-    `status` is 0 until one was begun.
+    `status` is 0 until the answer begins.
     """
 
     def __init__(self, send: Send, request_id: str) -> None:
@@ -103,7 +103,7 @@ class _Sent:
 
 
 class Failures:
-    """Answers what nothing else caught."""
+    """Answer exceptions that nothing else has caught."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -122,17 +122,17 @@ class Failures:
         try:
             await self.app(scope, receive, noticed)
         except Exception as error:
-            log.exception("unexpected error", path=scope["path"])
+            log.exception("request_failed", path=scope["path"])
             if has_begun:
-                raise  # too late for another answer: the server closes the connection
+                raise  # the answer has begun: the server closes the connection
             response = await answer_problem(Request(scope), error)
             await response(scope, receive, send)
 
 
 class BodyLimit:
-    """Refuses bodies above a limit with 413, by what is announced and by what arrives.
+    """Refuse too large bodies with 413, by their Content-Length and by what arrives.
 
-    What is open to all takes a token or a ticket at most, and no more than that has room for.
+    Requests that need no authentication have a smaller limit.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -169,12 +169,12 @@ def _too_large(most: int) -> HTTPException:
 class Gate:
     """Reject requests without a caller, and apply rate limits.
 
-    A caller is known by a token, by a JWT, by a page's key, or by the cookie of a browser that is
-    signed in. What a cookie lets change must come from one of our pages and prove it. Open to all
-    are the health report, the files of the pages, and the ways to sign in.
+    A caller has a token, a JWT, a page's key, or the cookie of a signed-in browser. Requests with a
+    cookie that change something must come from one of our pages and have a CSRF token. The health
+    report, the pages' files and the sign-in need no authentication.
 
-    WebSockets pass: a refusal that a viewer can show needs the handshake first, so their route
-    asks who it is.
+    WebSockets are not checked here but by their route: an error that a viewer can show needs the
+    handshake first.
     """
 
     def __init__(
@@ -222,22 +222,22 @@ class Gate:
 
 
 def is_open(scope: Scope) -> bool:
-    """Whether it is for everybody: it gives nothing away, or asks by itself who it is."""
+    """Whether the path needs no caller: it reveals nothing, or its route checks by itself."""
     path = scope["path"]
     if path in OPEN_PATHS or path.startswith(STATIC_PREFIX):
         return True
-    # The page is empty until its script has exchanged the ticket.
+    # The page is empty until its script exchanges the ticket.
     return shows_session_by_ticket(scope)
 
 
 def _credentials(scope: Scope) -> tuple[str | None, str | None]:
-    """The Authorization header, and the token of the query where one may stand."""
+    """Return the Authorization header, and the token in the query of paths that allow one."""
     in_query = QUERY_TOKEN_PATHS.fullmatch(scope["path"])
     query = QueryParams(scope["query_string"]) if in_query else QueryParams()
     return Headers(scope=scope).get("authorization"), query.get("access_token")
 
 
 def request_id_of(headers: Headers) -> str:
-    """The caller's own id, if it can stand in a log as it is, else a new one."""
+    """Return the id that the client sent, if it is safe to log, else a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if REQUEST_ID_FORM.fullmatch(given) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Every failure as RFC 9457 problem details: the one place where errors become answers."""
+"""Answer errors as RFC 9457 problem details; the only place that does."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ RETRY_SECONDS = 5
 MOST_ERRORS = 20
 MOST_CHARACTERS = 1000
 UNPROCESSABLE = HTTPStatus(422)  # its name changed with Python 3.13
-# What SQLAlchemy raises where the database does not answer, or not in time.
+# SQLAlchemy raises these if the database does not answer, or not in time.
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 
 
 class Unavailable(Error):
-    """Something that an answer depends on is down."""
+    """A dependency of the answer is down."""
 
     code = "unavailable"
 
 
 class NoCapacity(CapacityError):
-    """No slot, with what an operator needs to make room."""
+    """No free slot; `members` tell an operator which session to end."""
 
     def __init__(self, cause: CapacityError, slots: int, oldest_idle: str | None) -> None:
         super().__init__(cause.message, cause.hint)
@@ -106,7 +106,7 @@ STATUSES: dict[type[Error], HTTPStatus] = {
 
 
 class InvalidInput(BaseModel):
-    """One value that was refused; `pointer` is where it stands in the request."""
+    """An invalid value; `pointer` is its place in the request."""
 
     pointer: str
     detail: str
@@ -115,8 +115,7 @@ class InvalidInput(BaseModel):
 class Problem(BaseModel):
     """`type` is urn:polydev:error:<code> for this project's own errors, else about:blank.
 
-    `error` is the same text as `detail`, for older clients. A kind of error may have members of its
-    own beside these.
+    `error` repeats `detail` for older clients. Some types have more members.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
@@ -133,13 +132,13 @@ class Problem(BaseModel):
 
 
 class ProblemPages(Protocol):
-    """Show a problem to a person."""
+    """Renders a problem as a page."""
 
     def problem(self, request: Request, problem: Problem) -> Response: ...
 
 
 async def answer_problem(request: Request, error: Exception) -> Response:
-    """The handler of all errors: a page for whoever asked for one, else problem details."""
+    """Answer an error: with a page if a browser asked for one, else with problem details."""
     problem = problem_of(error, request.url.path, request.state.request_id)
     pages: ProblemPages | None = request.app.state.pages
     if pages is not None and wants_page(request):
@@ -155,7 +154,7 @@ async def answer_problem(request: Request, error: Exception) -> Response:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks for a page: not a script for data, nor htmx for a part of one."""
+    """Whether a browser wants a page: not a script that wants data, nor htmx that wants a part."""
     return (
         not request.url.path.startswith(NO_PAGES)
         and "text/html" in request.headers.get("accept", "")
@@ -164,7 +163,7 @@ def wants_page(request: Request) -> bool:
 
 
 def headers_of(error: Exception, status: int) -> dict[str, str]:
-    """What goes with the answer: how to come in, or when to come again."""
+    """Return the headers of the answer: how to authenticate, or when to try again."""
     if isinstance(error, HTTPException) and error.headers:
         return dict(error.headers)
     if isinstance(error, QuotaExceeded):
@@ -177,7 +176,7 @@ def headers_of(error: Exception, status: int) -> dict[str, str]:
 
 
 def problem_of(error: Exception, path: str, request_id: str) -> Problem:
-    """What the caller is told of `error`; nothing of what is unexpected but the request's id."""
+    """Return the problem details of `error`; unexpected errors reveal only the request's id."""
     status = _status_of(error)
     told: dict[str, Any] = {"title": status.phrase, "status": status.value}
     if isinstance(error, Error):
@@ -231,17 +230,17 @@ def _summary(errors: int) -> str:
 
 
 def _refused_input(refused: Mapping[str, Any]) -> InvalidInput:
-    # Never the value itself: it may be a secret.
+    # Without the value, which may be a secret.
     pointer = "/".join(str(part) for part in refused["loc"])
     return InvalidInput(pointer=_cut(pointer), detail=_cut(_words(refused)))
 
 
 def _cut(text: str) -> str:
-    """A caller chooses parts of some texts, and need not get them back whole."""
+    """Shorten a text that may quote a long value of the caller."""
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 def _words(refused: Mapping[str, Any]) -> str:
-    if refused["type"] == "uuid_parsing":  # pydantic's words would quote a part of it
+    if refused["type"] == "uuid_parsing":  # pydantic's message would quote a part of it
         return "Input should be a valid UUID"
     return str(refused["msg"])

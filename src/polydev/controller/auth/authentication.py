@@ -1,4 +1,7 @@
-"""Who asks: JWTs whose subject is a user, and operators' tokens. Roles are the database's."""
+"""Find the caller of a request by a JWT, a token, a page's key or a browser's cookie.
+
+A JWT only names the user; the role always comes from the database.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ MOST_TOKEN_CHARACTERS = 8192
 PUBLIC_KEY_ALGORITHMS = ("RS256", "ES256")
 HOW = "send Authorization: Bearer <a JWT of the identity provider, or a token of token.create>"
 
-# Only the documentation needs it: who asks is found out before any route is.
+# For the documentation only: the middleware finds the caller before any route runs.
 BEARER = Security(HTTPBearer(auto_error=False, description="A JWT or an operator's token"))
 
-# PyJWT's own words may quote what was sent.
+# PyJWT's own messages may quote the token.
 _REASONS: Mapping[type[jwt.PyJWTError], str] = {
     jwt.ExpiredSignatureError: "the token has expired",
     jwt.ImmatureSignatureError: "the token is not valid yet",
@@ -41,7 +44,7 @@ _REASONS: Mapping[type[jwt.PyJWTError], str] = {
 
 
 class JwtReader:
-    """Checks JWTs: signature, times, audience and issuer."""
+    """Check JWTs: signature, times, audience and issuer."""
 
     def __init__(self, secret: SecretStr | None, rules: JwtSettings, keys: Jwks | None) -> None:
         self._secret = secret
@@ -49,9 +52,9 @@ class JwtReader:
         self._keys = keys
 
     async def read(self, token: str) -> tuple[str, datetime]:
-        """Whom the token names, and until when it is taken.
+        """Return the token's subject, and until when the token is accepted.
 
-        Raises NotAuthenticated with a reason that quotes nothing of it.
+        Raises NotAuthenticated, whose message quotes nothing of the token.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -80,7 +83,7 @@ class JwtReader:
         )
 
     async def _key(self, algorithm: str, header: Mapping[str, Any]) -> Any:
-        """What a token of this algorithm must be signed with, which its sender cannot choose."""
+        """Return the key for this algorithm, which the sender cannot choose."""
         if algorithm == "HS256" and self._secret is not None:
             return self._secret.get_secret_value()
         if algorithm not in PUBLIC_KEY_ALGORITHMS or self._keys is None:
@@ -91,7 +94,7 @@ class JwtReader:
         except KeysUnavailable as error:
             raise Unavailable(
                 f"cannot fetch the identity provider's keys: {error}",
-                "an operator checks identity.jwks_url in the configuration",
+                "an operator must check identity.jwks_url in the configuration",
             ) from None
         if key is None:
             raise NotAuthenticated("the token is signed with an unknown key", HOW)
@@ -113,7 +116,7 @@ def _reason(error: jwt.PyJWTError) -> str:
 
 
 class Authenticator:
-    """`failures` is how often each address may fail to come in."""
+    """Find callers. `failures` limits failed attempts of each address."""
 
     def __init__(
         self,
@@ -138,13 +141,12 @@ class Authenticator:
         peer: str | None = None,
         forwarded_for: Iterable[str] = (),
     ) -> Caller:
-        """Return the sender of `Authorization` or, where that is no bearer token, `access_token`.
+        """Return the caller of the bearer token in `Authorization`, or else of `access_token`.
 
-        `forwarded_for` are the values of X-Forwarded-For, of which only trusted proxies are
-        believed.
+        `forwarded_for` are the values of X-Forwarded-For, which only count from trusted proxies.
 
-        Raises NotAuthenticated, NotAllowed for a stranger with a good JWT, Unavailable, and
-        HTTPException 429 where too many came from the same place with tokens that are none.
+        Raises NotAuthenticated, NotAllowed for a valid JWT of an unknown user, Unavailable, and
+        HTTPException 429 after too many failures from the same address.
         """
         token = presented(authorization, access_token)
         return await self.counted(self._holder(token), peer, forwarded_for)
@@ -155,7 +157,7 @@ class Authenticator:
         peer: str | None,
         forwarded_for: Iterable[str] = (),
     ) -> Caller:
-        """The caller that was looked up; failures are counted for where the request comes from.
+        """Return the result of `looked_up`, and count its failure for the request's address.
 
         Raises what `looked_up` does, and HTTPException 429 after too many failures.
         """
@@ -172,7 +174,7 @@ class Authenticator:
             looked_up.close()
 
     async def of_cookie(self, cookie: str) -> Caller:
-        """Return the caller whose browser shows that cookie. Raises NotAuthenticated."""
+        """Return the caller whose browser sends this cookie. Raises NotAuthenticated."""
         caller = None
         if len(cookie) <= MOST_TOKEN_CHARACTERS:
             caller = await self._sign_ins.caller_of(cookie)
@@ -222,9 +224,9 @@ def is_bearer(authorization: str | None) -> bool:
 
 
 def presented(authorization: str | None, access_token: str | None) -> str:
-    """The token that a request carries. Raises NotAuthenticated if it carries none.
+    """Return the token of a request. Raises NotAuthenticated if it has none.
 
-    A header that is no bearer token is another's, as that of a proxy that asks for a password.
+    An Authorization header of another scheme is ignored: it may be that of a proxy with a password.
     """
     if is_bearer(authorization):
         return str(authorization).partition(" ")[2].strip()
@@ -236,22 +238,22 @@ def presented(authorization: str | None, access_token: str | None) -> str:
 
 
 def _user_id(subject: str) -> str | None:
-    """The id as it is stored, of a subject that is a UUID in any case of its letters, else None."""
+    """Return a subject that is a UUID as it is stored, in lower case; else None."""
     try:
         user_id = str(UUID(subject))
     except ValueError:
         return None
-    return user_id if user_id == subject.lower() else None  # not the other forms that Python takes
+    return user_id if user_id == subject.lower() else None  # Python accepts other forms too
 
 
 def caller_of(request: Request) -> Caller:
-    """The caller that the gate let in."""
+    """Return the caller that the middleware found."""
     caller: Caller = request.state.caller
     return caller
 
 
 def operator_of(request: Request) -> Caller:
-    """The caller. Raises NotAllowed unless it is an operator or an admin."""
+    """Return the caller. Raises NotAllowed unless it is an operator or an admin."""
     caller = caller_of(request)
     if not caller.sees_all:
         raise NotAllowed("access denied: only operators may do this")
@@ -259,7 +261,7 @@ def operator_of(request: Request) -> Caller:
 
 
 def admin_of(request: Request) -> Caller:
-    """The caller. Raises NotAllowed unless it is an admin."""
+    """Return the caller. Raises NotAllowed unless it is an admin."""
     caller = caller_of(request)
     if caller.role != "admin":
         raise NotAllowed("access denied: only admins may do this")

@@ -1,4 +1,4 @@
-"""Where a request comes from: its peer, or what a trusted proxy says of it."""
+"""The client's address of a request: its peer, or what a trusted proxy says of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_ADDRESS_CHARACTERS = 64
 
 
 def address_of(text: str) -> Address | None:
-    """The address in an entry of X-Forwarded-For, which may have a port; None if it has none."""
+    """Return the address in an entry of X-Forwarded-For, without its port, or None."""
     host = text.strip().strip('"')
     if len(host) > MOST_ADDRESS_CHARACTERS:
         return None
@@ -32,8 +32,8 @@ def address_of(text: str) -> Address | None:
 
 
 def network_of(address: Address) -> str:
-    """What counts as one place: an IPv4 address, or a network of IPv6, in which whoever has one
-    address has them all."""
+    """Return what limits count as one client: an IPv4 address, or an IPv6 network, since a client
+    can have all addresses of it."""
     if isinstance(address, IPv4Address):
         return str(address)
     return str(IPv6Network((address, IPV6_PREFIX), strict=False))
@@ -44,13 +44,13 @@ def is_trusted(address: Address, trusted: Networks) -> bool:
 
 
 def place_of(peer: str | None, trusted: Networks) -> str | None:
-    """The place of a peer; None for a Unix socket and a trusted proxy, behind which is anybody."""
+    """Return the peer's address or network; None for a Unix socket and for trusted proxies."""
     address = address_of(peer or "")
     return None if address is None or is_trusted(address, trusted) else network_of(address)
 
 
 def asked_from(scope: Scope) -> tuple[str | None, list[str]]:
-    """The peer's address, and the values of X-Forwarded-For, of a request or an upgrade."""
+    """Return a request's peer address and the values of its X-Forwarded-For headers."""
     client = scope.get("client")
     return client[0] if client else None, Headers(scope=scope).getlist("x-forwarded-for")
 
@@ -58,15 +58,15 @@ def asked_from(scope: Scope) -> tuple[str | None, list[str]]:
 def source_of(
     peer: str | None, forwarded_for: Iterable[str] = (), trusted: Networks = ()
 ) -> str | None:
-    """The place for which failed logins are counted; None where they are not.
+    """Return the address or network that failed logins are counted for; None: they are not.
 
-    `forwarded_for` has the values of X-Forwarded-For. Each proxy adds whom it was asked by at the
-    end, and what stands before may be made up. So the last address that is no trusted proxy's
-    counts. An entry that is no address counts as a place of its own of the proxy that passed it on.
+    `forwarded_for` has the values of X-Forwarded-For. Each proxy appends the address of its own
+    peer, and a client can forge all entries before. So the last address that is not a trusted
+    proxy's counts. An entry that is not an address counts as one client of the proxy that sent it.
 
-    This host itself is None unless it is a trusted proxy. A proxy on it is the peer of everybody,
-    so if failures of that were counted, one stranger could shut out all. Tokens are too long to be
-    guessed: the limit keeps work and log lines down.
+    The result is None for this host itself, unless it is a trusted proxy. A proxy on it is the peer
+    of all clients: if its failures were counted, one client could lock out all. Tokens are too long
+    to be guessed; the limit only keeps load and logs small.
     """
     address = address_of(peer or "")
     if address is None:  # a Unix socket
@@ -84,6 +84,6 @@ def source_of(
 
 
 def _entries(values: Iterable[str]) -> Iterator[str]:
-    """All entries of these headers, the last one first."""
+    """Return all entries of these headers, the last one first."""
     entries = (each.strip() for each in ",".join(values).split(","))
     return reversed([each for each in entries if each])

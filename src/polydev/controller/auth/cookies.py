@@ -1,4 +1,4 @@
-"""The cookie of a signed-in browser, and the proof that a request comes from its pages."""
+"""The cookie of a signed-in browser, and its CSRF token."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import Response
 
-# With this prefix a browser takes the cookie by TLS only, for this host alone and for all paths.
+# Browsers accept a cookie with this prefix only over TLS, for this host and for all paths.
 SECURE_NAME, PLAIN_NAME = "__Host-polydev", "polydev"
 CSRF_HEADER = "X-CSRF-Token"
 
 
 def shown_cookie(headers: Headers, *, is_secure: bool) -> str | None:
-    """The secret that a browser shows, None if it shows none."""
+    """Return the secret in the browser's cookie; None without one."""
     cookies = cookie_parser(headers.get("cookie", ""))
     return cookies.get(SECURE_NAME if is_secure else PLAIN_NAME) or None
 
 
 def csrf_token(cookie: str) -> str:
-    """Return the proof that our pages send along; nobody can tell the cookie from it."""
+    """Return the token that our pages send with requests; it does not reveal the cookie."""
     return hmac.new(cookie.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Whether a request comes from one of our own pages, and how browsers reach us.
+"""Protect browsers that are signed in against requests from pages of other sites (CSRF).
 
-A browser tells where a request comes from by `Sec-Fetch-Site` and `Origin`, which no page can
+Browsers say which site a request comes from by `Sec-Fetch-Site` and `Origin`, which pages cannot
 change (https://www.w3.org/TR/fetch-metadata/).
 """
 
@@ -23,7 +23,7 @@ SECURE_SCHEMES = ("https", "wss")
 
 
 def shows_session_by_ticket(scope: Scope) -> bool:
-    """Whether a session's page is opened by a ticket: without a sign-in, or in another's frame."""
+    """Whether a request opens a session's page by a ticket, without a sign-in or in a frame."""
     has_ticket = "ticket" in QueryParams(scope["query_string"])
     is_page = SESSION_PAGES.fullmatch(scope["path"]) is not None
     return has_ticket and is_page and scope["method"] == "GET"
@@ -31,21 +31,22 @@ def shows_session_by_ticket(scope: Scope) -> bool:
 
 @dataclass(frozen=True)
 class BrowserRules:
-    """`public_url` is the address by which browsers reach us, None where it is the one they name.
+    """Checks of requests from browsers.
 
-    `proxies` are believed about whether that is by TLS.
+    public_url  the address that browsers use; None: the one in their Host header
+    proxies     trusted proxies, whose word on TLS counts
     """
 
     public_url: str | None = None
     proxies: Networks = ()
 
     def is_secure(self, scope: Scope) -> bool:
-        """Whether the browser reaches us by TLS: ours, or that of a trusted proxy."""
+        """Whether the browser uses TLS, with us or with a trusted proxy."""
         if scope["scheme"] in SECURE_SCHEMES or (self.public_url or "").startswith("https://"):
             return True
         client = scope.get("client")
         address = address_of(client[0]) if client else None
-        # Without a peer it is a Unix socket, which only a proxy on this host can reach.
+        # A request without a peer came through a Unix socket, which only local proxies can use.
         is_proxy = address is None or is_trusted(address, self.proxies)
         told = Headers(scope=scope).get("x-forwarded-proto", "").rpartition(",")[2].strip()
         return is_proxy and told == "https"
@@ -54,9 +55,9 @@ class BrowserRules:
         return shown_cookie(Headers(scope=scope), is_secure=self.is_secure(scope))
 
     def is_from_own_page(self, headers: Headers) -> bool:
-        """False where the browser says that another site's page sent it.
+        """Return False if the browser says that a page of another site sent the request.
 
-        True where it says nothing: then another proof is needed, such as a CSRF token.
+        True does not prove the opposite: browsers may say nothing. A CSRF token proves it.
         """
         if headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return False
@@ -64,7 +65,7 @@ class BrowserRules:
         return origin is None or self.is_own_origin(origin, headers)
 
     def is_own_origin(self, origin: str, headers: Headers) -> bool:
-        """Whether it is the address by which the browser asked for this."""
+        """Whether the origin is the address that the browser sent the request to."""
         if self.public_url is not None and origin == self.public_url:
             return True
         try:
@@ -74,20 +75,20 @@ class BrowserRules:
         return bool(asked) and asked == headers.get("host", "").lower()
 
     def forget_cookie(self, scope: Scope, response: Response) -> None:
-        """Have the browser forget a cookie that does not count any more, if it shows one.
+        """Remove the browser's invalid cookie, if it sent one.
 
-        Pages in forgotten tabs ask on, and each bad cookie would count as a failed login.
+        Pages in open tabs keep sending requests, and each would count as a failed login.
         """
         if self.cookie_of(scope) is not None:
             remove_cookie(response, is_secure=self.is_secure(scope))
 
     def check_is_no_other_site(self, headers: Headers) -> None:
-        """Raises NotAllowed for what another site's page asks for with a browser's cookie."""
+        """Raise NotAllowed for a request that a page of another site sent with the cookie."""
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise NotAllowed("access denied: the request comes from a page of another site")
 
     def check_is_own(self, headers: Headers, cookie: str) -> None:
-        """Raises NotAllowed unless a page of ours sent this request of a signed-in browser."""
+        """Raise NotAllowed unless one of our pages sent the request, with a CSRF token."""
         if not self.is_from_own_page(headers):
             raise NotAllowed("access denied: the request comes from a page of another site")
         if not has_csrf_token(headers, cookie):

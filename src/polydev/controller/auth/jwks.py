@@ -1,4 +1,4 @@
-"""The public keys of an identity provider (JWKS), fetched when needed and kept for a while."""
+"""The public keys of an identity provider (JWKS), fetched when needed and cached."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ log = structlog.stdlib.get_logger(__name__)
 FETCH_TIMEOUT_SECONDS = 5.0
 FETCH_PAUSE_SECONDS = 10.0
 KEEP_SECONDS = 600.0
-# After so long without an attempt a known key is only taken once the provider was asked.
+# After this time without a fetch, even a known key is only used once a new fetch has ended.
 IDLE_SECONDS = 3600.0
 MOST_BYTES = 256 * 1024
 MOST_REDIRECTS = 3
 
 
 class KeysUnavailable(Exception):
-    """The provider could not be asked, for the reason that this says, and no key is known."""
+    """The keys were never fetched; the message says why."""
 
 
 class NotFetched(Exception):
-    """Why the provider's answer is no set of keys, in words without its address."""
+    """Why the provider's answer is not a set of keys, without its URL."""
 
 
 class Jwks:
     """Keys by their id. Fetches at most once in FETCH_PAUSE_SECONDS, whatever is asked for.
 
-    A key that is known is answered at once; where it is older than KEEP_SECONDS, the provider is
-    asked beside that. What is known stays good while the provider does not answer: its outage must
-    not be ours.
+    A known key is returned at once; if it is older than KEEP_SECONDS, the keys are fetched in the
+    background. Known keys stay valid while the provider does not answer: its outage must not
+    become ours.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Jwks:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
-        self._trouble = "it was not asked yet"
+        self._trouble = "they were not fetched yet"
         self._fetching: asyncio.Task[None] | None = None
         self._was_idle = False
 
     async def get(self, key_id: str | None) -> jwt.PyJWK | None:
-        """The key, or None if the provider has none of that id. Raises KeysUnavailable."""
+        """Return the key, or None if the provider has none with this id. Raises KeysUnavailable."""
         is_known = key_id in self._keys
         if not is_known or self._since(self._fetched_at) > KEEP_SECONDS:
             fetching = self._fetch_beside()
@@ -71,12 +71,12 @@ class Jwks:
         return float("inf") if moment is None else self._clock() - moment
 
     def _fetch_beside(self) -> asyncio.Task[None] | None:
-        """The fetch under way, begun now if one is due."""
+        """Return the running fetch; start one if it is due."""
         is_idle = self._fetching is None or self._fetching.done()
         if is_idle and self._since(self._tried_at) > FETCH_PAUSE_SECONDS:
             self._was_idle = self._since(self._tried_at) > IDLE_SECONDS
             self._tried_at = self._clock()
-            # In a context of its own: it outlives the request, whose id is not to be in its logs.
+            # An own context: the fetch outlives the request, whose id must not be in its logs.
             self._fetching = Context().run(asyncio.create_task, self._fetch())
         return None if self._fetching is None or self._fetching.done() else self._fetching
 
@@ -84,17 +84,17 @@ class Jwks:
         try:
             text = await asyncio.wait_for(self._document(), FETCH_TIMEOUT_SECONDS)
             keys = keys_of(text)
-        except Exception as error:  # who knows what it sends
+        except Exception as error:  # the provider may send anything
             self._trouble = _reason(error)
-            log.warning("identity_keys_not_fetched", url=self._url, reason=self._trouble)
+            log.warning("jwks_fetch_failed", url=self._url, reason=self._trouble)
             return
         if not keys:
-            log.warning("identity_has_no_keys", url=self._url)
+            log.warning("jwks_is_empty", url=self._url)
         self._keys = keys
         self._fetched_at = self._clock()
 
     async def _document(self) -> bytes:
-        """Return the provider's answer, from the last address to which it redirects."""
+        """Return the provider's answer, after its redirects."""
         async with httpx.AsyncClient(
             transport=self._transport, timeout=FETCH_TIMEOUT_SECONDS
         ) as client:
@@ -112,7 +112,7 @@ class Jwks:
         raise NotFetched(f"it redirects more than {MOST_REDIRECTS} times")
 
     async def close(self) -> None:
-        """End the fetch under way."""
+        """Cancel the running fetch."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait({self._fetching})
@@ -130,14 +130,14 @@ async def _body(answer: httpx.Response) -> bytes:
 
 
 def keys_of(text: bytes) -> dict[str | None, jwt.PyJWK]:
-    """The keys of a JWKS by their id, without those that cannot be used. Raises NotFetched."""
+    """Return the usable keys of a JWKS by their id. Raises NotFetched."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise NotFetched("its answer is no JSON") from None
+        raise NotFetched("its answer is not JSON") from None
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
-        raise NotFetched("its answer is no set of keys")
+        raise NotFetched("its answer is not a JWKS")
     found = [key for each in listed if (key := _key_of(each)) is not None]
     return {key.key_id: key for key in found}
 
@@ -145,7 +145,7 @@ def keys_of(text: bytes) -> dict[str | None, jwt.PyJWK]:
 def _key_of(described: Any) -> jwt.PyJWK | None:
     try:
         return jwt.PyJWK(described)
-    except Exception:  # of a kind that is not known here, or none at all
+    except Exception:  # an unknown type of key, or not a key
         return None
 
 

@@ -1,4 +1,4 @@
-"""Limit the key of a page to its one session, and a spectator's key to looking."""
+"""Limit a page's key to requests about its session, and a spectator's key to watching."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SPECTATORS = {("GET", ""), ("GET", "/events"), ("POST", "/tickets")}
 
 
 def check_scope(caller: Caller, method: str, path: str) -> None:
-    """Raises NotAllowed where the caller's key is for something else."""
+    """Raise NotAllowed if the caller's key is not for this request."""
     if caller.session_id is None:
         return
     within = path.removeprefix(session_path(caller.session_id))

@@ -25,10 +25,10 @@ class _Bucket:
 
 
 class RateLimiter:
-    """`burst` at once, then `per_second` on average.
+    """A token bucket for each caller: `burst` requests at once, `per_second` on average.
 
-    There are MOST_BUCKETS at most: the one that was used the longest ago is forgotten, since it is
-    the nearest to being full again.
+    There are at most MOST_BUCKETS. Beyond that the least recently used one is deleted, since it is
+    the fullest.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class RateLimiter:
         self.per_second = per_second
         self.burst = burst
         self._clock = clock
-        self._buckets: dict[str, _Bucket] = {}  # in the order of their use
+        self._buckets: dict[str, _Bucket] = {}  # least recently used first
 
     def look(self, caller: str) -> None:
-        """Count none. Raises HTTPException 429, which says when the next one may come."""
+        """Check without counting. Raises HTTPException 429, which says how long to wait."""
         bucket = self._buckets.get(caller)
         left = self.burst if bucket is None else self._filled(bucket, self._clock())
         if left < 1:
@@ -51,9 +51,9 @@ class RateLimiter:
             )
 
     def take(self, caller: str, count: int = 1) -> None:
-        """Count so many. Raises HTTPException 429, and counts none, where there is none left.
+        """Count `count` requests. Raises HTTPException 429, and counts none, if none are left.
 
-        More than are left may be taken at once; the next ones wait for these.
+        More than are left may be taken at once; later requests wait for them.
         """
         self.look(caller)
         now = self._clock()
@@ -74,7 +74,7 @@ class StreamLimit:
         self._open: Counter[str] = Counter()
 
     def check(self, user_id: str) -> None:
-        """Raises HTTPException 429 if the user may open no further stream now."""
+        """Raise HTTPException 429 if the user has too many open streams."""
         if self._open.get(user_id, 0) >= self._most:
             raise HTTPException(
                 429,
