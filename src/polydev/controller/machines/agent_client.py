@@ -4,102 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from polydev.controller.machines.agent_answers import (
+    AgentHealth,
+    AgentLogin,
+    agent_credentials,
+    agent_health,
+    read_answer,
+    refusal_reason,
+)
 from polydev.controller.machines.bridge import bridge_problem
-from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
-from polydev.controller.states import LoginStatus
+from polydev.controller.sealing import compact_json
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.host_layout import AGENT_PORT
-from polydev.vm.boot_stages import printable
 from polydev.vm.timeouts import end, within
 
 MAX_BODY_BYTES = 256 * 1024
-MAX_URL_CHARACTERS = 4096
-MAX_DETAIL_CHARACTERS = 1024
-MAX_PLACE_CHARACTERS = 128  # comes from the guest
-Reply = TypeVar("Reply", bound=BaseModel)
-STATUS_OF = {200: ("ready",), 503: ("starting", "failed")}
-
-
-class ComponentHealth(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    ok: bool
-    detail: str
-
-
-class ServiceHealth(BaseModel):
-    """A unit of the guest, as its systemd reports it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    active: str
-
-
-class AgentHealth(BaseModel):
-    """The agent's answer to `GET /health`, as far as the controller uses it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    status: Literal["ready", "starting", "failed"]
-    stage: Literal["kernel", "init", "network", "services", "ready"]
-    components: Mapping[str, ComponentHealth]
-    services: Mapping[str, ServiceHealth] = {}
-    failing: tuple[str, ...]
-    failed_units: tuple[str, ...]
-    vm_id: str | None
-    session_id: str | None = None
-    image_digest: str | None = None
-    uptime_seconds: float | None = None
-
-
-def _web_address(url: str) -> str:
-    """Pages offer it as a link, so only http and https are allowed."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise ValueError("is not a web address")
-    return url
-
-
-WebAddress = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator(_web_address)]
-
-
-class AgentLogin(BaseModel):
-    """The state of a tool's login.
-
-    url     where the user logs in; None until the tool has printed it
-    device_code     the code that the user enters there, if the tool has one
-    detail  why the login failed
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    status: LoginStatus
-    url: WebAddress | None = None
-    device_code: Annotated[str, Field(max_length=64), AfterValidator(printable)] | None = None
-    detail: Annotated[str, Field(max_length=4096), AfterValidator(printable)] = ""
-
-
-class AgentProblem(BaseModel):
-    """The reason with which an agent refuses a request."""
-
-    detail: str = ""
-
-
-class AgentCredentials(BaseModel):
-    """The contents of the file in which a tool keeps its credentials."""
-
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
-
-    provider: str
-    credentials: Annotated[dict[str, Any], Field(min_length=1, repr=False)]
-
-
 # The agent waits for the tool's status command, which takes long on an emulated CPU.
 INJECT_SECONDS = 300.0
 CREDENTIALS_SECONDS = 30.0
@@ -148,7 +70,7 @@ class AgentClient:
             raise ProtocolError(f"its agent does not support {path}", NEWER_IMAGE)
         if status != 200:
             raise ProtocolError(f"its agent answers {status} on {path}")
-        return _read(AgentLogin, body)
+        return read_answer(AgentLogin, body)
 
     async def type_code(self, vm_ip: str, provider: str, code: str) -> None:
         """Have the agent type a code into the terminal of a login that waits for one.
@@ -160,7 +82,9 @@ class AgentClient:
         if status in (404, 405):
             raise ProtocolError(f"its agent does not support {path}", NEWER_IMAGE)
         if status in (409, 422):
-            raise LoginRefused(_refusal(body), "ask for oauth-url: it shows the state of the login")
+            raise LoginRefused(
+                refusal_reason(body), "ask for oauth-url: it shows the state of the login"
+            )
         if status not in (200, 202):
             raise ProtocolError(f"its agent answers {status} on {path}")
 
@@ -175,8 +99,8 @@ class AgentClient:
         if status in (404, 405):
             return None
         if status != 200:
-            raise ProtocolError(f"its agent returned no credentials: {_refusal(body)}")
-        return _credentials(body, provider)
+            raise ProtocolError(f"its agent returned no credentials: {refusal_reason(body)}")
+        return agent_credentials(body, provider)
 
     async def inject(self, vm_ip: str, provider: str, plain: bytes) -> AgentLogin:
         """Give credentials, as JSON, to the tool, so that it is logged in.
@@ -190,10 +114,10 @@ class AgentClient:
         if status in (404, 405):
             raise ProtocolError("its agent does not accept credentials", NEWER_IMAGE)
         if status in (409, 422):
-            raise LoginRefused(_refusal(answer))
+            raise LoginRefused(refusal_reason(answer))
         if status != 200:
             raise ProtocolError(f"its agent answers {status} on {path}")
-        login = _read(AgentLogin, answer)
+        login = read_answer(AgentLogin, answer)
         if login.status != "done":
             raise LoginRefused(login.detail or f"the tool's login is still {login.status}")
         return login
@@ -216,7 +140,7 @@ class AgentClient:
         """Send a request as `_ask` does; a status of 5xx raises AgentUnreachable too."""
         status, answer = await self._ask(method, vm_ip, path, body, seconds)
         if status >= 500:
-            raise AgentUnreachable(f"its agent answers {status}: {_refusal(answer)}")
+            raise AgentUnreachable(f"its agent answers {status}: {refusal_reason(answer)}")
         return status, answer
 
     async def _ask(
@@ -278,49 +202,6 @@ class AgentClient:
                 if len(body) > MAX_BODY_BYTES:
                     raise ProtocolError(f"its agent's answer is over {MAX_BODY_BYTES} bytes")
             return answer.status_code, bytes(body)
-
-
-def agent_health(status: int, body: bytes) -> AgentHealth:
-    """Check and return the answer to `GET /health`. Raises ProtocolError."""
-    if status not in STATUS_OF:
-        raise ProtocolError(f"its agent answers {status} on /health")
-    health = _read(AgentHealth, body)
-    if health.status not in STATUS_OF[status]:
-        raise ProtocolError(f"its agent answers {status} but with the status {health.status}")
-    return health
-
-
-def _read(kind: type[Reply], body: bytes) -> Reply:
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = printable(".".join(str(part) for part in first["loc"])[:MAX_PLACE_CHARACTERS])
-        raise ProtocolError(f"its agent's answer cannot be read: {place} {first['msg']}") from None
-
-
-def _refusal(body: bytes) -> str:
-    """Return the reason in an agent's problem details, made fit to be shown."""
-    try:
-        detail = AgentProblem.model_validate_json(body).detail
-    except ValidationError:
-        detail = ""
-    return printable(detail[:MAX_DETAIL_CHARACTERS]) or "its agent gives no reason"
-
-
-def _credentials(body: bytes, provider: str) -> bytes:
-    """Return the credentials of an answer as compact JSON. ProtocolError quotes nothing of it."""
-    try:
-        told = AgentCredentials.model_validate_json(body)
-        plain = compact_json(told.credentials)
-    except (ValueError, RecursionError):  # pydantic's error is a ValueError
-        raise ProtocolError("its agent's answer contains no valid credentials") from None
-    if told.provider != provider:
-        raise ProtocolError("its agent's answer contains credentials of another provider")
-    if len(plain) > MAX_CREDENTIALS_BYTES:
-        most = f"{MAX_CREDENTIALS_BYTES} bytes"
-        raise ProtocolError(f"the credentials are too large: {len(plain)} bytes of {most}")
-    return plain
 
 
 def _words(error: httpx.HTTPError) -> str:

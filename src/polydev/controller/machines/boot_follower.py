@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polydev.controller.machines.agent_client import AgentHealth
+from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
 from polydev.controller.machines.decisions import (

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from polydev.controller.machines.agent_client import AgentHealth
+from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import structlog
 
-from polydev.controller.machines.agent_client import AgentHealth
+from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import CpuWaitTracker
 from polydev.controller.machines.boot_progress import with_wait

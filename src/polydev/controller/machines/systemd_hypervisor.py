@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
@@ -22,10 +21,10 @@ from polydev.controller.machines.hypervisor import (
     TemplatesReport,
 )
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
+from polydev.controller.machines.vm_folders import clear_folder, folders_in, write_file
 from polydev.controller.settings import ControllerSettings
-from polydev.errors import CommandTimeout, FilesLeft, VmError
+from polydev.errors import FilesLeft, VmError
 from polydev.image_layout import IMAGES
-from polydev.run import run
 from polydev.vm.identity import Identity, Receipt
 from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, launch_file_text
 from polydev.vm.template import give_identity, pause, run_on, set_clock
@@ -42,9 +41,6 @@ TAIL_LINES = 5
 MAX_TAIL_BYTES = 4096
 # The group lets the user of a slot's VM into the VM's folder, until the VM has ended.
 OPEN_TO_VM, SHUT = 0o770, 0o700
-ORDER_MODE = 0o644
-REMOVAL_SECONDS = 45
-FOLDERS_AT_ONCE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,7 +142,7 @@ class SystemdHypervisor:
         folder.mkdir(exist_ok=True)
         with open_untrusted_folder(folder) as inside:
             os.fchmod(inside, OPEN_TO_VM)
-            _write(inside, LAUNCH_FILE, launch_file_text(self._launch_file(launch)))
+            write_file(inside, LAUNCH_FILE, launch_file_text(self._launch_file(launch)))
         fresh = folder.with_name(f".{CURRENT}")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(launch.vm_id)
@@ -185,7 +181,7 @@ class SystemdHypervisor:
             with open_untrusted_folder(folder) as inside:
                 # The slot's next VM has the same user, which must not reach what is left here.
                 os.fchmod(inside, SHUT)
-                left = _clear(folder, inside, LOGS if keep_logs else ())
+                left = clear_folder(folder, inside, LOGS if keep_logs else ())
         except FileNotFoundError:
             return
         if left:
@@ -198,11 +194,11 @@ class SystemdHypervisor:
                 folder.rmdir()
 
     def _numbers(self) -> list[int]:
-        return sorted(int(name) for name in _folders_in(self._root) if name.isdecimal())
+        return sorted(int(name) for name in folders_in(self._root) if name.isdecimal())
 
     def _folders(self) -> set[tuple[int, str]]:
         return {
-            (slot, name) for slot in self._numbers() for name in _folders_in(self._root / str(slot))
+            (slot, name) for slot in self._numbers() for name in folders_in(self._root / str(slot))
         }
 
 
@@ -235,63 +231,3 @@ def _tail(log: Path) -> str:
     except VmError as error:
         return error.message
     return "\n".join(lines[-TAIL_LINES:])
-
-
-def _write(folder: int, name: str, text: str) -> None:
-    """Replace a file in a folder, given by its descriptor, whatever has that name now."""
-    fresh = f".{name}"
-    with suppress(FileNotFoundError):
-        os.unlink(fresh, dir_fd=folder)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(fresh, flags, ORDER_MODE, dir_fd=folder), "w") as file:
-        os.fchmod(file.fileno(), ORDER_MODE)
-        file.write(text)
-    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def _folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder; none if it does not exist."""
-    try:
-        with os.scandir(folder) as entries:
-            return [each.name for each in entries if each.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _clear(folder: Path, descriptor: int, kept: Iterable[str]) -> str:
-    """Remove what is in a folder but the files that are kept; why something is left, in words."""
-    left, folders = "", []
-    device = os.fstat(descriptor).st_dev
-    with os.scandir(descriptor) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.stat(follow_symlinks=False).st_dev == device:
-                    folders.append(entry.name)
-                else:
-                    left = f"{entry.name!a}: something is mounted there"
-            elif entry.name not in kept or not entry.is_file(follow_symlinks=False):
-                left = _unlink(entry.name, descriptor) or left
-    names = iter(folders)
-    while some := list(islice(names, FOLDERS_AT_ONCE)):
-        left = _remove_trees([folder / name for name in some]) or left
-    return left
-
-
-def _unlink(name: str, folder: int) -> str:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"{name!a}: {error.strerror}"
-    return ""
-
-
-def _remove_trees(folders: list[Path]) -> str:
-    """Remove folders of any depth. A VM can make some only if it broke its unit's sandbox."""
-    argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", *folders]
-    try:
-        removed = run(argv, timeout_seconds=REMOVAL_SECONDS, check=False)
-    except CommandTimeout:
-        return f"not done within {REMOVAL_SECONDS} s"
-    return removed.stderr.strip().rpartition("\n")[2]

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from polydev.controller.machines.agent_client import AgentClient, AgentHealth
+from polydev.controller.machines.agent_answers import AgentHealth
+from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.boot_progress import ConsoleParser
 from polydev.controller.machines.decisions import agent_problem, with_details
 from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template

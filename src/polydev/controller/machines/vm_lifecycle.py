@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from polydev.controller.machines.agent_client import AgentHealth
+from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import BootFollower, CpuWaitTracker
 from polydev.controller.machines.decisions import (
