@@ -491,7 +491,7 @@ class PlannedOperation(Camel):
 
 
 class PlanOfHost(Camel):
-    """What a deployment would change.
+    """What a deployment would change: of `drift`, and with `--plan` of `deploy`, `database.move`.
 
     changes   how many operations would change something
     warnings  such as tokens that would cross the internet in plain text

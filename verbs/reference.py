@@ -112,12 +112,13 @@ def verbs_page(contexts: Iterable[ParserContext], collection: Collection) -> str
     """Return docs/verbs.md."""
     by_name = {str(each.name): each for each in contexts}
     parts = [WRITTEN_BY.format(source="the verbs and verbs/answers.py"), VERBS_INTRO]
+    shown: dict[str, str] = {}
     for title, names in SECTIONS.items():
         found = [name for name in by_name if name in names or name.split(".")[0] in names]
         found.sort(key=lambda name: (names.index(name.split(".")[0]), name.split(".")[1:]))
         parts.append(f"## {title}\n")
         parts.append(_verb_table(found, collection))
-        parts += [_verb(by_name[name], collection) for name in found]
+        parts += [_verb(by_name[name], collection, shown) for name in found]
     return "\n".join(parts)
 
 
@@ -128,7 +129,7 @@ def _verb_table(names: Iterable[str], collection: Collection) -> str:
     return _table(("verb", "does"), rows)
 
 
-def _verb(verb: ParserContext, collection: Collection) -> str:
+def _verb(verb: ParserContext, collection: Collection, shown: dict[str, str]) -> str:
     """One verb: what it does, its options, its answer."""
     words = [str(each.name).upper() for each in verb.positional_args]
     if option := WORD_OF.get(str(verb.name)):
@@ -143,7 +144,7 @@ def _verb(verb: ParserContext, collection: Collection) -> str:
     if shared := [_option(each) for each in _options(verb) if each.name in SHARED]:
         parts.append(_flowed(f"Also {' · '.join(shared)}"))
     if str(verb.name) in ANSWERS:
-        parts.append(_declared(ANSWERS[str(verb.name)]))
+        parts.append(_declared(str(verb.name), shown))
     return "\n".join(parts)
 
 
@@ -165,22 +166,26 @@ def _option(argument: Argument) -> str:
     return ", ".join([long, *shorts])
 
 
-def _declared(declared: Any) -> str:
-    """The answer of a verb."""
+def _declared(verb: str, shown: dict[str, str]) -> str:
+    """The answer of a verb; `shown` has each shape that stands above, and of which verb."""
+    declared = ANSWERS[verb]
     if isinstance(declared, ApiAnswer):
         what = "a list of " if declared.is_list else ""
         link = f"[{declared.schema}](api.md#{declared.schema.lower()})"
         return f"**Answer**: {what}{link} of the API.\n"
-    schema = TypeAdapter(declared).json_schema(mode="validation")
+    schema = TypeAdapter(declared).json_schema()
     defs = schema.pop("$defs", {})
-    choices = schema.get("anyOf", [schema])
     parts = []
-    for choice in choices:
-        many, item = choice.get("type") == "array", choice.get("items", choice)
-        item = _resolved(item, defs)
-        lead = "**Answer**, a list: " if many else "**Answer**: "
-        parts.append(_shape(item, defs, lead=lead))
-    return "\n".join(parts)
+    for choice in schema.get("anyOf", [schema]):
+        is_list = choice.get("type") == "array"
+        shape = _resolved(choice.get("items", choice), defs)
+        lead = "**Answer**, a list: " if is_list else "**Answer**: "
+        first = shown.setdefault(str(shape["title"]), verb)
+        if first == verb:
+            parts.append(_shape(shape, defs, lead=lead))
+        else:
+            parts.append(f"{lead}as of [`{first}`](#{_anchor(first)}).\n")
+    return "\n".join(dict.fromkeys(parts))
 
 
 def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
