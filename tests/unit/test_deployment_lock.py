@@ -25,7 +25,7 @@ class HeldLock:
 
     def take(self) -> str:
         if self.now < self.free_at:
-            raise LockHeld(f"ben deploys to this host since {self.now:g}")
+            raise LockHeld(f"ben holds the deployment lock since {self.now:g}")
         return "taken"
 
 
@@ -50,7 +50,7 @@ def test_a_held_lock_is_refused_at_once_unless_waited_for(monkeypatch: pytest.Mo
 def test_it_is_taken_when_it_becomes_free(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = HeldLock(7)
     assert wait(monkeypatch, lock, 60) == "taken"
-    assert lock.said == ["waiting up to 60 s: ben deploys to this host since 0"]
+    assert lock.said == ["waiting up to 60 s: ben holds the deployment lock since 0"]
 
 
 def test_it_is_given_up_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,8 +162,8 @@ def test_a_slow_one_is_awaited_and_each_step_is_told(host: Host, slow: threading
     assert operator.restore()["changes"]
     assert "database" in operator.told
     assert set(operator.told) <= {
-        *("starting", "ending the operations of the deployment"),
-        *("waiting for what the host does", "checking the backup"),
+        *("starting", "ending the commands of the deployment"),
+        *("waiting for other work on the host", "checking the backup"),
         *("files", "database", "units", "controller"),
     }
 

@@ -526,7 +526,7 @@ class TestFailure:
         bench = make()
 
         def taken(*_: object, **__: object) -> Lock:
-            raise LockHeld("ben deploys to this host")
+            raise LockHeld("ben holds the deployment lock")
 
         def change() -> None:
             bench.locks[0].is_held = False

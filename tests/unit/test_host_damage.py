@@ -97,9 +97,9 @@ def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
         (lambda release: append(release / "venv/bin/master-controller"), "has sha256"),
         (lambda release: (release / "venv/bin/master-controller").unlink(), "has no venv/bin"),
         (lambda release: (release / "venv/bin/master-controller").chmod(0o777), "has mode 0777"),
-        (lambda release: (release / "venv/lib").unlink(), "is not the link that it was"),
+        (lambda release: (release / "venv/lib").unlink(), "is not the link to "),
         (lambda release: (release / "venv/bin/x.pth").touch(), "does not belong to the release"),
-        (lambda release: append(release / FILES), "is not the list that was there"),
+        (lambda release: append(release / FILES), "has changed since the release was installed"),
         (lambda release: (release / FILES).unlink(), "is missing"),
     ],
 )

@@ -75,7 +75,7 @@ class TestAdd:
     @pytest.mark.parametrize("name", [*BOOT_FILES, "record.json"])
     def test_one_that_is_not_whole(self, store: Path, name: str) -> None:
         (arrive(store, A) / name).unlink()
-        with pytest.raises(HostError, match="did not arrive whole"):
+        with pytest.raises(HostError, match="arrived incomplete"):
             add(A, store)
         assert not (store / "images").exists()
 
@@ -88,7 +88,7 @@ class TestAdd:
     @pytest.mark.parametrize("text", ["", "{", "{}", '{"files": {}}'])
     def test_a_record_that_says_nothing(self, store: Path, text: str) -> None:
         (arrive(store, A) / "record.json").write_text(text)
-        with pytest.raises(HostError, match="did not arrive whole"):
+        with pytest.raises(HostError, match="arrived incomplete"):
             add(A, store)
 
     def test_once_it_is_mended_it_is_taken(self, store: Path) -> None:

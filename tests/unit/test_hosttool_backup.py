@@ -184,7 +184,7 @@ class TestDamage:
     def test_list_of_the_release(self, host: Host) -> None:
         host.backup()
         (host.controller.release(OLD) / "files.jsonl").write_text("")
-        assert "is not the list that was there" in refused("backup-damaged", host)
+        assert "has changed since the release was installed" in refused("backup-damaged", host)
 
     def test_link_of_the_release(self, host: Host) -> None:
         host.backup()

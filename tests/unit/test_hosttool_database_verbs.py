@@ -100,7 +100,7 @@ def test_its_own_command_line(host: Host, program: Program) -> None:
 )
 def test_there_must_be_a_controller(words: str, host: Host, program: Program) -> None:
     program.file.unlink()
-    with pytest.raises(HostError, match="no controller is deployed there") as told:
+    with pytest.raises(HostError, match="no controller is deployed on this host") as told:
         run(host, words)
     assert told.value.code == "not-deployed"
     assert program.log == []

@@ -152,7 +152,7 @@ def test_one_about_other_links_too_is_for_its_author(
 ) -> None:
     put(root, f"{NETWORK}/{name}", text)
     assert differences(DECLARED, root) == [f"- /{NETWORK}/{name}"]
-    with pytest.raises(HostError, match=f"{name} fits {link} too") as refused:
+    with pytest.raises(HostError, match=f"{name} also matches {link}") as refused:
         mend(DECLARED, root)
     assert refused.value.code == "settings-undone"
     assert (root / NETWORK / name).exists()

@@ -30,7 +30,7 @@ from polydev.hosttool.restore import RestoreOptions
 from polydev.hosttool.systemd import UnitStatus, states_of_show
 from polydev.hosttool.units import has_files_among, is_outdated, template_of, wanted_config
 from polydev.hosttool.verb import Call
-from polydev.hosttool.zipapp import SHEBANG, zipapp_bytes
+from polydev.hosttool.zipapp import SHARED, SHEBANG, zipapp_bytes
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, deploy, put, unit_text
 
 WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
@@ -389,6 +389,8 @@ def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
     put(tmp_path / "hosttool" / "__pycache__" / "x.pyc", "no")
     for path in sorted(source.glob("*.py"), reverse=True):
         put(tmp_path / "hosttool" / path.name, path.read_text(), 0o600)
+    for name in SHARED:
+        put(tmp_path / name, (source.parent / name).read_text(), 0o600)
     assert zipapp_bytes(tmp_path / "hosttool") == packed
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         listed = archive.namelist()
@@ -444,7 +446,7 @@ def test_a_holder_says_at_once_that_it_has_the_lock(
         monkeypatch.setattr(sys, "stdout", Stdout())
         monkeypatch.setattr(lock_verbs, "_listen", lambda *_, end=end: end)
         if end is lock_verbs._End.EXPIRED:
-            with pytest.raises(HostError, match="nobody renewed the lock for 60 s") as told:
+            with pytest.raises(HostError, match="nobody renewed it for 60 s") as told:
                 lock_verbs.hold_lock(paths, 60, WHO, again=False)
             assert told.value.code == "lock-expired"
         else:

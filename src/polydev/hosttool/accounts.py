@@ -259,8 +259,9 @@ def mend(wanted: list[Account], etc: Path = ETC) -> dict[str, object]:
     if left := differences(wanted, etc):
         raise HostError(
             "accounts-wrong",
-            "; ".join(line for line in left if line[0] == "-") or "; ".join(left),
-            "on the host, as root: visudo -f FILE where sudo is named, else usermod",
+            "users are not as declared: "
+            + ("; ".join(line for line in left if line[0] == "-") or "; ".join(left)),
+            "on the host, as root: `visudo -f FILE` where sudo is named, else `usermod`",
         )
     return {"mended": sorted(wrong)}
 

@@ -50,9 +50,8 @@ BLOCK_BYTES = 4096
 SLACK_BYTES = 1 << 20
 MIB = 1 << 20
 DUMP_HINT = (
-    "see that the host reaches its database; if only the address has changed, such as its "
-    "password, write the new one to /etc/master-controller/secrets/database-url on the host; "
-    "then run it again"
+    "check that the host reaches its database; if its address or password has changed, write the "
+    "new URL to /etc/master-controller/secrets/database-url on the host; then run it again"
 )
 
 
@@ -90,7 +89,9 @@ def keep_moved_database(saved: Backup) -> Backup:
     """
     controller = saved.scope.controller
     if controller is None:
-        raise HostError("bad-scope", f"backup {saved.id} has no controller in it")
+        raise HostError(
+            "bad-scope", f"backup {saved.id} does not contain the controller's database"
+        )
     # The first copy counts again until this one is whole.
     remove(saved.folder / MOVED)
     try:
@@ -99,7 +100,9 @@ def keep_moved_database(saved: Backup) -> Backup:
         remove(saved.folder / "moved")
         raise
     if database.kept.stored is None:
-        raise HostError("database-missing", f"there is no database {controller.database}")
+        raise HostError(
+            "database-missing", f"there is no database to move: {controller.database} is missing"
+        )
     return write_moved_database(saved, database, row_counts(database.kept.stored))
 
 
@@ -108,7 +111,9 @@ def _existing(paths: Paths, backup_id: str, scope: Scope) -> Backup:
     require_intact(saved, with_host=False)
     if saved.scope != scope:
         raise HostError(
-            "backup-exists", f"backup {backup_id} exists and has another scope", "take a new id"
+            "backup-exists",
+            f"backup {backup_id} already exists, with another scope",
+            "choose another --id",
         )
     return saved
 
@@ -117,7 +122,11 @@ def _require_kinds(entries: list[FileEntry]) -> None:
     odd = [entry for entry in entries if entry.kind not in ("file", "link", "folder", "absent")]
     if odd:
         names = ", ".join(f"{entry.path} ({entry.kind})" for entry in odd)
-        raise HostError("bad-scope", f"a backup cannot hold {names}", "take it out of the scope")
+        raise HostError(
+            "bad-scope",
+            f"cannot back up {names}: a backup holds files, links and folders only",
+            "remove it from the host, or from the scope",
+        )
 
 
 def _require_space(paths: Paths, entries: list[FileEntry], scope: Scope) -> None:
@@ -135,8 +144,9 @@ def _require_space(paths: Paths, entries: list[FileEntry], scope: Scope) -> None
     if free < needed:
         raise HostError(
             "no-space",
-            f"a backup needs {needed / MIB:.1f} MiB in {paths.backups}, {free / MIB:.1f} are free",
-            "make room on the host: `polydev-host backup prune --keep N` removes old backups",
+            f"not enough disk space: a backup needs {needed / MIB:.1f} MiB in {paths.backups}, "
+            f"{free / MIB:.1f} are free",
+            "free disk space: `polydev-host backup prune --keep N` on the host removes backups",
         )
 
 
@@ -177,7 +187,7 @@ def _copy_files(fresh: Path, entries: list[FileEntry]) -> Iterator[BackupEntry]:
         data = entry.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise HostError(
-                "changing", f"{entry.path} changed while it was read", "make the backup again"
+                "changing", f"{entry.path} changed while it was backed up", "run it again"
             )
         write_new(stored, data)
         yield BackupEntry(entry, stored)
@@ -191,7 +201,7 @@ def _copy_database(fresh: Path, live: Path, name: str = "database") -> DatabaseC
     copy_database(live, stored)
     content = content_sha256(stored, AT_REST)
     if content is None:
-        raise HostError("database-damaged", f"the copy of {live} cannot be read")
+        raise HostError("database-damaged", f"cannot read the copy of {live}", "run it again")
     copied = FileEntry(
         entry.path,
         "file",
@@ -215,7 +225,7 @@ def _dump_database(
     except HostError as error:
         raise HostError(
             error.code,
-            f"no backup of {database_in_words(paths)}: {error.message}",
+            f"cannot back up {database_in_words(paths)}: {error.message}",
             error.hint or DUMP_HINT,
         ) from error
 

@@ -32,7 +32,7 @@ MANIFEST = "backup.json"
 SUM = "backup.json.sha256"
 MOVED = "moved.json"
 SHOWN = 5
-ANOTHER_BACKUP_HINT = "choose another backup: `polydev-host backup list`"
+ANOTHER_BACKUP_HINT = "choose another backup; `polydev-host backup list` on the host lists them"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_backup(paths: Paths, backup_id: str) -> Backup:
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise HostError(
-                "backup-missing", f"there is no backup {backup_id}", ANOTHER_BACKUP_HINT
+                "backup-missing", f"backup {backup_id} does not exist", ANOTHER_BACKUP_HINT
             ) from None
         raise _damaged(backup_id, [f"{error.filename} is missing"]) from error
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -140,7 +140,7 @@ def _entry_damage(kept: BackupEntry) -> list[str]:
     try:
         uid_of(entry.owner), gid_of(entry.group)
     except KeyError:
-        return [f"{entry.path} belongs to {entry.owner}:{entry.group}, unknown on this host"]
+        return [f"{entry.path}: this host has no owner {entry.owner}:{entry.group}"]
     if kept.stored is None:
         return []
     return _stored_damage(kept.stored, entry.sha256, str(entry.path))
@@ -150,8 +150,8 @@ def _stored_damage(stored: Path, sha256: str, what: str) -> list[str]:
     try:
         found = file_sha256(stored)
     except OSError as error:
-        return [f"{stored}, the content of {what}: {error.strerror}"]
-    return [] if found == sha256 else [f"{stored}, the content of {what}, is not what was stored"]
+        return [f"cannot read {stored}, which holds {what}: {error.strerror}"]
+    return [] if found == sha256 else [f"{stored}, which holds {what}, has another checksum"]
 
 
 def _damaged(backup_id: str, damage: list[str]) -> HostError:

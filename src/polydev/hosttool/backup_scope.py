@@ -68,10 +68,10 @@ def scope_from(document: dict[str, Any]) -> Scope:
             store=_path(store) if store else None,
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise _bad(f"{type(error).__name__}: {error}") from error
+        raise _bad(f"a field is missing or has a wrong type: {error!r}") from error
     outside = [str(path) for path in scope.reach if not is_below(path, scope.paths)]
     if outside:
-        raise _bad(f"in reach, but not in paths: {', '.join(outside)}")
+        raise _bad(f"`paths` lacks what `reach` has: {', '.join(outside)}")
     return scope
 
 
@@ -79,18 +79,18 @@ def require_restorable(scope: Scope, paths: Paths) -> None:
     """A restore empties the scope's folders; return if none of them holds the backups."""
     for path in scope.paths:
         if path == paths.home or is_below(path, [paths.backups]) or is_below(paths.home, [path]):
-            raise _bad(f"{path} holds the backups themselves")
+            raise _bad(f"{path} contains the backups themselves")
 
 
 def _path(text: str) -> Path:
     path = Path(text)
     if not path.is_absolute() or ".." in path.parts or len(path.parts) < SHALLOWEST_PARTS:
-        raise _bad(f"{text!r} is no absolute path at least two names deep")
+        raise _bad(f"{text!r} must be an absolute path of at least two names")
     return path
 
 
 def _bad(why: str) -> HostError:
-    return HostError("bad-scope", f"the scope is wrong: {why}")
+    return HostError("bad-scope", f"invalid scope: {why}")
 
 
 def list_scope(scope: Scope) -> list[dict[str, object]]:

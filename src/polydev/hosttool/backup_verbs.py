@@ -73,9 +73,9 @@ def list_scope(call: Call) -> object:
 
 
 VERBS = (
-    HostVerb("backup create", "Save what the scope on stdin names", backup_create, (ID,)),
-    HostVerb("backup verify", "See that a backup can be restored", backup_verify, (ID,)),
-    HostVerb("backup list", "All backups, newest first", backup_list),
+    HostVerb("backup create", "Back up what the scope on stdin names", backup_create, (ID,)),
+    HostVerb("backup verify", "Check that a backup can be restored", backup_verify, (ID,)),
+    HostVerb("backup list", "List all backups, newest first", backup_list),
     HostVerb(
         "backup prune",
         "Remove old backups",
@@ -84,39 +84,45 @@ VERBS = (
     ),
     HostVerb(
         "restore",
-        "Bring the host back to what a backup says",
+        "Restore a backup",
         restore_backup,
         (
             ID,
-            argument("--reach", action="store_true", help="only what the way in depends on"),
-            argument("--no-database", action="store_true", help="leave the database alone"),
-            argument("--because", choices=["deadman"], help="who asks for it, if not a person"),
+            argument(
+                "--reach",
+                action="store_true",
+                help="restore only what access to the host depends on",
+            ),
+            argument("--no-database", action="store_true", help="do not restore the database"),
+            argument("--because", choices=["deadman"], help="what starts it, if not a person"),
             argument("--by", help="id of the deployment that started it with `restore-job`"),
             *LIMITS,
         ),
     ),
     HostVerb(
         "restore-job",
-        "Start a restore that goes on without this connection, or say how far it is",
+        "Start a restore that outlives this connection, or show its progress",
         start_restore,
-        (ID, required("--by", help="id of the deployment or rollback that asks")),
+        (ID, required("--by", help="id of the deployment or rollback that starts it")),
     ),
     HostVerb(
         "handover",
-        "Let the controller run another release, without a dropped request",
+        "Switch the controller to another release without dropping a request",
         hand_over,
         (required("--release", help="id of an installed release"), *LIMITS),
     ),
     HostVerb(
         "deadman arm",
-        "Take changes back by itself unless confirmed in time",
+        "Start the dead-man timer, which restores a backup unless it is confirmed in time",
         deadman_arm,
         (
-            required("--seconds", type=int, help="time to confirm"),
-            required("--backup", help="id of the backup to go back to"),
+            required("--seconds", type=int, help="seconds until the timer restores the backup"),
+            required("--backup", help="id of the backup to restore"),
         ),
     ),
-    HostVerb("deadman confirm", "Keep the changes", deadman_confirm),
-    HostVerb("deadman status", "Whether the timer is armed, or went off", deadman_status),
-    HostVerb("listing", "What lies in the scope on stdin", list_scope),
+    HostVerb("deadman confirm", "Stop the dead-man timer and keep the changes", deadman_confirm),
+    HostVerb(
+        "deadman status", "Show whether the dead-man timer is armed or has fired", deadman_status
+    ),
+    HostVerb("listing", "List all paths of the scope on stdin", list_scope),
 )

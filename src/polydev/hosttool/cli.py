@@ -41,12 +41,17 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose refusals are HostErrors, so that they come as JSON."""
 
     def error(self, message: str) -> NoReturn:
-        raise HostError("usage", f"{self.prog}: {message}", f"{self.prog} --help")
+        raise HostError(
+            "usage", f"{self.prog}: {message}", f"`{self.prog} --help` shows what it takes"
+        )
 
 
 def parser(words: Sequence[str] | None = None) -> Parser:
     """Return the parser of all verbs, or of those with the noun that these words begin with."""
-    top = Parser(prog="polydev-host", description="What a deployed browser-VM host does itself.")
+    top = Parser(
+        prog="polydev-host",
+        description="Work of a browser-VM host on itself: backup, restore, handover, health.",
+    )
     _add_root(top)
     groups = {"": top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)}
     verbs = verbs_of(_noun(words))
@@ -113,7 +118,9 @@ def _failure(error: Exception) -> HostError:
     if isinstance(error, HostError):
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return HostError("no-space", f"the disk is full: {error}", "make room, then run it again")
+        return HostError(
+            "no-space", f"the disk is full: {error}", "free disk space, then run it again"
+        )
     return HostError("internal", f"{type(error).__name__}: {error}")
 
 

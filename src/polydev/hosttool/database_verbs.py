@@ -34,8 +34,8 @@ from polydev.hosttool.verb_lock import lock_host
 
 RESTORE_LOCK_SECONDS = 3600
 REPLACE_HINT = (
-    "name an empty database in the secret database-url; or delete what this one has: "
-    "./inv database.move --to postgresql --replace"
+    "name an empty database in the secret database-url, or delete the rows of this one: "
+    "`./inv database.move --to postgresql --replace`"
 )
 
 
@@ -128,13 +128,15 @@ def _require_all_moved(saved: Backup, said: dict[str, object]) -> None:
     moved = saved.moved or {}
     lost = [name for name, count in rows.items() if moved.get(name, 0) != count]
     if lost:
-        raise HostError(COPY_ERROR, f"not every row arrived in {', '.join(lost)}", "run it again")
+        raise HostError(
+            COPY_ERROR, f"not every row arrived in {', '.join(lost)}", "run the move again"
+        )
 
 
 def _program(call: Call) -> ControllerProgram:
     program = current_program(call.paths)
     if not program.file.exists():
-        raise HostError("not-deployed", "no controller is deployed there", "./inv deploy")
+        raise HostError("not-deployed", "no controller is deployed on this host", "./inv deploy")
     return program
 
 
@@ -199,30 +201,30 @@ def _as_it_is() -> Iterator[None]:
 VERBS = (
     HostVerb(
         "controller",
-        "The controller's own command line, as its user and with its secrets",
+        "Run the controller's own command line, as its user and with its secrets",
         controller,
         (argument("words", nargs=argparse.REMAINDER, help="a verb of master-controller"),),
     ),
     HostVerb(
         "database check",
-        "See that the database at the address on stdin can be used",
+        "Check that the database at the URL on stdin can be used",
         check,
     ),
     HostVerb("database backup", "Write a copy of the database to stdout", backup),
     HostVerb(
         "database restore",
-        "Replace the database by the copy on stdin",
+        "Replace the database with the copy on stdin",
         restore,
         (argument("--stop", action="store_true", help="stop the controller meanwhile"), *LIMITS),
     ),
     HostVerb(
         "database move",
-        "Copy SQLite into PostgreSQL while the controller is stopped, and start it with that",
+        "Copy SQLite to PostgreSQL while the controller is stopped, then start it with that",
         move,
         (
             required("--release", help="id of the release that is to run"),
-            required("--backup", help="id of the backup to go back to"),
-            argument("--replace", action="store_true", help="delete what PostgreSQL has of ours"),
+            required("--backup", help="id of the backup of this deployment"),
+            argument("--replace", action="store_true", help="delete our rows in PostgreSQL first"),
             *LIMITS,
         ),
     ),

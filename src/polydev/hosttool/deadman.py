@@ -49,11 +49,16 @@ def confirm(paths: Paths, systemd: Systemd) -> dict[str, Any]:
         if state.get("fired"):
             raise HostError(
                 "deadman-fired",
-                f"too late: the host went back to backup {state['backup']} at {state['at']}",
-                "mend what shut you out, then deploy again",
+                f"confirmed too late: the dead-man timer restored backup {state['backup']} "
+                f"at {state['at']}",
+                "correct what shut you out (firewall, SSH or bridge), then deploy again",
             )
         if not state:
-            raise HostError("deadman-not-armed", "no dead-man timer was armed")
+            raise HostError(
+                "deadman-not-armed",
+                "the dead-man timer is not armed",
+                "`polydev-host deadman arm` arms it",
+            )
         if state["armed"]:
             state |= {"armed": False, "confirmedAt": datetime.now(timezone.utc).isoformat()}
             write_json(paths.deadman, state)

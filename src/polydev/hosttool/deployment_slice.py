@@ -68,8 +68,8 @@ def _stop_slice(systemd: Systemd) -> None:
     except HostError as error:
         raise HostError(
             "operations-run",
-            f"operations of a deployment cannot be ended: {error.message}",
-            f"systemd-cgls --unit {SLICE} shows them",
+            f"commands of a deployment cannot be ended: {error.message}",
+            f"`systemd-cgls --unit {SLICE}` on the host shows them; end them, then run it again",
         ) from error
 
 

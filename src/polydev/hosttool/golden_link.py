@@ -48,9 +48,9 @@ def image_of(store: Path, target: str) -> str:
 def golden_damage(store: Path, golden: GoldenTarget) -> list[str]:
     found = image_of(store, golden.target)
     if not found:
-        return [f"{store / golden.target} leads to no image (it was {golden.image[:12]})"]
+        return [f"{store / golden.target} leads to no image; it led to {golden.image[:12]}"]
     if found != golden.image:
-        return [f"{store / golden.target} leads to {found[:12]}, not {golden.image[:12]}"]
+        return [f"{store / golden.target} leads to {found[:12]}, not to {golden.image[:12]}"]
     return []
 
 
@@ -94,7 +94,9 @@ def golden_leads_to(store: Path, digest: str | None) -> bool:
 def make_golden(digest: str, store: Path) -> dict[str, object]:
     """Let the golden link name this image. Raises HostError `no-image`."""
     if not (store / "images" / digest / RECORD).exists():
-        raise HostError("no-image", f"no image {digest[:12]} in {store}")
+        raise HostError(
+            "no-image", f"no image {digest[:12]} in {store}", "deploy again, which sends it"
+        )
     was = golden_digest(store)
     if was == digest and golden_leads_to(store, digest):
         return {"golden": digest, "was": was, "changed": False}

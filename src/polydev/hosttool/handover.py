@@ -55,7 +55,9 @@ class Handover:
         """
         if not (self.root / "releases" / release / PROGRAM).exists():
             raise HostError(
-                "release-missing", f"there is no release {release} in {self.root}", "deploy it"
+                "release-missing",
+                f"release {release} is not installed in {self.root}",
+                "`./inv deploy` installs it",
             )
         former = target_of(self.current)
         if not self.systemd.listens(SOCKET):

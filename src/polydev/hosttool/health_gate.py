@@ -148,7 +148,7 @@ def names_check(host: dict[str, object]) -> HealthCheck:
         client.sendto(question(f"vm-{number}.vm.internal"), (slot.gateway, 53))
         answer = client.recv(512)
     if len(answer) < HEADER_BYTES + ADDRESS_BYTES:
-        raise OSError("it is cut short")
+        raise OSError("the DNS answer is cut short")
     found = socket.inet_ntoa(answer[-ADDRESS_BYTES:]) if answer[3] & 0x0F == 0 else "no address"
     return HealthCheck("names", found == slot.address, f"vm-{number} is {found}")
 

@@ -51,22 +51,30 @@ def health(call: Call) -> object:
 
 
 VERBS = (
-    HostVerb("accounts mend", "Set our users as declared", accounts_mend, (DECLARED,)),
-    HostVerb("permissions mend", "Let only root write to what it trusts", permissions_mend),
-    HostVerb("polkit mend", "Remove rules of others about our users", polkit_mend, (DECLARED,)),
+    HostVerb("accounts mend", "Correct our users", accounts_mend, (DECLARED,)),
+    HostVerb(
+        "permissions mend",
+        "Correct the permissions of files that root or the controller trusts",
+        permissions_mend,
+    ),
+    HostVerb(
+        "polkit mend", "Remove polkit rules of others about our users", polkit_mend, (DECLARED,)
+    ),
     HostVerb(
         "settings mend",
-        "Take out what other files set against ours",
+        "Comment out settings of other files that override ours",
         settings_mend,
         (DECLARED,),
     ),
-    HostVerb("reserve keep", "Keep room for restores on a full disk", reserve_keep),
-    HostVerb("look", "Where the host is not as the document on stdin declares it", look_at_host),
-    HostVerb("apt locks", "Which processes hold locks of apt or dpkg", apt_locked),
+    HostVerb("reserve keep", "Reserve disk space for restores on a full disk", reserve_keep),
+    HostVerb(
+        "look", "Show where the host is not as the document on stdin declares it", look_at_host
+    ),
+    HostVerb("apt locks", "List the processes that hold locks of apt or dpkg", apt_locked),
     HostVerb(
         "health",
-        "The health gate: check until all is well, or time is up",
+        "Run the health gate: check until all is well or the time is up",
         health,
-        (required("--seconds", type=float, help="time until what is wrong counts as wrong"),),
+        (required("--seconds", type=float, help="how long to wait until all is well"),),
     ),
 )

@@ -89,13 +89,15 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
         wrong = _damaged(arrived, record)
     except (OSError, ValueError, KeyError) as error:
         raise HostError(
-            "image-damaged", f"image {digest[:12]} did not arrive whole: {error}"
+            "image-damaged",
+            f"image {digest[:12]} arrived incomplete: {error}",
+            "deploy again: intact files are not sent a second time",
         ) from (error)
     if wrong or record["digest"] != digest:
         raise HostError(
             "image-damaged",
             f"image {digest[:12]} arrived damaged: {', '.join(wrong) or 'its record'}",
-            "deploy again: what is right is not sent a second time",
+            "deploy again: intact files are not sent a second time",
         )
     for name in (*BOOT_FILES, RECORD):
         sync(arrived / name)
@@ -189,8 +191,8 @@ def image_prune(call: Call) -> object:
 
 
 VERBS = (
-    HostVerb("image list", "Whole images, and the golden one", image_list),
-    HostVerb("image add", "Take an image that arrived into the store", image_add, (DIGEST,)),
+    HostVerb("image list", "List intact images, and the golden one", image_list),
+    HostVerb("image add", "Add an image that arrived to the store", image_add, (DIGEST,)),
     HostVerb("image golden", "Make an image golden", image_golden, (DIGEST,)),
     HostVerb("image prune", "Remove images that nothing needs", image_prune),
 )

@@ -44,7 +44,11 @@ def hold_lock(
     end = _listen(lock, sys.stdin.fileno(), seconds)
     lock.let_go(is_done=end is _End.RELEASED)
     if end is _End.EXPIRED:
-        raise HostError("lock-expired", f"nobody renewed the lock for {seconds} s", "take it again")
+        raise HostError(
+            "lock-expired",
+            f"the deployment lock expired: nobody renewed it for {seconds} s",
+            "run the command again",
+        )
     return None
 
 
@@ -91,14 +95,16 @@ VERBS = (
             ID,
             required("--owner", help="who deploys"),
             required("--purpose", help="what for"),
-            required("--seconds", type=int, help="let go after so long without a line on stdin"),
+            required(
+                "--seconds", type=int, help="release it after this time without a line on stdin"
+            ),
             argument(
                 "--again",
                 action="store_true",
-                help="take over from a holder of the same deployment, whose connection was lost",
+                help="take over from a holder of the same deployment that lost its connection",
             ),
         ),
     ),
-    HostVerb("lock show", "Whose the lock is, and whether they live", lock_show),
+    HostVerb("lock show", "Show who holds the lock, and whether that process is alive", lock_show),
     HostVerb("lock break", "End the lock's holder and remove the lock", lock_break),
 )

@@ -176,10 +176,10 @@ def _ask(argv: list[str], text: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError("network-unread", f"cannot ask for the network: {error}") from error
+        raise HostError("network-unread", f"cannot read the network: {error}") from error
     if done.returncode != 0:
         said = done.stderr.strip() or f"status {done.returncode}"
-        raise HostError("network-unread", f"cannot read the network: {argv[0]}: {said}")
+        raise HostError("network-unread", f"cannot read the network: {argv[0]} failed: {said}")
     return done.stdout
 
 
@@ -243,7 +243,7 @@ def mend_bridge() -> dict[str, object]:
     host = slots.read_host()
     bridge = host["bridge"]
     if not isinstance(bridge, dict):
-        raise HostError("no-host", "host.json names no bridge", "deploy this host")
+        raise HostError("no-host", f"{slots.HOST_FILE} names no bridge", "deploy this host")
     name = str(bridge["name"])
     here = _read_host(name)
     there = _numbers(slots.existing_slots()["slots"])
@@ -312,7 +312,7 @@ def mend_slot(number: int) -> dict[str, object]:
     if left:
         raise HostError(
             "slot-broken",
-            f"slot {number} cannot be mended while its VM runs: {left[0].text}",
-            "end its session (./inv sessions), then deploy again",
+            f"slot {number} cannot be corrected while its VM runs: {left[0].text}",
+            "end its session, which `./inv sessions` lists, then deploy again",
         )
     return {"mended": number}

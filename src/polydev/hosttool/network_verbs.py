@@ -54,19 +54,19 @@ def network_mend(call: Call) -> object:
 
 
 VERBS = (
-    HostVerb("slot up", "Make the network of one VM", slot_up, (SLOT,)),
-    HostVerb("slot down", "Remove it", slot_down, (SLOT,)),
-    HostVerb("slot list", "The slots that exist now", slot_list),
-    HostVerb("slot mend", "Set a slot as declared, also under a running VM", slot_mend, (SLOT,)),
+    HostVerb("slot up", "Create the network of one VM", slot_up, (SLOT,)),
+    HostVerb("slot down", "Remove the network of one VM", slot_down, (SLOT,)),
+    HostVerb("slot list", "List the slots that exist", slot_list),
+    HostVerb("slot mend", "Correct a slot, also under a running VM", slot_mend, (SLOT,)),
     HostVerb(
         "network check",
-        "Where bridge, firewall and slots are not as declared",
+        "Show where bridge, firewall and slots are not as declared",
         network_check,
         (DECLARED,),
     ),
     HostVerb(
         "network watch",
-        f"Check without end, and write the result to {network_state.REPORT}",
+        f"Check again and again, and write the result to {network_state.REPORT}",
         network_watch,
         (
             argument(
@@ -77,5 +77,5 @@ VERBS = (
             ),
         ),
     ),
-    HostVerb("network mend", "Set the bridge as declared", network_mend),
+    HostVerb("network mend", "Correct the bridge", network_mend),
 )

@@ -116,6 +116,6 @@ def require_id(text: str) -> str:
     """`text`, if it has the form of a deployment id. Raises HostError `bad-id`."""
     if DEPLOYMENT_ID.fullmatch(text) is None:
         raise HostError(
-            "bad-id", f"{text!r} is no deployment id", "one looks like 20250131_120000-1a2b3c4"
+            "bad-id", f"{text!r} is not a deployment id", "an id looks like 20250131_120000-1a2b3c4"
         )
     return text

@@ -83,7 +83,11 @@ def mend(trees: Sequence[ProtectedTree]) -> dict[str, object]:
             except FileNotFoundError:  # removed meanwhile
                 continue
             except OSError as error:
-                raise HostError("permissions-wrong", f"{path}: {error.strerror}") from error
+                raise HostError(
+                    "permissions-wrong",
+                    f"cannot correct the permissions of {path}: {error.strerror}",
+                    "on the host, as root: `lsattr` and `findmnt` show what protects it",
+                ) from error
             mended.append(str(path))
     return {"mended": mended}
 

@@ -79,9 +79,9 @@ def mend(host: dict[str, object], root: Path = ROOT) -> dict[str, object]:
         raise HostError(
             "polkit-wrong",
             found[0].removeprefix("- "),
-            f"on the host: correct the rule that decides so, in {files}; then deploy again"
+            f"on the host, correct the rule that says so, in {files}; then deploy again"
             if files
-            else "on the host: journalctl -u polkit.service says what polkit read",
+            else "`journalctl -u polkit.service` on the host says which rules polkit read",
         )
     return {"removed": removed}
 

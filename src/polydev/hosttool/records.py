@@ -30,7 +30,8 @@ def write(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
     if record.get("status") not in STATUSES:
         raise HostError(
             "bad-record",
-            f"status {record.get('status')!r} is none of {', '.join(STATUSES)}",
+            f"record {record['id']} has the unknown status {record.get('status')!r}",
+            f"use one of {', '.join(STATUSES)}",
         )
     try:
         return _write(paths, record)
@@ -71,7 +72,11 @@ def show(paths: Paths, deployment_id: str) -> dict[str, Any]:
     """Raises HostError `record-missing`."""
     require_id(deployment_id)
     if not (paths.records / f"{deployment_id}.json").exists():
-        raise HostError("record-missing", f"there is no record of deployment {deployment_id}")
+        raise HostError(
+            "record-missing",
+            f"there is no record of deployment {deployment_id}",
+            "`polydev-host record list` lists all of them",
+        )
     return _record(paths, deployment_id)
 
 
@@ -110,13 +115,13 @@ def operations_stop(call: Call) -> object:
 
 VERBS = (
     HostVerb("record write", "Write the record on stdin", record_write),
-    HostVerb("record list", "All records, newest first", record_list),
-    HostVerb("record show", "One record", record_show, (ID,)),
+    HostVerb("record list", "List all records, newest first", record_list),
+    HostVerb("record show", "Show one record", record_show, (ID,)),
     HostVerb(
         "operations permit",
-        "Let a deployment's operations run, and end those of any other",
+        "Allow the commands of one deployment, and end those of any other",
         operations_permit,
         (ID,),
     ),
-    HostVerb("operations stop", "End the operations of every deployment", operations_stop),
+    HostVerb("operations stop", "End the commands of every deployment", operations_stop),
 )

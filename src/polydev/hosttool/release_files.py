@@ -72,11 +72,11 @@ def release_damage(
         return [f"{files} is missing"]
     text = files.read_bytes()
     if hashlib.sha256(text).hexdigest() != expected_sum:
-        return [f"{files} is not the list that was there"]
+        return [f"{files} has changed since the release was installed"]
     listed = [json.loads(line) for line in text.splitlines()]
     damage = list(_differences(folder, listed, changed_only=changed_only))
     damage += _unlisted(folder, {entry["path"] for entry in listed}) if others else []
-    more = [f"and {len(damage) - SHOWN} more files of it"] if len(damage) > SHOWN else []
+    more = [f"and {len(damage) - SHOWN} more files"] if len(damage) > SHOWN else []
     return damage[:SHOWN] + more
 
 
@@ -118,7 +118,7 @@ def _differences(
         path = folder / wanted["path"]
         if "target" in wanted:
             if not path.is_symlink() or str(path.readlink()) != wanted["target"]:
-                yield f"{path} is not the link that it was"
+                yield f"{path} is not the link to {wanted['target']}"
             continue
         try:
             state = path.stat()

@@ -76,7 +76,7 @@ def _copy_packages(source: Path, target: Path) -> None:
     except OSError as error:  # shutil.Error, which lists many, is one too
         raise HostError(
             "release-failed",
-            f"packages could not be copied from release {source.parent.name}: {error}"[:2000],
+            f"cannot copy packages from release {source.parent.name}: {error}"[:2000],
         ) from error
 
 
@@ -87,4 +87,4 @@ def run(argv: list[str]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=0o022)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise HostError("release-failed", f"{argv[0]} exited with {done.returncode}: {said}")
+        raise HostError("release-failed", f"{argv[0]} exited with status {done.returncode}: {said}")

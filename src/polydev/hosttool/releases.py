@@ -154,14 +154,14 @@ VERBS = (
     ),
     HostVerb(
         "release migrate",
-        "Bring the database to what a release needs",
+        "Migrate the database for a release",
         release_migrate,
-        (ID, argument("--user", help="as whom (the owner of the controller's home)")),
+        (ID, argument("--user", help="user who runs it (default: owner of the controller's home)")),
     ),
     HostVerb(
         "release prune",
         "Remove releases that nothing needs",
         release_prune,
-        (required("--keep", type=int, help="how many of the newest stay in any case"),),
+        (required("--keep", type=int, help="how many of the newest to keep in any case"),),
     ),
 )

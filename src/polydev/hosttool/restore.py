@@ -62,10 +62,10 @@ def restore(
     done; run it again).
     """
     read_backup(paths, backup_id)
-    options.say("ending the operations of the deployment")
+    options.say("ending the commands of the deployment")
     # Before its turn: what a deployment began may be what has the host.
     stop(paths, systemd)
-    options.say("waiting for what the host does")
+    options.say("waiting for other work on the host")
     with lock_host(paths, f"restore {backup_id}", WAIT_SECONDS):
         packages = configure_packages(paths)
         done = _restore(paths, systemd, backup_id, options)
@@ -156,8 +156,8 @@ class Restoration:
         if problems := [*self.controller.problems, *self.units.problems]:
             raise HostError(
                 "restore-incomplete",
-                f"all but this is as backup {self.saved.id} says: {'; '.join(problems)}",
-                "look at the journal of these units, then run the restore again",
+                f"backup {self.saved.id} is restored, except: {'; '.join(problems)}",
+                "see `journalctl -u UNIT` on the host, then run the restore again",
             )
         self._settle()
         done = [*self.changes, *self.units.done, *filter(None, (database, dump, golden, handover))]

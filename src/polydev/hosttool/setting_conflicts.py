@@ -271,8 +271,8 @@ def _remove(file: Path, undoing: Conflict) -> None:
     if undoing.shared:
         raise HostError(
             "settings-undone",
-            f"{undoing.path} fits {undoing.shared} too, which only a deployment sets up",
-            "on the host: name other interfaces in its [Match], or give it a later name",
+            f"{undoing.path} also matches {undoing.shared}, which only a deployment may set up",
+            "on the host, name other interfaces in its [Match] section, or rename it to sort later",
         )
     file.unlink()
 

@@ -99,7 +99,9 @@ def slot_of(number: int, host: dict[str, object]) -> Slot:
     """Slot `number` of a host. Raises HostError for one that the host does not have."""
     numbers, bridge = host.get("slots"), host.get("bridge")
     if not isinstance(numbers, list) or not isinstance(bridge, dict) or number not in numbers:
-        raise HostError("no-slot", f"this host has no slot {number}", f"see {HOST_FILE}")
+        raise HostError(
+            "no-slot", f"this host has no slot {number}", f"{HOST_FILE} on the host lists them"
+        )
     resolvers = host.get("resolvers")
     wanted = resolvers if isinstance(resolvers, list) and host.get("translatesNames") else []
     return Slot(
@@ -307,4 +309,4 @@ def _run(argv: list[str], text: str, *, may_fail: bool = False) -> None:
 
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0 and not may_fail:
-        raise HostError("slot-failed", f"{' '.join(argv)}: {done.stderr.strip()}")
+        raise HostError("slot-failed", f"`{' '.join(argv)}` failed: {done.stderr.strip()}")

@@ -29,7 +29,7 @@ COMPARED_PRAGMAS = ("user_version", "application_id")
 LIVE, AT_REST = "mode=rw", "mode=ro&immutable=1"
 BUSY, LOCKED = 5, 6  # SQLite's codes; Python has names for them from 3.11 on
 LOCK_SECONDS, PAUSE_SECONDS = 30.0, 0.05
-SOUND_HINT = "./inv database.restore FILE --stop puts a sound copy in its place"
+SOUND_HINT = "`./inv database.restore FILE --stop` replaces it with an intact copy"
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -44,7 +44,7 @@ def copy_database(source: Path, target: Path) -> None:
         with connected(target, AT_REST) as copy:
             damage = _damage(copy)
     except sqlite3.Error as error:
-        raise HostError("database-damaged", f"{source} cannot be copied: {error}") from error
+        raise HostError("database-damaged", f"cannot copy {source}: {error}") from error
     if damage:
         raise HostError("database-damaged", f"{source} is damaged: {damage}", SOUND_HINT)
     sync(target)
@@ -110,15 +110,15 @@ def restore_in_place(live: Path, stored: Path, entry: FileEntry) -> None:
         if status in (BUSY, LOCKED) and time.monotonic() > deadline:
             raise HostError(
                 "database-in-use",
-                f"{live} was locked for {LOCK_SECONDS:g} s{_used_by(live)}",
-                "end what uses it, then run the restore again",
+                f"cannot restore {live}: it was locked for {LOCK_SECONDS:g} s{_used_by(live)}",
+                "end the process that uses it, then run the restore again",
             )
 
     try:
         with connected(stored, AT_REST) as copy, connected(live, LIVE) as database:
             copy.backup(database, progress=give_up, sleep=PAUSE_SECONDS)
     except sqlite3.Error as error:
-        raise HostError("database-damaged", f"{live} cannot be restored: {error}") from error
+        raise HostError("database-damaged", f"cannot restore {live}: {error}") from error
     set_owner(live, entry)
 
 
@@ -157,7 +157,9 @@ def require_unused(live: Path) -> None:
     users = _used_by(live)
     if users:
         raise HostError(
-            "database-in-use", f"{live} is open{users}", "end it, then run the restore again"
+            "database-in-use",
+            f"cannot replace {live}: it is open{users}",
+            "end that process, then run the restore again",
         )
 
 

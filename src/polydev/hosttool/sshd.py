@@ -42,9 +42,11 @@ def effective(root: Path = ROOT) -> Settings:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise HostError("sshd-unread", f"{argv[0]}: {error.strerror}") from error
+        raise HostError("sshd-unread", f"cannot run {argv[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        raise HostError("sshd-unread", " ".join(done.stderr.split())[-500:] or "no answer")
+        raise HostError(
+            "sshd-unread", " ".join(done.stderr.split())[-500:] or "sshd -T gave no answer"
+        )
     lines = (line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     return {name.lower(): value.strip() for name, value in lines}
 

@@ -62,7 +62,7 @@ class Systemd(Protocol):
         """One verb of systemctl, to its end. Raises HostError `unit-failed`."""
 
     def start_log(self, unit: str, lines: int) -> str:
-        """The last lines that a unit logged since its latest start; systemd's, if it logged none."""
+        """The last lines that a unit logged since its latest start; else what systemd logged."""
 
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         """Let systemd start `argv` by a timer of this name. Raises HostError `unit-failed`."""
@@ -149,7 +149,7 @@ def _output(argv: Sequence[str], timeout_seconds: float = ANSWER_SECONDS) -> str
         words = f"{' '.join(argv)} did not end within {timeout_seconds:g} s"
         raise HostError("unit-failed", words) from error
     except OSError as error:
-        raise HostError("unit-failed", f"{argv[0]} could not be started: {error}") from error
+        raise HostError("unit-failed", f"cannot start {argv[0]}: {error}") from error
     if done.returncode != 0:
         words = f"{' '.join(argv)} exited with status {done.returncode}: {done.stderr.strip()}"
         raise HostError("unit-failed", words)

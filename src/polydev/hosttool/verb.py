@@ -32,9 +32,9 @@ class Call:
         try:
             value = json.load(sys.stdin.buffer)
         except ValueError as error:
-            raise HostError("bad-input", f"stdin is no JSON: {error}") from error
+            raise HostError("bad-input", f"stdin is not valid JSON: {error}") from error
         if not isinstance(value, dict):
-            raise HostError("bad-input", "stdin holds no JSON object")
+            raise HostError("bad-input", "stdin is not a JSON object")
         return value
 
     @property

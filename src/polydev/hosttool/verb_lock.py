@@ -60,6 +60,6 @@ def _take(descriptor: int, what: str, deadline: float) -> None:
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace")
                 raise HostError(
-                    "busy", f"{what} is busy: {holder}", "run it again once that has ended"
+                    "busy", f"{what} is busy: {holder}", "run it again when that has ended"
                 ) from error
         time.sleep(PAUSE_SECONDS)
