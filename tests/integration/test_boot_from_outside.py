@@ -81,7 +81,7 @@ def test_an_agent_that_does_not_answer() -> None:
     assert check.cause(None) == "polydev-vnc.service failed to start; the agent does not answer"
     early = look_at(Outside(STARTING, NOBODY))
     assert (early.status, early.is_settled) == (None, False)
-    assert early.cause(None) == "stage reached: none, and nothing says why"
+    assert early.cause(None) == "stage reached: none; no cause was found"
 
 
 def test_silence_of_a_guest_without_a_cpu_is_no_answer() -> None:

@@ -130,7 +130,7 @@ def test_a_build_waits_for_another_one_and_says_so(tmp_path: Path) -> None:
             assert (tmp_path / "build.lock").read_text() == f"process {os.getpid()}"
             with pytest.raises(BlockingIOError):
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert notes == ["another build is running (process 7); waiting for it"]
+    assert notes == ["waiting for another build, process 7"]
 
 
 def full_disk(*_: object) -> None:

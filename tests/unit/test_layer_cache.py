@@ -124,7 +124,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(building: Building) -
         ),
         (
             CommandError(["/usr/bin/npm"], 7, "no network"),
-            "layer web could not be built: npm exited with status 7:\nno network",
+            "cannot build layer web: npm exited with status 7:\nno network",
         ),
     ],
 )

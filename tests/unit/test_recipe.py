@@ -164,8 +164,8 @@ def test_glob_that_leads_out_of_its_folder_is_refused(tmp_path: Path, key: str, 
         ('{"packages": {"": {}, "../x/node_modules/y": {}}}', "../x/node_modules/y"),
         ('{"packages": {"node_modules/../../x": {}}}', "node_modules/../../x"),
         ('{"packages": {"/etc/x": {}}}', "/etc/x"),
-        ("[]", "is no lock of npm"),
-        ("{", "is no lock of npm"),
+        ("[]", "is not a lock file of npm"),
+        ("{", "is not a lock file of npm"),
     ],
 )
 def test_npm_lock_that_leads_out_of_its_folder_is_refused(

@@ -1,8 +1,8 @@
-"""Debian packages for the image: which versions there are, and the files themselves.
+"""Debian packages for the image: available versions, and the package files.
 
-A private apt (lists, archives and an empty status of its own) answers for the guest's suite,
-whatever the machine itself runs. Where packages come from is what the machine's own apt is
-configured with; where it knows nothing of the suite, what mmdebstrap takes by default.
+A private apt, with its own lists, archives and an empty status, answers for the guest's suite,
+whatever the machine itself runs. It uses the sources of the machine's own apt; if these do not have
+the suite, it uses the defaults of mmdebstrap.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 INDEX_AGE_SECONDS = 3600.0
-# Below this apt-get update does not fail but waits without an end.
+# With less free space, apt-get update does not fail but waits without end.
 INDEX_FREE_BYTES = 256 << 20
 ESSENTIAL = "?essential"
-# Goes up when answers that are remembered are not to be believed any more.
+# Raised when cached answers of older code must not be used any more.
 ANSWER = 2
 _UNKNOWN = re.compile(
     r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"
@@ -40,12 +40,12 @@ _UNKNOWN = re.compile(
 
 
 class UnknownPackages(BuildError):
-    """The archive has none of these packages."""
+    """The archive does not have these packages."""
 
     def __init__(self, packages: Sequence[str], suite: str) -> None:
         super().__init__(
             f"Debian {suite} has no package {', '.join(packages)}",
-            "correct the package's name in the recipe; `apt-cache search WORD` finds names",
+            "correct the name in the recipe; `apt-cache search WORD` finds names",
         )
         self.packages = tuple(packages)
 
@@ -62,7 +62,7 @@ class Deb:
 
     @classmethod
     def from_print_uris(cls, line: str) -> Deb:
-        """Read one line of `apt-get --print-uris`: 'uri' file size SHA256:hex."""
+        """Parse one line of `apt-get --print-uris`: 'uri' file size SHA256:hex."""
         _, file, size, digest = shlex.split(line)
         name, version, _ = file.removesuffix(".deb").rsplit("_", 2)
         return cls(name, unquote(version), file, digest.removeprefix("SHA256:"), int(size))
@@ -80,7 +80,7 @@ class Archive:
         self.sources = folder / f"{suite}.list"
 
     def options(self) -> list[str]:
-        """What makes any apt-get use this archive."""
+        """Return the options that make apt-get use this archive."""
         settings = {
             "Dir::State": self.folder,
             "Dir::State::lists": self.lists,
@@ -102,9 +102,9 @@ class Archive:
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
     def refresh(self, *, force: bool = False) -> None:
-        """Bring the lists up to date; lists younger than an hour are left as they are.
+        """Update the package lists, unless they are younger than an hour.
 
-        Raises BuildError where the archive cannot be reached.
+        Raises BuildError if the archive cannot be reached.
         """
         stamp = self.folder / f"{self.suite}.refreshed"
         if not force and stamp.exists() and time.time() - stamp.stat().st_mtime < INDEX_AGE_SECONDS:
@@ -119,22 +119,22 @@ class Archive:
             run(["apt-get", *self.options(), "--error-on=any", "-q", "update"], timeout_seconds=600)
         except CommandError as error:
             raise BuildError(
-                f"the Debian archive could not be reached: {error.stderr_tail or error.message}",
+                f"cannot reach the Debian archive: {error.stderr_tail or error.message}",
                 "check this machine's network and apt configuration (apt-get update); "
-                "with --offline the package lists of the last build are used",
+                "--offline uses the package lists of the last build",
             ) from error
         stamp.touch()
 
     def resolve(self, packages: Sequence[str]) -> list[Deb]:
-        """All package files that installing `packages` into an empty system takes.
+        """Return all package files that are needed to install `packages` into an empty system.
 
-        Answers from memory where lists and question are the same as before. Raises
-        BuildError naming the package that does not exist or cannot be installed.
+        Answers are cached by lists and question. Raises BuildError with the package that does not
+        exist or cannot be installed.
         """
         return self._ask(("install", *packages))
 
     def locate(self, packages: Sequence[str]) -> list[Deb]:
-        """The files of just these packages, without what they depend on."""
+        """Return the files of these packages, without their dependencies."""
         return self._ask(("download", *packages)) if packages else []
 
     def _ask(self, question: tuple[str, ...]) -> list[Deb]:
@@ -144,7 +144,7 @@ class Archive:
             return [Deb(**deb) for deb in json.loads(answer.read_text())]
         verb, *packages = question
         try:
-            # apt leaves out what lies in its archives, so it is shown an empty folder.
+            # apt leaves out packages that are in its archives, so these are an empty folder.
             nothing = ["-o", f"Dir::Cache::archives={self.folder / 'empty'}"]
             argv = ["apt-get", *self.options(), *nothing, "-qq", "--print-uris", verb, *packages]
             done = run(argv)
@@ -153,8 +153,8 @@ class Archive:
             if unknown:
                 raise UnknownPackages(unknown, self.suite) from error
             raise BuildError(
-                f"apt cannot install what the recipe names: {error.stderr_tail}",
-                "see whether the packages of the recipe's layers exclude each other",
+                f"apt cannot install the recipe's packages: {error.stderr_tail}",
+                "check whether packages of the recipe's layers conflict with each other",
             ) from error
         debs = [Deb.from_print_uris(line) for line in done.stdout.splitlines() if line[:1] == "'"]
         answer.parent.mkdir(exist_ok=True)
@@ -162,18 +162,18 @@ class Archive:
         return debs
 
     def lists_digest(self) -> str:
-        """What the lists say, as one hash: of the signed Release files."""
+        """Return one hash for the content of the lists: that of their signed Release files."""
         digest = hashlib.sha256()
         for release in sorted(self.lists.glob("*Release")):
             digest.update(release.name.encode() + release.read_bytes())
         return digest.hexdigest()
 
     def fetch(self, packages: Sequence[str], on_line: Callable[[str], None]) -> None:
-        """Download `packages` and all that they need into `debs`."""
+        """Download `packages` and their dependencies into `debs`."""
         self._download(["install", "--download-only", *packages], on_line)
 
     def fetch_only(self, debs: Iterable[Deb], on_line: Callable[[str], None]) -> None:
-        """Download just these files into `debs`."""
+        """Download only these files into `debs`."""
         missing = [f"{deb.name}={deb.version}" for deb in debs if not self.path(deb).exists()]
         if missing:
             self._download(["download", *missing], on_line, cwd=self.debs)
@@ -186,9 +186,9 @@ class Archive:
             run_lines(argv, on_line, cwd=cwd)
         except CommandError as error:
             raise BuildError(
-                f"packages could not be downloaded: {error.stderr_tail}",
+                f"cannot download packages: {error.stderr_tail}",
                 "check this machine's network, then run the same command again: "
-                "what was downloaded is kept",
+                "downloaded packages are kept",
             ) from error
 
     def path(self, deb: Deb) -> Path:
@@ -196,21 +196,21 @@ class Archive:
 
 
 def package_sources(suite: str) -> str:
-    """apt source lines for `suite`, its updates and its security updates."""
+    """Return apt source lines for `suite`, its updates and its security updates."""
     wanted = {suite, f"{suite}-updates", f"{suite}-security"}
     fields = "$(SITE)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
     listed = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]).stdout
     lines = set()
     for target in listed.splitlines():
         site, release, component, origin = target.split("|")
-        # Before the first `apt-get update` apt does not know the origin and echoes the field.
+        # Before the first `apt-get update`, apt does not know the origin and prints the field.
         if release in wanted and component == "main" and origin in ("Debian", "$(ORIGIN)", ""):
             lines.add(f"deb [signed-by={KEYRING}] {site} {release} main\n")
     return "".join(sorted(lines)) if lines else _mmdebstrap_sources(suite)
 
 
 def _mmdebstrap_sources(suite: str) -> str:
-    """What mmdebstrap would write into a new system: it knows each suite's archive."""
+    """Return what mmdebstrap, which knows each suite's archive, writes into a new system."""
     show = 'cat "$1/etc/apt/sources.list" >&2; exit 1'
     argv = ["mmdebstrap", "--variant=custom", "--mode=root", "--skip=check/empty,check/signed-by"]
     argv += [f"--keyring={KEYRING}", f"--setup-hook={show}", suite, "/dev/null"]
@@ -222,8 +222,8 @@ def _mmdebstrap_sources(suite: str) -> str:
     ]
     if not lines:
         raise BuildError(
-            f"no package source for Debian {suite} is known on this machine",
-            f"add one for {suite} to /etc/apt/sources.list.d and run apt-get update",
+            f"this machine has no package source for Debian {suite}",
+            "add one to /etc/apt/sources.list.d and run apt-get update",
         )
     return "\n".join(lines) + "\n"
 

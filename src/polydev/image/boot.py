@@ -1,11 +1,11 @@
-"""Boot an image and follow it until it is ready, or until it is clear that it will not be.
+"""Follow a boot until the guest is ready, or until it is clear that it will not become ready.
 
-A boot never hangs: it ends when the agent says ready, when QEMU or the guest's kernel gives
-up, when systemd has nothing left to do and something still does not answer, or at its
-deadline. Whatever ends it is told as one cause.
+A boot never hangs. It ends when the agent reports ready, when QEMU or the guest's kernel gives up,
+when systemd has nothing left to do and something still does not answer, or at its deadline. The
+error names one cause.
 
-Deadlines and pauses are in seconds of an undisturbed machine: what the VM waits for a CPU does
-not count. A machine that is too busy for a verdict is told as MachineBusy.
+Deadlines and pauses are in seconds of an undisturbed machine: time that the VM waits for a CPU does
+not count. If the machine is too busy for a verdict, MachineBusy is raised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polydev.vm.machine import Machine
 POLL_SECONDS = 0.25
 HEALTH_TIMEOUT_SECONDS = 8.0
 CONSOLE_TIMEOUT_SECONDS = 20.0
-# How long the guest is left alone between two looks: each costs it some work.
+# Pauses between two checks of the guest, each of which costs it some work.
 SETTLED_SECONDS = 4.0
 QUIET_SECONDS = 30.0
 LOOK_SHARE = 3.0
@@ -33,15 +33,15 @@ LOOK_SHARE = 3.0
 LAST_LOOK_SECONDS = 12.0
 # Disks are there within a second of the initrd's start, even in an emulated guest.
 ROOT_WAIT_SECONDS = 10.0
-# That the machine is busy is said after so much waiting, and again each time it has doubled.
+# A busy machine is reported after this wait, and again each time the wait has doubled.
 BUSY_WAITED_SECONDS = 10.0
 
 
 @dataclass
 class Boot:
-    """A boot as seen so far.
+    """What is known of a boot so far.
 
-    timings     seconds by the clock from QEMU's start to each stage
+    timings     seconds from QEMU's start to each stage
     """
 
     machine: Machine
@@ -56,11 +56,11 @@ class Boot:
         self.cpu = self.machine.watch_cpu()
 
     def elapsed(self) -> float:
-        """Seconds by the clock since QEMU's start."""
+        """Seconds since QEMU's start."""
         return time.monotonic() - self.started
 
     def reached(self, *seen: boot_stages.Stage) -> bool:
-        """Note stages, each when it is seen first; whether one is further than before."""
+        """Record new stages; return whether one is further than any before."""
         for stage in seen:
             self.timings.setdefault(stage, round(self.elapsed(), 2))
         furthest = max((self.stage, *seen), key=boot_stages.STAGES.index)
@@ -77,12 +77,12 @@ def wait_until_ready(
 ) -> None:
     """Wait until the guest is ready. Raises BootError with the cause as its message.
 
-    `on_busy` is called now and then while the VM waits much for a CPU. Where it got too little
-    of it, for too long, MachineBusy is raised: nobody can say then what the image is worth.
+    `on_busy` is called now and then while the VM waits a lot for a CPU. If it got too little CPU
+    time for too long, MachineBusy is raised, since there can be no verdict on the image.
 
-    The serial console tells the stages at no cost to the guest. The guest itself is asked
-    what is wrong only when the console gives a reason to: its boot is over, a unit failed, or
-    nothing came of it for long. `refused` may end the boot for a reason from elsewhere.
+    The serial console shows the stages at no cost to the guest. The guest is asked what is wrong
+    only for a reason: its boot is over, a unit failed, or nothing happened for a long time.
+    `refused` may return another reason to end the boot.
     """
     last_look_at = deadline_seconds - min(LAST_LOOK_SECONDS, deadline_seconds / 3)
     next_look_at = min(QUIET_SECONDS, last_look_at)
@@ -106,17 +106,17 @@ def wait_until_ready(
         _keep_deadline(boot, wait, deadline_seconds, telling_check or check)
         if now >= next_look_at or (any(reason) and reason != seen_reason):
             seen_reason = reason
-            # An agent that only just came up, or was kept waiting, may do better the next time.
+            # The next check may succeed if the agent has only just started or was kept waiting.
             was_settled = check is not None and check.is_settled
             check = GuestCheck(boot, deadline_seconds - now)
-            # A starved guest may answer one time and not the next.
+            # A guest with too little CPU time may answer one check and not the next.
             telling_check = check if check.guest_state else telling_check
             if check.status == 200:
                 boot.reached("ready")
                 return
             if check.is_hopeless() or (was_settled and check.is_settled):
                 raise BootError(check.cause(None))
-            # A guest with little CPU that is still starting needs it more than we do.
+            # A guest that is still starting needs its CPU time for that.
             pause = QUIET_SECONDS
             began, now = now, boot.cpu.total().undisturbed_seconds
             if over or failed:
@@ -131,7 +131,7 @@ def wait_until_ready(
 def _keep_deadline(
     boot: Boot, wait: CpuWait, deadline_seconds: float, check: GuestCheck | None
 ) -> None:
-    """Raise BootError or MachineBusy once the deadline has passed; `check` tells what was seen."""
+    """Raise BootError or MachineBusy after the deadline, with the result of the last check."""
     late = verdict(wait, deadline_seconds)
     if late == "late":
         raise BootError((check or GuestCheck(boot, 0.0)).cause(deadline_seconds))
@@ -140,7 +140,7 @@ def _keep_deadline(
 
 
 def _doubling(on_busy: Callable[[CpuWait], None]) -> Callable[[CpuWait], None]:
-    """Pass a wait on if the machine is busy and the VM waited twice as long as the last time."""
+    """Return a function that reports a wait if it is twice as long as the last reported one."""
     said_at = BUSY_WAITED_SECONDS / 2
 
     def tell(wait: CpuWait) -> None:
@@ -153,7 +153,10 @@ def _doubling(on_busy: Callable[[CpuWait], None]) -> Callable[[CpuWait], None]:
 
 
 def gave_up(boot: Boot, serial: str, now: float) -> str | None:
-    """Why there is or will be no guest, or None while it runs; `now` without what it waited."""
+    """Return why the guest ended or will never run; None while it runs.
+
+    `now` is without the time that the VM waited for a CPU.
+    """
     panic = boot_stages.kernel_panic(serial)
     if panic:
         return panic
@@ -170,13 +173,13 @@ def gave_up(boot: Boot, serial: str, now: float) -> str | None:
 
 
 class GuestCheck:
-    """One check of a guest that is not known to be ready: its agent, then its own account.
+    """One check of a guest that is not ready yet: ask the agent, then the guest's systemd.
 
-    is_settled      nothing is left to be started; only the agent may still do better
+    is_settled      systemd has nothing left to start; only the agent may still become ready
     """
 
     def __init__(self, boot: Boot, left_seconds: float) -> None:
-        """Ask a guest that has so many seconds left, on an undisturbed machine."""
+        """Check a guest that has `left_seconds` until its deadline, on an undisturbed machine."""
         self.boot = boot
         self.guest_state: GuestState | None = None
         slowdown = boot.cpu.total().slowdown
@@ -191,7 +194,7 @@ class GuestCheck:
                 boot.machine, slowdown * min(CONSOLE_TIMEOUT_SECONDS, left)
             )
         if self.status is None and wait.is_busy:
-            # Silence of a guest that got no CPU is no answer.
+            # A guest that got no CPU time may have been unable to answer.
             self.is_settled = False
         elif self.guest_state is not None:
             self.is_settled = self.guest_state.settled()
@@ -207,11 +210,11 @@ class GuestCheck:
         return status
 
     def is_hopeless(self) -> bool:
-        """Whether waiting longer can change nothing."""
+        """Whether waiting longer cannot help."""
         return self.guest_state is not None and self.guest_state.hopeless()
 
     def cause(self, deadline_seconds: float | None) -> str:
-        """What is wrong, in one line; `deadline_seconds` is given where it has passed."""
+        """Return what is wrong, in one line; `deadline_seconds` is given if it has passed."""
         found: list[str] = []
         if deadline_seconds is not None:
             stage = self.boot.stage
@@ -220,10 +223,10 @@ class GuestCheck:
             found += explain(self.guest_state, self.status, self.boot.health)
         else:
             found += self._seen_from_outside()
-        return "; ".join(found) or f"stage reached: {self.boot.stage}, and nothing says why"
+        return "; ".join(found) or f"stage reached: {self.boot.stage}; no cause was found"
 
     def _seen_from_outside(self) -> list[str]:
-        """What is wrong with a guest that gives no account of itself, as one in use."""
+        """Return what is wrong with a guest without a test console."""
         failed = boot_stages.failed_units(self.boot.machine.serial())
         found = [f"{unit} failed to start" for unit in failed]
         if self.status is None and boot_stages.boot_is_over(self.boot.machine.serial()):

@@ -1,7 +1,7 @@
-"""golden.build: a recipe becomes an image in the store.
+"""golden.build: make the image of a recipe and add it to the store.
 
-Layers that the cache lacks are made, those that do not depend on each other at the same time;
-the root filesystem is made from all of them; the image gets its name from what it holds.
+The build makes the layers that the cache lacks, independent ones at the same time. It makes the
+root filesystem from all layers, and names the image by the hash of its files.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from polydev.settings import Settings
 
 TOOLS = ("mmdebstrap", "e2fsprogs", "cpio")
 WORKERS = 4
-# In the words of the C library (and npm), and of apt before a download.
+# The messages of the C library (and npm), and of apt before a download.
 NO_SPACE = ("no space left on device", "you don't have enough free space")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """`no_cache` makes every layer afresh; `offline` asks no package index."""
+    """`no_cache` makes every layer again; `offline` asks no package index."""
 
     no_cache: bool = False
     refresh: bool = False
@@ -54,9 +54,9 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The image, the layers that this build made, whether it made the image, how long it took.
+    """The image, the layers that this build made, whether it made the image, and its duration.
 
-    The record is that of the first build of the image, so its layers may tell of another one.
+    The record is that of the image's first build, so its layers may have the times of another one.
     """
 
     record: ImageRecord
@@ -68,15 +68,15 @@ class BuildResult:
 def build(
     recipe: Recipe, settings: Settings, store: ImageStore, steps: Steps, options: BuildOptions
 ) -> BuildResult:
-    """Build the image of `recipe`, or find that it is there already.
+    """Build the image of `recipe` unless the store has it already.
 
     Raises ConfigError, BuildError.
     """
     started = time.monotonic()
     if os.geteuid() != 0:
         raise ConfigError(
-            "golden.build makes users, devices and mounts and must run as root",
-            "run it again with sudo",
+            "golden.build must run as root, since it makes users, devices and mounts",
+            "run it with sudo",
         )
     with _space_errors(settings.cache), _build_lock(settings.cache, steps), _usual_modes():
         remember_store(settings.cache, store)
@@ -104,14 +104,14 @@ class _Builder:
         self.assemblies = settings.cache / "assemblies"
 
     def run(self) -> tuple[ImageRecord, tuple[str, ...] | None]:
-        """The image's record and the layers made for it; None where it was there already."""
+        """Return the image's record, and the layers made for it; None if the store had it."""
         tools = tool_versions()
         if not self.options.offline:
             self.archive.refresh(force=self.options.refresh)
         elif not self.archive.sources.exists():
             raise BuildError(
                 "--offline needs the package lists of an earlier build",
-                "run ./inv golden.build once with a network",
+                "run ./inv golden.build once without --offline",
             )
         plans = self._plan(tools)
         assembly = self._assembly_id(plans)
@@ -151,7 +151,7 @@ class _Builder:
         if digest not in self.store.digests():
             return None
         record = self.store.record(digest)
-        # An image may have been refused for damage, which making it again puts right.
+        # If the image failed its verification because of a damaged file, a new build repairs it.
         was_refused = record.verification is not None and not record.verification.passed
         return None if was_refused and self._is_damaged(record) else record
 
@@ -163,7 +163,7 @@ class _Builder:
         )
 
     def _build_layers(self, plans: Sequence[LayerPlan]) -> list[BuiltLayer]:
-        """All layers, lowest first; those that can be are made side by side."""
+        """Return all layers, lowest first; build missing ones, at the same time where possible."""
         missing = [plan for plan in plans if self.options.no_cache or not self.layers.find(plan)]
         with ThreadPoolExecutor(WORKERS) as pool:
             fetched = pool.submit(self._fetch, missing)
@@ -270,21 +270,21 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of the programs whose output becomes part of an image."""
+    """Return the versions of the programs whose output becomes part of an image."""
     shown = run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *TOOLS]).stdout
     return dict(line.split(" ", 1) for line in shown.splitlines())
 
 
 @contextmanager
 def _build_lock(cache: Path, steps: Steps) -> Iterator[None]:
-    """One build at a time on one cache; a second one waits and says so."""
+    """Allow one build at a time on a cache; a second one reports that it waits."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            steps.note(f"another build is running ({lock.read().strip()}); waiting for it")
+            steps.note(f"waiting for another build, {lock.read().strip()}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
@@ -294,7 +294,7 @@ def _build_lock(cache: Path, steps: Steps) -> Iterator[None]:
 
 @contextmanager
 def _space_errors(cache: Path) -> Iterator[None]:
-    """A full disk is told as such, wherever it shows."""
+    """Turn any error that a full disk causes into one that says so."""
     try:
         yield
     except OSError as error:
@@ -309,7 +309,7 @@ def _space_errors(cache: Path) -> Iterator[None]:
 
 @contextmanager
 def _usual_modes() -> Iterator[None]:
-    """Files of an image have the same modes, whatever this process's umask."""
+    """Set the usual umask, so that files of an image always have the same modes."""
     before = os.umask(0o022)
     try:
         yield
@@ -321,5 +321,5 @@ def _no_space(cache: Path) -> BuildError:
     free = shutil.disk_usage(cache).free // (1 << 20)
     return BuildError(
         f"no space left while building below {cache} ({free} MiB free now; a build needs 8 GiB)",
-        "free some (./inv golden.prune), or set POLYDEV_CACHE and POLYDEV_STORE to another disk",
+        "free space (./inv golden.prune), or set POLYDEV_CACHE and POLYDEV_STORE to another disk",
     )

@@ -1,7 +1,7 @@
-"""What a running guest says of its own state, and what that means.
+"""Find out what is wrong with a running guest, and say it in words.
 
-`read_guest_state` asks over the test console, the rest is pure: an answer becomes GuestState, and
-GuestState becomes causes in words, those that bring others about first.
+`read_guest_state` asks systemd and the kernel over the test console. The rest is pure: the answers
+become a GuestState, and `explain` turns it into causes, each before its consequences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polydev.host_layout import GUEST_ADDRESS
 from polydev.image.guest_shell import GuestShell
 from polydev.vm.machine import Machine
 
-# A unit that is restarted forever never lets systemd be done.
+# While a unit is restarted again and again, systemd never finishes the boot.
 RESTARTS_THAT_TELL = 4
 ROOT_FULL_KIB = 1024
 LAST_WORDS_LENGTH = 300
@@ -36,7 +36,7 @@ UNITS = (
 
 @dataclass(frozen=True)
 class GuestUnit:
-    """A unit as systemd shows it; `said` is the end of what its processes said."""
+    """A unit as systemd shows it; `said` is the end of its processes' output."""
 
     name: str
     load: str = "loaded"
@@ -54,7 +54,7 @@ class GuestUnit:
 
     @property
     def gave_up(self) -> bool:
-        """Whether it cannot become active any more, though its state may still say otherwise."""
+        """Whether it will not become active any more, even if its state does not show that."""
         return (
             self.active == "failed"
             or self.restarts >= RESTARTS_THAT_TELL
@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class GuestState:
-    """What the guest itself says of its state, over the test console."""
+    """The state of a guest, as read over the test console."""
 
     system: str
     jobs: tuple[Job, ...]
@@ -99,12 +99,12 @@ class GuestState:
         return any(address.startswith(f"{GUEST_ADDRESS}/") for address in self.addresses)
 
     def settled(self) -> bool:
-        """Whether systemd has nothing left to do, be it to start a unit again."""
+        """Whether systemd has nothing left to do, including restarts of units."""
         busy = any(unit.active in ("activating", "reloading") for unit in self.units)
         return self.system in ("running", "degraded") and not busy
 
     def hopeless(self) -> bool:
-        """Whether waiting longer, be it for the agent, can change nothing."""
+        """Whether waiting longer, also for the agent, cannot help."""
         if self.root_is_full() or any(unit.gave_up for unit in self.units):
             return True
         well = self.has_its_address() and all(unit.active == "active" for unit in self.units)
@@ -114,9 +114,9 @@ class GuestState:
 _PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,NRestarts"
 _PROPERTIES += ",MainPID,ExecMainCode,ExecMainStatus"
 _MARK = "=====next====="
-# X ends what it says with lines that say nothing.
+# The last lines of X have no words.
 _WORDS = re.compile(r"[a-z]{3}")
-# What the processes of each unit said last, led by the unit's name.
+# The last output of each unit's processes, after the unit's name.
 _LAST_WORDS = (
     f"for unit in {' '.join(UNITS)}; do "
     'journalctl -b -q -o cat -n 4 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /"; done'
@@ -133,7 +133,7 @@ _GUEST_STATE = (
 
 
 def read_guest_state(machine: Machine, timeout_seconds: float) -> GuestState | None:
-    """Ask the guest over its console; None where no shell answers in time."""
+    """Ask the guest over its console; return None if no shell answers in time."""
     script = f"; echo {_MARK}; ".join(_GUEST_STATE)
     until = time.monotonic() + timeout_seconds
     try:
@@ -146,13 +146,13 @@ def read_guest_state(machine: Machine, timeout_seconds: float) -> GuestState | N
 
 
 def parse_guest_state(text: str) -> GuestState:
-    """What the commands of the guest said, one after the other.
+    """Parse the output of the commands, one after the other.
 
-    Raises VmError when that is not all there.
+    Raises VmError if it is incomplete.
     """
     answers = [answer.strip() for answer in text.split(_MARK)]
     if len(answers) != len(_GUEST_STATE):
-        raise VmError("the guest's account of itself is cut short")
+        raise VmError("the guest's answer over the test console is incomplete")
     system, jobs, units, failed, links, free, words = answers
     said: dict[str, list[str]] = {}
     for line in words.splitlines():
@@ -185,7 +185,7 @@ def _unit(block: str, said: Mapping[str, list[str]]) -> GuestUnit:
     name = values.get("Id", "?")
     lost = ""
     if values.get("SubState") == "start-post" and values.get("MainPID") == "0":
-        # systemd waits for what was to follow the start, which without it never comes.
+        # systemd waits for the step after the start, which never comes without the process.
         how = "exited with status" if values.get("ExecMainCode") == "1" else "was ended by signal"
         lost = f"its process {how} {values.get('ExecMainStatus', '?')}"
     return GuestUnit(
@@ -202,7 +202,7 @@ def _unit(block: str, said: Mapping[str, list[str]]) -> GuestUnit:
 
 
 def explain(guest: GuestState, status: int | None, health: Mapping[str, object]) -> list[str]:
-    """What is wrong, causes before their consequences. Pure."""
+    """Return what is wrong, causes before their consequences. Pure."""
     causes: list[str] = []
     if guest.root_is_full():
         causes.append(f"the root filesystem is full ({guest.root_free_kib} KiB free)")
@@ -212,12 +212,12 @@ def explain(guest: GuestState, status: int | None, health: Mapping[str, object])
     waiting = {job.unit for job in guest.jobs if job.state == "waiting"}
     causes += [f"{name} does not finish starting" for name in sorted(starting - known)]
     unwell_units = [unit for unit in guest.units if not unit.is_well and unit.name not in waiting]
-    # A unit that is still on its way is to blame only where no other is.
+    # A unit that is still starting is to blame only if no other is.
     over = [unit for unit in unwell_units if unit.gave_up or unit.name not in starting]
     causes += [str(unit) for unit in over or unwell_units]
     held = sorted(waiting & known)
     causes += [f"{', '.join(held)} cannot start before that"] if held else []
-    # Beside other faults it may be that the address has yet to come.
+    # If there are other faults, the address may still come.
     has_had_time = guest.settled() or not (over or NETWORKD in starting | waiting)
     if has_had_time and not guest.has_its_address():
         has = ", ".join(guest.addresses) or "no address"
@@ -232,7 +232,7 @@ def explain(guest: GuestState, status: int | None, health: Mapping[str, object])
     said = {unit.name: unit.said for unit in guest.units}
     for component, detail in unwell(health).items():
         unit_name = f"polydev-{component}.service"
-        # The relay can be no better than the server that it leads to.
+        # noVNC's relay fails if the VNC server behind it does.
         if unit_name not in named and not (component == "novnc" and VNC in named):
             words = said.get(unit_name)
             causes.append(f"{component}: {detail}" + (f": {words}" if words else ""))
@@ -240,7 +240,7 @@ def explain(guest: GuestState, status: int | None, health: Mapping[str, object])
 
 
 def unwell(health: Mapping[str, object]) -> dict[str, str]:
-    """The components that the agent finds at fault, each with its detail."""
+    """Return the components that the agent reports as failing, each with its detail."""
     components = health.get("components")
     return {
         name: str(state.get("detail"))

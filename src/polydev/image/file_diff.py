@@ -1,8 +1,8 @@
-"""Which files differ between two images, where both list them.
+"""Compare the files of two images by their listings.
 
-A listing is `tree.jsonl.gz` beside the record: one JSON object a line for each path of the
-root filesystem, in the order of the paths as plain strings. Two listings are merged as they
-are read, so their size does not matter.
+A listing is `tree.jsonl.gz` beside the record: one line of JSON for each path of the root
+filesystem, sorted by path as plain strings. Two listings are compared while they are read, so their
+size does not matter.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MTIME = "mtime"
 
 
 def tree_diff(old: Path, new: Path) -> TreeDiff | None:
-    """Compare the file listings in two image folders; None when either has none.
+    """Compare the file listings in two image folders; return None if one has no listing.
 
-    A file that differs in its time alone has not changed: builds of another epoch touch all.
-    Raises ImageError, naming file and line, for a listing that is damaged or out of order.
+    Files that differ in their time alone are unchanged: another epoch changes all times. Raises
+    ImageError, with file and line, if a listing is damaged or not sorted.
     """
     if not ((old / TREE).is_file() and (new / TREE).is_file()):
         return None
@@ -48,13 +48,13 @@ def tree_diff(old: Path, new: Path) -> TreeDiff | None:
 
 
 def _shown(row: Row) -> str:
-    """A path as text that can be printed, with bytes that are no UTF-8 written out."""
+    """Return a path as printable text, with bytes that are not UTF-8 escaped."""
     path: str = row["path"]
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _pairs(old: Iterator[Row], new: Iterator[Row]) -> Iterator[tuple[Row | None, Row | None]]:
-    """Both listings side by side; a path that one of them lacks has None there."""
+    """Yield the rows of both listings by path, with None where a listing lacks the path."""
     before, after = next(old, None), next(new, None)
     while before is not None or after is not None:
         if after is None or (before is not None and before["path"] < after["path"]):
@@ -76,11 +76,11 @@ def _rows(listing: Path) -> Iterator[Row]:
                 row: Row = json.loads(line)
                 path: str = row["path"]
                 if number > 1 and path <= last:
-                    raise ValueError(f"{path} comes after {last}, which is out of order")
+                    raise ValueError(f"not sorted: {path} follows {last}")
                 last = path
                 yield row
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
         raise ImageError(
             f"cannot read the file listing {listing}, line {number}: {error}",
-            "build the image again, or compare without its files",
+            "build the image again: ./inv golden.build",
         ) from error

@@ -1,4 +1,4 @@
-"""npm packages for the image, which are the guest's."""
+"""npm packages installed for the guest's platform."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GUEST = ("--os=linux", "--cpu=x64", "--libc=glibc")
 def install(folder: Path, to: Path, step: Step) -> None:
     """Install what `folder`/package-lock.json names into `to`/node_modules.
 
-    Raises BuildError where the lock does not fit package.json or nothing can be fetched.
+    Raises BuildError if the lock does not match package.json or packages cannot be fetched.
     """
     clean_install(folder, to, step.say, *GUEST, contained=contained_argv)
 
 
 def installed_packages(folder: Path) -> list[Package]:
-    """Name and version of every package below `folder`/node_modules."""
+    """Return name and version of every package below `folder`/node_modules."""
     packages = []
     for manifest in matches(folder, "node_modules/**/package.json"):
         parent = manifest.parent.parent

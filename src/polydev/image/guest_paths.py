@@ -1,12 +1,12 @@
-"""Paths of a guest, followed inside its tree and never on the build machine. Pure.
+"""Paths of a guest, resolved inside its tree and never on the build machine. Pure.
 
-A tree under construction is full of links that mean something else here than in the guest:
-`/var/run` leads to `/run`, which the build machine has too. So no path of a guest is joined to
-a folder and opened as it is: `follow` says first where it leads, as after a chroot.
+The links of a tree mean something else on the build machine than in the guest: `/var/run` leads to
+`/run`, which the build machine has too. So a guest's path is never joined to a folder and opened as
+it is: `follow` first returns where it leads, as after a chroot.
 
-`landings` says the same for a whole tree that is laid over another one. A folder that meets a
-link to a folder goes where the link leads, as dpkg does it; a file or a link takes the place of
-a file or a link; everything else would change what the guest finds there, and is a LayerConflict.
+`landings` does the same for a whole tree that is merged into another one. A folder that meets a
+link to a folder goes where the link leads, as with dpkg. A file or a link replaces a file or a
+link. Anything else would change what the guest finds there, and raises LayerConflict.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pathlib import Path
 from typing import Literal
 
 MOST_LINKS = 40
-# The guest mounts over these, and so does the build: whatever lay there would never be seen.
+# The guest and the build mount over these folders, so files in them would never be seen.
 MOUNTED = ("dev", "proc", "sys")
 
 
 @dataclass(frozen=True)
 class Node:
-    """What lies at a path; `target` is where a link leads. `gone` hides what lies below it."""
+    """What is at a path; `target` is where a link leads. `gone` hides what the layers below have."""
 
     kind: Literal["dir", "file", "link", "gone"]
     target: str = ""
 
 
 FOLDER = Node("dir")
-# What lies at a path from the tree's root, which has no link in the middle and no leading slash.
+# Returns what is at a path from the tree's root, without links in it and without leading slash.
 NodeAt = Callable[[str], Node | None]
 
 
 class LayerConflict(Exception):
-    """A path of a layer that cannot be laid where it would have to go."""
+    """A path of a layer that conflicts with what the image has there."""
 
 
 def on_disk(tree: Path) -> NodeAt:
-    """Return what tells the nodes of a tree on this machine's disk."""
+    """Return the lookup of a tree on this machine's disk."""
 
     def at(path: str) -> Node | None:
         try:
@@ -60,9 +60,9 @@ def on_disk(tree: Path) -> NodeAt:
 def follow(path: str, at: NodeAt, *, last: bool = True) -> str:
     """Return where `path` leads in a tree: a path from the tree's root without any link.
 
-    As after a chroot, absolute links begin at the tree's root and `..` does not leave it. Parts
-    that do not exist stay as they are. With `last` false a link at the very end stays a link.
-    Raises OSError (ELOOP) for links that lead nowhere but to each other.
+    As after a chroot, absolute links start at the tree's root, and `..` does not leave it. Parts
+    that do not exist stay as they are. If `last` is false, a link at the end is not followed.
+    Raises OSError (ELOOP) for links that lead to each other.
     """
     left = deque(_parts(path))
     done: list[str] = []
@@ -86,22 +86,22 @@ def follow(path: str, at: NodeAt, *, last: bool = True) -> str:
 
 
 def in_tree(tree: Path, path: str, *, last: bool = True) -> Path:
-    """Return the place on this machine of a guest's path in the tree at `tree`."""
+    """Return the path on this machine of a guest's path in the tree at `tree`."""
     return tree / follow(path, on_disk(tree), last=last)
 
 
 def is_mounted(path: str) -> bool:
-    """Whether the guest mounts something over this path or above it."""
+    """Whether the guest mounts a filesystem over this path or above it."""
     return next(iter(_parts(path)), "") in MOUNTED
 
 
 def landings(
     upper: Mapping[str, Node], below: NodeAt, seen: Callable[[str], bool] = lambda path: False
 ) -> dict[str, str]:
-    """Return where each path of an upper tree lands on the tree below it.
+    """Return the place of each path of an upper tree on the tree below it.
 
-    `seen` tells the paths below that the upper tree was made in sight of: what it has there, it
-    has on purpose. Raises LayerConflict.
+    `seen` tells which paths below the upper tree was made on top of: there it replaces files on
+    purpose. Raises LayerConflict.
     """
     landed = {"": ""}
     sources: dict[str, str] = {}
@@ -130,7 +130,7 @@ def landings(
 
 
 def _settled(path: str, place: str, node: Node, there: Node, at: NodeAt) -> str:
-    """Return where a node goes that meets another one in its place. Raises LayerConflict."""
+    """Return the place of a node that meets another one. Raises LayerConflict."""
     goal = _goal(place, at)
     leads_to_folder = goal is not None and at(goal) == FOLDER
     if node.kind == "dir":
@@ -151,7 +151,7 @@ def _settled(path: str, place: str, node: Node, there: Node, at: NodeAt) -> str:
 
 
 def _goal(path: str, at: NodeAt) -> str | None:
-    """Where a path leads, or None where its links go round in a circle."""
+    """Return where a path leads, or None if its links form a circle."""
     try:
         return follow(path, at)
     except OSError:
@@ -163,7 +163,7 @@ def _goal_of_link(place: str, link: Node, at: NodeAt) -> str | None:
 
 
 def _can_be_made(folder: str, at: NodeAt) -> bool:
-    """Whether nothing but folders lies on the way to a folder that is not there yet."""
+    """Whether a folder that does not exist yet can be made: only folders are on its path."""
     parts = folder.split("/")
     ancestors = (at("/".join(parts[:count])) for count in range(1, len(parts) + 1))
     return bool(folder) and all(node in (None, FOLDER) for node in ancestors)

@@ -1,9 +1,9 @@
-"""A root shell in a VM over its second serial port, for boots that test.
+"""The test console: a root shell in a VM over its second serial port, for verifications.
 
-The shell is systemd's own debug shell, asked for on the kernel's command line; in production
-boots there is neither that word nor that port. Into it goes a loop of a few lines that runs
-commands and answers in JSON: it costs the emulated guest a third of what a shell's own means
-of telling apart output, errors and status would. One client at a time can use the port.
+The shell is systemd's debug shell, which the kernel's command line asks for. VMs of sessions have
+neither that word nor that port. The client starts a loop of a few lines of Python in the shell,
+which runs commands and answers in JSON. That costs an emulated guest a third of what separating
+output, errors and status by shell commands would. One client at a time can use the port.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READ_BYTES = 65536
 KNOCK_SECONDS = 3.0
 READY = b"polydev-console-is-ready\n"
 
-# Reads a JSON string a line; what is no JSON is a new client's knock, and answered as such.
+# Each line is a command as a JSON string. Any other line is the greeting of a new client.
 _LOOP = """
 import base64, json, subprocess, sys
 text = lambda data: base64.b64encode(data).decode()
@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class ShellResult:
-    """What a command in the guest left behind."""
+    """The result of a command in the guest."""
 
     status: int
     stdout: bytes
@@ -53,7 +53,7 @@ class ShellResult:
 
 
 class GuestShell:
-    """A connection to the shell; use it as a context manager."""
+    """A connection to the shell, to be used as a context manager."""
 
     def __init__(self, path: Path, timeout_seconds: float = 30.0) -> None:
         self.timeout_seconds = timeout_seconds
@@ -65,8 +65,8 @@ class GuestShell:
         except OSError as error:
             self._socket.close()
             raise VmError(
-                f"no console at {path}: {error.strerror}",
-                "only boots that test have one; another client may be using it",
+                f"cannot connect to the test console at {path}: {error.strerror}",
+                "only verifications have one, for one client at a time",
             ) from error
 
     def __enter__(self) -> GuestShell:
@@ -76,7 +76,7 @@ class GuestShell:
         self._socket.close()
 
     def open_shell(self, timeout_seconds: float) -> None:
-        """Wait until the guest answers on the console. Raises VmError when it does not in time."""
+        """Wait until the guest answers on the console. Raises VmError if it does not in time."""
         code = base64.b64encode(_LOOP.encode()).decode()
         start = f"import base64; exec(base64.b64decode('{code}'))"
         knock = f"stty raw -echo; exec python3 -I -S -c {shlex.quote(start)}\n".encode()
@@ -91,15 +91,15 @@ class GuestShell:
                     raise
 
     def run(self, command: str, timeout_seconds: float | None = None) -> ShellResult:
-        """Run a shell command and wait for its end. Raises VmError when no answer comes."""
+        """Run a shell command and wait for its end. Raises VmError if no answer comes."""
         self._send(json.dumps(command).encode() + b"\n")
         said = self._read_until(b"]\n", timeout_seconds or self.timeout_seconds)
         try:
-            # Answers to knocks that came too late may stand before it.
+            # Late answers to greetings may come before it.
             status, stdout, stderr = json.loads(said[said.rindex(b"[") :] + b"]")
             return ShellResult(status, base64.b64decode(stdout), base64.b64decode(stderr))
         except ValueError as error:
-            raise VmError(f"the console's answer to {command!r} is garbled") from error
+            raise VmError(f"cannot read the console's answer to {command!r}") from error
 
     def _send(self, data: bytes) -> None:
         try:

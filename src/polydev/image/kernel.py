@@ -1,8 +1,8 @@
 """The kernel, unpacked for direct boot, and the small initrd that finds the root.
 
-An uncompressed `vmlinux` boots in QEMU (by its PVH note) and in Firecracker alike and spares
-the guest the unpacking. The initrd holds a static init (Debian's tiny-initramfs), the modules
-that the root needs, and nothing else.
+An uncompressed `vmlinux` boots in QEMU (by its PVH note) and in Firecracker, and the guest does not
+have to unpack it. The initrd has a static init (Debian's tiny-initramfs) and the modules that the
+root filesystem needs, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TINY_INIT = "usr/lib/x86_64-linux-gnu/tiny-initramfs/init-static"
 
 
 def extract_vmlinux(image: bytes) -> bytes:
-    """The ELF kernel inside a bzImage that was packed with xz, as Debian's are."""
+    """Return the ELF kernel inside a bzImage that was packed with xz, as Debian's are."""
     start = image.find(XZ_MAGIC)
     while start >= 0:
         try:
@@ -36,7 +36,7 @@ def extract_vmlinux(image: bytes) -> bytes:
 
 
 def parse_modules_dep(text: str) -> dict[str, tuple[str, list[str]]]:
-    """modules.dep as name → (path, paths it needs); names as modprobe knows them."""
+    """Parse modules.dep: name, as modprobe knows it, to its path and the paths that it needs."""
     table = {}
     for line in text.splitlines():
         path, _, needed = line.partition(":")
@@ -49,7 +49,7 @@ def module_name(path: str) -> str:
 
 
 def load_order(table: Mapping[str, tuple[str, list[str]]], names: Iterable[str]) -> list[str]:
-    """Paths of the named modules and all they need, each after what it needs.
+    """Return the paths of the named modules and their dependencies, dependencies first.
 
     Raises BuildError for a module that the kernel does not have.
     """
@@ -66,7 +66,7 @@ def load_order(table: Mapping[str, tuple[str, list[str]]], names: Iterable[str])
 
 
 def keep_modules(release_folder: Path, paths: Iterable[str]) -> None:
-    """Remove every module of `release_folder` but these, and index what is left."""
+    """Remove all modules of `release_folder` except these, and index the rest."""
     kept = set(paths)
     for module in sorted(release_folder.rglob("*.ko*")):
         if str(module.relative_to(release_folder)) not in kept:
@@ -75,14 +75,14 @@ def keep_modules(release_folder: Path, paths: Iterable[str]) -> None:
         folder = Path(name)
         if not any(folder.iterdir()):
             folder.rmdir()
-    # depmod wants the folder above lib/modules; in a merged system that is usr.
+    # depmod needs the folder above lib/modules; in a merged system that is usr.
     run(["depmod", "-b", release_folder.parents[2], release_folder.name])
 
 
 def write_initrd(
     file: Path, scratch: Path, init: Path, release_folder: Path, paths: Iterable[str], epoch: int
 ) -> None:
-    """A cpio archive with `init`, the modules at `paths` and the list that init loads."""
+    """Write a cpio archive with `init`, the modules at `paths` and the list that init loads."""
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in ("dev", "proc", "target"):
         (scratch / folder).mkdir(parents=True)

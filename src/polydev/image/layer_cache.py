@@ -1,7 +1,7 @@
 """Layers on disk: `layers/<id>/{tree,layer.json,tree.jsonl.gz}` and, for the kernel, its files.
 
-A layer is made in a folder of its own and gets its name by one rename when it is whole, so a
-build that ends half-way leaves every finished layer and nothing else.
+A layer is made in a temporary folder and gets its name by one rename when it is complete, so an
+interrupted build leaves finished layers only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ APT_STATUS = ("pmstatus:", "dlstatus:")
 
 @dataclass(frozen=True)
 class BuiltLayer:
-    """A whole layer; `seconds` is None where the cache had it."""
+    """A complete layer; `seconds` is None if it came from the cache."""
 
     plan: LayerPlan
     folder: Path
@@ -47,7 +47,7 @@ class BuiltLayer:
 
 
 class LayerCache:
-    """Builds layers below `folder` and finds them again."""
+    """The layers below `folder`: find them, and build missing ones."""
 
     def __init__(self, folder: Path, archive: Archive, recipe: Recipe) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class LayerCache:
         return self.folder / plan.id
 
     def log_file(self, plan: LayerPlan) -> Path:
-        """What the commands that make the layer said, the last time."""
+        """The output of the commands that made the layer the last time."""
         return self.folder.parent / "logs" / f"layer-{plan.name}.log"
 
     def find(self, plan: LayerPlan) -> BuiltLayer | None:
@@ -70,9 +70,9 @@ class LayerCache:
         return BuiltLayer(plan, self.path(plan), packages, None)
 
     def build(self, plan: LayerPlan, scratch: Path, step: Step) -> BuiltLayer:
-        """Make the layer in `scratch`, then give it its name.
+        """Make the layer in `scratch`, then rename it to its place.
 
-        Raises BuildError naming the layer and what its commands said last.
+        Raises BuildError with the layer and the last output of its commands.
         """
         started = time.monotonic()
         made = scratch / "layer"
@@ -89,14 +89,14 @@ class LayerCache:
             if last.startswith(REFUSED):
                 raise refused(plan, last.removeprefix(REFUSED)) from error
             raise BuildError(
-                f"layer {plan.name} could not be built: {Path(error.argv[0]).name} exited with "
-                f"status {error.status}:\n{error.stderr_tail}",
-                f"all that was said is in {self.log_file(plan)}; mend what it names, then run "
-                "the same command again: finished layers are kept",
+                f"cannot build layer {plan.name}: {Path(error.argv[0]).name} exited with status "
+                f"{error.status}:\n{error.stderr_tail}",
+                f"the complete output is in {self.log_file(plan)}; correct the cause and run the "
+                "same command again: finished layers are kept",
             ) from error
         step.say("making it reproducible")
         if plan.layer and plan.layer.needs_chroot:
-            # What the recipe brings is the same each time, wherever it lies.
+            # Files of the recipe are the same in each build, so they are kept wherever they are.
             tree.scrub(root, nodes(scratch / "fitted").keys())
         tree.clamp_times(root, self.recipe.source_date_epoch)
         tree.write_listing(tree.list_tree(root), made / TREE)
@@ -110,7 +110,7 @@ class LayerCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path(plan).exists():
             remove_layer(self.path(plan))
-        # The name says that the layer is whole: the disk must have it before it has the name.
+        # The name means that the layer is complete, so it is synced before it gets the name.
         run(["sync", "--file-system", made])
         made.rename(self.path(plan))
         sync(self.folder)
@@ -132,7 +132,7 @@ class LayerCache:
             self._bootstrap(plan, root, step)
         staging = scratch / "staging" if layer.needs_chroot else root
         staging.mkdir(exist_ok=True)
-        # Each part is made in a folder of its own, where no link of another part leads it astray.
+        # Each part is made in a separate folder, where no link of another part can redirect it.
         part = scratch / "part"
         write_staging(part, plan.files)
         merge_tree(part, staging)
@@ -151,7 +151,7 @@ class LayerCache:
         return packages
 
     def _bootstrap(self, plan: LayerPlan, root: Path, step: Step) -> None:
-        """The first layer: a minimal Debian and its packages, from files already fetched."""
+        """Make the first layer: a minimal Debian and its packages, from fetched files."""
         lists, debs = shlex.quote(str(self.archive.lists)), shlex.quote(str(self.archive.debs))
         names = " ".join(shlex.quote(deb.file) for deb in plan.debs)
         hook = (
@@ -217,7 +217,7 @@ class LayerCache:
         )
 
     def _install_argv(self, at: Path, packages: list[str]) -> list[str]:
-        """The machine's own apt, working on the tree at `at`."""
+        """Return the command of the machine's own apt that installs into the tree at `at`."""
         inside = {
             "Dir::State::status": at / "var/lib/dpkg/status",
             "Dir::State::extended_states": at / "var/lib/apt/extended_states",
@@ -230,14 +230,14 @@ class LayerCache:
         return ["apt-get", *self.archive.options(), *options, "-q", "-y", "install", *packages]
 
     def _make_kernel(self, plan: LayerPlan, made: Path, scratch: Path, step: Step) -> None:
-        """Modules into the tree; vmlinux and initrd beside it."""
+        """Make the kernel's layer: its modules in the tree, vmlinux and initrd beside it."""
         for deb in plan.unpacked:
             step.say(f"unpacking {deb.name}")
             run(["dpkg-deb", "-x", self.archive.path(deb), scratch / deb.name])
         package, init_package = (scratch / deb.name for deb in plan.unpacked)
         images = sorted(matches(package, "boot/vmlinuz-*"))
         if not images:
-            raise BuildError(f"package {plan.unpacked[0].name} brings no kernel")
+            raise BuildError(f"package {plan.unpacked[0].name} has no kernel (boot/vmlinuz-*)")
         release = images[0].name.removeprefix("vmlinuz-")
         step.say("unpacking the kernel image")
         image = in_tree(package, f"boot/{images[0].name}")
@@ -262,16 +262,16 @@ class LayerCache:
 
 
 def refused(plan: LayerPlan, why: str) -> BuildError:
-    """Return the error for a layer of the recipe that cannot be laid over those below it."""
+    """Return the error for a layer of the recipe that does not fit the layers below it."""
     return BuildError(
         f"layer {plan.name} does not fit the image: {why}",
-        "give its files the paths that the image has, or `remove` there what is in their way; "
-        "golden/README.md says what takes the place of what",
+        "move its files to paths that fit, or `remove` what is in their way in the image; "
+        "golden/README.md says which files may replace which",
     )
 
 
 def remove_layer(folder: Path) -> None:
-    """Remove a layer: first out of sight, so that a kill never leaves part of one to be found."""
+    """Remove a layer, renaming it first, so that no part of one is found after a kill."""
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
@@ -289,7 +289,7 @@ def deb_package(deb: Deb) -> Package:
 
 
 def _say_apt_status(step: Step, line: str) -> None:
-    """apt's status lines: `pmstatus:package:percent:text`."""
+    """Report progress from apt's status lines: `pmstatus:package:percent:text`."""
     kind, _, rest = line.partition(":")
     if kind == "pmstatus" and rest.count(":") >= 2:
         _, percent, text = rest.split(":", 2)

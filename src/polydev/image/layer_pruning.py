@@ -1,7 +1,7 @@
 """Removal of cached layers that no image needs any more.
 
-A cache may serve several stores. `stores` in it names each that an image was built for, so that
-a prune of one leaves the layers of the others.
+A cache may serve several stores. Its file `stores` lists each store that an image was built for, so
+that pruning one store keeps the layers of the others.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ STORES = "stores"
 
 
 def remember_store(cache: Path, store: ImageStore) -> None:
-    """Write down that the cache serves a store; stores that are gone are forgotten.
+    """Add a store to the list of the cache's stores, and drop stores that no longer exist.
 
-    The caller holds the build's lock.
+    The caller holds the lock of builds.
     """
     stores = {*_stores(cache), store.root.absolute()}
     text = "".join(f"{each}\n" for each in sorted(stores))
@@ -32,10 +32,10 @@ def remember_store(cache: Path, store: ImageStore) -> None:
 def prune_cache(
     cache: Path, store: ImageStore, *, going: Collection[str] = (), dry_run: bool = False
 ) -> tuple[list[str], int]:
-    """Remove layers that no image of a store of this cache is made of: their ids and their bytes.
+    """Remove the layers that no image in the cache's stores uses; return their ids and bytes.
 
-    `going` are digests of images of `store` that a dry run would have removed. Raises BuildError
-    while a build is running.
+    `going` are images of `store` that a dry run would have removed. Raises BuildError while a build
+    is running.
     """
     folder = cache / "layers"
     if not folder.is_dir():
@@ -45,8 +45,8 @@ def prune_cache(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BuildError(
-                "a build is running, and what it uses cannot be told yet",
-                "prune again when it has ended",
+                "cannot prune the cached layers while a build is running",
+                "run it again when the build has ended",
             ) from error
         used = store.layer_ids(without=going)
         for other in _stores(cache):
@@ -60,7 +60,7 @@ def prune_cache(
 
 
 def _stores(cache: Path) -> list[Path]:
-    """The folders of all stores that were built for and are still there."""
+    """Return the folders of the cache's stores that still exist."""
     return [Path(line) for line in _text(cache).splitlines() if Path(line).is_dir()]
 
 

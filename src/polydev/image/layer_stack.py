@@ -1,9 +1,9 @@
-"""Built layers, stacked as overlayfs shows them, such that none changes what another one is.
+"""Stack built layers as overlayfs shows them, so that no layer changes another one by accident.
 
-A layer that only brings files is made without a look at those below it, and one that is made
-inside others sees only those. So what a layer meets here may be new to it: its files then go
-where the links below lead, it leaves the attributes of folders as they are, and it hides no
-file that it did not know. What it was made in sight of, it replaces on purpose.
+A layer that only has files is made without the layers below it, and a layer that is made inside
+others knows only those. On layers that it does not know, its files go where links lead, folders
+keep the attributes that they have there, and it hides no file. Files of layers that it knows, it
+replaces on purpose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER_MODE = 0o755
 
 @dataclass
 class Stack:
-    """Trees, lowest first, and what they show as one: an entry, and its first owner, by path."""
+    """Trees, lowest first, and their merged content: entries and their first owners, by path."""
 
     trees: list[Path] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -48,9 +48,9 @@ class Stack:
 
 
 def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
-    """Stack the layers; those that must be arranged anew for that are, below `scratch`.
+    """Stack the layers. Layers that do not fit as they are, are rearranged below `scratch`.
 
-    Raises BuildError naming the layer and the path that cannot be as the layer has it.
+    Raises BuildError with the layer and the path that conflicts.
     """
     stacked = Stack()
     for built in layers:
@@ -71,11 +71,11 @@ def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
 
 @dataclass(frozen=True)
 class _Change:
-    """How a layer's tree must differ to be stacked.
+    """How a layer's tree must change to be stacked.
 
-    landed     where each path goes
-    opaque     folders that still hide what lies below them
-    kept       folders that have the attributes of the entry below
+    landed     the place of each path
+    opaque     folders that still hide what is below them
+    kept       folders that take the attributes of the folder below
     """
 
     landed: Mapping[str, str]
@@ -84,7 +84,7 @@ class _Change:
 
 
 def _change(built: BuiltLayer, entries: Sequence[Entry], below: Stack) -> _Change | None:
-    """Return what must change of a layer above these; None where it fits as it is.
+    """Return how a layer must change to fit on those below; None if it fits as it is.
 
     Raises LayerConflict.
     """
@@ -111,9 +111,9 @@ def _change(built: BuiltLayer, entries: Sequence[Entry], below: Stack) -> _Chang
 
 
 def _revealed(opaque: set[str], below: Stack, seen: set[str]) -> frozenset[str]:
-    """Return the folders that are new to their layer, but hide files of layers it did not see.
+    """Return the opaque folders of a layer that hide only files of layers that it does not know.
 
-    Raises LayerConflict for one that hides both on purpose and by mistake.
+    Raises LayerConflict for a folder that also hides files that the layer knows.
     """
     hides: dict[str, set[bool]] = {}
     for path, entry in below.entries.items():
@@ -150,7 +150,7 @@ def _rearrange(source: Path, to: Path, change: _Change, below: Stack, epoch: int
         there = below.entries.get(f"/{place}")
         if place in own and place not in change.kept:
             continue
-        if there is None:  # a link led to a folder that no layer has
+        if there is None:  # a link leads to a folder that no layer has
             folder.chmod(FOLDER_MODE)
             continue
         os.chown(folder, there["uid"], there["gid"])

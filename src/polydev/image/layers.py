@@ -1,9 +1,8 @@
-"""From a recipe to layers on disk.
+"""The layers of a recipe: what each is made from, its id, and the script that makes it.
 
-`plan_layers` says, without building anything, which layers there are and what each is made
-from; a layer's id is the SHA-256 of exactly that. `LayerCache.build` makes what is missing.
-A layer that is made inside the layers below depends on their ids; one that only brings files
-does not, and is made at the same time.
+`plan_layers` returns the layers and their inputs without building anything; a layer's id is the
+SHA-256 of its inputs. `LayerCache.build` makes missing layers. A layer that is made inside the
+layers below depends on their ids; one that only has files does not, and is made at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from polydev.image.tree import SCRUBBED
 from polydev.image.tree_merge import matches, remove_tree
 from polydev.providers import GUEST_FOLDER, Provider, guest_json
 
-# Goes up when the builder itself makes something else of the same inputs.
+# Raised when the builder makes something else of the same inputs.
 FORMAT = 4
 KERNEL_LAYER = "kernel"
 TINY_INITRAMFS = "tiny-initramfs-core"
@@ -38,7 +37,7 @@ TEMPLATE_SUFFIX = ".j2"
 
 @dataclass(frozen=True)
 class GuestFile:
-    """A file or symlink that a layer brings; `path` has no leading slash."""
+    """A file or symlink of a layer; `path` has no leading slash."""
 
     path: str
     mode: int
@@ -48,7 +47,7 @@ class GuestFile:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer before it is built. `below` are the plans that it is made inside of."""
+    """One layer before it is built. `below` are the layers that it is made inside."""
 
     name: str
     id: str
@@ -60,7 +59,7 @@ class LayerPlan:
 
 
 def plan_layers(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> list[LayerPlan]:
-    """The layers of an image, lowest first; the kernel's comes right above the first.
+    """Return the layers of an image, lowest first; the kernel's is the second one.
 
     `tools` are the versions of the programs whose output becomes part of a layer.
     """
@@ -107,7 +106,7 @@ def plan_layers(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> l
 def _plan_kernel(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> LayerPlan:
     wanted = recipe.kernel.package
     debs = archive.resolve([ESSENTIAL, wanted])
-    # A meta package stands for the newest kernel; the kernel itself is what it pulls in.
+    # A meta package depends on the newest kernel, which is the package to unpack.
     kernels = [deb for deb in debs if deb.name.startswith("linux-image-") and deb.name != wanted]
     kernels = kernels or [deb for deb in debs if deb.name == wanted]
     unpacked = (*kernels[:1], *archive.locate([TINY_INITRAMFS]))
@@ -124,9 +123,9 @@ def _plan_kernel(recipe: Recipe, archive: Archive, tools: Mapping[str, str]) -> 
 
 
 def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFile]:
-    """The files a layer brings, in order of path; `*.j2` are filled in.
+    """Yield the files of a layer, sorted by path, with `*.j2` templates rendered.
 
-    Modes are 755 or 644 by the owner's execute bit: a checkout keeps no others.
+    Modes are 755 or 644 by the owner's execute bit: Git keeps no others.
     """
     found: dict[str, GuestFile] = {}
     if layer.files:
@@ -148,14 +147,14 @@ def guest_files(layer: Layer, variables: Mapping[str, Any]) -> Iterator[GuestFil
         found[path_name] = GuestFile(path_name, 0o777, target="/dev/null")
     for path_name in sorted(found):
         if is_mounted(path_name):
-            hint = "take it out of the layer: no guest would ever see it"
-            message = f"layer {layer.name}: /{path_name} lies where the guest mounts a filesystem"
+            hint = "remove it from the layer: no guest would ever see it"
+            message = f"layer {layer.name}: /{path_name} is where the guest mounts a filesystem"
             raise ConfigError(message, hint)
         yield found[path_name]
 
 
 def providers_in(plans: Sequence[LayerPlan]) -> dict[str, Provider]:
-    """The providers that the layers write into the guest, by name."""
+    """Return the providers that the layers write into the guest, by name."""
     return {
         Path(file.path).stem: Provider.model_validate_json(file.content)
         for plan in plans
@@ -173,7 +172,7 @@ def _guest_file(path: Path, name: str, variables: Mapping[str, Any]) -> GuestFil
     try:
         text = environment.from_string(path.read_text(encoding="utf-8")).render(variables)
     except (TemplateError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be filled in: {error}", file=path) from error
+        raise ConfigError(f"cannot be rendered: {error}", file=path) from error
     return GuestFile(name.removesuffix(TEMPLATE_SUFFIX), _mode(path), text.encode())
 
 
@@ -207,10 +206,10 @@ def _digest(value: object) -> str:
 
 
 def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
-    """Lay the files out below `folder` as they will lie in the guest. Raises LayerConflict."""
+    """Write the files below `folder` at their paths in the guest. Raises LayerConflict."""
     folder.mkdir(parents=True, exist_ok=True)
     at = on_disk(folder)
-    # Links first: a file whose path has one of them in the middle goes where it leads.
+    # Links first: a file whose path goes through one of them goes where it leads.
     for file in sorted(files, key=lambda file: file.target is None):
         above, _, name = file.path.rpartition("/")
         path = folder / follow(above, at) / name
@@ -223,19 +222,19 @@ def write_staging(folder: Path, files: Sequence[GuestFile]) -> None:
                     stream.write(file.content)
                 path.chmod(file.mode)
         except (FileExistsError, NotADirectoryError):
-            raise LayerConflict(f"/{file.path} meets another file of the same layer") from None
+            raise LayerConflict(f"/{file.path} conflicts with another file of the layer") from None
     for made, _, _ in os.walk(folder):
         Path(made).chmod(0o755)
 
 
 def drop_matches(folder: Path, globs: Sequence[str]) -> None:
-    """Remove what the globs name below `folder`."""
+    """Remove the paths below `folder` that match the globs."""
     for pattern in globs:
         for path in matches(folder, pattern):
             remove_tree(path)
 
 
-# A command of a recipe is root in the guest's tree, and nobody outside of it.
+# A command of a recipe is root in the guest's tree and has no rights outside of it.
 _KEPT_FROM_COMMANDS = (
     *("audit_control", "bpf", "mknod", "net_admin", "perfmon", "sys_admin", "sys_boot"),
     *("sys_module", "sys_nice", "sys_pacct", "sys_ptrace", "sys_rawio", "sys_resource"),
@@ -249,23 +248,23 @@ _CHROOT = (
 
 
 def chroot_script(layer: Layer, install: Sequence[str]) -> str:
-    """What is done inside the tree ($1), with the layer's own files lying at $2.
+    """Return the script that makes a layer inside the tree $1, from the layer's own files in $2.
 
-    The files lie at $3 afterwards, as they fit the tree. `install` is the apt-get command for
-    the layer's packages, empty where it has none; $4 is the folder with the package files.
+    It moves the files to $3, each to its place on the tree. `install` is the apt-get command for
+    the layer's packages, empty if it has none; $4 is the folder with the package files.
     """
     lines = ["root=$1", "staging=$2", "fitted=$3", "debs=$4"]
     if install:
         lines += [
             f'archives=$({_INSIDE} folder "$root" /var/cache/apt/archives)',
             'mount --bind "$debs" "$archives"',
-            # Nothing that is installed may start anything.
+            # Packages must not start services.
             f'policy=$({_INSIDE} folder "$root" /usr/sbin)/policy-rc.d',
             # `install` replaces a link that a package left there, and does not write through it.
             r"printf '#!/bin/sh\nexit 101\n' | install -m 0755 /dev/stdin \"$policy\"".replace(
                 '\\"', '"'
             ),
-            # apt hides its status descriptor from package scripts, so it cannot be 2.
+            # apt closes its status descriptor for package scripts, so it cannot be 2.
             f"{shlex.join(install)} 3>&2",
             'rm "$policy"',
             'umount "$archives"',

@@ -1,4 +1,4 @@
-"""The tools that npm brings for a recipe's providers: versions in the lock, and the newest."""
+"""The providers' tools that npm installs: their locked versions, and the newest ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polydev.providers import Provider
 
 @dataclass(frozen=True)
 class Tool:
-    """A provider's tool; `version` is the lock's, None where no npm package brings the tool."""
+    """A provider's tool; `version` is the locked one, or None if npm does not install the tool."""
 
     provider: Provider
     version: str | None
@@ -21,7 +21,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class CheckedTool:
-    """A tool that npm brings, and the version that the registry calls the latest."""
+    """A tool that npm installs, and the version that the registry calls the latest."""
 
     tool: Tool
     newest: str
@@ -40,9 +40,9 @@ def tools_of(recipe: Recipe) -> list[Tool]:
 
 
 def checked(tools: Sequence[Tool]) -> list[CheckedTool]:
-    """Ask npm's registry for the newest version of each tool that npm brings.
+    """Ask npm's registry for the newest version of each tool that npm installs.
 
-    Raises ConfigError where the registry does not answer or knows no such package.
+    Raises ConfigError if the registry does not answer or has no such package.
     """
     return [
         CheckedTool(tool, newest_version(tool.provider.package))

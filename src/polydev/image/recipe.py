@@ -1,7 +1,7 @@
-"""The recipe: which layers an image is made of. YAML in, checked values out.
+"""Recipes: YAML files that say which layers an image is made of, read into checked values.
 
-A recipe may extend another one: it then leaves out some of its layers (`without`), adds its
-own above them and replaces single values. Paths in a recipe are relative to its own folder.
+A recipe may extend another one: it leaves out layers of it (`without`), adds layers above them and
+replaces single values. Paths in a recipe are relative to its folder.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from polydev.providers import Provider, by_any_name, load_providers
 from polydev.validation import key_path, problems_of
 from polydev.yaml_files import load_yaml
 
-# npm's record of where each package goes.
+# npm records the place of each package here.
 LOCK = "package-lock.json"
 KEYS_HINT = "the keys of a recipe are described in golden/README.md"
 
 
 def _no_control_characters(text: Any) -> Any:
-    """Refuse what would end a word or a line in the middle of a path, an option or a command."""
+    """Refuse characters that would end a word or line within a path, an option or a command."""
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in str(text)):
         raise ValueError("must not have control characters, such as a newline or NUL")
     return text
@@ -47,13 +47,13 @@ def _no_nul(text: str) -> str:
 
 def _stays_inside(path: str) -> str:
     if ".." in path.split("/"):
-        raise ValueError("must not lead out with ..")
+        raise ValueError("must not contain ..")
     return path
 
 
 def _is_absolute(path: str) -> str:
     if not path.startswith("/"):
-        raise ValueError("must be a whole path in the guest, which begins with /")
+        raise ValueError("must be an absolute path in the guest, which begins with /")
     return path
 
 
@@ -72,9 +72,9 @@ def _is_below_the_root(path: str) -> str:
 def _is_relative(glob: str) -> str:
     parts = glob.split("/")
     if not glob or glob.startswith("/"):
-        raise ValueError("must be a glob below the folder, which does not begin with /")
+        raise ValueError("must be a relative glob, which does not begin with /")
     if any("**" in part and part != "**" for part in parts):
-        raise ValueError("must have ** as a part of its own only, as in **/*.py")
+        raise ValueError("must have ** only as a whole part of the path, as in **/*.py")
     return glob
 
 
@@ -86,7 +86,7 @@ SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 Word = Annotated[str, AfterValidator(_no_control_characters)]
 Command = Annotated[str, AfterValidator(_no_nul)]
-# Beside the recipe, and so on this machine.
+# Relative to the recipe, on this machine.
 LocalPath = Annotated[Path, AfterValidator(_no_control_characters)]
 GuestGlob = Annotated[Word, AfterValidator(_is_absolute), AfterValidator(_stays_inside)]
 GuestFolder = Annotated[GuestGlob, AfterValidator(_can_be_seen)]
@@ -99,7 +99,7 @@ class RecipeModel(BaseModel):
 
 
 class Network(RecipeModel):
-    """The guest's static network: the same in every VM."""
+    """The guest's static network, which is the same in every VM."""
 
     address: IPv4Interface
     gateway: IPv4Address
@@ -107,9 +107,9 @@ class Network(RecipeModel):
 
 
 class Kernel(RecipeModel):
-    """A Debian kernel: `modules` stay in the image, `initrd_modules` find the root.
+    """A Debian kernel. `modules` stay in the image, `initrd_modules` find the root filesystem.
 
-    Both name modules without what they depend on; `cmdline` is what every boot gets.
+    Both lists need not name dependencies. `cmdline` is the command line of every boot.
     """
 
     package: PackageName
@@ -119,7 +119,7 @@ class Kernel(RecipeModel):
 
 
 class Copy(RecipeModel):
-    """Files from beside the recipe, by glob, into a folder of the guest."""
+    """Files of this machine, by glob, that are copied into a folder of the guest."""
 
     source: LocalPath
     glob: Glob = "**/*"
@@ -127,9 +127,9 @@ class Copy(RecipeModel):
 
 
 class Npm(RecipeModel):
-    """npm packages by their lock file, installed into a folder of the guest.
+    """npm packages of a lock file, installed into a folder of the guest.
 
-    `omit` are globs below that folder: what the packages bring and no VM needs.
+    `omit` are globs below that folder, for files of the packages that no VM needs.
     """
 
     folder: LocalPath
@@ -138,7 +138,7 @@ class Npm(RecipeModel):
 
 
 class Layer(RecipeModel):
-    """One layer; see golden/README.md for what each key does."""
+    """One layer; golden/README.md describes each key."""
 
     name: LayerName
     folder: Path = Path()
@@ -160,7 +160,7 @@ class Layer(RecipeModel):
 
     @property
     def needs_chroot(self) -> bool:
-        """Whether it is made inside the layers below it, and so depends on them."""
+        """Whether it is made inside the layers below it, and thus depends on them."""
         return bool(self.packages or self.run or self.enable or self.disable or self.remove)
 
 
@@ -177,20 +177,20 @@ class Recipe(RecipeModel):
     layers: list[Layer] = Field(min_length=1)
 
     def places_of(self, package: str) -> list[str]:
-        """Where the recipe names a Debian package."""
+        """Return the places where the recipe names a Debian package."""
         places = ["kernel.package"] if package == self.kernel.package else []
         named = [layer for layer in self.layers if package in (*layer.packages, *layer.unpack)]
         return places + [f"layer {layer.name}" for layer in named]
 
     def variables(self) -> dict[str, Any]:
-        """What the guest's `*.j2` files may use."""
+        """Return the variables of the guest's `*.j2` files."""
         return {"name": self.name, "network": self.network.model_dump(mode="json")}
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
-    Raises ConfigError naming the file and the key path of every fault.
+    Raises ConfigError with the file and the key path of each error.
     """
     data = _merged(path, seen=())
     try:
@@ -218,7 +218,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data.pop("without", None)
     if base_name is None:
         if without:
-            raise ConfigError("only goes with `extends`", file=path, key="without")
+            raise ConfigError("needs `extends`", file=path, key="without")
         return data
     base = _merged(path.parent / str(base_name), (*seen, path.resolve()))
     known = [layer.get("name") for layer in base.get("layers", [])]
@@ -263,7 +263,7 @@ def _check_layers(path: Path, recipe: Recipe) -> None:
     for index, layer in enumerate(recipe.layers):
         key = f"layers[{index}] ({layer.name})"
         if layer.name in names[:index] or layer.name == "kernel":
-            raise ConfigError("this name is taken", file=path, key=f"{key}.name")
+            raise ConfigError("another layer has this name", file=path, key=f"{key}.name")
         for place, missing in _missing_files(layer):
             raise ConfigError(f"no such file or folder: {missing}", file=path, key=f"{key}.{place}")
         if layer.npm:
@@ -274,25 +274,27 @@ def _check_layers(path: Path, recipe: Recipe) -> None:
 
 
 def _check_lock(lock: Path, path: Path, key: str) -> None:
-    """Refuse a lock by which npm would write beside its folder. Raises ConfigError."""
+    """Refuse a lock with which npm would write outside its folder. Raises ConfigError."""
     try:
         places = json.loads(lock.read_text(encoding="utf-8")).get("packages", {})
         outside = [place for place in places if place and not _is_npm_place(place)]
     except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{lock} is no lock of npm: {error}", file=path, key=key) from error
+        raise ConfigError(
+            f"{lock} is not a lock file of npm: {error}", file=path, key=key
+        ) from error
     if outside:
         raise ConfigError(
             f"{lock} puts a package into {outside[0]}, which is not below node_modules",
-            "packages of an image come from a registry, not from a folder beside the lock",
+            "an image's packages must come from a registry, not from a local folder",
             file=path,
             key=key,
         )
 
 
 def _check_providers(recipe: Recipe) -> None:
-    """Refuse providers with one name in two layers, or whose tool the npm layers do not bring.
+    """Refuse two providers with one name, and providers whose tool no npm layer installs.
 
-    A recipe without npm layers has its tools in another way.
+    A recipe without npm layers installs its tools in another way.
     """
     with_npm = [layer for layer in recipe.layers if layer.npm]
     packages = {name for layer in with_npm for name in _npm_packages(layer)}
@@ -302,7 +304,7 @@ def _check_providers(recipe: Recipe) -> None:
         for provider in found.values():
             file = layer.folder / str(layer.providers) / f"{provider.name}.yaml"
             if taken := set(provider.names) & set(by_any_name(known)):
-                message = f"another layer has a provider {min(taken)}"
+                message = f"another layer has a provider named {min(taken)}"
                 raise ConfigError(message, file=file, key="name")
             if with_npm and provider.package is not None and provider.package not in packages:
                 message = f"{provider.package} is in no package.json of the recipe"
@@ -317,7 +319,7 @@ def _npm_packages(layer: Layer) -> list[str]:
     try:
         return list(json.loads(manifest.read_text(encoding="utf-8")).get("dependencies", {}))
     except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"is no manifest of npm: {error}", file=manifest) from error
+        raise ConfigError(f"is not a package.json of npm: {error}", file=manifest) from error
 
 
 def _is_npm_place(place: str) -> bool:
@@ -326,7 +328,7 @@ def _is_npm_place(place: str) -> bool:
 
 
 def _missing_files(layer: Layer) -> Iterator[tuple[str, Path]]:
-    """What a layer names beside the recipe and is not there, with the key that names it."""
+    """Yield the local files that a layer names and that do not exist, each with its key."""
     for number, copy in enumerate(layer.copies):
         source = layer.folder / copy.source
         if not source.exists():

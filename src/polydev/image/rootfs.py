@@ -1,11 +1,11 @@
 """The ext4 root filesystem, made from a tree without mounting it.
 
-Its bytes depend on the tree alone: fixed UUIDs and times, entries in sorted order. mkfs takes
-ctime and atime from the tree, where nobody can set them, so debugfs writes them afterwards.
+Its bytes depend on the tree alone: UUIDs and times are fixed, entries are sorted. mkfs copies ctime
+and atime from the tree, where they cannot be set, so debugfs sets them afterwards.
 
-The filesystem has no journal and no metadata checksums: a VM's disk is thrown away with the
-VM, the image as a whole carries a SHA-256, and without them mkfs takes a fifth of the time
-and the guest loads and computes less.
+The filesystem has no journal and no metadata checksums: a VM's disk is removed with the VM, and the
+image as a whole has a SHA-256. Without them mkfs takes a fifth of the time, and the guest has less
+to load and compute.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MIB = 1 << 20
 
 
 def filesystem_bytes(sizes: Sequence[int], free_space_mib: int) -> int:
-    """Size of a filesystem for files of these sizes, with that much left free."""
+    """Return the size of a filesystem for files of these sizes and the free space."""
     content = sum(math.ceil(size / BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
     inodes = (len(sizes) + SPARE_INODES) * INODE_BYTES
-    # Folders, extent blocks, bitmaps and group descriptors: a few per cent.
+    # Folders, extent blocks, bitmaps and group descriptors take a few per cent.
     total = (content + inodes) * 1.03 + free_space_mib * MIB
     return math.ceil(total / (4 * MIB)) * 4 * MIB
 
@@ -47,7 +47,7 @@ def mkfs_argv(file: Path, tree: Path, entries: int, identity: uuid.UUID) -> list
 
 
 def time_commands(first: int, last: int, epoch: int) -> str:
-    """debugfs commands that give inodes first to last the same ctime and atime."""
+    """Return debugfs commands that set ctime and atime of the inodes `first` to `last`."""
     return "".join(
         f"set_inode_field <{inode}> {field} @{epoch}\n"
         for inode in (2, *range(first, last + 1))
@@ -63,7 +63,7 @@ def make_rootfs(
     epoch: int,
     scratch: Path,
 ) -> None:
-    """Make `file` from the stacked trees. Raises BuildError where the disk is full."""
+    """Make `file` from the stacked trees. Raises BuildError, for instance if the disk is full."""
     entries = list(listing)
     size = filesystem_bytes([entry["size"] for entry in entries], free_space_mib)
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, "root.polydev")
@@ -82,8 +82,8 @@ def make_rootfs(
         )
     except CommandError as error:
         raise BuildError(
-            f"the root filesystem could not be made: {error.stderr_tail}",
-            "see that the cache's disk has space (df), or set POLYDEV_CACHE to another one",
+            f"cannot make the root filesystem: {error.stderr_tail}",
+            "check that the cache's disk has space (df), or set POLYDEV_CACHE to another disk",
         ) from error
     commands = scratch / "debugfs-commands"
     commands.write_text(time_commands(FIRST_INODE, FIRST_INODE + len(entries), epoch))

@@ -1,8 +1,7 @@
-"""Work inside a layered tree: the argv that runs a command there.
+"""The sandbox of a build: command lines that run a command inside stacked trees.
 
-Everything is mounted in a mount namespace of the command's own, so that a build that is
-killed at any point leaves no mount behind, and in a PID namespace, so that it leaves no
-process either.
+The command has its own mount namespace, so that a killed build leaves no mount behind, and its own
+PID namespace, so that it leaves no process behind.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from pathlib import Path
 
 OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=off,xino=off"
 
-# A build sees devices of its own, no link of the tree leads a mount elsewhere, and the kernel's
-# settings, which are the machine's, cannot be written.
+# A build has its own devices, no link of the tree redirects a mount, and the kernel's settings,
+# which are the machine's, cannot be written.
 _MOUNT = """
 if [ -n "$1" ]; then mount -t overlay overlay -o "$1" "$2"; else mount --bind "$2" "$2"; fi
 if [ -n "$3" ]; then
@@ -51,9 +50,9 @@ exec "$@"
 
 
 def build_environment(epoch: int) -> dict[str, str]:
-    """Return the whole environment of what makes an image's bytes, whoever builds where.
+    """Return the complete environment of programs that make an image's files.
 
-    `epoch` (seconds) is what programs take for the time; https://reproducible-builds.org/specs/
+    `epoch` (seconds) is the time that they use; https://reproducible-builds.org/specs/
     """
     return {
         "DEBIAN_FRONTEND": "noninteractive",
@@ -61,7 +60,7 @@ def build_environment(epoch: int) -> dict[str, str]:
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        # Packages' scripts compile on purpose; what they only import is compiled in no set order.
+        # Modules that package scripts import would be compiled in no fixed order.
         "PYTHONDONTWRITEBYTECODE": "1",
         "SOURCE_DATE_EPOCH": str(epoch),
     }
@@ -69,9 +68,9 @@ def build_environment(epoch: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Trees, lowest first, seen as one at `at`; writes go to `upper` (none: read-only).
+    """Trees, lowest first, mounted as one at `at`; writes go to `upper` (None: read-only).
 
-    With no tree below, `at` itself is the tree.
+    Without trees in `lower`, `at` itself is the tree.
     """
 
     lower: tuple[Path, ...]
@@ -89,7 +88,7 @@ class Overlay:
 
 
 def contained_argv(command: Sequence[str]) -> list[str]:
-    """Run `command` so that none of its mounts and processes outlives the thread that waits."""
+    """Return argv that runs `command` so that its mounts and processes end with our thread."""
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--mount", "--propagation", "private", "--uts", "--ipc", "--pid", "--fork"),
@@ -100,7 +99,7 @@ def contained_argv(command: Sequence[str]) -> list[str]:
 def in_overlay_argv(
     overlay: Overlay, command: Sequence[str], *, for_chroot: bool = False
 ) -> list[str]:
-    """Run `command` with the overlay mounted, and with what a chroot in it needs."""
+    """Return argv that runs `command` with the overlay mounted, and what a chroot needs."""
     mounted = ["sh", "-eu", "-c", _MOUNT, "sandbox"]
     mounted += [overlay.mount_options(), str(overlay.at), "chroot" if for_chroot else ""]
     return contained_argv([*mounted, *command])

@@ -1,4 +1,4 @@
-"""The software bill of materials, CycloneDX 1.6 in JSON; the same image gives the same bytes."""
+"""The software bill of materials, CycloneDX 1.6 in JSON. Equal images give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polydev.image_record import ImageRecord, Package
 
 
 def sbom_json(record: ImageRecord, suite: str) -> str:
-    """Every package of the image with its package URL."""
+    """Return the bill of materials: each package of the image with its package URL."""
     moment = datetime.fromtimestamp(record.source_date_epoch, tz=timezone.utc)
     image = Component(
         name=record.recipe,

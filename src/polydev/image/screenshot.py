@@ -1,7 +1,7 @@
-"""The guest's screen as a picture, taken as a viewer would: over VNC.
+"""Screenshots of a guest, taken over VNC as a viewer does.
 
-The libraries for it would be a quarter of each start of `./inv`, so they are imported when a
-picture is taken.
+Importing the libraries would take a quarter of each start of `./inv`, so they are imported when a
+screenshot is taken.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 20.0
 
 
 def take_screenshot(ports: Ports, file: Path) -> bool:
-    """Write the screen to `file` (PNG); whether there was one to see."""
+    """Write the screen to `file` (PNG); return whether there was one."""
     try:
         asyncio.run(asyncio.wait_for(_capture(ports, file), TIMEOUT_SECONDS))
     except (OSError, EOFError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError):

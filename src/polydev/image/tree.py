@@ -1,4 +1,4 @@
-"""A layer's tree on disk: made reproducible, listed, and the listings of layers merged."""
+"""A layer's tree on disk: make it reproducible, list its files, merge the lists of layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Entry = dict[str, Any]
 WHITEOUT = "whiteout"
 OPAQUE_XATTR = "trusted.overlay.opaque"
 
-# What package scripts write about the moment or the machine they ran on.
+# Files in which package scripts note the time or the machine that they ran on.
 SCRUBBED = (
     "etc/.pwd.lock",
     "etc/group-",
@@ -50,10 +50,10 @@ SCRUBBED = (
 
 
 def scrub(tree: Path, kept: Collection[str] = ()) -> None:
-    """Remove what would differ between two builds of the same inputs.
+    """Remove files that would differ between two builds of the same inputs.
 
-    `kept` are paths that come from the inputs themselves. Nothing outside of `tree` is touched,
-    whatever its links say; what hides a file of the layers below stays.
+    `kept` are paths that come from the inputs themselves. Links are not followed, so nothing
+    outside `tree` changes. Whiteouts stay, since they hide files of the layers below.
     """
     for pattern in SCRUBBED:
         for path in matches(tree, pattern):
@@ -72,14 +72,14 @@ def _scrub(path: Path, tree: Path, kept: Collection[str]) -> None:
 
 
 def clamp_times(tree: Path, epoch: int) -> None:
-    """Give everything newer than `epoch` (seconds) that time."""
+    """Set the time of everything newer than `epoch` (seconds) to `epoch`."""
     for path in [tree, *walk(tree)]:
         if os.lstat(path).st_mtime > epoch:
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
 def list_tree(tree: Path) -> Iterator[Entry]:
-    """One entry for everything below `tree`, sorted by path within each folder.
+    """Yield an entry for each path below `tree`, sorted within each folder.
 
     Keys: path (from "/"), type (file, dir, symlink, whiteout, other), mode, uid, gid, mtime
     (seconds), size (bytes); sha256 of files, target of symlinks, opaque for folders that hide
@@ -110,7 +110,7 @@ def list_tree(tree: Path) -> Iterator[Entry]:
 
 
 def merge_listings(layers: Iterable[Iterable[Entry]]) -> list[Entry]:
-    """What the stacked layers (lowest first) show as one tree, sorted by path."""
+    """Return the entries that stacked layers (lowest first) show as one tree, sorted by path."""
     merged: dict[str, Entry] = {}
     for layer in layers:
         lay_listing(merged, layer)
@@ -118,7 +118,7 @@ def merge_listings(layers: Iterable[Iterable[Entry]]) -> list[Entry]:
 
 
 def lay_listing(merged: dict[str, Entry], layer: Iterable[Entry]) -> None:
-    """Change `merged`, a tree by its paths, to what it shows with one more layer on top."""
+    """Add a layer on top of `merged`, which has the entries of a tree by path."""
     for entry in layer:
         path = entry["path"]
         hides = entry["type"] == WHITEOUT or entry.get("opaque")
@@ -132,7 +132,7 @@ def lay_listing(merged: dict[str, Entry], layer: Iterable[Entry]) -> None:
 
 
 def write_listing(entries: Iterable[Mapping[str, Any]], file: Path) -> None:
-    """JSON lines, gzip without a time stamp: the same entries give the same bytes."""
+    """Write JSON lines, compressed without a time stamp: equal entries give equal bytes."""
     with file.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
         for entry in entries:
             packed.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
@@ -144,7 +144,7 @@ def read_listing(file: Path) -> list[Entry]:
 
 
 def allocated_bytes(path: Path) -> int:
-    """Disk space that a file takes, without its holes."""
+    """Return the disk space that a file takes, without its holes."""
     return path.stat().st_blocks * 512
 
 

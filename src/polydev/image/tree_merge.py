@@ -24,7 +24,7 @@ from polydev.image.guest_paths import (
 
 
 def nodes(tree: Path) -> dict[str, Node]:
-    """Return what lies at each path below `tree`."""
+    """Return what is at each path below `tree`."""
     at = on_disk(tree)
     found = (str(path.relative_to(tree)) for path in walk(tree))
     return {path: node for path in found if (node := at(path)) is not None}
@@ -39,7 +39,7 @@ def walk(tree: Path) -> Iterator[Path]:
 
 
 def fit(tree: Path, below: NodeAt, to: Path) -> Path:
-    """Move `tree` to the new folder `to` with each path where it lands on the tree below.
+    """Move `tree` to the new folder `to`, each path to its place on the tree below.
 
     Raises LayerConflict.
     """
@@ -54,9 +54,9 @@ def fit(tree: Path, below: NodeAt, to: Path) -> Path:
 def arrange(
     tree: Path, landed: Mapping[str, str], to: Path, place_file: Callable[[Path, Path], None]
 ) -> None:
-    """Make the new folder `to` of what lies in `tree`, each path in its new place."""
+    """Make the new folder `to` from the files of `tree`, each path in its new place."""
     to.mkdir()
-    # Read first: a folder's time changes when something is moved out of it.
+    # Read first, since moving a file out of a folder changes the folder's time.
     found = {path: os.lstat(tree / path) for path in landed}
     for path, place in landed.items():
         target = to / place
@@ -89,14 +89,14 @@ def _move_over(piece: Path, tree: Path) -> None:
 
 
 def give_attributes(folder: Path, info: os.stat_result) -> None:
-    """Give a folder the owner, mode and times of another one."""
+    """Set the owner, mode and times of a folder to those of another one."""
     os.chown(folder, info.st_uid, info.st_gid)
     folder.chmod(stat.S_IMODE(info.st_mode))
     os.utime(folder, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file or link a second name, or copy it where that is another filesystem."""
+    """Make a hard link of a file or link, or a copy if that is on another filesystem."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -123,7 +123,7 @@ def folder_inside(tree: Path, path: str) -> Path:
 
 
 def remove_inside(tree: Path, path: str) -> None:
-    """Remove what lies at a guest's path, with all below it; a link goes, not what it leads to."""
+    """Remove a guest's path with everything below it. Of a link, only the link is removed."""
     place = follow(path, on_disk(tree), last=False)
     if not place or is_mounted(place):
         raise LayerConflict(f"{path} cannot be removed: it is /{place}, which the guest mounts")
@@ -131,7 +131,7 @@ def remove_inside(tree: Path, path: str) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, a link or a folder with all below it, if it is there."""
+    """Remove a file, a link, or a folder with everything below it, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -140,7 +140,7 @@ def remove_tree(path: Path) -> None:
 
 
 def matches(tree: Path, pattern: str) -> Iterator[Path]:
-    """Yield what a glob names below `tree`, sorted; no link is followed. `**` is any depth."""
+    """Yield the paths below `tree` that match a glob, sorted. Links are not followed."""
     yield from sorted(set(_matches(tree, [part for part in pattern.split("/") if part])))
 
 
