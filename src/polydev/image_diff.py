@@ -1,4 +1,4 @@
-"""What differs between two images by their records: packages, layers, sizes, settings. Pure."""
+"""Compare two images by their records: packages, layers, sizes, settings. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polydev.image_record import ImageRecord, Package, RecordModel
 
 
 class PackageChange(RecordModel):
-    """`old` is None for a package that was added, `new` for one that was removed."""
+    """A package; `old` is None if it was added, `new` if it was removed."""
 
     kind: str
     name: str
@@ -19,7 +19,7 @@ class PackageChange(RecordModel):
 
 
 class SettingChange(RecordModel):
-    """Something else of the record, such as the kernel's version; None where one has no such."""
+    """Another value of the record, such as the kernel's version; None if an image lacks it."""
 
     name: str
     old: str | None
@@ -27,7 +27,7 @@ class SettingChange(RecordModel):
 
 
 class LayerChange(RecordModel):
-    """A layer whose id is another; `old` or `new` is None where one image has no such layer."""
+    """A layer whose id changed; `old` or `new` is None if that image lacks the layer."""
 
     name: str
     old: str | None
@@ -35,7 +35,7 @@ class LayerChange(RecordModel):
 
 
 class FileChange(RecordModel):
-    """A path that both images have; `fields` names what differs, such as mode or sha256."""
+    """A changed path of both images; `fields` are the differences, such as mode or sha256."""
 
     path: str
     fields: list[str]
@@ -48,9 +48,9 @@ class TreeDiff(RecordModel):
 
 
 class ImageDiff(RecordModel):
-    """The way from image `old` to image `new`; sizes in bytes, less than 0 where it shrank.
+    """The changes from image `old` to image `new`; sizes in bytes, negative if it shrank.
 
-    `files` is None when an image has no listing of its files.
+    `files` is None if an image has no listing of its files.
     """
 
     old: str
@@ -65,7 +65,7 @@ class ImageDiff(RecordModel):
     files: TreeDiff | None
 
     def as_text(self) -> str:
-        """For people: what changed, a line each; sizes in MB."""
+        """Return the changes as text, one per line; sizes in MB."""
         lines = [f"{self.old[:12]} → {self.new[:12]}"]
         lines += [f"{each.name} {each.old} → {each.new}" for each in self.settings_changed]
         lines += [f"layer {layer.name}" for layer in self.layers_changed]

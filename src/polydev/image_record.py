@@ -1,8 +1,7 @@
-"""What is known of an image: `record.json` beside it.
+"""The record of an image, `record.json`, and its digest.
 
-An image is named by its digest: the SHA-256 of its manifest, the sorted `sha256  name` lines
-of the files that a VM boots from. Everything else in the record describes; nothing
-else in it changes the name.
+The digest is the name of an image: the SHA-256 of its manifest, which is the sorted `sha256  name`
+lines of the files that a VM boots from. Nothing else in the record changes the digest.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ State = Literal["built", "failed", "verified", "promoted", "retired"]
 
 
 class RecordModel(BaseModel):
-    """Frozen; in JSON its names are in camelCase, as in every answer of this project."""
+    """Base of values in records: frozen, with camelCase names in JSON as in all our answers."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,7 +33,7 @@ class RecordModel(BaseModel):
 
 
 class FileEntry(RecordModel):
-    """One file of an image; sizes in bytes, `allocated_bytes` without the holes."""
+    """One file of an image; sizes in bytes, `allocated_bytes` without holes."""
 
     sha256: str
     size_bytes: int
@@ -42,7 +41,7 @@ class FileEntry(RecordModel):
 
 
 class Package(RecordModel):
-    """One thing installed; `kind` is the package manager it came from."""
+    """One installed package; `kind` is its package manager."""
 
     kind: Literal["deb", "npm"]
     name: str
@@ -50,7 +49,7 @@ class Package(RecordModel):
 
 
 class LayerEntry(RecordModel):
-    """One layer as it was used; `seconds` is None where it came from the cache."""
+    """One layer of the image; `seconds` is None if it came from the cache."""
 
     name: str
     id: str
@@ -65,7 +64,7 @@ class SpecResult(RecordModel):
 
 
 class Verification(RecordModel):
-    """The last cold boot of exactly this image and what the specs said of it."""
+    """The last verification of this image: its cold boot and the results of the specs."""
 
     at: datetime
     passed: bool
@@ -79,7 +78,7 @@ class Verification(RecordModel):
 
 
 class ImageRecord(RecordModel):
-    """What is known of an image. `providers` is None in records from before there were any."""
+    """The record of an image. `providers` is None in records of older versions."""
 
     digest: str
     recipe: str
@@ -96,6 +95,6 @@ class ImageRecord(RecordModel):
 
 
 def manifest_digest(sha256_by_name: Mapping[str, str]) -> str:
-    """The image's name: SHA-256, in hex, over its sorted `sha256  name` lines."""
+    """Return an image's digest: SHA-256, in hex, of its sorted `sha256  name` lines."""
     lines = "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""npm packages installed as a lock file names them, by the Node that is in our own lock.
+"""Install npm packages by their lock file, with the Node of our own lock.
 
-Install scripts do not run: nothing that npm fetches is executed.
+Install scripts do not run, so no downloaded file is executed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def clean_install(
     *options: str,
     contained: Callable[[Sequence[str]], Sequence[str]] = lambda argv: argv,
 ) -> None:
-    """Install what `folder`/package-lock.json names into `to`/node_modules.
+    """Install the packages of `folder`/package-lock.json into `to`/node_modules.
 
-    `contained` turns npm's command line into the one that is run.
-    Raises BuildError where the lock does not fit package.json or nothing can be fetched.
+    `contained` turns npm's command line into the one that is run. Raises BuildError if the lock
+    does not match package.json or packages cannot be fetched.
     """
     to.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, LOCK):
@@ -59,7 +59,7 @@ def clean_install(
         cause = cause_of(lines) or error.stderr_tail
         raise BuildError(
             f"npm could not install {folder / LOCK}: {cause}",
-            f"write it anew: npm install --package-lock-only, in {folder}"
+            f"update the lock: npm install --package-lock-only, in {folder}"
             if "in sync" in cause
             else "check this machine's network and npm configuration (npm ping), then run it again",
         ) from error
@@ -67,11 +67,11 @@ def clean_install(
 
 
 def newest_version(package: str) -> str:
-    """Ask the registry of this machine's npm for the version that it calls the latest.
+    """Ask the registry of this machine's npm for the latest version of a package.
 
-    Raises ConfigError where it does not answer or knows no such package.
+    Raises ConfigError if it does not answer or has no such package.
     """
-    # Where the registry does not answer, npm would take an old answer from its cache.
+    # If the registry does not answer, npm would use an old answer from its cache.
     with TemporaryDirectory(prefix="polydev-npm-") as cache:
         options = ["--json", "--fetch-retries=0", f"--cache={cache}"]
         argv = [*npm_argv(), "view", *options, package, "dist-tags.latest"]
@@ -83,7 +83,7 @@ def newest_version(package: str) -> str:
     if asked.status == 0 and isinstance(found, str):
         return found
     raise ConfigError(
-        f"npm does not say what the newest {package} is: {_view_cause(found, asked.stderr)}",
+        f"cannot find the newest version of {package}: {_view_cause(found, asked.stderr)}",
         "check this machine's network and npm configuration (npm ping), then run it again",
     )
 
@@ -95,7 +95,7 @@ def _view_cause(found: Any, stderr: str) -> str:
 
 
 def cause_of(lines: Sequence[str]) -> str:
-    """What npm says of its failure, without the help that follows; "" where it says nothing."""
+    """Return npm's error messages without the help text after them; "" if there are none."""
     errors = [said[1].strip() for line in lines if (said := ERROR_LINE.match(line))]
     if HELP_BEGINS in errors:
         del errors[errors.index(HELP_BEGINS) :]

@@ -1,4 +1,4 @@
-"""Progress of long work, for a person on a terminal or for a log, always on stderr."""
+"""Progress of long work, on a terminal or in a log; always on stderr."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 
 class Step(Protocol):
-    """One piece of work under way."""
+    """One running piece of work."""
 
     def say(self, detail: str, fraction: float | None = None) -> None:
-        """Tell what is being done now and, where known, how much is done (0 to 1)."""
+        """Show what is being done now and, if known, how much is done (0 to 1)."""
 
 
 class Steps:
-    """Shows steps, several at once: bars on a terminal, a line at start and end elsewhere."""
+    """Shows steps, several at once: bars on a terminal, else a line at start and end."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -41,7 +41,7 @@ class Steps:
         self.console.print(f"[green]✓[/] {name} [dim]{seconds:.1f} s[/]", highlight=False)
 
     def note(self, text: str) -> None:
-        # In a log a line stays whole; on a terminal, bars below it count lines.
+        # Lines wrap on a terminal only, where the bars below need their number.
         whole = not self.console.is_terminal
         self.console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
@@ -82,7 +82,7 @@ class _Bar:
 
 
 class _Lines:
-    """Where nobody looks at bars: one line when a step starts, the rest only in debug logs."""
+    """Progress in a log: one line when a step starts."""
 
     def __init__(self, console: Console, name: str) -> None:
         console.print(f"… {name}", highlight=False, markup=False)

@@ -1,8 +1,8 @@
 """Providers: the companies whose tools users log in to, each a YAML file beside the recipe.
 
-`load_providers` turns a folder of such files into checked values. The image's build writes each
-as JSON into the guest (`guest_json`), for the agent, and into the image's record, for the
-controller. docs/providers.md says what each key means.
+`load_providers` reads a folder of such files into checked values. The image's build writes each
+provider as JSON into the guest (`guest_json`) for the agent, and into the image's record for the
+controller. docs/providers.md describes the keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from polydev.validation import key_path, problems_of
 from polydev.yaml_files import load_yaml
 
 GUEST_FOLDER = "usr/share/polydev/providers"
-"""Where the guest has them, below its root."""
+"""The folder of providers in the guest, relative to its root."""
 KEYS_HINT = "the keys of a provider are described in docs/providers.md"
 
 
@@ -54,9 +54,9 @@ def _finds_a_code(pattern: str) -> str:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
+        raise ValueError(f"is not a regular expression: {error}") from None
     if groups != 1:
-        raise ValueError(f"must have one group, which finds the code, and has {groups}")
+        raise ValueError(f"must have one group, which matches the code, but has {groups}")
     return pattern
 
 
@@ -78,21 +78,21 @@ class ProviderModel(BaseModel):
 
 
 class Request(ProviderModel):
-    """A JSON-RPC request that the tool is sent on its standard input."""
+    """A JSON-RPC request that is sent to the tool on its standard input."""
 
     method: Word
     params: dict[str, JsonValue] = {}
 
 
 class Login(ProviderModel):
-    """How the tool logs in, and what of its output matters.
+    """How the tool logs in, and how to read its output.
 
-    requests           sent to the tool, which speaks JSON-RPC then; the answer to the last one says
-                       how the login ended
-    printed_url_mark   a printed URL that contains this is the login's
-    callback_port      loopback port for the browser's return, for people: nothing reads it; None
-                       where the tool takes a free one or needs none
-    device_code        regular expression whose one group finds the device code in the output
+    requests           sent to a tool that speaks JSON-RPC; the answer to the last request says how
+                       the login ended
+    printed_url_mark   a printed URL that contains this is the URL of the login
+    callback_port      loopback port for the browser's return; for people, no program reads it; None
+                       if the tool takes a free one or needs none
+    device_code        regular expression whose one group matches the device code in the output
     accepts_code       whether the user may paste a code into the tool's terminal
     """
 
@@ -106,18 +106,18 @@ class Login(ProviderModel):
 
 
 class Status(ProviderModel):
-    """The command that ends with status 0 if the tool is logged in."""
+    """The command that exits with status 0 if the tool is logged in."""
 
     command: Argv
     environment: Environment = {}
 
 
 class Credentials(ProviderModel):
-    """The file, below the user's home, in which the tool keeps its credentials as a JSON object.
+    """The file below the user's home in which the tool keeps its credentials, a JSON object.
 
     requires   dotted keys that valid credentials have, with values that are not empty
-    rotates    whether a refresh token works once only, so that one machine at a time may use it
-    also       other JSON files that the tool needs beside it, by their paths below the home
+    rotates    whether a refresh token works only once, so that one machine at a time may use it
+    also       other JSON files that the tool needs, by their paths below the home
     """
 
     file: HomePath
@@ -127,13 +127,13 @@ class Credentials(ProviderModel):
 
 
 class Provider(ProviderModel):
-    """One provider. `credentials` is None where its credentials are not handed over.
+    """One provider. `credentials` is None if its credentials are not handed over.
 
-    older_names   what older clients call it
-    note          what a user should know before they start; shown on the start page
-    package       the npm package that brings the tool, None where another way does
-    status        None where the tool has no such command
-    logout        for people: nothing runs it, since it would revoke the credentials
+    older_names   names that older clients use
+    note          text for users on the start page
+    package       the npm package of the tool; None if the tool is installed in another way
+    status        None if the tool has no such command
+    logout        for people: no program runs it, since it would revoke the credentials
     """
 
     name: Name
@@ -148,25 +148,25 @@ class Provider(ProviderModel):
 
     @property
     def rotates(self) -> bool:
-        """Whether its credentials are handed over, and one machine at a time may use them."""
+        """Whether its credentials are handed over, and only one machine at a time may use them."""
         return self.credentials is not None and self.credentials.rotates
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names by which callers may mean it."""
+        """All names that callers may use."""
         return self.name, *self.older_names
 
 
 def load_providers(folder: Path) -> dict[str, Provider]:
     """Read the providers of a folder's `*.yaml` files, by name.
 
-    Raises ConfigError naming the file and the key path of each fault.
+    Raises ConfigError with the file and the key path of each error.
     """
     found: dict[str, Provider] = {}
     for file in sorted(folder.glob("*.yaml")):
         provider = _load(file)
         if provider.name != file.stem:
-            message = f"must be {file.stem}, as the file is called"
+            message = f"must be {file.stem}, like the name of the file"
             raise ConfigError(message, KEYS_HINT, file=file, key="name")
         taken = set(provider.names) & set(by_any_name(found))
         if taken or len(set(provider.names)) < len(provider.names):
@@ -177,12 +177,12 @@ def load_providers(folder: Path) -> dict[str, Provider]:
 
 
 def by_any_name(providers: Mapping[str, Provider]) -> dict[str, Provider]:
-    """Return the providers by their present and older names."""
+    """Return the providers by their current and older names."""
     return {name: each for each in providers.values() for name in each.names}
 
 
 def guest_json(provider: Provider) -> bytes:
-    """Return what the guest has of a provider: all keys, also those that its file leaves out."""
+    """Return a provider as JSON for the guest, with all keys, also those its file omits."""
     return json.dumps(provider.model_dump(mode="json"), indent=1).encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: one frozen value, made once from the environment."""
+"""The folders of this machine, from the environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         def folder(name: str, otherwise: str) -> Path:
-            # A variable that is set to nothing would mean the folder that one happens to be in.
+            # An empty variable counts as not set; as a path it would be the current folder.
             return Path(environ.get(name) or otherwise).absolute()
 
         return cls(

@@ -143,7 +143,7 @@ class TestReadEvidence:
         assert parse_guest_state(answers(free=free)).root_free_kib == kib
 
     def test_an_account_cut_short(self) -> None:
-        with pytest.raises(VmError, match="cut short"):
+        with pytest.raises(VmError, match="is incomplete"):
             parse_guest_state("starting")
 
 

@@ -135,7 +135,7 @@ def test_a_registry_that_does_not_say_is_told_as_such(
     monkeypatch: pytest.MonkeyPatch, answer: Completed, cause: str
 ) -> None:
     monkeypatch.setattr(polydev.npm, "run", lambda *_, **__: answer)
-    with pytest.raises(ConfigError, match=f"newest tool is: {cause}$"):
+    with pytest.raises(ConfigError, match=f"newest version of tool: {cause}$"):
         newest_version("tool")
 
 

@@ -201,7 +201,7 @@ def test_name_of_a_layer_is_used_once(tmp_path: Path, name: str) -> None:
     recipe["layers"][1]["name"] = name
     error = refusal(write(tmp_path, recipe))
     assert error.key == f"layers[1] ({name}).name"
-    assert "taken" in error.message
+    assert "another layer has this name" in error.message
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Literal
 
 MOST_LINKS = 40
-# The guest and the build mount over these folders, so files in them would never be seen.
+# The guest and the build mount over these folders, so files in them are never seen.
 MOUNTED = ("dev", "proc", "sys")
 
 
 @dataclass(frozen=True)
 class Node:
-    """What is at a path; `target` is where a link leads. `gone` hides what the layers below have."""
+    # The guest and the build mount over these folders, so files below them are never seen.
 
     kind: Literal["dir", "file", "link", "gone"]
     target: str = ""
