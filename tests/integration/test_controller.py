@@ -397,7 +397,7 @@ def test_unhealthy_one_ends_before_it_accepts(host: Host) -> None:
         waiting.write(f"GET {HEALTH} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
         async with service(host, "--only-if-healthy", name="refused") as refused:
             assert await refused.ended() == 1
-            (event,) = refused.events("not healthy, so nothing is accepted")
+            (event,) = refused.events("start_refused_unhealthy")
             assert "never migrated" in json.dumps(event["report"])
         for left in host.folder.glob("controller.sqlite3*"):
             if left != moved:

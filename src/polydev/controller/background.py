@@ -1,4 +1,4 @@
-"""What the controller does besides answering, while it serves."""
+"""Work that the controller does in the background while it serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Background:
-    """Work that goes on until it is told to end. What fails is logged and begun again."""
+    """Runs work in the background. Work that fails is logged and restarted."""
 
     def __init__(self, works: Mapping[str, Work]) -> None:
         self._works = works
@@ -29,7 +29,7 @@ class Background:
         ]
 
     async def end(self) -> None:
-        """Cancel all, and return once all have ended; who asks again waits for the same."""
+        """Cancel all work and wait for its end."""
         if not self._ends:
             self._ends = True
             for task in self._tasks:
@@ -43,5 +43,5 @@ async def _until_done(name: str, work: Work) -> None:
             await work()
             return
         except Exception:
-            log.exception("work in the background failed and begins again", work=name)
+            log.exception("background_work_failed", work=name, restart_seconds=RESTART_SECONDS)
         await asyncio.sleep(RESTART_SECONDS)

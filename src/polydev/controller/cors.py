@@ -1,7 +1,7 @@
-"""Cross-origin requests: which web pages of others may call the API from a browser, if any.
+"""Cross-origin requests: which web pages of other sites may call the API from a browser.
 
-A browser sends a preflight first, without a token: that is answered before the gate. Pages of
-other origins are treated as if there were no CORS at all.
+Browsers send a preflight request without a token first, which is answered before authentication.
+All other origins are treated as if there were no CORS.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
 class Cors(CORSMiddleware):
-    """Answers preflights of `origins`, and marks answers as theirs to read."""
+    """Answer preflights of `origins`, and let them read answers."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
-        # Tokens come in a header, so cookies are never asked for. Which headers and methods are
-        # good is the API's to say: it answers with a reason, which a failed preflight has not.
+        # Tokens come in a header, so credentials (cookies) are not allowed. All headers and methods
+        # are: the API refuses wrong ones with a reason, which a failed preflight lacks.
         super().__init__(
             app,
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers=("*",),
             expose_headers=EXPOSED_HEADERS,
-            allow_private_network=True,  # hosts are on such, and their pages often are not
+            allow_private_network=True,  # hosts are often in private networks
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class Cors(CORSMiddleware):
 
 
 def checked_origin(text: str) -> str:
-    """An origin as browsers write it: scheme, host, and the port unless it is the default one.
+    """Return an origin as browsers write it: scheme, host, and port unless it is the default.
 
     Raises ValueError for anything else.
     """

@@ -1,4 +1,4 @@
-"""The database: how connections are made, and which revision of the schema it has."""
+"""Connections to the database, and the revision of its schema."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from polydev.errors import Error
 BUSY_TIMEOUT_MS = 5000
 HIGHEST_PORT = 65535
 CONNECT_TIMEOUT_SECONDS = 10
-# By this name PostgreSQL tells our connections from others'.
+# The name of our connections in PostgreSQL's pg_stat_activity.
 APPLICATION_NAME = "polydev-controller"
-# WAL: readers and the backup never wait for the writer. NORMAL is durable enough there: a power
-# cut may lose the last commits but damages nothing.
+# With WAL, readers and backups do not wait for the writer. NORMAL is durable enough: a power
+# failure may lose the last commits, but damages nothing.
 SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     "PRAGMA synchronous=NORMAL",
@@ -46,7 +46,7 @@ class DatabaseUnusable(Error):
 
 
 def checked_url(url: str) -> str:
-    """The address with the driver that we use. Raises ValueError, which does not quote it."""
+    """Return the URL with the driver that we use. Raises ValueError, which does not quote it."""
     scheme, mark, rest = url.partition("://")
     if not mark or scheme not in DRIVERS:
         raise ValueError("must begin with postgresql+psycopg:// or sqlite+aiosqlite://")
@@ -65,7 +65,7 @@ def checked_url(url: str) -> str:
 
 
 def described(url: str) -> str:
-    """The database for a person, without its password: `PostgreSQL, NAME at HOST:PORT as USER`."""
+    """Describe the database without its password: `PostgreSQL, NAME at HOST:PORT as USER`."""
     parts = make_url(url)
     if parts.get_backend_name() == "sqlite":
         return f"SQLite in {parts.database}"
@@ -77,12 +77,12 @@ def described(url: str) -> str:
 
 
 def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN") -> AsyncEngine:
-    """Make an engine; nothing connects yet. `begin` is how SQLite starts a transaction."""
+    """Make an engine, without a connection yet. `begin` is how SQLite begins a transaction."""
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_async_engine(url)
         _set_up_sqlite(engine, begin)
         return engine
-    # Statements prepared on the server would be lost behind a pooler such as Supabase's.
+    # A pooler such as Supabase's would lose prepared statements.
     arguments = {
         "prepare_threshold": None,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -92,7 +92,7 @@ def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEG
 
 
 def make_wal(url: str) -> None:
-    """Give a SQLite database its journal mode, which is kept in its file; make it if it is new.
+    """Set the journal mode of a SQLite database, which its file keeps; create it if missing.
 
     SQLite waits for no lock when the mode changes, so of two at once the second would fail: they
     queue on the folder. Other databases are left alone. Raises OSError, sqlite3.Error.
@@ -118,7 +118,7 @@ def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
         cursor = connection.cursor()
         for pragma in SQLITE_PRAGMAS:
             cursor.execute(pragma)
-        # Asked first: a change of the mode, even to what it is, waits for no other's lock.
+        # Check first: setting the mode, even to the same, fails while another process has a lock.
         cursor.execute("PRAGMA journal_mode")
         if tuple(cursor.fetchone()) != ("wal",):
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -130,7 +130,7 @@ def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
 
 
 async def schema_revision(engine: AsyncEngine) -> str | None:
-    """The revision that the database is at; None if it was never migrated.
+    """Return the database's revision; None if it was never migrated.
 
     Raises SQLAlchemyError or OSError when the database cannot be reached.
     """

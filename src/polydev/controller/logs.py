@@ -1,11 +1,10 @@
-"""Structured logs on stderr, one JSON object a line, for this code and for all that it uses.
+"""Structured logs of this code and its libraries on stderr, one JSON object a line.
 
-A line is bounded, whoever chose what it tells: journald cuts a line at 48 KiB and would show the
-rest as a line of its own. Control characters are escaped.
+The length of a line is limited, since journald splits lines at 48 KiB. Control characters are
+escaped.
 
-Secrets never get in: values under keys that sound like one are hidden, and so is whatever looks
-like a token or a password in a URL, tracebacks included. Of a VM's address the last part is left
-out.
+Secrets are hidden: values under keys that sound like a secret, and whatever looks like a token or a
+password in a URL, also in tracebacks. The last part of VMs' addresses is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from structlog.typing import EventDict, Processor
 
 HIDDEN = "***"
 SECRET_KEY = re.compile(r"authorization|cookie|token|secret|passw|credential|api_?key", re.I)
-# Repetitions that can begin anywhere have an end, else long texts would take quadratic time.
+# Repetitions are limited: else long texts would take quadratic time.
 SECRET_TEXT = re.compile(
     r"(?P<keep>\bBearer\s+|\baccess_token=|://[^/\s:@]*:(?=[^\s@]{1,1024}@))[^\s@\"'&]+(?P<at>@?)"
     r"|\beyJ[\w-]{8,2048}\.[\w-]{1,8192}\.[\w-]*"  # a JWT
@@ -32,14 +31,14 @@ SECRET_TEXT = re.compile(
 ADDRESS_KEY = re.compile(r"vm_?ip|(vm_?)?address", re.I)
 ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}\.\d{1,3}\.\d{1,3}\.)\d{1,3}(?![\w.]*\w)")
 VM_NETWORK = IPv4Network("192.168.100.0/24")
-# They say a line for each step of their own, which our events say already.
+# These libraries log each of their steps, which our own events cover.
 QUIET = ("uvicorn", "alembic", "aiosqlite", "sqlalchemy", "asyncio", "httpx", "httpcore")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much of an event is told: characters of a text and of a traceback, values in all, and
-    levels of lists and mappings."""
+    """Limits of one event: characters of a text and of a traceback, number of values, and depth of
+    lists and mappings."""
 
     text: int
     traceback: int
@@ -48,7 +47,7 @@ class Bounds:
 
 
 MOST_LINE_BYTES = 32 * 1024
-# The first that makes the line short enough is used: JSON escapes a character by up to twelve.
+# The first that makes the line short enough is used. JSON may escape a character as twelve.
 BOUNDS = (
     Bounds(text=2048, traceback=16 * 1024, values=200, depth=6),
     Bounds(text=512, traceback=2048, values=40, depth=3),
@@ -57,17 +56,18 @@ BOUNDS = (
 ALWAYS_TOLD = ("event", "level", "logger", "time", "requestId")
 MOST_KEY_CHARACTERS = 64
 MOST_SEARCHED = 4
-"""How many times a bound is searched for secrets: what is cut away first cannot split one."""
+"""Texts are cut to so many times the limit before they are searched for secrets, and to the limit
+after that: a cut cannot split a secret."""
 MOST_INTEGER_BITS = 256
 TRACEBACKS = frozenset({"exception", "stack", "exc_info", "stack_info"})
-# Besides control characters: what ends a line elsewhere, turns text round, or is no character.
+# Control characters, other line ends, changes of the writing direction, and surrogates.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 class Bounded:
-    """Renders an event without secrets, within bounds; addresses of `vm_network` are VMs'."""
+    """Render an event without secrets and within limits; `vm_network` has the VMs' addresses."""
 
     def __init__(self, render: Processor, vm_network: IPv4Network) -> None:
         self._render = render
@@ -143,8 +143,8 @@ class Bounded:
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
-    """The text with every unprintable character as its escape; with `lines`, ends of lines stay
-    and each further line is indented, so that none looks like a line of the log."""
+    """Escape all unprintable characters. With `lines`, line ends stay and further lines are
+    indented, so that none looks like a line of the log."""
     if lines:
         return "\n  ".join(escaped(line) for line in text.split("\n"))
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
@@ -158,7 +158,7 @@ def _described(value: object) -> str:
 
 
 def configure_logs(level: str, form: str, vm_network: IPv4Network = VM_NETWORK) -> None:
-    """Send this process's logs, those of libraries included, to stderr in one form."""
+    """Send the logs of this process and its libraries to stderr, as `json` or `console`."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

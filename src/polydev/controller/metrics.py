@@ -1,4 +1,4 @@
-"""What Prometheus reads; one registry for each application, so that two never mix."""
+"""Metrics for Prometheus, with a registry for each application."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from prometheus_client.process_collector import ProcessCollector
 import polydev
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# From an answer out of memory to a request that waits for a VM.
+# From an answer from memory to a request that waits for a VM.
 LATENCY_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 
 
 class Metrics:
     def __init__(self, release: str | None, started: float) -> None:
-        # Else there is one more series for each, which nobody asks for.
+        # These would be one more series for each metric.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -75,7 +75,7 @@ class Metrics:
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. `route` is the template, never the path: labels must stay few."""
+        """Count one request. `route` is the template, not the path: labels must stay few."""
         method = method if method in METHODS else "other"
         self.requests.labels(method, route, str(status)).inc()
         self.latency.labels(method, route).observe(seconds)

@@ -1,4 +1,4 @@
-"""Brings the database to this code's revision; a failing migration leaves it as it was."""
+"""Migrate the database to this release's revision; a failed migration changes nothing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class MigrationError(Error):
 
 
 async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | None, str | None]:
-    """Bring the database to the newest revision in `folder`: the revisions before and after.
+    """Migrate to the newest revision in `folder`. Return the revisions before and after.
 
-    Raises MigrationError; the database then is what it was.
+    Raises MigrationError, and the database is unchanged.
     """
-    # The write lock from the start: of two that migrate at once, the second finds all done.
-    # Other databases have a lock in env.py.
+    # SQLite takes the write lock first: of two migrations at once, the second finds nothing to do.
+    # For other databases env.py takes a lock.
     engine = create_engine(database_url, begin="BEGIN IMMEDIATE")
     try:
         make_wal(database_url)
@@ -47,7 +47,7 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
 
 
 def known_revisions(folder: Path = MIGRATIONS) -> frozenset[str]:
-    """Every revision that this code can bring to the newest one, and that one."""
+    """Return all revisions that this code knows, the newest one included."""
     script = ScriptDirectory.from_config(_config(folder))
     return frozenset(each.revision for each in script.walk_revisions())
 

@@ -1,8 +1,8 @@
-"""How many connections may be open without a complete request: overall, and for each address.
+"""Limit open connections without a complete request: in all, and for each address.
 
-A connection above a limit is accepted, and the one that has waited longest for its request is
-closed instead. So half a request, however often it is sent, keeps nobody out: a client that sends
-its request at once is served before its connection is the oldest.
+At a limit a new connection is still accepted, and the oldest waiting one is closed. So clients that
+send incomplete requests cannot lock out others: a client that sends its request at once is served
+long before its connection is the oldest.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ MOST_EXAMINED = 32
 
 
 class PendingConnection(Protocol):
-    """`place` is the address or network that it comes from; None: no limit of its own."""
+    """`place` is the address or network of the client; None: no limit for each address."""
 
     @property
     def place(self) -> str | None: ...
 
     def is_arriving(self) -> bool:
-        """Whether bytes that it has not read yet are here."""
+        """Whether unread bytes have arrived."""
 
     def evict(self) -> None:
-        """Close it, and say why where that is possible."""
+        """Close the connection, with an answer if possible."""
 
 
 class PendingConnections:
-    """The connections without a complete request, in the order in which they began to wait."""
+    """The connections that wait for a complete request, oldest first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
@@ -39,7 +39,7 @@ class PendingConnections:
         return len(self._all)
 
     def add(self, connection: PendingConnection) -> None:
-        """It waits for a request, unless it does so already. What exceeds a limit is evicted."""
+        """Add a connection, unless it is there already, and evict the oldest at a limit."""
         if connection in self._all:
             return
         here = self._by_place.setdefault(connection.place, {})
@@ -50,7 +50,7 @@ class PendingConnections:
             self._evict_oldest(self._all)
 
     def remove(self, connection: PendingConnection) -> None:
-        """Its request is complete, or it is closed; again is nothing."""
+        """Remove a connection whose request is complete, or which is closed, if it is there."""
         if connection not in self._all:
             return
         del self._all[connection]
@@ -66,6 +66,6 @@ class PendingConnections:
                 self.remove(oldest)
                 oldest.evict()
                 return
-            # It is about to be read, so it is as good as new.
+            # Its request is about to be read: treat it as new.
             del connections[oldest]
             connections[oldest] = None

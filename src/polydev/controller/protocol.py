@@ -1,7 +1,7 @@
-"""HTTP/1.1 of uvicorn, with limits for what is not a request yet, and an end that loses none.
+"""uvicorn's HTTP/1.1, with limits for incomplete requests and a shutdown that loses no request.
 
-Each connection has a deadline for its headers, one for its body and one for what it has to read.
-What exceeds a limit is answered, if nothing else is being answered, and the connection closes.
+Each connection has deadlines for its headers, for its body and for reading answers. A request that
+exceeds a limit gets an error, unless another answer is being sent, and its connection is closed.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ TOO_MANY_CONNECTIONS = Refusal(
 
 
 class State(ServerState):
-    """What all connections share; `draining_seconds` is set once the server is to end.
+    """State that all connections share; `draining_seconds` is set once the server stops.
 
-    `unread` has those whose clients do not read what was sent, in the order in which they began.
+    `unread` has the connections whose clients do not read their answers, oldest first.
     """
 
     draining_seconds: float | None = None
@@ -97,7 +97,7 @@ class Protocol(HttpToolsProtocol):
             self.client[0] if self.client else None, self.server_state.trusted_proxies
         )
         if self.server_state.draining_seconds is not None:
-            self.shutdown()  # accepted before the end began
+            self.shutdown()  # accepted before the shutdown began
         else:
             self._await_request()
         self._limits.accepted()
@@ -106,7 +106,7 @@ class Protocol(HttpToolsProtocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        """Give up a client that does not read its answers; where all do, refuse this one."""
+        """Close a connection whose client does not read its answers; if all do, refuse this one."""
         slowest = next(iter(self.server_state.unread), None)
         if slowest is None:
             self.evict()
@@ -114,13 +114,13 @@ class Protocol(HttpToolsProtocol):
             slowest.give_up()
 
     def give_up(self) -> None:
-        """Close it though something is left to send, which its client does not take."""
+        """Close the connection although unsent data is left, which its client does not read."""
         self._tell(TOO_MANY_CONNECTIONS.reason)
         self.server_state.unread.pop(self, None)
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # The base class tells the newest request only, which may wait behind the one under way.
+        # The base class only notifies the newest request, which may wait behind the current one.
         self.pipeline.clear()
         if self._under_way is not None:
             self._under_way.disconnected = True
@@ -138,12 +138,12 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _let_go(self) -> None:
-        """Nothing more is expected of it."""
+        """Stop all deadlines: no more is expected from the client."""
         self._limits.close()
         self.server_state.unfinished.remove(self)
 
     def shutdown(self) -> None:
-        """Begin the end of this connection: the next answer is its last."""
+        """Close the connection after its next answer."""
         grace = self.server_state.draining_seconds
         if grace is not None:
             self.timeout_keep_alive = min(self.timeout_keep_alive, grace)  # type: ignore[assignment]
@@ -153,7 +153,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def timeout_keep_alive_handler(self) -> None:
-        # A request that is here but not yet read will be served.
+        # A request that has arrived but was not read yet is served.
         if not self.transport.is_closing() and not unread_bytes(self.transport):
             self.transport.close()
 
@@ -167,7 +167,7 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _count(self) -> None:
-        """Tell whether it waits for the rest of a request, or else for an answer."""
+        """Record whether the connection waits for the rest of a request or for an answer."""
         if self.cycle is not None and self._is_answering() and not self.cycle.more_body:
             self.server_state.unfinished.remove(self)
         else:
@@ -203,7 +203,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._limits.header(name, value)
-        if self._limits.phase == "headers":  # else it is of the trailers, which are no headers
+        if self._limits.phase == "headers":  # else it is a trailer
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -227,7 +227,7 @@ class Protocol(HttpToolsProtocol):
 
     def _upgrade(self) -> None:
         if not self._should_upgrade():
-            self._end_after_answer()  # the parser has dropped what follows the headers
+            self._end_after_answer()  # the parser has dropped the data after the headers
         elif self._is_answering() or self.flow.write_paused:
             self._refuse(UPGRADE_TOO_EARLY)
         else:
@@ -277,7 +277,7 @@ class Protocol(HttpToolsProtocol):
 
     def _late(self, refusal: Refusal) -> None:
         if self.flow.read_paused:
-            self._limits.extend()  # the rest may be here, behind an answer under way
+            self._limits.extend()  # the rest may have arrived, but is read after the current answer
         elif self._limits.phase == "between":
             self._tell(refusal.reason)
             self.transport.close()  # the client sent nothing, so there is nothing to answer
@@ -285,7 +285,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal, *, lingers: bool = True) -> None:
-        """Answer with it where no other answer has begun, and close."""
+        """Answer with the refusal, unless another answer has begun, and close."""
         self._tell(refusal.reason, refusal.status.value)
         self._is_refused = True
         self._unset_keepalive_if_required()
@@ -305,7 +305,7 @@ class Protocol(HttpToolsProtocol):
         self._close(lingers=lingers)
 
     def _end_after_answer(self) -> None:
-        """Take no further request; the connection ends with the last answer."""
+        """Accept no further request and close after the last answer."""
         self._is_refused = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -313,7 +313,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _close(self, *, lingers: bool) -> None:
-        """Closing with unread bytes would take back an answer that the client has not read yet."""
+        """Close. Lingering lets the client read the answer first: unread bytes would reset it."""
         if not lingers:
             self.transport.close()
             return

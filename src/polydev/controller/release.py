@@ -1,4 +1,4 @@
-"""Which release this is: what the deployment wrote beside the venv that runs."""
+"""The id of the running release, which its deployment wrote beside the venv."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ log = logging.getLogger(__name__)
 
 
 def release_id(file: Path | None) -> str | None:
-    """The release's id from its release.json; None outside of a deployed release."""
+    """Return the id in release.json; None outside of a deployed release."""
     path = file or Path(sys.prefix).parent / "release.json"
     try:
         found = json.loads(path.read_text())["id"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("release file %s cannot be used: %s", path, error)
+        log.warning("cannot read release file %s: %s", path, error)
         return None
     return str(found)

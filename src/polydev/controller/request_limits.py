@@ -1,7 +1,7 @@
-"""Limits of a connection before its request is complete: bytes, number of headers, and time.
+"""Limits of an incomplete request: bytes, number of headers, and time.
 
-The parser keeps what it reads of a header until the header ends, so bytes are counted before it
-gets more of them. A request that exceeds a limit is refused before the application sees it.
+The parser buffers a header until its end, so bytes are counted before the parser gets them. A
+request that exceeds a limit is refused before the application sees it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MOST_TARGET_BYTES = 16 * 1024
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
 MOST_PARSED_BYTES = 16 * 1024
-"""How much the parser gets at once. It may keep twice MOST_HEADER_BYTES before that is noticed."""
+"""The parser gets so much at once. It may buffer twice MOST_HEADER_BYTES before a refusal."""
 
 Phase = Literal["between", "headers", "body"]
 
 
 class Refusal(Exception):
-    """A request that the application never sees. `reason` is its label in the metrics."""
+    """Why a request is refused before the application sees it. `reason` is a label in metrics."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -34,7 +34,7 @@ class Refusal(Exception):
         self.detail = detail
 
     def answer(self) -> bytes:
-        """The whole answer, which ends its connection."""
+        """Return the whole HTTP answer, after which the connection is closed."""
         request_id = uuid.uuid4().hex
         problem = {
             "type": "about:blank",
@@ -70,11 +70,11 @@ TOO_MANY_HEADERS = Refusal(
 
 
 class RequestLimits:
-    """What one connection has sent of its request, and by when the rest must be there.
+    """Counts what one connection has sent of its request, with deadlines for the rest.
 
-    The protocol reports what the parser tells it. A method that exceeds a limit raises Refusal and
-    leaves it in `refusal`, for the parser hides what its callbacks raise. `on_late` is called with
-    one when a deadline passes.
+    The protocol calls these methods for the parser's events. At a limit they raise Refusal and also
+    set `refusal`, since the parser hides exceptions of its callbacks. When a deadline passes,
+    `on_late` is called with a Refusal.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class RequestLimits:
         self._has_ended = False
 
     def accepted(self) -> None:
-        """The connection is new: its first headers must be there in time, counted from now."""
+        """Begin the deadline of the first headers of a new connection."""
         self._time("headers")
 
     def begun(self) -> None:
@@ -111,7 +111,7 @@ class RequestLimits:
             self.refuse(TARGET_TOO_LONG)
 
     def header(self, name: bytes, value: bytes) -> None:
-        """One header, or one field of the trailers."""
+        """Count a header or a trailer."""
         self._headers += 1
         self._header_bytes += len(name) + len(value) + len(b": \r\n")
         if self._headers > MOST_HEADERS:
@@ -124,17 +124,17 @@ class RequestLimits:
         self.ended()
 
     def ended(self) -> None:
-        """The headers, a piece of the body or a line between chunks is complete."""
+        """Note that headers, a part of the body or a chunk's line are complete."""
         self._has_ended = True
 
     def complete(self) -> None:
-        """The request is complete."""
+        """Note that the request is complete."""
         self.phase = "between"
         self._requests += 1
         self.ended()
 
     def parsed(self, size: int) -> None:
-        """The parser has read so many bytes."""
+        """Count `size` bytes that the parser has read."""
         self._unended_bytes = 0 if self._has_ended else self._unended_bytes + size
         self._has_ended = False
         if self._unended_bytes > MOST_HEADER_BYTES:
@@ -143,11 +143,11 @@ class RequestLimits:
         self._time("headers" if self._unended_bytes and self.phase == "between" else self.phase)
 
     def extend(self) -> None:
-        """Give the whole time once more."""
+        """Begin the current deadline again."""
         self._time(self.phase)
 
     def close(self) -> None:
-        """No deadline holds any more."""
+        """Stop the deadline."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._timed = None
@@ -157,7 +157,7 @@ class RequestLimits:
         raise refusal
 
     def _time(self, phase: Phase) -> None:
-        """Begin the deadline of this phase of this request, unless it has begun."""
+        """Begin the deadline of this request's phase, unless it has begun already."""
         if self._timed == (self._requests, phase):
             return
         self.close()

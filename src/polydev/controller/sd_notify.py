@@ -1,4 +1,4 @@
-"""systemd's side of a service: sockets that it hands over, and what it wants to be told."""
+"""sd_notify and socket activation: messages to systemd, and the sockets that it passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_INHERITED_SOCKET = 3
 def inherited_sockets(
     environ: MutableMapping[str, str] = os.environ, pid: int | None = None
 ) -> list[socket.socket]:
-    """The listening sockets that were handed to this very process; [] if there are none."""
+    """Return the listening sockets that systemd passed to this process; [] if none."""
     count = int(environ.pop("LISTEN_FDS", "0"))
     meant_for = environ.pop("LISTEN_PID", "")
     environ.pop("LISTEN_FDNAMES", None)
@@ -31,25 +31,25 @@ def inherited_sockets(
 
 
 def notify_address(environ: MutableMapping[str, str] = os.environ) -> str | None:
-    """Where systemd listens for news; an abstract socket's name starts with a NUL."""
+    """Return the address of systemd's notify socket; an abstract one starts with a NUL."""
     address = environ.get("NOTIFY_SOCKET")
     return "\0" + address[1:] if address and address.startswith("@") else address
 
 
-def notify(news: str) -> None:
-    """Tell systemd, as sd_notify(3) has it; nothing where nobody wants to know."""
+def notify(message: str) -> None:
+    """Send a message as in sd_notify(3); without a notify socket, do nothing."""
     address = notify_address()
     if not address:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.sendto(news.encode(), address)
+            channel.sendto(message.encode(), address)
     except OSError as error:
-        log.warning("systemd could not be told %r: %s", news, error)
+        log.warning("sd_notify failed for %r: %s", message, error)
 
 
 def watchdog_seconds(environ: MutableMapping[str, str] = os.environ) -> float | None:
-    """How often systemd wants a sign of life: half of what it waits; None if it wants none."""
+    """Return the pause between watchdog messages, half of systemd's limit; None without one."""
     wanted = environ.get("WATCHDOG_USEC")
     if not wanted or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -57,7 +57,7 @@ def watchdog_seconds(environ: MutableMapping[str, str] = os.environ) -> float | 
 
 
 async def feed_watchdog() -> None:
-    """Tell systemd that the event loop is alive, until cancelled."""
+    """Send watchdog messages from the event loop until cancelled."""
     seconds = watchdog_seconds()
     while seconds is not None:
         notify("WATCHDOG=1")

@@ -1,9 +1,9 @@
-"""The server: uvicorn with systemd's sockets, a health gate before it and a lossless end.
+"""The server: uvicorn on systemd's sockets, with a health check first and a lossless shutdown.
 
-Two processes share one listening socket while a release hands over to the next. The new one
-accepts nothing before its own health is good; the old one, told to end, accepts nothing more and
-serves what it has. A connection that waits for its next request is kept open for a moment longer:
-its client may be sending just now. What still arrives is answered with `Connection: close`.
+Two processes share the listening socket while a release hands over to the next. The new process
+accepts connections once it is healthy. The old one stops accepting and completes its requests. It
+keeps idle connections open for a moment, since their clients may be sending a request, which it
+answers with `Connection: close`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from polydev.errors import ConfigError
 
 log = structlog.stdlib.get_logger(__name__)
 
-BACKLOG = 4096  # that of master-controller.socket: listening again would set another
+BACKLOG = 4096  # as in master-controller.socket, whose value this would replace
 TICK_SECONDS = 1.0
 
 
 class Server(UvicornServer):
-    """`refused` says that the application's own health kept it from starting."""
+    """`refused`: the server did not start, since the application is not healthy."""
 
     server_state: State
 
@@ -104,25 +104,25 @@ class Server(UvicornServer):
             return True
         status, body = await ask(self.app, HEALTH_PATH)
         if status != 200:
-            log.error("not healthy, so nothing is accepted", report=json.loads(body))
+            log.error("start_refused_unhealthy", report=json.loads(body))
         return status == 200
 
     async def main_loop(self) -> None:
-        # on_tick renews the Date header; being told to end must not wait for it.
+        # on_tick updates the Date header. The signal to stop must not wait for it.
         while not await self.on_tick(0):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         notify("STOPPING=1")
-        log.info("ending", connections=len(self.server_state.connections))
+        log.info("shutdown_begun", connections=len(self.server_state.connections))
         self.server_state.draining_seconds = self._drain_keep_alive_seconds
         ending = asyncio.create_task(self.services.end())
         await super().shutdown(sockets)
         await ending
         if self._watchdog is not None:
             self._watchdog.cancel()
-        log.info("ended", requests=self.server_state.total_requests)
+        log.info("shutdown_complete", requests=self.server_state.total_requests)
 
     def _end(self) -> None:
         self.should_exit = True
@@ -130,7 +130,7 @@ class Server(UvicornServer):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn's own raises the signal again at the end, and so never exits with 0.
+        # uvicorn raises the signal again at its end, so that the exit status is never 0.
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
@@ -138,14 +138,14 @@ class Server(UvicornServer):
 
 
 def _tls(settings: ControllerSettings) -> ssl.SSLContext | None:
-    """What TLS is spoken with; None without a certificate."""
+    """Return the TLS context; None without a certificate."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    from polydev.controller.tls import server_context, trouble_now  # dear to import
+    from polydev.controller.tls import server_context, trouble_now  # expensive to import
 
     certificate = settings.tls_certificate.get_secret_value()
     if trouble := trouble_now(certificate, now()):
-        log.warning("certificate_of_another_time", reason=trouble)
+        log.warning("tls_certificate_not_valid_now", reason=trouble)
     return server_context(certificate, settings.tls_key.get_secret_value())
 
 
@@ -158,7 +158,7 @@ def _uvicorn_config(settings: ControllerSettings, app: FastAPI) -> UvicornConfig
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # Identity reads them, from trusted proxies only
+        proxy_headers=False,  # auth.client_address reads them, from trusted proxies only
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,
         ws=RelayProtocol,
@@ -166,7 +166,7 @@ def _uvicorn_config(settings: ControllerSettings, app: FastAPI) -> UvicornConfig
 
 
 def serve(settings: ControllerSettings, *, only_if_healthy: bool) -> int:
-    """Serve until told to end; the exit status."""
+    """Serve until SIGTERM, and return the exit status."""
     server = Server(settings, create_app(settings), only_if_healthy=only_if_healthy)
     server.run(sockets=inherited_sockets() or [_own_socket(settings.host, settings.port)])
     return 1 if server.refused else 0

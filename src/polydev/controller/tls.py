@@ -1,4 +1,4 @@
-"""The certificate with which the controller itself serves HTTPS: checked, then given to its server.
+"""The certificate of the controller's own HTTPS: checks, and the server's TLS context.
 
 `tls-certificate` holds the certificate and those between it and its authority, `tls-key` its
 private key, both as PEM. They are read once, at the start of a process: a deployment with other
@@ -26,7 +26,7 @@ IS_PROTECTED = (
 
 
 def certificates_of(text: str) -> list[x509.Certificate]:
-    """The certificates of a PEM file, the server's own first. Raises ValueError for none."""
+    """Return the certificates of a PEM file, the server's first. Raises ValueError if none."""
     try:
         return x509.load_pem_x509_certificates(text.encode())
     except ValueError:
@@ -61,13 +61,12 @@ def _public_bytes_of_key(text: str) -> bytes:
 
 
 def expiry_of(certificate: str) -> datetime:
-    """When the first of the chain's certificates ends."""
+    """Return the earliest expiry of the chain's certificates."""
     return min(each.not_valid_after_utc for each in certificates_of(certificate))
 
 
 def trouble_now(certificate: str, at: datetime) -> str | None:
-    """Why browsers do not take the certificate at that moment; None where nothing speaks
-    against it."""
+    """Return why browsers refuse the certificate at that time; None if they accept it."""
     for each in certificates_of(certificate):
         begins, ends = each.not_valid_before_utc, each.not_valid_after_utc
         if at < begins:
@@ -78,11 +77,11 @@ def trouble_now(certificate: str, at: datetime) -> str | None:
 
 
 def server_context(certificate: str, key: str) -> ssl.SSLContext:
-    """What the server speaks TLS with: 1.2 or 1.3, and HTTP/1.1 in it."""
+    """Return the server's TLS context: TLS 1.2 or 1.3, with HTTP/1.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # Python's ssl reads files only; this one is in memory and has no name.
+    # Python's ssl only reads files; this one is in memory.
     file = os.memfd_create("tls", os.MFD_CLOEXEC)
     try:
         os.write(file, f"{key}\n{certificate}\n".encode())
