@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.Node]) -> None:
-    """Raise ConfigError for a key that is no text, that stands twice, or for a loop of aliases."""
+    """Raise ConfigError for a key that is not text or appears twice, or for a loop of aliases."""
     if any(node is each for each in above):
         raise ConfigError("contains itself", file=file, key=path)
     within = [*above, node]
@@ -91,7 +91,7 @@ def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.
             below = f"{path}.{key.value}" if path else str(key.value)
             if key.value in lines:
                 raise ConfigError(
-                    f"this key stands twice, in line {lines[key.value]} and in line {line}",
+                    f"this key appears twice, in line {lines[key.value]} and in line {line}",
                     "only one of them can count: remove the other",
                     file=file,
                     key=below,

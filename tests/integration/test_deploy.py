@@ -250,7 +250,7 @@ KERNEL = (
         ('+\t\toifname "br-vm" drop',),
         'firewall: oifname "br-vm" drop',
     ),
-    Edit("", "Dead-man timer | armed", ("way to the host",)),
+    Edit("", "Dead-man timer | armed", ("access to the host",)),
     Edit(
         "sysctl -q -w net.ipv4.conf.all.proxy_arp=1 && "
         "ip rule add to 192.168.100.0/25 priority 90 prohibit && "

@@ -61,7 +61,7 @@ def test_database_password_is_not_shown() -> None:
         ("database_url: mysql://secret@db\n", "database_url: "),
         ("- port\n", "must hold keys and values"),
         ("port: [\n", "line 2: is not YAML"),
-        ("port: 1\nport: 2\n", "port: this key stands twice, in line 1 and in line 2"),
+        ("port: 1\nport: 2\n", "port: this key appears twice, in line 1 and in line 2"),
         ("1: x\n", "line 1: the key 1 is not text"),
         ("session: {1: x}\n", "session: line 1: the key 1 is not text"),
         (

@@ -27,22 +27,22 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "a" * 64
 # What systemd would take for something else, or for nothing.
 NO_LISTEN = {
-    "it has no address, or no port": ("4000", "0.0.0.0", "/run/x.sock", ""),
-    "is no port": (
+    "address or port is missing": ("4000", "0.0.0.0", "/run/x.sock", ""),
+    "is not a port": (
         *("0.0.0.0:http", "0.0.0.0:", "0.0.0.0:-1", "0.0.0.0:+1", "0.0.0.0:4 0", "::", "[::1]"),
         *("0.0.0.0:\u0664000", "0.0.0.0:4000 ", "0.0.0.0:4000\n", "0.0.0.0:4000\nListenStream=1"),
     ),
     "is not from 1 to 65535": ("0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:99999", "[::1]:0"),
-    "is no IP address": (
+    "is not an IP address": (
         *(":4000", "localhost:4000", "*:4000", " 0.0.0.0:4000", "1.2.3:4000", "1.2.3.256:4000"),
         *("01.2.3.4:4000", "vsock:2:4000", "[::1:4000", "::1]:4000"),
     ),
-    "stands in brackets": ("::1:4000", "[127.0.0.1]:4000"),
-    "an address with a scope cannot be listened at": ("[fe80::1%eth0]:4000",),
-    "cannot be listened at by itself": (
+    "write an IPv6 address in brackets, any other without": ("::1:4000", "[127.0.0.1]:4000"),
+    "a server cannot listen at an address with a scope": ("[fe80::1%eth0]:4000",),
+    "a server cannot listen at that address": (
         *("[fe80::1]:4000", "[::ffff:127.0.0.1]:4000", "[::ffff:0.0.0.0]:4000"),
     ),
-    "the address of no host": ("224.0.0.1:4000", "[ff02::1]:4000", "255.255.255.255:4000"),
+    "not the address of a host": ("224.0.0.1:4000", "[ff02::1]:4000", "255.255.255.255:4000"),
 }
 
 
@@ -77,9 +77,9 @@ class TestData:
             ({"vm_memory_mib": 10**12}, "vm_memory_mib: must be 1048576 or less"),
             ({"vm_translation_cache_mib": 10**9}, "vm_translation_cache_mib: must be 1048576"),
             ({3: 4}, "3: there is no such key"),
-            ({"source": "a\0b"}, "source: is no path"),
-            ({"store": "\0"}, "store: is no path"),
-            ({"secrets": {"jwt-secret": "\0"}}, "secrets.jwt-secret: is no path"),
+            ({"source": "a\0b"}, "source: is not a path"),
+            ({"store": "\0"}, "store: is not a path"),
+            ({"secrets": {"jwt-secret": "\0"}}, "secrets.jwt-secret: is not a path"),
             ({"firecracker": {"file": "fc", "sha256": "0"}}, "firecracker.sha256"),
             ({"secrets": {"jwt-secret": 3}}, "secrets.jwt-secret"),
             ({"secrets": {"../../etc/cron.d/x": "x"}}, "secrets.../../etc/cron.d/x"),
@@ -109,7 +109,7 @@ class TestData:
         with pytest.raises(ConfigError) as told:
             check_host_data({"controller_listen": text}, "browsers-7")
         assert told.value.message.startswith("inventory: browsers-7: controller_listen")
-        assert f"{why}; it is an IP address and a port" in told.value.message
+        assert f"{why}; write an IP address and a port" in told.value.message
 
     def test_the_bridge_may_be_the_first_or_come_after_the_last_vm(self) -> None:
         for address in ("10.0.0.1/24", "10.0.0.10/24", "10.0.0.254/24"):
@@ -165,16 +165,16 @@ class TestController:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            ({"port": 4001}, "controller.port: follows from controller_listen"),
-            ({"host": "::"}, "controller.host: follows from controller_listen"),
-            ({"vm_network": "10.0.0.0/8"}, "controller.vm_network: follows from bridge_address"),
-            ({"vm": {"cpus": 9}}, "controller.vm.cpus: follows from vm_cpus"),
+            ({"port": 4001}, "controller.port: is derived from controller_listen"),
+            ({"host": "::"}, "controller.host: is derived from controller_listen"),
+            ({"vm_network": "10.0.0.0/8"}, "controller.vm_network: is derived from bridge_address"),
+            ({"vm": {"cpus": 9}}, "controller.vm.cpus: is derived from vm_cpus"),
             (
                 {"vm": {"pause_after_seconds": 5}},
                 "controller.vm.pause_after_seconds: .*at least",
             ),
             ({"vm": 5}, "controller.vm: "),
-            ({"image_store": "/x"}, "controller.image_store: follows from"),
+            ({"image_store": "/x"}, "controller.image_store: is derived from"),
             ({"PORT": 4001}, "controller.PORT: there is no such key; did you mean port?"),
             ({"JWT_SECRET": "x" * 40}, "controller.JWT_SECRET: there is no such key; did you mean"),
             ({"slots": [2, 99]}, "controller.slots: the host has slots 2 to 9"),
@@ -192,7 +192,7 @@ class TestController:
 
     def test_a_source_that_is_no_checkout_is_named(self, tmp_path: Path) -> None:
         for folder in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(ConfigError, match=r"inventory: box: source: .*is no checkout"):
+            with pytest.raises(ConfigError, match=r"inventory: box: source: .*is not a checkout"):
                 check_controller(HostData(source=folder), "box")
 
     def test_what_a_vm_is_given_beside_its_sizes_leaves_these(self) -> None:
@@ -294,12 +294,12 @@ class TestWantedImage:
 
     @pytest.mark.parametrize("record", [{}, {"verification": None}, {"verification": {}}])
     def test_one_that_was_never_verified_is_not_sent(self, store: Path, record: object) -> None:
-        with pytest.raises(ConfigError, match="never booted and verified") as told:
+        with pytest.raises(ConfigError, match="is not verified") as told:
             wanted_image(self.put(store, record))
         assert told.value.hint == f"./inv golden.verify {DIGEST[:12]}"
 
     def test_nor_one_that_failed(self, store: Path) -> None:
-        with pytest.raises(ConfigError, match="not sent anywhere"):
+        with pytest.raises(ConfigError, match="is not verified"):
             wanted_image(self.put(store, {"verification": {"passed": False}}))
 
     def test_nor_one_whose_record_is_damaged(self, store: Path) -> None:
@@ -349,7 +349,7 @@ class TestSecrets:
         (tmp_path / "jwt").write_bytes(b"secret\xff")
         (tmp_path / "large").write_bytes(b"x" * 65537)
         for name, why in {
-            "jwt": "no UTF-8 text",
+            "jwt": "not UTF-8 text",
             "nothing": "No such file",
             ".": "directory",
             "/dev/zero": "device",

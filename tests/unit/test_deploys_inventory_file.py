@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
         ("browser_hosts = [('a',)]", "browser_hosts[0]: must be a name, or a name with"),
         ("browser_hosts = [3]", "browser_hosts[0]: must be a name, or a name with"),
         ("browser_hosts = ['']", "browser_hosts[0]: must be a name, or a name with"),
-        ("browser_hosts = ['a', ('a', {})]", "browser_hosts[1]: the host a stands twice"),
+        ("browser_hosts = ['a', ('a', {})]", "browser_hosts[1]: the host a is listed twice"),
         ("browser_hosts = ['a']\nDNS = ['8.8.8.8']", "DNS: '8.8.8.8' is not in browser_hosts"),
         ("browser_hosts = ['a']\nmore = (['b'], {})", "more: 'b' is not in browser_hosts"),
-        ("browser_hosts = [\n", "line 1: is not Python: '[' was never closed"),
+        ("browser_hosts = [\n", "line 1: is not valid Python: '[' was never closed"),
         ("x = 1\nbrowser_hosts = [y]\n", "line 2: cannot be read: NameError: name 'y' is not"),
         ("import nowhere_at_all\n", "line 1: cannot be read: ModuleNotFoundError"),
     ],
@@ -73,7 +73,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name
     with (tmp_path / name).open("a") as file:
         file.write("_x = {\n 'slots': 3,\n 'y': {'slots': 4},\n 'slots': 5}\n")
     with pytest.raises(
-        ConfigError, match=r"slots: this key stands twice, in line \d and in"
+        ConfigError, match=r"slots: this key appears twice, in line \d and in"
     ) as told:
         read_inventory(tmp_path / "inventory.py")
     assert told.value.file == tmp_path / name
@@ -87,7 +87,7 @@ def test_what_a_verb_says_is_refused(tmp_path: Path, key: str, *, is_of_all: boo
     (tmp_path / "inventory.py").write_text(f"browser_hosts = [('a', {values})]\n")
     (tmp_path / "group_data").mkdir()
     (tmp_path / "group_data/all.py").write_text(f"{key} = 'replace'\n" if is_of_all else "")
-    with pytest.raises(ConfigError, match=f"{key} is a verb's to say"):
+    with pytest.raises(ConfigError, match=f"{key} is set by verbs only"):
         read_inventory(tmp_path / "inventory.py")
 
 

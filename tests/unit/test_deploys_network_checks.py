@@ -58,20 +58,23 @@ def refusal(values: dict[str, Any]) -> str:
         ({"reachable": ["192.168.100.0/24"]}, "reachable.0: 192.168.100.0/24 lies in 192.168.100."),
         ({"reachable": ["192.168.100.7/32"]}, "reachable.0: 192.168.100.7/32 lies in 192.168.100."),
         ({"reachable": ["172.16.0.0/30"]}, "reachable.0: 172.16.0.0/30 lies in 172.16.0.0/30"),
-        ({"resolvers": ["0.0.0.1"]}, "resolvers.0: 0.0.0.1 is the address of no host"),
-        ({"upstream_resolvers": ["0.1.2.3"]}, "upstream_resolvers.0: 0.1.2.3 is the address of no"),
+        ({"resolvers": ["0.0.0.1"]}, "resolvers.0: 0.0.0.1 is not the address of a host"),
+        ({"upstream_resolvers": ["0.1.2.3"]}, "upstream_resolvers.0: 0.1.2.3 is not the address"),
         *(
             ({"controller_listen": f"{address}:53"}, "controller_listen: port 53 of 192.168.100.1")
             for address in ("0.0.0.0", "192.168.100.1", "[::]")
         ),
         ({"resolvers": ["127.0.0.53"]}, "resolvers.0: 127.0.0.53 would be the VM itself"),
-        ({"resolvers": ["8.8.8.8", "0.0.0.0"]}, "resolvers.1: 0.0.0.0 is the address of no host"),
+        (
+            {"resolvers": ["8.8.8.8", "0.0.0.0"]},
+            "resolvers.1: 0.0.0.0 is not the address of",
+        ),
         ({"resolvers": ["172.16.0.1"]}, "resolvers.0: 172.16.0.1 lies in 172.16.0.0/30"),
         ({"resolvers": ["192.168.100.9"]}, "resolvers.0: 192.168.100.9 lies in the VMs' network"),
         ({"upstream_resolvers": ["192.168.100.1"]}, "upstream_resolvers.0: 192.168.100.1 lies in"),
         (
             {"upstream_resolvers": ["224.0.0.1"]},
-            "upstream_resolvers.0: 224.0.0.1 is the address of",
+            "upstream_resolvers.0: 224.0.0.1 is not the address",
         ),
         ({"controller_listen": "192.168.100.7:4000"}, "controller_listen: 192.168.100.7 lies in"),
         ({"controller_listen": "172.16.0.1:4000"}, "controller_listen: 172.16.0.1 lies in 172.16."),

@@ -750,7 +750,9 @@ class TestMove:
     ) -> None:
         said = {"error": "database-unusable", "message": "no route", "hint": "open the port"}
         faked({"database check": [json.dumps(said)]})
-        with pytest.raises(DeployError, match=r"database-url cannot be used: no route$") as told:
+        with pytest.raises(
+            DeployError, match=r"cannot use the database of secrets.database-url: no route$"
+        ) as told:
             database.require_usable(self.URL)
         assert told.value.hint == "open the port"
 
@@ -897,7 +899,7 @@ class TestReach:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
         values = {**self.VALUES, "bridge": ["- br-vm state: down"]}
         assert len(host.commands(deadman.arm, **values)) == 2
-        assert "- way to the host: the bridge was changed by hand" in told()
+        assert "- access to the host: the bridge was changed by hand" in told()
 
     def test_settings_of_sshd_changed_by_hand_have_a_timer_too(
         self, faked: Faked, told: Callable[[], list[str]]
@@ -905,7 +907,7 @@ class TestReach:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
         values = {**self.VALUES, "sshd": ["- sshd: passwordauthentication yes"]}
         assert len(host.commands(deadman.arm, **values)) == 2
-        assert "- way to the host: the SSH daemon was changed by hand" in told()
+        assert "- access to the host: the SSH daemon was changed by hand" in told()
 
     def confirm(self, faked: Faked, active: str) -> list[str]:
         host = faked({"systemctl show": shown(active=active)})

@@ -127,7 +127,7 @@ def test_it_gives_up_and_says_because_of_whom(paths: Paths, target: Here, hold: 
     with pytest.raises(DeployError) as caught:
         wait_for_apt(target, 0, 0.01)
     assert f"(pid {process.pid}) holds {lock}" in caught.value.message
-    assert caught.value.message.startswith("browsers: packages cannot be installed")
+    assert caught.value.message.startswith("browsers: cannot install packages")
     assert process.poll() is None
 
 

@@ -222,7 +222,7 @@ class TestControllersWord:
         (package / "__init__.py").write_text("")
         (package / "controller" / "__init__.py").write_text("")
         (package / "controller" / "__main__.py").write_text("raise ImportError('half of it')")
-        with pytest.raises(ConfigError, match=r"cannot check(.|\n)*half of it"):
+        with pytest.raises(ConfigError, match=r"cannot run(.|\n)*half of it"):
             check_controller_config("x", tmp_path, {}, {}, {})
 
     @pytest.mark.parametrize("given", [{"host": Path("x")}, {"log_level": b"debug"}])

@@ -93,5 +93,5 @@ def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
 def test_recipes_are_read_so(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: small\nlayers:\n- name: base\n  run: a\n  run: b\n")
-    with pytest.raises(ConfigError, match=r"layers\[0\]\.run: this key stands twice, in line 4"):
+    with pytest.raises(ConfigError, match=r"layers\[0\]\.run: this key appears twice, in line 4"):
         load_recipe(recipe)

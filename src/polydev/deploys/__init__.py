@@ -1,6 +1,6 @@
-"""What a host is made of, as pyinfra deploys: one module per concern.
+"""pyinfra deploys of a host: one module for each concern, such as packages or the network.
 
-`host` has the order of them all. Each concern renders its files from `templates/`, and its
-units carry the hash of all configuration they were started with, so that the next deploy
-restarts what a broken-off one left behind.
+`host` runs them in order. Each concern renders its files from `templates/`. Units carry the hash
+of the configuration that they were started with, so the next deployment restarts what an
+interrupted one left with an old configuration.
 """

@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    # A deployment whose operator's process was killed must not go on by itself.
+    # The kernel kills this process with the verb's: a deployment must not go on alone.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         if arguments.verb == "describe":

@@ -1,4 +1,4 @@
-"""Users without a login, and the folders that hold what is ours."""
+"""System users of the controller and the VMs, our folders and their permissions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FOLDERS_FILE = "/etc/tmpfiles.d/polydev.conf"
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of the host; a mode is written without a leading zero."""
+    """A folder of the host, its mode without a leading zero."""
 
     path: str
     mode: str = "755"
@@ -86,10 +86,10 @@ def vm_user(slot: int) -> str:
 
 
 def all_folders(site: HostData) -> list[Folder]:
-    """The fixed ones, and one for each slot.
+    """Return the fixed folders and one for each slot.
 
-    In a slot's folder the controller makes one for each VM, which gets the slot's group by the
-    setgid bit; only in there may the VM's own user write.
+    The controller makes each VM's folder in its slot's folder, whose setgid bit gives it the
+    slot's group. The VM's user may write in that folder only.
     """
     slots = (
         Folder(f"{VM_ROOT}/{slot}", "2750", CONTROLLER_USER, vm_user(slot))
@@ -99,7 +99,7 @@ def all_folders(site: HostData) -> list[Folder]:
 
 
 def host_json(site: HostData, units: list[str]) -> str:
-    """What the host tool knows of its host, the health gate's expectations among it."""
+    """Return the declared state of the host, which the host tool and its health gate compare."""
     known = {
         "bridge": {"name": BRIDGE, "address": str(site.bridge_address)},
         "slots": list(site.slot_numbers),
@@ -120,7 +120,7 @@ def host_json(site: HostData, units: list[str]) -> str:
 
 
 def _settings(site: HostData) -> dict[str, dict[str, Any]]:
-    """Templates that files of others may undo, each with its values."""
+    """Return the templates whose settings other files may override, each with its values."""
     network = network_values(site)
     return {
         JOURNAL_FILE: journal_values(site),
@@ -150,13 +150,14 @@ def declared_accounts(site: HostData) -> list[Account]:
 
 @operation
 def mend_accounts(differences: list[str] | None, document: str) -> Commands:
-    """The users of a host.json are there as declared; `differences` are what the host tool found.
+    """Create the declared users and undo changes to them.
 
-    Without its word all of them are made, which changes none that is as it should be. The file of
-    the document comes later: it names groups that these users bring.
+    Not server.user: it does not see changes to passwords, sudo rights and group members.
+    `differences` come from the host tool; without it (None) all users are created, which leaves
+    correct ones as they are. The file of `document` is written later: it names these users' groups.
     """
     if differences == []:
-        host.noop("all users are as they should be")
+        host.noop("all users are as declared")
         return
     show_diff("\n".join(differences or ["+ users"]))
     given = f"printf %s {shlex.quote(document)}"
@@ -165,9 +166,12 @@ def mend_accounts(differences: list[str] | None, document: str) -> Commands:
 
 @operation
 def mend_permissions(writable: list[str]) -> Commands:
-    """Let only root write to files that root trusts, and nobody else read the controller's own."""
+    """Take write permission from all but root, and others' access to the controller's files.
+
+    Not files.file: it knows neither ACLs nor what lies below a folder.
+    """
     if not writable:
-        host.noop("only root may write to what it trusts")
+        host.noop("only root may write to these files")
         return
     show_diff("\n".join(f"- {each}" for each in writable))
     yield StringCommand(f"{TOOL} permissions mend")

@@ -1,4 +1,4 @@
-"""Folders that get their names once they are whole."""
+"""A folder that appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` at the end; another's that came first stays."""
+    """Yield a folder to fill; it is renamed to `folder` at the end, unless that exists by then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".new-", dir=folder.parent))
     try:

@@ -1,10 +1,10 @@
-"""The bundle: everything that a host needs of Python to run the controller, without an index.
+"""The bundle: all Python packages that a host needs to run the controller, without an index.
 
 checkout --source_digest--> digest        checkout --make_bundle--> Bundle
 
-It is one wheel of ours, the same bytes for the same sources, with what its pages load of others;
-and the wheels that requirements/controller.txt locks, for the host's Python. Both are kept in the
-cache by the hash of what they are made from, in folders that get their names when they are whole.
+It consists of our wheel, the same bytes for the same sources, with the scripts and styles of others
+that its pages load, and of the wheels that requirements/controller.txt locks for the host's Python.
+Both are cached by the hash of their inputs, in folders that appear only when they are complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from polydev.run import Argument, run
 PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 LOCK = Path("requirements/controller.txt")
 PACKAGE = Path("src/polydev")
-# The controller and what the layers contract lets it import. A change elsewhere is no new release.
+# The controller and all that it may import. A change elsewhere makes no new release.
 RELEASED = (
     *(
         "__init__.py",
@@ -52,8 +52,8 @@ RELEASED = (
     "yaml_files.py",
 )
 DISTRIBUTION = "polydev-controller"
-# A distribution of its own: it has its own commands, and what it depends on is all in the bundle's
-# requirements. The version names the sources, so no two wheels of one name differ on a host.
+# A distribution with commands of its own; the bundle's requirements have its dependencies. The
+# version names the sources, so that wheels of one name are equal on a host.
 PYPROJECT = """\
 [build-system]
 requires = ["setuptools"]
@@ -78,7 +78,7 @@ where = ["src"]
 "polydev.controller.web" = ["**/*"]
 """
 BUILD_WHEEL = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-# Any fixed time does, so long as it is the same in every build.
+# Any fixed time, so that every build gives the same bytes.
 BUILD_ENVIRONMENT = {"SOURCE_DATE_EPOCH": "1577836800", "PYTHONDONTWRITEBYTECODE": "1"}
 # Debian 12 has glibc 2.36 and Ubuntu 22.04 has 2.35; wheels for older ones run there too.
 PLATFORMS = (
@@ -97,7 +97,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a release is installed from.
+    """The files that a release is installed from.
 
     `digest` names the sources. `requirements` installs exactly `wheels`, by
     `pip install --no-index --find-links DIR --require-hashes -r requirements.txt`.
@@ -111,7 +111,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Pin:
-    """One line of the lock: a package, its version, and the files that may be installed of it."""
+    """One line of the lock: a package, its version, and the hashes of its permitted files."""
 
     name: str
     version: str
@@ -122,9 +122,9 @@ class Pin:
 
 
 def source_digest(root: Path) -> str:
-    """The hash of all that a release is made from, in the checkout at `root`; builds nothing.
+    """Return the hash of all inputs of a release in the checkout at `root`; builds nothing.
 
-    Raises ConfigError where a file of it is missing.
+    Raises ConfigError if one of the files is missing.
     """
     return _digest(root, _all_sources(root))
 
@@ -137,7 +137,7 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def vm_digest(root: Path) -> str:
-    """The hash of what runs VMs in a release: `polydev.vm`, and all that it is made from.
+    """Return the hash of the code that runs VMs: `polydev.vm` and its dependencies.
 
     Raises ConfigError.
     """
@@ -159,7 +159,7 @@ def vm_digest(root: Path) -> str:
 
 
 def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> Bundle:
-    """The bundle of the checkout at `root`, for hosts with `python_version` ("3.11").
+    """Return the bundle of the checkout at `root`, for hosts with `python_version` ("3.11").
 
     Raises ConfigError (that Python is not supported, the lock cannot be read) or BuildError.
     """
@@ -178,7 +178,7 @@ def make_bundle(root: Path, cache: Path, python_version: str, steps: Steps) -> B
 
 
 def locked_pins(lock: str, python_version: str, file: Path = LOCK) -> list[Pin]:
-    """What the lock holds for one Python on Linux. Raises ConfigError."""
+    """Return the packages that the lock has for one Python on Linux. Raises ConfigError."""
     lines = [line for line in lock.splitlines() if not line.lstrip().startswith("#")]
     logical = re.sub(r"\\\n", " ", "\n".join(lines)).splitlines()
     found = (_pin(line, python_version, file) for line in logical if line.strip())
@@ -190,8 +190,8 @@ def _pin(line: str, python_version: str, file: Path) -> Pin | None:
     try:
         requirement = Requirement(words)
     except InvalidRequirement as error:
-        raise ConfigError(f"cannot be read: {words}", file=file) from error
-    # pip itself would ask for the Python that it runs on, whatever --python-version says.
+        raise ConfigError(f"cannot read this requirement: {words}", file=file) from error
+    # pip evaluates markers for the Python that it runs on, whatever --python-version says.
     target = {
         "python_version": python_version,
         "python_full_version": f"{python_version}.0",
@@ -203,7 +203,7 @@ def _pin(line: str, python_version: str, file: Path) -> Pin | None:
         return None
     version = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))
     if version is None or not hashes:
-        raise ConfigError("needs a version and its hashes", file=file, key=requirement.name)
+        raise ConfigError("needs == with a version, and hashes", file=file, key=requirement.name)
     return Pin(requirement.name, version[1], tuple(each.strip() for each in hashes))
 
 
@@ -212,7 +212,7 @@ def requirements_text(pins: Iterable[Pin]) -> str:
 
 
 def _exact_pins(pins: Iterable[Pin], wheels: Iterable[Wheel]) -> list[Pin]:
-    """The pins with the hash of the one file that each has in the bundle."""
+    """Return the pins, each with the hash of its file in the bundle only."""
     by_name = {str(parse_wheel_filename(wheel.path.name)[0]): wheel for wheel in wheels}
     return [
         Pin(pin.name, pin.version, (f"sha256:{by_name[canonicalize_name(pin.name)].sha256}",))
@@ -262,15 +262,15 @@ def _build_wheel(root: Path, packages: Path, target: Path, digest: str, version:
             made = copy / file
             made.parent.mkdir(parents=True, exist_ok=True)
             made.write_bytes(_content(root / file))
-            made.chmod(0o644)  # modes get into the wheel; a checkout's depend on the umask
+            made.chmod(0o644)  # the wheel stores modes, which depend on a checkout's umask
         if source_digest(copy) != digest:
-            raise BuildError("the sources changed while they were read", "deploy again")
+            raise BuildError("the sources changed while they were read", "run ./inv deploy again")
         web_assets.pack(copy, packages, copy / web_assets.PLACE)
         pyproject = PYPROJECT.format(name=DISTRIBUTION, version=version)
         (copy / "pyproject.toml").write_text(pyproject)
         _run_python(
             ["-c", BUILD_WHEEL, target],
-            "the controller's wheel could not be built",
+            "cannot build the controller's wheel",
             cwd=copy,
             env=BUILD_ENVIRONMENT,
         )
@@ -302,12 +302,12 @@ def _download(requirements: str, target: Path, python_version: str) -> None:
         file.write_text(requirements)
         _run_python(
             pip_download_words(file, target, python_version),
-            f"the controller's packages for Python {python_version} could not be fetched",
+            f"cannot download the controller's packages for Python {python_version}",
         )
 
 
 def pip_download_words(requirements: Path, target: Path, python_version: str) -> list[Argument]:
-    """What follows `python` to fetch wheels for another Python than this one."""
+    """Return the arguments of `python` that download wheels for another Python version."""
     return [
         *("-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"),
         *("--require-hashes", "--no-deps", "--only-binary", ":all:"),

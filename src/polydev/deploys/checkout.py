@@ -1,4 +1,4 @@
-"""The checkout that is deployed, whose files may change while a deployment reads them. Pure."""
+"""Errors for a checkout whose files change while a deployment reads them. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = "polydev"
 def missing_part_error(
     error: OSError | ImportError, root: Path | None = None
 ) -> ConfigError | None:
-    """Return the error for a part of the checkout that is not there any more; else None."""
+    """Return the error if a file or module of the checkout is missing; else None."""
     root = (root or Path.cwd()).resolve()
     if isinstance(error, ImportError):
         name = error.name or ""
@@ -22,8 +22,8 @@ def missing_part_error(
 
 
 def changed(what: str) -> ConfigError:
-    """Return the error for what a deployment did not find any more."""
+    """Return the error for a file or module that a deployment did not find."""
     return ConfigError(
         f"{what} is missing: the checkout changed while it was deployed",
-        "run it again; where it stays missing, `git status` says why",
+        "run it again; if it is still missing, see `git status`",
     )

@@ -1,8 +1,7 @@
-"""The controller's configuration, checked by the controller that is going to be deployed.
+"""Check the controller's configuration with the controller that will be deployed.
 
-Its rules are its own, in `polydev.controller.settings`. A process of its own asks them of the
-sources of the release, because a deploy is no part of a controller and another release may have
-other rules. Secrets go to it over its standard input.
+The rules are in `polydev.controller.settings` of the sources that are deployed, which may differ
+from those of this process. So they run in a process of their own. It reads secrets from stdin.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def check_controller_config(
     given: Mapping[str, Any],
     secrets: Mapping[str, str],
 ) -> None:
-    """Raise ConfigError with each key of the inventory that the controller would refuse."""
+    """Raise ConfigError with each key of the inventory that the controller would reject."""
     document = {"config": dict(config), "given": dict(given), "secrets": dict(secrets)}
     try:
         text = json.dumps(document)
@@ -59,7 +58,7 @@ def _problems(document: str, source: Path) -> list[dict[str, str]]:
     except (ValueError, KeyError):
         last = "\n".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
         raise ConfigError(
-            f"the controller in {source} cannot check its configuration:\n{last}",
+            f"cannot run the controller of {source} to check its configuration:\n{last}",
             "correct its sources",
         ) from None
     return found

@@ -44,7 +44,7 @@ from polydev.image_layout import STORE
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 
-# Keys of the configuration that a deployment knows better, and what they follow from.
+# Keys of the configuration that a deployment derives from other values, and from which.
 DERIVED_FROM = {
     "host": "controller_listen",
     "port": "controller_listen",
@@ -59,7 +59,7 @@ SOURCES = "src/polydev/controller"
 
 
 def fixed_config(site: HostData) -> dict[str, Any]:
-    """What of the controller's configuration follows from the rest of the inventory."""
+    """Return the part of the controller's configuration that the inventory's other keys decide."""
     return {
         "host": str(site.listen.address),
         "port": site.listen.port,
@@ -77,19 +77,19 @@ def fixed_config(site: HostData) -> dict[str, Any]:
 
 
 def config_text(site: HostData) -> str:
-    """The controller's configuration: the inventory's words over what the host needs."""
+    """Return the controller's configuration: the inventory's `controller` over the derived keys."""
     fixed, given = fixed_config(site), site.controller
     vm = {**fixed["vm"], **given.get("vm", {})}
     return yaml.safe_dump({**fixed, **given, "vm": vm}, sort_keys=True)
 
 
 def contradicted_keys(site: HostData) -> Iterator[Problem]:
-    """Keys of `controller` that would contradict what the rest of the inventory says."""
+    """Yield keys of `controller` that contradict the inventory's other keys."""
     fixed = fixed_config(site)
     known, given = _flat(fixed), _flat(site.controller)
     for key in DERIVED_FROM.keys() & given.keys():
         if given[key] != known[key]:
-            yield f"controller.{key}", f"follows from {DERIVED_FROM[key]}: leave it out"
+            yield f"controller.{key}", f"is derived from {DERIVED_FROM[key]}: remove it"
     slots = site.controller.get("slots", [])
     if isinstance(slots, list | tuple) and not set(map(str, slots)) <= set(
         map(str, fixed["slots"])
@@ -99,19 +99,21 @@ def contradicted_keys(site: HostData) -> Iterator[Problem]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration, those of its `vm` each by itself."""
+    """Return a configuration with the keys of its `vm` as `vm.KEY`."""
     vm = config.get("vm")
     sizes = vm.items() if isinstance(vm, Mapping) else ()
     return {**config, **{f"vm.{key}": value for key, value in sizes}}
 
 
 def check_controller(site: HostData, host: str) -> None:
-    """Ask the controller that is to be deployed for its word on keys and secrets.
+    """Check keys and secrets with the controller that will be deployed.
 
-    Raises ConfigError naming each that it would refuse.
+    Raises ConfigError naming each that it would reject.
     """
     if not (site.source / SOURCES).is_dir():
-        refuse(host, [("source", f"{site.source.resolve()} is no checkout: it has no {SOURCES}")])
+        refuse(
+            host, [("source", f"{site.source.resolve()} is not a checkout: it has no {SOURCES}")]
+        )
     if found := list(contradicted_keys(site)):
         refuse(host, found)
     secrets = {name: secret_text(name, file) for name, file in site.secrets.items()}
@@ -130,7 +132,7 @@ def unit_values(site: HostData) -> dict[str, Any]:
 
 
 def send_release(site: HostData, target: SshTarget, release: str, python: str) -> None:
-    """Wheels that the host lacks, and our own; nothing of what runs is touched."""
+    """Send our wheel and those that the host lacks; the running release is not touched."""
     bundle = make_bundle(site.source.resolve(), site.cache, python, Steps())
     common = ["rsync", "--times", "--checksum", *remote_options(target, site.deployment_id)]
     with TemporaryDirectory(prefix="polydev-release-") as name:
@@ -149,7 +151,10 @@ def send_release(site: HostData, target: SshTarget, release: str, python: str) -
 def release(
     site: HostData, target: SshTarget, digest: str, release: str, commit: str, damage: list[str]
 ) -> Commands:
-    """A release with this digest is there, made without any package index; not yet in use."""
+    """Create a release with this digest, without a package index; handover starts it.
+
+    Not pip.packages: it changes the environment of the running release, and asks an index.
+    """
     now = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     if now.get("digest") == digest and not damage:
         host.noop(f"release {now.get('id')} is the same")
@@ -173,12 +178,15 @@ def migration(
     damage: list[str],
     files: tuple[tuple[str, str], ...] = (),
 ) -> Commands:
-    """The database that the configuration names has the schema of the release that is to run."""
+    """Migrate the configured database to the schema of the release that will run.
+
+    Not server.shell: it would run at every deployment.
+    """
     current = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     running = host.get_fact(UnitFact, unit=SERVICE, files=files)
     is_same = current.get("digest") == digest and not damage
     if is_same and running.config == config and not database.changed:
-        host.noop("the database is as its release needs it")
+        host.noop("the database has the schema of its release")
         return
     show_diff("\n".join(database.differences(current["id"] if is_same else release)))
     to = current["id"] if is_same else release
@@ -186,34 +194,37 @@ def migration(
 
 
 def require_free_address(site: HostData, found: dict[str, Any]) -> None:
-    """Raise DeployError naming what keeps the controller from listening, before anything changes.
+    """Raise DeployError before any change if the controller cannot listen at its address.
 
-    `found` is what the host says of the controller's socket.
+    `found` is the host tool's report of the controller's socket.
     """
     listen = site.listen
     where = f"{host.name}: controller_listen {listen}"
     if not found.get("hasAddress", True) and listen.address != site.gateway:
         raise DeployError(
             f"{where}: the host has no address {listen.address}",
-            "ip address, on the host, shows those that it has; 0.0.0.0 stands for all",
+            "on the host, `ip address` lists its addresses; 0.0.0.0 means all of them",
         )
     if others := found.get("others"):
         first = others[0]
         raise DeployError(
-            f"{where}: {first['name']} (pid {first['pid']}, {first['unit']}) listens there already",
-            "end it, or take another port",
+            f"{where}: already in use by {first['name']} (pid {first['pid']}, {first['unit']})",
+            "stop it, or choose another port",
         )
 
 
 @operation
 def mend_socket(lost: bool) -> Commands:
-    """systemd listens on the socket, not a service that had to do it by itself."""
+    """Let systemd listen on the socket again, if the service had to do it by itself.
+
+    Not systemd.service: to systemd, a socket unit without its socket is still active.
+    """
     if not lost:
         host.noop(f"{SOCKET} listens")
         return
     show_diff(f"- {SOCKET}: active, but without its socket")
     show_diff(f"+ {SOCKET}: listens")
-    # The service has the address, and goes with the socket that it requires.
+    # The service holds the address; it requires the socket, so it stops with it.
     yield StringCommand(f"systemctl stop {SOCKET}")
     yield StringCommand(f"systemctl start {SOCKET} {SERVICE}")
 
@@ -227,9 +238,10 @@ def handover(
     files: tuple[tuple[str, str], ...] = (),
     move: str = "",
 ) -> Commands:
-    """The service runs this release with this configuration; somebody always accepts.
+    """Change the service to this release and configuration; connections are always accepted.
 
-    `move` are the words that a move of the database adds, which stops the service meanwhile.
+    Not systemd.service: a restart would refuse connections. `move` are the arguments of a move of
+    the database, during which the service is stopped.
     """
     current = host.get_fact(JsonFile, path=f"{CONTROLLER_FOLDER}/current/release.json")
     running = host.get_fact(UnitFact, unit=SERVICE, files=files)
@@ -301,8 +313,8 @@ def controller(site: HostData, target: SshTarget, deployment_id: str, live: Host
         unit=SOCKET,
         config=socket.hash,
         files=socket.files,
-        # The service goes with the socket that it requires; alone, it would be started again by the
-        # next request, and systemd restarts no socket whose service runs.
+        # Stopping the socket stops the service, which requires it. A service stopped alone would be
+        # started by the next request, and systemd restarts no socket whose service runs.
         stop_first=SOCKET,
     )
     mend_socket(name="socket", lost=bool(live.socket.get("lost")))

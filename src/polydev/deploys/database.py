@@ -1,4 +1,4 @@
-"""Which database the controller is going to have: as before, or another one, moved or empty.
+"""Whether a deployment changes the controller's database, and how: moved with its rows, or empty.
 
 secret and facts → DatabaseChange, or an error before anything changes
 """
@@ -32,7 +32,10 @@ MOVE_VERB = "./inv database.move --to postgresql"
 
 @dataclass(frozen=True)
 class DatabaseChange:
-    """Both databases in words; `changed` are lines of what somebody changed in the one in use."""
+    """The present and the future database, in words.
+
+    `changed` lists what somebody changed in the schema of the one in use.
+    """
 
     was: str
     to: str
@@ -55,7 +58,7 @@ class DatabaseChange:
         return ALL_COPIED if self.is_move else NOTHING_COPIED
 
     def differences(self, release: str) -> list[str]:
-        """Return what a plan shows where the database is brought to what a release needs."""
+        """Return the lines of a plan that migrates, changes or moves the database."""
         if self.was == self.to:
             return [f"  database: {self.to}, at the schema of release {release}", *self.changed]
         return [
@@ -66,7 +69,7 @@ class DatabaseChange:
         ]
 
     def move_words(self, deployment_id: str) -> str:
-        """Return what `database move` on the host is told; empty where nothing is moved."""
+        """Return the arguments of `database move` on the host; empty if nothing is moved."""
         if not self.is_move:
             return ""
         return f"--backup {deployment_id}" + (" --replace" if self.replaces else "")
@@ -75,8 +78,8 @@ class DatabaseChange:
 def database_change(site: HostData, now: dict[str, Any]) -> DatabaseChange:
     """Compare the host's database with the inventory's. Raises ConfigError, DeployError.
 
-    `now` is what the host says of the one in use. What was changed in one that is given up is
-    nobody's business.
+    `now` is the host tool's report of the one in use. Changes to its schema do not matter if the
+    host gets another one.
     """
     url = database_url(site)
     was = str(now.get("database", SQLITE_WORDS))
@@ -92,15 +95,15 @@ def database_change(site: HostData, now: dict[str, Any]) -> DatabaseChange:
 
 
 def database_url(site: HostData) -> str | None:
-    """The address of the database, if it is a secret. Raises ConfigError without quoting it."""
+    """Return the URL of the database in its secret. Raises ConfigError, which does not quote it."""
     file = site.secrets.get(DATABASE_URL)
     if file is None:
         return None
     url = secret_text(DATABASE_URL, file).strip()
     if kind_of(url) != POSTGRESQL:
         raise ConfigError(
-            f"inventory: secrets.{DATABASE_URL}: {file}: it names no PostgreSQL",
-            "leave the secret out: without it the host has its own SQLite database",
+            f"inventory: secrets.{DATABASE_URL}: {file}: not the URL of a PostgreSQL database",
+            "correct it, or remove the secret: then the host uses its own SQLite database",
         )
     return url
 
@@ -108,8 +111,8 @@ def database_url(site: HostData) -> str | None:
 def require_usable(url: str) -> dict[str, Any]:
     """Let the host try a database that it does not use yet, before anything changes.
 
-    Return what it says of it: nothing of one in use. A host without a release cannot try; its first
-    migration does. Raises DeployError.
+    Return its report; it is empty for the database in use, and on a host without a release, which
+    cannot try one before its first migration. Raises DeployError.
     """
     text = f"{url}\n"
     now = host.get_fact(FileState, path=f"{SECRETS}/{DATABASE_URL}")
@@ -119,7 +122,7 @@ def require_usable(url: str) -> dict[str, Any]:
     found: dict[str, Any] = host.get_fact(DatabaseCheck, tool=TOOL, _stdin=question)
     if found.get("error") == "database-unusable":
         raise DeployError(
-            f"{host.name}: the database of secrets.{DATABASE_URL} cannot be used: "
+            f"{host.name}: cannot use the database of secrets.{DATABASE_URL}: "
             f"{found.get('message')}",
             found.get("hint"),
         )
@@ -129,7 +132,7 @@ def require_usable(url: str) -> dict[str, Any]:
 def require_movable(site: HostData, url: str | None, was: str, found: dict[str, Any]) -> None:
     """Return if the host's database can be moved to the PostgreSQL of the secret.
 
-    `found` is what the host said of that one. Raises ConfigError, DeployError.
+    `found` is the host's report of that one. Raises ConfigError, DeployError.
     """
     if url is None:
         raise ConfigError(
@@ -139,14 +142,14 @@ def require_movable(site: HostData, url: str | None, was: str, found: dict[str, 
         )
     if not found.get("checked", was != SQLITE_WORDS):
         raise DeployError(
-            f"{host.name}: no controller is deployed there, so there is nothing to move",
+            f"{host.name}: no controller is deployed there: there is nothing to move",
             "./inv deploy begins with the database of the inventory",
         )
     if was != SQLITE_WORDS:
         raise DeployError(
             f"{host.name}: the controller uses {was} already",
-            "between two of PostgreSQL: ./inv database.backup FILE before the secret is changed "
-            "and deployed, ./inv database.restore FILE --stop after",
+            "to change to another PostgreSQL: ./inv database.backup FILE, change the secret, "
+            "./inv deploy, ./inv database.restore FILE --stop",
         )
     occupied = found.get("occupied")
     if occupied and site.move_database != "replace":
@@ -157,7 +160,7 @@ def require_movable(site: HostData, url: str | None, was: str, found: dict[str, 
 
 
 def warn_of_another(was: str, to: str) -> None:
-    """Tell the operator that a host with a release is going to have another database."""
+    """Warn the operator if a host that is in use gets another database."""
     if not host.get_fact(JsonFile, path=CURRENT_RELEASE):
         return
     along = f": {MOVE_VERB} takes them along" if was == SQLITE_WORDS else ""

@@ -1,7 +1,8 @@
-"""Changes that could shut the operator out: the host takes them back unless confirmed.
+"""The dead-man timer: the host reverts changes of SSH, bridge and firewall unless confirmed.
 
-Before the first of them the host gets a timer that restores what was; after the last the
-operator's machine comes back over a new connection and stops the timer.
+The timer is started on the host before the first of these changes. After the last one, the
+operator's machine confirms them over a new connection, which stops the timer. If it cannot connect,
+the timer runs out and the host restores its backup.
 """
 
 from __future__ import annotations
@@ -46,18 +47,23 @@ def arm(
     seconds: int,
     deployment_id: str,
 ) -> Commands:
-    """A timer on the host, if what follows will change how it is reached."""
+    """Start the timer if this deployment changes SSH, bridge or firewall.
+
+    pyinfra has no such operation.
+    """
     confirmed = host.get_fact(JsonFile, path=ACCESS_STAMP).get("confirmed")
     touched = ["the firewall"] if _is_touched(firewall) else []
     touched += ["the bridge"] if bridge else []
     touched += ["the SSH daemon"] if sshd else []
     if confirmed == reach and not touched:
-        host.noop("the way to the host does not change")
+        host.noop("SSH, bridge and firewall do not change")
         return
     if confirmed != reach:
-        show_diff(f"- way to the host {confirmed}\n+ way to the host {reach}")
+        show_diff(f"- access to the host: {confirmed}\n+ access to the host: {reach}")
     else:
-        show_diff("\n".join(f"- way to the host: {each} was changed by hand" for each in touched))
+        show_diff(
+            "\n".join(f"- access to the host: {each} was changed by hand" for each in touched)
+        )
     backup = f"{BACKUPS}/{deployment_id}/backup.json"
     document = shlex.quote(scope)
     yield StringCommand(
@@ -72,9 +78,9 @@ def _is_touched(firewall: str) -> bool:
 
 @operation
 def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
-    """Stop the timer over a connection that is made anew, if one was started."""
+    """Stop the timer over a new connection, if it was started."""
     if not host.get_fact(UnitFact, unit=TIMER).active:
-        host.noop("nothing to confirm")
+        host.noop("the timer was not started")
         return
     yield run_locally(confirm_over_new_connection, target, seconds)
     text = shlex.quote(json.dumps({"confirmed": reach}))
@@ -88,15 +94,15 @@ def confirm_over_new_connection(target: SshTarget, seconds: int) -> None:
     while (said := _answer(argv)) is not None:
         if time.monotonic() > deadline or "deadman-fired" in said:
             raise DeployError(
-                f"{target.name} could not be reached over a new connection after a change of "
-                f"network, firewall or SSH, so it takes the change back: {said}",
-                "mend what shuts the operator out, then deploy again",
+                f"cannot reach {target.name} over a new connection after a change of network, "
+                f"firewall or SSH, so the host reverts the change: {said}",
+                "correct what shuts you out, then run ./inv deploy again",
             )
         time.sleep(1)
 
 
 def _answer(argv: list[str]) -> str | None:
-    """What went wrong, or None."""
+    """Return the error, or None."""
     try:
         run(argv, timeout_seconds=15)
     except CommandError as error:

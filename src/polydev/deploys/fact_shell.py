@@ -1,8 +1,8 @@
-"""How a plan asks a host: through one shell of root that stays open, and nothing twice.
+"""One root shell that stays open for all facts of a plan, and a cache of their answers.
 
-pyinfra starts a channel, sudo and a shell for each fact, and asks again for what it was told
-before. That makes up most of a plan's time. While a plan is made the host is not changed, so what
-was answered once holds; operations that run later ask in pyinfra's own way.
+pyinfra starts a channel, sudo and a shell for each fact, and repeats equal ones, which makes up
+most of a plan's time. A plan does not change the host, so answers stay valid while it is made.
+Operations that run later use pyinfra's own way.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Answer = tuple[bool, CommandOutput]
 
 
 class RootShell:
-    """Runs one command after the other. What it cannot answer, pyinfra asks, and tells why."""
+    """Runs commands one after the other. pyinfra repeats one that fails, and reports why."""
 
     def __init__(self, client: Any) -> None:
         self._input, self._output, _ = client.exec_command("sudo -H -n sh")
         self._has_ended = False
 
     def output_of(self, command: str) -> list[str] | None:
-        """The lines that a command wrote; None where it failed, or the shell has ended."""
+        """Return the lines that a command wrote; None if it failed or the shell has ended."""
         if self._has_ended:
             return None
         mark = f"{secrets.token_hex(16)} "
@@ -48,13 +48,13 @@ class RootShell:
 
 
 def _without_end(lines: list[str]) -> list[str]:
-    """Lines as pyinfra has them, without the end that the mark needs before it."""
+    """Return the lines as pyinfra has them, without the line end that precedes the mark."""
     text = "".join(lines).removesuffix("\n")
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def read_facts_through_one_shell() -> None:
-    """Let the facts of the plan that is being made go this way, where the host is asked by SSH."""
+    """Read the facts of this plan through a RootShell, if pyinfra reaches the host by SSH."""
     connector: Any = host.connector
     client = getattr(connector, "client", None)
     if client is None:
@@ -82,7 +82,7 @@ def read_facts_through_one_shell() -> None:
 
 
 class BackgroundTask:
-    """Work on this machine while the host is asked; `result` waits for it, and raises its error."""
+    """Work on this machine beside questions to the host; `result` waits, and raises its error."""
 
     def __init__(self, work: Any) -> None:
         self._work = work

@@ -1,4 +1,4 @@
-"""What a host says of itself, beyond pyinfra's own facts."""
+"""Facts of a host that pyinfra lacks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ TOUCHED = "Touched=yes"
 
 @dataclass(frozen=True)
 class UnitState:
-    """`config` is what the unit was started with, as its own start wrote it down.
+    """State of a unit; `config` is the hash that the unit wrote down when it was started.
 
-    `touched`: a file of the unit's is not what it should be, was changed after that start, or is a
-    drop-in that is not ours.
+    `touched`: one of its files differs, was changed after that start, or is a drop-in of others.
     """
 
     active: bool = False
@@ -34,7 +33,10 @@ class UnitState:
 
 
 class UnitFact(FactBase[UnitState]):
-    """One unit as systemd and the unit's stamp know it; `files` are paths and their SHA-256."""
+    """State of a unit, from systemd and the unit's stamp; `files` are paths with their SHA-256.
+
+    Not systemd.SystemdStatus: it knows nothing of configurations and drop-ins.
+    """
 
     def command(self, unit: str, files: tuple[tuple[str, str], ...] = ()) -> str:
         name = shlex.quote(unit)
@@ -43,12 +45,12 @@ class UnitFact(FactBase[UnitState]):
             f"systemctl show {name} -p ActiveState -p UnitFileState -p LoadState -p Result "
             f"-p NeedDaemonReload -p DropInPaths; echo Config=$(cat {stamp} 2>/dev/null)"
         )
-        # Of a unit that the system brings, the drop-ins are everybody's.
+        # Drop-ins count only where the whole unit is ours.
         if any(path.rpartition("/")[0] == UNITS for path, _ in files):
             asked += "; echo Own=yes"
         for path, sha256 in files:
             asked += f"; {_unless_same(path, sha256)}"
-            # Shells differ on whether a file is newer than a stamp that is not there.
+            # Without the first test, shells differ on whether a file is newer than a missing stamp.
             newer = f"test -e {stamp} && test {shlex.quote(path)} -nt {stamp}"
             asked += f"; if {newer}; then echo {TOUCHED}; fi"
         return asked
@@ -71,27 +73,27 @@ class UnitFact(FactBase[UnitState]):
 
 
 def _names_one_unit(drop_ins: str) -> bool:
-    """Whether one of them is not for every unit of a kind, as in service.d."""
+    """Whether one of them is for certain units, not for a whole type as those in service.d."""
     folders = (path.split("/")[-2] for path in drop_ins.split() if path.count("/") > 1)
     return any("." in folder.removesuffix(".d") for folder in folders)
 
 
 def _unless_same(path: str, sha256: str) -> str:
-    """Shell that says TOUCHED unless the file has this checksum."""
+    """Return shell that prints TOUCHED unless the file has this checksum."""
     sums = shlex.quote(f"{sha256}  {path}")
     return f"echo {sums} | sha256sum --check --status 2>/dev/null || echo {TOUCHED}"
 
 
 @dataclass(frozen=True)
 class PresentFile:
-    """A regular file's checksum, and its mode, user and group; both empty where there is none."""
+    """Checksum, and mode, user and group, of a regular file; empty if there is none."""
 
     sha256: str = ""
     rights: tuple[str, str, str] | tuple[()] = ()
 
 
 class FileState(FactBase[PresentFile]):
-    """What lies at a path, by one question. A link is no file: what it names belongs to another."""
+    """The regular file at a path, read by one command; a link does not count as one."""
 
     def command(self, path: str) -> str:
         name = shlex.quote(path)
@@ -111,7 +113,7 @@ class FileState(FactBase[PresentFile]):
 
 
 class UnitStates(FactBase[dict[str, str]]):
-    """The units of a pattern that run, come, go or have failed, and which of these it is."""
+    """The units of a pattern that are active, activating, deactivating or failed."""
 
     def command(self, pattern: str) -> str:
         return (
@@ -129,7 +131,7 @@ class UnitStates(FactBase[dict[str, str]]):
 
 
 class Names(FactBase[list[str]]):
-    """Names of what lies in a folder; none where there is no such folder."""
+    """Names in a folder; none if there is no such folder."""
 
     def command(self, folder: str) -> str:
         return f"ls -1A {shlex.quote(folder)} 2>/dev/null || true"
@@ -143,7 +145,7 @@ class Names(FactBase[list[str]]):
 
 
 class StaleUnits(FactBase[bool]):
-    """Whether systemd knows a unit of a pattern by an older file, or the file is another one."""
+    """Whether systemd has loaded older files of a pattern's units, or the files differ."""
 
     def command(self, pattern: str, files: tuple[tuple[str, str], ...]) -> str:
         asked = [f"systemctl show -p NeedDaemonReload {shlex.quote(pattern)}"]
@@ -173,7 +175,7 @@ class Folders(FactBase[dict[str, tuple[str, str, str]]]):
 
 
 class JsonFact(FactBase[dict[str, Any]]):
-    """A fact that is a JSON object, {} where there is none."""
+    """A fact that is a JSON object; {} if there is none."""
 
     @staticmethod
     def default() -> dict[str, Any]:
@@ -193,9 +195,9 @@ class JsonFile(JsonFact):
 
 
 class HostNetworks(FactBase[list[HostNetwork]]):
-    """Networks of the host's addresses and routes; nothing where it has no `ip` yet.
+    """Networks of the host's addresses and routes; none if it has no `ip` yet.
 
-    Routes that lead nowhere count for nothing: ours for the VMs' network is one.
+    Only unicast routes count: our blackhole route for the VMs' network does not.
     """
 
     def command(self) -> str:
@@ -221,9 +223,9 @@ class HostNetworks(FactBase[list[HostNetwork]]):
 
 
 class DatabaseCheck(JsonFact):
-    """Whether the host can use a database; its address comes over standard input.
+    """Whether the host can use a database, whose URL it reads from standard input.
 
-    `checked` says that it can; else `error`, `message` and `hint` say why not.
+    The answer has `checked`, or `error`, `message` and `hint`.
     """
 
     def command(self, tool: str) -> str:
@@ -231,9 +233,9 @@ class DatabaseCheck(JsonFact):
 
 
 class Firewall(FactBase[str]):
-    """The table as the kernel has it, and as the file would make it: equal, or a diff of both.
+    """Diff of a table in the kernel and of the same table as its file makes it; empty if equal.
 
-    The file is loaded in a network namespace of its own, which forgets it again.
+    The file is loaded in a temporary network namespace for the comparison.
     """
 
     def command(self, family: str, table: str, text: str) -> str:
@@ -266,7 +268,7 @@ class SysctlValue(FactBase[str]):
 
 
 class PythonVersion(FactBase[str]):
-    """Major and minor, as in 3.11, of the Python that releases are made with."""
+    """Version of the host's Python, for which releases are made, as in 3.11."""
 
     def command(self) -> str:
         return "/usr/bin/python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'"

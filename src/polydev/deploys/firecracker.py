@@ -1,4 +1,4 @@
-"""Firecracker and its jailer from given files; QEMU comes with the packages."""
+"""Firecracker and its jailer, copied from the operator's files; QEMU is among the packages."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from polydev.errors import ConfigError
 
 
 def checked_bytes(file: Path, sha256: str) -> bytes:
-    """A program's bytes. Raises ConfigError where they are not what the inventory says."""
-    hint = "set the path and the sha256 of a release that you trust in the inventory"
+    """Return a program's bytes. Raises ConfigError unless they have the inventory's checksum."""
+    hint = "set path and sha256 of a release that you trust in the inventory"
     try:
         data = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"inventory: firecracker: {file}: {error.strerror}", hint) from error
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ConfigError(
-            f"inventory: firecracker: {file} has sha256 {found}, the inventory says {sha256}", hint
-        )
+        raise ConfigError(f"inventory: firecracker: {file} has sha256 {found}, not {sha256}", hint)
     return data
 
 

@@ -1,4 +1,4 @@
-"""A whole host: every concern in its order, and what belongs to it."""
+"""The deploy of a whole host: every concern, in order."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from polydev.deploys.units import unit_overrides
 from polydev.deploys.vm_units import accelerator, templates, vms
 from polydev.ssh import SshTarget
 
-# A deployment of everything asks the host tool for these too, beside the parts of its targets.
+# Parts of the host tool's report that only a deployment of everything needs.
 OF_ALL = ("accounts", "network", "permissions", "polkit", "reserve", "settings", "sshd", "watch")
 KEEPALIVE_SECONDS = 5
 CUT_AFTER_MS = 20_000
 
 
 def tune_connection() -> None:
-    """What is sent goes at once, and a connection that was cut is noticed.
+    """Send small packets at once, and notice a lost connection within seconds.
 
-    Every command is a few small packets, each of which would wait for the one before it. And a
-    peer that is silently gone would be waited for until TCP gives up, a quarter of an hour.
+    By default each small packet of a command waits for the one before it, and TCP gives up on a
+    peer that is gone only after a quarter of an hour.
     """
     client: Any = getattr(host.connector, "client", None)
     if client is not None:
@@ -58,7 +58,7 @@ def tune_connection() -> None:
 
 
 def browser_host() -> None:
-    """Deploy the host of pyinfra's context as its inventory describes it."""
+    """Deploy the host of pyinfra's context as its inventory declares it."""
     name, values = host_values()
     site = check_host_data(values, name)
     target = SshTarget.from_data(name, values)
@@ -110,7 +110,7 @@ def _check_controller(site: HostData, name: str) -> None:
 
 
 def parts(site: HostData) -> list[str]:
-    """Return the parts that a deployment of these concerns asks the host tool for."""
+    """Return the parts of the host tool's report that a deployment of this target needs."""
     asked = list(OF_ALL) if site.concerns() else []
     asked += ["images"] if site.concerns("vm-agent") else []
     if site.concerns("master-controller"):

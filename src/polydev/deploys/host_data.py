@@ -1,4 +1,4 @@
-"""What the inventory says of one host, checked: host.data → HostData."""
+"""The inventory's values of one host, checked: dict → HostData."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
 
 def _is_secret_name(name: str) -> str:
     if re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name) is None:
-        raise ValueError("is no name of a secret: lower-case letters, digits and hyphens")
+        raise ValueError("is not a name of a secret: use lower-case letters, digits and hyphens")
     return name
 
 
 def _can_be_a_path(path: Path) -> Path:
     if "\0" in str(path):
-        raise ValueError("is no path")
+        raise ValueError("is not a path")
     return path
 
 
 LocalPath = Annotated[Path, AfterValidator(_can_be_a_path)]
-# They become names of files on the host; which ones there are is the controller's word.
+# The names of files on the host; the controller knows which secrets there are.
 SecretName = Annotated[str, AfterValidator(_is_secret_name)]
 FIRST_SLOT = 2
 MOST_MIB = 1024 * 1024  # a TiB
 MOST_DEADMAN_SECONDS = 3600
-# What the guest of the golden image asks by itself.
+# The resolvers that the golden image's guest uses by itself.
 IMAGE_RESOLVERS = (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
-# What pyinfra itself, or a connector, reads from the same place.
+# Prefixes of keys that pyinfra and its connectors read.
 FOREIGN_PREFIXES = (PREFIX, "_", "sudo")
 
 
@@ -66,14 +66,14 @@ class Checked(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
-        """No key of ours is true or false, which pydantic would read as 1 or 0."""
+        """Reject booleans: none of our keys is one, and pydantic would read them as 1 or 0."""
         if isinstance(value, bool):
             raise ValueError("must not be true or false")
         return value
 
 
 class Firecracker(Checked):
-    """Programs on the operator's machine, sent as they are once their checksums are right."""
+    """Programs on the operator's machine, sent once their checksums are right."""
 
     file: LocalPath
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -82,20 +82,20 @@ class Firecracker(Checked):
 
 
 class HostData(Checked):
-    """One host. Sizes and times as their names say.
+    """The declared state of one host.
 
-    slots               how many VMs it has room for
-    vm_…                what each VM gets; the cache is of code that TCG translated
-    resolvers           whom its VMs ask for names; if that is not whom their image asks, their
-                        questions are translated to the first of these
-    upstream_resolvers  what the host's own cache asks
-    reachable           private networks that VMs may reach all the same
+    slots               number of VMs that can run at the same time
+    vm_…                resources of each VM; the cache is for code that TCG translated
+    resolvers           resolvers of the VMs; if they differ from those of the image, DNS requests
+                        are redirected to the first of them
+    upstream_resolvers  resolvers of the host's own DNS cache
+    reachable           private networks that VMs may reach nevertheless
     image               digest of the image to run; None for the operator's golden one
-    store               where that image lies on the operator's machine
-    source              the checkout that the controller is made from
+    store               image store on the operator's machine
+    source              checkout that the controller is built from
     secrets             name → file on the operator's machine
-    move_database       set by the verb: what SQLite holds is taken along to PostgreSQL, and in
-                        `replace` what that has of ours is deleted
+    move_database       set by a verb: copy the rows of SQLite to PostgreSQL; `replace` deletes our
+                        rows there first
     """
 
     target: Target = "all"
@@ -132,7 +132,7 @@ class HostData(Checked):
 
     @property
     def translates_names(self) -> bool:
-        """Whether guests' questions for names go to another resolver than they ask."""
+        """Whether guests' DNS requests are redirected to another resolver."""
         return self.resolvers != IMAGE_RESOLVERS
 
     @property
@@ -156,7 +156,7 @@ class HostData(Checked):
 
     @property
     def controller_address(self) -> str:
-        """Where the host itself reaches the controller."""
+        """The address at which the host itself reaches the controller."""
         return str(self.listen.from_host)
 
     @property
@@ -165,12 +165,12 @@ class HostData(Checked):
         return CERTIFICATE in self.secrets
 
     def concerns(self, *targets: Target) -> bool:
-        """Whether a part that belongs to `targets` is to be deployed now."""
+        """Whether this deployment includes a part that belongs to `targets`."""
         return self.target == "all" or self.target in targets
 
 
 def check_host_data(values: dict[str, Any], host: str) -> HostData:
-    """Check the values of one host. Raises ConfigError naming host and each key that is wrong."""
+    """Check the values of one host. Raises ConfigError naming the host and each wrong key."""
     values = {str(key): each for key, each in values.items()}
     way = {key: each for key, each in values.items() if key.startswith(PREFIX)}
     own = {key: each for key, each in values.items() if not key.startswith(FOREIGN_PREFIXES)}
@@ -187,7 +187,7 @@ def check_host_data(values: dict[str, Any], host: str) -> HostData:
 
 
 def _unknown_to_pyinfra(values: dict[str, Any]) -> list[Problem]:
-    """Keys that look like arguments of pyinfra's operations, and are none."""
+    """Return keys that look like arguments of pyinfra's operations, but are none."""
     given = [key for key in values if key.startswith("_")]
     if not given:
         return []
@@ -211,7 +211,7 @@ def _named(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
 
 def refuse(host: str, found: Iterable[Problem]) -> NoReturn:
-    """Raise the ConfigError for what is wrong with the inventory's values of a host."""
+    """Raise ConfigError with all that is wrong in the inventory's values of a host."""
     words = "; ".join(f"{key}: {why}" for key, why in found)
     raise ConfigError(
         f"inventory: {host}: {words}", "inventory/production.example.py shows every key"

@@ -1,4 +1,4 @@
-"""The host tool's account of a host before a deployment: one call answers all questions."""
+"""The host tool's report on a host before a deployment, read by one call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NetworkDifferences = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class HostReport:
-    """Answers by their part, as `polydev.hosttool.look` gives them; empty for a new host.
+    """Answers for each part, as the host tool's verb `look` gives them; empty for a new host.
 
-    Lines have `-` for what is there and `+` for what is declared.
+    Lines start with `-` for what is there and `+` for what is declared.
     """
 
     said: dict[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class HostReport:
 
     @property
     def network(self) -> NetworkDifferences:
-        """Each part of the network that is not as declared; firewall and kernel have own facts."""
+        """Parts of the network that differ; firewall and sysctls have facts of their own."""
         said = self.said.get("network") or {}
         if "error" in said:
             return {BRIDGE_PART: [f"- {said['message']}"]}
@@ -55,13 +55,13 @@ class HostReport:
 
     @property
     def overrides(self) -> list[str]:
-        """Files of others that change units of ours."""
+        """Files of others that change our units."""
         found = self.said.get("overrides", [])
         return [str(each) for each in found] if isinstance(found, list) else []
 
     @property
     def permissions(self) -> list[str]:
-        """Paths with rights for somebody who must not have them."""
+        """Paths that somebody may use who must not."""
         return self._lines("permissions")
 
     @property
@@ -74,32 +74,32 @@ class HostReport:
 
     @property
     def settings(self) -> list[str] | None:
-        """What undoes files of ours; None where nobody can say so."""
+        """Settings of others that override ours; None if the host tool cannot say."""
         return self._lines("settings") if "settings" in self.said else None
 
     @property
     def accounts(self) -> list[str] | None:
-        """None where nobody can say so: all of them are to be made."""
+        """Differences of users; None if the host tool cannot say: then all are created."""
         return self._lines("accounts") if "accounts" in self.said else None
 
     @property
     def damage(self) -> list[str]:
-        """Differences of the release in use from what was installed."""
+        """Differences between the files of the release in use and those installed."""
         return [str(line) for line in self._document("release").get("damage", [])]
 
     @property
     def socket(self) -> dict[str, Any]:
-        """Whether the controller's socket was lost, and what is in its way at its address."""
+        """Whether systemd lost the controller's socket, and who else uses its address."""
         return self._document("socket")
 
     @property
     def images(self) -> dict[str, Any]:
-        """`images` (digests) and `golden` (a digest or null) of the host's store."""
+        """The host's store: `images` (digests) and `golden` (a digest or null)."""
         return self._document("images")
 
     @property
     def database(self) -> dict[str, Any]:
-        """`database`: which one the host's files name, in words; `differences`: lines."""
+        """`database`: the configured one, in words; `differences`: lines about its schema."""
         return self._document("database")
 
 
@@ -112,7 +112,7 @@ class HostReportFact(JsonFact):
 def read_host_report(
     tool: str, parts: list[str], declared: str, address: str, port: int
 ) -> HostReport:
-    """Ask for these parts. `declared` is the text of the host.json that the host is to have."""
+    """Ask for these parts. `declared` is the text of the future host.json."""
     question = {
         "parts": parts,
         "host": json.loads(declared),
@@ -121,8 +121,8 @@ def read_host_report(
     said = host.get_fact(HostReportFact, tool=tool, question=json.dumps(question))
     if "error" in said:
         warn(
-            f"{host.name}: its host tool is of another release, which cannot say how the host is: "
-            "this plan may name too much or too little"
+            f"{host.name}: its host tool is of another release and cannot report on the host: "
+            "this plan may list too much or too little"
         )
         return HostReport()
     return HostReport(said)

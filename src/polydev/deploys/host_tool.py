@@ -1,4 +1,4 @@
-"""The host tool: one file that the host's own Python runs."""
+"""The host tool: one file, which the host's own Python runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from polydev.hosttool.zipapp import zipapp_bytes
 
 @operation
 def keep_reserve(differences: list[str]) -> Commands:
-    """Room for a restore on a full disk is kept; a new host gets it with its first backup."""
+    """Reserve disk space for a restore; a new host gets the reserve with its first backup.
+
+    Not files.file: the reserve is a file of a size that the host tool decides.
+    """
     if not differences:
-        host.noop("room for a restore is kept")
+        host.noop("disk space for a restore is reserved")
         return
     show_diff("\n".join(differences))
     yield StringCommand(f"{TOOL} reserve keep")

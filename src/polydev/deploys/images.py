@@ -1,4 +1,4 @@
-"""The golden image in the host's store: sent once, then only what differs from one there."""
+"""The golden image: sent to the host's store once, as differences from an image there."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from polydev.ssh import SshTarget
 
 
 def wanted_image(site: HostData) -> str:
-    """The image that the inventory names, or the operator's golden one.
+    """Return the digest of the image to deploy: the inventory's, or the operator's golden one.
 
-    Raises ConfigError where there is none, or one that was not verified.
+    Raises ConfigError if there is none, or if it is not verified.
     """
     build = "./inv up builds, verifies and promotes one"
     if site.image is None and not (site.store / GOLDEN).exists():
@@ -36,7 +36,7 @@ def wanted_image(site: HostData) -> str:
         raise ConfigError(f"no image {digest[:12]} in {site.store}: {error}", build) from error
     if not (record.get("verification") or {}).get("passed"):
         raise ConfigError(
-            f"image {digest[:12]} was never booted and verified, so it is not sent anywhere",
+            f"image {digest[:12]} is not verified: only verified images are deployed",
             f"./inv golden.verify {digest[:12]}",
         )
     return digest
@@ -49,7 +49,7 @@ def rsync_argv(
     basis: str | None,
     deployment_id: str | None = None,
 ) -> list[str]:
-    """Send an image; of what `basis` has already, only that it has it."""
+    """Return the rsync command that sends an image, using the image `basis` on the host."""
     argv = ["rsync", "--archive", "--sparse", "--stats", "--compress", "--compress-choice=zstd"]
     argv += ["--compress-level=1", "--no-owner", "--no-group", f"--exclude={IN_USE}"]
     argv += remote_options(target, deployment_id)
@@ -59,7 +59,7 @@ def rsync_argv(
 
 
 def bytes_sent(stats: str) -> int:
-    """What went over the connection, from rsync's statistics; bytes."""
+    """Return how many bytes were sent, from rsync's statistics."""
     found = re.search(r"^Total bytes sent: ([\d,]+)", stats, re.MULTILINE)
     return int(found[1].replace(",", "")) if found else 0
 
@@ -75,7 +75,10 @@ def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None
 
 @operation
 def golden_image(site: HostData, target: SshTarget, digest: str, there: dict[str, Any]) -> Commands:
-    """This image is in the store, whole, and golden; `there` says which the host has."""
+    """Put this image into the host's store and make it golden; `there` is the store's report.
+
+    Not files.rsync: it neither uses an image there as a basis nor checks what arrived.
+    """
     images, golden = there.get("images", []), there.get("golden")
     if digest not in images:
         show_diff(f"+ image {digest}")

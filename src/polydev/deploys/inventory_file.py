@@ -18,7 +18,7 @@ from polydev.errors import ConfigError, Error
 from polydev.validation import near
 
 LIST = "browser_hosts"
-# Only verbs set these, for one deployment: in an inventory they would hold for each.
+# Keys that verbs set for one deployment; in an inventory they would apply to all.
 OF_VERBS = ("target", "deployment_id", "move_database")
 HINT = f"inventory/production.example.py shows the list, {LIST}"
 
@@ -128,8 +128,10 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
                 words = 'must be a name, or a name with its values: ("browsers-1", {"slots": 8})'
                 raise ConfigError(words, HINT, file=file, key=key)
         if name in seen:
-            words = f"the host {name} stands twice"
-            raise ConfigError(words, "give each host all of its values once", file=file, key=key)
+            words = f"the host {name} is listed twice"
+            raise ConfigError(
+                words, "list each host once, with all of its values", file=file, key=key
+            )
         seen.add(name)
         yield name
 
@@ -137,12 +139,12 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
 def _refuse_keys_of_verbs(values: Iterable[object], file: Path, place: str) -> None:
     for name in OF_VERBS:
         if name in values:
-            hint = "leave it out; ./inv --help deploy and ./inv --help database.move have options"
-            raise ConfigError(f"{name} is a verb's to say", hint, file=file, key=place)
+            hint = "remove it; ./inv deploy --help and ./inv database.move --help have options"
+            raise ConfigError(f"{name} is set by verbs only", hint, file=file, key=place)
 
 
 def _is_group(name: str, value: Any) -> bool:
-    """Whether pyinfra takes this name of a module for a list of hosts."""
+    """Whether pyinfra takes this name of the file for a group of hosts."""
     if isinstance(value, tuple) and value:
         value = value[0]
     is_list = isinstance(value, list) and bool(value)
@@ -150,11 +152,11 @@ def _is_group(name: str, value: Any) -> bool:
 
 
 def _refuse_keys_twice(file: Path) -> None:
-    """Raise ConfigError where a mapping names a key twice: Python would take the last."""
+    """Raise ConfigError if a mapping has a key twice: Python would use the last."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return  # told when it is run
+        return  # the error comes when the file is run
     for node in ast.walk(tree):
         lines: dict[object, int] = {}
         for key in node.keys if isinstance(node, ast.Dict) else ():
@@ -162,8 +164,8 @@ def _refuse_keys_twice(file: Path) -> None:
                 if key.value in lines:
                     before = lines[key.value]
                     raise ConfigError(
-                        f"this key stands twice, in line {before} and in line {key.lineno}",
-                        "only one of them can count: remove the other",
+                        f"this key appears twice, in line {before} and in line {key.lineno}",
+                        "remove one of them",
                         file=file,
                         key=str(key.value),
                     )
@@ -171,7 +173,7 @@ def _refuse_keys_twice(file: Path) -> None:
 
 
 def _assigned(file: Path) -> set[str]:
-    """Names that a module sets, which of group data are keys of hosts."""
+    """Return the names that a file sets; in group data they are keys of hosts."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -188,7 +190,7 @@ def _run(file: Path) -> dict[str, Any]:
     except Error:
         raise
     except SyntaxError as error:
-        words = f"is not Python: {error.msg}"
+        words = f"is not valid Python: {error.msg}"
         where = f"line {error.lineno}" if error.lineno else ""
         raise ConfigError(words, HINT, file=file, key=where) from None
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Where the controller listens: `ADDRESS:PORT` of the inventory, checked. Pure."""
+"""The controller's listen address: `ADDRESS:PORT` of the inventory, checked. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 HIGHEST_PORT = 65535
-FORM = "it is an IP address and a port, as in 127.0.0.1:4000, 0.0.0.0:4000 or [::1]:4000"
+FORM = "write an IP address and a port, as in 127.0.0.1:4000, 0.0.0.0:4000 or [::1]:4000"
 
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """An address of the host, or all of them, and a port."""
+    """An address of the host, or the one that means all of them, and a port."""
 
     address: IPv4Address | IPv6Address
     port: int
 
     def __str__(self) -> str:
-        """As systemd reads it, and as it stands in a URL."""
+        """The form for systemd and URLs."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -33,27 +33,27 @@ class ListenAddress:
 
 
 def parse_listen_address(text: str) -> ListenAddress:
-    """Raise ValueError, saying what is wrong and what the form is."""
+    """Return the parsed address. Raises ValueError with what is wrong and the correct form."""
     name, colon, port_text = text.rpartition(":")
     if not colon:
-        raise _wrong(text, "it has no address, or no port")
+        raise _wrong(text, "address or port is missing")
     if not (port_text.isascii() and port_text.isdecimal()):
-        raise _wrong(text, f"{port_text!r} is no port")
+        raise _wrong(text, f"{port_text!r} is not a port")
     if not 1 <= int(port_text) <= HIGHEST_PORT:
         raise _wrong(text, f"port {port_text} is not from 1 to {HIGHEST_PORT}")
     is_bracketed = name.startswith("[") and name.endswith("]")
     try:
         address = ip_address(name[1:-1] if is_bracketed else name)
     except ValueError:
-        raise _wrong(text, f"{name!r} is no IP address") from None
+        raise _wrong(text, f"{name!r} is not an IP address") from None
     if is_bracketed != isinstance(address, IPv6Address):
-        raise _wrong(text, "an IPv6 address, and no other, stands in brackets")
+        raise _wrong(text, "write an IPv6 address in brackets, any other without")
     if isinstance(address, IPv6Address) and address.scope_id:
-        raise _wrong(text, "an address with a scope cannot be listened at")
+        raise _wrong(text, "a server cannot listen at an address with a scope")
     if isinstance(address, IPv6Address) and (address.is_link_local or address.ipv4_mapped):
-        raise _wrong(text, f"{address} cannot be listened at by itself")
+        raise _wrong(text, f"{address}: a server cannot listen at that address")
     if address.is_multicast or address == IPv4Address("255.255.255.255"):
-        raise _wrong(text, f"{address} is the address of no host")
+        raise _wrong(text, f"{address} is not the address of a host")
     return ListenAddress(address, int(port_text))
 
 

@@ -1,4 +1,4 @@
-"""Bridge, firewall, slots and names: everything between VMs, the host and the internet."""
+"""Bridge, firewall, slots and DNS: the network between VMs, the host and the internet."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def network_values(site: HostData) -> dict[str, Any]:
 
 
 def require_free_networks(site: HostData) -> None:
-    """Raise ConfigError where the host has a network or an address that its VMs' would overlap."""
+    """Raise ConfigError if a network or address of the host overlaps those of its VMs."""
     networks: list[HostNetwork] = host.get_fact(HostNetworks)
     if found := list(conflicts(site, networks, BRIDGE)):
         refuse(str(host.name), found)
 
 
 def warn_of_open_api(site: HostData) -> None:
-    """Say so where tokens would cross the internet in plain text."""
+    """Warn if tokens would cross the internet in plain text."""
     if site.speaks_tls:
         return
     networks: list[HostNetwork] = host.get_fact(HostNetworks)
@@ -119,7 +119,7 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
         name="slots beyond the last", template=SLOT_UNIT, wanted=wanted, needed_by=VM_UNIT
     )
     for number, name in zip(site.slot_numbers, wanted, strict=True):
-        # A slot that is made anew is another network: a VM keeps the one that it has.
+        # A restart would give the slot another network; a VM that runs keeps the one that it has.
         user = VM_UNIT.replace("@", f"@{number}")
         unit(
             name=name,
@@ -141,7 +141,7 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
 
 @concern("Watch of the network")
 def network_watch(site: HostData, differences: list[str]) -> None:
-    """After all that it watches, so that it starts with the host tool that made it."""
+    """Deploy the watch after all that it watches, so that it starts with the present host tool."""
     code = [source_of(module) for module in (network_facts, network_state, host_slots)]
     code += guest_network()
     config = unit_file(WATCH, network_values(site), *code)
@@ -155,14 +155,14 @@ def network_watch(site: HostData, differences: list[str]) -> None:
 
 
 def slot_config(site: HostData) -> str:
-    """The hash of what a slot is made from."""
+    """Return the hash of a slot's inputs."""
     return render_unit(SLOT_UNIT, network_values(site), slot_texts(site))[1]
 
 
 def slot_texts(site: HostData) -> list[str]:
-    """What a slot is made from: its program, and what that reads of the inventory.
+    """Return a slot's inputs: its program, and the values that it reads.
 
-    Not the whole host tool: its other changes need not cost any VM its network.
+    Not the whole host tool: its other changes must not restart the slots.
     """
     resolver = [str(site.resolvers[0])] if site.translates_names else []
     return [source_of(host_slots), *guest_network(), str(site.bridge_address), *resolver]

@@ -1,6 +1,6 @@
-"""Addresses and networks of the inventory, compared with each other and with the host's. Pure.
+"""Checks of the inventory's addresses and networks, against each other and the host's. Pure.
 
-Every function yields the path of a key and what is wrong with its value.
+Every check yields the path of a key and what is wrong with its value.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Problem = tuple[str, str]
 
-# The network inside every VM's namespace, which is the same in each.
+# The network inside every VM's namespace; it is the same in each.
 GUESTS = IPv4Interface(f"{GUEST_GATEWAY}/30").network
-# Not the internet: what IANA's registry of special-purpose addresses calls not globally reachable
+# Networks that are not the internet: not globally reachable by IANA's registry
 # (https://www.iana.org/assignments/iana-ipv4-special-registry), and multicast.
 CLOSED = (
     "0.0.0.0/8",  # this network
@@ -39,7 +39,7 @@ CLOSED = (
 )
 THIS_NETWORK = IPv4Network("0.0.0.0/8")
 NAMES_PORT = 53
-# Of these no network of VMs is made, and none is opened to them.
+# Networks that the VMs' network must not overlap, and that VMs never reach.
 NEVER = {
     THIS_NETWORK: "this network itself",
     IPv4Network("127.0.0.0/8"): "loopback",
@@ -47,13 +47,13 @@ NEVER = {
     IPv4Network("224.0.0.0/3"): "multicast and reserved addresses",
 }
 PRIVATE = tuple(net for net in map(IPv4Network, CLOSED) if net not in NEVER)
-# A route to so much of the internet is a part of the default route, as VPNs make them.
+# A route with a shorter prefix is part of a default route, as VPNs set them up.
 DEFAULT_ROUTE_BITS = 2
 
 
 @dataclass(frozen=True)
 class HostNetwork:
-    """A network that a host has: of an address of its own, or of a route."""
+    """A network of a host: that of its address, or of a route."""
 
     network: IPv4Network | IPv6Network
     device: str
@@ -66,7 +66,7 @@ class HostNetwork:
 
 
 def contradictions(site: HostData) -> Iterator[Problem]:
-    """Yield what cannot be, whatever the host is."""
+    """Yield values that contradict each other on any host."""
     yield from _of_bridge(site.bridge_address)
     for index, network in enumerate(site.reachable):
         if why := _why_not_reachable(network, site.bridge_address.network):
@@ -76,7 +76,7 @@ def contradictions(site: HostData) -> Iterator[Problem]:
             yield f"resolvers.{index}", f"{address} {why}"
     for index, address in enumerate(site.upstream_resolvers):
         if _is_no_host(address):
-            yield f"upstream_resolvers.{index}", f"{address} is the address of no host"
+            yield f"upstream_resolvers.{index}", f"{address} is not the address of a host"
         elif address in site.bridge_address.network:
             words = "lies in the VMs' network; it must be a resolver that the host itself reaches"
             yield f"upstream_resolvers.{index}", f"{address} {words}"
@@ -123,7 +123,7 @@ def _why_not_reachable(network: IPv4Network, bridge: IPv4Network) -> str | None:
 
 def _why_no_resolver_of_vms(address: IPv4Address, bridge: IPv4Interface) -> str | None:
     if _is_no_host(address):
-        return "is the address of no host"
+        return "is not the address of a host"
     if address.is_loopback:
         return f"would be the VM itself; {bridge.ip} is the host's own cache of names"
     if address in GUESTS:
@@ -134,9 +134,9 @@ def _why_no_resolver_of_vms(address: IPv4Address, bridge: IPv4Interface) -> str 
 
 
 def conflicts(site: HostData, host: Iterable[HostNetwork], vms: str) -> Iterator[Problem]:
-    """Yield what this host makes impossible: networks and addresses that it has already.
+    """Yield values that overlap networks and addresses of this host.
 
-    Those of `vms`, the bridge of its VMs, are what an earlier deployment made.
+    Those of `vms`, the bridge of its VMs, are from an earlier deployment and do not count.
     """
     own = [each for each in host if each.device != vms]
     bridge = site.bridge_address.network

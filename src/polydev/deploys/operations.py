@@ -1,4 +1,4 @@
-"""Operations that pyinfra lacks: facts read, commands yielded, nothing done here."""
+"""Operations that pyinfra lacks. Each shows a difference in the plan, which pyinfra's do not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polydev.hosttool.upload import file_upload
 
 @dataclass(frozen=True)
 class PlacedFile:
-    """A file that the deploy puts in its place."""
+    """A file that the deploy writes."""
 
     path: str
     text: str
@@ -35,7 +35,7 @@ class PlacedFile:
 
 
 def run_locally(function: Callable[..., None], *arguments: Any) -> FunctionCommand:
-    """Something that is done on the operator's machine; its errors are told in their own words."""
+    """Return a command that calls a function on the operator's machine; logs its Error."""
 
     def run_it() -> None:
         try:
@@ -48,7 +48,7 @@ def run_locally(function: Callable[..., None], *arguments: Any) -> FunctionComma
 
 
 def show_diff(difference: str) -> None:
-    """Show a difference where the operator asked for them, as pyinfra does for files."""
+    """Add a difference to the operation in the plan."""
     if state.config.DIFF:
         for line in difference.splitlines():
             logger.info("  %s", line)
@@ -57,13 +57,13 @@ def show_diff(difference: str) -> None:
 def text_file(
     path: str, text: str, mode: str = "644", user: str = "root", group: str = "root"
 ) -> OperationMeta:
-    """A text that the operator may see; its differences are told line by line."""
+    """Write a text, and show its differences line by line."""
     data = text.encode()
     return file(name=path, path=path, data=data, mode=mode, user=user, group=group, is_shown=True)
 
 
 def opaque_file(path: str, data: bytes, mode: str = "755") -> OperationMeta:
-    """A file of root's that nobody is shown: a program, a secret."""
+    """Write a file of root whose content is not shown: a program or a secret."""
     return file(name=path, path=path, data=data, mode=mode, user="root", group="root")
 
 
@@ -71,9 +71,9 @@ def opaque_file(path: str, data: bytes, mode: str = "755") -> OperationMeta:
 def file(
     path: str, data: bytes, mode: str, user: str, group: str, is_shown: bool = False
 ) -> Commands:
-    """A file with this content, mode and owner, put in its place by one rename.
+    """Write a file with this content, mode and owner by one rename.
 
-    Not files.put: it uploads to a name in /tmp that other users of the host can foresee and read.
+    Not files.put: it uploads to a path in /tmp that other users can predict and read.
     """
     now = host.get_fact(FileState, path=path)
     wanted = (mode, user, group)
@@ -98,7 +98,7 @@ def file(
 
 
 def _difference(path: str, text: str, *, is_there: bool) -> str:
-    """The difference between a file and its wanted text, for a person."""
+    """Return the difference between a file and its wanted text, line by line."""
     lines = host.get_fact(FileContents, path=path) if is_there else None
     changed = difflib.unified_diff(lines or [], text.splitlines(), lineterm="", n=2)
     body = [*changed][2:]  # without the names of the files
@@ -112,7 +112,7 @@ def _rights(rights: tuple[str, str, str]) -> str:
 def template(
     path: str, values: dict[str, Any], mode: str = "644", group: str = "root"
 ) -> PlacedFile:
-    """Put a rendered template in its place."""
+    """Write a rendered template."""
     text = render(path, values)
     text_file(path, text, mode=mode, group=group)
     return PlacedFile(path, text)
@@ -126,31 +126,34 @@ def directory(
 
 @operation
 def folder(path: str, mode: str, user: str, group: str) -> Commands:
-    """A folder with this mode and owner; files.directory does the same, but tells nothing."""
+    """Make a folder with this mode and owner.
+
+    Not files.directory: it shows no difference, and leaves set-id bits as they are.
+    """
     there: dict[str, Any] = dict(host.get_fact(Directory, path=path) or {})
     now = (str(there.get("mode")), there.get("user"), there.get("group"))
     if now == (mode, user, group):
-        host.noop(f"{path} is as it should be")
+        host.noop(f"{path} is as declared")
         return
     show_diff(f"- {path}: " + (f"mode {now[0]}, {now[1]}:{now[2]}" if there else "not there"))
     show_diff(f"+ {path}: mode {mode}, {user}:{group}")
     name = shlex.quote(path)
     if not there:
         yield StringCommand(f"mkdir -p {name}")
-    # Of a folder, chmod takes set-id bits away only where they are named, by five digits.
+    # chmod clears a folder's set-id bits only if the mode has five digits.
     yield StringCommand(f"chmod {mode:0>5} {name} && chown {user}:{group} {name}")
 
 
 @operation
 def create_tmpfiles_folders(file: str, folders: dict[str, tuple[str, str, str]]) -> Commands:
-    """These folders, as a file of tmpfiles.d describes them; all by one command.
+    """Make these folders, as a file of tmpfiles.d declares them; all by one command.
 
-    To each path its mode, user and group.
+    `folders` has mode, user and group of each path. Not files.directory: it takes a command each.
     """
     there: dict[str, Any] = host.get_fact(Folders, paths=tuple(folders))
     wrong = {path: state for path, state in folders.items() if there.get(path) != state}
     if not wrong:
-        host.noop("all folders are as they should be")
+        host.noop("all folders are as declared")
         return
     for path, wanted in wrong.items():
         was = "mode {}, {}:{}".format(*there[path]) if path in there else "not there"
@@ -161,7 +164,10 @@ def create_tmpfiles_folders(file: str, folders: dict[str, tuple[str, str, str]])
 
 @operation
 def remove_other_files(folder: str, wanted: list[str]) -> Commands:
-    """No file lies in the folder but the wanted ones."""
+    """Remove all files of a folder but the wanted ones.
+
+    Not files.sync: it copies a local folder, with the secrets' names and modes as they are here.
+    """
     there: list[str] = host.get_fact(Names, folder=folder)
     extra = [f"{folder}/{name}" for name in sorted(set(there) - set(wanted))]
     for path in extra:
@@ -172,10 +178,10 @@ def remove_other_files(folder: str, wanted: list[str]) -> Commands:
 
 @operation
 def remove_file(path: str) -> Commands:
-    """Nothing lies at this path."""
+    """Remove a file. Not files.file: it shows no difference."""
     folder, _, name = path.rpartition("/")
     if name not in host.get_fact(Names, folder=folder):
-        host.noop(f"no {path} is there")
+        host.noop(f"{path} does not exist")
         return
     show_diff(f"- {path}")
     yield StringCommand(f"rm {shlex.quote(path)}")
@@ -183,10 +189,13 @@ def remove_file(path: str) -> Commands:
 
 @operation
 def load_firewall(family: str, table: str, text: str, path: str) -> Commands:
-    """The kernel's table is what the file makes of it, whoever touched it since."""
+    """Load a table of nftables if the kernel's differs from the file's.
+
+    pyinfra has no operation for nftables.
+    """
     difference = host.get_fact(Firewall, family=family, table=table, text=text)
     if not difference:
-        host.noop(f"table {family} {table} is as it should be")
+        host.noop(f"table {family} {table} is as declared")
         return
     show_diff(difference)
     yield StringCommand(f"nft -f {shlex.quote(path)}")
@@ -194,7 +203,10 @@ def load_firewall(family: str, table: str, text: str, path: str) -> Commands:
 
 @operation
 def sysctl_value(key: str, value: str) -> Commands:
-    """A sysctl's value now; its file in /etc/sysctl.d keeps it over a restart."""
+    """Set a sysctl now; its file in /etc/sysctl.d keeps it over a restart.
+
+    Not server.sysctl: it shows no difference.
+    """
     now = host.get_fact(SysctlValue, key=key)
     if now == value:
         host.noop(f"{key} is {value}")

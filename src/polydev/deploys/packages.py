@@ -1,4 +1,4 @@
-"""Debian packages of a host, from its own sources."""
+"""Debian packages of a host, from its own package sources."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from polydev.errors import DeployError
 from polydev.run import run
 from polydev.ssh import SshTarget
 
-# What the host runs, without what the packages recommend.
+# Installed without recommended packages.
 PACKAGES = (
     "ca-certificates",
-    "dbus",  # by which the controller speaks to systemd, and polkit about it
+    "dbus",  # the controller talks to systemd through it, and systemd to polkit
     "dnsmasq-base",  # the program without its service: ours has its own unit
     "iproute2",
     "nftables",
@@ -36,7 +36,7 @@ POSTGRESQL_CLIENT = re.compile(r"postgresql-client(-\d+)?")
 LOCK_SECONDS = 600
 ASK_EVERY_SECONDS = 2.0
 TELL_EVERY_SECONDS = 30.0
-# apt waits by itself for dpkg's locks only; those of its lists and archives it wants at once.
+# apt itself waits for dpkg's locks only, not for those of its lists and archives.
 LOCK_TIMEOUT = f"-o DPkg::Lock::Timeout={LOCK_SECONDS}"
 
 
@@ -45,7 +45,7 @@ def packages(target: SshTarget) -> None:
     known = host.get_fact(DebPackages)
     missing = [name for name in PACKAGES if name not in known]
     if missing:
-        # Only then: asking for news on every deploy would count as a change.
+        # Only then: an update on every deployment would count as a change.
         _update(target)
     apt.packages(
         name="packages",
@@ -58,7 +58,7 @@ def packages(target: SshTarget) -> None:
 
 @concern("PostgreSQL client")
 def postgresql_client(target: SshTarget) -> None:
-    """What backups of the controller's database are made with; any version that is there stays."""
+    """Install pg_dump for backups of PostgreSQL; any version that is there stays."""
     known = host.get_fact(DebPackages)
     if any(POSTGRESQL_CLIENT.fullmatch(name) for name in known):
         return
@@ -73,7 +73,7 @@ def postgresql_client(target: SshTarget) -> None:
 
 
 def _update(target: SshTarget) -> None:
-    """Bring news of packages; apt is free before that, and for what is to be installed."""
+    """Update the package lists; wait for apt's locks before that and before the installation."""
     apt_is_free(name="apt is free for its lists", target=target)
     apt.update(name="package lists", cache_time=3600)
     apt_is_free(name="apt is free for packages", target=target)
@@ -81,32 +81,35 @@ def _update(target: SshTarget) -> None:
 
 @operation
 def apt_is_free(target: SshTarget) -> Commands:
-    """No other process, such as unattended-upgrades, has a lock of apt's or dpkg's."""
+    """Wait until no other process, such as unattended-upgrades, holds a lock of apt or dpkg.
+
+    pyinfra has no operation that waits for all of these locks.
+    """
     yield run_locally(wait_for_apt, target, LOCK_SECONDS, ASK_EVERY_SECONDS)
 
 
 def wait_for_apt(target: SshTarget, seconds: float, every_seconds: float) -> None:
-    """Return once nobody has apt's or dpkg's locks; tell who has them meanwhile.
+    """Return once apt's and dpkg's locks are free; log who holds them meanwhile.
 
-    Raises DeployError when time is up.
+    Raises DeployError after `seconds`.
     """
     began = time.monotonic()
-    told, told_at = "", began
+    shown, shown_at = "", began
     while who := _holders(target):
         now = time.monotonic()
         if now >= began + seconds:
             raise DeployError(
-                f"{target.name}: packages cannot be installed: after {seconds:.0f} s {who}",
-                "let it finish, or end it on the host, then deploy again",
+                f"{target.name}: cannot install packages: after {seconds:.0f} s {who}",
+                "let it finish or stop it on the host, then run ./inv deploy again",
             )
-        if who != told or now >= told_at + TELL_EVERY_SECONDS:
+        if who != shown or now >= shown_at + TELL_EVERY_SECONDS:
             logger.info(f"waiting for {who} ({now - began:.0f} s of at most {seconds:.0f} s)")
-            told, told_at = who, now
+            shown, shown_at = who, now
         time.sleep(every_seconds)
 
 
 def _holders(target: SshTarget) -> str:
-    """Return the holders of the locks in words; empty if nobody holds one."""
+    """Return who holds which locks, in words; empty if nobody does."""
     said = run(target.argv(TOOL, "apt", "locks", timeout_seconds=15), timeout_seconds=30).stdout
     locks: dict[str, list[str]] = {}
     for each in json.loads(said)["held"]:

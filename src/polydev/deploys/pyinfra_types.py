@@ -1,4 +1,4 @@
-"""pyinfra's decorators and values with types that a strict checker can follow."""
+"""pyinfra's decorators and values, with types for a strict checker."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pyinfra.context import host as context_host
 
 P = ParamSpec("P")
 Commands = Generator[Any, None, None]
-# Marks what is logged for the operator, beside what pyinfra says of itself.
+# Marks log records for the operator, among those of pyinfra itself.
 FOR_OPERATOR = "for_operator"
 
 
 def concern(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """A part of a host's deploy; its operations bear its name."""
+    """Make a function one part of a host's deploy, whose name its operations get as a prefix."""
     return cast("Callable[[Callable[P, None]], Callable[P, None]]", deploy(name))
 
 
 def operation(commands: Callable[..., Commands]) -> Callable[..., OperationMeta]:
-    """An operation from the generator of its commands; pyinfra adds `name` and its own words."""
+    """Make an operation from a generator of commands; pyinfra adds `name` and its arguments."""
     return cast("Callable[..., OperationMeta]", pyinfra_operation()(commands))
 
 
 def warn(text: str) -> None:
-    """Tell the operator, with the plan; it keeps nothing from being done."""
+    """Add a warning to the plan; it does not stop the deployment."""
     logger.warning(text, extra={FOR_OPERATOR: True})
 
 
 def host_values() -> tuple[str, dict[str, Any]]:
-    """Name and data of the host that is being deployed."""
+    """Return name and data of the host that is being deployed."""
     return str(context_host.name), dict(context_host.data.dict())

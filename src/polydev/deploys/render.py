@@ -1,4 +1,4 @@
-"""Templates → text, and which unit was started with which configuration. Pure."""
+"""Render templates, and hash the configuration that a unit is started with. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TEMPLATES = Path("templates")
 SUFFIX = ".j2"
 STAMPS = "/run/polydev/config"
 UNITS = "/etc/systemd/system"
-# Calls of systemd's group @system-service that no unit of ours makes. By io_uring, which is in
-# @aio, a process does what the filter of its calls forbids, and opens sockets of every family. The
-# others reach into other processes, into the kernel's keyrings, and past the paths of files.
+# System calls of systemd's group @system-service that none of our units needs. io_uring, in @aio,
+# bypasses the filter of system calls and of socket families. The others reach into other processes,
+# into the kernel's keyrings, and past the paths of files.
 FORBIDDEN_CALLS = (
     "@aio @debug @keyring kcmp name_to_handle_at process_madvise process_vm_readv "
     "process_vm_writev userfaultfd"
@@ -39,7 +39,7 @@ def _environment(folder: Path) -> Environment:
 
 
 def render(path: str, values: dict[str, Any], root: Path = Path()) -> str:
-    """The file that belongs at `path` on the host. Raises ConfigError where it has no template."""
+    """Return the text of `path` on the host. Raises ConfigError if it has no template."""
     name, folder = f"{path.lstrip('/')}{SUFFIX}", (root / TEMPLATES).resolve()
     try:
         return _environment(folder).get_template(name).render(values)
@@ -52,14 +52,14 @@ def config_hash(*texts: str) -> str:
 
 
 def stamp_command(config: str) -> str:
-    """What a unit runs as it starts, so that it can be asked what it was started with."""
+    """Return the command of a unit that writes down the configuration that it is started with."""
     return f"+/bin/sh -c 'mkdir -p {STAMPS} && echo {config} >{STAMPS}/%n'"
 
 
 def render_unit(
     name: str, values: dict[str, Any], depends: Iterable[str] = (), root: Path = Path()
 ) -> tuple[str, str]:
-    """A unit file and the hash of its configuration: the file itself and what it reads."""
+    """Return a unit file and the hash of its configuration: this file and what it reads."""
     path = f"{UNITS}/{name}"
     bare = render(path, {**values, "config": "", "stamp": ""}, root)
     config = config_hash(bare, *depends)
@@ -68,7 +68,7 @@ def render_unit(
 
 
 def template_paths(root: Path = Path()) -> list[str]:
-    """Every path on the host that a template describes."""
+    """Return every path on the host that has a template."""
     folder = root / TEMPLATES
     return sorted(
         "/" + path.relative_to(folder).as_posix().removesuffix(SUFFIX)
@@ -77,6 +77,6 @@ def template_paths(root: Path = Path()) -> list[str]:
 
 
 def own_units(root: Path = Path()) -> list[str]:
-    """Names of the units whose whole file is a template of ours."""
+    """Return the names of the units whose whole file is a template of ours."""
     parts = (path.rpartition("/") for path in template_paths(root))
     return [name for folder, _, name in parts if folder == UNITS]

@@ -1,4 +1,4 @@
-"""Files sent to a host by rsync, and why one could not be."""
+"""Send files to a host by rsync, and say so if its disk is full."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def remote_options(target: SshTarget, deployment_id: str | None) -> list[str]:
 
 
 def send(argv: Sequence[str | Path], target: SshTarget, folder: str, size_bytes: int) -> Completed:
-    """Run rsync to a folder of the host, and return what it said.
+    """Run rsync to a folder of the host, and return its output.
 
-    Raises DeployError if it failed and the folder has no room for `size_bytes`: rsync may end
-    before the receiver's own words about that have come. Raises CommandError of other failures.
+    Raises DeployError if the folder has no space for `size_bytes`: rsync may end before the
+    receiver's message about that arrives. Raises CommandError for other failures.
     """
     try:
         return run(argv)
@@ -36,12 +36,12 @@ def send(argv: Sequence[str | Path], target: SshTarget, folder: str, size_bytes:
         raise DeployError(
             f"{target.name}: no space left in {folder}: {_in_mb(free_bytes)} are free, "
             f"{_in_mb(size_bytes)} were to be sent",
-            f"make room on that disk, then deploy again; as it is now: df {folder}",
+            f"free space on that disk (df {folder}), then run ./inv deploy again",
         ) from error
 
 
 def free_bytes_in(target: SshTarget, folder: str) -> int | None:
-    """The room in a folder of the host; None if the host cannot be asked."""
+    """Return the free space in a folder of the host; None if the host does not answer."""
     argv = target.argv("df", "--block-size=1", "--output=avail", folder)
     done = run(argv, check=False)
     figure = done.stdout.rpartition("Avail")[2].strip()

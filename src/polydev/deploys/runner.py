@@ -1,4 +1,4 @@
-"""deploy.py run through pyinfra's API: plan with differences, then operations one by one."""
+"""Run deploy.py through pyinfra's API: first the plan with differences, then the operations."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def no_password(_prompt: str = "") -> str:
-    """Stand in for the question for sudo's password: nobody is there to answer it.
+    """Replace pyinfra's question for sudo's password, which nobody can answer here.
 
-    pyinfra would read it from standard input, which is where the word `go` comes from.
+    pyinfra would read it from standard input, where the word `go` comes from.
     """
     raise DeployError(
         "sudo on the host asks for a password",
-        "allow the user of the inventory's `ssh_user` everything without one (NOPASSWD in sudoers)",
+        "give the inventory's `ssh_user` sudo rights without a password (NOPASSWD in sudoers)",
     )
 
 
@@ -59,7 +59,7 @@ class Runner:
         self.emit = emit
 
     def apply(self, name: str | None, data: dict[str, Any], *, plan_only: bool) -> int:
-        """Plan one host and, if told to go on, make it so. 0, or 1 after a failure."""
+        """Plan one host and, after `go` on stdin, apply the plan. Return the exit status."""
         config = Config(SUDO=True, DIFF=True, ENV=PLAIN_ENGLISH)
         state = State()
         words = PyinfraLog(self.emit, state)
@@ -76,7 +76,7 @@ class Runner:
             try:
                 return self._apply(state, words, data.get("deployment_id"), plan_only=plan_only)
             except PyinfraError as error:
-                # pyinfra's own words for it are fewer than those of the operation.
+                # The operation's log says more than pyinfra's exception.
                 raise DeployError(words.why(str(error))) from error
             finally:
                 disconnect_all(state)
@@ -94,7 +94,7 @@ class Runner:
             changes = self._plan(state, words)
             if plan_only or not changes:
                 return 0
-            # In a thread: the connection is kept alive meanwhile.
+            # In a thread, so that the connection is kept alive meanwhile.
             if gevent.get_hub().threadpool.apply(sys.stdin.readline).strip() != "go":
                 return 0
             if deployment_id:
@@ -130,7 +130,7 @@ class Runner:
 
 
 def _put_in_slice(state: State, deployment_id: str) -> None:
-    """Let every command run where the way back can end it; facts of the plan need not."""
+    """Run every command in the deployment's slice, which a restore ends; facts need no slice."""
     shell = f"{in_slice(deployment_id)} sh"
     for operations in state.ops.values():
         for operation in operations.values():
@@ -150,7 +150,7 @@ def _changed(state: State) -> int:
 
 
 class PyinfraLog(logging.Handler):
-    """What pyinfra logs: differences by the operation that they belong to, the rest as events."""
+    """Sorts pyinfra's log: differences by operation, warnings, and events for the rest."""
 
     def __init__(self, emit: Emit, state: State) -> None:
         super().__init__()
@@ -181,15 +181,15 @@ class PyinfraLog(logging.Handler):
         self.emit_event("log", level=record.levelname.lower(), text=text)
 
     def why(self, otherwise: str = "") -> str:
-        """The operation that failed and what was said of it, once; `otherwise` if nothing was."""
-        # The host tool says it twice: for programs, then in words.
+        """Return the operation that failed and its messages, or `otherwise` if it has none."""
+        # The host tool reports an error twice: as JSON, then as text.
         said = dict.fromkeys(line for line in self.wrong if not line.startswith(NOT_WORDS))
-        said = said or dict.fromkeys([otherwise or "it failed without a word"])
+        said = said or dict.fromkeys([otherwise or "it failed without a message"])
         return f"{self.operation}: " + "\n".join(list(said)[-15:])
 
 
 class OperationEvents(BaseStateCallback):
-    """Operations as they begin and end."""
+    """Emits an event when an operation starts and ends."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit = emit

@@ -1,4 +1,4 @@
-"""Secrets as files on the operator's machine, and where they lie on a host."""
+"""Secrets: files on the operator's machine, and their folder on a host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from polydev.errors import ConfigError
 from polydev.host_layout import CONTROLLER_CONFIG
 
 SECRETS = str(CONTROLLER_CONFIG / "secrets")
-# The one with which the controller itself speaks TLS.
+# With this secret the controller itself serves HTTPS.
 CERTIFICATE = "tls-certificate"
 MAX_SECRET_BYTES = 64 * 1024
 
@@ -19,13 +19,13 @@ def secret_text(name: str, file: Path) -> str:
         if file.exists() and not file.is_file():
             why = "is a directory or a device, not a file"
         elif file.stat().st_size > MAX_SECRET_BYTES:
-            why = f"is larger than {MAX_SECRET_BYTES} bytes, which no secret is"
+            why = f"is larger than {MAX_SECRET_BYTES} bytes"
         else:
             return file.read_bytes().decode()
     except OSError as error:
         why = error.strerror or "cannot be read"
     except UnicodeDecodeError:
-        why = "is no UTF-8 text, as secrets must be"
+        why = "is not UTF-8 text"
     raise ConfigError(
         f"inventory: secrets.{name}: {file}: {why}", "correct the file, or name another one"
     )

@@ -1,6 +1,6 @@
-"""How an inventory says that a host is reached: the keys that begin with `ssh_`, checked.
+"""The inventory's keys that begin with `ssh_`, checked.
 
-pyinfra takes any key and any value of these, and our own ssh and rsync must mean the same by them.
+pyinfra does not check them, and our own ssh and rsync must understand them in the same way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 PREFIX = "ssh_"
 PORT = re.compile(r"(.+):(\d+)")
-BY_KEY = "hosts are reached by key, and nobody is there to answer ssh"
+BY_KEY = "ssh logs in with keys, and nobody can type a password"
 
 
 def _hostname(text: str) -> str:
@@ -26,7 +26,7 @@ def _hostname(text: str) -> str:
     if "@" in text:
         raise ValueError(f"write the user as ssh_user: {text.partition('@')[0]}")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*", text):
-        raise ValueError("is no name or address of a host")
+        raise ValueError("is not a name or address of a host")
     return text
 
 
@@ -39,7 +39,7 @@ def _is_ipv6(text: str) -> bool:
 
 def _user(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
-        raise ValueError("is no name of a user")
+        raise ValueError("is not a name of a user")
     return text
 
 
@@ -54,7 +54,7 @@ def _key(text: str) -> str:
 
 def _known_hosts(text: str) -> str:
     if not text or Path(os.path.expanduser(text)).is_dir():  # noqa: PTH111  (as pyinfra)
-        raise ValueError("is no name of a file")
+        raise ValueError("is not a name of a file")
     return text
 
 
@@ -67,7 +67,7 @@ def _config(text: str) -> str:
 
 
 class SshSettings(BaseModel):
-    """Keys that ssh, rsync and pyinfra follow; the others are pyinfra's alone, and harmless."""
+    """Keys that ssh, rsync and pyinfra use; the other ones are for pyinfra alone, and harmless."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Kernel settings: kept in a file for the next start, and true now."""
+"""Kernel settings: set now, and in a file for the next start."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def kernel() -> None:
 
 @operation
 def mend_settings(differences: list[str] | None, document: str) -> Commands:
-    """No line of others wins over the settings of a host.json at the host's next start.
+    """Remove lines of other files that would override the declared settings at the next start.
 
-    Without the host tool's word all of them are looked at, which changes none that is right.
+    Not files.line: the host tool knows which of all files wins. `differences` is its report;
+    without one (None) it checks all settings.
     """
     if differences == []:
-        host.noop("no file of others undoes a setting of ours")
+        host.noop("no other file overrides our settings")
         return
     show_diff("\n".join(differences or []))
     given = f"printf %s {shlex.quote(document)}"
@@ -44,5 +45,5 @@ def mend_settings(differences: list[str] | None, document: str) -> Commands:
 
 @concern("Settings")
 def overriding_settings(differences: list[str] | None, document: str) -> None:
-    """Those of folders and of the network too: whose files were read before ours, or after."""
+    """Check settings of the kernel, the journal, folders and the network against other files."""
     mend_settings(name="files of others", differences=differences, document=document)

@@ -1,4 +1,4 @@
-"""Services that the host brings with it: its SSH daemon and its journal."""
+"""Services of the host itself that we configure: its SSH daemon and its journal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SSHD_SETTINGS = {
     "KbdInteractiveAuthentication": "no",
     "PermitEmptyPasswords": "no",
     "PubkeyAuthentication": "yes",
-    # A deployment holds its lock for as long as its connection lives: a dead one must be noticed.
+    # A deployment holds its lock while its connection lives: a dead one must be noticed.
     "ClientAliveInterval": "5",
     "ClientAliveCountMax": "3",
 }
@@ -35,7 +35,7 @@ def sshd_values() -> dict[str, Any]:
 
 
 def effective_sshd() -> dict[str, str]:
-    """The settings as `sshd -T` names them."""
+    """Return the settings under the names of `sshd -T`."""
     return {name.lower(): value for name, value in SSHD_SETTINGS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Units of systemd: their files, what they were started with, and which of them run."""
+"""Units of systemd: their files, the configuration they were started with, whether they run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from polydev.deploys.render import UNITS, render_unit
 
 @dataclass(frozen=True)
 class UnitConfig:
-    """What a unit is to be started with: the hash in its file, and its files' own."""
+    """The configuration of a unit: the hash in its file, and the checksums of its files."""
 
     hash: str
     files: tuple[tuple[str, str], ...]
 
 
 def unit_file(name: str, values: dict[str, Any], *depends: PlacedFile | str) -> UnitConfig:
-    """Put a unit in its place; what it is started with: that file, those and texts it reads."""
+    """Write a unit file; return its configuration, which includes the files and texts it reads."""
     placed = [each for each in depends if isinstance(each, PlacedFile)]
     texts = [each.text if isinstance(each, PlacedFile) else each for each in depends]
     text, config = render_unit(name, values, texts)
@@ -35,9 +35,12 @@ def unit_file(name: str, values: dict[str, Any], *depends: PlacedFile | str) -> 
 
 @operation
 def remove_overrides(paths: list[str]) -> Commands:
-    """No file of others changes units of ours; those that run with one are restarted after this."""
+    """Remove files of others that change our units; later operations restart these units.
+
+    Not files.file: paths are known only from the host tool, and systemd must be reloaded.
+    """
     if not paths:
-        host.noop("no file of others changes units of ours")
+        host.noop("no file of others changes our units")
         return
     show_diff("\n".join(f"- {path}" for path in paths))
     folders = sorted({path.rpartition("/")[0] for path in paths if ".d/" in path})
@@ -49,20 +52,21 @@ def remove_overrides(paths: list[str]) -> Commands:
 
 @concern("Units")
 def unit_overrides(overrides: list[str]) -> None:
-    """Before any unit is started again."""
+    """Remove others' changes before any unit is restarted."""
     remove_overrides(name="files of others", paths=overrides)
 
 
 @operation
 def reload_units(pattern: str, files: tuple[tuple[str, str], ...]) -> Commands:
-    """systemd knows the units of a pattern by these files, as they are; what runs runs on.
+    """Reload systemd if it has loaded other files for these units; running units go on.
 
-    The files are asked for too: as the plan is made, a change of them is still to come.
+    The files are compared too: when the plan is made, their change is still to come. Not
+    systemd.daemon_reload: it would run at every deployment.
     """
     if not host.get_fact(StaleUnits, pattern=pattern, files=files):
-        host.noop(f"{pattern} are known as they are")
+        host.noop(f"systemd has loaded the present files of {pattern}")
         return
-    show_diff(f"- {pattern}: known by an older file")
+    show_diff(f"- {pattern}: systemd has loaded an older file")
     yield StringCommand("systemctl daemon-reload")
 
 
@@ -77,15 +81,18 @@ def unit(
     differences: list[str] | None = None,
     mend: str = "",
 ) -> Commands:
-    """A unit that is enabled and runs with exactly this configuration.
+    """Enable a unit and run it with exactly this configuration.
 
-    What it was started with decides, not whether this deploy changes a file: one that broke
-    off between the two is mended by the next one. `files` are paths with their SHA-256; what
-    somebody wrote there may be what the unit runs with, although the hash in its file is right.
-    A target runs nothing, so it has no stamp. `stop_first` must not run while this unit is
-    restarted. As long as `needed_by` runs, a unit that is active stays as it is.
-    `differences` say what of the unit's work was changed since: it is restarted, or `mend`
-    brings its work back under a `needed_by` that runs.
+    Not systemd.service: it restarts only if told to. Here the configuration that the unit was
+    started with decides, so that an interrupted deployment is completed by the next one.
+
+    files        paths with SHA-256; the unit may run with a file that somebody changed, although
+                 the hash in its own file is right
+    stamped      false for a target, which runs nothing and writes down no configuration
+    stop_first   unit that must not run while this one is restarted
+    needed_by    while this unit runs, an active unit stays as it is
+    differences  changes of what the unit set up: it is restarted, or `mend` is run while
+                 `needed_by` runs
     """
     now = host.get_fact(UnitFact, unit=unit, files=files)
     name = shlex.quote(unit)
@@ -93,7 +100,7 @@ def unit(
     is_as_started = not now.touched and (now.config == config or not stamped)
     is_current = is_as_started and not differences
     if now.active and now.enabled and is_current:
-        host.noop(f"{unit} runs as it should")
+        host.noop(f"{unit} runs with its configuration")
         return
     stays = now.active and now.enabled and _runs(needed_by)
     if stays and not differences:
@@ -114,7 +121,7 @@ def unit(
     if stop_first and not (now.active and is_current):
         yield StringCommand(f"systemctl stop {shlex.quote(stop_first)}")
     if not now.active:
-        # A target passes a restart on to its parts, and these may run.
+        # A restarted target restarts its units, some of which may be in use.
         yield StringCommand(_with_journal("restart" if stamped else "start", name))
     elif stamped and not is_current:
         again = _with_journal("reload-or-restart", name)
@@ -122,7 +129,7 @@ def unit(
 
 
 def _runs(unit: str) -> bool:
-    """Whether an instance of a template runs; one question answers for all its instances."""
+    """Whether an instance of a template runs; all instances are read by one fact."""
     if not unit:
         return False
     states: dict[str, str] = host.get_fact(UnitStates, pattern=unit.replace(_instance(unit), "*"))
@@ -130,7 +137,7 @@ def _runs(unit: str) -> bool:
 
 
 def unless_running(unit: str, command: str, otherwise: str = "") -> str:
-    """Shell that decides as it runs: much may have been started since the plan."""
+    """Return shell that checks again as it runs: the unit may have started since the plan."""
     if not unit:
         return command
     state = f"$(systemctl show -P ActiveState {shlex.quote(unit)})"
@@ -139,12 +146,12 @@ def unless_running(unit: str, command: str, otherwise: str = "") -> str:
 
 
 def touched_words(now: UnitState, config: str) -> str:
-    """What only the unit's files tell; where the hash is another one, that says it all."""
+    """Return words for changed files, unless the configuration's hash differs anyway."""
     return ", files changed" if now.touched and now.config == config else ""
 
 
 def _with_journal(verb: str, name: str) -> str:
-    """systemd says only that a unit failed; the unit itself may have said why."""
+    """Return a systemctl command that shows the unit's journal if it fails."""
     this_start = f"i=$(systemctl show -P InvocationID {name})"
     journal = "journalctl -q --no-pager -n 15 -o cat _SYSTEMD_INVOCATION_ID=$i + INVOCATION_ID=$i"
     return f"systemctl {verb} {name} || {{ {this_start}; {journal} >&2; exit 1; }}"
@@ -157,14 +164,15 @@ def _state(active: bool, enabled: bool, config: str) -> str:
 
 @operation
 def stop_other_units(template: str, wanted: list[str], needed_by: str) -> Commands:
-    """No instance of the template is active but the wanted ones, and those that are needed.
+    """Stop all instances of a template but the wanted ones and those in use.
 
-    `needed_by` is the template whose instance of the same name needs it while it is active.
+    An instance is in use while the instance of `needed_by` with the same name is active. Not
+    systemd.service: which instances there are is known only from the host.
     """
     there: dict[str, str] = host.get_fact(UnitStates, pattern=template.replace("@.", "@*."))
     users = {name: needed_by.replace("@.", f"@{_instance(name)}.") for name in there}
     extra = [name for name in sorted(set(there) - set(wanted)) if not _runs(users[name])]
-    # All of them first: a plan asks for no more than the first command.
+    # All differences first: a plan runs the operation to its first command only.
     show_diff("\n".join(f"- {name}: {there[name]}" for name in extra))
     for name in extra:
         yield StringCommand(unless_running(users[name], f"systemctl stop {shlex.quote(name)}"))

@@ -47,9 +47,12 @@ def vm_values(site: HostData) -> dict[str, Any]:
 
 @operation
 def mend_polkit(differences: list[str]) -> Commands:
-    """polkit lets the controller start VMs and nothing else, and VMs' users do nothing."""
+    """Remove rules of others that give the controller or the VMs' users more rights.
+
+    pyinfra has no operation for polkit.
+    """
     if not differences:
-        host.noop("polkit lets the controller start VMs and nothing else")
+        host.noop("the controller may start VMs and nothing else")
         return
     show_diff("\n".join(differences))
     yield StringCommand(f"{TOOL} polkit mend")
@@ -57,7 +60,7 @@ def mend_polkit(differences: list[str]) -> Commands:
 
 @concern("VMs")
 def vms(site: HostData, polkit: list[str]) -> None:
-    """For the VMs to come: those that run are not touched."""
+    """Deploy the unit of future VMs: running ones are not touched."""
     values = vm_values(site)
     template(POLKIT_FILE, values)
     mend_polkit(name="polkit", differences=polkit)
@@ -67,7 +70,7 @@ def vms(site: HostData, polkit: list[str]) -> None:
 
 @concern("Accelerator")
 def accelerator(site: HostData) -> None:
-    """It is asked with a program of the controller's release, so that comes first."""
+    """Deploy the test for KVM after the controller's release, which has its program."""
     config = unit_file(ACCELERATOR_UNIT, vm_values(site))
     unit(name=ACCELERATOR_UNIT, unit=ACCELERATOR_UNIT, config=config.hash, files=config.files)
 
@@ -88,13 +91,13 @@ def template_values(site: HostData) -> dict[str, Any]:
 
 @concern("Templates")
 def templates(site: HostData) -> None:
-    """They are made and held by programs of the controller's release, so that comes first."""
+    """Deploy the templates' units after the controller's release, which has their programs."""
     values = template_values(site)
     maker = unit_file(TEMPLATE_MAKER, values)
-    # One that is at work goes on: it looks at what is wanted by itself.
+    # A maker at work goes on: it checks by itself which template is wanted.
     reload_units(name=TEMPLATE_MAKER, pattern=TEMPLATE_MAKER, files=maker.files)
     socket = unit_file(TEMPLATE_SOCKET, values)
-    # Another release restarts it where its code is another one.
+    # A release restarts it only if its code for VMs differs.
     holder = unit_file(TEMPLATE_HOLDER, values, vm_digest(site.source.resolve()))
     changes = unit_file(TEMPLATE_PATH, values)
     unit(

@@ -1,8 +1,8 @@
-"""What the controller's pages load of others: fetched from npm by a lock, packed into its wheel.
+"""Scripts and styles of others for the controller's pages, from npm, packed into its wheel.
 
-web/package-lock.json has each package's hash, `controller/web/vendor.yaml` which files are served.
-Both are in the digest of the controller's sources. Packages are kept in the cache, in folders that
-get their names when they are whole.
+web/package-lock.json has each package's hash, `controller/web/vendor.yaml` the files to serve.
+Both count in the digest of the controller's sources. Packages are cached in folders that appear
+only when they are complete.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SUFFIXES = (".js", ".css", ".txt")
 
 
 def node_modules(root: Path, cache: Path, steps: Steps) -> Path:
-    """The packages that the lock in the checkout at `root` names, those of tests included.
+    """Return the folder of the packages that the lock at `root` names, those of tests included.
 
-    Raises ConfigError where the lock cannot be read, BuildError where they cannot be fetched.
+    Raises ConfigError if the lock cannot be read, BuildError if they cannot be downloaded.
     """
     made = cache / "controller" / "web" / _digest(root)
     if not made.is_dir():
@@ -46,9 +46,9 @@ def _digest(root: Path) -> str:
 
 
 def pack(root: Path, packages: Path, to: Path) -> None:
-    """Copy what vendor.yaml of the checkout at `root` chooses from the packages into `to`.
+    """Copy the files that vendor.yaml at `root` names from the packages into `to`.
 
-    Raises ConfigError naming what the packages do not have.
+    Raises ConfigError naming a file that the packages do not have.
     """
     for place, source in _chosen(root):
         for file in _files(packages / source):
@@ -61,7 +61,7 @@ def pack(root: Path, packages: Path, to: Path) -> None:
 def _chosen(root: Path) -> Iterator[tuple[str, str]]:
     chosen = load_yaml(root / CHOICE)
     if not isinstance(chosen, dict):
-        raise ConfigError("must name places and files", file=root / CHOICE)
+        raise ConfigError("must map places to files", file=root / CHOICE)
     yield from chosen.items()
 
 
