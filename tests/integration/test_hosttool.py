@@ -119,7 +119,7 @@ def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None
     ("words", "needed", "others"),
     [
         ("lock show", "deployment_lock", {"inspection", "health_gate", "slots", "backup"}),
-        ("record list", "records", {"inspection", "health_gate", "slots", "backup"}),
+        ("record list", "sequence_numbers", {"inspection", "health_gate", "slots", "backup"}),
         ("slot list", "slots", {"inspection", "health_gate", "backup", "releases"}),
     ],
 )

@@ -1,7 +1,7 @@
-"""scope → a finished backup, a list of them, fewer of them.
+"""Backups of a scope: created, listed, pruned.
 
-A backup is made in a folder of another name, and finished by the rename of that folder: what a
-killed one leaves behind is no backup, and goes with the next that is made.
+A backup is written to a folder with a temporary name and finished by renaming that folder. A folder
+that a killed verb left behind is not a backup; the next `create` or `prune` removes it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DUMP_HINT = (
 
 
 def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Backup:
-    """Save everything of the scope under this id; one that is there and whole is kept as it is.
+    """Back up the scope under this id; an intact backup with this id is returned as it is.
 
     Raises HostError: `no-space` before anything is written, `bad-scope`, `backup-exists`.
     """
@@ -83,20 +83,20 @@ def create(paths: Paths, systemd: Systemd, backup_id: str, scope: Scope) -> Back
 
 
 def keep_moved_database(saved: Backup) -> Backup:
-    """Copy into a backup what the database says once the controller has stopped for its move.
+    """Copy the database into its backup again, once the controller is stopped for the move.
 
-    A restore so loses nothing that was written between the backup and the move.
+    So a restore loses nothing that was written between the backup and the move.
     """
     controller = saved.scope.controller
     if controller is None:
         raise HostError(
             "bad-scope", f"backup {saved.id} does not contain the controller's database"
         )
-    # The first copy counts again until this one is whole.
+    # The first copy is valid again until this one is complete.
     remove(saved.folder / MOVED)
     try:
         database = _copy_database(saved.folder, controller.database, "moved")
-    except BaseException:  # such as a full disk, which needs the room for its way back
+    except BaseException:  # such as a full disk, whose restore needs the room
         remove(saved.folder / "moved")
         raise
     if database.kept.stored is None:
@@ -217,7 +217,7 @@ def _copy_database(fresh: Path, live: Path, name: str = "database") -> DatabaseC
 def _dump_database(
     fresh: Path, paths: Paths, controller: ControllerScope | None, release: str | None
 ) -> DatabaseDump | None:
-    """The database of the release in use, where that is PostgreSQL. Raises HostError."""
+    """Dump the database of the current release, if that is PostgreSQL. Raises HostError."""
     if controller is None or release is None or not uses_postgresql(paths):
         return None
     try:
@@ -239,9 +239,9 @@ def _finish(fresh: Path, saved: Backup) -> None:
 
 
 def list_backups(paths: Paths) -> list[dict[str, object]]:
-    """All finished backups, newest first; a damaged manifest is said so.
+    """Return all finished backups, newest first; one with a damaged manifest has a `problem`.
 
-    A damaged one has lost its number, so it counts as older than those that have one.
+    A damaged backup has lost its number, so it counts as older than those with a number.
     """
     if not paths.backups.is_dir():
         return []
@@ -258,7 +258,7 @@ def _listed(paths: Paths, backup_id: str) -> dict[str, object]:
 
 
 def prune(paths: Paths, keep: int) -> list[str]:
-    """Remove all but the newest `keep`, and never the one that an armed dead-man would use."""
+    """Remove all but the newest `keep`, but not the one that an armed dead-man timer needs."""
     with lock_host(paths, "backup prune"):
         deadman = read_json(paths.deadman) or {}
         needed = deadman.get("backup") if deadman.get("armed") else None
@@ -267,7 +267,7 @@ def prune(paths: Paths, keep: int) -> list[str]:
         for backup_id in old:
             (paths.backups / backup_id).rename(paths.backups / f"{OLD}{backup_id}")
         if old:
-            sync(paths.backups)  # else a power cut may bring back a backup without its files
+            sync(paths.backups)  # or a power cut may bring back a backup without its files
         _remove_leftovers(paths)
     return old
 

@@ -1,12 +1,12 @@
-"""A finished backup: a folder whose manifest has the checksum of everything in it.
+"""A finished backup: a folder with a manifest, which has the checksum of every file in it.
 
 backups/<id>/backup.json          manifest
 backups/<id>/backup.json.sha256
 backups/<id>/files/000001         contents of files, in the manifest's order
-backups/<id>/database                SQLite's
-backups/<id>/dump                    PostgreSQL's, where the host uses one
-backups/<id>/moved.json, moved       SQLite's once more, where this deployment moved it to
-                                     PostgreSQL: as it was when the controller had stopped
+backups/<id>/database                copy of the SQLite database
+backups/<id>/dump                    dump of the PostgreSQL database, if the host uses one
+backups/<id>/moved.json, moved       second copy of the SQLite database, if this deployment moved
+                                     it to PostgreSQL: its state after the controller had stopped
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ANOTHER_BACKUP_HINT = "choose another backup; `polydev-host backup list` on the 
 
 @dataclass(frozen=True)
 class BackupEntry:
-    """An entry and, for a file, where its content is stored."""
+    """A path in a backup; for a file, `stored` has its content."""
 
     entry: FileEntry
     stored: Path | None = None
@@ -45,7 +45,7 @@ class BackupEntry:
 
 @dataclass(frozen=True)
 class DatabaseCopy:
-    """`content` is the hash of what it says (see `database`)."""
+    """The copy of a SQLite database; `content` is the hash of its rows and schema."""
 
     kept: BackupEntry
     content: str
@@ -53,11 +53,11 @@ class DatabaseCopy:
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup as its manifest describes it; where nothing of the kind existed, None.
+    """A backup as its manifest describes it; a field is None if the host had nothing of that kind.
 
-    `number` is its place in the order of all that was made on the host; None in backups of
-    earlier versions, which are older than all that have one. `moved` counts the rows of each table
-    that the deployment of this backup moved to PostgreSQL; `database` is what they were then.
+    `number` orders all that was made on the host; backups of earlier versions have None and are
+    older. `moved` has the number of rows of each table that this backup's deployment moved to
+    PostgreSQL; `database` is then the second copy.
     """
 
     id: str
@@ -75,7 +75,7 @@ class Backup:
     moved: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """For a list of backups."""
+        """Return what a list of backups shows."""
         stored = [each.entry.size_bytes for each in self.kept if each.stored]
         return {
             "id": self.id,
@@ -113,10 +113,10 @@ def read_backup(paths: Paths, backup_id: str) -> Backup:
 
 
 def require_intact(saved: Backup, parts: Backup | None = None, *, with_host: bool = True) -> None:
-    """Return if everything that a restore of `parts` (else all) needs is there and unharmed.
+    """Check that everything that a restore of `parts` (default: all) needs is there and intact.
 
-    `with_host`: also the release and the image, which lie outside of the backup. Raises
-    HostError `backup-damaged`, naming what is not as it was.
+    `with_host` includes the release and the image, which are not in the backup. Raises HostError
+    `backup-damaged`, which names the damage.
     """
     parts = parts or saved
     damage = [words for kept in parts.kept for words in _entry_damage(kept)]
@@ -197,7 +197,7 @@ def _with_moved_database(saved: Backup) -> Backup:
 
 
 def write_moved_database(saved: Backup, database: DatabaseCopy, rows: dict[str, int]) -> Backup:
-    """Let a later copy of the database, which lies in the backup's folder, stand for the first."""
+    """Record a later copy of the database in the backup's folder as the one to restore."""
     document = _entry_document(saved.folder, database.kept) | {"content": database.content}
     moved = {"database": document, "rows": rows}
     write_json(saved.folder / MOVED, {"moved": moved, "sha256": _sum_of(moved)})
@@ -214,7 +214,7 @@ def _entry_from(folder: Path, document: dict[str, Any]) -> BackupEntry:
 
 
 def manifest_of(saved: Backup) -> dict[str, object]:
-    """What `load` reads back."""
+    """Return the manifest, which `read_backup` reads."""
     database, golden = saved.database, saved.golden
     return {
         "id": saved.id,

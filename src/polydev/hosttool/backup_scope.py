@@ -1,4 +1,4 @@
-"""What a deployment may touch, as the operator's side says it: the measure of every backup."""
+"""The scope of a deployment: what it may change, and so what each backup contains."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import content_sha256
 from polydev.image_layout import GOLDEN_LINK
 
-SHALLOWEST_PARTS = 3  # "/", a folder, a name: all of /etc is nobody's to restore
+SHALLOWEST_PARTS = 3  # "/", a folder, a name: no scope has all of /etc
 
 
 @dataclass(frozen=True)
 class ControllerScope:
-    """Where the controller is installed, and its database."""
+    """The folder in which the controller is installed, and its database."""
 
     root: Path
     database: Path
@@ -32,7 +32,7 @@ class ControllerScope:
 
 @dataclass(frozen=True)
 class Scope:
-    """`units` are in the order in which they start; `reach` is what the way in depends on."""
+    """`units` are in the order of their start; access to the host depends on `reach`."""
 
     paths: tuple[Path, ...]
     reach: tuple[Path, ...] = ()
@@ -55,7 +55,7 @@ class Scope:
 
 
 def scope_from(document: dict[str, Any]) -> Scope:
-    """Raises HostError `bad-scope`."""
+    """Return the scope of a JSON document. Raises HostError `bad-scope`."""
     try:
         controller = document.get("controller")
         store = document.get("store")
@@ -76,7 +76,7 @@ def scope_from(document: dict[str, Any]) -> Scope:
 
 
 def require_restorable(scope: Scope, paths: Paths) -> None:
-    """A restore empties the scope's folders; return if none of them holds the backups."""
+    """Check that no folder of the scope, which a restore empties, contains the backups."""
     for path in scope.paths:
         if path == paths.home or is_below(path, [paths.backups]) or is_below(paths.home, [path]):
             raise _bad(f"{path} contains the backups themselves")
@@ -94,9 +94,10 @@ def _bad(why: str) -> HostError:
 
 
 def list_scope(scope: Scope) -> list[dict[str, object]]:
-    """Every path of the scope, the golden and the `current` link, sorted by path.
+    """Return every path of the scope, the golden and the `current` link, sorted by path.
 
-    The database's `sha256` is that of what it says, not of its pages.
+    Two such lists show what changed between them. The database's `sha256` is the hash of its rows
+    and schema, not of its pages.
     """
     roots = [*scope.paths]
     if scope.controller:

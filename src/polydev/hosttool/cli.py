@@ -1,7 +1,8 @@
-"""Words → a verb → one JSON document on stdout; a failure is one too, and exit status 1.
+"""The command line: words to a verb, its answer as one JSON document on stdout.
 
-Only the verbs of the noun that is asked for are imported, and these before anything is done: each
-start of the tool compiles what it imports, and a restore may replace its file while it runs.
+A failure is printed as JSON, too, and ends with exit status 1. Only the modules of the noun in
+question are imported, since each start compiles what it imports. They are imported before the verb
+runs, since a restore may replace the tool's file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.verb import Call, HostVerb
 
-# The nouns whose verbs each module has.
+# The modules that have verbs, each with the nouns of its verbs.
 NOUNS = {
     "lock_verbs": ("lock",),
     "records": ("record", "operations"),
@@ -65,14 +66,14 @@ def parser(words: Sequence[str] | None = None) -> Parser:
 
 
 def verbs_of(noun: str | None) -> list[HostVerb]:
-    """Import the verbs of a noun; all there are where there is no such noun."""
+    """Import the verbs of a noun; all verbs if the noun is unknown."""
     names = [name for name, nouns in NOUNS.items() if noun in nouns] or list(NOUNS)
     modules = [importlib.import_module(f"polydev.hosttool.{name}") for name in names]
     return [verb for module in modules for verb in module.VERBS]
 
 
 def _noun(words: Sequence[str] | None) -> str | None:
-    """The first word that is no option of the tool itself."""
+    """Return the first word that is not an option of the tool itself."""
     before = Parser(add_help=False)
     _add_root(before)
     _, left = before.parse_known_args(words or [])
@@ -95,7 +96,7 @@ def _add(leaf: argparse.ArgumentParser, verb: HostVerb) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit status."""
+    """Run one verb and return the exit status."""
     # Other code reads the output of the programs that it starts.
     os.environ["LC_ALL"] = "C.UTF-8"
     try:
@@ -106,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         failure = _failure(error)
         _print(failure.as_dict())
-        # Whoever only shows what went wrong shows this.
+        # Callers that show stderr alone show this.
         sys.stderr.write(f"polydev-host: {failure.code}: {failure.message}\n")
         return 1
     if value is not None:

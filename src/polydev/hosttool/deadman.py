@@ -1,7 +1,7 @@
-"""The timer that takes a change back when the operator does not return to confirm it.
+"""The dead-man timer: it restores a backup unless the operator confirms a change in time.
 
-deadman.json holds its state, and decides: a timer that goes off after the confirmation does
-nothing, and a confirmation that comes after the timer is told so.
+The state in deadman.json decides: a timer that fires after the confirmation does nothing, and a
+confirmation after the timer has fired is refused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TIMER, SERVICE = f"{NAME}.timer", f"{NAME}.service"
 
 
 def arm(paths: Paths, systemd: Systemd, backup_id: str, seconds: int) -> dict[str, Any]:
-    """Start the timer, or start it anew with all its time. Raises HostError `backup-damaged`."""
+    """Start or restart the timer. Raises HostError `backup-damaged`."""
     with lock_host(paths, "deadman arm"):
-        # Looked at in our turn: else it could be pruned before it is armed.
+        # Under the lock, so that the backup is not pruned before the timer is armed.
         require_intact(read_backup(paths, backup_id), with_host=False)
         now = datetime.now(timezone.utc)
         state = {
@@ -67,13 +67,13 @@ def confirm(paths: Paths, systemd: Systemd) -> dict[str, Any]:
 
 
 def status(paths: Paths, systemd: Systemd) -> dict[str, Any]:
-    """The state, and whether systemd has the timer: a restart of the host loses it."""
+    """Return the state, and whether systemd has the timer, which a restart of the host removes."""
     waits = systemd.states([TIMER])[TIMER].is_running
     return {"armed": False, "fired": False} | _state(paths) | {"timer": waits}
 
 
 def fire(paths: Paths, backup_id: str) -> bool:
-    """Note that the time is up; False if there is nothing to take back (any more)."""
+    """Record that the timer has fired; return False if there is nothing to restore."""
     state = _state(paths)
     if state.get("backup") != backup_id or not (state["armed"] or _is_unfinished(state)):
         return False
@@ -87,7 +87,7 @@ def _is_unfinished(state: dict[str, Any]) -> bool:
 
 
 def outcome_of(paths: Paths, restore: Callable[[], dict[str, object]]) -> dict[str, object]:
-    """Run the restore and note how it ended."""
+    """Run the restore and record its result."""
     try:
         done = restore()
     except HostError as error:
@@ -102,7 +102,7 @@ def _state(paths: Paths) -> dict[str, Any]:
 
 
 def _stop(systemd: Systemd) -> None:
-    # What is not loaded cannot be stopped or reset, which is just as well.
+    # systemd refuses this for units that are not loaded, which is fine.
     for verb, unit in (("stop", TIMER), ("reset-failed", SERVICE)):
         with suppress(HostError):
             systemd.act(verb, unit, timeout_seconds=ANSWER_SECONDS)

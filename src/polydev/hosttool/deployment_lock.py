@@ -1,7 +1,7 @@
-"""The deployment lock: lock.json says whose it is, a flock on lock.held that they live.
+"""The deployment lock: `lock.json` names the owner, a `flock` on `lock.held` proves it is alive.
 
-A holder that ends without a word leaves lock.json; the next one finds it without the flock,
-takes over and is told whose work broke off.
+A holder that dies leaves lock.json. The next one finds it without the flock, takes the lock, and
+reports whose work broke off.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ END_SECONDS = 2.0
 
 
 class DeploymentLock:
-    """A lock that this process holds until it ends, or `let_go`."""
+    """A lock that this process holds until it ends or calls `let_go`."""
 
     def __init__(
         self, paths: Paths, seconds: int, document: dict[str, Any], *, again: bool = False
     ) -> None:
-        """Take it. Raises HostError `lock-held`, naming the holder.
+        """Take the lock. Raises HostError `lock-held`, which names the holder.
 
-        `again` ends a holder of the same deployment first: its connection was lost, but this host
-        has not noticed yet.
+        `again` first ends a holder of the same deployment whose connection was lost without this
+        host having noticed.
         """
         require_id(str(document["id"]))
         make_folder(paths.home)
@@ -58,20 +58,20 @@ class DeploymentLock:
         write_json(self._paths.lock, self.document)
 
     def let_go(self, *, is_done: bool) -> None:
-        """`is_done`: the work came to its end, so that nobody needs to be told of it."""
+        """Release the lock; `is_done` removes lock.json, so that nothing counts as broken off."""
         if is_done:
             remove(self._paths.lock)
         os.close(self._descriptor)
 
 
 def show(paths: Paths) -> dict[str, object]:
-    """The lock and whether its holder lives; a dead one's counts as stale."""
+    """Return the lock, and whether its holder is alive; the lock of a dead one is stale."""
     lock = read_lock(paths)
     return {"lock": lock, "held": lock is not None and is_held(paths)}
 
 
 def break_lock(paths: Paths) -> dict[str, object]:
-    """End a living holder, remove the lock; what was broken. Raises HostError `lock-held`."""
+    """End the holder, remove the lock, return the lock. Raises HostError `lock-held`."""
     make_folder(paths.home)
     lock, was_held = read_lock(paths), is_held(paths)
     if was_held and lock:
@@ -86,7 +86,7 @@ def break_lock(paths: Paths) -> dict[str, object]:
 
 
 def read_lock(paths: Paths) -> dict[str, Any] | None:
-    """lock.json; what cannot be read is shown as it is, for it counts as a lock all the same."""
+    """Read lock.json; a file that cannot be read counts as a lock with an unknown owner."""
     try:
         return read_json(paths.lock)
     except ValueError as error:
@@ -108,10 +108,10 @@ def is_held(paths: Paths) -> bool:
 
 
 def _flocked(paths: Paths) -> int:
-    """An open, flocked lock.held, which is never removed: a lock on a removed file locks nothing.
+    """Open and flock lock.held, which is never removed: a lock on a removed file locks nothing.
 
-    A holder takes the flock first and signs lock.json after, and who only looks has it for a
-    moment; so a refusal waits until it can name a living holder.
+    A holder takes the flock before it writes lock.json, and `is_held` takes it for a moment. So
+    this tries until it can name a living holder in its error.
     """
     descriptor = os.open(paths.lock_held, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(TRIES):
@@ -134,12 +134,12 @@ def _flocked(paths: Paths) -> int:
 
 
 def is_alive(lock: dict[str, Any]) -> bool:
-    """Is the very process that signed a lock still there? A number alone may be another's."""
+    """Whether the process that wrote a lock still runs; its PID alone may have been reused."""
     return bool(lock.get("pid")) and started_ticks(lock["pid"]) == lock.get("pidStart")
 
 
 def started_ticks(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None if there is none."""
+    """Return a process's start in ticks since the boot; None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

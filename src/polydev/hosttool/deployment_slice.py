@@ -1,10 +1,9 @@
-"""The operations of a deployment on the host: all in one slice, so that they can be ended as one.
+"""The slice of a deployment: all its commands on the host, permitted and ended as one.
 
-Whatever ends the operator's side, a command that was begun goes on: it has no terminal to lose. So
-each runs in a scope of `polydev-deploy.slice`, and only while the host says that its deployment may
-change it. A restore takes that permission back and ends the slice before it changes anything. A
-command looks for the permission when it is in the slice already: either it is ended with the slice,
-or it finds no permission.
+A command goes on when the operator's side ends, since it has no terminal. So each command runs in a
+scope of `polydev-deploy.slice`, and only while a file on the host permits its deployment. A restore
+removes that permission and stops the slice before it changes anything. A command checks for the
+permission inside the slice: either it is ended with the slice, or it finds no permission.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.systemd import Systemd
 
 SLICE = "polydev-deploy.slice"
-# What an operation has to end by itself, before it is killed.
+# How long a command may take to end before it is killed.
 GRACE_SECONDS = 10
 STOP_SECONDS = GRACE_SECONDS + 20.0
 CONFIGURE_SECONDS = 180.0
@@ -29,7 +28,7 @@ IF_PERMITTED = """\
 
 
 def in_slice(deployment_id: str, paths: Paths | None = None) -> str:
-    """Return the words that go before a command of a deployment, for a shell of root's."""
+    """Return the prefix of a deployment's command, for a shell of root."""
     file = shlex.quote(str((paths or Paths()).permission))
     check = IF_PERMITTED.format(file=file, id=require_id(deployment_id))
     words = ["systemd-run", "--quiet", "--scope", "--collect", f"--slice={SLICE}"]
@@ -39,7 +38,7 @@ def in_slice(deployment_id: str, paths: Paths | None = None) -> str:
 
 
 def permit(paths: Paths, systemd: Systemd, deployment_id: str) -> dict[str, object]:
-    """Let a deployment change the host, and no other one any more."""
+    """Permit the commands of one deployment, and end those of any other."""
     stopped = stop(paths, systemd)
     make_folder(paths.permission.parent)
     _write(paths.permission, require_id(deployment_id))
@@ -47,13 +46,13 @@ def permit(paths: Paths, systemd: Systemd, deployment_id: str) -> dict[str, obje
 
 
 def stop(paths: Paths, systemd: Systemd) -> bool:
-    """End all operations and wait until none is left; False if there were none.
+    """End all commands and wait until none is left; return False if there were none.
 
-    Raises HostError `operations-run` when one cannot be ended.
+    Raises HostError `operations-run` if one cannot be ended.
     """
     if not paths.permission.exists():
         return False
-    # It stays, for nobody, until all have ended: a stop that is killed is finished by the next one.
+    # The empty file stays until all have ended, so that the next call finishes a killed one.
     _write(paths.permission, "")
     was_running = systemd.states([SLICE])[SLICE].is_running
     if was_running:
@@ -74,17 +73,17 @@ def _stop_slice(systemd: Systemd) -> None:
 
 
 def _write(permission: Path, deployment_id: str) -> None:
-    # Not through to the disk: a restart of the host ends all operations anyway.
+    # Not synced: a restart of the host ends all commands anyway.
     fresh = unfinished(permission)
     fresh.write_text(deployment_id)
     fresh.replace(permission)
 
 
 def configure_packages(paths: Paths) -> str | None:
-    """Finish what dpkg was doing when it was killed; what that said. None where it was not."""
+    """Let dpkg finish what a kill interrupted; return the outcome, or None if nothing was."""
     import subprocess
 
-    # Where dpkg keeps what it has not yet written to its list of packages.
+    # dpkg's journal, until it is merged into its list of packages.
     if not any((paths.dpkg / "updates").glob("[0-9]*")):
         return None
     argv = ["dpkg", f"--admindir={paths.dpkg}", "--force-confdef", "--force-confold"]

@@ -1,4 +1,4 @@
-"""Room kept back while all is well, so that a full disk cannot stop a restore or its record."""
+"""Disk space that is reserved for restores and their records, in case the disk is full."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def keep_reserve(paths: Paths) -> None:
 
 
 def use_reserve(paths: Paths) -> None:
-    """Give the room back to the disk; a restore that is done, or the next backup, keeps it anew."""
+    """Free the space; the end of the restore, or the next backup, reserves it again."""
     paths.reserve.unlink(missing_ok=True)
 
 
 def differences(paths: Paths) -> list[str]:
-    """Lines with `-` for what is there and `+` for what is to be; [] where the room is kept."""
+    """Return a diff with `-` and `+` lines; [] if the space is reserved."""
     try:
         kept = paths.reserve.stat().st_blocks * BLOCK_BYTES
     except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""What the host tool refuses or fails at, in the form in which the operator's side gets it."""
+"""The error of the host tool, in the form in which the operator's side gets it."""
 
 from __future__ import annotations
 
 
 class HostError(Exception):
-    """A verb did not do what it was asked; `code` is stable, `hint` gives the next command."""
+    """A verb failed; `code` is stable, `message` says what failed, `hint` what to do next."""
 
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)

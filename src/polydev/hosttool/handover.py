@@ -1,8 +1,8 @@
-"""One release of the controller takes over from another; somebody accepts all the while.
+"""The handover: one release of the controller takes over from another without dropped requests.
 
-The listening socket is systemd's. The new release answers its own health check before it takes
-a request, beside the service; then the service itself changes, and the one beside it ends. Each
-ends only when it has finished what it had begun.
+systemd has the listening socket. The new release starts beside the service and accepts requests
+once its own health check is good. Then the service restarts with the new release, and the instance
+beside it ends. Each process finishes its requests before it ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ERROR_LINE = re.compile(
 def hand_over(
     paths: Paths, systemd: Systemd, release: str, limits: UnitTimeouts
 ) -> dict[str, object]:
-    """The verb: see `Handover.to`."""
+    """Run `Handover.to` while no other verb changes the host."""
     with lock_host(paths, f"handover {release}"):
         return Handover(systemd, paths.controller, limits).to(release)
 
@@ -70,7 +70,7 @@ class Handover:
         return {"release": release, "was": Path(former).name if former else None}
 
     def _start_socket(self) -> None:
-        """Let systemd listen, for the first time or again."""
+        """Let systemd listen, for the first time or after it has lost the socket."""
         for unit in socket_users(self.systemd):
             self.systemd.act("stop", unit, timeout_seconds=self.limits.drain_seconds)
         self.systemd.act("start", SOCKET, timeout_seconds=self.limits.start_seconds)
@@ -78,7 +78,7 @@ class Handover:
     def _beside_the_service(self, release: str, former: str | None) -> None:
         unit = next_unit(release)
         try:
-            # A restart: one that a killed handover left may have started with older files.
+            # A restart: a killed handover may have left one that started with older files.
             self._start(unit)
         except HostError as error:
             log = self._log(unit)

@@ -29,14 +29,14 @@ class _End(Enum):
 def hold_lock(
     paths: Paths, seconds: int, document: dict[str, str], *, again: bool
 ) -> dict[str, object] | None:
-    """Take the lock, say so in one line, keep it; None when it was let go as it should be.
+    """Take the lock, print one line about it, and hold it until it is released.
 
-    The line `release` on stdin ends it, and so do the end of stdin, a signal, or `seconds`
-    without a line, these three leaving lock.json for the next one to find. Raises HostError
-    `lock-held`, `lock-expired`.
+    The line `release` on stdin releases it. The end of stdin, a signal, or `seconds` without a
+    line end it, too, but leave lock.json for the next holder to find. Raises HostError `lock-held`,
+    `lock-expired`.
     """
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
-        # Whoever started us may have them ignored; the end of the process lets go of the flock.
+        # The parent may ignore them; the end of the process releases the flock.
         signal.signal(number, signal.SIG_DFL)
     lock = DeploymentLock(paths, seconds, dict(document), again=again)
     sys.stdout.write(json.dumps({"lock": lock.document, "stale": lock.stale}) + "\n")

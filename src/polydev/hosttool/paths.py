@@ -1,4 +1,4 @@
-"""Where things lie on a host. Tests put all of it below a folder of their own."""
+"""Folders and files of a host; tests place all of them below a folder of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polydev.image_layout import STORE
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders that the host tool knows without being told by a scope."""
+    """The folders that the host tool knows besides those that a scope names."""
 
     home: Path = HOST_HOME
     units: Path = Path("/etc/systemd/system")
@@ -59,7 +59,7 @@ class Paths:
 
     @property
     def sequence(self) -> Path:
-        """The last number that this host gave."""
+        """The file with the last number that this host assigned."""
         return self.home / "sequence.json"
 
     @property
@@ -76,12 +76,12 @@ class Paths:
 
     @property
     def pending(self) -> Path:
-        """What restores have changed that no unit was restarted for yet."""
+        """What restores have changed and no unit was restarted for yet."""
         return self.home / "restore-pending.json"
 
     @property
     def restores(self) -> Path:
-        """How far each restore is, or how it ended; see `restore_job`."""
+        """The state of each restore; see `restore_job`."""
         return self.home / "restores"
 
     @property
@@ -90,12 +90,12 @@ class Paths:
 
     @property
     def permission(self) -> Path:
-        """The id of the deployment whose operations may run; a restart of the host forgets it."""
+        """The id of the deployment whose commands may run; a restart of the host removes it."""
         return self.stamps.parent / "operations"
 
     @property
     def known_schema(self) -> Path:
-        """Which schema of the database a release found right; a restart of the host forgets it."""
+        """The database schema that a release has checked; a restart of the host removes it."""
         return self.stamps.parent / "schema.json"
 
     @property
@@ -104,7 +104,7 @@ class Paths:
         return self.controller_home / CONTROLLER_DATABASE.name
 
     def slot_queue(self, number: int) -> Path:
-        """Whose turn it is to change a slot."""
+        """The lock of the verbs that change a slot."""
         return self.stamps.parent / "slots" / f"{number}.queue"
 
     @property
@@ -113,7 +113,7 @@ class Paths:
 
 
 def require_id(text: str) -> str:
-    """`text`, if it has the form of a deployment id. Raises HostError `bad-id`."""
+    """Return `text` if it has the form of a deployment id. Raises HostError `bad-id`."""
     if DEPLOYMENT_ID.fullmatch(text) is None:
         raise HostError(
             "bad-id", f"{text!r} is not a deployment id", "an id looks like 20250131_120000-1a2b3c4"

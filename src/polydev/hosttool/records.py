@@ -1,6 +1,6 @@
-"""What became of each deployment, one file each; only what succeeded can be gone back to.
+"""Records of deployments, one file each; a rollback needs a record that succeeded.
 
-The host numbers records as they are first written; see `sequence`.
+The host numbers a record when it is first written; see `sequence_numbers`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNREADABLE = "unreadable"
 
 
 def write(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
-    """Write a record in place of one with the same id, with its number; return what was written.
+    """Write or replace a record, keeping its number; return what was written.
 
     Raises HostError `bad-record`, `bad-id`.
     """
@@ -54,13 +54,13 @@ def _write(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(paths: Paths, record: dict[str, Any]) -> int | None:
-    """The number that a record has already; what an earlier version began never gets one."""
+    """Return the number that a record has; records begun by an earlier version have none."""
     former = _record(paths, record["id"])
     return number_of(record if former["status"] == UNREADABLE else former)
 
 
 def records(paths: Paths) -> list[dict[str, Any]]:
-    """All records, newest first; one that cannot be read has the status `unreadable`."""
+    """Return all records, newest first; one that cannot be read has the status `unreadable`."""
     if not paths.records.is_dir():
         return []
     ids = (path.stem for path in paths.records.glob("*.json"))
@@ -69,7 +69,7 @@ def records(paths: Paths) -> list[dict[str, Any]]:
 
 
 def show(paths: Paths, deployment_id: str) -> dict[str, Any]:
-    """Raises HostError `record-missing`."""
+    """Return one record. Raises HostError `record-missing`."""
     require_id(deployment_id)
     if not (paths.records / f"{deployment_id}.json").exists():
         raise HostError(

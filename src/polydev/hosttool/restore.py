@@ -1,10 +1,10 @@
-"""A backup → the host as it was: checked first, then step by step, each of which can be repeated.
+"""Restore a backup: it is checked first, then restored in steps, each of which can be repeated.
 
-    units that were not there stop -> files -> database -> systemd reads its files anew
-    -> golden link -> units -> the controller's release -> a database that was not there goes
+    stop units that did not exist -> files -> database -> daemon-reload
+    -> golden link -> units -> the controller's release -> remove a database that did not exist
 
-Only what differs is touched. What was changed is written down beforehand (`pending`), so that
-after a kill the next restore still knows which units must learn of it.
+Only differences are changed. The changes are recorded before they are made (`PendingChanges`), so
+that after a kill the next restore still knows which units need a restart.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from polydev.hosttool.units import MAIN, SOCKET, has_files_among
 from polydev.hosttool.verb_lock import lock_host
 from polydev.image_layout import GOLDEN_LINK
 
-# A way back is worth waiting for, as for a backup of a large database that is being made.
+# Long enough for a backup of a large database to finish.
 WAIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """`reach`: only what the way in to this host depends on. `say` is told each step."""
+    """`reach` restores only what access to the host depends on; `say` is called for each step."""
 
     reach: bool = False
     with_database: bool = True
@@ -55,7 +55,7 @@ class RestoreOptions:
 def restore(
     paths: Paths, systemd: Systemd, backup_id: str, options: RestoreOptions
 ) -> dict[str, object]:
-    """Bring the host back to what a backup says; what was changed.
+    """Restore a backup and return what was changed.
 
     Raises HostError: `backup-missing`, `backup-damaged` (nothing is changed then),
     `operations-run` (the same), `restore-incomplete` and `handover-failed` (everything else is
@@ -63,7 +63,7 @@ def restore(
     """
     read_backup(paths, backup_id)
     options.say("ending the commands of the deployment")
-    # Before its turn: what a deployment began may be what has the host.
+    # Before the lock: a command of the deployment may hold it.
     stop(paths, systemd)
     options.say("waiting for other work on the host")
     with lock_host(paths, f"restore {backup_id}", WAIT_SECONDS):
@@ -75,12 +75,12 @@ def restore(
 def restore_for_deadman(
     paths: Paths, systemd: Systemd, backup_id: str, options: RestoreOptions
 ) -> dict[str, object]:
-    """What the timer starts: nothing at all once the operator has confirmed."""
+    """Run the restore of the dead-man timer; do nothing if the operator has confirmed."""
     verb = f"restore {backup_id} for the dead-man timer"
     with lock_host(paths, verb):
         if not deadman.fire(paths, backup_id):
             return {"id": backup_id, "skipped": "the dead-man timer is not armed with this backup"}
-    with suppress(HostError):  # the way in counts more than an operation that does not end
+    with suppress(HostError):  # access to the host counts more than a command that does not end
         stop(paths, systemd)
     with lock_host(paths, verb):
         return deadman.outcome_of(paths, lambda: _restore(paths, systemd, backup_id, options))
@@ -97,13 +97,13 @@ def _restore(
     require_intact(own, saved, with_host=not options.reach)
     use_reserve(paths)
     done = Restoration(paths, systemd, saved, options).run()
-    with suppress(OSError):  # no room yet: the next backup keeps it
+    with suppress(OSError):  # the disk is full: the next backup reserves it
         keep_reserve(paths)
     return done
 
 
 def _later(paths: Paths, saved: Backup) -> list[Backup]:
-    """Every readable backup made after `saved`, oldest first."""
+    """Return every readable backup made after `saved`, oldest first."""
     whole = [str(each["id"]) for each in backup.list_backups(paths) if not each["problem"]]
     return [read_backup(paths, each) for each in reversed(whole[: whole.index(saved.id)])]
 
@@ -189,7 +189,7 @@ class Restoration:
         return self.saved.golden.image if self.saved.golden else "none"
 
     def _settle(self) -> None:
-        """Forget what is pending; a restore of a part forgets that part."""
+        """Remove the pending changes that are done; a partial restore leaves the others."""
         left = PendingChanges()
         if self.is_partial:
             part = self.saved.scope.paths

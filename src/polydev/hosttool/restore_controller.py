@@ -31,7 +31,7 @@ from polydev.hosttool.units import (
 
 
 class ControllerRestore:
-    """Does nothing where the backup has no controller in its scope."""
+    """Restore database and release; do nothing if the backup has no controller in its scope."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ControllerRestore:
         self.database_differs = self.database is not None and self._differs(self.database)
 
     def restore_database(self) -> str | None:
-        """What was done to it: replaced, adjusted or, None, nothing."""
+        """Restore SQLite; return `replaced`, `adjusted`, or None if nothing had to be done."""
         if self.database is None:
             return None
         entry, stored = self.database.kept.entry, self.database.kept.stored
@@ -72,9 +72,9 @@ class ControllerRestore:
         return "replaced"
 
     def restore_dump(self) -> str | None:
-        """Put PostgreSQL's dump back, by the release and with the secrets that belong to it.
+        """Restore PostgreSQL's dump, by the release and with the secrets that belong to it.
 
-        A database that cannot be reached must not keep the rest from coming back.
+        A database that cannot be reached is a problem, but must not stop the rest of the restore.
         """
         controller, release, dump = self.saved.scope.controller, self.saved.release, self.dump
         if dump is None or controller is None or release is None:
@@ -87,7 +87,7 @@ class ControllerRestore:
         return dump.database
 
     def remove_database(self) -> str | None:
-        """Remove a database that was not there; after the handover, so that nobody needs it."""
+        """Remove a database that did not exist; after the handover, when no process needs it."""
         if self.database is None or self.database.kept.stored is not None:
             return None
         live = self.database.kept.entry.path
@@ -97,7 +97,7 @@ class ControllerRestore:
         return "removed"
 
     def restore_release(self) -> str | None:
-        """What the controller runs now, if that was changed."""
+        """Restore the release; return what the controller runs now, if that changed."""
         controller, release = self.saved.scope.controller, self.saved.release
         if controller is None:
             return None
@@ -142,7 +142,7 @@ class ControllerRestore:
 
 
 def _live_content(wanted: DatabaseCopy) -> str | None:
-    """What the database says now; None if it is not there, cannot be read, or is to go anyway."""
+    """Return the hash of the database's content; None if it cannot be read or will be removed."""
     live = wanted.kept.entry.path
     return content_sha256(live) if wanted.kept.stored and live.exists() else None
 

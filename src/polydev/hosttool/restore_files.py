@@ -24,7 +24,7 @@ from polydev.hosttool.paths import Paths
 
 @dataclass(frozen=True)
 class FileChange:
-    """One path to put right. `how`: written (content or kind), adjusted (the rest), removed."""
+    """One path to restore: `how` is written (content or kind), adjusted (the rest) or removed."""
 
     path: Path
     how: str
@@ -35,10 +35,10 @@ class FileChange:
 
 
 def with_later(saved: Backup, later: Iterable[Backup]) -> Backup:
-    """`saved`, and of what its scope did not know yet the oldest state that a later one has.
+    """Add to a backup what only later backups cover, in the oldest state that one of them has.
 
-    What no deployment touched between the two is in the later backup as it was in this one. So
-    what only newer releases brought goes, too.
+    A path that a later scope added was unchanged until that backup, so this is its state at the
+    time of `saved`. Paths that only newer releases brought are thus removed, too.
     """
     scope, kept, units = list(saved.scope.paths), list(saved.kept), dict(saved.units)
     for each in later:
@@ -50,7 +50,7 @@ def with_later(saved: Backup, later: Iterable[Backup]) -> Backup:
 
 
 def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Backup:
-    """Only the part of a backup that lies below `roots`, and only these units."""
+    """Return the part of a backup that lies below `roots`, with only these units."""
     return replace(
         saved,
         scope=replace(saved.scope, paths=roots, controller=None, store=None),
@@ -64,7 +64,7 @@ def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Bac
 
 
 def file_changes(kept: Iterable[BackupEntry], now: Iterable[FileEntry]) -> list[FileChange]:
-    """What must be done, in this order: folders before what they hold, removals last."""
+    """Return the changes to make, in order: folders before their contents, removals last."""
     wanted = {one.entry.path: one for one in kept}
     found = {entry.path: entry for entry in now}
     writes = [
@@ -99,7 +99,7 @@ def _difference(wanted: FileEntry, now: FileEntry) -> str:
 
 
 def remove_unfinished(places: Iterable[Path]) -> None:
-    """Remove what was killed before it could take one of these places."""
+    """Remove the unfinished successors of these places, which a killed restore left."""
     for place in places:
         with suppress(NotADirectoryError):
             remove(unfinished(place))
@@ -161,7 +161,7 @@ def _adjust(path: Path, entry: FileEntry) -> None:
 
 @dataclass
 class PendingChanges:
-    """`paths` have another content than the units last saw; `reload`: systemd's own files."""
+    """Paths that changed since the units started; `reload` if systemd must read its files again."""
 
     paths: set[Path] = field(default_factory=set)
     reload: bool = False
@@ -186,11 +186,11 @@ class PendingChanges:
 
 
 def read_pending(paths: Paths) -> PendingChanges:
-    """Empty when the last restore went to its end."""
+    """Read them; there are none if the last restore was completed."""
     try:
         document = read_json(paths.pending) or {}
     except ValueError:
-        # Written by one rename, so this is no kill's doing; a restart too many does no harm.
+        # Not by a kill, since the file is renamed into place; an extra restart does no harm.
         return PendingChanges(reload=True, database=True)
     return PendingChanges(
         {Path(path) for path in document.get("paths", ())},

@@ -1,7 +1,7 @@
-"""A restore as a process of systemd's, which no lost connection ends.
+"""A restore that systemd runs as a unit, so that a lost connection does not end it.
 
-Its state is a file: whoever asked for it reads that, also over a later connection, and also
-where the restore has put an older host tool in the place of this one.
+Its state is a file, which the operator's side can read over a later connection, and also after the
+restore has replaced this host tool with an older one.
 
 restores/<by>-of-<backup>.json    state (running, done or failed), step, and answer or error
 """
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RestoreJob:
-    """The restore of a backup on behalf of one deployment or rollback, which asks for it once."""
+    """The restore of a backup for one deployment or rollback, which starts it once."""
 
     by: str
     backup: str
@@ -45,9 +45,9 @@ class RestoreJob:
 def start(
     paths: Paths, systemd: Systemd, job: RestoreJob, options: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Start the restore unless it has ended or is under way; its state.
+    """Start the restore unless it runs or has ended; return its state.
 
-    One that broke off, as by a restart of the host, is started again.
+    A restore that broke off, as by a restart of the host, is started again.
     """
     require_id(job.by)
     require_id(job.backup)
@@ -55,7 +55,7 @@ def start(
     if state and (state["state"] != RUNNING or systemd.states([job.unit])[job.unit].is_running):
         return state
     make_folder(paths.restores)
-    _forget_pruned(paths)
+    _remove_states_of_pruned(paths)
     state = _write(paths, job, state=RUNNING, step="starting")
     words = ["restore", "--id", job.backup, "--by", job.by, *options]
     systemd.run_now(job.unit, [str(paths.tool), *words])
@@ -65,10 +65,10 @@ def start(
 def follow(
     paths: Paths, job: RestoreJob, restore: Callable[[Say], dict[str, object]]
 ) -> dict[str, object]:
-    """Run the restore in this process, writing down each step and how it ends."""
+    """Run the restore in this process and write each step and the result to its file."""
     make_folder(paths.restores)
     try:
-        done = restore(lambda step: _told(paths, job, step))
+        done = restore(lambda step: _write_step(paths, job, step))
     except Exception as error:
         failure = error if isinstance(error, HostError) else HostError("internal", repr(error))
         _write(paths, job, state=FAILED, error=failure.as_dict())
@@ -78,14 +78,14 @@ def follow(
 
 
 def read_state(paths: Paths, job: RestoreJob) -> dict[str, Any] | None:
-    """None where nobody asked for it yet."""
+    """Read the state; None if the restore was never started."""
     try:
         return read_json(job.file(paths))
     except ValueError:
         return None
 
 
-def _told(paths: Paths, job: RestoreJob, step: str) -> None:
+def _write_step(paths: Paths, job: RestoreJob, step: str) -> None:
     _write(paths, job, state=RUNNING, step=step)
 
 
@@ -99,8 +99,8 @@ def _write(paths: Paths, job: RestoreJob, **state: object) -> dict[str, Any]:
     return document
 
 
-def _forget_pruned(paths: Paths) -> None:
-    """The states of restores stay as long as their backups."""
+def _remove_states_of_pruned(paths: Paths) -> None:
+    """Remove the states of restores whose backups were pruned."""
     for file in paths.restores.glob("*.json"):
         if not (paths.backups / file.stem.partition("-of-")[2]).exists():
             file.unlink(missing_ok=True)

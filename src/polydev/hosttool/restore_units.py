@@ -1,4 +1,4 @@
-"""The part of a restore that brings the units back to what they were: enabled, running, current."""
+"""The part of a restore that brings units back: enabled, running, with their configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SYSCTL_UNIT = "systemd-sysctl.service"
 
 
 class UnitRestore:
-    """`done` lists what was done to which unit; `problems` what a unit would not do.
+    """Restore the units of a backup; `done` lists what was done, `problems` what failed.
 
     `in_use` are slots whose VM runs: they stay as they are, whatever the backup says.
     """
@@ -52,10 +52,10 @@ class UnitRestore:
         self.in_use: set[str] = set()
 
     def stop_newer(self) -> None:
-        """Stop and disable what did not exist yet, while systemd still has its files."""
+        """Stop and disable units that did not exist yet, while systemd still has their files."""
         newer = [unit for unit, state in self.saved.units.items() if not state.exists]
         files = [one.entry.path for one in self.saved.kept]
-        self._see_to_vms()
+        self._keep_or_stop_vms()
         newer += [each for each in instances(self.systemd, files) if each not in self.saved.units]
         if self.saved.scope.controller and self.saved.release is None:
             newer += self.systemd.loaded(NEXT_PATTERN)
@@ -67,8 +67,8 @@ class UnitRestore:
                 self._act("disable", unit)
             forget_config(self.paths, unit)
 
-    def _see_to_vms(self) -> None:
-        """Those that run go on, but where the host goes back to what knew of none."""
+    def _keep_or_stop_vms(self) -> None:
+        """Keep running VMs; stop them if the backup is of a host without VMs."""
         files = [one.entry for one in self.saved.kept if one.entry.path.name.startswith((VM, SLOT))]
         if not files and not any(unit.startswith(SLOT) for unit in self.saved.units):
             return
@@ -83,7 +83,7 @@ class UnitRestore:
         self.systemd.act("daemon-reload", timeout_seconds=self.limits.start_seconds)
 
     def restore(self) -> None:
-        """Enable, stop, start and restart, in this order; the service itself is handed over."""
+        """Enable, stop, start and restart, in this order; the handover starts the service."""
         wanted = self._wanted()
         now = self.systemd.states(list(wanted))
         for unit, state in wanted.items():
@@ -107,7 +107,7 @@ class UnitRestore:
             self._act("restart", SYSCTL_UNIT)
 
     def restore_holder(self) -> None:
-        """Start and restart what runs a program of the release, once that one is back."""
+        """Start or restart the template holder, which runs a program of the release, after it."""
         if TEMPLATE_HOLDER in (wanted := self._wanted()) and wanted[TEMPLATE_HOLDER].is_running:
             self._bring_up(TEMPLATE_HOLDER, self.systemd.states([TEMPLATE_HOLDER])[TEMPLATE_HOLDER])
 
@@ -126,7 +126,7 @@ class UnitRestore:
         if is_lost:
             self._stop_users()
         if not now.is_running or is_lost:
-            self._act("reset-failed", unit, is_told=False)
+            self._act("reset-failed", unit, is_reported=False)
             self._act("start", unit)
         elif is_outdated(self.paths, unit, self.pending.paths):
             if unit == SOCKET:
@@ -140,14 +140,14 @@ class UnitRestore:
     def _stop_users(self) -> None:
         """Stop the socket and what runs with it; the handover starts the service again."""
         for unit in socket_users(self.systemd):
-            self._act("stop", unit, is_told=False)
+            self._act("stop", unit, is_reported=False)
 
-    def _act(self, verb: str, unit: str, *, is_told: bool = True) -> None:
+    def _act(self, verb: str, unit: str, *, is_reported: bool = True) -> None:
         try:
             self.systemd.act(verb, unit, timeout_seconds=self.limits.restart_seconds)
         except HostError as error:
-            if is_told:
+            if is_reported:
                 self.problems.append(error.message)
         else:
-            if is_told:
+            if is_reported:
                 self.done.append({"unit": unit, "did": verb})

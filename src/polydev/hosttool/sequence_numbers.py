@@ -1,7 +1,7 @@
-"""The host's own counter: it alone says what was made before what.
+"""The host's counter, which orders records, backups and releases.
 
-Every record, backup and release gets the next number when it is made. No clock decides: the
-operator's may be wrong, and the host's may jump. What earlier versions made has no number.
+Each of them gets the next number when it is made. Clocks do not decide: the operator's may be
+wrong, and the host's may jump. What earlier versions made has no number.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from polydev.hosttool.paths import Paths
 
 
 def order(number: int | None, name: str) -> tuple[int, str]:
-    """Sort key, oldest first: by number; before all numbers, by name, what has none."""
+    """Sort key, oldest first: without a number by name, then by number."""
     return number or 0, name
 
 
 def number_of(document: Mapping[str, Any]) -> int | None:
-    """The number that a record or manifest has; None if an earlier version made it."""
+    """Return the number of a record or manifest; None if an earlier version made it."""
     found = document.get("number")
     return found if isinstance(found, int) and found > 0 else None
 
 
 def number_in(file: Path) -> int | None:
-    """The number in a JSON file; None also for a file that cannot be read."""
+    """Return the number in a JSON file; None for a file that cannot be read, too."""
     return number_of(_document(file))
 
 
 def next_number(paths: Paths) -> int:
-    """Take a number that is higher than all that this host gave before, also over a power cut.
+    """Take a number that is higher than all that this host assigned, also over a power cut.
 
     The counter is in no backup, so a restore never sets it back.
     """
@@ -47,7 +47,7 @@ def next_number(paths: Paths) -> int:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """A lock of its own, held for two writes: verbs count while they hold the host's."""
+    """Hold the counter's own lock: callers hold the verb lock already."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -62,7 +62,7 @@ def _last(paths: Paths) -> int:
 
 
 def _highest(paths: Paths) -> int:
-    """For a host whose counter was lost: the highest number that anything there has."""
+    """Return the highest number in use, for a host whose counter was lost."""
     files = [*paths.records.glob("*.json"), *paths.backups.glob("*/backup.json")]
     files += paths.controller.glob("releases/*/release.json")
     return max((number_in(file) or 0 for file in files), default=0)

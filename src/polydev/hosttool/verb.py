@@ -1,7 +1,7 @@
-"""A verb: words, help, arguments, and the function that does it.
+"""A verb of the host tool: its words, help, arguments, and function.
 
-A function takes a `Call` and returns what is printed as JSON, or None for nothing more. To add
-a verb, write its function beside those of its noun, and a line into the `VERBS` of that module;
+The function takes a `Call` and returns the value that is printed as JSON, or None for no output. To
+add a verb, write its function beside those of its noun, and add a line to `VERBS` of that module;
 `cli` names the module of each noun.
 """
 
@@ -21,14 +21,14 @@ from polydev.hosttool.systemd import RealSystemd, Systemd, UnitTimeouts
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the tool: its arguments, and the host that it works on."""
+    """One call of a verb: its arguments, and the host that it works on."""
 
     arguments: argparse.Namespace
     paths: Paths = field(default_factory=Paths)
     systemd: Systemd = field(default_factory=RealSystemd)
 
     def document(self) -> dict[str, Any]:
-        """The JSON object on stdin. Raises HostError `bad-input`."""
+        """Return the JSON object on stdin. Raises HostError `bad-input`."""
         try:
             value = json.load(sys.stdin.buffer)
         except ValueError as error:
@@ -44,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Argument:
-    """What `add_argument` takes."""
+    """Name and options that `add_argument` takes."""
 
     name: str
     options: dict[str, Any]

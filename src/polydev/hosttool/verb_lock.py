@@ -1,6 +1,7 @@
-"""One verb at a time changes the host, its backups, images or releases; the others wait for it.
+"""The verb lock: one verb at a time changes the host, its backups, images or releases.
 
-Slots have queues of their own: systemd changes them on behalf of a verb that has the host.
+Other verbs wait. Each slot has a lock of its own: systemd changes slots on behalf of a verb that
+holds the host's lock.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ PAUSE_SECONDS = 0.1
 def lock_host(
     paths: Paths, verb: str, wait_seconds: float = WAIT_SECONDS
 ) -> AbstractContextManager[None]:
-    """Hold the host for one verb. Raises HostError `busy`, naming who has it for too long.
+    """Hold the host's lock for one verb. Raises HostError `busy`, which names the holder.
 
-    This is no deployment lock: it orders single verbs, the dead-man's restore among them.
+    This is not the deployment lock: it orders single verbs, such as the dead-man timer's restore.
     """
     return _locked(paths.busy, "the host", verb, wait_seconds)
 
@@ -33,7 +34,7 @@ def lock_host(
 def lock_slot(
     paths: Paths, number: int, verb: str, wait_seconds: float = WAIT_SECONDS
 ) -> AbstractContextManager[None]:
-    """Hold one slot for one verb. Raises HostError `busy`."""
+    """Hold one slot's lock for one verb. Raises HostError `busy`."""
     return _locked(paths.slot_queue(number), f"slot {number}", verb, wait_seconds)
 
 
@@ -43,7 +44,7 @@ def _locked(queue: Path, what: str, verb: str, wait_seconds: float) -> Iterator[
     descriptor = os.open(queue, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _take(descriptor, what, time.monotonic() + wait_seconds)
-        with suppress(OSError):  # a full disk: the name is a courtesy, the lock is not
+        with suppress(OSError):  # a full disk: the lock works without the name
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{verb}, pid {os.getpid()}".encode(), 0)
         yield
