@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState, TemplatesReport
-from polydev.controller.migrate import migrate
 from polydev.controller.model import slot_address
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import CpuSample
@@ -52,6 +51,7 @@ from tests.fake_vms import (
     WrongVm,
 )
 from tests.images import write_record
+from tests.stores import lay_migrated
 
 __all__ = [
     "IMAGE_DIGEST",
@@ -269,7 +269,7 @@ async def fake_hosts(
             "templates": False,
             "database_url": f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
         }
-        await migrate(values["database_url"])
+        lay_migrated(root / "controller.sqlite3")
         hypervisor = FakeHypervisor(root / "microvm", network, slots, kind)
         try:
             yield FakeHost(root, network, values, hypervisor)

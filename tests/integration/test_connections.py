@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from polydev.controller.app import create_app
-from polydev.controller.migrate import migrate
 from polydev.controller.server import Server
 from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.driving import until
+from tests.stores import lay_migrated
 
 PATIENCE_SECONDS = 60
 HEALTH = "/api/auth/health"
@@ -134,7 +134,7 @@ Run = Callable[..., None]
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{made}"))
+    lay_migrated(made)
     return made
 
 

@@ -35,11 +35,10 @@ from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.sample_loop import SampleLoop, unsent_folder
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import measure_vm
-from polydev.controller.migrate import migrate
 from polydev.controller.model import now
 from polydev.controller.settings import AlertRules, ControllerSettings, Sampling
 from tests.api import JWT_SECRET, Served, StillHypervisor, served
-from tests.stores import NETWORK, run_async
+from tests.stores import NETWORK, lay_migrated, run_async
 
 DEADLINE_SECONDS = 60
 ENDPOINTS = ("system", "cpu", "memory", "disk", "network", "temperature", "network-health")
@@ -410,7 +409,7 @@ async def service(folder: Path) -> AsyncIterator[Served]:
         vm_root=folder / "vms",
         jwt_secret=SecretStr(JWT_SECRET),
     )
-    await migrate(settings.database_url)
+    lay_migrated(folder / "controller.sqlite3")
     async with served(settings, StillHypervisor(folder / "vms")) as made:
         yield made
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
 
-from polydev.controller.migrate import migrate
 from polydev.hosttool.paths import Paths
+from tests.stores import lay_migrated
 from tests.unit.command_line import CommandLine
 from tests.unit.hosttool_host import Host, bare_host, deploy
 
@@ -18,7 +17,7 @@ from tests.unit.hosttool_host import Host, bare_host, deploy
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database to copy: it is as a migration left it."""
     file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    lay_migrated(file)
     return file
 
 
