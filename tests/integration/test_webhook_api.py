@@ -81,7 +81,7 @@ def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Pa
         assert (await got("deliveries?state=failed"))["deliveries"] == []
         assert (await got("deliveries?endpoint=front&limit=1"))["next"] is None
         unknown = await posted("endpoints/side/try", 404)
-        assert unknown["hint"] == "this host has front"
+        assert unknown["hint"] == "its endpoints are front"
         assert (await posted("deliveries/99/resend", 404))["type"].endswith("delivery-not-found")
 
     folder = tmp_path / "host"

@@ -193,7 +193,7 @@ async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants
 
                 again = (await log.list(state="failed"))[0]
                 await log.resend(again.id)
-                deliveries.lane("front").resume()
+                deliveries.sender("front").resume()
 
                 await until_states(store, delivered=2, failed=2)
             assert front.asked[-1].headers["webhook-id"] == again.message_id
@@ -333,7 +333,7 @@ async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}/secret"
         expected = {
             "http://no-such-host.invalid/secret": "its host name cannot be resolved: ",
-            closed: "no connection: nothing listens there",
+            closed: "cannot connect: nothing listens at its address",
             f"{strange.url}/secret": "its certificate is not accepted: ",
             f"{plain.url.replace('http', 'https')}/secret": "TLS failed: ",
             f"{silent.url}/secret": "it closed the connection without an answer",
@@ -366,4 +366,4 @@ async def test_a_host_that_no_name_stands_for_is_a_failed_attempt() -> None:
     """What its letters stand for is found out only when something is sent."""
     async with open_client(1, 20) as client:
         reply = await post(client, checked_url("https://xn--a.example/"), {}, "{}", 20, AT)
-    assert (reply.status, reply.said) == (None, "its host name cannot be one")
+    assert (reply.status, reply.said) == (None, "its host name is not valid")

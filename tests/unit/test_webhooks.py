@@ -52,10 +52,10 @@ def test_secrets_have_a_line_each_and_none_is_quoted_where_it_is_wrong() -> None
     assert secrets_of(text) == {"front": (SECRET, OTHER), "audit": (OTHER,)}
     short = "whsec_" + base64.b64encode(b"x" * 23).decode()
     for line, words in {
-        "front": "line 2 is no name and secret",
-        f"front {SECRET} more": "line 2 is no name and secret",
+        "front": "line 2 is not a name and a secret",
+        f"front {SECRET} more": "line 2 is not a name and a secret",
         f"front {SECRET.removeprefix('whsec_')}": "line 2: its secret does not begin with whsec_",
-        f"front {SECRET}!": "line 2: its secret is no base64",
+        f"front {SECRET}!": "line 2: its secret is not base64",
         f"front {short}": "line 2: its secret has 23 bytes instead of 24 to 64",
     }.items():
         with pytest.raises(ValueError, match=words) as refused:
@@ -146,7 +146,7 @@ def test_what_a_plan_says_of_endpoints() -> None:
     assert said == "controller.webhooks.endpoints: two endpoints are named front"
     assert "no line for front" in plan({"endpoints": [ENDPOINT]}, None)[0]
     (said,) = plan({"endpoints": [ENDPOINT]}, f"front {SECRET[:20]}")
-    assert said.startswith("secrets.webhook-secrets: line 1: its secret is no base64")
+    assert said.startswith("secrets.webhook-secrets: line 1: its secret is not base64")
     assert SECRET[:20] not in said
 
 

@@ -1,7 +1,7 @@
-"""Count the use of each user from counters of VMs, which only grow; pure.
+"""Calculate the usage of each user from counters of VMs, which only grow; pure.
 
-A VM's counters are read now and then. What they have grown by since the reading before is the use
-of the session that has the VM; the reading is kept with the sum, so that nothing counts twice.
+A VM's counters are read repeatedly. Their growth since the last reading is the usage of the VM's
+session. The reading is stored with the sum, so that nothing counts twice.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 from polydev.controller.model import Session, Vm
 
 DAY = timedelta(days=1)
-# How far use is looked back on, unless somebody asks for other days; today included.
+# Default number of days of a report, today included.
 USUAL_DAYS = 30
 
 
 @dataclass(frozen=True)
 class Use:
-    """The use of one user.
+    """The usage of one user.
 
-    vm_seconds      in which VMs of sessions ran; while they are paused they do not
-    cpu_seconds     of the host's processors, by these VMs
-    received_bytes, sent_bytes  by these VMs
-    sessions        that were started
+    vm_seconds      time in which VMs of sessions ran; paused time does not count
+    cpu_seconds     CPU time of these VMs
+    received_bytes, sent_bytes  network traffic of these VMs
+    sessions        sessions started
     """
 
     vm_seconds: float = 0.0
@@ -49,7 +49,7 @@ class Use:
 
 @dataclass(frozen=True)
 class CounterReading:
-    """The counters of a VM at one time; None is what could not be read, or not yet."""
+    """The counters of a VM at one time; None: not read."""
 
     vm_id: str
     at: datetime
@@ -60,7 +60,7 @@ class CounterReading:
 
 
 def first_day(at: datetime, days: int = USUAL_DAYS) -> date:
-    """Return the first of the last `days`, of which the day of `at` is the last."""
+    """Return the first of the last `days` days up to `at`."""
     return day_of(at) - (days - 1) * DAY
 
 
@@ -79,17 +79,17 @@ def total(uses: Iterable[Use]) -> Use:
 
 
 def first_reading(vm: Vm, session: Session) -> CounterReading:
-    """Return what a VM's counters were when its session got it, as far as that is certain.
+    """Return the counters of a VM at the start of its session, as far as they are known.
 
-    A process that was started for the session had used no CPU. The counters of a network belong
-    to its slot, which had other VMs before.
+    A VM that was started for the session had used no CPU. Network counters are those of the slot,
+    which had other VMs before.
     """
     made_for_it = vm.created_at >= session.created_at
     return CounterReading(vm.id, session.created_at, cpu_seconds=0.0 if made_for_it else None)
 
 
 def complete(last: CounterReading | None, new: CounterReading) -> CounterReading:
-    """Return the new reading, with counters of the last one where they could not be read."""
+    """Return the new reading, with counters of the last one where the new one has none."""
     if last is None:
         return new
     kept = {
@@ -103,7 +103,7 @@ def complete(last: CounterReading | None, new: CounterReading) -> CounterReading
 def use_between(
     last: CounterReading, new: CounterReading, vm: Vm, session: Session
 ) -> Mapping[date, Use]:
-    """Return what a session used of its VM between two readings, by days of UTC."""
+    """Return the usage of a session between two readings, by days of UTC."""
     if new.at <= last.at or (session.ended_at is not None and session.ended_at <= last.at):
         return {}
     found = defaultdict(
@@ -120,10 +120,10 @@ def use_between(
 def _ran(
     last: CounterReading, new: CounterReading, vm: Vm, session: Session
 ) -> Iterator[tuple[date, float]]:
-    """Yield each day with the seconds in which the VM ran, between the two readings.
+    """Yield the seconds in which the VM ran between the two readings, by days.
 
-    A VM that was paused at the last reading and is awake counts from the next one on: nobody
-    knows since when it ran.
+    A VM that was paused at the last reading and runs now counts from the next reading on, since the
+    time at which it was resumed is not known.
     """
     if vm.started_at is None or (last.paused and vm.started_at <= last.at):
         return
@@ -140,7 +140,7 @@ def _end(new: CounterReading, session: Session) -> datetime:
 
 
 def _grown(last: float | None, new: float | None) -> float:
-    """Return by how much a counter has grown; one that is less than before began anew."""
+    """Return the growth of a counter. A counter below its last value was reset."""
     if last is None or new is None:
         return 0
     return new - last if new >= last else new

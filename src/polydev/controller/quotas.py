@@ -1,7 +1,7 @@
-"""Quotas of users: what is used of each, and when it is free again; pure.
+"""Quotas of users: how much of each is used, and when it resets; pure.
 
-Who has used up a quota starts no further session until its day or month, both of UTC, is over. A
-session that runs is not ended for it.
+A user who has used up a quota cannot start sessions until its day or month of UTC is over. Running
+sessions are not ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QuotaName = Literal[
 ]
 HOUR_SECONDS = 3600
 GIB = 2**30
-# From here on a session's answer warns.
+# From this share of a quota on, sessions have a warning.
 NEAR = 0.9
 _WORDS: Mapping[QuotaName, str] = {
     "vm_hours_per_day": "{used} of {limit} VM hours of today",
@@ -33,7 +33,7 @@ _WORDS: Mapping[QuotaName, str] = {
 
 @dataclass(frozen=True)
 class QuotaState:
-    """One quota of a user. `free_at` is when counting begins anew."""
+    """A quota of a user. `free_at` is when it resets."""
 
     quota: QuotaName
     used: float
@@ -63,7 +63,7 @@ class QuotaState:
 
 
 class QuotaExceeded(SessionError):
-    """A user has used up a quota. `members` go into the answer's problem details."""
+    """A user has used up a quota. `members` are added to the problem details."""
 
     code = "quota-exceeded"
 
@@ -108,6 +108,6 @@ def quota_states(quota: Quota, days: Mapping[date, Use], at: datetime) -> tuple[
 
 
 def used_up(states: Iterable[QuotaState]) -> QuotaState | None:
-    """Return the quota that is used up and is free again last; None if no quota is."""
+    """Return the used-up quota that resets last; None if no quota is used up."""
     found = [each for each in states if each.is_used_up]
     return max(found, key=lambda each: each.free_at, default=None)

@@ -1,8 +1,8 @@
-"""Credentials sealed and opened: AES-256-GCM with the keys of the secret `credentials-key`.
+"""Encrypt (seal) and decrypt (open) credentials: AES-256-GCM with the keys in `credentials-key`.
 
-A sealed value is a nonce, the ciphertext and its tag. Whose it is and of which provider is
-authenticated with it, so it opens in its own row only. Credentials for a recipient are an age file
-instead (https://age-encryption.org/v1), which no key of the host opens.
+A sealed value is a nonce, the ciphertext and its tag. It authenticates its user and provider too,
+so it only opens in its own row. Credentials for a recipient are an age file instead
+(https://age-encryption.org/v1), which no key of the host decrypts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 KEY_ID_DIGITS = 16
 MAX_CREDENTIALS_BYTES = 64 * 1024
-# Instead of a key's id, where the key is the recipient's.
+# The key id of values that are encrypted to a recipient.
 AGE = "age"
 BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 CHECKSUM_LETTERS = 6
@@ -36,7 +36,7 @@ CHECKSUM_LETTERS = 6
 
 @dataclass(frozen=True)
 class Sealed:
-    """What is stored: `key_id` says which key opens `data`, or `recipient` who can open it."""
+    """A stored value: `key_id` names the key that decrypts it, or `recipient` who can."""
 
     key_id: str
     data: bytes
@@ -44,7 +44,7 @@ class Sealed:
 
 
 class Keyring:
-    """The first key seals, every one opens."""
+    """Keys of the host. The first one encrypts, all of them decrypt."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.first = key_id(keys[0])
@@ -56,28 +56,28 @@ class Keyring:
         return Sealed(self.first, nonce + cipher.encrypt(nonce, plain, _owner(user_id, provider)))
 
     def open(self, sealed: Sealed, user_id: str, provider: str) -> bytes:
-        """Raises CredentialsLocked where no key opens it, or it was sealed for another row."""
+        """Decrypt. Raises CredentialsLocked if no key fits, or if it was sealed for another row."""
         cipher = self._ciphers.get(sealed.key_id)
         if cipher is None:
-            raise _locked(f"the key {sealed.key_id} that seals them is missing")
+            raise _locked(f"this host does not have their key, {sealed.key_id}")
         nonce, text = sealed.data[:NONCE_BYTES], sealed.data[NONCE_BYTES:]
         try:
             return cipher.decrypt(nonce, text, _owner(user_id, provider))
         except (InvalidTag, ValueError):  # ValueError: too short to be a nonce
-            raise _locked("they are damaged, or were not sealed for their user") from None
+            raise _locked("they are damaged, or belong to another user") from None
 
 
 def compact_json(credentials: Any) -> bytes:
-    """What is sealed. Raises ValueError for what JSON or UTF-8 cannot say, such as infinity."""
+    """Return credentials as JSON. Raises ValueError for values that JSON lacks, as infinity."""
     text = json.dumps(credentials, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 
 def checked_recipient(text: str) -> str:
-    """The X25519 recipient of age. Raises ValueError for what is none."""
+    """Return an age recipient of an X25519 key. Raises ValueError for anything else."""
     try:
         recipient = str(pyrage.x25519.Recipient.from_str(text))
-        # Of a point of small order age makes a secret that all know, and panics.
+        # age panics for a point of small order, whose shared secret everybody knows.
         X25519PrivateKey.generate().exchange(_point(recipient))
     except (pyrage.RecipientError, ValueError):
         raise ValueError(
@@ -87,7 +87,7 @@ def checked_recipient(text: str) -> str:
 
 
 def _point(recipient: str) -> X25519PublicKey:
-    """The key of a recipient whose checksum is right: Bech32, five bits a letter."""
+    """Return the key of a recipient with a valid checksum: Bech32, five bits a letter."""
     number = 0
     for letter in recipient.removeprefix("age1")[:-CHECKSUM_LETTERS]:
         number = number << 5 | BECH32.index(letter)
@@ -95,15 +95,15 @@ def _point(recipient: str) -> X25519PublicKey:
 
 
 def sealed_to(recipient: str, plain: bytes) -> Sealed:
-    """An armored age file, which the owner of the recipient's key opens with `age -d -i KEY`."""
+    """Return an armored age file, which the recipient decrypts with `age -d -i KEY`."""
     key = pyrage.x25519.Recipient.from_str(recipient)
     return Sealed(AGE, pyrage.encrypt(plain, [key], armored=True), recipient)
 
 
 def _locked(why: str) -> CredentialsLocked:
     return CredentialsLocked(
-        f"the credentials cannot be opened: {why}",
-        f"store them again, or an operator gives the host its key back: a line of {SECRET_NAME}",
+        f"cannot decrypt the credentials: {why}",
+        f"store them again, or have an operator add the missing key to {SECRET_NAME}",
     )
 
 
@@ -112,12 +112,12 @@ def _owner(user_id: str, provider: str) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """By this a row names its key; it tells nothing of the key."""
+    """Return the id by which rows name the key; it does not reveal the key."""
     return hashlib.sha256(key).hexdigest()[:KEY_ID_DIGITS]
 
 
 def keyring_of(secret: SecretStr | None) -> Keyring | None:
-    """The keys of the secret, if there is one. Raises ConfigError where a line is no key."""
+    """Return the keys in the secret; None without one. Raises ConfigError for an invalid line."""
     if secret is None:
         return None
     lines = [line.strip() for line in secret.get_secret_value().splitlines() if line.strip()]

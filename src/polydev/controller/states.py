@@ -1,4 +1,4 @@
-"""The life of a session and of a VM, as pure code: what may follow what."""
+"""States of sessions and VMs, and the transitions between them; pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SessionEvent = Literal[
     "terminate",
 ]
 LoginStatus = Literal["none", "starting", "waiting", "done", "failed"]
-# What becomes of a user's stored credentials, where a session is to start with them.
+# State of the user's stored credentials in a session that uses them.
 Injection = Literal["wanted", "injected", "refused"]
 VmState = Literal["creating", "starting", "ready", "stopping", "ended", "failed"]
 
@@ -39,7 +39,7 @@ VM_STATES: tuple[VmState, ...] = get_args(VmState)
 
 SESSION_ENDS: frozenset[SessionState] = frozenset(("completed", "failed", "expired", "terminated"))
 LIVE_SESSION_STATES = tuple(state for state in SESSION_STATES if state not in SESSION_ENDS)
-# `stopping` still holds its slot, and so does whatever has not been released.
+# A VM that is stopping, or has not been released, still holds its slot.
 LIVE_VM_STATES: tuple[VmState, ...] = ("creating", "starting", "ready")
 
 _STEPS: dict[tuple[SessionState, SessionEvent], SessionState] = {
@@ -57,8 +57,8 @@ _ENDS: dict[SessionEvent, SessionState] = {
 }
 
 
-# What a tool's login means for its session, by what the session knows of it already. That a login
-# is done takes it no further: its credentials have to be handed over first.
+# The events of a session that a tool's login causes. A login that is done does not complete the
+# session: its credentials must be handed over first.
 _LOGIN_EVENTS: dict[tuple[SessionState, LoginStatus], tuple[SessionEvent, ...]] = {
     ("vm_created", "starting"): ("oauth_started",),
     ("vm_created", "waiting"): ("oauth_started",),
@@ -71,8 +71,8 @@ def is_live(state: SessionState) -> bool:
 
 
 def next_state(state: SessionState, event: SessionEvent) -> SessionState:
-    """Where `event` takes a session. Raises SessionExpired for one that is over, and ValueError,
-    which is a bug, for an event that cannot come in `state`.
+    """Return the state after `event`. Raises SessionExpired if the session is over, and ValueError,
+    which is a bug, if the event is not possible in `state`.
     """
     if not is_live(state):
         raise SessionExpired(f"the session is over: {state}", "start another one")
@@ -84,5 +84,5 @@ def next_state(state: SessionState, event: SessionEvent) -> SessionState:
 
 
 def login_events(state: SessionState, login: LoginStatus) -> tuple[SessionEvent, ...]:
-    """What is to happen to a session now that its tool's login is this far."""
+    """Return the events of a session whose tool's login has this status."""
     return _LOGIN_EVENTS.get((state, login), ())

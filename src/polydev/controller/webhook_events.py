@@ -1,4 +1,4 @@
-"""What endpoints may be told of, and the body of such a message. Pure."""
+"""The types of webhook events, and the body of a message. Pure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EventType = Literal[
     "credentials.removed",
 ]
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
-# Of an operator's trial only; no endpoint has to subscribe to it.
+# The type of test messages, which endpoints need not subscribe to.
 TEST_TYPE = "webhook.test"
 
-# Nothing else gets into a body, so no secret can: no tool's own words, no address, no key.
+# A body has no other keys, so no secret can get into it.
 DATA_KEYS = frozenset(("sessionId", "userId", "provider", "state"))
 
-# A session's way from one state to the next that is worth a message.
+# The event for a session's change to each state; other changes have none.
 SESSION_EVENTS: Mapping[SessionState, EventType] = {
     "vm_creating": "session.created",
     "vm_created": "session.ready",
@@ -42,12 +42,12 @@ SESSION_EVENTS: Mapping[SessionState, EventType] = {
 
 
 def new_message_id() -> str:
-    """Return a `webhook-id`: it has no full stop, which is what parts the signed text."""
+    """Return a new `webhook-id`, without a full stop, which separates parts of the signed text."""
     return f"msg_{uuid.uuid4().hex}"
 
 
 def body_of(kind: str, at: datetime, data: Mapping[str, str | None]) -> str:
-    """Return a message as compact JSON: it is signed and sent as it is, however often.
+    """Return a message as compact JSON. Each attempt signs and sends the same text.
 
     Raises ValueError, which is a bug, for data that no message may carry.
     """

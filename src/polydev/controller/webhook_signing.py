@@ -1,7 +1,7 @@
 """Signatures of webhooks by the Standard Webhooks scheme, and the secrets for them. Pure.
 
 The secret `webhook-secrets` has a line for each endpoint: its name and `whsec_…`, which is base64.
-Several lines of one name all sign, so that a receiver can change to another secret at leisure.
+All lines of one name sign, so that a receiver can change its secret without a gap.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from datetime import datetime
 from standardwebhooks import Webhook
 
 PREFIX = "whsec_"
-# What the scheme asks for.
+# As Standard Webhooks demands.
 LEAST_BYTES, MOST_BYTES = 24, 64
 HOW_TO_MAKE = 'echo "NAME whsec_$(openssl rand -base64 32)" makes one'
 
 
 def secrets_of(text: str) -> dict[str, tuple[str, ...]]:
-    """Return the secrets of each endpoint by its name, the first line's first.
+    """Return the secrets of each endpoint by its name, in the order of their lines.
 
     Raises ValueError, which quotes no secret.
     """
@@ -30,7 +30,7 @@ def secrets_of(text: str) -> dict[str, tuple[str, ...]]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) != 2:
-            raise ValueError(f"line {number} is no name and secret ({HOW_TO_MAKE})")
+            raise ValueError(f"line {number} is not a name and a secret ({HOW_TO_MAKE})")
         name, secret = words
         if trouble := _trouble(secret):
             raise ValueError(f"line {number}: its secret {trouble} ({HOW_TO_MAKE})")
@@ -44,7 +44,7 @@ def _trouble(secret: str) -> str | None:
     try:
         size = len(base64.b64decode(secret.removeprefix(PREFIX), validate=True))
     except (binascii.Error, ValueError):
-        return f"is no base64 after {PREFIX}"
+        return f"is not base64 after {PREFIX}"
     if not LEAST_BYTES <= size <= MOST_BYTES:
         return f"has {size} bytes instead of {LEAST_BYTES} to {MOST_BYTES}"
     return None

@@ -1,4 +1,4 @@
-"""Where webhooks may go: which URLs an endpoint may have, and how one is shown. Pure."""
+"""Rules for URLs of webhook endpoints, and how they are shown. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MOST_URL_CHARACTERS = 2048
 
 
 def checked_url(url: str) -> str:
-    """Return an endpoint's URL. Raises ValueError in words that do not quote it.
+    """Return an endpoint's URL. Raises ValueError, which does not quote it.
 
-    Only an address in a private network, or of this host, goes without TLS: messages name users.
+    TLS is required, since messages name users, except for this host and private networks.
     """
     try:
         parts = urlsplit(url)
@@ -48,10 +48,10 @@ def _is_near(host: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """Return the URL without its query, in which receivers may have a secret of their own."""
+    """Return the URL without its query, which may have a secret of the receiver."""
     return urlsplit(url)._replace(query="").geturl()
 
 
 def url_digest(url: str) -> str:
-    """Return by what it is known whether an endpoint still has that URL."""
+    """Return a digest of the URL, to find out whether an endpoint's URL has changed."""
     return hashlib.sha256(url.encode()).hexdigest()

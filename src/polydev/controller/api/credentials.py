@@ -49,10 +49,8 @@ NONE_STORED = {
 LOCKED = {
     "type": "urn:polydev:error:credentials-locked",
     "title": "Conflict",
-    "detail": "the credentials cannot be opened: "
-    "the key 3f0e4d6c9a550d5f that seals them is missing",
-    "hint": "store them again, or an operator gives the host its key back: a line of "
-    "credentials-key",
+    "detail": "cannot decrypt the credentials: this host does not have their key, 3f0e4d6c9a550d5f",
+    "hint": "store them again, or have an operator add the missing key to credentials-key",
 }
 NO_KEY = {
     "type": "urn:polydev:error:no-credentials-key",

@@ -60,7 +60,7 @@ NO_ENDPOINT = (
         "type": "urn:polydev:error:webhook-endpoint-not-found",
         "title": "Not Found",
         "detail": "there is no webhook endpoint front-end",
-        "hint": "this host has audit",
+        "hint": "its endpoints are audit",
     },
 )
 
@@ -221,9 +221,9 @@ def _add_deliveries(router: APIRouter, services: Services) -> None:
     )
     async def resend(delivery_id: DeliveryId) -> DeliveryAnswer:
         delivery = await services.webhook_log.get(delivery_id)
-        lane = services.deliveries.lane(delivery.endpoint)
+        sender = services.deliveries.sender(delivery.endpoint)
         again = await services.webhook_log.resend(delivery_id)
-        lane.resume()
+        sender.resume()
         return _delivery(again)
 
 

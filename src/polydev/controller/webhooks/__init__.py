@@ -1,6 +1,7 @@
-"""Webhooks: the operator's own front end is told of sessions and of credentials that are ready.
+"""Webhooks: messages about sessions and credentials to endpoints such as an operator's front end.
 
-`events` says what is told, in which shape; the store writes it in the transaction of the change
-itself. `deliveries` queues it for each endpoint, a lane of `lanes` sends that in the background,
-`posting` one request of it, signed by `signing`, at the times that `schedule` says.
+The store writes an event in the transaction of the change itself. `deliveries` queues it for each
+endpoint, whose `endpoint_sender` sends it in the background. `http_post` makes one attempt, and
+`retry_schedule` has the times of further ones. `webhook_events` and `webhook_signing`, beside this
+package, have the messages and their signatures.
 """

@@ -1,7 +1,7 @@
-"""Queues what the store has written for each endpoint, and has it sent by a lane for each.
+"""Queue events for each endpoint, and run a sender for each.
 
-Only the process that leads does so. What it has claimed when it ends it either finishes or gives
-back; what a killed one had claimed is due again once the claim is over.
+Only the leader does this. At its end it finishes or releases the deliveries that it has claimed.
+Deliveries that a killed process had claimed are due again once the claim expires.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Deliveries:
-    """`run` it in a task, in each process that serves; the one that `leads` sends."""
+    """The deliveries of all endpoints. Each process runs `run`; only the leader sends."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Deliveries:
         self._clock = clock
         self._pace = pace or SenderIntervals()
         self._pruned_at: datetime | None = None
-        self._lanes = {
+        self._senders = {
             each.name: EndpointSender(
                 each, secrets[each.name], settings, store, self._pace, clock, attempts
             )
@@ -63,31 +63,31 @@ class Deliveries:
         }
 
     async def run(self) -> None:
-        """Queue and send while it is this process that leads, until cancelled."""
-        lanes: list[asyncio.Task[None]] = []
+        """Queue and send while this process leads, until cancelled."""
+        tasks: list[asyncio.Task[None]] = []
         try:
             while True:
                 try:
                     if self._leads():
-                        lanes = lanes or await self._begin()
+                        tasks = tasks or await self._begin()
                         await self._queue()
                         await self._prune()
                 except DATABASE_TROUBLE as error:
                     log.warning("webhooks_not_queued", error=type(error).__name__)
-                for lane in lanes:
-                    if lane.done():
-                        lane.result()
-                # Where nobody is to be told, events only have to go some time.
-                await asyncio.sleep(self._pace.queue if self._lanes else self._pace.look)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+                # Without endpoints, events only have to be deleted some time.
+                await asyncio.sleep(self._pace.queue if self._senders else self._pace.look)
         finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _begin(self) -> list[asyncio.Task[None]]:
-        if failed := await self._store.fail_unknown(list(self._lanes)):
+        if failed := await self._store.fail_unknown(list(self._senders)):
             log.warning("webhook_endpoints_not_configured", failed_deliveries=failed)
-        return [asyncio.create_task(each.run()) for each in self._lanes.values()]
+        return [asyncio.create_task(each.run()) for each in self._senders.values()]
 
     async def _queue(self) -> None:
         if not await self._store.has_new():
@@ -98,7 +98,7 @@ class Deliveries:
             for each in self._settings.endpoints
         ]
         for name in await self._store.queue(subscriptions, self._settings.most_waiting):
-            self._lanes[name].wake()
+            self._senders[name].wake()
 
     async def _prune(self) -> None:
         at = self._clock()
@@ -107,26 +107,28 @@ class Deliveries:
             await self._store.prune(at - timedelta(days=self._settings.keep_days))
             self._pruned_at = at
 
-    def lane(self, name: str) -> EndpointSender:
-        """Raises EndpointNotFound."""
-        if name not in self._lanes:
-            names = ", ".join(self._lanes)
+    def sender(self, name: str) -> EndpointSender:
+        """Return the sender of an endpoint. Raises EndpointNotFound."""
+        if name not in self._senders:
+            names = ", ".join(self._senders)
             raise EndpointNotFound(
                 f"there is no webhook endpoint {name}",
-                f"this host has {names}" if names else "docs/webhooks.md says how to name one",
+                f"its endpoints are {names}" if names else "docs/webhooks.md says how to add one",
             )
-        return self._lanes[name]
+        return self._senders[name]
 
     async def try_endpoint(self, name: str) -> WebhookReply:
-        """Send an endpoint a test message; one that takes it is sent messages again.
+        """Send a test message. An endpoint that accepts it gets webhooks again after a 410.
 
         Raises EndpointNotFound.
         """
-        reply = await self.lane(name).send(new_message_id(), body_of(TEST_TYPE, self._clock(), {}))
+        reply = await self.sender(name).send(
+            new_message_id(), body_of(TEST_TYPE, self._clock(), {})
+        )
         if reply.is_taken:
             await self._store.unmark_gone(name)
         return reply
 
     async def close(self) -> None:
-        for lane in self._lanes.values():
-            await lane.close()
+        for sender in self._senders.values():
+            await sender.close()

@@ -1,4 +1,4 @@
-"""The deliveries of one endpoint, sent in the background: none waits for another endpoint's."""
+"""Send the deliveries of one endpoint in the background, independent of other endpoints."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ from polydev.vm.timeouts import end
 log = structlog.stdlib.get_logger(__name__)
 
 Result = Literal["delivered", "retried", "failed"]
-# Of an endpoint as a whole, where it asks for one.
+# The longest pause that an endpoint can ask for.
 MOST_PAUSE_SECONDS = 3600.0
 DATABASE_TROUBLE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
 class SenderIntervals:
-    """In seconds: how often new events and, without a wake-up, deliveries are looked for; how long
-    a claim lasts beyond an attempt's time; how long attempts under way may take at the end; how
-    often old events are deleted.
+    """Intervals in seconds.
+
+    queue    between checks for new events
+    look     between checks for due deliveries
+    claim    how long a claim lasts beyond the timeout of an attempt
+    ending   how long running attempts may take at the end
+    prune    between deletions of old events
     """
 
     queue: float = 1.0
@@ -45,10 +49,10 @@ class SenderIntervals:
 
 
 class EndpointSender:
-    """The deliveries of one endpoint: each at its time, a few at once.
+    """Sends the deliveries of one endpoint when they are due, a few at once.
 
-    As long as the endpoint has not taken one, and after one that it did not take, it is sent one
-    at a time. Where it asks for a pause, nothing is sent before that is over.
+    Deliveries are sent one at a time until the endpoint has accepted one, and again after it
+    refused one. If it asks for a pause, nothing is sent before its end.
     """
 
     def __init__(
@@ -75,11 +79,11 @@ class EndpointSender:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """Look at once: something may be due."""
+        """Check for due deliveries at once."""
         self._woken.set()
 
     def resume(self) -> None:
-        """Look at once, whatever pause the endpoint asked for: an operator wants it."""
+        """Check at once, and ignore the pause that the endpoint asked for: an operator wants it."""
         self._paused_until = None
         self._woken.set()
 
@@ -104,13 +108,13 @@ class EndpointSender:
             await end(*self._under_way)
 
     async def _begin_due(self) -> float:
-        """Begin as many attempts as may be; for how long nothing more is to be done."""
+        """Begin all attempts that are allowed. Return the seconds until the next check."""
         at = self._clock()
         if self._paused_until is not None and at < self._paused_until:
             return min((self._paused_until - at).total_seconds(), self._pace.look)
         room = (self._settings.at_once if self._takes else 1) - len(self._under_way)
         if room <= 0:
-            return self._pace.look  # the end of an attempt wakes us
+            return self._pace.look  # the end of an attempt wakes the sender
         lasts = self._settings.timeout_seconds + self._pace.claim
         claims = await self._store.claim(self.endpoint.name, room, at + timedelta(seconds=lasts))
         for each in claims:
@@ -129,9 +133,9 @@ class EndpointSender:
             self._complain(error)
 
     def _complain(self, error: BaseException) -> None:
-        # Its own words would quote the statement.
+        # The message of the error would quote the statement.
         name = self.endpoint.name
-        log.warning("webhook_not_noted", endpoint=name, error=type(error).__name__)
+        log.warning("webhook_result_not_saved", endpoint=name, error=type(error).__name__)
 
     async def _deliver(self, claim: Claim) -> None:
         try:
@@ -152,7 +156,7 @@ class EndpointSender:
             pause = min(reply.retry_after_seconds, MOST_PAUSE_SECONDS)
             self._paused_until = at + timedelta(seconds=pause)
         if reply.status != GONE_STATUS:
-            chance = random.random()  # noqa: S311  # when to try again is no secret
+            chance = random.random()  # noqa: S311  # the time of an attempt is not a secret
             due = next_attempt(claim.attempts + 1, at, chance, reply.retry_after_seconds)
         self._count("retried" if due else "failed")
         log.warning(
@@ -171,10 +175,10 @@ class EndpointSender:
         self._attempts.labels(self.endpoint.name, result).inc()
 
     async def send(self, message_id: str, body: str) -> WebhookReply:
-        """Post a message, signed as of now, and say what came of it."""
+        """Sign and post a message, and return the result."""
         at, settings = self._clock(), self._settings
         headers = signed_headers(self._secrets, message_id, at, body)
-        if self._client is None:  # not before it is needed: it reads all authorities
+        if self._client is None:  # expensive: reads all certificate authorities
             self._client = open_client(settings.at_once, settings.timeout_seconds)
         url = self.endpoint.url
         return await post(self._client, url, headers, body, settings.timeout_seconds, at)

@@ -1,7 +1,7 @@
-"""One attempt: a signed message is posted to an endpoint, and what came of it.
+"""Post one signed message to an endpoint.
 
-Nothing is trusted of the receiver: neither that it answers, nor how much. Redirects are not
-followed. Words about a failure hold no URL and no secret.
+Receivers are not trusted: time and size of answers are limited, and redirects are not followed.
+Messages about failures have no URL and no secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polydev.errors import VmError
 from polydev.vm.boot_stages import printable
 from polydev.vm.timeouts import within
 
-# Of the answer's body, and for it once its status is known, which alone counts.
+# Limits of the answer's body, which only serves for messages: the status alone counts.
 MOST_ANSWER_BYTES = 16 * 1024
 BODY_SECONDS = 5.0
 MOST_SAID_CHARACTERS = 200
@@ -29,10 +29,10 @@ GONE_STATUS = 410
 
 @dataclass(frozen=True)
 class WebhookReply:
-    """What came of an attempt: the answer's status and the beginning of its text, or why none came.
+    """The result of an attempt: status and beginning of the answer, or why there was none.
 
     seconds              how long it took
-    retry_after_seconds  the pause that the endpoint asks for, where it names one
+    retry_after_seconds  the pause that the endpoint asks for, if any
     """
 
     status: int | None
@@ -46,7 +46,7 @@ class WebhookReply:
 
     @property
     def problem(self) -> str | None:
-        """Why it does not count as delivered; None where it does."""
+        """Why it does not count as delivered; None if it does."""
         if self.status is None:
             return self.said
         if self.is_taken:
@@ -56,8 +56,8 @@ class WebhookReply:
 
 
 def open_client(at_once: int, timeout_seconds: float) -> httpx.AsyncClient:
-    """Return a client for one endpoint; it trusts the authorities that the host trusts."""
-    # A connection that is kept may be closed by its receiver just as the next message goes out.
+    """Return an HTTP client for one endpoint, with the host's certificate authorities."""
+    # Connections are not kept: the receiver might close one while the next message is sent.
     limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=0)
     return httpx.AsyncClient(
         trust_env=False,
@@ -76,7 +76,7 @@ async def post(
     timeout_seconds: float,
     at: datetime,
 ) -> WebhookReply:
-    """Post a message, and say what came of it. Raises nothing but what ends its task."""
+    """Post a message and return the result. Only cancellation raises."""
     began = time.monotonic()
     try:
         reply = await within(timeout_seconds, _send(client, url, headers, body, at), "the answer")
@@ -103,7 +103,7 @@ async def _send(
 
 
 async def _beginning(answer: httpx.Response) -> str:
-    """Read so much of the answer and no more; the connection is closed where there is more."""
+    """Return the beginning of the answer; the connection is closed if there is more."""
     read = bytearray()
     async for part in answer.aiter_raw(4096):
         read += part
@@ -114,7 +114,7 @@ async def _beginning(answer: httpx.Response) -> str:
 
 
 def _seconds_of(retry_after: str | None, at: datetime) -> float | None:
-    """Return the seconds of a Retry-After, which names them or a time; None for any other."""
+    """Return the seconds of a Retry-After, which has seconds or a time; None if invalid."""
     if retry_after is None:
         return None
     if retry_after.isdecimal():
@@ -122,12 +122,12 @@ def _seconds_of(retry_after: str | None, at: datetime) -> float | None:
     try:
         until = parsedate_to_datetime(retry_after)
         return max(0.0, (until - at).total_seconds())
-    except (TypeError, ValueError, OverflowError):  # no time, or one without a zone
+    except (TypeError, ValueError, OverflowError):  # not a time, or without a zone
         return None
 
 
 def _words(error: BaseException) -> str:
-    """Return why no answer came, by what lies at the bottom of an error."""
+    """Return why no answer came, by the root cause of an error."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -139,9 +139,9 @@ def _words(error: BaseException) -> str:
         if isinstance(each, socket.gaierror):
             return f"its host name cannot be resolved: {each.strerror}"
         if isinstance(each, UnicodeError):
-            return "its host name cannot be one"
+            return "its host name is not valid"
     words: dict[type[BaseException], str] = {
-        httpx.ConnectError: "no connection: nothing listens there, or nothing is there",
+        httpx.ConnectError: "cannot connect: nothing listens at its address, or the host is down",
         httpx.ReadError: "the connection broke before an answer",
         httpx.WriteError: "the connection broke before the message was sent",
         httpx.RemoteProtocolError: "it closed the connection without an answer, or sent no HTTP",

@@ -1,25 +1,25 @@
-"""When a delivery is tried again: the schedule that Standard Webhooks recommends. Pure."""
+"""When to try a delivery again, as Standard Webhooks recommends. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 _MINUTE, _HOUR = 60.0, 3600.0
-# Between the attempts; one more is made than there are pauses, within a bit more than three days.
+# Pauses between attempts. The last attempt is made after a bit more than three days.
 PAUSES_SECONDS = (
     *(5.0, 5 * _MINUTE, 30 * _MINUTE),
     *(2 * _HOUR, 5 * _HOUR, 10 * _HOUR, 14 * _HOUR, 20 * _HOUR, 24 * _HOUR),
 )
-# So much is added by chance, so that what failed together is not tried again together.
+# Random share to add, so that deliveries that failed together are not tried again together.
 JITTER_SHARE = 0.2
-# An endpoint may ask for a longer pause, but not for ever.
+# The longest pause that an endpoint can ask for.
 MOST_RETRY_AFTER_SECONDS = 24 * _HOUR
 
 
 def next_attempt(
     attempts: int, at: datetime, chance: float, retry_after_seconds: float | None = None
 ) -> datetime | None:
-    """Return when a delivery is due again after so many attempts; None after the last one.
+    """Return when a delivery is due after `attempts` attempts; None after the last one.
 
     `chance` is from 0 to 1.
     """
