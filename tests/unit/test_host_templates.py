@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from polydev.controller.machines.agent_answers import AgentHealth
 
 from polydev.controller.host.alert_rules import Unknown, observe_template
 from polydev.controller.machines import host_templates, template_maker
+from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport

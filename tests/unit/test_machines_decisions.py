@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from polydev.controller.machines.agent_answers import AgentHealth, agent_health
 
+from polydev.controller.machines.agent_answers import AgentHealth, agent_health
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.decisions import (
