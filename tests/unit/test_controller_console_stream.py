@@ -194,7 +194,7 @@ def test_ends_when_it_is_told_to_and_nobody_looks_on(file: Path) -> None:
         await asyncio.sleep(0.01)
         assert not any(each.done() for each in following)
         over.set()
-        consoles.ring()
+        consoles.wake()
         assert await asyncio.gather(*following) == [b""] * 3
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:

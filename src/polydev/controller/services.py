@@ -163,7 +163,7 @@ class Services:
         """Give up the lead, and let those go who follow something. VMs run on."""
         self.ending.set()
         self.event_notifier.notify()
-        self.consoles.ring()
+        self.consoles.wake()
         await self.background.end()
 
     async def close(self) -> None:

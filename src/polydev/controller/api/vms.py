@@ -198,7 +198,7 @@ async def _following(
 
     async def text() -> AsyncIterator[bytes]:
         with services.stream_limit.reading(caller.user_id), access as access_end:
-            access_end.add_done_callback(lambda _end: services.consoles.ring())
+            access_end.add_done_callback(lambda _end: services.consoles.wake())
 
             def is_to_end() -> bool:
                 return access_end.done() or services.ending.is_set()

@@ -1,4 +1,4 @@
-"""A VM's serial console: its last lines, and what comes after them."""
+"""Stream a VM's serial console: its last lines, then what is added."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FOLLOW_SECONDS = 0.5
 
 
 def tail(file: Path, lines: int) -> tuple[bytes, int]:
-    """The last lines, control sequences and all, and where in the file they end.
+    """Return the last lines, with their control sequences, and the offset at which they end.
 
-    Nothing where there is no file, and never more than MOST_TAIL_BYTES. Raises VmError for a file
-    that must not be read.
+    They have at most MOST_TAIL_BYTES; a file that does not exist has none. Raises VmError for a
+    file that must not be read.
     """
     try:
         with open_untrusted(file) as descriptor:
@@ -42,10 +42,10 @@ def tail(file: Path, lines: int) -> tuple[bytes, int]:
 
 
 class Feed:
-    """New text of one VM's console since its first follower came, up to the offset `end`.
+    """The console of one VM, as far as it was read for its followers: up to the offset `end`.
 
-    data      the latest part of that; what is before it is read from the file
-    begun     how often the file was begun anew
+    data      the latest part of it; followers read what is before it from the file
+    begun     how often the file has become shorter, so that it is read from its beginning
     changed   set by the next change
     """
 
@@ -59,12 +59,12 @@ class Feed:
         self.changed = asyncio.Event()
         self.followers = 0
 
-    def ring(self) -> None:
-        rung, self.changed = self.changed, asyncio.Event()
-        rung.set()
+    def wake(self) -> None:
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
     def note(self, found: Added, *, is_over: bool) -> None:
-        """Keep what was added; tell the followers if anything has changed."""
+        """Keep what was added; wake the followers if anything has changed."""
         has_changed = is_over != self.is_over
         self.is_over = is_over
         if isinstance(found, VmError):
@@ -75,10 +75,10 @@ class Feed:
                 self.begun += 1
             self.end, has_changed = end, True
         if has_changed:
-            self.ring()
+            self.wake()
 
     async def part(self, offset: int) -> bytes:
-        """Some of what is between that offset and the end; nothing where that is not there."""
+        """Return some text from that offset on; nothing if the file no longer has it."""
         start = self.end - len(self.data)
         if offset >= start:
             return self.data[offset - start :][:BLOCK_BYTES]
@@ -87,24 +87,24 @@ class Feed:
 
 
 class Consoles:
-    """The consoles that are followed: one look at their files, and one question, for all."""
+    """The consoles that are followed: one poller reads them and asks which VMs have ended."""
 
     def __init__(self, vms: Vms, every_seconds: float = FOLLOW_SECONDS) -> None:
         self._vms = vms
         self._feeds: dict[str, Feed] = {}
         self._poller = SharedPoller("consoles", self._poll, partial(asyncio.sleep, every_seconds))
 
-    def ring(self) -> None:
-        """Have every follower look whether it is to end."""
+    def wake(self) -> None:
+        """Wake every follower, so that it checks whether to end."""
         for feed in self._feeds.values():
-            feed.ring()
+            feed.wake()
 
     async def follow(
         self, vm_id: str, file: Path, lines: int, is_to_end: Callable[[], bool]
     ) -> AsyncIterator[bytes]:
-        """The last lines and then what is added, until the VM is over or the follower is to end.
+        """Yield the last lines, then what is added, until the VM has ended or `is_to_end` is true.
 
-        After a change of the latter, `ring`. Raises VmError for a file that must not be read.
+        Call `wake` when `is_to_end` changes. Raises VmError for a file that must not be read.
         """
         text, offset = await asyncio.to_thread(tail, file, lines)
         if text:
@@ -152,7 +152,7 @@ class Consoles:
             for (vm_id, feed), added in zip(feeds.items(), found, strict=True):
                 feed.note(added, is_over=vm_id in over)
                 if feed.is_over or feed.failure is not None:
-                    self._feeds.pop(vm_id, None)  # whoever follows from now on begins anew
+                    self._feeds.pop(vm_id, None)  # a new follower starts a new feed
 
 
 Added = tuple[bytes, int] | VmError
