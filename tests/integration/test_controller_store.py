@@ -349,7 +349,7 @@ async def test_an_address_is_kept_while_a_live_session_names_it(store_url: str) 
         with pytest.raises(CapacityError):
             await store.start(user)
         await store.sessions.apply(session.id, "terminate")
-        with pytest.raises(CapacityError, match="all 1 slots are held by VMs that stop"):
+        with pytest.raises(CapacityError, match="all 1 slots are held by VMs that are stopping"):
             await store.start(user)
         await store.vms.released(session.vm_id)
         again = await store.start(user)

@@ -105,18 +105,18 @@ async def test_a_file_that_is_there_stays(store_url: str, tmp_path: Path) -> Non
     with pytest.raises(BackupError, match="exists"):
         await backup(store_url, file)
     assert file.read_text() == "mine"
-    with pytest.raises(BackupError, match="cannot be written: No such file or directory"):
+    with pytest.raises(BackupError, match=r"cannot write .*: No such file or directory"):
         await backup(store_url, tmp_path / "nowhere" / "copy")
 
 
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("text", "is no copy of a database"),
-        ("nothing", "cannot be read: No such file or directory"),
+        ("text", "is not a backup of a database"),
+        ("nothing", "cannot read .*: No such file or directory"),
         ("half", "damaged|pg_restore failed"),
         # SQLite's start alone is a damaged copy to PostgreSQL, which takes whole ones.
-        ("other", "is a copy of another kind of database|is damaged"),
+        ("other", "is a backup of|is damaged"),
     ],
 )
 @run_async

@@ -40,16 +40,20 @@ async def test_one_that_can_be_used(postgres_server: PostgresServer, database: s
 @pytest.mark.parametrize(
     ("address", "said", "hint"),
     [
-        (f"me:horse@{HOST}:1/data", "refused", "see that the server runs"),
-        ("me:horse@no.invalid/data", "resolve", "name of the host"),
-        ("owner:horse@/none?host={folder}", "does not exist", "make the database"),
+        (f"me:horse@{HOST}:1/data", "refused", "check that the server runs"),
+        ("me:horse@no.invalid/data", "resolve", "host name"),
+        ("owner:horse@/none?host={folder}", "does not exist", "create the database"),
         ("owner:horse@/postgres?host={folder}&sslmode=bad", "sslmode", None),
         ("owner:horse@/postgres?host={folder}&nonsense=1", "nonsense", None),
         ("guest:horse@{address}/postgres", "password authentication failed", "user and password"),
         ("guest@{address}/postgres", "no password supplied", "add the password"),
         ("tls:horse@{address}/postgres", "no encryption", "sslmode=require"),
-        ("owner:horse@{address}/postgres?sslmode=require", "does not support SSL", "no TLS"),
-        ("nobody:horse@{address}/postgres", "no pg_hba.conf entry", "take connections"),
+        (
+            "owner:horse@{address}/postgres?sslmode=require",
+            "does not support SSL",
+            "does not support TLS",
+        ),
+        ("nobody:horse@{address}/postgres", "no pg_hba.conf entry", "allow connections"),
     ],
 )
 @run_async
@@ -70,9 +74,11 @@ async def test_a_role_that_may_make_no_tables(
     postgres_server.do("DROP ROLE IF EXISTS reader")
     postgres_server.do("CREATE ROLE reader LOGIN")
     url = postgres_server.url(database).replace("owner@", "reader@")
-    with pytest.raises(DatabaseUnusable, match="reader may not make tables in schema public") as no:
+    with pytest.raises(
+        DatabaseUnusable, match="reader may not create tables in schema public"
+    ) as no:
         await database_check.check_database(url, with_tools=False)
-    assert no.value.hint == "as its owner: GRANT CREATE ON SCHEMA public TO reader"
+    assert no.value.hint == "as the schema's owner, run GRANT CREATE ON SCHEMA public TO reader"
 
 
 @run_async
@@ -115,7 +121,7 @@ async def test_tools_that_are_too_old(
             program = folder / tool
             program.write_text(f"#!/bin/sh\necho '{tool} (PostgreSQL) {version}.4'\n")
             program.chmod(0o755)
-    with pytest.raises(DatabaseUnusable, match="of version 11, the server of"):
+    with pytest.raises(DatabaseUnusable, match="has version 11 and the server"):
         await database_check.check_database(postgres_server.url(database), with_tools=True)
     monkeypatch.setattr(postgres_backup, "PROGRAMS", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))

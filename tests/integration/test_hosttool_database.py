@@ -279,7 +279,7 @@ def test_a_move_that_fails_leaves_both_and_the_way_back_starts_the_controller(
     host = on_sqlite.host
     with sqlite3.connect(host.controller.database) as live:
         live.execute("UPDATE users SET name = ?", ("x" * 300,))
-    with pytest.raises(HostError, match="does not take a row of users"):
+    with pytest.raises(HostError, match="rejects a row of users"):
         move(on_sqlite)
     assert not host.systemd.states([MAIN])[MAIN].is_running, (
         "it would end VMs that it does not know"
@@ -313,7 +313,7 @@ def test_a_file_that_is_no_copy_is_refused_before_the_controller_is_stopped(
     monkeypatch.setattr(database_verbs, "_end_by_signal", lambda: None)  # the test goes on
     with file.open() as given:
         monkeypatch.setattr(sys, "stdin", given)
-        with pytest.raises(HostError, match="is no copy of a database"):
+        with pytest.raises(HostError, match="is not a backup of a database"):
             database_verbs.restore(call)
     assert host.systemd.log == []
 

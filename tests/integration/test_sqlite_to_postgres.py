@@ -180,7 +180,7 @@ async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_
         with closing(sqlite3.connect(copy)) as bad, bad:
             row = ("1", "user", "2026-01-01 12:00:00.000000", name)
             bad.execute("INSERT INTO users (id, role, created_at, name) VALUES (?, ?, ?, ?)", row)
-        with pytest.raises(BackupError, match="does not take a row of users: ") as failure:
+        with pytest.raises(BackupError, match="rejects a row of users: ") as failure:
             await restore(postgres_url, copy)
         assert name not in failure.value.message
         assert await rows_of(postgres_url) == before
@@ -210,7 +210,7 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
     postgres_server.do(trigger, name)
     async with filled(tmp_path):
         await backup(sqlite_url(tmp_path), copy)
-    with pytest.raises(BackupError, match="tokens: PostgreSQL has 1 rows that are not the 1"):
+    with pytest.raises(BackupError, match="tokens: 1 rows in PostgreSQL differ from the 1 rows"):
         await restore(postgres_url, copy)
     assert not any((await rows_of(postgres_url)).values())
 
@@ -225,7 +225,7 @@ async def test_a_database_that_a_controller_uses_is_refused(
     await backup(sqlite_url(tmp_path), copy)
     await migrate(postgres_url)
     async with opened(postgres_url) as store, store.database.reading():
-        with pytest.raises(BackupError, match="a controller uses the database"):
+        with pytest.raises(BackupError, match="a controller is using the database"):
             await restore(postgres_url, copy)
 
 

@@ -64,8 +64,8 @@ def test_the_key_comes_from_systemds_credentials_too(
 
 def test_without_a_key_nothing_is_rotated(controller: CommandLine) -> None:
     err = controller.refused("credentials", "rotate")
-    assert "error: this host keeps no credentials" in err
-    assert "next:  an operator makes one with ./inv credentials.key" in err
+    assert "error: this host cannot store credentials" in err
+    assert "next:  an operator makes a key with ./inv credentials.key" in err
 
 
 @pytest.mark.parametrize(

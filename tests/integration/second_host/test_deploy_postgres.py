@@ -105,7 +105,7 @@ def test_a_host_with_postgresql(
 
     # One whose copy fails leaves the host with SQLite, and what was written meanwhile.
     name_in_sqlite(deployed, user, "x" * 300)
-    with pytest.raises(DeployError, match="does not take a row of users"):
+    with pytest.raises(DeployError, match="rejects a row of users"):
         changes.move_database(*arguments)
     assert deployed.records()[0].status == "rolled-back"
     assert {each["id"] for each in there.ask("user", "list")} == users

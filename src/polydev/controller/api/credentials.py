@@ -55,7 +55,7 @@ LOCKED = {
 NO_KEY = {
     "type": "urn:polydev:error:no-credentials-key",
     "title": "Service Unavailable",
-    "detail": "this host keeps no credentials: it has no key to seal them with",
+    "detail": "this host cannot store credentials: it has no key to seal them with",
     "hint": "an operator makes one with ./inv credentials.key, names its file credentials-key "
     "among the inventory's secrets, and deploys",
 }

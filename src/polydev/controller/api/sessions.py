@@ -58,7 +58,7 @@ START_CONFLICT = (
         "title": "Conflict",
         "detail": "session 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01 uses the credentials of claude; "
         "only one session may at a time",
-        "hint": "end that session first: they are stored anew then",
+        "hint": "end that session first: its credentials are stored again then",
     },
 )
 SessionId = Annotated[UUID, Path(description="The session's id")]

@@ -1,4 +1,4 @@
-"""Alerts: those that stand, one for each rule and subject, and those that stood."""
+"""Alerts: one standing alert for each rule and subject, and past ones."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Alerts:
         self._clock = clock
 
     async def standing(self) -> list[Alert]:
-        """Oldest first."""
+        """Return the standing alerts, oldest first."""
         query = sa.select(alerts).where(alerts.c.cleared_at.is_(None)).order_by(alerts.c.id)
         async with self._database.reading() as connection:
             return [_alert(row) for row in (await connection.execute(query)).mappings()]
 
     async def history(self, since: datetime, limit: int = 100) -> list[Alert]:
-        """Those that stood at some time since then, newest first."""
+        """Return the alerts that stood at some time since then, newest first."""
         query = (
             sa.select(alerts)
             .where(sa.or_(alerts.c.cleared_at.is_(None), alerts.c.cleared_at >= since))
@@ -40,9 +40,9 @@ class Alerts:
     async def raise_(
         self, rule: str, subject: str, severity: Severity, message: str, value: float | None
     ) -> Alert | None:
-        """Raise an alert, or change the severity of the one that stands.
+        """Raise an alert, or change the severity of a standing one.
 
-        None if it stands already with that severity, or another process raises it just now.
+        None if it already has that severity, or another process raises it at the same time.
         """
         try:
             return await self._raise(rule, subject, severity, message, value)
@@ -66,7 +66,7 @@ class Alerts:
             return _alert_or_none(found)
 
     async def clear(self, rule: str, subject: str) -> Alert | None:
-        """Clear the alert that stands; None if none does."""
+        """Clear a standing alert; None if there is none."""
         change = (
             sa.update(alerts)
             .where(*_standing(rule, subject))
@@ -77,7 +77,7 @@ class Alerts:
             return _alert_or_none(await connection.execute(change))
 
     async def prune(self, before: datetime) -> int:
-        """Forget alerts that were cleared before that time; how many that were."""
+        """Delete alerts that were cleared before that time, and return how many."""
         async with self._database.writing() as connection:
             done = await connection.execute(sa.delete(alerts).where(alerts.c.cleared_at < before))
             return done.rowcount

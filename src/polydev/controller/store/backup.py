@@ -1,8 +1,10 @@
-"""Copies of the database: made while it is in use, put back whole or not at all.
+"""Backup and restore of the database, also while it is in use; a restore is whole or undone.
 
-url, file -> sqlite_copy or postgres_copy. A copy of SQLite is a SQLite file, one of PostgreSQL an
-archive of pg_dump with our tables only: the database may hold more, as Supabase's does. A copy of
-SQLite may be put back into PostgreSQL too (postgres_fill), by which a host moves there.
+    url, file --backup, restore--> sqlite_backup, postgres_backup or sqlite_to_postgres
+
+A backup of SQLite is a SQLite file; one of PostgreSQL is an archive of pg_dump with our tables
+only, since the database may hold others, as Supabase's does. A backup of SQLite can be restored
+into PostgreSQL too, which is how a host moves there.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ CLOSING_POLL_SECONDS = 0.1
 
 
 async def backup(url: str, file: Path) -> dict[str, object]:
-    """Copy the database to `file`, which must not exist: what was copied.
+    """Back up the database to a new file, and return a description.
 
-    Others may use the database meanwhile; the copy is of one moment. Raises CopyError.
+    Other processes may use the database meanwhile. Raises BackupError.
     """
     kind = _kind(url)
     if kind == "sqlite":
@@ -51,12 +53,13 @@ async def backup(url: str, file: Path) -> dict[str, object]:
 
 
 async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, object]:
-    """Put a copy in the database's place, at this code's revision: what there is now.
+    """Replace the database by a backup, migrate it to this release, and return a description.
 
-    The copy is read first, and if anything fails the database is what it was, but for the last
-    step, which brings an older copy to this code's revision. Raises CopyError, also while any
-    process has the database open, and MigrationError. `in_use`: a controller may go on serving
-    from PostgreSQL, to which the restore is a transaction like any other.
+    The backup is read first. If anything fails, the database is unchanged, except in the last
+    step, the migration of an older backup. Raises BackupError, also while a process has the
+    database open, and MigrationError.
+
+    in_use  allow a running controller, with PostgreSQL: the restore is one transaction
     """
     kind = _kind(url)
     async with _read(file, kind) as copy:
@@ -76,14 +79,14 @@ async def restore(url: str, file: Path, *, in_use: bool = False) -> dict[str, ob
 
 
 async def require_restorable(url: str, file: Path) -> dict[str, object]:
-    """Read a copy and put it nowhere: what it is. Raises CopyError, as `restore` would."""
+    """Check that a backup can be restored, and describe it. Raises BackupError like `restore`."""
     async with _read(file, _kind(url)) as copy:
         return {"file": str(file), "database": copy.kind, "revision": copy.revision}
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """A copy that this release knows. `script` is what PostgreSQL's tools make of theirs."""
+    """A backup that this release can restore; `script` is the SQL of one of PostgreSQL."""
 
     kind: str
     revision: str
@@ -92,7 +95,7 @@ class _Copy:
 
 @asynccontextmanager
 async def _read(file: Path, kind: str) -> AsyncIterator[_Copy]:
-    """A copy that a database of this kind can take. Raises CopyError."""
+    """Read a backup that a database of this kind can take. Raises BackupError."""
     copied = _require_kind(file, kind)
     if copied == "sqlite":
         found = await asyncio.to_thread(sqlite_backup.revision_of, file)
@@ -109,7 +112,7 @@ def _kind(url: str) -> str:
 
 
 async def _fill_postgres(url: str, file: Path) -> None:
-    """Put a copy of SQLite into PostgreSQL."""
+    """Restore a backup of SQLite into PostgreSQL."""
     if (there := await _revision(url)) is not None:
         _require_known(there, "the database")
     await _require_unused(url)
@@ -120,26 +123,26 @@ async def _fill_postgres(url: str, file: Path) -> None:
 
 
 def _require_kind(file: Path, kind: str) -> str:
-    """Return the kind of the copy. Raises CopyError where the database cannot take it."""
+    """Return the kind of a backup. Raises BackupError where the database cannot take it."""
     try:
         with file.open("rb") as opened:
             start = opened.read(len(SQLITE_START))
     except OSError as error:
-        raise BackupError(f"{file} cannot be read: {error.strerror}") from error
+        raise BackupError(f"cannot read {file}: {error.strerror}") from error
     found = next((name for name, mark in KINDS.items() if start.startswith(mark)), None)
     if found is None or (found, kind) == ("postgresql", "sqlite"):
-        what = f"a copy of another kind of database, {found}" if found else "no copy of a database"
-        raise BackupError(f"{file} is {what}", f"the settings name a database of {kind}")
+        what = f"a backup of {found}" if found else "not a backup of a database"
+        raise BackupError(f"{file} is {what}", f"the settings name a {kind} database")
     return found
 
 
 def _require_known(revision: str | None, what: str) -> str:
     if revision is None:
-        raise BackupError(f"{what} has none of our tables: it was never migrated")
+        raise BackupError(f"{what} has none of the controller's tables: it was never migrated")
     if revision not in known_revisions():
         raise BackupError(
             f"{what} is at revision {revision}, which this release does not know",
-            "use the release that made it, or a newer one",
+            "restore with the release that made it, or a newer one",
         )
     return revision
 
@@ -149,13 +152,13 @@ async def _revision(url: str) -> str | None:
     try:
         return await schema_revision(engine)
     except (SQLAlchemyError, OSError) as error:
-        raise BackupError(f"the database cannot be read: {_driver_words(error)}") from error
+        raise BackupError(f"cannot read the database: {_driver_words(error)}") from error
     finally:
         await engine.dispose()
 
 
 async def _require_unused(url: str) -> None:
-    """Raise CopyError if any process of ours stays connected for `CLOSING_SECONDS`."""
+    """Raise BackupError if any process of ours stays connected for `CLOSING_SECONDS`."""
     engine = create_engine(url)
     clock = asyncio.get_running_loop().time
     deadline = clock() + CLOSING_SECONDS
@@ -167,12 +170,12 @@ async def _require_unused(url: str) -> None:
                 await connection.rollback()  # a transaction sees one snapshot of the statistics
                 await asyncio.sleep(CLOSING_POLL_SECONDS)
     except (SQLAlchemyError, OSError) as error:
-        raise BackupError(f"the database cannot be reached: {_driver_words(error)}") from error
+        raise BackupError(f"cannot reach the database: {_driver_words(error)}") from error
     finally:
         await engine.dispose()
     if others:
-        open_ones = f"{others} of its connections are open"
-        raise BackupError(f"a controller uses the database: {open_ones}", STOP_HINT)
+        message = f"a controller is using the database: {others} connections are open"
+        raise BackupError(message, STOP_HINT)
 
 
 async def _rows(url: str) -> dict[str, int]:
@@ -191,21 +194,21 @@ async def _rows(url: str) -> dict[str, int]:
 
 @contextmanager
 def _new_file(file: Path) -> Iterator[Path]:
-    """A file to be written, of its owner only; it gets its name when all of it is there."""
+    """Yield a temporary file to write, readable by its owner only; it gets its name at the end."""
     if file.exists():
-        raise BackupError(f"{file} exists", "name a new file")
+        raise BackupError(f"{file} already exists", "name a new file")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     except OSError as error:
-        raise BackupError(f"{file} cannot be written: {error.strerror}") from error
+        raise BackupError(f"cannot write {file}: {error.strerror}") from error
     partial = Path(name)
     try:
         yield partial
         os.fsync(handle)
-        os.link(partial, file)  # unlike a rename this replaces nothing
+        os.link(partial, file)  # unlike a rename, this replaces no file
         sync(file.parent)
     except FileExistsError as error:
-        raise BackupError(f"{file} exists", "name a new file") from error
+        raise BackupError(f"{file} already exists", "name a new file") from error
     finally:
         os.close(handle)
         with suppress(FileNotFoundError):
@@ -213,5 +216,5 @@ def _new_file(file: Path) -> Iterator[Path]:
 
 
 def _driver_words(error: Exception) -> str:
-    # SQLAlchemy's own words would quote the statement.
+    # SQLAlchemy's own message would quote the statement.
     return str(getattr(error, "orig", None) or error)

@@ -1,6 +1,6 @@
-"""Credentials handed over by a VM: sealed and stored in one transaction with the session's state.
+"""Handover of credentials by a VM: sealed and stored in one transaction with the session's state.
 
-Every step may be repeated: a session has one receipt, and what is stored is what it tells of.
+Every step can be repeated: a session has one receipt, which is of the stored credentials.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 
 NO_KEY = (
-    "this host keeps no credentials: it has no key to seal them with; they are in the VM, until "
-    "the session ends"
+    "this host cannot store credentials, since it has no key to seal them with; the VM has them "
+    "until the session ends"
 )
 
 
 @uninterrupted
 class CredentialHandovers:
-    """`complete_after_seconds`: how long after its hand-over a session is completed; None: never
-    by itself.
-    """
+    """`complete_after_seconds`: when a session is completed after its handover; None: never."""
 
     def __init__(
         self,
@@ -45,14 +43,14 @@ class CredentialHandovers:
         self._clock = clock
 
     def can_keep(self, session: Session) -> bool:
-        """Whether its credentials can be sealed: to a recipient, or with a key of the host."""
+        """Return whether a session's credentials can be sealed, to a recipient or with a key."""
         return session.recipient is not None or self._keys is not None
 
     async def hand_over(self, session: Session, plain: bytes) -> Session:
-        """Keep the credentials of a session's login, compact JSON; the session as it is then.
+        """Store the credentials of a session's login, which are compact JSON; return the session.
 
-        Nothing for a session whose login is done already. Raises SessionNotFound, SessionExpired
-        and UserNotFound.
+        Does nothing if the login is done already. Raises SessionNotFound, SessionExpired and
+        UserNotFound.
         """
         sealed = self._sealed(session, plain)
         async with self._database.writing() as connection:
@@ -76,9 +74,9 @@ class CredentialHandovers:
             return session
 
     async def finish_without(self, session_id: str, because: str) -> Session:
-        """Note that a login is done whose credentials cannot be kept, and why.
+        """Note that a login is done whose credentials cannot be stored, and why.
 
-        Nothing for a session whose login is done already. Raises SessionNotFound, SessionExpired.
+        Does nothing if the login is done already. Raises SessionNotFound and SessionExpired.
         """
         async with self._database.writing() as connection:
             session = await locked_live_session(connection, session_id)
@@ -91,7 +89,7 @@ class CredentialHandovers:
             return session
 
     async def wiped(self, session_id: str) -> None:
-        """Note that a session's VM has no copy any more of what was handed over."""
+        """Note that a session's VM has no copy of the handed-over credentials any more."""
         of_it = tables.sessions.c.id == session_id
         async with self._database.writing() as connection:
             statement = sa.update(tables.sessions).where(of_it).values(wiped_at=self._clock())
@@ -100,7 +98,7 @@ class CredentialHandovers:
     def _sealed(self, session: Session, plain: bytes) -> Sealed:
         if session.recipient is not None:
             return sealed_to(session.recipient, plain)
-        assert self._keys is not None, "looked at before: can_keep"
+        assert self._keys is not None, "checked before with can_keep"
         return self._keys.seal(plain, session.user_id, session.provider)
 
     def _completes_at(self, at: datetime) -> datetime | None:
@@ -110,7 +108,7 @@ class CredentialHandovers:
 
 
 def receipt_words(session: Session) -> dict[str, object]:
-    """The data of the event `credentials` of a session whose credentials were handed over."""
+    """Return the data of the event `credentials` after a handover."""
     receipt = session.receipt
     assert receipt is not None
     return {

@@ -1,7 +1,7 @@
-"""Credentials that one session holds: nobody else gets them until its VM is gone.
+"""Holders of stored credentials: a session that holds them has them alone until its VM is gone.
 
-A provider whose refresh tokens work once takes the second use of one for theft, and revokes all.
-So such credentials belong to one session from its start.
+A provider whose refresh tokens work once treats a second use as theft and revokes them all. So
+such credentials are held by one session from its start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _lives = sa.exists().where(
     _vms.id == _sessions.vm_id,
     _vms.released_at.is_(None),
 )
-# A restored database may name a holder that is long over: it holds nothing, and took them along.
+# A restored database may name a session that ended long ago: it holds nothing any more.
 HOLDER = sa.case((_lives, _kept.holder_id), else_=None).label("holder_id")
 MAY_BE_STALE = sa.or_(_kept.may_be_stale, sa.and_(_kept.holder_id.is_not(None), ~_lives)).label(
     "may_be_stale"
@@ -37,23 +37,23 @@ MAY_BE_STALE = sa.or_(_kept.may_be_stale, sa.and_(_kept.holder_id.is_not(None), 
 def in_use(provider: str, holder_id: str) -> CredentialsInUse:
     return CredentialsInUse(
         f"session {holder_id} uses the credentials of {provider}; only one session may at a time",
-        "end that session first: they are stored anew then",
+        "end that session first: its credentials are stored again then",
     )
 
 
 def only_recipient_opens(provider: str) -> CredentialsSealed:
     return CredentialsSealed(
-        f"the credentials of {provider} are sealed to a key of yours, so no session starts with "
+        f"the credentials of {provider} are sealed to your own key, so no session can start with "
         "them",
-        "start a session without them and log in, or store them again without a recipient",
+        "start a session without stored credentials, or store them again without a recipient",
     )
 
 
 def no_key() -> NoCredentialsKey:
     return NoCredentialsKey(
-        "this host keeps no credentials: it has no key to seal them with",
-        "an operator makes one with ./inv credentials.key, names its file credentials-key "
-        "among the inventory's secrets, and deploys",
+        "this host cannot store credentials: it has no key to seal them with",
+        "an operator makes a key with ./inv credentials.key, adds its file as credentials-key to "
+        "the inventory's secrets, and deploys",
     )
 
 
@@ -69,10 +69,10 @@ def of_user(user_id: str, provider: str) -> tuple[sa.ColumnElement[bool], ...]:
 async def hold_credentials(
     connection: AsyncConnection, user_id: str, provider: str, session_id: str, *, alone: bool
 ) -> None:
-    """Have a session use a user's stored credentials; `alone`: no other session may meanwhile.
+    """Let a session use a user's stored credentials; `alone`: no other session may meanwhile.
 
-    It may be repeated. The user is locked. Raises CredentialsNotFound, CredentialsSealed and
-    CredentialsInUse.
+    This can be repeated. The user must be locked. Raises CredentialsNotFound, CredentialsSealed
+    and CredentialsInUse.
     """
     row_of_it = of_user(user_id, provider)
     asked = sa.select(_kept.recipient, HOLDER).where(*row_of_it)
@@ -91,9 +91,9 @@ async def hold_credentials(
 async def release_credentials(
     connection: AsyncConnection, session_id: str, *, stale: bool, **values: object
 ) -> bool:
-    """End a session's hold, if it has one; whether it had.
+    """Release the credentials that a session holds, and return whether it held any.
 
-    stale   whether its VM may have used them and what it has now is lost
+    stale   whether its VM may have used them, and its newer ones are lost
     values  of other columns: what was read back
     """
     held = sa.update(tables.credentials).where(_kept.holder_id == session_id)
@@ -105,7 +105,7 @@ async def release_credentials(
 async def release_with_vm(
     connection: AsyncConnection, vm: Vm, session: Session | None, at: datetime
 ) -> None:
-    """End the hold of a session whose VM is gone: what was not read back before is lost."""
+    """Release what a session holds whose VM is gone; what was not read back is lost."""
     if session is None or session.stored_credentials is None:
         return
     if (

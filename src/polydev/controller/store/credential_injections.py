@@ -1,4 +1,4 @@
-"""A user's stored credentials in a session's VM: given to it, and read back before it ends."""
+"""Injection of stored credentials into a session's VM, and reading them back before it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _kept = tables.credentials.c
 
 @uninterrupted
 class CredentialInjections:
-    """Each step may be repeated, also by another process."""
+    """Each step can be repeated, also by another process."""
 
     def __init__(
         self, database: Database, keys: Keyring | None, clock: Callable[[], datetime] = now
@@ -43,10 +43,12 @@ class CredentialInjections:
         self._clock = clock
 
     async def opened(self, session: Session, *, alone: bool) -> bytes:
-        """The stored credentials that a session is to start with, as compact JSON.
+        """Return the stored credentials for a session, as compact JSON, and let it hold them.
 
-        It holds them, `alone` where only one place may: its owner may have stored others since it
-        began. Raises CredentialsNotFound, CredentialsSealed, CredentialsInUse, CredentialsLocked,
+        alone   whether no other session may have them; asked again, since the owner may have
+                stored others since the session began
+
+        Raises CredentialsNotFound, CredentialsSealed, CredentialsInUse, CredentialsLocked,
         NoCredentialsKey and SessionExpired.
         """
         owner = (session.user_id, session.provider)
@@ -62,7 +64,7 @@ class CredentialInjections:
         return self._keys.open(sealed_of(row), *owner)
 
     async def injected(self, session_id: str) -> None:
-        """Note that the VM's tool is logged in with them."""
+        """Note that the VM's tool is logged in with the credentials."""
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
             if not session.waits_for_injection:
@@ -75,10 +77,10 @@ class CredentialInjections:
     async def refused(
         self, session_id: str, because: str, *, tried: bool = False, is_left: bool = False
     ) -> None:
-        """Note that they could not be injected, and why: its user has to log in.
+        """Note that the credentials could not be injected, and why: the user has to log in.
 
         tried    whether the tool had them, and may have used their refresh token
-        is_left  whether its VM may have them still: they are the session's until its VM is gone
+        is_left  whether the VM may still have them; then the session holds them until it is gone
         """
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
@@ -92,16 +94,16 @@ class CredentialInjections:
             await add_news(connection, session.id, self._clock(), "credentials", words)
 
     async def is_holder(self, session_id: str) -> bool:
-        """Whether credentials belong to a session until its VM is gone."""
+        """Return whether a session holds credentials until its VM is gone."""
         asked = sa.select(_kept.provider).where(_kept.holder_id == session_id)
         async with self._database.reading() as connection:
             return (await connection.execute(asked)).first() is not None
 
     async def brought_back(self, session: Session, plain: bytes) -> None:
-        """Store what a session's VM had in the end, and let go of it.
+        """Store the credentials read back from a session's VM, and release them.
 
-        Nothing where the session holds them no more: their owner stored or removed them since.
-        Raises NoCredentialsKey where the host has lost its key since.
+        Does nothing where the session no longer holds them, since their owner stored or removed
+        some. Raises NoCredentialsKey where the host no longer has a key.
         """
         if self._keys is None:
             raise no_key()
@@ -114,6 +116,6 @@ class CredentialInjections:
                 await log_session_event(connection, at, "read_back", session)
 
     async def not_injected(self, session_id: str) -> None:
-        """Let go of what a session's VM never had."""
+        """Release credentials that a session's VM never had."""
         async with self._database.writing() as connection:
             await release_credentials(connection, session_id, stale=False)

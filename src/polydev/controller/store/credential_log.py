@@ -1,4 +1,4 @@
-"""The log of what was done with credentials: by whom and when, never their contents."""
+"""The log of credentials: what was done with them, by whom and when; never their contents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
 
 @dataclass(frozen=True)
 class EventActor:
-    """The actor of an event; `user_id` is None where no user asked for it."""
+    """Who caused an event; `user_id` is None where that was not a user."""
 
     by: CredentialActor
     user_id: str | None = None
@@ -81,7 +81,7 @@ async def log_event(
 async def log_session_event(
     connection: AsyncConnection, at: datetime, kind: CredentialEventKind, session: Session
 ) -> None:
-    """Write, as `note` does, what the controller did with the credentials of a session's user."""
+    """Log what the controller did with the credentials of a session's user."""
     await log_event(connection, at, kind, session.user_id, session.provider, session_id=session.id)
 
 
@@ -94,7 +94,7 @@ class CredentialLog:
     async def list(
         self, user_id: str, limit: int = 100, before: int | None = None
     ) -> builtins.list[CredentialEvent]:
-        """A user's events, newest first; `before`: those older than that one."""
+        """Return a user's events, newest first; with `before`, those older than that one."""
         statement = CREDENTIAL_EVENTS.where(_events.user_id == user_id)
         if before is not None:
             statement = statement.where(_events.id < before)
@@ -103,5 +103,5 @@ class CredentialLog:
             return [credential_event_of(row) for row in found.mappings()]
 
     async def prune(self, before: datetime) -> int:
-        """Delete the events of before that time; how many these were."""
+        """Delete events from before that time, and return how many."""
         return await self._database.delete(tables.credential_events, _events.at < before)

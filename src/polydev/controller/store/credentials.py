@@ -1,4 +1,4 @@
-"""Credentials of users, sealed: nothing else of them is ever written."""
+"""Stored credentials of users. Only sealed (encrypted) credentials are written."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ ResealOutcome = Literal["sealed", "current", "locked", "recipients", "gone"]
 
 @dataclass(frozen=True)
 class StoredCredentials:
-    """What may be told of stored credentials.
+    """Stored credentials without their contents.
 
-    session_id      in which session they were got
-    recipient       the age recipient to which they are sealed; None where the host opens them
-    holder_id       the session whose VM has them, where only one place may
-    may_be_stale    a VM that had them ended before they could be read back: its tool may have
-                    used up their refresh token
+    session_id      the session in which they were obtained
+    recipient       the age recipient that they are sealed to; None where the host can open them
+    holder_id       the session whose VM has them, where only one place may have them
+    may_be_stale    a VM that had them ended before they were read back, so their refresh token
+                    may be used up
     """
 
     provider: str
@@ -65,8 +65,11 @@ class StoredCredentials:
 
 @dataclass(frozen=True)
 class ResealCounts:
-    """How many are sealed anew, by the first key as before, opened by no key, and sealed to
-    recipients of their owners, which no key of the host changes.
+    """How many credentials were sealed again with the first key, or not.
+
+    current     were sealed with the first key already
+    locked      can be opened with no key of the host
+    recipients  are sealed to a recipient of their owner
     """
 
     sealed: int
@@ -77,7 +80,7 @@ class ResealCounts:
 
 @uninterrupted
 class CredentialStore:
-    """Each user's, one of each provider. Without keys they can be listed and removed only."""
+    """Credentials by user and provider. Without keys they can only be listed and removed."""
 
     def __init__(
         self, database: Database, keys: Keyring | None, clock: Callable[[], datetime] = now
@@ -94,12 +97,11 @@ class CredentialStore:
         session_id: str | None = None,
         actor: EventActor = CONTROLLER,
     ) -> tuple[StoredCredentials, bool]:
-        """Store credentials in place of those before; return them, and whether there were none.
+        """Store credentials, replacing earlier ones, and return them and whether they are new.
 
-        A session that held those before holds none any more.
-
-        A session that waits for them goes on in the same transaction. Raises NoCredentialsKey,
-        UserNotFound; SessionNotFound, NotAllowed (another's), SessionExpired and WrongProvider.
+        A session that held the earlier ones no longer does. A session that waits for credentials
+        continues in the same transaction. Raises NoCredentialsKey and UserNotFound, and for the
+        session SessionNotFound, NotAllowed, SessionExpired and WrongProvider.
         """
         sealed = self._required_keys().seal(plain, user_id, provider)
         async with self._database.writing() as connection:
@@ -127,7 +129,7 @@ class CredentialStore:
     async def get(
         self, user_id: str, provider: str, actor: EventActor = CONTROLLER
     ) -> tuple[StoredCredentials, bytes]:
-        """Return credentials with their contents: opened, or a recipient's age file as it is.
+        """Return credentials with their contents: opened, or the age file of a recipient.
 
         Raises NoCredentialsKey, CredentialsNotFound, CredentialsLocked and CredentialsInUse.
         """
@@ -136,7 +138,7 @@ class CredentialStore:
             found = await connection.execute(statement.where(*of_user(user_id, provider)))
             row = found.mappings().one_or_none()
         if row is None:
-            self._required_keys()  # a host without a key says so, whatever is asked for
+            self._required_keys()  # a host without a key says so first
             raise none_stored(provider)
         stored, sealed = _stored_of(row), sealed_of(row)
         if stored.holder_id is not None:
@@ -149,7 +151,7 @@ class CredentialStore:
         return stored, plain
 
     async def remove(self, user_id: str, provider: str, actor: EventActor = CONTROLLER) -> None:
-        """Raises CredentialsNotFound."""
+        """Remove a user's credentials of a provider. Raises CredentialsNotFound."""
         if not await self._remove(user_id, actor, _kept.provider == provider):
             raise none_stored(provider)
 
@@ -159,7 +161,7 @@ class CredentialStore:
     async def _remove(
         self, user_id: str, actor: EventActor, *which: sa.ColumnElement[bool]
     ) -> builtins.list[str]:
-        """Remove those of a user's; of which providers they were."""
+        """Remove credentials of a user, and return their providers."""
         statement = sa.delete(tables.credentials).where(_kept.user_id == user_id, *which)
         async with self._database.writing() as connection:
             found = await connection.execute(statement.returning(_kept.provider))
@@ -169,9 +171,9 @@ class CredentialStore:
             return removed
 
     async def seal_anew(self) -> ResealCounts:
-        """Seal with the first key what another one seals, one after the other.
+        """Seal all credentials with the first key, one after the other.
 
-        It may be interrupted and begun again. Raises NoCredentialsKey.
+        This can be interrupted and run again. Raises NoCredentialsKey.
         """
         keys = self._required_keys()
         async with self._database.reading() as connection:
@@ -207,7 +209,7 @@ class CredentialStore:
             return "sealed"
 
     def require_keys(self) -> None:
-        """Raises NoCredentialsKey where this host can open no credentials."""
+        """Raise NoCredentialsKey where this host has no key."""
         self._required_keys()
 
     def _required_keys(self) -> Keyring:
@@ -223,7 +225,8 @@ def _require_fit(session: Session, user_id: str, provider: str) -> None:
         raise session_errors.session_over(session)
     if session.provider != provider:
         raise WrongProvider(
-            f"the session's provider is {session.provider}", "leave the session out, or correct it"
+            f"the session is for provider {session.provider}",
+            "omit the session, or name another one",
         )
 
 
@@ -235,7 +238,7 @@ async def write_credentials(
     session_id: str | None,
     at: datetime,
 ) -> tuple[StoredCredentials, bool]:
-    """Store a locked user's credentials; return them, and whether there were none before."""
+    """Store a locked user's credentials, and return them and whether they are new."""
     row_of_it = of_user(user_id, provider)
     values = {**columns(sealed), "session_id": session_id, "updated_at": at}
     values |= {"holder_id": None, "may_be_stale": False}

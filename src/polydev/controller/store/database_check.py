@@ -1,4 +1,4 @@
-"""Can this release use the database? Asked before anything depends on it; nothing is changed."""
+"""Check that this release can use the database, without changing it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ from polydev.controller.store.schema_check import differences, lines_of
 CONNECT_SECONDS = 30
 OLDEST_SERVER = 12
 TOOLS = ("pg_dump", "pg_restore", "psql")
-# What the server or libpq says, and what to do about it.
+# Messages of the server or libpq, and what to do about each.
 HINTS = (
-    ("password authentication failed", "correct user and password in the address"),
+    ("password authentication failed", "correct the user and password in the address"),
     ("no password supplied", "add the password to the address: USER:PASSWORD@HOST"),
-    ("SSL connection is required", "the server wants TLS: add ?sslmode=require to the address"),
-    ("does not support SSL", "the server has no TLS: leave sslmode out of the address"),
+    ("SSL connection is required", "the server requires TLS: add ?sslmode=require to the address"),
+    ("does not support SSL", "the server does not support TLS: remove sslmode from the address"),
     (
         "no pg_hba.conf entry",
-        "let the server take connections from this host (pg_hba.conf); "
-        "if it wants TLS, add ?sslmode=require to the address",
+        "allow connections from this host in the server's pg_hba.conf; "
+        "if it requires TLS, add ?sslmode=require to the address",
     ),
-    ("certificate verify failed", "name the server's authority: ?sslrootcert=FILE"),
-    ("resolve host", "correct the name of the host in the address"),
-    ("database .* does not exist", "make the database, or correct its name in the address"),
-    ("refused|timeout|timed out|unreachable", "see that the server runs and can be reached"),
+    (
+        "certificate verify failed",
+        "add the server's certificate authority to the address: ?sslrootcert=FILE",
+    ),
+    ("resolve host", "correct the host name in the address"),
+    ("database .* does not exist", "create the database, or correct its name in the address"),
+    (
+        "refused|timeout|timed out|unreachable",
+        "check that the server runs and can be reached from this host",
+    ),
 )
 
 
 async def check_database(url: str, *, with_tools: bool) -> dict[str, object]:
-    """Describe the database. Raises DatabaseUnusable with what to do; never with a password."""
+    """Return a description. Raises DatabaseUnusable with what to do, and never with a password."""
     parts = sa.make_url(url)
     found: dict[str, object] = {"database": described(url), "expected": HEAD, "occupied": []}
     is_postgresql = parts.get_backend_name() == "postgresql"
@@ -58,20 +64,20 @@ async def check_database(url: str, *, with_tools: bool) -> dict[str, object]:
     except asyncio.TimeoutError:
         raise _unusable(url, f"timeout: no answer within {CONNECT_SECONDS} s") from None
     except (SQLAlchemyError, OSError) as error:
-        # Only the driver's own words: SQLAlchemy's would quote the statement.
+        # Only the driver's message: SQLAlchemy's would quote the statement.
         raise _unusable(url, str(getattr(error, "orig", None) or error)) from error
     finally:
         await engine.dispose()
     if revision is not None and revision not in known_revisions():
         raise DatabaseUnusable(
             f"{described(url)}: it is at revision {revision}, which this release does not know",
-            "deploy the release that knows it, or go back to a copy: ./inv rollback; "
+            "deploy the release that knows it, or restore a backup with ./inv rollback; "
             f"if only the number was changed by hand, set version_num to {HEAD} in alembic_version",
         )
     if server < OLDEST_SERVER:
         raise DatabaseUnusable(
-            f"{described(url)}: the server is PostgreSQL {server}, {OLDEST_SERVER} is needed",
-            "use a newer server",
+            f"{described(url)}: PostgreSQL {server} is too old; use {OLDEST_SERVER} or newer",
+            "upgrade the server, or use another one",
         )
     if with_tools and is_postgresql:
         await asyncio.to_thread(_require_tools, server)
@@ -79,14 +85,14 @@ async def check_database(url: str, *, with_tools: bool) -> dict[str, object]:
 
 
 def _differences(connection: sa.Connection, revision: str | None) -> list[str]:
-    """Lines of what is not as this release's migrations make it; none before the first one."""
+    """Return differences from the schema that this release's migrations make, as lines."""
     if revision in (None, HEAD):
         return lines_of(differences(connection)) if revision else []
     return [f"- revision {revision}", f"+ revision {HEAD}"]
 
 
 async def _occupied(connection: AsyncConnection) -> list[str]:
-    """Those of our tables that have rows; an older schema may lack some of them."""
+    """Return which of our tables have rows; an older schema may lack some tables."""
     names = [table.name for table in tables.metadata.sorted_tables]
     there = (
         "SELECT name FROM unnest(CAST(:names AS text[])) name WHERE to_regclass(name) IS NOT NULL"
@@ -103,7 +109,7 @@ async def _server_version(connection: AsyncConnection) -> int:
 
 
 async def _require_rights(connection: AsyncConnection, revision: str | None) -> None:
-    """Raises DatabaseUnusable where the role may not make tables, or tables are in the way."""
+    """Raise DatabaseUnusable if the role may not create tables, or other tables are in the way."""
     row = (
         await connection.execute(
             sa.text(
@@ -115,17 +121,17 @@ async def _require_rights(connection: AsyncConnection, revision: str | None) -> 
     ).one()
     if row.schema is None:
         raise DatabaseUnusable(
-            "the database has no schema on the search path", "make it: CREATE SCHEMA NAME"
+            "the database has no schema on the search path", "create one: CREATE SCHEMA NAME"
         )
     if not row.may_create:
         raise DatabaseUnusable(
-            f"role {row.role} may not make tables in schema {row.schema}",
-            f"as its owner: GRANT CREATE ON SCHEMA {row.schema} TO {row.role}",
+            f"role {row.role} may not create tables in schema {row.schema}",
+            f"as the schema's owner, run GRANT CREATE ON SCHEMA {row.schema} TO {row.role}",
         )
     if revision is None and row.taken:
         raise DatabaseUnusable(
             "the database has a table `users` that is not the controller's",
-            "name another database, or a schema of its own: ?options=-csearch_path%3DNAME",
+            "name another database, or a schema for the controller: ?options=-csearch_path%3DNAME",
         )
 
 
@@ -134,8 +140,8 @@ def _require_tools(server: int) -> None:
         version = tool_version(tool)
         if version < server:
             raise DatabaseUnusable(
-                f"{tool} on the host is of version {version}, the server of {server}: "
-                "no backup could be made",
+                f"{tool} on the host has version {version} and the server {server}, "
+                "so backups would fail",
                 CLIENT_HINT,
             )
 

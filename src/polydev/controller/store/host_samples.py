@@ -1,4 +1,4 @@
-"""The host's figures of the last hours, as they were sampled."""
+"""The host's samples of the last hours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from polydev.controller.settings import Sampling
 from polydev.controller.store.tables import samples
 from polydev.controller.store.transactions import Database, uninterrupted
 
-# Databases take only so many values in one statement.
+# Databases limit the number of values in one statement.
 MOST_VALUES = 500
-# Samples of a host with many VMs are large, and they are decoded in the event loop.
+# Small, since samples of a host with many VMs are large and are decoded in the event loop.
 PORTION = 50
 
 
@@ -25,7 +25,7 @@ class HostSamples:
         self._database = database
 
     async def add(self, at: datetime, figures: Mapping[str, Any]) -> None:
-        """Keep a sample, in place of one of the very same time."""
+        """Store a sample, replacing one of the same time."""
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(samples).where(samples.c.at == at))
             await connection.execute(sa.insert(samples).values(at=at, figures=dict(figures)))
@@ -33,10 +33,10 @@ class HostSamples:
     async def between(
         self, start: datetime, end: datetime, points: int | None = None
     ) -> list[tuple[datetime, dict[str, Any]]]:
-        """Samples from `start` until before `end`, oldest first.
+        """Return the samples from `start` until before `end`, oldest first.
 
-        Where there are more than `points`, the time since the first of them is cut in as many
-        pieces, and of each the last sample is taken. Only these are read whole.
+        If there are more than `points`, the time since the first one is divided into as many
+        pieces, and the last sample of each piece is returned. Only these are read completely.
         """
         async with self._database.reading() as connection:
             found = await _times(connection, start, end)
@@ -51,26 +51,26 @@ class HostSamples:
     async def portions(
         self, start: datetime, end: datetime, size: int = PORTION
     ) -> AsyncIterator[list[tuple[datetime, dict[str, Any]]]]:
-        """Yield the same samples, `size` at a time: no more of them are in memory at once.
+        """Yield the same samples, `size` at a time, to keep few of them in memory.
 
-        Each portion is a transaction of its own, so samples that are thinned out meanwhile may be
-        missing.
+        Each portion is read in a transaction of its own, so samples that are thinned out meanwhile
+        may be missing.
         """
         for some in _portions(await self.times(start, end), size):
             yield await self.taken_at(some)
 
     async def times(self, start: datetime, end: datetime) -> list[datetime]:
-        """Return when samples were taken, from `start` until before `end`, oldest first."""
+        """Return the times of samples from `start` until before `end`, oldest first."""
         async with self._database.reading() as connection:
             return await _times(connection, start, end)
 
     async def taken_at(self, times: Sequence[datetime]) -> list[tuple[datetime, dict[str, Any]]]:
-        """Return the samples of these times, oldest first; MOST_VALUES of them at most."""
+        """Return the samples of these times, oldest first; at most MOST_VALUES."""
         async with self._database.reading() as connection:
             return await _taken_at(connection, times)
 
     async def thin(self, rules: Sampling, at: datetime) -> int:
-        """Remove what is too old at that time, or too dense for its age; how many that were."""
+        """Delete samples that are too old, or too dense for their age, and return how many."""
         oldest = at - timedelta(seconds=rules.keep_seconds)
         whole = at - timedelta(seconds=rules.whole_seconds)
         async with self._database.writing() as connection:
@@ -85,7 +85,7 @@ class HostSamples:
 
 
 def too_dense(times: Iterable[datetime], every_seconds: float) -> list[datetime]:
-    """Of times in their order all but the first of each span; the same whenever it is asked."""
+    """Return all but the first time of each span; spans are fixed, so the result is stable."""
     kept: set[int] = set()
     dense = []
     for each in times:
@@ -99,7 +99,7 @@ def too_dense(times: Iterable[datetime], every_seconds: float) -> list[datetime]
 def last_of_each_piece(
     times: Iterable[datetime], start: datetime, end: datetime, pieces: int
 ) -> list[datetime]:
-    """Of times in their order the last in each of the equal pieces of a span."""
+    """Return the last time in each of the equal pieces of a span."""
     length = (end - start) / pieces
     return list({int((each - start) / length): each for each in times}.values())
 

@@ -1,6 +1,6 @@
-"""Lists in pages: newest first, and each page begins after the last row of the one before.
+"""Pagination of lists: newest first, each page after the last row of the one before.
 
-By that row, and not by how many were seen: what is added or deleted meanwhile moves nothing.
+By that row and not by an offset, so that rows added or deleted meanwhile shift nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def paginated(
     limit: int,
     before: Session | Vm | None,
 ) -> sa.Select[Any]:
-    """So many of the newest; with `before`, of those that come after it in that order."""
+    """Return the newest rows up to a limit; with `before`, those that follow it in the list."""
     made, name = columns.created_at, columns.id
     if before is not None:
-        # The first condition is the one that an index serves.
+        # The first condition is the one that can use an index.
         tied = sa.or_(made < before.created_at, name > before.id)
         statement = statement.where(made <= before.created_at, tied)
     return statement.order_by(made.desc(), name).limit(limit)

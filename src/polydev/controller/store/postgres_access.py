@@ -1,11 +1,11 @@
-"""Who may use our tables in PostgreSQL: their owner, and no other role.
+"""Access to our tables in PostgreSQL: their owner may use them, and no other role.
 
-A database may give roles privileges on every new table, as Supabase does for `anon`, which stands
-for everybody. Each migration and each restore ends, in its own transaction, with `CLOSE`: row
-level security on, all privileges of others revoked, on tables, their columns and sequences, and
-no trigger, rule or policy of others. It also marks our tables by a comment: a restore by an older
-release so finds those that it does not know. The tables stay where they are, since the release
-before still serves from them.
+A database may grant roles privileges on every new table, as Supabase does for `anon`, which is
+everybody. So each migration and each restore ends, in its own transaction, with `CLOSE`: it
+enables row level security, revokes all privileges of other roles on tables, columns and sequences,
+and drops triggers, rules and policies that are not ours. It also marks our tables with a comment,
+by which a restore by an older release finds tables that it does not know. The tables stay in their
+schema, since the release before still uses them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ VERSION_TABLE = "alembic_version"
 
 
 def known_tables() -> list[str]:
-    """The tables of this release."""
+    """Return the names of this release's tables."""
     return [VERSION_TABLE, *(table.name for table in tables.metadata.sorted_tables)]
 
 
-# Ours are the tables of this release and those that are marked, beside the version's table.
+# Ours: the tables of this release and the marked ones, in the schema of the version's table.
 _OURS = f"""
     SELECT c.oid, c.relname, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity
     FROM pg_catalog.pg_class c
@@ -38,13 +38,13 @@ _OURS = f"""
             c.relname = ANY ('{{{",".join(known_tables())}}}')
             OR pg_catalog.obj_description(c.oid, 'pg_class') = '{tables.MARK}'
         )"""
-# What this transaction has made, too: a migration may know tables that this release does not.
+# Also tables made in this transaction: a migration may make some that this release does not know.
 _MADE_NOW = "c.xmin::text::bigint = pg_catalog.txid_current() & 4294967295"
 _OURS_OR_NEW = _OURS.replace("OR pg_catalog.obj", f"OR {_MADE_NOW}\n            OR pg_catalog.obj")
 
 
 def _granted(ours: str) -> str:
-    """SQL: what others than the owner may do, by relation (`s` for a sequence), role, privilege."""
+    """Return SQL for the privileges of roles other than the owner."""
     return f"""
     WITH ours AS ({ours}
     ), relations AS (
@@ -74,7 +74,7 @@ def _granted(ours: str) -> str:
 
 
 def _added(ours: str) -> str:
-    """SQL: what somebody attached to our tables, which have nothing of the kind, and its end."""
+    """Return SQL for triggers, rules and policies on our tables, and how to drop each."""
     return f"""
     WITH ours AS ({ours}
     )
@@ -125,8 +125,8 @@ BEGIN
     END LOOP;
 END
 $close$;"""
-# PostgreSQL locks tables that are dropped in the order in which they are named. Transactions of a
-# service lock these in this order: in another one, each could wait for what the other has.
+# PostgreSQL locks dropped tables in the order in which they are named. Transactions of a running
+# service lock these tables in this order; another order could deadlock.
 _LOCK_ORDER = (
     *("users", "tokens", "sign_ins", "tickets", "sessions"),
     *("vms", "slots", "credentials", "credential_events", "webhook_events", "session_news"),
@@ -161,7 +161,7 @@ _ADDED = sa.text(
 
 
 async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
-    """Roles beside the owner that may use our tables, and what each may do on which."""
+    """Return the roles besides the owner that may use our tables, with their privileges."""
     if connection.dialect.name != "postgresql":
         return {}
     rows = await connection.execute(_EXPOSED)
@@ -169,13 +169,13 @@ async def exposed_to(connection: AsyncConnection) -> dict[str, str]:
 
 
 def close_access(connection: sa.Connection) -> None:
-    """Let nobody but the owner use our tables; the transaction is the caller's."""
+    """Let only the owner use our tables, in the caller's transaction."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(CLOSE, execution_options={"no_parameters": True})
 
 
 def access_differences(connection: sa.Connection) -> Iterator[str]:
-    """Yield what `CLOSE` would set back: `-` what holds, `+` what is to hold."""
+    """Yield what `CLOSE` would change: `-` what is there, `+` what should be."""
     if connection.dialect.name != "postgresql":
         return
     for row in connection.execute(_EXPOSED):
@@ -190,7 +190,7 @@ def access_differences(connection: sa.Connection) -> Iterator[str]:
 
 
 def owner_differences(connection: sa.Connection) -> Iterator[str]:
-    """Yield which of our tables belong to a role that we may not act as."""
+    """Yield the actual and the wanted owner of tables whose owner we may not act as."""
     if connection.dialect.name != "postgresql":
         return
     for row in connection.execute(_LOOSE):

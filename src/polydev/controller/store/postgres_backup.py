@@ -1,4 +1,4 @@
-"""Copies of PostgreSQL, by its own pg_dump and pg_restore; put back in one transaction."""
+"""Backup and restore of PostgreSQL with pg_dump and pg_restore; a restore is one transaction."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from polydev.errors import CommandError, ConfigError
 from polydev.run import run
 
 SECRETS = ("password", "sslpassword")
-# What a controller that serves may hold for a moment, in another order than a restore.
+# Errors that pass: a running controller may hold a lock for a moment, in another order.
 PASSING = ("lock timeout", "deadlock detected")
 TRIES = 5
-# Only servers from 17 on know it, which newer pg_restore writes for older ones, too.
+# Only servers from 17 on know it, but pg_restore writes it for older ones too.
 _TOO_NEW = "SET transaction_timeout = "
 CLIENT_HINT = (
-    "install postgresql-client of the server's version or newer; Debian's own may be older, "
-    "https://apt.postgresql.org has all"
+    "install postgresql-client in the server's version or newer; if Debian's is older, use "
+    "https://apt.postgresql.org"
 )
 PROGRAMS = Path("/usr/lib/postgresql")
-# Connections of a controller to this database, this one aside.
+# Connections of a controller to this database, except this one.
 OTHERS = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     " AND application_name = :name AND pid <> pg_backend_pid()"
@@ -39,14 +39,14 @@ _REVISION = re.compile(rf"^COPY \S*\b{VERSION_TABLE} .*\n(\S+)$", re.MULTILINE)
 
 
 def copy_to(url: str, file: Path) -> None:
-    """Write an archive of our tables. Raises CopyError."""
+    """Write an archive of our tables. Raises BackupError."""
     named = [f"--table={name}" for name in known_tables()]
     plain = ["--format=custom", "--no-owner", "--no-acl", "--no-password"]
     _do(["pg_dump", *plain, *named, f"--file={file}", f"--dbname={libpq_url(url)}"], url)
 
 
 def script_of(file: Path, folder: Path) -> Path:
-    """The SQL of an archive, all of it read. Raises CopyError if it is damaged."""
+    """Return the SQL of an archive, read completely. Raises BackupError if it is damaged."""
     script, written = folder / "restore.sql", folder / "written.sql"
     _do(["pg_restore", "--no-owner", "--no-acl", f"--file={written}", str(file)])
     with written.open("rb") as lines, script.open("wb") as kept:
@@ -56,7 +56,7 @@ def script_of(file: Path, folder: Path) -> Path:
 
 
 def revision_in(script: Path) -> str | None:
-    """The revision of what a script makes; None if it has none of our tables."""
+    """Return the revision of a script's tables; None if it has none of ours."""
     before = ""
     with script.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -68,10 +68,10 @@ def revision_in(script: Path) -> str | None:
 
 
 def put_back(url: str, script: Path) -> None:
-    """Replace our tables by those of the script, in one transaction. Raises CopyError.
+    """Replace our tables by those of the script, in one transaction. Raises BackupError.
 
-    Also tables that only a newer release knows go. Transactions of others that come in between
-    are waited for, a few times.
+    Tables of a newer release are dropped too. If other transactions hold locks, it tries again a
+    few times.
     """
     drop, close = script.with_name("drop.sql"), script.with_name("close.sql")
     drop.write_text(drop_statements())
@@ -93,34 +93,34 @@ def drop_statements() -> str:
 
 
 def close_statements() -> str:
-    # The script leaves its own settings in the session, which a pooler gives to the next client.
+    # The script changes settings of the session, which a pooler would hand to the next client.
     return f"RESET ALL;\n{CLOSE}\n"
 
 
 def libpq_url(url: str) -> str:
-    """The URL as PostgreSQL's own tools take it, without passwords: others see arguments."""
+    """Return the URL for PostgreSQL's tools, without password: other users can see arguments."""
     parts = make_url(url).difference_update_query(SECRETS)
     plain = parts._replace(drivername="postgresql", password=None).render_as_string()
     address, mark, query = plain.partition("?")
-    # A blank is + to SQLAlchemy, and %20 to libpq.
+    # A blank is + in SQLAlchemy's URLs, and %20 in those of libpq.
     return address + mark + query.replace("+", "%20")
 
 
 def secrets_of(url: str) -> Mapping[str, str]:
-    """The environment that says the password to PostgreSQL's own tools."""
+    """Return the environment that passes the password to PostgreSQL's tools."""
     parts = make_url(url)
     password = parts.password or parts.query.get("password")
     return {"PGPASSWORD": str(password)} if password else {}
 
 
 def program(name: str) -> str:
-    """The newest of this program that Debian's packages brought, else the one on the path."""
+    """Return the newest version of a program from Debian's packages, else the one on the path."""
     found = sorted(PROGRAMS.glob(f"*/bin/{name}"), key=lambda path: _number(path.parts[-3]))
     return str(found[-1]) if found else name
 
 
 def tool_version(name: str) -> int:
-    """The major version of one of PostgreSQL's tools. Raises CopyError if it is not installed."""
+    """Return the major version of a tool of PostgreSQL. Raises BackupError if it is missing."""
     try:
         said = run([program(name), "--version"]).stdout
     except ConfigError as error:
@@ -138,7 +138,7 @@ def _number(version: str) -> float:
 
 def _do(words: Sequence[str], url: str | None = None) -> None:
     tool, *rest = words
-    # In English: what it says is read below.
+    # `run` sets an English locale: `_copy_error` reads the messages.
     env = {"PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS)}
     try:
         run([program(tool), *rest], env={**env, **(secrets_of(url) if url else {})})
@@ -150,7 +150,7 @@ def _do(words: Sequence[str], url: str | None = None) -> None:
 
 def _copy_error(tool: str, said: str) -> BackupError:
     if "server version mismatch" in said or "unsupported version" in said:
-        return BackupError(f"{tool} is older than the database or the copy: {said}", CLIENT_HINT)
+        return BackupError(f"{tool} is older than the database or the backup: {said}", CLIENT_HINT)
     if "lock timeout" in said:
-        return BackupError(f"another process uses the database: {said}", STOP_HINT)
+        return BackupError(f"another process is using the database: {said}", STOP_HINT)
     return BackupError(f"{tool} failed: {said}")

@@ -1,6 +1,6 @@
-"""What the database must never say of sessions and VMs, and how it is set right.
+"""Repair of sessions and VMs whose rows contradict each other.
 
-No transaction of the store leaves such a thing; a restored copy or a hand at work may.
+No transaction of the store leaves such rows; a restored backup or a change by hand may.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _vms = tables.vms.c
 
 
 async def repair_sessions(database: Database, clock: Callable[[], datetime]) -> list[str]:
-    """Set right whatever is wrong, one VM at a time; what was done, in words."""
+    """Repair all contradictions, one VM at a time, and return what was done, in words."""
     async with database.reading() as connection:
         suspects = (await connection.execute(_suspects())).scalars().all()
     done = []
@@ -34,7 +34,7 @@ async def repair_sessions(database: Database, clock: Callable[[], datetime]) -> 
 
 
 def _suspects() -> sa.CompoundSelect[str]:
-    """VMs that say something that does not go with their slot or their session."""
+    """Select VMs whose state contradicts their slot or their session."""
     live, held = LIVE_SESSIONS.c, HELD_VMS.c
     stopped = _vms.state.not_in(LIVE_VM_STATES)
     named = (
@@ -59,14 +59,14 @@ async def _repair_one(
     has_session = session is not None and session.is_live
     if live and held and not (has_session or vm.pooled):
         await change_vm(connection, vm.id, state="stopping")
-        done.append(f"VM {vm.id} is to stop: no session has it")
+        done.append(f"VM {vm.id} is stopped: it belongs to no session")
     if live and not held:
-        reason = "it had no slot any more"
+        reason = "it no longer had a slot"
         await change_vm(connection, vm.id, state="failed", reason=reason, ended_at=at)
         done.append(f"VM {vm.id} failed: {reason}")
     if held and vm.state in ("ended", "failed"):
         await change_vm(connection, vm.id, state="stopping", ended_at=None)
-        done.append(f"VM {vm.id} is to stop once more: it was over but held slot {vm.slot}")
+        done.append(f"VM {vm.id} is stopped again: it had ended but held slot {vm.slot}")
     if session is not None and has_session and not (live and held):
         reason = f"its VM is gone: {vm.reason}" if vm.reason else "its VM is gone"
         await change_session(connection, session, "fail", at, reason=reason)

@@ -1,9 +1,8 @@
-"""Sessions that ended long ago go, each with its VM and its news, in one transaction.
+"""Retention: deletes sessions that ended long ago, with their VMs and news, in one transaction.
 
-So do VMs of the pool that never had a session.
-
-A VM that holds its slot keeps its session. What points at a session is either deleted with it or,
-as a user's credentials, points nowhere afterwards: the tables say so.
+Also VMs of the pool that never had a session. A session stays while its VM holds a slot. By their
+foreign keys, rows that refer to a session are deleted with it or, as a user's credentials, lose the
+reference.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ _sessions, _vms = tables.sessions.c, tables.vms.c
 
 
 async def delete_ended_sessions(database: Database, before: datetime, limit: int) -> int:
-    """Delete so many of the sessions that ended before that time; how many were."""
+    """Delete sessions that ended before that time, up to a limit, and return how many."""
     async with database.reading() as connection:
         over = (await connection.execute(_forgettable(before, 1))).first()
         unused = sa.select(_vms.id).where(*_unused(before)).limit(1)
         if over is None and (await connection.execute(unused)).first() is None:
-            return 0  # the write lock is not taken for nothing
+            return 0  # without taking the write lock
     async with database.writing() as connection:
         asked = _forgettable(before, limit).with_for_update(of=tables.sessions)
         found = (await connection.execute(asked)).all()
@@ -38,7 +37,7 @@ async def delete_ended_sessions(database: Database, before: datetime, limit: int
 
 
 def _forgettable(before: datetime, limit: int) -> sa.Select[tuple[str, str]]:
-    """The oldest first. By when they were made an index has them: no session ends before that."""
+    """Select the oldest first, by their creation, which has an index: no session ends before it."""
     return (
         sa.select(_sessions.id, _sessions.vm_id)
         .join_from(tables.sessions, tables.vms, _vms.id == _sessions.vm_id)
@@ -50,5 +49,5 @@ def _forgettable(before: datetime, limit: int) -> sa.Select[tuple[str, str]]:
 
 
 def _unused(before: datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    """VMs of the pool that were over before that time; the first part is by an index."""
+    """Return the conditions for pool VMs that ended before that time; the first is indexed."""
     return (_vms.created_at < before, _vms.pooled, _vms.released_at < before)

@@ -1,4 +1,4 @@
-"""Rows become nouns here, and nowhere else; with the questions that give such rows."""
+"""Mapping of rows to values of the model, and the selects that return such rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Row = Mapping[Any, Any]
 USERS = sa.select(tables.users)
 TOKENS = sa.select(*(column for column in tables.tokens.c if column.name != "sha256"))
 SESSIONS = sa.select(*(column for column in tables.sessions.c if column.name != "idempotency_key"))
-# A VM has no address of its own: it is known by its slot's.
+# A VM's address is that of its slot.
 VMS = sa.select(tables.vms, tables.slots.c.vm_ip).join_from(
     tables.vms, tables.slots, tables.slots.c.number == tables.vms.c.slot
 )
-# Those that are not over are few. They are found first, by an index of their own, whatever else is
-# asked of them: without statistics SQLite would go through all rows in the order asked for.
+# Live sessions and held VMs are few and have an index of their own. `MATERIALIZED` finds them
+# first: without statistics, SQLite would scan all rows in the requested order.
 LIVE_SESSIONS = (
     SESSIONS.where(tables.sessions.c.ended_at.is_(None)).cte("live").prefix_with("MATERIALIZED")
 )
@@ -54,5 +54,5 @@ def credential_event_of(row: Row) -> CredentialEvent:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    # Columns and fields have the same names, and the tables refuse what is no state or role.
+    # Columns and fields have the same names; checks of the tables reject unknown states and roles.
     return {str(name): value for name, value in row.items()}

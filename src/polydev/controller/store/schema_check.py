@@ -1,12 +1,12 @@
-"""The schema that a database has against the one that migrations make: compared, and mended.
+"""Compares a database's schema with the one that migrations make, and repairs it.
 
-Alembic compares tables, columns, keys and indexes with `tables.metadata`. Compared beside it: which
-rows a partial index has, primary keys, checks, triggers and, in PostgreSQL, who may do what (see
-`access`). Tables that are not ours do not count.
+Alembic compares tables, columns, keys and indexes with `tables.metadata`. This module also compares
+the conditions of partial indexes, primary keys, checks, triggers and, in PostgreSQL, access (see
+`postgres_access`). Tables that are not ours do not count.
 
-Mended is what can be made again from nothing: indexes, access, in PostgreSQL constraints too. What
-holds data is left as it is: a column that somebody dropped comes back from a copy only, and one
-that somebody added may hold what nobody has a copy of.
+It repairs what can be made again without data: indexes, access, and constraints in PostgreSQL. It
+leaves columns and tables alone: a dropped column comes back from a backup only, and an added column
+may hold data that nobody has a copy of.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from polydev.errors import Error
 
 POSTGRESQL = "postgresql"
 HINT = (
-    "columns and tables come back from a copy: ./inv rollback or ./inv database.restore; "
-    "what was added by hand has to be dropped by hand, by SQL"
+    "restore missing columns and tables from a backup with ./inv rollback or "
+    "./inv database.restore; drop what was added by hand with SQL"
 )
 
 
 class SchemaError(Error):
-    """The database is not as migrations make it, and only a person can say what is to be done."""
+    """The schema differs from what migrations make, and cannot be repaired automatically."""
 
     code = "schema"
 
 
 @dataclass(frozen=True)
 class SchemaDifference:
-    """`lines` have `-` for what is there and `+` for what is to be; `repair` brings that about."""
+    """A difference, as lines with `-` for what is there and `+` for what should be; its repair."""
 
     lines: tuple[str, ...]
     repair: Callable[[], object] | None = None
 
 
 def differences(connection: sa.Connection) -> list[SchemaDifference]:
-    """Where a database at this release's revision is not as its migrations make it."""
+    """Return the differences of a database at this release's revision."""
     context = MigrationContext.configure(
         connection,
         opts={"compare_type": True, "compare_server_default": True, "include_name": _is_ours},
@@ -75,12 +75,14 @@ def differences(connection: sa.Connection) -> list[SchemaDifference]:
 
 
 def repair_schema(connection: sa.Connection) -> None:
-    """Set back what can be set back. Raises SchemaError naming what cannot."""
+    """Repair what can be repaired. Raises SchemaError, which names the rest."""
     for each in differences(connection):
         if each.repair:
             each.repair()
     if left := lines_of(differences(connection)):
-        raise SchemaError(f"the database is not as its migrations make it: {'; '.join(left)}", HINT)
+        raise SchemaError(
+            f"the database's schema differs from the expected one: {'; '.join(left)}", HINT
+        )
 
 
 def lines_of(found: Iterable[SchemaDifference]) -> list[str]:
@@ -125,7 +127,7 @@ def _lines(found: ops.MigrateOperation) -> Iterator[str]:
             yield f"+ constraint {_constraint(found)}"
         case ops.DropConstraintOp():
             yield f"- constraint {_constraint(found)}"
-        # Comments of tables are our mark, which `access.CLOSE` sets.
+        # Comments on tables are our mark, which `postgres_access.CLOSE` sets.
 
 
 def _flat(found: Iterable[ops.MigrateOperation]) -> Iterator[ops.MigrateOperation]:
@@ -150,7 +152,7 @@ def _altered(found: ops.AlterColumnOp) -> Iterator[str]:
 
 
 def _constraint(found: ops.AddConstraintOp | ops.DropConstraintOp) -> str:
-    """Its name, or columns where it has none."""
+    """Return a constraint's name, or its columns where it has no name."""
     constraint: Any = found.to_constraint()
     columns = ", ".join(column.name for column in constraint.columns)
     return f"{constraint.name or f'of {columns}'} on {constraint.table.name}"
@@ -159,7 +161,7 @@ def _constraint(found: ops.AddConstraintOp | ops.DropConstraintOp) -> str:
 def _partial_indexes(
     inspector: sa.Inspector, ours: list[sa.Table], do: Operations
 ) -> Iterator[SchemaDifference]:
-    """Those that take in other rows; Alembic compares columns only."""
+    """Yield partial indexes with another condition; Alembic compares their columns only."""
     word = f"{inspector.dialect.name}_where"
     for table in ours:
         live = {each["name"]: each for each in inspector.get_indexes(table.name)}
@@ -174,7 +176,7 @@ def _partial_indexes(
 
 
 def _rows(condition: object) -> str:
-    """A condition without the parentheses and names of tables that databases add or leave out."""
+    """Return a condition without parentheses and table names, which databases add or leave out."""
     if condition is None:
         return "all rows"
     return re.sub(r"[()]|\b\w+\.", "", str(condition))
@@ -201,7 +203,7 @@ def _primary_keys(inspector: sa.Inspector, ours: list[sa.Table]) -> Iterator[Sch
 def _checks(
     inspector: sa.Inspector, ours: list[sa.Table], do: Operations
 ) -> Iterator[SchemaDifference]:
-    """Checks are compared by the values that they name: databases write the rest anew."""
+    """Compare checks by the values that they name: databases rewrite the rest."""
     can_alter = inspector.dialect.name == POSTGRESQL
     for table in ours:
         live = {
@@ -240,7 +242,7 @@ def _set_check(
 
 
 def _triggers(connection: sa.Connection) -> Iterator[SchemaDifference]:
-    """Those of SQLite; `access` knows those of PostgreSQL."""
+    """Yield triggers in SQLite; `postgres_access` has those of PostgreSQL."""
     if connection.dialect.name != "sqlite":
         return
     quoted = connection.dialect.identifier_preparer.quote

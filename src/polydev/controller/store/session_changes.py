@@ -1,7 +1,7 @@
-"""Changes of a session and its VM within a transaction that is under way.
+"""Changes of a session and its VM within the caller's transaction.
 
-Whoever changes both takes them in one order, the session first and then its VM, and writes news
-last; so transactions wait for each other but never in a circle. SQLite has one writer anyhow.
+All transactions lock in one order, first the session and then its VM, and write news last, so that
+they cannot deadlock. SQLite has one writer anyhow.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from polydev.controller.store.session_errors import session_over
 from polydev.controller.webhook_events import SESSION_EVENTS, EventType
 from polydev.errors import SessionNotFound, VmError
 
-# Any number, the same in all processes: the key of a lock in PostgreSQL.
+# The key of an advisory lock in PostgreSQL: any number, the same in all processes.
 _NEWS_LOCK = 0x706F6C79
 
 
 async def locked_session(connection: AsyncConnection, session_id: str) -> Session:
-    """The session, which nobody else changes until the transaction ends. SessionNotFound."""
+    """Lock a session until the transaction ends. Raises SessionNotFound."""
     found = await connection.execute(
         SESSIONS.where(tables.sessions.c.id == session_id).with_for_update(key_share=True)
     )
@@ -46,7 +46,7 @@ async def locked_live_session(connection: AsyncConnection, session_id: str) -> S
 
 
 async def locked_vm(connection: AsyncConnection, vm_id: str) -> tuple[Vm, Session | None]:
-    """A VM and whose it is, both locked. Raises VmError if there is no such VM."""
+    """Lock a VM and its session, if it has one. Raises VmError if there is no such VM."""
     owned = await connection.execute(
         SESSIONS.where(tables.sessions.c.vm_id == vm_id).with_for_update(key_share=True)
     )
@@ -70,11 +70,12 @@ async def change_session(
     expires_at: datetime | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Take a locked session one step on, tell of it, and with an end of it stop its VM.
+    """Change the state of a locked session by an event, add news, and stop its VM if it ends.
 
-    `values` are of other fields that change with its state.
+    values  of other fields to change with the state
 
-    Raises SessionExpired for one that is over, ValueError for an event that cannot come now.
+    Raises SessionExpired if the session is over, and ValueError for an event that its state does
+    not allow.
     """
     state = next_state(session.state, event)
     ended = not is_live(state)
@@ -95,7 +96,7 @@ async def change_session(
 
 
 async def write_session(connection: AsyncConnection, session: Session, **values: Any) -> Session:
-    """Write fields of a locked session; the session with these."""
+    """Write fields of a locked session, and return the session with them."""
     await connection.execute(
         sa.update(tables.sessions).where(tables.sessions.c.id == session.id).values(values)
     )
@@ -115,7 +116,7 @@ async def change_vm(connection: AsyncConnection, vm_id: str, **values: object) -
 
 
 async def add_state_news(connection: AsyncConnection, session: Session) -> None:
-    """News of the state that a session has come to, for its followers and for webhooks."""
+    """Add news of a session's state, for its followers and for webhooks."""
     if event := SESSION_EVENTS.get(session.state):
         await queue_webhook(connection, session, event, session.changed_at)
     data = {"state": session.state} | ({"reason": session.reason} if session.reason else {})
@@ -125,7 +126,7 @@ async def add_state_news(connection: AsyncConnection, session: Session) -> None:
 async def queue_webhook(
     connection: AsyncConnection, session: Session, event: EventType, at: datetime
 ) -> None:
-    """Write an event of a session for webhooks; its news follow."""
+    """Write an event of a session for webhooks; its news must follow."""
     told = {"sessionId": session.id, "userId": session.user_id}
     told |= {"provider": session.provider, "state": session.state}
     await webhook_queue.write_event(connection, event, told, at)
@@ -138,10 +139,10 @@ async def add_news(
     kind: str,
     data: Mapping[str, object],
 ) -> None:
-    """Write news; nothing but the commit may follow.
+    """Write news of a session; nothing but the commit may follow.
 
-    Their numbers come into sight in their order: who has seen one has missed none before it.
-    PostgreSQL alone would let a later number be committed first.
+    News become visible in the order of their numbers, so that readers miss none. Without the lock,
+    PostgreSQL could commit a later number first.
     """
     if connection.dialect.name == "postgresql":
         await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_NEWS_LOCK)))

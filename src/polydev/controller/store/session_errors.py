@@ -1,4 +1,4 @@
-"""Why a session cannot be had, in words."""
+"""The errors of starting and using sessions."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ from polydev.errors import CapacityError, SessionError, SessionExpired, TooManyS
 
 def key_used(session: Session) -> SessionError:
     return SessionError(
-        f"the idempotency key was used for session {session.id}, which was started with another "
-        "provider, recipient of credentials or wish for stored ones",
-        "use a new key for another session",
+        f"the idempotency key belongs to session {session.id}, which was started with another "
+        "provider, recipient, or choice about stored credentials",
+        "use a new idempotency key for another session",
     )
 
 
 def too_many(live: Sequence[str], limit: int) -> TooManySessions:
     return TooManySessions(
-        f"the user has {len(live)} sessions of {limit} that are allowed: {', '.join(live)}",
+        f"the user already has {len(live)} of {limit} allowed sessions: {', '.join(live)}",
         "end one of them first",
     )
 
 
 def session_over(session: Session) -> SessionExpired:
     reason = f" ({session.reason})" if session.reason else ""
-    return SessionExpired(f"the session is over: {session.state}{reason}", "start another one")
+    return SessionExpired(f"the session is over: {session.state}{reason}", "start a new session")
 
 
 async def no_slot(connection: AsyncConnection) -> CapacityError:
-    """No slot is free: how many there are, and which session has not been used for longest."""
+    """Return the error that no slot is free, with the session that is idle for longest."""
     slots = await count_slots(connection)
     if not slots:
-        return CapacityError("the host declares no slots", "declare some in its inventory")
+        return CapacityError(
+            "the host has no slots", "declare slots in the inventory, then run ./inv deploy"
+        )
     live = LIVE_SESSIONS.c
     used_at = sa.func.coalesce(live.heartbeat_at, live.created_at)
     found = await connection.execute(sa.select(LIVE_SESSIONS).order_by(used_at).limit(1))
     row = found.mappings().one_or_none()
     if row is None:
-        return CapacityError(f"all {slots} slots are held by VMs that stop", "try again soon")
+        return CapacityError(
+            f"all {slots} slots are held by VMs that are stopping", "try again in a minute"
+        )
     oldest = session_of(row)
     since = oldest.heartbeat_at or oldest.created_at
     return CapacityError(

@@ -1,4 +1,4 @@
-"""Starts of sessions: how long each took from its request until its VM was ready."""
+"""Starts of sessions: the time from the request until the VM was ready."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _sessions, _vms = tables.sessions.c, tables.vms.c
 class SessionStart:
     """One session whose VM became ready.
 
-    how      `pool`: the VM was there before the session; `clone`: it was resumed from a template
+    how      `pool`: the VM was made before the session; `clone`: it was resumed from a template
              for this session; `boot`: it booted
-    seconds  from the request that started the session until its VM was ready
+    seconds  from the request until the VM was ready
     """
 
     ready_at: datetime
@@ -38,9 +38,9 @@ class SessionStarts:
         self._limits = limits
 
     async def between(self, start: datetime, end: datetime) -> list[SessionStart]:
-        """Return the sessions that became ready after `start` and not after `end`, in that order.
+        """Return the sessions that became ready after `start` and until `end`, in that order.
 
-        A session and its start last `max_seconds` at most, so older sessions are not looked at.
+        A session lasts `max_seconds` at most, so older ones need not be read.
         """
         longest = timedelta(seconds=self._limits.max_seconds)
         asked = (
@@ -73,7 +73,7 @@ class SessionStarts:
 def start_kind(made_at: datetime, asked_at: datetime | None, template: str | None) -> StartKind:
     """Return how a session got its VM, or will get it: see SessionStart.
 
-    asked_at    when the session was asked for; None where the VM still waits for one
+    asked_at    the time of the session's request; None where the VM waits for a session
     """
     if template is None:
         return "boot"

@@ -1,4 +1,4 @@
-"""Copies of SQLite, by its own backup: a transaction like any other, however it ends."""
+"""Backup and restore of SQLite with its own backup API, in one transaction."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def path_of(url: str) -> Path:
 
 def require_file(path: Path) -> None:
     if not path.is_file():
-        raise BackupError(f"there is no database {path}")
+        raise BackupError(f"there is no database at {path}")
 
 
 def copy_to(url: str, file: Path) -> None:
-    """Copy the database to `file`. Raises CopyError, also if the copy is damaged."""
+    """Back up the database to `file`. Raises BackupError, also if the backup is damaged."""
     with (
-        _told("the database cannot be copied"),
+        _told("cannot back up the database"),
         closing(_opened(path_of(url))) as live,
         closing(_opened(file)) as copy,
     ):
         live.backup(copy)
-        # With its journal as a file of its own the copy would be in need of it.
+        # Else the backup would need its journal, which is a file of its own.
         copy.execute("PRAGMA journal_mode=DELETE")
     revision_of(file)
 
 
 def revision_of(file: Path) -> str | None:
-    """The revision of a copy; None if it has none of our tables. Raises CopyError if damaged."""
+    """Return a backup's revision; None without our tables. Raises BackupError if it is damaged."""
     with _told(f"{file} is damaged"), closing(_read_only(file)) as copy:
         _require_sound(copy, file)
         known = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
@@ -48,10 +48,10 @@ def revision_of(file: Path) -> str | None:
 
 
 def put_back(url: str, file: Path) -> None:
-    """Make the database what the copy is. Raises CopyError; it is what it was then."""
+    """Replace the database by a backup. Raises BackupError; the database is unchanged then."""
     path = path_of(url)
     with (
-        _told(f"{path} cannot be restored"),
+        _told(f"cannot restore {path}"),
         closing(_read_only(file)) as copy,
         closing(_opened(path)) as live,
     ):
@@ -69,11 +69,11 @@ def _read_only(file: Path) -> sqlite3.Connection:
 
 
 def _require_alone(live: sqlite3.Connection, path: Path) -> None:
-    """SQLite leaves its WAL only for the one process that has the file open."""
+    """Raise BackupError if others use the database: SQLite ends WAL mode for a sole user only."""
     try:
         live.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.OperationalError as error:
-        raise BackupError(f"another process uses {path}", STOP_HINT) from error
+        raise BackupError(f"another process is using {path}", STOP_HINT) from error
 
 
 def _require_sound(copy: sqlite3.Connection, file: Path) -> None:
@@ -81,7 +81,7 @@ def _require_sound(copy: sqlite3.Connection, file: Path) -> None:
     if found != ["ok"]:
         raise BackupError(f"{file} is damaged: {'; '.join(found)}")
     if copy.execute("PRAGMA foreign_key_check").fetchone() is not None:
-        raise BackupError(f"{file} is damaged: it has rows that name others that are not there")
+        raise BackupError(f"{file} is damaged: it has rows that refer to missing rows")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""A copy of SQLite put into PostgreSQL: every row of every table, in one transaction.
+"""Restore of a SQLite backup into PostgreSQL: all rows of all tables, in one transaction.
 
-The copy is brought to this code's schema first, so it may be older. In the same transaction what
-arrived is read back and compared: the number of rows, and what each of them says.
+The backup is migrated to this release's schema first, so it may be older. The same transaction
+reads the rows back and compares their number and contents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polydev.controller.store import tables
 from polydev.controller.store.backup_error import BackupError
 
 ROWS_AT_ONCE = 1000
-NOTHING_CHANGED = "nothing was changed in PostgreSQL"
+NOTHING_CHANGED = "PostgreSQL is unchanged"
 _TABLES = tables.metadata.sorted_tables
 _SEQUENCE = sa.text("SELECT seq FROM sqlite_sequence WHERE name = :table")
 _SET_SEQUENCE = sa.text(
@@ -28,9 +28,9 @@ _SET_SEQUENCE = sa.text(
 
 
 async def fill_postgres(url: str, copy: Path) -> None:
-    """Replace the rows of our tables in PostgreSQL by those of the copy, which is migrated.
+    """Migrate the backup, and replace the rows of our tables in PostgreSQL by its rows.
 
-    Raises CopyError, MigrationError; PostgreSQL has the rows then that it had.
+    Raises BackupError and MigrationError; PostgreSQL is unchanged then.
     """
     copy_url = f"sqlite+aiosqlite:///{copy}"
     await migrate(copy_url)
@@ -59,12 +59,12 @@ async def _copy(table: sa.Table, rows: AsyncConnection, to: AsyncConnection) -> 
             await to.execute(sa.insert(table), [dict(row) for row in part])
     except SQLAlchemyError as error:
         raise BackupError(
-            f"PostgreSQL does not take a row of {table.name}: {_driver_words(error)}",
+            f"PostgreSQL rejects a row of {table.name}: {_driver_words(error)}",
             NOTHING_CHANGED,
         ) from error
     column = table.autoincrement_column
     if column is not None:
-        # Not the highest number that is left: clients go on from the last one that they saw.
+        # Not the highest number that is left: clients continue after the last one that they saw.
         last = (await rows.execute(_SEQUENCE, {"table": table.name})).scalar_one_or_none() or 0
         names = {"table": table.name, "column": column.name, "last": last}
         await to.execute(_SET_SEQUENCE, names)
@@ -73,12 +73,12 @@ async def _copy(table: sa.Table, rows: AsyncConnection, to: AsyncConnection) -> 
 async def _compare(table: sa.Table, rows: AsyncConnection, to: AsyncConnection) -> None:
     wanted, found = await _content(table, rows), await _content(table, to)
     if wanted != found:
-        there = f"PostgreSQL has {found[0]} rows that are not the {wanted[0]} of the copy"
+        there = f"{found[0]} rows in PostgreSQL differ from the {wanted[0]} rows of the backup"
         raise BackupError(f"{table.name}: {there}", NOTHING_CHANGED)
 
 
 async def _content(table: sa.Table, connection: AsyncConnection) -> tuple[int, int]:
-    """Return how many rows there are, and a sum of their hashes, whatever their order."""
+    """Return the number of rows and a sum of their hashes, which does not depend on their order."""
     count, total = 0, 0
     async for part in (await connection.stream(sa.select(table))).partitions(ROWS_AT_ONCE):
         count += len(part)
@@ -87,6 +87,6 @@ async def _content(table: sa.Table, connection: AsyncConnection) -> tuple[int, i
 
 
 def _driver_words(error: Exception) -> str:
-    # SQLAlchemy's own words would quote the statement and its rows.
+    # SQLAlchemy's own message would quote the statement and its rows.
     cause = getattr(error, "orig", None) or error
     return str(cause).partition("\n")[0] or type(cause).__name__

@@ -1,7 +1,7 @@
-"""A user removed, with all that is theirs.
+"""Removal of a user with everything that belongs to them.
 
-First they lose what lets them in, and their sessions end. Their rows go once the driver has
-released their VMs, as a VM that holds its slot keeps its session.
+First the user loses all access, and their sessions end. Their rows are deleted once the driver has
+released their VMs, since a VM that holds a slot keeps its session.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _sessions, _vms = tables.sessions.c, tables.vms.c
 
 @dataclass(frozen=True)
 class Removed:
-    """How many of each went with the user."""
+    """How many rows were deleted with a user."""
 
     sessions: int = 0
     tokens: int = 0
@@ -45,10 +45,10 @@ async def remove_user(
     clock: Callable[[], datetime] = now,
     patience_seconds: float = RELEASE_SECONDS,
 ) -> Removed:
-    """Remove a user; what went with them.
+    """Remove a user, and return what was deleted.
 
-    Raises UserNotFound, and SessionError where VMs still hold their slots when patience ends: the
-    user is there then, but has no token, credential or session that lives.
+    Raises UserNotFound, and SessionError where VMs still hold their slots after
+    `patience_seconds`: then the user exists, but has no token, no credentials and no live session.
     """
     deadline, gone = time.monotonic() + patience_seconds, Removed()
     while True:
@@ -64,9 +64,9 @@ async def remove_user(
                 return replace(gone, sessions=sessions)
         if time.monotonic() > deadline:
             raise SessionError(
-                f"the user {user_id} has lost tokens and credentials, but {held} of their VMs hold "
-                f"their slots after {patience_seconds:g} s",
-                "see that the controller runs (./inv doctor), then run it again",
+                f"user {user_id} has no tokens and credentials any more, but {held} of their VMs "
+                f"still hold slots after {patience_seconds:g} s",
+                "check that the controller runs (./inv doctor), then remove the user again",
             )
         await asyncio.sleep(PAUSE_SECONDS)
 
@@ -74,7 +74,7 @@ async def remove_user(
 async def _end_access(
     connection: AsyncConnection, user_id: str, at: datetime, gone: Removed
 ) -> Removed:
-    """Delete tokens, credentials and what browsers show, end the sessions; the count so far."""
+    """Delete tokens, sign-ins and credentials, end the sessions, and return the count so far."""
     for table in (tables.tickets, tables.sign_ins):
         await connection.execute(sa.delete(table).where(table.c.user_id == user_id))
     tokens = sa.delete(tables.tokens).where(tables.tokens.c.user_id == user_id)
@@ -84,7 +84,7 @@ async def _end_access(
     for session_id in (await connection.execute(live.order_by(_sessions.id))).scalars().all():
         session = await locked_session(connection, session_id)
         await change_session(connection, session, "terminate", at, reason=REASON)
-    # After the sessions, as all do who change both: so nobody waits in a circle.
+    # After the sessions, as in all transactions that change both, so that none deadlock.
     return replace(
         gone,
         tokens=gone.tokens + tokens_gone,
