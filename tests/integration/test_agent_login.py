@@ -156,7 +156,7 @@ def test_a_tool_that_fails_is_quoted(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("login", "status", "detail"),
     [
-        ("exit 0", "exit 0", f"Claude has left no ~/{FILE}"),
+        ("exit 0", "exit 0", f"Claude has written no credentials: there is no ~/{FILE}"),
         (f"mkdir .tool; echo '{{}}' >{FILE}", "exit 0", f"~/{FILE} lacks token.access"),
         (LEAVE, "echo 'Not logged in'; exit 1", "claude exited with status 1: Not logged in"),
     ],

@@ -1,6 +1,6 @@
-"""`python3 -m polydev.agent`: listen first, tell systemd, then look around.
+"""`python3 -m polydev.agent`: listen, notify systemd, then check the desktop.
 
-In the guest, polydev-agent.service calls `main` without `-m`, to do without `runpy`.
+In the guest, polydev-agent.service calls `main` without `-m`, which saves the import of `runpy`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polydev.agent.systemd import inherited_socket, notify
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is stopped."""
     settings = settings_from_arguments(arguments)
     inherited = inherited_socket(os.environ, os.getpid())
     listener = listening_socket(settings.listen_address, settings.listen_port, inherited)

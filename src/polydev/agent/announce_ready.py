@@ -1,4 +1,4 @@
-"""Notices, without being asked, that the VM became ready; says so on the console and ends."""
+"""Announce on the guest's console that the VM is ready, without a request."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from polydev.agent.health import HealthChecks
     from polydev.agent.settings import AgentSettings
 
-CPU_SHARE = 5  # rest so many times longer than the last look took of the CPU
+CPU_SHARE = 5  # the pause is this many times the CPU time of the last check
 MAX_PAUSE_SECONDS = 5.0
 
 
 def pause_seconds(shortest: float, cpu_seconds: float) -> float:
-    """How long to rest: the desktop that is just starting needs the CPU more than we do."""
+    """Return the pause before the next check; a starting desktop needs the CPU more."""
     return min(max(shortest, CPU_SHARE * cpu_seconds), MAX_PAUSE_SECONDS)
 
 
 def announce_when_ready(
     health: HealthChecks, settings: AgentSettings, log: Callable[[str], None]
 ) -> None:
-    """Announce that the agent answers, look until all is well, announce that."""
+    """Announce that the agent answers; check until all is well, and announce that."""
     uptime_seconds = VmFacts(settings.proc, settings.identity).uptime_seconds
     _say(settings, f"polydev: agent answers after {uptime_seconds:.2f} s", log)
     pause = 0.0
@@ -45,5 +45,5 @@ def _say(settings: AgentSettings, line: str, log: Callable[[str], None]) -> None
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and of the systemctl calls that it waited for."""
+    """Return the CPU time of this process and of its systemctl calls."""
     return sum(os.times()[:4])

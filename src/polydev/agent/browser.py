@@ -1,6 +1,6 @@
-"""Shows a page in the Chromium that runs, over the socket by which a second start of it would.
+"""Show a page in the running Chromium, over the socket that a second Chromium would use.
 
-That second start would take the emulated guest seconds, and without a first it would become one.
+Starting a second Chromium would take an emulated guest seconds, and if none ran, it would stay.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ ACCEPTED = b"ACK"
 
 
 def message_for(url: str) -> bytes:
-    """A start of Chromium with one argument, as its ProcessSingleton says it."""
+    """Return the message by which Chromium's ProcessSingleton passes on a start with a URL."""
     return b"\0".join([b"START", b"/", b"chromium", url.encode()])
 
 
 def show(url: str, home: str, timeout_seconds: float) -> None:
-    """Open a tab in the browser of the user whose home this is; CheckFailed if none takes it."""
+    """Open a tab in the browser of the home's user. Raises CheckFailed if no browser answers."""
     path = f"{home}/{SINGLETON}"
     client = socket(AF_UNIX, SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""Run one short command with a deadline. `subprocess` would cost more to import than to use."""
+"""Run a short command with a deadline, without `subprocess`, whose import takes long."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SIGKILL, SIGPIPE = 9, 13  # the signal module wraps them in enums, which is not 
 def output_of(
     argv: list[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Standard output and error of a command that ends well; CheckFailed for any other end.
+    """Return the output and errors of a command. Raises CheckFailed unless its status is 0.
 
-    `environment` is the agent's own path and no language if it is not given.
+    Without `environment`, it has the agent's PATH and the locale C.
     """
     environment = environment or {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     read_end, write_end = os.pipe()
@@ -46,8 +46,8 @@ def _spawn(argv: list[str], output: int, environment: Mapping[str, str]) -> int:
                 (os.POSIX_SPAWN_DUP2, output, 1),
                 (os.POSIX_SPAWN_DUP2, output, 2),
             ],
-            setpgroup=0,  # what it started can be ended with it
-            setsigdef=[SIGPIPE],  # Python ignores it, and children would inherit that
+            setpgroup=0,  # so that its children can be killed with it
+            setsigdef=[SIGPIPE],  # Python ignores it, which children would inherit
         )
     except OSError as error:
         raise CheckFailed(
@@ -69,7 +69,7 @@ def _output(pid: int, name: str, read_end: int, timeout_seconds: float) -> str:
 
 
 def _read_to_end(descriptor: int, ends: float) -> bytes | None:
-    """Everything up to the end, or None if that did not come in time."""
+    """Read to the end; return None if it does not come in time."""
     poller = poll()
     poller.register(descriptor, POLLIN)
     output = b""

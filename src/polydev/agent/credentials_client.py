@@ -1,4 +1,4 @@
-"""The agent's side of credentials: has them read, written and removed by the user's own program."""
+"""The agent's side of credentials: the program of the user reads, writes and removes them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # Each byte of credentials can take six in JSON.
 MAX_ANSWER_BYTES = 6 * 64 * 1024 + 1024
 _one_at_a_time = Lock()
-_given: dict[str, int] = {}  # by provider, a hash of those that were given last
+_given: dict[str, int] = {}  # by provider, the hash of the credentials that were given last
 
 
 def read_credentials(provider: GuestProvider, settings: AgentSettings) -> dict[str, object]:
-    """Return the credentials of a login that is done. Raises RequestRefused where there are none.
+    """Return the credentials of a finished login. Raises RequestRefused if there are none.
 
-    Raises CheckFailed where the file is not as it should be.
+    Raises CheckFailed if the file is not valid.
     """
     if not _is_done(provider, settings):
         raise RequestRefused(404, f"{provider.label} is not logged in")
@@ -36,19 +36,19 @@ def read_credentials(provider: GuestProvider, settings: AgentSettings) -> dict[s
 
 
 def remove_credentials(provider: GuestProvider, settings: AgentSettings) -> None:
-    """Remove what the login has left. Raises CheckFailed where something is in the way."""
+    """Remove the credentials of a login. Raises CheckFailed if that is not possible."""
     with _one_at_a_time:
         _asked("remove", provider, settings)
 
 
 def inject(provider: GuestProvider, value: object, settings: AgentSettings) -> LoginReply:
-    """Give the tool credentials, and ask it whether it takes them.
+    """Give the tool credentials, and ask it whether it accepts them.
 
-    Of the same ones asked for twice at once only the first are given: the tool may have used their
-    refresh token.
+    If the same credentials are sent twice at the same time, only the first ones are written, since
+    the tool may have used their refresh token.
 
-    Raises RequestRefused with the tool's own words if it does not, and they are removed then; and
-    CheckFailed for what cannot be the tool's credentials, which changes nothing.
+    Raises RequestRefused with the tool's own message if it does not accept them, after removing
+    them. Raises CheckFailed, without changing anything, if they cannot be the tool's credentials.
     """
     if provider.credentials is not None:
         check(value, provider.credentials)
@@ -91,10 +91,10 @@ def _asked(
         problem, found = answer.get("problem"), answer.get("value")
     except (CheckFailed, ValueError, RecursionError, AttributeError) as failure:
         raise RequestRefused(
-            503, f"the program of credentials does not answer: {failure}"
+            503, f"polydev-credentials@.service does not answer: {failure}"
         ) from failure
     if problem is not None:
         raise CheckFailed(str(problem))
     if not isinstance(found, dict | None):
-        raise RequestRefused(503, "the answer of the program of credentials cannot be read")
+        raise RequestRefused(503, "cannot read the answer of polydev-credentials@.service")
     return found

@@ -1,7 +1,7 @@
 """The file in which a tool keeps its credentials: read, written and removed below a home.
 
-Runs with the rights of the home's user, who may have put anything in the file's place: no link is
-followed, nothing is waited for, and no more is read than credentials may have.
+This runs with the rights of the home's user, who may have put anything in the file's place: it
+follows no link, waits for nothing, and reads no more bytes than credentials may have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def read(home: str, credentials: CredentialsFile) -> dict[str, object] | None:
-    """The JSON object in the file; None if there is no file. CheckFailed says what is wrong."""
+    """Return the JSON object in the file; None if there is no file. Raises CheckFailed."""
     with _told(f"cannot read ~/{credentials.file}"):
         try:
             data = _data(home, credentials.file)
@@ -40,7 +40,7 @@ def read(home: str, credentials: CredentialsFile) -> dict[str, object] | None:
 
 
 def check(value: object, credentials: CredentialsFile) -> None:
-    """Raise CheckFailed unless these are the provider's credentials, as far as their keys tell."""
+    """Raise CheckFailed unless the value has the keys of the provider's credentials."""
     if not isinstance(value, dict):
         raise CheckFailed(f"~/{credentials.file} is not a JSON object")
     missing = [key for key in credentials.requires if not _member(value, key)]
@@ -49,7 +49,7 @@ def check(value: object, credentials: CredentialsFile) -> None:
 
 
 def write(home: str, credentials: CredentialsFile, value: object) -> None:
-    """Put credentials where the tool looks for them, and what it needs beside them."""
+    """Write credentials, and the other files that the tool needs."""
     check(value, credentials)
     for path, content in {credentials.file: value, **credentials.also}.items():
         with _told(f"cannot write ~/{path}"):
@@ -57,7 +57,7 @@ def write(home: str, credentials: CredentialsFile, value: object) -> None:
 
 
 def remove(home: str, credentials: CredentialsFile) -> None:
-    """Remove what `write` puts there, whoever wrote it."""
+    """Remove the files that `write` makes, whoever wrote them."""
     for path in (credentials.file, *credentials.also):
         with (
             _told(f"cannot remove ~/{path}"),
@@ -83,7 +83,7 @@ def _data(home: str, path: str) -> bytes:
 
 
 def _write(home: str, path: str, data: bytes) -> None:
-    """Write the file whole, for its user alone: in another's place, never through it."""
+    """Write a file for its user alone, replacing whatever is there and following no link."""
     with _folder_of(home, path, make=True) as (folder, name):
         new = f"{name}.new"
         with suppress(FileNotFoundError):
@@ -96,7 +96,7 @@ def _write(home: str, path: str, data: bytes) -> None:
 
 @contextmanager
 def _folder_of(home: str, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-    """The folder of a path below the home, opened part by part, and the path's last part."""
+    """Open the folder of a path below the home, part by part; yield it and the file's name."""
     *parts, name = path.split("/")
     folder = os.open(home, FOLDER)
     try:
@@ -123,7 +123,7 @@ def _refuse(constant: str) -> None:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Turn the system's errors into words."""
+    """Turn OSError into CheckFailed with a message."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """The program of polydev-credentials@.service: one request of the agent, as the desktop's user.
 
-The agent has no rights in the user's home, and this program has no others than the user: whatever
-the user has put there, it gets nobody at what they could not get at anyway.
+The agent has no rights in the user's home, and this program has only the user's rights. So files
+that the user puts there cannot give access to anything that the user could not access anyway.
 
     a line of JSON on the socket that is standard input -> a line of JSON back
 """
@@ -21,7 +21,7 @@ SOCKET = 0
 
 
 def main(arguments: list[str]) -> None:
-    """Answer the request."""
+    """Answer one request."""
     settings = settings_from_arguments(arguments)
     with open(SOCKET, "rb", closefd=False) as file:
         request = json.loads(file.readline())

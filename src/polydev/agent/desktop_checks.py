@@ -1,6 +1,6 @@
-"""The checks that talk to the desktop's parts as a user of them would.
+"""Checks that talk to the parts of the desktop as their users do.
 
-Each returns a short detail when all is well and raises CheckFailed with the cause when not.
+Each returns a short detail if all is well, and raises CheckFailed with the cause if not.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ X_REFUSED, X_ACCEPTED = 0, 1
 
 
 def check_vnc(settings: AgentSettings) -> str:
-    """The VNC server greets, and lets a viewer in."""
+    """Check that the VNC server greets and lets a viewer in."""
     address = (settings.service_address, settings.vnc_port)
     with Stream(address, settings.check_timeout_seconds) as stream:
         return f"{open_rfb(stream)} on {stream.name}"
 
 
 def check_novnc(settings: AgentSettings) -> str:
-    """The page is there, and the WebSocket beside it leads to a VNC server."""
+    """Check that noVNC has its page, and that its WebSocket leads to a VNC server."""
     address = (settings.service_address, settings.novnc_port)
     with Stream(address, settings.check_timeout_seconds) as stream:
         _fetch_page(stream)
@@ -43,7 +43,7 @@ def check_novnc(settings: AgentSettings) -> str:
 
 
 def check_display(settings: AgentSettings) -> str:
-    """The X server answers a client's opening, be it with a refusal."""
+    """Check that the X server answers a client, even with a refusal."""
     with Stream(settings.x_socket, settings.check_timeout_seconds) as stream:
         stream.send(X_OPENING)
         answer = stream.read_exactly(1, "an X11 answer")[0]
@@ -61,5 +61,5 @@ def _fetch_page(stream: Stream) -> None:
     status = head.split(b"\r\n", 1)[0].decode("latin-1")
     if status.split(" ")[1:2] != ["200"]:
         raise CheckFailed(f"{where} gives {status!r}")
-    # The page's end shows that it is HTML, and whole.
+    # The end of the page shows that it is HTML, and complete.
     stream.read_through(b"</html>", MAX_PAGE_BYTES, "the end of an HTML page")

@@ -1,4 +1,4 @@
-"""What can go wrong in the agent; nothing of it ends the process."""
+"""Errors of the agent. None of them ends the process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from __future__ import annotations
 class CheckFailed(Exception):
     """A part of the guest does not answer as it should.
 
-    The message is the detail that the host is shown: what was seen, and where.
+    The message is the detail that the host shows: what was found, and where.
     """
 
 
 class RequestRefused(Exception):
-    """A client sent no acceptable request; carries the HTTP status that it gets, and why."""
+    """A client's request is refused, with an HTTP status and a reason."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)

@@ -1,7 +1,7 @@
-"""Puts the checks together into one answer, cheaply enough to be asked all the time.
+"""Combine all checks into one answer, cheap enough to be asked all the time.
 
-Whoever asks while a run is under way gets that run's answer. A good outcome of a check, and
-the units' states, are given again for a while; a bad outcome is looked at afresh.
+Callers that ask while a run is in progress get that run's answer. Good results of checks and the
+states of units are reused for a while; checks with a bad result run again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from polydev.agent.reply_types import ComponentState, HealthReply
     from polydev.agent.settings import AgentSettings
 
-# In the order in which they come up. The browser has no probe of its own: its unit is active
-# only once its window is mapped.
+# In the order in which they start. The browser has no check: its unit is active only once its
+# window is mapped.
 UNIT_OF = {
     "desktop": "polydev-desktop.service",
     "vnc": "polydev-vnc.service",
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class HealthChecks:
-    """Runs checks on demand; safe to be asked from many threads."""
+    """Runs checks on demand, from any number of threads."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class HealthChecks:
         self._latest: HealthReply | None = None
         self._runs = 0
         self._flight = allocate_lock()
-        self._ready_gate = allocate_lock()  # let go when all is well for the first time
+        self._ready_gate = allocate_lock()  # released when all is well for the first time
         self._ready_gate.acquire()
         self.first_ready_seconds: float | None = None
 
     def report(self) -> HealthReply:
-        """The state of this VM; runs the checks unless another caller's run tells it too."""
+        """Return the state of this VM, by a run of the checks that callers share."""
         seen = self._runs
         with self._flight:
             if self._latest is None or self._runs == seen:
@@ -81,7 +81,7 @@ class HealthChecks:
             return self._latest
 
     def worth_a_report(self) -> bool:
-        """Could all be well? Looks at cheap things first and stops at the first bad one."""
+        """Whether all could be well: run the cheap checks and stop at the first bad one."""
         self._refresh(CHEAP_CHECKS)
         if not all(self._outcomes[name].ok for name in CHEAP_CHECKS):
             return False
@@ -89,7 +89,7 @@ class HealthChecks:
         return self._units.all_active()
 
     def wait_ready(self, timeout_seconds: float) -> bool:
-        """Wait until a report was good for the first time. For one waiter, once."""
+        """Wait until a report was good for the first time. For one caller, once."""
         return self._ready_gate.acquire(True, timeout_seconds)
 
     def _run(self) -> HealthReply:
@@ -122,7 +122,7 @@ class HealthChecks:
         except CheckFailed as failure:
             return Outcome(False, str(failure))
         except Exception as error:
-            return Outcome(False, f"the check itself broke: {error!r}")
+            return Outcome(False, f"the check itself failed: {error!r}")
 
     def _refresh_units(self) -> None:
         now = self._clock()
@@ -136,14 +136,14 @@ class HealthChecks:
 
 
 def run_together(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs side by side and wait for all; jobs see to their own errors."""
+    """Run jobs at the same time and wait for all. Jobs handle their own errors."""
     waiting = []
     for job in jobs[1:]:
         done = allocate_lock()
         done.acquire()
         try:
             start_new_thread(_run_then_release, (job, done.release))
-        except RuntimeError:  # no more threads: one after another will do
+        except RuntimeError:  # no more threads: run it here
             job()
         else:
             waiting.append(done)
@@ -161,7 +161,7 @@ def _run_then_release(job: Callable[[], None], release: Callable[[], None]) -> N
 
 
 def component_state(name: str, outcome: Outcome | None, units: Units) -> ComponentState:
-    """Join what a check saw with what systemd says of the unit behind it."""
+    """Combine the result of a check with the state of its unit."""
     unit = UNIT_OF[name]
     is_active = units.services[unit]["active"] == "active"
     if name in NEEDS_ACTIVE_UNIT and not is_active and (outcome is None or outcome.ok):
@@ -176,7 +176,7 @@ def component_state(name: str, outcome: Outcome | None, units: Units) -> Compone
 def compose_health(
     outcomes: Mapping[str, Outcome], units: Units, facts: VmFacts, *, is_booting: bool
 ) -> HealthReply:
-    """The whole answer of `GET /health`; `is_booting` until the VM was ready for the first time."""
+    """Return the answer of `GET /health`. `is_booting` until the VM was first ready."""
     components = {name: component_state(name, outcomes.get(name), units) for name in UNIT_OF}
     failing = [name for name, state in components.items() if not state["ok"]]
     is_ready = not failing
@@ -198,7 +198,7 @@ def compose_health(
 
 
 def health_of_guest(settings: AgentSettings) -> HealthChecks:
-    """The checks of this machine."""
+    """Return the checks of this guest."""
     return HealthChecks(
         checks={
             "desktop": lambda: check_display(settings),

@@ -1,4 +1,4 @@
-"""A request as the routes see it, and their replies. Pure; the sockets are `server`'s."""
+"""HTTP requests and replies as values. Pure; `server` has the sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HttpRequest:
-    """`is_from_guest`: a program of this VM sent it, not the host."""
+    """A request. `is_from_guest` means that a program of this VM sent it, not the host."""
 
     __slots__ = ("body", "is_from_guest", "method", "path")
 
@@ -27,7 +27,7 @@ class HttpRequest:
 
 
 class HttpReply:
-    """A status with its body; `note` is for the log only."""
+    """A reply; `note` is for the log only."""
 
     __slots__ = ("body", "content_type", "headers", "note", "status")
 
@@ -51,7 +51,7 @@ def json_reply(status: int, value: object, note: str = "") -> HttpReply:
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> HttpReply:
-    """A refusal as RFC 9457 problem details."""
+    """Return an error reply with RFC 9457 problem details."""
     body: ProblemReply = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

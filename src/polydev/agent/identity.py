@@ -1,9 +1,9 @@
-"""Gives this VM the identity that its host sends over a virtio-serial port.
+"""Apply the identity that the host sends to this VM over a virtio-serial port.
 
-A clone starts with a copy of another VM's memory. Before anybody uses it, its kernel needs entropy
-of its own and the time, and the VM needs names and a secret of its own:
+A clone starts with a copy of another VM's memory. Before anybody uses it, its kernel needs fresh
+entropy and the time, and the VM needs its own names and secret:
 
-    a line of words from the host -> Guest.take -> a line of words with what holds now, the receipt
+    a line of words from the host -> Guest.take -> a line with the new values, the receipt
 
 The service runs before the template is saved, so that a clone answers without starting a program.
 """
@@ -27,14 +27,14 @@ PORT = "/dev/virtio-ports/polydev.identity"
 MAX_LINE_BYTES = 4096
 # random(4): add entropy and count it; let the kernel's generator use it at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
-# Chromium's process for network connections, whose random numbers only a new process renews.
+# Chromium's network process, whose random numbers only a new process renews.
 NETWORK_PROCESS = "network.mojom.NetworkService"
 BROWSER_PROCESSES = "sys/fs/cgroup/system.slice/polydev-browser.service/cgroup.procs"
 SIGKILL = 9
 
 
 class Guest:
-    """The parts of the system that hold its identity, below `root`."""
+    """The files below `root` that have the identity of the system."""
 
     def __init__(self, root: str = "/") -> None:
         self.identity = f"{root}run/polydev/identity"
@@ -47,9 +47,9 @@ class Guest:
         self.browser = f"{root}{BROWSER_PROCESSES}"
 
     def take(self, words: Mapping[str, str], received_at: float) -> dict[str, str]:
-        """Apply an identity and return what holds now. Raises KeyError, ValueError and OSError.
+        """Apply an identity and return the new values. Raises KeyError, ValueError and OSError.
 
-        `received_at`: of the monotonic clock, in seconds.
+        `received_at` is a time of the monotonic clock, in seconds.
         """
         self._reseed(bytes.fromhex(words["entropy"]))
         sethostname(words["hostname"])
@@ -90,7 +90,7 @@ class Guest:
 def end_processes(proc: str, group: str, mark: str) -> None:
     """Kill the processes of a control group whose command line contains `mark`.
 
-    Without that group, all processes are looked at, which takes ten times as long.
+    Without that group, all processes are searched, which takes ten times as long.
     """
     for name in read_text(group).split() or filter(str.isdigit, os.listdir(proc)):
         if mark in read_text(f"{proc}/{name}/cmdline"):
@@ -101,13 +101,13 @@ def end_processes(proc: str, group: str, mark: str) -> None:
 
 
 def words_of(line: str) -> dict[str, str]:
-    """The words `name=value` of a line."""
+    """Return the words `name=value` of a line."""
     pairs = [word.partition("=") for word in line.split()]
     return {name: value for name, equals, value in pairs if equals}
 
 
 def answer(guest: Guest, line: str, received_at: float) -> str:
-    """Do what a line of the host says, and return the guest's line: a receipt or a refusal."""
+    """Carry out a line of the host and return the guest's line: a receipt or a refusal."""
     kind = line.partition(" ")[0]
     try:
         verbs: dict[str, Callable[[Mapping[str, str], float], dict[str, str]]]
@@ -120,8 +120,8 @@ def answer(guest: Guest, line: str, received_at: float) -> str:
 
 
 def serve(port: int, guest: Guest) -> None:
-    """Answer each line that comes through the port, for ever."""
-    # The kernel signals that the host has connected: until then, there is nothing to read.
+    """Answer each line that comes through the port, without end."""
+    # The kernel signals that the host has connected; until then there is nothing to read.
     pthread_sigmask(SIG_BLOCK, [SIGIO])
     fcntl(port, F_SETOWN, os.getpid())
     fcntl(port, F_SETFL, os.O_ASYNC)
@@ -140,12 +140,12 @@ def serve(port: int, guest: Guest) -> None:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is stopped."""
     serve(os.open(PORT, os.O_RDWR), Guest())
 
 
 def _write(path: str, text: str, mode: int = 0o644) -> None:
-    """Write in place: something may be mounted on the file, or the file elsewhere."""
+    """Write in place, since the file may be mounted over or elsewhere."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         os.write(descriptor, text.encode("ascii"))

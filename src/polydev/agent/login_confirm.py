@@ -1,6 +1,6 @@
-"""Is a tool logged in? Its credentials file and its status command have to agree.
+"""Confirm that a tool is logged in: its credentials file and its status command must agree.
 
-Imported when a tool has ended: what finds programs takes long to import.
+It is imported after the tool has ended, since `shutil` takes long to import.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 
 def confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginStatus, str]:
-    """ "done", or "failed" and what speaks against it."""
+    """Return "done", or "failed" with the reason."""
     kept, command = provider.credentials, provider.status_command
     try:
         if kept is not None and credentials_file.read(os.environ["HOME"], kept) is None:
-            return "failed", f"{provider.label} has left no ~/{kept.file}"
+            return (
+                "failed",
+                f"{provider.label} has written no credentials: there is no ~/{kept.file}",
+            )
         if command is not None:
             environment = tool_environment(provider.status_environment, settings)
             program = shutil.which(command[0], path=environment["PATH"]) or command[0]

@@ -1,6 +1,6 @@
-"""The course of one login: what its tool wrote and wanted opened, and what follows of it.
+"""The flow of one login: from the output of its tool and the pages that it opens to its state.
 
-What it says of the login goes to `keep`, pages to show to `show`; it waits for nothing itself.
+It passes states of the login to `keep` and pages to `show`. It waits for nothing itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHOW_AGAIN_SECONDS = 2.0
 
 
 class LoginFlow:
-    """Takes in what a tool does; `show` raises CheckFailed while no browser takes a page."""
+    """Follows what a tool does. `show` raises CheckFailed while no browser accepts a page."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class LoginFlow:
         self._tell("starting")
 
     def take_output(self, data: bytes) -> None:
-        """The tool wrote this to its terminal."""
+        """Process output of the tool."""
         written = self._written + data.decode("utf-8", "replace")
         self._written = written[-MAX_WRITTEN_CHARACTERS:]
         if self._url is None and (printed := printed_url(self._provider, self._written)):
-            self._printed = printed  # again with each output, for it comes in pieces
+            self._printed = printed  # updated with each output, since it comes in pieces
             self._printed_at = self._printed_at or self._clock()
         if self._device_code is None:
             self._device_code = device_code(self._provider, self._written)
@@ -84,7 +84,7 @@ class LoginFlow:
                 self._tell("waiting")
 
     def take_wishes(self, data: bytes) -> None:
-        """The tool wanted these pages opened, a line each."""
+        """Process pages that the tool opens, one per line."""
         *lines, self._wishes = (self._wishes + data).split(b"\n")
         for line in lines:
             page = line.decode("utf-8", "replace")
@@ -92,28 +92,27 @@ class LoginFlow:
                 self._add(page, is_printed=False)
 
     def take_typed(self, data: bytes) -> None:
-        """This went into the tool's terminal: a code or a password, of which nothing is told."""
+        """Note input of the terminal: codes and passwords, which no message may contain."""
         *lines, self._typing = re.split(r"[\r\n]", self._typing + data.decode("utf-8", "replace"))
         self._typing = self._typing[-MAX_WRITTEN_CHARACTERS:]
         self._typed = [*self._typed, *lines][-MAX_TYPED_LINES:]
 
     def look_again(self) -> None:
-        """Do what time brings: try the browser again; take what was printed, nothing better
-        having come."""
+        """Try the browser again, or use the printed URL if the tool opened no page."""
         if self._printed_left() == 0.0:
             self._add(self._printed, is_printed=True)
         else:
             self._show_pages()
 
     def pause_seconds(self) -> float | None:
-        """How long `look_again` would find nothing to do; None: until something comes."""
+        """Return how long `look_again` has nothing to do; None if only new input changes that."""
         if self._shown < len(self._pages):
             return SHOW_AGAIN_SECONDS
         left = (self._printed_left(), self._page_left())
         return min((each for each in left if each is not None), default=None)
 
     def is_over(self) -> bool:
-        """Has the tool answered, was it closed, or wanted no page for so long that it hangs?"""
+        """Whether the tool answered, was closed, or has opened no page within its time."""
         if self._is_closed or self._page_left() == 0.0:
             return True
         return answer_to(self._provider, self._written) is not None
@@ -123,9 +122,9 @@ class LoginFlow:
         self._is_closed = True
 
     def end(self, exit_code: int, confirm: Callable[[], Outcome]) -> None:
-        """The tool has ended; a negative exit code is a signal's number.
+        """Process the end of the tool; a negative exit code is a signal's number.
 
-        `confirm` says whether the tool is logged in, where its end says so.
+        `confirm` is called if the tool reports success, and returns whether it is logged in.
         """
         status, detail = (
             answer_to(self._provider, self._written)
@@ -152,13 +151,13 @@ class LoginFlow:
         return "failed", f"{what}: {last_lines(self._written, TAIL_LINES)}".rstrip(": ")
 
     def _page_left(self) -> float | None:
-        """Seconds until its page is too late; None once there is one."""
+        """Seconds until the time for a page is over; None once there is one."""
         if self._url is not None:
             return None
         return max(0.0, self._began_at + self._page_seconds - self._clock())
 
     def _printed_left(self) -> float | None:
-        """Seconds until what was printed is to be taken; None if there is nothing to take."""
+        """Seconds until the printed URL is used; None if there is none to use."""
         if self._printed_at is None or self._url is not None:
             return None
         if self._device_code is not None:  # it belongs to the printed URL
@@ -166,7 +165,7 @@ class LoginFlow:
         return max(0.0, self._printed_at + self._quiet_seconds - self._clock())
 
     def _add(self, page: str, *, is_printed: bool) -> None:
-        """The first page is where the login is, unless the tool then wants another opened."""
+        """Add a page. The first one is the login's, but an opened page replaces a printed one."""
         if self._url is None or self._is_printed:
             self._url, self._is_printed = page, is_printed
         self._pages.append(page)

@@ -1,8 +1,8 @@
-"""Read a tool's output: the URL of its login, its device code, how the login ended. Pure.
+"""Parse a tool's output: the URL of its login, its device code, how the login ended. Pure.
 
-Tools listen on loopback for the browser's return, so that the URL that they want opened, shown in
-the VM's own browser, is enough. claude prints another URL, whose page shows a code to paste; that
-one only counts where no browser was asked for.
+Tools listen on loopback for the browser's return, so it is enough to show the URL that they open
+in the VM's own browser. claude also prints another URL, whose page shows a code to paste; that one
+only counts if the tool opens no page.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ LEAST_SECRET_CHARACTERS = 8
 
 
 def printed_url(provider: GuestProvider, written: str) -> str | None:
-    """The first URL among what a tool wrote that is a request to log in."""
+    """Return the first URL in a tool's output that is a request to log in."""
     mark = provider.printed_url_mark
     return next((url for url in urls_written(written) if mark in url and is_login_url(url)), None)
 
 
 def device_code(provider: GuestProvider, written: str) -> str | None:
-    """The code that the login's page asks for, where the tool printed one."""
+    """Return the code that the login's page asks for, if the tool printed one."""
     if provider.device_code is None:
         return None
     found = re.search(provider.device_code, plain_text(written))
@@ -38,9 +38,9 @@ def device_code(provider: GuestProvider, written: str) -> str | None:
 
 
 def without_typed(told: str, lines: list[str]) -> str:
-    """Return words about a login without the codes and passwords that its tool has echoed.
+    """Return a message about a login without the codes and passwords that its tool has echoed.
 
-    Of a pasted URL, or a code and what goes with it, each part counts.
+    Each part of a pasted URL or code is removed.
     """
     parts = {part for line in lines for part in re.split(r"[\s#?&=]+", plain_text(line))}
     for part in sorted(parts, key=len, reverse=True):
@@ -50,7 +50,7 @@ def without_typed(told: str, lines: list[str]) -> str:
 
 
 def answer_to(provider: GuestProvider, written: str) -> tuple[LoginStatus, str] | None:
-    """How the login ended, by the answer to the last request; None before there is one."""
+    """Return how the login ended, by the answer to the last request; None before it."""
     for line in written.splitlines():
         if not line.startswith("{"):
             continue
@@ -68,7 +68,7 @@ def answer_to(provider: GuestProvider, written: str) -> tuple[LoginStatus, str] 
 
 
 def end_of(provider: GuestProvider, exit_code: int, written: str) -> tuple[LoginStatus, str]:
-    """How the login ended, by the tool's end; a negative exit code is a signal's number."""
+    """Return how the login ended, by the tool's exit code; a negative one is a signal."""
     if exit_code == 0 and not provider.requests:
         return "done", ""
     how = f"exited with status {exit_code}" if exit_code >= 0 else f"got signal {-exit_code}"

@@ -1,4 +1,4 @@
-"""The process of a tool that logs in, in a terminal of its own."""
+"""The process of a tool that logs in, in its own terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from polydev.agent.providers import GuestProvider
 
-ROWS, COLUMNS = 50, 4096  # wide, for a terminal wraps what is longer
+ROWS, COLUMNS = 50, 4096  # wide, since a terminal wraps longer lines
 CHUNK_BYTES = 65536
 LAST_WORDS_SECONDS = 10.0
 SIGKILL, SIGTERM = 9, 15
@@ -22,16 +22,16 @@ CANNOT_EXECUTE = 127
 
 
 class LoginProcess:
-    """A tool that runs: its terminal, and its standard input where that is a pipe."""
+    """A running tool: its terminal, and its standard input if that is a pipe."""
 
     def __init__(self, provider: GuestProvider, environment: Mapping[str, str]) -> None:
         self._pid, self.terminal, self._input = _started(provider, environment)
-        self.ended = os.pidfd_open(self._pid)  # to be read once it has ended
+        self.ended = os.pidfd_open(self._pid)  # readable once the tool has ended
         self._is_hung_up = False
         os.set_blocking(self.terminal, False)
 
     def wait(self, others: tuple[int, ...], timeout_seconds: float | None) -> set[int]:
-        """Which of its own descriptors, and of others, can be read; none if none in time."""
+        """Return the own and other descriptors that are readable; none if none is in time."""
         poller = poll()
         own = (self.ended,) if self._is_hung_up else (self.ended, self.terminal)
         for descriptor in (*own, *others):
@@ -45,24 +45,24 @@ class LoginProcess:
             data = os.read(self.terminal, CHUNK_BYTES)
         except BlockingIOError:
             return b""
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open any more
             data = b""
         self._is_hung_up = not data
         return data
 
     def type(self, data: bytes) -> None:
-        """Type into its terminal; what a tool that reads nothing has no room for is lost."""
+        """Type into the terminal; input that it has no room for is dropped."""
         try:
             os.write(self.terminal, data)
         except OSError:
             pass
 
     def end(self) -> int:
-        """Have it end, if it has not; wait for that, and bring it about if that takes long."""
+        """End the tool, kill it if that takes too long, and return its exit code."""
         if self._input is not None:
             os.close(self._input)
         else:
-            os.kill(self._pid, SIGTERM)  # lost on what has ended: its status is kept
+            os.kill(self._pid, SIGTERM)  # has no effect if the tool has ended
         poller = poll()
         poller.register(self.ended, POLLIN)
         if not poller.poll(LAST_WORDS_SECONDS * 1000):
@@ -73,7 +73,7 @@ class LoginProcess:
 def _started(
     provider: GuestProvider, environment: Mapping[str, str]
 ) -> tuple[int, int, int | None]:
-    """The tool's process, its terminal, and the pipe that it is told its requests by, if any."""
+    """Start the tool; return its PID, its terminal, and the pipe for its requests, if any."""
     reads, writes = os.pipe() if provider.requests else (None, None)
     pid, terminal = os.forkpty()
     if pid == 0:
@@ -86,7 +86,7 @@ def _started(
 
 
 def _become(provider: GuestProvider, environment: Mapping[str, str], reads: int | None) -> None:
-    """In the child: be the tool. Never returns."""
+    """In the child process: become the tool. Never returns."""
     name = provider.command[0]
     try:
         if reads is not None:

@@ -1,6 +1,6 @@
-"""`/login/…`: the login of a tool, a code typed into it, and the credentials that it gave.
+"""`/login/…`: the login of a tool, codes for it, and the credentials that it made.
 
-Only the host may ask: whoever asks from within the VM could be any page or program of its user.
+Only the host may ask: a request from within the VM could come from any page or program of its user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = {
 
 
 def answer_login(request: HttpRequest, rest: str, settings: AgentSettings) -> HttpReply:
-    """The reply to a request for `/login/` and the rest of its path."""
+    """Return the reply to a request for `/login/` and the rest of its path."""
     if request.is_from_guest:
         return problem(403, "only the host asks for logins")
     name, _, what = rest.partition("/")
@@ -71,7 +71,7 @@ def _credentials(
 
 
 def _member(request: HttpRequest, name: str, kind: type) -> object:
-    """A member of the JSON object that the request's body is."""
+    """Return a member of the JSON object in the request's body."""
     try:
         body = json.loads(request.body)
     except (ValueError, RecursionError):

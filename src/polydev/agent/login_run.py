@@ -1,10 +1,10 @@
-"""The program of polydev-login@PROVIDER.service: runs one tool's login, as the desktop's user.
+"""The program of polydev-login@PROVIDER.service: runs one tool's login as the desktop's user.
 
-    tool's terminal, tool's wish for a browser -> LoginFlow -> state file, a tab in Chromium
-    codes by the agent, what the user types in the window beside the browser -> tool's terminal
+    the tool's output, the pages that it opens -> LoginFlow -> state file, a tab in Chromium
+    codes from the agent, the user's input in the terminal window -> the tool's terminal
 
-It knows the tool's wishes because it gives it a browser of its own, a script of the image that
-only writes the page's address into a FIFO. Codes come through another one.
+The tool's browser is a script of the image, which only writes the address of the page into a FIFO.
+Codes come through another FIFO.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 BROWSER_FIFO = "browser"
 ENTER = b"\r"
 SHOW_TIMEOUT_SECONDS = 5.0
-# The agent, which writes the code, is to this file what all others are.
+# The agent, which writes the code, has the rights of others on this file.
 FIFOS = {BROWSER_FIFO: 0o600, CODE_FIFO: 0o622}
 
 
 def main(arguments: list[str]) -> None:
-    """Run the login of the provider that is named first; settings may follow."""
+    """Run the login of a provider. Its name is the first argument; settings may follow."""
     settings = settings_from_arguments(arguments[1:])
     folder, home = os.environ["RUNTIME_DIRECTORY"], os.environ["HOME"]
     provider = provider_of(settings.providers, arguments[0])
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 
 def keep_status(arguments: list[str]) -> None:
-    """The program of polydev-login-status@PROVIDER.service: is the tool logged in?"""
+    """The program of polydev-login-status@PROVIDER.service: check whether a tool is logged in."""
     settings = settings_from_arguments(arguments[1:])
     provider = provider_of(settings.providers, arguments[0])
     status, detail = _confirmed(provider, settings)
@@ -60,7 +60,7 @@ def keep_status(arguments: list[str]) -> None:
 
 
 def note_end(environ: Mapping[str, str]) -> None:
-    """After the unit's end: a login that was still under way was cut off (ExecStopPost=)."""
+    """After the unit's end (ExecStopPost=), mark a login that was still running as failed."""
     folder = environ["RUNTIME_DIRECTORY"]
     try:
         with open(f"{folder}/{STATE_FILE}", "rb") as file:
@@ -69,13 +69,13 @@ def note_end(environ: Mapping[str, str]) -> None:
         reply = reply_of_state("", None)
     if reply["status"] in ("none", "starting", "waiting"):
         words = [environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS")]
-        keep_state(folder, "failed", reply["url"], f"the login was cut off: {' '.join(words)}")
+        keep_state(folder, "failed", reply["url"], f"the login was stopped: {' '.join(words)}")
 
 
 def keep_state(
     folder: str, status: LoginStatus, url: str | None, detail: str, device_code: str | None = None
 ) -> None:
-    """Write the state; whoever reads sees the whole of it, or of the one before."""
+    """Write the state in one step, so that readers see a complete one."""
     new = f"{folder}/{STATE_FILE}.new"
     with open(new, "wb") as file:
         file.write(state_text(status, url, detail, device_code).encode())
@@ -86,7 +86,7 @@ def keep_state(
 def _follow(
     provider: GuestProvider, login: LoginFlow, fifos: list[int], settings: AgentSettings
 ) -> None:
-    """Run the tool to its end, to its answer, or until its page is too late."""
+    """Run the tool until it ends, answers, or has opened no page in time."""
     pages, codes = fifos
     environment = tool_environment(provider.environment, settings)
     environment["POLYDEV_LOGIN_FIFO"] = f"{os.environ['RUNTIME_DIRECTORY']}/{BROWSER_FIFO}"
@@ -120,13 +120,13 @@ def _follow(
 
 
 def _confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginStatus, str]:
-    from polydev.agent.login_confirm import confirmed  # after the tool: it finds programs
+    from polydev.agent.login_confirm import confirmed  # late, since it imports shutil
 
     return confirmed(provider, settings)
 
 
 def _opened_fifo(path: str, mode: int) -> int:
-    """A FIFO that stays open while its writers come and go."""
+    """Open a FIFO so that it stays open while its writers come and go."""
     if os.path.lexists(path):
         os.unlink(path)
     os.mkfifo(path, 0o600)

@@ -1,8 +1,8 @@
-"""`/login/PROVIDER`: has systemd start a tool's login, and tells how far that is.
+"""The agent's side of logins: have systemd start a tool's login, and report how far it is.
 
-Imported with the first request for a login. The login itself is polydev-login@PROVIDER.service,
-which `login_run` is the program of; the agent sees the state that it writes, and writes codes into
-the FIFO that it reads.
+It is imported with the first request about a login. The login runs in the unit
+polydev-login@PROVIDER.service, whose program is `login_run`. The agent reads the state that this
+program writes, and writes codes into the FIFO that it reads.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 NOT_TO_START = ("starting", "waiting", "done")
 MAX_CODE_CHARACTERS = 4096
-# The folder belongs to the desktop's user, who may put anything there: no link is followed, and
-# nothing is waited for.
+# The folder belongs to the desktop's user, who may put anything there: the agent follows no link
+# and waits for nothing.
 WITHOUT_TRUST = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def current_login(provider: str, settings: AgentSettings) -> LoginReply:
-    """How far a provider's login is; starts nothing."""
+    """Return how far a provider's login is, without starting it."""
     state = _bytes_of_state(f"{settings.logins}/{provider}/{STATE_FILE}")
     return reply_of_state(provider, state)
 
 
 def start_login(provider: str, settings: AgentSettings) -> LoginReply:
-    """Start a provider's login unless it is under way or done; tell how far it is.
+    """Start a provider's login unless it runs or is done; return how far it is.
 
-    The unit counts as started once its state is written, so what is read then is no older
-    login's. Two that start at once are one job for systemd.
+    The unit counts as started once it has written its state, so the state is not that of an older
+    login. For systemd, two starts at the same time are one job.
     """
     before = current_login(provider, settings)
     if before["status"] in NOT_TO_START:
@@ -58,7 +58,7 @@ def start_login(provider: str, settings: AgentSettings) -> LoginReply:
 
 
 def type_code(provider: GuestProvider, code: str, settings: AgentSettings) -> None:
-    """Have a code and Enter typed into the tool's terminal. Raises RequestRefused."""
+    """Type a code and Enter into the tool's terminal. Raises RequestRefused."""
     if not (0 < len(code) <= MAX_CODE_CHARACTERS and code.isprintable()):
         why = f"a code is one line of at most {MAX_CODE_CHARACTERS} printable characters"
         raise RequestRefused(400, why)
@@ -70,7 +70,7 @@ def type_code(provider: GuestProvider, code: str, settings: AgentSettings) -> No
 
 
 def systemctl(verb: str, unit: str, timeout_seconds: float, settings: AgentSettings) -> None:
-    """Have systemd do something with a unit, and wait for it; CheckFailed says why it did not."""
+    """Run systemctl for a unit and wait for its end. Raises CheckFailed with the reason."""
     output_of([settings.systemctl, verb, "--no-ask-password", unit], timeout_seconds)
 
 
@@ -91,7 +91,7 @@ def _write_line(fifo: str, line: str) -> None:
 
 
 def _bytes_of_state(path: str) -> bytes | None:
-    """At most one byte more than a state may have; None if there is none."""
+    """Return at most one byte more than a state may have; None if there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | WITHOUT_TRUST)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The state of a tool's login, as the JSON that its runner keeps for the agent. Pure.
+"""The state of a tool's login, as the JSON file that `login_run` writes for the agent. Pure.
 
-The agent runs as root and reads what a user's program wrote, so nothing here believes a word:
-what is not as `state_text` writes it is a failure that says so.
+The agent runs as root and reads what a user's program wrote, so it trusts nothing in it: anything
+that `state_text` would not write counts as a failed login.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def is_login_url(text: str) -> bool:
-    """Is this an http or https URL with a host, as a login may be at?"""
+    """Whether this is an http or https URL with a host, as a login page may have."""
     scheme, _, rest = text.partition("://")
     if scheme not in ("http", "https") or len(text) > MAX_URL_CHARACTERS:
         return False
@@ -37,13 +37,13 @@ def is_login_url(text: str) -> bool:
 
 
 def bounded_detail(text: str) -> str:
-    """The end of a text, without control characters, within what a state holds."""
+    """Return the end of a text without control characters, as long as a state may have."""
     shown = "".join(letter for letter in text if letter == "\n" or letter.isprintable())
     return shown.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:].decode("utf-8", "ignore").strip()
 
 
 def is_device_code(text: object) -> bool:
-    """Is this what a user could type on a login's page?"""
+    """Whether a user could type this on a login page."""
     if not isinstance(text, str) or not 0 < len(text) <= MAX_DEVICE_CODE_CHARACTERS:
         return False
     return text.isascii() and text.isprintable()
@@ -52,7 +52,7 @@ def is_device_code(text: object) -> bool:
 def state_text(
     status: LoginStatus, url: str | None, detail: str, device_code: str | None = None
 ) -> str:
-    """The JSON that `reply_of_state` reads."""
+    """Return the JSON that `reply_of_state` reads."""
     state = {"status": status, "url": url, "device_code": device_code}
     return json.dumps({**state, "detail": bounded_detail(detail)})
 
@@ -74,7 +74,7 @@ def login_reply(
 
 
 def reply_of_state(provider: str, data: bytes | None) -> LoginReply:
-    """The answer that a state file's bytes, or there being none, mean."""
+    """Return the reply for the bytes of a state file; None if there is no file."""
     if data is None:
         return login_reply(provider, "none")
     try:

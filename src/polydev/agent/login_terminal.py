@@ -1,7 +1,7 @@
-"""The window beside the browser in which the user sees a tool's terminal, and types into it.
+"""The window below the browser in which the user sees a tool's terminal and types into it.
 
-xterm shows the other end of a terminal that the login's runner owns, and is started beside the
-tool: the tool does not wait for it, and a desktop without xterm costs the user only the view.
+xterm shows the other end of a terminal that `login_run` owns. The tool does not wait for xterm, and
+without xterm the login works, but shows no window.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CHUNK_BYTES = 4096
 class Terminal:
     """One such window.
 
-    descriptor   can be read once something was typed, or the window was closed
+    descriptor   readable when the user typed something or closed the window
     has_window   whether the window was opened, and so can be closed by the user
     """
 
     def __init__(self, title: str, environment: Mapping[str, str]) -> None:
-        """Raises OSError if there is no xterm."""
+        """Open the window. Raises OSError if there is no xterm."""
         window, self.descriptor = os.openpty()
         try:
             tty.setraw(self.descriptor)
@@ -50,7 +50,7 @@ class Terminal:
         self._unshown = b""
 
     def show(self, data: bytes) -> None:
-        """Show output; what a window that does not keep up cannot take is left out."""
+        """Show output, and drop what a slow window cannot take."""
         self._unshown = (self._unshown + data)[-CHUNK_BYTES:]
         if self.has_window:
             try:
@@ -60,7 +60,7 @@ class Terminal:
             self._unshown = b""
 
     def typed(self) -> bytes | None:
-        """Return the new input; None once the window has been closed, or could not be opened."""
+        """Return new input; None once the window was closed or could not be opened."""
         try:
             data = os.read(self.descriptor, CHUNK_BYTES)
         except BlockingIOError:
@@ -77,11 +77,11 @@ class Terminal:
 
 
 class Window:
-    """The tool's terminal as the user sees it, opened with the first that there is to see."""
+    """The tool's terminal as the user sees it, opened with its first output."""
 
     def __init__(self, provider: GuestProvider, environment: Mapping[str, str]) -> None:
         self._title = f"Login of {provider.label}"
-        # A conversation in JSON-RPC is not for people.
+        # JSON-RPC is not for people.
         self._words = f"{self._title}: go on in the browser.\r\n" if provider.requests else ""
         self._environment = environment
         self._terminal: Terminal | None = None
@@ -105,7 +105,7 @@ class Window:
             self._terminal.show(output)
 
     def typed(self) -> bytes | None:
-        """Return the new input of the user; None once they have closed the window."""
+        """Return new input of the user; None once they closed the window."""
         if self._terminal is None:
             return b""
         typed = self._terminal.typed()

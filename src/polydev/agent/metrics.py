@@ -1,7 +1,7 @@
 """`GET /metrics` in Prometheus's text form, from a health reply and two files of /proc.
 
-prometheus_client is imported on the first request only: in an emulated guest that takes half a
-second, several times the agent's own start, and most VMs are never scraped.
+prometheus_client is imported with the first request: in an emulated guest that takes half a second,
+several times the agent's own start, and most VMs are never scraped.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ LOAD_MINUTES = ("1", "5", "15")
 
 
 def memory_bytes(meminfo: str) -> dict[str, int]:
-    """The values of /proc/meminfo that carry a unit, which is always KiB."""
+    """Return the values of /proc/meminfo that have a unit, which is always KiB."""
     rows = [line.split() for line in meminfo.splitlines()]
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[2:] == ["kB"]}
 
 
 def load_averages(loadavg: str) -> dict[str, float]:
-    """The averages of /proc/loadavg by their minutes; none if it could not be read."""
+    """Return the averages of /proc/loadavg by minutes; none if it cannot be read."""
     return dict(zip(LOAD_MINUTES, map(float, loadavg.split()[:3]), strict=False))
 
 
 def metrics_text(health: HealthReply, settings: AgentSettings) -> str:
-    """Everything known of this VM; raises ImportError where prometheus_client is missing."""
+    """Return all metrics of this VM. Raises ImportError if prometheus_client is missing."""
     _make_importable(settings.python_packages)
     from prometheus_client import CollectorRegistry, generate_latest
 

@@ -1,6 +1,6 @@
-"""The providers of this image: how their tools log in, and where these keep credentials.
+"""The providers of this image: how their tools log in, and where they keep credentials.
 
-The image's build has checked the files that are read here.
+The image's build has checked the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEPT = ("HOME", "DISPLAY", "USER")
 
 
 class CredentialsFile:
-    """A JSON file below the user's home, what it must have, and others that go with it."""
+    """A JSON file below the user's home, its required keys, and files that belong to it."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.file: str = data["file"]
@@ -29,10 +29,10 @@ class CredentialsFile:
 
 
 class GuestProvider:
-    """A tool that logs in, ending with status 0 when it has.
+    """A tool that logs in and exits with status 0 on success.
 
-    With `requests` it is spoken to in JSON-RPC on its standard input instead, a line each, and
-    the answer to the last one says how the login ended; end of input then ends the tool.
+    With `requests`, it is sent JSON-RPC requests on its standard input instead, one per line. The
+    answer to the last one says how the login ended, and the end of input ends the tool.
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -50,13 +50,13 @@ class GuestProvider:
         self.credentials = CredentialsFile(credentials) if credentials else None
 
     def input(self) -> bytes:
-        """Return the requests to the tool as lines of JSON-RPC, numbered by place."""
+        """Return the requests to the tool as lines of JSON-RPC, with their index as id."""
         numbered = [{"jsonrpc": "2.0", "id": at, **ask} for at, ask in enumerate(self.requests)]
         return b"".join(json.dumps(request).encode() + b"\n" for request in numbered)
 
 
 def known_providers(folder: str) -> list[str]:
-    """The names of all, sorted; none where the image has none."""
+    """Return the names of all providers, sorted."""
     try:
         files = os.listdir(folder)
     except FileNotFoundError:
@@ -65,13 +65,13 @@ def known_providers(folder: str) -> list[str]:
 
 
 def provider_of(folder: str, name: str) -> GuestProvider:
-    """One of the known."""
+    """Return a known provider."""
     with open(f"{folder}/{name}{SUFFIX}", "rb") as file:
         return GuestProvider(json.load(file))
 
 
 def tool_environment(own: Mapping[str, str], settings: AgentSettings) -> dict[str, str]:
-    """What a tool is started with: our programs, such as the browser's, come before all others."""
+    """Return the environment of a tool; our programs come first in its PATH."""
     programs = settings.login_programs
     return {
         **{name: os.environ[name] for name in KEPT if name in os.environ},

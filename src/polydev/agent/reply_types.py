@@ -1,7 +1,7 @@
-"""The agent's replies, as the host reads them (for instance with pydantic's TypeAdapter).
+"""The types of the agent's JSON replies, for the host (for instance with pydantic's TypeAdapter).
 
-Inside the guest this module is only ever seen by the type checker: `typing` would cost more
-start-up time than the rest of the agent together.
+The guest never imports this module: `typing` alone takes longer to import than the rest of the
+agent.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LoginStatus = Literal["none", "starting", "waiting", "done", "failed"]
 
 
 class ComponentState(TypedDict):
-    """Does this part of the desktop do its work, and if not, what is seen instead?"""
+    """Whether a part of the desktop works, and what was found if not."""
 
     ok: bool
     detail: str
 
 
 class ServiceState(TypedDict):
-    """A systemd unit in systemd's words; "unknown" where systemctl did not tell."""
+    """A unit in systemd's words; "unknown" if systemctl did not answer."""
 
     active: str
     sub: str
@@ -36,7 +36,7 @@ class ServiceState(TypedDict):
 
 
 class HealthReply(TypedDict):
-    """Body of `GET /health`: 200 when the status is "ready", 503 with the same shape when not."""
+    """Body of `GET /health`: 200 if the status is "ready", else 503 with the same form."""
 
     status: Status
     stage: Stage
@@ -53,13 +53,13 @@ class HealthReply(TypedDict):
 
 
 class LoginReply(TypedDict):
-    """Body of `GET /login/{provider}` (looks only) and `POST` (starts the login if need be).
+    """Body of `GET /login/{provider}` (only reads) and `POST` (starts the login if necessary).
 
-    `url` is where the login is, once known: an http or https URL of at most 4096 characters.
-    It is shown in the VM's browser, and leads back to the tool in there. `device_code` is what its
-    page asks for, where the tool printed one. The status is "done" once both the tool's status
-    command and its credentials file say so. `detail` says why a login failed, or why the browser
-    does not show it; at most 1 KiB.
+    `url` is the page of the login, once known: an http or https URL of at most 4096 characters. The
+    VM's browser shows it, and it leads back to the tool in the VM. `device_code` is the code that
+    the page asks for, if the tool printed one. The status is "done" once both the tool's status
+    command and its credentials file confirm it. `detail` says why a login failed, or why the
+    browser does not show the page; at most 1 KiB.
     """
 
     provider: str

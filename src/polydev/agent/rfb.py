@@ -1,10 +1,10 @@
-"""The opening of an RFB (VNC) connection, up to the server's word that we may come in.
+"""The handshake of an RFB (VNC) connection, up to the server's permission.
 
-Why not stop after the greeting: TigerVNC counts every connection from an address as a failed
-login until one succeeds, and after five turns all from that address away. Probes that only
-read greetings would thus lock out the viewers that come over noVNC, whose address they share.
-It then greets with version 003.003 and a refusal, which a look at the greeting takes for
-health. No ClientInit is sent: the server need not set anything up, nobody is disconnected.
+The check does not stop after the greeting: TigerVNC counts every connection from an address as a
+failed login until one succeeds, and refuses all from that address after five. Checks that only
+read greetings would lock out the viewers of noVNC, which have the same address. TigerVNC then
+greets with version 003.003 and a refusal, which the greeting alone does not show. No ClientInit is
+sent, so the server sets nothing up and disconnects nobody.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_PASSWORD = 1
 
 
 def open_rfb(stream: ByteStream) -> str:
-    """Shake hands and return the server's version, such as "RFB 003.008"."""
+    """Do the handshake and return the server's version, such as "RFB 003.008"."""
     greeting = stream.read_exactly(GREETING_BYTES, "an RFB greeting")
     if not is_greeting(greeting):
         raise CheckFailed(f"{stream.name} says {greeting!r}, which is no RFB greeting")
@@ -36,7 +36,7 @@ def open_rfb(stream: ByteStream) -> str:
 
 
 def is_greeting(data: bytes) -> bool:
-    """Is this `RFB 003.00x` and a newline?"""
+    """Whether this is `RFB 003.00x` and a newline."""
     return (
         len(data) == GREETING_BYTES
         and data.startswith(b"RFB 003.00")
@@ -51,7 +51,7 @@ def _choose_security(stream: ByteStream, version: str) -> None:
     if count == 0:
         raise CheckFailed(_refusal(stream))
     if NO_PASSWORD not in stream.read_exactly(count, "its RFB security types"):
-        return  # it wants a password: whoever asks that is awake
+        return  # it asks for a password, so it works
     stream.send(bytes([NO_PASSWORD]))
     if version != "RFB 003.007" and _number(stream) != 0:
         raise CheckFailed(_refusal(stream))

@@ -1,4 +1,4 @@
-"""What the agent answers to which path. Sockets are `server`'s business."""
+"""The paths of the agent and their answers. `server` has the sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATHS = {
 
 
 class Routes:
-    """Answers requests; safe to be called from many threads."""
+    """Answers requests, from any number of threads."""
 
     def __init__(self, health: HealthChecks, settings: AgentSettings) -> None:
         self._health = health

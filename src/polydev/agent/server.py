@@ -1,7 +1,7 @@
-"""The agent's HTTP: the standard library's server, with bounds on what clients can take of it.
+"""The agent's HTTP server: the standard library's, with limits for clients.
 
-One request a connection. What a request may be in bytes and take in seconds is bounded, and so is
-the number of connections.
+A connection has one request. The bytes and seconds of a request are limited, and so is the number
+of connections.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ NO_ROOM = (
 
 
 def log(line: str) -> None:
-    """One line to the journal, whole even when threads write at once."""
+    """Write a line to the journal, complete even if several threads write."""
     try:
         os.write(2, f"{line}\n".encode("ascii", "backslashreplace"))
     except OSError:
-        pass  # an agent that nobody reads still answers
+        pass  # without a log, the agent still answers
 
 
 def listening_socket(address: str, port: int, inherited: int | None = None) -> socket.socket:
-    """The socket handed over by systemd, or one bound here; port 0 takes any free one."""
+    """Return the socket passed by systemd, or a new one; port 0 takes any free port."""
     if inherited is not None:
         return socket.socket(fileno=inherited)
     return socket.create_server((address, port), backlog=BACKLOG)
 
 
 class LimitedReader(RawIOBase):
-    """What a client sends: `limit_bytes` of it, within `timeout_seconds` altogether."""
+    """Reads what a client sends, up to `limit_bytes`, within `timeout_seconds` in total."""
 
     def __init__(self, client: socket.socket, limit_bytes: int, timeout_seconds: float) -> None:
         self._client = client
@@ -76,10 +76,10 @@ class LimitedReader(RawIOBase):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads one request, has it answered, and lets the client have the reply."""
+    """Reads one request and sends the reply."""
 
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # of what is no HTTP: its refusal has a head
+    default_request_version = "HTTP/1.0"  # so that replies to invalid requests have a head
     server_version, sys_version = "polydev-agent", ""
     server: AgentServer
 
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         self.handle_one_request()
 
     def finish(self) -> None:
-        """Closing on unread input would make the kernel reset the connection before the reply."""
+        """Read remaining input, or the kernel would reset the connection before the reply."""
         self.server.note(self.connection, waits=True)
         super().finish()
         self.connection.shutdown(socket.SHUT_WR)
@@ -115,23 +115,23 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the library's names
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The library's refusals of what is no HTTP."""
+        """Send an error of the library, for requests that are not valid HTTP."""
         self._send(problem(code, explain or message or ""))
 
     def log_message(self, format: str, *args: object) -> None:
         log(f"{self.client_address[0]} {format % args}")
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
-        """Nothing: `_send` logs what is not 200."""
+        """Log nothing: `_send` logs errors."""
 
     def _is_from_guest(self) -> bool:
-        """Whether a program of this VM asks: over loopback, or from the address that it asks at."""
+        """Whether a program of this VM asks: over loopback, or from the VM's own address."""
         peer, own = self.client_address[0], self.connection.getsockname()[0]
         loopback = self.server.settings.loopback_prefix
         return peer == own or peer.startswith(loopback) or own.startswith(loopback)
 
     def _body(self) -> bytes:
-        """Raises RequestRefused for a body that is not taken."""
+        """Read the body. Raises RequestRefused if it is not acceptable."""
         length = self.headers.get("Content-Length", "0")
         if self.headers.get("Transfer-Encoding") or not length.isdecimal():
             raise RequestRefused(411, "a body needs a Content-Length in bytes")
@@ -160,10 +160,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class AgentServer(ThreadingHTTPServer):
-    """Answers each connection in a thread of its own, a limited number at a time.
+    """Answers each connection in its own thread, up to a limit.
 
-    When all places are taken, the oldest client that we wait for has to leave; when we wait for
-    none, the newcomer is told to come back.
+    At the limit, the oldest client that the server waits for is disconnected; if it waits for none,
+    the new client gets 503.
     """
 
     daemon_threads = True
@@ -179,21 +179,21 @@ class AgentServer(ThreadingHTTPServer):
         self.socket = listener
         self.settings = settings
         self._answer = answer
-        self._waits: dict[socket.socket, bool] = {}  # of each connection, oldest first
+        self._waits: dict[socket.socket, bool] = {}  # for each connection, oldest first
         self._lock = Lock()
 
     def serve(self) -> None:
-        """Serve until the process is ended, without the library's looks twice a second."""
+        """Serve until the process is stopped, without the library's polling twice a second."""
         self.serve_forever(poll_interval=None)  # type: ignore[arg-type]
 
     def answer(self, request: HttpRequest) -> HttpReply:
         try:
             return self._answer(request)
         except Exception as error:
-            return problem(500, f"the agent itself broke: {error!r}")
+            return problem(500, f"the agent itself failed: {error!r}")
 
     def note(self, client: socket.socket, *, waits: bool) -> None:
-        """Note whether it is the client's turn to do something."""
+        """Note whether the server waits for the client."""
         with self._lock:
             if client in self._waits:
                 self._waits[client] = waits
@@ -205,7 +205,7 @@ class AgentServer(ThreadingHTTPServer):
             super().process_request(request, client_address)
             return
         with suppress(OSError):
-            request.setblocking(False)  # a new connection has room for so few bytes
+            request.setblocking(False)  # a new connection has room for these few bytes
             request.sendall(NO_ROOM)
         request.close()
 
@@ -217,7 +217,7 @@ class AgentServer(ThreadingHTTPServer):
             if oldest is None:
                 return False
             del self._waits[oldest]
-            with suppress(OSError):  # it has left by itself
+            with suppress(OSError):  # it has already closed
                 oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
             return True
 

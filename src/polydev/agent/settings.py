@@ -1,6 +1,6 @@
-"""Everything that ties the agent to its machine, with the guest's values as defaults.
+"""The settings of the agent, with the guest's values as defaults.
 
-Tests give others, as `AgentSettings(vnc_port=1234)` or on the command line as `--vnc-port=1234`.
+Tests use others: `AgentSettings(vnc_port=1234)`, or `--vnc-port=1234` on the command line.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class AgentSettings:
 
     check_timeout_seconds: float = 4.0
     keep_seconds: float = 1.0  # age up to which a good answer is given again
-    # The same of noVNC, which starts processes to answer. Sessions' screens do not go through it.
+    # The same for noVNC, which starts processes to answer. Sessions' viewers do not use it.
     novnc_keep_seconds: float = 60.0
     watch_pause_seconds: float = 1.0
     login_start_timeout_seconds: float = 30.0
     login_status_timeout_seconds: float = 180.0  # claude's takes 10 s of an emulated CPU
     credentials_timeout_seconds: float = 20.0
-    # Until a tool that wants no page has failed. On emulated processors copilot takes three minutes
-    # to want one at its first start, for it unpacks itself.
+    # Time for a tool to open a page. On emulated processors, copilot takes three minutes at its
+    # first start, since it unpacks itself.
     login_page_seconds: float = 300.0
     login_quiet_seconds: float = 10.0  # after a URL was printed, until it counts as the login's
 
@@ -53,7 +53,7 @@ class AgentSettings:
 
 
 def settings_from_arguments(arguments: Iterable[str]) -> AgentSettings:
-    """Read `--name=value` words; each value gets the type of the setting's default."""
+    """Parse `--name=value` words. Each value gets the type of the setting's default."""
     values: dict[str, str | int | float] = {}
     for argument in arguments:
         option, equals, text = argument.partition("=")

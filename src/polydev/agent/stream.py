@@ -1,7 +1,7 @@
-"""Client connections of the checks: one deadline for the whole talk, failures in words.
+"""Client connections of the checks, with one deadline for all and errors in words.
 
-Built on `_socket`, the C half of the standard library's `socket`: the Python half needs
-`selectors`, `enum` and 24 modules more, which is a tenth of a second in an emulated guest.
+They use `_socket`, the C part of the standard library's `socket`. The Python part imports
+`selectors`, `enum` and 24 other modules, which takes a tenth of a second in an emulated guest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class ByteStream(Protocol):
-        """What a protocol needs of a connection; `expected` names the bytes in failures."""
+        """What a protocol needs of a connection; `expected` names the bytes in errors."""
 
         name: str
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """A TCP connection (address and port) or a Unix one (path) that lives for one check."""
+    """A TCP connection (address and port) or a Unix one (path) for one check."""
 
     def __init__(self, address: tuple[str, int] | str, timeout_seconds: float) -> None:
         self.name = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
@@ -61,7 +61,7 @@ class Stream:
         return self._take(count)
 
     def read_through(self, marker: bytes, limit_bytes: int, expected: str) -> bytes:
-        """Read up to and with the marker; more than the limit before it is a failure."""
+        """Read up to and including the marker, which must come within the limit."""
         while (found := self._unread.find(marker)) < 0:
             if len(self._unread) > limit_bytes:
                 raise CheckFailed(f"{self.name} sent something else than {expected}")

@@ -1,4 +1,4 @@
-"""systemd's side: what state units are in, and the service's own duties towards it."""
+"""systemd: states of units, notifications, and the socket that it passes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus"
 FIRST_INHERITED_SOCKET = 3
-# A unit that has been restarted so often while the VM boots does not come up.
+# A unit that was restarted this often while the VM boots will not start.
 RESTARTS_THAT_TELL = 4
 
 
 class Units:
-    """The states of the units asked for, and the names of all failed units of the system.
+    """The states of certain units, and the names of all failed units of the system.
 
-    `problem` is set, and the states read "unknown", when systemctl did not answer.
+    If systemctl did not answer, `problem` is set, and the states are "unknown".
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Units:
         return all(state["active"] == "active" for state in self.services.values())
 
     def any_given_up(self, *, is_booting: bool) -> bool:
-        """Is a unit failed for good, or does it exit again and again while the VM boots?
+        """Whether a unit has finally failed, or exits again and again while the VM boots.
 
-        One that systemd is about to restart has not failed. After the boot, restarts tell
-        nothing: the browser's user may close it as often as they like.
+        A unit that systemd will restart has not failed. After the boot, restarts prove nothing: the
+        user may close the browser as often as they like.
         """
         return any(
             state["active"] == "failed"
@@ -54,7 +54,7 @@ class Units:
         )
 
     def words(self, unit: str) -> str:
-        """For a person: "polydev-vnc.service is failed/failed, exit-code 1, 3 restarts"."""
+        """In words: "polydev-vnc.service is failed/failed, exit-code 1, 3 restarts"."""
         if self.problem:
             return self.problem
         state = self.services[unit]
@@ -77,7 +77,7 @@ def unknown_units(wanted: Iterable[str], problem: str) -> Units:
 
 
 def units_of_show(text: str, wanted: Iterable[str]) -> Units:
-    """Read what `systemctl show` printed: blocks of Name=value with empty lines between."""
+    """Parse `systemctl show`: blocks of Name=value, separated by empty lines."""
     blocks = [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for block in text.split("\n\n")
@@ -96,7 +96,7 @@ def units_of_show(text: str, wanted: Iterable[str]) -> Units:
 
 
 def ask_units(systemctl: str, wanted: Iterable[str], timeout_seconds: float) -> Units:
-    """One systemctl process for both: units by name always show, the pattern adds the failed."""
+    """Ask systemctl once: named units are always shown, the pattern adds failed ones."""
     argv = [systemctl, "show", "--no-pager", "-p", PROPERTIES, "--state=failed", *wanted, "*"]
     return units_of_show(output_of(argv, timeout_seconds), wanted)
 
@@ -119,7 +119,7 @@ def _count(text: str | None) -> int:
 
 
 def notify(environ: Mapping[str, str], state: str) -> None:
-    """Tell systemd, if it asked to be told (sd_notify(3))."""
+    """Notify systemd if it asked for that (sd_notify(3))."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
@@ -131,7 +131,7 @@ def notify(environ: Mapping[str, str], state: str) -> None:
 
 
 def inherited_socket(environ: Mapping[str, str], pid: int) -> int | None:
-    """Descriptor of the socket that systemd listens on for us (sd_listen_fds(3)), or None."""
+    """Return the descriptor of the socket that systemd passes (sd_listen_fds(3)), or None."""
     if environ.get("LISTEN_PID") != str(pid) or _count(environ.get("LISTEN_FDS")) < 1:
         return None
     os.set_inheritable(FIRST_INHERITED_SOCKET, False)

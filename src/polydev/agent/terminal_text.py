@@ -1,4 +1,4 @@
-"""What a program wrote to its terminal: the text without escape sequences, and its URLs. Pure."""
+"""The output of a program on a terminal: its text without escape sequences, its URLs. Pure."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _URL_LETTERS = r"[!#-;=?-\[\]_a-z~]"
 _URL = re.compile(rf"https?://{_URL_LETTERS}+")
 _URL_REST = re.compile(rf"{_URL_LETTERS}+")
 _BORDER = " \t│┃║|"
-# Nobody wraps at more; a login's URL on a line of its own is longer.
+# No terminal wraps later; the URL of a login on a separate line is longer.
 MAX_WRAP_COLUMNS = 250
 
 
 def plain_text(written: str) -> str:
-    """What a reader would see of it, line by line; what was overwritten is a line too."""
+    """Return the text without escape sequences; overwritten text is a line, too."""
     text = _SEQUENCE.sub("", written).replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("", text)
 
 
 def last_lines(written: str, count: int) -> str:
-    """The last lines that are not empty, without escape sequences."""
+    """Return the last lines that are not empty, without escape sequences."""
     lines = [line.strip() for line in plain_text(written).splitlines()]
     return "\n".join([line for line in lines if line][-count:])
 
 
 def urls_written(written: str) -> list[str]:
-    """All http URLs: first the targets of links, which are whole, then those in the text."""
+    """Return all http URLs: first the targets of links, which are complete, then others."""
     links = [link for link in _LINK.findall(written) if _URL.fullmatch(link)]
     return [*links, *_urls_in(plain_text(written).splitlines())]
 
@@ -47,8 +47,10 @@ def _urls_in(lines: list[str]) -> list[str]:
 
 
 def _continuation(shown: list[str]) -> str:
-    """What belongs to a URL that ends the first of these lines, where the program wrapped it:
-    lines of nothing but its letters, up to one that is shorter."""
+    """Return the rest of a URL at the end of the first line, if the program wrapped it.
+
+    These are lines with letters of URLs only, up to the first shorter one.
+    """
     width = len(shown[0])
     if width > MAX_WRAP_COLUMNS:
         return ""

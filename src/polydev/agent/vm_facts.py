@@ -1,4 +1,4 @@
-"""What the kernel tells of this VM: who it is, how long it runs, how far its boot is."""
+"""Facts about this VM from /proc: its ids, its uptime, the stage of its boot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ANYWHERE = "00000000"
 
 
 class VmFacts:
-    """One reading of /proc; every field may change when a VM is resumed as a clone."""
+    """One reading of /proc. Any field may change when a VM is resumed as a clone."""
 
     def __init__(self, proc: str, identity: str) -> None:
-        # The later word of the host counts: a clone was booted as another VM.
+        # The host's later words win: a clone was booted as another VM.
         command_line = f"{read_text(f'{proc}/cmdline')} {read_text(identity)}"
         self.image_digest = value_of(command_line, IMAGE_WORD)
         self.vm_id = value_of(command_line, VM_WORD)
@@ -31,9 +31,9 @@ class VmFacts:
 
 
 def read_text(path: str) -> str:
-    """The text of a small file; empty if it cannot be read.
+    """Return the text of a small file; empty if it cannot be read.
 
-    A text file of Python's runs much code, which an emulator translates anew for each clone.
+    Python's text files run a lot of code, which an emulator translates again for each clone.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -51,7 +51,7 @@ def read_text(path: str) -> str:
 
 
 def value_of(command_line: str, prefix: str) -> str | None:
-    """The last value given to a word of the kernel command line."""
+    """Return the last value of a word of the kernel command line."""
     values = [word[len(prefix) :] for word in command_line.split() if word.startswith(prefix)]
     return values[-1] if values and values[-1] else None
 
@@ -61,7 +61,7 @@ def uptime_seconds(text: str) -> float:
 
 
 def has_default_route(text: str) -> bool:
-    """Does /proc/net/route (addresses in hex) hold a way out that is up?"""
+    """Whether /proc/net/route (addresses in hex) has a default route that is up."""
     rows = [line.split() for line in text.splitlines()[1:]]
     return any(
         len(row) > 7 and row[1] == row[7] == ANYWHERE and int(row[3], 16) & ROUTE_UP for row in rows
@@ -69,14 +69,14 @@ def has_default_route(text: str) -> bool:
 
 
 def boot_stage(*, is_ready: bool, has_route: bool) -> Stage:
-    """The stage under way. An agent that runs is past "kernel" and "init"."""
+    """Return the current stage. When the agent runs, "kernel" and "init" are over."""
     if is_ready:
         return "ready"
     return "services" if has_route else "network"
 
 
 def announce(console: str, line: str) -> None:
-    """Write a line where the host reads along: the guest's console."""
+    """Write a line to the guest's console, which the host reads."""
     descriptor = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
     try:
         os.write(descriptor, f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""A WebSocket client that can do just what the noVNC check needs: upgrade, read, write small."""
+"""A WebSocket client for the noVNC check: it can upgrade, read, and write small frames."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polydev.agent.stream import Stream
 
-# RFC 6455's own example of a key and the answer to it. A fresh key would need SHA-1 and prove
-# no more: it guards against caching proxies, and there is none inside the guest.
+# The example of RFC 6455 for a key and its answer. A fresh key would need SHA-1 and prove no more:
+# it protects from caching proxies, and there is none in the guest.
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ANSWER = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
@@ -18,7 +18,7 @@ MAX_SENT_BYTES = 125
 OP_CONTINUATION, OP_BINARY, OP_CLOSE = 0x0, 0x2, 0x8
 CONTROL_BIT = 0x8
 FINAL_BIT, MASK_BIT = 0x80, 0x80
-NO_MASK = bytes(4)  # clients must mask; a mask of zeros leaves the payload as it is
+NO_MASK = bytes(4)  # clients must mask; a mask of zeros does not change the payload
 
 
 def upgrade_request(path: str, host: str) -> bytes:
@@ -29,19 +29,19 @@ def upgrade_request(path: str, host: str) -> bytes:
 
 
 def client_frame(opcode: int, payload: bytes) -> bytes:
-    """A final frame with at most 125 bytes."""
+    """Return a final frame with at most 125 bytes."""
     assert len(payload) <= MAX_SENT_BYTES
     return bytes([FINAL_BIT | opcode, MASK_BIT | len(payload)]) + NO_MASK + payload
 
 
 def close_words(payload: bytes) -> str:
-    """A close frame's code and reason, as text."""
+    """Return code and reason of a close frame as text."""
     code = str(int.from_bytes(payload[:2], "big")) if len(payload) >= 2 else "no code"
     return f"{code} {payload[2:].decode('utf-8', 'replace')}".rstrip()
 
 
 class WebSocketStream:
-    """The bytes inside the binary frames of an upgraded connection."""
+    """The bytes in the binary frames of an upgraded connection."""
 
     def __init__(self, stream: Stream, path: str) -> None:
         self.name = f"ws://{stream.name}{path}"
@@ -57,7 +57,7 @@ class WebSocketStream:
         self._stream.send(client_frame(OP_BINARY, data))
 
     def close(self) -> None:
-        """Say goodbye, so that the server does not log a broken connection."""
+        """Send a close frame, so that the server does not log a broken connection."""
         self._stream.send(client_frame(OP_CLOSE, (1000).to_bytes(2, "big")))
 
     def read_exactly(self, count: int, expected: str) -> bytes:
