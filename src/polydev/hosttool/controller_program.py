@@ -1,7 +1,7 @@
-"""The command line of a release of the controller: as its own user, with its secrets.
+"""The command line of a release of the controller, run as the controller's user with its secrets.
 
-The service gets its secrets from systemd, as credentials. What is run beside it gets those that it
-needs in its environment: other users see arguments, but no environment.
+The service gets its secrets from systemd, as credentials. A verb gets the secrets that it needs in
+its environment, since other users can see the arguments of a process, but not its environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polydev.hosttool.release_files import PROGRAM
 
 VARIABLE_PREFIX = "POLYDEV_CONTROLLER_"
 DATABASE_URL = "database-url"
-# What its verbs use. A secret that they do not use must not stop them when it is wrong.
+# The secrets that its verbs use; a wrong secret that they do not use must not stop them.
 NEEDED = (DATABASE_URL, "credentials-key")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UMASK = 0o077
@@ -29,9 +29,9 @@ SAID_CHARACTERS = 2000
 
 @dataclass(frozen=True)
 class ControllerProgram:
-    """`master-controller` of one release, by the folder of that release.
+    """`master-controller` of one release, which is given by its folder.
 
-    It runs as the user whom its home belongs to, unless `as_user` names another.
+    It runs as the owner of the controller's home, unless `as_user` names another user.
     """
 
     paths: Paths
@@ -54,7 +54,7 @@ class ControllerProgram:
         return [*become, str(self.file), *words, "--config", str(config)]
 
     def environment(self, database_url: str | None = None) -> dict[str, str]:
-        """The secrets that it needs; `database_url` stands for the one on the host."""
+        """Return its environment with the secrets; `database_url` replaces the one on the host."""
         known = secrets_of(self.paths)
         secrets = {variable_of(name): known[name] for name in NEEDED if name in known}
         if database_url is not None:
@@ -66,7 +66,7 @@ class ControllerProgram:
     def ask(
         self, *words: str, code: str = "controller-failed", database_url: str | None = None
     ) -> dict[str, object]:
-        """Run one verb; its JSON answer. Raises HostError with its words, but never a secret."""
+        """Run one verb and return its JSON answer. Raises HostError, without secrets."""
         import subprocess
 
         environment = self.environment(database_url)
@@ -88,12 +88,12 @@ class ControllerProgram:
         raise HostError(code, without_secrets(message, environment), hint or None)
 
     def own(self, path: Path) -> None:
-        """Give a file or folder to the user of the program."""
+        """Make the program's user the owner of a file or folder."""
         user = entry_of(self.paths.controller_home)
         os.chown(path, uid_of(user.owner), gid_of(user.group))
 
     def run_through(self, words: Sequence[str]) -> int:
-        """Run one verb with this process's own input and output; its exit status."""
+        """Run one verb with this process's input and output; return its exit status."""
         import subprocess
 
         argv = self.argv(*words)
@@ -102,7 +102,7 @@ class ControllerProgram:
 
 
 def error_in(stderr: str) -> tuple[str, str]:
-    """Message and hint of an error of `master-controller`; else its last words."""
+    """Return message and hint of an error of `master-controller`; else its last line."""
     _, found, told = f"\n{stderr}".rpartition("\nerror: ")
     if found:
         message, _, hint = told.partition("\nnext:  ")
@@ -112,7 +112,7 @@ def error_in(stderr: str) -> tuple[str, str]:
 
 
 def secrets_of(paths: Paths) -> dict[str, str]:
-    """The secrets of the host by name, as the controller reads them."""
+    """Return the secrets of the host by name, as the controller reads them."""
     folder = paths.controller_config / "secrets"
     if not folder.is_dir():
         return {}
@@ -137,7 +137,7 @@ def uses_postgresql(paths: Paths) -> bool:
 
 
 def database_in_words(paths: Paths) -> str:
-    """Which database the host's files name."""
+    """Describe the database that the host's files name."""
     url = secrets_of(paths).get(DATABASE_URL)
     return describe_url(url) if url else "SQLite"
 

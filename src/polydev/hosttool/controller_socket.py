@@ -1,4 +1,4 @@
-"""The controller's socket: whether systemd listens on it, and who else is in its way."""
+"""The controller's socket: whether systemd listens on it, and which processes are in the way."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from polydev.hosttool.units import MAIN, NEXT, NEXT_PATTERN, SOCKET
 
 
 def state(systemd: Systemd, address: str, port: int) -> dict[str, object]:
-    """What a deployment wants to know before it lets the controller listen at an address.
+    """Return the state that a deployment needs before the controller listens at an address.
 
-    `lost`: the socket unit is active, and systemd does not listen. `others`: listeners of other
-    programs, which would keep the controller from listening there.
+    `lost`: the socket unit is active, but systemd does not listen. `others`: listeners of other
+    programs that would keep the controller from listening there.
     """
     own = systemd.declared_sockets(SOCKET)
     is_active = systemd.states([SOCKET])[SOCKET].is_running
@@ -26,7 +26,7 @@ def state(systemd: Systemd, address: str, port: int) -> dict[str, object]:
 
 
 def socket_users(systemd: Systemd) -> list[str]:
-    """The units that run with the socket, itself the first: in this order they are to stop.
+    """Return the socket, if it runs, and the running units that use it, in the order to stop them.
 
     systemd refuses to start a socket whose service runs, and a service that had to listen by
     itself keeps the address.
@@ -36,14 +36,14 @@ def socket_users(systemd: Systemd) -> list[str]:
 
 
 def listeners_at(found: Iterable[Listener], address: str, port: int) -> list[Listener]:
-    """Those that keep others from listening at an address."""
+    """Return the listeners that keep others from listening at an address."""
     return [each for each in found if each.port == port and overlap(each.address, address)]
 
 
 def foreign_listeners(
     found: Iterable[Listener], own: set[tuple[str, int]], address: str, port: int
 ) -> list[Listener]:
-    """Listeners in the way of that address; `own` is where the controller's socket is already."""
+    """Return the listeners of other programs at an address; `own` are the socket's addresses."""
     return [
         each
         for each in listeners_at(found, address, port)

@@ -1,7 +1,8 @@
-"""The controller's PostgreSQL database in a backup: a dump, made and put back by its own release.
+"""The dump of the controller's PostgreSQL database in a backup.
 
-The release's program does both, with the secrets that are on the host at that time: a backup is
-of the database in use, and a restore, which brings the secrets back first, goes to that one again.
+The release's own program dumps and restores it, with the secrets on the host at that time. So a
+backup has the database in use, and a restore, which restores the secrets first, writes to the same
+database again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COPY_ERROR = "database-copy"
 
 @dataclass(frozen=True)
 class DatabaseDump:
-    """`database` says in words which one it is of."""
+    """A dump in a backup; `database` describes the database that it was made from."""
 
     stored: Path
     sha256: str
@@ -63,7 +64,7 @@ def make_dump(program: ControllerProgram, folder: Path) -> DatabaseDump:
 
 
 def restore_dump(program: ControllerProgram, dump: DatabaseDump) -> None:
-    """Put the dump back while the controller may serve: one transaction. Raises HostError."""
+    """Restore the dump in one transaction; the controller may serve meanwhile. Raises HostError."""
     with exchange_folder(program) as place:
         copy = place / DUMP_NAME
         copy_new(dump.stored, copy)
@@ -73,7 +74,7 @@ def restore_dump(program: ControllerProgram, dump: DatabaseDump) -> None:
 
 @contextmanager
 def exchange_folder(program: ControllerProgram) -> Iterator[Path]:
-    """A folder of the controller's user; what a killed verb left there goes first."""
+    """Create a folder of the controller's user for one verb, and remove it afterwards."""
     place = program.paths.home / "exchange"
     remove(place)
     place.mkdir(0o700)

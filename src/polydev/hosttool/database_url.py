@@ -1,4 +1,4 @@
-"""The address of the controller's database, and which one it is in words without its password."""
+"""The URL of the controller's database, and its description without the password."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"
-# Parted as SQLAlchemy does: a password may hold any character but @.
+# The parts that SQLAlchemy sees: a password may hold any character but @.
 _PARTS = re.compile(
     r"(?P<scheme>[\w+]+)://"
     r"(?:(?P<user>[^:/]*)(?::(?P<password>[^@]*))?@)?"
@@ -26,15 +26,15 @@ PASSWORDS = ("password", "sslpassword")
 
 
 def kind_of(url: str) -> str | None:
-    """`sqlite` or `postgresql`; None for neither."""
+    """Return `sqlite` or `postgresql`; None for neither."""
     return SCHEMES.get(url.partition("://")[0])
 
 
 def describe_url(url: str) -> str:
-    """The database for a person: `PostgreSQL, NAME at HOST:PORT as USER`."""
+    """Describe the database: `PostgreSQL, NAME at HOST:PORT as USER`."""
     parts = _PARTS.fullmatch(url)
     if parts is None:
-        return "a database whose address cannot be read"
+        return "a database whose URL cannot be read"
     name = unquote(parts["name"] or "")
     if kind_of(url) == SQLITE:
         return f"SQLite in {name}"
@@ -49,7 +49,7 @@ def describe_url(url: str) -> str:
 
 
 def passwords_of(url: str) -> list[str]:
-    """Every form of a password in an address, the longest first."""
+    """Return every form of a password in a URL, the longest first."""
     parts = _PARTS.fullmatch(url)
     if parts is None:
         return [url]

@@ -1,6 +1,6 @@
-"""Verbs that use the controller's database by its own command line, one at a time.
+"""Verbs of the controller's database, which use the controller's own command line.
 
-Each holds the host alone, so that none comes in between while a restore or a backup is at work.
+Each holds the verb lock, so that none runs during a restore or a backup of the host.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ REPLACE_HINT = (
 
 
 def controller(call: Call) -> object:
-    """`master-controller` itself: its output and its exit status are this verb's."""
+    """Run `master-controller` with this verb's output and exit status."""
     words = [str(word) for word in call.arguments.words]
     with lock_host(call.paths, f"controller {' '.join(words[:2])}"):
         sys.exit(_program(call).run_through(words))
 
 
 def check(call: Call) -> object:
-    """Whether the database at the address on stdin can be used, as the current release sees it."""
+    """Let the current release check the database at the URL on stdin."""
     url = str(call.document().get("databaseUrl", ""))
     program = current_program(call.paths)
     if not program.file.exists():
@@ -57,7 +57,7 @@ def check(call: Call) -> object:
 
 
 def backup(call: Call) -> object:
-    """The answer as one line, then the copy."""
+    """Write the answer as one line to stdout, then the copy."""
     with lock_host(call.paths, "database backup"), exchange_folder(_program(call)) as place:
         answer = _program(call).ask("database", "backup", str(place / DUMP_NAME), code=COPY_ERROR)
         sys.stdout.buffer.write(_line(answer))
@@ -68,7 +68,7 @@ def backup(call: Call) -> object:
 
 
 def restore(call: Call) -> object:
-    """Replace the database by the copy on stdin; no deployment may be under way meanwhile."""
+    """Replace the database with the copy on stdin, while holding the deployment lock."""
     _end_by_signal()
     with (
         _deployment_lock(call),
@@ -81,16 +81,16 @@ def restore(call: Call) -> object:
         words = ("database", "restore", str(place / DUMP_NAME))
         if call.arguments.stop:
             program.ask(*words, "--check", code=COPY_ERROR)
-        with _stopped(call) if call.arguments.stop else _as_it_is():
+        with _stopped(call) if call.arguments.stop else _running_on():
             return program.ask(*words, code=COPY_ERROR)
 
 
 def move(call: Call) -> object:
-    """Copy SQLite into the PostgreSQL that the host's files name, and let a release run with that.
+    """Copy SQLite to the PostgreSQL database in the host's files, and start a release with it.
 
-    The controller is stopped from before the copy until the release runs. Where anything fails it
-    stays so, since it would begin with a database that is not whole, and end VMs that this one does
-    not know; the deployment's way back starts it with SQLite.
+    The controller is stopped before the copy and starts with the release. After a failure it stays
+    stopped: with an incomplete database it would end VMs that it does not know. The restore of the
+    deployment's backup then starts it with SQLite.
     """
     arguments = call.arguments
     release, saved = require_id(arguments.release), read_backup(call.paths, arguments.backup)
@@ -98,7 +98,7 @@ def move(call: Call) -> object:
     with lock_host(call.paths, f"database move for {release}"):
         _require_target(call, program)
         _stop(call)
-        # Only now: before, the controller would have been started again with the new files.
+        # Only now: earlier, systemd might have started the controller with the new files.
         call.systemd.act("daemon-reload", timeout_seconds=call.limits.start_seconds)
         saved = keep_moved_database(saved)
         with exchange_folder(program) as place:
@@ -111,7 +111,7 @@ def move(call: Call) -> object:
 
 
 def _require_target(call: Call, program: ControllerProgram) -> None:
-    """Raise HostError, before anything is stopped, where rows of ours are in the way."""
+    """Raise HostError, before anything is stopped, if the target has rows of ours already."""
     found = program.ask("database", "check", "--no-tools", code="database-unusable")
     occupied = found.get("occupied")
     if isinstance(occupied, list) and occupied and not call.arguments.replace:
@@ -147,7 +147,7 @@ def _line(answer: dict[str, object]) -> bytes:
 
 
 def _end_by_signal() -> None:
-    """Let a signal that ends the verb run what must be done at its end."""
+    """Let signals raise SystemExit, so that the verb cleans up."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -169,7 +169,7 @@ def _deployment_lock(call: Call) -> Iterator[None]:
 
 
 def _stop(call: Call) -> None:
-    """Stop what runs of the controller. The socket goes first: it would start the service again."""
+    """Stop the controller. The socket goes first: it would start the service again."""
     for unit in _running(call):
         call.systemd.act("stop", unit, timeout_seconds=call.limits.drain_seconds)
 
@@ -182,7 +182,7 @@ def _running(call: Call) -> list[str]:
 
 @contextmanager
 def _stopped(call: Call) -> Iterator[None]:
-    """Stop the controller, and start again what of it ran."""
+    """Stop the controller, and afterwards start its units that ran."""
     running = _running(call)
     try:
         _stop(call)
@@ -194,7 +194,7 @@ def _stopped(call: Call) -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_is() -> Iterator[None]:
+def _running_on() -> Iterator[None]:
     yield
 
 

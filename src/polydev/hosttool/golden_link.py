@@ -1,4 +1,4 @@
-"""The golden link of the host's image store, as it is kept in a backup.
+"""The golden link of the host's image store: read, backed up, restored, promoted.
 
 golden-rootfs.ext4 -> promotions/N/rootfs.ext4,  promotions/N -> ../images/<digest>
 """
@@ -27,20 +27,20 @@ from polydev.image_layout import GOLDEN_LINK, RECORD, ROOTFS
 
 @dataclass(frozen=True)
 class GoldenTarget:
-    """What the link names, and the folder of the image that this led to."""
+    """The content of the golden link, and the folder of the image to which it led."""
 
     target: str
     image: str
 
 
 def golden_of(store: Path) -> GoldenTarget | None:
-    """What is golden now; None before the first promotion."""
+    """Return the present golden link; None before the first promotion."""
     target = target_of(store / GOLDEN_LINK)
     return None if target is None else GoldenTarget(target, image_of(store, target))
 
 
 def image_of(store: Path, target: str) -> str:
-    """The name of the image's folder that a target leads to; `""` if it leads nowhere."""
+    """Return the name of the image's folder to which a target leads; `""` if it leads nowhere."""
     rootfs = (store / target).resolve()
     return rootfs.parent.name if rootfs.is_file() else ""
 
@@ -55,7 +55,7 @@ def golden_damage(store: Path, golden: GoldenTarget) -> list[str]:
 
 
 def point_golden(store: Path, golden: GoldenTarget | None) -> bool:
-    """Put the link back; says whether there was anything to do."""
+    """Restore the link; return whether that changed anything."""
     link = store / GOLDEN_LINK
     wanted = golden.target if golden else None
     if target_of(link) == wanted:
@@ -86,13 +86,13 @@ def golden_digest(store: Path) -> str | None:
 
 
 def golden_leads_to(store: Path, digest: str | None) -> bool:
-    """Whether the golden link leads to this image, over each link on its way."""
+    """Whether the golden link leads to this image, through all links in between."""
     rootfs = store / "images" / str(digest) / ROOTFS
     return rootfs.is_file() and (store / GOLDEN_LINK).resolve() == rootfs.resolve()
 
 
 def make_golden(digest: str, store: Path) -> dict[str, object]:
-    """Let the golden link name this image. Raises HostError `no-image`."""
+    """Promote an image: point the golden link to it. Raises HostError `no-image`."""
     if not (store / "images" / digest / RECORD).exists():
         raise HostError(
             "no-image", f"no image {digest[:12]} in {store}", "deploy again, which sends it"
@@ -102,7 +102,7 @@ def make_golden(digest: str, store: Path) -> dict[str, object]:
         return {"golden": digest, "was": was, "changed": False}
     folder = store / "promotions"
     make_folder(folder)
-    for left in folder.glob(f".*{UNFINISHED}"):  # by a killed promotion, under its number
+    for left in folder.glob(f".*{UNFINISHED}"):  # left by a killed promotion
         remove(left)
     found = (re.match(r"\d+", path.name) for path in folder.iterdir())
     number = max((int(name[0]) for name in found if name), default=0) + 1

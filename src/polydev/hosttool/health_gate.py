@@ -1,7 +1,7 @@
-"""The health gate: what must be true of a host before a deployment counts as done.
+"""The health gate: the checks that a host must pass before a deployment counts as done.
 
-The expectations are the host's own: what /etc/polydev/host.json says that it has, the release
-that `current` names, the image that is golden.
+The expected values are on the host: /etc/polydev/host.json, the release that `current` names, and
+the golden image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from polydev.hosttool.units import SOCKET, WATCH
 from polydev.image_layout import GOLDEN_LINK, ROOTFS, STORE
 
 CURRENT = CONTROLLER_ROOT / "current"
-# These run programs of a release of the controller.
+# Units that run programs of a release of the controller.
 OF_RELEASE = ("master-controller", "polydev-accelerator", "polydev-template")
 CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 POLL_SECONDS = 0.25
@@ -40,7 +40,7 @@ HEADER_BYTES, ADDRESS_BYTES = 12, 4  # of a DNS answer
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One thing that must hold; `detail` says what was found."""
+    """One condition that must hold; `detail` says what was found."""
 
     name: str
     ok: bool
@@ -48,7 +48,7 @@ class HealthCheck:
 
 
 def wait_until_healthy(systemd: Systemd, seconds: float) -> dict[str, object]:
-    """Check until all is well or time is up: `ok`, and every check with what it found."""
+    """Run the checks until all pass or the time is up; return `ok` and the last checks."""
     deadline = time.monotonic() + seconds
     while True:
         checks = run_checks(systemd)
@@ -84,7 +84,7 @@ def _words(value: object) -> list[object]:
 def units_checks(systemd: Systemd, units: list[str]) -> list[HealthCheck]:
     states = systemd.states(units)
     wrong = {unit: state.active for unit, state in states.items() if state.active != "active"}
-    # Before the first release there is none, and nothing of it is missing.
+    # Before the first release, units of a release cannot run.
     if not CURRENT.exists():
         wrong = {n: state for n, state in wrong.items() if not n.startswith(OF_RELEASE)}
     found = ", ".join(f"{unit} is {state}" for unit, state in wrong.items())
@@ -99,7 +99,7 @@ def _network_checks(host: dict[str, object]) -> list[HealthCheck]:
 
 
 def network_checks(found: list[Difference], slot_count: int) -> list[HealthCheck]:
-    """The network as `network_state.check` found it; the slots in one check."""
+    """Return the checks of the network from its differences; all slots are one check."""
     parts = (BRIDGE_PART, KERNEL_PART, FIREWALL_PART)
     slots_found = [each for each in found if each.part not in parts]
     return [
@@ -109,7 +109,7 @@ def network_checks(found: list[Difference], slot_count: int) -> list[HealthCheck
 
 
 def watch_check(found: list[str]) -> HealthCheck:
-    """Whether somebody would notice a change of the network."""
+    """Whether the watch of the network reports."""
     hint = f": {WATCH} does not run, or hangs"
     detail = found[0].removeprefix("- ") + hint if found else "it has just reported"
     return HealthCheck("watch", not found, detail)
@@ -120,7 +120,7 @@ def _part_check(name: str, found: list[Difference], well: str) -> HealthCheck:
 
 
 def sshd_check(host: dict[str, object]) -> HealthCheck:
-    """Whether the SSH daemon's settings are as declared, whichever file says otherwise."""
+    """Whether the SSH daemon's effective settings are as declared."""
     declared = host.get("sshd")
     found = sshd.differences(declared if isinstance(declared, dict) else {})
     hint = "; what /etc/ssh/sshd_config and the files in sshd_config.d say before ours wins"
@@ -160,7 +160,7 @@ def question(name: str) -> bytes:
 
 
 def socket_check(systemd: Systemd) -> HealthCheck:
-    """Whether it is systemd that listens for the controller, as the next release needs it."""
+    """Whether systemd listens for the controller, as the next release needs it."""
     declared = systemd.declared_sockets(SOCKET)
     where = ", ".join(f"{address} port {port}" for address, port in sorted(declared))
     if systemd.listens(SOCKET):
@@ -172,7 +172,7 @@ def socket_check(systemd: Systemd) -> HealthCheck:
 
 
 def controller_check(host: dict[str, object]) -> HealthCheck:
-    """The controller answers 200, and it is the release that `current` names."""
+    """Whether the controller answers 200 and is the release that `current` names."""
     wanted = Path(os.readlink(CURRENT)).name
     address, port = (
         str(host.get("controllerAddress", "127.0.0.1")),
@@ -200,7 +200,7 @@ def controller_check(host: dict[str, object]) -> HealthCheck:
 
 
 def _connection(address: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
-    """To the controller. Its certificate has another name; it is compared as it is."""
+    """Connect to the controller; its certificate has another name, so it is compared as a whole."""
     if not is_tls:
         return http.client.HTTPConnection(address, port, timeout=ANSWER_SECONDS)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

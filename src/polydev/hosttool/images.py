@@ -1,7 +1,6 @@
-"""The host's image store: what is there, what has just arrived, which one is golden.
+"""The host's image store: images listed, added, made golden, pruned.
 
-Its layout is the store's of the operator's machine: `images/<digest>/`, numbered promotions
-and the golden link, which names one of them and is replaced by one rename.
+Its layout is that of the operator's store; see `polydev.image_layout`.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from polydev.hosttool.verb import Call, HostVerb, required
 from polydev.hosttool.verb_lock import lock_host
 from polydev.image_layout import BOOT_FILES, IN_USE, RECORD, STORE
 
-# When each file of an image was written to last, as its checksum was right.
+# The ctime of each file of an image when its checksum was last verified.
 CHECKED = "checked.json"
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether an image's files are what its record says.
+    """Whether an image's files have the checksums in its record.
 
-    A file that was not written to since its checksum was right is not read again: the kernel's
-    ctime says so, which no program sets. Decay of the disk is not seen then.
+    A file whose ctime, which no program can set, is unchanged since its checksum was verified is
+    not read again. Damage by the disk itself is not noticed then.
     """
     try:
         record = json.loads((folder / RECORD).read_bytes())
@@ -49,7 +48,7 @@ def is_intact(folder: Path) -> bool:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    # The time of the folder says when the image came.
+    # The folder's mtime says when the image arrived.
     came = folder.stat()
     write_json(folder / CHECKED, _written(folder))
     os.utime(folder, ns=(came.st_atime_ns, came.st_mtime_ns))
@@ -57,18 +56,18 @@ def is_intact(folder: Path) -> bool:
 
 
 def _damaged(folder: Path, record: dict[str, Any]) -> list[str]:
-    """The files of an image that have not the checksums of its record."""
+    """Return the files of an image whose checksums differ from its record."""
     sums = {name: record["files"][name]["sha256"] for name in BOOT_FILES}
     return [name for name, sha256 in sums.items() if file_sha256(folder / name) != sha256]
 
 
 def _written(folder: Path) -> dict[str, int]:
-    """When each file of an image was written to last."""
+    """Return the ctime of each file of an image."""
     return {name: (folder / name).stat().st_ctime_ns for name in BOOT_FILES}
 
 
 def listing(store: Path = STORE) -> dict[str, object]:
-    """`images`: whole ones, oldest first; `golden`: the one that the link leads to, or None."""
+    """Return `images`: intact ones, oldest first; and `golden`: the link's image, or None."""
     folders = [path for path in (store / "images").glob("*") if is_intact(path)]
     folders.sort(key=lambda path: path.stat().st_mtime)
     golden = golden_digest(store)
@@ -77,7 +76,7 @@ def listing(store: Path = STORE) -> dict[str, object]:
 
 
 def add(digest: str, store: Path = STORE) -> dict[str, object]:
-    """Take what arrived in `incoming/<digest>` into the store, once its checksums are right.
+    """Add an image that arrived in `incoming/<digest>` to the store, if its checksums are right.
 
     Raises HostError `image-damaged`.
     """
@@ -112,9 +111,9 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
 
 
 def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
-    """Remove images that are not golden, not in a backup and not in use; and what broke off.
+    """Remove images that are not golden, in a backup or in use, and incomplete ones.
 
-    Images with a template stay as well until the golden image has one: VMs are resumed from these.
+    Images with a template stay until the golden image has a template: VMs are resumed from them.
     """
     saved = (read_json(file) or {} for file in paths.backups.glob("*/backup.json"))
     golden, with_template = golden_digest(store), _with_template(store)
@@ -125,9 +124,9 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
     for folder in sorted((store / "images").glob("*")):
         if folder.name in needed:
             continue
-        with _nobodys(folder) as is_free:
+        with _unused(folder) as is_free:
             if is_free:
-                # Out of sight first, so that a kill leaves no part of an image to be found.
+                # Moved away first, so that a kill leaves no part of an image in the store.
                 gone = store / "incoming" / f".gone-{folder.name}"
                 make_folder(gone.parent)
                 folder.rename(gone)
@@ -147,8 +146,8 @@ def _with_template(store: Path) -> set[str]:
 
 
 @contextmanager
-def _nobodys(folder: Path) -> Iterator[bool]:
-    """Whether no process holds the image, as its VMs do; none begins to meanwhile."""
+def _unused(folder: Path) -> Iterator[bool]:
+    """Lock an image; yield whether no process uses it, such as a VM."""
     try:
         lock = (folder / IN_USE).open()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""All that a deployment's plan wants to know of a host and only this tool can say, by one call.
+"""All that a deployment's plan asks the host tool about a host, in one call.
 
-Each start of Python costs a plan more than most of its questions, so there is one; and what waits
-for other programs waits side by side.
+Starting Python takes longer than most of these questions, so it is started once, and questions that
+wait for other programs run in parallel.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Json = dict[str, Any]
 
 
 def inspect_host(call: Call, question: Mapping[str, Any]) -> Json:
-    """Answer each part that is asked for; one that cannot be answered has `error` and `message`.
+    """Answer each part of the question; a part that fails has `error` and `message`.
 
-    `host` is a host.json as it is to be, `socket` where the controller is to listen, `parts` names
-    what is asked for.
+    `host` is the host.json to come, `socket` the address at which the controller is to listen,
+    `parts` are the names of the questions.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -59,7 +59,7 @@ def _answer(part: Part, call: Call, question: Mapping[str, Any]) -> object:
 
 
 def _database(call: Call, _question: Mapping[str, Any]) -> Json:
-    """Which database the host's files name, and what its release finds wrong with it."""
+    """Return the database that the host's files name, and what its release finds wrong with it."""
     named: Json = {"database": controller_program.database_in_words(call.paths)}
     asked = controller_program.current_program(call.paths)
     if not asked.file.exists():
@@ -85,7 +85,7 @@ def _socket(call: Call, question: Mapping[str, Any]) -> Json:
     return controller_socket.state(call.systemd, where["address"], where["port"])
 
 
-# The slowest first.
+# The slowest come first.
 PARTS: dict[str, Part] = {
     "database": _database,
     "network": lambda _, question: network_state.as_document(network_state.check(question["host"])),

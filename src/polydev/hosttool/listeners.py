@@ -1,7 +1,8 @@
-"""Who listens on the host's TCP ports: from /proc, which tells more than a unit's state.
+"""The processes that listen on the host's TCP ports, from /proc.
 
-A socket unit can be active and have lost its descriptor, as after its file was broken for a
-while; the service then listens by itself, and the next one finds the address in use.
+A unit's state is not enough: a socket unit can be active and have lost its descriptor, as after its
+file was broken for a while. Then the service listens by itself, and the next one finds the address
+in use.
 
 /proc/net/tcp{,6}: local address and port, state, inode      /proc/PID/fd: socket:[inode]
 """
@@ -42,20 +43,20 @@ def listens(declared: set[tuple[str, int]], proc: Path = PROC) -> bool:
 
 
 def declared_addresses(text: str) -> set[tuple[str, int]]:
-    """Addresses and ports in systemd's `Listen` property: `0.0.0.0:4000 (Stream)` in each line."""
+    """Parse systemd's `Listen` property, with lines such as `0.0.0.0:4000 (Stream)`."""
     found = (LISTEN_LINE.match(line.strip()) for line in text.splitlines())
     return {(match["address"], int(match["port"])) for match in found if match}
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether sockets at two addresses get in each other's way on the same port."""
+    """Whether sockets at two addresses conflict on the same port."""
     if one == other or "::" in (one, other):
         return True
     return WILDCARDS[0] in (one, other) and ":" not in one + other
 
 
 def has_address(address: str) -> bool:
-    """Whether an address is this host's, by binding to it."""
+    """Whether this host has an address; tries to bind to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -66,7 +67,7 @@ def has_address(address: str) -> bool:
 
 
 def listeners(proc: Path = PROC) -> list[Listener]:
-    """Every TCP socket that listens, once for each process that has it open."""
+    """Return every TCP socket that listens, once for each process that has it open."""
     sockets = {
         inode: (address, port)
         for name in ("tcp", "tcp6")
@@ -79,7 +80,7 @@ def listeners(proc: Path = PROC) -> list[Listener]:
 
 
 def listening_sockets(table: str) -> Iterator[tuple[str, int, str]]:
-    """Address, port and inode of each listening socket in a table of /proc/net."""
+    """Yield address, port and inode of each listening socket in a table of /proc/net."""
     for line in table.splitlines()[1:]:
         words = line.split()
         if words[3] == LISTEN_STATE:
@@ -102,7 +103,7 @@ def _holders(proc: Path, inodes: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def opened_by(process: Path) -> set[str]:
-    """What a process has open, by its folder in /proc; nothing of one that ends meanwhile."""
+    """Return what a process has open, by its folder in /proc; empty if it ends meanwhile."""
     found = set()
     with suppress(OSError):
         for link in os.scandir(process / "fd"):
@@ -112,7 +113,7 @@ def opened_by(process: Path) -> set[str]:
 
 
 def _unit(proc: Path, pid: int) -> str:
-    """The last part of the process's cgroup: the unit that it belongs to."""
+    """Return the unit of a process: the last part of its cgroup."""
     lines = _text(proc / str(pid) / "cgroup").splitlines()
     return lines[-1].rpartition("/")[2] if lines else ""
 

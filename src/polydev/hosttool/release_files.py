@@ -1,4 +1,4 @@
-"""Is a release on this host still what it was when it was installed?
+"""The files of a release: listed when it is installed, compared with that list later.
 
 releases/<id>/files.jsonl    one line for each file: path (from the release's folder), mode,
                              ctime and sha256 or, for a symbolic link, target
@@ -29,7 +29,7 @@ def write_file_list(place: Path) -> None:
 
 
 def files_of(venv: Path) -> Iterator[dict[str, object]]:
-    """Path below the release, mode, ctime and SHA-256 (or target) of everything in its venv."""
+    """Yield path, mode, ctime and SHA-256 (or target) of each file in the venv of a release."""
     for path in sorted(venv.rglob("*")):
         state = path.lstat()
         entry: dict[str, object] = {"path": path.relative_to(venv.parent).as_posix()}
@@ -42,13 +42,13 @@ def files_of(venv: Path) -> Iterator[dict[str, object]]:
 
 
 def current_release(controller: ControllerScope) -> str | None:
-    """The name of the release that `current` points at."""
+    """Return the name of the release that `current` points at."""
     current = controller.current
     return Path(current.readlink()).name if current.is_symlink() else None
 
 
 def release_sum(controller: ControllerScope, release: str) -> str | None:
-    """The checksum of a release's list of checksums; None if it has none."""
+    """Return the checksum of a release's list of files; None if it has no list."""
     try:
         return file_sha256(controller.release(release) / FILES)
     except FileNotFoundError:
@@ -58,10 +58,10 @@ def release_sum(controller: ControllerScope, release: str) -> str | None:
 def release_damage(
     folder: Path, expected_sum: str | None, *, changed_only: bool = False, others: bool = False
 ) -> list[str]:
-    """Return the differences of a release from its list, for a person; [] for a whole one.
+    """Describe the differences of a release from its list; [] for an intact one.
 
-    `changed_only`: read only what was written to since, as the kernel's ctime says, which no
-    program sets. Decay of the disk is not seen then. `others`: name files that are not listed too.
+    `changed_only` reads only files whose ctime, which no program can set, has changed; damage by
+    the disk itself is not noticed then. `others` also names files that are not listed.
     """
     if not (folder / PROGRAM).exists():
         return [f"release {folder.name} has no {PROGRAM}"]
@@ -81,7 +81,7 @@ def release_damage(
 
 
 def current_damage(root: Path) -> dict[str, object]:
-    """`damage`: what of the release in use is not as it was installed, also files beside it."""
+    """Return the current release and its `damage`: changed files, and files that are not listed."""
     current = root / "current"
     if not current.is_symlink():
         return {"release": None, "damage": []}
@@ -93,7 +93,7 @@ def current_damage(root: Path) -> dict[str, object]:
 def sum_at_install(folder: Path) -> str:
     """Return the checksum that the list of a release's files had when it was installed.
 
-    Releases of an earlier host tool have none: their list is taken for what it was.
+    Releases of an earlier host tool have none: their list is assumed to be unchanged.
     """
     files = folder / FILES
     known = (read_json(folder / "release.json") or {}).get("files")
@@ -102,7 +102,7 @@ def sum_at_install(folder: Path) -> str:
 
 def _unlisted(folder: Path, listed: set[str]) -> Iterator[str]:
     for place, folders, names in os.walk(folder / "venv"):
-        # Python writes what it compiles; what was compiled at first is listed.
+        # Python writes compiled files later; those from the installation are listed.
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         links = [name for name in folders if Path(place, name).is_symlink()]
         for name in sorted([*names, *links]):

@@ -1,7 +1,7 @@
-"""The venv of a release, installed by pip from wheels on the host and from nothing else.
+"""The venv of a release, installed by pip from wheels on the host only.
 
-Most releases differ in our own package only. All others are then copied from a release that has the
-same ones, for the same Python, and whose files are still as they were installed.
+Most releases differ in our own package only. The other packages are then copied from a release that
+has the same ones for the same Python, and whose files are intact.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_venv(place: Path, arrived: Path, root: Path, python: str) -> None:
 def _release_with_same_packages(requirements: Path, venv: Path, root: Path) -> Path | None:
     wanted = _lines(requirements, ours=False), _python_version(venv)
     for place in sorted((root / "releases").iterdir(), reverse=True):
-        # One that is not finished, or was damaged, lacks files or has others.
+        # An incomplete or damaged release lacks files or has others.
         with suppress(OSError, ValueError):
             has = _lines(place / REQUIREMENTS, ours=False), _python_version(place / "venv")
             if has == wanted and release_damage(place, sum_at_install(place), others=True) == []:
@@ -81,7 +81,7 @@ def _copy_packages(source: Path, target: Path) -> None:
 
 
 def run(argv: list[str]) -> None:
-    """Run a program that must succeed. Raises HostError `release-failed` with its last words."""
+    """Run a program that must succeed. Raises HostError `release-failed` with its last output."""
     import subprocess
 
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", umask=0o022)

@@ -1,11 +1,11 @@
-"""Releases of the controller: a folder each, made from wheels that lie on the host.
+"""Releases of the controller: a folder for each, installed from wheels on the host.
 
     incoming/<id>/      requirements.txt, as it arrived
     wheels/             the wheels of all releases
     releases/<id>/      venv/, requirements.txt, release.json, files.jsonl
 
-A release gets its name by one rename when it is whole. Nothing is fetched: pip is told to look
-in these folders only and to take nothing whose hash the requirements do not name.
+A release is complete when it has its release.json, which is written last. Nothing is downloaded:
+pip looks in these folders only and takes nothing whose hash the requirements do not name.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def create(
     root: Path = ROOT,
     python: str = PYTHON,
 ) -> dict[str, object]:
-    """Make a release from what arrived for it. Raises HostError `release-failed`."""
+    """Install a release from what arrived for it. Raises HostError `release-failed`."""
     place, arrived = root / "releases" / require_id(release), root / "incoming" / release
     remove(place)
-    # A venv has its own path in it, so it is made where it stays.
+    # A venv contains its own path, so it is created in its final place.
     make_folder(place)
     make_venv(place, arrived, root, python)
     shutil.copyfile(arrived / "requirements.txt", place / "requirements.txt")
@@ -57,7 +57,7 @@ def create(
         "files": file_sha256(place / FILES),
         "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    # Last: a release without it was not finished, and the disk has all that came before.
+    # Last, after all else is on the disk: a release without it is incomplete.
     run(["sync", "--file-system", str(place)])
     write_new(place / "release.json", json_bytes(known), 0o644)
     sync(place)
@@ -66,7 +66,7 @@ def create(
 
 
 def migrate(release: str, paths: Paths, user: str | None = None) -> dict[str, object]:
-    """Bring the database that the host's files name to what the release needs.
+    """Migrate the database that the host's files name for a release.
 
     Raises HostError `migration-failed`.
     """

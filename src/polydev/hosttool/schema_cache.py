@@ -1,7 +1,7 @@
-"""Whether the SQLite database has the schema that a release has seen and found right.
+"""Cache of the check whether the SQLite database has the schema that a release needs.
 
-To start the release for that question takes longer than all other questions of a plan. So a
-checksum of the schema is kept, with the release, where a restart of the host forgets it.
+Starting the release for this check takes longer than the rest of a plan. So a checksum of a schema
+that passed is stored together with the release, in a folder that a restart of the host empties.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from polydev.hosttool.controller_program import uses_postgresql
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import LIVE, connected
 
-# What SQLite keeps for itself is no part of it.
+# Without SQLite's internal tables.
 ALL = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 2"
 )
@@ -23,7 +23,7 @@ REVISION = "SELECT version_num FROM alembic_version"
 
 
 def checksum(database: Path) -> str | None:
-    """Of all tables, indexes and triggers, and of the revision; None where it cannot be read."""
+    """Checksum of all tables, indexes, triggers, and the revision; None if it cannot be read."""
     import sqlite3
 
     try:
@@ -35,7 +35,7 @@ def checksum(database: Path) -> str | None:
 
 
 def is_known(paths: Paths, release: str) -> bool:
-    """Whether this release has found the schema right, and it is the same since."""
+    """Whether this release has checked the schema, and it is unchanged since."""
     found = _now(paths, release)
     try:
         return found is not None and read_json(paths.known_schema) == found
@@ -44,7 +44,7 @@ def is_known(paths: Paths, release: str) -> bool:
 
 
 def remember(paths: Paths, release: str) -> None:
-    """Keep that this release found the schema right, as it is now."""
+    """Store that this release has checked the present schema and found it right."""
     found = _now(paths, release)
     if found is not None:
         paths.known_schema.parent.mkdir(parents=True, exist_ok=True)

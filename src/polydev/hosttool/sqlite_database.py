@@ -1,9 +1,9 @@
-"""The controller's SQLite database: copied while in use, compared, brought back.
+"""The controller's SQLite database: copied while in use, compared, restored.
 
-A restore writes into the file that is there, by SQLite's own backup: one transaction, which
-processes that have the database open see as they see any other. A file is never put in the place
-of one that is open: what such a process writes would be lost, or its log would be played into
-the new file. Only a database that cannot be read is replaced, once nobody has it open.
+A restore writes into the existing file with SQLite's backup API: one transaction, which processes
+with the database open see like any other. An open file is never replaced: the writes of such a
+process would be lost, or its log would be replayed into the new file. Only a database that cannot
+be read is replaced, when no process has it open.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SOUND_HINT = "`./inv database.restore FILE --stop` replaces it with an intact co
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Make a consistent and sound copy, whoever writes to `source` meanwhile. Raises HostError."""
+    """Make a consistent, checked copy, also while others write to `source`. Raises HostError."""
     import sqlite3
 
     target.unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def _damage(connection: Connection) -> str:
-    """The damage of a database, for a person; empty for a sound one."""
+    """Describe the damage of a database; empty for an intact one."""
     found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
     if found != ["ok"]:
         return "; ".join(found)
@@ -60,7 +60,7 @@ def _damage(connection: Connection) -> str:
 
 
 def content_sha256(path: Path, access: str = LIVE) -> str | None:
-    """A hash of what the database says, not of how its pages lie; None if it cannot be read."""
+    """Return a hash of rows and schema, whatever the pages; None if it cannot be read."""
     import sqlite3
 
     digest = hashlib.sha256()
@@ -78,7 +78,7 @@ def content_sha256(path: Path, access: str = LIVE) -> str | None:
 
 
 def row_counts(path: Path) -> dict[str, int]:
-    """How many rows each table of a copy has, but the one that names its schema."""
+    """Return the number of rows of each table in a copy, except that of the schema's revision."""
     with connected(path, AT_REST) as copy:
         tables = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         internal = ("sqlite_", "alembic_version")
@@ -101,7 +101,7 @@ def connected(path: Path, access: str) -> Iterator[Connection]:
 
 
 def restore_in_place(live: Path, stored: Path, entry: FileEntry) -> None:
-    """Make the database what the stored copy is, in one transaction. Raises HostError."""
+    """Restore the stored copy in one transaction. Raises HostError."""
     import sqlite3
 
     deadline = time.monotonic() + LOCK_SECONDS
@@ -123,7 +123,7 @@ def restore_in_place(live: Path, stored: Path, entry: FileEntry) -> None:
 
 
 def replace_database(live: Path, stored: Path, entry: FileEntry) -> None:
-    """Put the stored copy in the place of a database that cannot be read, or is not there.
+    """Replace a database that cannot be read, or does not exist, with the stored copy.
 
     Raises HostError `database-in-use`.
     """
@@ -131,7 +131,7 @@ def replace_database(live: Path, stored: Path, entry: FileEntry) -> None:
     fresh = unfinished(live)
     copy_new(stored, fresh)
     set_owner(fresh, entry)
-    # Logs go first: one that is left over would be played into the new file.
+    # Logs go first: a leftover one would be replayed into the new file.
     _remove_beside(live)
     fresh.replace(live)
     sync(live.parent)
@@ -140,7 +140,7 @@ def replace_database(live: Path, stored: Path, entry: FileEntry) -> None:
 def remove_database(live: Path) -> None:
     """Remove the database. Raises HostError `database-in-use`."""
     require_unused(live)
-    # Last of all what says that there was something to remove.
+    # The database goes last, so that a killed call can be repeated.
     _remove_beside(live)
     live.unlink(missing_ok=True)
     sync(live.parent)
@@ -153,7 +153,7 @@ def set_owner(path: Path, entry: FileEntry) -> None:
 
 
 def require_unused(live: Path) -> None:
-    """Raise HostError `database-in-use` while any process has the database open."""
+    """Raise HostError `database-in-use` if a process has the database open."""
     users = _used_by(live)
     if users:
         raise HostError(
@@ -164,14 +164,14 @@ def require_unused(live: Path) -> None:
 
 
 def _used_by(live: Path) -> str:
-    """` in process 12 (python3)`; empty where no process has it open."""
+    """Return ` in process 12 (python3)`; empty if no process has the database open."""
     found = processes_with(live)
     words = ", ".join(f"{pid} ({_name_of(pid)})" for pid in found)
     return f" in process {words}" if found else ""
 
 
 def processes_with(live: Path) -> list[int]:
-    """Processes that have the database, its log or the log's index open."""
+    """Return the processes that have the database, its log or the log's index open."""
     real = os.path.realpath(live)
     places = {real, *(f"{real}{suffix}" for suffix in BESIDE)}
     found = []

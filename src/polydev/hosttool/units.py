@@ -1,7 +1,7 @@
-"""Which units a deployment has, which files make them what they are, and whether they run so.
+"""The units of a deployment, their files, and whether they run with their current configuration.
 
-A unit's file, or a file beside it in `<unit>.d`, says `X-Polydev-Config=<hash>`; as the unit
-starts or reloads, it writes the same hash to its stamp. Where the two differ, a restart is due.
+A unit's file, or a drop-in in `<unit>.d`, says `X-Polydev-Config=<hash>`. When the unit starts or
+reloads, it writes the same hash to its stamp. If the two differ, the unit needs a restart.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MAIN = "master-controller.service"
 SOCKET = "master-controller.socket"
 NEXT = "master-controller-next@"
 NEXT_PATTERN = f"{NEXT}*.service"
-# VMs are their users': nothing about them is saved, restored or ended, and what they need stays.
+# VMs belong to their users: a backup does not cover them, and a restore keeps what they need.
 VM = "microvm@"
 VM_PATTERN = f"{VM}*.service"
 SLOT = "microvm-slot@"
 WATCH = "polydev-network-watch.service"
-# It runs a program of the release that `current` names as it starts.
+# It runs a program of the release that `current` names when it starts.
 TEMPLATE_HOLDER = "polydev-templates.service"
-# Changes start it, those of a way back too, and it ends by itself.
+# Changes start it, those of a restore too, and it ends by itself.
 TEMPLATE_MAKER = "polydev-template.service"
 CONFIG_LINE = re.compile(r"^X-Polydev-Config=(\S+)", re.MULTILINE)
 
@@ -36,7 +36,7 @@ def next_unit(release: str) -> str:
 
 
 def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[str, UnitStatus]:
-    """The states of the scope's units, the controller's, and all instances of its templates."""
+    """Return the states of the scope's units, the controller's, and instances of its templates."""
     names = [*scope.units]
     if scope.controller:
         names += [SOCKET, MAIN]
@@ -45,7 +45,7 @@ def known_units(systemd: Systemd, scope: Scope, files: Iterable[Path]) -> dict[s
 
 
 def instances(systemd: Systemd, files: Iterable[Path]) -> list[str]:
-    """Units in memory that were made of a template among `files`; VMs are nobody's but theirs."""
+    """Return loaded instances of the template units among `files`, except VMs."""
     found: list[str] = []
     for path in files:
         stem, mark, suffix = path.name.partition("@.")
@@ -60,24 +60,24 @@ def running_vms(systemd: Systemd) -> list[str]:
 
 
 def slots_of(vms: Iterable[str]) -> set[str]:
-    """The units without which these VMs would end."""
+    """Return the slot units that these VMs need."""
     return {vm.replace(VM, SLOT) for vm in vms}
 
 
 def template_of(unit: str) -> str | None:
-    """`a@.service` for `a@b.service`; None for a unit that is no instance."""
+    """Return `a@.service` for `a@b.service`; None for a unit that is not an instance."""
     stem, mark, rest = unit.partition("@")
     return f"{stem}@.{rest.rpartition('.')[2]}" if mark else None
 
 
 def file_roots(paths: Paths, unit: str) -> list[Path]:
-    """Where a unit's own files lie, strongest last: its file, those that add to it."""
+    """Return a unit's file and folder of drop-ins, those with the highest priority last."""
     names = [name for name in (template_of(unit), unit) if name]
     return [paths.units / f"{name}{suffix}" for suffix in ("", ".d") for name in names]
 
 
 def has_files_among(paths: Paths, unit: str, places: Iterable[Path]) -> bool:
-    """Do `places`, files or folders, hold one of the unit's own files, or lie among them?"""
+    """Whether `places`, files or folders, contain one of the unit's files or lie among them."""
     roots = file_roots(paths, unit)
     return any(
         is_below(place, roots) or any(is_below(root, [place]) for root in roots) for place in places
@@ -85,7 +85,7 @@ def has_files_among(paths: Paths, unit: str, places: Iterable[Path]) -> bool:
 
 
 def wanted_config(paths: Paths, unit: str) -> str | None:
-    """The hash in the unit's files as they are now; the last word counts, as for systemd."""
+    """Return the hash in the unit's files as they are now; the last one counts, as in systemd."""
     found = None
     for root in file_roots(paths, unit):
         for path in sorted(root.glob("*.conf")) if root.is_dir() else [root]:
@@ -103,12 +103,12 @@ def started_config(paths: Paths, unit: str) -> str | None:
 
 
 def forget_config(paths: Paths, unit: str) -> None:
-    """A stamp that nothing renews any more must not pass for current later."""
+    """Remove a unit's stamp, which nothing would renew any more."""
     (paths.stamps / unit).unlink(missing_ok=True)
 
 
 def is_outdated(paths: Paths, unit: str, changed: Iterable[Path]) -> bool:
-    """Does the unit run with another configuration than its files say?"""
+    """Whether the unit runs with another configuration than its files have."""
     wanted, started = wanted_config(paths, unit), started_config(paths, unit)
     if wanted is None or (started is None and not unit.endswith(".service")):
         return has_files_among(paths, unit, changed)
