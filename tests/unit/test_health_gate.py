@@ -277,8 +277,8 @@ class TestNames:
             (answer_of("192.168.100.2", code=3), "vm-2 is no address"),
             (answer_of("192.168.100.2", code=2), "vm-2 is no address"),
             (TimeoutError("timed out"), "no answer: timed out"),
-            (b"", "no answer: it is cut short"),
-            (b"\0\1\x81", "no answer: it is cut short"),
+            (b"", "no answer: the DNS answer is cut short"),
+            (b"\0\1\x81", "no answer: the DNS answer is cut short"),
         ],
     )
     def test_every_other_answer_is_wrong(

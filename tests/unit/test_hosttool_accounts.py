@@ -15,8 +15,8 @@ from polydev.hosttool.accounts import (
     Account,
     _is_about,
     accounts_of,
+    correcting_commands,
     differences,
-    mending,
     read,
     set_back,
 )
@@ -138,7 +138,7 @@ def test_each_change_by_hand_is_named_and_set_back(
     folder = etc(tmp_path, changed)
     said, there = differences(WANTED, folder), read(folder)
     assert f"- user controller: {difference}" in said
-    commands = [" ".join(each) for each in mending(there["controller"], WANTED[0])]
+    commands = [" ".join(each) for each in correcting_commands(there["controller"], WANTED[0])]
     if command:
         assert any(each.endswith(command) for each in commands)
         return
@@ -340,7 +340,7 @@ class TestMend:
             accounts.mend(WANTED, etc(tmp_path, wrong))
         assert told.value.code == "accounts-wrong"
         there = read(etc(tmp_path, wrong))["vm-2"]
-        assert asked[1:] == [list(each) for each in mending(there, WANTED[1])]
+        assert asked[1:] == [list(each) for each in correcting_commands(there, WANTED[1])]
         assert asked[1:]
 
     def test_a_program_that_fails_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:

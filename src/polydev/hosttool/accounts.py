@@ -1,7 +1,7 @@
-"""Users of ours as host.json declares them and as the host has them: compared, and mended.
+"""Our users, as host.json declares them and as the host has them: compared and corrected.
 
-Each of them has ids of its own, is alone in a group of its own, cannot log in, and has no rights by
-sudo.
+Each has a UID and GID that nobody else has, is alone in its own group, cannot log in, and has no
+rights through sudo.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ ETC = Path("/etc")
 SYSUSERS = "/etc/sysusers.d/polydev.conf"
 NO_LOGIN = "/usr/sbin/nologin"
 NO_PASSWORD = "!*"  # noqa: S105  (what systemd-sysusers writes: no password fits)
-# People's begin after it.
+# The ids of people begin above it.
 HIGHEST_ID = 999
 SUDOERS = "sudoers"
 # sudoers(5): the word before it may be # as well; blanks in a path are quoted or escaped.
 INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"(.+)"|(\S(?:.*\S)?))\s*$', re.MULTILINE)
-# A line that is more than a comment; #998 is a user by number.
+# A line that is not a comment; #998 is a user by number.
 RULE = re.compile(r"^\s*([^#\s]|#\d)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Account:
-    """A user, alone in a group of the same name and in no other one.
+    """A user: by default alone in a group of the same name, and in no other group.
 
     `group` is the primary group, `others` are further groups, `members` are further users of the
-    user's own group, `admins` may change these, `is_closed` says that no password lets others
-    join it. `ids` says whose the numbers are, `sudo` names files that give it rights.
+    user's own group, `admins` may change these; with `is_closed` no password lets others join the
+    group. `ids` says whether the numbers are shared, `sudo` names files that give it rights.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Account:
 
 
 def accounts_of(host: dict[str, object]) -> list[Account]:
-    """The accounts that a host.json declares; none in one of an earlier deploy."""
+    """Return the accounts that host.json declares; none in that of an earlier version."""
     known = host.get("accounts")
     if not isinstance(known, list):
         return []
@@ -68,7 +68,7 @@ def accounts_of(host: dict[str, object]) -> list[Account]:
 
 
 def _account(document: dict[str, Any]) -> Account:
-    """JSON has no tuples, by which accounts are compared."""
+    """Convert lists to tuples, so that accounts can be compared."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
@@ -76,7 +76,7 @@ def _account(document: dict[str, Any]) -> Account:
 
 
 def differences(wanted: list[Account], etc: Path = ETC) -> list[str]:
-    """Lines with `-` for what is there and `+` for what is declared; [] where they are the same."""
+    """Return a diff, `-` for what the host has and `+` for what is declared; [] if equal."""
     there = read(etc)
     found = []
     for each in wanted:
@@ -90,7 +90,7 @@ def differences(wanted: list[Account], etc: Path = ETC) -> list[str]:
 
 
 def _compared(now: Account, wanted: Account) -> Iterator[tuple[str, str, str]]:
-    """Yield each difference of an account from its declaration: word, what is, what is to be."""
+    """Yield each difference of an account: property, actual value, declared value."""
     for word, of in (
         ("comment", lambda each: each.comment),
         ("home", lambda each: each.home),
@@ -112,7 +112,7 @@ def _compared(now: Account, wanted: Account) -> Iterator[tuple[str, str, str]]:
 
 
 def read(etc: Path = ETC) -> dict[str, Account]:
-    """All users of the host's own tables. Of passwords, only whether one fits."""
+    """Read all users of the host's own tables; of passwords only whether one can fit."""
     # name, password, gid, members
     groups = _table(etc / "group", 4)
     names = {gid: name for name, _, gid, *_ in groups}
@@ -169,18 +169,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-# The users of a rule of sudoers: kind and value of each, and whether the rule excludes it.
+# The users of a rule in sudoers: kind and value of each, and whether the rule excludes it.
 Users = list[tuple[tuple[str, str], bool]]
 
 
 def _fits(users: Users, words: set[tuple[str, str]]) -> bool:
-    """Whether a rule is about the user whom these words mean; the last that fits decides."""
+    """Whether a rule applies to the user with these words; the last match decides."""
     fits = [not is_negated for word, is_negated in users if word in words]
     return bool(fits) and fits[-1]
 
 
 def _granted_by_sudo(etc: Path) -> dict[str, list[Users]]:
-    """The users of each rule that permits something, by the file that it stands in."""
+    """Return the users of each rule that permits something, by file."""
     return {
         str(file): [users for users, permits in _rules(file) if permits]
         for file in _files_of_sudo(etc)
@@ -188,7 +188,7 @@ def _granted_by_sudo(etc: Path) -> dict[str, list[Users]]:
 
 
 def _files_of_sudo(etc: Path) -> list[Path]:
-    """The main file, those in its folder, and all that they include."""
+    """Return the main file, those in sudoers.d, and all that they include."""
     found: list[Path] = []
     left = [etc / SUDOERS, *_in_folder(etc / "sudoers.d")]
     while left:
@@ -206,13 +206,13 @@ def _files_of_sudo(etc: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The files of a folder that sudo reads: without a dot in the name, and no ~ at its end."""
+    """Return the files that sudo reads in a folder: without a dot in the name or a final ~."""
     files = folder.glob("*")
     return [file for file in files if "." not in file.name and not file.name.endswith("~")]
 
 
 def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
-    """Yield the rules in one file itself, and whether each permits something."""
+    """Yield the rules in one file without its includes, and whether each permits something."""
     text = "".join(
         line
         for line in file.read_text(errors="replace").splitlines(keepends=True)
@@ -225,7 +225,7 @@ def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
 
 
 def _parsed(sudoers: str) -> dict[str, Any]:
-    """Return a file as sudo's own parser reads it; {} if there is no such parser."""
+    """Parse sudoers with sudo's own parser; {} if there is none."""
     import subprocess
 
     argv = ["cvtsudoers", "--expand-aliases", "--output-format", "json", "-"]
@@ -240,17 +240,17 @@ def _word(user: dict[str, object]) -> tuple[str, str]:
     return next(((kind, str(value)) for kind, value in user.items() if kind != "negated"), ("", ""))
 
 
-# Mend
+# Correct
 
 
 def mend(wanted: list[Account], etc: Path = ETC) -> dict[str, object]:
-    """Make those that are missing and set the others back. Raises HostError `accounts-wrong`."""
+    """Create missing accounts and correct the others. Raises HostError `accounts-wrong`."""
     _run(["systemd-sysusers", SYSUSERS])
     there = read(etc)
     wrong = {each.name for each in wanted if there[each.name] != each}
     set_back([each for each in wanted if each.name in wrong], there, etc)
     for each in wanted:
-        for command in mending(there[each.name], each):
+        for command in correcting_commands(there[each.name], each):
             _run(command)
     names = {each.name for each in wanted}
     for file in map(Path, sorted({file for name in names for file in there[name].sudo})):
@@ -267,10 +267,10 @@ def mend(wanted: list[Account], etc: Path = ETC) -> dict[str, object]:
 
 
 def set_back(wrong: list[Account], there: dict[str, Account], etc: Path = ETC) -> None:
-    """Write the lines of these users and of their groups as they are to be.
+    """Write the lines of these users and of their groups as declared.
 
-    Not usermod: it refuses whoever has a process, whom root's id has always, and of who has the
-    home / it gives all that is root's to another user.
+    usermod does not do: it refuses a user who has a process, as one with root's UID always has, and
+    it changes the owner of all files below the home, which may be /.
     """
     with (etc / ".pwd.lock").open("a") as lock:  # that of all programs that write these files
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -292,7 +292,7 @@ def set_back(wrong: list[Account], there: dict[str, Account], etc: Path = ETC) -
 
 
 def _write_rows(file: Path, rows: list[list[str]]) -> None:
-    """Put these rows in the place of those that have their names; other lines stay as they are."""
+    """Replace the rows with the same names; other lines stay as they are."""
     if not rows:
         return
     fresh = {row[0]: ":".join(row) for row in rows}
@@ -302,7 +302,7 @@ def _write_rows(file: Path, rows: list[list[str]]) -> None:
 
 
 def _own_id(account: Account, users: list[list[str]], groups: list[list[str]]) -> str:
-    """An id that nobody else has, as user or as group; if it can be told, the one that it had."""
+    """Return an id that no other user or group has; the account's former one, if it is known."""
     taken = {row[2] for row in (*users, *groups) if row[0] != account.name}
     own = [row[2] for row in (*groups, *users) if row[0] == account.name]
     home = Path(account.home)
@@ -313,14 +313,14 @@ def _own_id(account: Account, users: list[list[str]], groups: list[list[str]]) -
 
 
 def _is_about(file: Path, names: set[str]) -> bool:
-    """Whether all that a file of sudoers.d says is about these users."""
+    """Whether a file of sudoers.d has rules about these users only."""
     rules = list(_rules(file))
     users = [word for rule, _ in rules for word, _ in rule]
     return file.name != SUDOERS and all(kind == "username" and n in names for kind, n in users)
 
 
-def mending(now: Account, wanted: Account) -> Iterator[list[str]]:
-    """Commands that set back what is not in an account's own lines."""
+def correcting_commands(now: Account, wanted: Account) -> Iterator[list[str]]:
+    """Yield commands that correct what is not in an account's own lines."""
     name = wanted.name
     if now.ids != wanted.ids and wanted.home != "/":
         yield ["chown", "--recursive", f"{name}:{name}", wanted.home]

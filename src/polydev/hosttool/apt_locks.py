@@ -1,4 +1,4 @@
-"""Which process holds a lock of apt's or dpkg's: it tells without taking the lock."""
+"""Which process holds a lock of apt or dpkg; asked without taking the lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOCK = "hhqqi"
 
 
 def locks(paths: Paths) -> list[Path]:
-    """All files that apt or dpkg lock, in the order in which they take them."""
+    """Return the files that apt and dpkg lock, in their order."""
     names = ("lock-frontend", "lock")
     return [
         *(paths.dpkg / name for name in names),
@@ -25,7 +25,7 @@ def locks(paths: Paths) -> list[Path]:
 
 
 def held(paths: Paths) -> dict[str, object]:
-    """`held`: each lock that a process has, with the process's name and number."""
+    """Return `held`: each lock that a process has, with the process's name and PID."""
     return {"held": [*_held(paths)]}
 
 
@@ -36,7 +36,7 @@ def _held(paths: Paths) -> Iterator[dict[str, object]]:
 
 
 def _holder(path: Path) -> int:
-    """The process that has the lock; 0 for nobody, or for one that ended meanwhile."""
+    """Return the process that has the lock; 0 if no process has it, or it ended meanwhile."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""What lies at a path, as data: kind, mode, owner and a hash of the content."""
+"""Files, links and folders as values: kind, mode, owner and a hash of the content."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FileEntry:
     target: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        """For a manifest; `entry_from` is the way back."""
+        """Return the entry for a manifest, which `entry_from` reads."""
         if self.kind == "absent":
             return {"path": str(self.path), "kind": self.kind}
         document = self.as_listed() | {"kind": self.kind}
@@ -49,7 +49,7 @@ class FileEntry:
         return document
 
     def as_listed(self) -> dict[str, object]:
-        """For a listing: what must be the same for the path to count as unchanged."""
+        """Return what must be equal for the path to count as unchanged."""
         document: dict[str, object] = {
             "path": str(self.path),
             "mode": f"{self.mode:04o}",
@@ -79,7 +79,7 @@ def entry_from(document: dict[str, Any]) -> FileEntry:
 
 
 def entry_of(path: Path) -> FileEntry:
-    """What lies at `path` now; a link is not followed."""
+    """Read the entry at `path`; a link is not followed."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -106,7 +106,7 @@ def entry_of(path: Path) -> FileEntry:
 
 
 def entries_below(roots: Iterable[Path]) -> list[FileEntry]:
-    """Each root and everything in it, sorted by path, a folder before what it holds."""
+    """Read each root and everything in it, sorted by path, folders before their contents."""
     found: dict[Path, FileEntry] = {}
     waiting = list(roots)
     while waiting:
@@ -128,13 +128,13 @@ def file_sha256(path: Path) -> str:
 
 
 def is_below(path: Path, roots: Iterable[Path]) -> bool:
-    """Is `path` one of `roots`, or inside of one?"""
+    """Whether `path` is one of `roots` or inside one."""
     return any(path == root or root in path.parents for root in roots)
 
 
 @cache
 def user_name(uid: int) -> str:
-    """The user's name; `#` and the number if it has none."""
+    """Return the user's name; `#` and the number if there is none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -150,7 +150,7 @@ def group_name(gid: int) -> str:
 
 
 def uid_of(name: str) -> int:
-    """Raises KeyError when this host has no such user."""
+    """Return the user's id. Raises KeyError if this host has no such user."""
     return int(name[1:]) if name.startswith("#") else pwd.getpwnam(name).pw_uid
 
 

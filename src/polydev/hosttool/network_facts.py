@@ -1,8 +1,8 @@
-"""The network of VMs as a deploy declares it, and as the kernel has it: both as values. Pure.
+"""The network of VMs, as a deployment declares it and as the kernel has it, as values. Pure.
 
 A part (the bridge, the firewall, one slot) has subjects, such as an interface; a subject has
-properties, and each property has lines of text. What `declared_…` says of a part is compared
-with what `live_…` makes of the kernel's answers, which `network_state` reads.
+properties, and each property has lines of text. `declared_…` functions return what a part should
+be, `live_…` functions what the kernel's answers say, which `network_state` reads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FORWARDING = "net.ipv4.ip_forward"
 BRIDGE_OPTIONS = {"stp_state": "0", "vlan_filtering": "0", "group_fwd_mask": "0"}
 # The worst metric: every other route to the VMs' network is better.
 WORST_METRIC = 4294967295
-# Differences in these stop traffic and let no more of it through.
+# Differences in these can only block traffic, not allow more of it.
 ONLY_CLOSING = frozenset(
     {"state", "address", "mtu", "stp_state", "learning", "flood"}
     | {"mcast_flood", "bcast_flood", "guard", "root_block", "locked"}
 )
-# Of the rules of routing policy: what others do not decide on, the main table does.
+# The routing policy rule that asks the main table, for what earlier rules do not decide.
 BY_MAIN = "main"
-# Those of IPv6 that every kernel has. No VM has an address of it: there are no others for them.
+# The rules for IPv6 that every kernel has. VMs have no IPv6 addresses, so there are no others.
 POLICY6 = ("0: local", "32766: main")
 MOST_SHOWN_LINES = 3
 SETTINGS = "settings"
@@ -42,7 +42,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class KernelState:
-    """The kernel's state of one network namespace; `stations` are those of the bridge in it."""
+    """The kernel's state of one network namespace; `stations` are its bridge's fdb entries."""
 
     links: list[Json]
     routes: list[Json]
@@ -56,7 +56,7 @@ class KernelState:
 
 @dataclass(frozen=True)
 class Difference:
-    """One property that is not as declared; `opens` if it may let through what is closed."""
+    """One property that is not as declared; `opens` if it may allow traffic that is blocked."""
 
     part: str
     what: str
@@ -73,7 +73,7 @@ class Difference:
         return self._lines("+")
 
     def _lines(self, sign: str) -> list[str]:
-        """Lines that one side has and the other has not; blank ones and brackets say nothing."""
+        """Return lines that only one side has, without blank lines and brackets."""
         lines = [
             each[2:].strip() for each in difflib.ndiff(self.found, self.declared) if each[0] == sign
         ]
@@ -89,7 +89,7 @@ class Difference:
 
     @property
     def diff(self) -> list[str]:
-        """Lines with `-` for what was found and `+` for what is declared."""
+        """Return lines with `-` for what was found and `+` for what is declared."""
         return [
             *(f"- {self.part}: {self.what}: {line}" for line in self.unexpected),
             *(f"+ {self.part}: {self.what}: {line}" for line in self.missing),
@@ -111,7 +111,7 @@ def _short(lines: Sequence[str]) -> str:
 
 
 def differences(part: str, declared: Facts, live: Facts) -> list[Difference]:
-    """Differences between the kernel's state and the declared one, also of undeclared things."""
+    """Return the differences of the kernel's state from the declared one, and undeclared things."""
     found = []
     for subject, properties in declared.items():
         if subject not in live:
@@ -119,7 +119,7 @@ def differences(part: str, declared: Facts, live: Facts) -> list[Difference]:
             continue
         for name, lines in properties.items():
             now = live[subject].get(name, ())
-            # Only an interface that is missing, or a kernel without IPv6, has no such setting.
+            # A setting can be missing only with its interface, or on a kernel without IPv6.
             if now != lines and (now or subject != SETTINGS):
                 what = f"{subject} {name}"
                 found.append(Difference(part, what, now, lines, _opens(name, now, lines)))
@@ -138,7 +138,7 @@ def _opens(name: str, found: Lines, declared: Lines) -> bool:
 
 
 def declared_bridge(host: Json) -> Facts:
-    """Of /etc/polydev/host.json: the bridge, and the only ways to the VMs' network."""
+    """Return the bridge of host.json, and the only routes to the VMs' network."""
     bridge = host["bridge"]
     name, address = str(bridge["name"]), IPv4Interface(bridge["address"])
     return {
@@ -161,7 +161,7 @@ def declared_bridge(host: Json) -> Facts:
 
 
 def routes_to_vms(bridge: str, address: IPv4Interface) -> Lines:
-    """By the bridge; without it nowhere, and above all not by the default route."""
+    """Return routes by the bridge; without it unreachable, not by the default route."""
     network = address.network
     return tuple(
         sorted(
@@ -174,7 +174,7 @@ def routes_to_vms(bridge: str, address: IPv4Interface) -> Lines:
 
 
 def bridge_settings(bridge: str) -> dict[str, str]:
-    """The kernel settings that the bridge depends on; where `all` has a 1, every interface has."""
+    """Return kernel settings for the bridge; a 1 in `all` would apply to every interface."""
     return {
         "net.ipv4.conf.all.proxy_arp": "0",
         "net.ipv4.conf.all.proxy_arp_pvlan": "0",
@@ -187,7 +187,7 @@ def bridge_settings(bridge: str) -> dict[str, str]:
 
 
 def live_bridge(host: Json, live: KernelState, slots_there: Iterable[int]) -> Facts:
-    """`slots_there` are the slots that have a namespace, those beyond the last one too."""
+    """Return the bridge's facts; `slots_there` are all slots that have a namespace."""
     name, network = str(host["bridge"]["name"]), IPv4Interface(host["bridge"]["address"]).network
     ports = {f"vm-{number}" for number in (*host["slots"], *slots_there)}
     settings = {key: live.settings[key] for key in bridge_settings(name) if key in live.settings}
@@ -220,20 +220,20 @@ def live_bridge(host: Json, live: KernelState, slots_there: Iterable[int]) -> Fa
 
 
 def _mtu_of_bridge(bridge: Json, links: Sequence[Json]) -> str:
-    """One that is as small as that of a port was made so by the kernel, for that port."""
+    """Return the bridge's MTU; the kernel lowers it to the smallest of a port by itself."""
     ports = [each["mtu"] for each in links if each.get("master") == bridge["ifname"]]
     is_made_so = bridge["mtu"] == min(ports, default=0) < int(MTU)
     return MTU if is_made_so else str(bridge["mtu"])
 
 
 def _neighbours(live: KernelState, links: Iterable[str]) -> Lines:
-    """Hardware addresses that somebody fixed, so that nobody asks for them any more."""
+    """Return permanent neighbour entries, which somebody added."""
     found = [each for each in live.neighbours if each["dev"] in links]
     return tuple(sorted(f"{e['dst']} lladdr {e.get('lladdr')} dev {e['dev']}" for e in found))
 
 
 def static_stations(live: KernelState) -> list[Json]:
-    """Entries of the bridge that say by which port a hardware address is reached, made by hand."""
+    """Return the bridge's forwarding entries that were added by hand."""
     own = {each.get("address") for each in live.links}
     return [
         each
@@ -248,7 +248,7 @@ def station(entry: Json) -> str:
 
 
 def rules_before_main(host: Json, live: KernelState) -> list[Json]:
-    """Rules of routing policy that decide on VMs' packets before the main table does."""
+    """Return routing policy rules that decide on VMs' packets before the main table."""
     bridge, network = host["bridge"], IPv4Interface(host["bridge"]["address"]).network
     found = []
     for rule in live.policy:
@@ -263,18 +263,18 @@ def rules_before_main(host: Json, live: KernelState) -> list[Json]:
 
 
 def rules6_of_bridge(host: Json, live: KernelState) -> list[Json]:
-    """Rules of routing policy of IPv6 that name the bridge."""
+    """Return IPv6 routing policy rules that name the bridge."""
     name = host["bridge"]["name"]
     return [each for each in live.policy6 if name in (each.get("iif"), each.get("oif"))]
 
 
 def rules6_of_slot(live: KernelState) -> list[Json]:
-    """Rules of routing policy of IPv6, but the kernel's own."""
+    """Return IPv6 routing policy rules, except the kernel's own."""
     return [each for each in live.policy6 if _rule(each) not in POLICY6]
 
 
 def _asks_main(rule: Json) -> bool:
-    """Whether it sends every packet to the main table, if only for more than a default route."""
+    """Whether a rule asks the main table for every packet, with or without its default route."""
     known = {"priority", "src", "table", "protocol", "suppress_prefixlen"}
     is_for_all = rule.get("src") == "all" and set(rule) <= known
     return is_for_all and rule.get("table") == "main" and rule.get("suppress_prefixlen", 0) == 0
@@ -299,7 +299,7 @@ def _leads(route: Json, network: IPv4Network) -> bool:
 
 
 def rule_words(rule: Json) -> str:
-    """A rule as `ip rule` takes it."""
+    """Return a rule in the words of `ip rule`."""
     words = ["not"] if "not" in rule else []
     words += ["priority", str(rule["priority"])]
     for word, key in (("from", "src"), ("to", "dst")):
@@ -327,13 +327,13 @@ def live_kernel(settings: Mapping[str, str]) -> Facts:
 
 
 def declared_port(slot: Slot) -> Facts:
-    """The slot's end in the bridge."""
+    """Return the declared port of the slot in the bridge."""
     flags = {name: (value,) for name, value in PORT_FLAGS.items()}
     return {slot.port: {"bridge": (slot.bridge,), "state": ("up",), "mtu": (MTU,), **flags}}
 
 
 def declared_slot(slot: Slot, rules: Lines) -> Facts:
-    """All of a slot; `rules` are its rules as nft lists them."""
+    """Return all of a declared slot; `rules` are its rules as nft lists them."""
     network = slot.network.network
     return {
         **declared_port(slot),
@@ -375,7 +375,7 @@ def declared_slot(slot: Slot, rules: Lines) -> Facts:
 
 def live_port(slot: Slot, links: Sequence[Json]) -> Facts:
     facts = {}
-    # A bridge that is down lets no port forward, and tells of that itself.
+    # With the bridge down no port forwards, and the bridge itself is a difference.
     is_bridge_up = any(each["ifname"] == slot.bridge and "UP" in each["flags"] for each in links)
     for link in links:
         if link["ifname"] == slot.port:
@@ -394,7 +394,7 @@ def live_port(slot: Slot, links: Sequence[Json]) -> Facts:
 
 
 def live_slot(live: KernelState) -> Facts:
-    """The inside of a slot. An interface that is down and not ours carries nothing."""
+    """Return the inside of a slot; interfaces of others count only if they are up."""
     facts: dict[str, Mapping[str, Lines]] = {
         "routes": {
             "of the slot": tuple(
@@ -433,7 +433,7 @@ def foreign_links(facts: Facts) -> list[str]:
 
 
 def _state(link: Json, forwards: str | None = None) -> Lines:
-    """`forwards` is what a bridge does with the port; one without a carrier has nothing to do."""
+    """Return the state of a link; `forwards` is its state as a bridge's port with a carrier."""
     if "UP" not in link["flags"]:
         return ("down",)
     if forwards in ("disabled", "blocking") and "LOWER_UP" in link["flags"]:
@@ -448,7 +448,7 @@ def _word(value: object) -> str:
 
 
 def _addresses(link: Json) -> Lines:
-    """Also those of IPv6, of which none is declared anywhere."""
+    """Return all addresses, also those of IPv6, of which none is declared."""
     found = link.get("addr_info", [])
     return tuple(sorted(f"{each['local']}/{each['prefixlen']}" for each in found))
 
@@ -458,7 +458,7 @@ def _settings(values: Mapping[str, str]) -> dict[str, Lines]:
 
 
 def _is_local(route: Json) -> bool:
-    """Routes that the kernel has for its own addresses; and IPv6, which the addresses tell of."""
+    """Whether a route is the kernel's own for an address, or of IPv6, whose addresses count."""
     own = route.get("type") in ("local", "broadcast", "anycast", "multicast")
     return (own and route.get("protocol") == "kernel") or ":" in str(route["dst"])
 
@@ -479,7 +479,7 @@ def _route(route: Json) -> str:
 
 
 def _routes_into(network: IPv4Network, routes: Sequence[Json]) -> Lines:
-    """Every route to the network or to a part of it."""
+    """Return every route to the network or to a part of it."""
     found = []
     for route in routes:
         if _is_local(route) or route["dst"] == "default":

@@ -1,7 +1,7 @@
-"""The VMs' network as it is now: read from the kernel, compared, watched, and mended in place.
+"""The VMs' network as it is now: read from the kernel, compared, watched, corrected in place.
 
-Drift, the health gate, the doctor and the controller's health all get their answer from here.
-The kernel is asked by `ip`, `sysctl` and `nft`, in the host and in each slot's namespace.
+Plans, the health gate, the doctor and the controller's health all use these results. `ip`, `sysctl`
+and `nft` read the kernel's state, on the host and in each slot's namespace.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NFT = Path("/usr/sbin/nft")
 LINKS = Path("/sys/class/net")
 TABLE = "inet polydev"
 EVERY_SECONDS = 10.0
-# A report that is older was not followed by another one: the watch hangs, or does not run.
+# If the last report is older, the watch hangs or does not run.
 FRESH_SECONDS = 60.0
-# Of one core, at most: a host with many slots is read less often.
+# The most that it uses of one core: a host with many slots is read less often.
 MOST_LOAD = 0.1
 ANSWER_SECONDS = 30.0
 MARK = "---- polydev ----"
 QUERIES = "address show\nroute show table all\nrule show\nneighbour show nud permanent\n"
-# Stands for a slot's address, so that nft has to list the rules of one slot only.
+# A placeholder for a slot's address, so that nft lists the rules of one slot only.
 ANY_SLOT = IPv4Interface("192.0.2.1/24")
 READ = f"""\
 ip -json -details -batch -
@@ -46,10 +46,10 @@ echo '{MARK}'
 
 
 def check(host: Json) -> list[Difference]:
-    """Where the network is not as `host` (what host.json holds) declares it.
+    """Return the differences of the network from `host`, the content of host.json.
 
-    Of a slot that an older deploy made for a VM that still runs, only its port is compared: the
-    VM keeps the network that it has. Raises HostError `network-unread`.
+    Of a slot that an older deployment made for a VM that still runs, only the port is compared: the
+    VM keeps its network. Raises HostError `network-unread`.
     """
     bridge = str(host["bridge"]["name"])
     here = _read_host(bridge)
@@ -89,7 +89,7 @@ def _check_slot(slot: Slot, host: Json, here: KernelState) -> list[Difference]:
 
 
 def is_kept(number: int, host: Json) -> bool:
-    """Whether a slot was made by an older configuration than the host is declared to have."""
+    """Whether a slot was made from an older configuration than the declared one."""
     try:
         stamp = (STAMPS / f"microvm-slot@{number}.service").read_text().strip()
     except OSError:
@@ -98,7 +98,7 @@ def is_kept(number: int, host: Json) -> bool:
 
 
 def rules_as_listed(slot: Slot) -> Lines:
-    """The slot's rules as this host's nft lists them."""
+    """Return the slot's rules as this host's nft lists them."""
     anybody = Slot(ANY_SLOT.network.num_addresses - 2, slot.bridge, ANY_SLOT, slot.resolver)
     listed = _listed(slots.rules_of(anybody), "ruleset")
     return tuple(line.replace(anybody.address, slot.address) for line in listed)
@@ -110,7 +110,7 @@ def _listed(rules: str, what: str) -> Lines:
 
 @lru_cache
 def _listed_by(rules: str, what: str, _program: int) -> Lines:
-    """Rules as nft lists them once they are loaded, here in a namespace that ends at once."""
+    """Load rules in a temporary namespace and return them as nft lists them."""
     words = ["unshare", "--net", "sh", "-c", f"nft -f - && nft -s list {what}"]
     return tuple(_ask(words, rules).splitlines())
 
@@ -123,7 +123,7 @@ def _read_host(bridge: str) -> KernelState:
 
 
 def _read_slot(slot: Slot) -> KernelState | None:
-    """None where there is no namespace."""
+    """Read a slot's state; None if there is no namespace."""
     namespace = slots.NAMESPACES / slot.namespace
     if not os.path.ismount(namespace):
         return None
@@ -142,7 +142,7 @@ def _reading(argv: list[str]) -> KernelState:
     links, routes, policy, neighbours, policy6 = _documents(answers)
     values = (line.partition(" = ") for line in settings.splitlines())
     return KernelState(
-        # `ip` leaves gaps for what it was not asked for.
+        # `ip` prints empty objects for what it was not asked for.
         [each for each in links if each],
         routes,
         policy,
@@ -191,7 +191,7 @@ def as_document(found: list[Difference]) -> dict[str, object]:
 
 
 def watch(seconds: float = EVERY_SECONDS) -> None:
-    """Compare again and again; REPORT has the newest result, for everybody to read."""
+    """Check again and again, and write the newest result to REPORT, which everybody can read."""
     while True:
         began = time.monotonic()
         _write(_report())
@@ -200,7 +200,7 @@ def watch(seconds: float = EVERY_SECONDS) -> None:
 
 
 def _report() -> dict[str, object]:
-    """`at` is of the clock that counts since the start of the machine, which nobody sets."""
+    """Check once; `at` is the time since the machine's start, which nobody can set."""
     try:
         found = as_document(check(slots.read_host()))
     except (HostError, OSError, ValueError, KeyError) as error:
@@ -209,7 +209,7 @@ def _report() -> dict[str, object]:
 
 
 def watch_differences() -> list[str]:
-    """Lines with `-` for what is and `+` for what is to be; [] if the watch has just reported."""
+    """Return a diff about the age of the watch's report; [] if it is fresh."""
     try:
         age = time.monotonic() - float(json.loads(REPORT.read_bytes())["at"])
     except FileNotFoundError:
@@ -232,13 +232,13 @@ def _write(report: dict[str, object]) -> None:
     fresh.replace(REPORT)
 
 
-# Mending
+# Correcting
 
 
 def mend_bridge() -> dict[str, object]:
-    """Set the bridge as declared; networkd brings its addresses and routes.
+    """Configure the bridge as declared; networkd sets its addresses and routes.
 
-    Addresses beyond these are deleted here: networkd leaves link-local ones of IPv6 where they are.
+    Other addresses are deleted here, since networkd keeps link-local ones of IPv6.
     """
     host = slots.read_host()
     bridge = host["bridge"]
@@ -250,7 +250,7 @@ def mend_bridge() -> dict[str, object]:
     live = network_facts.live_bridge(host, here, there)
     if name not in live:
         _make_bridge(name)
-    # First what the kernel forgets by itself where the bridge gets another address as ports leave.
+    # First the stations: the kernel drops them if the bridge's address changes as ports leave.
     stations = map(network_facts.station, network_facts.static_stations(here))
     _ask(["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations))
     commands = [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
@@ -291,13 +291,13 @@ def _make_bridge(name: str) -> None:
     try:
         _ask(["ip", "link", "add", name, "type", "bridge"], "")
     except HostError:
-        # networkd may have been quicker.
+        # networkd may have created it meanwhile.
         if not (LINKS / name).exists():
             raise
 
 
 def mend_slot(number: int) -> dict[str, object]:
-    """Set a slot as declared without taking it from its VM. Raises HostError `slot-broken`."""
+    """Configure a slot as declared, under its running VM. Raises HostError `slot-broken`."""
     host: dict[str, Any] = slots.read_host()
     slot = slots.slot_of(number, host)
     only_port = is_kept(number, host)

@@ -1,7 +1,7 @@
-"""Rights to files that a deployment does not write itself: programs write them, or others do.
+"""Permissions of files that a deployment does not write itself.
 
-Root and the controller trust some folders, so only root may write there; and what the controller
-writes is for nobody else. Files and folders that a deployment declares are compared by it.
+Root and the controller trust some folders, so only root may write there; and only the controller
+may read what it writes. Files and folders that a deployment declares are compared by it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ROOT_ID = 0
 
 @dataclass(frozen=True)
 class ProtectedTree:
-    """A folder with all that is in it, to which only root and its `owner` may write.
+    """A folder with its contents, to which only root and its `owner` may write.
 
-    Of one that is private, all that is in it is the owner's, and nobody else's to read.
+    Everything in a private one belongs to the owner, and only the owner may read it.
     """
 
     path: Path
@@ -32,14 +32,14 @@ class ProtectedTree:
 
     @property
     def owner_id(self) -> int:
-        """The owner's id; root's where there is no such user."""
+        """Return the owner's id; root's if there is no such user."""
         try:
             return pwd.getpwnam(self.owner).pw_uid
         except KeyError:
             return ROOT_ID
 
     def mode_for(self, state: os.stat_result) -> int:
-        """The mode that a file or folder is to have, by the one that it has."""
+        """Return the mode that a file or folder should have, given its present one."""
         mode = stat.S_IMODE(state.st_mode)
         if self.is_private:
             return 0o700 if stat.S_ISDIR(state.st_mode) else mode & 0o700 | 0o600
@@ -52,10 +52,10 @@ class ProtectedTree:
 
 
 def trees(paths: Paths) -> tuple[ProtectedTree, ...]:
-    """All that is compared on a host."""
+    """Return all folders that are compared on a host."""
     etc = ("ssh", "sudoers.d", "sysctl.d", "systemd", "sysusers.d", "tmpfiles.d")
     return (
-        ProtectedTree(paths.etc / "polkit-1/rules.d", "polkitd"),  # polkit's package makes it so
+        ProtectedTree(paths.etc / "polkit-1/rules.d", "polkitd"),  # as its package installs it
         *(ProtectedTree(paths.etc / name) for name in etc),
         ProtectedTree(paths.home),
         ProtectedTree(paths.stamps.parent),
@@ -67,12 +67,12 @@ def trees(paths: Paths) -> tuple[ProtectedTree, ...]:
 
 
 def find(trees: Sequence[ProtectedTree]) -> list[str]:
-    """The paths whose rights are wrong, each with its mode and the ids of its owner."""
+    """Return the paths with wrong permissions, each with its mode and owner."""
     return [f"{path}: {_mode_and_owner(state)}" for tree in trees for path, state in _wrong(tree)]
 
 
 def mend(trees: Sequence[ProtectedTree]) -> dict[str, object]:
-    """Take from everybody else what is not theirs. Raises HostError `permissions-wrong`."""
+    """Correct owners and modes. Raises HostError `permissions-wrong`."""
     mended = []
     for tree in trees:
         for path, state in _wrong(tree):
@@ -93,9 +93,9 @@ def mend(trees: Sequence[ProtectedTree]) -> dict[str, object]:
 
 
 def _wrong(tree: ProtectedTree) -> Iterator[tuple[Path, os.stat_result]]:
-    # `current` is a link; of what lies below, none is followed.
+    # `current` is a link; links below it are not followed.
     top = tree.path.resolve()
-    # Folders of a host that only their owner may enter are among those that are declared.
+    # A private folder itself is declared, and so compared by the deployment.
     paths = [top] if top.exists() and not tree.is_private else []
     for folder, folders, files in os.walk(top):
         paths += [Path(folder, name) for name in (*folders, *files)]
@@ -104,7 +104,7 @@ def _wrong(tree: ProtectedTree) -> Iterator[tuple[Path, os.stat_result]]:
             state = path.lstat()
         except FileNotFoundError:  # removed meanwhile
             continue
-        # Whoever may write to a socket may ask who listens there, and that is for it to judge.
+        # Writing to a socket only sends requests, which the listener accepts or rejects.
         is_asked = stat.S_ISSOCK(state.st_mode) and tree.may_own(state.st_uid)
         if stat.S_ISLNK(state.st_mode) or is_asked:
             continue

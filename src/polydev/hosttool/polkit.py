@@ -1,7 +1,8 @@
-"""Rights by polkit: the controller may start VMs and nothing else, the VMs' users may do nothing.
+"""Rights through polkit: the controller may start VMs and nothing else, the VMs' users nothing.
 
-polkit itself is asked about the controller's process, and about one that a VM's user has for that
-moment. Rules of others that name a user of ours are named besides: they may be about any action.
+`pkcheck` asks polkit about the controller's process, and about a process that runs as a VM's user
+for this purpose. Rules of others that name one of our users are reported, too: they may be about
+any action.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from polydev.hosttool.errors import HostError
 from polydev.hosttool.units import MAIN
 
 ROOT = Path("/")
-# The first of these that has a file of a name has the only one that polkit reads.
+# Of files with the same name, polkit reads only the one in the first of these.
 FOLDERS = tuple(
     Path(folder, "polkit-1/rules.d") for folder in ("etc", "run", "usr/local/share", "usr/share")
 )
@@ -24,16 +25,16 @@ OWN = FOLDERS[0] / "50-polydev.rules"
 OUR_USERS = re.compile(r"polydev-(vm|controller)")
 VM_USER = re.compile(r"polydev-vm-\d+")
 ACTION = "org.freedesktop.systemd1.manage-units"
-# May it start a VM; may it end what it must not touch?
+# May the controller start a VM; may it start what it must not touch?
 ASKED = {"microvm@2.service": True, "ssh.service": False}
-# Of a VM's user: units of the host, programs as root, the end of the host.
+# Actions of a VM's user: units of the host, programs as root, reboot.
 ASKED_OF_VM = (ACTION, "org.freedesktop.policykit.exec", "org.freedesktop.login1.reboot")
 
 
 def differences(host: dict[str, object], root: Path = ROOT) -> list[str]:
-    """Lines with `-` for what holds and `+` for what is declared; [] if nobody can be asked.
+    """Return a diff, `-` for what holds and `+` for what is declared; [] if polkit does not answer.
 
-    `host` is what host.json holds.
+    `host` is the content of host.json.
     """
     found = [f"- polkit: {path} names users of ours" for path in rules_of_others(root)]
     if process := _main_process():
@@ -48,7 +49,7 @@ def differences(host: dict[str, object], root: Path = ROOT) -> list[str]:
 
 
 def rules_of_others(root: Path = ROOT) -> list[str]:
-    """Paths of the files with rules, other than ours, that name a user of ours."""
+    """Return the paths of rules files of others that name one of our users."""
     return [
         f"/{path}"
         for path in _other_files(root)
@@ -57,7 +58,7 @@ def rules_of_others(root: Path = ROOT) -> list[str]:
 
 
 def _other_files(root: Path) -> list[Path]:
-    """The files with rules that polkit reads, but ours, in its order: by their names."""
+    """Return the rules files that polkit reads, except ours, in its order: by name."""
     found: dict[str, Path] = {}
     for folder in FOLDERS:
         for file in (root / folder).glob("*.rules"):
@@ -66,9 +67,9 @@ def _other_files(root: Path) -> list[Path]:
 
 
 def mend(host: dict[str, object], root: Path = ROOT) -> dict[str, object]:
-    """Remove the administrator's rules that name users of ours, and let polkit read its rules.
+    """Remove the administrator's rules that name our users, and restart polkit.
 
-    Raises HostError `polkit-wrong` where somebody has other rights all the same.
+    Raises HostError `polkit-wrong` if a user still has other rights than declared.
     """
     removed = [path for path in rules_of_others(root) if path.startswith(("/etc/", "/run/"))]
     for path in removed:
@@ -91,7 +92,7 @@ def _said(unit: str, may: bool) -> str:
 
 
 def _main_process() -> str | None:
-    """PID of the running controller; None if it does not run."""
+    """Return the PID of the running controller; None if it does not run."""
     said = _ask(["systemctl", "show", "-P", "MainPID", MAIN])
     return said[1] if said and said[1] not in ("", "0") else None
 
@@ -103,7 +104,7 @@ def _vm_user(host: dict[str, object]) -> str | None:
 
 
 def _permitted(user: str) -> list[str]:
-    """Those of the actions that a process of the user may do without a password."""
+    """Return the actions that a process of the user may do without a password."""
     with _process_of(user) as process:
         if process is None:
             return []
@@ -112,7 +113,7 @@ def _permitted(user: str) -> list[str]:
 
 @contextmanager
 def _process_of(user: str) -> Iterator[str | None]:
-    """PID of a process that waits as that user; None if there is no such user."""
+    """Run a waiting process as that user; yield its PID, or None if there is no such user."""
     import subprocess
 
     try:

@@ -1,8 +1,8 @@
-"""Lines of other files that undo what is ours at the host's next start: found, and taken out.
+"""Conflicts of settings: lines of other files that override ours at the host's next start.
 
-systemd's programs read all files of some folders by their names. Of kernel settings and of the
-journal's the last one counts, of folders (tmpfiles.d) the first one and all that come after it, of
-networkd's and of udev's (`.link`) the first file that fits an interface.
+systemd's programs read all files of certain folders in the order of their names. The last value
+wins for kernel settings and the journal's settings. For folders (tmpfiles.d) the first line and
+all later ones apply. For networkd and udev (`.link`) the first file that matches an interface wins.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ ROOT = Path("/")
 # Of files with the same name, only the one in the first of these is read.
 PLACES = ("etc", "run", "usr/local/lib", "usr/lib")
 OUT = "# polydev: "
-# The kernel has two names for it.
+# The kernel has two names for this setting.
 ALIASES = {"net.ipv4.conf.all.forwarding": "net.ipv4.ip_forward"}
 JOURNAL, NETWORK = "systemd/journald.conf.d", "systemd/network"
 SYSCTL, TMPFILES = "sysctl.d", "tmpfiles.d"
-# What a `.link` may change of our links, and its conditions that none of them meets.
+# What a `.link` file may change on our links, and conditions that none of our links meets.
 LINK_CHANGES = ("Name", "MTUBytes", "MACAddress")
 NEVER_MET = ("MACAddress", "PermanentMACAddress", "Path", "Property")
-# Letters of tmpfiles.d(5) whose path is a pattern, and those that go down into folders.
+# Letters of tmpfiles.d(5) whose path is a pattern, and those that act recursively.
 WITH_PATTERN, DOWNWARDS = "wexXrRzZtThHaAm", "RZTHAD"
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A line (or without one, the whole file) at `path` that wins over what is ours.
+    """A line at `path` that overrides a setting of ours; without `line`, the whole file does.
 
-    `shared` is the link of ours, for a file that fits links of others too.
+    `shared` is our link, for a file that also matches other links.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Conflict:
 
 
 def find(host: Mapping[str, Any], root: Path = ROOT) -> list[Conflict]:
-    """Everything that undoes what is declared; `host` is what host.json holds.
+    """Return all conflicts with what host.json declares.
 
     Its `settings` are the texts of our files by their paths in /etc.
     """
@@ -68,15 +68,15 @@ def find(host: Mapping[str, Any], root: Path = ROOT) -> list[Conflict]:
 
 
 def differences(host: Mapping[str, Any], root: Path = ROOT) -> list[str]:
-    """Lines with `-` for what undoes what is ours; [] where nothing does."""
+    """Return a `-` line for each conflict; [] if there is none."""
     return [f"- {each.text}" for each in find(host, root)]
 
 
 def mend(host: Mapping[str, Any], root: Path = ROOT) -> dict[str, object]:
-    """Comment these lines out, and remove files that are about nothing but links of ours.
+    """Comment these lines out, and remove files that are about our links only.
 
-    A file that a package brought stays: a copy without the lines goes into /etc, which wins.
-    Raises HostError `settings-undone` for one that nobody but its author can mend.
+    A package's file stays; a copy without the lines is written to /etc, which overrides it.
+    Raises HostError `settings-undone` for a file that only its author can correct.
     """
     found = find(host, root)
     for each in found:
@@ -107,7 +107,7 @@ def _later_values(
 
 
 def _assignments(text: str) -> dict[str, str]:
-    """Keys and values of `key = value`, as sysctl.d and the journal's files have them."""
+    """Return keys and values of `key = value` lines, as in sysctl.d and the journal's files."""
     found = {}
     for line in text.splitlines():
         key, sign, value = line.strip().partition("=")
@@ -117,7 +117,7 @@ def _assignments(text: str) -> dict[str, str]:
 
 
 def _key(key: str) -> str:
-    """A kernel setting's name with dots, whichever of its forms it has."""
+    """Return a kernel setting's name in the form with dots."""
     first = re.search(r"[./]", key)
     if first and first[0] == "/":
         key = key.translate(str.maketrans("./", "/."))
@@ -163,7 +163,7 @@ def _is_about(words: list[str], folder: str) -> bool:
 
 
 def _network_files(text: str, root: Path, own_name: str) -> Iterator[Conflict]:
-    """Drop-ins of our file, and files before it that fit the same interface."""
+    """Yield drop-ins of our file, and earlier files that match the same interface."""
     suffix = own_name[own_name.rindex(".") :]
     yield from (Conflict(f"/{each}") for each in _drop_ins(root, own_name))
     link = _section(text, "Match" if suffix == ".network" else "NetDev").get("Name", "")
@@ -183,10 +183,10 @@ def _drop_ins(root: Path, name: str) -> list[Path]:
 
 
 def _link_files(host: Mapping[str, Any], root: Path) -> list[Conflict]:
-    """Files about the bridge or ports of slots, of which we have none, and wider ones.
+    """Return `.link` files about the bridge or ports of slots, of which we have none.
 
-    A wider one, such as systemd's own for all links, may be the first that fits; then it must
-    leave ours as they are.
+    A file for more links, such as systemd's own for all, may be the first match if it does not
+    change ours.
     """
     bridge = host["bridge"]["name"]
     kinds = {bridge: "bridge"} | {f"vm-{number}": "veth" for number in host["slots"]}
@@ -252,7 +252,7 @@ def _section(text: str, wanted: str) -> dict[str, str]:
 
 
 def _files(root: Path, folder: str, suffix: str) -> list[tuple[str, Path]]:
-    """The files that are read, in the order of their names, with their paths below the root."""
+    """Return the files that are read, by name, with their paths below the root."""
     found: dict[str, Path] = {}
     for place in PLACES:
         for file in (root / place / folder).glob(f"*{suffix}"):

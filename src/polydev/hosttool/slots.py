@@ -3,9 +3,9 @@
     guest 172.16.0.2 -- tap0 [namespace slot-N] uplink -- vm-N [bridge br-vm] -- the host
                              translates to 192.168.100.N
 
-Every guest has the address 172.16.0.2. Its namespace lets nothing else out, and translates that
-to the slot's address. The bridge's ports are isolated, so no slot reaches another.
-The commands are values; only `up`, `mend` and `down` run them.
+Every guest has the address 172.16.0.2. Its namespace drops packets from other addresses and
+translates this one to the slot's address. The bridge's ports are isolated, so no slot reaches
+another. The commands are values; only `up`, `mend` and `down` run them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ INTERFACE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Slot:
-    """One place for a VM. `resolver` is who its guest asks, whomever it addresses; or None."""
+    """The network of one VM; DNS queries of its guest are redirected to `resolver`, if any."""
 
     number: int
     bridge: str
@@ -69,7 +69,7 @@ class Slot:
 
     @property
     def user(self) -> str:
-        """Who may speak through the TAP: the VM's process, which has no other rights."""
+        """The user of the VM's process, who alone may use the TAP."""
         return f"polydev-vm-{self.number}"
 
     @property
@@ -83,7 +83,7 @@ class Slot:
 
     @property
     def hardware_address(self) -> str:
-        """The same whenever the slot is made anew, or its neighbours would ask for the old one."""
+        """Always the same for a slot, since neighbours cache it."""
         return "02:00:" + self.network.network[self.number].packed.hex(":")
 
     @property
@@ -96,7 +96,7 @@ class Slot:
 
 
 def slot_of(number: int, host: dict[str, object]) -> Slot:
-    """Slot `number` of a host. Raises HostError for one that the host does not have."""
+    """Return slot `number` of a host. Raises HostError `no-slot` if the host does not have it."""
     numbers, bridge = host.get("slots"), host.get("bridge")
     if not isinstance(numbers, list) or not isinstance(bridge, dict) or number not in numbers:
         raise HostError(
@@ -113,7 +113,7 @@ def slot_of(number: int, host: dict[str, object]) -> Slot:
 
 
 def settings_of(slot: Slot) -> dict[str, str]:
-    """The kernel settings of the namespace; those of interfaces to come are among them."""
+    """Return the kernel settings of the namespace, also those of future interfaces."""
     return {"net.ipv4.ip_forward": "1"} | {
         f"net.{name.format(interface)}": value
         for interface in ("all", "default", TAP, UPLINK)
@@ -122,7 +122,7 @@ def settings_of(slot: Slot) -> dict[str, str]:
 
 
 def veth_of(slot: Slot) -> str:
-    """For `ip -batch`: the veth pair, both ends down and outside the bridge."""
+    """Return lines for `ip -batch`: the veth pair, both ends down and outside the bridge."""
     return f"""\
 link add {slot.port} type veth peer name {UPLINK} address {slot.hardware_address} \
 netns {slot.namespace}
@@ -130,9 +130,9 @@ netns {slot.namespace}
 
 
 def port_of(slot: Slot) -> str:
-    """For `ip -batch`: the slot's port in the bridge, isolated before it is up.
+    """Return lines for `ip -batch`: the slot's port in the bridge, isolated before it is up.
 
-    It goes down first: the bridge then forwards its packets again, whoever told it not to.
+    The port goes down first, which makes the bridge forward its packets again if that was off.
     """
     flags = " ".join(f"{name} {value}" for name, value in PORT_FLAGS.items())
     return f"""\
@@ -145,7 +145,7 @@ link set {slot.port} up
 
 
 def inside_of(slot: Slot) -> str:
-    """For `ip -batch` in the namespace; it may be repeated."""
+    """Return lines for `ip -batch` in the namespace; they may be repeated."""
     return f"""\
 rule flush
 rule add priority 32766 lookup main
@@ -167,7 +167,7 @@ link set {TAP} address {GATEWAY_MAC} mtu {MTU} up
 
 
 def rules_of(slot: Slot) -> str:
-    """For `nft -f` in the namespace: all the rules that it has."""
+    """Return all rules of the namespace, for `nft -f`."""
     ports = ", ".join(map(str, GUEST_PORTS))
     names = ""
     if slot.resolver:
@@ -229,19 +229,19 @@ Command = tuple[list[str], str]
 
 
 def port_commands(slot: Slot) -> list[Command]:
-    """Commands that set the slot's port in the bridge; they may be repeated."""
+    """Return commands that configure the slot's port in the bridge; they may be repeated."""
     return [(["ip", "-batch", "-"], port_of(slot))]
 
 
 def setting_commands(slot: Slot) -> list[Command]:
-    """What sets all of a slot whose interfaces are there; it may be repeated.
+    """Return commands that configure a slot with existing interfaces; they may be repeated.
 
-    IPv6 is off and the rules are there before any interface is up.
+    IPv6 is off and the rules are loaded before any interface is up.
     """
     inside = ["ip", "netns", "exec", slot.namespace]
     settings = [f"{key}={value}" for key, value in settings_of(slot).items()]
     return [
-        # A kernel without IPv6 has not all of the keys.
+        # A kernel without IPv6 lacks some of the keys.
         ([*inside, "sysctl", "-q", "-e", "-w", *settings], ""),
         ([*inside, "nft", "-f", "-"], f"flush ruleset\n{rules_of(slot)}"),
         *port_commands(slot),
@@ -250,7 +250,7 @@ def setting_commands(slot: Slot) -> list[Command]:
 
 
 def slot_commands(slot: Slot) -> list[Command]:
-    """Commands that make a slot: programs, each with its input."""
+    """Return the commands that create a slot: programs, each with its input."""
     tap = f"tuntap add dev {TAP} mode tap user {slot.user}\n"
     return [
         (["ip", "netns", "add", slot.namespace], ""),
@@ -269,7 +269,7 @@ def read_host(path: Path = HOST_FILE) -> dict[str, object]:
 
 
 def up(number: int) -> dict[str, object]:
-    """Make a slot; what is left of an earlier one goes first. Raises HostError `slot-failed`."""
+    """Create a slot, after removing the rest of an earlier one. Raises HostError `slot-failed`."""
     slot = slot_of(number, read_host())
     down(number)
     try:
@@ -282,24 +282,24 @@ def up(number: int) -> dict[str, object]:
 
 
 def mend(slot: Slot, *, only_port: bool) -> None:
-    """Set a slot again as it is declared, also under a running VM. Raises HostError."""
+    """Configure a slot again as declared, also under a running VM. Raises HostError."""
     for argv, text in port_commands(slot) if only_port else setting_commands(slot):
         _run(argv, text)
 
 
 def down(number: int) -> dict[str, object]:
-    """Remove a slot; its veth goes with its namespace."""
+    """Remove a slot; its veth is removed with its namespace."""
     there = (NAMESPACES / f"slot-{number}").exists()
     if there:
         _run(["ip", "netns", "delete", f"slot-{number}"], "")
-    # A namespace ends some time after its name; the port in the bridge must be gone now.
+    # The kernel removes a namespace later than its name; the port in the bridge must go now.
     if Path(f"/sys/class/net/vm-{number}").exists():
         _run(["ip", "link", "delete", f"vm-{number}"], "", may_fail=True)
     return {"slot": number, "removed": there}
 
 
 def existing_slots() -> dict[str, object]:
-    """The slots that exist now."""
+    """Return the slots that exist."""
     names = sorted(path.name for path in NAMESPACES.glob("slot-*"))
     return {"slots": sorted(int(name.removeprefix("slot-")) for name in names)}
 

@@ -1,4 +1,4 @@
-"""The SSH daemon's settings: as declared, and as sshd itself makes them of its files."""
+"""The SSH daemon's settings: as declared, and as sshd reads them from its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Settings = dict[str, str]
 
 
 def differences(declared: Settings, root: Path = ROOT) -> list[str]:
-    """Lines with `-` for what holds and `+` for what is declared; [] where all is as declared."""
+    """Return a diff, `-` for effective settings and `+` for declared ones; [] if equal."""
     if not declared:
         return []
     try:
@@ -33,7 +33,7 @@ def differences(declared: Settings, root: Path = ROOT) -> list[str]:
 
 
 def effective(root: Path = ROOT) -> Settings:
-    """Return the settings for users whom no Match block names. Raises HostError `sshd-unread`."""
+    """Return the settings outside of Match blocks. Raises HostError `sshd-unread`."""
     import subprocess
 
     argv = ["/usr/sbin/sshd", "-T"]
@@ -52,7 +52,7 @@ def effective(root: Path = ROOT) -> Settings:
 
 
 def exceptions(declared: Settings, root: Path = ROOT) -> Iterator[str]:
-    """Other values in Match blocks that sshd reads before ours, and so takes for some."""
+    """Yield other values in Match blocks before ours, which sshd uses for some users."""
     match = ""
     for place, name, value in _settings_before_ours(root):
         if name == "match":
@@ -78,7 +78,7 @@ def _settings_before_ours(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _settings_in(root: Path, name: str) -> Iterator[tuple[str, str, str]]:
-    """Where a line stands, its word in small letters, and what it says."""
+    """Yield place, keyword in lower case, and value of each line."""
     try:
         lines = (root / name).read_text(errors="replace").splitlines()
     except OSError:

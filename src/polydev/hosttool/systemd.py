@@ -1,4 +1,4 @@
-"""The host's systemd, seen through one small seam: tests put another one in its place."""
+"""The interface to the host's systemd; tests replace it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class UnitStatus:
 
 @dataclass(frozen=True)
 class UnitTimeouts:
-    """How long a unit may take to come up, and how long to finish what it has begun."""
+    """How long a unit may take to start, and how long to finish its work."""
 
     start_seconds: float = 90.0
     drain_seconds: float = 90.0
@@ -44,22 +44,22 @@ class UnitTimeouts:
 
 class Systemd(Protocol):
     def states(self, units: Sequence[str]) -> dict[str, UnitStatus]:
-        """Each unit's state; one that systemd does not know has `exists=False`."""
+        """Return each unit's state; a unit that systemd does not know has `exists=False`."""
 
     def declared_sockets(self, unit: str) -> set[tuple[str, int]]:
-        """The addresses and ports at which a socket unit is to listen."""
+        """Return the addresses and ports at which a socket unit should listen."""
 
     def listens(self, unit: str) -> bool:
-        """Whether systemd itself listens wherever a socket unit says so.
+        """Whether systemd itself listens at all addresses of a socket unit.
 
-        A unit that is active may have lost its sockets, as when its file was broken for a while.
+        An active unit may have lost its sockets, as when its file was broken for a while.
         """
 
     def loaded(self, pattern: str) -> list[str]:
-        """Names of the units in memory that match a shell pattern."""
+        """Return the names of loaded units that match a shell pattern."""
 
     def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
-        """One verb of systemctl, to its end. Raises HostError `unit-failed`."""
+        """Run one verb of systemctl to its end. Raises HostError `unit-failed`."""
 
     def start_log(self, unit: str, lines: int) -> str:
         """The last lines that a unit logged since its latest start; else what systemd logged."""
@@ -132,7 +132,7 @@ def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitStatus]:
 
 
 def _output(argv: Sequence[str], timeout_seconds: float = ANSWER_SECONDS) -> str:
-    # Not at the top: most verbs start no process, and this is the dearest import.
+    # Not at the top: most verbs start no process, and this import takes the longest.
     import subprocess
 
     try:

@@ -1,7 +1,7 @@
-"""Files of others that change units of ours: drop-ins, masks, units that come before ours.
+"""Files of others that change our units: drop-ins, masks, units with a higher priority.
 
-systemd reads them beside the unit's own file, so that is as declared while the unit is not.
-Drop-ins for every unit of a kind (`service.d`) are the host's own business.
+systemd reads them besides the unit's own file, so the file can be as declared while the unit is
+not. Drop-ins for all units of a type (`service.d`) are not reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path("/")
 OWN = "etc/systemd/system"
 BEFORE_OURS = ("etc/systemd/system.control", "run/systemd/system.control")
-# As in systemd.unit(5), but for what generators and systemd-run make.
+# As in systemd.unit(5), without the folders of generators and systemd-run.
 FOLDERS = (
     *BEFORE_OURS,
     OWN,
@@ -24,7 +24,7 @@ FOLDERS = (
 
 
 def find(units: Iterable[str], root: Path = ROOT) -> list[str]:
-    """Return the paths of all of them; `units` are files of ours in /etc/systemd/system."""
+    """Return the paths of these files; `units` are our files in /etc/systemd/system."""
     names = list(units)
     found = {path for folder in FOLDERS for path in _in_folder(folder, names, root)}
     return [f"/{path.relative_to(root)}" for path in sorted(found)]
@@ -45,7 +45,7 @@ def _in_folder(folder: str, units: list[str], root: Path) -> Iterator[Path]:
 
 
 def _is_drop_in_folder(name: str, unit: str) -> bool:
-    """Whether its drop-ins are for this unit, an instance of it, or its name's beginning."""
+    """Whether a folder has drop-ins for this unit, an instance, or a prefix of its name."""
     bare = name.removesuffix(".d")
     if bare == name:
         return False

@@ -1,7 +1,7 @@
-"""How a file gets to a host: over standard input into a folder of root's, then one rename.
+"""The upload of a file to a host: over standard input into root's folder, then one rename.
 
-This is shell, for a host that may have no tool yet, run by root on behalf of the operator. Nothing
-passes through /tmp, where other users of the host could read it or put a file of theirs before it.
+This is a shell script, since the host may have no tool yet; root runs it for the operator. Nothing
+is stored in /tmp, where other users of the host could read it or create a file of that name first.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ mv -fT "$fresh" {path}"""
 
 @dataclass(frozen=True)
 class Upload:
-    """A shell command, and what it reads from its standard input; that is never shown."""
+    """A shell command and its standard input, which is never shown."""
 
     command: str
     input: str = field(repr=False)
 
 
 def file_upload(path: str, data: bytes, *, mode: str, owner: str = "root:root") -> Upload:
-    """Return what puts a file in its place: readable by root alone until it is whole and owned.
+    """Return the upload of a file, which only root can read until it is complete and owned.
 
-    A connection that is cut leaves what was there before, because base64 takes the end of its
-    input for the end of the file, and only the checksum tells.
+    A lost connection leaves the former file: base64 takes the end of its input for the end of the
+    file, so the checksum is compared.
     """
     command = SCRIPT.format(
         fresh=shlex.quote(str(unfinished(Path(path)))),

@@ -1,7 +1,7 @@
-"""The package → one file that the system's Python runs: `python -m polydev.hosttool.zipapp OUT`.
+"""The host tool as one file that the system's Python runs.
 
-The bytes depend on the sources alone, so that a host has the same tool exactly when it has the
-same checksum.
+`python -m polydev.hosttool.zipapp OUT` writes it. The bytes depend on the sources only, so equal
+checksums mean equal tools.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def zipapp_bytes(source_folder: Path) -> bytes:
-    """The program made of the sources in `source_folder`, that of the package hosttool."""
+    """Return the program, packed from the sources in `source_folder`, the package hosttool."""
     contents = {"__main__.py": MAIN.encode(), "polydev/__init__.py": b""}
     for path in source_folder.rglob("*.py"):
         name = f"polydev/hosttool/{path.relative_to(source_folder).as_posix()}"
