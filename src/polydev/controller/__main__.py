@@ -1,7 +1,7 @@
 """`master-controller`: the controller's command line, on the host.
 
-What a verb answers goes to stdout, logs go to stderr. Each verb imports what it needs and no more:
-systemd waits for the start of `serve`.
+Answers go to stdout, logs to stderr. Each verb only imports what it needs, since systemd waits for
+the start of `serve`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _print_json(answer: object) -> None:
 
 
 def print_error(error: Error) -> None:
-    """The edge of the command line: what failed, and the next step."""
+    """Print what failed, and what to do next."""
     sys.stderr.write(f"error: {error.message}\n")
     if error.hint:
         sys.stderr.write(f"next:  {error.hint}\n")
@@ -115,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     helps = {
-        "serve": "serve the API until SIGTERM, on systemd's sockets or the configured address",
-        "migrate": "bring the database to this version's schema, all of it or nothing",
+        "serve": "serve until SIGTERM, on systemd's sockets or the configured address",
+        "migrate": "migrate the database to this release's schema, in one transaction",
         "health": "print the health report as JSON; exit status 1 if unhealthy",
     }
     for verb, text in helps.items():
@@ -126,17 +126,17 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--require-tools",
                 action="store_true",
-                help="refuse where PostgreSQL's own tools, which copies need, are missing or old",
+                help="fail if PostgreSQL's tools, which backups need, are missing or too old",
             )
         if verb == "serve":
             added.add_argument(
                 "--only-if-healthy",
                 action="store_true",
-                help="accept nothing and exit with status 1 unless the own health is good",
+                help="exit with status 1 and accept no connection unless healthy",
             )
     verbs.add_parser(
         "check-config",
-        help="say what is wrong with the configuration on stdin, before a host has it",
+        help="check the configuration on stdin, before a host has it",
         description="JSON in and out, as polydev.controller.check_config describes.",
     )
     add_groups(verbs, _add_config)

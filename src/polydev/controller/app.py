@@ -1,4 +1,4 @@
-"""The application: routes, errors and middleware put together."""
+"""The application: routes, error handlers and middleware put together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROUTERS = (
 
 
 class ControllerApp(FastAPI):
-    """FastAPI, whose documentation knows the schemas of problem details."""
+    """FastAPI, with the schemas of problem details in its documentation."""
 
     def openapi(self) -> dict[str, Any]:
         described = super().openapi()
@@ -60,12 +60,12 @@ def create_app(
     hypervisor: Hypervisor | None = None,
     packed_assets: Path | None = None,
 ) -> FastAPI:
-    """The ASGI application; its services are `app.state.services`.
+    """Return the ASGI application; its services are `app.state.services`.
 
-    `packed_assets` has what the pages load of others where no wheel has brought it.
+    `packed_assets` has the pages' third-party files, which a wheel brings with it.
 
-    Nothing is opened before it starts or is asked, and nothing goes on in the background before
-    `Services.begin`: an application may be asked for its health only.
+    Nothing is opened before the first request, and no work runs in the background before
+    `Services.begin`: `master-controller health` only asks for the health report.
     """
     services = build_services(settings, hypervisor)
 
@@ -79,7 +79,7 @@ def create_app(
         description="Sessions on browser VMs.",
         version=polydev.__version__,
         lifespan=lifespan,
-        docs_url=None,  # its page would load scripts from another site
+        docs_url=None,  # that page would load scripts from another site
         redoc_url=None,
         openapi_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -98,7 +98,7 @@ def create_app(
 
 
 def _add_middleware(app: FastAPI, services: Services) -> None:
-    """The last added is the outermost."""
+    """Add the middleware; the last one is the outermost."""
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
     app.add_middleware(
         Gate,

@@ -1,4 +1,4 @@
-"""Asks the application without a server: the very answer that a client would get."""
+"""Send a request to the application without a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 async def ask(app: ASGIApp, path: str) -> tuple[int, bytes]:
-    """GET `path` over ASGI: the status and the body."""
+    """GET `path` over ASGI. Return status and body."""
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

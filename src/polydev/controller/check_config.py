@@ -4,10 +4,10 @@ A deployment runs this on the operator's machine, from the sources that it is go
 applies the rules of `ControllerSettings`, and has Apprise read the alert addresses. Environment
 variables and the operator's own secrets are ignored.
 
-JSON in:  config   what the deployment writes by itself
+JSON in:  config   keys that the deployment sets itself
           given    the keys of the inventory's `controller`
           secrets  name and text of each of the inventory's `secrets`
-JSON out: problems, each with the key of the inventory and what is wrong with it
+JSON out: problems, each with a key of the inventory and a message
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polydev.validation import dotted, near, problems_of
 
 
 class Candidate(ControllerSettings):
-    """Settings from nothing but what is passed in."""
+    """Settings from the passed values only."""
 
     @classmethod
     def settings_customise_sources(
@@ -38,7 +38,7 @@ class Candidate(ControllerSettings):
 
 
 def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what is wrong with a configuration; an empty list for a sound one."""
+    """Return the problems of a configuration; an empty list if it is valid."""
     config, given, secrets = (dict(document[key]) for key in ("config", "given", "secrets"))
     found = [*_misplaced(given), *_unknown(secrets)]
     wrong = {key for key, _ in found}
@@ -63,7 +63,7 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Alert addresses that nothing would be sent to. A service's start has no time to ask."""
+    """Yield alert addresses of unknown services. The service's start has no time for this check."""
     from polydev.controller.host.alert_sender import apprise_of
 
     for number, url in enumerate(addresses, 1):
@@ -72,7 +72,7 @@ def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _no_browser_takes(certificate: str) -> Iterator[tuple[str, str]]:
-    """A certificate of another time. A service starts with it all the same, and warns."""
+    """Yield a certificate that is not valid now. The service would start with it and warn."""
     from polydev.controller.tls import trouble_now
 
     if trouble := trouble_now(certificate, datetime.now(timezone.utc)):

@@ -1,6 +1,6 @@
-"""The nouns of the controller, as frozen values: a row of the database becomes one of these.
+"""The nouns of the controller, as frozen values: each is made of a row of the database.
 
-Times are UTC with their zone. Names are those of the database; `api` says them in camel case.
+Times are in UTC. Names are those of the database; the API has them in camel case.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polydev.vm.boot_stages import Stage
 Role = Literal["admin", "operator", "user"]
 Severity = Literal["warning", "critical"]
 SEE_ALL: tuple[Role, ...] = ("admin", "operator")
-"""Roles that may see and end what is other users'."""
+"""Roles that may see and end sessions of other users."""
 
 
 def now() -> datetime:
@@ -32,7 +32,7 @@ def now() -> datetime:
 
 
 def slot_address(network: IPv4Network, slot: int) -> str:
-    """The address by which a slot's VM is known outside; the only place that computes it."""
+    """Return the address of a slot's VM in the host's network. Only this function computes it."""
     return str(network[slot])
 
 
@@ -46,15 +46,15 @@ class User:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a user, and how that is known.
+    """The sender of a request: a user, and how the user was authenticated.
 
-    by           `cookie` of a browser that is signed in, `key` of a page that shows one session,
-                 `ticket` of one connection to a screen
-    expires_at   when what they showed ends by itself
-    token_id     of an operator's token, which somebody may revoke; also of what was made by it
-    sign_in_id   of a browser or a page, which somebody may sign out
-    session_id   the only session that they may have, None where it is all of the user's
-    view_only    whether they may look at its screen only
+    by           `cookie`: a signed-in browser; `key`: the page of one session; `ticket`: one
+                 connection to a screen
+    expires_at   when the token, cookie, key or ticket expires
+    token_id     id of the token, also of one that a cookie, key or ticket was made with
+    sign_in_id   id of the browser's or page's sign-in
+    session_id   the only session that the caller has access to; None: all of the user's
+    view_only    whether the caller may only watch the screen
     """
 
     user_id: str
@@ -72,13 +72,13 @@ class Caller:
 
     @property
     def counted_as(self) -> str:
-        """Whose limits this counts to: spectators must not use up those of who invited them."""
+        """Return what limits count as one caller: spectators do not use up those of their host."""
         return f"{self.user_id} {self.sign_in_id}" if self.view_only else self.user_id
 
 
 @dataclass(frozen=True)
 class Token:
-    """An operator's token, as it may be shown: the token itself is stored hashed only."""
+    """A token's description; the token itself is stored as a hash only."""
 
     id: str
     user_id: str
@@ -89,25 +89,25 @@ class Token:
     used_at: datetime | None
 
 
-# Why a VM boots that nobody has to be told of: the next ones will be resumed.
+# A reason to boot that is not reported: later VMs will be resumed.
 BEING_MADE = "its template is being made"
 
 
 @dataclass(frozen=True)
 class Vm:
-    """A VM of a slot. It holds the slot, and with it `vm_ip`, until `released_at`.
+    """A VM of a slot. It holds the slot and its address `vm_ip` until `released_at`.
 
-    stage       how far the boot has come; `stage_at` since when
-    timings     seconds from the start of the unit to each stage reached
-    reason      why it failed; with `failed_units` and `serial_tail` of that moment
+    stage       the stage that its boot has reached, at `stage_at`
+    timings     seconds from the start of the unit to each stage
+    reason      why it failed, with `failed_units` and `serial_tail` of that moment
     failed_checks   health checks failed in a row
-    image_digest    what it boots, or what its template was made of
-    template    what it was, or is to be, resumed from, instead of a boot
+    image_digest    the image that it boots, or that its template was made of
+    template    the template that it is resumed from; None: it boots
     boots_because   why it boots although templates are in use
-    receipt     what a clone's guest said of its identity, before it was anybody's
+    receipt     what a clone's guest reported after it got its identity
     pooled      whether it waits in the pool for a session: without identity, and paused when ready
-    used_at     when a viewer, or somebody who asked its agent, needed it last
-    paused_at   since when its processors stand
+    used_at     when a viewer or a request to its agent needed it last
+    paused_at   when it was paused
     """
 
     id: str
@@ -136,19 +136,19 @@ class Vm:
 
     @property
     def is_for_sessions(self) -> bool:
-        """Whether it waits in the pool, or is being made for it, so that a session may take it."""
+        """Whether it waits in the pool, or is starting for it, so that a session can take it."""
         return self.pooled and self.state in LIVE_VM_STATES
 
     @property
     def is_primed(self) -> bool:
-        """Whether it waits in the pool, paused, so that a session that takes it starts at once."""
+        """Whether it waits in the pool, paused: a session that takes it starts at once."""
         return self.pooled and self.state == "ready"
 
 
 @dataclass(frozen=True)
 class CredentialsReceipt:
-    """A receipt for credentials that were handed over: `sha256` is of their compact JSON,
-    `recipient` the key of age to which they are sealed, None where the host seals them.
+    """A receipt for credentials that were handed over. `sha256` is that of their compact JSON;
+    `recipient` is the age key that they are encrypted to, None if the host encrypts them.
     """
 
     provider: str
@@ -159,15 +159,15 @@ class CredentialsReceipt:
 
 @dataclass(frozen=True)
 class Session:
-    """A user's use of a VM. `reason` says why it ended, where that was not the user's wish.
+    """A user's use of a VM. `reason` says why it ended, unless the user ended it.
 
-    login           how far the tool's login was when that was told last
-    login_detail    why the login failed, or why no credentials are kept or injected
-    recipient       the age recipient to which the credentials are to be sealed
-    stored_credentials  what becomes of the user's stored ones; None where they are not asked for
-    credentials_sha256, credentials_at   of those that were handed over, and when
-    wiped_at        when the VM had no copy of these any more
-    completes_at    when the session is completed by itself
+    login           the last known status of the tool's login
+    login_detail    why the login failed, or why no credentials are stored or injected
+    recipient       the age recipient to encrypt the credentials to
+    stored_credentials  state of the user's stored credentials; None if they are not used
+    credentials_sha256, credentials_at   of the credentials that were handed over, and when
+    wiped_at        when they were wiped from the VM
+    completes_at    when the session is completed automatically
     """
 
     id: str
@@ -196,7 +196,7 @@ class Session:
 
     @property
     def receipt(self) -> CredentialsReceipt | None:
-        """The receipt of the credentials that were handed over in this session."""
+        """The receipt of the credentials that this session handed over."""
         if self.credentials_sha256 is None or self.credentials_at is None:
             return None
         return CredentialsReceipt(
@@ -205,24 +205,24 @@ class Session:
 
     @property
     def waits_for_injection(self) -> bool:
-        """Whether the user's stored credentials are still to be given to its VM."""
+        """Whether the user's stored credentials must still be injected into its VM."""
         return self.stored_credentials == "wanted" and self.state == "vm_created"
 
     @property
     def waits_for_wiping(self) -> bool:
-        """Whether its VM has a copy of credentials that were handed over."""
+        """Whether its VM still has a copy of credentials that were handed over."""
         return self.is_live and self.credentials_at is not None and self.wiped_at is None
 
     @property
     def has_login_under_way(self) -> bool:
-        """Whether its VM's agent has to be asked or told something about a login."""
+        """Whether the driver has to ask its VM's agent about a login."""
         is_pending = self.state == "oauth_pending"
         return is_pending or self.waits_for_injection or self.waits_for_wiping
 
 
 @dataclass(frozen=True)
 class SessionNews:
-    """One event of a session; `number` grows, so that a reader can go on where it was."""
+    """An event of a session; `number` grows, so that a reader can continue after the last one."""
 
     number: int
     session_id: str
@@ -246,11 +246,11 @@ CredentialActor = Literal["jwt", "token", "cookie", "key", "ticket", "controller
 
 @dataclass(frozen=True)
 class CredentialEvent:
-    """One thing that was done with a user's credentials, without what these are.
+    """One use of a user's credentials, without their content.
 
-    by          how its actor was known; `controller` where it did so by itself, `operator` for a
+    by          how the actor was authenticated; `controller`: by itself; `operator`: by a
                 command on the host
-    actor_id    the user who did it, None where that was nobody's request
+    actor_id    the user who did it; None if no user did
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""What the API answers with, put together once for each application."""
+"""The objects that routes use, made once for each application."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class Services:
     stream_limit       how many streams each user may read at once
     token_watch        ends streams and viewers whose caller has lost access
     browser_rules      which requests our own pages send, and how browsers reach them
-    consoles           of VMs that somebody follows
+    consoles           the serial consoles that somebody follows
     event_notifier     wakes those who follow sessions when any session has an event
     viewers            who looks at which session
-    deliveries         of webhooks, sent in the background; `webhook_log` has them all
-    ending             set as soon as the service is told to end: streams let go of their clients
+    deliveries         sends webhooks in the background; `webhook_log` has all deliveries
+    ending             set once the service stops: streams then end
     """
 
     settings: ControllerSettings
@@ -118,26 +118,26 @@ class Services:
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     def providers(self) -> Mapping[str, Provider]:
-        """The providers that sessions may be started for, by name: those of the golden image."""
+        """Return the providers of the golden image, by name: sessions can be started for these."""
         return golden_providers(self.settings.image_store)
 
     def begin(self) -> None:
-        """Begin what goes on in the background. Only who really serves does."""
+        """Start the work in the background, once the server accepts connections."""
         self.background.begin()
 
     def rotates(self, provider: str) -> bool:
-        """Whether its refresh tokens work once, so that only one session may have them."""
+        """Whether its refresh tokens work once, so that only one session at a time may use them."""
         return rotates(self.settings.image_store, provider)
 
     def accepts_code(self, provider: str) -> bool:
-        """Whether a code may be typed into its tool's terminal."""
+        """Whether its tool accepts a code."""
         found = self.providers().get(provider)
         return found is not None and found.login.accepts_code
 
     async def awake(self, vm: Vm) -> Vm:
-        """The VM, which runs on if it was paused, or has ended meanwhile.
+        """Resume the VM if it is paused, and return it; it may have ended meanwhile.
 
-        Raises VmError where neither comes in time.
+        Raises VmError if it does not resume in time.
         """
         if vm.paused_at is None:
             return vm
@@ -160,7 +160,7 @@ class Services:
                 await changed.wait()
 
     async def end(self) -> None:
-        """Give up the lead, and let those go who follow something. VMs run on."""
+        """Stop leading, and end all streams. VMs keep running."""
         self.ending.set()
         self.event_notifier.notify()
         self.consoles.wake()
@@ -178,7 +178,7 @@ class Services:
 
 
 def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None = None) -> Services:
-    """Nothing connects and nothing runs yet."""
+    """Make all services. Nothing connects or runs yet."""
     started = time.monotonic()
     release = release_id(settings.release_file)
     database = Database(create_engine(settings.database_url))
@@ -269,7 +269,7 @@ def _hypervisor(settings: ControllerSettings) -> Hypervisor | None:
     if not settings.slots:
         return None
     from polydev.controller.machines.systemd_hypervisor import (
-        SystemdHypervisor,  # D-Bus is dear to import
+        SystemdHypervisor,  # D-Bus is expensive to import
     )
 
     return SystemdHypervisor(settings)
@@ -309,7 +309,7 @@ def _works(
         declared = sync_slots(database, settings.slots, settings.vm_network)
         await database.uninterrupted(declared)
 
-    # Slots apart: they may have to wait for VMs, which the driver ends.
+    # A work of its own: it may wait for VMs that the driver has to end.
     works: dict[str, Work] = {"slots": declare_slots, "sampler": sampler.run}
     works |= {"webhooks": deliveries.run}
     return works | ({"driver": driver.run} if driver else {})

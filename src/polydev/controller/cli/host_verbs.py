@@ -1,7 +1,7 @@
-"""What an operator does on the host itself: users, tokens, credentials, copies of the database.
+"""Verbs for the host itself: credentials, templates, test alerts, copies of the database.
 
-Each verb is a line of `GROUPS`: its words, its options, and a coroutine that answers what is
-printed as JSON. They work on the database, whether the service runs or not.
+Each verb is an entry of `GROUPS`: its help, a coroutine whose result is printed as JSON, and its
+options. They work on the database, whether the service runs or not.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def build_template(settings: ControllerSettings, arguments: argparse.Names
 
     template, made = await asyncio.to_thread(make_template, settings, say)
     if made and arguments.again:
-        say(f"template {template.key[:12]} is made; looking whether it is still the wanted one")
+        say(f"template {template.key[:12]} is built; checking whether another one is wanted by now")
         hand_over(sys.argv)
     return {"made": made, "enabled": True, **vars(template)}
 
@@ -104,72 +104,72 @@ FILE = {"type": Path, "metavar": "FILE"}
 GROUPS: dict[str, tuple[str, dict[str, ControllerVerb]]] = {
     **USER_GROUPS,
     "credentials": (
-        "credentials of users, sealed by the keys of the host",
+        "stored credentials of users, encrypted with the keys of the host",
         {
             "rotate": ControllerVerb(
-                "seal with the first key what another one seals; print how many as JSON",
+                "encrypt all credentials with the first key; print the counts as JSON",
                 rotate_credentials,
             ),
         },
     ),
     "templates": (
-        "booted VMs, saved, from which other VMs are resumed",
+        "templates: saved VMs that new VMs are resumed from",
         {
             "build": ControllerVerb(
-                "make the golden image's, unless it is there; in a network namespace of its own",
+                "build the golden image's template, unless it exists",
                 build_template,
                 {
                     "--again": {
                         "action": "store_true",
-                        "help": "once it is made, begin anew: another one may be wanted by then",
+                        "help": "start again after the build: another one may be wanted by then",
                     },
                 },
             ),
-            "list": ControllerVerb("print those that are there as JSON", list_templates),
+            "list": ControllerVerb("print all templates as JSON", list_templates),
             "report": ControllerVerb(
-                "print as JSON which one serves, whether one is being made or failed, and the pool",
+                "print as JSON which template serves, the state of the build, and the pool",
                 report_templates,
             ),
         },
     ),
     "alert": (
-        "messages about alerts, to what the secret alert-urls names",
+        "messages about alerts, to the addresses in the secret alert-urls",
         {
             "test": ControllerVerb(
-                "send a test message to each; print what came of it as JSON", send_test_alerts
+                "send a test message to each address; print the results as JSON", send_test_alerts
             ),
         },
     ),
     "database": (
-        "copies of the database, and back from one",
+        "backup and restore of the database",
         {
             "backup": ControllerVerb(
-                "copy the database to a new file while it is in use",
+                "back up the database to a new file, also while it is in use",
                 back_up_database,
-                {"file": {**FILE, "help": "where to; it must not exist"}},
+                {"file": {**FILE, "help": "the file to write; it must not exist"}},
             ),
             "restore": ControllerVerb(
-                "replace the database by a copy, whole or not at all; the service must be stopped",
+                "restore a backup, completely or not at all; the service must be stopped",
                 restore_database,
                 {
-                    "file": {**FILE, "help": "what `database backup` wrote"},
+                    "file": {**FILE, "help": "a file that `database backup` has written"},
                     "--in-use": {
                         "action": "store_true",
-                        "help": "the service may go on meanwhile; PostgreSQL only",
+                        "help": "allow the service to run meanwhile; PostgreSQL only",
                     },
                     "--check": {
                         "action": "store_true",
-                        "help": "only read the copy, and say whether it could be put back",
+                        "help": "only check whether the backup can be restored",
                     },
                 },
             ),
             "check": ControllerVerb(
-                "see that the database can be used, and print what it is as JSON",
+                "check that the database can be used; print what it is as JSON",
                 check_database,
                 {
                     "--no-tools": {
                         "action": "store_true",
-                        "help": "do not look for PostgreSQL's own tools, which copies need",
+                        "help": "do not check PostgreSQL's tools, which backups need",
                     },
                 },
             ),

@@ -1,4 +1,4 @@
-"""Users and tokens on the command line. A user is named by id, the beginning of it, or name."""
+"""Verbs for users and tokens. A user is named by id, the beginning of the id, or name."""
 
 from __future__ import annotations
 
@@ -136,61 +136,64 @@ def _days(text: str) -> float:
     return days
 
 
-ROLE = {"choices": get_args(Role), "required": True, "help": "what the user may do"}
+ROLE = {"choices": get_args(Role), "required": True, "help": "the role of the user"}
 USER = {
     "metavar": "USER",
-    "help": "a user's id, 4 or more characters of its beginning, or their name",
+    "help": "id of a user, at least 4 characters of its beginning, or the user's name",
 }
 USER_GROUPS: dict[str, tuple[str, dict[str, ControllerVerb]]] = {
     "user": (
-        "who may ask for sessions, and as what",
+        "users and their roles",
         {
             "add": ControllerVerb(
-                "add a user and print them as JSON",
+                "add a user and print it as JSON",
                 add_user,
                 {
                     "--role": ROLE,
-                    "--name": {"type": _name, "help": "what people call them"},
+                    "--name": {"type": _name, "help": "name of the user"},
                     "--id": {
                         "type": _uuid,
                         "metavar": "UUID",
-                        "help": "their id elsewhere, such as a JWT's `sub` (default: a new one)",
+                        "help": "id of the user, such as a JWT's `sub` (default: a new one)",
                     },
                 },
             ),
             "list": ControllerVerb("print all users as JSON", list_users),
             "role": ControllerVerb(
-                "give a user another role", change_role, {"user": USER, "--role": ROLE}
+                "change the role of a user", change_role, {"user": USER, "--role": ROLE}
             ),
             "rename": ControllerVerb(
-                "give a user another name",
+                "rename a user",
                 rename_user,
-                {"user": USER, "name": {"type": _name, "help": "what people call them from now"}},
+                {"user": USER, "name": {"type": _name, "help": "the new name"}},
             ),
             "show": ControllerVerb("print one user as JSON", show_user, {"user": USER}),
             "remove": ControllerVerb(
-                "remove a user with their sessions, tokens and credentials; print how many",
+                "remove a user with all sessions, tokens and credentials; print the counts",
                 remove_user,
                 {"user": USER},
             ),
         },
     ),
     "token": (
-        "tokens that stand for a user; only their hashes are stored",
+        "tokens of users, of which only hashes are stored",
         {
             "create": ControllerVerb(
-                "make a token and print it as JSON, this once",
+                "create a token and print it as JSON, this one time",
                 create_token,
                 {
                     "--user": {**USER, "required": True},
-                    "--name": {"type": _name, "required": True, "help": "what it is for"},
+                    "--name": {"type": _name, "required": True, "help": "purpose of the token"},
                     "--days": {
                         "type": _days,
                         "metavar": "N",
                         "default": TOKEN_DAYS,
                         "help": f"days until it expires (default: {TOKEN_DAYS:g})",
                     },
-                    "--never": {"action": "store_true", "help": "it does not expire"},
+                    "--never": {
+                        "action": "store_true",
+                        "help": "create a token that does not expire",
+                    },
                 },
             ),
             "list": ControllerVerb(
@@ -199,7 +202,7 @@ USER_GROUPS: dict[str, tuple[str, dict[str, ControllerVerb]]] = {
                 {"--user": {**USER, "help": "only those of this user"}},
             ),
             "revoke": ControllerVerb(
-                "end a token; it counts no more from its next use",
+                "revoke a token: its next use is refused",
                 revoke_token,
                 {"token": {"type": _uuid, "metavar": "ID", "help": "id of the token"}},
             ),

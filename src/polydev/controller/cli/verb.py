@@ -1,4 +1,4 @@
-"""Shared by the verbs of the command line: their form, and the database opened for them."""
+"""What the verbs of the command line share: their description, and the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIGRATE_HINT = "master-controller migrate --config FILE"
 
 @dataclass(frozen=True)
 class ControllerVerb:
-    """One verb of a group; `options` are what `add_argument` takes."""
+    """A verb of a group; `options` are arguments of `add_argument`, by the option's name."""
 
     help: str
     run: Run
@@ -28,7 +28,7 @@ class ControllerVerb:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    """The database at this release's schema, closed again. Raises DatabaseUnusable."""
+    """Open the database, which must have this release's schema. Raises DatabaseUnusable."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from polydev.controller.database import DatabaseUnusable, create_engine, schema_revision
@@ -44,7 +44,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
             raise DatabaseUnusable(f"the database {found}, this release needs {HEAD}", MIGRATE_HINT)
         yield database
     except (SQLAlchemyError, OSError) as error:
-        # Only the driver's own words: SQLAlchemy's would quote the statement.
+        # Only the driver's message: SQLAlchemy's would quote the statement.
         cause = getattr(error, "orig", None) or error
         raise DatabaseUnusable(f"cannot use the database: {cause}") from error
     finally:
@@ -57,6 +57,6 @@ def _require_file(url: str) -> None:
     from polydev.controller.database import DatabaseUnusable
 
     parts = make_url(url)
-    # SQLite would make an empty one.
+    # SQLite would create an empty one.
     if parts.get_backend_name() == "sqlite" and not Path(parts.database or "").is_file():
         raise DatabaseUnusable(f"there is no database {parts.database}", MIGRATE_HINT)
